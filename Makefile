@@ -1,0 +1,32 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test check bench clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+quickstart: $(VENV)/installed-quickstart  ## Make five checkpoints, merge them, show what the preference does
+	$(BIN)/hub-magmax quickstart
+
+test: $(VENV)/installed-test  ## Run every test, offline, on the CPU
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev  ## Format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-test  ## Time the methods against reading and writing the files
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## Remove what the other commands made
+	rm -rf $(VENV) quickstart build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,56 @@
+"""Merge fine-tuned checkpoints into one model, under a preference, with a measured card.
+
+Names are loaded when they are first used: importing the package costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hub_magmax.cards import render_card as render_card
+    from hub_magmax.errors import HubMagmaxError as HubMagmaxError
+    from hub_magmax.evaluation import evaluate as evaluate
+    from hub_magmax.locking import lock as lock
+    from hub_magmax.locking import plan as plan
+    from hub_magmax.merging import merge as merge
+    from hub_magmax.merging import merge_tensors as merge_tensors
+    from hub_magmax.methods import merge_method as merge_method
+    from hub_magmax.publishing import push as push
+    from hub_magmax.publishing import verify as verify
+    from hub_magmax.recipe import Recipe as Recipe
+    from hub_magmax.recipe import load_recipe as load_recipe
+    from hub_magmax.recipe import parse_recipe as parse_recipe
+    from hub_magmax.running import run as run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HubMagmaxError": "errors",
+    "Recipe": "recipe",
+    "evaluate": "evaluation",
+    "load_recipe": "recipe",
+    "lock": "locking",
+    "merge": "merging",
+    "merge_method": "methods",
+    "merge_tensors": "merging",
+    "parse_recipe": "recipe",
+    "plan": "locking",
+    "push": "publishing",
+    "render_card": "cards",
+    "run": "running",
+    "verify": "publishing",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hub_magmax' has no attribute {name!r}")
+    return getattr(import_module(f"hub_magmax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,6 @@
+"""What `python -m hub_magmax` and `accelerate launch -m hub_magmax` run."""
+
+from hub_magmax.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Every error a user can cause, in one tree.
+
+    HubMagmaxError
+    ├── RecipeError              the YAML, a preference, a method's options, a schedule
+    ├── CheckpointError          one checkpoint is malformed: header, index, shard, value
+    │   └── NonFiniteError       a NaN or an infinity, with tensor and element
+    ├── MismatchError            checkpoints that do not fit each other
+    ├── SourceError              a file, repository or revision that cannot be reached
+    ├── LockError                a lock that no longer describes its sources
+    ├── OutputError              an output folder that cannot be written or is taken
+    ├── EvaluationError          data or models that cannot be scored
+    ├── PublishError             the Hub refused, or what it holds differs
+    ├── DistributedError         processes that disagree about the world they are in
+    └── MissingDependencyError   an optional package, with the line that installs it
+
+A message is one paragraph made of four facts: what was wrong, where, what was expected,
+and what to do next. The facts stay on the exception as attributes, so that a program can
+use them without parsing the text.
+"""
+
+from __future__ import annotations
+
+
+class HubMagmaxError(Exception):
+    """Say what was wrong, where, what was expected, and what to do next.
+
+    Args:
+        what: What is wrong, as a clause without a full stop.
+        where: File, key path, tensor, or repository at a commit.
+        expected: What would have been right.
+        hint: What the person can do now, as a sentence in the imperative.
+    """
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", hint: str = "") -> None:
+        self.what, self.where, self.expected, self.hint = what, where, expected, hint
+        super().__init__(what, where, expected, hint)
+
+    def __str__(self) -> str:
+        start = f"{self.where}: {self.what}" if self.where else self.what
+        expected = f"Expected {self.expected}" if self.expected else ""
+        sentences = (part.strip() for part in (start, expected, self.hint))
+        return " ".join(s if s.endswith((".", "?", "!")) else f"{s}." for s in sentences if s)
+
+
+class RecipeError(HubMagmaxError):
+    """The recipe cannot be carried out as written."""
+
+
+class CheckpointError(HubMagmaxError):
+    """One checkpoint is malformed."""
+
+
+class NonFiniteError(CheckpointError):
+    """A tensor to be merged holds a NaN or an infinity."""
+
+
+class MismatchError(HubMagmaxError):
+    """The checkpoints do not fit each other."""
+
+
+class SourceError(HubMagmaxError):
+    """A file, repository or revision cannot be reached."""
+
+
+class LockError(HubMagmaxError):
+    """The lock no longer describes what it locked."""
+
+
+class OutputError(HubMagmaxError):
+    """The output cannot be written where the recipe says."""
+
+
+class EvaluationError(HubMagmaxError):
+    """The data or the models cannot be scored."""
+
+
+class PublishError(HubMagmaxError):
+    """The Hub refused the upload, or holds something else than was sent."""
+
+
+class DistributedError(HubMagmaxError):
+    """The processes disagree about how many they are."""
+
+
+class MissingDependencyError(HubMagmaxError):
+    """An optional package is not installed."""
