@@ -1,0 +1,283 @@
+"""Read what a safetensors checkpoint contains from its headers and its index alone.
+
+Nothing here imports torch or touches a network: a checkpoint is a listing of file sizes and
+a function that reads bytes, so a folder, a repository and a test all look the same.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hub_magmax.errors import CheckpointError
+
+#: Bytes per element. What is missing here (packed 4-bit formats, say) has no whole-byte elements.
+ITEM_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+#: Elements that have a task vector; all others are copied.
+MERGEABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+
+#: Elements that are counts, positions or masks: copied from the base model, and the same everywhere.
+EXACT_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+
+#: The format's own limit; a larger header is an attack or a mistake.
+MAX_HEADER_BYTES = 100_000_000
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+ReadBytes = Callable[[str, int, int], bytes]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `stop_byte` is exclusive, both count from the start of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start_byte: int
+    stop_byte: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stop_byte - self.start_byte
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One weight file. `header_sha256` covers the eight length bytes and the JSON header."""
+
+    file: str
+    size_bytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """All tensors of one checkpoint, in file and offset order.
+
+    Attributes:
+        label: What the checkpoint is called in messages.
+        shards: The weight files, sorted by name.
+        tensors: By name, in the order in which their bytes lie in the files.
+    """
+
+    label: str
+    shards: tuple[ShardInfo, ...]
+    tensors: Mapping[str, TensorInfo] = field(hash=False)
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+
+def read_index(label: str, sizes: Mapping[str, int], read_bytes: ReadBytes) -> CheckpointIndex:
+    """Build the index of the checkpoint whose files are listed in `sizes`.
+
+    Args:
+        label: What to call the checkpoint in messages.
+        sizes: Bytes of every file, by its path relative to the checkpoint.
+        read_bytes: Returns the bytes `[start, stop)` of a file.
+
+    Raises:
+        CheckpointError: If there are no safetensors weights, or they are malformed.
+    """
+    shards: list[ShardInfo] = []
+    tensors: dict[str, TensorInfo] = {}
+    expected = weight_map(label, sizes, read_bytes)
+    for file in sorted(expected):
+        shard, found = _read_header(label, file, sizes[file], read_bytes)
+        names = expected[file]
+        if names is not None and set(found) != set(names):
+            raise _disagreement(label, file, set(found), set(names))
+        for name in found:
+            if name in tensors:
+                raise CheckpointError(
+                    f"tensor {name!r} is stored twice, in {tensors[name].file} and {file}",
+                    where=label,
+                    hint="Save the checkpoint again with `save_pretrained`.",
+                )
+        shards.append(shard)
+        tensors.update(found)
+    if not tensors:
+        raise CheckpointError("the checkpoint has no tensors", where=label)
+    return CheckpointIndex(label, tuple(shards), tensors)
+
+
+def weight_map(
+    label: str, sizes: Mapping[str, int], read_bytes: ReadBytes
+) -> dict[str, frozenset[str] | None]:
+    """Return the weight files, each with the tensor names its index promises (None: no index)."""
+    indexes = (
+        [INDEX_NAME] if INDEX_NAME in sizes else fnmatch.filter(sorted(sizes), "*.safetensors.index.json")
+    )
+    if len(indexes) == 1:
+        return _parse_index(label, indexes[0], sizes, read_bytes)
+    singles = [SINGLE_NAME] if SINGLE_NAME in sizes else fnmatch.filter(sorted(sizes), "*.safetensors")
+    singles = [path for path in singles if "/" not in path]
+    if len(indexes) > 1 or len(singles) > 1:
+        raise CheckpointError(
+            f"several weight files and no {INDEX_NAME}: {', '.join(indexes or singles)}",
+            where=label,
+            expected=f"one {SINGLE_NAME}, or shards listed in one {INDEX_NAME}",
+            hint="Keep one set of weights in the folder.",
+        )
+    if not singles:
+        raise _no_weights(label, sizes)
+    return {singles[0]: None}
+
+
+def _no_weights(label: str, sizes: Mapping[str, int]) -> CheckpointError:
+    pickles = sorted(path for path in sizes if path.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles:
+        return CheckpointError(
+            f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
+            where=label,
+            expected="safetensors",
+            hint='Convert them where you trust them: python -c "from transformers import AutoModel as M; '
+            "M.from_pretrained('IN').save_pretrained('OUT')\", with the model class of the task.",
+        )
+    return CheckpointError(
+        "no safetensors file",
+        where=label,
+        expected=f"{SINGLE_NAME} or {INDEX_NAME}",
+        hint="Check the path; a checkpoint is a folder written by `save_pretrained`.",
+    )
+
+
+def _parse_index(
+    label: str, path: str, sizes: Mapping[str, int], read_bytes: ReadBytes
+) -> dict[str, frozenset[str] | None]:
+    where = f"{label}, {path}"
+    document = _parse_json(read_bytes(path, 0, sizes[path]), where)
+    entries = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()) or not entries:
+        raise CheckpointError("no `weight_map` from tensor names to file names", where=where)
+    names: dict[str, set[str]] = {}
+    for name, file in entries.items():
+        if file not in sizes or "/" in file or "\\" in file:
+            raise CheckpointError(
+                f"tensor {name!r} is said to be in {file!r}, which is not there",
+                where=where,
+                expected="a file beside the index",
+                hint="Download or copy the checkpoint again, completely.",
+            )
+        names.setdefault(file, set()).add(name)
+    return {file: frozenset(found) for file, found in names.items()}
+
+
+def _disagreement(label: str, file: str, found: set[str], promised: set[str]) -> CheckpointError:
+    missing, extra = sorted(promised - found), sorted(found - promised)
+    facts = [f"it lacks {missing[0]!r}" if missing else "", f"it also holds {extra[0]!r}" if extra else ""]
+    return CheckpointError(
+        "the index and the file disagree: " + " and ".join(fact for fact in facts if fact),
+        where=f"{label}, {file}",
+        expected=f"exactly the {len(promised)} tensors that the index lists",
+        hint="Remove stale shards, or save the checkpoint again with `save_pretrained`.",
+    )
+
+
+def _read_header(
+    label: str, file: str, size: int, read_bytes: ReadBytes
+) -> tuple[ShardInfo, dict[str, TensorInfo]]:
+    where = f"{label}, {file}"
+    length_bytes = read_bytes(file, 0, min(8, size))
+    length = int.from_bytes(length_bytes, "little") if len(length_bytes) == 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(
+            f"the header is said to be {length:,} bytes long in a file of {size:,} bytes",
+            where=where,
+            expected="a safetensors file",
+            hint="The file is truncated or not safetensors; download or save it again.",
+        )
+    text = read_bytes(file, 8, 8 + length)
+    document = _parse_json(text, where)
+    if not isinstance(document, dict):
+        raise CheckpointError("the header is not a JSON object", where=where)
+    tensors = [
+        _tensor_info(name, entry, file, 8 + length, where)
+        for name, entry in document.items()
+        if name != "__metadata__"
+    ]
+    tensors.sort(key=lambda tensor: (tensor.start_byte, tensor.stop_byte, tensor.name))
+    _check_layout(tensors, 8 + length, size, where)
+    shard = ShardInfo(file, size, hashlib.sha256(length_bytes + text).hexdigest())
+    return shard, {tensor.name: tensor for tensor in tensors}
+
+
+def _parse_json(text: bytes, where: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"the name {twice!r} appears twice", where=where)
+        return found
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"not readable as JSON ({type(error).__name__})",
+            where=where,
+            hint="The file is damaged; download or save it again.",
+        ) from error
+
+
+def _tensor_info(name: str, entry: Any, file: str, data_start: int, where: str) -> TensorInfo:
+    where = f"{where}, tensor {name!r}"
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("the header entry lacks dtype, shape or data_offsets", where=where) from error
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(
+            f"dtype {dtype!r} is not supported", where=where, expected=", ".join(ITEM_BYTES)
+        )
+    numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise CheckpointError("shape and offsets are not whole numbers", where=where)
+    info = TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+    if info.num_bytes != info.num_elements * ITEM_BYTES[dtype]:
+        raise CheckpointError(
+            f"shape {list(shape)} of {dtype} needs {info.num_elements * ITEM_BYTES[dtype]:,} bytes, "
+            f"the offsets give {info.num_bytes:,}",
+            where=where,
+        )
+    return info
+
+
+def _check_layout(tensors: list[TensorInfo], data_start: int, size: int, where: str) -> None:
+    position = data_start
+    for tensor in tensors:
+        if tensor.start_byte != position:
+            what = (
+                "overlaps the tensor before it" if tensor.start_byte < position else "leaves a hole before it"
+            )
+            raise CheckpointError(f"tensor {tensor.name!r} {what} at byte {position:,}", where=where)
+        position = tensor.stop_byte
+    if position != size:
+        kind = "truncated" if size < position else "followed by bytes that belong to no tensor"
+        raise CheckpointError(
+            f"the file is {kind}: {size:,} bytes instead of {position:,}",
+            where=where,
+            hint="Download or save the checkpoint again.",
+        )

@@ -1,0 +1,155 @@
+import json
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub_magmax.checkpoint import CheckpointIndex, read_index
+from hub_magmax.errors import CheckpointError, HubMagmaxError
+from hub_magmax.io.source import LocalSource, MemorySource
+from tests.families import make_tensors, write_checkpoint
+
+
+def shard(entries: object, data: bytes = b"", *, length: int | None = None) -> bytes:
+    """Return a safetensors file with any header."""
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def index_of(files: dict[str, bytes]) -> CheckpointIndex:
+    return MemorySource(files, "model").index
+
+
+def entry(
+    dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, int] = (0, 8)
+) -> dict[str, object]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+GOOD = {"a": entry(), "b": entry(offsets=(8, 16))}
+
+
+def test_index_agrees_with_what_safetensors_wrote(tmp_path):
+    tensors = make_tensors(0)
+    for num_shards in (1, 3):
+        folder = write_checkpoint(tmp_path / str(num_shards), tensors, num_shards=num_shards)
+        source = LocalSource(folder)
+        assert {name: info.shape for name, info in source.index.tensors.items()} == {
+            name: tuple(tensor.shape) for name, tensor in tensors.items()
+        }
+        for name, tensor in tensors.items():
+            assert source.read(name, 0, tensor.numel()).equal(tensor.reshape(-1))
+        assert len(source.index.shards) == num_shards
+        source.close()
+
+
+def test_tensors_come_in_file_and_offset_order():
+    index = index_of({"model.safetensors": shard({"z": entry(), "a": entry(offsets=(8, 16))}, bytes(16))})
+    assert list(index.tensors) == ["z", "a"]
+
+
+def test_metadata_is_not_a_tensor():
+    index = index_of({"model.safetensors": shard({"__metadata__": {"format": "pt"}, **GOOD}, bytes(16))})
+    assert list(index.tensors) == ["a", "b"]
+
+
+BAD_FILES = {
+    "empty file": (b"", "0 bytes"),
+    "length beyond the file": (shard(GOOD, bytes(16), length=10**9), "header is said to be"),
+    "length of zero": (shard(b"", length=0), "header is said to be"),
+    "header is not JSON": (shard(b"{not json}"), "not readable as JSON"),
+    "header is not UTF-8": (shard(b'{"\xff": 1}'), "not readable as JSON"),
+    "header is a list": (shard([1, 2]), "not a JSON object"),
+    "name appears twice": (shard(b'{"a": {}, "a": {}}'), "appears twice"),
+    "entry is not an object": (shard({"a": 5}), "lacks dtype"),
+    "entry without offsets": (shard({"a": {"dtype": "F32", "shape": [1]}}), "lacks dtype"),
+    "unknown dtype": (shard({"a": entry("F7")}, bytes(8)), "dtype 'F7'"),
+    "negative shape": (shard({"a": entry(shape=(-2,))}, bytes(8)), "not whole numbers"),
+    "fractional shape": (shard({"a": entry(shape=(2.0,))}, bytes(8)), "not whole numbers"),  # type: ignore[arg-type]
+    "boolean offset": (shard({"a": entry(shape=(0,), offsets=(False, 0))}), "not whole numbers"),
+    "offsets and shape disagree": (shard({"a": entry(shape=(3,))}, bytes(8)), "needs 12 bytes"),
+    "tensors overlap": (shard({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "overlaps"),
+    "hole between tensors": (shard({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "hole"),
+    "truncated data": (shard(GOOD, bytes(12)), "truncated"),
+    "surplus data": (shard(GOOD, bytes(20)), "belong to no tensor"),
+    "nested too deeply": (shard(b"[" * 100_000), "not readable as JSON"),
+    "no tensors": (shard({}), "no tensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_malformed_file_is_refused_with_its_reason(case):
+    content, reason = BAD_FILES[case]
+    with pytest.raises(CheckpointError) as caught:
+        index_of({"model.safetensors": content})
+    assert reason in str(caught.value)
+    assert "model" in caught.value.where
+
+
+def sharded(weight_map: object, **files: bytes) -> dict[str, bytes]:
+    return {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()} | {
+        f"{name}.safetensors": content for name, content in files.items()
+    }
+
+
+ONE = shard({"a": entry()}, bytes(8))
+BAD_LAYOUTS = {
+    "no weights": ({"config.json": b"{}"}, "no safetensors file"),
+    "pickle only": ({"pytorch_model.bin": b""}, "never loaded"),
+    "several files without index": ({"x.safetensors": ONE, "y.safetensors": ONE}, "several weight files"),
+    "index names a missing shard": (
+        sharded({"a": "gone.safetensors"}),
+        "'gone.safetensors', which is not there",
+    ),
+    "index points outside": (sharded({"a": "../x.safetensors"}, x=ONE), "which is not there"),
+    "index lists a tensor that is not there": (
+        sharded({"a": "x.safetensors", "b": "x.safetensors"}, x=ONE),
+        "lacks 'b'",
+    ),
+    "file holds a tensor the index does not list": (sharded({"b": "x.safetensors"}, x=ONE), "also holds 'a'"),
+    "index without weight_map": ({"model.safetensors.index.json": b"{}"}, "no `weight_map`"),
+    "index with wrong types": (sharded({"a": 1}), "no `weight_map`"),
+    "index is empty": (sharded({}), "no `weight_map`"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LAYOUTS)
+def test_malformed_layout_is_refused_with_its_reason(case):
+    files, reason = BAD_LAYOUTS[case]
+    with pytest.raises(CheckpointError, match=None) as caught:
+        index_of(files)
+    assert reason in str(caught.value)
+
+
+@given(st.data())
+def test_any_mutation_of_a_header_is_read_or_refused(data):
+    content = bytearray(shard({"__metadata__": {"k": "v"}, **GOOD}, bytes(16)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        index = index_of({"model.safetensors": bytes(content)})
+    except HubMagmaxError:
+        return
+    assert index.data_bytes == sum(info.num_bytes for info in index.tensors.values())
+
+
+def test_header_hash_changes_with_the_header_only():
+    first = index_of({"model.safetensors": shard(GOOD, bytes(16))}).shards[0]
+    other_data = index_of({"model.safetensors": shard(GOOD, bytes([1] * 16))}).shards[0]
+    renamed = index_of(
+        {"model.safetensors": shard({"c": entry(), "b": entry(offsets=(8, 16))}, bytes(16))}
+    ).shards[0]
+    assert first.header_sha256 == other_data.header_sha256 != renamed.header_sha256
+
+
+def test_reading_an_index_reads_headers_only():
+    content = {"model.safetensors": shard(GOOD, bytes(16))}
+    ranges = []
+
+    def read_bytes(path: str, start: int, stop: int) -> bytes:
+        ranges.append((start, stop))
+        return content[path][start:stop]
+
+    read_index("model", {path: len(data) for path, data in content.items()}, read_bytes)
+    assert max(stop for _, stop in ranges) == len(content["model.safetensors"]) - 16
