@@ -1,0 +1,12 @@
+"""Merge methods: one function each, found by name through `registry`."""
+
+from hub_magmax.methods.registry import (
+    MergeMethod,
+    TensorRule,
+    check_options,
+    get_method,
+    merge_method,
+    method_names,
+)
+
+__all__ = ["MergeMethod", "TensorRule", "check_options", "get_method", "merge_method", "method_names"]

@@ -1,0 +1,50 @@
+"""Methods that pick a task for every element without looking at the values."""
+
+from typing import TYPE_CHECKING
+
+from hub_magmax.methods.registry import TensorRule, merge_method
+
+if TYPE_CHECKING:
+    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.selection import Chunks
+
+
+@merge_method("random_mix", source="arXiv:2407.06322", scaling=1.0, form="rule")
+def random_mix(
+    chunks: "Chunks", *, preference: tuple[float, ...], generator: "CounterGenerator"
+) -> TensorRule:
+    """Take each element from a task drawn with the preference as probabilities.
+
+    Uniform preference gives every task the same chance. A weight of zero never wins.
+    """
+    from hub_magmax import kernels
+
+    return TensorRule(
+        lambda start, task_vectors: kernels.random_mix(start, task_vectors.shape[1], preference, generator),
+        selects=True,
+    )
+
+
+@merge_method("single_task", source="baseline", scaling=1.0, form="rule")
+def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> TensorRule:
+    """Take everything from the most preferred task; equal preferences go to the later task.
+
+    Uniform preference therefore gives the last task.
+    """
+    most = max(range(len(preference)), key=lambda task: (preference[task], task))
+    return _always(most)
+
+
+@merge_method("last_task", source="baseline", scaling=1.0, form="rule")
+def last_task(chunks: "Chunks") -> TensorRule:
+    """Take everything from the last task: sequential fine-tuning as it is. Ignores the preference."""
+    return _always(chunks.num_tasks - 1)
+
+
+def _always(task: int) -> TensorRule:
+    import torch
+
+    return TensorRule(
+        lambda start, task_vectors: torch.full((task_vectors.shape[1],), task, dtype=torch.uint8),
+        selects=True,
+    )

@@ -1,0 +1,47 @@
+"""MAGMAX and its tunable form: every element comes from one task."""
+
+from typing import TYPE_CHECKING, Literal
+
+from hub_magmax.methods.registry import TensorRule, merge_method
+
+if TYPE_CHECKING:
+    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.selection import Chunks
+
+
+@merge_method("magmax", source="arXiv:2407.06322", scaling=0.5, form="rule")
+def magmax(chunks: "Chunks") -> TensorRule:
+    """Take each element from the task where it moved most. Ignores the preference.
+
+    Equal magnitudes go to the later task.
+    """
+    from hub_magmax import selection
+
+    return TensorRule(lambda start, task_vectors: selection.largest_magnitude(task_vectors), selects=True)
+
+
+@merge_method("tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule")
+def tunable_magmax(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    generator: "CounterGenerator",
+    selection: Literal["algorithm-1", "top-n"] = "algorithm-1",
+    scope: Literal["tensor"] = "tensor",
+) -> TensorRule:
+    """Give each task as many elements as the preference says, the largest first.
+
+    The preference becomes quotas, exact to the element, for each tensor. Uniform preference
+    gives every task the same number of elements, which is not MAGMAX: that has no quotas.
+    """
+    from hub_magmax import selection as rules
+
+    quotas = rules.quotas(preference, chunks.num_elements)
+    select = {"algorithm-1": rules.algorithm_1, "top-n": rules.top_n}[selection]
+    found = select(chunks, quotas, generator)
+    return TensorRule(
+        lambda start, task_vectors: found.winners[start : start + task_vectors.shape[1]],
+        selects=True,
+        num_unaligned=found.num_unaligned,
+        duality_gap=found.duality_gap,
+    )

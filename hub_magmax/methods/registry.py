@@ -1,0 +1,236 @@
+"""Merge methods by name: what each one is called, what it accepts, and how to run it.
+
+A method is one decorated function. The modules that define the built-in methods import torch
+only inside their functions, so that a recipe is checked without paying for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from hub_magmax.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.selection import Chunks
+
+#: The group in which another package announces its methods.
+ENTRY_POINT_GROUP = "hub_magmax.methods"
+
+#: Built-in methods and the module that defines each; add a line here for a new one.
+BUILT_IN: Mapping[str, str] = MappingProxyType(
+    {
+        "average": "hub_magmax.methods.linear",
+        "task_arithmetic": "hub_magmax.methods.linear",
+        "ties": "hub_magmax.methods.ties",
+        "random_mix": "hub_magmax.methods.choice",
+        "single_task": "hub_magmax.methods.choice",
+        "last_task": "hub_magmax.methods.choice",
+        "magmax": "hub_magmax.methods.magmax",
+        "tunable_magmax": "hub_magmax.methods.magmax",
+    }
+)
+
+#: Parameters a method may declare that the merge supplies, not the recipe.
+SUPPLIED = ("preference", "generator")
+
+Form = Literal["tensor", "elementwise", "rule"]
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """How one tensor is merged, chunk by chunk, once its task vectors have been surveyed.
+
+    Attributes:
+        apply: Takes the index of a chunk's first element and the chunk's task vectors
+            (float32, tasks × elements). Returns the merged task vector (float32) or, when
+            `selects` is set, the index of each element's winner (uint8).
+        selects: Every element comes from exactly one task; the merge then counts winners.
+        num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
+        duality_gap: Relative distance of `top-n` from the optimum, or None.
+    """
+
+    apply: Callable[[int, Tensor], Tensor]
+    selects: bool = False
+    num_unaligned: tuple[int, ...] = ()
+    duality_gap: float | None = None
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A registered method.
+
+    Attributes:
+        name: What recipes call it.
+        source: The paper, or who invented it.
+        scaling: Default scaling coefficient λ.
+        form: What `function` receives; see `merge_method`.
+        options: Recipe options as pydantic field definitions, (annotation, default) by name.
+        supplied: Which of `SUPPLIED` the function asks for.
+        summary: First line of the function's docstring.
+    """
+
+    name: str
+    source: str
+    scaling: float
+    form: Form
+    function: Callable[..., Any]
+    options: Mapping[str, tuple[Any, Any]] = field(hash=False)
+    supplied: tuple[str, ...]
+    summary: str
+
+    @property
+    def uses_preference(self) -> bool:
+        return "preference" in self.supplied
+
+    def rule(
+        self,
+        chunks: Chunks,
+        *,
+        shape: tuple[int, ...],
+        preference: tuple[float, ...],
+        generator: CounterGenerator,
+        options: Mapping[str, Any],
+    ) -> TensorRule:
+        """Survey one tensor and return how to merge it.
+
+        Args:
+            chunks: The tensor's stacked task vectors.
+            shape: The tensor's own shape, for methods that see whole tensors.
+            preference: One weight per task, non-negative, summing to 1.
+            generator: Counter-based random bits for this tensor.
+            options: As returned by `check_options`.
+        """
+        supplied = {"preference": preference, "generator": generator}
+        call = {name: supplied[name] for name in self.supplied} | dict(options)
+        if self.form == "rule":
+            rule = self.function(chunks, **call)
+            assert isinstance(rule, TensorRule)
+            return rule
+        if self.form == "elementwise":
+            return TensorRule(lambda start, task_vectors: self.function(task_vectors, **call))
+        return _whole_tensor_rule(self.function, chunks, shape, call)
+
+
+def _whole_tensor_rule(
+    function: Callable[..., Tensor], chunks: Chunks, shape: tuple[int, ...], call: dict[str, Any]
+) -> TensorRule:
+    import torch
+
+    stacked = torch.empty((chunks.num_tasks, chunks.num_elements))
+    for start, task_vectors in chunks:
+        stacked[:, start : start + task_vectors.shape[1]] = task_vectors
+    merged = function(stacked.view(chunks.num_tasks, *shape), **call).reshape(-1)
+    if merged.shape != (chunks.num_elements,) or merged.dtype != torch.float32:
+        raise TypeError(
+            f"{function.__name__} returned {tuple(merged.shape)} of {merged.dtype}, expected float32 {shape}"
+        )
+    return TensorRule(lambda start, task_vectors: merged[start : start + task_vectors.shape[1]])
+
+
+def merge_method(
+    name: str, *, source: str, scaling: float = 1.0, form: Form = "tensor"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turn a function into a merge method.
+
+    Keyword-only arguments of the function become recipe options, checked by pydantic
+    (`Annotated[float, Field(gt=0)]` works); arguments named `preference` (tuple of floats) or
+    `generator` (`CounterGenerator`) are supplied by the merge.
+
+    Args:
+        name: What recipes call the method: lower case, words joined by underscores.
+        source: The paper it comes from, "arXiv:…", or who invented it.
+        scaling: Default scaling coefficient λ, a finite number.
+        form: What the function receives and returns.
+            "tensor": task vectors `"tasks *shape"` of one whole tensor; returns `"*shape"`.
+            "elementwise": the same for any run of elements, `"tasks chunk"` to `"chunk"`, so
+            that memory does not grow with the tensor; every element must depend on its own
+            column only.
+            "rule": a re-iterable of chunks; returns a `TensorRule` (see there).
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        function.merge_method = MergeMethod(  # type: ignore[attr-defined]
+            name=name,
+            source=source,
+            scaling=scaling,
+            form=form,
+            function=function,
+            options=MappingProxyType({p.name: _field(p) for p in parameters if p.name not in SUPPLIED}),
+            supplied=tuple(p.name for p in parameters if p.name in SUPPLIED),
+            summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
+        )
+        return function
+
+    return register
+
+
+def _field(parameter: inspect.Parameter) -> tuple[Any, Any]:
+    default = ... if parameter.default is parameter.empty else parameter.default
+    return (parameter.annotation, default)
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods, the built-in ones first, then those of other packages."""
+    return (*BUILT_IN, *sorted(_plugins().keys() - BUILT_IN.keys()))
+
+
+def get_method(name: str) -> MergeMethod:
+    """Return the method that recipes call `name`.
+
+    Raises:
+        RecipeError: If there is none, with the nearest name.
+    """
+    if name in BUILT_IN:
+        module = importlib.import_module(BUILT_IN[name])
+        functions = (value for value in vars(module).values() if hasattr(value, "merge_method"))
+        methods: list[MergeMethod] = [function.merge_method for function in functions]
+        return next(method for method in methods if method.name == name)
+    if name in _plugins():
+        return _load_plugin(name)
+    nearest = difflib.get_close_matches(name, method_names(), n=1)
+    raise RecipeError(
+        f"there is no merge method {name!r}",
+        expected=f"one of {', '.join(method_names())}",
+        hint=f"Did you mean {nearest[0]!r}?" if nearest else "",
+    )
+
+
+@cache
+def _plugins() -> Mapping[str, Any]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load_plugin(name: str) -> MergeMethod:
+    method = getattr(_plugins()[name].load(), "merge_method", None)
+    if not isinstance(method, MergeMethod) or method.name != name:
+        raise RecipeError(
+            f"the entry point {name!r} in {ENTRY_POINT_GROUP!r} is not a method of that name",
+            expected="a function decorated with @merge_method",
+        )
+    return method
+
+
+def check_options(method: MergeMethod, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options` with types checked and defaults filled in.
+
+    Raises:
+        pydantic.ValidationError: With one entry per wrong, missing or unknown option.
+    """
+    from pydantic import ConfigDict, create_model
+
+    fields: dict[str, Any] = dict(method.options)
+    model = create_model(method.name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    checked: dict[str, Any] = model.model_validate(dict(options)).model_dump()
+    return checked

@@ -1,0 +1,32 @@
+"""TIES: trim, elect signs, and average what agrees."""
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from hub_magmax.methods.registry import TensorRule, merge_method
+
+if TYPE_CHECKING:
+    from hub_magmax.selection import Chunks
+
+
+@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule")
+def ties(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    density: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.2,
+) -> TensorRule:
+    """Average, per element, the tasks that agree with the sign elected by weighted mass.
+
+    Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor,
+    `ceil(density · n)` elements and everything that ties with the smallest of them. The
+    preference weights both the election and the average; uniform preference gives TIES as
+    published (Yadav et al. 2023), except that trimming is per tensor.
+    """
+    from hub_magmax import kernels
+
+    keep = math.ceil(density * chunks.num_elements)
+    thresholds = kernels.magnitude_thresholds(chunks, keep)
+    return TensorRule(lambda start, task_vectors: kernels.ties_merge(task_vectors, thresholds, preference))

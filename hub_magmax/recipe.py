@@ -1,0 +1,476 @@
+"""A recipe: what to merge, for which preference, and where the result goes.
+
+`load_recipe` reads the YAML that people write; everything that can be wrong in it without
+looking at any checkpoint is found here, all at once, each problem with its line and key path.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from hub_magmax import methods
+from hub_magmax.digest import digest
+from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.references import HubModel, LocalFolder, parse_reference
+
+#: A recipe is written by hand; anything larger is not one.
+MAX_RECIPE_BYTES = 1_000_000
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
+
+
+def parse_size(value: Any) -> Any:
+    """Return the bytes that "5GB", "500 MB", "2GiB" or a whole number mean; leave the rest as it is."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    if not match:
+        return value
+    if match[2].upper() not in _UNITS:
+        raise ValueError(f"unknown unit {match[2]!r}; use KB, MB, GB, KiB, MiB or GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value  # YAML 1.1 reads 1e-5 as text; pydantic turns it into a number
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Spec(BaseModel):
+    """Part of a recipe: cannot be changed, and takes no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Spec):
+    """One task: `model` is the checkpoint fine-tuned on it."""
+
+    name: TaskName
+    model: Annotated[str, Field(min_length=1)]
+
+
+class Method(Spec):
+    """A registered method, its scaling coefficient λ (None: the method's default) and its options."""
+
+    # Options depend on the method: they are checked against its signature, not by this class.
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "tunable_magmax"
+    scaling: Number | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Data(Spec):
+    """Examples as `datasets` names them: a Hub id, or a local folder or file, and a split."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    input_column: str | None = None
+    label_column: str = "label"
+
+
+class Schedule(Spec):
+    """Weights that grow or fall over the order of the tasks; a ratio of 1 is uniform."""
+
+    ratio: Annotated[Number, Field(gt=0)]
+
+
+class Power(Spec):
+    """Weights in proportion to a power of the task's number; an exponent of 0 is uniform."""
+
+    exponent: Number
+
+
+class Labels(Spec):
+    """Estimate the preference from labelled target examples; `classes` names each task's labels."""
+
+    target: Data
+    classes: dict[TaskName, tuple[int | str, ...]]
+
+
+class Preference(Spec):
+    """How much each task matters: exactly one kind."""
+
+    weights: dict[TaskName, Annotated[Number, Field(ge=0)]] | None = None
+    geometric: Schedule | None = None
+    linear: Schedule | None = None
+    power: Power | None = None
+    labels: Labels | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if len(self.model_fields_set) != 1 or self.spec is None:
+            raise ValueError(f"should hold exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(iter(self.model_fields_set))
+
+    @property
+    def spec(self) -> Any:
+        return getattr(self, self.kind)
+
+
+class TensorRule(Spec):
+    """Tensors whose names match the glob come unchanged from one source, or are left out."""
+
+    match: Annotated[str, Field(min_length=1)]
+    take: Annotated[str, Field(min_length=1)]
+
+    def covers(self, tensor: str) -> bool:
+        return fnmatchcase(tensor, self.match)
+
+
+class Evaluation(Spec):
+    """Per task, the examples that the card reports on."""
+
+    evaluator: str = "image-classification"
+    tasks: dict[TaskName, Data]
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+
+class Output(Spec):
+    """Where the merged model goes, and in which form.
+
+    `files_from` is `base_model` or the task whose config, tokenizer and processor are copied.
+    """
+
+    path: str = "merged"
+    dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
+    shard_size: Size = 5 * 10**9
+    files_from: str = "base_model"
+    push_to_hub: str | None = None
+    private: bool = False
+    license: str | None = None
+
+
+class Recipe(Spec):
+    """A checked recipe. `folder` is where its relative paths start."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    base_model: Annotated[str, Field(min_length=1)]
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1, max_length=255)]
+    method: Method = Method()
+    preference: Preference | None = None
+    tensors: tuple[TensorRule, ...] = ()
+    evaluation: Evaluation | None = None
+    output: Output = Output()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def output_path(self) -> Path:
+        return (self.folder / Path(self.output.path).expanduser()).absolute()
+
+    @property
+    def digest(self) -> str:
+        return digest(self.to_dict())
+
+    def reference(self, written: str) -> LocalFolder | HubModel:
+        return parse_reference(written, self.folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `parse_recipe` turns into an equal recipe."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def updated(self, **changes: Any) -> Recipe:
+        """Return a checked copy with top-level keys replaced, e.g. `updated(method="average")`."""
+        return parse_recipe(self.to_dict() | changes, folder=self.folder)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check the recipe in the YAML file `path`.
+
+    Raises:
+        RecipeError: With every problem found, each at its line and key path.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is", where=str(path))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(
+            f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
+        ) from error
+    values, lines = _read_yaml(text, str(path))
+    return parse_recipe(values, folder=path.parent.absolute(), where=str(path), lines=lines)
+
+
+def parse_recipe(
+    values: Any,
+    *,
+    folder: Path | None = None,
+    where: str = "recipe",
+    lines: Mapping[tuple[str | int, ...], int] | None = None,
+) -> Recipe:
+    """Check plain values and return the recipe they describe.
+
+    Args:
+        values: What YAML or JSON gave.
+        folder: Where relative paths start; the current folder by default.
+        where: What to call the recipe in messages.
+        lines: Line number by key path, where known.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    if not isinstance(values, dict):
+        raise RecipeError("not a mapping of keys to values", where=where, expected="base_model:, tasks:, ...")
+    problems: list[tuple[tuple[str | int, ...], str]] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += _explain(error, Recipe)
+        recipe = _without_unknown_keys(values, error)
+    problems += _method_problems(values.get("method", {}))
+    if recipe is not None:
+        recipe._folder = (folder or Path()).absolute()
+        problems += _name_problems(recipe)
+    if problems or recipe is None:
+        raise _all_problems(problems, where, lines or {})
+    return recipe
+
+
+def _without_unknown_keys(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """Return the recipe without its unknown keys, so that what else is wrong is found in the same run."""
+    rest = copy.deepcopy(values)
+    for entry in error.errors():
+        if entry["type"] == "extra_forbidden":
+            *parents, key = entry["loc"]
+            holder: Any = rest
+            for part in parents:
+                holder = holder[part]
+            del holder[key]
+    try:
+        return Recipe.model_validate(rest)
+    except ValidationError:
+        return None
+
+
+def _all_problems(
+    problems: list[tuple[tuple[str | int, ...], str]], where: str, lines: Mapping[tuple[str | int, ...], int]
+) -> RecipeError:
+    def place(path: tuple[str | int, ...]) -> str:
+        key = ".".join(str(part) for part in path) or "(top level)"
+        known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+        return f"line {known}, {key}" if known else key
+
+    found = [f"{place(path)}: {text}" for path, text in problems]
+    if len(found) == 1:
+        return RecipeError(problems[0][1], where=f"{where}, {place(problems[0][0])}")
+    return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(found), where=where)
+
+
+def _explain(
+    error: ValidationError, model: type[BaseModel], prefix: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for entry in error.errors():
+        path = tuple(entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            known = _known_keys(model, path[:-1])
+            nearest = difflib.get_close_matches(str(path[-1]), known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
+            yield prefix + path, f"unknown key {path[-1]!r}; {hint}"
+        elif entry["type"] == "missing":
+            yield prefix + path, f"the key {path[-1]!r} is required"
+        else:
+            text = entry["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+            yield prefix + path, f"{_shorten(entry['input'])} {text}" if text.startswith("should") else text
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Return the keys allowed at `path`, following fields to the models they hold."""
+    for part in path:
+        inner = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        found = next(_models_in(inner.annotation), None) if inner else None
+        model = found or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _method_problems(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    values = {"name": value} if isinstance(value, str) else value
+    if not isinstance(values, dict) or not isinstance(values.get("name", ""), str):
+        return  # already reported by the schema
+    try:
+        method = methods.get_method(values.get("name", Method().name))
+        methods.check_options(method, {k: v for k, v in values.items() if k not in ("name", "scaling")})
+    except RecipeError as error:
+        yield ("method", "name"), str(error).rstrip(".")
+    except ValidationError as error:
+        options = ["name", "scaling", *method.options]
+        for path, text in _explain(error, Method, ("method",)):
+            nearest = difflib.get_close_matches(str(path[-1]), options, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(options)}"
+            unknown = text.startswith("unknown key")
+            yield path, f"{method.name} has no option {path[-1]!r}; {hint}" if unknown else text
+
+
+def _name_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    names = recipe.task_names
+    for index, name in enumerate(names):
+        if name in names[:index] or name == "base_model":
+            yield (
+                ("tasks", index, "name"),
+                f"the name {name!r} is used twice"
+                if name != "base_model"
+                else ("'base_model' is taken; choose another name"),
+            )
+    references: dict[tuple[str | int, ...], str] = {("base_model",): recipe.base_model}
+    references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
+    for path, written in references.items():
+        try:
+            recipe.reference(written)
+        except HubMagmaxError as error:
+            yield path, str(error).rstrip(".")
+    for path, name in _used_names(recipe):
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the tasks are {', '.join(names)}"
+            yield path, f"there is no task {name!r}; {hint}"
+    yield from _weight_problems(recipe)
+
+
+def _used_names(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    preference = recipe.preference
+    if preference and preference.weights is not None:
+        yield from ((("preference", "weights", name), name) for name in preference.weights)
+    if preference and preference.labels is not None:
+        yield from ((("preference", "labels", "classes", name), name) for name in preference.labels.classes)
+    if recipe.evaluation:
+        yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
+    if recipe.output.files_from != "base_model":
+        yield ("output", "files_from"), recipe.output.files_from
+    for index, rule in enumerate(recipe.tensors):
+        if rule.take not in ("base_model", "nothing"):
+            yield ("tensors", index, "take"), rule.take
+
+
+def _weight_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    weights = recipe.preference.weights if recipe.preference else None
+    if weights is None:
+        return
+    total = math.fsum(weights.values())
+    if abs(total - 1) > 1e-6:
+        shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items()) if total else ""
+        hint = f"; in the same proportions: {{{shares}}}" if shares else ""
+        yield ("preference", "weights"), f"the weights sum to {total:.6g}, expected 1{hint}"
+
+
+def _read_yaml(text: str, where: str) -> tuple[Any, dict[tuple[str | int, ...], int]]:
+    """Return the values in `text` and the line on which each key path starts."""
+    lines: dict[tuple[str | int, ...], int] = {}
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if getattr(event, "anchor", None) and event.start_mark:
+                raise RecipeError(  # shared nodes can make a small file explode
+                    "anchors and aliases are not allowed",
+                    where=f"{where}, line {event.start_mark.line + 1}",
+                    hint="Write the value out.",
+                )
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _note_lines(node, (), lines, where)
+        return yaml.safe_load(text), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise RecipeError(
+            f"not valid YAML: {problem}", where=place, hint="Check the indentation there."
+        ) from error
+    except RecursionError as error:
+        raise RecipeError("nested too deeply", where=where) from error
+    except ValueError as error:  # a timestamp or an integer that YAML recognises and cannot build
+        raise RecipeError(
+            f"a value that YAML cannot read: {error}", where=where, hint="Put it in quotes."
+        ) from error
+
+
+def _note_lines(
+    node: yaml.Node | None, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], where: str
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*path, key.value)
+            line = key.start_mark.line + 1
+            if inner in lines:
+                raise RecipeError(
+                    f"the key {key.value!r} appears twice, first on line {lines[inner]}",
+                    where=f"{where}, line {line}",
+                    hint="Keep one of them.",
+                )
+            lines[inner] = line
+            _note_lines(value, inner, lines, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[*path, index] = value.start_mark.line + 1
+            _note_lines(value, (*path, index), lines, where)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, for editors."""
+    return Recipe.model_json_schema(by_alias=True)

@@ -1,0 +1,82 @@
+"""Names of models as people write them: a folder, `org/model@revision`, an hf:// path, a web URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hub_magmax.errors import RecipeError
+
+#: What the Hub accepts as a repository id (huggingface_hub.utils.validate_repo_id, restated).
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WEB_URL = re.compile(r"https?://[^/]+/(?P<id>[^/]+/[^/]+?)(?:/(?:tree|blob|resolve)/(?P<revision>.+?))?/?")
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A checkpoint on this machine. `path` is absolute; `written` is what the recipe says."""
+
+    path: Path
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A checkpoint on the Hub. `revision` is a branch, tag, commit or pull request; None is the default."""
+
+    repo_id: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+
+def parse_reference(written: str, folder: Path) -> LocalFolder | HubModel:
+    """Return what `written` names; relative paths start at `folder`.
+
+    An existing folder wins over a repository of the same name. What starts with `./`, `../`, `/`
+    or `~` is always a path. `hf://` paths and pasted web URLs name repositories.
+
+    Raises:
+        RecipeError: If it is neither a folder nor a well-formed repository id.
+    """
+    path = (folder / Path(written).expanduser()).absolute()
+    looks_like_path = written.startswith(("./", "../", "/", "~")) or written in (".", "..")
+    if looks_like_path or ("://" not in written and path.is_dir()):
+        return LocalFolder(Path(os.path.normpath(path)), written)
+    repo_id, revision = _split_hub_name(written)
+    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
+        raise RecipeError(
+            f"{written!r} is neither an existing folder nor a repository id",
+            expected="org/model, org/model@revision, hf://org/model, or a folder",
+            hint=f"Relative folders start at the recipe's own folder; start them with ./ : ./{written}",
+        )
+    return HubModel(repo_id, revision)
+
+
+def _split_hub_name(written: str) -> tuple[str, str | None]:
+    if written.startswith("hf://"):
+        return _parse_hf_uri(written)
+    if url := _WEB_URL.fullmatch(written):
+        return url["id"], url["revision"]
+    repo_id, _, revision = written.partition("@")
+    return repo_id, revision or None
+
+
+def _parse_hf_uri(written: str) -> tuple[str, str | None]:
+    from huggingface_hub import parse_hf_uri
+
+    try:
+        uri = parse_hf_uri(written)
+    except ValueError as error:
+        raise RecipeError(f"{written!r} is not a valid hf:// path ({error})") from error
+    if uri.type != "model" or uri.path_in_repo:
+        raise RecipeError(
+            f"{written!r} does not name a whole model repository", expected="hf://org/model@revision"
+        )
+    return uri.id, uri.revision

@@ -1,0 +1,192 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.recipe import Recipe, json_schema, load_recipe, parse_recipe, parse_size
+from tests.families import recipe_values
+
+
+def refusal(folder: Path, text: str) -> RecipeError:
+    (folder / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(folder / "recipe.yaml")
+    return caught.value
+
+
+def refusal_of(**changes: object) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(recipe_values(**changes))
+    return str(caught.value)
+
+
+def test_smallest_recipe_has_defaults_that_work():
+    recipe = parse_recipe({"base_model": "me/base", "tasks": [{"name": "a", "model": "me/a@v1"}]})
+    assert recipe.method.name == "tunable_magmax"
+    assert recipe.preference is None
+    assert recipe.output.shard_size == 5 * 10**9
+    assert recipe.seed == 0
+
+
+def test_everything_wrong_is_reported_at_once_with_line_and_key(tmp_path):
+    error = refusal(
+        tmp_path,
+        """\
+base_model: ./base
+tasks:
+  - {name: a, model: ./a}
+  - {name: b, model: ./b}
+method: {name: ties, densty: 0.3, density: 2}
+preference: {weights: {a: 0.7, c: 0.2}}
+outptu: {path: x}
+""",
+    )
+    text = str(error)
+    assert "6 problems" in text or "5 problems" in text
+    for fragment in (
+        "line 7, outptu: unknown key 'outptu'; did you mean 'output'?",
+        "line 5, method.densty: ties has no option 'densty'; did you mean 'density'?",
+        "line 5, method.density: 2 should be less than or equal to 1",
+        "line 6, preference.weights.c: there is no task 'c'",
+        "line 6, preference.weights: the weights sum to 0.9, expected 1",
+    ):
+        assert fragment in text
+
+
+def test_unknown_key_names_the_nearest_one():
+    assert "did you mean 'shard_size'?" in refusal_of(output={"shrad_size": "5GB"})
+
+
+def test_unknown_method_names_the_nearest_one():
+    assert "Did you mean 'magmax'?" in refusal_of(method="magmx")
+
+
+def test_option_of_another_method_is_refused():
+    assert "magmax has no option 'density'" in refusal_of(method={"name": "magmax", "density": 0.5})
+
+
+def test_unknown_task_in_the_preference_names_the_nearest_one():
+    assert "there is no task 'bb'; did you mean 'b'?" in refusal_of(
+        preference={"weights": {"a": 0.5, "bb": 0.5}}
+    )
+
+
+def test_weights_that_do_not_sum_to_one_come_with_weights_that_do():
+    text = refusal_of(preference={"weights": {"a": 3, "b": 1}})
+    assert "sum to 4" in text
+    assert "a: 0.75" in text
+
+
+@pytest.mark.parametrize(
+    "weights", [{"a": -0.5, "b": 1.5}, {"a": float("nan"), "b": 1}, {"a": True}, {"a": "x"}]
+)
+def test_weights_that_are_no_shares_are_refused(weights):
+    assert "preference.weights" in refusal_of(preference={"weights": weights})
+
+
+def test_two_kinds_of_preference_are_refused():
+    text = refusal_of(preference={"weights": {"a": 1}, "geometric": {"ratio": 2}})
+    assert "exactly one of weights, geometric, linear, power, labels" in text
+
+
+def test_a_task_named_twice_is_refused():
+    tasks = [{"name": "a", "model": "./a"}, {"name": "a", "model": "./b"}]
+    assert "the name 'a' is used twice" in refusal_of(tasks=tasks)
+
+
+def test_take_must_name_a_source():
+    assert "there is no task 'd'" in refusal_of(tensors=[{"match": "*", "take": "d"}])
+
+
+def test_key_written_twice_is_refused(tmp_path):
+    error = refusal(tmp_path, "base_model: ./base\ntasks: []\nbase_model: ./other\n")
+    assert "appears twice, first on line 1" in str(error)
+    assert "line 3" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("base_model: [", "not valid YAML"),
+        ("- a\n- b\n", "not a mapping"),
+        ("", "not a mapping"),
+        ("a: &x [1]\nb: *x\n", "anchors and aliases"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("[" * 5000, "recipe.yaml"),
+        ("a: 2001-99-99\n", "recipe.yaml"),
+    ],
+)
+def test_text_that_is_no_recipe_is_refused_with_its_place(tmp_path, text, reason):
+    assert reason in str(refusal(tmp_path, text))
+
+
+def test_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    values = yaml.safe_load("{name: magmax, scaling: 1e-1}")
+    assert parse_recipe(recipe_values(method=values)).method.scaling == 0.1
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1 MiB", 2**20), ("1.5kb", 1500), (7, 7)])
+def test_sizes_are_written_with_units(text, size):
+    assert parse_size(text) == size
+
+
+def test_recipe_survives_its_own_yaml():
+    recipe = parse_recipe(
+        recipe_values(
+            method={"name": "ties", "density": 0.5},
+            preference={"weights": {"a": 0.25, "b": 0.75}},
+            tensors=[{"match": "head.*", "take": "a"}],
+            evaluation={"tasks": {"a": {"dataset": "data"}}},
+        )
+    )
+    again = parse_recipe(yaml.safe_load(recipe.to_yaml()))
+    assert again == recipe
+    assert again.digest == recipe.digest
+
+
+def test_digest_changes_with_the_content():
+    assert parse_recipe(recipe_values(seed=1)).digest != parse_recipe(recipe_values(seed=2)).digest
+
+
+def test_recipe_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_recipe(recipe_values()).seed = 5
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*Recipe.model_fields, "schema", "name", "weights", "x"]), inner, max_size=4
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_values_are_a_recipe_or_refused(values):
+    try:
+        assert isinstance(parse_recipe(values), Recipe)
+    except HubMagmaxError as error:
+        assert str(error)
+
+
+def test_schema_for_editors_knows_the_keys():
+    assert {"schema", "base_model", "tasks", "preference"} <= json_schema()["properties"].keys()
+
+
+def test_checking_a_recipe_does_not_load_torch():
+    heavy = "{'torch', 'transformers', 'huggingface_hub'}"
+    code = f"import sys, hub_magmax.recipe; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
