@@ -1,0 +1,79 @@
+"""Open and pin what a recipe names."""
+
+from __future__ import annotations
+
+from hub_magmax.errors import LockError
+from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
+from hub_magmax.io.source import LocalSource, TensorSource
+from hub_magmax.lockfile import LockedFile, LockedSource
+from hub_magmax.recipe import Recipe
+from hub_magmax.references import HubModel
+
+
+def open_source(recipe: Recipe, locked: LockedSource) -> TensorSource:
+    """Open a pinned checkpoint and check that it still is what was locked.
+
+    Raises:
+        LockError: If a weight file changed since.
+    """
+    source = _open(recipe, locked)
+    found = {shard.file: (shard.size_bytes, shard.header_sha256) for shard in source.index.shards}
+    pinned = {file.path: (file.size_bytes, file.header_sha256) for file in locked.files}
+    if found != pinned:
+        changed = sorted(path for path in found.keys() | pinned.keys() if found.get(path) != pinned.get(path))
+        raise LockError(
+            f"{', '.join(changed)} changed since the lock was written",
+            where=source.label,
+            hint="Run `hub-magmax lock` again if the change is meant.",
+        )
+    return source
+
+
+def _open(recipe: Recipe, locked: LockedSource) -> TensorSource:
+    if locked.repo_id and locked.commit:
+        return open_hub(locked.repo_id, locked.commit)
+    reference = recipe.reference(locked.reference)
+    assert not isinstance(reference, HubModel)
+    return LocalSource(reference.path, locked.reference)
+
+
+def lock_source(recipe: Recipe, written: str) -> LockedSource:
+    """Pin the checkpoint that the recipe calls `written`, from its headers alone."""
+    reference = recipe.reference(written)
+    if isinstance(reference, HubModel):
+        commit = resolve_commit(reference.repo_id, reference.revision)
+        source = open_hub(reference.repo_id, commit)
+        return _describe(written, source, reference.repo_id, commit)
+    return _describe(written, LocalSource(reference.path, written), None, None)
+
+
+def _describe(written: str, source: TensorSource, repo_id: str | None, commit: str | None) -> LockedSource:
+    files = tuple(
+        LockedFile(
+            shard.file,
+            shard.size_bytes,
+            shard.header_sha256,
+            source.sha256(shard.file) if isinstance(source, HubSource) else None,
+        )
+        for shard in source.index.shards
+    )
+    license_id = _card_license(source)
+    source.close()
+    return LockedSource(written, "hub" if repo_id else "local", repo_id, commit, files, license_id)
+
+
+def _card_license(source: TensorSource) -> str | None:
+    """Return the licence id in the source's own card; None where there is none to read."""
+    import yaml
+
+    if "README.md" not in source.sizes:
+        return None
+    text = source.read_bytes("README.md", 0, min(source.sizes["README.md"], 100_000)).decode(errors="replace")
+    if not text.startswith("---"):
+        return None
+    try:
+        front = yaml.safe_load(text[3:].split("\n---", 1)[0])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    license_id = front.get("license") if isinstance(front, dict) else None
+    return license_id if isinstance(license_id, str) else None

@@ -1,0 +1,139 @@
+"""A lock: exactly which bytes a recipe stands for, and the preference it resolved to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from hub_magmax.digest import digest
+from hub_magmax.errors import LockError
+
+LOCK_NAME = "recipe.lock.json"
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """A weight file of a source. `header_sha256` covers the safetensors header.
+
+    `sha256` covers the whole file; the Hub states it, for a folder it is computed on request.
+    """
+
+    path: str
+    size_bytes: int
+    header_sha256: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class LockedSource:
+    """A checkpoint pinned to its bytes.
+
+    Attributes:
+        reference: As the recipe writes it.
+        kind: `hub` or `local`.
+        repo_id: Repository on the Hub, else None.
+        commit: 40-digit commit of `repo_id`, else None.
+        files: Its weight files.
+        license: Licence id that the source's own card states, or None.
+    """
+
+    reference: str
+    kind: Literal["hub", "local"]
+    repo_id: str | None
+    commit: str | None
+    files: tuple[LockedFile, ...]
+    license: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the source is called in messages: `org/model@1234567` or the path as written."""
+        return f"{self.repo_id}@{self.commit[:7]}" if self.repo_id and self.commit else self.reference
+
+
+@dataclass(frozen=True)
+class ResolvedPreference:
+    """The preference as numbers.
+
+    Attributes:
+        weights: By task name, in task order; non-negative, summing to 1.
+        kind: The recipe's kind of preference, or `uniform` where it names none.
+        data_fingerprint: Digest of the examples that were used, or None.
+        explanation: What the estimate saw, as plain values for people and the card.
+    """
+
+    weights: Mapping[str, float] = field(hash=False)
+    kind: str
+    data_fingerprint: str | None = None
+    explanation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Everything that decides the bytes of the merged model, pinned.
+
+    Attributes:
+        base_model, tasks: The pinned checkpoints; tasks by name, in the order they were learned.
+        method: `name`, `scaling` and every option, with defaults filled in.
+        preference: The resolved preference.
+        tensors: The recipe's rules for tensors, as (glob, source) pairs.
+        seed: The recipe's seed.
+    """
+
+    base_model: LockedSource
+    tasks: Mapping[str, LockedSource] = field(hash=False)
+    method: Mapping[str, Any] = field(hash=False)
+    preference: ResolvedPreference
+    tensors: tuple[tuple[str, str], ...]
+    seed: int
+    schema: Literal[1] = 1
+
+    @property
+    def sources(self) -> dict[str, LockedSource]:
+        """The base model and the tasks by name, in order."""
+        return {"base_model": self.base_model, **self.tasks}
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(self.preference.weights[name] for name in self.tasks)
+
+    @property
+    def digest(self) -> str:
+        return digest(asdict(self))
+
+    def to_json(self) -> str:
+        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_lock(lock: Lock, path: Path) -> None:
+    """Store `lock` as JSON with its digest."""
+    path.write_text(lock.to_json(), encoding="utf-8")
+
+
+def read_lock(path: Path) -> Lock:
+    """Return the lock stored in `path`.
+
+    Raises:
+        LockError: If the file is missing, malformed, or was edited by hand.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        stored = values.pop("digest")
+        lock: Lock = TypeAdapter(Lock).validate_python(values)
+    except OSError as error:
+        raise LockError(f"the lock cannot be read ({error.strerror})", where=str(path)) from error
+    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        raise LockError(
+            "not a lock of this version", where=str(path), hint="Write it again with `hub-magmax lock`."
+        ) from error
+    if stored != lock.digest:
+        raise LockError(
+            "the digest does not fit the content, so the lock was changed by hand",
+            where=str(path),
+            hint="Change the recipe instead and run `hub-magmax lock` again.",
+        )
+    return lock

@@ -1,0 +1,95 @@
+"""Pin a recipe: commits, sizes and hashes of its sources, and its preference as numbers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+
+from hub_magmax import methods
+from hub_magmax.errors import LockError
+from hub_magmax.io.opening import lock_source, open_source
+from hub_magmax.lockfile import Lock, LockedSource
+from hub_magmax.planning import Plan, make_plan
+from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe import Recipe
+
+
+def lock(recipe: Recipe) -> Lock:
+    """Return what `recipe` stands for now, from headers alone.
+
+    Hub revisions become commits; data-driven preferences are estimated.
+
+    Raises:
+        SourceError: If a checkpoint cannot be reached.
+        CheckpointError: If a checkpoint is malformed.
+        RecipeError, EvaluationError: If the preference cannot be formed.
+    """
+    pinned: dict[str, LockedSource] = {}
+    for written in (recipe.base_model, *(task.model for task in recipe.tasks)):
+        if written not in pinned:
+            pinned[written] = lock_source(recipe, written)
+    method = methods.get_method(recipe.method.name)
+    scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
+    return Lock(
+        base_model=pinned[recipe.base_model],
+        tasks={task.name: pinned[task.model] for task in recipe.tasks},
+        method={
+            "name": method.name,
+            "scaling": scaling,
+            **methods.check_options(method, recipe.method.options),
+        },
+        preference=resolve_preference(recipe),
+        tensors=tuple((rule.match, rule.take) for rule in recipe.tensors),
+        seed=recipe.seed,
+    )
+
+
+def plan(recipe: Recipe, locked: Lock | None = None) -> Plan:
+    """Return everything that merging `recipe` will do, from headers alone.
+
+    Args:
+        recipe: What to merge.
+        locked: Its lock; made now where it is not given.
+
+    Raises:
+        MismatchError: If the checkpoints do not fit each other.
+        LockError: If a source is no longer what was locked.
+    """
+    locked = locked or lock(recipe)
+    with ExitStack() as stack:
+        indexes = {
+            name: stack.enter_context(closing(open_source(recipe, source))).index
+            for name, source in locked.sources.items()
+        }
+    return make_plan(recipe, locked, indexes)
+
+
+def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
+    """Raise LockError unless `locked` was made from `recipe`: sources, method, rules, seed, kind.
+
+    The output and the evaluation may change without a new lock.
+    """
+    method = methods.get_method(recipe.method.name)
+    scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
+    options = methods.check_options(method, recipe.method.options)
+    written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
+    same = {
+        "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
+        "their order": list(locked.tasks) == list(recipe.task_names),
+        "method": dict(locked.method) == {"name": method.name, "scaling": scaling, **options},
+        "preference": _same_preference(recipe, locked),
+        "tensors": locked.tensors == tuple((rule.match, rule.take) for rule in recipe.tensors),
+        "seed": locked.seed == recipe.seed,
+    }
+    changed = [key for key, equal in same.items() if not equal]
+    if changed:
+        raise LockError(
+            f"the recipe changed since this lock was written: {', '.join(changed)}",
+            where=where,
+            hint="Run `hub-magmax lock` again, or delete the lock.",
+        )
+
+
+def _same_preference(recipe: Recipe, locked: Lock) -> bool:
+    if recipe.preference is not None and recipe.preference.kind == "labels":
+        return locked.preference.kind == "labels"  # estimated once; the lock holds the result
+    return resolve_preference(recipe) == locked.preference

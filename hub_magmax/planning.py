@@ -1,0 +1,366 @@
+"""Turn a recipe, its lock and the checkpoints' headers into a flat list of tensor jobs.
+
+No tensor is read here. What the plan says is all that a merge needs: an output tensor depends
+on the tensors of the same name, the locked method and preference, and the seed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from hub_magmax import methods
+from hub_magmax.checkpoint import EXACT_DTYPES, ITEM_BYTES, MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
+from hub_magmax.digest import digest
+from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.lockfile import Lock
+from hub_magmax.recipe import Recipe, TensorRule
+
+#: Elements of one tensor that are in memory at a time, per task.
+CHUNK_ELEMENTS = 2**18
+
+#: Measured: the process with torch imported and no tensors (docs/design.md).
+RUNTIME_BYTES = 350_000_000
+
+_OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class TensorJob:
+    """One output tensor.
+
+    Attributes:
+        name, shape: Of the output and of all its inputs.
+        dtype: Of the output, in safetensors' names.
+        source: "merge", or the name of the source that is copied.
+        reason: Why it is copied; empty for a merged tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_elements: int
+    source: str
+    reason: str = ""
+
+    @property
+    def merged(self) -> bool:
+        return self.source == "merge"
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file and the tensors it holds, in order."""
+
+    file: str
+    jobs: tuple[TensorJob, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(job.num_bytes for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All there is to do, from headers alone.
+
+    Attributes:
+        recipe, lock: What the plan carries out.
+        shards: Output files in order.
+        left_out: Names of the base model's tensors that a rule leaves out.
+        bytes_in: Bytes of tensors that are read, once each.
+    """
+
+    recipe: Recipe
+    lock: Lock
+    shards: tuple[Shard, ...]
+    left_out: tuple[str, ...]
+    bytes_in: int
+
+    @property
+    def jobs(self) -> tuple[TensorJob, ...]:
+        return tuple(job for shard in self.shards for job in shard.jobs)
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(shard.data_bytes for shard in self.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what decides the output's bytes: the lock and the layout."""
+        return digest({"lock": self.lock.digest, "shards": [asdict(shard) for shard in self.shards]})
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Return about how much memory one process needs."""
+        largest = max((job.num_elements for job in self.jobs if job.merged), default=0)
+        num_tasks = len(self.lock.tasks)
+        method = methods.get_method(self.lock.method["name"])
+        chunk = min(largest, CHUNK_ELEMENTS)
+        # A chunk: stored inputs, task vectors in float32, the merged vector and temporaries.
+        per_chunk = chunk * (4 * (num_tasks + 1) + 4 * num_tasks + 24)
+        per_element = {"elementwise": 0, "rule": 14, "tensor": 4 * num_tasks + 8}[method.form]
+        return RUNTIME_BYTES + per_chunk + largest * per_element
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """Provenance stored in every shard: strings, and the same for the same merge on any machine."""
+        sources = {name: source.label for name, source in self.lock.sources.items()}
+        merge = {
+            "sources": sources,
+            "method": dict(self.lock.method),
+            "preference": dict(self.lock.preference.weights),
+            "seed": self.lock.seed,
+            "lock": self.lock.digest,
+        }
+        return {"format": "pt", "hub_magmax": json.dumps(merge, ensure_ascii=False)}
+
+    def header(self, shard: Shard) -> bytes:
+        """Return the safetensors header of an output file, known before any tensor is."""
+        entries: dict[str, Any] = {"__metadata__": self.metadata}
+        position = 0
+        for job in shard.jobs:
+            offsets = [position, position + job.num_bytes]
+            entries[job.name] = {"dtype": job.dtype, "shape": list(job.shape), "data_offsets": offsets}
+            position += job.num_bytes
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary that `plan --json` prints."""
+        merged = [job for job in self.jobs if job.merged]
+        copied = [job for job in self.jobs if not job.merged]
+        return {
+            "digest": self.digest,
+            "method": dict(self.lock.method),
+            "preference": dict(self.lock.preference.weights),
+            "tensors_merged": len(merged),
+            "tensors_copied": len(copied),
+            "tensors_left_out": list(self.left_out),
+            "elements_merged": sum(job.num_elements for job in merged),
+            "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "shards": [
+                {"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in self.shards
+            ],
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def explain(self) -> str:
+        """Return the plan in words, for a person to read before it is carried out."""
+        facts = self.to_dict()
+        method = self.lock.method
+        options = ", ".join(f"{k} {v}" for k, v in method.items() if k not in ("name", "scaling"))
+        preference = ", ".join(
+            f"{name} {weight:.4g}" for name, weight in self.lock.preference.weights.items()
+        )
+        lines = [
+            f"base model   {self.lock.base_model.label}",
+            *(
+                f"task {i:<7} {name}: {task.label}"
+                for i, (name, task) in enumerate(self.lock.tasks.items(), 1)
+            ),
+            f"method       {method['name']}, scaling {method['scaling']:g}"
+            + (f", {options}" if options else ""),
+            f"preference   {preference} ({self.lock.preference.kind})",
+            f"merged       {facts['tensors_merged']:,} tensors, {facts['elements_merged']:,} elements",
+            f"copied       {facts['tensors_copied']:,} tensors",
+        ]
+        reasons = Counter((job.reason, job.source) for job in self.jobs if not job.merged)
+        lines += [f"             {count:,} from {source}: {why}" for (why, source), count in reasons.items()]
+        lines += [f"left out     {', '.join(self.left_out)}"] if self.left_out else []
+        if not methods.get_method(method["name"]).uses_preference:
+            lines.append(f"note         {method['name']} ignores the preference")
+        return "\n".join(
+            [
+                *lines,
+                f"reads        {format_bytes(self.bytes_in)}",
+                f"writes       {format_bytes(self.bytes_out)} in {len(self.shards)} file(s)",
+                f"memory       about {format_bytes(self.peak_memory_bytes)} per process",
+            ]
+        )
+
+
+def format_bytes(count: int) -> str:
+    """Return `count` in the unit people read: 1.5 GB is 1.5·10⁹ bytes."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]) -> Plan:
+    """Check that the checkpoints fit each other and lay out the output.
+
+    Args:
+        recipe: For the output's dtype and shard size.
+        lock: For sources, method, preference and rules.
+        indexes: Index of each source by name: `base_model` and every task.
+
+    Raises:
+        MismatchError: If tensors are missing, surplus, or differ in shape or kind, naming them
+            and the rule that would settle it.
+        RecipeError: If a rule matches nothing, or the rules leave nothing.
+    """
+    rules = recipe.tensors
+    _check_names(indexes, rules)
+    base = indexes["base_model"].tensors
+    names = [*base, *_added_names(indexes, rules)]
+    decided = [(name, _rule_for(name, rules)) for name in names]
+    jobs = [
+        _job(name, rule, indexes, recipe.output.dtype)
+        for name, rule in decided
+        if rule is None or rule.take != "nothing"
+    ]
+    if not jobs:
+        raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
+    left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
+    bytes_in = sum(
+        index.tensors[job.name].num_bytes
+        for job in jobs
+        for source, index in indexes.items()
+        if (job.merged or source == job.source or job.reason == _EXACT_REASON)
+    )
+    return Plan(recipe, lock, _layout(jobs, recipe.output.shard_size), left_out, bytes_in)
+
+
+_EXACT_REASON = "not floating point, and must agree"
+
+
+def _rule_for(name: str, rules: Iterable[TensorRule]) -> TensorRule | None:
+    return next((rule for rule in rules if rule.covers(name)), None)
+
+
+def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> list[str]:
+    """Return tensors that the base model lacks and a rule takes from a task."""
+    base = indexes["base_model"].tensors
+    added = []
+    for task, index in indexes.items():
+        for name in index.tensors:
+            rule = _rule_for(name, rules)
+            if name not in base and rule is not None and rule.take == task:
+                added.append(name)
+    return added
+
+
+def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
+    every_name = {name for index in indexes.values() for name in index.tensors}
+    for position, rule in enumerate(rules):
+        if not any(rule.covers(name) for name in every_name):
+            raise RecipeError(
+                f"the glob {rule.match!r} matches no tensor",
+                where=f"recipe, tensors.{position}.match",
+                expected=f"a glob over names such as {min(every_name)!r}",
+            )
+    base = indexes["base_model"]
+    for index in indexes.values():
+        missing = [name for name in base.tensors if name not in index.tensors and not _rule_for(name, rules)]
+        extra = [name for name in index.tensors if name not in base.tensors and not _rule_for(name, rules)]
+        if missing or extra:
+            raise _name_mismatch(index.label, base.label, missing, extra)
+
+
+def _name_mismatch(label: str, base: str, missing: list[str], extra: list[str]) -> MismatchError:
+    facts = []
+    if missing:
+        facts.append(f"lacks {_listed(missing)} of the base model")
+    if extra:
+        facts.append(f"has {_listed(extra)} that the base model lacks")
+    name = (missing or extra)[0]
+    take = "base_model" if missing else "nothing"
+    return MismatchError(
+        " and ".join(facts),
+        where=label,
+        expected=f"the tensors of {base}",
+        hint=f"Check that it was fine-tuned from this base model; if the difference is meant, add to the "
+        f"recipe: tensors: [{{match: {json.dumps(name)}, take: {take}}}]",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return (
+        f"tensor {shown}"
+        if len(names) == 1
+        else f"{len(names)} tensors ({shown}{', ...' * (len(names) > 3)})"
+    )
+
+
+def _job(name: str, rule: TensorRule | None, indexes: Mapping[str, CheckpointIndex], dtype: str) -> TensorJob:
+    if rule is not None:
+        if name not in indexes[rule.take].tensors:
+            raise MismatchError(
+                f"tensor {name!r} is not there, and the rule {rule.match!r} takes it from there",
+                where=indexes[rule.take].label,
+            )
+        return _copy(indexes[rule.take].tensors[name], rule.take, f"rule {rule.match!r}", dtype)
+    base = indexes["base_model"].tensors[name]
+    for index in indexes.values():
+        _check_same(base, index, indexes["base_model"].label)
+    if base.dtype in EXACT_DTYPES:
+        return _copy(base, "base_model", _EXACT_REASON, dtype)
+    if base.num_elements == 0:
+        return _copy(base, "base_model", "no elements", dtype)
+    out = base.dtype if dtype == "auto" else _OUTPUT_DTYPES[dtype]
+    return TensorJob(name, base.shape, out, base.num_elements, "merge")
+
+
+def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:
+    # A cast of the whole model includes its copied weights, but never counts or packed formats.
+    cast = dtype != "auto" and info.dtype in MERGEABLE_DTYPES
+    out = _OUTPUT_DTYPES[dtype] if cast else info.dtype
+    return TensorJob(info.name, info.shape, out, info.num_elements, source, reason)
+
+
+def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> None:
+    tensor = index.tensors[base.name]
+    where = f"{index.label}, tensor {base.name!r}"
+    rule = f"tensors: [{{match: {json.dumps(base.name)}, take: base_model}}]"
+    if tensor.shape != base.shape:
+        raise MismatchError(
+            f"shape {list(tensor.shape)}",
+            where=where,
+            expected=f"{list(base.shape)} as in {base_label}",
+            hint=f"To keep one of them whole, add to the recipe: {rule}",
+        )
+    kinds = [MERGEABLE_DTYPES, EXACT_DTYPES]
+    if not any(tensor.dtype in kind and base.dtype in kind for kind in kinds) or (
+        base.dtype in EXACT_DTYPES and tensor.dtype != base.dtype
+    ):
+        raise MismatchError(
+            f"dtype {tensor.dtype} cannot be merged with {base.dtype} of {base_label}",
+            where=where,
+            expected=f"one of {', '.join(MERGEABLE_DTYPES)} everywhere, or the same integers everywhere",
+            hint=f"Dequantise the checkpoint first; to keep the tensor as it is, add to the recipe: {rule}",
+        )
+
+
+def _layout(jobs: list[TensorJob], shard_size: int) -> tuple[Shard, ...]:
+    """Fill files in order; one larger than `shard_size` holds a single tensor."""
+    groups: list[list[TensorJob]] = [[]]
+    size = 0
+    for job in jobs:
+        if groups[-1] and size + job.num_bytes > shard_size:
+            groups.append([])
+            size = 0
+        groups[-1].append(job)
+        size += job.num_bytes
+    if len(groups) == 1:
+        return (Shard("model.safetensors", tuple(jobs)),)
+    return tuple(
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for number, group in enumerate(groups, 1)
+    )
