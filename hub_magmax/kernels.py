@@ -1,0 +1,156 @@
+"""The elementwise passes behind the methods.
+
+Every operation here is correctly rounded and looks at one element (and all tasks) at a time, so
+a result is the same to the bit for any chunk size and number of threads. Fused multiply-add
+(torch's `alpha=`, `addcmul`) is avoided: it rounds differently in a vector body and its tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float32, Int32, UInt8
+from torch import Tensor
+
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection import Chunks
+
+#: Bits of |τ| that the first histogram tells apart; the second one takes the other 15.
+_LOW_BITS = 15
+
+
+def task_vectors(
+    base: Float[Tensor, " chunk"], checkpoints: Sequence[Float[Tensor, " chunk"]]
+) -> Float32[Tensor, "tasks chunk"]:
+    """Subtract the base model from each checkpoint, in float32.
+
+    Where a float64 tensor takes part, its difference is formed in float64 and then rounded.
+    """
+    stacked = torch.empty((len(checkpoints), len(base)))
+    base32 = base.float()
+    for row, checkpoint in zip(stacked, checkpoints, strict=True):
+        if torch.float64 in (base.dtype, checkpoint.dtype):
+            row.copy_(checkpoint.double() - base.double())
+        else:
+            torch.sub(checkpoint.float(), base32, out=row)
+    return stacked
+
+
+def apply_update(
+    base: Float[Tensor, " chunk"], merged: Float32[Tensor, " chunk"], scaling: float, dtype: torch.dtype
+) -> Float[Tensor, " chunk"]:
+    """Return base + scaling · merged, cast once to `dtype` (round to nearest even).
+
+    Computed in float32, or in float64 where the base model or the output is. Elements whose
+    update is zero keep the base model's bits, the sign of a zero included.
+    """
+    wide = torch.float64 if torch.float64 in (base.dtype, dtype) else torch.float32
+    update = merged.to(wide) * scaling
+    start = base.to(wide)
+    return torch.where(update == 0, start, start + update).to(dtype)
+
+
+def weighted_sum(
+    task_vectors: Float32[Tensor, tasks * shape], weights: Sequence[float]
+) -> Float32[Tensor, "*shape"]:
+    """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out."""
+    total = torch.zeros_like(task_vectors[0])
+    for task_vector, weight in zip(task_vectors, weights, strict=True):
+        if weight != 0:
+            total += task_vector * weight
+    return total
+
+
+def magnitude_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
+    """Return each task's `keep`-th largest magnitude in a tensor, exactly.
+
+    The bits of a non-negative float32 sort like the number, so two histograms find it: one of
+    the high bits, then one of the low bits among those that share the high bits. Memory does
+    not depend on the tensor's size.
+
+    Args:
+        chunks: The tensor's task vectors; read twice.
+        keep: From 1 to the number of elements.
+    """
+    tasks = range(chunks.num_tasks)
+    high = [torch.zeros(1 << (31 - _LOW_BITS), dtype=torch.int64) for _ in tasks]
+    for _, block in chunks:
+        for task in tasks:
+            high[task] += _histogram(_bits(block[task]) >> _LOW_BITS, len(high[task]))
+    found = [_from_the_top(counts, keep) for counts in high]
+    low = [torch.zeros(1 << _LOW_BITS, dtype=torch.int64) for _ in tasks]
+    for _, block in chunks:
+        for task in tasks:
+            bits = _bits(block[task])
+            inside = bits[(bits >> _LOW_BITS) == found[task][0]]
+            low[task] += _histogram(inside & ((1 << _LOW_BITS) - 1), len(low[task]))
+    thresholds = [
+        (place << _LOW_BITS) | _from_the_top(counts, rest)[0]
+        for counts, (place, rest) in zip(low, found, strict=True)
+    ]
+    return torch.tensor(thresholds, dtype=torch.int32).view(torch.float32)
+
+
+def _bits(values: Float32[Tensor, " chunk"]) -> Int32[Tensor, " chunk"]:
+    return values.abs().view(torch.int32)
+
+
+def _histogram(bins: Int32[Tensor, " chunk"], num_bins: int) -> Tensor:
+    return torch.bincount(bins.long(), minlength=num_bins)
+
+
+def _from_the_top(counts: Tensor, rank: int) -> tuple[int, int]:
+    """Return the bin of the `rank`-th largest value, and its rank within that bin."""
+    above = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(above, rank))
+    before = int(above[place - 1]) if place else 0
+    return len(counts) - 1 - place, rank - before
+
+
+def ties_merge(
+    task_vectors: Float32[Tensor, "tasks chunk"],
+    thresholds: Float32[Tensor, " tasks"],
+    weights: Sequence[float],
+) -> Float32[Tensor, " chunk"]:
+    """Trim, elect a sign, and average the tasks that agree with it.
+
+    Args:
+        task_vectors: One chunk.
+        thresholds: Elements below their task's threshold count as zero.
+        weights: Weight of each task in the election and in the average.
+
+    Returns:
+        Σ w_t τ_t / Σ w_t over the tasks whose trimmed element has the sign of Σ w_t τ_t; zero
+        where that sum is zero.
+
+    Source: TIES (arXiv:2306.01708), section 4, with weights.
+    """
+    trimmed = torch.where(task_vectors.abs() >= thresholds[:, None], task_vectors, 0.0)
+    elected = weighted_sum(trimmed, weights).sign()
+    total = torch.zeros_like(elected)
+    mass = torch.zeros_like(elected)
+    for row, weight in zip(trimmed, weights, strict=True):
+        agrees = (row.sign() == elected) & (elected != 0)
+        total += torch.where(agrees, row * weight, 0.0)
+        mass += agrees * weight
+    return torch.where(mass > 0, total / mass, 0.0)
+
+
+def random_mix(
+    start: int, count: int, weights: Sequence[float], generator: CounterGenerator
+) -> UInt8[Tensor, " count"]:
+    """Return a task for each element, drawn with `weights` as probabilities.
+
+    Args:
+        start: Index of the first element in its tensor.
+        count: Elements to draw for.
+        weights: Non-negative, sum to 1; a weight of zero is never drawn.
+        generator: The tensor's.
+    """
+    wanted = [task for task, weight in enumerate(weights) if weight > 0]
+    edges = torch.tensor([weights[task] for task in wanted], dtype=torch.float64).cumsum(0)
+    draws = generator.uniform(start, count, stream=0)
+    # The last edge is left out: sums of floats may end just below 1.
+    places = torch.bucketize(draws, edges[:-1], right=True)
+    return torch.tensor(wanted, dtype=torch.uint8)[places]

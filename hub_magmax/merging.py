@@ -1,0 +1,378 @@
+"""The one loop: read each tensor in chunks, merge, write, record."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hub_magmax import kernels, methods
+from hub_magmax.checkpoint import EXACT_DTYPES, INDEX_NAME, MERGEABLE_DTYPES
+from hub_magmax.distributed import Processes, find_processes, share
+from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.io.opening import open_source
+from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
+from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
+from hub_magmax.lockfile import LOCK_NAME, write_lock
+from hub_magmax.methods import TensorRule
+from hub_magmax.planning import CHUNK_ELEMENTS, Plan, Shard, TensorJob
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord
+
+RECIPE_NAME = "recipe.yaml"
+
+#: Files beside the weights that make a model usable, besides *.json.
+_SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class StoredChunks:
+    """One tensor's task vectors, read from the sources again at every iteration.
+
+    Raises:
+        NonFiniteError: While iterating, at the first NaN or infinity, with its place.
+    """
+
+    name: str
+    num_elements: int
+    base: TensorSource
+    tasks: tuple[TensorSource, ...]
+    chunk_elements: int = CHUNK_ELEMENTS
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
+        for start, _, task_vectors in self.with_base():
+            yield start, task_vectors
+
+    def with_base(self) -> Iterator[tuple[int, Tensor, Float[Tensor, "tasks chunk"]]]:
+        """Yield each chunk's first index, base values as stored, and task vectors."""
+        for start in range(0, self.num_elements, self.chunk_elements):
+            stop = min(start + self.chunk_elements, self.num_elements)
+            base = self.base.read(self.name, start, stop)
+            checkpoints = [source.read(self.name, start, stop) for source in self.tasks]
+            task_vectors = kernels.task_vectors(base, checkpoints)
+            # Finite task vectors mean finite inputs: one look instead of one per checkpoint.
+            if not torch.isfinite(task_vectors).all():
+                self._refuse(start, [base, *checkpoints])
+            yield start, base, task_vectors
+
+    def _refuse(self, start: int, values: list[Tensor]) -> None:
+        for source, stored in zip((self.base, *self.tasks), values, strict=True):
+            bad = torch.nonzero(~torch.isfinite(stored))
+            if len(bad):
+                element = start + int(bad[0])
+                raise NonFiniteError(
+                    f"element {element:,} is {float(stored[bad[0]])}",
+                    where=tensor_place(source, source.index.tensors[self.name], element),
+                    expected="finite numbers only",
+                    hint="The checkpoint is damaged or its training diverged; use an earlier one.",
+                )
+        raise NonFiniteError(
+            "the checkpoints differ by more than float32 can hold",
+            where=f"tensor {self.name!r}, elements from {start:,}",
+        )
+
+
+def merge(
+    plan: Plan,
+    output: Path | None = None,
+    *,
+    sources: Mapping[str, TensorSource] | None = None,
+    progress: Progress | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    processes: Processes | None = None,
+) -> MergeReport:
+    """Carry out `plan` and return what was done.
+
+    Writes shards, index, the files that belong to the model, the recipe, the lock and the report
+    into a folder that appears by one rename at the end. Called again after an interruption it
+    goes on with the first unfinished shard. Under `accelerate launch` every process makes its
+    share of the shards; the bytes are the same for any number of processes and any chunk size.
+
+    Args:
+        plan: From `planning.make_plan`.
+        output: Folder to create; by default the recipe's `output.path`.
+        sources: Open checkpoints by name, instead of those the lock names.
+        progress: Called with the number of bytes each finished chunk wrote.
+        chunk_elements: Elements per task in memory at a time.
+        processes: Which of how many processes this is; found from the launcher by default.
+
+    Raises:
+        NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
+        OutputError: If `output` is taken or cannot be written.
+    """
+    started = time.perf_counter()
+    processes = processes or find_processes()
+    partial = PartialFolder(output or plan.recipe.output_path, plan.digest)
+    if processes.is_first:
+        partial.prepare()
+    processes.wait()
+    with ExitStack() as stack:
+        if sources is None:
+            sources = {
+                name: stack.enter_context(closing(open_source(plan.recipe, locked)))
+                for name, locked in plan.lock.sources.items()
+            }
+        engine = _Engine(plan, sources, partial, progress or (lambda num_bytes: None), chunk_elements)
+        for shard in share(plan.shards, processes):
+            engine.make(shard)
+        processes.wait()
+        report = _report(plan, partial, time.perf_counter() - started)
+        if processes.is_first:
+            _write_side_files(plan, sources, partial.folder)
+            write_text(partial.folder / REPORT_NAME, report.to_json())
+            partial.publish()
+    processes.wait()
+    return report
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """Makes shards one by one."""
+
+    plan: Plan
+    sources: Mapping[str, TensorSource]
+    partial: PartialFolder
+    progress: Progress
+    chunk_elements: int
+
+    def make(self, shard: Shard) -> ShardRecord:
+        """Write one shard unless it is finished already, and return its record."""
+        if (done := self.partial.intact(shard.file)) is not None:
+            self.progress(shard.data_bytes)
+            return done
+        tally = _Tally(len(self.plan.lock.tasks))
+        with os_errors(self.partial.folder / shard.file):
+            file = ShardFile(self.partial.folder / shard.file)
+            try:
+                file.write(self.plan.header(shard))
+                for job in shard.jobs:
+                    for values in self._merged(job, tally) if job.merged else self._copied(job):
+                        content = values.contiguous().view(torch.uint8).numpy().data
+                        file.write(content)
+                        self.progress(len(content))
+                record = tally.record(shard.file, file.size_bytes, file.finish())
+            except BaseException:
+                file.abandon()
+                raise
+            self.partial.record(record)
+        return record
+
+    def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
+        lock = self.plan.lock
+        tasks = tuple(self.sources[name] for name in lock.tasks)
+        chunks = StoredChunks(
+            job.name, job.num_elements, self.sources["base_model"], tasks, self.chunk_elements
+        )
+        rule = tensor_rule(
+            chunks, job.shape, lock.method, lock.weights, CounterGenerator(lock.seed, job.name)
+        )
+        tally.add(rule)
+        scaling, dtype = float(lock.method["scaling"]), torch_dtype(job.dtype)
+        for start, base, task_vectors in chunks.with_base():
+            merged, counts = apply_rule(rule, start, task_vectors)
+            tally.count(counts)
+            yield kernels.apply_update(base, merged, scaling, dtype)
+
+    def _copied(self, job: TensorJob) -> Iterator[Tensor]:
+        source = self.sources[job.source]
+        info = source.index.tensors[job.name]
+        dtype = torch_dtype(job.dtype)
+        must_agree = info.dtype in EXACT_DTYPES and job.source == "base_model" and "agree" in job.reason
+        for start in range(0, job.num_elements, self.chunk_elements):
+            stop = min(start + self.chunk_elements, job.num_elements)
+            values = source.read(job.name, start, stop)
+            if info.dtype in MERGEABLE_DTYPES and not torch.isfinite(values).all():
+                element = start + int(torch.nonzero(~torch.isfinite(values))[0])
+                raise NonFiniteError("not a finite number", where=tensor_place(source, info, element))
+            if must_agree:
+                self._check_equal(job, start, values)
+            yield values if values.dtype == dtype else values.to(dtype)
+
+    def _check_equal(self, job: TensorJob, start: int, values: Tensor) -> None:
+        for name in self.plan.lock.tasks:
+            other = self.sources[name].read(job.name, start, start + len(values))
+            if not torch.equal(values, other):
+                raise MismatchError(
+                    f"{job.dtype} values differ from the base model's",
+                    where=f"{self.sources[name].label}, tensor {job.name!r}",
+                    expected="the same counts or positions everywhere, since they cannot be merged",
+                    hint=f"Say which to take: tensors: [{{match: {json.dumps(job.name)}, take: base_model}}]",
+                )
+
+
+class _Tally:
+    """Sums over the tensors of one shard what the report says about selections."""
+
+    def __init__(self, num_tasks: int) -> None:
+        self._counts = [0] * num_tasks
+        self._unaligned = [0] * num_tasks
+        self._gaps: list[float] = []
+
+    def add(self, rule: TensorRule) -> None:
+        for task, count in enumerate(rule.num_unaligned):
+            self._unaligned[task] += count
+        if rule.duality_gap is not None:
+            self._gaps.append(rule.duality_gap)
+
+    def count(self, counts: list[int]) -> None:
+        for task, count in enumerate(counts):
+            self._counts[task] += count
+
+    def record(self, file: str, size_bytes: int, sha256: str) -> ShardRecord:
+        counts, unaligned = tuple(self._counts), tuple(self._unaligned)
+        gap = max(self._gaps, default=None)
+        return ShardRecord(file, size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
+
+
+def tensor_rule(
+    chunks: Any,
+    shape: tuple[int, ...],
+    method: Mapping[str, Any],
+    weights: tuple[float, ...],
+    generator: CounterGenerator,
+) -> TensorRule:
+    """Return how the method that a lock describes merges one tensor."""
+    options = {key: value for key, value in method.items() if key not in ("name", "scaling")}
+    found = methods.get_method(method["name"])
+    return found.rule(chunks, shape=shape, preference=weights, generator=generator, options=options)
+
+
+def apply_rule(
+    rule: TensorRule, start: int, task_vectors: Float[Tensor, "tasks chunk"]
+) -> tuple[Float[Tensor, " chunk"], list[int]]:
+    """Return a chunk's merged task vector and, for methods that select, the elements per task."""
+    found = rule.apply(start, task_vectors)
+    if not rule.selects:
+        return found, []
+    winners = found.long()
+    merged = task_vectors.gather(0, winners[None])[0]
+    return merged, torch.bincount(winners, minlength=len(task_vectors)).tolist()
+
+
+def _report(plan: Plan, partial: PartialFolder, seconds: float) -> MergeReport:
+    records = tuple(partial.recorded(shard.file) for shard in plan.shards)
+    shards = tuple(record for record in records if record is not None)
+    assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
+    names = tuple(plan.lock.tasks)
+    elements = sum(job.num_elements for job in plan.jobs if job.merged)
+    counts = [sum(column) for column in zip(*(s.counts for s in shards if s.counts), strict=True)]
+    unaligned = [sum(column) for column in zip(*(s.num_unaligned for s in shards), strict=True)]
+    gaps = [shard.duality_gap for shard in shards if shard.duality_gap is not None]
+    return MergeReport(
+        plan_digest=plan.digest,
+        shards=shards,
+        shares={name: count / elements for name, count in zip(names, counts, strict=False)},
+        num_unaligned=dict(zip(names, unaligned, strict=True)) if any(unaligned) else {},
+        duality_gap=max(gaps, default=None),
+        elements_merged=elements,
+        bytes_in=plan.bytes_in,
+        bytes_out=sum(shard.size_bytes for shard in shards),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        versions=software_versions(),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident set this process had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of what takes part in a merge, without importing it."""
+    packages = ("hub_magmax", "torch", "safetensors", "huggingface_hub")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
+    """Write the index, what the model needs besides weights, and what the merge was made from."""
+    source = sources[plan.recipe.output.files_from]
+    for path, size in source.sizes.items():
+        if Path(path).suffix in _SIDE_SUFFIXES and not _about_weights(path):
+            with os_errors(folder / path):
+                (folder / path).write_bytes(source.read_bytes(path, 0, size))
+    if len(plan.shards) > 1:
+        weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
+        index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
+        write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
+    with os_errors(folder / LOCK_NAME):
+        write_lock(plan.lock, folder / LOCK_NAME)
+
+
+def _about_weights(path: str) -> bool:
+    """Say whether a file describes the source's weights or merge, and not the model."""
+    return path.endswith(".index.json") or path in (
+        LOCK_NAME,
+        REPORT_NAME,
+        "scores.json",
+        "training_args.json",
+    )
+
+
+def merge_tensors(
+    task_vectors: Float[Tensor, tasks * shape],
+    *,
+    preference: tuple[float, ...] | None = None,
+    method: str = "tunable_magmax",
+    seed: int = 0,
+    name: str = "",
+    **options: Any,
+) -> Float[Tensor, "*shape"]:
+    """Merge any stacked task vectors: the core alone, without files, base model or scaling.
+
+    Args:
+        task_vectors: float32, CPU, finite; the tasks along the first axis.
+        preference: One non-negative weight per task, summing to 1; uniform by default.
+        method: Name of a registered method.
+        seed: Decides the draws of methods that draw.
+        name: The tensor's name; tensors of different names get different draws.
+        options: The method's own.
+
+    Raises:
+        RecipeError: If the method, an option or the preference is not valid.
+    """
+    from pydantic import ValidationError
+
+    from hub_magmax.errors import RecipeError
+    from hub_magmax.selection import ArrayChunks
+
+    found = methods.get_method(method)
+    try:
+        checked = methods.check_options(found, options)
+    except ValidationError as error:
+        problems = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
+        raise RecipeError(problems, where=method) from error
+    num_tasks = len(task_vectors)
+    weights = preference if preference is not None else (1 / num_tasks,) * num_tasks
+    if len(weights) != num_tasks:
+        raise RecipeError(f"{len(weights)} weights for {num_tasks} tasks", where="preference")
+    chunks = ArrayChunks(task_vectors)
+    rule = tensor_rule(
+        chunks,
+        tuple(task_vectors.shape[1:]),
+        {"name": method, "scaling": 1.0, **checked},
+        tuple(weights),
+        CounterGenerator(seed, name),
+    )
+    merged = [apply_rule(rule, start, chunk)[0] for start, chunk in chunks]
+    return torch.cat(merged).reshape(task_vectors.shape[1:])

@@ -1,0 +1,95 @@
+"""The merge report: what a merge did, for people, cards and checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from hub_magmax.digest import digest
+from hub_magmax.errors import OutputError
+
+REPORT_NAME = "merge_report.json"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is known about a finished shard; the same on every run.
+
+    Attributes:
+        file: Name of the shard.
+        size_bytes, sha256: Of the whole file.
+        counts: Elements taken from each task, summed over the shard's tensors; empty for
+            methods that mix values.
+        num_unaligned: As reported by `algorithm-1`, summed likewise.
+        duality_gap: Largest of the shard's tensors, or None.
+    """
+
+    file: str
+    size_bytes: int
+    sha256: str
+    counts: tuple[int, ...] = ()
+    num_unaligned: tuple[int, ...] = ()
+    duality_gap: float | None = None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        plan_digest: Of the plan that was carried out.
+        shards: One record per output file.
+        shares: By task, the share of merged elements that come from it; empty for methods that
+            mix values.
+        num_unaligned: By task, the elements that `algorithm-1` filled at random, or empty.
+        duality_gap: Largest relative gap to the optimum over all tensors (`top-n`), or None.
+        elements_merged, bytes_in, bytes_out: Of the whole merge.
+        seconds: Wall-clock time of the run that finished it.
+        peak_memory_bytes: Largest resident set of the first process.
+        versions: Of Python and the packages that took part.
+    """
+
+    plan_digest: str
+    shards: tuple[ShardRecord, ...]
+    shares: Mapping[str, float] = field(hash=False)
+    num_unaligned: Mapping[str, int] = field(hash=False)
+    duality_gap: float | None
+    elements_merged: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    peak_memory_bytes: int
+    versions: Mapping[str, str] = field(hash=False)
+
+    @property
+    def digest(self) -> str:
+        """Digest of what is the same on every run: not of times, memory and versions."""
+        return digest({"plan": self.plan_digest, "shards": [asdict(shard) for shard in self.shards]})
+
+    def to_json(self) -> str:
+        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_report(path: Path) -> MergeReport:
+    """Return the report stored in `path`.
+
+    Raises:
+        OutputError: If it is missing or not what `to_json` writes.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("digest")
+        report: MergeReport = TypeAdapter(MergeReport).validate_python(values)
+        return report
+    except OSError as error:
+        raise OutputError(
+            f"no {path.name}, so this is not a folder that a merge finished",
+            where=str(path.parent),
+            hint="Give the folder that `hub-magmax merge` wrote.",
+        ) from error
+    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        raise OutputError("not a merge report of this version", where=str(path)) from error

@@ -1,0 +1,46 @@
+"""One local Hub for the whole run, and an empty Hugging Face home: no test reaches the real one."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# huggingface_hub reads these once, when it is imported, so they come before any import of ours.
+_home = tempfile.TemporaryDirectory(prefix="hub_magmax_tests_")
+for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "WORLD_SIZE", "RANK"):
+    os.environ.pop(_name, None)
+os.environ.update(
+    HF_HOME=_home.name,
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+from hub_magmax.testing.hub import LocalHub  # noqa: E402
+
+_hub = LocalHub().start()
+os.environ.update(HF_ENDPOINT=_hub.endpoint, HF_TOKEN=_hub.token)
+
+
+def pytest_unconfigure() -> None:
+    _hub.close()
+    _home.cleanup()
+
+
+@pytest.fixture
+def hub():
+    """The local Hub, with an empty request log and no faults."""
+    _hub.reset_log()
+    yield _hub
+    _hub.faults.clear()
+
+
+@pytest.fixture
+def family(tmp_path: Path):
+    """A base model and three checkpoints in folders `base`, `a`, `b`, `c` under `tmp_path`."""
+    from tests.families import write_family
+
+    write_family(tmp_path, ("a", "b", "c"))
+    return tmp_path

@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub_magmax.distributed import Processes, find_processes, share
+from hub_magmax.errors import DistributedError
+from hub_magmax.planning import Shard, TensorJob
+from tests.families import write_family, write_recipe
+
+
+def shards(sizes: list[int]) -> tuple[Shard, ...]:
+    return tuple(
+        Shard(f"{number:03d}", (TensorJob(str(number), (size,), "U8", size, "merge"),))
+        for number, size in enumerate(sizes)
+    )
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=20), st.integers(1, 8))
+def test_every_shard_is_made_by_exactly_one_process(sizes, count):
+    made = [shard.file for rank in range(count) for shard in share(shards(sizes), Processes(rank, count))]
+    assert sorted(made) == [shard.file for shard in shards(sizes)]
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=20), st.integers(1, 8))
+def test_no_process_has_more_than_its_part_and_one_shard(sizes, count):
+    loads = [sum(s.data_bytes for s in share(shards(sizes), Processes(rank, count))) for rank in range(count)]
+    assert max(loads) <= sum(sizes) / count + max(sizes)
+
+
+def test_without_a_launcher_there_is_one_process_and_no_accelerate(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert find_processes() == Processes(0, 1)
+    code = (
+        "import sys, hub_magmax.distributed as d; d.find_processes(); assert 'accelerate' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_launcher_and_accelerate_must_agree(monkeypatch):
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: Alone())
+    with pytest.raises(DistributedError, match="started 2 processes, and accelerate sees 1"):
+        find_processes()
+
+
+def launch(*arguments: str, num_processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    command += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", "-m", "hub_magmax", *arguments]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("method", ["tunable_magmax"])
+def test_two_processes_give_the_same_bytes_as_one(tmp_path, method):
+    write_family(tmp_path, "abc", shapes={f"layer.{i}.weight": (40, 30) for i in range(6)})
+    output = {"path": "two", "shard_size": "10KB"}
+    recipe = write_recipe(tmp_path, method=method, preference={"geometric": {"ratio": 2}}, output=output)
+    done = launch("run", str(recipe))
+    assert done.returncode == 0, done.stderr
+    one = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hub_magmax",
+            "merge",
+            str(recipe),
+            "--output",
+            str(tmp_path / "one"),
+            "--json",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    two = json.loads((tmp_path / "two" / "merge_report.json").read_text())
+    assert len(two["shards"]) == 3
+    assert two["shards"] == json.loads(one.stdout)["shards"]
+    assert (tmp_path / "two" / "README.md").is_file()
+
+
+def test_an_error_in_one_process_ends_all_of_them(tmp_path):
+    write_family(tmp_path, "ab")
+    recipe = write_recipe(tmp_path, names=("a", "b"), output={"path": "base"})
+    done = launch("merge", str(recipe))
+    assert done.returncode != 0
+    assert "already holds a model" in done.stderr

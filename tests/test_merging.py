@@ -1,0 +1,338 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
+from hub_magmax.io.source import MemorySource
+from hub_magmax.locking import lock, plan
+from hub_magmax.merging import merge, merge_tensors
+from hub_magmax.methods import get_method, method_names
+from hub_magmax.recipe import Recipe, load_recipe
+from hub_magmax.reports import MergeReport, read_report
+from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
+
+METHODS = [
+    "average",
+    "task_arithmetic",
+    {"name": "ties", "density": 0.4},
+    "random_mix",
+    "single_task",
+    "last_task",
+    "magmax",
+    "tunable_magmax",
+    {"name": "tunable_magmax", "selection": "top-n"},
+]
+PREFERENCE = {"weights": {"a": 0.6, "b": 0.3, "c": 0.1}}
+
+
+def merged(
+    folder: Path, to: str = "merged", *, chunk_elements: int = 2**18, **changes: object
+) -> MergeReport:
+    changes = {"preference": PREFERENCE, **changes}
+    changes["output"] = {"path": to, **changes.get("output", {})}  # type: ignore[dict-item]
+    return merge(plan(load_recipe(write_recipe(folder, **changes))), chunk_elements=chunk_elements)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.safetensors"))}
+
+
+def test_every_built_in_method_is_tested():
+    assert {m if isinstance(m, str) else m["name"] for m in METHODS} == set(method_names())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_merge_is_base_plus_scaled_merged_task_vector(family, method):
+    merged(family, method=method, seed=3)
+    values = method if isinstance(method, dict) else {"name": method}
+    options = {key: value for key, value in values.items() if key != "name"}
+    scaling = get_method(values["name"]).scaling
+    base = read_merged(family / "base")
+    tasks = [read_merged(family / name) for name in "abc"]
+    found = read_merged(family / "merged")
+    for name, tensor in base.items():
+        if tensor.is_floating_point():
+            task_vectors = torch.stack([task[name] - tensor for task in tasks])
+            update = merge_tensors(
+                task_vectors, preference=(0.6, 0.3, 0.1), method=values["name"], seed=3, name=name, **options
+            )
+            torch.testing.assert_close(found[name], tensor + scaling * update, rtol=0, atol=1e-7)
+        else:
+            assert found[name].equal(tensor)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_chunk_size_does_not_change_a_byte(tmp_path, method, dtype):
+    write_family(tmp_path, "abc", dtype=dtype)
+    expected = merged(tmp_path, "whole", method=method).shards
+    for chunk_elements in (1, 7, 64):
+        assert (
+            merged(tmp_path, f"by{chunk_elements}", method=method, chunk_elements=chunk_elements).shards
+            == expected
+        )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_layout_of_inputs_and_output_does_not_change_a_tensor(tmp_path, method):
+    write_family(tmp_path, "abc")
+    merged(tmp_path, "one", method=method)
+    merged(tmp_path, "many", method=method, output={"shard_size": "600B"})
+    write_family(tmp_path / "split", "abc", num_shards=3)
+    merged(tmp_path / "split", "one", method=method)
+    expected = read_merged(tmp_path / "one")
+    assert len(hashes(tmp_path / "many")) > 1
+    for folder in (tmp_path / "many", tmp_path / "split" / "one"):
+        found = read_merged(folder)
+        assert found.keys() == expected.keys()
+        assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_two_runs_give_the_same_files(family):
+    first, second = merged(family, "first"), merged(family, "second")
+    assert first.shards == second.shards
+    assert first.digest == second.digest
+    assert hashes(family / "first") == hashes(family / "second") == {s.file: s.sha256 for s in first.shards}
+
+
+def test_seed_changes_the_draw(family):
+    assert merged(family, "first", seed=1).shards != merged(family, "second", seed=2).shards
+
+
+@pytest.mark.parametrize("method", ["average", "random_mix", "single_task", "tunable_magmax", "ties"])
+def test_one_hot_preference_at_scaling_one_returns_that_checkpoint(family, method):
+    values = {"name": method, "scaling": 1.0} | ({"density": 1.0} if method == "ties" else {})
+    merged(family, method=values, preference={"weights": {"b": 1}})
+    found, expected = read_merged(family / "merged"), read_merged(family / "b")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_unchanged_tensors_keep_the_base_models_bytes(tmp_path):
+    base = {"w": torch.tensor([-0.0, 0.0, 1.5, -2.5], dtype=torch.bfloat16)}
+    for name in ("base", "a", "b", "c"):
+        write_checkpoint(tmp_path / name, base)
+    merged(tmp_path)
+    found = load_file(tmp_path / "merged" / "model.safetensors")["w"]
+    assert found.view(torch.int16).equal(base["w"].view(torch.int16))
+
+
+def test_realised_shares_are_the_preference_to_the_element(tmp_path):
+    write_family(tmp_path, "abc", shapes={"w": (1000,), "v": (10, 10)})
+    report = merged(tmp_path)
+    assert report.shares == pytest.approx({"a": 0.6, "b": 0.3, "c": 0.1})
+    assert report.elements_merged == 1100
+
+
+def test_methods_that_mix_values_have_no_shares(family):
+    assert merged(family, method="average").shares == {}
+
+
+def test_output_is_complete(family):
+    report = merged(family, output={"shard_size": "1KB"})
+    folder = family / "merged"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {shard.file for shard in report.shards}
+    names = {path.name for path in folder.iterdir()}
+    expected = {
+        "config.json",
+        "recipe.yaml",
+        "recipe.lock.json",
+        "merge_report.json",
+        "model.safetensors.index.json",
+    }
+    assert names == expected | {shard.file for shard in report.shards}
+    assert read_report(folder / "merge_report.json") == report
+    assert not list(family.glob("*.partial"))
+
+
+def test_files_beside_the_weights_come_from_the_named_task(family):
+    (family / "b" / "config.json").write_text('{"model_type": "b"}')
+    (family / "b" / "tokenizer.json").write_text("{}")
+    (family / "b" / "training.bin").write_bytes(b"not for others")
+    merged(family, output={"files_from": "b"})
+    assert json.loads((family / "merged" / "config.json").read_text()) == {"model_type": "b"}
+    assert (family / "merged" / "tokenizer.json").is_file()
+    assert not (family / "merged" / "training.bin").exists()
+
+
+def test_output_dtype_is_cast_once(tmp_path):
+    family = write_family(tmp_path, "abc")
+    merged(tmp_path, method="last_task", output={"dtype": "bfloat16"})
+    found = read_merged(tmp_path / "merged")
+    base, last = family["base"]["embed.weight"], family["c"]["embed.weight"]
+    assert found["embed.weight"].equal((base + (last - base)).to(torch.bfloat16))
+    assert found["position_ids"].dtype == torch.int64
+
+
+def test_rule_copies_bytes_and_leaves_out(tmp_path):
+    family = write_family(tmp_path, "abc")
+    merged(tmp_path, tensors=[{"match": "embed.*", "take": "b"}, {"match": "scale", "take": "nothing"}])
+    found = read_merged(tmp_path / "merged")
+    assert found["embed.weight"].equal(family["b"]["embed.weight"])
+    assert "scale" not in found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["base", "b"])
+def test_number_that_is_not_finite_is_refused_with_its_place(family, value, where):
+    tensors = load_file(family / where / "model.safetensors")
+    tensors["layer.0.weight"][3, 5] = value
+    save_file(tensors, family / where / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError) as caught:
+        merged(family)
+    assert f"./{where}, model.safetensors, tensor 'layer.0.weight'" in caught.value.where
+    assert f"element {3 * 8 + 5} is {value}" in caught.value.what
+    assert not (family / "merged").exists()
+
+
+def test_integers_that_differ_are_refused(family):
+    tensors = load_file(family / "b" / "model.safetensors")
+    tensors["position_ids"][3] = 99
+    save_file(tensors, family / "b" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MismatchError, match="I64 values differ"):
+        merged(family)
+    merged(family, tensors=[{"match": "position_ids", "take": "base_model"}])
+
+
+def test_output_that_holds_a_model_is_never_touched(family):
+    merged(family)
+    before = hashes(family / "merged")
+    with pytest.raises(OutputError, match="already holds a model"):
+        merged(family, seed=9)
+    assert hashes(family / "merged") == before
+
+
+def test_output_that_is_an_input_is_refused(family):
+    with pytest.raises(OutputError, match="already holds a model"):
+        merged(family, "base")
+
+
+def test_empty_output_folder_is_used(family):
+    (family / "merged").mkdir()
+    merged(family)
+    assert (family / "merged" / "model.safetensors").is_file()
+
+
+def test_source_that_changed_since_the_lock_is_refused(family):
+    recipe = load_recipe(write_recipe(family))
+    locked = lock(recipe)
+    write_checkpoint(family / "b", make_tensors(9, shapes={"other": (3,)}))
+    with pytest.raises(LockError, match=r"\./b: model\.safetensors changed"):
+        plan(recipe, locked)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 6])
+def test_interrupted_merge_goes_on_and_ends_with_the_same_bytes(family, chunk):
+    recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}, preference=PREFERENCE))
+    made = plan(recipe)
+    expected = merge(made, family / "expected").shards
+    calls = []
+
+    def interrupt(num_bytes: int) -> None:
+        calls.append(num_bytes)
+        if len(calls) == chunk:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge(made, family / "merged", progress=interrupt)
+    assert not (family / "merged").exists()
+    finished = {
+        p.name: p.stat().st_mtime_ns for p in (family / "merged.partial" / "model").glob("*.safetensors")
+    }
+    assert merge(made, family / "merged").shards == expected
+    again = {p.name: p.stat().st_mtime_ns for p in (family / "merged").glob("*.safetensors")}
+    assert finished.items() <= again.items()
+    assert not (family / "merged.partial").exists()
+
+
+def test_leftovers_of_another_merge_are_not_used(family):
+    def interrupt(num_bytes: int) -> None:
+        raise Interrupted
+
+    recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}, seed=1))
+    with pytest.raises(Interrupted):
+        merge(plan(recipe), progress=interrupt)
+    other = merged(family, seed=2, output={"shard_size": "600B"})
+    assert other.shards == merged(family, "again", seed=2, output={"shard_size": "600B"}).shards
+
+
+def test_damaged_finished_shard_is_made_again(family):
+    recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}))
+    made = plan(recipe)
+    expected = merge(made, family / "expected").shards
+    calls = []
+
+    def interrupt(num_bytes: int) -> None:
+        calls.append(num_bytes)
+        if len(calls) == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge(made, progress=interrupt)
+    damaged = min((family / "merged.partial" / "model").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert merge(made).shards == expected
+
+
+def test_two_merges_of_one_output_do_not_mix(family):
+    from hub_magmax.io.writer import PartialFolder
+
+    first = PartialFolder(family / "merged", "sha256:one")
+    first.prepare()
+    with pytest.raises(OutputError, match="another process is writing"):
+        merged(family)
+    first.release()
+    merged(family)
+
+
+def test_merge_from_memory(tmp_path, family):
+    tensors = {
+        name: read_merged(family / folder)
+        for name, folder in zip(("base_model", *"abc"), ("base", *"abc"), strict=True)
+    }
+    sources = {name: MemorySource.from_tensors(values, name) for name, values in tensors.items()}
+    made = plan(load_recipe(write_recipe(family)))
+    report = merge(made, tmp_path / "from_memory", sources=sources)
+    assert report.shards == merge(made, tmp_path / "from_files").shards
+
+
+def test_single_task_is_returned_unchanged(tmp_path):
+    family = write_family(tmp_path, "a")
+    report = merge(
+        plan(
+            load_recipe(write_recipe(tmp_path, names=("a",), method={"name": "tunable_magmax", "scaling": 1}))
+        )
+    )
+    found = read_merged(tmp_path / "merged")
+    assert report.shares == {"a": 1.0}
+    torch.testing.assert_close(found["embed.weight"], family["a"]["embed.weight"], rtol=1e-6, atol=1e-6)
+
+
+def test_report_says_what_was_done(family):
+    report = merged(family)
+    assert report.plan_digest == plan(load_recipe(family / "recipe.yaml")).digest
+    assert report.bytes_in == 4 * sum(
+        t.numel() * t.element_size() for t in read_merged(family / "base").values()
+    )
+    assert report.peak_memory_bytes > 10**7
+    assert {"python", "torch", "hub_magmax"} <= report.versions.keys()
+
+
+def test_recipe_and_lock_in_the_output_make_the_same_model(family):
+    report = merged(family)
+    from hub_magmax.lockfile import read_lock
+
+    stored = load_recipe(family / "merged" / "recipe.yaml")
+    assert isinstance(stored, Recipe)
+    (family / "again.yaml").write_text((family / "merged" / "recipe.yaml").read_text())
+    again = plan(load_recipe(family / "again.yaml"), read_lock(family / "merged" / "recipe.lock.json"))
+    assert merge(again, family / "again").shards == report.shards
