@@ -1,0 +1,335 @@
+"""Score models on each task's examples, one outcome per example.
+
+An evaluator knows how to run one kind of model; everything else (data, which models, intervals)
+is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hub_magmax.data import label_names, load_examples
+from hub_magmax.digest import digest
+from hub_magmax.errors import EvaluationError
+from hub_magmax.lockfile import Lock
+from hub_magmax.recipe import Data, Evaluation, Recipe
+from hub_magmax.references import LocalFolder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCORES_NAME = "scores.json"
+
+#: What the merged model is called among the models that are scored.
+MERGED = "merged"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """What `from_pretrained` takes: a folder or a repository id, and a commit for the latter."""
+
+    name: str
+    revision: str | None = None
+
+
+class Evaluator(Protocol):
+    """Runs one kind of model.
+
+    Attributes:
+        metric: What the mean of the outcomes is called, such as "accuracy".
+        pipeline_tag: The Hub's name for the kind of model.
+    """
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def pipeline_tag(self) -> str: ...
+
+    def load(self, place: ModelPlace) -> Any:
+        """Return the model, ready to be given to `outcomes`."""
+        ...
+
+    def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
+        """Return one number from 0 (wrong) to 1 (right) per example, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one task.
+
+    Attributes:
+        model: `base_model`, `merged`, or the name of the task whose own checkpoint it is.
+        task: Whose examples these are.
+        value: Mean outcome.
+        low, high: 95 % interval of the mean (Wilson).
+        num_examples: How many examples it is a mean of.
+    """
+
+    model: str
+    task: str
+    value: float
+    low: float
+    high: float
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that was measured.
+
+    Attributes:
+        metric: What the values are, such as "accuracy".
+        pipeline_tag: The Hub's name for the kind of model.
+        scores: Every model on every task that has examples.
+        data: By task, the data set, split and revision that were used.
+        evaluation_digest: Of the recipe's `evaluation` that asked for them.
+    """
+
+    metric: str
+    pipeline_tag: str
+    scores: tuple[Score, ...]
+    data: Mapping[str, Mapping[str, Any]] = field(hash=False)
+    evaluation_digest: str = ""
+
+    def get(self, model: str, task: str) -> Score | None:
+        return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
+
+    @property
+    def digest(self) -> str:
+        return digest(asdict(self))
+
+    def to_json(self) -> str:
+        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_scores(path: Path) -> Scores:
+    """Return the scores stored in `path`.
+
+    Raises:
+        EvaluationError: If the file is not what `to_json` writes.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("digest")
+        values["scores"] = tuple(Score(**score) for score in values["scores"])
+        return Scores(**values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError("not a file of scores", where=str(path), hint="Evaluate again.") from error
+
+
+def evaluate(
+    recipe: Recipe,
+    lock: Lock,
+    merged: Path | str,
+    *,
+    models: Mapping[str, ModelPlace] | None = None,
+    report: Report | None = None,
+) -> Scores:
+    """Score the merged model, the base model and every task's own checkpoint on every task.
+
+    Args:
+        recipe: Its `evaluation` names the data and the evaluator.
+        lock: Pins the checkpoints that are scored.
+        merged: Folder (or repository id) of the merged model.
+        models: Score these instead, by name.
+        report: Called with a line before each model.
+
+    Raises:
+        EvaluationError: If the recipe names no data, or a model or data set cannot be used.
+    """
+    spec = recipe.evaluation
+    if spec is None:
+        raise EvaluationError(
+            "the recipe has no `evaluation`, so there is nothing to measure",
+            where="recipe",
+            hint="Name an evaluator and each task's examples under `evaluation`.",
+        )
+    evaluator = get_evaluator(spec.evaluator)
+    examples = {task: load_examples(data, recipe.folder) for task, data in spec.tasks.items()}
+    places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
+    scores: list[Score] = []
+    for name, place in places.items():
+        if report:
+            report(f"scoring {name}")
+        scores += _score_model(evaluator, name, place, spec, examples)
+    data = {task: _describe(spec.tasks[task], examples[task]) for task in spec.tasks}
+    return Scores(evaluator.metric, evaluator.pipeline_tag, tuple(scores), data, spec.digest)
+
+
+def model_places(recipe: Recipe, lock: Lock) -> dict[str, ModelPlace]:
+    """Return where the base model and every task's checkpoint can be loaded from."""
+    places = {}
+    for name, source in lock.sources.items():
+        reference = recipe.reference(source.reference)
+        if isinstance(reference, LocalFolder):
+            places[name] = ModelPlace(str(reference.path))
+        else:
+            places[name] = ModelPlace(str(source.repo_id), source.commit)
+    return places
+
+
+def _score_model(
+    evaluator: Evaluator, name: str, place: ModelPlace, spec: Evaluation, examples: Mapping[str, Dataset]
+) -> list[Score]:
+    try:
+        model = evaluator.load(place)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise EvaluationError(
+            f"the model cannot be loaded for {spec.evaluator} ({reason})",
+            where=place.name,
+            hint="Check the evaluator, and that config and processor files are there.",
+        ) from error
+    scores = []
+    for task, data in spec.tasks.items():
+        outcomes = evaluator.outcomes(model, examples[task], data, spec.batch_size)
+        low, high = wilson_interval(sum(outcomes), len(outcomes))
+        scores.append(Score(name, task, sum(outcomes) / len(outcomes), low, high, len(outcomes)))
+    return scores
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share, within [0, 1]."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(successes), trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _describe(data: Data, examples: Dataset) -> dict[str, Any]:
+    named = {"dataset": data.dataset, "config": data.config, "split": data.split, "revision": data.revision}
+    return {key: value for key, value in named.items() if value is not None} | {"examples": len(examples)}
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """Images to one label each, through AutoModelForImageClassification."""
+
+    metric: str = "accuracy"
+    pipeline_tag: str = "image-classification"
+
+    def load(self, place: ModelPlace) -> Any:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        model = _from_pretrained(AutoModelForImageClassification, place)
+        return model, _from_pretrained(AutoImageProcessor, place, weights=False)
+
+    def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
+        network, processor = model
+        column = data.input_column or "image"
+
+        def encode(images: Sequence[Any]) -> Mapping[str, Any]:
+            encoded: Mapping[str, Any] = processor(images=list(images), return_tensors="pt")
+            return encoded
+
+        return _classification_outcomes(network, encode, examples, column, data.label_column, batch_size)
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Texts to one label each, through AutoModelForSequenceClassification."""
+
+    metric: str = "accuracy"
+    pipeline_tag: str = "text-classification"
+
+    def load(self, place: ModelPlace) -> Any:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        model = _from_pretrained(AutoModelForSequenceClassification, place)
+        return model, _from_pretrained(AutoTokenizer, place, weights=False)
+
+    def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
+        network, tokenizer = model
+        column = data.input_column or "text"
+
+        def encode(texts: Sequence[str]) -> Mapping[str, Any]:
+            encoded: Mapping[str, Any] = tokenizer(
+                list(texts), padding=True, truncation=True, return_tensors="pt"
+            )
+            return encoded
+
+        return _classification_outcomes(network, encode, examples, column, data.label_column, batch_size)
+
+
+_EVALUATORS: Mapping[str, Callable[[], Evaluator]] = {
+    "image-classification": ImageClassification,
+    "text-classification": TextClassification,
+}
+
+
+def get_evaluator(name: str) -> Evaluator:
+    """Return the evaluator that recipes call `name`.
+
+    Raises:
+        EvaluationError: If there is none.
+    """
+    if name not in _EVALUATORS:
+        raise EvaluationError(
+            f"there is no evaluator {name!r}",
+            where="evaluation.evaluator",
+            expected=f"one of {', '.join(_EVALUATORS)}",
+        )
+    return _EVALUATORS[name]()
+
+
+def _from_pretrained(loader: Any, place: ModelPlace, *, weights: bool = True) -> Any:
+    safely: dict[str, Any] = {"revision": place.revision, "trust_remote_code": False}
+    if not weights:
+        return loader.from_pretrained(place.name, **safely)
+    return loader.from_pretrained(place.name, use_safetensors=True, **safely).eval()
+
+
+def _classification_outcomes(
+    network: Any,
+    encode: Callable[[Sequence[Any]], Mapping[str, Any]],
+    examples: Dataset,
+    input_column: str,
+    label_column: str,
+    batch_size: int,
+) -> list[float]:
+    import torch
+
+    if input_column not in examples.column_names or label_column not in examples.column_names:
+        raise EvaluationError(
+            f"columns {input_column!r} and {label_column!r} are needed",
+            where=f"data with {', '.join(examples.column_names)}",
+            hint="Name them with input_column and label_column.",
+        )
+    to_class = _label_mapping(network.config, label_names(examples, label_column))
+    outcomes: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start : start + batch_size]
+            predicted = network(**encode(batch[input_column])).logits.argmax(-1).tolist()
+            wanted = [to_class(label) for label in batch[label_column]]
+            outcomes += [float(p == w) for p, w in zip(predicted, wanted, strict=True)]
+    return outcomes
+
+
+def _label_mapping(config: Any, names: list[str] | None) -> Callable[[int | str], int]:
+    """Return how to turn a label of the data into a class of the model: by name where both have names."""
+    classes = {str(name): int(number) for name, number in config.label2id.items()}
+    # What transformers writes where nobody named the classes: then only the numbers mean anything.
+    unnamed = names is None or all(name.startswith("LABEL_") for name in classes)
+
+    def to_class(label: int | str) -> int:
+        name = names[label] if names is not None and isinstance(label, int) else str(label)
+        if name in classes:
+            return classes[name]
+        if unnamed and isinstance(label, int) and 0 <= label < config.num_labels:
+            return label
+        raise EvaluationError(
+            f"the model has no class {name!r}",
+            where="label column",
+            expected=f"one of {', '.join(list(classes)[:20])}",
+        )
+
+    return to_class

@@ -1,0 +1,184 @@
+"""Put a finished model on the Hub in one commit, and check what arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.errors import OutputError, PublishError
+from hub_magmax.io.remote import hub_api, resolve_commit
+from hub_magmax.io.writer import sha256_of
+from hub_magmax.reports import REPORT_NAME, read_report
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push left on the Hub: `commit` is 40 hexadecimal digits, `url` shows it."""
+
+    repo_id: str
+    commit: str
+    url: str
+
+
+@contextmanager
+def _publish_errors(where: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except RepositoryNotFoundError as error:
+        raise PublishError(
+            "there is no such repository that this token may write to",
+            where=where,
+            hint="Run `hf auth login` or set HF_TOKEN to a token with write access.",
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no"
+        reason = (error.server_message or "").strip().split("\n")[0]
+        raise PublishError(
+            f"the Hub answered {status}" + (f" ({reason})" if reason else ""),
+            where=where,
+            hint="Nothing was published; run the same command again, what was uploaded is not sent twice.",
+        ) from error
+    except RuntimeError as error:  # how huggingface_hub reports an upload that failed
+        raise PublishError(
+            f"{str(error).rstrip('.')} ({type(error.__cause__ or error).__name__})",
+            where=where,
+            hint="Nothing was published; run the same command again, what was uploaded is not sent twice. "
+            "If the server does not speak Xet, set HF_HUB_DISABLE_XET=1.",
+        ) from error
+    except HFValidationError as error:
+        raise PublishError(f"not a valid repository id: {error}", where=where) from error
+    except httpx.HTTPError as error:
+        raise PublishError(
+            f"the connection failed ({type(error).__name__})",
+            where=where,
+            hint="Check the connection and HF_ENDPOINT, then run the same command again.",
+        ) from error
+
+
+def prepare_repository(repo_id: str, *, private: bool = False) -> None:
+    """Create the repository if it is not there, and check that this token may write to it.
+
+    Raises:
+        PublishError: If it may not. Called before a merge, so that it is known before, not after.
+    """
+    with _publish_errors(repo_id):
+        api = hub_api()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.auth_check(repo_id, write=True)
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Add merged model",
+) -> Published:
+    """Publish the files of `folder` as one commit, then compare every shard with the report.
+
+    Args:
+        folder: A finished output folder.
+        repo_id: `org/model`; created if it is not there.
+        private: Whether a new repository is private.
+        revision: Branch to commit to; the default branch if None.
+        create_pr: Open a pull request instead of committing to the branch.
+        commit_message: Title of the commit.
+
+    Raises:
+        OutputError: If `folder` does not hold a merged model.
+        PublishError: If the Hub refuses, or holds other bytes afterwards.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    report = read_report(folder / REPORT_NAME)
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    prepare_repository(repo_id, private=private)
+    operations: list[Any] = [CommitOperationAdd(path.name, path) for path in paths]
+    with _publish_errors(repo_id):
+        api = hub_api()
+        info = api.model_info(repo_id, revision=revision)
+        # Weights of an earlier push would be loaded beside, or instead of, the new ones.
+        stale = {file.rfilename for file in info.siblings or []} - {path.name for path in paths}
+        operations += [CommitOperationDelete(name) for name in sorted(stale) if _holds_weights(name)]
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+        )
+    _compare_with_hub(repo_id, commit.oid, {shard.file: shard.sha256 for shard in report.shards})
+    return Published(repo_id, commit.oid, commit.pr_url or commit.commit_url)
+
+
+def _holds_weights(path: str) -> bool:
+    return "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _compare_with_hub(repo_id: str, commit: str, expected: dict[str, str]) -> None:
+    with _publish_errors(repo_id):
+        found = hub_api().get_paths_info(repo_id, list(expected), revision=commit)
+    hashes = {file.path: file.lfs.sha256 if file.lfs else None for file in found if hasattr(file, "lfs")}
+    for path, sha256 in expected.items():
+        if hashes.get(path) != sha256:
+            raise PublishError(
+                f"sha256 is {hashes.get(path)}, the merge report says {sha256}",
+                where=f"{repo_id}@{commit[:7]}, {path}",
+                hint="Do not use this revision; push again.",
+            )
+
+
+def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
+    """Compare every weight file of a merged model with the sha256 in its merge report.
+
+    Args:
+        model: A folder, or a repository id.
+        revision: Of the repository; the default branch if None.
+
+    Returns:
+        The sha256 of each weight file that was compared; all of them are as recorded.
+
+    Raises:
+        OutputError: If there is no report, or a file of the folder differs or is missing.
+        PublishError: If a file on the Hub differs or is missing.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return _verify_on_hub(model, revision)
+    expected = {shard.file: shard.sha256 for shard in read_report(folder / REPORT_NAME).shards}
+    for path, sha256 in expected.items():
+        found = sha256_of(folder / path) if (folder / path).is_file() else "missing"
+        if found != sha256:
+            raise OutputError(
+                f"sha256 is {found}, the merge report says {sha256}",
+                where=str(folder / path),
+                hint="The file changed after the merge; merge again into a new folder.",
+            )
+    return expected
+
+
+def _verify_on_hub(repo_id: str, revision: str | None) -> dict[str, str]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    commit = resolve_commit(repo_id, revision)
+    with _publish_errors(repo_id):
+        try:
+            path = hf_hub_download(repo_id, REPORT_NAME, revision=commit)
+        except EntryNotFoundError as error:
+            raise PublishError(
+                f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made",
+                where=f"{repo_id}@{commit[:7]}",
+            ) from error
+    expected = {shard.file: shard.sha256 for shard in read_report(Path(path)).shards}
+    _compare_with_hub(repo_id, commit, expected)
+    return expected
