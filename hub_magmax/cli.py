@@ -1,0 +1,366 @@
+"""The command line: one verb per public function, loaded when it is called."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hub_magmax import __version__
+from hub_magmax.errors import HubMagmaxError, OutputError
+
+if TYPE_CHECKING:
+    from hub_magmax.lockfile import Lock
+    from hub_magmax.recipe import Recipe
+
+Answer = tuple[Any, str]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hub-magmax")
+def main() -> None:
+    """Merge fine-tuned checkpoints into one model, under a preference.
+
+    \b
+    Start here:
+      hub-magmax quickstart          the whole job on a small real example, in a minute or two
+      hub-magmax validate RECIPE     find everything wrong in a recipe
+      hub-magmax plan RECIPE         see what a merge will read, write and need
+      hub-magmax run RECIPE          lock, merge, evaluate, write the card, push
+
+    Exit codes: 0 success, 1 an error that says what to do, 2 wrong usage.
+    """
+
+
+def verb(function: Callable[..., Answer]) -> Any:
+    """Turn a function that returns (values for machines, text for people) into a subcommand."""
+
+    @wraps(function)
+    def call(*, as_json: bool, debug: bool, **arguments: Any) -> None:
+        try:
+            values, text = function(**arguments)
+        except HubMagmaxError as error:
+            if debug:
+                raise
+            _print_error(error, as_json)
+            sys.exit(1)
+        except BrokenPipeError:
+            sys.exit(1)
+        click.echo(json.dumps(values, indent=2, ensure_ascii=False) if as_json else text)
+
+    call = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(call)
+    call = click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs.")(call)
+    return main.command()(call)
+
+
+def _print_error(error: HubMagmaxError, as_json: bool) -> None:
+    if as_json:
+        facts = {"kind": type(error).__name__, "what": error.what, "where": error.where}
+        facts |= {"expected": error.expected, "hint": error.hint}
+        click.echo(json.dumps({"error": facts}, indent=2, ensure_ascii=False))
+    else:
+        click.echo(f"Error: {error}", err=True)
+
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+lock_option = click.option(
+    "--lock",
+    "lock_path",
+    type=click.Path(path_type=Path),
+    help="Lock to follow; by default the one beside the recipe, if it is there.",
+)
+output_option = click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder to create, instead of the recipe's."
+)
+
+
+def _read(
+    path: Path, lock_path: Path | None = None, output: Path | None = None
+) -> tuple[Recipe, Lock | None]:
+    """Return the recipe and, where there is one, the lock it goes with."""
+    from hub_magmax.lockfile import read_lock
+    from hub_magmax.locking import check_lock
+    from hub_magmax.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    if output is not None:
+        recipe = recipe.updated(output=recipe.to_dict()["output"] | {"path": str(output.absolute())})
+    beside = lock_beside(path)
+    if lock_path is None and not beside.is_file():
+        return recipe, None
+    lock = read_lock(lock_path or beside)
+    check_lock(recipe, lock, str(lock_path or beside))
+    return recipe, lock
+
+
+def lock_beside(recipe: Path) -> Path:
+    """Return where a recipe's lock lies: `recipe.yaml` goes with `recipe.lock.json`."""
+    return recipe.with_name(recipe.stem + ".lock.json")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
+    """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
+    from huggingface_hub.utils import tqdm
+
+    make_bar: Any = tqdm
+    bar = make_bar(total=total, unit="B", unit_scale=True, desc="merging", disable=None)
+    with bar:
+        yield bar.update
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _quiet(line: str) -> None:
+    pass
+
+
+@verb
+@recipe_argument
+def validate(recipe: Path) -> Answer:
+    """Check RECIPE without looking at any checkpoint."""
+    from hub_magmax.recipe import load_recipe
+
+    found = load_recipe(recipe)
+    facts = {"recipe": str(recipe), "digest": found.digest, "tasks": list(found.task_names)}
+    return facts, f"{recipe}: valid, {len(found.tasks)} tasks, {found.method.name}"
+
+
+@verb
+@recipe_argument
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the lock.")
+def lock(recipe: Path, out: Path | None) -> Answer:
+    """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
+    from hub_magmax.io.writer import write_text
+    from hub_magmax.locking import lock as make_lock
+    from hub_magmax.recipe import load_recipe
+
+    locked = make_lock(load_recipe(recipe))
+    path = out or lock_beside(recipe)
+    write_text(path, locked.to_json())
+    lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
+    return json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"])
+
+
+@verb
+@recipe_argument
+def prefer(recipe: Path) -> Answer:
+    """Show the preference that RECIPE resolves to."""
+    from dataclasses import asdict
+
+    from hub_magmax.preference import resolve_preference
+    from hub_magmax.recipe import load_recipe
+
+    found = resolve_preference(load_recipe(recipe))
+    width = max(len(name) for name in found.weights)
+    bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
+    notes = [f"{key.replace('_', ' ')}: {value}" for key, value in found.explanation.items()]
+    return asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes])
+
+
+@verb
+@recipe_argument
+@lock_option
+@output_option
+def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Show what merging RECIPE will read, write and need, from headers alone."""
+    from hub_magmax.locking import plan as make_plan
+
+    planned = make_plan(*_read(recipe, lock_path, output))
+    return planned.to_dict(), planned.explain()
+
+
+@verb
+@recipe_argument
+@lock_option
+@output_option
+def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Merge RECIPE into its output folder, without evaluating or publishing."""
+    from hub_magmax.distributed import find_processes
+    from hub_magmax.locking import lock as make_lock
+    from hub_magmax.locking import plan as make_plan
+    from hub_magmax.merging import merge as do_merge
+
+    found, locked = _read(recipe, lock_path, output)
+    processes = find_processes()
+    planned = make_plan(found, locked or processes.first_decides(lambda: make_lock(found)))
+    with _progress(planned.bytes_out if processes.is_first else 0) as progress:
+        report = do_merge(planned, progress=progress, processes=processes)
+    return json.loads(report.to_json()), _summary(found, report) if processes.is_first else ""
+
+
+def _summary(recipe: Recipe, report: Any) -> str:
+    from hub_magmax.planning import format_bytes
+
+    lines = [
+        f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "
+        f"peak memory {format_bytes(report.peak_memory_bytes)}",
+        f"wrote {recipe.output.path}",
+    ]
+    if report.shares:
+        lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))
+    return "\n".join(lines)
+
+
+@verb
+@recipe_argument
+@lock_option
+@output_option
+def run(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
+    from hub_magmax.distributed import find_processes
+    from hub_magmax.running import run as do_run
+
+    found, locked = _read(recipe, lock_path, output)
+    processes = find_processes()
+    say = _say if processes.is_first else _quiet
+    done = do_run(found, locked=locked, report=say, progress=_progress, processes=processes)
+    if not processes.is_first:
+        return {}, ""
+    values = {"output": found.output.path, "report": json.loads(done.report.to_json())}
+    text = _summary(found, done.report)
+    if done.scores is not None:
+        values["scores"] = json.loads(done.scores.to_json())
+        text = f"{scores_table(done.scores)}\n\n{text}"
+    if done.published is not None:
+        values["published"] = {"commit": done.published.commit, "url": done.published.url}
+        text += f"\npublished {done.published.url}"
+    return values, text
+
+
+def scores_table(scores: Any) -> str:
+    """Return scores as text: a row per model, a column per task."""
+    tasks = list(scores.data)
+    models = list(dict.fromkeys(score.model for score in scores.scores))
+    width = max(len(name) for name in (*models, scores.metric))
+    columns = [max(len(task), 5) for task in tasks]
+    header = "  ".join(
+        [f"{scores.metric:<{width}}", *(f"{t:>{c}}" for t, c in zip(tasks, columns, strict=True))]
+    )
+    rows = [header]
+    for model in models:
+        found = [scores.get(model, task) for task in tasks]
+        cells = [
+            f"{score.value:>{c}.3f}" if score else "-" * c for score, c in zip(found, columns, strict=True)
+        ]
+        rows.append("  ".join([f"{model:<{width}}", *cells]))
+    return "\n".join(rows)
+
+
+@verb
+@recipe_argument
+@lock_option
+@output_option
+def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
+    from hub_magmax.evaluation import SCORES_NAME
+    from hub_magmax.evaluation import evaluate as do_evaluate
+    from hub_magmax.io.writer import write_text
+
+    found, locked = _merged(recipe, lock_path, output)
+    scores = do_evaluate(found, locked, found.output_path, report=_say)
+    write_text(found.output_path / SCORES_NAME, scores.to_json())
+    return json.loads(scores.to_json()), scores_table(scores)
+
+
+@verb
+@recipe_argument
+@lock_option
+@output_option
+def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Write the card of RECIPE's merged model from what was measured."""
+    from hub_magmax.evaluation import SCORES_NAME, read_scores
+    from hub_magmax.reports import REPORT_NAME, read_report
+    from hub_magmax.running import write_card
+
+    found, locked = _merged(recipe, lock_path, output)
+    folder = found.output_path
+    scores = read_scores(folder / SCORES_NAME) if (folder / SCORES_NAME).is_file() else None
+    path = write_card(found, locked, read_report(folder / REPORT_NAME), scores, folder)
+    return {"card": str(path)}, f"wrote {path}"
+
+
+def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[Recipe, Lock]:
+    """Return the recipe and the lock that its merged model was made from."""
+    from hub_magmax.lockfile import LOCK_NAME, read_lock
+
+    found, _ = _read(recipe, lock_path, output)
+    if not (found.output_path / LOCK_NAME).is_file():
+        raise OutputError(
+            "there is no merged model yet", where=str(found.output_path), hint="Run `hub-magmax merge` first."
+        )
+    return found, read_lock(found.output_path / LOCK_NAME)
+
+
+@verb
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", help="Branch to commit to.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
+@click.option("--commit-message", default="Add merged model", show_default=True)
+def push(folder: Path, repo_id: str, **options: Any) -> Answer:
+    """Publish a merged FOLDER as REPO_ID, in one commit."""
+    from hub_magmax.publishing import push as do_push
+
+    published = do_push(folder, repo_id, **options)
+    return {"commit": published.commit, "url": published.url}, f"published {published.url}"
+
+
+@verb
+@click.argument("model")
+@click.option("--revision", help="Revision of a model on the Hub.")
+def verify(model: str, revision: str | None) -> Answer:
+    """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
+    from hub_magmax.publishing import verify as do_verify
+
+    hashes = do_verify(model, revision=revision)
+    lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
+    return hashes, "\n".join([*lines, f"{model}: {len(hashes)} file(s), all as merged"])
+
+
+@verb
+def methods() -> Answer:
+    """List the merge methods, their options and how they use the preference."""
+    from hub_magmax.methods import get_method, method_names
+
+    found = [get_method(name) for name in method_names()]
+    values = [
+        {
+            "name": method.name,
+            "summary": method.summary,
+            "scaling": method.scaling,
+            "source": method.source,
+            "uses_preference": method.uses_preference,
+            "options": {name: str(default) for name, (_, default) in method.options.items()},
+        }
+        for method in found
+    ]
+    width = max(len(method.name) for method in found)
+    return values, "\n".join(f"{method.name:<{width}}  {method.summary}" for method in found)
+
+
+@verb
+def schema() -> Answer:
+    """Print the JSON schema of recipes, for editors."""
+    from hub_magmax.recipe import json_schema
+
+    found = json_schema()
+    return found, json.dumps(found, indent=2)
+
+
+@verb
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("quickstart"))
+def quickstart(folder: Path) -> Answer:
+    """Make five small checkpoints in FOLDER, merge them, and show what the preference does."""
+    from hub_magmax.quickstart import quickstart as do_quickstart
+
+    return do_quickstart(folder, report=_say)

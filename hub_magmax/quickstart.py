@@ -1,0 +1,118 @@
+"""The whole job on a small real example: checkpoints, recipe, merge, scores, card, and a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hub_magmax.digits import make_family
+from hub_magmax.evaluation import MERGED, ModelPlace, Scores, evaluate
+from hub_magmax.io.writer import write_text
+from hub_magmax.lockfile import Lock
+from hub_magmax.locking import lock, plan
+from hub_magmax.merging import merge
+from hub_magmax.recipe import Recipe, load_recipe
+from hub_magmax.running import run
+
+Report = Callable[[str], None]
+
+
+def quickstart(folder: Path, *, report: Report = lambda line: None) -> tuple[dict[str, Any], str]:
+    """Make the digits benchmark in `folder`, merge it, and compare methods and preferences.
+
+    Args:
+        folder: Created if it is not there; what an earlier run finished is used again.
+        report: Called with a line of text at each step.
+
+    Returns:
+        The accuracies by row and task, and the same as text for people.
+    """
+    family = make_family(folder, report=report)
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        write_text(path, shipped_recipe())
+    recipe = load_recipe(path)
+    locked = lock(recipe)
+    done = run(recipe, locked=locked, report=report)
+    assert done.scores is not None
+    rows = _rows(recipe, done.scores) | _variants(recipe, locked, report)
+    values = {"recipe": str(path), "merged": str(done.output), "accuracy": rows}
+    return values, _text(rows, recipe, path, done.output, family.folder)
+
+
+def shipped_recipe() -> str:
+    """Return the text of the recipe that the quickstart runs."""
+    packaged = files("hub_magmax") / "_recipes" / "quickstart.yaml"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    # An editable install has the repository's own folder instead.
+    return (Path(__file__).parents[1] / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+
+
+def _rows(recipe: Recipe, scores: Scores) -> dict[str, dict[str, float]]:
+    """Return the accuracies that the run measured, by row and task."""
+    tasks = recipe.task_names
+    found = {(score.model, score.task): score.value for score in scores.scores}
+    return {
+        "base model": {task: found["base_model", task] for task in tasks},
+        f"last checkpoint ({tasks[-1]})": {task: found[tasks[-1], task] for task in tasks},
+        "each task's own checkpoint": {task: found[task, task] for task in tasks},
+        _title(recipe): {task: found[MERGED, task] for task in tasks},
+    }
+
+
+def _title(recipe: Recipe) -> str:
+    weights = recipe.preference.weights if recipe.preference else None
+    shown = (
+        "/".join(f"{weights.get(task, 0):g}" for task in recipe.task_names) if weights else "its preference"
+    )
+    return f"{recipe.method.name} {shown}"
+
+
+def _variants(recipe: Recipe, locked: Lock, report: Report) -> dict[str, dict[str, float]]:
+    """Merge and score the methods to compare with, in a folder that is deleted afterwards."""
+    weights = locked.preference.weights
+    mirrored = dict(zip(weights, reversed(list(weights.values())), strict=True))
+    uniform: Mapping[str, Any] = {"geometric": {"ratio": 1.0}}
+    recipes = {
+        "average": recipe.updated(method="average", preference=uniform),
+        "magmax": recipe.updated(method="magmax", preference=uniform),
+        "mirrored": recipe.updated(preference={"weights": mirrored}),
+    }
+    with TemporaryDirectory(prefix="hub_magmax_") as folder:
+        places = {}
+        for name, variant in recipes.items():
+            report(f"merging {name} to compare with")
+            output = Path(folder) / name
+            merge(plan(variant, lock(variant)), output)
+            places[name] = ModelPlace(str(output))
+        scores = evaluate(recipe, locked, "", models=places, report=report)
+    titles = {"average": "average", "magmax": "magmax", "mirrored": _title(recipes["mirrored"])}
+    return {
+        title: {score.task: score.value for score in scores.scores if score.model == name}
+        for name, title in titles.items()
+    }
+
+
+def _text(
+    rows: Mapping[str, Mapping[str, float]], recipe: Recipe, path: Path, output: Path, folder: Path
+) -> str:
+    width = max(len(title) for title in rows)
+    columns = {task: max(len(task), 5) for task in recipe.task_names}
+    lines = ["  ".join([f"{'accuracy on':<{width}}", *(f"{task:>{c}}" for task, c in columns.items())])]
+    for title, values in rows.items():
+        lines.append("  ".join([f"{title:<{width}}", *(f"{values[t]:>{c}.3f}" for t, c in columns.items())]))
+    return "\n".join(
+        [
+            "",
+            *lines,
+            "",
+            f"The merged model   {output}",
+            f"Its card           {output / 'README.md'}",
+            f"Its picture        {output / 'tradeoff.png'}",
+            f"To merge your own models, edit {path} and run: hub-magmax run {path}",
+        ]
+    )

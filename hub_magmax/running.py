@@ -1,0 +1,116 @@
+"""The whole recipe: lock, plan, merge, evaluate, card, push."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hub_magmax.cards import render_card
+from hub_magmax.distributed import Processes, find_processes
+from hub_magmax.errors import EvaluationError, OutputError
+from hub_magmax.evaluation import SCORES_NAME, Scores, evaluate, read_scores
+from hub_magmax.io.writer import write_text
+from hub_magmax.lockfile import Lock
+from hub_magmax.locking import lock, plan
+from hub_magmax.planning import Plan
+from hub_magmax.publishing import Published, prepare_repository, push
+from hub_magmax.recipe import Recipe
+from hub_magmax.reports import REPORT_NAME, MergeReport, read_report
+
+CARD_NAME = "README.md"
+PICTURE_NAME = "tradeoff.png"
+
+ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What running a recipe left behind."""
+
+    plan: Plan
+    report: MergeReport
+    output: Path
+    scores: Scores | None = None
+    published: Published | None = None
+
+
+def run(
+    recipe: Recipe,
+    *,
+    locked: Lock | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    progress: ProgressBar = lambda total: nullcontext(),
+    processes: Processes | None = None,
+) -> Run:
+    """Carry out a recipe from its sources to the published model.
+
+    Called again after an interruption it goes on where it stopped; what is finished is not
+    done again. Under `accelerate launch` all processes merge, and the first one does the rest.
+
+    Args:
+        recipe: What to do.
+        locked: Its lock; made now where it is not given.
+        report: Called with a line of text at each step.
+        progress: Called with the bytes to write; opens what is called with the bytes of each chunk.
+        processes: Which of how many processes this is; found from the launcher by default.
+    """
+    processes = processes or find_processes()
+    locked = locked or processes.first_decides(lambda: lock(recipe))
+    planned = plan(recipe, locked)
+    if processes.is_first and recipe.output.push_to_hub:
+        prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
+    output = recipe.output_path
+    merged = processes.first_decides(lambda: _finished(output, planned))
+    if merged is None:
+        from hub_magmax.merging import merge
+
+        report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
+        with progress(planned.bytes_out) as advance:
+            merged = merge(planned, output, progress=advance, processes=processes)
+    else:
+        report(f"{recipe.output.path} is already merged")
+    if not processes.is_first:
+        return Run(planned, merged, output)
+    scores = _scores(recipe, locked, output, report) if recipe.evaluation else None
+    write_card(recipe, locked, merged, scores, output)
+    published = None
+    if recipe.output.push_to_hub:
+        report(f"pushing to {recipe.output.push_to_hub}")
+        published = push(output, recipe.output.push_to_hub, private=recipe.output.private)
+    return Run(planned, merged, output, scores, published)
+
+
+def _finished(output: Path, planned: Plan) -> MergeReport | None:
+    """Return the report of this very plan if its output is complete already."""
+    with suppress(OutputError):
+        found = read_report(output / REPORT_NAME)
+        if found.plan_digest == planned.digest:
+            return found
+    return None
+
+
+def _scores(recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None]) -> Scores:
+    path = output / SCORES_NAME
+    with suppress(EvaluationError):
+        stored = read_scores(path)
+        if recipe.evaluation and stored.evaluation_digest == recipe.evaluation.digest:
+            return stored
+    scores = evaluate(recipe, locked, output, report=report)
+    write_text(path, scores.to_json())
+    return scores
+
+
+def write_card(
+    recipe: Recipe, locked: Lock, merged: MergeReport, scores: Scores | None, output: Path
+) -> Path:
+    """Write the card, with its picture where there are scores, into the output folder."""
+    picture = None
+    if scores is not None:
+        from hub_magmax.figures import draw_tradeoff
+
+        draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
+        picture = PICTURE_NAME
+    write_text(output / CARD_NAME, render_card(recipe, locked, merged, scores, picture=picture))
+    return output / CARD_NAME

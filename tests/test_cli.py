@@ -1,0 +1,264 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from hub_magmax.cli import main
+from tests.families import read_merged, write_checkpoint, write_recipe
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def damage_header(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[8:12] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(content))
+
+
+def lose_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    write_checkpoint(folder, tensors, num_shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def hold_a_model(folder: Path) -> None:
+    write_checkpoint(folder, {"w": torch.ones(2)})
+
+
+#: What is wrong, how it comes about, changes to the recipe, and what the message must say.
+BAD_INPUTS: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], str]] = {
+    "unknown key": (None, {"outptu": {}}, "unknown key 'outptu'; did you mean 'output'?"),
+    "unknown task in the preference": (
+        None,
+        {"preference": {"weights": {"a": 0.5, "x": 0.5}}},
+        "there is no task 'x'; the tasks are a, b, c",
+    ),
+    "weights that do not sum to one": (
+        None,
+        {"preference": {"weights": {"a": 0.5, "b": 0.2}}},
+        "the weights sum to 0.7, expected 1",
+    ),
+    "missing file": (
+        lambda folder: (folder / "b" / "model.safetensors").unlink(),
+        {},
+        "./b: no safetensors file",
+    ),
+    "truncated shard": (
+        lambda folder: truncate(folder / "b" / "model.safetensors"),
+        {},
+        "./b, model.safetensors: the file is truncated",
+    ),
+    "corrupt header": (
+        lambda folder: damage_header(folder / "b" / "model.safetensors"),
+        {},
+        "./b, model.safetensors: not readable as JSON",
+    ),
+    "index naming a missing shard": (
+        lambda folder: lose_shard(folder / "b"),
+        {},
+        "'model-00002-of-00002.safetensors', which is not there",
+    ),
+    "shape mismatch": (
+        lambda folder: change_tensors(folder / "b", lambda t: t.update(scale=torch.ones(3))),
+        {},
+        "./b, tensor 'scale': shape [3]. Expected [] as in ./base",
+    ),
+    "dtype that cannot be merged": (
+        lambda folder: change_tensors(
+            folder / "b", lambda t: t.update(scale=torch.tensor(1, dtype=torch.int8))
+        ),
+        {},
+        "./b, tensor 'scale': dtype I8 cannot be merged with F32 of ./base",
+    ),
+    "missing tensor": (
+        lambda folder: change_tensors(folder / "b", lambda t: t.pop("scale")),
+        {},
+        "./b: lacks tensor 'scale' of the base model",
+    ),
+    "NaN in a checkpoint": (
+        lambda folder: change_tensors(
+            folder / "b", lambda t: t["embed.weight"].view(-1)[17:18].fill_(torch.nan)
+        ),
+        {},
+        "tensor 'embed.weight', byte",
+    ),
+    "output folder that already holds a model": (
+        lambda folder: hold_a_model(folder / "merged"),
+        {},
+        "merged: the output folder already holds a model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_paragraph_exit_one_and_no_output(family, case):
+    break_it, changes, message = BAD_INPUTS[case]
+    if break_it is not None:
+        break_it(family)
+    recipe = write_recipe(family, **changes)
+    there_before = {path for path in family.rglob("*")}
+    code, out, err = call("run", recipe)
+    assert code == 1
+    assert out == ""
+    assert message in err
+    paragraph = [line for line in err.strip().split("\n") if not line.startswith("merging ")]
+    assert len(paragraph) == 1
+    assert paragraph[0].startswith("Error: ")
+    assert "Traceback" not in err
+    left = {p.name for p in set(family.rglob("*")) - there_before if "merged.partial" not in str(p)}
+    assert left == set()
+
+
+@pytest.mark.parametrize("case", ["unknown key", "shape mismatch"])
+def test_bad_input_for_machines_is_one_json_value(family, case):
+    break_it, changes, _ = BAD_INPUTS[case]
+    if break_it is not None:
+        break_it(family)
+    code, out, _ = call("plan", write_recipe(family, **changes), "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["what"]
+
+
+def test_run_merges_and_writes_the_card(family):
+    code, out, _ = call("run", write_recipe(family))
+    assert code == 0
+    assert "wrote merged" in out
+    assert (family / "merged" / "README.md").read_text().startswith("---\n")
+
+
+def test_run_again_goes_on_from_what_is_there(family):
+    recipe = write_recipe(family)
+    call("run", recipe)
+    (family / "merged" / "README.md").unlink()
+    code, _, err = call("run", recipe)
+    assert code == 0
+    assert "already merged" in err
+    assert (family / "merged" / "README.md").is_file()
+
+
+def test_verbs_that_read_answer_in_json(family):
+    recipe = write_recipe(family, preference={"geometric": {"ratio": 2}})
+    for verb in ("validate", "lock", "prefer", "plan", "merge"):
+        code, out, _ = call(verb, recipe, "--json")
+        assert code == 0, verb
+        assert json.loads(out), verb
+    for words in (("verify", family / "merged"), ("methods",), ("schema",), ("card", recipe)):
+        code, out, _ = call(*words, "--json")
+        assert code == 0, words
+        assert json.loads(out), words
+
+
+def test_lock_beside_the_recipe_is_followed(family):
+    recipe = write_recipe(family, preference={"weights": {"a": 1}})
+    call("lock", recipe)
+    locked = json.loads((family / "recipe.lock.json").read_text())
+    assert locked["preference"]["weights"] == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert call("merge", recipe)[0] == 0
+    write_recipe(family, preference={"weights": {"b": 1}})
+    code, _, err = call("merge", recipe, "--output", family / "other")
+    assert code == 1
+    assert "the recipe changed since this lock was written: preference" in err
+
+
+def test_output_option_decides_where_it_goes(family):
+    code, _, _ = call("merge", write_recipe(family), "--output", family / "elsewhere")
+    assert code == 0
+    assert read_merged(family / "elsewhere")
+    assert not (family / "merged").exists()
+
+
+def test_verify_finds_a_changed_byte(family):
+    call("merge", write_recipe(family))
+    path = family / "merged" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    code, _, err = call("verify", family / "merged")
+    assert code == 1
+    assert "the merge report says" in err
+
+
+def test_verify_of_a_folder_that_no_merge_made_is_refused(family):
+    code, _, err = call("verify", family / "base")
+    assert code == 1
+    assert "no merge_report.json" in err
+
+
+def test_card_before_the_merge_says_what_to_do(family):
+    code, _, err = call("card", write_recipe(family))
+    assert code == 1
+    assert "Run `hub-magmax merge` first." in err
+
+
+def test_wrong_usage_exits_two():
+    assert call("merge")[0] == 2
+    assert call("no-such-verb")[0] == 2
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(Exception, match="cannot be read"):
+        call("validate", tmp_path / "none.yaml", "--debug")
+
+
+def test_help_lists_every_verb():
+    _, out, _ = call("--help")
+    verbs = re.findall(r"^  ([a-z]+) ", out.split("Commands:")[1], flags=re.MULTILINE)
+    assert verbs == sorted(main.commands)
+
+
+def test_help_and_import_load_nothing_heavy():
+    code = (
+        "import sys, hub_magmax, hub_magmax.cli\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'datasets', 'pydantic', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("verb", ["validate", "lock", "plan"])
+def test_what_answers_from_headers_does_not_load_torch(family, verb):
+    recipe = write_recipe(family)
+    code = (
+        f"import sys; sys.argv = ['hub-magmax', {verb!r}, {str(recipe)!r}]\n"
+        "from hub_magmax.cli import main\n"
+        "main(standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_answers_in_a_real_process():
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "hub_magmax", "--help"], check=True, capture_output=True, text=True
+    )
+    assert "Start here" in done.stdout
+    assert time.perf_counter() - started < 10  # a hang, not a benchmark: benchmarks/ measures the half second
+
+
+def test_nothing_written_names_a_folder_of_this_machine(family):
+    call("run", write_recipe(family))
+    for path in (family / "merged").iterdir():
+        assert str(family).encode() not in path.read_bytes(), path.name
