@@ -1,0 +1,173 @@
+"""Who may do what: tokens, private and gated repositories, signed URLs of the storage host."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from hub_magmax.testing.objects import Commit, Kind, Repo, RepoId
+from hub_magmax.testing.store import Store
+from hub_magmax.testing.wire import RefusalError, Request, Response
+
+ADMIN = "me"
+"""The user whose token writes everywhere."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Makes URLs of the storage host that need no token, and tells whether one may be used.
+
+    Attributes:
+        base: Where the storage host answers; not the Hub's own host, so that clients send it no token.
+    """
+
+    base: str
+    secret: bytes
+    clock: Callable[[], float]
+    lifetime_seconds: float | int
+
+    def url(self, method: str, path: str, parameters: Mapping[str, str]) -> str:
+        """Sign a URL for one method, path (not encoded) and set of parameters."""
+        signed = {**parameters, "expires": str(int(self.clock() + self.lifetime_seconds))}
+        query = urlencode({**signed, "signature": self._signature(method, path, signed)})
+        return f"{self.base}{quote(path)}?{query}"
+
+    def check(self, request: Request) -> None:
+        """Raise `StorageRefusalError` unless the request is what was signed, and still in time."""
+        signed = {name: values[-1] for name, values in request.query.items()}
+        signature = signed.pop("signature", "")
+        if "authorization" in request.headers:
+            raise StorageRefusalError(400, "InvalidArgument", "Only one auth mechanism allowed")
+        method = "GET" if request.method == "HEAD" else request.method
+        if not hmac.compare_digest(signature, self._signature(method, request.path, signed)):
+            raise StorageRefusalError(
+                403, "SignatureDoesNotMatch", "The signature does not match the request"
+            )
+        if self.clock() >= int(signed["expires"]):
+            raise StorageRefusalError(403, "AccessDenied", "Request has expired")
+
+    def _signature(self, method: str, path: str, parameters: Mapping[str, str]) -> str:
+        text = "\n".join([method, path, *(f"{name}={value}" for name, value in sorted(parameters.items()))])
+        return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+class StorageRefusalError(RefusalError):
+    """The storage host says no, in XML as such hosts do."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, message)
+        self.storage_code = code
+
+    def response(self) -> Response:
+        fields = f"<Code>{self.storage_code}</Code><Message>{self.what}</Message>"
+        text = f"<?xml version='1.0'?><Error>{fields}</Error>"
+        return Response(self.status, {"Content-Type": "application/xml"}, text.encode())
+
+
+@dataclass(frozen=True)
+class Core:
+    """What every request needs."""
+
+    store: Store
+    signer: Signer
+    users: Mapping[str, str]
+    """From tokens to names; grows when a user is added."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, matched to an endpoint; `arguments` are the parts of its path, not encoded."""
+
+    core: Core
+    request: Request
+    arguments: Mapping[str, str]
+
+    @property
+    def user(self) -> str:
+        """Who asks; empty for nobody.
+
+        Raises:
+            RefusalError: 401, if the token is not one of ours.
+        """
+        token = self.request.bearer
+        if token and token not in self.core.users:
+            raise RefusalError(401, "Invalid credentials in Authorization header")
+        return self.core.users[token] if token else ""
+
+    def require_user(self) -> str:
+        """Give who asks.
+
+        Raises:
+            RefusalError: 401, if nobody does.
+        """
+        if not self.user:
+            raise RefusalError(401, "Invalid username or password.")
+        return self.user
+
+    @property
+    def repo_id(self) -> RepoId:
+        kinds: dict[str, Kind] = {"datasets": "dataset", "spaces": "space"}
+        return RepoId(kinds.get(self.arguments["kind"].rstrip("/"), "model"), self.arguments["name"])
+
+    @property
+    def page(self) -> str:
+        """Address of the repository's page, on the host that the client used."""
+        return f"http://{self.request.host}/{self.repo_id.web_path}"
+
+    def owns(self, namespace: str) -> bool:
+        """Say whether the user may write in a namespace."""
+        return bool(self.user) and self.user in (ADMIN, namespace)
+
+    def visible(self) -> Repo:
+        """Give the repository, for its metadata.
+
+        Raises:
+            RefusalError: As the Hub does for repositories that are missing or private: 401 or 404.
+        """
+        repo = self.core.store.find(self.repo_id)
+        if repo is None or (repo.private and not self.owns(repo.id.namespace)):
+            status = 404 if self.user else 401
+            raise RefusalError(status, "Repository not found", code="RepoNotFound")
+        return repo
+
+    def readable(self) -> Repo:
+        """Give the repository, for its files.
+
+        Raises:
+            RefusalError: Also 401 or 403 for gated repositories.
+        """
+        repo = self.visible()
+        if repo.gated and not self.owns(repo.id.namespace):
+            restricted = f"Access to {repo.id.kind} {repo.id.name} is restricted"
+            if not self.user:
+                raise RefusalError(401, f"{restricted}. Please log in.", code="GatedRepo")
+            raise RefusalError(403, f"{restricted} and you are not in the authorized list.", code="GatedRepo")
+        return repo
+
+    def writable(self) -> Repo:
+        """Give the repository, for changes.
+
+        Raises:
+            RefusalError: Also 401 for nobody and 403 for users of another namespace.
+        """
+        repo = self.visible()
+        self.require_user()
+        if not self.owns(repo.id.namespace):
+            raise RefusalError(
+                403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"
+            )
+        return repo
+
+    def proposable(self) -> Repo:
+        """Give the repository for a change that may be a pull request, which any user may open."""
+        if not self.request.flag("create_pr"):
+            return self.writable()
+        self.require_user()
+        return self.readable()
+
+    def commit(self, repo: Repo) -> Commit:
+        """Give the commit that the path names; main when it names none."""
+        return self.core.store.resolve(repo, self.arguments.get("revision") or "main")
