@@ -1,0 +1,382 @@
+"""The model card: facts that were measured, turned into text.
+
+Everything a card says comes from the recipe, its lock, the report of the merge and the scores;
+what was not measured is shown as such. Text that other people wrote is shown as code (see
+`markdown`), and nothing that belongs to one machine alone appears.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from hub_magmax import methods
+from hub_magmax.evaluation import MERGED, Score, Scores
+from hub_magmax.licensing import License, combined_license
+from hub_magmax.lockfile import Lock, LockedSource
+from hub_magmax.markdown import (
+    Markdown,
+    code,
+    fenced,
+    is_invisible,
+    one_line,
+    publishable,
+    publishable_values,
+    visible_json,
+)
+from hub_magmax.planning import format_bytes
+from hub_magmax.recipe import Recipe
+from hub_magmax.reports import MergeReport
+from hub_magmax.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
+
+TEMPLATE_NAME = "model_card.md.jinja"
+
+#: Where the template is: inside an installed package, or beside it in the repository.
+_TEMPLATE_FOLDERS = (Path(__file__).parent / "_cards", Path(__file__).parent.parent / "cards")
+
+#: By the Hub's name for a kind of model: the class that loads it and the class of its inputs.
+_LOADERS = {
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
+    "text-generation": ("AutoModelForCausalLM", "AutoTokenizer"),
+    "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification", "AutoProcessor"),
+}
+
+#: By arXiv number: key, first author, year and title.
+_PAPERS = {
+    "2203.05482": (
+        "modelsoups",
+        "Wortsman, Mitchell",
+        2022,
+        "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing "
+        "inference time",
+    ),
+    "2212.04089": ("taskarithmetic", "Ilharco, Gabriel", 2022, "Editing Models with Task Arithmetic"),
+    "2306.01708": (
+        "tiesmerging",
+        "Yadav, Prateek",
+        2023,
+        "{TIES}-Merging: Resolving Interference When Merging Models",
+    ),
+    "2407.06322": (
+        "magmax",
+        "Marczak, Daniel",
+        2024,
+        "{MagMax}: Leveraging Model Merging for Seamless Continual Learning",
+    ),
+    "2605.20803": (
+        "tunablemagmax",
+        "Hiroshima, Kei",
+        2026,
+        "Tunable {MAGMAX}: Preference-Aware Model Merging for Continual Learning",
+    ),
+}
+
+#: Tasks named in the first sentence; the table names all of them.
+_MAX_NAMED = 6
+
+
+def render_card(
+    recipe: Recipe,
+    lock: Lock,
+    report: MergeReport,
+    scores: Scores | None = None,
+    *,
+    picture: str | None = None,
+) -> str:
+    """Return the whole README.md of a merged model.
+
+    Args:
+        recipe: What was asked for.
+        lock: What it stood for.
+        report: What the merge did.
+        scores: What was measured; None says that nothing was.
+        picture: Name of a picture beside the card, as `figures.draw_tradeoff` writes it.
+
+    Raises:
+        RecipeError: If the locked method is not installed here.
+    """
+    method = methods.get_method(lock.method["name"])
+    license_ = combined_license(
+        [source.license and publishable(source.license) for source in lock.sources.values()],
+        recipe.output.license and publishable(recipe.output.license),
+    )
+    lock_values = json.loads(lock.to_json())
+    rows = task_tradeoffs(scores, {task: lock.preference.weights[task] for task in lock.tasks})
+    facts = {
+        "front_matter": Markdown(_front_matter(recipe, lock, scores, license_)),
+        "title": _model_name(recipe),
+        "headline": _headline(lock, rows, scores, ignored=not method.uses_preference),
+        "picture": Markdown(quote(Path(picture).name)) if picture else None,
+        "rows": rows,
+        "weighted": _weighted(rows, scores),
+        "unmeasured": {row.task: Markdown(_unmeasured(row)) for row in rows if _unmeasured(row)},
+        "lock": lock,
+        "report": report,
+        "scores": scores,
+        "recipe": recipe,
+        "method": method,
+        "summary": Markdown(method.summary) if method.name in methods.registry.BUILT_IN else method.summary,
+        "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
+        "license": license_,
+        "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),
+        "paper": _arxiv_number(method.source),
+        "bibtex": _bibtex(_arxiv_number(method.source)),
+        "loading": _loading(recipe, scores),
+        "recipe_text": _recipe_text(recipe),
+        "lock_text": visible_json(publishable_values(lock_values)),
+    }
+    text: str = _environment().get_template(TEMPLATE_NAME).render(facts)
+    return text.rstrip() + "\n"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Not HTML: in place of autoescaping, `_shown` makes every value inert that is not `Markdown`.
+    environment = Environment(  # noqa: S701
+        loader=FileSystemLoader(_TEMPLATE_FOLDERS),
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes": lambda count: Markdown(format_bytes(count)),
+        "count": lambda number: Markdown(f"{number:,}"),
+        "fenced": fenced,
+        "markdown": Markdown,
+        "number": _number,
+        "pairs": _pairs,
+        "percent": lambda value: Markdown(f"{100 * value:.1f}"),
+        "points": _points,
+        "score": _score,
+        "source": _source,
+    }
+    return environment
+
+
+def _shown(value: Any) -> str:
+    """Return what the template writes for `value`: foreign text as code, a missing value as a dash."""
+    if isinstance(value, Markdown):
+        return value
+    if value is None:
+        return "—"
+    return str(value) if isinstance(value, int) else code(str(value))
+
+
+def _number(value: float | None) -> Markdown | None:
+    return None if value is None else Markdown(f"{value:.4g}")
+
+
+def _pairs(values: Mapping[str, Any]) -> Markdown:
+    """Return "name value, name value": counts with separators, everything else as `_shown` has it."""
+    shown = ((name, f"{v:,}" if type(v) is int else _shown(v)) for name, v in values.items())
+    return Markdown(", ".join(f"{code(name)} {value}" for name, value in shown))
+
+
+def _points(difference: float | None) -> Markdown | None:
+    """Return a difference of two shares in percentage points, with its sign."""
+    if difference is None:
+        return None
+    return Markdown(f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}"))
+
+
+def _score(score: Score | None) -> Markdown | None:
+    """Return a score and its interval in per cent."""
+    if score is None:
+        return None
+    return Markdown(f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]")
+
+
+def _source(source: LockedSource) -> Markdown:
+    """Return a source's commit, linked where it is on the Hub."""
+    from huggingface_hub import constants
+
+    if not source.commit:
+        return Markdown("—")
+    if not _hub_id(source) or not re.fullmatch(r"[0-9a-f]{40}", source.commit):
+        return code(source.commit)
+    link = f"{constants.ENDPOINT}/{source.repo_id}/tree/{source.commit}"
+    return Markdown(f"[`{source.commit[:12]}`]({link})")
+
+
+def _headline(lock: Lock, rows: Sequence[Tradeoff], scores: Scores | None, *, ignored: bool) -> Markdown:
+    """Return what was merged, for which preference, and what it cost, as one sentence."""
+    checkpoints = f"{len(rows)} checkpoints" if len(rows) > 1 else "One checkpoint"
+    asked = _asked(rows) + (", which the method ignores" if ignored else "")
+    cost = _cost(rows, scores.metric) if scores else "what it cost was not evaluated"
+    base = code(lock.base_model.label)
+    return Markdown(
+        f"{checkpoints} fine-tuned from {base}, merged by {code(lock.method['name'])} for {asked}; {cost}."
+    )
+
+
+def _asked(rows: Sequence[Tradeoff]) -> str:
+    if len({row.preference for row in rows}) == 1 and len(rows) > 1:
+        return f"the same preference for each of {_and([code(row.task) for row in rows])}"
+    first = sorted(rows, key=lambda row: -row.preference) if len(rows) > _MAX_NAMED else rows
+    return f"the preference {_and([f'{code(row.task)} {row.preference:.4g}' for row in first])}"
+
+
+def _and(items: Sequence[str]) -> str:
+    named, rest = items[:_MAX_NAMED], len(items) - _MAX_NAMED
+    if rest > 0:
+        return f"{', '.join(named)} and {rest} more"
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+
+
+def _cost(rows: Sequence[Tradeoff], metric: str) -> str:
+    for attribute, reference in (("to_own", "each task's own checkpoint"), ("to_base", "the base model")):
+        changes = [(row, getattr(row, attribute)) for row in rows if getattr(row, attribute) is not None]
+        if changes:
+            return _change(changes, f"compared with {reference}", metric)
+    values = [row.merged.value for row in rows if row.merged]
+    if not values:
+        return "the merged model was not evaluated"
+    return f"{code(metric)} over {_tasks(len(values))} {100 * sum(values) / len(values):.1f} % on average"
+
+
+def _change(changes: Sequence[tuple[Tradeoff, float]], compared: str, metric: str) -> str:
+    mean = sum(change for _, change in changes) / len(changes)
+    row, most = max(changes, key=lambda pair: abs(pair[1]))
+    assert row.merged is not None
+    before, after = 100 * (row.merged.value - most), 100 * row.merged.value
+    return (
+        f"{compared}, {code(metric)} changes by {_points(mean)} points on average over "
+        f"{_tasks(len(changes))}, most on {code(row.task)} ({before:.1f} % → {after:.1f} %)"
+    )
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _weighted(rows: Sequence[Tradeoff], scores: Scores | None) -> dict[Markdown, float]:
+    """Return means weighted by the preference, by model; empty if the merged model lacks one that counts."""
+    weights = [row.preference for row in rows]
+    means = {
+        "merged": weighted_mean([row.merged for row in rows], weights),
+        "base model": weighted_mean([row.base for row in rows], weights),
+        "each task by its own checkpoint": weighted_mean([row.own for row in rows], weights),
+    }
+    if scores is None or means["merged"] is None:
+        return {}
+    if best := best_single(scores, {row.task: row.preference for row in rows}):
+        means[f"best single checkpoint, {code(best[0])}"] = best[1]
+    return {Markdown(name): mean for name, mean in means.items() if mean is not None}
+
+
+def _unmeasured(row: Tradeoff) -> str:
+    """Return what was not scored on a task, in words; empty if nothing is missing."""
+    models = {"the base model": row.base, "its own checkpoint": row.own, "the merged model": row.merged}
+    absent = [name for name, score in models.items() if score is None]
+    return "nothing was scored" if len(absent) == len(models) else ", ".join(absent)
+
+
+def _model_name(recipe: Recipe) -> str:
+    return _repo_id(recipe.output.push_to_hub) or one_line(Path(recipe.output.path).name) or "merged"
+
+
+def _repo_id(text: str | None) -> str | None:
+    """Return `text` if it can be a repository on the Hub, else None."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text or "")
+    except HFValidationError:
+        return None
+    return text
+
+
+def _hub_id(source: LockedSource) -> str | None:
+    return _repo_id(source.repo_id) if source.kind == "hub" else None
+
+
+def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: License) -> str:
+    from huggingface_hub import ModelCardData, constants
+
+    base_models = list(dict.fromkeys(filter(None, map(_hub_id, lock.sources.values()))))
+    repo_id = _repo_id(recipe.output.push_to_hub)
+    results = _eval_results(scores) if scores else []
+    pipeline_tag = scores.pipeline_tag if scores else ""
+    return ModelCardData(
+        base_model=base_models or None,
+        base_model_relation="merge" if base_models else None,
+        library_name="transformers",
+        pipeline_tag=pipeline_tag if re.fullmatch(r"[a-z0-9-]{1,64}", pipeline_tag) else None,
+        license=license_.id,
+        license_name=license_.name,
+        license_link=f"{constants.ENDPOINT}/{repo_id}#licence" if license_.name and repo_id else None,
+        tags=["merge", "hub_magmax", one_line(lock.method["name"])],
+        eval_results=results or None,
+        model_name=_model_name(recipe) if results else None,
+    ).to_yaml()
+
+
+def _eval_results(scores: Scores) -> list[Any]:
+    """Return the merged model's scores, each tied to the data it was measured on."""
+    from huggingface_hub import EvalResult
+
+    def described(task: str, key: str) -> str | None:
+        value = scores.data.get(task, {}).get(key)
+        return None if value is None else one_line(str(value))
+
+    return [
+        EvalResult(
+            task_type=one_line(scores.pipeline_tag),
+            dataset_type=described(score.task, "dataset") or "unknown",
+            dataset_name=described(score.task, "dataset") or "unknown",
+            dataset_config=described(score.task, "config"),
+            dataset_split=described(score.task, "split"),
+            dataset_revision=described(score.task, "revision"),
+            metric_type=one_line(scores.metric),
+            # Tasks can share a data set and a split: only this name tells their results apart.
+            metric_name=f"{one_line(scores.metric)} on {score.task}",
+            metric_value=score.value,
+        )
+        for score in scores.scores
+        if score.model == MERGED
+    ]
+
+
+def _arxiv_number(source: str) -> Markdown | None:
+    match = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", source)
+    return Markdown(match[1]) if match else None
+
+
+def _bibtex(paper: str | None) -> str | None:
+    if paper not in _PAPERS:
+        return None
+    key, author, year, title = _PAPERS[paper]
+    return (
+        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{author} and others}},\n  year = {{{year}}},\n"
+        f"  eprint = {{{paper}}},\n  archivePrefix = {{arXiv}},\n}}"
+    )
+
+
+def _loading(recipe: Recipe, scores: Scores | None) -> str:
+    """Return the Python that loads the model."""
+    name = json.dumps(_repo_id(recipe.output.push_to_hub) or one_line(recipe.output.path))
+    model, inputs = _LOADERS.get(scores.pipeline_tag if scores else "", ("AutoModel", None))
+    lines = [f"from transformers import {', '.join(sorted(filter(None, (model, inputs))))}", ""]
+    lines += [f"model = {model}.from_pretrained({name})"]
+    variable = "tokenizer" if inputs == "AutoTokenizer" else "processor"
+    lines += [f"{variable} = {inputs}.from_pretrained({name})"] if inputs else []
+    return "\n".join(lines)
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    """Return the recipe as YAML; invisible characters are escaped, which YAML reads back as they were."""
+    import yaml
+
+    values = publishable_values(recipe.to_dict())
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if any(is_invisible(character) and character != "\n" for character in text):
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=False)
+    return text

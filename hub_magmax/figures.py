@@ -1,0 +1,172 @@
+"""The picture of a card: what every task gained and lost, beside how much it was asked to matter."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax.errors import OutputError
+from hub_magmax.evaluation import Score, Scores
+from hub_magmax.tradeoff import Tradeoff, task_tradeoffs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Twice the width at which the Hub shows pictures on a phone: 4 inches, with text of 7 points or more.
+DOTS_PER_INCH = 200
+
+_WIDTH, _ROW, _TOP, _BOTTOM = 4.0, 0.44, 0.34, 0.46  # inches
+_LEFT, _SPLIT, _RIGHT = 0.03, 0.74, 0.97  # of the width: scores between the first two, then the preference
+_LABEL_POINTS, _SMALL_POINTS = 7.5, 7.0
+_FONT = "DejaVu Sans"  # comes with matplotlib, so the picture is the same everywhere
+
+
+@dataclass(frozen=True)
+class _Series:
+    """How one kind of model is drawn: the colours are Okabe and Ito's, and shapes differ too."""
+
+    label: str
+    colour: str
+    marker: str
+    offset: float  # in rows, below the row's top
+    filled: bool = True
+
+
+_BASE = _Series("base model", "#666666", "s", 0.46, filled=False)
+_OWN = _Series("own checkpoint", "#0072B2", "D", 0.63)
+_MERGED = _Series("merged", "#D55E00", "o", 0.80)
+
+
+def draw_tradeoff(scores: Scores, preference: Mapping[str, float], path: Path) -> None:
+    """Write a PNG with each task's scores and 95 % intervals, and the requested preference.
+
+    Args:
+        scores: What was measured; tasks without a score keep their row.
+        preference: By task, in the order of the rows.
+        path: File to write.
+
+    Raises:
+        OutputError: If `path` cannot be written.
+    """
+    content = io.BytesIO()
+    tradeoff_figure(scores, preference).savefig(content, format="png", metadata={"Software": None})
+    try:
+        path.write_bytes(content.getvalue())
+    except OSError as error:
+        raise OutputError(f"the picture cannot be written ({error.strerror})", where=str(path)) from error
+
+
+def tradeoff_figure(scores: Scores, preference: Mapping[str, float]) -> Figure:
+    """Return the figure that `draw_tradeoff` writes; it belongs to no pyplot session."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = _TOP + _ROW * len(preference) + _BOTTOM
+    figure = Figure(figsize=(_WIDTH, height), dpi=DOTS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    bottom, tall = _BOTTOM / height, _ROW * len(preference) / height
+    measured = figure.add_axes((_LEFT, bottom, _SPLIT - _LEFT, tall))
+    wanted = figure.add_axes((_SPLIT + 0.03, bottom, _RIGHT - _SPLIT - 0.03, tall))
+    for axes in (measured, wanted):
+        _prepare(axes, len(preference))
+    _draw_scores(measured, task_tradeoffs(scores, preference), scores.metric)
+    _draw_preference(wanted, preference)
+    header = 1 - 0.5 * _TOP / height
+    figure.text(_SPLIT + 0.03, header, "preference", va="center", **_text(_LABEL_POINTS))
+    figure.legend(
+        handles=[_legend_entry(series) for series in (_BASE, _OWN, _MERGED)],
+        loc="center left",
+        bbox_to_anchor=(_LEFT - 0.03, header),
+        ncols=3,
+        frameon=False,
+        prop={"family": _FONT, "size": _LABEL_POINTS},
+        handletextpad=0.1,
+        columnspacing=1.0,
+        borderaxespad=0.3,
+    )
+    return figure
+
+
+def _prepare(axes: Axes, num_rows: int) -> None:
+    axes.set_ylim(num_rows, 0)
+    axes.set_yticks([])
+    axes.set_facecolor("white")
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    for row in range(0, num_rows, 2):
+        axes.axhspan(row, row + 1, color="#f2f2f2", zorder=0)
+    axes.tick_params(axis="x", labelsize=_SMALL_POINTS, labelfontfamily=_FONT, length=2, pad=2)
+
+
+def _draw_scores(axes: Axes, rows: tuple[Tradeoff, ...], metric: str) -> None:
+    axes.set_xlim(*_limits([s for row in rows for s in (row.base, row.own, row.merged) if s is not None]))
+    axes.grid(axis="x", color="#d9d9d9", linewidth=0.5, zorder=0.5)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"{metric[:40]} (%), bars: 95 % interval", parse_math=False, **_text(_SMALL_POINTS))
+    for number, row in enumerate(rows):
+        for series, score in ((_BASE, row.base), (_OWN, row.own), (_MERGED, row.merged)):
+            if score is not None:
+                _draw_score(axes, score, series, number + series.offset)
+        size = "not measured" if row.num_examples is None else f"n = {row.num_examples:,}"
+        _label_row(axes, number, row.task, size)
+
+
+def _draw_score(axes: Axes, score: Score, series: _Series, height: float) -> None:
+    value, low, high = (100 * number for number in (score.value, score.low, score.high))
+    axes.hlines(height, low, high, color=series.colour, linewidth=1.0, zorder=2)
+    axes.plot([value], [height], zorder=3, clip_on=False, **_marker(series))
+
+
+def _label_row(axes: Axes, row: int, task: str, size: str) -> None:
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
+    right = axes.text(0.985, row + 0.22, size, ha="right", color="#555555", **place, **_text(_SMALL_POINTS))
+    left = axes.text(0.015, row + 0.22, task, ha="left", **place, **_text(_LABEL_POINTS))
+    free = right.get_window_extent().x0 - 0.05 * DOTS_PER_INCH
+    while left.get_window_extent().x1 > free and len(task) > 1:
+        task = task[:-1]
+        left.set_text(f"{task}…")
+
+
+def _draw_preference(axes: Axes, preference: Mapping[str, float]) -> None:
+    weights = list(preference.values())
+    heights = [row + _OWN.offset for row in range(len(weights))]
+    axes.set_xlim(0, max(*weights, 1e-9) * 1.05)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.barh(heights, weights, height=0.3, color="#009E73", zorder=2)
+    axes.set_xlabel("sums to 1", labelpad=4, **_text(_SMALL_POINTS))
+    for row, weight in enumerate(weights):
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        axes.text(0.03, row + 0.22, f"{weight:.3g}", ha="left", **place, **_text(_LABEL_POINTS))
+
+
+def _limits(scores: list[Score]) -> tuple[float, float]:
+    """Return the part of 0 to 100 % that holds every interval: multiples of 10, with room for the marks."""
+    lows = [100 * score.low for score in scores] or [0.0]
+    highs = [100 * score.high for score in scores] or [100.0]
+    return max(10 * (min(lows) // 10), 0.0) - 1.5, min(10 * (max(highs) // 10 + 1), 100.0) + 1.5
+
+
+def _text(points: float) -> dict[str, Any]:
+    return {"fontsize": points, "family": _FONT}
+
+
+def _marker(series: _Series) -> dict[str, Any]:
+    return {
+        "color": series.colour,
+        "marker": series.marker,
+        "markersize": 4.0,
+        "markerfacecolor": series.colour if series.filled else "white",
+        "markeredgewidth": 1.0,
+        "linestyle": "none",
+    }
+
+
+def _legend_entry(series: _Series) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=series.label, **_marker(series))

@@ -1,0 +1,71 @@
+"""What each task gained and lost by the merge: the comparison that the card states and the picture shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hub_magmax.evaluation import MERGED, Score, Scores
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """One task's three models. A score is None where nothing was measured.
+
+    Attributes:
+        task, preference: The task and how much it was asked to matter.
+        base: Score of the base model.
+        own: Score of the checkpoint that was fine-tuned on this task.
+        merged: Score of the merged model.
+    """
+
+    task: str
+    preference: float
+    base: Score | None = None
+    own: Score | None = None
+    merged: Score | None = None
+
+    @property
+    def to_own(self) -> float | None:
+        """What the merged model scores more than the task's own checkpoint."""
+        return self.merged.value - self.own.value if self.merged and self.own else None
+
+    @property
+    def to_base(self) -> float | None:
+        """What the merged model scores more than the base model."""
+        return self.merged.value - self.base.value if self.merged and self.base else None
+
+    @property
+    def num_examples(self) -> int | None:
+        return next((s.num_examples for s in (self.merged, self.own, self.base) if s is not None), None)
+
+
+def task_tradeoffs(scores: Scores | None, preference: Mapping[str, float]) -> tuple[Tradeoff, ...]:
+    """Return one comparison per task of `preference`, in its order."""
+    return tuple(
+        Tradeoff(
+            task,
+            weight,
+            *(scores.get(model, task) if scores else None for model in ("base_model", task, MERGED)),
+        )
+        for task, weight in preference.items()
+    )
+
+
+def weighted_mean(scores: Sequence[Score | None], weights: Sequence[float]) -> float | None:
+    """Return Σ w·score over the positive weights, which sum to 1; None if one of these was not measured."""
+    wanted = [(weight, score) for weight, score in zip(weights, scores, strict=True) if weight > 0]
+    values = [weight * score.value for weight, score in wanted if score is not None]
+    return math.fsum(values) if len(values) == len(wanted) else None
+
+
+def best_single(scores: Scores, preference: Mapping[str, float]) -> tuple[str, float] | None:
+    """Return the task whose checkpoint alone has the highest preference-weighted mean, and that mean."""
+    weights = tuple(preference.values())
+    means = {
+        model: weighted_mean([scores.get(model, task) for task in preference], weights)
+        for model in preference
+    }
+    measured = {model: mean for model, mean in means.items() if mean is not None}
+    return max(measured.items(), key=lambda pair: pair[1], default=None)

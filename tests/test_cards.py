@@ -1,0 +1,641 @@
+"""Cards say what was measured, and nothing that other people wrote can act in them."""
+
+import ast
+import functools
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.repocard import metadata_load
+from markdown_it import MarkdownIt
+
+from hub_magmax import cards
+from hub_magmax.cards import render_card
+from hub_magmax.evaluation import Score, Scores
+from hub_magmax.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
+from hub_magmax.markdown import is_invisible
+from hub_magmax.recipe import parse_recipe
+from hub_magmax.reports import MergeReport, ShardRecord
+from hub_magmax.testing.metadata import validate
+
+PARSER = MarkdownIt("commonmark").enable("table")
+
+WEIGHTS = {"animals": 0.7, "plants": 0.3}
+BASE_COMMIT, ANIMALS_COMMIT, PLANTS_COMMIT = "a" * 40, "b" * 40, "c" * 40
+
+#: Per task and model: value, low, high, number of examples.
+MEASURED = {
+    ("animals", "base_model"): (0.125, 0.101, 0.152, 640),
+    ("animals", "animals"): (0.953, 0.934, 0.967, 640),
+    ("animals", "plants"): (0.211, 0.181, 0.244, 640),
+    ("animals", "merged"): (0.902, 0.876, 0.922, 640),
+    ("plants", "base_model"): (0.333, 0.281, 0.390, 288),
+    ("plants", "animals"): (0.301, 0.251, 0.356, 288),
+    ("plants", "plants"): (0.875, 0.832, 0.908, 288),
+    ("plants", "merged"): (0.604, 0.547, 0.659, 288),
+}
+
+
+def make_recipe(**changes):
+    values = {
+        "base_model": "org/base",
+        "tasks": [{"name": "animals", "model": "org/seq@one"}, {"name": "plants", "model": "org/seq@two"}],
+        "method": {"name": "tunable_magmax", "scaling": 0.5},
+        "preference": {"weights": WEIGHTS},
+        "evaluation": {"tasks": {"animals": {"dataset": "org/photos"}, "plants": {"dataset": "./plants"}}},
+        "output": {"path": "merged", "push_to_hub": "me/merged"},
+        "seed": 11,
+    }
+    return parse_recipe(values | changes)
+
+
+def make_source(reference="org/base", repo_id="org/base", commit=BASE_COMMIT, license="mit"):
+    file = LockedFile("model.safetensors", 1234, "d" * 64, "e" * 64)
+    return LockedSource(reference, "hub" if repo_id else "local", repo_id, commit, (file,), license)
+
+
+def make_local(reference, license="mit"):
+    return make_source(reference, None, None, license)
+
+
+def make_lock(**changes):
+    lock = Lock(
+        base_model=make_source(),
+        tasks={
+            "animals": make_source("org/seq@one", "org/seq", ANIMALS_COMMIT),
+            "plants": make_source("org/seq@two", "org/seq", PLANTS_COMMIT, "apache-2.0"),
+        },
+        method={"name": "tunable_magmax", "scaling": 0.5, "selection": "algorithm-1", "scope": "tensor"},
+        preference=ResolvedPreference(WEIGHTS, "weights"),
+        tensors=(),
+        seed=11,
+    )
+    return replace(lock, **changes)
+
+
+def make_report(**changes):
+    report = MergeReport(
+        plan_digest="sha256:" + "f" * 64,
+        shards=(ShardRecord("model.safetensors", 4_321_000, "9" * 64, (7, 3)),),
+        shares={"animals": 0.6875, "plants": 0.3125},
+        num_unaligned={},
+        duality_gap=None,
+        elements_merged=1_080_000,
+        bytes_in=12_960_000,
+        bytes_out=4_321_000,
+        seconds=12.34,
+        peak_memory_bytes=512_000_000,
+        versions={"python": "3.11.7", "hub_magmax": "0.1.0"},
+    )
+    return replace(report, **changes)
+
+
+def make_scores(measured=MEASURED, **changes):
+    scores = Scores(
+        metric="accuracy",
+        pipeline_tag="image-classification",
+        scores=tuple(Score(model, task, *values) for (task, model), values in measured.items()),
+        data={
+            "animals": {"dataset": "org/photos", "split": "test", "revision": "v2", "examples": 640},
+            "plants": {"dataset": "./plants", "config": "small", "split": "test[:288]", "examples": 288},
+        },
+    )
+    return replace(scores, **changes)
+
+
+def make_card(recipe=None, lock=None, report=None, scores="measured", picture=None):
+    measured = make_scores() if scores == "measured" else scores
+    return render_card(
+        recipe or make_recipe(), lock or make_lock(), report or make_report(), measured, picture=picture
+    )
+
+
+def cells(card, first):
+    """Return the cells of the table row that starts with `first`."""
+    line = next(line for line in card.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def metadata(card):
+    return ModelCard(card).data.to_dict()
+
+
+def block(card, language):
+    """Return the text of the first code block in `language`."""
+    tokens = PARSER.parse(card)
+    return next(token.content for token in tokens if token.type == "fence" and token.info == language)
+
+
+def skeleton(card):
+    """Return the structure of a card's text: kinds of blocks and what is inside them, without the words."""
+    text = ModelCard(card).text
+    return [
+        (token.type, token.tag, [child.type for child in token.children or []])
+        for token in PARSER.parse(text)
+    ]
+
+
+def test_a_row_of_the_table_holds_what_was_measured():
+    assert cells(make_card(), "`animals`") == [
+        "`animals`",
+        "0.7",
+        "0.6875",
+        "12.5 [10.1, 15.2]",
+        "95.3 [93.4, 96.7]",
+        "90.2 [87.6, 92.2]",
+        "−5.1",
+        "+77.7",
+        "640",
+    ]
+
+
+def test_the_first_sentence_says_what_for_what_and_at_what_cost():
+    card = make_card()
+    sentence = next(line for line in card.splitlines() if "checkpoints" in line)
+    # −5.1 and −27.1 points: −16.1 on average.
+    assert sentence == (
+        "2 checkpoints fine-tuned from `org/base@aaaaaaa`, merged by `tunable_magmax` for the preference "
+        "`animals` 0.7 and `plants` 0.3; compared with each task's own checkpoint, `accuracy` changes by "
+        "−16.1 points on average over 2 tasks, most on `plants` (87.5 % → 60.4 %)."
+    )
+
+
+def test_means_are_weighted_by_the_preference():
+    card = make_card()
+    # .7 · .902 + .3 · .604, and so on; the checkpoint for animals alone beats that for plants.
+    assert cells(card, "merged")[1] == "81.3"
+    assert cells(card, "base model")[1] == "18.7"
+    assert cells(card, "each task by its own checkpoint")[1] == "93.0"
+    assert cells(card, "best single checkpoint, `animals`")[1] == "75.7"
+
+
+def test_a_card_without_scores_says_that_nothing_was_evaluated():
+    card = make_card(scores=None)
+    assert "what it cost was not evaluated." in card
+    assert "- No model was scored on anything." in card
+    assert cells(card, "`animals`") == ["`animals`", "0.7", "0.6875", *["—"] * 6]
+    assert not {"model-index", "pipeline_tag"} & metadata(card).keys()
+
+
+def test_what_is_missing_is_shown_as_a_dash_and_named():
+    measured = {key: value for key, value in MEASURED.items() if key != ("plants", "plants")}
+    card = make_card(scores=make_scores(measured))
+    assert cells(card, "`plants`")[4] == "—" and cells(card, "`plants`")[6] == "—"
+    assert "- `plants`: its own checkpoint." in card
+    assert "each task by its own checkpoint |" not in card
+
+
+def test_without_own_checkpoints_the_cost_is_told_from_the_base_model():
+    measured = {
+        (task, model): v for (task, model), v in MEASURED.items() if model in ("base_model", "merged")
+    }
+    assert "compared with the base model, `accuracy` changes by +52.4 points" in make_card(
+        scores=make_scores(measured)
+    )
+
+
+def test_with_the_merged_model_alone_its_mean_is_told():
+    measured = {key: value for key, value in MEASURED.items() if key[1] == "merged"}
+    assert "`accuracy` over 2 tasks 75.3 % on average." in make_card(scores=make_scores(measured))
+
+
+def test_methods_that_mix_values_have_no_share_of_elements():
+    assert cells(make_card(report=make_report(shares={})), "`animals`")[2] == "—"
+
+
+LOCK, REPORT = make_lock(), make_report()
+OTHER_WEIGHTS = {"animals": 0.25, "plants": 0.75}
+FACTS = [
+    ("lock", replace(LOCK, seed=987), "seed 987"),
+    ("lock", replace(LOCK, method=dict(LOCK.method) | {"scaling": 0.375}), "scaling coefficient 0.375"),
+    ("lock", replace(LOCK, method=dict(LOCK.method) | {"selection": "top-n"}), "`selection` `top-n`"),
+    ("lock", replace(LOCK, base_model=make_source(commit="0123" * 10)), "/org/base/tree/" + "0123" * 10),
+    ("lock", replace(LOCK, base_model=make_source(license="isc")), "| `isc` |"),
+    ("lock", replace(LOCK, base_model=make_local("./base")), "| `base_model` | `./base` | — |"),
+    ("lock", replace(LOCK, tensors=(("head.*", "animals"),)), "`head.*` and no earlier rule come from"),
+    ("lock", replace(LOCK, preference=ResolvedPreference(OTHER_WEIGHTS, "power")), "| 0.25 |"),
+    (
+        "lock",
+        replace(LOCK, preference=ResolvedPreference(WEIGHTS, "labels", "sha256:5", {"examples": 1234})),
+        "given as `labels`.\n  Estimated from examples with the fingerprint `sha256:5`.\n"
+        "  What the estimate saw: `examples` 1,234.",
+    ),
+    ("report", replace(REPORT, shares={"animals": 0.65, "plants": 0.35}), "| 0.35 |"),
+    ("report", replace(REPORT, num_unaligned={"animals": 0, "plants": 5678}), "`animals` 0, `plants` 5,678"),
+    ("report", replace(REPORT, duality_gap=1.25e-06), "a relative duality gap of at most 1.25e-06"),
+    ("report", replace(REPORT, elements_merged=2_222_222), "2,222,222 elements were merged"),
+    ("report", replace(REPORT, bytes_in=77_700_000), "77.7 MB read"),
+    ("report", replace(REPORT, bytes_out=88_800_000), "88.8 MB written"),
+    ("report", replace(REPORT, seconds=98.76), "in 98.76 s"),
+    ("report", replace(REPORT, peak_memory_bytes=1_900_000_000), "at most 1.9 GB of memory"),
+    ("report", replace(REPORT, versions={"torch": "2.13.0"}), "**Software:** `torch` `2.13.0`."),
+    ("report", replace(REPORT, plan_digest="sha256:" + "3" * 64), "| plan | `sha256:" + "3" * 64),
+    (
+        "report",
+        replace(REPORT, shards=(ShardRecord("model-1.safetensors", 5555, "8" * 64),)),
+        f"| `model-1.safetensors` | 5,555 | `{'8' * 64}` |",
+    ),
+    ("scores", make_scores(metric="exact match"), "Values are `exact match` in per cent"),
+    ("scores", make_scores(pipeline_tag="text-classification"), "AutoModelForSequenceClassification"),
+    ("scores", make_scores(data={"plants": {"dataset": "o/x", "split": "dev"}}), "| `o/x` | — | `dev` | — |"),
+    ("recipe", make_recipe(seed=654), "seed: 654"),
+    ("recipe", make_recipe(output={"path": "elsewhere"}), 'from_pretrained("elsewhere")'),
+    ("recipe", make_recipe(output={"license": "gpl-3.0"}), "The recipe sets `gpl-3.0`."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "value", "text"), FACTS, ids=[text[:40] for _, _, text in FACTS])
+def test_every_fact_reaches_the_card(argument, value, text):
+    assert text not in make_card()
+    assert text in make_card(**{argument: value})
+
+
+@pytest.mark.parametrize("key", MEASURED, ids=str)
+@pytest.mark.parametrize("field", range(3))
+def test_every_score_and_bound_that_is_shown_reaches_its_row(key, field):
+    values = list(MEASURED[key])
+    values[field] = 0.444
+    before, after = (
+        cells(make_card(scores=make_scores(MEASURED | change)), f"`{key[0]}`")
+        for change in ({}, {key: values})
+    )
+    shown = key[1] in (key[0], "base_model", "merged")
+    assert ("44.4" in " ".join(after)) == shown
+    assert (before != after) == shown
+
+
+@pytest.mark.parametrize("digest", ["recipe", "lock", "report", "scores"])
+def test_digests_are_those_of_the_values(digest):
+    values = {"recipe": make_recipe(), "lock": LOCK, "report": REPORT, "scores": make_scores()}
+    assert cells(make_card(), digest)[1] == f"`{values[digest].digest}`"
+
+
+def test_a_method_that_ignores_the_preference_says_so():
+    card = make_card(lock=make_lock(method={"name": "magmax", "scaling": 0.5}))
+    assert "**The method ignores the preference:**" in card
+    assert ", which the method ignores; " in card
+    assert "ignores" not in make_card()
+
+
+@pytest.mark.parametrize(
+    ("method", "paper"),
+    [
+        ("tunable_magmax", "2605.20803"),
+        ("magmax", "2407.06322"),
+        ("random_mix", "2407.06322"),
+        ("ties", "2306.01708"),
+        ("task_arithmetic", "2212.04089"),
+        ("average", "2203.05482"),
+    ],
+)
+def test_the_paper_of_the_method_is_linked_and_cited(method, paper):
+    card = make_card(lock=make_lock(method={"name": method, "scaling": 1.0}))
+    assert f"[arXiv:{paper}](https://arxiv.org/abs/{paper})" in card
+    entry = block(card, "bibtex")
+    assert f"eprint = {{{paper}}}" in entry
+    assert entry.count("{") == entry.count("}")
+
+
+def test_a_method_without_a_paper_cites_none():
+    card = make_card(lock=make_lock(method={"name": "last_task", "scaling": 1.0}))
+    assert "Source: `baseline`." in card
+    assert "arxiv.org" not in card and "bibtex" not in card
+
+
+def test_uniform_preference_and_many_tasks_stay_one_readable_sentence():
+    names = [f"task-{number}" for number in range(20)]
+    lock = make_lock(
+        tasks={name: make_source() for name in names},
+        preference=ResolvedPreference(dict.fromkeys(names, 0.05), "uniform"),
+    )
+    card = make_card(lock=lock, scores=None)
+    assert "20 checkpoints" in card
+    named = ", ".join(f"`task-{number}`" for number in range(6))
+    assert f"the same preference for each of {named} and 14 more" in card
+    assert "none was given, so every task counts the same" in card
+    assert sum(line.startswith("| `task-") and line.count("|") == 10 for line in card.splitlines()) == 20
+
+
+def test_with_many_tasks_the_most_wanted_are_named_first():
+    weights = {f"task-{number}": number / 55 for number in range(1, 11)}
+    lock = make_lock(
+        tasks={name: make_source() for name in weights}, preference=ResolvedPreference(weights, "linear")
+    )
+    assert "the preference `task-10` 0.1818, `task-9` 0.1636" in make_card(lock=lock, scores=None)
+
+
+def test_the_hub_finds_what_the_model_was_made_from():
+    data = metadata(make_card())
+    assert data["base_model"] == ["org/base", "org/seq"]
+    assert data["base_model_relation"] == "merge"
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "image-classification"
+    assert data["tags"] == ["merge", "hub_magmax", "tunable_magmax"]
+    assert data["license"] == "apache-2.0"
+    assert "license_name" not in data
+
+
+def test_folders_never_appear_as_base_models():
+    tasks = {
+        "animals": make_local("./animals"),
+        "plants": make_source("org/seq@two", "org/seq", PLANTS_COMMIT),
+    }
+    data = metadata(make_card(lock=make_lock(base_model=make_local("/data/base"), tasks=tasks)))
+    assert data["base_model"] == ["org/seq"]
+    local = {"animals": make_local("./animals"), "plants": make_local("./plants")}
+    data = metadata(make_card(lock=make_lock(base_model=make_local("./base"), tasks=local)))
+    assert not {"base_model", "base_model_relation"} & data.keys()
+
+
+def test_a_name_that_no_repository_can_have_is_no_base_model():
+    lock = make_lock(base_model=make_source(repo_id="org/a/b"))
+    assert metadata(make_card(lock=lock))["base_model"] == ["org/seq"]
+    assert f"| `{BASE_COMMIT}` |" in make_card(lock=lock)
+
+
+def test_measured_scores_are_tied_to_their_data():
+    (model,) = metadata(make_card())["model-index"]
+    assert model["name"] == "me/merged"
+    assert model["results"] == [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": "org/photos", "type": "org/photos", "split": "test", "revision": "v2"},
+            "metrics": [{"type": "accuracy", "value": 0.902, "name": "accuracy on animals"}],
+        },
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": "./plants", "type": "./plants", "config": "small", "split": "test[:288]"},
+            "metrics": [{"type": "accuracy", "value": 0.604, "name": "accuracy on plants"}],
+        },
+    ]
+
+
+def test_tasks_that_share_a_split_keep_their_own_results():
+    shared = {task: {"dataset": "org/photos", "split": "test"} for task in WEIGHTS}
+    (model,) = metadata(make_card(scores=make_scores(data=shared)))["model-index"]
+    metrics = [metric for result in model["results"] for metric in result["metrics"]]
+    assert [(m["name"], m["value"]) for m in metrics] == [
+        ("accuracy on animals", 0.902),
+        ("accuracy on plants", 0.604),
+    ]
+
+
+@pytest.mark.parametrize("scores", ["measured", None])
+def test_the_front_matter_survives_a_round_trip_and_the_hub_accepts_it(scores, tmp_path):
+    card = make_card(scores=scores)
+    assert ModelCard(str(ModelCard(card))).data.to_dict() == metadata(card)
+    assert ModelCard(str(ModelCard(card))).text == ModelCard(card).text
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert metadata_load(tmp_path / "README.md") == metadata(card)
+    assert validate(card).errors == () and validate(card).warnings == ()
+
+
+def test_a_mixture_of_licences_is_named_and_linked():
+    data = metadata(make_card(lock=make_lock(base_model=make_source(license="llama3.1"))))
+    assert data["license"] == "other"
+    assert data["license_name"] == "llama3.1-and-mit-and-apache-2.0"
+    assert data["license_link"] == f"{constants.ENDPOINT}/me/merged#licence"
+
+
+def test_the_licence_of_every_source_is_in_the_table():
+    card = make_card(lock=make_lock(base_model=make_source(license=None)))
+    assert cells(card, "`base_model`")[3] == "—"
+    assert cells(card, "`plants` | `org/seq@two`")[3] == "`apache-2.0`"
+    assert metadata(card)["license"] == "other"
+
+
+def test_the_picture_is_linked_by_its_name_alone():
+    card = make_card(picture="/data/out/trade off).png")
+    assert "](trade%20off%29.png)" in card
+    assert "![" not in make_card()
+
+
+def test_the_python_that_loads_the_model_is_valid():
+    program = block(make_card(), "python")
+    ast.parse(program)
+    assert 'AutoModelForImageClassification.from_pretrained("me/merged")' in program
+    assert 'AutoModel.from_pretrained("me/merged")' in block(make_card(scores=None), "python")
+
+
+def test_one_command_rebuilds_the_model():
+    assert block(make_card(), "sh") == "hub-magmax merge recipe.yaml\n"
+
+
+def test_the_recipe_and_the_lock_can_be_taken_from_the_card():
+    card = make_card()
+    assert block(card, "yaml") == make_recipe().to_yaml()
+    assert parse_recipe(yaml.safe_load(block(card, "yaml"))).digest == make_recipe().digest
+    assert block(card, "json") == make_lock().to_json()
+
+
+def test_the_same_facts_give_the_same_card():
+    assert make_card() == make_card()
+
+
+HOSTILE = {
+    "html": "<script>alert(1)</script><img src=x onerror=y></details>",
+    "markdown": "[click](javascript:alert(1)) ![x](http://evil.example/x.png) **b** <http://evil.example>",
+    "table": "a | b | c || d \\| e \\\\| f |",
+    "front matter": "x\n---\nlicense: mit\n---\n# Title\n\n- item",
+    "code": "a `b` ``c`` ```\n~~~\n```` d",
+    "long": "x" * 10_000,
+    "long words": "word | ` " * 1_200,
+    "direction": "safe\u202egnp.exe\u202c\u2066\u200f\u200b\ufeff\u2028x\x85y\x00z\x1b[31m",
+    "template": "{{ 7 * 7 }} {% raw %} {# x #} $\\alpha$",
+    "entity": "&lt;script&gt; &#124; &amp;",
+    "yaml": "!!python/object:os.system [x] {a: b} *alias &anchor # comment: : |",
+    "surrogate": "a\ud800b",
+    "blank": "   ",
+}
+
+
+def everywhere(text):
+    """Return the arguments of `make_card` with `text` wherever other people's text can be."""
+    license = text if text.strip() else "plain"  # a blank licence is none at all, which the card says
+    recipe = make_recipe(
+        base_model=f"./{text}",
+        tasks=[{"name": task, "model": f"./{text}{task}"} for task in WEIGHTS],
+        tensors=[{"match": text, "take": "base_model"}],
+        evaluation={
+            "tasks": {"animals": {"dataset": text, "split": text, "config": text, "input_column": text}}
+        },
+        output={"path": f"out/x{text}", "push_to_hub": f"me/{text}!", "license": license},
+    )
+    lock = make_lock(
+        base_model=make_local(f"./{text}", license),
+        tasks={
+            "animals": make_source(text, f"o/{text}!", f"{text}!", license),
+            "plants": make_source(f"hf://{text}", f"o/{text}!", f"{text}!", license),
+        },
+        method={"name": "tunable_magmax", "scaling": 0.5, "selection": text, text: text},
+        preference=ResolvedPreference(WEIGHTS, text, text, {text: text, "list": [text]}),
+        tensors=((text, text),),
+    )
+    report = make_report(
+        plan_digest=text,
+        shards=(ShardRecord(text, 1, text),),
+        versions={text: text},
+        num_unaligned={"animals": 1, "plants": 2},
+    )
+    scores = make_scores(
+        metric=text,
+        pipeline_tag=text,
+        data={task: {"dataset": text, "config": text, "split": text, "revision": text} for task in WEIGHTS},
+    )
+    return {"recipe": recipe, "lock": lock, "report": report, "scores": scores}
+
+
+@functools.cache
+def hostile_card(text):
+    if "\ud800" in text:  # a lone surrogate has no digest: it can only come in where none is taken
+        return make_card(recipe=None, report=make_report(versions={text: text}))
+    return make_card(**everywhere(text))
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_text_changes_no_structure(text):
+    benign = "plain" if text != HOSTILE["surrogate"] else "plain\ud800"
+    assert skeleton(hostile_card(text)) == skeleton(hostile_card(benign))
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_text_adds_no_html_link_or_picture(text):
+    tokens = [
+        t
+        for token in PARSER.parse(ModelCard(hostile_card(text)).text)
+        for t in (token, *(token.children or []))
+    ]
+    html = [token.content.strip() for token in tokens if token.type.startswith("html")]
+    assert html == ["<details>\n<summary>recipe.lock.json</summary>", "</details>"]
+    links = {token.attrs["href"] for token in tokens if token.type == "link_open"}
+    assert all(link.startswith(("https://arxiv.org/abs/", constants.ENDPOINT)) for link in links)
+    assert not any(token.type == "image" for token in tokens)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_text_leaves_the_front_matter_valid(text, tmp_path):
+    card = hostile_card(text)
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    data = metadata_load(tmp_path / "README.md")
+    assert data == ModelCard(str(ModelCard(card))).data.to_dict()
+    assert data["tags"] == ["merge", "hub_magmax", "tunable_magmax"]
+    assert validate(card).errors == ()
+    assert set(data) <= {
+        *("base_model", "base_model_relation", "library_name", "license", "license_name", "license_link"),
+        *("model-index", "pipeline_tag", "tags"),
+    }
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_nothing_invisible_is_in_a_card(text):
+    assert not [c for c in hostile_card(text) if is_invisible(c) and c != "\n"]
+
+
+def test_long_text_makes_no_long_lines_outside_the_code_blocks():
+    tokens = PARSER.parse(ModelCard(make_card(**everywhere("x" * 10_000))).text)
+    assert max(len(token.content) for token in tokens if token.type == "inline") < 1_500
+
+
+@pytest.mark.parametrize("name", ["html", "table", "front matter", "code", "long", "direction", "yaml"])
+def test_a_hostile_recipe_can_still_be_taken_from_the_card(name):
+    arguments = everywhere(HOSTILE[name])
+    card = make_card(**arguments)
+    assert yaml.safe_load(block(card, "yaml")) == arguments["recipe"].to_dict()
+    assert json.loads(block(card, "json")) == json.loads(arguments["lock"].to_json())
+
+
+def test_no_absolute_path_of_the_machine_appears(tmp_path):
+    base, data, output = (tmp_path / name for name in ("base-model", "plant-photos", "merged-model"))
+    recipe = make_recipe(
+        base_model=str(base),
+        evaluation={"tasks": {"plants": {"dataset": str(data)}}},
+        output={"path": str(output)},
+    )
+    scores = make_scores(data={"plants": {"dataset": str(data), "split": "test", "examples": 288}})
+    lock = make_lock(base_model=make_local(str(base)))
+    card = make_card(recipe=recipe, lock=lock, scores=scores, picture=str(tmp_path / "tradeoff.png"))
+    assert str(tmp_path) not in card and tmp_path.name not in card and str(Path.home()) not in card
+    assert "fine-tuned from `base-model`" in card
+    assert "| `plants` | `plant-photos` |" in card
+    assert "# `merged-model`" in card
+    assert "base_model: base-model" in block(card, "yaml")
+    assert "not the one that the digests cover" in card
+
+
+def test_a_path_that_only_the_lock_holds_is_shortened_and_said_to_be():
+    card = make_card(lock=make_lock(base_model=make_local("/data/models/base")))
+    assert "/data" not in card
+    assert "not the one that the digests cover" in card
+
+
+def test_tensors_that_are_left_out_are_said_to_be():
+    card = make_card(lock=make_lock(tensors=(("pooler.*", "nothing"),)))
+    assert "tensors that match `pooler.*` and no earlier rule are left out." in card
+
+
+def test_relative_paths_are_shown_as_written():
+    lock = make_lock(base_model=make_local("../models/base"))
+    card = make_card(recipe=make_recipe(base_model="../models/base"), lock=lock)
+    assert "| `base_model` | `../models/base` |" in card
+    assert "base_model: ../models/base" in block(card, "yaml")
+    assert "digests cover" not in card
+
+
+def test_no_token_appears():
+    token = "hf_" + "aB3" * 12
+    reference = f"https://someone:{token}@huggingface.co/org/base"
+    recipe = make_recipe(base_model=reference, output={"path": f"./{token}", "license": token})
+    lock = make_lock(base_model=make_source(reference, license=token))
+    card = make_card(recipe=recipe, lock=lock, scores=make_scores(metric=token))
+    assert token not in card and token.lower().replace("_", "-") not in card and "someone" not in card
+    assert "| `https://huggingface.co/org/base` |" in card
+
+
+def test_importing_the_module_is_light():
+    heavy = "torch", "matplotlib", "transformers", "datasets"
+    program = f"import sys, hub_magmax.cards; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_rendering_needs_no_torch():
+    program = (
+        "import sys\nfrom tests.test_cards import make_card\nmake_card()\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root)
+
+
+def test_the_template_is_where_the_wheel_puts_it():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    target = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["cards"]
+    packaged, repository = cards._TEMPLATE_FOLDERS
+    assert packaged.relative_to(Path(cards.__file__).parent.parent).as_posix() == target
+    assert (repository / cards.TEMPLATE_NAME).is_file()
+
+
+def test_a_template_that_asks_for_an_unknown_fact_fails():
+    from jinja2 import UndefinedError
+
+    with pytest.raises(UndefinedError):
+        cards._environment().from_string("{{ nobody_measured_this }}").render()
+
+
+def test_what_a_template_shows_is_code_unless_it_is_markdown():
+    shown = cards._environment().from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}").render(a="<b>", b="*")
+    assert shown == "`<b>` `<b>*` — 3"
+
+
+def test_there_are_no_stray_gaps_in_the_text():
+    for card in (make_card(), make_card(scores=None), make_card(lock=make_lock(tensors=(("a", "b"),)))):
+        assert "\n\n\n" not in card.replace(block(card, "yaml"), "")
+        assert not re.search(r"[ \t]+$", card, re.MULTILINE)
+        assert card.endswith("\n") and not card.endswith("\n\n")
