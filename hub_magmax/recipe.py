@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -17,19 +18,21 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from hub_magmax import methods
 from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.references import HubModel, LocalFolder, parse_reference
+from hub_magmax.references import HubModel, LocalFolder, parse_reference, relative_path
 
 #: A recipe is written by hand; anything larger is not one.
 MAX_RECIPE_BYTES = 1_000_000
@@ -54,6 +57,13 @@ def _number(value: Any) -> Any:
     return value  # YAML 1.1 reads 1e-5 as text; pydantic turns it into a number
 
 
+def _relative(value: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    return relative_path(value, folder) if folder else value
+
+
+#: A path, or a name on the Hub; absolute paths are stored relative to the recipe's folder.
+Place = Annotated[str, Field(min_length=1), AfterValidator(_relative)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -69,7 +79,7 @@ class Task(Spec):
     """One task: `model` is the checkpoint fine-tuned on it."""
 
     name: TaskName
-    model: Annotated[str, Field(min_length=1)]
+    model: Place
 
 
 class Method(Spec):
@@ -94,7 +104,7 @@ class Method(Spec):
 class Data(Spec):
     """Examples as `datasets` names them: a Hub id, or a local folder or file, and a split."""
 
-    dataset: Annotated[str, Field(min_length=1)]
+    dataset: Place
     config: str | None = None
     split: str = "test"
     revision: str | None = None
@@ -173,7 +183,7 @@ class Output(Spec):
     `files_from` is `base_model` or the task whose config, tokenizer and processor are copied.
     """
 
-    path: str = "merged"
+    path: Place = "merged"
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
     shard_size: Size = 5 * 10**9
     files_from: str = "base_model"
@@ -186,7 +196,7 @@ class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
-    base_model: Annotated[str, Field(min_length=1)]
+    base_model: Place
     tasks: Annotated[tuple[Task, ...], Field(min_length=1, max_length=255)]
     method: Method = Method()
     preference: Preference | None = None
@@ -207,7 +217,7 @@ class Recipe(Spec):
 
     @property
     def output_path(self) -> Path:
-        return (self.folder / Path(self.output.path).expanduser()).absolute()
+        return Path(os.path.normpath(self.folder / self.output.path))
 
     @property
     def digest(self) -> str:
@@ -270,14 +280,15 @@ def parse_recipe(
         raise RecipeError("not a mapping of keys to values", where=where, expected="base_model:, tasks:, ...")
     problems: list[tuple[tuple[str | int, ...], str]] = []
     recipe = None
+    folder = (folder or Path()).absolute()
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
         problems += _explain(error, Recipe)
         recipe = _without_unknown_keys(values, error)
     problems += _method_problems(values.get("method", {}))
     if recipe is not None:
-        recipe._folder = (folder or Path()).absolute()
+        recipe._folder = folder
         problems += _name_problems(recipe)
     if problems or recipe is None:
         raise _all_problems(problems, where, lines or {})

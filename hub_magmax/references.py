@@ -11,7 +11,7 @@ from hub_magmax.errors import RecipeError
 
 #: What the Hub accepts as a repository id (huggingface_hub.utils.validate_repo_id, restated).
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEB_URL = re.compile(r"https?://[^/]+/(?P<id>[^/]+/[^/]+?)(?:/(?:tree|blob|resolve)/(?P<revision>.+?))?/?")
+_WEB_URL = re.compile(r"https?://[^/@]+/(?P<id>[^/]+/[^/]+?)(?:/(?:tree|blob|resolve)/(?P<revision>.+?))?/?")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,18 @@ class HubModel:
 
     def __str__(self) -> str:
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+
+def relative_path(written: str, folder: Path) -> str:
+    """Return an absolute path (or one that starts with ~) as a path relative to `folder`.
+
+    What is stored and published then names no folder of this machine, and a recipe means the
+    same wherever its whole tree is moved. Everything else is returned as it is.
+    """
+    if not written.startswith(("/", "~")):
+        return written
+    path = os.path.relpath(Path(written).expanduser(), folder.absolute())
+    return path if path.startswith(".") else f"./{path}"
 
 
 def parse_reference(written: str, folder: Path) -> LocalFolder | HubModel:

@@ -190,3 +190,11 @@ def test_checking_a_recipe_does_not_load_torch():
     heavy = "{'torch', 'transformers', 'huggingface_hub'}"
     code = f"import sys, hub_magmax.recipe; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_absolute_paths_are_stored_relative_to_the_recipe(tmp_path):
+    values = recipe_values(base_model=str(tmp_path / "models" / "base"), output={"path": str(tmp_path / "out")})
+    recipe = parse_recipe(values, folder=tmp_path / "recipes")
+    assert recipe.base_model == "../models/base"
+    assert recipe.output_path == tmp_path / "out"
+    assert str(tmp_path) not in recipe.to_yaml()

@@ -1,0 +1,235 @@
+"""Slow and obvious versions of the methods, written from their descriptions and not from the package.
+
+Plain Python and numpy, one element at a time. Tasks are numbered from zero.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+import ot
+
+Choose = Callable[[list[int], int], list[int]]
+
+_WORD = 2**64
+
+
+def random_key(seed: int, name: str, stream: int, index: int) -> int:
+    """The documented mix in unbounded integers: splitmix64 with a second key in the middle."""
+    digest = hashlib.blake2b(ascii((seed, name, stream)).encode(), digest_size=16).digest()
+    before, middle = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+    mixed = (index * 0x9E3779B97F4A7C15 + before) % _WORD
+    mixed ^= mixed >> 30
+    mixed = mixed * 0xBF58476D1CE4E5B9 % _WORD
+    mixed ^= middle
+    mixed ^= mixed >> 27
+    mixed = mixed * 0x94D049BB133111EB % _WORD
+    mixed ^= mixed >> 31
+    return mixed - _WORD if mixed >= _WORD // 2 else mixed
+
+
+def quotas(weights: Sequence[str | Fraction], num_elements: int) -> tuple[int, ...]:
+    """Floors of n·w for exact weights; what is left goes one each to the first wanted tasks."""
+    exact = [Fraction(weight) for weight in weights]
+    counts = [math.floor(num_elements * weight) for weight in exact]
+    left = num_elements - sum(counts)
+    for task, weight in enumerate(exact):
+        if weight > 0 and left > 0:
+            counts[task] += 1
+            left -= 1
+    assert left == 0
+    return tuple(counts)
+
+
+def largest(magnitudes: np.ndarray, element: int, tasks: Sequence[int]) -> int:
+    """The task of largest magnitude at one element, the later one where they are equal."""
+    winner = tasks[0]
+    for task in tasks[1:]:
+        if magnitudes[task, element] >= magnitudes[winner, element]:
+            winner = task
+    return winner
+
+
+def magmax(task_vectors: np.ndarray) -> list[int]:
+    magnitudes = np.abs(task_vectors)
+    return [largest(magnitudes, i, range(len(magnitudes))) for i in range(magnitudes.shape[1])]
+
+
+def _wanted_magnitudes(task_vectors: np.ndarray, quotas: Sequence[int]) -> np.ndarray:
+    """Step 1: a task with quota zero has its vector treated as zero."""
+    return np.abs(task_vectors) * (np.array(quotas) > 0)[:, None]
+
+
+def algorithm_1(
+    task_vectors: np.ndarray, quotas: Sequence[int], choose: Choose
+) -> tuple[list[int], list[int]]:
+    """The paper's rule, step by step; `choose(items, k)` makes every draw.
+
+    Returns winners and the number of unaligned elements per task.
+    """
+    magnitudes = _wanted_magnitudes(task_vectors, quotas)
+    num_tasks, num_elements = magnitudes.shape
+    # Step 2.
+    winner = [largest(magnitudes, i, range(num_tasks)) for i in range(num_elements)]
+    # Step 3.
+    for task in range(num_tasks - 1, 0, -1):
+        for i in _surplus(winner, task, quotas, choose):
+            winner[i] = largest(magnitudes, i, range(task))
+    # Step 4.
+    free = _surplus(winner, 0, quotas, choose)
+    for i in free:
+        winner[i] = -1
+    for task in range(num_tasks - 1, 0, -1):
+        short = quotas[task] - winner.count(task)
+        aligned = [i for i in free if winner[i] < 0 and largest(magnitudes, i, range(1, num_tasks)) == task]
+        for i in choose(aligned, short) if len(aligned) > short else aligned:
+            winner[i] = task
+    unaligned = [quota - winner.count(task) for task, quota in enumerate(quotas)]
+    for task, short in enumerate(unaligned):
+        for i in choose([i for i in free if winner[i] < 0], short):
+            winner[i] = task
+    return winner, unaligned
+
+
+def _surplus(winner: list[int], task: int, quotas: Sequence[int], choose: Choose) -> list[int]:
+    """The wins that a task drops."""
+    wins = [i for i, owner in enumerate(winner) if owner == task]
+    return sorted(choose(wins, len(wins) - quotas[task])) if len(wins) > quotas[task] else []
+
+
+def algorithm_1_outcomes(task_vectors: np.ndarray, quotas: Sequence[int]) -> dict[tuple[int, ...], Fraction]:
+    """Every possible result with its exact probability, by trying each draw in turn."""
+    outcomes: dict[tuple[int, ...], Fraction] = {}
+    pending: list[list[tuple[int, ...]]] = [[]]
+    while pending:
+        script = _Script(pending.pop(), pending)
+        winners, _ = algorithm_1(task_vectors, quotas, script.choose)
+        outcomes[tuple(winners)] = outcomes.get(tuple(winners), Fraction(0)) + script.probability
+    return outcomes
+
+
+class _Script:
+    """Draws what is written; at its end draws the first option, and leaves the others for later."""
+
+    def __init__(self, draws: list[tuple[int, ...]], pending: list[list[tuple[int, ...]]]) -> None:
+        self.draws, self.pending = draws, pending
+        self.step, self.probability = 0, Fraction(1)
+
+    def choose(self, items: list[int], count: int) -> list[int]:
+        options = list(itertools.combinations(items, count))
+        self.probability /= len(options)
+        if self.step == len(self.draws):
+            self.pending.extend([*self.draws, option] for option in options[1:])
+            self.draws.append(options[0])
+        self.step += 1
+        return list(self.draws[self.step - 1])
+
+
+def algorithm_1_unaligned(
+    task_vectors: np.ndarray, quotas: Sequence[int], winners: Sequence[int]
+) -> list[int]:
+    """Check that winners are a possible result of `algorithm_1`, and return their unaligned counts.
+
+    A task that dropped elements has exactly its quota and gets none back in the last step. So where
+    an element ended tells at which stage it stayed, and all stages can be replayed.
+    """
+    magnitudes = _wanted_magnitudes(task_vectors, quotas)
+    num_tasks, num_elements = magnitudes.shape
+    holder = [largest(magnitudes, i, range(num_tasks)) for i in range(num_elements)]
+    for task in range(num_tasks - 1, 0, -1):
+        held = [i for i in range(num_elements) if holder[i] == task]
+        stay = [i for i in held if winners[i] == task]
+        assert len(stay) == min(len(held), quotas[task]), f"task {task} dropped a wrong number"
+        for i in set(held) - set(stay):
+            holder[i] = largest(magnitudes, i, range(task))
+    held = [i for i in range(num_elements) if holder[i] == 0]
+    free = [i for i in held if winners[i] != 0]
+    assert len(held) - len(free) == min(len(held), quotas[0]), "the first task dropped a wrong number"
+    unaligned = [0] * num_tasks
+    for task in range(1, num_tasks):
+        short = quotas[task] - sum(1 for i in range(num_elements) if holder[i] == task)
+        candidates = {i for i in free if largest(magnitudes, i, range(1, num_tasks)) == task}
+        taken = {i for i in free if winners[i] == task}
+        assert len(taken) == short, f"task {task} was filled with a wrong number"
+        assert len(taken & candidates) == min(short, len(candidates)), f"task {task} ignored candidates"
+        unaligned[task] = short - len(taken & candidates)
+    return unaligned
+
+
+def best_kept_magnitude(task_vectors: np.ndarray, quotas: Sequence[int]) -> float:
+    """The optimum of the transportation problem, by an exact solver (POT's network simplex)."""
+    magnitudes = np.abs(task_vectors.astype(np.float64))
+    unit = magnitudes.max(initial=0.0)
+    wanted = [task for task, quota in enumerate(quotas) if quota]
+    if unit == 0:
+        return 0.0
+    cost = -(magnitudes[wanted] / unit).T
+    demand = np.array([float(quotas[task]) for task in wanted])
+    transport = ot.emd(np.ones(cost.shape[0]), demand, cost, numItermax=1_000_000)
+    return float(-(transport * cost).sum() * unit)
+
+
+def kept_magnitude(task_vectors: np.ndarray, winners: Sequence[int]) -> float:
+    return math.fsum(abs(float(task_vectors[task, i])) for i, task in enumerate(winners))
+
+
+def nearest(value: Fraction, mantissa_bits: int, smallest_exponent: int) -> Fraction:
+    """Round to the nearest float of a format, ties to even; overflow is left to the caller.
+
+    `mantissa_bits` counts the leading one; `smallest_exponent` is that of the smallest normal number.
+    """
+    if value == 0:
+        return Fraction(0)
+    exponent = 0
+    while Fraction(2) ** (exponent + 1) <= abs(value):
+        exponent += 1
+    while Fraction(2) ** exponent > abs(value):
+        exponent -= 1
+    unit = Fraction(2) ** (max(exponent, smallest_exponent) - mantissa_bits + 1)
+    # round() of a Fraction goes to even.
+    return round(value / unit) * unit
+
+
+def threshold(vector: np.ndarray, keep: int) -> float:
+    """The `keep`-th largest magnitude."""
+    return sorted((abs(float(value)) for value in vector), reverse=True)[keep - 1]
+
+
+def weighted_sum(task_vectors: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Σ w_t τ_t in float32, task by task, every product and sum rounded."""
+    result = np.zeros(task_vectors.shape[1], dtype=np.float32)
+    for i in range(len(result)):
+        for vector, weight in zip(task_vectors, weights, strict=True):
+            result[i] = result[i] + np.float32(vector[i] * np.float32(weight))
+    return result
+
+
+def ties_merge(
+    task_vectors: np.ndarray, thresholds: Sequence[float], weights: Sequence[float]
+) -> list[float]:
+    """Trim, elect the sign by weighted mass, weighted mean of those that agree; in exact arithmetic."""
+    merged = []
+    for column in task_vectors.T:
+        trimmed = [
+            Fraction(float(value)) if abs(value) >= least else Fraction(0)
+            for value, least in zip(column, thresholds, strict=True)
+        ]
+        exact = [Fraction(weight) for weight in weights]
+        mass = sum(weight * value for weight, value in zip(exact, trimmed, strict=True))
+        agree = [t for t, value in enumerate(trimmed) if value * mass > 0]
+        total = sum(exact[t] for t in agree)
+        merged.append(float(sum(exact[t] * trimmed[t] for t in agree) / total) if total else 0.0)
+    return merged
+
+
+def random_mix(draws: Sequence[float], weights: Sequence[float]) -> Iterator[int]:
+    """The task whose share of [0, 1) holds each draw."""
+    for draw in draws:
+        task, reached = 0, Fraction(weights[0])
+        while reached <= Fraction(draw) and any(weights[task + 1 :]):
+            task += 1
+            reached += Fraction(weights[task])
+        yield task

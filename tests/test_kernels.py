@@ -1,0 +1,330 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from hub_magmax import kernels
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection import ArrayChunks
+from tests import oracles
+
+SETTINGS = settings(derandomize=True, deadline=None)
+GENERATOR = CounterGenerator(seed=0, name="weight")
+
+# Bits of the mantissa with the leading one, and the exponent of the smallest normal number.
+FORMATS = {
+    torch.float64: (53, -1022),
+    torch.float32: (24, -126),
+    torch.float16: (11, -14),
+    torch.bfloat16: (8, -126),
+}
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def bits(values: Tensor) -> list[int]:
+    return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]).tolist()
+
+
+def tied(num_tasks: int, num_elements: int, seed: int) -> Tensor:
+    """Small whole numbers and zeros, as ties are common in 16-bit checkpoints."""
+    rng = np.random.default_rng(seed)
+    return torch.tensor(rng.integers(-4, 5, (num_tasks, num_elements)), dtype=torch.float32)
+
+
+# Task vectors and the update
+
+
+def test_task_vectors_by_hand():
+    base = torch.tensor([1.0, -2.0], dtype=torch.bfloat16)
+    first = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
+    second = torch.tensor([0.0, 3.0], dtype=torch.float16)
+
+    found = kernels.task_vectors(base, [first, second])
+
+    assert found.tolist() == [[0.5, 0.0], [-1.0, 5.0]]
+    assert found.dtype == torch.float32
+
+
+def test_task_vectors_of_16_bit_numbers_are_differences_in_float32():
+    # 256 − 1/256 has 17 bits: neither 16-bit format could hold it.
+    found = kernels.task_vectors(torch.tensor([2.0**-8]).bfloat16(), [torch.tensor([256.0]).bfloat16()])
+
+    assert found.item() == 256 - 2.0**-8
+
+
+def test_task_vectors_of_float64_are_rounded_after_the_difference():
+    base = torch.tensor([1.0], dtype=torch.float64)
+    checkpoint = torch.tensor([1 + 2.0**-40], dtype=torch.float64)
+
+    assert kernels.task_vectors(base, [checkpoint, base]).tolist() == [[2.0**-40], [0.0]]
+    assert kernels.task_vectors(base.float(), [checkpoint]).item() == 2.0**-40
+
+
+def test_task_vectors_of_a_checkpoint_in_eight_bits():
+    base = torch.tensor([1.0, 2.0])
+
+    found = kernels.task_vectors(base, [torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)])
+
+    assert found.tolist() == [[0.5, -4.0]]
+
+
+@pytest.mark.parametrize("output", FORMATS, ids=str)
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+def test_an_update_is_computed_wide_and_rounded_once(stored, output):
+    wide = FORMATS[torch.float64 if torch.float64 in (stored, output) else torch.float32]
+    base, merged, scaling = normal(200, dtype=torch.float64).to(stored), normal(200, seed=1), 0.3
+    factor = oracles.nearest(Fraction(scaling), *wide)
+
+    found = kernels.apply_update(base, merged, scaling, output)
+
+    for start, change, result in zip(base.tolist(), merged.tolist(), found.tolist(), strict=True):
+        update = oracles.nearest(factor * Fraction(change), *wide)
+        total = oracles.nearest(Fraction(start) + update, *wide)
+        assert result == oracles.nearest(total, *FORMATS[output])
+    assert found.dtype == output
+
+
+@pytest.mark.parametrize("output", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_near_tie_in_float64_is_not_rounded_twice(output, sign):
+    step = 2.0 ** (1 - FORMATS[output][0])
+    near_ties = [1 + step / 2 + 2.0**-40, 1 + 3 * step / 2 - 2.0**-40, 1 + step / 2, 1 + 3 * step / 2]
+    base = sign * torch.tensor(near_ties, dtype=torch.float64)
+
+    found = kernels.apply_update(base, torch.zeros(4), 1.0, output)
+
+    assert (sign * found.double()).tolist() == [1 + step, 1 + step, 1, 1 + 2 * step]
+
+
+def test_an_update_of_float64_that_16_bits_cannot_hold_overflows_as_a_cast_does():
+    base = torch.tensor([1e300, -1e300, 1e-300, 65519.999], dtype=torch.float64)
+
+    found = kernels.apply_update(base, torch.zeros(4), 1.0, torch.float16)
+
+    assert found.tolist() == [math.inf, -math.inf, 0.0, 65504.0]
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_where_the_update_is_zero_the_base_model_keeps_its_bits(dtype):
+    base = torch.tensor([-0.0, 0.0, 1e-30, -3.0, -0.0]).to(dtype)
+    merged = torch.tensor([0.0, -0.0, 0.0, -0.0, -1e-45])
+
+    found = kernels.apply_update(base, merged, 0.5, dtype)
+
+    if dtype == torch.float64:
+        base[-1] = -0.5 * merged[-1].double().abs()
+    assert bits(found) == bits(base)
+
+
+def test_a_scaling_of_zero_returns_the_base_model():
+    base = normal(1000).bfloat16()
+
+    assert bits(kernels.apply_update(base, normal(1000, seed=1), 0.0, torch.bfloat16)) == bits(base)
+
+
+# Sums
+
+
+@SETTINGS
+@given(st.integers(1, 6), st.integers(0, 30), st.integers(0, 10**6))
+def test_weighted_sums_are_those_of_separate_products_and_sums(num_tasks, num_elements, seed):
+    task_vectors = normal(num_tasks, num_elements, seed=seed)
+    weights = np.random.default_rng(seed).dirichlet(np.ones(num_tasks)).tolist()
+
+    found = kernels.weighted_sum(task_vectors, weights)
+
+    assert (found.numpy() == oracles.weighted_sum(task_vectors.numpy(), weights)).all()
+
+
+def test_a_one_hot_sum_returns_the_task_vector_bit_for_bit():
+    task_vectors = normal(3, 100)
+    task_vectors[1, :4] = torch.tensor([-0.0, 0.0, 1e-45, -3e38])
+
+    assert bits(kernels.weighted_sum(task_vectors, [0.0, 1.0, 0.0])) == bits(task_vectors[1])
+
+
+def test_a_weight_of_zero_keeps_even_infinities_out():
+    found = kernels.weighted_sum(torch.tensor([[math.inf], [2.0]]), [0.0, 0.5])
+
+    assert found.item() == 1.0
+
+
+def test_a_sum_without_weights_is_zero():
+    assert kernels.weighted_sum(normal(2, 3), [0.0, 0.0]).tolist() == [0.0] * 3
+
+
+def test_a_sum_keeps_the_shape_and_its_argument():
+    task_vectors = normal(2, 3, 4)
+    before = task_vectors.clone()
+
+    assert kernels.weighted_sum(task_vectors, [0.25, 0.75]).shape == (3, 4)
+    assert torch.equal(task_vectors, before)
+
+
+# Thresholds
+
+
+@pytest.fixture(params=["held", "counted"])
+def size(request, monkeypatch):
+    """Make every tensor a small or a large one."""
+    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 1 << 20 if request.param == "held" else 0)
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("kind", ["normal", "tied", "subnormal", "zeros", "scales"])
+def test_thresholds_are_the_magnitudes_of_that_rank(kind):
+    task_vectors = {
+        "normal": normal(3, 50),
+        "tied": tied(3, 50, seed=0),
+        "subnormal": tied(3, 50, seed=1) * 1e-44,
+        "zeros": torch.zeros(3, 50),
+        "scales": normal(3, 50) * 10.0 ** torch.arange(-30.0, 20.0),
+    }[kind]
+
+    for keep in (1, 2, 25, 49, 50):
+        found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, chunk_elements=7), keep)
+        assert found.tolist() == [oracles.threshold(vector, keep) for vector in task_vectors.numpy()]
+
+
+@pytest.mark.usefixtures("size")
+def test_a_threshold_that_keeps_nothing_is_infinite():
+    assert kernels.magnitude_thresholds(ArrayChunks(normal(2, 5)), 0).tolist() == [math.inf] * 2
+    assert kernels.magnitude_thresholds(ArrayChunks(torch.zeros(2, 0)), 0).tolist() == [math.inf] * 2
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("chunk_elements", [1, 7, 4096, 1 << 20])
+def test_thresholds_do_not_depend_on_the_chunks(chunk_elements):
+    task_vectors = tied(2, 500, seed=3) / 3
+
+    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, chunk_elements), 123)
+
+    assert torch.equal(found, kernels.magnitude_thresholds(ArrayChunks(task_vectors), 123))
+
+
+def test_large_tensors_are_counted_and_give_what_sorting_gives():
+    task_vectors = normal(2, 700_000)
+
+    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors), 140_000)
+
+    assert torch.equal(found, task_vectors.abs().sort(dim=1, descending=True).values[:, 139_999])
+
+
+# TIES
+
+
+def test_ties_by_hand():
+    # Trimmed: 3 and −4 and 5; 3 and −1; nothing. The sum of the first is +, of the second +.
+    task_vectors = torch.tensor([[3.0, 3.0, 0.5], [-4.0, -1.0, 0.5], [5.0, 0.5, -0.5]])
+
+    found = kernels.ties_merge(task_vectors, torch.tensor([1.0, 1.0, 1.0]), [0.5, 0.25, 0.25])
+
+    assert found.tolist() == [pytest.approx((0.5 * 3 + 0.25 * 5) / 0.75), 3.0, 0.0]
+
+
+def test_elements_equal_to_the_threshold_are_kept():
+    found = kernels.ties_merge(torch.tensor([[2.0, -2.0, 1.9]]), torch.tensor([2.0]), [1.0])
+
+    assert found.tolist() == [2.0, -2.0, 0.0]
+
+
+def test_masses_that_cancel_exactly_elect_nobody():
+    found = kernels.ties_merge(torch.tensor([[2.0], [-1.0]]), torch.zeros(2), [0.25, 0.5])
+
+    assert found.tolist() == [0.0]
+
+
+@SETTINGS
+@given(st.integers(1, 6), st.integers(0, 40), st.integers(0, 10**6), st.floats(0, 1))
+def test_ties_agrees_with_exact_arithmetic(num_tasks, num_elements, seed, density):
+    # Whole numbers and weights in eighths: sums are exact in float32, so signs are too.
+    task_vectors = tied(num_tasks, num_elements, seed)
+    weights = (np.random.default_rng(seed).multinomial(8, np.ones(num_tasks) / num_tasks) / 8).tolist()
+    thresholds = kernels.magnitude_thresholds(ArrayChunks(task_vectors), math.ceil(density * num_elements))
+
+    found = kernels.ties_merge(task_vectors, thresholds, weights)
+
+    expected = oracles.ties_merge(task_vectors.numpy(), thresholds.tolist(), weights)
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ties_with_a_one_hot_preference_is_that_task_trimmed():
+    task_vectors = normal(3, 100)
+    thresholds = kernels.magnitude_thresholds(ArrayChunks(task_vectors), 20)
+
+    found = kernels.ties_merge(task_vectors, thresholds, [0.0, 1.0, 0.0])
+
+    kept = task_vectors[1].abs() >= thresholds[1]
+    assert kept.sum() == 20
+    assert torch.equal(found, task_vectors[1] * kept)
+
+
+# Random mix
+
+
+def test_random_mix_takes_the_task_whose_share_holds_the_draw():
+    weights = [0.25, 0.0, 0.5, 0.25]
+
+    found = kernels.random_mix(10, 2000, weights, GENERATOR)
+
+    draws = GENERATOR.uniform(10, 2000, stream=0).tolist()
+    assert found.tolist() == list(oracles.random_mix(draws, weights))
+    assert found.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("weights", [[0.7, 0.2, 0.1], [0.0, 1 / 3, 1 / 3, 0.0, 1 / 3, 0.0], [1 / 49] * 49])
+def test_random_mix_takes_each_task_as_often_as_preferred(weights):
+    counts = torch.bincount(kernels.random_mix(0, 60_000, weights, GENERATOR), minlength=len(weights))
+    wanted = [task for task, weight in enumerate(weights) if weight]
+
+    assert counts.sum() == counts[wanted].sum() == 60_000
+    expected = np.array(weights)[wanted] / sum(weights) * 60_000
+    assert stats.chisquare(counts[wanted], expected).pvalue > 1e-3
+
+
+def test_random_mix_with_a_one_hot_preference_takes_that_task_always():
+    for task in range(3):
+        weights = [float(t == task) for t in range(3)]
+        assert (kernels.random_mix(0, 5000, weights, GENERATOR) == task).all()
+
+
+def test_random_mix_does_not_depend_on_the_chunks():
+    whole = kernels.random_mix(0, 1000, [0.5, 0.5], GENERATOR)
+
+    for step in (1, 7, 512):
+        parts = [
+            kernels.random_mix(start, min(step, 1000 - start), [0.5, 0.5], GENERATOR)
+            for start in range(0, 1000, step)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("step", [1, 7, 33, 1024])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
+    """A vector body and its scalar tail must round alike."""
+    base, checkpoints = normal(2000).to(stored), [normal(2000, seed=t).to(stored) for t in (1, 2, 3)]
+    weights, thresholds = [0.1, 0.3, 0.6], torch.tensor([0.5, 0.7, 0.9])
+
+    def merged(part: slice) -> Tensor:
+        task_vectors = kernels.task_vectors(base[part], [checkpoint[part] for checkpoint in checkpoints])
+        both = (
+            kernels.weighted_sum(task_vectors, weights),
+            kernels.ties_merge(task_vectors, thresholds, weights),
+        )
+        return torch.stack([kernels.apply_update(base[part], one, 0.3, stored) for one in both])
+
+    parts = [merged(slice(start, start + step)) for start in range(0, 2000, step)]
+    assert torch.equal(torch.cat(parts, dim=1), merged(slice(0, 2000)))
