@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,31 @@ if TYPE_CHECKING:
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of datasets and transformers off: one line per step says enough."""
+    import datasets
+    from transformers.utils import logging
+
+    bars = [
+        (
+            datasets.are_progress_bars_disabled(),
+            datasets.disable_progress_bars,
+            datasets.enable_progress_bars,
+        ),
+        (not logging.is_progress_bar_enabled(), logging.disable_progress_bar, logging.enable_progress_bar),
+    ]
+    for was_off, disable, _ in bars:
+        if not was_off:
+            disable()
+    try:
+        yield
+    finally:
+        for was_off, _, enable in bars:
+            if not was_off:
+                enable()
+
+
 def load_examples(spec: Data, folder: Path) -> Dataset:
     """Return the examples that `spec` names; relative paths start at `folder`.
 
@@ -23,7 +50,8 @@ def load_examples(spec: Data, folder: Path) -> Dataset:
     """
     where = f"{spec.dataset}, split {spec.split}"
     try:
-        examples = _load(spec, folder)
+        with without_bars():
+            examples = _load(spec, folder)
     except Exception as error:  # datasets raises many kinds, most of them for a wrong name
         reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(

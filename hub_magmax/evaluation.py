@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hub_magmax.data import label_names, load_examples
+from hub_magmax.data import label_names, load_examples, without_bars
 from hub_magmax.digest import digest
 from hub_magmax.errors import EvaluationError
 from hub_magmax.lockfile import Lock
@@ -152,8 +152,8 @@ def evaluate(
             where="recipe",
             hint="Name an evaluator and each task's examples under `evaluation`.",
         )
-    evaluator = get_evaluator(spec.evaluator)
-    examples = {task: load_examples(data, recipe.folder) for task, data in spec.tasks.items()}
+    evaluator = EVALUATORS[spec.evaluator]()
+    examples = load_evaluation_data(recipe)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
     for name, place in places.items():
@@ -162,6 +162,16 @@ def evaluate(
         scores += _score_model(evaluator, name, place, spec, examples)
     data = {task: _describe(spec.tasks[task], examples[task]) for task in spec.tasks}
     return Scores(evaluator.metric, evaluator.pipeline_tag, tuple(scores), data, spec.digest)
+
+
+def load_evaluation_data(recipe: Recipe) -> dict[str, Dataset]:
+    """Return each task's examples; also called before a merge, so that a wrong name is known early.
+
+    Raises:
+        EvaluationError: If they cannot be loaded.
+    """
+    spec = recipe.evaluation
+    return {task: load_examples(data, recipe.folder) for task, data in spec.tasks.items()} if spec else {}
 
 
 def model_places(recipe: Recipe, lock: Lock) -> dict[str, ModelPlace]:
@@ -180,7 +190,8 @@ def _score_model(
     evaluator: Evaluator, name: str, place: ModelPlace, spec: Evaluation, examples: Mapping[str, Dataset]
 ) -> list[Score]:
     try:
-        model = evaluator.load(place)
+        with without_bars():
+            model = evaluator.load(place)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(
@@ -259,25 +270,11 @@ class TextClassification:
         return _classification_outcomes(network, encode, examples, column, data.label_column, batch_size)
 
 
-_EVALUATORS: Mapping[str, Callable[[], Evaluator]] = {
+#: By the name that recipes use; the recipe knows the same names.
+EVALUATORS: Mapping[str, Callable[[], Evaluator]] = {
     "image-classification": ImageClassification,
     "text-classification": TextClassification,
 }
-
-
-def get_evaluator(name: str) -> Evaluator:
-    """Return the evaluator that recipes call `name`.
-
-    Raises:
-        EvaluationError: If there is none.
-    """
-    if name not in _EVALUATORS:
-        raise EvaluationError(
-            f"there is no evaluator {name!r}",
-            where="evaluation.evaluator",
-            expected=f"one of {', '.join(_EVALUATORS)}",
-        )
-    return _EVALUATORS[name]()
 
 
 def _from_pretrained(loader: Any, place: ModelPlace, *, weights: bool = True) -> Any:

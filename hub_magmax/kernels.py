@@ -7,17 +7,20 @@ a result is the same to the bit for any chunk size and number of threads. Fused 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float32, Int32, UInt8
+from jaxtyping import Float, Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import Chunks
 
-#: Bits of |τ| that the first histogram tells apart; the second one takes the other 15.
+#: The first histogram tells the 16 high bits of |τ| apart, the second one the others.
 _LOW_BITS = 15
+#: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
+_HELD_NUMBERS = 1 << 20
 
 
 def task_vectors(
@@ -48,18 +51,36 @@ def apply_update(
     wide = torch.float64 if torch.float64 in (base.dtype, dtype) else torch.float32
     update = merged.to(wide) * scaling
     start = base.to(wide)
-    return torch.where(update == 0, start, start + update).to(dtype)
+    updated = torch.where(update == 0, start, start + update)
+    if wide == torch.float64 and dtype.itemsize < torch.float32.itemsize:
+        # torch casts by way of float32, which would round twice.
+        return _odd_float32(updated).to(dtype)
+    return updated.to(dtype)
+
+
+def _odd_float32(values: Float64[Tensor, " chunk"]) -> Float32[Tensor, " chunk"]:
+    """Cast so that a second rounding to fewer bits is right: of two neighbours take the odd one."""
+    near = values.to(torch.float32)
+    too_far = (near.double().abs() > values.abs()).int()
+    inexact = (near.double() != values).int()
+    # Bits of floats of one sign sort like their magnitudes: one less is the next towards zero.
+    return ((near.view(torch.int32) - too_far) | inexact).view(torch.float32)
 
 
 def weighted_sum(
-    task_vectors: Float32[Tensor, tasks * shape], weights: Sequence[float]
+    task_vectors: Float32[Tensor, " tasks *shape"], weights: Sequence[float]
 ) -> Float32[Tensor, "*shape"]:
-    """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out."""
-    total = torch.zeros_like(task_vectors[0])
+    """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out.
+
+    A weight of one among zeros returns that task vector bit for bit.
+    """
+    total: Tensor | None = None
     for task_vector, weight in zip(task_vectors, weights, strict=True):
         if weight != 0:
-            total += task_vector * weight
-    return total
+            term = task_vector * weight
+            # Not added to zeros: that would turn a negative zero into a positive one.
+            total = term if total is None else total + term
+    return torch.zeros_like(task_vectors[0]) if total is None else total
 
 
 def magnitude_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
@@ -67,12 +88,23 @@ def magnitude_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]
 
     The bits of a non-negative float32 sort like the number, so two histograms find it: one of
     the high bits, then one of the low bits among those that share the high bits. Memory does
-    not depend on the tensor's size.
+    not grow with the tensor's size.
 
     Args:
-        chunks: The tensor's task vectors; read twice.
-        keep: From 1 to the number of elements.
+        chunks: The tensor's task vectors; read once if small, else twice.
+        keep: From 0 to the number of elements; 0 gives infinity.
     """
+    assert 0 <= keep <= chunks.num_elements
+    if keep == 0:
+        return torch.full((chunks.num_tasks,), math.inf)
+    if chunks.num_tasks * chunks.num_elements <= _HELD_NUMBERS:
+        magnitudes = torch.cat([block.abs() for _, block in chunks], dim=1)
+        return magnitudes.kthvalue(chunks.num_elements - keep + 1, dim=1).values
+    return _count_thresholds(chunks, keep)
+
+
+def _count_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
+    """Find the thresholds of a tensor of any size from two histograms per task."""
     tasks = range(chunks.num_tasks)
     high = [torch.zeros(1 << (31 - _LOW_BITS), dtype=torch.int64) for _ in tasks]
     for _, block in chunks:
@@ -96,11 +128,11 @@ def _bits(values: Float32[Tensor, " chunk"]) -> Int32[Tensor, " chunk"]:
     return values.abs().view(torch.int32)
 
 
-def _histogram(bins: Int32[Tensor, " chunk"], num_bins: int) -> Tensor:
+def _histogram(bins: Int32[Tensor, " chunk"], num_bins: int) -> Int64[Tensor, " bins"]:
     return torch.bincount(bins.long(), minlength=num_bins)
 
 
-def _from_the_top(counts: Tensor, rank: int) -> tuple[int, int]:
+def _from_the_top(counts: Int64[Tensor, " bins"], rank: int) -> tuple[int, int]:
     """Return the bin of the `rank`-th largest value, and its rank within that bin."""
     above = counts.flip(0).cumsum(0)
     place = int(torch.searchsorted(above, rank))

@@ -129,6 +129,7 @@ def merge(
         partial.prepare()
     processes.wait()
     with ExitStack() as stack:
+        stack.callback(partial.abandon)
         if sources is None:
             sources = {
                 name: stack.enter_context(closing(open_source(plan.recipe, locked)))
@@ -334,7 +335,7 @@ def _about_weights(path: str) -> bool:
 
 
 def merge_tensors(
-    task_vectors: Float[Tensor, tasks * shape],
+    task_vectors: Float[Tensor, "tasks *shape"],
     *,
     preference: tuple[float, ...] | None = None,
     method: str = "tunable_magmax",

@@ -168,7 +168,7 @@ class TensorRule(Spec):
 class Evaluation(Spec):
     """Per task, the examples that the card reports on."""
 
-    evaluator: str = "image-classification"
+    evaluator: Literal["image-classification", "text-classification"] = "image-classification"
     tasks: dict[TaskName, Data]
     batch_size: Annotated[int, Field(ge=1)] = 64
 

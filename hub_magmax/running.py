@@ -10,7 +10,7 @@ from pathlib import Path
 from hub_magmax.cards import render_card
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, OutputError
-from hub_magmax.evaluation import SCORES_NAME, Scores, evaluate, read_scores
+from hub_magmax.evaluation import SCORES_NAME, Scores, evaluate, load_evaluation_data, read_scores
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import lock, plan
@@ -61,6 +61,8 @@ def run(
     planned = plan(recipe, locked)
     if processes.is_first and recipe.output.push_to_hub:
         prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
+    if processes.is_first:
+        load_evaluation_data(recipe)
     output = recipe.output_path
     merged = processes.first_decides(lambda: _finished(output, planned))
     if merged is None:

@@ -551,7 +551,8 @@ def test_a_hostile_recipe_can_still_be_taken_from_the_card(name):
     assert json.loads(block(card, "json")) == json.loads(arguments["lock"].to_json())
 
 
-def test_no_absolute_path_of_the_machine_appears(tmp_path):
+def test_no_absolute_path_of_the_machine_appears(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     base, data, output = (tmp_path / name for name in ("base-model", "plant-photos", "merged-model"))
     recipe = make_recipe(
         base_model=str(base),
@@ -565,7 +566,7 @@ def test_no_absolute_path_of_the_machine_appears(tmp_path):
     assert "fine-tuned from `base-model`" in card
     assert "| `plants` | `plant-photos` |" in card
     assert "# `merged-model`" in card
-    assert "base_model: base-model" in block(card, "yaml")
+    assert "base_model: ./base-model" in block(card, "yaml")
     assert "not the one that the digests cover" in card
 
 

@@ -508,10 +508,11 @@ def test_algorithm_1_reads_the_chunks_once():
     assert len(chunks.reads) == 1
 
 
-def test_picking_is_exact_even_when_keys_are_not_uniform():
+@pytest.mark.parametrize("shift", [-(2**63), 0, 2**62])
+def test_picking_is_exact_even_when_keys_are_not_uniform(shift):
     owners = selection._Owners(100_000)
 
-    owners.pick(0, 777, 100_000, lambda positions: -positions)
+    owners.pick(0, 777, 100_000, lambda positions: 99_999 - positions + shift)
 
     assert (owners.owner == selection._PICKED).nonzero().squeeze(1).tolist() == list(range(99_223, 100_000))
 

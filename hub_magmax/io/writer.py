@@ -126,6 +126,13 @@ class PartialFolder:
             self.release()
             shutil.rmtree(self._root)
 
+    def abandon(self) -> None:
+        """Remove the folder if no shard is finished yet, and let others write; called after an error."""
+        if self._lock.is_locked and not any(self._journal.glob("*.json")):
+            self.release()
+            shutil.rmtree(self._root, ignore_errors=True)
+        self.release()
+
     def release(self) -> None:
         """Let another process write this output."""
         self._lock.release()
