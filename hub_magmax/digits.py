@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 import torch
 import transformers
+import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from jaxtyping import Float, Int64, UInt8
@@ -49,6 +49,7 @@ NUM_CLASSES = 10
 SETTINGS_NAME = "family.json"
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_NAMES = tuple(str(digit) for digit in range(NUM_CLASSES))
 _FORMAT = 1  # of the folder; counts up when the same settings would no longer give the same bytes
 
 Report = Callable[[str], None]
@@ -64,7 +65,7 @@ class Training:
         batch_size: Examples in a step; the last step of an epoch may have fewer.
         weight_decay: AdamW's.
         label_smoothing: Share of a target that is spread over all classes. With none, a task of few
-            classes drives the others so far away that no merge of the checkpoints beats the base model.
+            classes drives the others so far away that MAGMAX falls below the base model.
     """
 
     epochs: int
@@ -119,15 +120,35 @@ class DigitsFamily:
 
 @dataclass(frozen=True)
 class _Examples:
-    """Images as a model takes them, and their classes."""
+    """Grey values from 0 to 255, and the digits that they show."""
 
-    images: Float[Tensor, "examples 1 8 8"]
+    pixels: UInt8[Tensor, "examples 8 8"]
     labels: Int64[Tensor, " examples"]
+
+    def at(self, indices: Tensor) -> _Examples:
+        """Return the examples that indices or a mask choose."""
+        return _Examples(self.pixels[indices], self.labels[indices])
 
     def of(self, digits: tuple[int, ...]) -> _Examples:
         """Return the examples of some digits, in the same order."""
-        chosen = torch.isin(self.labels, torch.tensor(digits))
-        return _Examples(self.images[chosen], self.labels[chosen])
+        return self.at(torch.isin(self.labels, torch.tensor(digits)))
+
+    @property
+    def images(self) -> Float[Tensor, "examples 1 8 8"]:
+        """Return what the image processor beside each checkpoint makes of them: -1 to 1."""
+        return (self.pixels.unsqueeze(1).float() / 255 - 0.5) / 0.5
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What every part of one family is made from."""
+
+    settings: Settings
+    seed: int
+    classes: Mapping[str, tuple[int, ...]]
+    test: _Examples
+    pretraining: _Examples
+    train: _Examples
 
 
 def make_family(
@@ -135,7 +156,7 @@ def make_family(
     *,
     num_tasks: int = 5,
     seed: int = 0,
-    settings: Settings = Settings(),  # noqa: B008: frozen, so that sharing it is harmless
+    settings: Settings = Settings(),
     report: Report = lambda line: None,
 ) -> DigitsFamily:
     """Make the data, the base model and the tasks' checkpoints in `folder`, and say where they are.
@@ -164,9 +185,8 @@ def make_family(
             where="WORLD_SIZE",
             hint="Make them first, without a launcher; the merge may use many processes.",
         )
-    pixels, labels = _load_digits()
+    lesson = _prepare(_load_digits(), classes, settings, seed)
     _claim(folder, {"format": _FORMAT, "num_tasks": num_tasks, "seed": seed, "settings": asdict(settings)})
-    parts = _split(labels, seed, settings.num_supervised)
     family = DigitsFamily(
         folder=folder,
         base_model=folder / "checkpoints" / "base",
@@ -175,17 +195,22 @@ def make_family(
         data=folder / "data",
     )
     with _undisturbed():
-        _once(family.data, lambda partial: _write_data(partial, pixels, labels, parts, classes), report)
-        examples = {
-            part: _Examples(_pixel_values(pixels[indices]), labels[indices])
-            for part, indices in parts.items()
-        }
-        _once(family.base_model, lambda partial: _make_base(partial, examples, settings, seed), report)
+        _once(family.data, partial(_make_data, lesson), report)
+        _once(family.base_model, partial(_make_base, lesson), report)
         previous = family.base_model
         for task, checkpoint in family.tasks.items():
-            _once(checkpoint, _task_maker(task, previous, examples, classes, settings, seed), report)
+            _once(checkpoint, partial(_make_task, lesson, task, previous), report)
             previous = checkpoint
     return family
+
+
+def _seed_of(seed: int, purpose: str) -> int:
+    """Derive an independent seed, so that a resumed call draws what an uninterrupted one drew."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:7], "little")
+
+
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed_of(seed, purpose))
 
 
 def _divide(num_tasks: int) -> dict[str, tuple[int, ...]]:
@@ -199,6 +224,40 @@ def _divide(num_tasks: int) -> dict[str, tuple[int, ...]]:
     size = NUM_CLASSES // num_tasks
     groups = (tuple(range(start, start + size)) for start in range(0, NUM_CLASSES, size))
     return {"-".join(_WORDS[digit] for digit in group): group for group in groups}
+
+
+def _load_digits() -> _Examples:
+    """Return scikit-learn's digits."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDependencyError(
+            "scikit-learn, which brings the handwritten digits, is not installed",
+            hint='Install it with: pip install "hub-magmax[quickstart]"',
+        ) from error
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images) * (255 / 16)  # stored as whole numbers from 0 to 16
+    return _Examples(pixels.round().to(torch.uint8), torch.from_numpy(bunch.target).to(torch.int64))
+
+
+def _prepare(
+    digits: _Examples, classes: Mapping[str, tuple[int, ...]], settings: Settings, seed: int
+) -> _Lesson:
+    """Split the examples: three in ten of each digit to test, a few for the base model, the rest to train."""
+    generator = _generator(seed, "split")
+    parts: tuple[list[Tensor], ...] = ([], [], [])
+    for digit in range(NUM_CLASSES):
+        indices = torch.nonzero(digits.labels == digit).flatten()
+        indices = indices[torch.randperm(len(indices), generator=generator)]
+        num_test = 3 * len(indices) // 10
+        cuts = (num_test, num_test + settings.num_supervised)
+        for part, chosen in zip(parts, torch.tensor_split(indices, cuts), strict=True):
+            part.append(chosen)
+    joined = [torch.cat(part) for part in parts]
+    # Mixed, so that the first hundred examples of a file are of all digits.
+    mixed = [part[torch.randperm(len(part), generator=generator)] for part in joined]
+    test, pretraining, train = (digits.at(part) for part in mixed)
+    return _Lesson(settings, seed, classes, test, pretraining, train)
 
 
 def _claim(folder: Path, made_with: Mapping[str, object]) -> None:
@@ -241,140 +300,81 @@ def _once(target: Path, make: Callable[[Path], str], report: Report) -> None:
         report(f"{target.name}: already there")
         return
     started = time.perf_counter()
-    partial = target.with_name(target.name + ".partial")
+    unfinished = target.with_name(target.name + ".partial")
     with os_errors(target):
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        summary = make(partial)
-        partial.rename(target)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+        summary = make(unfinished)
+        unfinished.rename(target)
     report(f"{target.name}: {summary} ({time.perf_counter() - started:.1f} s)")
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Compute with one thread, without progress bars, and leave the process as it was."""
-    num_threads, shows_bars = torch.get_num_threads(), transformers.utils.logging.is_progress_bar_enabled()
+    num_threads = torch.get_num_threads()
     states = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
     torch.set_num_threads(1)  # the number of threads decides in which order sums are rounded
-    if shows_bars:
-        transformers.utils.logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _no_progress_bars():
             yield
     finally:
         torch.set_num_threads(num_threads)
-        if shows_bars:
-            transformers.utils.logging.enable_progress_bar()
         for kind, state in states:  # an Accelerator would otherwise keep the process on the CPU
             kind._shared_state.clear()
             kind._shared_state.update(state)
 
 
-def _seed_of(seed: int, purpose: str) -> int:
-    """Derive an independent seed, so that a resumed call draws what an uninterrupted one drew."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:7], "little")
-
-
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed_of(seed, purpose))
-
-
-# Data
-
-
-def _load_digits() -> tuple[UInt8[Tensor, "examples 8 8"], Int64[Tensor, " examples"]]:
-    """Return the images as grey values from 0 to 255, and the digits that they show."""
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silence the bars of saving and loading, each of which takes milliseconds here."""
+    logging = transformers.utils.logging
+    restore: list[Callable[[], None]] = []
+    if logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        restore.append(logging.enable_progress_bar)
+    if not datasets.are_progress_bars_disabled():
+        datasets.disable_progress_bars()
+        restore.append(datasets.enable_progress_bars)
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDependencyError(
-            "scikit-learn, which brings the handwritten digits, is not installed",
-            hint='Install it with: pip install "hub-magmax[quickstart]"',
-        ) from error
-    bunch = load_digits()
-    pixels = torch.from_numpy(bunch.images) * (255 / 16)  # stored as whole numbers from 0 to 16
-    return pixels.round().to(torch.uint8), torch.from_numpy(bunch.target).to(torch.int64)
+        yield
+    finally:
+        for enable in restore:
+            enable()
 
 
-def _pixel_values(pixels: UInt8[Tensor, "examples 8 8"]) -> Float[Tensor, "examples 1 8 8"]:
-    """Do what the image processor beside each checkpoint does: grey values to -1 ... 1."""
-    return (pixels.unsqueeze(1).float() * _PROCESSOR["rescale_factor"] - 0.5) / 0.5
-
-
-def _split(labels: Int64[Tensor, " examples"], seed: int, num_supervised: int) -> dict[str, Tensor]:
-    """Return the indices of each part: three in ten of each digit to test, the rest to learn from."""
-    generator = _generator(seed, "split")
-    parts: dict[str, list[Tensor]] = {"test": [], "pretraining": [], "train": []}
-    for digit in range(NUM_CLASSES):
-        indices = torch.nonzero(labels == digit).flatten()
-        indices = indices[torch.randperm(len(indices), generator=generator)]
-        num_test = 3 * len(indices) // 10
-        sizes = [num_test, num_supervised, len(indices) - num_test - num_supervised]
-        for part, chosen in zip(parts.values(), indices.split(sizes), strict=True):
-            part.append(chosen)
-    shuffled = {}
-    for name, chosen in parts.items():
-        joined = torch.cat(chosen)
-        shuffled[name] = joined[torch.randperm(len(joined), generator=generator)]
-    return shuffled
-
-
-def _write_data(
-    folder: Path,
-    pixels: UInt8[Tensor, "examples 8 8"],
-    labels: Int64[Tensor, " examples"],
-    parts: Mapping[str, Tensor],
-    classes: Mapping[str, tuple[int, ...]],
-) -> str:
+def _make_data(lesson: _Lesson, folder: Path) -> str:
     """Write a data set with the configurations `all`, `pretraining` and one for each task."""
-    files = {
-        "all/train": parts["train"],
-        "all/test": parts["test"],
-        "pretraining/train": parts["pretraining"],
-    }
-    for task, digits in classes.items():
-        for split in ("train", "test"):
-            chosen = torch.isin(labels[parts[split]], torch.tensor(digits))
-            files[f"{task}/{split}"] = parts[split][chosen]
-    for name, indices in files.items():
+    files = {"all/train": lesson.train, "all/test": lesson.test, "pretraining/train": lesson.pretraining}
+    for task, digits in lesson.classes.items():
+        files |= {f"{task}/train": lesson.train.of(digits), f"{task}/test": lesson.test.of(digits)}
+    label = datasets.ClassLabel(names=list(_NAMES))
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    for name, examples in files.items():
         path = folder / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(_table(pixels[indices], labels[indices]), path)
+        images = [Image.fromarray(pixels.numpy()) for pixels in examples.pixels]
+        columns = {"image": images, "label": examples.labels.tolist()}
+        datasets.Dataset.from_dict(columns, features).to_parquet(path)
     (folder / "README.md").write_text(_data_card(tuple(files)), encoding="utf-8")
-    return f"{len(parts['train'])} images to learn from, {len(parts['test'])} to test with"
-
-
-def _table(pixels: UInt8[Tensor, "examples 8 8"], labels: Int64[Tensor, " examples"]) -> pyarrow.Table:
-    """Return the examples with the schema by which `datasets` knows images and class names."""
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(NUM_CLASSES)])}
-    )
-    columns = {"image": [{"bytes": _png(image), "path": None} for image in pixels], "label": labels.tolist()}
-    return pyarrow.table(columns, schema=features.arrow_schema)
-
-
-def _png(image: UInt8[Tensor, "8 8"]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image.numpy()).save(stream, format="png")
-    return stream.getvalue()
+    return f"{len(lesson.train.labels)} images to learn from, {len(lesson.test.labels)} to test with"
 
 
 def _data_card(files: tuple[str, ...]) -> str:
-    configs: dict[str, list[str]] = {}
+    """Return the README by which `datasets` finds the configurations; `all` is the default one."""
+    configs: dict[str, list[dict[str, str]]] = {}
     for name in files:
         config, split = name.split("/")
-        configs.setdefault(config, []).append(f"      - {{split: {split}, path: {name}.parquet}}")
-    lines = []
-    for config, splits in configs.items():
-        default = ["    default: true"] if config == "all" else []
-        lines += [f"  - config_name: {config}", *default, "    data_files:", *splits]
+        configs.setdefault(config, []).append({"split": split, "path": f"{name}.parquet"})
+    named = [{"config_name": config, "data_files": splits} for config, splits in configs.items()]
+    header = {
+        "license": "cc-by-4.0",
+        "task_categories": ["image-classification"],
+        "configs": [named[0] | {"default": True}, *named[1:]],
+    }
     return f"""---
-license: cc-by-4.0
-task_categories: [image-classification]
-configs:
-{chr(10).join(lines)}
----
+{yaml.safe_dump(header, sort_keys=False)}---
 
 # Handwritten digits, by task
 
@@ -384,60 +384,56 @@ other configuration the digits of one task.
 """
 
 
-# Checkpoints
-
-
-def _make_base(folder: Path, examples: Mapping[str, _Examples], settings: Settings, seed: int) -> str:
+def _make_base(lesson: _Lesson, folder: Path) -> str:
     """Train from random weights: first the rotation of all images, then the digits of a few."""
-    torch.manual_seed(_seed_of(seed, "weights"))
+    settings = lesson.settings
+    torch.manual_seed(_seed_of(lesson.seed, "weights"))
     model = _new_model(settings)
-    pretext = _Rotations(model.vit, settings.hidden_size)
-    seen = torch.cat([examples["pretraining"].images, examples["train"].images])
-    rotated = _Examples(
-        torch.cat([torch.rot90(seen, turns, (2, 3)) for turns in range(4)]),
-        torch.arange(4).repeat_interleave(len(seen)),
-    )
-    _fit(pretext, pretext, rotated, settings.pretext, _generator(seed, "pretext"))
+    seen = torch.cat([lesson.pretraining.images, lesson.train.images])
+    rotated = torch.cat([torch.rot90(seen, turns, (2, 3)) for turns in range(4)])
+    turns = torch.arange(4).repeat_interleave(len(seen))
     _fit(
-        model,
-        lambda images: model(pixel_values=images).logits,
-        examples["pretraining"],
-        settings.supervised,
-        _generator(seed, "supervised"),
+        _Rotations(model.vit, settings.hidden_size),
+        rotated,
+        turns,
+        settings.pretext,
+        _generator(lesson.seed, "pretext"),
     )
-    _save(model, folder, "the base model", "all ten digits, from few examples")
-    return f"accuracy over all ten digits {_accuracy(model, examples['test']):.2f}"
+    few = lesson.pretraining
+    _fit(_Digits(model), few.images, few.labels, settings.supervised, _generator(lesson.seed, "supervised"))
+    _save(
+        model, folder, "the base model", "which way up digits are, and a little about which digits they are"
+    )
+    return f"accuracy over all ten digits {_accuracy(model, lesson.test):.2f}"
 
 
-def _task_maker(
-    task: str,
-    previous: Path,
-    examples: Mapping[str, _Examples],
-    classes: Mapping[str, tuple[int, ...]],
-    settings: Settings,
-    seed: int,
-) -> Callable[[Path], str]:
-    """Return what learns one task from the checkpoint before it and saves the result in a folder."""
-    digits = classes[task]
+def _make_task(lesson: _Lesson, task: str, previous: Path, folder: Path) -> str:
+    """Learn one task from the checkpoint before it."""
+    model = _load(previous)
+    digits = lesson.classes[task]
+    own = lesson.train.of(digits)
+    _fit(
+        _Digits(model), own.images, own.labels, lesson.settings.task, _generator(lesson.seed, f"task {task}")
+    )
+    shown = ", ".join(_NAMES[digit] for digit in digits)
+    _save(model, folder, f"`{task}`", f"the digits {shown}, continuing from `{previous.name}`")
+    return f"accuracy on its own digits {_accuracy(model, lesson.test.of(digits)):.2f}"
 
-    def make(folder: Path) -> str:
-        model = _load(previous)
-        _fit(
-            model,
-            lambda images: model(pixel_values=images).logits,
-            examples["train"].of(digits),
-            settings.task,
-            _generator(seed, f"task {task}"),
-        )
-        learned = f"the digits {', '.join(map(str, digits))}, continuing from `{previous.name}`"
-        _save(model, folder, f"`{task}`", learned)
-        return f"accuracy on its own digits {_accuracy(model, examples['test'].of(digits)):.2f}"
 
-    return make
+class _Digits(nn.Module):
+    """Images to the logits of the ten digits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "examples 1 8 8"]) -> Float[Tensor, "examples 10"]:
+        logits: Tensor = self.model(pixel_values=images).logits
+        return logits
 
 
 class _Rotations(nn.Module):
-    """The transformer with a head for the pretext task, which is thrown away afterwards."""
+    """Images to the logits of four rotations. The head is thrown away afterwards."""
 
     def __init__(self, transformer: nn.Module, hidden_size: int) -> None:
         super().__init__()
@@ -450,7 +446,6 @@ class _Rotations(nn.Module):
 
 
 def _new_model(settings: Settings) -> ViTForImageClassification:
-    names = [str(digit) for digit in range(NUM_CLASSES)]
     config = ViTConfig(
         image_size=8,
         num_channels=1,
@@ -459,14 +454,13 @@ def _new_model(settings: Settings) -> ViTForImageClassification:
         intermediate_size=2 * settings.hidden_size,
         num_hidden_layers=settings.num_layers,
         num_attention_heads=4,
-        id2label=dict(enumerate(names)),
-        label2id={name: digit for digit, name in enumerate(names)},
+        id2label=dict(enumerate(_NAMES)),
+        label2id={name: digit for digit, name in enumerate(_NAMES)},
     )
     model = ViTForImageClassification(config)
     orthonormal = torch.linalg.qr(torch.randn(settings.hidden_size, NUM_CLASSES)).Q.T
-    with torch.no_grad():
-        model.classifier.weight.copy_(orthonormal * settings.head_scale)
-        model.classifier.bias.zero_()
+    head = {"weight": orthonormal * settings.head_scale, "bias": torch.zeros(NUM_CLASSES)}
+    model.classifier.load_state_dict(head)
     model.classifier.requires_grad_(False)
     return model
 
@@ -479,7 +473,7 @@ def _load(folder: Path) -> ViTForImageClassification:
         raise CheckpointError(
             f"the checkpoint cannot be loaded ({str(error).strip().splitlines()[0]})",
             where=str(folder),
-            hint="Delete this folder and start again: it is made anew, and so must be those after it.",
+            hint="Delete it and the checkpoints learned after it, and start again.",
         ) from error
     model.classifier.requires_grad_(False)
     return model
@@ -487,27 +481,24 @@ def _load(folder: Path) -> ViTForImageClassification:
 
 def _fit(
     network: nn.Module,
-    logits: Callable[[Tensor], Tensor],
-    examples: _Examples,
+    images: Float[Tensor, "examples 1 8 8"],
+    labels: Int64[Tensor, " examples"],
     training: Training,
-    generator: torch.Generator,
+    order: torch.Generator,
 ) -> None:
     """Train the parameters of `network` that are not frozen, in place."""
     # device_placement=False: the tensors stay on the CPU even where accelerate has settled on a GPU.
     accelerator = Accelerator(cpu=True, device_placement=False, mixed_precision="no")
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    num_steps = training.epochs * -(-len(examples.labels) // training.batch_size)
+    num_steps = training.epochs * math.ceil(len(labels) / training.batch_size)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
     network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
     network.train()
     for _ in range(training.epochs):
-        order = torch.randperm(len(examples.labels), generator=generator)
-        for batch in order.split(training.batch_size):
+        for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size):
             loss = cross_entropy(
-                logits(examples.images[batch]),
-                examples.labels[batch],
-                label_smoothing=training.label_smoothing,
+                network(images[batch]), labels[batch], label_smoothing=training.label_smoothing
             )
             optimizer.zero_grad()
             accelerator.backward(loss)
@@ -517,18 +508,22 @@ def _fit(
 
 
 @torch.no_grad()
-def _accuracy(model: ViTForImageClassification, examples: _Examples) -> float:
+def _accuracy(model: nn.Module, examples: _Examples) -> float:
     """Return the share of examples whose class has the largest of all ten logits."""
-    predicted = model.eval()(pixel_values=examples.images).logits.argmax(dim=1)
+    predicted = _Digits(model).eval()(examples.images).argmax(dim=1)
     return float((predicted == examples.labels).double().mean())
 
 
 def _save(model: ViTForImageClassification, folder: Path, title: str, learned: str) -> None:
     """Write a checkpoint as `from_pretrained` reads it, with its image processor and a card."""
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR, indent=2) + "\n")
-    (folder / "README.md").write_text(
-        f"""---
+    processor = json.dumps(_PROCESSOR, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(processor, encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(model.num_parameters(), title, learned), encoding="utf-8")
+
+
+def _model_card(num_parameters: int, title: str, learned: str) -> str:
+    return f"""---
 license: cc-by-4.0
 library_name: transformers
 pipeline_tag: image-classification
@@ -536,15 +531,15 @@ pipeline_tag: image-classification
 
 # Handwritten digits: {title}
 
-A vision transformer of {sum(p.numel() for p in model.parameters()):,} parameters for images of 8×8 grey
-values. It learned {learned}. Its head over the ten digits is orthonormal and was never trained.
+A vision transformer of {num_parameters:,} parameters for images of 8 by 8 grey values.
+It learned {learned}.
+Its head over the ten digits is orthonormal and was never trained.
 
 {_SOURCE}"""
-    )
 
 
 #: Read by AutoImageProcessor. Written by hand because the class that would write it depends on whether
-#: torchvision is installed; an image of another size is scaled to 8×8.
+#: torchvision is installed. An image of another size is scaled to 8 by 8.
 _PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
     "do_convert_rgb": False,
@@ -558,6 +553,7 @@ _PROCESSOR = {
     "image_std": [0.5],
 }
 
-_SOURCE = """The images are those of scikit-learn's `load_digits`: E. Alpaydin and C. Kaynak, Optical Recognition of
-Handwritten Digits, UCI Machine Learning Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0.
+_SOURCE = """The images are those of scikit-learn's `load_digits`, licensed CC BY 4.0:
+E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998,
+https://doi.org/10.24432/C50P49.
 """

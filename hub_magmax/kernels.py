@@ -11,11 +11,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Float, Float32, Float64, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection import Chunks
+from hub_magmax.selection import Chunks, Rows
+
+#: One number per task.
+Weights = Sequence[float] | Float32[Tensor, " tasks"]
 
 #: The first histogram tells the 16 high bits of |τ| apart, the second one the others.
 _LOW_BITS = 15
@@ -23,25 +26,34 @@ _LOW_BITS = 15
 _HELD_NUMBERS = 1 << 20
 
 
-def task_vectors(
+def task_rows(
     base: Float[Tensor, " chunk"], checkpoints: Sequence[Float[Tensor, " chunk"]]
-) -> Float32[Tensor, "tasks chunk"]:
-    """Subtract the base model from each checkpoint, in float32.
+) -> list[Float32[Tensor, " chunk"]]:
+    """Subtract the base model from each checkpoint, in float32: one row per task.
 
     Where a float64 tensor takes part, its difference is formed in float64 and then rounded.
     """
-    stacked = torch.empty((len(checkpoints), len(base)))
     base32 = base.float()
-    for row, checkpoint in zip(stacked, checkpoints, strict=True):
-        if torch.float64 in (base.dtype, checkpoint.dtype):
-            row.copy_(checkpoint.double() - base.double())
-        else:
-            torch.sub(checkpoint.float(), base32, out=row)
-    return stacked
+    return [
+        (checkpoint.double() - base.double()).float()
+        if torch.float64 in (base.dtype, checkpoint.dtype)
+        else checkpoint.float() - base32
+        for checkpoint in checkpoints
+    ]
+
+
+def task_vectors(
+    base: Float[Tensor, " chunk"], checkpoints: Sequence[Float[Tensor, " chunk"]]
+) -> Float32[Tensor, "tasks chunk"]:
+    """Return the rows of `task_rows` as one tensor."""
+    return torch.stack(task_rows(base, checkpoints))
 
 
 def apply_update(
-    base: Float[Tensor, " chunk"], merged: Float32[Tensor, " chunk"], scaling: float, dtype: torch.dtype
+    base: Float[Tensor, " chunk"],
+    merged: Float32[Tensor, " chunk"],
+    scaling: float | Float64[Tensor, ""],
+    dtype: torch.dtype,
 ) -> Float[Tensor, " chunk"]:
     """Return base + scaling · merged, cast once to `dtype` (round to nearest even).
 
@@ -67,20 +79,35 @@ def _odd_float32(values: Float64[Tensor, " chunk"]) -> Float32[Tensor, " chunk"]
     return ((near.view(torch.int32) - too_far) | inexact).view(torch.float32)
 
 
-def weighted_sum(
-    task_vectors: Float32[Tensor, " tasks *shape"], weights: Sequence[float]
-) -> Float32[Tensor, "*shape"]:
+def weighted_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
     """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out.
 
     A weight of one among zeros returns that task vector bit for bit.
     """
-    total: Tensor | None = None
-    for task_vector, weight in zip(task_vectors, weights, strict=True):
-        if weight != 0:
-            term = task_vector * weight
-            # Not added to zeros: that would turn a negative zero into a positive one.
-            total = term if total is None else total + term
-    return torch.zeros_like(task_vectors[0]) if total is None else total
+    # Adding to a negative zero changes nothing; adding to a positive one would lose signs of zeros.
+    total = torch.full_like(rows[0], -0.0)
+    for row, weight in zip(rows, _as_tensor(weights), strict=True):
+        total = torch.where(weight != 0, total + row * weight, total)
+    return total
+
+
+def _as_tensor(weights: Weights) -> Float32[Tensor, " tasks"]:
+    return torch.as_tensor(weights, dtype=torch.float32)
+
+
+def select_rows(
+    rows: Rows, winners: Float32[Tensor, " chunk"] | UInt8[Tensor, " chunk"]
+) -> Float32[Tensor, " chunk"]:
+    """Return each element from the row of its winner."""
+    selected = rows[0]
+    for task, row in enumerate(rows):
+        selected = torch.where(winners == task, row, selected)
+    return selected
+
+
+def given(rows: Rows, found: Shaped[Tensor, " chunk"]) -> Shaped[Tensor, " chunk"]:
+    """Return what a survey of the tensor has found already."""
+    return found
 
 
 def magnitude_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
@@ -141,14 +168,12 @@ def _from_the_top(counts: Int64[Tensor, " bins"], rank: int) -> tuple[int, int]:
 
 
 def ties_merge(
-    task_vectors: Float32[Tensor, "tasks chunk"],
-    thresholds: Float32[Tensor, " tasks"],
-    weights: Sequence[float],
+    rows: Rows, thresholds: Float32[Tensor, " tasks"], weights: Weights
 ) -> Float32[Tensor, " chunk"]:
     """Trim, elect a sign, and average the tasks that agree with it.
 
     Args:
-        task_vectors: One chunk.
+        rows: One chunk of each task vector.
         thresholds: Elements below their task's threshold count as zero.
         weights: Weight of each task in the election and in the average.
 
@@ -158,14 +183,15 @@ def ties_merge(
 
     Source: TIES (arXiv:2306.01708), section 4, with weights.
     """
-    trimmed = torch.where(task_vectors.abs() >= thresholds[:, None], task_vectors, 0.0)
-    elected = weighted_sum(trimmed, weights).sign()
+    shares = _as_tensor(weights)
+    trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in zip(rows, thresholds, strict=True)]
+    elected = weighted_sum(trimmed, shares).sign()
     total = torch.zeros_like(elected)
     mass = torch.zeros_like(elected)
-    for row, weight in zip(trimmed, weights, strict=True):
+    for row, weight in zip(trimmed, shares, strict=True):
         agrees = (row.sign() == elected) & (elected != 0)
-        total += torch.where(agrees, row * weight, 0.0)
-        mass += agrees * weight
+        total = total + torch.where(agrees, row * weight, 0.0)
+        mass = mass + torch.where(agrees, weight, 0.0)
     return torch.where(mass > 0, total / mass, 0.0)
 
 

@@ -8,12 +8,15 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,12 +26,13 @@ from hub_magmax import kernels, methods
 from hub_magmax.checkpoint import EXACT_DTYPES, INDEX_NAME, MERGEABLE_DTYPES
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
 from hub_magmax.io.opening import open_source
 from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
 from hub_magmax.lockfile import LOCK_NAME, write_lock
 from hub_magmax.methods import TensorRule
-from hub_magmax.planning import CHUNK_ELEMENTS, Plan, Shard, TensorJob
+from hub_magmax.planning import Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord
 
@@ -38,11 +42,15 @@ RECIPE_NAME = "recipe.yaml"
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 Progress = Callable[[int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StoredChunks:
     """One tensor's task vectors, read from the sources again at every iteration.
+
+    Attributes:
+        reader: Runs the reads, one at a time and a few ahead of what is asked for.
 
     Raises:
         NonFiniteError: While iterating, at the first NaN or infinity, with its place.
@@ -52,46 +60,64 @@ class StoredChunks:
     num_elements: int
     base: TensorSource
     tasks: tuple[TensorSource, ...]
-    chunk_elements: int = CHUNK_ELEMENTS
+    chunk_elements: int
+    reader: Executor
 
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        for start, _, task_vectors in self.with_base():
+        for start, base, checkpoints in self.stored():
+            task_vectors = kernels.task_vectors(base, checkpoints)
+            self.check(float(task_vectors.sum()), start, base, checkpoints)
             yield start, task_vectors
 
-    def with_base(self) -> Iterator[tuple[int, Tensor, Float[Tensor, "tasks chunk"]]]:
-        """Yield each chunk's first index, base values as stored, and task vectors."""
-        for start in range(0, self.num_elements, self.chunk_elements):
-            stop = min(start + self.chunk_elements, self.num_elements)
-            base = self.base.read(self.name, start, stop)
-            checkpoints = [source.read(self.name, start, stop) for source in self.tasks]
-            task_vectors = kernels.task_vectors(base, checkpoints)
-            # Finite task vectors mean finite inputs, and a finite sum means finite task vectors: one
-            # fast pass (isfinite takes ten times as long). A sum may also overflow; then look closely.
-            if not math.isfinite(float(task_vectors.sum())):
-                self._refuse(start, [base, *checkpoints])
-            yield start, base, task_vectors
+    def stored(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+        """Yield each chunk's first index, and base and checkpoint values as stored."""
+        calls = (partial(self._read, start) for start in range(0, self.num_elements, self.chunk_elements))
+        return ahead(self.reader, calls)
 
-    def _refuse(self, start: int, values: list[Tensor]) -> None:
-        """Raise for the first value that is not finite; return if only a sum was not."""
-        for source, stored in zip((self.base, *self.tasks), values, strict=True):
-            bad = torch.nonzero(~torch.isfinite(stored))
+    def _read(self, start: int) -> tuple[int, Tensor, list[Tensor]]:
+        stop = min(start + self.chunk_elements, self.num_elements)
+        base, *checkpoints = [source.read(self.name, start, stop) for source in (self.base, *self.tasks)]
+        return start, base, checkpoints
+
+    def check(self, probe: float, start: int, base: Tensor, checkpoints: list[Tensor]) -> None:
+        """Raise for the first value that is not finite.
+
+        Finite task vectors mean finite inputs, and a finite sum of them (`probe`) means finite
+        task vectors: one fast pass, where isfinite takes ten times as long. A sum may also
+        overflow; only a close look tells.
+        """
+        if math.isfinite(probe):
+            return
+        for source, values in zip((self.base, *self.tasks), (base, *checkpoints), strict=True):
+            bad = torch.nonzero(~torch.isfinite(values))
             if len(bad):
                 element = start + int(bad[0])
                 raise NonFiniteError(
-                    f"element {element:,} is {float(stored[bad[0]])}",
+                    f"element {element:,} is {float(values[bad[0]])}",
                     where=tensor_place(source, source.index.tensors[self.name], element),
                     expected="finite numbers only",
                     hint="The checkpoint is damaged or its training diverged; use an earlier one.",
                 )
-        if not torch.isfinite(kernels.task_vectors(values[0], values[1:])).all():
+        if not torch.isfinite(kernels.task_vectors(base, checkpoints)).all():
             raise NonFiniteError(
                 "the checkpoints differ by more than float32 can hold",
                 where=f"tensor {self.name!r}, elements from {start:,}",
             )
+
+
+def ahead(executor: Executor, calls: Iterable[Callable[[], T]], depth: int = 3) -> Iterator[T]:
+    """Yield the results of `calls` in order, with up to `depth` of them running or waiting ahead."""
+    pending: deque[Future[T]] = deque()
+    for call in calls:
+        pending.append(executor.submit(call))
+        if len(pending) > depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def merge(
@@ -100,7 +126,7 @@ def merge(
     *,
     sources: Mapping[str, TensorSource] | None = None,
     progress: Progress | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
     processes: Processes | None = None,
 ) -> MergeReport:
     """Carry out `plan` and return what was done.
@@ -115,7 +141,7 @@ def merge(
         output: Folder to create; by default the recipe's `output.path`.
         sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes each finished chunk wrote.
-        chunk_elements: Elements per task in memory at a time.
+        chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
 
     Raises:
@@ -124,77 +150,96 @@ def merge(
     """
     started = time.perf_counter()
     processes = processes or find_processes()
-    partial = PartialFolder(output or plan.recipe.output_path, plan.digest)
+    place = PartialFolder(output or plan.recipe.output_path, plan.digest)
     if processes.is_first:
-        partial.prepare()
+        place.prepare()
     processes.wait()
     with ExitStack() as stack:
-        stack.callback(partial.abandon)
+        stack.callback(place.abandon)
         if sources is None:
             sources = {
                 name: stack.enter_context(closing(open_source(plan.recipe, locked)))
                 for name, locked in plan.lock.sources.items()
             }
-        engine = _Engine(plan, sources, partial, progress or (lambda num_bytes: None), chunk_elements)
-        for shard in share(plan.shards, processes):
-            engine.make(shard)
+        engine = _Engine(plan, sources, place, progress or (lambda num_bytes: None), chunk_elements)
+        stack.enter_context(closing(engine))
+        with one_thread(), torch.inference_mode():
+            for shard in share(plan.shards, processes):
+                engine.make(shard)
         processes.wait()
-        report = _report(plan, partial, time.perf_counter() - started)
+        report = _report(plan, place, time.perf_counter() - started)
         if processes.is_first:
-            _write_side_files(plan, sources, partial.folder)
-            write_text(partial.folder / REPORT_NAME, report.to_json())
-            partial.publish()
+            _write_side_files(plan, sources, place.folder)
+            write_text(place.folder / REPORT_NAME, report.to_json())
+            place.publish()
     processes.wait()
     return report
 
 
-@dataclass(frozen=True)
 class _Engine:
-    """Makes shards one by one."""
+    """Makes shards one by one: one thread reads ahead, one computes, one hashes and writes behind."""
 
-    plan: Plan
-    sources: Mapping[str, TensorSource]
-    partial: PartialFolder
-    progress: Progress
-    chunk_elements: int
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Mapping[str, TensorSource],
+        place: PartialFolder,
+        progress: Progress,
+        chunk_elements: int | None,
+    ) -> None:
+        self.plan, self.sources, self.place, self.progress = plan, sources, place, progress
+        self.fuser = Fuser(sum(job.num_elements for job in plan.jobs if job.merged))
+        self.chunk_elements = chunk_elements or self.fuser.chunk_elements
+        self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+    def close(self) -> None:
+        self.reader.shutdown(cancel_futures=True)
+        self.writer.shutdown(cancel_futures=True)
+        self.fuser.close()
 
     def make(self, shard: Shard) -> ShardRecord:
         """Write one shard unless it is finished already, and return its record."""
-        if (done := self.partial.intact(shard.file)) is not None:
+        if (done := self.place.intact(shard.file)) is not None:
             self.progress(shard.data_bytes)
             return done
         tally = _Tally(len(self.plan.lock.tasks))
-        with os_errors(self.partial.folder / shard.file):
-            file = ShardFile(self.partial.folder / shard.file)
+        with os_errors(self.place.folder / shard.file):
+            file = ShardFile(self.place.folder / shard.file)
             try:
                 file.write(self.plan.header(shard))
-                for job in shard.jobs:
-                    for values in self._merged(job, tally) if job.merged else self._copied(job):
-                        content = values.contiguous().view(torch.uint8).numpy().data
-                        file.write(content)
-                        self.progress(len(content))
+                for num_bytes in ahead(self.writer, self._writes(file, shard, tally)):
+                    self.progress(num_bytes)
                 record = tally.record(shard.file, file.size_bytes, file.finish())
             except BaseException:
                 file.abandon()
                 raise
-            self.partial.record(record)
+            self.place.record(record)
         return record
+
+    def _writes(self, file: ShardFile, shard: Shard, tally: _Tally) -> Iterator[Callable[[], int]]:
+        """Compute the shard's data piece by piece, and yield what writes each piece."""
+        for job in shard.jobs:
+            for values in self._merged(job, tally) if job.merged else self._copied(job):
+                yield partial(file.write, values.contiguous().view(torch.uint8).numpy().data)
 
     def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
         lock = self.plan.lock
-        tasks = tuple(self.sources[name] for name in lock.tasks)
+        base, *tasks = [self.sources[name] for name in lock.sources]
         chunks = StoredChunks(
-            job.name, job.num_elements, self.sources["base_model"], tasks, self.chunk_elements
+            job.name, job.num_elements, base, tuple(tasks), self.chunk_elements, self.reader
         )
-        rule = tensor_rule(
-            chunks, job.shape, lock.method, lock.weights, CounterGenerator(lock.seed, job.name)
-        )
+        rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, CounterGenerator(lock.seed, job.name))
         tally.add(rule)
-        scaling, dtype = float(lock.method["scaling"]), torch_dtype(job.dtype)
-        for start, base, task_vectors in chunks.with_base():
-            merged, counts = apply_rule(rule, start, task_vectors)
+        step = Pass(rule.combine, rule.selects, torch_dtype(job.dtype))
+        scaling = torch.tensor(float(lock.method["scaling"]), dtype=torch.float64)
+        for start, stored, checkpoints in chunks.stored():
+            per_element = rule.per_element(start, len(stored))
+            arguments = (stored, checkpoints, per_element, rule.per_task, scaling, torch.tensor(len(stored)))
+            fused = self.fuser.find(step, arguments) if rule.compiles else None
+            merged, counts, probe = run_pass(fused, step, arguments)
+            chunks.check(float(probe), start, stored, checkpoints)
             tally.count(counts)
-            yield kernels.apply_update(base, merged, scaling, dtype)
+            yield merged
 
     def _copied(self, job: TensorJob) -> Iterator[Tensor]:
         source = self.sources[job.source]
@@ -237,9 +282,9 @@ class _Tally:
         if rule.duality_gap is not None:
             self._gaps.append(rule.duality_gap)
 
-    def count(self, counts: list[int]) -> None:
-        for task, count in enumerate(counts):
-            self._counts[task] += count
+    def count(self, counts: Tensor) -> None:
+        for task, count in enumerate(counts.tolist()):
+            self._counts[task] += int(count)
 
     def record(self, file: str, size_bytes: int, sha256: str) -> ShardRecord:
         counts, unaligned = tuple(self._counts), tuple(self._unaligned)
@@ -260,20 +305,8 @@ def tensor_rule(
     return found.rule(chunks, shape=shape, preference=weights, generator=generator, options=options)
 
 
-def apply_rule(
-    rule: TensorRule, start: int, task_vectors: Float[Tensor, "tasks chunk"]
-) -> tuple[Float[Tensor, " chunk"], list[int]]:
-    """Return a chunk's merged task vector and, for methods that select, the elements per task."""
-    found = rule.apply(start, task_vectors)
-    if not rule.selects:
-        return found, []
-    winners = found.long()
-    merged = task_vectors.gather(0, winners[None])[0]
-    return merged, torch.bincount(winners, minlength=len(task_vectors)).tolist()
-
-
-def _report(plan: Plan, partial: PartialFolder, seconds: float) -> MergeReport:
-    records = tuple(partial.recorded(shard.file) for shard in plan.shards)
+def _report(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
+    records = tuple(place.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
     assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
     names = tuple(plan.lock.tasks)
@@ -379,5 +412,10 @@ def merge_tensors(
         tuple(weights),
         CounterGenerator(seed, name),
     )
-    merged = [apply_rule(rule, start, chunk)[0] for start, chunk in chunks]
+    merged = [_apply(rule, start, chunk) for start, chunk in chunks]
     return torch.cat(merged).reshape(task_vectors.shape[1:])
+
+
+def _apply(rule: TensorRule, start: int, chunk: Float[Tensor, "tasks chunk"]) -> Float[Tensor, " chunk"]:
+    found = rule.combine(chunk, *rule.per_element(start, chunk.shape[1]), *rule.per_task)
+    return kernels.select_rows(chunk, found) if rule.selects else found

@@ -281,6 +281,17 @@ def test_random_mix_takes_the_task_whose_share_holds_the_draw():
     assert found.dtype == torch.uint8
 
 
+class FixedDraws(CounterGenerator):
+    """Draws 0, ¼, ½ and ¾."""
+
+    def uniform(self, start: int, count: int, stream: int) -> Tensor:
+        return torch.arange(4, dtype=torch.float64) / 4
+
+
+def test_a_draw_between_two_shares_belongs_to_the_later_one():
+    assert kernels.random_mix(0, 4, [0.25, 0.25, 0.5], FixedDraws(0, "")).tolist() == [0, 1, 2, 2]
+
+
 @pytest.mark.parametrize("weights", [[0.7, 0.2, 0.1], [0.0, 1 / 3, 1 / 3, 0.0, 1 / 3, 0.0], [1 / 49] * 49])
 def test_random_mix_takes_each_task_as_often_as_preferred(weights):
     counts = torch.bincount(kernels.random_mix(0, 60_000, weights, GENERATOR), minlength=len(weights))

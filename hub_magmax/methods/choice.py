@@ -20,8 +20,9 @@ def random_mix(
     from hub_magmax import kernels
 
     return TensorRule(
-        lambda start, task_vectors: kernels.random_mix(start, task_vectors.shape[1], preference, generator),
+        kernels.given,
         selects=True,
+        per_element=lambda start, count: (kernels.random_mix(start, count, preference, generator),),
     )
 
 
@@ -44,7 +45,10 @@ def last_task(chunks: "Chunks") -> TensorRule:
 def _always(task: int) -> TensorRule:
     import torch
 
+    from hub_magmax import kernels
+
     return TensorRule(
-        lambda start, task_vectors: torch.full((task_vectors.shape[1],), task, dtype=torch.uint8),
+        kernels.given,
         selects=True,
+        per_element=lambda start, count: (torch.full((count,), task, dtype=torch.uint8),),
     )

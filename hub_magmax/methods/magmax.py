@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from hub_magmax.methods.registry import TensorRule, merge_method
+from hub_magmax.methods.registry import TensorRule, given_rule, merge_method
 
 if TYPE_CHECKING:
     from hub_magmax.randomness import CounterGenerator
@@ -17,7 +17,7 @@ def magmax(chunks: "Chunks") -> TensorRule:
     """
     from hub_magmax import selection
 
-    return TensorRule(lambda start, task_vectors: selection.largest_magnitude(task_vectors), selects=True)
+    return TensorRule(selection.largest_magnitude, selects=True)
 
 
 @merge_method("tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule")
@@ -39,9 +39,6 @@ def tunable_magmax(
     quotas = rules.quotas(preference, chunks.num_elements)
     select = {"algorithm-1": rules.algorithm_1, "top-n": rules.top_n}[selection]
     found = select(chunks, quotas, generator)
-    return TensorRule(
-        lambda start, task_vectors: found.winners[start : start + task_vectors.shape[1]],
-        selects=True,
-        num_unaligned=found.num_unaligned,
-        duality_gap=found.duality_gap,
+    return given_rule(
+        found.winners, selects=True, num_unaligned=found.num_unaligned, duality_gap=found.duality_gap
     )

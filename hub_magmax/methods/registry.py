@@ -47,21 +47,33 @@ SUPPLIED = ("preference", "generator")
 Form = Literal["tensor", "elementwise", "rule"]
 
 
+def _nothing(start: int, count: int) -> tuple[Tensor, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class TensorRule:
     """How one tensor is merged, chunk by chunk, once its task vectors have been surveyed.
 
     Attributes:
-        apply: Takes the index of a chunk's first element and the chunk's task vectors
-            (float32, tasks × elements). Returns the merged task vector (float32) or, when
-            `selects` is set, the index of each element's winner (uint8).
+        combine: Takes a chunk of each task vector (one float32 row per task), then what
+            `per_element` gives for it, then `per_task`. Returns the merged task vector (float32)
+            or, when `selects` is set, the number of each element's winner (uint8, from zero).
         selects: Every element comes from exactly one task; the merge then counts winners.
+        per_element: Takes the index of a chunk's first element and its length; returns tensors
+            of that length.
+        per_task: Tensors that are the same for all chunks.
+        compiles: `combine` is a module's function of torch operations without branches on
+            values, so that torch.compile can fuse it.
         num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
         duality_gap: Relative distance of `top-n` from the optimum, or None.
     """
 
-    apply: Callable[[int, Tensor], Tensor]
+    combine: Callable[..., Tensor]
     selects: bool = False
+    per_element: Callable[[int, int], tuple[Tensor, ...]] = _nothing
+    per_task: tuple[Tensor, ...] = ()
+    compiles: bool = True
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
 
@@ -118,7 +130,7 @@ class MergeMethod:
             assert isinstance(rule, TensorRule)
             return rule
         if self.form == "elementwise":
-            return TensorRule(lambda start, task_vectors: self.function(task_vectors, **call))
+            return _elementwise_rule(self.function, call)
         return _whole_tensor_rule(self.function, chunks, shape, call)
 
 
@@ -135,7 +147,25 @@ def _whole_tensor_rule(
         raise TypeError(
             f"{function.__name__} returned {tuple(merged.shape)} of {merged.dtype}, expected float32 {shape}"
         )
-    return TensorRule(lambda start, task_vectors: merged[start : start + task_vectors.shape[1]])
+    return given_rule(merged)
+
+
+def _elementwise_rule(function: Callable[..., Tensor], call: dict[str, Any]) -> TensorRule:
+    import torch
+
+    return TensorRule(lambda rows: function(torch.stack(list(rows)), **call), compiles=False)
+
+
+def given_rule(found: Tensor, **facts: Any) -> TensorRule:
+    """Return a rule whose answer for every element is known: merged values, or winners.
+
+    Args:
+        found: float32 merged values or uint8 winners, one per element of the tensor.
+        facts: `selects`, `num_unaligned` or `duality_gap` of the rule.
+    """
+    from hub_magmax import kernels
+
+    return TensorRule(kernels.given, per_element=lambda start, count: (found[start : start + count],), **facts)
 
 
 def merge_method(

@@ -1,6 +1,7 @@
 """TIES: trim, elect signs, and average what agrees."""
 
 import math
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -25,8 +26,12 @@ def ties(
     preference weights both the election and the average; uniform preference gives TIES as
     published (Yadav et al. 2023), except that trimming is per tensor.
     """
+    import torch
+
     from hub_magmax import kernels
 
-    keep = math.ceil(density * chunks.num_elements)
+    # As written: 0.07 of 100 is 7, though the nearest float to 0.07 lies above it.
+    keep = math.ceil(Fraction(repr(density)) * chunks.num_elements)
     thresholds = kernels.magnitude_thresholds(chunks, keep)
-    return TensorRule(lambda start, task_vectors: kernels.ties_merge(task_vectors, thresholds, preference))
+    weights = torch.tensor(preference, dtype=torch.float32)
+    return TensorRule(kernels.ties_merge, per_task=(thresholds, weights))
