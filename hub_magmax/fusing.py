@@ -10,6 +10,7 @@ alone, and torch's compiler is told not to contract a product and a sum.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,13 +114,14 @@ class Fuser:
 
     def _compile(self, key: Any, a_pass: Pass, examples: tuple[Any, ...]) -> None:
         torch.set_num_threads(1)  # a setting of each thread; the compiler reads this one's
-        compiled = torch.compile(a_pass.__call__, dynamic=False)
         try:
+            compiled = torch.compile(a_pass.__call__, dynamic=False)
             with torch.inference_mode():
                 compiled(*examples)
-        except Exception:  # torch raises many kinds, most of them for a missing compiler
-            return
-        self._compiled[key] = compiled
+        except Exception as error:  # torch raises many kinds, most of them for a missing compiler
+            logging.getLogger(__name__).info("merging without compiled passes: %s", error)
+        else:
+            self._compiled[key] = compiled
 
     def close(self) -> None:
         """Wait for compilations that are still going on; their results stay in torch's cache."""
@@ -139,15 +141,16 @@ def run_pass(fused: Callable[..., Merged] | None, a_pass: Pass, arguments: tuple
 def _padded(arguments: tuple[Any, ...], num_elements: int) -> tuple[Any, ...]:
     """Return the arguments of a pass with zeros appended, so that every call has the same shapes."""
     base, checkpoints, per_element, *rest = arguments
-    if len(base) == num_elements:
-        return arguments
 
     def pad(values: Tensor) -> Tensor:
+        if len(values) == num_elements:
+            return values
         padded = torch.zeros(num_elements, dtype=values.dtype)
         padded[: len(values)] = values
         return padded
 
-    return pad(base), [pad(v) for v in checkpoints], [pad(v) for v in per_element], *rest
+    # Tuples always: a list in place of a tuple would be compiled for anew.
+    return pad(base), tuple(map(pad, checkpoints)), tuple(map(pad, per_element)), *rest
 
 
 @contextmanager

@@ -392,7 +392,7 @@ def merge_tensors(
     from pydantic import ValidationError
 
     from hub_magmax.errors import RecipeError
-    from hub_magmax.selection import ArrayChunks
+    from hub_magmax.selection import ArrayChunks, quotas
 
     found = methods.get_method(method)
     try:
@@ -404,6 +404,7 @@ def merge_tensors(
     weights = preference if preference is not None else (1 / num_tasks,) * num_tasks
     if len(weights) != num_tasks:
         raise RecipeError(f"{len(weights)} weights for {num_tasks} tasks", where="preference")
+    quotas(weights, 0)  # raises unless the weights are a preference
     chunks = ArrayChunks(task_vectors)
     rule = tensor_rule(
         chunks,

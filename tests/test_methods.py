@@ -1,0 +1,228 @@
+"""Every registered method against its oracle on every case; a new method joins by one line."""
+
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hub_magmax import methods
+from hub_magmax.errors import RecipeError
+from hub_magmax.merging import merge_tensors
+from hub_magmax.methods import merge_method, method_names, registry
+from tests import oracles
+
+Oracle = Callable[[np.ndarray, tuple[float, ...]], "np.ndarray | None"]
+
+
+def _normal(tasks: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(tasks, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _like_bf16(tasks: int, size: int) -> Tensor:
+    """Return task vectors of bfloat16 checkpoints: about half zero, and many exactly equal."""
+    values = _normal(tasks, size, seed=1).bfloat16().float()
+    coarse = (values * 4).round() / 4
+    return torch.where(_normal(tasks, size, seed=2) < 0, 0.0, coarse)
+
+
+CASES: Mapping[str, Tensor] = {
+    "one task": _normal(1, 20),
+    "two tasks": _normal(2, 33),
+    "five tasks in a matrix": _normal(5, 6, 7),
+    "ties and zeros": _like_bf16(4, 200),
+    "all zero": torch.zeros(3, 10),
+    "all equal": _normal(1, 12).repeat(4, 1),
+    "one element": _normal(3, 1),
+    "no dimensions": _normal(3),
+    "very different scales": _normal(3, 50) * torch.tensor([[1e-30], [1.0], [1e30]]),
+    "subnormal": _normal(3, 50) * 1e-42,
+}
+
+
+def preferences(num_tasks: int) -> list[tuple[float, ...]]:
+    one_hot = tuple(float(task == num_tasks - 1) for task in range(num_tasks))
+    falling = [2.0**-task for task in range(num_tasks)]
+    return [(1 / num_tasks,) * num_tasks, tuple(mass / sum(falling) for mass in falling), one_hot]
+
+
+def average(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    return np.array([math.fsum(w * float(v) for w, v in zip(weights, column, strict=True)) for column in vectors.T])
+
+
+def ties(density: float) -> Oracle:
+    def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+        keep = math.ceil(round(density * vectors.shape[1], 9))
+        thresholds = [oracles.threshold(vector, keep) for vector in vectors]
+        return np.array(oracles.ties_merge(vectors, thresholds, weights))
+
+    return oracle
+
+
+def magmax(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    return vectors[oracles.magmax(vectors), np.arange(vectors.shape[1])]
+
+
+def single_task(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    return vectors[max(range(len(weights)), key=lambda task: (weights[task], task))]
+
+
+#: Method, its options, and its oracle; None where the result is drawn or optimised, and tested elsewhere.
+METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
+    ("average", {}, average),
+    ("task_arithmetic", {}, lambda vectors, weights: len(weights) * average(vectors, weights)),
+    ("ties", {"density": 0.2}, ties(0.2)),
+    ("ties", {"density": 1.0}, ties(1.0)),
+    ("single_task", {}, single_task),
+    ("last_task", {}, lambda vectors, weights: vectors[-1]),
+    ("magmax", {}, magmax),
+    ("random_mix", {}, None),
+    ("tunable_magmax", {"selection": "algorithm-1"}, None),
+    ("tunable_magmax", {"selection": "top-n"}, None),
+]
+SELECTING = {"single_task", "last_task", "magmax", "random_mix", "tunable_magmax"}
+
+
+def test_every_method_is_in_the_table():
+    assert {name for name, _, _ in METHODS} == set(registry.BUILT_IN)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "options", "oracle"), [m for m in METHODS if m[2]], ids=str)
+def test_method_agrees_with_its_oracle(case, name, options, oracle):
+    vectors = CASES[case]
+    flat = vectors.reshape(len(vectors), -1).numpy().astype(np.float64)
+    for weights in preferences(len(vectors)):
+        found = merge_tensors(vectors, preference=weights, method=name, **options)
+        expected = torch.from_numpy(np.asarray(oracle(flat, weights))).reshape(vectors.shape[1:])
+        # 1e-44 is a few of the smallest steps of float32.
+        tolerance = 1e-6 * float(vectors.abs().max()) + 1e-44
+        torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS if m[0] in SELECTING], ids=str)
+def test_selected_elements_come_from_a_task_unchanged(case, name, options):
+    vectors = CASES[case]
+    for weights in preferences(len(vectors)):
+        found = merge_tensors(vectors, preference=weights, method=name, **options)
+        assert (found == vectors).any(dim=0).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [m[:2] for m in METHODS if m[0] in ("average", "single_task", "random_mix", "tunable_magmax")],
+    ids=str,
+)
+def test_one_hot_preference_returns_that_task_bit_for_bit(case, name, options):
+    vectors = CASES[case]
+    for task in range(len(vectors)):
+        weights = tuple(float(t == task) for t in range(len(vectors)))
+        assert merge_tensors(vectors, preference=weights, method=name, **options).equal(vectors[task])
+
+
+@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
+def test_single_task_is_returned_unchanged(name, options):
+    vectors = CASES["one task"]
+    dense = options | {"density": 1.0} if name == "ties" else options
+    assert merge_tensors(vectors, method=name, **dense).equal(vectors[0])
+
+
+@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
+def test_zero_task_vectors_give_zero(name, options):
+    assert not merge_tensors(CASES["all zero"], method=name, **options).any()
+
+
+def test_seed_and_name_decide_a_draw_and_nothing_else_does():
+    vectors = CASES["ties and zeros"]
+
+    def draw(**changes: Any) -> Tensor:
+        return merge_tensors(vectors, method="random_mix", **changes)
+
+    assert draw(seed=1, name="w").equal(draw(seed=1, name="w"))
+    assert not draw(seed=1, name="w").equal(draw(seed=2, name="w"))
+    assert not draw(seed=1, name="w").equal(draw(seed=1, name="v"))
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_method_says_what_it_does_with_the_preference(name):
+    text = methods.get_method(name).function.__doc__
+    assert "preference" in text.lower()
+    assert methods.get_method(name).summary.endswith(".")
+
+
+def test_default_scaling_is_that_of_the_papers():
+    scalings = {name: methods.get_method(name).scaling for name in registry.BUILT_IN}
+    half = dict.fromkeys(("magmax", "tunable_magmax"), 0.5)
+    assert scalings == dict.fromkeys(scalings, 1.0) | half | {"task_arithmetic": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"method": "magmx"}, "there is no merge method"),
+        ({"method": "ties", "density": 0}, "greater than 0"),
+        ({"method": "magmax", "density": 0.5}, "density"),
+        ({"preference": (0.5, 0.5)}, "2 weights for 4 tasks"),
+        ({"preference": (0.5, 0.5, 0.5, 0.5)}, "sum to"),
+        ({"preference": (0.5, 0.5, 0.5, -0.5)}, "-0.5"),
+        ({"method": "average", "preference": (0.5, 0.5, 0.5, 0.5)}, "sum to"),
+        ({"method": "average", "preference": (math.nan, 0.5, 0.5, 0.0)}, "nan"),
+    ],
+    ids=str,
+)
+def test_wrong_calls_are_refused(call, reason):
+    with pytest.raises(RecipeError, match=reason):
+        merge_tensors(CASES["ties and zeros"], **call)
+
+
+@merge_method("median", source="baseline", scaling=0.7)
+def median(task_vectors: Tensor, *, quantile: Annotated[float, Field(ge=0, le=1)] = 0.5) -> Tensor:
+    """Take the median of the tasks. Ignores the preference."""
+    return task_vectors.quantile(quantile, dim=0)
+
+
+@merge_method("clipped", source="baseline", form="elementwise")
+def clipped(task_vectors: Tensor, *, preference: tuple[float, ...], limit: float) -> Tensor:
+    """Average by preference, then clip."""
+    return (task_vectors * torch.tensor(preference)[:, None]).sum(0).clamp(-limit, limit)
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    points = {n: EntryPoint(n, f"{__name__}:{n}", registry.ENTRY_POINT_GROUP) for n in ("median", "clipped")}
+    monkeypatch.setattr(registry, "_plugins", lambda: points)
+
+
+def test_plugin_sees_whole_tensors_and_its_options_are_checked(plugins):
+    vectors = CASES["five tasks in a matrix"]
+    assert merge_tensors(vectors, method="median").equal(vectors.quantile(0.5, dim=0))
+    assert methods.get_method("median").scaling == 0.7
+    assert not methods.get_method("median").uses_preference
+    with pytest.raises(RecipeError, match="less than or equal to 1"):
+        merge_tensors(vectors, method="median", quantile=2)
+
+
+def test_elementwise_plugin_gets_the_preference_and_requires_what_has_no_default(plugins):
+    vectors = CASES["ties and zeros"]
+    found = merge_tensors(vectors, method="clipped", preference=(0.7, 0.1, 0.1, 0.1), limit=0.1)
+    assert found.abs().max() <= 0.1
+    with pytest.raises(RecipeError, match="limit: Field required"):
+        merge_tensors(vectors, method="clipped")
+
+
+def test_plugins_are_listed_after_the_built_in_methods(plugins):
+    assert method_names()[-2:] == ("clipped", "median")
+
+
+def test_entry_point_that_is_no_method_is_refused(monkeypatch):
+    point = EntryPoint("preferences", f"{__name__}:preferences", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "_plugins", lambda: {"preferences": point})
+    with pytest.raises(RecipeError, match="is not a method of that name"):
+        methods.get_method("preferences")
