@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from hub_magmax.merging import merge as merge
     from hub_magmax.merging import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
+    from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing import push as push
     from hub_magmax.publishing import verify as verify
+    from hub_magmax.rebuilding import rebuild as rebuild
     from hub_magmax.recipe import Recipe as Recipe
     from hub_magmax.recipe import load_recipe as load_recipe
     from hub_magmax.recipe import parse_recipe as parse_recipe
@@ -36,8 +38,10 @@ _HOMES = {
     "merge_method": "methods",
     "merge_tensors": "merging",
     "parse_recipe": "recipe",
+    "preference_from_labels": "preference.labels",
     "plan": "locking",
     "push": "publishing",
+    "rebuild": "rebuilding",
     "render_card": "cards",
     "run": "running",
     "verify": "publishing",

@@ -318,13 +318,26 @@ def push(folder: Path, repo_id: str, **options: Any) -> Answer:
 @verb
 @click.argument("model")
 @click.option("--revision", help="Revision of a model on the Hub.")
-def verify(model: str, revision: str | None) -> Answer:
+@click.option("--rebuild", is_flag=True, help="Also merge it again from its sources, and compare every byte.")
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
+)
+def verify(model: str, revision: str | None, rebuild: bool, folder: Path | None) -> Answer:
     """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
     from hub_magmax.publishing import verify as do_verify
 
     hashes = do_verify(model, revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
-    return hashes, "\n".join([*lines, f"{model}: {len(hashes)} file(s), all as merged"])
+    lines.append(f"{model}: {len(hashes)} file(s), all as merged")
+    if rebuild:
+        from hub_magmax.rebuilding import rebuild as do_rebuild
+
+        do_rebuild(model, revision=revision, folder=folder)
+        lines.append(f"{model}: merged again from its sources, every tensor the same")
+    return {"sha256": hashes, "rebuilt": rebuild}, "\n".join(lines)
 
 
 @verb

@@ -1,0 +1,94 @@
+"""Merge a model again from its pinned sources, and compare it byte for byte with what is there."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from hub_magmax.errors import LockError, OutputError
+from hub_magmax.io.remote import open_hub, resolve_commit
+from hub_magmax.io.source import LocalSource, TensorSource
+from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.locking import check_lock, plan
+from hub_magmax.merging import RECIPE_NAME, merge
+from hub_magmax.recipe import Recipe, load_recipe
+from hub_magmax.reports import MergeReport
+
+#: Elements of a tensor that are compared at a time.
+_BLOCK_ELEMENTS = 2**22
+
+
+def rebuild(model: str, *, revision: str | None = None, folder: Path | None = None) -> MergeReport:
+    """Merge `model` again from its recipe and lock, and compare every tensor.
+
+    Args:
+        model: A merged folder, or a repository id.
+        revision: Of the repository; the default branch if None.
+        folder: Where the relative paths of local checkpoints start; the current folder if None.
+
+    Returns:
+        The report of the second merge, whose tensors are those of `model` to the bit.
+
+    Raises:
+        OutputError: If a tensor differs, naming the first one in the order of the files.
+        LockError: If a source, or the stored recipe, is no longer what was locked.
+    """
+    with ExitStack() as stack:
+        stored = stack.enter_context(closing(_open(model, revision)))
+        temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_rebuild_")))
+        recipe, locked = _recipe_and_lock(stored, temporary, folder or Path())
+        report = merge(plan(recipe, locked), temporary / "model")
+        again = stack.enter_context(closing(LocalSource(temporary / "model", f"{stored.label} rebuilt")))
+        _compare(stored, again)
+    return report
+
+
+def _open(model: str, revision: str | None) -> TensorSource:
+    if Path(model).is_dir():
+        return LocalSource(Path(model), model)
+    return open_hub(model, resolve_commit(model, revision))
+
+
+def _recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
+    """Return what a model was made from, with its relative paths starting at `folder`."""
+    for name in (RECIPE_NAME, LOCK_NAME):
+        if name not in stored.sizes:
+            raise LockError(
+                f"there is no {name}, so this model cannot be rebuilt",
+                where=stored.label,
+                hint="Give a model that `hub-magmax` merged.",
+            )
+        (temporary / name).write_bytes(stored.read_bytes(name, 0, stored.sizes[name]))
+    recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
+    locked = read_lock(temporary / LOCK_NAME)
+    check_lock(recipe, locked, f"{stored.label}, {LOCK_NAME}")
+    return recipe, locked
+
+
+def _compare(stored: TensorSource, again: TensorSource) -> None:
+    found, expected = stored.index.tensors, again.index.tensors
+    for name in expected.keys() | found.keys():
+        if name not in found or name not in expected:
+            there, absent = (again, stored) if name in expected else (stored, again)
+            raise OutputError(f"tensor {name!r} is in {there.label} only", where=absent.label)
+    for name, info in expected.items():
+        if (info.shape, info.dtype) != (found[name].shape, found[name].dtype):
+            raise _difference(stored, name, "shape or dtype")
+        for start in range(0, info.num_elements, _BLOCK_ELEMENTS):
+            stop = min(start + _BLOCK_ELEMENTS, info.num_elements)
+            ours, theirs = again.read(name, start, stop), stored.read(name, start, stop)
+            different = ours.view(torch.uint8) != theirs.view(torch.uint8)
+            if different.any():
+                element = start + int(torch.nonzero(different)[0]) // ours.element_size()
+                raise _difference(stored, name, f"element {element:,}")
+
+
+def _difference(stored: TensorSource, name: str, what: str) -> OutputError:
+    return OutputError(
+        f"{what} is not what the recipe and lock give",
+        where=f"{stored.label}, tensor {name!r}",
+        hint="The weights were changed after the merge, or another version of the software rounds otherwise.",
+    )

@@ -1,0 +1,56 @@
+"""Merged models are loaded and run by transformers, as people do it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from hub_magmax.errors import MismatchError
+from hub_magmax.locking import plan
+from hub_magmax.merging import merge
+from hub_magmax.recipe import load_recipe
+from tests.families import write_recipe
+
+
+def write_llamas(folder: Path, *, tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tied,
+    )  # fmt: skip
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+
+
+def merged(folder: Path, **changes: object) -> Path:
+    merge(plan(load_recipe(write_recipe(folder, **changes))))
+    return folder / "merged"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_model_loads_with_every_weight_in_its_place(tmp_path, tied):
+    write_llamas(tmp_path, tied=tied)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        merged(tmp_path, method="single_task", preference={"weights": {"b": 1}}), output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(model(tokens).logits, expected(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    write_llamas(tmp_path, tied=True)
+    model = AutoModelForCausalLM.from_pretrained(merged(tmp_path, method="average"))
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_head_that_only_one_checkpoint_unties_is_named_with_the_rule(tmp_path):
+    write_llamas(tmp_path, tied=True)
+    torch.manual_seed(9)
+    config = LlamaConfig.from_pretrained(tmp_path / "b", tie_word_embeddings=False)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "b")
+    with pytest.raises(MismatchError, match=r"has tensor 'lm_head.weight' that the base model lacks"):
+        merged(tmp_path)
+    merged(tmp_path, tensors=[{"match": "lm_head.weight", "take": "nothing"}])
