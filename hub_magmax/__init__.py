@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hub_magmax.cards import render_card as render_card
+    from hub_magmax.core import merge_tensors as merge_tensors
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation import evaluate as evaluate
     from hub_magmax.locking import lock as lock
     from hub_magmax.locking import plan as plan
     from hub_magmax.merging import merge as merge
-    from hub_magmax.merging import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing import push as push
@@ -36,7 +36,7 @@ _HOMES = {
     "lock": "locking",
     "merge": "merging",
     "merge_method": "methods",
-    "merge_tensors": "merging",
+    "merge_tensors": "core",
     "parse_recipe": "recipe",
     "preference_from_labels": "preference.labels",
     "plan": "locking",

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import resource
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from hub_magmax import kernels, methods
-from hub_magmax.checkpoint import EXACT_DTYPES, INDEX_NAME, MERGEABLE_DTYPES
+from hub_magmax.checkpoint import INDEX_NAME
+from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
-from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.errors import MismatchError
 from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
 from hub_magmax.io.opening import open_source
-from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
+from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
 from hub_magmax.lockfile import LOCK_NAME, write_lock
 from hub_magmax.methods import TensorRule
-from hub_magmax.planning import Plan, Shard, TensorJob
+from hub_magmax.planning import EXACT_REASON, Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord
+from hub_magmax.streaming import StoredChunks, ahead
 
 RECIPE_NAME = "recipe.yaml"
 
@@ -42,82 +38,6 @@ RECIPE_NAME = "recipe.yaml"
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 Progress = Callable[[int], None]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StoredChunks:
-    """One tensor's task vectors, read from the sources again at every iteration.
-
-    Attributes:
-        reader: Runs the reads, one at a time and a few ahead of what is asked for.
-
-    Raises:
-        NonFiniteError: While iterating, at the first NaN or infinity, with its place.
-    """
-
-    name: str
-    num_elements: int
-    base: TensorSource
-    tasks: tuple[TensorSource, ...]
-    chunk_elements: int
-    reader: Executor
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self.tasks)
-
-    def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        for start, base, checkpoints in self.stored():
-            task_vectors = kernels.task_vectors(base, checkpoints)
-            self.check(float(task_vectors.sum()), start, base, checkpoints)
-            yield start, task_vectors
-
-    def stored(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-        """Yield each chunk's first index, and base and checkpoint values as stored."""
-        calls = (partial(self._read, start) for start in range(0, self.num_elements, self.chunk_elements))
-        return ahead(self.reader, calls)
-
-    def _read(self, start: int) -> tuple[int, Tensor, list[Tensor]]:
-        stop = min(start + self.chunk_elements, self.num_elements)
-        base, *checkpoints = [source.read(self.name, start, stop) for source in (self.base, *self.tasks)]
-        return start, base, checkpoints
-
-    def check(self, probe: float, start: int, base: Tensor, checkpoints: list[Tensor]) -> None:
-        """Raise for the first value that is not finite.
-
-        Finite task vectors mean finite inputs, and a finite sum of them (`probe`) means finite
-        task vectors: one fast pass, where isfinite takes ten times as long. A sum may also
-        overflow; only a close look tells.
-        """
-        if math.isfinite(probe):
-            return
-        for source, values in zip((self.base, *self.tasks), (base, *checkpoints), strict=True):
-            bad = torch.nonzero(~torch.isfinite(values))
-            if len(bad):
-                element = start + int(bad[0])
-                raise NonFiniteError(
-                    f"element {element:,} is {float(values[bad[0]])}",
-                    where=tensor_place(source, source.index.tensors[self.name], element),
-                    expected="finite numbers only",
-                    hint="The checkpoint is damaged or its training diverged; use an earlier one.",
-                )
-        if not torch.isfinite(kernels.task_vectors(base, checkpoints)).all():
-            raise NonFiniteError(
-                "the checkpoints differ by more than float32 can hold",
-                where=f"tensor {self.name!r}, elements from {start:,}",
-            )
-
-
-def ahead(executor: Executor, calls: Iterable[Callable[[], T]], depth: int = 3) -> Iterator[T]:
-    """Yield the results of `calls` in order, with up to `depth` of them running or waiting ahead."""
-    pending: deque[Future[T]] = deque()
-    for call in calls:
-        pending.append(executor.submit(call))
-        if len(pending) > depth:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def merge(
@@ -228,7 +148,9 @@ class _Engine:
         chunks = StoredChunks(
             job.name, job.num_elements, base, tuple(tasks), self.chunk_elements, self.reader
         )
-        rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, CounterGenerator(lock.seed, job.name))
+        rule = tensor_rule(
+            chunks, job.shape, lock.method, lock.weights, CounterGenerator(lock.seed, job.name)
+        )
         tally.add(rule)
         step = Pass(rule.combine, rule.selects, torch_dtype(job.dtype))
         scaling = torch.tensor(float(lock.method["scaling"]), dtype=torch.float64)
@@ -243,16 +165,11 @@ class _Engine:
 
     def _copied(self, job: TensorJob) -> Iterator[Tensor]:
         source = self.sources[job.source]
-        info = source.index.tensors[job.name]
         dtype = torch_dtype(job.dtype)
-        must_agree = info.dtype in EXACT_DTYPES and job.source == "base_model" and "agree" in job.reason
         for start in range(0, job.num_elements, self.chunk_elements):
             stop = min(start + self.chunk_elements, job.num_elements)
             values = source.read(job.name, start, stop)
-            if info.dtype in MERGEABLE_DTYPES and not torch.isfinite(values).all():
-                element = start + int(torch.nonzero(~torch.isfinite(values))[0])
-                raise NonFiniteError("not a finite number", where=tensor_place(source, info, element))
-            if must_agree:
+            if job.reason == EXACT_REASON:
                 self._check_equal(job, start, values)
             yield values if values.dtype == dtype else values.to(dtype)
 
@@ -290,19 +207,6 @@ class _Tally:
         counts, unaligned = tuple(self._counts), tuple(self._unaligned)
         gap = max(self._gaps, default=None)
         return ShardRecord(file, size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
-
-
-def tensor_rule(
-    chunks: Any,
-    shape: tuple[int, ...],
-    method: Mapping[str, Any],
-    weights: tuple[float, ...],
-    generator: CounterGenerator,
-) -> TensorRule:
-    """Return how the method that a lock describes merges one tensor."""
-    options = {key: value for key, value in method.items() if key not in ("name", "scaling")}
-    found = methods.get_method(method["name"])
-    return found.rule(chunks, shape=shape, preference=weights, generator=generator, options=options)
 
 
 def _report(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
@@ -365,58 +269,3 @@ def _about_weights(path: str) -> bool:
         "scores.json",
         "training_args.json",
     )
-
-
-def merge_tensors(
-    task_vectors: Float[Tensor, "tasks *shape"],
-    *,
-    preference: tuple[float, ...] | None = None,
-    method: str = "tunable_magmax",
-    seed: int = 0,
-    name: str = "",
-    **options: Any,
-) -> Float[Tensor, "*shape"]:
-    """Merge any stacked task vectors: the core alone, without files, base model or scaling.
-
-    Args:
-        task_vectors: float32, CPU, finite; the tasks along the first axis.
-        preference: One non-negative weight per task, summing to 1; uniform by default.
-        method: Name of a registered method.
-        seed: Decides the draws of methods that draw.
-        name: The tensor's name; tensors of different names get different draws.
-        options: The method's own.
-
-    Raises:
-        RecipeError: If the method, an option or the preference is not valid.
-    """
-    from pydantic import ValidationError
-
-    from hub_magmax.errors import RecipeError
-    from hub_magmax.selection import ArrayChunks, quotas
-
-    found = methods.get_method(method)
-    try:
-        checked = methods.check_options(found, options)
-    except ValidationError as error:
-        problems = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
-        raise RecipeError(problems, where=method) from error
-    num_tasks = len(task_vectors)
-    weights = preference if preference is not None else (1 / num_tasks,) * num_tasks
-    if len(weights) != num_tasks:
-        raise RecipeError(f"{len(weights)} weights for {num_tasks} tasks", where="preference")
-    quotas(weights, 0)  # raises unless the weights are a preference
-    chunks = ArrayChunks(task_vectors)
-    rule = tensor_rule(
-        chunks,
-        tuple(task_vectors.shape[1:]),
-        {"name": method, "scaling": 1.0, **checked},
-        tuple(weights),
-        CounterGenerator(seed, name),
-    )
-    merged = [_apply(rule, start, chunk) for start, chunk in chunks]
-    return torch.cat(merged).reshape(task_vectors.shape[1:])
-
-
-def _apply(rule: TensorRule, start: int, chunk: Float[Tensor, "tasks chunk"]) -> Float[Tensor, " chunk"]:
-    found = rule.combine(chunk, *rule.per_element(start, chunk.shape[1]), *rule.per_task)
-    return kernels.select_rows(chunk, found) if rule.selects else found

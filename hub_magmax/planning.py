@@ -232,12 +232,13 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         index.tensors[job.name].num_bytes
         for job in jobs
         for source, index in indexes.items()
-        if (job.merged or source == job.source or job.reason == _EXACT_REASON)
+        if (job.merged or source == job.source or job.reason == EXACT_REASON)
     )
     return Plan(recipe, lock, _layout(jobs, recipe.output.shard_size), left_out, bytes_in)
 
 
-_EXACT_REASON = "not floating point, and must agree"
+#: Why counts, positions and masks are copied.
+EXACT_REASON = "not floating point, and must agree"
 
 
 def _rule_for(name: str, rules: Iterable[TensorRule]) -> TensorRule | None:
@@ -311,7 +312,7 @@ def _job(name: str, rule: TensorRule | None, indexes: Mapping[str, CheckpointInd
     for index in indexes.values():
         _check_same(base, index, indexes["base_model"].label)
     if base.dtype in EXACT_DTYPES:
-        return _copy(base, "base_model", _EXACT_REASON, dtype)
+        return _copy(base, "base_model", EXACT_REASON, dtype)
     if base.num_elements == 0:
         return _copy(base, "base_model", "no elements", dtype)
     out = base.dtype if dtype == "auto" else _OUTPUT_DTYPES[dtype]

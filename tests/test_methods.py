@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from hub_magmax import methods
+from hub_magmax.core import merge_tensors
 from hub_magmax.errors import RecipeError
-from hub_magmax.merging import merge_tensors
 from hub_magmax.methods import merge_method, method_names, registry
 from tests import oracles
 
@@ -52,7 +52,7 @@ def preferences(num_tasks: int) -> list[tuple[float, ...]]:
 
 
 def average(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
-    return np.array([math.fsum(w * float(v) for w, v in zip(weights, column, strict=True)) for column in vectors.T])
+    return np.array([math.fsum(np.array(weights) * column) for column in vectors.T])
 
 
 def ties(density: float) -> Oracle:
