@@ -7,7 +7,7 @@ is the same for all of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -152,7 +152,7 @@ def evaluate(
             where="recipe",
             hint="Name an evaluator and each task's examples under `evaluation`.",
         )
-    evaluator = EVALUATORS[spec.evaluator]()
+    evaluator = EVALUATORS[spec.evaluator]
     examples = load_evaluation_data(recipe)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
@@ -221,72 +221,75 @@ def _describe(data: Data, examples: Dataset) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ImageClassification:
-    """Images to one label each, through AutoModelForImageClassification."""
+class Classification:
+    """Inputs to one label each.
 
+    Attributes:
+        pipeline_tag: The Hub's name for the kind of model.
+        model_class, processor_class: Of transformers.
+        input_column: Where the inputs are unless the recipe says otherwise.
+        encode: Turns a processor and a list of inputs into what the model takes.
+    """
+
+    pipeline_tag: str
+    model_class: str
+    processor_class: str
+    input_column: str
+    encode: Callable[[Any, list[Any]], Mapping[str, Any]]
     metric: str = "accuracy"
-    pipeline_tag: str = "image-classification"
 
     def load(self, place: ModelPlace) -> Any:
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        import transformers
 
-        model = _from_pretrained(AutoModelForImageClassification, place)
-        return model, _from_pretrained(AutoImageProcessor, place, weights=False)
+        model = _from_pretrained(getattr(transformers, self.model_class), place, use_safetensors=True).eval()
+        return model, _from_pretrained(getattr(transformers, self.processor_class), place)
 
     def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
         network, processor = model
-        column = data.input_column or "image"
+        column = data.input_column or self.input_column
 
-        def encode(images: Sequence[Any]) -> Mapping[str, Any]:
-            encoded: Mapping[str, Any] = processor(images=list(images), return_tensors="pt")
-            return encoded
-
-        return _classification_outcomes(network, encode, examples, column, data.label_column, batch_size)
-
-
-@dataclass(frozen=True)
-class TextClassification:
-    """Texts to one label each, through AutoModelForSequenceClassification."""
-
-    metric: str = "accuracy"
-    pipeline_tag: str = "text-classification"
-
-    def load(self, place: ModelPlace) -> Any:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        model = _from_pretrained(AutoModelForSequenceClassification, place)
-        return model, _from_pretrained(AutoTokenizer, place, weights=False)
-
-    def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
-        network, tokenizer = model
-        column = data.input_column or "text"
-
-        def encode(texts: Sequence[str]) -> Mapping[str, Any]:
-            encoded: Mapping[str, Any] = tokenizer(
-                list(texts), padding=True, truncation=True, return_tensors="pt"
-            )
-            return encoded
+        def encode(inputs: list[Any]) -> Mapping[str, Any]:
+            return self.encode(processor, inputs)
 
         return _classification_outcomes(network, encode, examples, column, data.label_column, batch_size)
+
+
+def _encode_images(processor: Any, images: list[Any]) -> Mapping[str, Any]:
+    encoded: Mapping[str, Any] = processor(images=images, return_tensors="pt")
+    return encoded
+
+
+def _encode_texts(tokenizer: Any, texts: list[str]) -> Mapping[str, Any]:
+    encoded: Mapping[str, Any] = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    return encoded
 
 
 #: By the name that recipes use; the recipe knows the same names.
-EVALUATORS: Mapping[str, Callable[[], Evaluator]] = {
-    "image-classification": ImageClassification,
-    "text-classification": TextClassification,
+EVALUATORS: Mapping[str, Evaluator] = {
+    "image-classification": Classification(
+        "image-classification",
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
+        "image",
+        _encode_images,
+    ),
+    "text-classification": Classification(
+        "text-classification",
+        "AutoModelForSequenceClassification",
+        "AutoTokenizer",
+        "text",
+        _encode_texts,
+    ),
 }
 
 
-def _from_pretrained(loader: Any, place: ModelPlace, *, weights: bool = True) -> Any:
-    safely: dict[str, Any] = {"revision": place.revision, "trust_remote_code": False}
-    if not weights:
-        return loader.from_pretrained(place.name, **safely)
-    return loader.from_pretrained(place.name, use_safetensors=True, **safely).eval()
+def _from_pretrained(loader: Any, place: ModelPlace, **options: Any) -> Any:
+    return loader.from_pretrained(place.name, revision=place.revision, trust_remote_code=False, **options)
 
 
 def _classification_outcomes(
     network: Any,
-    encode: Callable[[Sequence[Any]], Mapping[str, Any]],
+    encode: Callable[[list[Any]], Mapping[str, Any]],
     examples: Dataset,
     input_column: str,
     label_column: str,
@@ -305,7 +308,7 @@ def _classification_outcomes(
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
-            predicted = network(**encode(batch[input_column])).logits.argmax(-1).tolist()
+            predicted = network(**encode(list(batch[input_column]))).logits.argmax(-1).tolist()
             wanted = [to_class(label) for label in batch[label_column]]
             outcomes += [float(p == w) for p, w in zip(predicted, wanted, strict=True)]
     return outcomes

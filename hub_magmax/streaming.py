@@ -77,8 +77,8 @@ class StoredChunks:
                     f"element {element:,} is {float(values[bad[0]])}",
                     where=tensor_place(source, source.index.tensors[self.name], element),
                     expected="finite numbers only",
-                    hint="The checkpoint is damaged or its training diverged; use an earlier one. "
-                    f"If it is meant, copy the tensor: tensors: [{{match: {json.dumps(self.name)}, take: base_model}}]",
+                    hint="The checkpoint is damaged or its training diverged; use an earlier one. If it is "
+                    f"meant, copy it: tensors: [{{match: {json.dumps(self.name)}, take: base_model}}]",
                 )
         if not torch.isfinite(kernels.task_vectors(base, checkpoints)).all():
             raise NonFiniteError(

@@ -78,7 +78,7 @@ def test_accuracy_is_the_share_of_right_answers_by_class_name(images):
 
 
 def test_outcomes_are_one_number_per_example_whatever_the_batch(images):
-    evaluator = EVALUATORS["image-classification"]()
+    evaluator = EVALUATORS["image-classification"]
     model = evaluator.load(ModelPlace(str(images / "a")))
     recipe = image_recipe(images)
     from hub_magmax.data import load_examples
