@@ -162,8 +162,17 @@ def prefer(recipe: Path) -> Answer:
     found = resolve_preference(load_recipe(recipe))
     width = max(len(name) for name in found.weights)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
-    notes = [f"{key.replace('_', ' ')}: {value}" for key, value in found.explanation.items()]
+    notes = [f"{key.replace('_', ' ')}: {_plainly(value)}" for key, value in found.explanation.items()]
     return asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes])
+
+
+def _plainly(value: Any) -> str:
+    """Return a number, or numbers by name, as a person would write them."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plainly(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return " to ".join(_plainly(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @verb

@@ -64,12 +64,14 @@ class ResolvedPreference:
         kind: The recipe's kind of preference, or `uniform` where it names none.
         data_fingerprint: Digest of the examples that were used, or None.
         explanation: What the estimate saw, as plain values for people and the card.
+        spec_digest: Of the recipe's `preference`, as written.
     """
 
     weights: Mapping[str, float] = field(hash=False)
     kind: str
     data_fingerprint: str | None = None
     explanation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    spec_digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 from hub_magmax import methods
+from hub_magmax.digest import digest
 from hub_magmax.errors import LockError
 from hub_magmax.io.opening import lock_source, open_source
 from hub_magmax.lockfile import Lock, LockedSource
@@ -37,7 +39,7 @@ def lock(recipe: Recipe) -> Lock:
             "scaling": scaling,
             **methods.check_options(method, recipe.method.options),
         },
-        preference=resolve_preference(recipe),
+        preference=replace(resolve_preference(recipe), spec_digest=_preference_digest(recipe)),
         tensors=tuple((rule.match, rule.take) for rule in recipe.tensors),
         seed=recipe.seed,
     )
@@ -76,7 +78,7 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
         "their order": list(locked.tasks) == list(recipe.task_names),
         "method": dict(locked.method) == {"name": method.name, "scaling": scaling, **options},
-        "preference": _same_preference(recipe, locked),
+        "preference": locked.preference.spec_digest == _preference_digest(recipe),
         "tensors": locked.tensors == tuple((rule.match, rule.take) for rule in recipe.tensors),
         "seed": locked.seed == recipe.seed,
     }
@@ -89,7 +91,5 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         )
 
 
-def _same_preference(recipe: Recipe, locked: Lock) -> bool:
-    if recipe.preference is not None and recipe.preference.kind == "labels":
-        return locked.preference.kind == "labels"  # estimated once; the lock holds the result
-    return resolve_preference(recipe) == locked.preference
+def _preference_digest(recipe: Recipe) -> str:
+    return digest(recipe.to_dict().get("preference"))
