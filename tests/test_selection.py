@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from hub_magmax import selection
 from hub_magmax.errors import RecipeError
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection import ArrayChunks, algorithm_1, largest_magnitude, quotas, top_n
+from hub_magmax.selection import ArrayChunks, Chunks, algorithm_1, largest_magnitude, optimum, quotas, top_n
+from hub_magmax.selection.owners import PICKED, Owners
 from tests import oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -245,7 +245,7 @@ def test_array_chunks_are_the_flattened_vectors_in_order(size):
 
     read = list(chunks)
 
-    assert isinstance(chunks, selection.Chunks)
+    assert isinstance(chunks, Chunks)
     assert (chunks.num_tasks, chunks.num_elements) == (2, 15)
     assert [start for start, _ in read] == list(range(0, 15, size))
     assert torch.equal(torch.cat([chunk for _, chunk in read], dim=1), task_vectors.reshape(2, 15))
@@ -510,11 +510,11 @@ def test_algorithm_1_reads_the_chunks_once():
 
 @pytest.mark.parametrize("shift", [-(2**63), 0, 2**62])
 def test_picking_is_exact_even_when_keys_are_not_uniform(shift):
-    owners = selection._Owners(100_000)
+    owners = Owners(100_000)
 
     owners.pick(0, 777, 100_000, lambda positions: 99_999 - positions + shift)
 
-    assert (owners.owner == selection._PICKED).nonzero().squeeze(1).tolist() == list(range(99_223, 100_000))
+    assert (owners.owner == PICKED).nonzero().squeeze(1).tolist() == list(range(99_223, 100_000))
 
 
 # Top-n
@@ -639,7 +639,7 @@ def test_quotas_of_one_element_in_a_large_tensor():
 @pytest.mark.parametrize("kind", ["normal", "bf16 differences", "one after the other"])
 def test_a_sample_that_misleads_costs_time_but_not_the_optimum(kind, monkeypatch):
     # Without any tolerance, settled elements take more than the quotas allow.
-    monkeypatch.setattr(selection, "_DEVIATIONS", 0.0)
+    monkeypatch.setattr(optimum, "_DEVIATIONS", 0.0)
     task_vectors, wanted = make_case(kind, "any", 6, 4, 20_000)
 
     found = top_n(ArrayChunks(task_vectors), wanted, GENERATOR)

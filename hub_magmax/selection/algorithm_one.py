@@ -1,0 +1,185 @@
+"""The paper's rule: magnitudes first, then chance where a task has won more than its quota."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped, UInt8
+from torch import Tensor
+
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count, where
+from hub_magmax.selection.draws import ALIGN, DROP, FILL, keys_of
+from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, PICKED, Owners
+
+
+def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) -> Selection:
+    """Select by magnitude, dropping surplus wins at random: the paper's rule.
+
+    A task without a quota counts as all zeros. The largest magnitude wins. From the last task to the
+    second, surplus wins are dropped at random, each to the earlier task of largest magnitude there.
+    The first task drops its surplus at random too; those elements go to the tasks that are still
+    short, from the last to the second, where they have the largest magnitude among tasks 2 to T, and
+    what is short after that is filled at random (`num_unaligned`).
+
+    Equal magnitudes go to the later task at every step. So an element that is zero in every task is
+    won by the last task, and handed down like any other; in the last step a task without a quota can
+    own the largest magnitude of such an element, which is then free to be filled at random.
+
+    Args:
+        chunks: Read once. Two to nine bytes per element are kept, depending on the number of tasks.
+        quotas: Elements per task, as `quotas` returns them.
+        generator: Decides which elements are dropped or filled.
+
+    Returns:
+        The selection; its counts equal `quotas`.
+
+    Raises:
+        RecipeError: If there are more than 64 tasks.
+
+    Source: Tunable MAGMAX (arXiv:2605.20803), algorithm 1.
+    """
+    num_tasks = chunks.num_tasks
+    assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
+    check_task_count(num_tasks, limit=MAX_TASKS)
+    owners, codes = _rank_tasks(chunks, quotas)
+    held = owners.count(num_tasks)
+    for task in range(num_tasks - 1, 0, -1):
+        if held[task] > quotas[task]:
+            _drop(owners, task, held, quotas, generator)
+            received = _hand_over(owners, codes, below=task, mark=0)
+            held = [have + more for have, more in zip(held, received, strict=False)]
+    unaligned = [0] * num_tasks
+    if held[0] > quotas[0]:
+        _drop(owners, 0, held, quotas, generator)
+        available = _hand_over(owners, codes, below=num_tasks, mark=FIRST_MARK)
+        _fill_aligned(owners, held, available, quotas, generator)
+        unaligned = _fill_unaligned(owners, held, quotas, generator)
+    assert held == list(quotas)
+    return Selection(winners=owners.owner, counts=tuple(held), num_unaligned=tuple(unaligned))
+
+
+def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[Tensor, " elements"]]:
+    """Return each element's winner, and a code of the tasks that own it as later ones drop it.
+
+    Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
+    among equals. So the highest bit is the winner and the next lower bit is the owner after that.
+    Bit 0 would always be set. It says instead that task 0 wins, and then one other bit stands for the
+    largest among tasks 1 and above, which the last step asks for.
+    """
+    num_tasks = chunks.num_tasks
+    owners = Owners(chunks.num_elements)
+    dtype = _code_type(num_tasks)
+    codes = torch.zeros(chunks.num_elements, dtype=dtype)
+    if num_tasks == 1:
+        return owners, codes
+    for start, block in blocks(chunks):
+        end = start + block.shape[1]
+        magnitudes = [
+            row.abs() if quota else torch.zeros_like(row) for row, quota in zip(block, quotas, strict=True)
+        ]
+        owners.owner[start:end], codes[start:end] = _rank_block(magnitudes, dtype)
+    return owners, codes
+
+
+def _rank_block(
+    magnitudes: list[Float32[Tensor, " block"]], dtype: torch.dtype
+) -> tuple[UInt8[Tensor, " block"], Shaped[Tensor, " block"]]:
+    """Return winners and codes of one block, from at least two tasks."""
+    first, best = magnitudes[:2]
+    powers = _powers(len(magnitudes), dtype)
+    best_task = torch.ones_like(first, dtype=torch.uint8)
+    code = (best >= first).to(dtype) * powers[1]
+    for task, magnitude in enumerate(magnitudes[2:], start=2):
+        rises = magnitude >= best
+        # Tasks come in order, so the largest number is the latest rise.
+        best_task = torch.maximum(best_task, rises.view(torch.uint8) * task)
+        code |= (rises & (magnitude >= first)).to(dtype) * powers[task]
+        best = torch.maximum(best, magnitude)
+    first_wins = first > best
+    # Where task 0 wins, no other task reached it and the code is still empty.
+    alone = np.array(powers, dtype=str(dtype).removeprefix("torch.")) | 1
+    code |= torch.from_numpy(np.take(alone, best_task.numpy(), mode="clip")) * first_wins
+    return best_task * ~first_wins, code
+
+
+def _code_type(num_tasks: int) -> torch.dtype:
+    """Return the smallest integer type with a bit per task."""
+    wide = torch.int32 if num_tasks <= 32 else torch.int64
+    return torch.uint8 if num_tasks <= 8 else torch.int16 if num_tasks <= 16 else wide
+
+
+def _powers(num_tasks: int, dtype: torch.dtype) -> list[int]:
+    """Return the code of each task alone."""
+    return [_as_code(1 << task, dtype) for task in range(num_tasks)]
+
+
+def _as_code(bits: int, dtype: torch.dtype) -> int:
+    """Read a bit pattern as a number of this type: the highest bit of a signed one is negative."""
+    return bits if bits <= torch.iinfo(dtype).max else bits - (1 << 8 * dtype.itemsize)
+
+
+def _highest_bit(codes: Shaped[Tensor, " count"]) -> UInt8[Tensor, " count"]:
+    """Return the place of each code's highest bit, 0 where no bit is set."""
+    lengths = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
+    highest = torch.zeros_like(codes, dtype=torch.uint8)
+    for shift in range(0, 8 * codes.element_size(), 8):
+        byte = ((codes >> shift) & 255).to(torch.uint8)
+        length = torch.from_numpy(np.take(lengths, byte.numpy(), mode="clip"))
+        highest = torch.maximum(highest, (length + (shift - 1)) * (length > 0))
+    return highest
+
+
+def _drop(
+    owners: Owners, task: int, held: list[int], quotas: Sequence[int], generator: CounterGenerator
+) -> None:
+    """Pick a task's surplus at random, and take it off its holding."""
+    surplus = held[task] - quotas[task]
+    owners.pick(task, surplus, held[task], keys_of(generator, DROP + task))
+    held[task] -= surplus
+
+
+def _hand_over(owners: Owners, codes: Shaped[Tensor, " elements"], below: int, mark: int) -> list[int]:
+    """Give the picked elements to the next task below `below` in their codes, plus `mark`; count them."""
+    # Without bit 0: it names no owner, and no other bit means task 0.
+    mask = _as_code((1 << below) - 2, codes.dtype)
+    received = torch.zeros(MAX_TASKS, dtype=torch.int64)
+    for start, block in owners.blocks():
+        local = where(block == PICKED)
+        heirs = _highest_bit(codes[start : start + block.numel()][local] & mask)
+        block[local] = heirs + mark
+        received += torch.bincount(heirs, minlength=MAX_TASKS)
+    return received.tolist()
+
+
+def _fill_aligned(
+    owners: Owners,
+    held: list[int],
+    available: list[int],
+    quotas: Sequence[int],
+    generator: CounterGenerator,
+) -> None:
+    """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
+    for task in range(len(held) - 1, 0, -1):
+        taken = min(quotas[task] - held[task], available[task])
+        if taken:
+            owners.pick(FIRST_MARK + task, taken, available[task], keys_of(generator, ALIGN + task))
+            owners.replace(PICKED, task)
+            held[task] += taken
+        if available[task] > taken:
+            owners.replace(FIRST_MARK + task, NOBODY)
+
+
+def _fill_unaligned(
+    owners: Owners, held: list[int], quotas: Sequence[int], generator: CounterGenerator
+) -> list[int]:
+    """Give short tasks, second first, what nobody took, at random; return how much each was given."""
+    short = [quota - have for quota, have in zip(quotas, held, strict=True)]
+    for task, count in enumerate(short):
+        if count:
+            owners.pick(NOBODY, count, sum(short[task:]), keys_of(generator, FILL + task))
+            owners.replace(PICKED, task)
+            held[task] += count
+    return short

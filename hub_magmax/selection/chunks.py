@@ -1,0 +1,110 @@
+"""What goes into a rule and what comes out, and the blocks in which a rule reads a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from hub_magmax.errors import RecipeError
+
+# Elements decided at a time: temporaries of this size stay in the cache.
+BLOCK_ELEMENTS = 1 << 16
+#: One task vector per task: a list of rows, or a tensor with the tasks along its first axis.
+Rows = Sequence[Float32[Tensor, "*shape"]] | Float32[Tensor, " tasks *shape"]
+
+
+@runtime_checkable
+class Chunks(Protocol):
+    """One tensor's stacked task vectors, flattened, in order; iterating starts from the beginning.
+
+    Yields the index of a chunk's first element and the chunk, on the CPU. Values must be finite.
+    A chunk must keep its values while later ones are read.
+    """
+
+    @property
+    def num_tasks(self) -> int: ...
+
+    @property
+    def num_elements(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]: ...
+
+
+@dataclass(frozen=True)
+class ArrayChunks:
+    """Task vectors in memory, cut into chunks of `chunk_elements`."""
+
+    task_vectors: Float32[Tensor, " tasks *shape"]
+    chunk_elements: int = 1 << 18
+
+    @property
+    def num_tasks(self) -> int:
+        return self.task_vectors.shape[0]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.task_vectors.shape[1:])
+
+    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
+        flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
+        for start in range(0, self.num_elements, self.chunk_elements):
+            yield start, flat[:, start : start + self.chunk_elements]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rule decided for one tensor.
+
+    Attributes:
+        winners: The task (from zero) that each element is taken from; CPU.
+        counts: Elements per task; equal to the quotas.
+        num_unaligned: Elements per task that `algorithm_1` filled without regard to magnitude.
+        duality_gap: `top_n` only: how far at most the kept magnitude is below the optimum, as a
+            fraction of it.
+        prices: `top_n` only: what each task's magnitudes are lowered by before the largest wins, in
+            the unit of the task vectors; the lowest is 0, and a task without a quota has infinity.
+    """
+
+    winners: UInt8[Tensor, " elements"]
+    counts: tuple[int, ...]
+    num_unaligned: tuple[int, ...]
+    duality_gap: float | None = None
+    prices: tuple[float, ...] | None = None
+
+
+def check_task_count(num_tasks: int, limit: int) -> None:
+    """Raise a RecipeError if there are more tasks than a rule can tell apart."""
+    if num_tasks > limit:
+        what = f"this rule was given {num_tasks} tasks"
+        hint = f"Merge the {limit} tasks that matter most, or choose a method that averages."
+        raise RecipeError(what, where="tasks", expected=f"at most {limit}", hint=hint)
+
+
+def blocks(chunks: Chunks) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+    """Cut chunks of any size again, at multiples of the block size."""
+    pieces: list[Tensor] = []
+    start = num_pending = 0
+    for _, chunk in chunks:
+        taken = 0
+        while taken < chunk.shape[1]:
+            piece = chunk[:, taken : taken + BLOCK_ELEMENTS - num_pending]
+            pieces.append(piece)
+            taken += piece.shape[1]
+            num_pending += piece.shape[1]
+            if num_pending == BLOCK_ELEMENTS:
+                yield start, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+                start, num_pending, pieces = start + num_pending, 0, []
+    if num_pending:
+        yield start, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
+def where(mask: Bool[Tensor, " elements"]) -> Int64[Tensor, " count"]:
+    """Return the positions at which a mask is set; numpy does it several times faster than torch."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))

@@ -1,0 +1,21 @@
+"""Where the chance in a rule comes from: the streams of the tensor's generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from hub_magmax.randomness import CounterGenerator
+
+# Streams, one for each use and task: the stream of a use is this number plus the task.
+# Samples and orders need no task.
+DROP, ALIGN, FILL, SHARE, SAMPLE, ORDER = range(0, 6 * 256, 256)
+#: From positions in a tensor or a market to the keys of these elements.
+Keys = Callable[[Int64[Tensor, " count"]], Int64[Tensor, " count"]]
+
+
+def keys_of(generator: CounterGenerator, stream: int) -> Keys:
+    """Return a function that draws the keys of one stream."""
+    return lambda positions: generator.bits_at(positions, stream)

@@ -1,0 +1,90 @@
+"""A market, in which tasks compete for elements, and an allocation, which solves it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from hub_magmax.selection.owners import Owners
+from hub_magmax.selection.sources import Source, Stock, on_grid
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Alike elements, counted: a row of values per task (−inf: never) and a size for each group."""
+
+    rows: Float64[np.ndarray, "tasks groups"]
+    sizes: Int64[np.ndarray, " groups"]
+
+    @classmethod
+    def none(cls, num_tasks: int) -> Groups:
+        return cls(np.empty((num_tasks, 0)), np.empty(0, dtype=np.int64))
+
+    def and_also(self, other: Groups) -> Groups:
+        rows = np.concatenate((self.rows, other.rows), axis=1)
+        return Groups(rows, np.concatenate((self.sizes, other.sizes)))
+
+
+@dataclass(frozen=True)
+class Market:
+    """Elements and groups to be shared out, what each task must get, and a first guess of the prices.
+
+    Prices and quotas are of the active tasks; prices are on the grid.
+    """
+
+    source: Source
+    groups: Groups
+    quotas: Int64[np.ndarray, " tasks"]
+    guess: Float64[np.ndarray, " tasks"]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Who gets each element, how many of each group, and prices that make this the best choice."""
+
+    owners: Owners
+    shares: Int64[np.ndarray, "groups tasks"]
+    prices: Float64[np.ndarray, " tasks"]
+
+
+def in_memory(market: Market) -> Stock:
+    """Return the elements of a market that is known to be in memory."""
+    assert isinstance(market.source, Stock)
+    return market.source
+
+
+def in_a_table(
+    stock: Stock, groups: Groups
+) -> tuple[Float64[np.ndarray, "tasks count"], Int64[np.ndarray, " count"] | None]:
+    """Return the values of single elements and then of groups, and their sizes if there are groups."""
+    values = on_grid(stock.values, stock.scale).numpy()
+    if not len(groups.sizes):
+        return values, None
+    sizes = np.concatenate((np.ones(stock.num_elements, dtype=np.int64), groups.sizes))
+    return np.concatenate((values, groups.rows), axis=1), sizes
+
+
+def ranked(
+    values: Float64[np.ndarray, " count"],
+    sizes: Int64[np.ndarray, " count"] | None,
+    ranks: tuple[int, ...],
+) -> list[float]:
+    """Return the values of some ranks, 1 for the largest, counting each as often as its size says.
+
+    Beyond the ends values are infinite.
+    """
+    if sizes is None:
+        inside = [len(values) - rank for rank in ranks if 1 <= rank <= len(values)]
+        ordered = np.partition(values, inside)[::-1] if inside else values
+        places = [rank - 1 for rank in ranks]
+    else:
+        order = (-values).argsort(kind="stable")
+        ordered = values[order]
+        places = np.searchsorted(sizes[order].cumsum(), ranks).tolist()
+    return [
+        math.inf if rank < 1 else float(ordered[place]) if place < len(values) else -math.inf
+        for rank, place in zip(ranks, places, strict=True)
+    ]

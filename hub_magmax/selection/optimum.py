@@ -1,0 +1,201 @@
+"""The selection that keeps the most magnitude, of all that meet the quotas.
+
+The tasks compete for elements in a market. Each task has a price, and an element goes to the task whose
+magnitude exceeds its price the most. Sought are the prices at which every task gets its quota. A small
+market is solved in memory (`clearing`, `ledger`); a large one in these steps:
+
+1. Sample: solve a market of a few thousand elements or more, drawn evenly from all, in the same way.
+2. Box: its prices are nearly right for all elements. How far off they can be follows from how counts
+   vary between samples, and gives a range for each price; together the ranges are a box (`estimate`).
+3. Settle: in one pass over all elements, an element that has the same winner at all prices in the box
+   goes to that task (`settlement`).
+4. Rest: the other elements, a few per cent, are a market of their own, with what is left of the quotas.
+   Solve it in the same way. Elements that tie exactly are many in 16-bit checkpoints; those alike are
+   counted as a group, and its members shared out at random in the end.
+5. Repair: if a price of the rest lies outside the box, and an element would now be better with another
+   task, the sample misled. Repeat from step 2 with a wider box around the prices of the rest. The same
+   goes for a rest that cannot be solved, because a task was given more than its quota.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count
+from hub_magmax.selection.clearing import solve_directly
+from hub_magmax.selection.draws import SHARE, Keys
+from hub_magmax.selection.estimate import Box, bound, sample_market
+from hub_magmax.selection.market import Allocation, Groups, Market, in_memory
+from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, PICKED, Owners
+from hub_magmax.selection.settlement import Split, settle
+from hub_magmax.selection.sources import DIRECT_ELEMENTS, Source, active_magnitudes, on_grid, survey
+
+# Tensors of up to this many numbers (tasks times elements) are read once and held.
+_HELD_NUMBERS = 1 << 20
+# Standard deviations of a sample's counts by which its prices may at first be wrong.
+_DEVIATIONS = 3.0
+_MAX_ATTEMPTS = 4
+
+
+def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) -> Selection:
+    """Select so that the kept magnitude is the largest that the quotas allow.
+
+    Every task has a price, and an element goes to the task whose magnitude exceeds its price the most:
+    winner = argmax_t |τ_t| − p_t. Prices under which the counts equal the quotas are optimal: they
+    solve the dual of a transportation problem. With equal prices this is MAGMAX. Elements that are
+    worth the same to several tasks are shared out between these at random.
+
+    Magnitudes are compared at a resolution of 2**-44 of the tensor's largest, and at that resolution
+    the result is optimal unless samples misled every attempt. `duality_gap` is measured afterwards on
+    all elements and says what holds. Task vectors that are multiples of each other make it slow: then
+    every price depends on every other.
+
+    Args:
+        chunks: Read once if small, three times otherwise, and twice more if a sample misleads. Besides
+            a byte per element, some per cent of the elements are kept in memory.
+        quotas: Elements per task, as `quotas` returns them. A task without a quota never wins.
+        generator: Draws the samples and decides between equals.
+
+    Returns:
+        The selection; its counts equal `quotas`.
+
+    Raises:
+        RecipeError: If more than 64 tasks have a quota.
+
+    Source: ours.
+    """
+    assert len(quotas) == chunks.num_tasks and sum(quotas) == chunks.num_elements
+    active = tuple(task for task, quota in enumerate(quotas) if quota)
+    check_task_count(len(active), limit=MAX_TASKS)
+    if len(active) <= 1:
+        return _describe(quotas, active, (0.0,) * len(active), Owners(chunks.num_elements), 0.0)
+    chunks = _hold(chunks)
+    source = survey(chunks, active, generator)
+    wanted = np.array([quotas[task] for task in active], dtype=np.int64)
+    allocation = _solve(Market(source, Groups.none(len(active)), wanted, np.zeros(len(active))))
+    assert allocation is not None
+    prices = tuple((allocation.prices - allocation.prices.min()).tolist())
+    unscaled = tuple(price / source.scale for price in prices)
+    gap = _duality_gap(chunks, active, allocation.owners, unscaled)
+    return _describe(quotas, active, unscaled, allocation.owners, gap)
+
+
+def _hold(chunks: Chunks) -> Chunks:
+    """Read a small tensor into memory."""
+    if isinstance(chunks, ArrayChunks) or chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
+        return chunks
+    return ArrayChunks(torch.cat([chunk for _, chunk in chunks], dim=1))
+
+
+def _describe(
+    quotas: Sequence[int],
+    active: tuple[int, ...],
+    prices: tuple[float, ...],
+    owners: Owners,
+    gap: float,
+) -> Selection:
+    """Turn a solution among the active tasks into one among all tasks."""
+    price_of = dict(zip(active, prices, strict=True))
+    owners.rename(np.array(active or (0,), dtype=np.uint8))
+    return Selection(
+        winners=owners.owner,
+        counts=tuple(quotas),
+        num_unaligned=(0,) * len(quotas),
+        duality_gap=gap,
+        prices=tuple(price_of.get(task, math.inf) for task in range(len(quotas))),
+    )
+
+
+def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices: tuple[float, ...]) -> float:
+    """Return how much the kept magnitude could at most grow, as a fraction of it.
+
+    With counts equal to quotas, dual minus primal value is the sum over elements of what the winner
+    falls short of the best task, both net of prices; so nothing cancels.
+    """
+    price = torch.tensor(prices, dtype=torch.float64)
+    regrets, kept = [], []
+    for start, block in blocks(chunks):
+        values = active_magnitudes(block, active)
+        owner = owners.owner[start : start + block.shape[1]].to(torch.int64)
+        chosen = values.gather(0, owner[None])[0].to(torch.float64)
+        best = values[0].to(torch.float64) - prices[0]
+        for row, row_price in zip(values[1:], prices[1:], strict=True):
+            best = torch.maximum(best, row.to(torch.float64) - row_price)
+        # numpy sums on one thread, in an order that depends on the number of elements only.
+        regrets.append(float((best - (chosen - price[owner])).numpy().sum()))
+        kept.append(float(chosen.numpy().sum()))
+    regret, total = math.fsum(regrets), math.fsum(kept)
+    return regret / total if total else (math.inf if regret else 0.0)
+
+
+def _solve(market: Market) -> Allocation | None:
+    """Allocate a market to the exact quotas, at the best total; None if groups make that impossible."""
+    if market.source.num_elements <= DIRECT_ELEMENTS:
+        return solve_directly(market)
+    sample = sample_market(market)
+    estimate = _solve(sample)
+    prices = market.guess if estimate is None else estimate.prices
+    allocation = None
+    for attempt in range(_MAX_ATTEMPTS):
+        box = bound(sample, prices, _DEVIATIONS * 4**attempt)
+        split = settle(market, box, in_memory(sample))
+        rest = _solve_rest(split, market.source.num_elements)
+        if rest is not None:
+            allocation = _merge(market, split, rest)
+            if box.contains(rest.prices) or _is_best(market.source, allocation):
+                return allocation
+            prices = rest.prices
+    if allocation is None:
+        # No box was right: settle nothing, and solve all of it in memory.
+        everywhere = np.full_like(prices, np.inf)
+        split = settle(market, Box(prices, everywhere, everywhere), in_memory(sample))
+        rest = solve_directly(split.rest)
+        allocation = rest and _merge(market, split, rest)
+    return allocation
+
+
+def _solve_rest(split: Split, num_elements: int) -> Allocation | None:
+    """Solve the market of the rest; None if a task got more than its quota when elements were settled."""
+    if split.rest.quotas.min() < 0:
+        return None
+    # Where a sample settles little, a sample of the rest would settle little again.
+    shrunk = split.rest.source.num_elements <= 3 * num_elements // 4
+    return _solve(split.rest) if shrunk else solve_directly(split.rest)
+
+
+def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
+    """Fill in the winners of the rest, and share each group's members out at random."""
+    source, owners = market.source, split.owners
+    num_outer = len(market.groups.sizes)
+    owners.owner[split.positions] = rest.owners.owner
+    names = np.arange(256, dtype=np.uint8)
+    for mark, shares in enumerate(rest.shares[num_outer:].tolist(), start=FIRST_MARK):
+        remaining = sum(shares)
+        takers = [task for task, share in enumerate(shares) if share]
+        for task in takers[1:]:
+            owners.pick(mark, shares[task], remaining, _source_keys(source, SHARE + task))
+            owners.replace(PICKED, task)
+            remaining -= shares[task]
+        names[mark] = takers[0] if takers else mark
+    owners.rename(names)
+    return Allocation(owners, rest.shares[:num_outer], rest.prices)
+
+
+def _source_keys(source: Source, stream: int) -> Keys:
+    return lambda positions: source.generator.bits_at(source.places_of(positions), stream)
+
+
+def _is_best(source: Source, allocation: Allocation) -> bool:
+    """Say whether every element is with a task that is best for it at the allocation's prices."""
+    prices = torch.from_numpy(allocation.prices)[:, None]
+    for start, values in source.magnitudes():
+        owner = allocation.owners.owner[start : start + values.shape[1]].to(torch.int64)
+        reduced = on_grid(values, source.scale) - prices
+        if (reduced.amax(dim=0) > reduced.gather(0, owner[None])[0]).any():
+            return False
+    return True

@@ -1,0 +1,161 @@
+"""One pass over a market: settle what no price in a box can change, group and collect the rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64, UInt8
+from torch import Tensor
+
+from hub_magmax.selection.chunks import where
+from hub_magmax.selection.estimate import Box
+from hub_magmax.selection.market import Groups, Market
+from hub_magmax.selection.owners import FIRST_MARK, NOBODY, Owners
+from hub_magmax.selection.sources import Stock, on_grid
+
+# Elements of a sample that must be alike to be treated as a group, and how many groups there can be.
+_MIN_GROUP = 16
+_MAX_GROUPS = NOBODY - FIRST_MARK
+
+
+@dataclass(frozen=True)
+class Split:
+    """A market after one pass: settled elements, and the market of the rest.
+
+    `owners` has the winners of settled elements, and a mark for the members of each group. `positions`
+    says which elements of the market the rest consists of.
+    """
+
+    owners: Owners
+    positions: Int64[Tensor, " rest"]
+    rest: Market
+
+
+def settle(market: Market, box: Box, sample: Stock) -> Split:
+    """Settle the elements whose winner is the same everywhere in the box, and group and collect the rest."""
+    source, num_tasks = market.source, len(box.prices)
+    bottoms = _rounded_outwards(box.prices - box.down, source.scale, -1)
+    tops = _rounded_outwards(box.prices + box.up, source.scale, 1)
+    grouping = _Grouping(box, sample)
+    owners = Owners(source.num_elements)
+    counts = torch.zeros(256, dtype=torch.int64)
+    rest = _Rest(num_tasks)
+    for start, values in source.magnitudes():
+        owner, open_ = _settle_block(values, bottoms, tops)
+        candidates = values.index_select(1, open_)
+        owner[open_] = grouping.marks(on_grid(candidates, source.scale))
+        owners.owner[start : start + owner.numel()] = owner
+        counts += torch.bincount(owner, minlength=256)
+        single = where(owner[open_] == NOBODY)
+        rest.add(open_[single] + start, candidates.index_select(1, single))
+    positions, collected = rest.take()
+    stock = Stock(collected, source.places_of(positions), source.scale, source.generator)
+    groups = grouping.groups(counts[FIRST_MARK:])
+    quotas = market.quotas - counts[:num_tasks].numpy()
+    inner = Market(stock, market.groups.and_also(groups), quotas, box.prices)
+    return Split(owners, positions, inner)
+
+
+class _Rest:
+    """Collects positions and columns of values in two buffers that grow.
+
+    Keeping thousands of small tensors between large ones that come and go would leave the heap full of
+    holes, ten times as large as what is collected.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        self._num_tasks = num_tasks
+        self._positions, self._values = bytearray(), bytearray()
+
+    def add(self, positions: Int64[Tensor, " count"], values: Float32[Tensor, "tasks count"]) -> None:
+        self._positions += positions.numpy().tobytes()
+        self._values += values.T.contiguous().numpy().tobytes()
+
+    def take(self) -> tuple[Int64[Tensor, " rest"], Float32[Tensor, "tasks rest"]]:
+        positions = np.frombuffer(self._positions, dtype=np.int64)
+        values = np.frombuffer(self._values, dtype=np.float32).reshape(-1, self._num_tasks)
+        return torch.from_numpy(positions), torch.from_numpy(np.ascontiguousarray(values.T))
+
+
+def _rounded_outwards(bounds: Float64[np.ndarray, " tasks"], scale: float, direction: int) -> list[float]:
+    """Turn bounds on the grid into float32 numbers in the unit of the tensor, never closer."""
+    # One more step, because magnitudes are rounded to the grid.
+    exact = (bounds + direction) / scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = exact.astype(np.float32)
+        closer = (near - exact) * direction < 0
+    outwards = np.nextafter(near, np.float32(direction * math.inf))
+    return [float(bound) for bound in np.where(closer, outwards, near)]
+
+
+def _settle_block(
+    values: Float32[Tensor, "tasks block"], bottoms: list[float], tops: list[float]
+) -> tuple[UInt8[Tensor, " block"], Int64[Tensor, " open"]]:
+    """Return winners, and the elements of which the winner depends on where in the box prices are.
+
+    Rounding to float32 keeps the order of numbers, so a strict inequality here holds exactly.
+    """
+    best = values[0] - bottoms[0]
+    second = torch.full_like(best, -math.inf)
+    surest = values[0] - tops[0]
+    owner = torch.zeros_like(best, dtype=torch.uint8)
+    for task in range(1, len(bottoms)):
+        high = values[task] - bottoms[task]
+        owner = torch.maximum(owner, (high >= best).view(torch.uint8) * task)
+        second = torch.maximum(second, torch.minimum(best, high))
+        best = torch.maximum(best, high)
+        surest = torch.maximum(surest, values[task] - tops[task])
+    return owner, where(surest <= second)
+
+
+class _Grouping:
+    """Recognise open elements that are alike: the same tasks in reach, at the same distances.
+
+    Exact ties are the common case in 16-bit checkpoints. What is frequent in the sample is a group, and
+    its members need a mark instead of a place in the rest.
+    """
+
+    def __init__(self, box: Box, sample: Stock) -> None:
+        self._prices, self._bottoms, self._tops = (
+            torch.from_numpy(prices)[:, None]
+            for prices in (box.prices, box.prices - box.down, box.prices + box.up)
+        )
+        distances, codes = self._describe(on_grid(sample.values, sample.scale))
+        shared = codes[where((distances >= 0).sum(dim=0) > 1)]
+        distinct, counts = np.unique(shared.numpy(), return_counts=True)
+        frequent = (-counts).argsort(kind="stable")[:_MAX_GROUPS]
+        frequent = frequent[counts[frequent] >= _MIN_GROUP]
+        self._codes = torch.from_numpy(np.sort(distinct[frequent]))
+        examples = [int(where(codes == code)[0]) for code in self._codes.tolist()]
+        self._distances = distances[:, examples]
+
+    def marks(self, values: Float64[Tensor, "tasks open"]) -> UInt8[Tensor, " open"]:
+        """Return each element's group as a mark, or `NOBODY`."""
+        if not self._codes.numel():
+            return torch.full((values.shape[1],), NOBODY, dtype=torch.uint8)
+        distances, codes = self._describe(values)
+        group = torch.searchsorted(self._codes, codes).clamp_max_(self._codes.numel() - 1)
+        alike = (self._distances.index_select(1, group) == distances).all(dim=0)
+        return (group + FIRST_MARK).to(torch.uint8).index_fill_(0, where(~alike), NOBODY)
+
+    def groups(self, sizes: Int64[Tensor, " marks"]) -> Groups:
+        """Return the groups with their sizes."""
+        rows = (self._prices - self._distances).masked_fill_(self._distances < 0, -math.inf)
+        return Groups(rows.numpy(), sizes[: rows.shape[1]].numpy())
+
+    def _describe(
+        self, values: Float64[Tensor, "tasks count"]
+    ) -> tuple[Float64[Tensor, "tasks count"], Int64[Tensor, " count"]]:
+        """Return each task's distance below the best, −1 if out of reach, and a code of them."""
+        in_reach = values - self._bottoms >= (values - self._tops).amax(dim=0)
+        reduced = values - self._prices
+        distances = (reduced.amax(dim=0) + 1 - reduced) * in_reach - 1
+        codes = torch.zeros(values.shape[1], dtype=torch.int64)
+        for row in distances.to(torch.int64):
+            codes ^= row
+            codes *= 0x9E3779B97F4A7C15 - 2**64
+            codes ^= codes >> 29
+        return distances, codes

@@ -1,0 +1,124 @@
+"""Where a market's elements are: in memory, or in the chunks of a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Chunks, blocks
+from hub_magmax.selection.draws import SAMPLE
+
+# Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
+DIRECT_ELEMENTS = 1 << 12
+# Magnitudes are rounded to whole numbers of this many bits, relative to the tensor's largest. Sums and
+# differences of them and of prices are then exact in float64, so equal means equal.
+_GRID_BITS = 44
+_MIN_SAMPLE = 1 << 11
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Elements in memory: their magnitudes, one row per task, and their places in the tensor.
+
+    A magnitude times `scale`, rounded, is a whole number: its place on the grid on which all are compared.
+    """
+
+    values: Float32[Tensor, "tasks elements"]
+    places: Int64[Tensor, " elements"]
+    scale: float
+    generator: CounterGenerator
+
+    @property
+    def num_elements(self) -> int:
+        return self.values.shape[1]
+
+    def magnitudes(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+        for start in range(0, self.num_elements, BLOCK_ELEMENTS):
+            yield start, self.values[:, start : start + BLOCK_ELEMENTS]
+
+    def take(self, chosen: Int64[Tensor, " chosen"]) -> Stock:
+        return Stock(self.values.index_select(1, chosen), self.places[chosen], self.scale, self.generator)
+
+    def sample(self) -> Stock:
+        return self.take(_strata(self.num_elements, self.generator))
+
+    def places_of(self, positions: Int64[Tensor, " count"]) -> Int64[Tensor, " count"]:
+        return self.places[positions]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All elements of a tensor, read from its chunks, and the sample that was taken of them."""
+
+    chunks: Chunks
+    active: tuple[int, ...]
+    surveyed: Stock
+
+    @property
+    def scale(self) -> float:
+        return self.surveyed.scale
+
+    @property
+    def generator(self) -> CounterGenerator:
+        return self.surveyed.generator
+
+    @property
+    def num_elements(self) -> int:
+        return self.chunks.num_elements
+
+    def magnitudes(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+        for start, block in blocks(self.chunks):
+            yield start, active_magnitudes(block, self.active)
+
+    def sample(self) -> Stock:
+        return self.surveyed
+
+    def places_of(self, positions: Int64[Tensor, " count"]) -> Int64[Tensor, " count"]:
+        return positions
+
+
+#: Read in blocks of magnitudes by `magnitudes`; positions count from zero in both.
+Source = Stock | Stream
+
+
+def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator) -> Source:
+    """Read a tensor once: all of it if it is small, else its largest magnitude and a sample."""
+    num_elements = chunks.num_elements
+    small = num_elements <= DIRECT_ELEMENTS
+    places = torch.arange(num_elements) if small else _strata(num_elements, generator)
+    sample = torch.empty((len(active), len(places)))
+    largest = 0.0
+    for start, block in blocks(chunks):
+        values = active_magnitudes(block, active)
+        largest = max(largest, values.max().item())
+        begin, end = torch.searchsorted(places, torch.tensor([start, start + block.shape[1]])).tolist()
+        sample[:, begin:end] = values.index_select(1, places[begin:end] - start)
+    scale = math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
+    stock = Stock(sample, places, scale, generator)
+    return stock if small else Stream(chunks, active, stock)
+
+
+def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
+    """Draw one position from each of equal parts, so many that sample and rest cost about the same."""
+    size = max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3)))
+    edges = torch.arange(size + 1) * num_elements // size
+    offsets = generator.uniform(0, size, SAMPLE) * (edges[1:] - edges[:-1])
+    return edges[:-1] + offsets.to(torch.int64)
+
+
+def active_magnitudes(
+    block: Float32[Tensor, "tasks block"], active: tuple[int, ...]
+) -> Float32[Tensor, "active block"]:
+    """Return the magnitudes of the tasks that have a quota."""
+    return (block if len(active) == block.shape[0] else block[list(active)]).abs()
+
+
+def on_grid(values: Float32[Tensor, "tasks count"], scale: float) -> Float64[Tensor, "tasks count"]:
+    """Return magnitudes as whole multiples of the resolution, the grid on which prices are too."""
+    return values.to(torch.float64).mul_(scale).round_()
