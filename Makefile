@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test check bench cards torture clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,12 @@ check: $(VENV)/installed-dev  ## Format, lint, types, imports
 
 bench: $(VENV)/installed-test  ## Time the methods against reading and writing the files
 	$(BIN)/python -m benchmarks.run
+
+cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its card
+	$(BIN)/python -m benchmarks.cards
+
+torture: $(VENV)/installed-test  ## Attack merges, headers and recipes for a quarter of an hour
+	$(BIN)/python -m benchmarks.torture
 
 clean:  ## Remove what the other commands made
 	rm -rf $(VENV) quickstart build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

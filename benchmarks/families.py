@@ -61,7 +61,9 @@ def _write(folder: Path, shapes: Shapes, number: int, shard_bytes: int) -> None:
         tensors = {name: _tensor(name, shapes[name], number) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
 
 

@@ -99,14 +99,18 @@ def measure(folder: Path, size: str, repeat: int) -> dict[str, Any]:
     read_all(inputs)  # into the page cache
     reading = median(lambda: timed(lambda: read_all(inputs)))
     writing = median(lambda: timed(lambda: write_plain(folder / "plain", bytes_out)))
-    starting = median(lambda: timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)))
+    starting = median(
+        lambda: timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
+    )
     floor = reading + writing
     rows = []
     for name, method in METHODS.items():
         reports = [merge(folder, method) for _ in range(repeat + 1)][1:]  # the first one may compile
         seconds = statistics.median(report["process_seconds"] for report in reports) - starting
         memory = max(report["peak_memory_bytes"] for report in reports)
-        rows.append({"method": name, "seconds": seconds, "ratio": seconds / floor, "peak_memory_bytes": memory})
+        rows.append(
+            {"method": name, "seconds": seconds, "ratio": seconds / floor, "peak_memory_bytes": memory}
+        )
         print(f"{name:<30} {seconds:7.1f} s  {seconds / floor:5.1f} x floor", file=sys.stderr)
     return {
         "size": size,
@@ -131,7 +135,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"Floor (reading the inputs and writing the output plainly): {result['floor_seconds']:.1f} s.",
         "",
-        "| method | seconds | × floor | peak memory, MB |",
+        "| method | seconds | times the floor | peak memory, MB |",
         "|---|---:|---:|---:|",
     ]
     for row in result["rows"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def render_card(
         "paper": _arxiv_number(method.source),
         "bibtex": _bibtex(_arxiv_number(method.source)),
         "loading": _loading(recipe, scores),
+        "rebuild_arguments": Markdown(_rebuild_arguments(recipe, lock)),
         "recipe_text": _recipe_text(recipe),
         "lock_text": visible_json(publishable_values(lock_values)),
     }
@@ -171,6 +173,13 @@ def _shown(value: Any) -> str:
 
 def _number(value: float | None) -> Markdown | None:
     return None if value is None else Markdown(f"{value:.4g}")
+
+
+def _rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
+    """Return what follows `hub-magmax verify`, quoted for a shell."""
+    target = recipe.output.push_to_hub or Path(recipe.output.path).name
+    local = any(source.kind == "local" for source in lock.sources.values())
+    return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
 
 
 def _pairs(values: Mapping[str, Any]) -> Markdown:

@@ -12,7 +12,10 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +35,37 @@ MERGEABLE_DTYPES = ("F64", "F32", "F16", "BF16")
 #: Elements that are counts, positions or masks: copied from the base model, and the same everywhere.
 EXACT_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 
-#: The format's own limit; a larger header is an attack or a mistake.
+#: The format's own limit; a larger header (or index) is an attack or a mistake.
 MAX_HEADER_BYTES = 100_000_000
+
+#: torch's and numpy's own limit.
+MAX_DIMENSIONS = 64
+
+#: Per format of quantised weights: names that give it away, whose values those belong to, and the
+#: dtypes of these. A name alone is no proof: models have parameters called `scales`.
+_QUANTISED: tuple[tuple[str, re.Pattern[str], str, tuple[str, ...]], ...] = (
+    ("GPTQ or AWQ", re.compile(r"(.*\.)qweight"), r"\1qweight", ("I32", "I16", "U8", "I8")),
+    (
+        "bitsandbytes",
+        re.compile(r"(.*)\.(nested_)?(absmax|quant_map|quant_state\..*)"),
+        r"\1",
+        ("U8", "I8", "BF16", "F16", "F32"),  # 4-bit values may be stored as any of them
+    ),
+    ("bitsandbytes", re.compile(r"(.*\.)SCB"), r"\1weight", ("I8",)),
+    (
+        "8-bit with scales",
+        re.compile(r"(.*\.)weight_scale(_inv)?"),
+        r"\1weight",
+        ("F8_E4M3", "F8_E5M2", "I8", "U8"),
+    ),
+    ("compressed-tensors", re.compile(r"(.*\.)weight_packed"), r"\1weight_packed", ("I32", "U8", "I8")),
+    ("MXFP4", re.compile(r"(.*)_blocks"), r"\1_scales", ("U8", "F8_E8M0")),
+)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+
+_DAMAGED = "The file is damaged; download or save it again."
 
 ReadBytes = Callable[[str, int, int], bytes]
 
@@ -111,21 +140,86 @@ def read_index(label: str, sizes: Mapping[str, int], read_bytes: ReadBytes) -> C
         for name in found:
             if name in tensors:
                 raise CheckpointError(
-                    f"tensor {name!r} is stored twice, in {tensors[name].file} and {file}",
+                    f"tensor {shown(name)} is stored twice, in {tensors[name].file} and {file}",
                     where=label,
                     hint="Save the checkpoint again with `save_pretrained`.",
                 )
         shards.append(shard)
         tensors.update(found)
     if not tensors:
-        raise CheckpointError("the checkpoint has no tensors", where=label)
+        raise CheckpointError(
+            "the checkpoint has no tensors", where=label, hint="Save it again with `save_pretrained`."
+        )
     return CheckpointIndex(label, tuple(shards), tensors)
+
+
+def refuse_quantised(index: CheckpointIndex, config: bytes | None) -> None:
+    """Raise CheckpointError if the weights are quantised: their numbers are codes, not weights.
+
+    Args:
+        index: Its tensors' names and dtypes are looked at.
+        config: Content of `config.json`, where there is one.
+    """
+    said = _quantisation_in(config, index.label)
+    found = next(_quantised_tensors(index), None)
+    if found is not None:
+        kind, tensor = found
+        raise CheckpointError(
+            f"the checkpoint is quantised ({said or kind}; it holds {shown(tensor)})",
+            where=index.label,
+            expected=f"weights in full, as {', '.join(MERGEABLE_DTYPES)}",
+            hint="Merge the checkpoints from before quantisation, and quantise the merged model. Where only "
+            "this one is left, transformers can write some formats out in full: "
+            'python -c "from transformers import AutoModelForCausalLM as M; '
+            "M.from_pretrained('IN').dequantize().save_pretrained('OUT')\", with the task's model class.",
+        )
+    if said is not None:
+        raise CheckpointError(
+            f"config.json says that the weights are quantised ({said}), and they do not look like it",
+            where=index.label,
+            expected="a configuration that fits the weights, since the merged model gets a copy of it",
+            hint="If the weights are plain numbers, remove `quantization_config` from config.json.",
+        )
+
+
+def _quantisation_in(config: bytes | None, label: str) -> str | None:
+    """Return the kind of quantisation that a configuration names, None where it names none."""
+    if config is None:
+        return None
+    try:
+        values = json.loads(config.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"not readable as JSON ({_json_problem(error)})",
+            where=f"{label}, config.json",
+            hint=_DAMAGED,
+        ) from error
+    stated = values.get("quantization_config") if isinstance(values, dict) else None
+    if not stated:
+        return None
+    kind = stated.get("quant_method") if isinstance(stated, dict) else None
+    return shown(kind).strip("'") if isinstance(kind, str) else "of a kind it does not name"
+
+
+def _quantised_tensors(index: CheckpointIndex) -> Iterator[tuple[str, str]]:
+    for name in index.tensors:
+        for kind, mark, values, dtypes in _QUANTISED:
+            if match := mark.fullmatch(name):
+                tensor = index.tensors.get(match.expand(values))
+                if tensor is not None and tensor.dtype in dtypes:
+                    yield kind, name
+
+
+def shown(text: str) -> str:
+    """Return a name from a file as messages show it: quoted, on one line, and not endless."""
+    return repr(text) if len(text) <= 100 else f"{text[:97]!r}..."
 
 
 def weight_map(
     label: str, sizes: Mapping[str, int], read_bytes: ReadBytes
 ) -> dict[str, frozenset[str] | None]:
     """Return the weight files, each with the tensor names its index promises (None: no index)."""
+    _refuse_odd_names(label, sizes)
     indexes = (
         [INDEX_NAME] if INDEX_NAME in sizes else fnmatch.filter(sorted(sizes), "*.safetensors.index.json")
     )
@@ -143,6 +237,17 @@ def weight_map(
     if not singles:
         raise _no_weights(label, sizes)
     return {singles[0]: None}
+
+
+def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
+    for path in sizes:
+        odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
+        if odd and path.endswith((".safetensors", ".index.json")):
+            raise CheckpointError(
+                f"the file name {shown(path)} holds control characters",
+                where=label,
+                hint="Rename the file.",
+            )
 
 
 def _no_weights(label: str, sizes: Mapping[str, int]) -> CheckpointError:
@@ -167,15 +272,23 @@ def _parse_index(
     label: str, path: str, sizes: Mapping[str, int], read_bytes: ReadBytes
 ) -> dict[str, frozenset[str] | None]:
     where = f"{label}, {path}"
+    if sizes[path] > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{sizes[path]:,} bytes long", where=where, expected=f"at most {MAX_HEADER_BYTES:,} bytes"
+        )
     document = _parse_json(read_bytes(path, 0, sizes[path]), where)
     entries = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()) or not entries:
-        raise CheckpointError("no `weight_map` from tensor names to file names", where=where)
+        raise CheckpointError(
+            "no `weight_map` from tensor names to file names",
+            where=where,
+            hint=_DAMAGED,
+        )
     names: dict[str, set[str]] = {}
     for name, file in entries.items():
         if file not in sizes or "/" in file or "\\" in file:
             raise CheckpointError(
-                f"tensor {name!r} is said to be in {file!r}, which is not there",
+                f"tensor {shown(name)} is said to be in {shown(file)}, which is not there",
                 where=where,
                 expected="a file beside the index",
                 hint="Download or copy the checkpoint again, completely.",
@@ -186,7 +299,10 @@ def _parse_index(
 
 def _disagreement(label: str, file: str, found: set[str], promised: set[str]) -> CheckpointError:
     missing, extra = sorted(promised - found), sorted(found - promised)
-    facts = [f"it lacks {missing[0]!r}" if missing else "", f"it also holds {extra[0]!r}" if extra else ""]
+    facts = [
+        f"it lacks {shown(missing[0])}" if missing else "",
+        f"it also holds {shown(extra[0])}" if extra else "",
+    ]
     return CheckpointError(
         "the index and the file disagree: " + " and ".join(fact for fact in facts if fact),
         where=f"{label}, {file}",
@@ -199,8 +315,15 @@ def _read_header(
     label: str, file: str, size: int, read_bytes: ReadBytes
 ) -> tuple[ShardInfo, dict[str, TensorInfo]]:
     where = f"{label}, {file}"
-    length_bytes = read_bytes(file, 0, min(8, size))
-    length = int.from_bytes(length_bytes, "little") if len(length_bytes) == 8 else 0
+    if size < 8:
+        raise CheckpointError(
+            f"{size} bytes are too few for a header",
+            where=where,
+            expected="a safetensors file",
+            hint=_DAMAGED,
+        )
+    length_bytes = read_bytes(file, 0, 8)
+    length = int.from_bytes(length_bytes, "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(
             f"the header is said to be {length:,} bytes long in a file of {size:,} bytes",
@@ -211,7 +334,8 @@ def _read_header(
     text = read_bytes(file, 8, 8 + length)
     document = _parse_json(text, where)
     if not isinstance(document, dict):
-        raise CheckpointError("the header is not a JSON object", where=where)
+        raise CheckpointError("the header is not a JSON object", where=where, hint=_DAMAGED)
+    _check_metadata(document.get("__metadata__", {}), where)
     tensors = [
         _tensor_info(name, entry, file, 8 + length, where)
         for name, entry in document.items()
@@ -223,46 +347,94 @@ def _read_header(
     return shard, {tensor.name: tensor for tensor in tensors}
 
 
+def _check_metadata(metadata: Any, where: str) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(
+            "`__metadata__` is not a mapping of texts to texts",
+            where=where,
+            hint="Save the checkpoint again with `save_pretrained`.",
+        )
+
+
 def _parse_json(text: bytes, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"the name {twice!r} appears twice", where=where)
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise CheckpointError(
+                f"the name {shown(twice)} appears twice",
+                where=where,
+                hint="Save the checkpoint again with `save_pretrained`.",
+            )
         return found
 
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"not readable as JSON ({type(error).__name__})",
+            f"not readable as JSON ({_json_problem(error)})",
             where=where,
-            hint="The file is damaged; download or save it again.",
+            hint=_DAMAGED,
         ) from error
 
 
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos:,}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text at byte {error.start:,}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number with thousands of digits"
+
+
 def _tensor_info(name: str, entry: Any, file: str, data_start: int, where: str) -> TensorInfo:
-    where = f"{where}, tensor {name!r}"
+    where = f"{where}, tensor {shown(name)}"
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError("the header entry lacks dtype, shape or data_offsets", where=where) from error
-    if dtype not in ITEM_BYTES:
+        name.encode()
+    except UnicodeEncodeError as error:
         raise CheckpointError(
-            f"dtype {dtype!r} is not supported", where=where, expected=", ".join(ITEM_BYTES)
+            "the name is not valid Unicode (half of a surrogate pair)", where=where, hint=_DAMAGED
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the header entry lacks dtype, shape or data_offsets", where=where, hint=_DAMAGED
+        ) from error
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise CheckpointError(
+            f"dtype {shown(str(dtype))} is not supported", where=where, expected=", ".join(ITEM_BYTES)
         )
-    numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise CheckpointError("shape and offsets are not whole numbers", where=where)
+    _check_numbers(shape, start, stop, where)
     info = TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
     if info.num_bytes != info.num_elements * ITEM_BYTES[dtype]:
         raise CheckpointError(
-            f"shape {list(shape)} of {dtype} needs {info.num_elements * ITEM_BYTES[dtype]:,} bytes, "
+            f"shape {_shape_shown(shape)} of {dtype} needs {info.num_elements * ITEM_BYTES[dtype]:,} bytes, "
             f"the offsets give {info.num_bytes:,}",
             where=where,
+            hint=_DAMAGED,
         )
     return info
+
+
+def _check_numbers(shape: Any, start: Any, stop: Any, where: str) -> None:
+    numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise CheckpointError(
+            "shape and offsets are not whole numbers",
+            where=where,
+            expected="numbers from 0 on",
+            hint=_DAMAGED,
+        )
+    # The product of many large numbers takes hours, so their count comes first.
+    if len(shape) > MAX_DIMENSIONS or math.prod(shape) >= 2**63:
+        raise CheckpointError(
+            f"shape {_shape_shown(shape)} is larger than any tensor",
+            where=where,
+            expected=f"at most {MAX_DIMENSIONS} dimensions and fewer than 2^63 elements",
+        )
+
+
+def _shape_shown(shape: list[int]) -> str:
+    return str(shape) if len(shape) <= 8 else f"[{', '.join(map(str, shape[:8]))}, ...]"
 
 
 def _check_layout(tensors: list[TensorInfo], data_start: int, size: int, where: str) -> None:
@@ -272,7 +444,11 @@ def _check_layout(tensors: list[TensorInfo], data_start: int, size: int, where: 
             what = (
                 "overlaps the tensor before it" if tensor.start_byte < position else "leaves a hole before it"
             )
-            raise CheckpointError(f"tensor {tensor.name!r} {what} at byte {position:,}", where=where)
+            raise CheckpointError(
+                f"tensor {shown(tensor.name)} {what} at byte {position:,}",
+                where=where,
+                hint=_DAMAGED,
+            )
         position = tensor.stop_byte
     if position != size:
         kind = "truncated" if size < position else "followed by bytes that belong to no tensor"

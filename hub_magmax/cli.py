@@ -142,8 +142,10 @@ def lock(recipe: Path, out: Path | None) -> Answer:
     from hub_magmax.io.writer import write_text
     from hub_magmax.locking import lock as make_lock
     from hub_magmax.recipe import load_recipe
+    from hub_magmax.running import holdout_scorer
 
-    locked = make_lock(load_recipe(recipe))
+    found = load_recipe(recipe)
+    locked = make_lock(found, scorer=holdout_scorer(found))
     path = out or lock_beside(recipe)
     write_text(path, locked.to_json())
     lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
@@ -158,8 +160,10 @@ def prefer(recipe: Path) -> Answer:
 
     from hub_magmax.preference import resolve_preference
     from hub_magmax.recipe import load_recipe
+    from hub_magmax.running import holdout_scorer
 
-    found = resolve_preference(load_recipe(recipe))
+    asked = load_recipe(recipe)
+    found = resolve_preference(asked, scorer=holdout_scorer(asked))
     width = max(len(name) for name in found.weights)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
     notes = [f"{key.replace('_', ' ')}: {_plainly(value)}" for key, value in found.explanation.items()]
@@ -181,9 +185,12 @@ def _plainly(value: Any) -> str:
 @output_option
 def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
+    from hub_magmax.locking import lock as make_lock
     from hub_magmax.locking import plan as make_plan
+    from hub_magmax.running import holdout_scorer
 
-    planned = make_plan(*_read(recipe, lock_path, output))
+    found, locked = _read(recipe, lock_path, output)
+    planned = make_plan(found, locked or make_lock(found, scorer=holdout_scorer(found)))
     return planned.to_dict(), planned.explain()
 
 
@@ -197,10 +204,12 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     from hub_magmax.locking import lock as make_lock
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging import merge as do_merge
+    from hub_magmax.running import holdout_scorer
 
     found, locked = _read(recipe, lock_path, output)
     processes = find_processes()
-    planned = make_plan(found, locked or processes.first_decides(lambda: make_lock(found)))
+    locked = locked or processes.first_decides(lambda: make_lock(found, scorer=holdout_scorer(found)))
+    planned = make_plan(found, locked)
     with _progress(planned.bytes_out if processes.is_first else 0) as progress:
         report = do_merge(planned, progress=progress, processes=processes)
     return json.loads(report.to_json()), _summary(found, report) if processes.is_first else ""
@@ -300,13 +309,16 @@ def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[Recipe, Lock]:
     """Return the recipe and the lock that its merged model was made from."""
     from hub_magmax.lockfile import LOCK_NAME, read_lock
+    from hub_magmax.locking import check_lock
 
     found, _ = _read(recipe, lock_path, output)
     if not (found.output_path / LOCK_NAME).is_file():
         raise OutputError(
             "there is no merged model yet", where=str(found.output_path), hint="Run `hub-magmax merge` first."
         )
-    return found, read_lock(found.output_path / LOCK_NAME)
+    locked = read_lock(found.output_path / LOCK_NAME)
+    check_lock(found, locked, str(found.output_path / LOCK_NAME))
+    return found, locked
 
 
 @verb

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.digest import canonical_json
 from hub_magmax.errors import EvaluationError
 from hub_magmax.recipe import Data
 
@@ -42,8 +44,13 @@ def without_bars() -> Iterator[None]:
                 enable()
 
 
-def load_examples(spec: Data, folder: Path) -> Dataset:
+def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset:
     """Return the examples that `spec` names; relative paths start at `folder`.
+
+    Args:
+        spec: Which examples.
+        folder: Where relative paths start.
+        labelled: Whether the label column has to be there.
 
     Raises:
         EvaluationError: If they cannot be loaded, are empty, or lack a named column.
@@ -59,7 +66,7 @@ def load_examples(spec: Data, folder: Path) -> Dataset:
             where=where,
             hint="Check the name, the split and the columns with datasets.load_dataset.",
         ) from error
-    for column in (spec.input_column, spec.label_column):
+    for column in (spec.input_column, spec.label_column if labelled else None):
         if column is not None and column not in examples.column_names:
             raise EvaluationError(
                 f"there is no column {column!r}",
@@ -84,6 +91,26 @@ def _load(spec: Data, folder: Path) -> Dataset:
         return load_dataset(_READERS[path.suffix], data_files=str(path), split=split, **separator)
     name = str(path) if path.is_dir() else spec.dataset
     return load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
+
+
+def fingerprint(examples: Dataset, columns: Sequence[str]) -> str:
+    """Return a digest of what the columns hold: the same for the same examples, wherever they are stored.
+
+    Images count by their pixels, so that a copy in another format without loss is the same data.
+    """
+    hasher = hashlib.sha256(canonical_json(list(columns)).encode())
+    for example in examples.select_columns(list(columns)):
+        for column in columns:
+            for part in _parts(example[column]):
+                hasher.update(len(part).to_bytes(8, "little") + part)
+    return "sha256:" + hasher.hexdigest()
+
+
+def _parts(value: Any) -> tuple[bytes, ...]:
+    """Return a value as bytes; an image as its mode and size, and its pixels."""
+    if hasattr(value, "tobytes") and hasattr(value, "mode"):
+        return f"{value.mode} {value.size}".encode(), value.tobytes()
+    return (canonical_json(value).encode(),)
 
 
 def label_names(examples: Dataset, column: str) -> list[str] | None:

@@ -12,13 +12,18 @@ from hub_magmax.io.opening import lock_source, open_source
 from hub_magmax.lockfile import Lock, LockedSource
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
+from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe import Recipe
 
 
-def lock(recipe: Recipe) -> Lock:
+def lock(recipe: Recipe, *, scorer: Scorer | None = None) -> Lock:
     """Return what `recipe` stands for now, from headers alone.
 
     Hub revisions become commits; data-driven preferences are estimated.
+
+    Args:
+        recipe: What to pin.
+        scorer: Merges and scores for the hold-out of an estimated preference; `running.holdout_scorer`.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
@@ -31,15 +36,18 @@ def lock(recipe: Recipe) -> Lock:
             pinned[written] = lock_source(recipe, written)
     method = methods.get_method(recipe.method.name)
     scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
+    tasks = {task.name: pinned[task.model] for task in recipe.tasks}
+    sources = {"base_model": pinned[recipe.base_model], **tasks}
+    preference = resolve_preference(recipe, sources=sources, scorer=scorer)
     return Lock(
         base_model=pinned[recipe.base_model],
-        tasks={task.name: pinned[task.model] for task in recipe.tasks},
+        tasks=tasks,
         method={
             "name": method.name,
             "scaling": scaling,
             **methods.check_options(method, recipe.method.options),
         },
-        preference=replace(resolve_preference(recipe), spec_digest=_preference_digest(recipe)),
+        preference=replace(preference, spec_digest=_preference_digest(recipe)),
         tensors=tuple((rule.match, rule.take) for rule in recipe.tensors),
         seed=recipe.seed,
     )

@@ -42,7 +42,7 @@ Progress = Callable[[int], None]
 
 def merge(
     plan: Plan,
-    output: Path | None = None,
+    output: Path | str | None = None,
     *,
     sources: Mapping[str, TensorSource] | None = None,
     progress: Progress | None = None,
@@ -70,7 +70,7 @@ def merge(
     """
     started = time.perf_counter()
     processes = processes or find_processes()
-    place = PartialFolder(output or plan.recipe.output_path, plan.digest)
+    place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if processes.is_first:
         place.prepare()
     processes.wait()

@@ -96,8 +96,10 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of what decides the output's bytes: the lock and the layout."""
-        return digest({"lock": self.lock.digest, "shards": [asdict(shard) for shard in self.shards]})
+        """Digest of what decides the output: the lock, the layout, and whose files lie beside the weights."""
+        shards = [asdict(shard) for shard in self.shards]
+        files_from = self.recipe.output.files_from
+        return digest({"lock": self.lock.digest, "shards": shards, "files_from": files_from})
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -23,24 +23,38 @@ class Published:
     url: str
 
 
+_SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
+
+
 @contextmanager
 def _publish_errors(where: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from huggingface_hub.utils import httpx
 
     try:
         yield
     except RepositoryNotFoundError as error:
         raise PublishError(
-            "there is no such repository that this token may write to",
-            where=where,
-            hint="Run `hf auth login` or set HF_TOKEN to a token with write access.",
+            "there is no such repository that this token may write to", where=where, hint=_SIGN_IN
+        ) from error
+    except RevisionNotFoundError as error:
+        raise PublishError(
+            "there is no such branch", where=where, hint="Create it first, or leave out --revision."
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no"
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise PublishError(
+                f"this token may not write here (status {status})", where=where, hint=_SIGN_IN
+            ) from error
         reason = (error.server_message or "").strip().split("\n")[0]
         raise PublishError(
-            f"the Hub answered {status}" + (f" ({reason})" if reason else ""),
+            f"the Hub answered {status or 'nothing'}" + (f" ({reason})" if reason else ""),
             where=where,
             hint="Nothing was published; run the same command again, what was uploaded is not sent twice.",
         ) from error
@@ -74,7 +88,7 @@ def prepare_repository(repo_id: str, *, private: bool = False) -> None:
 
 
 def push(
-    folder: Path,
+    folder: Path | str,
     repo_id: str,
     *,
     private: bool = False,
@@ -98,6 +112,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    folder = Path(folder)
     report = read_report(folder / REPORT_NAME)
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     prepare_repository(repo_id, private=private)

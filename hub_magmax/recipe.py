@@ -26,6 +26,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -36,6 +37,12 @@ from hub_magmax.references import HubModel, LocalFolder, parse_reference, relati
 
 #: A recipe is written by hand; anything larger is not one.
 MAX_RECIPE_BYTES = 1_000_000
+
+#: Levels of lists and mappings; recipes need six.
+_MAX_DEPTH = 30
+
+#: Problems listed in one message; whoever sees more has made one mistake many times.
+_SHOWN_PROBLEMS = 20
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
@@ -124,21 +131,123 @@ class Power(Spec):
     exponent: Number
 
 
-class Labels(Spec):
-    """Estimate the preference from labelled target examples; `classes` names each task's labels."""
+def _uniform_is_none(value: Any) -> Any:
+    if isinstance(value, str) and value != "uniform":
+        raise ValueError(f"{value!r} should be uniform, or a weight for every task that should get one")
+    return None if value == "uniform" else value
+
+
+Share = Annotated[Number, Field(gt=0, lt=1)]
+Positive = Annotated[Number, Field(gt=0)]
+TaskWeights = dict[TaskName, Annotated[Number, Field(ge=0)]]
+
+#: Weights by task; None is what `uniform` means.
+Prior = Annotated[
+    TaskWeights | None,
+    BeforeValidator(_uniform_is_none),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "uniform"},
+                {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+            ]
+        }
+    ),
+]
+
+
+class Holdout(Spec):
+    """Keep a share of the labelled target sample back, and test on it whether the estimate helps.
+
+    Where the model merged with the estimate scores lower there than the one merged with the prior,
+    the prior is used; `if_worse: estimate` keeps the estimate and only reports.
+    """
+
+    share: Share = 0.3
+    if_worse: Literal["prior", "estimate"] = "prior"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_bare_share(cls, value: Any) -> Any:
+        return value if isinstance(value, (dict, Holdout)) else {"share": value}
+
+
+class Estimate(Spec):
+    """What every preference that is estimated from a target sample can ask for.
+
+    The weights are `(1 - strength) * estimate + strength * prior`, and `towards` names the prior. The
+    default strength is 0: the published estimates, and the shares that were counted, stay as they are.
+    """
 
     target: Data
+    towards: Prior = None
+    strength: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    holdout: Holdout | None = None
+
+
+class Labels(Estimate):
+    """Estimate the preference from labelled target examples; `classes` names each task's labels."""
+
     classes: dict[TaskName, tuple[int | str, ...]]
+
+
+class Comparison(Estimate):
+    """Estimate the preference by comparing the target sample with each task's training data.
+
+    `features` says whose: those of each task's own checkpoint, or of the base model alone, which is
+    one model to run and not one per task. `samples` is how many examples are drawn from each data set
+    at most, and `temperature` what a distance is divided by before it becomes the similarity
+    exp(-distance / temperature).
+    """
+
+    train: dict[TaskName, Data]
+    features: Literal["tasks", "base_model"] = "tasks"
+    samples: Annotated[int, Field(ge=5)] = 500
+    temperature: Positive = 0.01
+
+
+class Mixture(Comparison):
+    """Compare with all tasks together, or with each alone.
+
+    `fit: mixture` finds the weights whose mixture of training data is nearest to the target sample, in
+    features whose scatter within tasks was made equal in all directions unless `whiten` is false.
+    `fit: separate` measures the distance to each task alone and weighs by similarity, as published.
+    """
+
+    fit: Literal["mixture", "separate"] = "mixture"
+    whiten: bool = True
+
+
+class Transport(Mixture):
+    """Compare by entropic optimal transport; the cost is the squared distance divided by its maximum."""
+
+    # Below 0.001 the iterations do not converge in any useful time.
+    regularisation: Annotated[Number, Field(ge=0.001)] = 0.1
+
+
+class Mmd(Mixture):
+    """Compare by the maximum mean discrepancy; `bandwidth` is in units of the median squared distance."""
+
+    bandwidth: Positive = 1.0
+
+
+class Cosine(Comparison):
+    """Compare the directions of the centroids."""
+
+    temperature: Positive = 0.02
 
 
 class Preference(Spec):
     """How much each task matters: exactly one kind."""
 
-    weights: dict[TaskName, Annotated[Number, Field(ge=0)]] | None = None
+    weights: TaskWeights | None = None
     geometric: Schedule | None = None
     linear: Schedule | None = None
     power: Power | None = None
     labels: Labels | None = None
+    transport: Transport | None = None
+    mmd: Mmd | None = None
+    cosine: Cosine | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -153,6 +262,11 @@ class Preference(Spec):
     @property
     def spec(self) -> Any:
         return getattr(self, self.kind)
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the weights come from data, so that a lock holds what cannot be computed again."""
+        return isinstance(self.spec, Estimate)
 
 
 class TensorRule(Spec):
@@ -238,8 +352,12 @@ class Recipe(Spec):
         return parse_recipe(self.to_dict() | changes, folder=self.folder)
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
     """Read and check the recipe in the YAML file `path`.
+
+    Args:
+        path: A YAML file.
+        folder: Where its relative paths start; the file's own folder by default.
 
     Raises:
         RecipeError: With every problem found, each at its line and key path.
@@ -255,7 +373,7 @@ def load_recipe(path: str | Path) -> Recipe:
             f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
         ) from error
     values, lines = _read_yaml(text, str(path))
-    return parse_recipe(values, folder=path.parent.absolute(), where=str(path), lines=lines)
+    return parse_recipe(values, folder=folder or path.parent, where=str(path), lines=lines)
 
 
 def parse_recipe(
@@ -315,14 +433,16 @@ def _all_problems(
     problems: list[tuple[tuple[str | int, ...], str]], where: str, lines: Mapping[tuple[str | int, ...], int]
 ) -> RecipeError:
     def place(path: tuple[str | int, ...]) -> str:
-        key = ".".join(str(part) for part in path) or "(top level)"
+        key = ".".join(_shorten(str(part)).strip("'") for part in path) or "(top level)"
         known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
         return f"line {known}, {key}" if known else key
 
     found = [f"{place(path)}: {text}" for path, text in problems]
     if len(found) == 1:
         return RecipeError(problems[0][1], where=f"{where}, {place(problems[0][0])}")
-    return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(found), where=where)
+    shown = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
+    listed = found if len(found) <= _SHOWN_PROBLEMS + 1 else shown
+    return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)
 
 
 def _explain(
@@ -334,7 +454,7 @@ def _explain(
             known = _known_keys(model, path[:-1])
             nearest = difflib.get_close_matches(str(path[-1]), known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
-            yield prefix + path, f"unknown key {path[-1]!r}; {hint}"
+            yield prefix + path, f"unknown key {_shorten(path[-1])}; {hint}"
         elif entry["type"] == "missing":
             yield prefix + path, f"the key {path[-1]!r} is required"
         else:
@@ -378,7 +498,7 @@ def _method_problems(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
             nearest = difflib.get_close_matches(str(path[-1]), options, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(options)}"
             unknown = text.startswith("unknown key")
-            yield path, f"{method.name} has no option {path[-1]!r}; {hint}" if unknown else text
+            yield path, f"{method.name} has no option {_shorten(path[-1])}; {hint}" if unknown else text
 
 
 def _name_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -402,7 +522,7 @@ def _name_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"the tasks are {', '.join(names)}"
-            yield path, f"there is no task {name!r}; {hint}"
+            yield path, f"there is no task {_shorten(name)}; {hint}"
     yield from _weight_problems(recipe)
 
 
@@ -410,8 +530,10 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
     preference = recipe.preference
     if preference and preference.weights is not None:
         yield from ((("preference", "weights", name), name) for name in preference.weights)
-    if preference and preference.labels is not None:
-        yield from ((("preference", "labels", "classes", name), name) for name in preference.labels.classes)
+    if preference and preference.is_estimated:
+        for key in ("classes", "train", "towards"):
+            names = getattr(preference.spec, key, None) or ()
+            yield from ((("preference", preference.kind, key, name), name) for name in names)
     if recipe.evaluation:
         yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
     if recipe.output.files_from != "base_model":
@@ -422,27 +544,47 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
 
 
 def _weight_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    weights = recipe.preference.weights if recipe.preference else None
-    if weights is None:
+    preference = recipe.preference
+    if preference is None:
         return
-    total = math.fsum(weights.values())
-    if abs(total - 1) > 1e-6:
-        shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items()) if total else ""
-        hint = f"; in the same proportions: {{{shares}}}" if shares else ""
-        yield ("preference", "weights"), f"the weights sum to {total:.6g}, expected 1{hint}"
+    written: dict[tuple[str | int, ...], Mapping[str, float] | None]
+    written = {("preference", "weights"): preference.weights}
+    if preference.is_estimated:
+        written["preference", preference.kind, "towards"] = preference.spec.towards
+    for path, weights in written.items():
+        total = math.fsum(weights.values()) if weights is not None else 1.0
+        if weights is not None and abs(total - 1) > 1e-6:
+            shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items() if total)
+            hint = f"; in the same proportions: {{{shares}}}" if shares else ""
+            yield path, f"the weights sum to {total:.6g}, expected 1{hint}"
+    if isinstance(preference.spec, Comparison):
+        missing = [name for name in recipe.task_names if name not in preference.spec.train]
+        if missing:
+            yield ("preference", preference.kind, "train"), f"there is no data for {', '.join(missing)}"
 
 
 def _read_yaml(text: str, where: str) -> tuple[Any, dict[tuple[str | int, ...], int]]:
     """Return the values in `text` and the line on which each key path starts."""
     lines: dict[tuple[str | int, ...], int] = {}
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if getattr(event, "anchor", None) and event.start_mark:
-                raise RecipeError(  # shared nodes can make a small file explode
-                    "anchors and aliases are not allowed",
-                    where=f"{where}, line {event.start_mark.line + 1}",
-                    hint="Write the value out.",
-                )
+            # PyYAML's time grows with the square of the depth, and this loop meets each level first.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark else "?"
+                raise RecipeError("nested too deeply", where=f"{where}, line {line}")
+            # Shared nodes can make a small file explode; a tag can make any value another kind.
+            for kind, what in (
+                ("anchor", "anchors and aliases"),
+                ("tag", "not valid YAML for a recipe: tags"),
+            ):
+                if getattr(event, kind, None) and event.start_mark:
+                    raise RecipeError(
+                        f"{what} are not allowed",
+                        where=f"{where}, line {event.start_mark.line + 1}",
+                        hint="Write the value out; put text that starts with such a sign in quotes.",
+                    )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _note_lines(node, (), lines, where)
         return yaml.safe_load(text), lines
@@ -464,13 +606,20 @@ def _read_yaml(text: str, where: str) -> tuple[Any, dict[tuple[str | int, ...], 
 def _note_lines(
     node: yaml.Node | None, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], where: str
 ) -> None:
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
+        _check_characters(node, where)
+    elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            inner = (*path, key.value)
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(
+                    "a key that is not a name", where=f"{where}, line {line}", expected="key: value"
+                )
+            _check_characters(key, where)
+            inner = (*path, key.value)
             if inner in lines:
                 raise RecipeError(
-                    f"the key {key.value!r} appears twice, first on line {lines[inner]}",
+                    f"the key {_shorten(key.value)} appears twice, first on line {lines[inner]}",
                     where=f"{where}, line {line}",
                     hint="Keep one of them.",
                 )
@@ -480,6 +629,15 @@ def _note_lines(
         for index, value in enumerate(node.value):
             lines[*path, index] = value.start_mark.line + 1
             _note_lines(value, (*path, index), lines, where)
+
+
+def _check_characters(node: yaml.ScalarNode, where: str) -> None:
+    try:
+        node.value.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(
+            "text that holds half a character", where=f"{where}, line {node.start_mark.line + 1}"
+        ) from error
 
 
 def json_schema() -> dict[str, Any]:

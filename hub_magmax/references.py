@@ -6,12 +6,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hub_magmax.errors import RecipeError
 
 #: What the Hub accepts as a repository id (huggingface_hub.utils.validate_repo_id, restated).
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEB_URL = re.compile(r"https?://[^/@]+/(?P<id>[^/]+/[^/]+?)(?:/(?:tree|blob|resolve)/(?P<revision>.+?))?/?")
+_WEB_URL = re.compile(
+    r"https?://(?P<host>[^/@]+)/(?P<id>(?!datasets/|spaces/)[^/]+/[^/]+?)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>.+?))?/?"
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,35 @@ def relative_path(written: str, folder: Path) -> str:
     """
     if not written.startswith(("/", "~")):
         return written
-    path = os.path.relpath(Path(written).expanduser(), folder.absolute())
+    absolute = _expanded(written)
+    if not absolute.is_absolute():
+        return written
+    path = os.path.relpath(absolute, folder.absolute())
     return path if path.startswith(".") else f"./{path}"
+
+
+def _expanded(written: str) -> Path:
+    """Return a path with ~ replaced by the home folder, or as it is where nobody's home is known."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        return Path(written)
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether `path` is a folder; False where the system cannot even look, as for an overlong name."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_there(path: Path) -> bool:
+    """Say whether anything is at `path`; False where the system cannot even look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def parse_reference(written: str, folder: Path) -> LocalFolder | HubModel:
@@ -57,27 +88,38 @@ def parse_reference(written: str, folder: Path) -> LocalFolder | HubModel:
     Raises:
         RecipeError: If it is neither a folder nor a well-formed repository id.
     """
-    path = (folder / Path(written).expanduser()).absolute()
+    path = (folder / _expanded(written)).absolute()
     looks_like_path = written.startswith(("./", "../", "/", "~")) or written in (".", "..")
-    if looks_like_path or ("://" not in written and path.is_dir()):
+    if looks_like_path or ("://" not in written and is_folder(path)):
         return LocalFolder(Path(os.path.normpath(path)), written)
     repo_id, revision = _split_hub_name(written)
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         raise RecipeError(
-            f"{written!r} is neither an existing folder nor a repository id",
+            f"{_shown(written)} is neither an existing folder nor a repository id",
             expected="org/model, org/model@revision, hf://org/model, or a folder",
-            hint=f"Relative folders start at the recipe's own folder; start them with ./ : ./{written}",
+            hint="Relative folders start at the recipe's own folder; start them with ./"
+            + (f" : ./{written}" if written.isprintable() and len(written) <= 200 else ""),
         )
     return HubModel(repo_id, revision)
+
+
+def _shown(written: str) -> str:
+    return repr(written) if len(written) <= 200 else f"{written[:197]!r}..."
 
 
 def _split_hub_name(written: str) -> tuple[str, str | None]:
     if written.startswith("hf://"):
         return _parse_hf_uri(written)
-    if url := _WEB_URL.fullmatch(written):
+    if (url := _WEB_URL.fullmatch(written)) and url["host"] in _hub_hosts():
         return url["id"], url["revision"]
     repo_id, _, revision = written.partition("@")
     return repo_id, revision or None
+
+
+def _hub_hosts() -> tuple[str, ...]:
+    """Return the hosts whose addresses name repositories of the Hub in use."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return ("huggingface.co", "hf.co", urlsplit(endpoint).netloc)
 
 
 def _parse_hf_uri(written: str) -> tuple[str, str | None]:
@@ -86,9 +128,9 @@ def _parse_hf_uri(written: str) -> tuple[str, str | None]:
     try:
         uri = parse_hf_uri(written)
     except ValueError as error:
-        raise RecipeError(f"{written!r} is not a valid hf:// path ({error})") from error
+        raise RecipeError(f"{_shown(written)} is not a valid hf:// path ({str(error)[:200]})") from error
     if uri.type != "model" or uri.path_in_repo:
         raise RecipeError(
-            f"{written!r} does not name a whole model repository", expected="hf://org/model@revision"
+            f"{_shown(written)} does not name a whole model repository", expected="hf://org/model@revision"
         )
     return uri.id, uri.revision

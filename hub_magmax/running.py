@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from hub_magmax.cards import render_card
+from hub_magmax.data import without_bars
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, OutputError
-from hub_magmax.evaluation import SCORES_NAME, Scores, evaluate, load_evaluation_data, read_scores
-from hub_magmax.io.writer import write_text
+from hub_magmax.evaluation import (
+    EVALUATORS,
+    SCORES_NAME,
+    ModelPlace,
+    Scores,
+    evaluate,
+    load_evaluation_data,
+    read_scores,
+)
+from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import lock, plan
 from hub_magmax.planning import Plan
+from hub_magmax.preference.samples import Scorer
 from hub_magmax.publishing import Published, prepare_repository, push
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe import Data, Evaluation, Recipe
 from hub_magmax.reports import REPORT_NAME, MergeReport, read_report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CARD_NAME = "README.md"
 PICTURE_NAME = "tradeoff.png"
@@ -57,7 +72,7 @@ def run(
         processes: Which of how many processes this is; found from the launcher by default.
     """
     processes = processes or find_processes()
-    locked = locked or processes.first_decides(lambda: lock(recipe))
+    locked = locked or processes.first_decides(lambda: lock(recipe, scorer=holdout_scorer(recipe)))
     planned = plan(recipe, locked)
     if processes.is_first and recipe.output.push_to_hub:
         prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
@@ -84,11 +99,37 @@ def run(
     return Run(planned, merged, output, scores, published)
 
 
+def holdout_scorer(recipe: Recipe) -> Scorer:
+    """Return what merges `recipe` with any weights and scores the result on held-out examples.
+
+    Every score is a merge into a temporary folder and an evaluation with the recipe's evaluator.
+    """
+
+    def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[float]]:
+        spec = recipe.evaluation or Evaluation(tasks={})
+        evaluator = EVALUATORS[spec.evaluator]
+
+        def score(weights: Mapping[str, float]) -> Sequence[float]:
+            from hub_magmax.merging import merge
+
+            variant = recipe.updated(preference={"weights": dict(weights)})
+            with TemporaryDirectory(prefix="hub_magmax_holdout_") as folder:
+                merge(plan(variant, lock(variant)), Path(folder) / "model", processes=Processes())
+                with without_bars():
+                    model = evaluator.load(ModelPlace(str(Path(folder) / "model")))
+                return evaluator.outcomes(model, examples, data, spec.batch_size)
+
+        return score
+
+    return on_examples
+
+
 def _finished(output: Path, planned: Plan) -> MergeReport | None:
     """Return the report of this very plan if its output is complete already."""
     with suppress(OutputError):
         found = read_report(output / REPORT_NAME)
         if found.plan_digest == planned.digest:
+            PartialFolder(output, planned.digest).clean_up()  # left by a process killed after the rename
             return found
     return None
 

@@ -1,5 +1,6 @@
 """One local Hub for the whole run, and an empty Hugging Face home: no test reaches the real one."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -44,3 +45,23 @@ def family(tmp_path: Path):
 
     write_family(tmp_path, ("a", "b", "c"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def quickstart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `hub-magmax quickstart` leaves behind, made once in about 40 s; tests copy what they change."""
+    from hub_magmax.quickstart import quickstart
+
+    folder = tmp_path_factory.mktemp("session") / "quickstart"
+    values, text = quickstart(folder)
+    (folder.parent / "table.json").write_text(json.dumps({"values": values, "text": text}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def family_on_hub(quickstart_folder: Path) -> LocalHub:
+    """The local Hub with the quickstart's checkpoints and data, under the names of the Hub recipes."""
+    from benchmarks.cards import add_family
+
+    add_family(_hub, quickstart_folder)
+    return _hub

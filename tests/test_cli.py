@@ -120,7 +120,7 @@ def test_bad_input_is_one_paragraph_exit_one_and_no_output(family, case):
     if break_it is not None:
         break_it(family)
     recipe = write_recipe(family, **changes)
-    there_before = {path for path in family.rglob("*")}
+    there_before = set(family.rglob("*"))
     code, out, err = call("run", recipe)
     assert code == 1
     assert out == ""

@@ -41,7 +41,11 @@ def eager_to_compile(monkeypatch):
 def test_compiled_passes_give_the_same_bits():
     # In a process of its own: here the checked annotations would be compiled with the functions.
     done = subprocess.run(
-        [sys.executable, "-m", "tests.compiled_passes"], check=False, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.compiled_passes"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.splitlines() == [f"{rule}: same bits" for rule in RULES], done.stderr
 

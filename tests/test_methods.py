@@ -221,6 +221,24 @@ def test_plugins_are_listed_after_the_built_in_methods(plugins):
     assert method_names()[-2:] == ("clipped", "median")
 
 
+def test_annotations_kept_as_text_are_understood():
+    def method(task_vectors: "Tensor", *, limit: "Annotated[float, Field(gt=0)]" = 1.0) -> "Tensor":
+        """Ignores the preference."""
+        return task_vectors
+
+    found = merge_method("kept_as_text", source="test")(method).merge_method
+    assert methods.check_options(found, {}) == {"limit": 1.0}
+    with pytest.raises(ValueError, match="greater than 0"):
+        methods.check_options(found, {"limit": 0})
+
+
+def test_plugin_that_cannot_be_imported_is_one_sentence(monkeypatch):
+    point = EntryPoint("gone", "no_such_package:gone", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "_plugins", lambda: {"gone": point})
+    with pytest.raises(RecipeError, match="cannot be imported"):
+        methods.get_method("gone")
+
+
 def test_entry_point_that_is_no_method_is_refused(monkeypatch):
     point = EntryPoint("preferences", f"{__name__}:preferences", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "_plugins", lambda: {"preferences": point})

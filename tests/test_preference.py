@@ -58,7 +58,7 @@ def test_every_schedule_is_a_preference(kind, exponent, num_tasks):
     assert all(weight >= 0 for weight in found.values())
 
 
-@pytest.mark.parametrize("masses", [[0, 0], [-1, 2], [math.nan, 1], [math.inf, 1]])
+@pytest.mark.parametrize("masses", [[0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_masses_that_are_no_preference_are_refused(masses):
     with pytest.raises(RecipeError, match="cannot be made into a preference"):
         normalise(masses)
@@ -104,7 +104,8 @@ def labels_recipe(folder, classes, **data):
 def test_labels_from_a_file_by_class_name_and_number(target):
     found = resolve_preference(labels_recipe(target, {"a": ["zero", "one"], "b": [2]}))
     assert found.weights == pytest.approx({"a": 8 / 9, "b": 1 / 9})
-    assert found.explanation == {"examples": 10, "examples_of_no_task": 1}
+    assert found.explanation["examples"] == 10
+    assert found.explanation["examples_of_no_task"] == 1
     assert found.data_fingerprint is not None
 
 

@@ -18,7 +18,9 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def merged(family):
-    recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}, preference={"geometric": {"ratio": 2}}))
+    recipe = load_recipe(
+        write_recipe(family, output={"shard_size": "600B"}, preference={"geometric": {"ratio": 2}})
+    )
     return merge(plan(recipe))
 
 

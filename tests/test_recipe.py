@@ -193,7 +193,9 @@ def test_checking_a_recipe_does_not_load_torch():
 
 
 def test_absolute_paths_are_stored_relative_to_the_recipe(tmp_path):
-    values = recipe_values(base_model=str(tmp_path / "models" / "base"), output={"path": str(tmp_path / "out")})
+    values = recipe_values(
+        base_model=str(tmp_path / "models" / "base"), output={"path": str(tmp_path / "out")}
+    )
     recipe = parse_recipe(values, folder=tmp_path / "recipes")
     assert recipe.base_model == "../models/base"
     assert recipe.output_path == tmp_path / "out"

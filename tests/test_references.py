@@ -36,7 +36,18 @@ def test_what_starts_like_a_path_is_a_path(tmp_path, written):
 
 
 @pytest.mark.parametrize(
-    "written", ["a/b/c", "me/mo del", "me/model@", "-x", "hf://datasets/me/x", "hf://", "me/../x", "me//x", "https://me:secret@host/me/x"]
+    "written",
+    [
+        "a/b/c",
+        "me/mo del",
+        "me/model@",
+        "-x",
+        "hf://datasets/me/x",
+        "hf://",
+        "me/../x",
+        "me//x",
+        "https://me:secret@host/me/x",
+    ],
 )
 def test_what_names_nothing_is_refused_or_read_as_the_default(tmp_path, written):
     if written == "me/model@":

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection import ArrayChunks, Chunks, algorithm_1, largest_magnitude, optimum, quotas, top_n
+from hub_magmax.selection import (
+    ArrayChunks,
+    Chunks,
+    Selection,
+    algorithm_1,
+    largest_magnitude,
+    optimum,
+    quotas,
+    top_n,
+)
+from hub_magmax.selection.ledger import Ledger
 from hub_magmax.selection.owners import PICKED, Owners
 from tests import oracles
 
@@ -114,6 +124,20 @@ def decimal_weights(draw) -> list[str]:
 
 def counted(winners: Tensor, num_tasks: int) -> tuple[int, ...]:
     return tuple(torch.bincount(winners, minlength=num_tasks).tolist())
+
+
+def assert_best(found: Selection, task_vectors: Tensor, wanted: tuple[int, ...]) -> None:
+    """Check that counts equal quotas, and that the prices bound what can be kept by what is kept."""
+    magnitudes = task_vectors.abs().double().numpy()
+    prices = np.array(found.prices)
+    kept = magnitudes[found.winners.numpy(), np.arange(magnitudes.shape[1])].sum()
+    dual = (
+        sum(q * p for q, p in zip(wanted, prices, strict=True) if q)
+        + (magnitudes - prices[:, None]).max(0).sum()
+    )
+    assert counted(found.winners, len(wanted)) == wanted
+    assert found.duality_gap <= 1e-9
+    assert dual == pytest.approx(kept, rel=1e-6)
 
 
 # Quotas
@@ -569,17 +593,8 @@ def test_prices_prove_that_a_large_selection_is_the_best(kind, preference, num_t
 
     found = top_n(ArrayChunks(task_vectors), wanted, GENERATOR)
 
-    magnitudes = task_vectors.abs().double().numpy()
-    prices = np.array(found.prices)
-    kept = magnitudes[found.winners.numpy(), np.arange(30_000)].sum()
-    dual = (
-        sum(q * p for q, p in zip(wanted, prices, strict=True) if q)
-        + (magnitudes - prices[:, None]).max(0).sum()
-    )
-    assert counted(found.winners, num_tasks) == wanted
-    assert found.duality_gap <= 1e-9
-    assert dual == pytest.approx(kept, rel=1e-6)
-    assert prices.min() == 0
+    assert_best(found, task_vectors, wanted)
+    assert min(found.prices) == 0
 
 
 def test_the_duality_gap_of_two_million_elements_is_negligible():
@@ -646,6 +661,71 @@ def test_a_sample_that_misleads_costs_time_but_not_the_optimum(kind, monkeypatch
 
     assert counted(found.winners, 4) == wanted
     assert found.duality_gap <= 1e-9
+
+
+SPARSE_PREFERENCES = {
+    "uniform": [0.2] * 5,
+    "geometric": [2.0**-task / 1.9375 for task in range(5)],
+    "one-sided": [0.96, 0.01, 0.01, 0.01, 0.01],
+}
+
+
+def make_sparse(zeros: float, *, jointly: bool) -> Tensor:
+    """Return 5 task vectors of which a share of the elements is zero, in all tasks jointly or in each."""
+    rng = np.random.default_rng(round(1000 * zeros))
+    nonzero = rng.random((1 if jointly else 5, 70_001)) >= zeros
+    return torch.from_numpy((rng.standard_normal((5, 70_001)) * nonzero).astype(np.float32))
+
+
+def limit_moves(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Fail when more moves between tasks are made than that."""
+    move, numbers = Ledger._move, itertools.count(1)
+
+    def counted_move(*args):
+        assert next(numbers) <= limit
+        return move(*args)
+
+    monkeypatch.setattr(Ledger, "_move", counted_move)
+
+
+@pytest.mark.parametrize("preference", SPARSE_PREFERENCES)
+@pytest.mark.parametrize("jointly", [True, False], ids=["joint", "independent"])
+@pytest.mark.parametrize("zeros", [0.9, 0.95, 0.99])
+def test_zeros_are_moved_in_bulk(zeros, jointly, preference, monkeypatch):
+    task_vectors = make_sparse(zeros, jointly=jointly)
+    wanted = quotas(SPARSE_PREFERENCES[preference], 70_001)
+    limit_moves(monkeypatch, 50)
+
+    found = top_n(ArrayChunks(task_vectors), wanted, GENERATOR)
+
+    assert_best(found, task_vectors, wanted)
+
+
+@pytest.mark.parametrize("preference", SPARSE_PREFERENCES)
+@pytest.mark.parametrize("jointly", [True, False], ids=["joint", "independent"])
+@pytest.mark.parametrize("deviations", [0.0, 0.5])
+def test_a_sample_that_misleads_about_zeros_costs_few_moves(deviations, jointly, preference, monkeypatch):
+    # The zeros are a group that some tasks can never own, so the rest may be too small for the others.
+    monkeypatch.setattr(optimum, "_DEVIATIONS", deviations)
+    task_vectors = make_sparse(0.95, jointly=jointly)
+    wanted = quotas(SPARSE_PREFERENCES[preference], 70_001)
+    limit_moves(monkeypatch, 1000)
+
+    found = [top_n(ArrayChunks(task_vectors, size), wanted, GENERATOR) for size in (1 << 20, 4096)]
+
+    assert_best(found[0], task_vectors, wanted)
+    assert torch.equal(found[0].winners, found[1].winners)
+
+
+def test_quotas_that_a_group_makes_impossible_are_recognised():
+    # Only task 1 can own the group of three, which leaves one element to task 2.
+    rows = np.array([[4.0, 0.0], [3.0, -math.inf]])
+
+    def meet(*wanted: int):
+        return Ledger(rows, np.array([1, 3]), np.zeros(2)).meet(np.array(wanted))
+
+    assert meet(2, 2) is None
+    assert meet(3, 1) is not None
 
 
 def test_top_n_reads_small_tensors_once_and_large_ones_three_times():

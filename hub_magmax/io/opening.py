@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
+from hub_magmax.checkpoint import refuse_quantised
 from hub_magmax.errors import LockError
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LockedFile, LockedSource
 from hub_magmax.recipe import Recipe
 from hub_magmax.references import HubModel
+
+CONFIG_NAME = "config.json"
+
+#: What is looked at in a configuration; the largest known are some hundred kilobytes.
+_MAX_CONFIG_BYTES = 10_000_000
 
 
 def open_source(recipe: Recipe, locked: LockedSource) -> TensorSource:
@@ -17,6 +25,15 @@ def open_source(recipe: Recipe, locked: LockedSource) -> TensorSource:
         LockError: If a weight file changed since.
     """
     source = _open(recipe, locked)
+    try:
+        _check_pinned(source, locked)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _check_pinned(source: TensorSource, locked: LockedSource) -> None:
     found = {shard.file: (shard.size_bytes, shard.header_sha256) for shard in source.index.shards}
     pinned = {file.path: (file.size_bytes, file.header_sha256) for file in locked.files}
     if found != pinned:
@@ -26,7 +43,6 @@ def open_source(recipe: Recipe, locked: LockedSource) -> TensorSource:
             where=source.label,
             hint="Run `hub-magmax lock` again if the change is meant.",
         )
-    return source
 
 
 def _open(recipe: Recipe, locked: LockedSource) -> TensorSource:
@@ -38,16 +54,24 @@ def _open(recipe: Recipe, locked: LockedSource) -> TensorSource:
 
 
 def lock_source(recipe: Recipe, written: str) -> LockedSource:
-    """Pin the checkpoint that the recipe calls `written`, from its headers alone."""
+    """Pin the checkpoint that the recipe calls `written`, from its headers alone.
+
+    Raises:
+        CheckpointError: If it is malformed, or quantised.
+    """
     reference = recipe.reference(written)
     if isinstance(reference, HubModel):
         commit = resolve_commit(reference.repo_id, reference.revision)
-        source = open_hub(reference.repo_id, commit)
-        return _describe(written, source, reference.repo_id, commit)
-    return _describe(written, LocalSource(reference.path, written), None, None)
+        with closing(open_hub(reference.repo_id, commit)) as source:
+            return _describe(written, source, reference.repo_id, commit)
+    with closing(LocalSource(reference.path, written)) as source:
+        return _describe(written, source, None, None)
 
 
 def _describe(written: str, source: TensorSource, repo_id: str | None, commit: str | None) -> LockedSource:
+    config_bytes = min(source.sizes.get(CONFIG_NAME, 0), _MAX_CONFIG_BYTES)
+    config = source.read_bytes(CONFIG_NAME, 0, config_bytes) if config_bytes else None
+    refuse_quantised(source.index, config)
     files = tuple(
         LockedFile(
             shard.file,
@@ -58,7 +82,6 @@ def _describe(written: str, source: TensorSource, repo_id: str | None, commit: s
         for shard in source.index.shards
     )
     license_id = _card_license(source)
-    source.close()
     return LockedSource(written, "hub" if repo_id else "local", repo_id, commit, files, license_id)
 
 
@@ -72,8 +95,9 @@ def _card_license(source: TensorSource) -> str | None:
     if not text.startswith("---"):
         return None
     try:
-        front = yaml.safe_load(text[3:].split("\n---", 1)[0])
+        # Texts only, no tags and no merge keys: a few lines of those can cost hours, or raise anything.
+        front = yaml.load(text[3:].split("\n---", 1)[0], Loader=yaml.BaseLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     license_id = front.get("license") if isinstance(front, dict) else None
-    return license_id if isinstance(license_id, str) else None
+    return license_id if isinstance(license_id, str) and license_id not in ("", "~", "null") else None

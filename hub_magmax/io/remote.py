@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Bytes fetched at least in one request: small neighbouring tensors come along.
 WINDOW_BYTES = 16 * 2**20
 
+#: The same for headers, most of which are smaller; no tensors come along.
+HEADER_WINDOW_BYTES = 2**16
+
 #: Bytes fetched at most in one request, so that a broken connection costs little.
 REQUEST_BYTES = 64 * 2**20
 
@@ -43,6 +46,11 @@ _REFUSALS = (
     ),
     ("RevisionNotFoundError", "there is no such revision", "Name a branch, tag, commit or refs/pr/N."),
     (
+        "RevisionResolutionError",
+        "the Hub cannot be reached, and the local cache does not know this revision",
+        "Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE.",
+    ),
+    (
         "LocalEntryNotFoundError",
         "not in the local cache, and the Hub cannot be reached",
         "Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE.",
@@ -64,9 +72,10 @@ def hub_errors(where: str) -> Iterator[None]:
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
+    known = (errors.HfHubHTTPError, errors.HFValidationError, errors.RevisionResolutionError, OSError)
     try:
         yield
-    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError) as error:
+    except known as error:
         for name, what, hint in _REFUSALS:
             if isinstance(error, getattr(errors, name)):
                 status = getattr(getattr(error, "response", None), "status_code", None)
@@ -141,12 +150,14 @@ class HubSource(_Source):
         if (local := self._in_cache(path)) is not None:
             local.read_into(path, start, buffer)
             return
-        buffer[:] = self._from_window(path, start, start + len(buffer))
+        # Headers and side files: a window that most of them fit in, and no more.
+        buffer[:] = self._from_window(path, start, start + len(buffer), HEADER_WINDOW_BYTES)
 
     def read(self, name: str, start: int, stop: int) -> Any:
         info = self.index.tensors[name]
         if self._in_cache(info.file) is None:
-            self._from_window(info.file, info.start_byte, info.stop_byte)  # the whole tensor, once
+            # The whole tensor at once, so that later chunks and passes find it here.
+            self._from_window(info.file, info.start_byte, info.stop_byte, WINDOW_BYTES)
         return super().read(name, start, stop)
 
     def _in_cache(self, path: str) -> LocalSource | None:
@@ -159,11 +170,11 @@ class HubSource(_Source):
             )
         return self._cached[path]
 
-    def _from_window(self, path: str, start: int, stop: int) -> memoryview:
+    def _from_window(self, path: str, start: int, stop: int, window_bytes: int) -> memoryview:
         held, first, content = self._window
         if held != path or start < first or stop > first + len(content):
             self._window = ("", 0, bytearray())  # free it before fetching the next
-            last = min(max(stop, start + WINDOW_BYTES), self.sizes[path])
+            last = min(max(stop, start + window_bytes), self.sizes[path])
             first, content = start, bytearray()
             for position in range(start, last, REQUEST_BYTES):
                 content += self._fetch(path, position, min(position + REQUEST_BYTES, last))
@@ -194,10 +205,14 @@ class HubSource(_Source):
         from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers, http_backoff
 
+        from hub_magmax import __version__
+
         same_host = urlsplit(url).netloc == urlsplit(constants.ENDPOINT).netloc
-        headers = (
-            build_hf_headers() if same_host else {}
-        )  # a signed address needs no token, and must not see it
+        headers = build_hf_headers(
+            token=None if same_host else False,  # a signed address needs no token, and must not see it
+            library_name="hub_magmax",
+            library_version=__version__,
+        )
         headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with hub_errors(where):
             return http_backoff("GET", url, headers=headers, timeout=_TIMEOUT_SECONDS)

@@ -10,14 +10,21 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from hub_magmax.checkpoint import CheckpointIndex, TensorInfo, read_index
 from hub_magmax.errors import CheckpointError, SourceError
+from hub_magmax.references import is_folder, is_there
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+#: Files that one source keeps open. Many sources of hundreds of shards would meet the system's limit.
+_OPEN_FILES = 3
+
+_START_AGAIN = "Let what changes the file come to its end, then run the same command again."
 
 
 class TensorSource(Protocol):
@@ -99,14 +106,28 @@ class _Source:
 
 
 class LocalSource(_Source):
-    """A checkpoint folder on this machine."""
+    """A checkpoint folder on this machine.
+
+    Every read is compared with how its file was when it was first opened (device, inode, size
+    and time of the last change, whether later or earlier), so what is read belongs to one
+    version of the file, the one whose header was checked.
+
+    A link is followed only where it stays inside the folder, or leads from a snapshot of the Hub's
+    cache to that cache's blobs: a repository can hold a link to any file of the reader's.
+
+    Raises:
+        SourceError: If the folder is not one, or a file is a link that leads out of it.
+        CheckpointError: While reading, if a file was changed, replaced or cut since it was opened.
+    """
 
     def __init__(self, folder: Path, label: str | None = None) -> None:
         self.folder, self.label = folder, label or str(folder)
         self._descriptors: dict[str, int] = {}
-        if not folder.is_dir():
+        self._versions: dict[str, tuple[int, ...]] = {}
+        self._lock = Lock()  # threads share the descriptors, and one may close what another reads
+        if not is_folder(folder):
             raise SourceError(
-                "there is no such folder" if not folder.exists() else "this is a file, not a folder",
+                "this is a file, not a folder" if is_there(folder) else "there is no such folder",
                 where=self.label,
                 expected="a checkpoint folder, as written by `save_pretrained`",
                 hint="Check the path; relative paths start at the recipe's own folder.",
@@ -114,31 +135,82 @@ class LocalSource(_Source):
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        return {path.name: path.stat().st_size for path in files}
+        try:
+            files = sorted(path for path in self.folder.iterdir() if path.is_file())
+            links = [path for path in files if path.is_symlink()]
+            inside = self._link_targets() if links else ()
+            sizes = {path.name: path.stat().st_size for path in files}
+            stray = [p.name for p in links if not any(p.resolve().is_relative_to(top) for top in inside)]
+        except OSError as error:
+            raise SourceError(f"cannot be listed ({error.strerror})", where=self.label) from error
+        if stray:
+            raise SourceError(
+                f"{stray[0]!r} is a link that leads out of the folder",
+                where=self.label,
+                expected="files, or links to files inside the folder",
+                hint="If you trust the link, put the file itself in its place (`cp -L`).",
+            )
+        return sizes
+
+    def _link_targets(self) -> tuple[Path, ...]:
+        """Return the folders that a link may lead to."""
+        folder = self.folder.resolve()
+        if folder.parent.name == "snapshots":  # the Hub's cache: snapshots/COMMIT/FILE -> blobs/HASH
+            return folder, folder.parent.parent.joinpath("blobs").resolve()
+        return (folder,)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+        where = f"{self.label}, {path}"
         try:
-            if path not in self._descriptors:
-                self._descriptors[path] = os.open(self.folder / path, os.O_RDONLY)
-            done = 0
-            while done < len(buffer):  # one call moves at most 2 GiB
-                count = os.preadv(self._descriptors[path], [buffer[done:]], start + done)
-                if count == 0:
-                    break
-                done += count
+            with self._lock:
+                descriptor = self._open(path)
+                done = _read_fully(descriptor, start, buffer)
+                version = _version(descriptor)
         except OSError as error:
-            raise SourceError(f"cannot be read ({error.strerror})", where=f"{self.label}, {path}") from error
+            raise SourceError(
+                f"cannot be read ({error.strerror})",
+                where=where,
+                hint="Check the disk and the file's permissions, then run the same command again.",
+            ) from error
+        if version != self._versions[path]:
+            raise CheckpointError(
+                "the file was changed or replaced while it was being read", where=where, hint=_START_AGAIN
+            )
         if done < len(buffer):
             raise CheckpointError(
                 f"ends at byte {start + done:,}; {start + len(buffer):,} were there when the header was read",
-                where=f"{self.label}, {path}",
-                hint="Something changed the file during the merge; start again.",
+                where=where,
+                hint=_START_AGAIN,
             )
 
+    def _open(self, path: str) -> int:
+        if path not in self._descriptors:
+            while len(self._descriptors) >= _OPEN_FILES:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            self._descriptors[path] = os.open(self.folder / path, os.O_RDONLY | os.O_CLOEXEC)
+            self._versions.setdefault(path, _version(self._descriptors[path]))
+        return self._descriptors[path]
+
     def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+
+def _read_fully(descriptor: int, start: int, buffer: memoryview) -> int:
+    """Fill `buffer` from a file's byte `start` on; return the bytes read, fewer only at its end."""
+    done = 0
+    while done < len(buffer):  # one call moves at most 2 GiB
+        count = os.preadv(descriptor, [buffer[done:]], start + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _version(descriptor: int) -> tuple[int, ...]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class MemorySource(_Source):

@@ -8,6 +8,7 @@ again, goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,12 @@ from filelock import FileLock, Timeout
 from hub_magmax.errors import OutputError
 from hub_magmax.reports import ShardRecord
 
+#: What the system says when there is no room left: on the disk, in the quota, under the size limit.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class ShardFile:
-    """A file that is written once from front to back and hashed on the way."""
+    """A file that is written once from front to back, hashed on the way, and read back at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,19 +36,32 @@ class ShardFile:
         self._sha256 = hashlib.sha256()
         self.size_bytes = 0
 
-    def write(self, content: bytes | memoryview) -> None:
+    def write(self, content: bytes | memoryview) -> int:
+        """Append `content` and return its length."""
         self._sha256.update(content)
         rest = memoryview(content)
         self.size_bytes += len(rest)
         while rest:
             rest = rest[self._file.write(rest) :]
+        return len(content)
 
     def finish(self) -> str:
-        """Put the file in its place, durably, and return its sha256."""
+        """Put the file in its place, durably, and return its sha256.
+
+        Raises:
+            OutputError: If what can be read back is not what was written.
+        """
         os.fsync(self._file.fileno())
         self._file.close()
+        written = self._sha256.hexdigest()
+        if (found := sha256_of(self._temporary)) != written:
+            raise OutputError(
+                f"sha256 is {found} when read back, and {written} was written",
+                where=str(self._path),
+                hint="The disk or the memory of this machine loses data; use another one.",
+            )
         self._temporary.rename(self._path)
-        return self._sha256.hexdigest()
+        return written
 
     def abandon(self) -> None:
         self._file.close()
@@ -62,37 +79,71 @@ class PartialFolder:
     """
 
     def __init__(self, output: Path, plan_digest: str) -> None:
+        if not output.name or not _can_be_made(output):
+            raise OutputError(
+                "this cannot be the path of a new folder" if output.name else "the output is the root folder",
+                where=ascii(str(output)),
+                expected="a new or empty folder",
+                hint="Choose another output.path.",
+            )
         self.output, self.plan_digest = output, plan_digest
         self._root = output.with_name(output.name + ".partial")
         self.folder, self._journal = self._root / "model", self._root / "journal"
         self._lock = FileLock(self._root / "lock", blocking=False)
 
     def prepare(self) -> None:
-        """Create the folder, or clean it if another merge left it; one process does this.
+        """Create the folder, or keep only the finished shards of this merge in it; one process does this.
 
         Raises:
             OutputError: If the output is taken, being written by another process, or cannot be.
         """
+        self.clean_up()
         refuse_taken(self.output)
-        with os_errors(self._root):
+        with os_errors(self.output):
             self._root.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire()
-            except Timeout as error:
-                raise OutputError(
-                    "another process is writing this output",
-                    where=str(self.output),
-                    hint="Wait for it to end, or choose another output.path.",
-                ) from error
-            if self._stored_digest() != self.plan_digest:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                shutil.rmtree(self._journal, ignore_errors=True)
-            self.folder.mkdir(exist_ok=True)
-            self._journal.mkdir(exist_ok=True)
-            _write_durably(self._journal / "plan", self.plan_digest)
+                if not self._acquire():
+                    raise OutputError(
+                        "another process is writing this output",
+                        where=str(self.output),
+                        hint="Wait for it to end, or choose another output.path.",
+                    )
+                refuse_taken(self.output)  # the other one may have ended a moment ago
+                self._keep_finished_shards()
+            except (OSError, OutputError):
+                self.abandon()
+                with contextlib.suppress(OSError):
+                    self._root.rmdir()  # where there was not even room for a lock
+                raise
+
+    def clean_up(self) -> None:
+        """Remove what is left beside a finished output when its merge was killed after the rename."""
+        with contextlib.suppress(OSError):
+            if self.output.is_dir() and self._root.is_dir() and not self.folder.exists() and self._acquire():
+                self._remove()
+
+    def _acquire(self) -> bool:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            return False
+        return True
+
+    def _keep_finished_shards(self) -> None:
+        """Remove all but this merge's finished shards: nothing else may come into the output."""
+        if self._stored_digest() != self.plan_digest and self._journal.exists():
+            shutil.rmtree(self._journal)
+        for folder in (self._journal, self.folder):
+            folder.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif self.recorded(path.name) is None:
+                path.unlink()
+        _write_durably(self._journal / "plan", self.plan_digest)
 
     def _stored_digest(self) -> str:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             return (self._journal / "plan").read_text(encoding="utf-8")
         return ""
 
@@ -117,20 +168,28 @@ class PartialFolder:
         return None
 
     def publish(self) -> None:
-        """Turn the folder into the output by one rename."""
+        """Turn the folder into the output by one rename, after which it survives a loss of power."""
         refuse_taken(self.output)
         with os_errors(self.output):
+            for path in (*self.folder.iterdir(), self.folder):
+                _sync(path)
             if self.output.exists():
                 self.output.rmdir()  # empty, or refuse_taken had objected
             self.folder.rename(self.output)
-            self.release()
-            shutil.rmtree(self._root)
+            with contextlib.suppress(OSError):  # from here on the output is there, whatever fails
+                _sync(self.output.parent)
+        self._remove()
 
     def abandon(self) -> None:
         """Remove the folder if no shard is finished yet, and let others write; called after an error."""
         if self._lock.is_locked and not any(self._journal.glob("*.json")):
-            self.release()
-            shutil.rmtree(self._root, ignore_errors=True)
+            self._remove()
+        self.release()
+
+    def _remove(self) -> None:
+        # The lock goes last and is let go after that: nobody else can begin in a folder that vanishes.
+        for path in (self.folder, self._journal, self._root):
+            shutil.rmtree(path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
@@ -145,17 +204,35 @@ def sha256_of(path: Path) -> str:
 
 
 def refuse_taken(output: Path) -> None:
-    """Raise OutputError unless `output` is absent or an empty folder."""
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if output.exists() or output.is_symlink():
+    """Raise OutputError unless `output` is absent or an empty folder that a rename can replace."""
+    with os_errors(output):
+        link, mount, there = output.is_symlink(), output.is_mount(), output.exists()
+        empty = output.is_dir() and not any(output.iterdir())
         holds_model = output.is_dir() and any(output.glob("*.safetensors*"))
+    if link or mount:
+        kind = "link" if link else "mount point"
+        raise OutputError(
+            f"the output path is a {kind}, which a finished folder cannot replace",
+            where=str(output),
+            expected="a new or empty folder",
+            hint=f"Choose a new folder inside it as output.path, such as {output.name}/model.",
+        )
+    if there and not empty:
         raise OutputError(
             "the output folder already holds a model" if holds_model else "the output path is taken",
             where=str(output),
             expected="a new or empty folder",
             hint="Choose another output.path, or move the old one away; nothing is ever overwritten.",
         )
+
+
+def _can_be_made(path: Path) -> bool:
+    """Say whether the system can take `path`, and UTF-8 its last part, which is stored in the recipe."""
+    try:
+        path.name.encode()
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager
@@ -165,20 +242,36 @@ def os_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot be written ({error.strerror})",
-            where=str(error.filename or where),
+            f"cannot be written ({error.strerror or type(error).__name__})",
+            where=str(where),
             hint="Free some space or choose another output.path; finished shards are kept, "
-            "and the same command goes on from there.",
+            "and the same command goes on from there."
+            if error.errno in _NO_ROOM
+            else "Check the path and its permissions, or choose another one.",
         ) from error
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_durably(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -165,7 +165,10 @@ def given_rule(found: Tensor, **facts: Any) -> TensorRule:
     """
     from hub_magmax import kernels
 
-    return TensorRule(kernels.given, per_element=lambda start, count: (found[start : start + count],), **facts)
+    def per_element(start: int, count: int) -> tuple[Tensor, ...]:
+        return (found[start : start + count],)
+
+    return TensorRule(kernels.given, per_element=per_element, **facts)
 
 
 def merge_method(
@@ -197,7 +200,9 @@ def merge_method(
             scaling=scaling,
             form=form,
             function=function,
-            options=MappingProxyType({p.name: _field(p) for p in parameters if p.name not in SUPPLIED}),
+            options=MappingProxyType(
+                {p.name: _field(function, p) for p in parameters if p.name not in SUPPLIED}
+            ),
             supplied=tuple(p.name for p in parameters if p.name in SUPPLIED),
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )
@@ -206,9 +211,14 @@ def merge_method(
     return register
 
 
-def _field(parameter: inspect.Parameter) -> tuple[Any, Any]:
+def _field(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, Any]:
     default = ... if parameter.default is parameter.empty else parameter.default
-    return (parameter.annotation, default)
+    annotation = parameter.annotation
+    if isinstance(
+        annotation, str
+    ):  # the author's own text, kept as text by `from __future__ import annotations`
+        annotation = eval(annotation, function.__globals__)  # noqa: S307
+    return (annotation, default)
 
 
 def method_names() -> tuple[str, ...]:
@@ -243,7 +253,14 @@ def _plugins() -> Mapping[str, Any]:
 
 
 def _load_plugin(name: str) -> MergeMethod:
-    method = getattr(_plugins()[name].load(), "merge_method", None)
+    try:
+        method = getattr(_plugins()[name].load(), "merge_method", None)
+    except Exception as error:  # whatever importing somebody's package may raise
+        raise RecipeError(
+            f"the plugin with the method {name!r} cannot be imported ({type(error).__name__}: {error})",
+            where=f"entry point in {ENTRY_POINT_GROUP!r}",
+            hint="Repair or uninstall the package that announces it.",
+        ) from error
     if not isinstance(method, MergeMethod) or method.name != name:
         raise RecipeError(
             f"the entry point {name!r} in {ENTRY_POINT_GROUP!r} is not a method of that name",

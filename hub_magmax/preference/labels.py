@@ -8,13 +8,17 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from hub_magmax.data import label_names, load_examples
+import numpy as np
+from jaxtyping import Float64
+
+from hub_magmax.data import label_names
 from hub_magmax.digest import digest
 from hub_magmax.errors import RecipeError
 from hub_magmax.lockfile import ResolvedPreference
-from hub_magmax.recipe import Labels
+from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude
+from hub_magmax.preference.samples import Scorer, split_target
+from hub_magmax.recipe import Labels, Recipe
 
 
 def preference_from_labels(
@@ -52,23 +56,40 @@ def preference_from_labels(
     return {task: counts[task] / counts.total() for task in classes}
 
 
-def resolve_labels(spec: Labels, tasks: Sequence[str], folder: Path) -> ResolvedPreference:
-    """Load the target sample and return the preference with its fingerprint and counts."""
-    examples = load_examples(spec.target, folder)
-    names = label_names(examples, spec.target.label_column)
-    labels = list(examples[spec.target.label_column])
-    classes = {task: _as_stored(spec.classes.get(task, ()), names) for task in tasks}
-    weights = preference_from_labels(labels, classes)
-    known = {label for members in classes.values() for label in members}
-    return ResolvedPreference(
-        weights,
-        "labels",
-        data_fingerprint=digest([spec.target.dataset, spec.target.split, labels]),
-        explanation={
-            "examples": len(labels),
-            "examples_of_no_task": sum(label not in known for label in labels),
-        },
+def resolve_labels(recipe: Recipe, *, scorer: Scorer | None = None) -> ResolvedPreference:
+    """Load the target sample and return the preference with its fingerprint, counts and intervals.
+
+    Raises:
+        EvaluationError: If the data cannot be loaded, or too few of its labels belong to a task.
+        RecipeError: If the classes do not fit the data.
+    """
+    assert recipe.preference is not None
+    spec: Labels = recipe.preference.spec
+    target = split_target(spec, recipe, "preference.labels", labelled=True)
+    column = spec.target.label_column
+    names = label_names(target.drawn, column)
+    classes = {task: _as_stored(spec.classes.get(task, ()), names) for task in recipe.task_names}
+    labels = list(target.estimation[column])
+    estimate = preference_from_labels(labels, classes)
+    owned = _ownership(labels, classes)
+    check_sample_size(len(owned), "preference.labels, target labels that belong to a task")
+    draws = bootstrap_shares(len(owned), recipe.seed) @ owned
+    draws[0] = list(estimate.values())  # the exact shares, not sums of 1/n
+    return conclude(
+        recipe,
+        draws,
+        fingerprint=digest([spec.target.dataset, spec.target.split, list(target.drawn[column])]),
+        seen={"examples": len(labels), "examples_of_no_task": len(labels) - len(owned)},
+        score=target.score(scorer, spec.target),
     )
+
+
+def _ownership(
+    labels: Sequence[int | str], classes: Mapping[str, Sequence[int | str]]
+) -> Float64[np.ndarray, "examples tasks"]:
+    """Return 1 where a task owns an example's label; examples of no task are left out."""
+    table = np.array([[label in members for members in classes.values()] for label in labels], np.float64)
+    return np.asarray(table[table.any(axis=1)])
 
 
 def _as_stored(members: Sequence[int | str], names: list[str] | None) -> list[int | str]:

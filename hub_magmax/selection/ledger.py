@@ -42,6 +42,7 @@ class Ledger:
             if path is None:
                 return None
             moved = self._move(path, losses, int(min(surplus[path[0]], -surplus[path[-1]])))
+            assert moved > 0
             surplus[path[0]] -= moved
             surplus[path[-1]] += moved
             for task in path:
@@ -109,8 +110,9 @@ def _cheapest_path(
             break
         parent[better] = best[better]
         distance[better] = reached[better]
-    end = int(np.where(surplus < 0, distance, math.inf).argmin())
-    if not math.isfinite(distance[end]):
+    to_short = np.where(surplus < 0, distance, math.inf)
+    end = int(to_short.argmin())
+    if not math.isfinite(to_short[end]):
         return None
     path = [end]
     while parent[path[0]] >= 0:

@@ -1,0 +1,658 @@
+"""Attack a merge: kills, full disks, broken reads, hostile bytes. Count what came of it.
+
+    python -m benchmarks.torture                 everything, about a quarter of an hour on two cores
+    python -m benchmarks.torture --part kills    one part
+    python -m benchmarks.torture --write         docs/reliability.md, from the stored results
+
+Every attack must end in one of two ways: a complete model, byte for byte the one that an undisturbed
+merge makes, or no model and one paragraph that says what to do. Anything else is a failure and listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import hostile
+
+RESULTS = Path(__file__).parent / "results" / "torture.json"
+PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
+
+#: Said by a child when the attack strikes, to tell an attack that was survived from one that never came.
+_STRUCK = b"(struck)\n"
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
+
+
+@dataclass
+class Tally:
+    """What one part did: attacks by outcome, and each failure in words."""
+
+    attacks: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    slowest_seconds: float = 0.0
+    memory_growth_bytes: int = 0
+
+    def add(self, outcome: str, failure: str = "") -> None:
+        self.attacks += 1
+        self.outcomes[outcome] += 1
+        if failure:
+            self.failures.append(failure)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"outcomes": dict(sorted(self.outcomes.items()))}
+
+
+class Victim:
+    """A family of checkpoints, a recipe that merges it, and what an undisturbed merge makes of it."""
+
+    def __init__(self, folder: Path, *, rows: int = 64) -> None:
+        import yaml
+
+        self.folder, self.recipe, self.output = folder, folder / "recipe.yaml", folder / "merged"
+        for number, name in enumerate(("base", "a", "b", "c")):
+            hostile.write_checkpoint(folder / name, seed=number, rows=rows)
+        values = {
+            "schema": 1,
+            "base_model": "./base",
+            "tasks": [{"name": name, "model": f"./{name}"} for name in "abc"],
+            "preference": {"weights": {"a": 0.6, "b": 0.3, "c": 0.1}},
+            "output": {"shard_size": f"{32 * rows}B"},  # a file for each large tensor
+        }
+        self.recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+        before = set(folder.rglob("*"))
+        code, said = merge_in_child(self)
+        assert code == 0, said
+        self.expected = contents(self.output)
+        assert len([name for name in self.expected if name.endswith(".safetensors")]) > 2
+        shutil.rmtree(self.output)
+        self.at_rest = before
+        assert set(folder.rglob("*")) == before
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["merge", str(self.recipe)]
+
+    def state(self) -> str:
+        """Return `absent` or `complete`, or what is wrong with the output."""
+        if not self.output.exists():
+            return "absent"
+        found = contents(self.output)
+        if found.keys() != self.expected.keys():
+            return f"files {sorted(found.keys() ^ self.expected.keys())} are missing or surplus"
+        changed = [name for name in found if found[name] != self.expected[name]]
+        return f"other bytes in {changed}" if changed else "complete"
+
+    def leftovers(self) -> list[str]:
+        left = {
+            path for path in set(self.folder.rglob("*")) - self.at_rest if self.output not in path.parents
+        }
+        return sorted(str(path.relative_to(self.folder)) for path in left - {self.output})
+
+    def reset(self) -> None:
+        for path in (self.output, self.folder / "merged.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file below `folder`; of reports, without times and memory."""
+    return {
+        str(path.relative_to(folder)): _hash(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def _hash(path: Path) -> str:
+    content = path.read_bytes()
+    if path.name == "merge_report.json":
+        with contextlib.suppress(ValueError):
+            content = json.dumps(json.loads(content) | {"seconds": 0, "peak_memory_bytes": 0}).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+# A child is forked where every module is loaded already: a merge then takes milliseconds.
+
+
+def merge_in_child(
+    victim: Victim, prepare: Callable[[], None] = lambda: None, *, record: Path | None = None
+) -> tuple[int, str]:
+    """Run the merge of `victim` in a child; return its exit code (minus the signal) and what it said."""
+    from hub_magmax.cli import main
+
+    said = record or victim.folder.with_name(victim.folder.name + "-said")
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            prepare()
+            main(victim.arguments, standalone_mode=False)
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), said.read_text(errors="replace")
+
+
+def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
+    """Call `strike` before each change of the file system below `folder` that this process makes."""
+    from hub_magmax.io import writer
+
+    below = str(folder)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | os.PathLike):
+            if arguments[2] & _WRITING and os.fspath(arguments[0]).startswith(below):
+                strike("open")
+        elif event in _CHANGES:
+            strike(event)
+
+    original_write, original_sync = writer.ShardFile.write, os.fsync
+
+    def write(self: Any, content: Any) -> Any:
+        strike("write")
+        return original_write(self, content)
+
+    def fsync(fd: Any) -> None:
+        strike("fsync")
+        original_sync(fd)
+
+    writer.ShardFile.write = write  # type: ignore[method-assign]
+    os.fsync = fsync
+    sys.addaudithook(hook)
+
+
+def _strike_at(number: int, action: Callable[[str], None], kinds: tuple[str, ...] = ()) -> Any:
+    seen = [0]
+
+    def strike(kind: str) -> None:
+        if not kinds or kind in kinds:
+            seen[0] += 1
+            if seen[0] == number:
+                os.write(2, _STRUCK)
+                action(kind)
+
+    return strike
+
+
+def _judge(victim: Victim, tally: Tally, name: str, code: int, said: str) -> None:
+    """Look at what one attack left, run the same command again, and look again."""
+    first = victim.state()
+    problems = []
+    if first not in ("absent", "complete"):
+        problems.append(f"half an output: {first}")
+    if code not in (0, 1, -signal.SIGKILL):
+        problems.append(f"exit code {code}: {said[-300:]}")
+    if code == 1 and not one_paragraph(said):
+        problems.append(f"not one paragraph: {said[-300:]}")
+    if code == 0 and first != "complete":
+        problems.append(f"success without an output: {first}")
+    again, said_again = merge_in_child(victim)
+    # Killed between the rename and the end, the model is there: the same command may say just that.
+    finished = first == "complete" and "already holds a model" in said_again
+    if again != 0 and not finished:
+        problems.append(f"the same command fails: {said_again[-300:]}")
+    last = victim.state()
+    if last != "complete":
+        problems.append(f"in the end: {last}")
+    if victim.leftovers():
+        problems.append(f"leftovers: {victim.leftovers()}")
+    outcome = "killed" if code < 0 else ("refused" if code else "survived")
+    tally.add(f"{outcome}, output {first}, then {last}", "; ".join(f"{name}: {text}" for text in problems))
+    victim.reset()
+
+
+def one_paragraph(said: str) -> bool:
+    """Say whether a message is what people get: one paragraph that starts with `Error:`."""
+    lines = [line for line in said.strip().split("\n") if not line.startswith("merging ")]
+    return len(lines) == 1 and lines[0].startswith("Error: ") and "Traceback" not in said
+
+
+def _every_step(
+    victim: Victim, tally: Tally, prepare: Callable[[int], Callable[[], None]], every: int
+) -> None:
+    """Attack the first, second, … step until the merge is over before its turn comes."""
+    for number in range(1, 10_000, every):
+        code, said = merge_in_child(victim, prepare(number))
+        if _STRUCK.decode() not in said:
+            victim.reset()
+            return
+        _judge(victim, tally, f"step {number}", code, said.replace(_STRUCK.decode(), ""))
+
+
+def crash_points(victim: Victim, *, every: int = 1) -> Tally:
+    """Kill the process before each change of the file system: open, write, fsync, rename, mkdir, remove."""
+    tally = Tally()
+
+    def prepare(number: int) -> Callable[[], None]:
+        kill = _strike_at(number, lambda kind: os.kill(os.getpid(), signal.SIGKILL))
+        return lambda: _watch_changes(victim.folder, kill)
+
+    _every_step(victim, tally, prepare, every)
+    return tally
+
+
+def full_disk(victim: Victim, *, every: int = 1) -> Tally:
+    """Answer `no space left` to the first, second, … call that needs space."""
+    tally = Tally()
+
+    def refuse(kind: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def prepare(number: int) -> Callable[[], None]:
+        kinds = ("open", "write", "fsync", "os.rename", "os.mkdir")
+        return lambda: _watch_changes(victim.folder, _strike_at(number, refuse, kinds))
+
+    _every_step(victim, tally, prepare, every)
+    return tally
+
+
+def size_limits(victim: Victim, *, limits: tuple[int, ...] = ()) -> Tally:
+    """Let the kernel refuse every byte beyond a limit on the size of files, for many limits."""
+    tally = Tally()
+    largest = max(path.stat().st_size for path in victim.folder.rglob("*") if path.is_file())
+    for limit in limits or (0, 1, 30, 70, 71, 100, 150, 200, 250, *range(300, 4 * largest, 100)):
+        said = victim.folder.with_name("said")
+        # What it says must not meet the limit itself, so it goes into a pipe.
+        with _pipe_to(said) as end:
+
+            def prepare(limit: int = limit, end: int = end) -> None:
+                os.dup2(end, 1)
+                os.dup2(end, 2)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+            code, _ = merge_in_child(victim, prepare)
+        text = said.read_text(errors="replace")
+        said.unlink()
+        if code == 0:
+            victim.reset()
+            break
+        _judge(victim, tally, f"limit of {limit} bytes", code, text)
+    return tally
+
+
+@contextlib.contextmanager
+def _pipe_to(path: Path) -> Iterator[int]:
+    reader, writer = os.pipe()
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            path.write_bytes(file.read())
+
+
+def read_errors(victim: Victim, *, every: int = 1) -> Tally:
+    """Let the first, second, … read of a checkpoint fail with an input/output error."""
+    tally = Tally()
+
+    def fail(kind: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def prepare(number: int) -> Callable[[], None]:
+        strike = _strike_at(number, fail)
+
+        def patch() -> None:
+            original = os.preadv
+
+            def preadv(*arguments: Any) -> int:
+                strike("read")
+                return original(*arguments)
+
+            os.preadv = preadv
+
+        return patch
+
+    _every_step(victim, tally, prepare, every)
+    return tally
+
+
+def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
+    """Kill real `hub-magmax merge` processes at random moments after they began to write."""
+    tally = Tally()
+    generator = random.Random(seed)
+    for number in range(count):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hub_magmax", *victim.arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if (victim.folder / "merged.partial").exists():
+                time.sleep(generator.random() * 0.25)
+                break
+            time.sleep(0.0005)
+        process.kill()
+        code = process.wait()
+        _judge(victim, tally, f"kill {number}", code, "")
+    return tally
+
+
+def hub_kills(victim: Victim, *, count: int = 20, seed: int = 0) -> Tally:
+    """Kill real `hub-magmax run` processes that merge and push to a local Hub, at random moments."""
+    from hub_magmax.testing.hub import LocalHub
+
+    tally = Tally()
+    generator = random.Random(seed)
+    recipe = victim.recipe.read_text()
+    with LocalHub() as hub, tempfile.TemporaryDirectory() as home:
+        environment = os.environ | hub.environment | {"HF_HOME": home, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "hub_magmax", "run", str(victim.recipe)]
+        for number in range(count):
+            repo = f"me/kill-{number}"
+            victim.recipe.write_text(recipe.replace("output:", f"output:\n  push_to_hub: {repo}"))
+            with subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ) as process:
+                while process.poll() is None and not (victim.folder / "merged.partial").exists():
+                    time.sleep(0.0005)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(generator.random() * 0.8)
+                process.kill()
+            first = _published(hub, repo, victim)
+            again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            last = _published(hub, repo, victim)
+            problems = [f"half a model on the Hub: {first}"] if first not in ("absent", "complete") else []
+            if again.returncode or last != "complete" or victim.leftovers():
+                problems.append(f"the same command: {last}, {victim.leftovers()}, {again.stderr[-300:]}")
+            how = "killed" if process.returncode < 0 else "survived"
+            outcome = f"{how}, on the Hub {first}, then {last}"
+            tally.add(outcome, "; ".join(f"kill {number}: {text}" for text in problems))
+            victim.reset()
+    return tally
+
+
+def _published(hub: Any, repo: str, victim: Victim) -> str:
+    """Return `absent` or `complete`, or what is wrong with what a repository holds."""
+    from hub_magmax.errors import SourceError
+
+    try:
+        files = {name: hub.read(repo, name) for name in hub.files(repo)}
+    except SourceError:
+        return "absent"
+    found = {name: hashlib.sha256(files[name]).hexdigest() for name in files if name.endswith(".safetensors")}
+    if not found and "config.json" not in files:
+        return "absent"
+    expected = {name: sha256 for name, sha256 in victim.expected.items() if name.endswith(".safetensors")}
+    missing = victim.expected.keys() - files.keys()
+    return (
+        "complete" if found == expected and not missing else f"lacks {sorted(missing)} or holds other bytes"
+    )
+
+
+# Hostile bytes.
+
+
+class _Hang(BaseException):
+    pass
+
+
+def _alarm(number: int, frame: Any) -> None:
+    raise _Hang
+
+
+def fuzz(
+    case: Callable[[random.Random], Callable[[], None]], count: int, seed: int, limit_seconds: int = 10
+) -> Tally:
+    """Run `count` generated cases; each must succeed or raise a HubMagmaxError, and soon.
+
+    Args:
+        case: Makes one case from a generator: what to run, with a text that shows the input.
+        count: How many.
+        seed: Of the cases, which are the same for the same seed.
+        limit_seconds: After which a case counts as a hang.
+    """
+    from hub_magmax.errors import HubMagmaxError
+
+    hostile.read_good()  # what is imported and built once is no growth
+    tally = Tally()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    previous = signal.signal(signal.SIGALRM, _alarm)
+    try:
+        for number in range(count):
+            run = case(random.Random(f"{seed}/{number}"))
+            started = time.perf_counter()
+            signal.alarm(limit_seconds)
+            try:
+                run()
+                tally.add("accepted")
+            except HubMagmaxError as error:
+                problem = "" if len(str(error)) < 3000 else f"a message of {len(str(error)):,} characters"
+                tally.add("refused", f"case {number}: {problem}" if problem else "")
+            except _Hang:
+                tally.add("hang", f"case {number}: no answer within {limit_seconds} s")
+            except Exception as error:
+                trace = error.__traceback__
+                while trace is not None and trace.tb_next is not None:
+                    trace = trace.tb_next
+                place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+                tally.add(
+                    "traceback", f"case {number}: {type(error).__name__} in {place}: {str(error)[:100]}"
+                )
+            finally:
+                signal.alarm(0)
+            tally.slowest_seconds = max(tally.slowest_seconds, time.perf_counter() - started)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    tally.memory_growth_bytes = grown * (1 if sys.platform == "darwin" else 1024)
+    return tally
+
+
+def headers(count: int = 20_000, seed: int = 0) -> Tally:
+    """Read the headers and all tensors of mutated safetensors files."""
+    return fuzz(hostile.header_case, count, seed)
+
+
+def indexes(count: int = 5_000, seed: int = 0) -> Tally:
+    """Read checkpoints with mutated model.safetensors.index.json files."""
+    return fuzz(hostile.index_case, count, seed)
+
+
+def recipes(count: int = 5_000, seed: int = 0) -> Tally:
+    """Load mutated recipes; those that are accepted must survive a round trip."""
+    with tempfile.TemporaryDirectory() as folder:
+        return fuzz(lambda generator: hostile.recipe_case(generator, Path(folder)), count, seed)
+
+
+#: By name: what is attacked, and how many rows the victim's tensors have.
+MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
+    "kills": (kills, 65_536),
+    "hub_kills": (hub_kills, 65_536),
+    "crash_points": (crash_points, 64),
+    "full_disk": (full_disk, 64),
+    "size_limits": (size_limits, 64),
+    "read_errors": (read_errors, 64),
+}
+READERS: dict[str, Callable[..., Tally]] = {"headers": headers, "indexes": indexes, "recipes": recipes}
+
+
+def run_part(name: str, **options: Any) -> Tally:
+    """Carry out one part in a fresh folder."""
+    started = time.perf_counter()
+    if name in READERS:
+        tally = READERS[name](**options)
+    else:
+        import torch
+
+        import hub_magmax.locking
+        import hub_magmax.merging  # noqa: F401  (loaded before children are forked)
+
+        torch.set_num_threads(1)
+        attack, rows = MERGES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            victim = Victim(Path(folder) / "victim", rows=options.pop("rows", rows))
+            tally = attack(victim, **options)
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+def in_a_process(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Carry out parts, by name with their options, in a process that may fork and whose memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.torture", "--print", json.dumps(parts)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure(names: list[str]) -> None:
+    """Measure the parts `names` anew, and store each as soon as it is done."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    for name in names:
+        found = in_a_process({name: {}})[name]
+        stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"parts": {}}
+        stored = {"parts": stored["parts"] | {name: found}, "machine": machine()}
+        RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
+        print(
+            f"{name}: {found['attacks']} attacks, {len(found['failures'])} failures, {found['seconds']:.0f} s"
+        )
+
+
+def machine() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "safetensors", "huggingface_hub", "pydantic", "PyYAML")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {re.split('[-+]', platform.release())[0]} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+    } | {name: version(name) for name in packages}
+
+
+_PARTS = {
+    "kills": "SIGKILL of a real `hub-magmax merge` at a random moment of its writing",
+    "hub_kills": "SIGKILL of a real `hub-magmax run` that merges and pushes to a local Hub",
+    "crash_points": "SIGKILL before each change on the disk: open, write, fsync, rename, mkdir, remove",
+    "full_disk": "`No space left on device` at each call that needs space",
+    "size_limits": "The kernel's limit on the size of files, from 0 bytes up",
+    "read_errors": "`Input/output error` at each read of a checkpoint",
+    "headers": "Mutated safetensors files",
+    "indexes": "Mutated `model.safetensors.index.json`",
+    "recipes": "Mutated recipes",
+}
+
+_INTRO = """# Reliability, measured
+
+Made by `python -m benchmarks.torture --write` from `benchmarks/results/torture.json`; `make torture`
+measures again. An attack succeeds if it leaves half a model, a wrong byte, a file behind, a
+traceback, a hang, or a process that grows without bound. The count of these is the last column.
+
+"""
+
+_OUTRO = """
+After each attack on a merge the output is looked at (absent or complete, never half), the same command
+runs again, and its output is compared byte for byte with that of an undisturbed merge, with nothing left
+beside it. Where the process was killed after the rename the model is complete already; `merge` may then
+refuse, saying that the output holds a model. An attack on a reader must be answered within ten seconds by
+success or by one paragraph that says what is wrong; the table gives the slowest answer and how much the
+process grew over the whole part.
+
+## What a merge promises
+
+- **Complete or absent.** Shards are written to `NAME.partial`, forced to the disk, read back, and compared
+  with the sha256 of what was written. The folder gets its name by one rename, after all of its files and
+  names are on the disk. A killed merge goes on with its first unfinished shard; whatever else lies in
+  `NAME.partial` is removed first, so that nothing of an earlier attempt comes into the output.
+- **One writer.** A second process on the same output is told so and ends.
+- **One version of each source.** Every read is compared with the file as it was when first opened: device,
+  inode, size, time of the last change. Times are compared for equality only, so a clock that jumps does not
+  matter.
+- **Links.** A link in a checkpoint folder is followed only inside that folder, or from a snapshot of the
+  Hub's cache to that cache's blobs. A repository that was cloned can otherwise hold a link to any file of its
+  reader's, which would be copied into the output, and published.
+- **Quantised checkpoints** (GPTQ, AWQ, bitsandbytes, FP8 or INT8 with scales, compressed-tensors, MXFP4, or
+  a `quantization_config`) are refused before anything is read: their numbers are codes.
+- **Headers and indexes** are at most 100 MB, name every tensor once, and may have 64 dimensions. A size is
+  believed only where it agrees with the file's, so a header cannot make anything large be allocated.
+
+What is not promised: that a write survives a disk that lies about having stored it; that a file changed in
+place twice within one tick of the file system's clock (a few milliseconds) is noticed; POSIX systems only.
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return docs/reliability.md."""
+    rows = [
+        "| attack | times | what happened | slowest | growth | failures |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for name, title in _PARTS.items():
+        if (found := results["parts"].get(name)) is None:
+            continue
+        outcomes = "; ".join(f"{count:,} {text}" for text, count in found["outcomes"].items())
+        reading = name in READERS
+        slowest = f"{found['slowest_seconds']:.2f} s" if reading else ""
+        growth = f"{found['memory_growth_bytes'] / 1e6:.0f} MB" if reading else ""
+        failures = len(found["failures"])
+        rows.append(f"| {title} | {found['attacks']:,} | {outcomes} | {slowest} | {growth} | {failures} |")
+    text = _INTRO + "\n".join(rows) + "\n" + _OUTRO
+    listed = [f"- {title}: {line}" for p, title in _PARTS.items() for line in _failures(results, p)]
+    text += "\n## Failures\n\n" + ("\n".join(listed) if listed else "None.") + "\n"
+    facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    return text + f"\nMeasured with {facts}.\n"
+
+
+def _failures(results: dict[str, Any], part: str) -> list[str]:
+    found: list[str] = results["parts"].get(part, {}).get("failures", [])
+    return found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else [])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--part", choices=_PARTS, action="append", help="measure only this part; may be repeated"
+    )
+    parser.add_argument("--write", action="store_true", help="only write the page from the stored results")
+    parser.add_argument(
+        "--print", metavar="PARTS", help="print the results of parts, a JSON object of options"
+    )
+    options = parser.parse_args()
+    if options.print:
+        parts = json.loads(options.print)
+        print(json.dumps({name: run_part(name, **parts[name]).to_dict() for name in parts}))
+        return 0
+    if not options.write:
+        measure(options.part or list(_PARTS))
+    results = json.loads(RESULTS.read_text())
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(results))
+    return 1 if any(part["failures"] for part in results["parts"].values()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

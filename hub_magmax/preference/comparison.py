@@ -1,0 +1,184 @@
+"""Preference from a comparison of the target sample with each task's training data.
+
+Features are what the models see (`features`), a distance compares two samples of them (`distance`),
+and a mixture of training samples is fitted to the target (`mixture`). Labels are not needed, except for
+a held-out check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float64
+
+from hub_magmax.data import fingerprint, load_examples
+from hub_magmax.digest import digest
+from hub_magmax.lockfile import LockedSource, ResolvedPreference
+from hub_magmax.preference.distance import (
+    Features,
+    Shares,
+    cosine_distance,
+    mmd_distance,
+    similarity,
+    transport_distance,
+    weights_from_distances,
+)
+from hub_magmax.preference.features import (
+    Checkpoint,
+    features,
+    holds_images,
+    input_column,
+    load_feature_model,
+)
+from hub_magmax.preference.mixture import Space, mixture_by_mmd, mixture_by_transport, whiten
+from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude, draw, rounded
+from hub_magmax.preference.samples import Scorer, split_target
+from hub_magmax.recipe import Comparison, Cosine, Data, Mixture, Mmd, Recipe, Transport
+from hub_magmax.references import LocalFolder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What a comparison found.
+
+    Attributes:
+        draws: Weights, one row per weighting of the target sample.
+        distances: Of the target sample to each task alone.
+    """
+
+    draws: Float64[np.ndarray, "draws tasks"]
+    distances: Float64[np.ndarray, " tasks"]
+
+
+def compare_samples(spec: Comparison, spaces: Sequence[Space], target_shares: Shares) -> Estimated:
+    """Return the weights that `spec` asks for.
+
+    Args:
+        spec: Kind of distance and its settings.
+        spaces: Both samples under each task's model, in task order; or one space that is used for all.
+        target_shares: Weightings of the target sample, the first one uniform.
+    """
+    distance = _distance(spec)
+    num_tasks = len(spaces[0].train)
+    own = [spaces[t if len(spaces) > 1 else 0] for t in range(num_tasks)]
+    mixes = isinstance(spec, Mixture) and spec.fit == "mixture"
+    shares = target_shares[:1] if mixes else target_shares
+    found = np.stack([distance(space.train[t], space.target, shares) for t, space in enumerate(own)], axis=1)
+    if isinstance(spec, Mixture) and mixes:
+        return Estimated(_mixture(spec, spaces, target_shares), found[0])
+    return Estimated(weights_from_distances(found, spec.temperature), found[0])
+
+
+def _mixture(
+    spec: Mixture, spaces: Sequence[Space], target_shares: Shares
+) -> Float64[np.ndarray, "draws tasks"]:
+    if spec.whiten:
+        spaces = [whiten(space) for space in spaces]
+    if isinstance(spec, Transport):
+        return mixture_by_transport(spaces, target_shares, regularisation=spec.regularisation)
+    assert isinstance(spec, Mmd)
+    return mixture_by_mmd(spaces, target_shares, bandwidth=spec.bandwidth)
+
+
+def _distance(spec: Comparison) -> Callable[[Features, Features, Shares], Float64[np.ndarray, " draws"]]:
+    if isinstance(spec, Transport):
+        regularisation = spec.regularisation
+        return lambda *samples: transport_distance(*samples, regularisation=regularisation)
+    if isinstance(spec, Mmd):
+        bandwidth = spec.bandwidth
+        return lambda *samples: mmd_distance(*samples, bandwidth=bandwidth)
+    assert isinstance(spec, Cosine)
+    return cosine_distance
+
+
+def resolve_comparison(
+    recipe: Recipe, *, sources: Mapping[str, LockedSource] | None = None, scorer: Scorer | None = None
+) -> ResolvedPreference:
+    """Load the samples and the models, compare, and return the preference with what was seen.
+
+    Args:
+        recipe: Its preference is a Comparison.
+        sources: The pinned checkpoints by name, `base_model` among them; as the recipe names them by default.
+        scorer: Scores models on the held-out examples; needed where the recipe asks for a hold-out.
+
+    Raises:
+        EvaluationError: If data or models cannot be used, or a sample is too small.
+    """
+    assert recipe.preference is not None
+    kind, spec, tasks = recipe.preference.kind, recipe.preference.spec, recipe.task_names
+    target = split_target(spec, recipe, "preference." + kind, limit=spec.samples)
+    train = {task: _training_sample(spec, task, recipe) for task in tasks}
+    spaces = _spaces(spec, recipe, target.estimation, train, sources)
+    found = compare_samples(spec, spaces, bootstrap_shares(len(target.estimation), recipe.seed))
+    nearness = similarity(found.distances, spec.temperature)
+    prints = {
+        task: fingerprint(examples, [_column(spec.train[task], examples)]) for task, examples in train.items()
+    }
+    columns = [_column(spec.target, target.drawn), *([spec.target.label_column] if spec.holdout else [])]
+    return conclude(
+        recipe,
+        found.draws,
+        fingerprint=digest({"target": fingerprint(target.drawn, columns), "train": prints}),
+        seen={
+            "target_examples": len(target.estimation),
+            "train_examples": {task: len(examples) for task, examples in train.items()},
+            "distances": rounded(dict(zip(tasks, found.distances.tolist(), strict=True))),
+            "similarities": rounded(dict(zip(tasks, nearness.tolist(), strict=True))),
+        },
+        score=target.score(scorer, spec.target),
+    )
+
+
+def _column(data: Data, examples: Dataset) -> str:
+    return input_column(examples, data)
+
+
+def _training_sample(spec: Comparison, task: str, recipe: Recipe) -> Dataset:
+    where = f"preference.{recipe.preference.kind if recipe.preference else ''}.train.{task}"
+    examples = load_examples(spec.train[task], recipe.folder, labelled=False)
+    check_sample_size(len(examples), where)
+    return examples.select(draw(len(examples), spec.samples, recipe.seed, f"train/{task}"))
+
+
+def _spaces(
+    spec: Comparison,
+    recipe: Recipe,
+    target: Dataset,
+    train: Mapping[str, Dataset],
+    sources: Mapping[str, LockedSource] | None,
+) -> list[Space]:
+    """Return the features of all samples under each model, one model in memory at a time.
+
+    A task's model sees the other tasks' samples only where a mixture is fitted.
+    """
+    column = _column(spec.target, target)
+    images = holds_images(target, column)
+    shared = spec.features == "base_model"
+    needs_all = shared or (isinstance(spec, Mixture) and spec.fit == "mixture")
+    spaces = []
+    for name in ("base_model",) if shared else recipe.task_names:
+        model = load_feature_model(_place(recipe, name, sources), images=images)
+        of_target = features(model, target, column)
+        of_train = tuple(
+            features(model, examples, _column(spec.train[task], examples))
+            if needs_all or task == name
+            else of_target[:0]
+            for task, examples in train.items()
+        )
+        spaces.append(Space(of_train, of_target))
+    return spaces
+
+
+def _place(recipe: Recipe, name: str, sources: Mapping[str, LockedSource] | None) -> Checkpoint:
+    written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
+    reference = recipe.reference(written[name])
+    if isinstance(reference, LocalFolder):
+        return Checkpoint(str(reference.path))
+    pinned = sources.get(name) if sources else None
+    return Checkpoint(reference.repo_id, pinned.commit if pinned else reference.revision)

@@ -1,0 +1,99 @@
+"""The quickstart shows what the preference does, and what it made can be used and checked."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import load_dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hub_magmax.quickstart import quickstart
+from hub_magmax.recipe import load_recipe
+
+pytestmark = pytest.mark.slow
+
+TASKS = ("zero-one", "two-three", "four-five", "six-seven", "eight-nine")
+ASKED = "tunable_magmax 0.6/0.2/0.1/0.05/0.05"
+MIRRORED = "tunable_magmax 0.05/0.05/0.1/0.2/0.6"
+
+
+@pytest.fixture(scope="module")
+def table(quickstart_folder):
+    return json.loads((quickstart_folder.parent / "table.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def accuracy(table):
+    return table["values"]["accuracy"]
+
+
+def test_the_favoured_task_is_better_than_under_magmax(accuracy):
+    assert accuracy[ASKED]["zero-one"] > accuracy["magmax"]["zero-one"] + 0.1
+
+
+def test_the_mirrored_preference_favours_the_other_task(accuracy):
+    assert accuracy[MIRRORED]["eight-nine"] > accuracy[ASKED]["eight-nine"] + 0.1
+    assert accuracy[MIRRORED]["zero-one"] < accuracy[ASKED]["zero-one"] - 0.1
+
+
+def test_sequential_fine_tuning_forgot_the_first_task_and_merging_brings_it_back(accuracy):
+    assert accuracy["last checkpoint (eight-nine)"]["zero-one"] < 0.2
+    assert accuracy["magmax"]["zero-one"] > accuracy["last checkpoint (eight-nine)"]["zero-one"] + 0.2
+
+
+def test_each_checkpoint_knows_its_own_task(accuracy):
+    assert min(accuracy["each task's own checkpoint"].values()) > 0.9
+
+
+def test_text_shows_every_row_and_every_task(table, accuracy):
+    for title, values in accuracy.items():
+        cells = "  ".join(f"{values[task]:>{max(len(task), 5)}.3f}" for task in TASKS)
+        assert any(line.startswith(title) and line.endswith(cells) for line in table["text"].splitlines())
+
+
+def test_table_shows_the_scores_of_the_run(accuracy, quickstart_folder):
+    stored = json.loads((quickstart_folder / "merged" / "scores.json").read_text())
+    merged = {score["task"]: score["value"] for score in stored["scores"] if score["model"] == "merged"}
+    assert accuracy[ASKED] == merged
+
+
+def test_merged_model_scores_what_the_scores_say(quickstart_folder):
+    folder = quickstart_folder / "merged"
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    data = load_dataset(str(quickstart_folder / "data" / "four-five"), split="test")
+    with torch.inference_mode():
+        logits = model(**processor(images=list(data["image"]), return_tensors="pt")).logits
+    right = sum(logits.argmax(1).tolist()[i] == label for i, label in enumerate(data["label"]))
+    stored = json.loads((folder / "scores.json").read_text())["scores"]
+    score = next(s for s in stored if (s["model"], s["task"]) == ("merged", "four-five"))
+    assert (score["value"], score["num_examples"]) == (right / len(data), len(data))
+
+
+def test_running_it_again_does_nothing_again_and_ends_the_same(table, quickstart_folder, tmp_path):
+    folder = tmp_path / "quickstart"
+    shutil.copytree(quickstart_folder, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    report = (folder / "merged" / "merge_report.json").read_bytes()
+    lines: list[str] = []
+    values, _ = quickstart(folder, report=lines.append)
+    assert values["accuracy"] == table["values"]["accuracy"]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+    assert (folder / "merged" / "merge_report.json").read_bytes() == report
+    assert [line for line in lines if "already" not in line] == [
+        *(f"merging {name} to compare with" for name in ("average", "magmax", "mirrored")),
+        *(f"scoring {name}" for name in ("average", "magmax", "mirrored")),
+    ]
+
+
+def test_a_changed_recipe_is_followed_and_not_overwritten(quickstart_folder, tmp_path):
+    folder = tmp_path / "quickstart"
+    shutil.copytree(quickstart_folder, folder, ignore=shutil.ignore_patterns("merged"))
+    path = folder / "recipe.yaml"
+    changed = "# mine\n" + path.read_text().replace("scaling: 0.5", "scaling: 0.25")
+    path.write_text(changed)
+    quickstart(folder)
+    assert path.read_text() == changed
+    lock = json.loads((folder / "merged" / "recipe.lock.json").read_text())
+    assert lock["method"]["scaling"] == load_recipe(path).method.scaling == 0.25

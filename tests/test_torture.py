@@ -1,0 +1,327 @@
+"""Slices of `python -m benchmarks.torture`, and the faults that need no process of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from benchmarks import torture
+from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
+from hub_magmax.io import source as source_module
+from hub_magmax.io import writer
+from hub_magmax.io.source import LocalSource
+from hub_magmax.io.writer import PartialFolder, ShardFile
+from hub_magmax.locking import plan
+from hub_magmax.merging import merge
+from hub_magmax.recipe import load_recipe
+from hub_magmax.reports import ShardRecord
+from tests.families import write_family, write_recipe
+
+ROOT = Path(__file__).parent.parent
+
+#: Every n-th step of the attacks; `make torture` takes every one.
+SLICES = {
+    "crash_points": {"every": 17},
+    "full_disk": {"every": 30},
+    "read_errors": {"every": 40},
+    "size_limits": {"limits": [0, 150, 2400]},
+    "kills": {"count": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def attacked() -> dict[str, dict[str, object]]:
+    return torture.in_a_process(SLICES)
+
+
+@pytest.mark.parametrize("part", SLICES)
+def test_attacked_merge_is_complete_or_absent_and_the_same_command_completes_it(attacked, part):
+    found = attacked[part]
+    assert found["failures"] == []
+    assert found["attacks"] >= 1
+    assert any("output absent" in outcome for outcome in found["outcomes"])
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return torture.contents(folder)
+
+
+def reference(family: Path, **changes: object) -> dict[str, str]:
+    """Return what an undisturbed merge of the family makes."""
+    made = plan(load_recipe(write_recipe(family, **changes)))
+    merge(made)
+    found = contents(family / "merged")
+    shutil.rmtree(family / "merged")
+    return found
+
+
+def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Carry out `action` just before the given read of any source."""
+    original, seen = source_module._read_fully, []
+
+    def read(*arguments):
+        seen.append(1)
+        if len(seen) == number:
+            action()
+        return original(*arguments)
+
+    monkeypatch.setattr(source_module, "_read_fully", read)
+
+
+def change_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\x01")
+
+
+def replace_by_copy(path: Path) -> None:
+    shutil.copy(path, path.with_suffix(".new"))
+    path.with_suffix(".new").rename(path)
+
+
+def age(folder: Path) -> None:
+    """Let every file be an hour old, so that any change moves its time."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 3600 * 10**9))
+
+
+@pytest.mark.parametrize("number", [13, 20, 35])
+@pytest.mark.parametrize(
+    "disturb", [change_byte, lambda path: os.truncate(path, path.stat().st_size - 4)], ids=["byte", "cut"]
+)
+def test_source_that_changes_during_the_merge_is_an_error(family, monkeypatch, disturb, number):
+    made = plan(load_recipe(write_recipe(family)))
+    age(family)
+    at_read(monkeypatch, number, lambda: disturb(family / "b" / "model.safetensors"))
+    with pytest.raises(HubMagmaxError, match="changed"):
+        merge(made)
+    assert not (family / "merged").exists()
+    assert not (family / "merged.partial").exists()
+
+
+def test_file_that_is_replaced_while_open_is_read_to_its_end_as_it_was(family, monkeypatch):
+    expected = reference(family)
+    made = plan(load_recipe(family / "recipe.yaml"))
+
+    def replace() -> None:
+        path = family / "b" / "model.safetensors"
+        replace_by_copy(path)
+        change_byte(path)
+
+    at_read(monkeypatch, 20, replace)
+    merge(made)
+    assert contents(family / "merged") == expected
+
+
+def test_shard_that_is_replaced_between_two_openings_is_an_error(tmp_path):
+    write_family(tmp_path, "a", num_shards=5)
+    source = LocalSource(tmp_path / "a")
+    names = list(source.index.tensors)
+    assert len(source._descriptors) < 5
+    replace_by_copy(tmp_path / "a" / source.index.shards[0].file)
+    with pytest.raises(CheckpointError, match="changed or replaced"):
+        for name in reversed(names):
+            source.read(name, 0, 1)
+    source.close()
+
+
+def test_many_shards_need_few_open_files(tmp_path):
+    write_family(tmp_path, "a", num_shards=6)
+    source = LocalSource(tmp_path / "a")
+    for name in [*source.index.tensors] * 2:
+        source.read(name, 0, 1)
+    assert len(source._descriptors) <= 3
+    assert all(os.fstat(descriptor).st_size > 0 for descriptor in source._descriptors.values())
+    source.close()
+    assert source._descriptors == {}
+
+
+def test_threads_that_share_a_source_read_what_is_on_disk(tmp_path):
+    tensors = write_family(tmp_path, "a", num_shards=6)["a"]
+    source = LocalSource(tmp_path / "a")
+    names = list(source.index.tensors) * 40
+    with ThreadPoolExecutor(8) as executor:
+        found = list(executor.map(lambda name: source.read(name, 0, tensors[name].numel()), names))
+    assert all(values.equal(tensors[name].reshape(-1)) for name, values in zip(names, found, strict=True))
+    source.close()
+
+
+@pytest.mark.parametrize("seconds", [-(10**9), 10**9])
+def test_files_from_another_time_merge_to_the_same_bytes(family, monkeypatch, seconds):
+    expected = reference(family)
+    for path in family.rglob("*.safetensors"):
+        stamp = path.stat().st_mtime_ns + seconds * 10**9
+        os.utime(path, ns=(stamp, stamp))
+    clock = iter(range(10**9, 0, -1))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("time.time_ns", lambda: next(clock) * 10**9)
+    merge(plan(load_recipe(family / "recipe.yaml")))
+    assert contents(family / "merged") == expected
+
+
+def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
+    file = ShardFile(tmp_path / "model.safetensors")
+    file.write(b"0123456789")
+    change_byte(tmp_path / "model.safetensors.tmp")
+    with pytest.raises(OutputError, match="when read back"):
+        file.finish()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_process_that_comes_second_is_told_so(family):
+    recipe = write_recipe(family)
+    code = (
+        "import sys; from pathlib import Path; from hub_magmax.io.writer import PartialFolder\n"
+        "place = PartialFolder(Path(sys.argv[1]), 'sha256:other'); place.prepare()\n"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(family / "merged")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as first:
+        assert first.stdout.readline() == b"ready\n"
+        made = plan(load_recipe(recipe))
+        with pytest.raises(OutputError, match="another process is writing this output"):
+            merge(made)
+        assert (family / "merged.partial" / "model").is_dir()
+        first.stdin.close()
+        first.wait()
+    merge(made)
+    assert not (family / "merged.partial").exists()
+
+
+def test_only_finished_shards_of_this_merge_are_kept(tmp_path):
+    place = PartialFolder(tmp_path / "out", "sha256:one")
+    place.prepare()
+    for name in ("finished.safetensors", "unfinished.safetensors.tmp", "config.json"):
+        (place.folder / name).write_bytes(b"x")
+    (place.folder / "folder").mkdir()
+    place.record(ShardRecord("finished.safetensors", 1, writer.sha256_of(place.folder / "config.json")))
+    place.release()
+    PartialFolder(tmp_path / "out", "sha256:one").prepare()
+    assert [path.name for path in place.folder.iterdir()] == ["finished.safetensors"]
+    PartialFolder(tmp_path / "out", "sha256:two").prepare()
+    assert list(place.folder.iterdir()) == []
+
+
+def test_remains_of_a_merge_that_was_killed_after_its_last_step_are_removed(tmp_path):
+    (tmp_path / "out.partial" / "journal").mkdir(parents=True)
+    (tmp_path / "out.partial" / "journal" / "plan").write_text("sha256:one")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(OutputError, match="already holds a model"):
+        PartialFolder(tmp_path / "out", "sha256:one").prepare()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_journal_that_is_no_text_counts_as_another_merge(tmp_path):
+    place = PartialFolder(tmp_path / "out", "sha256:one")
+    place.prepare()
+    place.release()
+    (tmp_path / "out.partial" / "journal" / "plan").write_bytes(b"\xff\xff")
+    PartialFolder(tmp_path / "out", "sha256:one").prepare()
+    assert (tmp_path / "out.partial" / "journal" / "plan").read_text() == "sha256:one"
+
+
+def test_output_that_a_rename_cannot_replace_is_refused_before_the_merge(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a link"):
+        PartialFolder(tmp_path / "out", "sha256:one").prepare()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(OutputError, match="is a mount point"):
+        PartialFolder(tmp_path / "volume", "sha256:one").prepare()
+
+
+@pytest.mark.parametrize("output", ["/", "/out\0put", "/out\ud800"])
+def test_path_that_no_folder_can_have_is_refused(output):
+    with pytest.raises(OutputError):
+        PartialFolder(Path(output), "sha256:one")
+
+
+def test_output_path_may_hold_any_letters_and_spaces(tmp_path):
+    place = PartialFolder(tmp_path / "größe \u3000 \xa0 模型", "sha256:one")
+    place.prepare()
+    (place.folder / "model.safetensors").write_bytes(b"x")
+    place.publish()
+    assert [path.name for path in tmp_path.iterdir()] == ["größe \u3000 \xa0 模型"]
+
+
+def test_folder_name_that_is_too_long_leaves_nothing(tmp_path):
+    with pytest.raises(OutputError, match="File name too long"):
+        PartialFolder(tmp_path / ("x" * 250), "sha256:one").prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_inside_the_folder_and_into_the_hubs_cache_are_followed(tmp_path):
+    write_family(tmp_path, "a")
+    repository = tmp_path / "models--me--a"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in (tmp_path / "a").iterdir():
+        (repository / "blobs" / path.name.upper()).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name.upper())
+    (tmp_path / "a" / "vocab.txt").symlink_to("config.json")
+    assert LocalSource(snapshot).index.tensors.keys() == LocalSource(tmp_path / "a").index.tensors.keys()
+    assert LocalSource(tmp_path / "a").read_bytes("vocab.txt", 0, 2) == b'{"'
+
+
+@pytest.mark.parametrize("target", ["../secret", "{folder}/secret", "../snapshots/secret"])
+@pytest.mark.parametrize("name", ["model.safetensors", "notes.txt"])
+def test_link_that_leads_out_of_the_folder_is_refused(tmp_path, target, name):
+    write_family(tmp_path, "a")
+    (tmp_path / "snapshots").mkdir()
+    for path in (tmp_path / "secret", tmp_path / "snapshots" / "secret"):
+        path.write_bytes(b"token")
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    (tmp_path / "a" / name).symlink_to(target.format(folder=tmp_path))
+    with pytest.raises(SourceError, match="link that leads out of the folder"):
+        LocalSource(tmp_path / "a").index  # noqa: B018
+
+
+def test_devices_and_pipes_are_not_files(tmp_path):
+    write_family(tmp_path, "a")
+    os.mkfifo(tmp_path / "a" / "notes.txt")
+    (tmp_path / "a" / "more.txt").symlink_to("/dev/zero")
+    assert set(LocalSource(tmp_path / "a").sizes) == {"config.json", "model.safetensors"}
+
+
+def test_everything_that_run_writes_is_free_of_tokens_and_of_this_machines_folders(hub, family):
+    from click.testing import CliRunner
+
+    from hub_magmax.cli import main
+
+    token = hub.token
+    assert os.environ["HF_TOKEN"] == token
+    hub.add_repo("me/torture-base", folder=family / "base", private=True)
+    home = os.environ["HF_HOME"]
+    recipe = write_recipe(
+        family,
+        base_model="me/torture-base",
+        tasks=[{"name": name, "model": str(family / name)} for name in "abc"],
+        output={"path": str(family / "merged"), "push_to_hub": "me/torture-merged", "shard_size": "1KB"},
+    )
+    before = set(family.rglob("*"))
+    for verb in ("lock", "run"):
+        done = CliRunner().invoke(main, [verb, str(recipe)])
+        assert done.exit_code == 0, done.output
+        assert token not in done.output
+    written = {path for path in set(family.rglob("*")) - before if path.is_file()}
+    published = {name: hub.read("me/torture-merged", name) for name in hub.files("me/torture-merged")}
+    found = published | {str(path): path.read_bytes() for path in written}
+    assert {"README.md", "merge_report.json", "recipe.lock.json", "recipe.yaml"} <= published.keys()
+    for name, content in found.items():
+        for secret in (token, str(family), str(Path.home()), home, str(ROOT), sys.prefix, "/tmp/"):
+            assert secret.encode() not in content, f"{secret!r} in {name}"
+
+
+def test_report_of_the_attacks_is_what_the_stored_results_say():
+    results = json.loads(torture.RESULTS.read_text())
+    assert torture.PAGE.read_text() == torture.page(results)
+    assert set(results["parts"]) == set(torture.MERGES) | set(torture.READERS)
