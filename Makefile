@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed-quickstart  ## Make five checkpoints, merge them, 
 	$(BIN)/hub-magmax quickstart
 
 test: $(VENV)/installed-test  ## Run every test, offline, on the CPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/installed-dev  ## Format, lint, types, imports
 	$(BIN)/ruff format --check .

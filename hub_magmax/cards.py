@@ -154,6 +154,8 @@ def _environment() -> Any:
         "markdown": Markdown,
         "number": _number,
         "pairs": _pairs,
+        "plain": _plain,
+        "words": lambda name: code(str(name).replace("_", " ")),
         "percent": lambda value: Markdown(f"{100 * value:.1f}"),
         "points": _points,
         "score": _score,
@@ -173,6 +175,17 @@ def _shown(value: Any) -> str:
 
 def _number(value: float | None) -> Markdown | None:
     return None if value is None else Markdown(f"{value:.4g}")
+
+
+def _plain(value: Any) -> Markdown:
+    """Return a number, an interval, or either of them by name."""
+    if isinstance(value, Mapping):
+        return Markdown(", ".join(f"{code(str(name))} {_plain(item)}" for name, item in value.items()))
+    if isinstance(value, list | tuple):
+        return Markdown(" to ".join(_plain(item) for item in value))
+    if type(value) in (int, float):
+        return Markdown(f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+    return Markdown(_shown(value))
 
 
 def _rebuild_arguments(recipe: Recipe, lock: Lock) -> str:

@@ -225,7 +225,7 @@ FACTS = [
         "lock",
         replace(LOCK, preference=ResolvedPreference(WEIGHTS, "labels", "sha256:5", {"examples": 1234})),
         "given as `labels`.\n  Estimated from examples with the fingerprint `sha256:5`.\n"
-        "  What the estimate saw: `examples` 1,234.",
+        "  What the estimate saw:\n  - `examples`: 1,234",
     ),
     ("report", replace(REPORT, shares={"animals": 0.65, "plants": 0.35}), "| 0.35 |"),
     ("report", replace(REPORT, num_unaligned={"animals": 0, "plants": 5678}), "`animals` 0, `plants` 5,678"),
@@ -425,7 +425,11 @@ def test_the_python_that_loads_the_model_is_valid():
 
 
 def test_one_command_rebuilds_the_model():
-    assert block(make_card(), "sh") == "hub-magmax merge recipe.yaml\n"
+    words = block(make_card(), "sh").split()
+    assert words[:2] == ["hub-magmax", "verify"]
+    assert words[3] == "--rebuild"
+    local = make_card(lock=make_lock(base_model=make_local("./base")))
+    assert block(local, "sh").endswith("--rebuild --from FOLDER\n")
 
 
 def test_the_recipe_and_the_lock_can_be_taken_from_the_card():
@@ -591,8 +595,8 @@ def test_relative_paths_are_shown_as_written():
 
 def test_no_token_appears():
     token = "hf_" + "aB3" * 12
-    reference = f"https://someone:{token}@huggingface.co/org/base"
-    recipe = make_recipe(base_model=reference, output={"path": f"./{token}", "license": token})
+    reference = f"https://someone:{token}@huggingface.co/org/base"  # a recipe refuses it; a lock may be older
+    recipe = make_recipe(output={"path": f"./{token}", "license": token})
     lock = make_lock(base_model=make_source(reference, license=token))
     card = make_card(recipe=recipe, lock=lock, scores=make_scores(metric=token))
     assert token not in card and token.lower().replace("_", "-") not in card and "someone" not in card
@@ -617,9 +621,12 @@ def test_rendering_needs_no_torch():
 
 def test_the_template_is_where_the_wheel_puts_it():
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    target = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["cards"]
+    target = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"][
+        "cards/model_card.md.jinja"
+    ]
     packaged, repository = cards._TEMPLATE_FOLDERS
-    assert packaged.relative_to(Path(cards.__file__).parent.parent).as_posix() == target
+    template = packaged / cards.TEMPLATE_NAME
+    assert template.relative_to(Path(cards.__file__).parent.parent).as_posix() == target
     assert (repository / cards.TEMPLATE_NAME).is_file()
 
 

@@ -93,7 +93,9 @@ def test_every_method_is_in_the_table():
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("name", "options", "oracle"), [m for m in METHODS if m[2]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options", "oracle"), [pytest.param(*m, id=f"{m[0]} {m[1]}") for m in METHODS if m[2]]
+)
 def test_method_agrees_with_its_oracle(case, name, options, oracle):
     vectors = CASES[case]
     flat = vectors.reshape(len(vectors), -1).numpy().astype(np.float64)
