@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hub_magmax.recipe import load_recipe as load_recipe
     from hub_magmax.recipe import parse_recipe as parse_recipe
     from hub_magmax.running import run as run
+    from hub_magmax.running import write_card as write_card
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _HOMES = {
     "render_card": "cards",
     "run": "running",
     "verify": "publishing",
+    "write_card": "running",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys

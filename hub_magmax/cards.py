@@ -36,6 +36,10 @@ from hub_magmax.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_
 
 TEMPLATE_NAME = "model_card.md.jinja"
 
+#: What a card and the picture beside it are called.
+CARD_NAME = "README.md"
+PICTURE_NAME = "tradeoff.png"
+
 #: Where the template is: inside an installed package, or beside it in the repository.
 _TEMPLATE_FOLDERS = (Path(__file__).parent / "_cards", Path(__file__).parent.parent / "cards")
 
@@ -88,6 +92,7 @@ def render_card(
     scores: Scores | None = None,
     *,
     picture: str | None = None,
+    repo_id: str | None = None,
 ) -> str:
     """Return the whole README.md of a merged model.
 
@@ -97,11 +102,17 @@ def render_card(
         report: What the merge did.
         scores: What was measured; None says that nothing was.
         picture: Name of a picture beside the card, as `figures.draw_tradeoff` writes it.
+        repo_id: Repository the card is for, where the recipe names none or another one.
 
     Raises:
         RecipeError: If the locked method is not installed here.
     """
     method = methods.get_method(lock.method["name"])
+    named = recipe
+    if repo_id is not None:
+        named = recipe.model_copy(
+            update={"output": recipe.output.model_copy(update={"push_to_hub": repo_id})}
+        )
     license_ = combined_license(
         [source.license and publishable(source.license) for source in lock.sources.values()],
         recipe.output.license and publishable(recipe.output.license),
@@ -109,8 +120,8 @@ def render_card(
     lock_values = json.loads(lock.to_json())
     rows = task_tradeoffs(scores, {task: lock.preference.weights[task] for task in lock.tasks})
     facts = {
-        "front_matter": Markdown(_front_matter(recipe, lock, scores, license_)),
-        "title": _model_name(recipe),
+        "front_matter": Markdown(_front_matter(named, lock, scores, license_)),
+        "title": _model_name(named),
         "headline": _headline(lock, rows, scores, ignored=not method.uses_preference),
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
         "rows": rows,
@@ -127,8 +138,8 @@ def render_card(
         "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),
         "paper": _arxiv_number(method.source),
         "bibtex": _bibtex(_arxiv_number(method.source)),
-        "loading": _loading(recipe, scores),
-        "rebuild_arguments": Markdown(_rebuild_arguments(recipe, lock)),
+        "loading": _loading(named, scores),
+        "rebuild_arguments": Markdown(_rebuild_arguments(named, lock)),
         "recipe_text": _recipe_text(recipe),
         "lock_text": visible_json(publishable_values(lock_values)),
     }

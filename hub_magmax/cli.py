@@ -379,7 +379,12 @@ def methods() -> Answer:
         for method in found
     ]
     width = max(len(method.name) for method in found)
-    return values, "\n".join(f"{method.name:<{width}}  {method.summary}" for method in found)
+    lines = []
+    for method in found:
+        lines.append(f"{method.name:<{width}}  {method.summary}")
+        options = ", ".join(f"{name}: {default}" for name, (_, default) in method.options.items())
+        lines.append(f"{'':<{width}}  scaling: {method.scaling:g}" + (f", {options}" if options else ""))
+    return values, "\n".join(lines)
 
 
 @verb

@@ -39,7 +39,7 @@ def merge_tensors(
     name: str = "",
     **options: Any,
 ) -> Float[Tensor, "*shape"]:
-    """Merge stacked task vectors by any method.
+    """Merge stacked task vectors by any method; the result is not scaled: add λ times it to the base.
 
     Args:
         task_vectors: float32, CPU, finite; the tasks along the first axis.

@@ -20,6 +20,9 @@ use them without parsing the text.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class HubMagmaxError(Exception):
     """Say what was wrong, where, what was expected, and what to do next.
@@ -34,6 +37,11 @@ class HubMagmaxError(Exception):
     def __init__(self, what: str, *, where: str = "", expected: str = "", hint: str = "") -> None:
         self.what, self.where, self.expected, self.hint = what, where, expected, hint
         super().__init__(what, where, expected, hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error travel between processes."""
+        facts = {"where": self.where, "expected": self.expected, "hint": self.hint}
+        return partial(type(self), self.what, **facts), ()
 
     def __str__(self) -> str:
         start = f"{self.where}: {self.what}" if self.where else self.what

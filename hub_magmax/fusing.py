@@ -32,7 +32,8 @@ FUSED_CHUNK_ELEMENTS = CHUNK_ELEMENTS
 FUSE_ABOVE_ELEMENTS = 2**27
 
 #: What a pass returns: merged values in the output's dtype, elements per task (float32, exact
-#: below 2^24; empty unless tasks are selected), and a sum that is finite only if all task vectors are.
+#: below 2^24; empty unless tasks are selected), and a sum that is finite only if all task vectors and
+#: all merged values are.
 Merged = tuple[Tensor, Tensor, Tensor]
 
 
@@ -77,8 +78,9 @@ class Pass:
             winners = torch.where(valid, found.float(), -1.0)
             counts = torch.stack([torch.where(winners == t, 1.0, 0.0).sum() for t in range(len(rows))])
             found = kernels.select_rows(rows, winners)
-        probe = torch.stack([row.sum() for row in rows]).sum()
-        return kernels.apply_update(base, found, scaling, self.dtype), counts, probe
+        merged = kernels.apply_update(base, found, scaling, self.dtype)
+        probe = torch.stack([row.sum() for row in (*rows, merged.float())]).sum()
+        return merged, counts, probe
 
 
 class Fuser:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from hub_magmax.checkpoint import INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
-from hub_magmax.errors import MismatchError
+from hub_magmax.errors import MismatchError, OutputError
 from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
 from hub_magmax.io.opening import open_source
 from hub_magmax.io.source import TensorSource, torch_dtype
@@ -29,10 +29,9 @@ from hub_magmax.lockfile import LOCK_NAME, write_lock
 from hub_magmax.methods import TensorRule
 from hub_magmax.planning import EXACT_REASON, Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord
+from hub_magmax.recipe import RECIPE_NAME
+from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report
 from hub_magmax.streaming import StoredChunks, ahead
-
-RECIPE_NAME = "recipe.yaml"
 
 #: Files beside the weights that make a model usable, besides *.json.
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -53,8 +52,9 @@ def merge(
 
     Writes shards, index, the files that belong to the model, the recipe, the lock and the report
     into a folder that appears by one rename at the end. Called again after an interruption it
-    goes on with the first unfinished shard. Under `accelerate launch` every process makes its
-    share of the shards; the bytes are the same for any number of processes and any chunk size.
+    goes on with the first unfinished shard; called after its end it returns the stored report.
+    Under `accelerate launch` every process makes its share of the shards; the bytes are the same
+    for any number of processes and any chunk size.
 
     Args:
         plan: From `planning.make_plan`.
@@ -71,9 +71,10 @@ def merge(
     started = time.perf_counter()
     processes = processes or find_processes()
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
-    if processes.is_first:
-        place.prepare()
-    processes.wait()
+    if (done := processes.first_decides(lambda: finished(place))) is not None:
+        return done
+    if (refusal := processes.first_decides(lambda: _prepare(place))) is not None:
+        raise refusal
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
@@ -94,6 +95,25 @@ def merge(
             place.publish()
     processes.wait()
     return report
+
+
+def _prepare(place: PartialFolder) -> OutputError | None:
+    """Prepare the output, or return why not, so that every process ends with the same message."""
+    try:
+        place.prepare()
+    except OutputError as error:
+        return error
+    return None
+
+
+def finished(place: PartialFolder) -> MergeReport | None:
+    """Return the stored report if the output is this very merge, complete; else None."""
+    with suppress(OutputError):
+        report = read_report(place.output / REPORT_NAME)
+        if report.plan_digest == place.plan_digest:
+            place.clean_up()  # left by a process that was killed after the rename
+            return report
+    return None
 
 
 class _Engine:
@@ -159,7 +179,7 @@ class _Engine:
             arguments = (stored, checkpoints, per_element, rule.per_task, scaling, torch.tensor(len(stored)))
             fused = self.fuser.find(step, arguments) if rule.compiles else None
             merged, counts, probe = run_pass(fused, step, arguments)
-            chunks.check(float(probe), start, stored, checkpoints)
+            chunks.check(float(probe), start, stored, checkpoints, merged)
             tally.count(counts)
             yield merged
 

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
 from hub_magmax.errors import OutputError, PublishError
+from hub_magmax.evaluation import SCORES_NAME, read_scores
 from hub_magmax.io.remote import hub_api, resolve_commit
 from hub_magmax.io.writer import sha256_of
+from hub_magmax.lockfile import LOCK_NAME, read_lock
+from hub_magmax.recipe import RECIPE_NAME, load_recipe
 from hub_magmax.reports import REPORT_NAME, read_report
 
 
@@ -31,6 +35,7 @@ def _publish_errors(where: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -67,11 +72,11 @@ def _publish_errors(where: str) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise PublishError(f"not a valid repository id: {error}", where=where) from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, OfflineModeIsEnabled) as error:
         raise PublishError(
-            f"the connection failed ({type(error).__name__})",
+            f"the Hub cannot be reached ({type(error).__name__})",
             where=where,
-            hint="Check the connection and HF_ENDPOINT, then run the same command again.",
+            hint="Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, then run the same command again.",
         ) from error
 
 
@@ -113,10 +118,15 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     folder = Path(folder)
+    if not folder.is_dir():
+        raise OutputError("there is no such folder", where=str(folder), hint="Give a merged model's folder.")
     report = read_report(folder / REPORT_NAME)
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     prepare_repository(repo_id, private=private)
-    operations: list[Any] = [CommitOperationAdd(path.name, path) for path in paths]
+    contents: dict[str, Any] = {path.name: path for path in paths}
+    if (card := _card_for(folder, repo_id)) is not None:
+        contents[CARD_NAME] = card.encode()
+    operations: list[Any] = [CommitOperationAdd(name, content) for name, content in contents.items()]
     with _publish_errors(repo_id):
         api = hub_api()
         info = api.model_info(repo_id, revision=revision)
@@ -133,6 +143,24 @@ def push(
         )
     _compare_with_hub(repo_id, commit.oid, {shard.file: shard.sha256 for shard in report.shards})
     return Published(repo_id, commit.oid, commit.pr_url or commit.commit_url)
+
+
+def _card_for(folder: Path, repo_id: str) -> str | None:
+    """Return the folder's card with this repository's name in it; None where people changed the card."""
+    card = folder / CARD_NAME
+    if not card.is_file():
+        return None
+    scores_path = folder / SCORES_NAME
+    facts = (
+        load_recipe(folder / RECIPE_NAME),
+        read_lock(folder / LOCK_NAME),
+        read_report(folder / REPORT_NAME),
+        read_scores(scores_path) if scores_path.is_file() else None,
+    )
+    picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
+    if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture):
+        return None
+    return render_card(*facts, picture=picture, repo_id=repo_id)
 
 
 def _holds_weights(path: str) -> bool:

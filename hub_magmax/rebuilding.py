@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from hub_magmax.errors import LockError, OutputError
+from hub_magmax.errors import LockError, OutputError, SourceError
 from hub_magmax.io.remote import open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.locking import check_lock, plan
-from hub_magmax.merging import RECIPE_NAME, merge
-from hub_magmax.recipe import Recipe, load_recipe
+from hub_magmax.merging import merge
+from hub_magmax.recipe import RECIPE_NAME, Recipe, load_recipe
 from hub_magmax.reports import MergeReport
 
 #: Elements of a tensor that are compared at a time.
@@ -40,7 +40,13 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         stored = stack.enter_context(closing(_open(model, revision)))
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_rebuild_")))
         recipe, locked = _recipe_and_lock(stored, temporary, folder or Path())
-        report = merge(plan(recipe, locked), temporary / "model")
+        try:
+            planned = plan(recipe, locked)
+        except SourceError as error:
+            raise SourceError(
+                error.what, where=error.where, hint="Say where local checkpoints start: --from FOLDER."
+            ) from error
+        report = merge(planned, temporary / "model")
         again = stack.enter_context(closing(LocalSource(temporary / "model", f"{stored.label} rebuilt")))
         _compare(stored, again)
     return report

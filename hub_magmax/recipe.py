@@ -35,6 +35,9 @@ from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.references import HubModel, LocalFolder, parse_reference, relative_path
 
+#: What the recipe of a merged model is called.
+RECIPE_NAME = "recipe.yaml"
+
 #: A recipe is written by hand; anything larger is not one.
 MAX_RECIPE_BYTES = 1_000_000
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from hub_magmax.cards import render_card
+from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
 from hub_magmax.data import without_bars
 from hub_magmax.distributed import Processes, find_processes
-from hub_magmax.errors import EvaluationError, OutputError
+from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation import (
     EVALUATORS,
     SCORES_NAME,
@@ -29,13 +29,11 @@ from hub_magmax.planning import Plan
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.publishing import Published, prepare_repository, push
 from hub_magmax.recipe import Data, Evaluation, Recipe
-from hub_magmax.reports import REPORT_NAME, MergeReport, read_report
+from hub_magmax.reports import MergeReport
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CARD_NAME = "README.md"
-PICTURE_NAME = "tradeoff.png"
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
@@ -79,15 +77,12 @@ def run(
     if processes.is_first:
         load_evaluation_data(recipe)
     output = recipe.output_path
-    merged = processes.first_decides(lambda: _finished(output, planned))
-    if merged is None:
-        from hub_magmax.merging import merge
+    from hub_magmax.merging import finished, merge  # loads torch
 
+    if finished(PartialFolder(output, planned.digest)) is None:
         report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
-        with progress(planned.bytes_out) as advance:
-            merged = merge(planned, output, progress=advance, processes=processes)
-    else:
-        report(f"{recipe.output.path} is already merged")
+    with progress(planned.bytes_out) as advance:
+        merged = merge(planned, output, progress=advance, processes=processes)
     if not processes.is_first:
         return Run(planned, merged, output)
     scores = _scores(recipe, locked, output, report) if recipe.evaluation else None
@@ -110,7 +105,7 @@ def holdout_scorer(recipe: Recipe) -> Scorer:
         evaluator = EVALUATORS[spec.evaluator]
 
         def score(weights: Mapping[str, float]) -> Sequence[float]:
-            from hub_magmax.merging import merge
+            from hub_magmax.merging import merge  # loads torch
 
             variant = recipe.updated(preference={"weights": dict(weights)})
             with TemporaryDirectory(prefix="hub_magmax_holdout_") as folder:
@@ -124,33 +119,22 @@ def holdout_scorer(recipe: Recipe) -> Scorer:
     return on_examples
 
 
-def _finished(output: Path, planned: Plan) -> MergeReport | None:
-    """Return the report of this very plan if its output is complete already."""
-    with suppress(OutputError):
-        found = read_report(output / REPORT_NAME)
-        if found.plan_digest == planned.digest:
-            PartialFolder(output, planned.digest).clean_up()  # left by a process killed after the rename
-            return found
-    return None
-
-
 def _scores(recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None]) -> Scores:
     path = output / SCORES_NAME
     with suppress(EvaluationError):
         stored = read_scores(path)
         if recipe.evaluation and stored.evaluation_digest == recipe.evaluation.digest:
             return stored
-    scores = evaluate(recipe, locked, output, report=report)
-    write_text(path, scores.to_json())
-    return scores
+    return evaluate(recipe, locked, output, report=report)
 
 
 def write_card(
     recipe: Recipe, locked: Lock, merged: MergeReport, scores: Scores | None, output: Path
 ) -> Path:
-    """Write the card, with its picture where there are scores, into the output folder."""
+    """Write the card into the output folder, and the scores with their picture where there are any."""
     picture = None
     if scores is not None:
+        write_text(output / SCORES_NAME, scores.to_json())
         from hub_magmax.figures import draw_tradeoff
 
         draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)

@@ -60,8 +60,10 @@ class StoredChunks:
         base, *checkpoints = [source.read(self.name, start, stop) for source in (self.base, *self.tasks)]
         return start, base, checkpoints
 
-    def check(self, probe: float, start: int, base: Tensor, checkpoints: list[Tensor]) -> None:
-        """Raise for the first value that is not finite.
+    def check(
+        self, probe: float, start: int, base: Tensor, checkpoints: list[Tensor], merged: Tensor | None = None
+    ) -> None:
+        """Raise for the first value that is not finite, of the inputs or of what they were merged into.
 
         Finite task vectors mean finite inputs, and a finite sum of them (`probe`) means finite
         task vectors: one fast pass, where isfinite takes ten times as long. A sum may also
@@ -84,6 +86,14 @@ class StoredChunks:
             raise NonFiniteError(
                 "the checkpoints differ by more than float32 can hold",
                 where=f"tensor {self.name!r}, elements from {start:,}",
+            )
+        if merged is not None and not torch.isfinite(merged).all():
+            element = int(torch.nonzero(~torch.isfinite(merged))[0])
+            raise NonFiniteError(
+                f"merged element {start + element:,} is {float(merged[element])}, from finite checkpoints",
+                where=f"tensor {self.name!r}",
+                expected=f"numbers that {str(merged.dtype).removeprefix('torch.')} can hold",
+                hint="Lower method.scaling, choose a wider output.dtype, or look at the method.",
             )
 
 

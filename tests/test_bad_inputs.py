@@ -203,10 +203,6 @@ def hub_task(name: str, **options: Any) -> Break:
     return break_it
 
 
-def merged_then(*words: object) -> Break:
-    return after("merge", lambda folder: list(words))
-
-
 def verify_on_hub(folder: Path, hub: LocalHub) -> Words:
     hub.add_repo("me/bad-inputs-plain", folder=folder / "a")
     return ["verify", "me/bad-inputs-plain"]
@@ -359,7 +355,6 @@ CASES: dict[str, Break] = {
     "push-no-folder": command("push", "none", "me/bad-inputs-pushed"),
     "verify-changed-shard": after("merge", change_shard),
     "verify-folder-of-no-merge": command("verify", "base"),
-    "merge-twice": merged_then("merge", "recipe.yaml"),
     "card-before-merge": after("validate", lambda folder: ["card", "recipe.yaml"]),
 }
 

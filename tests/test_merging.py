@@ -337,3 +337,13 @@ def test_recipe_and_lock_in_the_output_make_the_same_model(family):
     (family / "again.yaml").write_text((family / "merged" / "recipe.yaml").read_text())
     again = plan(load_recipe(family / "again.yaml"), read_lock(family / "merged" / "recipe.lock.json"))
     assert merge(again, family / "again").shards == report.shards
+
+
+@pytest.mark.parametrize("method", ["average", "magmax"])
+def test_merged_value_that_the_output_cannot_hold_is_refused(tmp_path, method):
+    write_family(tmp_path, "abc")
+    with pytest.raises(NonFiniteError) as caught:
+        merged(tmp_path, method={"name": method, "scaling": 1e30}, output={"dtype": "float16"})
+    assert "from finite checkpoints" in str(caught.value)
+    assert "numbers that float16 can hold" in str(caught.value)
+    assert not (tmp_path / "merged").exists()

@@ -246,3 +246,43 @@ def test_entry_point_that_is_no_method_is_refused(monkeypatch):
     monkeypatch.setattr(registry, "_plugins", lambda: {"preferences": point})
     with pytest.raises(RecipeError, match="is not a method of that name"):
         methods.get_method("preferences")
+
+
+def test_method_that_fails_names_itself_and_the_tensor(monkeypatch):
+    def broken(task_vectors: Tensor) -> Tensor:
+        """Ignores the preference."""
+        raise ZeroDivisionError("by hand")
+
+    method = merge_method("broken", source="test")(broken).merge_method
+    monkeypatch.setattr(methods, "get_method", lambda name: method)
+    with pytest.raises(
+        RecipeError, match=r"method broken, tensor 'w': the method failed \(ZeroDivisionError"
+    ):
+        merge_tensors(CASES["two tasks"], method="broken", name="w")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda v: v[0, :1], lambda v: v.numpy(), lambda v: v[0].double()],
+    ids=["another shape", "numpy", "float64"],
+)
+def test_method_that_returns_something_else_is_refused(monkeypatch, wrong):
+    def strange(task_vectors: Tensor) -> Tensor:
+        """Ignores the preference."""
+        return wrong(task_vectors)
+
+    method = merge_method("strange", source="test")(strange).merge_method
+    monkeypatch.setattr(methods, "get_method", lambda name: method)
+    with pytest.raises(RecipeError, match="the method returned"):
+        merge_tensors(CASES["two tasks"], method="strange")
+
+
+def test_wrong_declarations_fail_at_once():
+    with pytest.raises(ValueError, match="form 'elementwis' is not one of"):
+        merge_method("typo", source="test", form="elementwis")
+
+    def unannotated(task_vectors, *, limit=1):
+        return task_vectors
+
+    with pytest.raises(ValueError, match="option 'limit' needs an annotation"):
+        merge_method("unannotated", source="test")(unannotated)

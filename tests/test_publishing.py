@@ -28,7 +28,8 @@ def test_push_publishes_every_file_in_one_commit(family, hub, repo):
     assert published.commit == hub.head(repo)
     names = {path.name for path in folder.iterdir()}
     assert names <= set(hub.files(repo))
-    assert all(hub.read(repo, name) == (folder / name).read_bytes() for name in names)
+    unchanged = names - {"README.md"}  # the card on the Hub names its repository
+    assert all(hub.read(repo, name) == (folder / name).read_bytes() for name in unchanged)
     assert hub.counts["POST commit"] == 1
 
 
@@ -118,3 +119,18 @@ def test_private_repository_is_made_private(family, hub, repo, monkeypatch):
 
     with pytest.raises(RepositoryNotFoundError):
         HfApi().model_info(repo)
+
+
+def test_card_on_the_hub_names_the_repository_it_is_in(family, hub, repo):
+    folder = merged(family)
+    push(folder, repo)
+    assert f"# `{repo}`" in hub.read(repo, "README.md").decode()
+    assert "# `merged`" in (folder / "README.md").read_text()
+
+
+def test_card_that_a_person_changed_is_pushed_as_it_is(family, hub, repo):
+    folder = merged(family)
+    card = (folder / "README.md").read_text() + "\nMy own words.\n"
+    (folder / "README.md").write_text(card)
+    push(folder, repo)
+    assert hub.read(repo, "README.md").decode() == card

@@ -112,7 +112,7 @@ def test_readme_python_runs(quickstart_folder, hub, tmp_path, monkeypatch, capsy
     names: dict = {}
     exec(compile(whole, "README.md", "exec"), names)
     assert "merged       56 tensors" in capsys.readouterr().out
-    assert names["card"].startswith("---\n")
+    assert names["card"].read_text(encoding="utf-8").startswith("---\n")
     published = hub.read("me/digits-merged", "model.safetensors")
     assert published == (tmp_path / "merged-again" / "model.safetensors").read_bytes()
     # The same recipe as the quickstart's, so the same bytes.

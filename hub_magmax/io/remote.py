@@ -62,7 +62,11 @@ _REFUSALS = (
     ),
     ("EntryNotFoundError", "a file is missing at this commit", "Pin another revision."),
     ("HFValidationError", "not a valid repository id", "Write org/model."),
-    ("HfHubHTTPError", "the Hub answered with an error", "Try again later."),
+    (
+        "HfHubHTTPError",
+        "the Hub answered with an error",
+        "Check the name (org/model, or ./name for a folder), or try again later.",
+    ),
 )
 
 

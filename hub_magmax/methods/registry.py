@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import HubMagmaxError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,13 +125,21 @@ class MergeMethod:
         """
         supplied = {"preference": preference, "generator": generator}
         call = {name: supplied[name] for name in self.supplied} | dict(options)
-        if self.form == "rule":
-            rule = self.function(chunks, **call)
-            assert isinstance(rule, TensorRule)
-            return rule
         if self.form == "elementwise":
             return _elementwise_rule(self.function, call)
-        return _whole_tensor_rule(self.function, chunks, shape, call)
+        try:
+            if self.form == "tensor":
+                return _whole_tensor_rule(self.function, chunks, shape, call)
+            rule: TensorRule = self.function(chunks, **call)
+            return rule
+        except (HubMagmaxError, OSError):
+            raise  # of the checkpoints
+        except Exception as error:  # whatever somebody's method may raise
+            raise RecipeError(
+                f"the method failed ({type(error).__name__}: {error})",
+                where=f"method {self.name}, tensor {generator.name!r}",
+                hint="--debug shows where.",
+            ) from error
 
 
 def _whole_tensor_rule(
@@ -142,10 +150,19 @@ def _whole_tensor_rule(
     stacked = torch.empty((chunks.num_tasks, chunks.num_elements))
     for start, task_vectors in chunks:
         stacked[:, start : start + task_vectors.shape[1]] = task_vectors
-    merged = function(stacked.view(chunks.num_tasks, *shape), **call).reshape(-1)
+    merged = function(stacked.view(chunks.num_tasks, *shape), **call)
+    if not isinstance(merged, torch.Tensor):
+        raise RecipeError(
+            f"the method returned a {type(merged).__name__}",
+            where=function.__name__,
+            expected="a torch.Tensor",
+        )
+    merged = merged.reshape(-1)
     if merged.shape != (chunks.num_elements,) or merged.dtype != torch.float32:
-        raise TypeError(
-            f"{function.__name__} returned {tuple(merged.shape)} of {merged.dtype}, expected float32 {shape}"
+        raise RecipeError(
+            f"the method returned {merged.numel():,} elements of {merged.dtype}",
+            where=function.__name__,
+            expected=f"torch.float32 of shape {list(shape)}",
         )
     return given_rule(merged)
 
@@ -192,6 +209,9 @@ def merge_method(
             "rule": a re-iterable of chunks; returns a `TensorRule` (see there).
     """
 
+    if form not in get_args(Form):
+        raise ValueError(f"{name}: form {form!r} is not one of {', '.join(get_args(Form))}")
+
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
@@ -214,6 +234,8 @@ def merge_method(
 def _field(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, Any]:
     default = ... if parameter.default is parameter.empty else parameter.default
     annotation = parameter.annotation
+    if annotation is parameter.empty:
+        raise ValueError(f"{function.__name__}: option {parameter.name!r} needs an annotation, such as float")
     if isinstance(
         annotation, str
     ):  # the author's own text, kept as text by `from __future__ import annotations`
