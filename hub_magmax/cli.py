@@ -69,15 +69,20 @@ def _print_error(error: HubMagmaxError, as_json: bool) -> None:
 
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
-lock_option = click.option(
-    "--lock",
-    "lock_path",
-    type=click.Path(path_type=Path),
-    help="Lock to follow; by default the one beside the recipe, if it is there.",
-)
-output_option = click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder to create, instead of the recipe's."
-)
+
+
+def recipe_verb(function: Callable[..., Answer]) -> Any:
+    """Turn a function of a recipe, its lock and its output into a subcommand."""
+    function = click.option(
+        "--output", type=click.Path(path_type=Path), help="Folder to create, instead of the recipe's."
+    )(function)
+    function = click.option(
+        "--lock",
+        "lock_path",
+        type=click.Path(path_type=Path),
+        help="Lock to follow; by default the one beside the recipe, if it is there.",
+    )(function)
+    return verb(recipe_argument(function))
 
 
 def _read(
@@ -140,12 +145,10 @@ def validate(recipe: Path) -> Answer:
 def lock(recipe: Path, out: Path | None) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
     from hub_magmax.io.writer import write_text
-    from hub_magmax.locking import lock as make_lock
     from hub_magmax.recipe import load_recipe
-    from hub_magmax.running import holdout_scorer
+    from hub_magmax.running import lock_with_holdout
 
-    found = load_recipe(recipe)
-    locked = make_lock(found, scorer=holdout_scorer(found))
+    locked = lock_with_holdout(load_recipe(recipe))
     path = out or lock_beside(recipe)
     write_text(path, locked.to_json())
     lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
@@ -179,36 +182,28 @@ def _plainly(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-@verb
-@recipe_argument
-@lock_option
-@output_option
+@recipe_verb
 def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
-    from hub_magmax.locking import lock as make_lock
     from hub_magmax.locking import plan as make_plan
-    from hub_magmax.running import holdout_scorer
+    from hub_magmax.running import lock_with_holdout
 
     found, locked = _read(recipe, lock_path, output)
-    planned = make_plan(found, locked or make_lock(found, scorer=holdout_scorer(found)))
+    planned = make_plan(found, locked or lock_with_holdout(found))
     return planned.to_dict(), planned.explain()
 
 
-@verb
-@recipe_argument
-@lock_option
-@output_option
+@recipe_verb
 def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.distributed import find_processes
-    from hub_magmax.locking import lock as make_lock
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging import merge as do_merge
-    from hub_magmax.running import holdout_scorer
+    from hub_magmax.running import lock_with_holdout
 
     found, locked = _read(recipe, lock_path, output)
     processes = find_processes()
-    locked = locked or processes.first_decides(lambda: make_lock(found, scorer=holdout_scorer(found)))
+    locked = locked or processes.first_decides(lambda: lock_with_holdout(found))
     planned = make_plan(found, locked)
     with _progress(planned.bytes_out if processes.is_first else 0) as progress:
         report = do_merge(planned, progress=progress, processes=processes)
@@ -228,10 +223,7 @@ def _summary(recipe: Recipe, report: Any) -> str:
     return "\n".join(lines)
 
 
-@verb
-@recipe_argument
-@lock_option
-@output_option
+@recipe_verb
 def run(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
     from hub_magmax.distributed import find_processes
@@ -247,36 +239,14 @@ def run(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     text = _summary(found, done.report)
     if done.scores is not None:
         values["scores"] = json.loads(done.scores.to_json())
-        text = f"{scores_table(done.scores)}\n\n{text}"
+        text = f"{done.scores.table()}\n\n{text}"
     if done.published is not None:
         values["published"] = {"commit": done.published.commit, "url": done.published.url}
         text += f"\npublished {done.published.url}"
     return values, text
 
 
-def scores_table(scores: Any) -> str:
-    """Return scores as text: a row per model, a column per task."""
-    tasks = list(scores.data)
-    models = list(dict.fromkeys(score.model for score in scores.scores))
-    width = max(len(name) for name in (*models, scores.metric))
-    columns = [max(len(task), 5) for task in tasks]
-    header = "  ".join(
-        [f"{scores.metric:<{width}}", *(f"{t:>{c}}" for t, c in zip(tasks, columns, strict=True))]
-    )
-    rows = [header]
-    for model in models:
-        found = [scores.get(model, task) for task in tasks]
-        cells = [
-            f"{score.value:>{c}.3f}" if score else "-" * c for score, c in zip(found, columns, strict=True)
-        ]
-        rows.append("  ".join([f"{model:<{width}}", *cells]))
-    return "\n".join(rows)
-
-
-@verb
-@recipe_argument
-@lock_option
-@output_option
+@recipe_verb
 def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
     from hub_magmax.evaluation import SCORES_NAME
@@ -286,13 +256,10 @@ def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
     found, locked = _merged(recipe, lock_path, output)
     scores = do_evaluate(found, locked, found.output_path, report=_say)
     write_text(found.output_path / SCORES_NAME, scores.to_json())
-    return json.loads(scores.to_json()), scores_table(scores)
+    return json.loads(scores.to_json()), scores.table()
 
 
-@verb
-@recipe_argument
-@lock_option
-@output_option
+@recipe_verb
 def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Write the card of RECIPE's merged model from what was measured."""
     from hub_magmax.evaluation import SCORES_NAME, read_scores

@@ -7,7 +7,7 @@ is the same for all of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,12 +102,30 @@ class Scores:
     def get(self, model: str, task: str) -> Score | None:
         return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
 
+    def table(self) -> str:
+        """Return everything that was measured as text."""
+        rows: dict[str, dict[str, float]] = {}
+        for score in self.scores:
+            rows.setdefault(score.model, {})[score.task] = score.value
+        return score_table(self.metric, rows, tuple(self.data))
+
     @property
     def digest(self) -> str:
         return digest(asdict(self))
 
     def to_json(self) -> str:
         return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def score_table(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> str:
+    """Return scores as text: a row per model, a column per task, a dash where nothing was measured."""
+    width = max(len(name) for name in (*rows, corner))
+    columns = {task: max(len(task), 5) for task in tasks}
+    lines = ["  ".join([f"{corner:<{width}}", *(f"{task:>{c}}" for task, c in columns.items())])]
+    for name, values in rows.items():
+        cells = (f"{values[task]:>{c}.3f}" if task in values else "-" * c for task, c in columns.items())
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
+    return "\n".join(lines)
 
 
 def read_scores(path: Path) -> Scores:

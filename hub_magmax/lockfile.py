@@ -111,11 +111,6 @@ class Lock:
         return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_lock(lock: Lock, path: Path) -> None:
-    """Store `lock` as JSON with its digest."""
-    path.write_text(lock.to_json(), encoding="utf-8")
-
-
 def read_lock(path: Path) -> Lock:
     """Return the lock stored in `path`.
 

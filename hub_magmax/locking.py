@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.digest import digest
@@ -34,21 +35,15 @@ def lock(recipe: Recipe, *, scorer: Scorer | None = None) -> Lock:
     for written in (recipe.base_model, *(task.model for task in recipe.tasks)):
         if written not in pinned:
             pinned[written] = lock_source(recipe, written)
-    method = methods.get_method(recipe.method.name)
-    scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
     preference = resolve_preference(recipe, sources=sources, scorer=scorer)
     return Lock(
         base_model=pinned[recipe.base_model],
         tasks=tasks,
-        method={
-            "name": method.name,
-            "scaling": scaling,
-            **methods.check_options(method, recipe.method.options),
-        },
+        method=_method(recipe),
         preference=replace(preference, spec_digest=_preference_digest(recipe)),
-        tensors=tuple((rule.match, rule.take) for rule in recipe.tensors),
+        tensors=_rules(recipe),
         seed=recipe.seed,
     )
 
@@ -78,16 +73,13 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
 
     The output and the evaluation may change without a new lock.
     """
-    method = methods.get_method(recipe.method.name)
-    scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
-    options = methods.check_options(method, recipe.method.options)
     written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     same = {
         "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
         "their order": list(locked.tasks) == list(recipe.task_names),
-        "method": dict(locked.method) == {"name": method.name, "scaling": scaling, **options},
+        "method": dict(locked.method) == _method(recipe),
         "preference": locked.preference.spec_digest == _preference_digest(recipe),
-        "tensors": locked.tensors == tuple((rule.match, rule.take) for rule in recipe.tensors),
+        "tensors": locked.tensors == _rules(recipe),
         "seed": locked.seed == recipe.seed,
     }
     changed = [key for key, equal in same.items() if not equal]
@@ -97,6 +89,18 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
             where=where,
             hint="Run `hub-magmax lock` again, or delete the lock.",
         )
+
+
+def _method(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's method with its scaling coefficient and every option filled in."""
+    method = methods.get_method(recipe.method.name)
+    scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
+    options = methods.check_options(method, recipe.method.options)
+    return {"name": method.name, "scaling": scaling, **options}
+
+
+def _rules(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    return tuple((rule.match, rule.take) for rule in recipe.tensors)
 
 
 def _preference_digest(recipe: Recipe) -> str:

@@ -25,7 +25,7 @@ from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
 from hub_magmax.io.opening import open_source
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
-from hub_magmax.lockfile import LOCK_NAME, write_lock
+from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
 from hub_magmax.planning import EXACT_REASON, Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
@@ -277,8 +277,7 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
-    with os_errors(folder / LOCK_NAME):
-        write_lock(plan.lock, folder / LOCK_NAME)
+    write_text(folder / LOCK_NAME, plan.lock.to_json())
 
 
 def _about_weights(path: str) -> bool:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.digits import make_family
-from hub_magmax.evaluation import MERGED, ModelPlace, Scores, evaluate
+from hub_magmax.evaluation import MERGED, ModelPlace, Scores, evaluate, score_table
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import lock, plan
@@ -30,7 +30,7 @@ def quickstart(folder: Path, *, report: Report = lambda line: None) -> tuple[dic
     Returns:
         The accuracies by row and task, and the same as text for people.
     """
-    family = make_family(folder, report=report)
+    make_family(folder, report=report)
     path = folder / "recipe.yaml"
     if not path.exists():
         write_text(path, shipped_recipe())
@@ -40,7 +40,7 @@ def quickstart(folder: Path, *, report: Report = lambda line: None) -> tuple[dic
     assert done.scores is not None
     rows = _rows(recipe, done.scores) | _variants(recipe, locked, report)
     values = {"recipe": str(path), "merged": str(done.output), "accuracy": rows}
-    return values, _text(rows, recipe, path, done.output, family.folder)
+    return values, _text(rows, recipe, path, done.output)
 
 
 def shipped_recipe() -> str:
@@ -97,18 +97,11 @@ def _variants(recipe: Recipe, locked: Lock, report: Report) -> dict[str, dict[st
     }
 
 
-def _text(
-    rows: Mapping[str, Mapping[str, float]], recipe: Recipe, path: Path, output: Path, folder: Path
-) -> str:
-    width = max(len(title) for title in rows)
-    columns = {task: max(len(task), 5) for task in recipe.task_names}
-    lines = ["  ".join([f"{'accuracy on':<{width}}", *(f"{task:>{c}}" for task, c in columns.items())])]
-    for title, values in rows.items():
-        lines.append("  ".join([f"{title:<{width}}", *(f"{values[t]:>{c}.3f}" for t, c in columns.items())]))
+def _text(rows: Mapping[str, Mapping[str, float]], recipe: Recipe, path: Path, output: Path) -> str:
     return "\n".join(
         [
             "",
-            *lines,
+            score_table("accuracy on", rows, recipe.task_names),
             "",
             f"The merged model   {output}",
             f"Its card           {output / 'README.md'}",

@@ -70,7 +70,7 @@ def run(
         processes: Which of how many processes this is; found from the launcher by default.
     """
     processes = processes or find_processes()
-    locked = locked or processes.first_decides(lambda: lock(recipe, scorer=holdout_scorer(recipe)))
+    locked = locked or processes.first_decides(lambda: lock_with_holdout(recipe))
     planned = plan(recipe, locked)
     if processes.is_first and recipe.output.push_to_hub:
         prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
@@ -92,6 +92,11 @@ def run(
         report(f"pushing to {recipe.output.push_to_hub}")
         published = push(output, recipe.output.push_to_hub, private=recipe.output.private)
     return Run(planned, merged, output, scores, published)
+
+
+def lock_with_holdout(recipe: Recipe) -> Lock:
+    """Return the recipe's lock; where its preference asks for a hold-out, that is merged and scored."""
+    return lock(recipe, scorer=holdout_scorer(recipe))
 
 
 def holdout_scorer(recipe: Recipe) -> Scorer:
