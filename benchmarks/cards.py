@@ -117,7 +117,7 @@ def render(folder: Path) -> str:
     from huggingface_hub import constants
 
     recipe, locked = load_recipe(folder / "recipe.yaml"), read_lock(folder / LOCK_NAME)
-    report, scores = read_report(folder / REPORT_NAME), read_scores(folder / SCORES_NAME)
+    report, scores = read_report(folder / REPORT_NAME), read_scores(folder)
     with patch.object(constants, "ENDPOINT", "https://huggingface.co"):
         return render_card(recipe, locked, report, scores, picture=PICTURE_NAME)
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from hub_magmax.data import load_examples
 from hub_magmax.digits import make_family
+from hub_magmax.evaluators.loading import ModelPlace
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
-from hub_magmax.preference.features import Checkpoint, features, load_feature_model
+from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.mixture import Space
 from hub_magmax.recipe import Comparison, Cosine, Data, Mmd, Transport
@@ -58,7 +59,7 @@ class PlantedTargets:
         self.labels = {task: np.array(splits["test", task]["label"]) for task in self.tasks}
         self.features: dict[str, dict[tuple[str, str], np.ndarray]] = {}
         for name, place in {"base_model": family.base_model, **family.tasks}.items():
-            model = load_feature_model(Checkpoint(str(place)), images=True)
+            model = load_feature_model(ModelPlace(str(place)), images=True)
             self.features[name] = {key: features(model, part, "image") for key, part in splits.items()}
 
     def spaces(self, names: tuple[str, ...], picked: Mapping[str, np.ndarray]) -> list[Space]:

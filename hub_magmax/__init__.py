@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from hub_magmax.core import merge_tensors as merge_tensors
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation import evaluate as evaluate
-    from hub_magmax.locking import lock as lock
     from hub_magmax.locking import plan as plan
     from hub_magmax.merging import merge as merge
     from hub_magmax.methods import merge_method as merge_method
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from hub_magmax.recipe import Recipe as Recipe
     from hub_magmax.recipe import load_recipe as load_recipe
     from hub_magmax.recipe import parse_recipe as parse_recipe
+    from hub_magmax.running import lock as lock
     from hub_magmax.running import run as run
     from hub_magmax.running import write_card as write_card
 
@@ -34,7 +34,7 @@ _HOMES = {
     "Recipe": "recipe",
     "evaluate": "evaluation",
     "load_recipe": "recipe",
-    "lock": "locking",
+    "lock": "running",
     "merge": "merging",
     "merge_method": "methods",
     "merge_tensors": "core",

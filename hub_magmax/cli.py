@@ -109,6 +109,13 @@ def lock_beside(recipe: Path) -> Path:
     return recipe.with_name(recipe.stem + ".lock.json")
 
 
+def _write_lock(locked: Lock, path: Path) -> Path:
+    from hub_magmax.io.writer import write_text
+
+    write_text(path, locked.to_json())
+    return path
+
+
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
     """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
@@ -144,13 +151,11 @@ def validate(recipe: Path) -> Answer:
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the lock.")
 def lock(recipe: Path, out: Path | None) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
-    from hub_magmax.io.writer import write_text
     from hub_magmax.recipe import load_recipe
-    from hub_magmax.running import lock_with_holdout
+    from hub_magmax.running import lock as make_lock
 
-    locked = lock_with_holdout(load_recipe(recipe))
-    path = out or lock_beside(recipe)
-    write_text(path, locked.to_json())
+    locked = make_lock(load_recipe(recipe), report=_say)
+    path = _write_lock(locked, out or lock_beside(recipe))
     lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
     return json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"])
 
@@ -158,18 +163,22 @@ def lock(recipe: Path, out: Path | None) -> Answer:
 @verb
 @recipe_argument
 def prefer(recipe: Path) -> Answer:
-    """Show the preference that RECIPE resolves to."""
+    """Show the preference that RECIPE resolves to; an estimate is kept in the lock beside it."""
     from dataclasses import asdict
 
     from hub_magmax.preference import resolve_preference
     from hub_magmax.recipe import load_recipe
-    from hub_magmax.running import holdout_scorer
+    from hub_magmax.running import lock
 
     asked = load_recipe(recipe)
-    found = resolve_preference(asked, scorer=holdout_scorer(asked))
+    estimated = asked.preference is not None and asked.preference.is_estimated
+    locked = lock(asked, report=_say) if estimated else None
+    found = locked.preference if locked else resolve_preference(asked)
     width = max(len(name) for name in found.weights)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
     notes = [f"{key.replace('_', ' ')}: {_plainly(value)}" for key, value in found.explanation.items()]
+    if locked:
+        notes.append(f"wrote {_write_lock(locked, lock_beside(recipe))}")
     return asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes])
 
 
@@ -182,14 +191,29 @@ def _plainly(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+@verb
+@recipe_argument
+def compare(recipe: Path) -> Answer:
+    """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
+    from hub_magmax.comparing import compare as do_compare
+    from hub_magmax.comparing import write_comparison
+    from hub_magmax.recipe import load_recipe
+
+    asked = load_recipe(recipe)
+    comparison = do_compare(asked, report=_say)
+    files = write_comparison(asked, comparison, recipe)
+    wrote = "\n".join(f"wrote {path}" for path in files)
+    return json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote}"
+
+
 @recipe_verb
 def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.locking import plan as make_plan
-    from hub_magmax.running import lock_with_holdout
+    from hub_magmax.running import lock
 
     found, locked = _read(recipe, lock_path, output)
-    planned = make_plan(found, locked or lock_with_holdout(found))
+    planned = make_plan(found, locked or lock(found))
     return planned.to_dict(), planned.explain()
 
 
@@ -199,11 +223,11 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     from hub_magmax.distributed import find_processes
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging import merge as do_merge
-    from hub_magmax.running import lock_with_holdout
+    from hub_magmax.running import lock
 
     found, locked = _read(recipe, lock_path, output)
     processes = find_processes()
-    locked = locked or processes.first_decides(lambda: lock_with_holdout(found))
+    locked = locked or processes.first_decides(lambda: lock(found))
     planned = make_plan(found, locked)
     with _progress(planned.bytes_out if processes.is_first else 0) as progress:
         report = do_merge(planned, progress=progress, processes=processes)
@@ -249,13 +273,17 @@ def run(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 @recipe_verb
 def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
-    from hub_magmax.evaluation import SCORES_NAME
+    from hub_magmax.distributed import find_processes
     from hub_magmax.evaluation import evaluate as do_evaluate
-    from hub_magmax.io.writer import write_text
+    from hub_magmax.evaluation import write_scores
 
     found, locked = _merged(recipe, lock_path, output)
-    scores = do_evaluate(found, locked, found.output_path, report=_say)
-    write_text(found.output_path / SCORES_NAME, scores.to_json())
+    processes = find_processes()
+    say = _say if processes.is_first else _quiet
+    scores = do_evaluate(found, locked, found.output_path, processes=processes, report=say)
+    if not processes.is_first:
+        return {}, ""
+    write_scores(scores, found.output_path)
     return json.loads(scores.to_json()), scores.table()
 
 
@@ -268,7 +296,7 @@ def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 
     found, locked = _merged(recipe, lock_path, output)
     folder = found.output_path
-    scores = read_scores(folder / SCORES_NAME) if (folder / SCORES_NAME).is_file() else None
+    scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
     path = write_card(found, locked, read_report(folder / REPORT_NAME), scores, folder)
     return {"card": str(path)}, f"wrote {path}"
 

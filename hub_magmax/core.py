@@ -71,10 +71,11 @@ def merge_tensors(
         tuple(weights),
         CounterGenerator(seed, name),
     )
-    merged = [_apply(rule, start, chunk) for start, chunk in chunks]
+    merged = [apply_rule(rule, start, chunk) for start, chunk in chunks]
     return torch.cat(merged).reshape(task_vectors.shape[1:])
 
 
-def _apply(rule: TensorRule, start: int, chunk: Float[Tensor, "tasks chunk"]) -> Float[Tensor, " chunk"]:
+def apply_rule(rule: TensorRule, start: int, chunk: Float[Tensor, "tasks chunk"]) -> Float[Tensor, " chunk"]:
+    """Return the merged task vector of one chunk, whose first element has the index `start`."""
     found = rule.combine(chunk, *rule.per_element(start, chunk.shape[1]), *rule.per_task)
     return kernels.select_rows(chunk, found) if rule.selects else found

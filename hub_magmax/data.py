@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.digest import canonical_json
 from hub_magmax.errors import EvaluationError
-from hub_magmax.recipe import Data
+from hub_magmax.evaluators.loading import without_bars
+from hub_magmax.recipe import Data, Preference, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,29 +19,83 @@ if TYPE_CHECKING:
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Keep the progress bars of datasets and transformers off: one line per step says enough."""
-    import datasets
-    from transformers.utils import logging
+def pin_datasets(recipe: Recipe) -> dict[str, str]:
+    """Return the commit that each data set on the Hub stands for now, by its name and revision.
 
-    bars = [
-        (
-            datasets.are_progress_bars_disabled(),
-            datasets.disable_progress_bars,
-            datasets.enable_progress_bars,
-        ),
-        (not logging.is_progress_bar_enabled(), logging.disable_progress_bar, logging.enable_progress_bar),
-    ]
-    for was_off, disable, _ in bars:
-        if not was_off:
-            disable()
-    try:
-        yield
-    finally:
-        for was_off, _, enable in bars:
-            if not was_off:
-                enable()
+    Local folders and files have no commits, and offline nothing can be asked: these are left out.
+
+    Raises:
+        EvaluationError: If the Hub has no such data set, or does not show it.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    pins: dict[str, str] = {}
+    for spec in data_of(recipe):
+        key = _pin_key(spec)
+        if key in pins or _is_local(spec, recipe.folder) or is_offline_mode():
+            continue
+        try:
+            pins[key] = str(HfApi().dataset_info(spec.dataset, revision=spec.revision).sha)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = str(error).strip().split("\n")[0][:300]
+            raise EvaluationError(
+                f"the data set cannot be reached ({type(error).__name__}: {reason})",
+                where=f"{spec.dataset}, revision {spec.revision or 'main'}",
+                expected="a folder or file beside the recipe, or a data set on the Hub",
+                hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
+            ) from error
+    return pins
+
+
+def pinned(spec: Data, pins: Mapping[str, str]) -> Data:
+    """Return `spec` with its revision replaced by the commit it was pinned to, if it was."""
+    commit = pins.get(_pin_key(spec))
+    return spec.model_copy(update={"revision": commit}) if commit else spec
+
+
+def with_pinned_data(recipe: Recipe, pins: Mapping[str, str]) -> Recipe:
+    """Return a recipe whose preference takes its examples from the pinned commits."""
+    if recipe.preference is None or not recipe.preference.is_estimated:
+        return recipe
+    spec = recipe.preference.spec
+    changes: dict[str, Any] = {"target": pinned(spec.target, pins)}
+    if hasattr(spec, "train"):
+        changes["train"] = {task: pinned(data, pins) for task, data in spec.train.items()}
+    kind = recipe.preference.kind
+    preference = recipe.preference.model_copy(update={kind: spec.model_copy(update=changes)})
+    return recipe.model_copy(update={"preference": preference})
+
+
+def data_of(recipe: Recipe) -> list[Data]:
+    """Return every data set that the recipe names, in order."""
+    found: list[Data] = []
+    if recipe.preference is not None:
+        found += _data_in(recipe.preference)
+    if recipe.compare is not None:
+        found += [data for data in (recipe.compare.tune, recipe.compare.report) if data is not None]
+        for preference in recipe.compare.preferences.values():
+            found += _data_in(preference)
+    if recipe.evaluation is not None and not recipe.evaluation.brings_data:
+        found += recipe.evaluation.tasks.values()
+    return found
+
+
+def _data_in(preference: Preference) -> list[Data]:
+    spec = preference.spec
+    return [spec.target, *getattr(spec, "train", {}).values()] if preference.is_estimated else []
+
+
+def _pin_key(spec: Data) -> str:
+    return f"{spec.dataset}@{spec.revision or 'main'}"
+
+
+def _is_local(spec: Data, folder: Path) -> bool:
+    return _local_path(spec, folder).exists() or spec.dataset.startswith((".", "/", "~"))
+
+
+def _local_path(spec: Data, folder: Path) -> Path:
+    return (folder / Path(spec.dataset).expanduser()).absolute()
 
 
 def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset:
@@ -82,7 +136,7 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
 def _load(spec: Data, folder: Path) -> Dataset:
     from datasets import load_dataset
 
-    path = (folder / Path(spec.dataset).expanduser()).absolute()
+    path = _local_path(spec, folder)
     if path.is_file() and path.suffix in _READERS:
         separator: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
         split = spec.split.replace(
@@ -111,9 +165,3 @@ def _parts(value: Any) -> tuple[bytes, ...]:
     if hasattr(value, "tobytes") and hasattr(value, "mode"):
         return f"{value.mode} {value.size}".encode(), value.tobytes()
     return (canonical_json(value).encode(),)
-
-
-def label_names(examples: Dataset, column: str) -> list[str] | None:
-    """Return the names of integer labels where the data set knows them, else None."""
-    names = getattr(examples.features[column], "names", None)
-    return list(names) if names else None

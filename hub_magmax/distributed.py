@@ -43,6 +43,14 @@ class Processes:
         broadcast_object_list(values)
         return cast(T, values[0])
 
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, by rank, in all of them."""
+        if self.state is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
 
 def find_processes() -> Processes:
     """Return the place of this process among those that `accelerate launch` or torchrun started.

@@ -1,64 +1,40 @@
 """Score models on each task's examples, one outcome per example.
 
-An evaluator knows how to run one kind of model; everything else (data, which models, intervals)
-is the same for all of them.
+An evaluator knows how to run one kind of model (`evaluators`); everything else (data, which models,
+intervals) is the same for all of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from hub_magmax.data import label_names, load_examples, without_bars
+from hub_magmax.data import fingerprint, load_examples, pinned
 from hub_magmax.digest import digest
+from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError
-from hub_magmax.lockfile import Lock
-from hub_magmax.recipe import Data, Evaluation, Recipe
+from hub_magmax.evaluators import Evaluator, Outcome
+from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
+from hub_magmax.intervals import mean_interval
+from hub_magmax.io.writer import write_text
+from hub_magmax.lockfile import Lock, LockedSource
+from hub_magmax.recipe import Data, Recipe
 from hub_magmax.references import LocalFolder
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 SCORES_NAME = "scores.json"
+
+#: Beside it: what every model scored on every example.
+OUTCOMES_NAME = "outcomes.json"
 
 #: What the merged model is called among the models that are scored.
 MERGED = "merged"
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ModelPlace:
-    """What `from_pretrained` takes: a folder or a repository id, and a commit for the latter."""
-
-    name: str
-    revision: str | None = None
-
-
-class Evaluator(Protocol):
-    """Runs one kind of model.
-
-    Attributes:
-        metric: What the mean of the outcomes is called, such as "accuracy".
-        pipeline_tag: The Hub's name for the kind of model.
-    """
-
-    @property
-    def metric(self) -> str: ...
-
-    @property
-    def pipeline_tag(self) -> str: ...
-
-    def load(self, place: ModelPlace) -> Any:
-        """Return the model, ready to be given to `outcomes`."""
-        ...
-
-    def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
-        """Return one number from 0 (wrong) to 1 (right) per example, in order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +45,9 @@ class Score:
         model: `base_model`, `merged`, or the name of the task whose own checkpoint it is.
         task: Whose examples these are.
         value: Mean outcome.
-        low, high: 95 % interval of the mean (Wilson).
+        low, high: 95 % interval of the mean: Wilson for shares, Student's t otherwise.
         num_examples: How many examples it is a mean of.
+        outcomes: What the model scored on each of them, in order; empty where that was not kept.
     """
 
     model: str
@@ -79,6 +56,7 @@ class Score:
     low: float
     high: float
     num_examples: int
+    outcomes: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -89,8 +67,9 @@ class Scores:
         metric: What the values are, such as "accuracy".
         pipeline_tag: The Hub's name for the kind of model.
         scores: Every model on every task that has examples.
-        data: By task, the data set, split and revision that were used.
+        data: By task, the data set, split and revision that were used, and a fingerprint of the examples.
         evaluation_digest: Of the recipe's `evaluation` that asked for them.
+        is_share: Values are shares, to be shown in per cent.
     """
 
     metric: str
@@ -98,6 +77,7 @@ class Scores:
     scores: tuple[Score, ...]
     data: Mapping[str, Mapping[str, Any]] = field(hash=False)
     evaluation_digest: str = ""
+    is_share: bool = True
 
     def get(self, model: str, task: str) -> Score | None:
         return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
@@ -114,7 +94,25 @@ class Scores:
         return digest(asdict(self))
 
     def to_json(self) -> str:
-        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        """Return everything but the single outcomes."""
+        values = asdict(replace(self, scores=tuple(replace(s, outcomes=()) for s in self.scores)))
+        for score in values["scores"]:
+            del score["outcomes"]
+        return json.dumps({"digest": self.digest, **values}, indent=2, ensure_ascii=False) + "\n"
+
+    def outcomes_json(self) -> str:
+        """Return the single outcomes, one model and task a line."""
+        rows = [
+            json.dumps({"model": s.model, "task": s.task, "outcomes": s.outcomes}, ensure_ascii=False)
+            for s in self.scores
+        ]
+        return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def write_scores(scores: Scores, folder: Path) -> None:
+    """Write the scores and their single outcomes into `folder`."""
+    write_text(folder / OUTCOMES_NAME, scores.outcomes_json())
+    write_text(folder / SCORES_NAME, scores.to_json())
 
 
 def score_table(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> str:
@@ -128,19 +126,31 @@ def score_table(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Seq
     return "\n".join(lines)
 
 
-def read_scores(path: Path) -> Scores:
-    """Return the scores stored in `path`.
+def read_scores(folder: Path) -> Scores:
+    """Return the scores that `write_scores` stored in `folder`.
 
     Raises:
-        EvaluationError: If the file is not what `to_json` writes.
+        EvaluationError: If a file is missing, or not what `write_scores` writes.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("digest")
-        values["scores"] = tuple(Score(**score) for score in values["scores"])
-        return Scores(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError("not a file of scores", where=str(path), hint="Evaluate again.") from error
+        values = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))
+        rows = json.loads((folder / OUTCOMES_NAME).read_text(encoding="utf-8"))
+        outcomes = {(row["model"], row["task"]): tuple(row["outcomes"]) for row in rows}
+        stored = values.pop("digest")
+        scores = [Score(**score) for score in values.pop("scores")]
+        whole = tuple(replace(score, outcomes=outcomes[score.model, score.task]) for score in scores)
+        found = Scores(scores=whole, **values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f"{SCORES_NAME} and {OUTCOMES_NAME} do not hold scores", where=str(folder), hint="Evaluate again."
+        ) from error
+    if found.digest != stored:
+        raise EvaluationError(
+            "the digest does not fit the scores, so one of the files was changed",
+            where=f"{SCORES_NAME} and {OUTCOMES_NAME} in {folder}",
+            hint="Evaluate again.",
+        )
+    return found
 
 
 def evaluate(
@@ -149,15 +159,20 @@ def evaluate(
     merged: Path | str,
     *,
     models: Mapping[str, ModelPlace] | None = None,
+    processes: Processes | None = None,
     report: Report | None = None,
 ) -> Scores:
     """Score the merged model, the base model and every task's own checkpoint on every task.
 
+    Under `accelerate launch` every process runs its share of the batches, and all of them return the
+    same scores, which do not depend on how many they are.
+
     Args:
         recipe: Its `evaluation` names the data and the evaluator.
-        lock: Pins the checkpoints that are scored.
+        lock: Pins the checkpoints that are scored, and the data.
         merged: Folder (or repository id) of the merged model.
         models: Score these instead, by name.
+        processes: Which of how many processes this is; found from the launcher by default.
         report: Called with a line before each model.
 
     Raises:
@@ -170,184 +185,92 @@ def evaluate(
             where="recipe",
             hint="Name an evaluator and each task's examples under `evaluation`.",
         )
-    evaluator = EVALUATORS[spec.evaluator]
-    examples = load_evaluation_data(recipe)
+    evaluator = spec.make_evaluator()
+    processes = processes or find_processes()
+    examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
     for name, place in places.items():
         if report:
             report(f"scoring {name}")
-        scores += _score_model(evaluator, name, place, spec, examples)
-    data = {task: _describe(spec.tasks[task], examples[task]) for task in spec.tasks}
-    return Scores(evaluator.metric, evaluator.pipeline_tag, tuple(scores), data, spec.digest)
+        model = load_model(place, evaluator.model_class, evaluator.processor_class, spec.evaluator.name)
+        for task, data in spec.tasks.items():
+            found = run_evaluator(evaluator, model, examples[task], data, spec.batch_size, processes)
+            scores.append(make_score(name, task, found, is_share=evaluator.is_share))
+    described = {
+        task: _describe(pinned(data, lock.datasets), examples[task]) for task, data in spec.tasks.items()
+    }
+    return Scores(
+        evaluator.metric, evaluator.pipeline_tag, tuple(scores), described, spec.digest, evaluator.is_share
+    )
 
 
-def load_evaluation_data(recipe: Recipe) -> dict[str, Dataset]:
+def run_evaluator(
+    evaluator: Evaluator,
+    model: LoadedModel,
+    examples: Examples,
+    data: Data,
+    batch_size: int,
+    processes: Processes,
+) -> list[Outcome]:
+    """Return one outcome per example, in order, the same list in every process.
+
+    A process runs every so many-th batch, so that batches are the same for any number of processes.
+    """
+    if processes.count == 1 or isinstance(examples, str):
+        return evaluator.outcomes(model, evaluator.encode(model, examples, data.columns, batch_size))
+    starts = range(0, len(examples), batch_size)
+    mine = [i for s in starts[processes.rank :: processes.count] for i in range(s, s + batch_size)]
+    share = examples.select([index for index in mine if index < len(examples)])
+    found = evaluator.outcomes(model, evaluator.encode(model, share, data.columns, batch_size))
+    shares = [iter(outcomes) for outcomes in processes.gather(found)]
+    batches = (islice(shares[n % processes.count], batch_size) for n in range(len(starts)))
+    return list(chain.from_iterable(batches))
+
+
+def make_score(model: str, task: str, outcomes: Sequence[Outcome], *, is_share: bool) -> Score:
+    """Return the mean outcome with its interval."""
+    values = tuple(outcome.score for outcome in outcomes)
+    low, high = mean_interval(values, is_share=is_share)
+    return Score(model, task, math.fsum(values) / len(values), low, high, len(values), values)
+
+
+#: Examples of a data set, or the name by which an evaluator finds its own.
+Examples = Any
+
+
+def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     """Return each task's examples; also called before a merge, so that a wrong name is known early.
 
     Raises:
         EvaluationError: If they cannot be loaded.
     """
     spec = recipe.evaluation
-    return {task: load_examples(data, recipe.folder) for task, data in spec.tasks.items()} if spec else {}
+    if spec is None:
+        return {}
+    if getattr(spec.make_evaluator(), "brings_data", False):
+        return {task: data.dataset for task, data in spec.tasks.items()}
+    return {
+        task: load_examples(pinned(data, lock.datasets), recipe.folder) for task, data in spec.tasks.items()
+    }
 
 
 def model_places(recipe: Recipe, lock: Lock) -> dict[str, ModelPlace]:
     """Return where the base model and every task's checkpoint can be loaded from."""
-    places = {}
-    for name, source in lock.sources.items():
-        reference = recipe.reference(source.reference)
-        if isinstance(reference, LocalFolder):
-            places[name] = ModelPlace(str(reference.path))
-        else:
-            places[name] = ModelPlace(str(source.repo_id), source.commit)
-    return places
+    return {name: model_place(recipe, source) for name, source in lock.sources.items()}
 
 
-def _score_model(
-    evaluator: Evaluator, name: str, place: ModelPlace, spec: Evaluation, examples: Mapping[str, Dataset]
-) -> list[Score]:
-    try:
-        with without_bars():
-            model = evaluator.load(place)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise EvaluationError(
-            f"the model cannot be loaded for {spec.evaluator} ({reason})",
-            where=place.name,
-            hint="Check the evaluator, and that config and processor files are there.",
-        ) from error
-    scores = []
-    for task, data in spec.tasks.items():
-        outcomes = evaluator.outcomes(model, examples[task], data, spec.batch_size)
-        low, high = wilson_interval(sum(outcomes), len(outcomes))
-        scores.append(Score(name, task, sum(outcomes) / len(outcomes), low, high, len(outcomes)))
-    return scores
+def model_place(recipe: Recipe, source: LockedSource) -> ModelPlace:
+    """Return where a pinned checkpoint can be loaded from."""
+    reference = recipe.reference(source.reference)
+    if isinstance(reference, LocalFolder):
+        return ModelPlace(str(reference.path))
+    return ModelPlace(str(source.repo_id), source.commit)
 
 
-def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share, within [0, 1]."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(successes), trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _describe(data: Data, examples: Dataset) -> dict[str, Any]:
+def _describe(data: Data, examples: Examples) -> dict[str, Any]:
     named = {"dataset": data.dataset, "config": data.config, "split": data.split, "revision": data.revision}
-    return {key: value for key, value in named.items() if value is not None} | {"examples": len(examples)}
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Inputs to one label each.
-
-    Attributes:
-        pipeline_tag: The Hub's name for the kind of model.
-        model_class, processor_class: Of transformers.
-        input_column: Where the inputs are unless the recipe says otherwise.
-        encode: Turns a processor and a list of inputs into what the model takes.
-    """
-
-    pipeline_tag: str
-    model_class: str
-    processor_class: str
-    input_column: str
-    encode: Callable[[Any, list[Any]], Mapping[str, Any]]
-    metric: str = "accuracy"
-
-    def load(self, place: ModelPlace) -> Any:
-        import transformers
-
-        model = _from_pretrained(getattr(transformers, self.model_class), place, use_safetensors=True).eval()
-        return model, _from_pretrained(getattr(transformers, self.processor_class), place)
-
-    def outcomes(self, model: Any, examples: Dataset, data: Data, batch_size: int) -> list[float]:
-        network, processor = model
-        column = data.input_column or self.input_column
-
-        def encode(inputs: list[Any]) -> Mapping[str, Any]:
-            return self.encode(processor, inputs)
-
-        return _classification_outcomes(network, encode, examples, column, data.label_column, batch_size)
-
-
-def _encode_images(processor: Any, images: list[Any]) -> Mapping[str, Any]:
-    encoded: Mapping[str, Any] = processor(images=images, return_tensors="pt")
-    return encoded
-
-
-def _encode_texts(tokenizer: Any, texts: list[str]) -> Mapping[str, Any]:
-    encoded: Mapping[str, Any] = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-    return encoded
-
-
-#: By the name that recipes use; the recipe knows the same names.
-EVALUATORS: Mapping[str, Evaluator] = {
-    "image-classification": Classification(
-        "image-classification",
-        "AutoModelForImageClassification",
-        "AutoImageProcessor",
-        "image",
-        _encode_images,
-    ),
-    "text-classification": Classification(
-        "text-classification",
-        "AutoModelForSequenceClassification",
-        "AutoTokenizer",
-        "text",
-        _encode_texts,
-    ),
-}
-
-
-def _from_pretrained(loader: Any, place: ModelPlace, **options: Any) -> Any:
-    return loader.from_pretrained(place.name, revision=place.revision, trust_remote_code=False, **options)
-
-
-def _classification_outcomes(
-    network: Any,
-    encode: Callable[[list[Any]], Mapping[str, Any]],
-    examples: Dataset,
-    input_column: str,
-    label_column: str,
-    batch_size: int,
-) -> list[float]:
-    import torch
-
-    if input_column not in examples.column_names or label_column not in examples.column_names:
-        raise EvaluationError(
-            f"columns {input_column!r} and {label_column!r} are needed",
-            where=f"data with {', '.join(examples.column_names)}",
-            hint="Name them with input_column and label_column.",
-        )
-    to_class = _label_mapping(network.config, label_names(examples, label_column))
-    outcomes: list[float] = []
-    with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            batch = examples[start : start + batch_size]
-            predicted = network(**encode(list(batch[input_column]))).logits.argmax(-1).tolist()
-            wanted = [to_class(label) for label in batch[label_column]]
-            outcomes += [float(p == w) for p, w in zip(predicted, wanted, strict=True)]
-    return outcomes
-
-
-def _label_mapping(config: Any, names: list[str] | None) -> Callable[[int | str], int]:
-    """Return how to turn a label of the data into a class of the model: by name where both have names."""
-    classes = {str(name): int(number) for name, number in config.label2id.items()}
-    # What transformers writes where nobody named the classes: then only the numbers mean anything.
-    unnamed = names is None or all(name.startswith("LABEL_") for name in classes)
-
-    def to_class(label: int | str) -> int:
-        name = names[label] if names is not None and isinstance(label, int) else str(label)
-        if name in classes:
-            return classes[name]
-        if unnamed and isinstance(label, int) and 0 <= label < config.num_labels:
-            return label
-        raise EvaluationError(
-            f"the model has no class {name!r}",
-            where="label column",
-            expected=f"one of {', '.join(list(classes)[:20])}",
-        )
-
-    return to_class
+    known = {key: value for key, value in named.items() if value is not None}
+    if isinstance(examples, str):
+        return {"dataset": examples}
+    return known | {"examples": len(examples), "fingerprint": fingerprint(examples, examples.column_names)}

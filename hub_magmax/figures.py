@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,7 @@ def draw_tradeoff(scores: Scores, preference: Mapping[str, float], path: Path) -
     Raises:
         OutputError: If `path` cannot be written.
     """
-    content = io.BytesIO()
-    tradeoff_figure(scores, preference).savefig(content, format="png", metadata={"Software": None})
-    try:
-        path.write_bytes(content.getvalue())
-    except OSError as error:
-        raise OutputError(f"the picture cannot be written ({error.strerror})", where=str(path)) from error
+    _write_figure(tradeoff_figure(scores, preference), path)
 
 
 def tradeoff_figure(scores: Scores, preference: Mapping[str, float]) -> Figure:
@@ -89,6 +84,53 @@ def tradeoff_figure(scores: Scores, preference: Mapping[str, float]) -> Figure:
         borderaxespad=0.3,
     )
     return figure
+
+
+def draw_comparison(
+    rows: Sequence[tuple[str, Score, bool]], metric: str, path: Path, *, is_share: bool
+) -> None:
+    """Write a PNG with one row per method: its score and 95 % interval, the winner filled.
+
+    Args:
+        rows: Label, score, and whether it won; from the top.
+        metric: What the scores are.
+        path: File to write.
+        is_share: Show them in per cent.
+
+    Raises:
+        OutputError: If `path` cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = 0.1 + _ROW * len(rows) + _BOTTOM
+    figure = Figure(figsize=(_WIDTH, height), dpi=DOTS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((_LEFT, _BOTTOM / height, _RIGHT - _LEFT, _ROW * len(rows) / height))
+    _prepare(axes, len(rows))
+    factor = 100 if is_share else 1
+    axes.grid(axis="x", color="#d9d9d9", linewidth=0.5, zorder=0.5)
+    sizes = {score.num_examples for _, score, _ in rows}
+    unit = f"{metric[:40]} (%)" if is_share else metric[:40]
+    axes.set_xlabel(
+        f"{unit}, bars: 95 % interval, n = {max(sizes):,}", parse_math=False, **_text(_SMALL_POINTS)
+    )
+    for number, (label, score, won) in enumerate(rows):
+        series = replace(_MERGED, filled=won, offset=0.68)
+        low, high, value = (factor * v for v in (score.low, score.high, score.value))
+        axes.hlines(number + series.offset, low, high, color=series.colour, linewidth=1.0, zorder=2)
+        axes.plot([value], [number + series.offset], zorder=3, clip_on=False, **_marker(series))
+        _label_row(axes, number, label, f"{value:.1f}" if is_share else f"{value:.3g}")
+    _write_figure(figure, path)
+
+
+def _write_figure(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    try:
+        path.write_bytes(content.getvalue())
+    except OSError as error:
+        raise OutputError(f"the picture cannot be written ({error.strerror})", where=str(path)) from error
 
 
 def _prepare(axes: Axes, num_rows: int) -> None:

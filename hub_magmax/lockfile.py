@@ -15,6 +15,9 @@ from hub_magmax.errors import LockError
 
 LOCK_NAME = "recipe.lock.json"
 
+#: What a lock says beside what decides the merged bytes.
+_ASIDE = ("datasets", "chosen")
+
 
 @dataclass(frozen=True)
 class LockedFile:
@@ -84,6 +87,10 @@ class Lock:
         preference: The resolved preference.
         tensors: The recipe's rules for tensors, as (glob, source) pairs.
         seed: The recipe's seed.
+        datasets: Commits of the data sets on the Hub that preference and evaluation use, by
+            `name@revision`.
+        chosen: Where the recipe left the method or the scaling coefficient to a comparison: what was
+            compared, on how many examples, and how each candidate did; otherwise empty.
     """
 
     base_model: LockedSource
@@ -93,6 +100,8 @@ class Lock:
     tensors: tuple[tuple[str, str], ...]
     seed: int
     schema: Literal[1] = 1
+    datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
+    chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def sources(self) -> dict[str, LockedSource]:
@@ -105,10 +114,17 @@ class Lock:
 
     @property
     def digest(self) -> str:
+        """Digest of what decides the merged bytes; the same for a lock made again later."""
+        return digest({key: value for key, value in asdict(self).items() if key not in _ASIDE})
+
+    @property
+    def checksum(self) -> str:
+        """Digest of everything the lock says."""
         return digest(asdict(self))
 
     def to_json(self) -> str:
-        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = {"digest": self.digest, "checksum": self.checksum, **asdict(self)}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_lock(path: Path) -> Lock:
@@ -119,7 +135,8 @@ def read_lock(path: Path) -> Lock:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        stored = values.pop("digest")
+        values.pop("digest")
+        stored = values.pop("checksum")
         lock: Lock = TypeAdapter(Lock).validate_python(values)
     except OSError as error:
         raise LockError(f"the lock cannot be read ({error.strerror})", where=str(path)) from error
@@ -127,9 +144,9 @@ def read_lock(path: Path) -> Lock:
         raise LockError(
             "not a lock of this version", where=str(path), hint="Write it again with `hub-magmax lock`."
         ) from error
-    if stored != lock.digest:
+    if stored != lock.checksum:
         raise LockError(
-            "the digest does not fit the content, so the lock was changed by hand",
+            "the checksum does not fit the content, so the lock was changed by hand",
             where=str(path),
             hint="Change the recipe instead and run `hub-magmax lock` again.",
         )

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from hub_magmax import methods
+from hub_magmax.data import pin_datasets, with_pinned_data
 from hub_magmax.digest import digest
-from hub_magmax.errors import LockError
+from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.io.opening import lock_source, open_source
-from hub_magmax.lockfile import Lock, LockedSource
+from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe import AUTO, Method, Recipe
 
 
-def lock(recipe: Recipe, *, scorer: Scorer | None = None) -> Lock:
-    """Return what `recipe` stands for now, from headers alone.
+@dataclass(frozen=True)
+class Choice:
+    """What a comparison chose for a recipe that says `auto`.
 
-    Hub revisions become commits; data-driven preferences are estimated.
+    Attributes:
+        method: `name`, `scaling` and every option.
+        seen: What was compared, as plain values.
+    """
+
+    method: Mapping[str, Any]
+    seen: Mapping[str, Any]
+
+
+class Tuner(Protocol):
+    """What merges in memory and scores, where a lock depends on how merged models do."""
+
+    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
+        """Return what scores weights under the recipe's method, with `lock`'s sources."""
+        ...
+
+    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
+        """Return the method that does best on the recipe's tuning data, under `lock`'s preference."""
+        ...
+
+
+def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
+    """Return what `recipe` stands for now.
+
+    Hub revisions become commits, data-driven preferences are estimated, and what the recipe leaves to
+    a comparison is chosen. From headers alone, unless the recipe asks for more.
 
     Args:
         recipe: What to pin.
-        scorer: Merges and scores for the hold-out of an estimated preference; `running.holdout_scorer`.
+        tuner: Merges and scores, for a hold-out, a search or `auto`.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
         CheckpointError: If a checkpoint is malformed.
-        RecipeError, EvaluationError: If the preference cannot be formed.
+        RecipeError, EvaluationError: If the preference cannot be formed, or merging and scoring is
+            asked for and there is no `tuner`.
     """
     pinned: dict[str, LockedSource] = {}
     for written in (recipe.base_model, *(task.model for task in recipe.tasks)):
@@ -37,15 +66,29 @@ def lock(recipe: Recipe, *, scorer: Scorer | None = None) -> Lock:
             pinned[written] = lock_source(recipe, written)
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
-    preference = resolve_preference(recipe, sources=sources, scorer=scorer)
-    return Lock(
+    uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
+    found = Lock(
         base_model=pinned[recipe.base_model],
         tasks=tasks,
-        method=_method(recipe),
-        preference=replace(preference, spec_digest=_preference_digest(recipe)),
+        method=locked_method(recipe.method),
+        preference=uniform,
         tensors=_rules(recipe),
         seed=recipe.seed,
+        datasets=pin_datasets(recipe),
     )
+    scorer = tuner.scorer(recipe, found) if tuner else None
+    preference = resolve_preference(with_pinned_data(recipe, found.datasets), sources=sources, scorer=scorer)
+    found = replace(found, preference=replace(preference, spec_digest=_preference_digest(recipe)))
+    if not recipe.method.is_auto:
+        return found
+    if tuner is None:
+        raise EvaluationError(
+            "auto needs models that are merged and scored, which this call does not do",
+            where="method",
+            hint="Use hub_magmax.lock, or name the method and its scaling.",
+        )
+    choice = tuner.choose(recipe, found)
+    return replace(found, method=choice.method, chosen=choice.seen)
 
 
 def plan(recipe: Recipe, locked: Lock | None = None) -> Plan:
@@ -77,7 +120,7 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
     same = {
         "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
         "their order": list(locked.tasks) == list(recipe.task_names),
-        "method": dict(locked.method) == _method(recipe),
+        "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == _preference_digest(recipe),
         "tensors": locked.tensors == _rules(recipe),
         "seed": locked.seed == recipe.seed,
@@ -91,12 +134,31 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         )
 
 
-def _method(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's method with its scaling coefficient and every option filled in."""
-    method = methods.get_method(recipe.method.name)
-    scaling = method.scaling if recipe.method.scaling is None else recipe.method.scaling
-    options = methods.check_options(method, recipe.method.options)
+def locked_method(written: Method) -> dict[str, Any]:
+    """Return a method with its scaling coefficient and every option filled in.
+
+    In place of `auto`, which only a comparison can fill in, stands the default.
+    """
+    method = methods.get_method(Method().name if written.name == AUTO else written.name)
+    scaling = method.scaling if written.scaling in (None, AUTO) else written.scaling
+    options = methods.check_options(method, written.options)
     return {"name": method.name, "scaling": scaling, **options}
+
+
+def _method_fits(recipe: Recipe, locked: Lock) -> bool:
+    """Say whether the locked method is the recipe's, or was chosen by the comparison it asks for."""
+    if not recipe.method.is_auto:
+        return dict(locked.method) == locked_method(recipe.method)
+    free = {"scaling"} if recipe.method.name != AUTO else set(locked.method)
+    fixed = {key: value for key, value in locked_method(recipe.method).items() if key not in free}
+    kept = {key: value for key, value in locked.method.items() if key not in free}
+    return kept == fixed and locked.chosen.get("spec_digest") == comparison_digest(recipe)
+
+
+def comparison_digest(recipe: Recipe) -> str:
+    """Return the digest of what a choice depends on beside the sources."""
+    values = recipe.to_dict()
+    return digest([values.get(key) for key in ("method", "compare", "preference")])
 
 
 def _rules(recipe: Recipe) -> tuple[tuple[str, str], ...]:

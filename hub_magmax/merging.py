@@ -20,18 +20,18 @@ from torch import Tensor
 from hub_magmax.checkpoint import INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
-from hub_magmax.errors import MismatchError, OutputError
+from hub_magmax.errors import OutputError
 from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
 from hub_magmax.io.opening import open_source
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
-from hub_magmax.planning import EXACT_REASON, Plan, Shard, TensorJob
+from hub_magmax.planning import Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report
-from hub_magmax.streaming import StoredChunks, ahead
+from hub_magmax.streaming import StoredChunks, ahead, copied_chunks
 
 #: Files beside the weights that make a model usable, besides *.json.
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -159,7 +159,12 @@ class _Engine:
     def _writes(self, file: ShardFile, shard: Shard, tally: _Tally) -> Iterator[Callable[[], int]]:
         """Compute the shard's data piece by piece, and yield what writes each piece."""
         for job in shard.jobs:
-            for values in self._merged(job, tally) if job.merged else self._copied(job):
+            made = (
+                self._merged(job, tally)
+                if job.merged
+                else copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements)
+            )
+            for values in made:
                 yield partial(file.write, values.contiguous().view(torch.uint8).numpy().data)
 
     def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
@@ -182,27 +187,6 @@ class _Engine:
             chunks.check(float(probe), start, stored, checkpoints, merged)
             tally.count(counts)
             yield merged
-
-    def _copied(self, job: TensorJob) -> Iterator[Tensor]:
-        source = self.sources[job.source]
-        dtype = torch_dtype(job.dtype)
-        for start in range(0, job.num_elements, self.chunk_elements):
-            stop = min(start + self.chunk_elements, job.num_elements)
-            values = source.read(job.name, start, stop)
-            if job.reason == EXACT_REASON:
-                self._check_equal(job, start, values)
-            yield values if values.dtype == dtype else values.to(dtype)
-
-    def _check_equal(self, job: TensorJob, start: int, values: Tensor) -> None:
-        for name in self.plan.lock.tasks:
-            other = self.sources[name].read(job.name, start, start + len(values))
-            if not torch.equal(values, other):
-                raise MismatchError(
-                    f"{job.dtype} values differ from the base model's",
-                    where=f"{self.sources[name].label}, tensor {job.name!r}",
-                    expected="the same counts or positions everywhere, since they cannot be merged",
-                    hint=f"Say which to take: tensors: [{{match: {json.dumps(job.name)}, take: base_model}}]",
-                )
 
 
 class _Tally:

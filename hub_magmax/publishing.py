@@ -155,7 +155,7 @@ def _card_for(folder: Path, repo_id: str) -> str | None:
         load_recipe(folder / RECIPE_NAME),
         read_lock(folder / LOCK_NAME),
         read_report(folder / REPORT_NAME),
-        read_scores(scores_path) if scores_path.is_file() else None,
+        read_scores(scores_path.parent) if scores_path.is_file() else None,
     )
     picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
     if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture):

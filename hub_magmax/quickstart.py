@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.digits import make_family
-from hub_magmax.evaluation import MERGED, ModelPlace, Scores, evaluate, score_table
+from hub_magmax.evaluation import MERGED, Scores, evaluate, score_table
+from hub_magmax.evaluators.loading import ModelPlace
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import lock, plan

@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +33,8 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.evaluators import Columns, Evaluator, get_evaluator, make_evaluator
+from hub_magmax.plugins import check_options
 from hub_magmax.references import HubModel, LocalFolder, parse_reference, relative_path
 
 #: What the recipe of a merged model is called.
@@ -44,8 +46,15 @@ MAX_RECIPE_BYTES = 1_000_000
 #: Levels of lists and mappings; recipes need six.
 _MAX_DEPTH = 30
 
+#: A key path, and what is wrong there.
+KeyPath = tuple[str | int, ...]
+Problem = tuple[KeyPath, str]
+
 #: Problems listed in one message; whoever sees more has made one mistake many times.
 _SHOWN_PROBLEMS = 20
+
+#: What a recipe writes where a comparison shall choose.
+AUTO = "auto"
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
@@ -67,6 +76,18 @@ def _number(value: Any) -> Any:
     return value  # YAML 1.1 reads 1e-5 as text; pydantic turns it into a number
 
 
+def _scaling(value: Any) -> float | str:
+    if value == AUTO:
+        return AUTO
+    try:
+        number = float(_number(value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("should be a finite number, or auto")
+    return number
+
+
 def _relative(value: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
     return relative_path(value, folder) if folder else value
@@ -75,6 +96,11 @@ def _relative(value: str, info: ValidationInfo) -> str:
 #: A path, or a name on the Hub; absolute paths are stored relative to the recipe's folder.
 Place = Annotated[str, Field(min_length=1), AfterValidator(_relative)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Scaling = Annotated[
+    float | str,
+    BeforeValidator(_scaling),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"const": AUTO}]}),
+]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -92,14 +118,13 @@ class Task(Spec):
     model: Place
 
 
-class Method(Spec):
-    """A registered method, its scaling coefficient λ (None: the method's default) and its options."""
+class Named(Spec):
+    """Something registered under a name, and its options; a bare name has none."""
 
-    # Options depend on the method: they are checked against its signature, not by this class.
+    # Options depend on the name: they are checked against what is registered, not by this class.
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = "tunable_magmax"
-    scaling: Number | None = None
+    name: str
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +136,27 @@ class Method(Spec):
         return dict(self.model_extra or {})
 
 
+class Method(Named):
+    """A registered method, its scaling coefficient λ and its options.
+
+    Without `scaling` the method's default counts. The name `auto`, or the scaling `auto`, leaves the
+    choice to a comparison on labelled examples of the target.
+    """
+
+    name: str = "tunable_magmax"
+    scaling: Scaling | None = None
+
+    @property
+    def is_auto(self) -> bool:
+        return AUTO in (self.name, self.scaling)
+
+
+class EvaluatorChoice(Named):
+    """A registered evaluator and its options."""
+
+    name: str = "image-classification"
+
+
 class Data(Spec):
     """Examples as `datasets` names them: a Hub id, or a local folder or file, and a split."""
 
@@ -120,6 +166,10 @@ class Data(Spec):
     revision: str | None = None
     input_column: str | None = None
     label_column: str = "label"
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.input_column, self.label_column)
 
 
 class Schedule(Spec):
@@ -240,6 +290,15 @@ class Cosine(Comparison):
     temperature: Positive = 0.02
 
 
+class Search(Estimate):
+    """Look for the weights whose merged model does best on the labelled target sample.
+
+    `budget` is how many weights are tried, each of them a merge in memory and an evaluation.
+    """
+
+    budget: Annotated[int, Field(ge=2)] = 60
+
+
 class Preference(Spec):
     """How much each task matters: exactly one kind."""
 
@@ -251,6 +310,7 @@ class Preference(Spec):
     transport: Transport | None = None
     mmd: Mmd | None = None
     cosine: Cosine | None = None
+    search: Search | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -282,16 +342,46 @@ class TensorRule(Spec):
         return fnmatchcase(tensor, self.match)
 
 
+#: Every built-in method as it is, and both ways to select.
+_TRIED = (
+    *(Method(name=name) for name in methods.registry.BUILT_IN),
+    Method.model_validate({"name": "tunable_magmax", "selection": "top-n"}),
+)
+
+
+class Compare(Spec):
+    """What a comparison tries, what it chooses by, and what it reports on.
+
+    `tune` is a labelled sample of the target, by default the one that the preference is estimated from;
+    `report` is other examples of the target, which no choice has seen. Every method is tried with every
+    scaling coefficient, under the recipe's preference, a uniform one, and those of `preferences`.
+    """
+
+    tune: Data | None = None
+    report: Data | None = None
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = _TRIED
+    scaling: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+    preferences: dict[TaskName, Preference] = {}
+
+
 class Evaluation(Spec):
     """Per task, the examples that the card reports on."""
 
-    evaluator: Literal["image-classification", "text-classification"] = "image-classification"
+    evaluator: EvaluatorChoice = EvaluatorChoice()
     tasks: dict[TaskName, Data]
     batch_size: Annotated[int, Field(ge=1)] = 64
 
     @property
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
+
+    @property
+    def brings_data(self) -> bool:
+        """Whether the evaluator has examples of its own, and `dataset` is the name it knows them by."""
+        return bool(getattr(self.make_evaluator(), "brings_data", False))
+
+    def make_evaluator(self) -> Evaluator:
+        return make_evaluator(self.evaluator.name, self.evaluator.options)
 
 
 class Output(Spec):
@@ -319,6 +409,7 @@ class Recipe(Spec):
     preference: Preference | None = None
     tensors: tuple[TensorRule, ...] = ()
     evaluation: Evaluation | None = None
+    compare: Compare | None = None
     output: Output = Output()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -339,6 +430,13 @@ class Recipe(Spec):
     @property
     def digest(self) -> str:
         return digest(self.to_dict())
+
+    @property
+    def tuning_data(self) -> Data | None:
+        """The labelled sample of the target by which a comparison chooses."""
+        if self.compare is not None and self.compare.tune is not None:
+            return self.compare.tune
+        return self.preference.spec.target if self.preference and self.preference.is_estimated else None
 
     def reference(self, written: str) -> LocalFolder | HubModel:
         return parse_reference(written, self.folder)
@@ -384,7 +482,7 @@ def parse_recipe(
     *,
     folder: Path | None = None,
     where: str = "recipe",
-    lines: Mapping[tuple[str | int, ...], int] | None = None,
+    lines: Mapping[KeyPath, int] | None = None,
 ) -> Recipe:
     """Check plain values and return the recipe they describe.
 
@@ -399,7 +497,7 @@ def parse_recipe(
     """
     if not isinstance(values, dict):
         raise RecipeError("not a mapping of keys to values", where=where, expected="base_model:, tasks:, ...")
-    problems: list[tuple[tuple[str | int, ...], str]] = []
+    problems: list[Problem] = []
     recipe = None
     folder = (folder or Path()).absolute()
     try:
@@ -407,7 +505,7 @@ def parse_recipe(
     except ValidationError as error:
         problems += _explain(error, Recipe)
         recipe = _without_unknown_keys(values, error)
-    problems += _method_problems(values.get("method", {}))
+    problems += _option_problems(values)
     if recipe is not None:
         recipe._folder = folder
         problems += _name_problems(recipe)
@@ -432,10 +530,8 @@ def _without_unknown_keys(values: dict[str, Any], error: ValidationError) -> Rec
         return None
 
 
-def _all_problems(
-    problems: list[tuple[tuple[str | int, ...], str]], where: str, lines: Mapping[tuple[str | int, ...], int]
-) -> RecipeError:
-    def place(path: tuple[str | int, ...]) -> str:
+def _all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, int]) -> RecipeError:
+    def place(path: KeyPath) -> str:
         key = ".".join(_shorten(str(part)).strip("'") for part in path) or "(top level)"
         known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
         return f"line {known}, {key}" if known else key
@@ -448,9 +544,7 @@ def _all_problems(
     return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)
 
 
-def _explain(
-    error: ValidationError, model: type[BaseModel], prefix: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _explain(error: ValidationError, model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[Problem]:
     for entry in error.errors():
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
@@ -465,7 +559,7 @@ def _explain(
             yield prefix + path, f"{_shorten(entry['input'])} {text}" if text.startswith("should") else text
 
 
-def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Return the keys allowed at `path`, following fields to the models they hold."""
     for part in path:
         inner = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
@@ -486,25 +580,44 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _method_problems(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _option_problems(values: dict[str, Any]) -> Iterator[Problem]:
+    """Return what is wrong with the names and options of methods and the evaluator."""
+    method = values.get("method", {})
+    if method != AUTO and not (isinstance(method, dict) and method.get("name") == AUTO):
+        yield from _named_problems(method, ("method",), Method, methods.get_method)
+    evaluation, compare = (values.get(key) for key in ("evaluation", "compare"))
+    if isinstance(evaluation, dict):
+        found = evaluation.get("evaluator", {})
+        yield from _named_problems(found, ("evaluation", "evaluator"), EvaluatorChoice, get_evaluator)
+    if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
+        for index, tried in enumerate(compare["methods"]):
+            yield from _named_problems(tried, ("compare", "methods", index), Method, methods.get_method)
+
+
+def _named_problems(
+    value: Any,
+    prefix: KeyPath,
+    model: type[Named],
+    get: Callable[[str], Any],
+) -> Iterator[Problem]:
     values = {"name": value} if isinstance(value, str) else value
     if not isinstance(values, dict) or not isinstance(values.get("name", ""), str):
         return  # already reported by the schema
     try:
-        method = methods.get_method(values.get("name", Method().name))
-        methods.check_options(method, {k: v for k, v in values.items() if k not in ("name", "scaling")})
+        entry = get(values.get("name", model.model_fields["name"].default))
+        check_options(entry, {k: v for k, v in values.items() if k not in model.model_fields})
     except RecipeError as error:
-        yield ("method", "name"), str(error).rstrip(".")
+        yield (*prefix, "name"), str(error).rstrip(".")
     except ValidationError as error:
-        options = ["name", "scaling", *method.options]
-        for path, text in _explain(error, Method, ("method",)):
+        options = [*model.model_fields, *entry.options]
+        for path, text in _explain(error, model, prefix):
             nearest = difflib.get_close_matches(str(path[-1]), options, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(options)}"
             unknown = text.startswith("unknown key")
-            yield path, f"{method.name} has no option {_shorten(path[-1])}; {hint}" if unknown else text
+            yield path, f"{entry.name} has no option {_shorten(path[-1])}; {hint}" if unknown else text
 
 
-def _name_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _name_problems(recipe: Recipe) -> Iterator[Problem]:
     names = recipe.task_names
     for index, name in enumerate(names):
         if name in names[:index] or name == "base_model":
@@ -514,7 +627,7 @@ def _name_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]
                 if name != "base_model"
                 else ("'base_model' is taken; choose another name"),
             )
-    references: dict[tuple[str | int, ...], str] = {("base_model",): recipe.base_model}
+    references: dict[KeyPath, str] = {("base_model",): recipe.base_model}
     references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
     for path, written in references.items():
         try:
@@ -527,16 +640,30 @@ def _name_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"the tasks are {', '.join(names)}"
             yield path, f"there is no task {_shorten(name)}; {hint}"
     yield from _weight_problems(recipe)
+    yield from _comparison_problems(recipe)
 
 
-def _used_names(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    preference = recipe.preference
-    if preference and preference.weights is not None:
-        yield from ((("preference", "weights", name), name) for name in preference.weights)
-    if preference and preference.is_estimated:
+def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
+    """Yield every preference in the recipe with its key path."""
+    if recipe.preference is not None:
+        yield ("preference",), recipe.preference
+    if recipe.compare is not None:
+        for name, preference in recipe.compare.preferences.items():
+            yield ("compare", "preferences", name), preference
+
+
+def _names_in(preference: Preference, path: KeyPath) -> Iterator[Problem]:
+    if preference.weights is not None:
+        yield from (((*path, "weights", name), name) for name in preference.weights)
+    elif preference.is_estimated:
         for key in ("classes", "train", "towards"):
             names = getattr(preference.spec, key, None) or ()
-            yield from ((("preference", preference.kind, key, name), name) for name in names)
+            yield from (((*path, preference.kind, key, name), name) for name in names)
+
+
+def _used_names(recipe: Recipe) -> Iterator[Problem]:
+    for path, preference in _preferences(recipe):
+        yield from _names_in(preference, path)
     if recipe.evaluation:
         yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
     if recipe.output.files_from != "base_model":
@@ -546,29 +673,43 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("tensors", index, "take"), rule.take
 
 
-def _weight_problems(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    preference = recipe.preference
-    if preference is None:
-        return
-    written: dict[tuple[str | int, ...], Mapping[str, float] | None]
-    written = {("preference", "weights"): preference.weights}
-    if preference.is_estimated:
-        written["preference", preference.kind, "towards"] = preference.spec.towards
-    for path, weights in written.items():
-        total = math.fsum(weights.values()) if weights is not None else 1.0
-        if weights is not None and abs(total - 1) > 1e-6:
-            shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items() if total)
-            hint = f"; in the same proportions: {{{shares}}}" if shares else ""
-            yield path, f"the weights sum to {total:.6g}, expected 1{hint}"
-    if isinstance(preference.spec, Comparison):
-        missing = [name for name in recipe.task_names if name not in preference.spec.train]
-        if missing:
-            yield ("preference", preference.kind, "train"), f"there is no data for {', '.join(missing)}"
+def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
+    for prefix, preference in _preferences(recipe):
+        written: dict[KeyPath, Mapping[str, float] | None] = {(*prefix, "weights"): preference.weights}
+        if preference.is_estimated:
+            written[*prefix, preference.kind, "towards"] = preference.spec.towards
+        for path, weights in written.items():
+            if weights is not None and abs(math.fsum(weights.values()) - 1) > 1e-6:
+                yield path, _wrong_sum(weights)
+        if isinstance(preference.spec, Comparison):
+            missing = [name for name in recipe.task_names if name not in preference.spec.train]
+            if missing:
+                yield (*prefix, preference.kind, "train"), f"there is no data for {', '.join(missing)}"
 
 
-def _read_yaml(text: str, where: str) -> tuple[Any, dict[tuple[str | int, ...], int]]:
+def _wrong_sum(weights: Mapping[str, float]) -> str:
+    total = math.fsum(weights.values())
+    shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items() if total)
+    hint = f"; in the same proportions: {{{shares}}}" if shares else ""
+    return f"the weights sum to {total:.6g}, expected 1{hint}"
+
+
+def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Return what keeps a comparison from choosing, where the recipe leaves a choice to one."""
+    if recipe.method.is_auto and recipe.tuning_data is None:
+        key = "name" if recipe.method.name == AUTO else "scaling"
+        yield ("method", key), "there is no labelled sample of the target to choose by: compare: {tune: ...}"
+    searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
+    if searched and recipe.method.name == AUTO:
+        yield searched[0], "a search needs a method; name one in place of auto"
+    for index, method in enumerate(recipe.compare.methods if recipe.compare else ()):
+        if method.is_auto:
+            yield ("compare", "methods", index), "auto is no method to try"
+
+
+def _read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """Return the values in `text` and the line on which each key path starts."""
-    lines: dict[tuple[str | int, ...], int] = {}
+    lines: dict[KeyPath, int] = {}
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -606,9 +747,7 @@ def _read_yaml(text: str, where: str) -> tuple[Any, dict[tuple[str | int, ...], 
         ) from error
 
 
-def _note_lines(
-    node: yaml.Node | None, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], where: str
-) -> None:
+def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
     if isinstance(node, yaml.ScalarNode):
         _check_characters(node, where)
     elif isinstance(node, yaml.MappingNode):

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
+from hub_magmax import locking
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
-from hub_magmax.data import without_bars
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation import (
-    EVALUATORS,
-    SCORES_NAME,
-    ModelPlace,
     Scores,
     evaluate,
     load_evaluation_data,
     read_scores,
+    write_scores,
 )
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.lockfile import Lock
-from hub_magmax.locking import lock, plan
+from hub_magmax.locking import plan
 from hub_magmax.planning import Plan
-from hub_magmax.preference.samples import Scorer
 from hub_magmax.publishing import Published, prepare_repository, push
-from hub_magmax.recipe import Data, Evaluation, Recipe
+from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
+from hub_magmax.tuning import MemoryTuner
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
@@ -60,7 +52,7 @@ def run(
     """Carry out a recipe from its sources to the published model.
 
     Called again after an interruption it goes on where it stopped; what is finished is not
-    done again. Under `accelerate launch` all processes merge, and the first one does the rest.
+    done again. Under `accelerate launch` all processes merge and score, and the first one does the rest.
 
     Args:
         recipe: What to do.
@@ -70,12 +62,12 @@ def run(
         processes: Which of how many processes this is; found from the launcher by default.
     """
     processes = processes or find_processes()
-    locked = locked or processes.first_decides(lambda: lock_with_holdout(recipe))
+    locked = locked or processes.first_decides(lambda: lock(recipe, report=report))
     planned = plan(recipe, locked)
     if processes.is_first and recipe.output.push_to_hub:
         prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
     if processes.is_first:
-        load_evaluation_data(recipe)
+        load_evaluation_data(recipe, locked)
     output = recipe.output_path
     from hub_magmax.merging import finished, merge  # loads torch
 
@@ -83,9 +75,9 @@ def run(
         report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
     with progress(planned.bytes_out) as advance:
         merged = merge(planned, output, progress=advance, processes=processes)
+    scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
     if not processes.is_first:
-        return Run(planned, merged, output)
-    scores = _scores(recipe, locked, output, report) if recipe.evaluation else None
+        return Run(planned, merged, output, scores)
     write_card(recipe, locked, merged, scores, output)
     published = None
     if recipe.output.push_to_hub:
@@ -94,43 +86,38 @@ def run(
     return Run(planned, merged, output, scores, published)
 
 
-def lock_with_holdout(recipe: Recipe) -> Lock:
-    """Return the recipe's lock; where its preference asks for a hold-out, that is merged and scored."""
-    return lock(recipe, scorer=holdout_scorer(recipe))
+def lock(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None) -> Lock:
+    """Return what `recipe` stands for now: commits, hashes, weights, method.
 
+    Reads headers alone, unless a preference is estimated, held-out examples check it, or `auto` leaves
+    a choice to a comparison; models are then run, and merged in memory.
 
-def holdout_scorer(recipe: Recipe) -> Scorer:
-    """Return what merges `recipe` with any weights and scores the result on held-out examples.
+    Args:
+        recipe: What to pin.
+        report: Called with a line of text at each long step.
 
-    Every score is a merge into a temporary folder and an evaluation with the recipe's evaluator.
+    Raises:
+        SourceError: If a checkpoint cannot be reached.
+        CheckpointError: If a checkpoint is malformed.
+        RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-
-    def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[float]]:
-        spec = recipe.evaluation or Evaluation(tasks={})
-        evaluator = EVALUATORS[spec.evaluator]
-
-        def score(weights: Mapping[str, float]) -> Sequence[float]:
-            from hub_magmax.merging import merge  # loads torch
-
-            variant = recipe.updated(preference={"weights": dict(weights)})
-            with TemporaryDirectory(prefix="hub_magmax_holdout_") as folder:
-                merge(plan(variant, lock(variant)), Path(folder) / "model", processes=Processes())
-                with without_bars():
-                    model = evaluator.load(ModelPlace(str(Path(folder) / "model")))
-                return evaluator.outcomes(model, examples, data, spec.batch_size)
-
-        return score
-
-    return on_examples
+    return locking.lock(recipe, tuner=MemoryTuner(report))
 
 
-def _scores(recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None]) -> Scores:
-    path = output / SCORES_NAME
+def _scores(
+    recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None], processes: Processes
+) -> Scores:
+    stored = processes.first_decides(lambda: _stored_scores(recipe, output))
+    return stored or evaluate(recipe, locked, output, processes=processes, report=report)
+
+
+def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
+    """Return the scores of an earlier run of the same evaluation, if they are there."""
     with suppress(EvaluationError):
-        stored = read_scores(path)
+        stored = read_scores(output)
         if recipe.evaluation and stored.evaluation_digest == recipe.evaluation.digest:
             return stored
-    return evaluate(recipe, locked, output, report=report)
+    return None
 
 
 def write_card(
@@ -139,7 +126,7 @@ def write_card(
     """Write the card into the output folder, and the scores with their picture where there are any."""
     picture = None
     if scores is not None:
-        write_text(output / SCORES_NAME, scores.to_json())
+        write_scores(scores, output)
         from hub_magmax.figures import draw_tradeoff
 
         draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hub_magmax import kernels
-from hub_magmax.errors import NonFiniteError
-from hub_magmax.io.source import TensorSource, tensor_place
+from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
+from hub_magmax.planning import EXACT_REASON, TensorJob
 
 T = TypeVar("T")
 
@@ -94,6 +95,34 @@ class StoredChunks:
                 where=f"tensor {self.name!r}",
                 expected=f"numbers that {str(merged.dtype).removeprefix('torch.')} can hold",
                 hint="Lower method.scaling, choose a wider output.dtype, or look at the method.",
+            )
+
+
+def copied_chunks(
+    job: TensorJob, sources: Mapping[str, TensorSource], tasks: tuple[str, ...], chunk_elements: int
+) -> Iterator[Tensor]:
+    """Yield the values of a tensor that is copied, in the output's dtype.
+
+    Raises:
+        MismatchError: If values that cannot be merged differ between the checkpoints.
+    """
+    dtype = torch_dtype(job.dtype)
+    for start in range(0, job.num_elements, chunk_elements):
+        stop = min(start + chunk_elements, job.num_elements)
+        values = sources[job.source].read(job.name, start, stop)
+        if job.reason == EXACT_REASON:
+            _check_equal(job, start, values, [sources[task] for task in tasks])
+        yield values if values.dtype == dtype else values.to(dtype)
+
+
+def _check_equal(job: TensorJob, start: int, values: Tensor, others: Sequence[TensorSource]) -> None:
+    for source in others:
+        if not torch.equal(values, source.read(job.name, start, start + len(values))):
+            raise MismatchError(
+                f"{job.dtype} values differ from the base model's",
+                where=f"{source.label}, tensor {job.name!r}",
+                expected="the same counts or positions everywhere, since they cannot be merged",
+                hint=f"Say which to take: tensors: [{{match: {json.dumps(job.name)}, take: base_model}}]",
             )
 
 

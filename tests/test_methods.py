@@ -199,7 +199,7 @@ def clipped(task_vectors: Tensor, *, preference: tuple[float, ...], limit: float
 @pytest.fixture
 def plugins(monkeypatch):
     points = {n: EntryPoint(n, f"{__name__}:{n}", registry.ENTRY_POINT_GROUP) for n in ("median", "clipped")}
-    monkeypatch.setattr(registry, "_plugins", lambda: points)
+    monkeypatch.setitem(vars(registry.METHODS), "plugins", points)
 
 
 def test_plugin_sees_whole_tensors_and_its_options_are_checked(plugins):
@@ -236,15 +236,15 @@ def test_annotations_kept_as_text_are_understood():
 
 def test_plugin_that_cannot_be_imported_is_one_sentence(monkeypatch):
     point = EntryPoint("gone", "no_such_package:gone", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "_plugins", lambda: {"gone": point})
+    monkeypatch.setitem(vars(registry.METHODS), "plugins", {"gone": point})
     with pytest.raises(RecipeError, match="cannot be imported"):
         methods.get_method("gone")
 
 
 def test_entry_point_that_is_no_method_is_refused(monkeypatch):
     point = EntryPoint("preferences", f"{__name__}:preferences", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "_plugins", lambda: {"preferences": point})
-    with pytest.raises(RecipeError, match="is not a method of that name"):
+    monkeypatch.setitem(vars(registry.METHODS), "plugins", {"preferences": point})
+    with pytest.raises(RecipeError, match="is not a merge method of that name"):
         methods.get_method("preferences")
 
 

@@ -20,9 +20,11 @@ from transformers import (
 
 from hub_magmax.data import fingerprint
 from hub_magmax.errors import EvaluationError, RecipeError
+from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluators.loading import ModelPlace
 from hub_magmax.lockfile import LockedSource
 from hub_magmax.preference import resolve_preference
-from hub_magmax.preference.features import Checkpoint, FeatureModel, features, find_head, load_feature_model
+from hub_magmax.preference.features import FeatureModel, features, find_head, load_feature_model
 from hub_magmax.recipe import Preference, parse_recipe
 from tests.families import recipe_values
 
@@ -128,7 +130,7 @@ def test_labels_are_needed_only_for_a_holdout(folder):
 
 def test_a_comparison_that_loses_on_the_holdout_gives_way(folder):
     def scorer(examples, data):
-        return lambda weights: [float(weights["dark"] <= 0.5)] * len(examples)
+        return lambda weights: [Outcome(float(weights["dark"] <= 0.5))] * len(examples)
 
     found = resolve_preference(comparison_recipe(folder, {"mmd": {"holdout": 0.2}}), scorer=scorer)
     assert dict(found.weights) == {"dark": 0.5, "light": 0.5}
@@ -163,7 +165,7 @@ def test_samples_that_are_too_small_are_refused(folder, part):
 
 
 def test_features_are_what_the_classifier_reads(folder):
-    model = load_feature_model(Checkpoint(str(folder / "dark")), images=True)
+    model = load_feature_model(ModelPlace(str(folder / "dark")), images=True)
     pictures = images(100, 70, 5)  # more than one batch
     examples = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
     found = features(model, examples, "image")
@@ -223,7 +225,7 @@ def test_a_text_model_is_loaded_with_its_tokenizer(tmp_path):
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"])
     )
     BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    model = load_feature_model(Checkpoint(str(tmp_path)), images=False)
+    model = load_feature_model(ModelPlace(str(tmp_path)), images=False)
     found = features(model, Dataset.from_dict({"text": ["good", "bad good", "good"]}), "text")
     assert found.shape == (3, 16)
     assert found[0] == pytest.approx(found[2], abs=1e-6)
@@ -238,8 +240,8 @@ def test_a_model_without_a_linear_head_is_refused(folder):
 
 def test_a_folder_that_is_no_classification_model_is_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(EvaluationError, match="cannot be loaded to compare features"):
-        load_feature_model(Checkpoint(str(tmp_path)), images=True)
+    with pytest.raises(EvaluationError, match="cannot be loaded for comparing features"):
+        load_feature_model(ModelPlace(str(tmp_path)), images=True)
 
 
 def test_features_of_pinned_checkpoints_come_from_the_pinned_commit(folder, monkeypatch):
@@ -247,7 +249,7 @@ def test_features_of_pinned_checkpoints_come_from_the_pinned_commit(folder, monk
 
     def remember(place, *, images):
         places.append(place)
-        return load_feature_model(Checkpoint(str(folder / "base")), images=images)
+        return load_feature_model(ModelPlace(str(folder / "base")), images=images)
 
     monkeypatch.setattr("hub_magmax.preference.comparison.load_feature_model", remember)
     models = [{"name": task, "model": f"me/{task}@main"} for task in TASKS]
@@ -256,8 +258,8 @@ def test_features_of_pinned_checkpoints_come_from_the_pinned_commit(folder, monk
     resolve_preference(recipe, sources=pinned)
     resolve_preference(recipe)
     assert places == [
-        *(Checkpoint(f"me/{task}", "c" * 40) for task in TASKS),
-        *(Checkpoint(f"me/{task}", "main") for task in TASKS),
+        *(ModelPlace(f"me/{task}", "c" * 40) for task in TASKS),
+        *(ModelPlace(f"me/{task}", "main") for task in TASKS),
     ]
 
 

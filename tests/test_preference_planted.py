@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from hub_magmax.digits import Settings, Training, make_family
+from hub_magmax.evaluators.loading import ModelPlace
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
-from hub_magmax.preference.features import Checkpoint, features, load_feature_model
+from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.mixture import Space
 from hub_magmax.recipe import Transport, parse_recipe
 
@@ -35,7 +36,7 @@ def seen(family):
     from hub_magmax.data import load_examples
     from hub_magmax.recipe import Data
 
-    model = load_feature_model(Checkpoint(str(family.base_model)), images=True)
+    model = load_feature_model(ModelPlace(str(family.base_model)), images=True)
     return {
         (split, task): features(
             model, load_examples(Data(dataset=str(family.data / task), split=split), family.folder), "image"

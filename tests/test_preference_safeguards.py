@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluators import Outcome
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.safeguards import (
@@ -138,7 +139,7 @@ def test_labels_find_a_planted_mixture_within_five_hundredths(tmp_path):
 
 def scores(by_first):
     """Return a scorer that gives outcomes by the weight of task a."""
-    return lambda weights: by_first[round(weights["a"], 3)]
+    return lambda weights: [Outcome(float(value)) for value in by_first[round(weights["a"], 3)]]
 
 
 def test_the_holdout_check_compares_example_by_example():
@@ -153,7 +154,7 @@ def test_an_equal_score_keeps_the_estimate():
     outcomes = {0.8: [1, 0, 1, 0, 0.1, 0.2], 0.5: [0.2, 0.1, 0, 1, 0, 1]}
     check = check_holdout({"a": 0.8}, {"a": 0.5}, scores(outcomes))
     assert check.difference == pytest.approx(0)
-    assert not check_holdout({"a": 0.8}, {"a": 0.5}, lambda weights: [1.0] * 7).estimate_loses
+    assert not check_holdout({"a": 0.8}, {"a": 0.5}, lambda weights: [Outcome(1.0)] * 7).estimate_loses
 
 
 def test_outcomes_of_different_examples_are_refused():
@@ -167,7 +168,7 @@ def held_out(folder, *, estimate_wins, **holdout):
     def scorer(examples, data):
         seen.append((list(examples["label"]), data.dataset))
         wins = (lambda a: a > 0.5) if estimate_wins else (lambda a: a <= 0.5)
-        return lambda weights: [float(wins(weights["a"]))] * len(examples)
+        return lambda weights: [Outcome(float(wins(weights["a"])))] * len(examples)
 
     labels = [0] * 32 + [2] * 8
     recipe = labels_recipe(folder, labels, holdout={"share": 0.25} | holdout)

@@ -16,6 +16,7 @@ import yaml
 
 import hub_magmax as hm
 from hub_magmax.cli import main
+from hub_magmax.evaluators import evaluator_names, get_evaluator
 from hub_magmax.recipe import Recipe, json_schema, parse_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -173,8 +174,8 @@ def test_plugin_of_the_docs_merges(plugin, family):
 
 
 def described_keys(heading: str) -> set[str]:
-    """Return the first cells of the tables below a heading of docs/recipes.md."""
-    text = DOCS["recipes.md"].read_text(encoding="utf-8")
+    """Return the first cells of the tables below a heading of the pages about recipes."""
+    text = "\n".join(DOCS[name].read_text(encoding="utf-8") for name in ("recipes.md", "evaluation.md"))
     section = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.M | re.S)[1]
     cells = re.findall(r"^\| (`[a-z_`, ]+`) \|", section, re.M)
     return {key for cell in cells for key in re.findall("[a-z_]+", cell)}
@@ -190,6 +191,7 @@ def described_keys(heading: str) -> set[str]:
         ("Data", "Data"),
         ("`tensors`", "TensorRule"),
         ("`evaluation`", "Evaluation"),
+        ("`compare`", "Compare"),
         ("`output`", "Output"),
     ],
 )
@@ -200,8 +202,16 @@ def test_every_key_of_a_recipe_is_described(heading, model):
 
 
 def test_every_key_of_an_estimate_is_described():
-    kinds = [json_schema()["$defs"][kind]["properties"] for kind in ("Labels", "Transport", "Mmd", "Cosine")]
-    assert described_keys("Estimates") == set().union(*kinds)
+    kinds = ("Labels", "Transport", "Mmd", "Cosine", "Search")
+    properties = [json_schema()["$defs"][kind]["properties"] for kind in kinds]
+    assert described_keys("Estimates") == set().union(*properties)
+
+
+def test_every_evaluator_is_described_with_its_options():
+    text = DOCS["evaluation.md"].read_text(encoding="utf-8")
+    for name in evaluator_names():
+        row = re.search(rf"^\| `{name}` \|.*\| (.*) \|$", text, re.M)
+        assert re.findall("`([a-z_]+)`", row[1]) == list(get_evaluator(name).options)
 
 
 def test_methods_are_all_described_with_their_defaults():

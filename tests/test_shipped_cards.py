@@ -21,7 +21,7 @@ NAMES = recipe_names()
 def stored(name):
     folder = CARDS / name
     recipe, locked = load_recipe(folder / "recipe.yaml"), read_lock(folder / "recipe.lock.json")
-    return recipe, locked, read_report(folder / "merge_report.json"), read_scores(folder / "scores.json")
+    return recipe, locked, read_report(folder / "merge_report.json"), read_scores(folder)
 
 
 def test_every_recipe_has_a_card_and_every_card_a_recipe():

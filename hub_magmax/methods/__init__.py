@@ -3,10 +3,10 @@
 from hub_magmax.methods.registry import (
     MergeMethod,
     TensorRule,
-    check_options,
     get_method,
     merge_method,
     method_names,
 )
+from hub_magmax.plugins import check_options
 
 __all__ = ["MergeMethod", "TensorRule", "check_options", "get_method", "merge_method", "method_names"]

@@ -6,17 +6,14 @@ only inside their functions, so that a recipe is checked without paying for it.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.plugins import Options, Registry, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +94,7 @@ class MergeMethod:
     scaling: float
     form: Form
     function: Callable[..., Any]
-    options: Mapping[str, tuple[Any, Any]] = field(hash=False)
+    options: Options = field(hash=False)
     supplied: tuple[str, ...]
     summary: str
 
@@ -213,17 +210,14 @@ def merge_method(
         raise ValueError(f"{name}: form {form!r} is not one of {', '.join(get_args(Form))}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
             source=source,
             scaling=scaling,
             form=form,
             function=function,
-            options=MappingProxyType(
-                {p.name: _field(function, p) for p in parameters if p.name not in SUPPLIED}
-            ),
-            supplied=tuple(p.name for p in parameters if p.name in SUPPLIED),
+            options=MappingProxyType(options_of(function, without=SUPPLIED)),
+            supplied=tuple(name for name in inspect.signature(function).parameters if name in SUPPLIED),
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )
         return function
@@ -231,21 +225,15 @@ def merge_method(
     return register
 
 
-def _field(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, Any]:
-    default = ... if parameter.default is parameter.empty else parameter.default
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
-        raise ValueError(f"{function.__name__}: option {parameter.name!r} needs an annotation, such as float")
-    if isinstance(
-        annotation, str
-    ):  # the author's own text, kept as text by `from __future__ import annotations`
-        annotation = eval(annotation, function.__globals__)  # noqa: S307
-    return (annotation, default)
+#: Every method there is.
+METHODS: Registry[MergeMethod] = Registry(
+    "merge method", ENTRY_POINT_GROUP, BUILT_IN, MergeMethod, "merge_method"
+)
 
 
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, the built-in ones first, then those of other packages."""
-    return (*BUILT_IN, *sorted(_plugins().keys() - BUILT_IN.keys()))
+    return METHODS.names()
 
 
 def get_method(name: str) -> MergeMethod:
@@ -254,52 +242,4 @@ def get_method(name: str) -> MergeMethod:
     Raises:
         RecipeError: If there is none, with the nearest name.
     """
-    if name in BUILT_IN:
-        module = importlib.import_module(BUILT_IN[name])
-        functions = (value for value in vars(module).values() if hasattr(value, "merge_method"))
-        methods: list[MergeMethod] = [function.merge_method for function in functions]
-        return next(method for method in methods if method.name == name)
-    if name in _plugins():
-        return _load_plugin(name)
-    nearest = difflib.get_close_matches(name, method_names(), n=1)
-    raise RecipeError(
-        f"there is no merge method {name!r}",
-        expected=f"one of {', '.join(method_names())}",
-        hint=f"Did you mean {nearest[0]!r}?" if nearest else "",
-    )
-
-
-@cache
-def _plugins() -> Mapping[str, Any]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def _load_plugin(name: str) -> MergeMethod:
-    try:
-        method = getattr(_plugins()[name].load(), "merge_method", None)
-    except Exception as error:  # whatever importing somebody's package may raise
-        raise RecipeError(
-            f"the plugin with the method {name!r} cannot be imported ({type(error).__name__}: {error})",
-            where=f"entry point in {ENTRY_POINT_GROUP!r}",
-            hint="Repair or uninstall the package that announces it.",
-        ) from error
-    if not isinstance(method, MergeMethod) or method.name != name:
-        raise RecipeError(
-            f"the entry point {name!r} in {ENTRY_POINT_GROUP!r} is not a method of that name",
-            expected="a function decorated with @merge_method",
-        )
-    return method
-
-
-def check_options(method: MergeMethod, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options` with types checked and defaults filled in.
-
-    Raises:
-        pydantic.ValidationError: With one entry per wrong, missing or unknown option.
-    """
-    from pydantic import ConfigDict, create_model
-
-    fields: dict[str, Any] = dict(method.options)
-    model = create_model(method.name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
-    checked: dict[str, Any] = model.model_validate(dict(options)).model_dump()
-    return checked
+    return METHODS.get(name)

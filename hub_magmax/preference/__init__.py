@@ -46,6 +46,10 @@ def resolve_preference(
         from hub_magmax.preference.labels import resolve_labels
 
         return resolve_labels(recipe, scorer=scorer)
+    if preference.kind == "search":
+        from hub_magmax.preference.search import resolve_search
+
+        return resolve_search(recipe, scorer=scorer)
     from hub_magmax.preference.comparison import resolve_comparison
 
     return resolve_comparison(recipe, sources=sources, scorer=scorer)

@@ -16,6 +16,7 @@ from jaxtyping import Float64
 
 from hub_magmax.data import fingerprint, load_examples
 from hub_magmax.digest import digest
+from hub_magmax.evaluators.loading import ModelPlace
 from hub_magmax.lockfile import LockedSource, ResolvedPreference
 from hub_magmax.preference.distance import (
     Features,
@@ -27,7 +28,6 @@ from hub_magmax.preference.distance import (
     weights_from_distances,
 )
 from hub_magmax.preference.features import (
-    Checkpoint,
     features,
     holds_images,
     input_column,
@@ -175,10 +175,10 @@ def _spaces(
     return spaces
 
 
-def _place(recipe: Recipe, name: str, sources: Mapping[str, LockedSource] | None) -> Checkpoint:
+def _place(recipe: Recipe, name: str, sources: Mapping[str, LockedSource] | None) -> ModelPlace:
     written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     reference = recipe.reference(written[name])
     if isinstance(reference, LocalFolder):
-        return Checkpoint(str(reference.path))
+        return ModelPlace(str(reference.path))
     pinned = sources.get(name) if sources else None
-    return Checkpoint(reference.repo_id, pinned.commit if pinned else reference.revision)
+    return ModelPlace(reference.repo_id, pinned.commit if pinned else reference.revision)

@@ -8,15 +8,16 @@ every token (decoders), the mean over the tokens that are not padding is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.data import without_bars
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluators.classification import ImageClassification, TextClassification
+from hub_magmax.evaluators.loading import ModelPlace, load_model
 from hub_magmax.recipe import Data
 
 if TYPE_CHECKING:
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
 #: Examples in one forward pass.
 BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What `from_pretrained` takes: a folder or a repository id, and a commit for the latter."""
-
-    name: str
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class FeatureModel:
 
     network: Any
     head: Any
-    encode: Callable[[list[Any]], Mapping[str, Any]]
+    encode: Callable[[list[Any]], Any]
     name: str
 
 
@@ -87,41 +80,19 @@ def holds_images(examples: Dataset, column: str) -> bool:
     )
 
 
-def load_feature_model(place: Checkpoint, *, images: bool) -> FeatureModel:
+def load_feature_model(place: ModelPlace, *, images: bool) -> FeatureModel:
     """Load a checkpoint of an image or text classification model.
 
     Raises:
         EvaluationError: If it cannot be loaded, or has no linear head.
     """
-    import transformers as hf
+    kind = ImageClassification() if images else TextClassification()
+    model = load_model(place, kind.model_class, kind.processor_class, "comparing features")
 
-    model_loader, input_loader = (
-        (hf.AutoModelForImageClassification, hf.AutoImageProcessor)
-        if images
-        else (hf.AutoModelForSequenceClassification, hf.AutoTokenizer)
-    )
-    safely: dict[str, Any] = {"revision": place.revision, "trust_remote_code": False}
-    try:
-        with without_bars():
-            network = model_loader.from_pretrained(place.name, use_safetensors=True, **safely).eval()
-            prepare = input_loader.from_pretrained(place.name, **safely)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise EvaluationError(
-            f"the model cannot be loaded to compare features ({reason})",
-            where=place.name,
-            hint="Check that config and processor files are there and name a classification model.",
-        ) from error
+    def encode(inputs: list[Any]) -> Any:
+        return kind.encode_inputs(model.processor, inputs).to(model.device)
 
-    def encode(inputs: list[Any]) -> Mapping[str, Any]:
-        encoded: Mapping[str, Any] = (
-            prepare(images=inputs, return_tensors="pt")
-            if images
-            else prepare(inputs, padding=True, truncation=True, return_tensors="pt")
-        )
-        return encoded
-
-    return FeatureModel(network, find_head(network, place.name), encode, place.name)
+    return FeatureModel(model.network, find_head(model.network, place.name), encode, place.name)
 
 
 def find_head(network: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ it is, the others from bootstrap resamples of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluators import Outcome
+from hub_magmax.intervals import PERCENTILES, paired_difference
 from hub_magmax.lockfile import ResolvedPreference
 from hub_magmax.preference.explicit import normalise
 from hub_magmax.recipe import Estimate, Recipe
@@ -24,11 +27,8 @@ MIN_TARGET_EXAMPLES = 5
 
 NUM_RESAMPLES = 200
 
-#: Percentiles of the resamples between which the interval lies.
-_INTERVAL = (2.5, 97.5)
-
-#: Returns one outcome per held-out example for the model merged with these weights by task.
-Score = Callable[[Mapping[str, float]], Sequence[float]]
+#: Returns one outcome per example for the model merged with these weights by task.
+Score = Callable[[Mapping[str, float]], Sequence[Outcome]]
 
 Draws = Float64[np.ndarray, "draws tasks"]
 
@@ -79,7 +79,7 @@ def intervals(draws: Draws) -> list[tuple[float, float]]:
     Where resampling is biased, percentiles can miss the estimate itself; the interval is then widened
     until it holds the first row.
     """
-    low, high = np.percentile(draws[1:], _INTERVAL, axis=0)
+    low, high = np.percentile(draws[1:], PERCENTILES, axis=0)
     low, high = np.minimum(low, draws[0]), np.maximum(high, draws[0])
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
@@ -126,17 +126,15 @@ def check_holdout(
     Raises:
         EvaluationError: If the two runs give different numbers of outcomes, or too few.
     """
-    ours, theirs = (np.asarray(score(weights), dtype=np.float64) for weights in (estimate, prior))
-    if ours.shape != theirs.shape:
+    ours, theirs = ([outcome.score for outcome in score(weights)] for weights in (estimate, prior))
+    if len(ours) != len(theirs):
         raise EvaluationError(
             f"{len(ours)} and {len(theirs)} outcomes cannot be compared", where="preference.holdout"
         )
     check_sample_size(len(ours), "preference.holdout")
-    differences = ours - theirs
-    means = bootstrap_shares(len(differences), seed) @ differences
-    means[0] = differences.mean()
-    ((low, high),) = intervals(means[:, None])
-    return HoldoutCheck(float(ours.mean()), float(theirs.mean()), float(means[0]), low, high, len(ours))
+    found = paired_difference(ours, theirs, seed=seed)
+    estimated, before = math.fsum(ours) / len(ours), math.fsum(theirs) / len(theirs)
+    return HoldoutCheck(estimated, before, found.mean, found.low, found.high, found.num_examples)
 
 
 def conclude(
@@ -190,7 +188,7 @@ def _needed(score: Score | None) -> Score:
         raise EvaluationError(
             "a hold-out needs models that are merged and scored, which this command does not do",
             where="preference.holdout",
-            hint="Leave `holdout` out of the recipe.",
+            hint="Use hub_magmax.lock or the command line, or leave `holdout` out of the recipe.",
         )
     return score
 

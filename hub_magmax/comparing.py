@@ -1,0 +1,235 @@
+"""Which method for my data? Everything is tried on one sample of the target and reported on another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_magmax import locking
+from hub_magmax.data import with_pinned_data
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation import Score, make_score
+from hub_magmax.evaluators import Evaluator
+from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.io.writer import write_text
+from hub_magmax.lockfile import Lock
+from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe import Compare, Recipe
+from hub_magmax.tuning import Arena, Candidate, MemoryTuner, Trial, best, best_by_label, candidates
+
+#: What weights are called that the recipe itself asks for, and equal ones.
+RECIPE, UNIFORM = "recipe", "uniform"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method at its best.
+
+    Attributes:
+        label: The method, with what tells it from its variants.
+        candidate: The scaling coefficient and the preference that did best on the tuning sample.
+        tuned: Mean score on the tuning sample; too high by the choice that was made there.
+        reported: On the other sample.
+        to_winner: What it scores more than the winner there, example by example; None for the winner.
+    """
+
+    label: str
+    candidate: Candidate
+    tuned: float
+    reported: Score
+    to_winner: Difference | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was compared.
+
+    Attributes:
+        metric, is_share: What scores are called, and whether they are shares.
+        num_tuning, num_reporting: Examples in the two samples.
+        base_model: The base model on the reporting sample.
+        methods: Each method at its best, the highest reported score first.
+        winner: Label of the method that did best on the tuning sample.
+        tried: Label, scaling coefficient, preference and mean tuning score of everything tried.
+    """
+
+    metric: str
+    is_share: bool
+    num_tuning: int
+    num_reporting: int
+    base_model: Score
+    methods: tuple[Compared, ...]
+    winner: str
+    tried: tuple[Mapping[str, Any], ...]
+
+    def to_json(self) -> str:
+        values = asdict(self)
+        for score in (values["base_model"], *(method["reported"] for method in values["methods"])):
+            del score["outcomes"]
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    def table(self) -> str:
+        """Return the methods as text, the best first."""
+        width = max(len("base model"), *(len(method.label) for method in self.methods))
+        measured = f"{self.metric}, 95 %"
+        head = f"{'method':<{width}}  scaling  preference  tuned   {measured:<22}  to the winner"
+        lines = [head, *(self._line(method, width) for method in self.methods)]
+        base = self.base_model
+        lines.append(f"{'base model':<{width}}  {'':>7}  {'':<10}  {'':>5}   {_interval(base)}")
+        lines.append(
+            f"{len(self.tried)} ways to merge, chosen by {self.num_tuning} examples, "
+            f"reported on {self.num_reporting} others; the winner is {self.winner}"
+        )
+        return "\n".join(lines)
+
+    def _line(self, method: Compared, width: int) -> str:
+        found = method.to_winner
+        against = "the winner" if found is None else f"{found.mean:+.3f}, p = {found.p_value:.2g}"
+        scaling = f"{method.candidate.method['scaling']:.3g}"
+        return (
+            f"{method.label:<{width}}  {scaling:>7}  {method.candidate.preference:<10}  {method.tuned:.3f}   "
+            f"{_interval(method.reported):<22}  {against}"
+        )
+
+
+def _interval(score: Score) -> str:
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def compare(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None) -> Comparison:
+    """Try methods, scaling coefficients and preferences, and say which did best on other examples.
+
+    Merges in memory and writes nothing. Every method is tuned alike: its scaling coefficient and its
+    preference are those that do best on the tuning sample. The reporting sample decides nothing.
+
+    Args:
+        recipe: Names what to try under `compare`, and the evaluator under `evaluation`.
+        report: Called with a line of text at each step.
+
+    Raises:
+        EvaluationError: If a sample is missing, too small, or cannot be used.
+    """
+    spec = recipe.compare or Compare()
+    if recipe.tuning_data is None or spec.report is None:
+        raise EvaluationError(
+            "a comparison needs one labelled sample of the target to choose by, and another to report on",
+            where="compare",
+            expected="compare: {tune: {dataset: ...}, report: {dataset: ...}}",
+        )
+    report("pinning")
+    lock = locking.lock(_without_auto(recipe), tuner=MemoryTuner(report))
+    weights = _preferences(recipe, spec, lock)
+    tried = candidates(spec, recipe.method, weights)
+    report(f"trying {len(tried)} ways to merge")
+    with Arena(recipe, lock) as arena:
+        trials = list(arena.run(tried, arena.load(recipe.tuning_data, "compare.tune")))
+        winner, finalists = best(trials), best_by_label(trials)
+        report(f"scoring the best of {len(finalists)} methods on other examples")
+        other = arena.load(spec.report, "compare.report")
+        reported = dict(
+            zip(finalists, arena.run([t.candidate for t in finalists.values()], other), strict=True)
+        )
+        nothing = Candidate({"name": "average", "scaling": 0.0}, UNIFORM, weights[UNIFORM])
+        (base,) = arena.run([nothing], other)
+    return _conclude(arena.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+
+
+def _conclude(
+    evaluator: Evaluator,
+    trials: Sequence[Trial],
+    finalists: Mapping[str, Trial],
+    reported: Mapping[str, Trial],
+    winner: Trial,
+    base: Trial,
+    seed: int,
+) -> Comparison:
+    won = winner.candidate.label
+    best_scores = [outcome.score for outcome in reported[won].outcomes]
+    rows = [
+        Compared(
+            label,
+            trial.candidate,
+            finalists[label].value,
+            make_score(label, "report", trial.outcomes, is_share=evaluator.is_share),
+            None
+            if label == won
+            else paired_difference([o.score for o in trial.outcomes], best_scores, seed=seed),
+        )
+        for label, trial in reported.items()
+    ]
+    return Comparison(
+        evaluator.metric,
+        evaluator.is_share,
+        len(winner.outcomes),
+        len(best_scores),
+        make_score("base_model", "report", base.outcomes, is_share=evaluator.is_share),
+        tuple(sorted(rows, key=lambda row: -row.reported.value)),
+        won,
+        tuple(
+            {
+                "label": trial.candidate.label,
+                "scaling": trial.candidate.method["scaling"],
+                "preference": trial.candidate.preference,
+                "value": trial.value,
+                "merit": trial.merit,
+            }
+            for trial in trials
+        ),
+    )
+
+
+def _without_auto(recipe: Recipe) -> Recipe:
+    """Return a recipe whose lock needs no choice: a comparison makes its own."""
+    return recipe.updated(method="average") if recipe.method.is_auto else recipe
+
+
+def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[float, ...]]:
+    """Return the weights to try by name, without what is the same twice."""
+    found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}
+    for name, preference in spec.preferences.items():
+        asked = with_pinned_data(
+            recipe.updated(preference=preference.model_dump(exclude_none=True)), lock.datasets
+        )
+        resolved = resolve_preference(
+            asked, sources=lock.sources, scorer=MemoryTuner().scorer(asked, lock)
+        ).weights
+        found[name] = tuple(resolved[task] for task in lock.tasks)
+    return found
+
+
+def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
+    """Return the recipe with the method, scaling coefficient and preference that won."""
+    won = next(m.candidate for m in comparison.methods if m.label == comparison.winner)
+    changes: dict[str, Any] = {"method": dict(won.method)}
+    if won.preference == UNIFORM:
+        changes["preference"] = None
+    elif won.preference != RECIPE and recipe.compare is not None:
+        changes["preference"] = recipe.compare.preferences[won.preference].model_dump(exclude_none=True)
+    return recipe.updated(**changes)
+
+
+def write_comparison(recipe: Recipe, comparison: Comparison, path: Path) -> tuple[Path, Path, Path]:
+    """Write the report, its picture, and the winning recipe beside the recipe `path`, and return where."""
+    from hub_magmax.figures import draw_comparison
+
+    report, picture, winner = (
+        path.with_name(path.stem + ending)
+        for ending in (".comparison.json", ".comparison.png", ".winner.yaml")
+    )
+    write_text(report, comparison.to_json())
+    draw_comparison(comparison_rows(comparison), comparison.metric, picture, is_share=comparison.is_share)
+    write_text(winner, winning_recipe(recipe, comparison).to_yaml())
+    return report, picture, winner
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[str, Score, bool]]:
+    """Return what the picture shows, from the top: a label, a score, and whether it won."""
+    rows = []
+    for method in comparison.methods:
+        scaling = f"λ {method.candidate.method['scaling']:.3g}"
+        label = f"{method.label}, {scaling}, {method.candidate.preference}"
+        rows.append((label, method.reported, method.label == comparison.winner))
+    return [*rows, ("base model", comparison.base_model, False)]

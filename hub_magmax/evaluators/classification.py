@@ -1,0 +1,89 @@
+"""Models with one output per class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hub_magmax.evaluators.examples import batches_of, class_lookup, label_names
+from hub_magmax.evaluators.registry import Columns, Outcome, evaluator
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+    from hub_magmax.evaluators.loading import LoadedModel
+
+
+class _Classification:
+    """Inputs to one label each: the class with the largest output, equal ones to the first."""
+
+    metric: ClassVar[str] = "accuracy"
+    is_share: ClassVar[bool] = True
+    input_column: ClassVar[str]
+
+    def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
+        raise NotImplementedError
+
+    def encode(
+        self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
+    ) -> Iterator[tuple[Any, list[int]]]:
+        to_class = _classes(model.network.config, label_names(examples, columns.label))
+        wanted = (columns.input or self.input_column, columns.label)
+        for inputs, labels in batches_of(examples, wanted, batch_size):
+            yield self.encode_inputs(model.processor, inputs), [to_class(label) for label in labels]
+
+    def outcomes(self, model: LoadedModel, batches: Iterable[tuple[Any, list[int]]]) -> list[Outcome]:
+        import torch
+
+        with torch.inference_mode():
+            return [
+                outcome
+                for encoded, classes in batches
+                for outcome in class_outcomes(model.network(**encoded.to(model.device)).logits, classes)
+            ]
+
+
+def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
+    """Return whether each row's largest logit is that of its class, and the class's probability."""
+    predicted = logits.argmax(-1).tolist()
+    shares = logits.double().softmax(-1)
+    return [
+        Outcome(float(guess == wanted), float(row[wanted]))
+        for guess, wanted, row in zip(predicted, classes, shares, strict=True)
+    ]
+
+
+def _classes(config: Any, names: list[str] | None) -> Callable[[Any], int]:
+    classes = {str(name): int(number) for name, number in config.label2id.items()}
+    # What transformers writes where nobody named the classes: then only the numbers mean anything.
+    return class_lookup(classes, names, named=not all(name.startswith("LABEL_") for name in classes))
+
+
+@evaluator("image-classification")
+@dataclass(frozen=True)
+class ImageClassification(_Classification):
+    """Images to one of the classes of the model's head."""
+
+    pipeline_tag: ClassVar[str] = "image-classification"
+    model_class: ClassVar[str] = "AutoModelForImageClassification"
+    processor_class: ClassVar[str] = "AutoImageProcessor"
+    input_column: ClassVar[str] = "image"
+
+    def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
+        return processor(images=inputs, return_tensors="pt")
+
+
+@evaluator("text-classification")
+@dataclass(frozen=True)
+class TextClassification(_Classification):
+    """Texts to one of the classes of the model's head."""
+
+    pipeline_tag: ClassVar[str] = "text-classification"
+    model_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    input_column: ClassVar[str] = "text"
+
+    def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
+        return processor(inputs, padding=True, truncation=True, return_tensors="pt")

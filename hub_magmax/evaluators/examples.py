@@ -1,0 +1,70 @@
+"""What evaluators need of a data set: its columns, in batches, and what its labels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def batches_of(examples: Dataset, columns: Sequence[str], batch_size: int) -> Iterator[tuple[list[Any], ...]]:
+    """Yield the columns, `batch_size` examples at a time.
+
+    Raises:
+        EvaluationError: If a column is missing.
+    """
+    if any(column not in examples.column_names for column in columns):
+        raise EvaluationError(
+            f"columns {' and '.join(repr(column) for column in columns)} are needed",
+            where=f"data with {', '.join(examples.column_names)}",
+            hint="Name them with input_column and label_column.",
+        )
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        yield tuple(list(batch[column]) for column in columns)
+
+
+def label_names(examples: Dataset, column: str) -> list[str] | None:
+    """Return the names of integer labels where the data set knows them, else None."""
+    names = getattr(examples.features[column], "names", None) if column in examples.features else None
+    return list(names) if names else None
+
+
+def label_text(label: Any, names: list[str] | None) -> str:
+    """Return a label as people would write it: by name where the data set has names."""
+    return names[label] if names is not None and isinstance(label, int) else str(label)
+
+
+def class_lookup(
+    classes: Mapping[str, int], names: list[str] | None, *, named: bool = True
+) -> Callable[[Any], int]:
+    """Return what turns a label of the data into the number of a class.
+
+    Args:
+        classes: Numbers by name.
+        names: Of the data's integer labels, or None.
+        named: Whether the classes' own names mean anything; where they do not, or where the data has
+            no names, numbers count as they are.
+
+    The returned function raises EvaluationError for a label that is none of the classes.
+    """
+    by_number = names is None or not named
+    numbers = frozenset(classes.values())
+
+    def to_class(label: Any) -> int:
+        name = label_text(label, names)
+        if name in classes:
+            return classes[name]
+        if by_number and isinstance(label, int) and label in numbers:
+            return label
+        raise EvaluationError(
+            f"the model has no class {name!r}",
+            where="label column",
+            expected=f"one of {', '.join(list(classes)[:20])}",
+        )
+
+    return to_class

@@ -1,0 +1,163 @@
+"""Evaluators by name: what each one measures, what it accepts, and how it is run.
+
+An evaluator is one decorated dataclass whose fields are its options. The modules that define the
+built-in ones import torch and transformers only inside their functions, so that a recipe is checked
+without paying for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from hub_magmax.plugins import Options, Registry, check_options, options_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hub_magmax.evaluators.loading import LoadedModel
+
+#: The group in which another package announces its evaluators.
+ENTRY_POINT_GROUP = "hub_magmax.evaluators"
+
+#: Built-in evaluators and the module that defines each; add a line here for a new one.
+BUILT_IN: Mapping[str, str] = MappingProxyType(
+    {
+        "image-classification": "hub_magmax.evaluators.classification",
+        "text-classification": "hub_magmax.evaluators.classification",
+        "zero-shot-image-classification": "hub_magmax.evaluators.zero_shot",
+        "text-to-text": "hub_magmax.evaluators.generation",
+        "log-likelihood": "hub_magmax.evaluators.causal",
+        "multiple-choice": "hub_magmax.evaluators.causal",
+        "lm-eval": "hub_magmax.evaluators.harness",
+    }
+)
+
+
+class Outcome(NamedTuple):
+    """What a model did with one example.
+
+    Attributes:
+        score: Higher is better; from 0 (wrong) to 1 (right) where the evaluator's scores are shares.
+        probability: That the model gave the right answer, where it says so: unlike a score of 0 or 1
+            it tells a near miss from a far one, so choices are made by it.
+    """
+
+    score: float
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the inputs and the right answers are. No input column means the evaluator's own."""
+
+    input: str | None = None
+    label: str = "label"
+
+
+class Evaluator(Protocol):
+    """Scores one kind of model.
+
+    Attributes:
+        metric: What the mean of the scores is called, such as "accuracy".
+        is_share: Scores are between 0 and 1, and their mean is shown in per cent.
+        pipeline_tag: The Hub's name for the kind of model.
+        model_class, processor_class: Classes of transformers with `from_pretrained`.
+    """
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def is_share(self) -> bool: ...
+
+    @property
+    def pipeline_tag(self) -> str: ...
+
+    @property
+    def model_class(self) -> str: ...
+
+    @property
+    def processor_class(self) -> str: ...
+
+    def encode(
+        self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
+    ) -> Iterator[Any]:
+        """Yield what `outcomes` takes, `batch_size` examples at a time, in order.
+
+        Models with the same processor and classes can share the result, whatever their weights.
+
+        Raises:
+            EvaluationError: If a column is missing, or an answer is none that the model can give.
+        """
+        ...
+
+    def outcomes(self, model: LoadedModel, batches: Iterable[Any]) -> list[Outcome]:
+        """Return one outcome per example, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluatorKind:
+    """A registered evaluator.
+
+    Attributes:
+        name: What recipes call it.
+        make: Takes the options and returns the evaluator.
+        options: As pydantic field definitions, (annotation, default) by name.
+        summary: First line of the class's docstring.
+    """
+
+    name: str
+    make: Callable[..., Evaluator]
+    options: Options = field(hash=False)
+    summary: str
+
+
+def evaluator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turn a class into an evaluator: its keyword-only arguments become recipe options.
+
+    Args:
+        name: What recipes call it: lower case, words joined by hyphens.
+    """
+
+    def register(make: Callable[..., Any]) -> Callable[..., Any]:
+        summary = (inspect.getdoc(make) or "").split("\n", 1)[0]
+        make.evaluator = EvaluatorKind(name, make, MappingProxyType(options_of(make)), summary)  # type: ignore[attr-defined]
+        return make
+
+    return register
+
+
+#: Every evaluator there is.
+EVALUATORS: Registry[EvaluatorKind] = Registry(
+    "evaluator", ENTRY_POINT_GROUP, BUILT_IN, EvaluatorKind, "evaluator"
+)
+
+
+def evaluator_names() -> tuple[str, ...]:
+    """Return the names of all evaluators, the built-in ones first, then those of other packages."""
+    return EVALUATORS.names()
+
+
+def get_evaluator(name: str) -> EvaluatorKind:
+    """Return what recipes call `name`.
+
+    Raises:
+        RecipeError: If there is none, with the nearest name.
+    """
+    return EVALUATORS.get(name)
+
+
+def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
+    """Return an evaluator with its options checked and defaults filled in.
+
+    Raises:
+        RecipeError: If there is none of that name.
+        pydantic.ValidationError: If an option is wrong, missing or unknown.
+    """
+    kind = get_evaluator(name)
+    return kind.make(**check_options(kind, options))

@@ -1,0 +1,127 @@
+"""How far a measured number may be from the truth: intervals, and paired comparisons of two models.
+
+Draws depend on a seed and the number of examples alone, so a table is the same every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from hub_magmax.errors import EvaluationError
+
+#: Resamples behind a bootstrap interval.
+NUM_RESAMPLES = 2000
+
+#: Numbers drawn at a time, to bound memory.
+_DRAWS_AT_ONCE = 1 << 22
+
+#: Percentiles of the resamples between which a 95 % interval lies.
+PERCENTILES = (2.5, 97.5)
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share, within [0, 1]."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(successes), trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Sequence[float], *, is_share: bool) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of independent values.
+
+    Args:
+        values: At least one; at least two unless they are shares.
+        is_share: They are right or wrong answers: Wilson. Otherwise Student's t.
+
+    Raises:
+        EvaluationError: If a single value says nothing about how they spread.
+    """
+    if is_share:
+        return wilson_interval(math.fsum(values), len(values))
+    if len(values) < 2:
+        raise EvaluationError("one example says nothing about how examples differ", expected="at least 2")
+    from scipy.stats import t
+
+    mean = math.fsum(values) / len(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def bootstrap_means(
+    values: Float64[np.ndarray, " examples"], seed: int, num_resamples: int = NUM_RESAMPLES
+) -> Float64[np.ndarray, " resamples"]:
+    """Return the means of samples drawn from the values with replacement, each as large as the original."""
+    from hub_magmax.randomness import CounterGenerator
+
+    generator = CounterGenerator(seed, "bootstrap")
+    size = len(values)
+    at_once = max(1, _DRAWS_AT_ONCE // size)
+    means = []
+    for first in range(0, num_resamples, at_once):
+        count = min(at_once, num_resamples - first)
+        drawn = (generator.uniform(first * size, count * size, stream=0) * size).long().numpy()
+        means.append(values[drawn].reshape(count, size).mean(axis=1))
+    return np.concatenate(means)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one model scores more than another on the same examples.
+
+    Attributes:
+        mean: Of the differences.
+        low, high: 95 % bootstrap interval over the examples.
+        p_value: Of no difference, two-sided: McNemar's exact test for right and wrong answers,
+            Wilcoxon's signed ranks for other scores.
+        num_examples: How many examples both saw.
+        gained, lost: On how many the first scored higher, and lower.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    num_examples: int
+    gained: int
+    lost: int
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Difference:
+    """Compare two models example by example.
+
+    Args:
+        first, second: Scores of the same examples in the same order; at least one.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If their numbers differ.
+    """
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    mean = float(differences.mean())
+    low, high = np.percentile(bootstrap_means(differences, seed), PERCENTILES)
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    return Difference(
+        mean,
+        min(float(low), mean),
+        max(float(high), mean),
+        _p_value(differences, gained, lost),
+        len(differences),
+        gained,
+        lost,
+    )
+
+
+def _p_value(differences: Float64[np.ndarray, " examples"], gained: int, lost: int) -> float:
+    if gained + lost == 0:
+        return 1.0
+    from scipy.stats import binomtest, wilcoxon
+
+    if np.isin(differences, (-1.0, 0.0, 1.0)).all():
+        return float(binomtest(gained, gained + lost).pvalue)
+    return float(wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)

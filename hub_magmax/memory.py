@@ -1,0 +1,119 @@
+"""Merge in memory, any number of times from the same checkpoints, and write nothing.
+
+The merged task vector of a method and a preference is found once; models for any scaling coefficient
+follow from it, the same to the bit as the files that `merging.merge` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hub_magmax import kernels
+from hub_magmax.core import apply_rule, tensor_rule
+from hub_magmax.fusing import one_thread
+from hub_magmax.io.opening import open_source
+from hub_magmax.io.remote import HubSource
+from hub_magmax.io.source import MemorySource, TensorSource, torch_dtype
+from hub_magmax.lockfile import Lock
+from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.recipe import Recipe
+from hub_magmax.streaming import StoredChunks, copied_chunks
+
+
+@dataclass(frozen=True)
+class MergedVector:
+    """What a method made of the task vectors under one preference, before it is scaled.
+
+    Attributes:
+        task_vector: float32 by tensor, flat; of the tensors that are merged.
+    """
+
+    workbench: Workbench
+    task_vector: Mapping[str, Tensor]
+
+    def weights(self, scaling: float) -> dict[str, Tensor]:
+        """Return all tensors of the merged model, in the dtypes and shapes of its files."""
+        return {job.name: self._tensor(job, scaling).view(job.shape) for job in self.workbench.plan.jobs}
+
+    def _tensor(self, job: TensorJob, scaling: float) -> Tensor:
+        bench = self.workbench
+        if not job.merged:
+            tasks = tuple(bench.plan.lock.tasks)
+            return torch.cat([*copied_chunks(job, bench.sources, tasks, CHUNK_ELEMENTS)])
+        base = bench.sources["base_model"].read(job.name, 0, job.num_elements)
+        factor = torch.tensor(scaling, dtype=torch.float64)
+        return kernels.apply_update(base, self.task_vector[job.name], factor, torch_dtype(job.dtype))
+
+
+class Workbench:
+    """A recipe's checkpoints, open for merging.
+
+    Holds one merged task vector per call of `merge` that is kept, four bytes per element. Checkpoints on
+    the Hub are fetched whole into memory, once; local ones are read again for each merge.
+
+    Args:
+        recipe: Its tensors' rules and output dtype decide what is merged, and how it is stored.
+        lock: Pins the checkpoints; its method and preference play no part.
+
+    Raises:
+        MismatchError: If the checkpoints do not fit each other.
+        LockError: If a source is no longer what was locked.
+    """
+
+    def __init__(self, recipe: Recipe, lock: Lock) -> None:
+        with ExitStack() as stack:
+            opened: dict[str, TensorSource] = {}
+            for name, locked in lock.sources.items():
+                source = stack.enter_context(closing(open_source(recipe, locked)))
+                opened[name] = _held(source) if isinstance(source, HubSource) else source
+            self.sources: Mapping[str, TensorSource] = opened
+            indexes = {name: source.index for name, source in opened.items()}
+            self.plan: Plan = make_plan(recipe, lock, indexes)
+            self._reader = stack.enter_context(ThreadPoolExecutor(1))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Workbench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def merge(self, method: Mapping[str, Any], weights: tuple[float, ...]) -> MergedVector:
+        """Return the merged task vector of one method under one preference.
+
+        Args:
+            method: `name` and every option, as a lock has them; `scaling` plays no part.
+            weights: One per task, non-negative, summing to 1.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity in a checkpoint.
+        """
+        jobs = [job for job in self.plan.jobs if job.merged]
+        with one_thread(), torch.inference_mode():
+            return MergedVector(self, {job.name: self._merged(job, method, weights) for job in jobs})
+
+    def _merged(self, job: TensorJob, method: Mapping[str, Any], weights: tuple[float, ...]) -> Tensor:
+        base, *tasks = self.sources.values()
+        chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, self._reader)
+        generator = CounterGenerator(self.plan.lock.seed, job.name)
+        rule = tensor_rule(chunks, job.shape, method, weights, generator)
+        found = [apply_rule(rule, start, task_vectors) for start, task_vectors in chunks]
+        return torch.cat(found) if found else torch.empty(0)
+
+
+def _held(source: TensorSource) -> MemorySource:
+    weight_files = {shard.file for shard in source.index.shards}
+    files = {
+        path: source.read_bytes(path, 0, size)
+        for path, size in source.sizes.items()
+        if path in weight_files or path.endswith(".index.json")
+    }
+    return MemorySource(files, source.label)

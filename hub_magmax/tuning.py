@@ -1,0 +1,223 @@
+"""Choices by how merged models do on labelled examples of the target: merged in memory, scored, compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax.data import load_examples, pinned
+from hub_magmax.evaluation import model_place
+from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluators.loading import load_model
+from hub_magmax.lockfile import Lock
+from hub_magmax.locking import Choice, comparison_digest, locked_method
+from hub_magmax.preference.safeguards import check_sample_size, rounded
+from hub_magmax.preference.samples import Scorer
+from hub_magmax.recipe import AUTO, Compare, Data, Evaluation, Method, Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to merge.
+
+    Attributes:
+        method: `name`, `scaling` and every option.
+        preference: What the weights are called: `recipe`, `uniform`, or a name from `compare`.
+        weights: One per task.
+    """
+
+    method: Mapping[str, Any]
+    preference: str
+    weights: tuple[float, ...]
+
+    def same_as(self, other: Candidate) -> bool:
+        """Say whether both give the same model."""
+        return (self.method, self.weights) == (other.method, other.weights)
+
+    @property
+    def label(self) -> str:
+        """Return the method as a person would name it: without what most share."""
+        selection = self.method.get("selection")
+        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what its model did, one outcome per example."""
+
+    candidate: Candidate
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def value(self) -> float:
+        """Mean score."""
+        return math.fsum(outcome.score for outcome in self.outcomes) / len(self.outcomes)
+
+    @property
+    def merit(self) -> float:
+        """What choices are made by: the mean probability of the right answer, or else the mean score."""
+        return merit(self.outcomes)
+
+
+def merit(outcomes: Sequence[Outcome]) -> float:
+    """Return the mean probability of the right answer, or the mean score where there are none."""
+    values = [o.score if o.probability is None else o.probability for o in outcomes]
+    return math.fsum(values) / len(values)
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """Return the trial of the highest merit; the first of equal ones."""
+    return max(trials, key=lambda trial: trial.merit)
+
+
+class Arena:
+    """A recipe's checkpoints and its evaluator, ready to merge in memory and score any number of times.
+
+    Args:
+        recipe: Its evaluation names the evaluator.
+        lock: Pins checkpoints and data; its method and preference play no part.
+    """
+
+    def __init__(self, recipe: Recipe, lock: Lock) -> None:
+        from hub_magmax.memory import Workbench  # loads torch
+
+        spec = recipe.evaluation or Evaluation(tasks={})
+        self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
+        self.evaluator = spec.make_evaluator()
+        with ExitStack() as stack:
+            self._workbench = stack.enter_context(Workbench(recipe, lock))
+            place = model_place(recipe, lock.sources[recipe.output.files_from])
+            kinds = self.evaluator.model_class, self.evaluator.processor_class
+            self._model = load_model(place, *kinds, spec.evaluator.name)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def load(self, data: Data, where: str) -> list[Any]:
+        """Return the examples that `data` names as batches that `run` takes.
+
+        Raises:
+            EvaluationError: If they cannot be loaded, or are too few to say anything.
+        """
+        examples = load_examples(pinned(data, self._lock.datasets), self._recipe.folder)
+        check_sample_size(len(examples), where)
+        return self.encode(examples, data)
+
+    def encode(self, examples: Dataset, data: Data) -> list[Any]:
+        """Return examples as batches that `run` takes."""
+        return list(self.evaluator.encode(self._model, examples, data.columns, self._batch_size))
+
+    def run(self, candidates: Sequence[Candidate], batches: Sequence[Any]) -> Iterator[Trial]:
+        """Yield what each candidate did, in order.
+
+        Neighbours that differ in their scaling coefficient alone are merged once.
+        """
+
+        def unscaled(candidate: Candidate) -> tuple[dict[str, Any], tuple[float, ...]]:
+            return {k: v for k, v in candidate.method.items() if k != "scaling"}, candidate.weights
+
+        for (method, weights), group in groupby(candidates, key=unscaled):
+            merged = self._workbench.merge(method, weights)
+            for candidate in group:
+                model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
+                yield Trial(candidate, tuple(self.evaluator.outcomes(model, batches)))
+
+
+def candidates(
+    compare: Compare, written: Method, preferences: Mapping[str, tuple[float, ...]]
+) -> list[Candidate]:
+    """Return all that a comparison tries, without what is the same twice.
+
+    Args:
+        compare: Its methods and scaling coefficients; a method that names its scaling has that one only.
+        written: The recipe's own method, which comes first; where only its scaling is `auto`, no other
+            method is tried.
+        preferences: Weights by name; methods that ignore the preference are tried with the first only.
+    """
+    from hub_magmax import methods
+
+    tried = compare.methods
+    if written.name != AUTO:
+        tried = (written,) if written.scaling == AUTO else (written, *tried)
+    found: list[Candidate] = []
+    for method in tried:
+        uses = methods.get_method(method.name).uses_preference
+        scalings = compare.scaling if method.scaling in (None, AUTO) else (method.scaling,)
+        for name, weights in list(preferences.items())[: None if uses else 1]:
+            for scaling in scalings:
+                filled = locked_method(method.model_copy(update={"scaling": scaling}))
+                found.append(Candidate(filled, name, weights))
+    return [c for i, c in enumerate(found) if not any(c.same_as(earlier) for earlier in found[:i])]
+
+
+@dataclass(frozen=True)
+class MemoryTuner:
+    """The `locking.Tuner` that merges in memory.
+
+    Attributes:
+        report: Called with a line of text at each step.
+    """
+
+    report: Callable[[str], None] = lambda line: None
+
+    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
+        """Return what merges with any weights and scores the result on given examples.
+
+        Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
+        """
+        written = recipe.method
+        scalings = (recipe.compare or Compare()).scaling if written.scaling == AUTO else (written.scaling,)
+        tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
+
+        def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
+            arena = Arena(recipe, lock)
+            batches = arena.encode(examples, data)
+
+            def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
+                vector = tuple(weights[task] for task in lock.tasks)
+                found = [Candidate(method, "estimate", vector) for method in tried]
+                return best(list(arena.run(found, batches))).outcomes
+
+            return score
+
+        return on_examples
+
+    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
+        """Return the best of what the recipe's comparison tries, under the lock's preference."""
+        data = recipe.tuning_data
+        assert data is not None, "checked with the recipe"
+        tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
+        self.report(f"trying {len(tried)} ways to merge")
+        with Arena(recipe, lock) as arena:
+            batches = arena.load(data, "compare.tune")
+            trials = list(arena.run(tried, batches))
+        winner = best(trials)
+        seen = {
+            "examples": len(winner.outcomes),
+            "tried": len(trials),
+            "best": {
+                label: rounded(
+                    {"scaling": trial.candidate.method["scaling"], arena.evaluator.metric: trial.value}
+                )
+                for label, trial in best_by_label(trials).items()
+            },
+            "spec_digest": comparison_digest(recipe),
+        }
+        return Choice(winner.candidate.method, seen)
+
+
+def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
+    """Return each method's best trial, in the order in which methods were tried."""
+    labels = dict.fromkeys(trial.candidate.label for trial in trials)
+    return {label: best([t for t in trials if t.candidate.label == label]) for label in labels}
