@@ -18,7 +18,7 @@ from hub_magmax.data import fingerprint, load_examples, pinned
 from hub_magmax.digest import digest
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluators import Evaluator, Outcome
+from hub_magmax.evaluators import Evaluator, Outcome, needs_labels
 from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.intervals import mean_interval
 from hub_magmax.io.writer import write_text
@@ -248,10 +248,12 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     spec = recipe.evaluation
     if spec is None:
         return {}
-    if getattr(spec.make_evaluator(), "brings_data", False):
+    if spec.brings_data:
         return {task: data.dataset for task, data in spec.tasks.items()}
+    labelled = needs_labels(spec.make_evaluator())
     return {
-        task: load_examples(pinned(data, lock.datasets), recipe.folder) for task, data in spec.tasks.items()
+        task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)
+        for task, data in spec.tasks.items()
     }
 
 

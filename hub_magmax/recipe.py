@@ -33,7 +33,7 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.evaluators import Columns, Evaluator, get_evaluator, make_evaluator
+from hub_magmax.evaluators import Columns, Evaluator, brings_data, get_evaluator, make_evaluator
 from hub_magmax.plugins import check_options
 from hub_magmax.references import HubModel, LocalFolder, parse_reference, relative_path
 
@@ -378,7 +378,7 @@ class Evaluation(Spec):
     @property
     def brings_data(self) -> bool:
         """Whether the evaluator has examples of its own, and `dataset` is the name it knows them by."""
-        return bool(getattr(self.make_evaluator(), "brings_data", False))
+        return brings_data(self.make_evaluator())
 
     def make_evaluator(self) -> Evaluator:
         return make_evaluator(self.evaluator.name, self.evaluator.options)

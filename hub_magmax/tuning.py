@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.data import load_examples, pinned
 from hub_magmax.evaluation import model_place
-from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluators import Outcome, brings_data, needs_labels
 from hub_magmax.evaluators.loading import load_model
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import Choice, comparison_digest, locked_method
@@ -110,7 +110,11 @@ class Arena:
         Raises:
             EvaluationError: If they cannot be loaded, or are too few to say anything.
         """
-        examples = load_examples(pinned(data, self._lock.datasets), self._recipe.folder)
+        if brings_data(self.evaluator):
+            return list(self.evaluator.encode(self._model, data.dataset, data.columns, self._batch_size))
+        examples = load_examples(
+            pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
+        )
         check_sample_size(len(examples), where)
         return self.encode(examples, data)
 

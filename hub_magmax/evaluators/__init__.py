@@ -5,10 +5,12 @@ from hub_magmax.evaluators.registry import (
     Evaluator,
     EvaluatorKind,
     Outcome,
+    brings_data,
     evaluator,
     evaluator_names,
     get_evaluator,
     make_evaluator,
+    needs_labels,
 )
 
 __all__ = [
@@ -16,8 +18,10 @@ __all__ = [
     "Evaluator",
     "EvaluatorKind",
     "Outcome",
+    "brings_data",
     "evaluator",
     "evaluator_names",
     "get_evaluator",
     "make_evaluator",
+    "needs_labels",
 ]

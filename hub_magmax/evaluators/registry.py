@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from hub_magmax.plugins import Options, Registry, check_options, options_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from hub_magmax.evaluators.loading import LoadedModel
 
 #: The group in which another package announces its evaluators.
@@ -66,6 +64,10 @@ class Evaluator(Protocol):
         is_share: Scores are between 0 and 1, and their mean is shown in per cent.
         pipeline_tag: The Hub's name for the kind of model.
         model_class, processor_class: Classes of transformers with `from_pretrained`.
+
+    Two more are optional: `labelled`, true unless said otherwise, says that examples need their label
+    column, and `brings_data` that there are no examples to load, because `dataset` is a name that the
+    evaluator itself knows.
     """
 
     @property
@@ -84,9 +86,9 @@ class Evaluator(Protocol):
     def processor_class(self) -> str: ...
 
     def encode(
-        self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
+        self, model: LoadedModel, examples: Any, columns: Columns, batch_size: int
     ) -> Iterator[Any]:
-        """Yield what `outcomes` takes, `batch_size` examples at a time, in order.
+        """Yield what `outcomes` takes, `batch_size` examples (of a `Dataset`) at a time, in order.
 
         Models with the same processor and classes can share the result, whatever their weights.
 
@@ -98,6 +100,16 @@ class Evaluator(Protocol):
     def outcomes(self, model: LoadedModel, batches: Iterable[Any]) -> list[Outcome]:
         """Return one outcome per example, in order."""
         ...
+
+
+def needs_labels(evaluator: Evaluator) -> bool:
+    """Say whether examples need their label column."""
+    return bool(getattr(evaluator, "labelled", True))
+
+
+def brings_data(evaluator: Evaluator) -> bool:
+    """Say whether the evaluator has examples of its own."""
+    return bool(getattr(evaluator, "brings_data", False))
 
 
 @dataclass(frozen=True)
