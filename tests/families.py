@@ -83,9 +83,13 @@ def recipe_values(names: Sequence[str] = ("a", "b", "c"), **changes: Any) -> dic
     return values | changes
 
 
+def yaml_text(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False)
+
+
 def write_recipe(folder: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe_values(**changes), sort_keys=False))
+    path.write_text(yaml_text(recipe_values(**changes)))
     return path
 
 

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DistributedError
+from hub_magmax.evaluation import read_scores
 from hub_magmax.planning import Shard, TensorJob
-from tests.families import write_family, write_recipe
+from hub_magmax.recipe import load_recipe
+from hub_magmax.running import run
+from tests.classifiers import classifier_recipe, write_classifiers
+from tests.families import write_family, write_recipe, yaml_text
 
 
 def shards(sizes: list[int]) -> tuple[Shard, ...]:
@@ -85,6 +89,23 @@ def test_two_processes_give_the_same_bytes_as_one(tmp_path, method):
     assert len(two["shards"]) == 3
     assert two["shards"] == json.loads(one.stdout)["shards"]
     assert (tmp_path / "two" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(tmp_path):
+    write_classifiers(tmp_path, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
+    tasks = {"a": {"dataset": "./rows.parquet"}}
+    # Batches of three: the ten examples end in the middle of one.
+    evaluation = {"evaluator": "image-classification", "tasks": tasks, "batch_size": 3}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml_text(classifier_recipe(evaluation=evaluation, output={"path": name}))
+        )
+    done = launch("run", str(tmp_path / "two.yaml"))
+    assert done.returncode == 0, done.stderr
+    one = run(load_recipe(tmp_path / "one.yaml")).scores
+    assert read_scores(tmp_path / "two") == one
+    assert one.get("a", "a").outcomes == (1.0,) * 6 + (0.0,) * 4
 
 
 def test_an_error_in_one_process_ends_all_of_them(tmp_path):

@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from hub_magmax.cli import main
+from hub_magmax.comparing import compare, winning_recipe
+from hub_magmax.errors import EvaluationError
+from hub_magmax.intervals import paired_difference
+from hub_magmax.recipe import load_recipe, parse_recipe
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+from tests.families import yaml_text
+
+METHODS = ["average", "single_task", "last_task"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    found = tmp_path_factory.mktemp("comparing")
+    write_classifiers(found, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
+    write_rows(found / "others.parquet", [0] * 5 + [2] * 3)
+    return found
+
+
+def values(**changes):
+    spec = {
+        "tune": {"dataset": "./rows.parquet"},
+        "report": {"dataset": "./others.parquet"},
+        "methods": METHODS,
+        "scaling": [0.5, 1.0],
+        **changes,
+    }
+    return classifier_recipe(compare=spec, preference={"weights": {"a": 1.0}}, method="average")
+
+
+def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
+    found = compare(parse_recipe(values(), folder=folder))
+    rows = {method.label: method for method in found.methods}
+    assert set(rows) == set(METHODS) and found.winner == "average"
+    # Weights for task `a` say cat: right on 6 of the 10, and on 5 of the 8 others.
+    assert (rows["average"].tuned, rows["average"].reported.value) == (0.6, 0.625)
+    assert (rows["last_task"].tuned, rows["last_task"].reported.value) == (0.1, 0.375)
+    assert (found.num_tuning, found.num_reporting, found.base_model.value) == (10, 8, 0.0)
+    assert rows["average"].to_winner is None
+    expected = paired_difference([0.0] * 5 + [1.0] * 3, [1.0] * 5 + [0.0] * 3)
+    assert rows["last_task"].to_winner == expected
+
+
+def test_everything_that_was_tried_is_reported(folder):
+    found = compare(parse_recipe(values(), folder=folder))
+    # average and single_task under two preferences, last_task ignores them; two scalings each.
+    assert len(found.tried) == 2 * (2 + 2 + 1)
+    assert len(json.loads(found.to_json())["tried"]) == 10
+
+
+def test_preferences_of_the_comparison_are_tried_too(folder):
+    asked = parse_recipe(values(preferences={"other": {"weights": {"b": 1.0}}}), folder=folder)
+    found = compare(asked.updated(preference={"weights": {"b": 1.0}}))
+    assert {row["preference"] for row in found.tried} == {"recipe", "uniform"}
+    asked = asked.updated(
+        preference={"weights": {"b": 1.0}},
+        compare=asked.to_dict()["compare"] | {"preferences": {"cats": {"weights": {"a": 1.0}}}},
+    )
+    found = compare(asked)
+    winner = next(m for m in found.methods if m.label == found.winner)
+    assert winner.candidate.preference == "cats"
+    assert winning_recipe(asked, found).preference.weights == {"a": 1.0}
+
+
+def test_the_winner_is_a_recipe_that_runs(folder):
+    (folder / "r.yaml").write_text(yaml_text(values()))
+    before = {path.name for path in folder.iterdir()}
+    result = CliRunner().invoke(main, ["compare", str(folder / "r.yaml")])
+    assert result.exit_code == 0, result.output
+    assert "the winner is average" in result.output
+    written = {path.name for path in folder.iterdir()} - before
+    assert written == {"r.comparison.json", "r.comparison.png", "r.winner.yaml"}
+    winner = load_recipe(folder / "r.winner.yaml")
+    assert winner.method.name == "average" and winner.method.scaling in (0.5, 1.0)
+    assert winner.preference.weights == {"a": 1.0}
+    picture = Image.open(folder / "r.comparison.png")
+    assert picture.width == 800
+    result = CliRunner().invoke(main, ["run", str(folder / "r.winner.yaml")])
+    assert result.exit_code == 0, result.output
+
+
+def test_uniform_winners_are_written_without_a_preference(folder):
+    write_rows(folder / "emus.parquet", [2] * 6)
+    emus = {"dataset": "./emus.parquet"}
+    asked = parse_recipe(values(tune=emus, report=emus, methods=["average"], scaling=[1.0]), folder=folder)
+    found = compare(asked)
+    assert next(iter(found.methods)).candidate.preference == "uniform"
+    assert winning_recipe(asked, found).preference is None
+
+
+@pytest.mark.parametrize("missing", ["tune", "report"])
+def test_a_comparison_without_a_sample_says_what_to_add(folder, missing):
+    asked = values()
+    del asked["compare"][missing]
+    with pytest.raises(EvaluationError, match="one labelled sample of the target to choose by, and another"):
+        compare(parse_recipe(asked, folder=folder))
+
+
+def test_samples_that_are_too_small_are_refused(folder):
+    write_rows(folder / "few.parquet", [0, 1, 2])
+    with pytest.raises(EvaluationError, match=r"compare\.tune: 3 examples cannot say"):
+        compare(parse_recipe(values(tune={"dataset": "./few.parquet"}), folder=folder))
+
+
+def test_the_same_recipe_gives_the_same_report(folder):
+    asked = parse_recipe(values(), folder=folder)
+    assert compare(asked).to_json() == compare(asked).to_json()

@@ -1,0 +1,71 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, ttest_1samp, wilcoxon
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.intervals import bootstrap_means, mean_interval, paired_difference
+
+
+def test_mcnemar_by_hand():
+    # Seven examples gained, one lost: twice the probability of at most one head in eight throws.
+    first, second = [1.0] * 7 + [0.0] + [1.0] * 4, [0.0] * 7 + [1.0] + [1.0] * 4
+    found = paired_difference(first, second)
+    assert (found.mean, found.gained, found.lost, found.num_examples) == (0.5, 7, 1, 12)
+    assert found.p_value == pytest.approx(2 * (1 + 8) / 2**8)
+
+
+def test_other_scores_are_ranked():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0.3, 1, 50), rng.normal(0, 1, 50)
+    found = paired_difference(first, second)
+    wanted = wilcoxon(first - second, zero_method="zsplit", method="approx").pvalue
+    assert found.p_value == pytest.approx(wanted)
+    assert found.mean == pytest.approx((first - second).mean())
+
+
+def test_models_that_agree_everywhere_do_not_differ():
+    found = paired_difference([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.integers(0, 9))
+def test_swapping_the_models_changes_the_sign_alone(pairs, seed):
+    first, second = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    found, swapped = paired_difference(first, second, seed=seed), paired_difference(second, first, seed=seed)
+    assert found.mean == -swapped.mean
+    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
+    assert (found.gained, found.lost, found.p_value) == (swapped.lost, swapped.gained, swapped.p_value)
+    assert found.low <= found.mean <= found.high
+
+
+def test_resamples_have_the_mean_and_the_spread_of_theory():
+    values = np.random.default_rng(1).normal(2, 3, 400)
+    means = bootstrap_means(values, seed=0, num_resamples=4000)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.02)
+    assert means.std() == pytest.approx(values.std() / math.sqrt(400), rel=0.05)
+
+
+def test_resamples_depend_on_the_seed_alone(monkeypatch):
+    values = np.arange(50.0)
+    found = bootstrap_means(values, seed=3)
+    monkeypatch.setattr("hub_magmax.intervals._DRAWS_AT_ONCE", 170)
+    assert (bootstrap_means(values, seed=3) == found).all()
+    assert (bootstrap_means(values, seed=4) != found).any()
+
+
+def test_shares_have_wilsons_interval_and_other_means_students():
+    low, high = mean_interval([1.0] * 8 + [0.0] * 2, is_share=True)
+    wanted = binomtest(8, 10).proportion_ci(0.95, "wilson")
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+    values = [-1.5, -0.2, -3.0, -0.9]
+    interval = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values, is_share=False) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_single_value_has_no_spread():
+    with pytest.raises(EvaluationError, match="says nothing about how examples differ"):
+        mean_interval([-1.0], is_share=False)

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hub_magmax.errors import EvaluationError, LockError, RecipeError
+from hub_magmax.evaluators import Outcome
+from hub_magmax.lockfile import read_lock
+from hub_magmax.locking import check_lock
+from hub_magmax.locking import lock as lock_only
+from hub_magmax.preference.search import on_simplex, search_weights
+from hub_magmax.recipe import Compare, Method, parse_recipe
+from hub_magmax.running import lock, run
+from hub_magmax.tuning import Candidate, Trial, best, candidates
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+
+ROWS = {"dataset": "./rows.parquet"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Task `a` says cat, task `b` says emu with more force, and most examples are cats."""
+    found = tmp_path_factory.mktemp("classifiers")
+    write_classifiers(found, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
+    return found
+
+
+def recipe(folder: Path, **changes):
+    return parse_recipe(classifier_recipe(**changes), folder=folder)
+
+
+def trial(scores, probabilities=None, label="average"):
+    probabilities = probabilities or [None] * len(scores)
+    outcomes = tuple(Outcome(float(s), p) for s, p in zip(scores, probabilities, strict=True))
+    return Trial(Candidate({"name": label, "scaling": 1.0}, "recipe", (1.0,)), outcomes)
+
+
+def test_candidates_are_all_combinations_once():
+    compare = Compare(methods=(Method(name="average"), Method(name="magmax")), scaling=(0.5, 1.0))
+    weights = {"recipe": (0.8, 0.2), "uniform": (0.5, 0.5)}
+    found = candidates(compare, Method(name="average"), weights)
+    seen = [(c.method["name"], c.preference, c.method["scaling"]) for c in found]
+    # magmax ignores the preference, so it is tried with one only.
+    assert seen == [
+        ("average", "recipe", 0.5), ("average", "recipe", 1.0),
+        ("average", "uniform", 0.5), ("average", "uniform", 1.0),
+        ("magmax", "recipe", 0.5), ("magmax", "recipe", 1.0),
+    ]  # fmt: skip
+
+
+def test_equal_preferences_are_tried_once():
+    weights = {"recipe": (0.5, 0.5), "uniform": (0.5, 0.5)}
+    found = candidates(Compare(methods=(Method(name="average"),)), Method(name="average"), weights)
+    assert {candidate.preference for candidate in found} == {"recipe"}
+
+
+def test_a_named_scaling_is_the_only_one_and_auto_scaling_keeps_the_method():
+    fixed = Compare(methods=(Method(name="average", scaling=0.3),))
+    found = candidates(fixed, Method(name="average", scaling=0.3), {"recipe": (1.0,)})
+    assert [c.method["scaling"] for c in found] == [0.3]
+    found = candidates(fixed, Method(name="ties", scaling="auto"), {"recipe": (1.0,)})
+    assert {c.method["name"] for c in found} == {"ties"} and len(found) == len(Compare().scaling)
+
+
+def test_the_best_of_the_default_comparison_is_tried_for_every_registered_method():
+    found = candidates(Compare(), Method(name="auto"), {"recipe": (0.5, 0.5)})
+    labels = {c.label for c in found}
+    assert {"tunable_magmax algorithm-1", "tunable_magmax top-n", "ties", "average"} <= labels
+
+
+def test_auto_takes_what_does_best_on_the_target(folder):
+    asked = recipe(folder, method="auto", compare={"tune": ROWS, "methods": ["single_task", "last_task"]},
+                   preference={"weights": {"a": 1.0}})  # fmt: skip
+    found = lock(asked)
+    # The single task is `a`, which says cat and is right on 6 of 10; the last is `b`, right on 1.
+    assert found.method["name"] == "single_task"
+    assert found.chosen["best"]["single_task"]["accuracy"] == 0.6
+    assert found.chosen["best"]["last_task"]["accuracy"] < 0.6
+    assert (found.chosen["examples"], found.chosen["tried"]) == (10, 14)
+
+
+def test_auto_scaling_is_chosen_and_the_lock_goes_with_the_recipe_alone(folder, tmp_path):
+    asked = recipe(folder, method={"name": "average", "scaling": "auto"}, compare={"tune": ROWS},
+                   preference={"weights": {"a": 1.0}})  # fmt: skip
+    found = lock(asked)
+    assert found.method["name"] == "average" and found.method["scaling"] in Compare().scaling
+    # Below λ = .1 / 1 the dog's bias of .1 wins; at .1 both are equal, and the first class is taken.
+    assert found.chosen["best"]["average"]["accuracy"] == 0.6
+    path = tmp_path / "recipe.lock.json"
+    path.write_text(found.to_json())
+    check_lock(asked, read_lock(path), "here")
+    for changes in ({"compare": {"tune": ROWS, "scaling": [0.5]}}, {"method": "magmax"}):
+        with pytest.raises(LockError, match="method"):
+            check_lock(asked.updated(**changes), found, "here")
+
+
+def test_a_run_with_auto_makes_the_model_that_was_chosen(folder, tmp_path):
+    output = {"path": str(tmp_path / "merged")}
+    asked = recipe(folder, method="auto", output=output, preference={"weights": {"a": 1.0}},
+                   compare={"tune": ROWS, "methods": ["average", "last_task"], "scaling": [1.0]})  # fmt: skip
+    done = run(asked)
+    assert done.plan.lock.method["name"] == "average"
+    assert read_lock(tmp_path / "merged" / "recipe.lock.json").chosen == done.plan.lock.chosen
+
+
+def test_auto_without_examples_to_choose_by_is_a_problem_of_the_recipe(folder):
+    with pytest.raises(RecipeError, match=r"method\.name: there is no labelled sample of the target"):
+        recipe(folder, method="auto")
+    with pytest.raises(RecipeError, match=r"method\.scaling: there is no labelled sample"):
+        recipe(folder, method={"name": "ties", "scaling": "auto"})
+
+
+def test_auto_is_no_method_to_try_and_a_search_needs_a_method(folder):
+    with pytest.raises(RecipeError, match="auto is no method to try"):
+        recipe(folder, compare={"methods": ["auto"]})
+    with pytest.raises(RecipeError, match="a search needs a method"):
+        recipe(folder, method="auto", preference={"search": {"target": ROWS}})
+
+
+def test_a_lock_from_headers_alone_says_that_it_cannot_choose(folder):
+    with pytest.raises(EvaluationError, match="auto needs models that are merged and scored"):
+        lock_only(recipe(folder, method="auto", compare={"tune": ROWS}))
+    with pytest.raises(EvaluationError, match="a search needs models that are merged and scored"):
+        lock_only(recipe(folder, preference={"search": {"target": ROWS}}))
+
+
+def test_a_search_finds_the_weights_that_serve_the_target(folder, tmp_path):
+    found = lock(recipe(folder, method={"name": "average", "scaling": 1.0},
+                        preference={"search": {"target": ROWS, "budget": 12}}))  # fmt: skip
+    # Cats win as soon as 1·w_a > 4·w_b, which uniform weights do not reach.
+    weights = found.preference.weights
+    assert weights["a"] > 4 * weights["b"]
+    assert found.preference.explanation["tried"] <= 12
+    assert found.preference.explanation["best"] > found.preference.explanation["uniform"]
+    assert set(found.preference.explanation["intervals"]) == {"a", "b"}
+    assert found.preference.data_fingerprint
+
+
+def test_a_search_is_the_same_every_time(folder):
+    asked = recipe(folder, method="average", preference={"search": {"target": ROWS, "budget": 8}})
+    assert lock(asked) == lock(asked)
+
+
+def test_a_search_that_cannot_tell_the_tasks_apart_is_refused(folder):
+    with pytest.raises(RecipeError, match="2 tries cannot tell 2 tasks apart"):
+        lock(recipe(folder, preference={"search": {"target": ROWS, "budget": 2}}))
+
+
+def test_a_search_with_a_holdout_gives_way_where_it_loses(folder, tmp_path):
+    write_rows(tmp_path / "mixed.parquet", [0, 2] * 10)
+    spec = {"target": {"dataset": str(tmp_path / "mixed.parquet")}, "budget": 6, "holdout": 0.5}
+    found = lock(recipe(folder, method="average", preference={"search": spec}))
+    assert found.preference.explanation["holdout"]["used"] in ("estimate", "prior")
+    assert found.preference.explanation["holdout"]["examples"] == 10
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 5])
+def test_search_stays_in_its_budget_and_starts_with_uniform_weights(num_tasks):
+    wanted = np.arange(1, num_tasks + 1) / (num_tasks * (num_tasks + 1) / 2)
+    calls = []
+
+    def values_of(weights):
+        calls.append(weights)
+        return -np.abs(weights - wanted)
+
+    tried = search_weights(values_of, num_tasks, 60)
+    assert len(calls) == len(tried) <= 60
+    assert np.allclose(tried[0].weights, 1 / num_tasks)
+    assert all(weights.min() >= 0 and weights.sum() == pytest.approx(1) for weights in calls)
+    nearest = max(tried, key=lambda t: t.values.mean())
+    assert np.abs(nearest.weights - wanted).mean() < 0.04
+
+
+def test_points_outside_stand_for_weights():
+    assert on_simplex(np.array([-1.0, 1.0, 3.0])).tolist() == [0, 0.25, 0.75]
+    assert on_simplex(np.array([-1.0, -1.0])).tolist() == [0.5, 0.5]
+
+
+def test_the_best_has_the_most_right_answers():
+    assert best([trial([1, 0, 0]), trial([1, 1, 0], label="ties")]).candidate.label == "ties"
+    assert best([trial([1, 0]), trial([0, 1], label="ties")]).candidate.label == "average"
