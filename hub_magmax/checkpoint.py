@@ -17,6 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import CheckpointError
@@ -184,8 +185,17 @@ def refuse_quantised(index: CheckpointIndex, config: bytes | None) -> None:
 
 def _quantisation_in(config: bytes | None, label: str) -> str | None:
     """Return the kind of quantisation that a configuration names, None where it names none."""
-    if config is None:
+    stated = _config_values(config, label).get("quantization_config")
+    if not stated:
         return None
+    kind = stated.get("quant_method") if isinstance(stated, dict) else None
+    return shown(kind).strip("'") if isinstance(kind, str) else "of a kind it does not name"
+
+
+def _config_values(config: bytes | None, label: str) -> dict[str, Any]:
+    """Return what a configuration holds; nothing where there is none, or it is no mapping."""
+    if config is None:
+        return {}
     try:
         values = json.loads(config.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -194,11 +204,27 @@ def _quantisation_in(config: bytes | None, label: str) -> str | None:
             where=f"{label}, config.json",
             hint=_DAMAGED,
         ) from error
-    stated = values.get("quantization_config") if isinstance(values, dict) else None
-    if not stated:
-        return None
-    kind = stated.get("quant_method") if isinstance(stated, dict) else None
-    return shown(kind).strip("'") if isinstance(kind, str) else "of a kind it does not name"
+    return values if isinstance(values, dict) else {}
+
+
+def stated_architecture(config: bytes | None, label: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return the `model_type` and the `architectures` of a configuration, as far as they are names.
+
+    Args:
+        config: Content of `config.json`, where there is one.
+        label: What to call the checkpoint in messages.
+
+    Raises:
+        CheckpointError: If `config` is not JSON.
+    """
+    values = _config_values(config, label)
+    model_type, classes = values.get("model_type"), values.get("architectures")
+    names = classes if isinstance(classes, list) else []
+    return model_type if _is_name(model_type) else None, tuple(name for name in names if _is_name(name))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,100}", value, re.ASCII) is not None
 
 
 def _quantised_tensors(index: CheckpointIndex) -> Iterator[tuple[str, str]]:
@@ -227,6 +253,7 @@ def weight_map(
         return _parse_index(label, indexes[0], sizes, read_bytes)
     singles = [SINGLE_NAME] if SINGLE_NAME in sizes else fnmatch.filter(sorted(sizes), "*.safetensors")
     singles = [path for path in singles if "/" not in path]
+    _refuse_adapter(label, sizes, [*indexes, *singles])
     if len(indexes) > 1 or len(singles) > 1:
         raise CheckpointError(
             f"several weight files and no {INDEX_NAME}: {', '.join(indexes or singles)}",
@@ -248,6 +275,21 @@ def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
                 where=label,
                 hint="Rename the file.",
             )
+
+
+def _refuse_adapter(label: str, sizes: Mapping[str, int], weights: list[str]) -> None:
+    """Raise CheckpointError if the weights are those of a PEFT adapter, which is a part of a model."""
+    files = weights or [path for path in sizes if path.endswith(".bin")]
+    if files and all(Path(path).stem == "adapter_model" for path in files):
+        raise CheckpointError(
+            f"a PEFT adapter ({files[0]}), not a whole model",
+            where=label,
+            expected=f"a checkpoint with {SINGLE_NAME} or {INDEX_NAME}",
+            hint="Merge the adapter into its base model first, with the task's model class: "
+            'python -c "from transformers import AutoModelForCausalLM as M; from peft import PeftModel as P; '
+            "P.from_pretrained(M.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"
+            ".save_pretrained('OUT')\", and name OUT in the recipe.",
+        )
 
 
 def _no_weights(label: str, sizes: Mapping[str, int]) -> CheckpointError:

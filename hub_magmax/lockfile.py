@@ -43,6 +43,8 @@ class LockedSource:
         commit: 40-digit commit of `repo_id`, else None.
         files: Its weight files.
         license: Licence id that the source's own card states, or None.
+        model_type, architectures: As its config.json states them; None and empty where it does not.
+        side_files: Hashes of the files beside its weights, by name (`sidefiles.content_hashes`).
     """
 
     reference: str
@@ -51,6 +53,9 @@ class LockedSource:
     commit: str | None
     files: tuple[LockedFile, ...]
     license: str | None = None
+    model_type: str | None = None
+    architectures: tuple[str, ...] = ()
+    side_files: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from hub_magmax import methods
 from hub_magmax.data import pin_datasets, with_pinned_data
 from hub_magmax.digest import digest
-from hub_magmax.errors import EvaluationError, LockError
+from hub_magmax.errors import EvaluationError, LockError, MismatchError
 from hub_magmax.io.opening import lock_source, open_source
 from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
@@ -57,6 +57,7 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
     Raises:
         SourceError: If a checkpoint cannot be reached.
         CheckpointError: If a checkpoint is malformed.
+        MismatchError: If the checkpoints are of different architectures.
         RecipeError, EvaluationError: If the preference cannot be formed, or merging and scoring is
             asked for and there is no `tuner`.
     """
@@ -66,6 +67,7 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
             pinned[written] = lock_source(recipe, written)
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
+    _check_architectures(sources, rules=bool(recipe.tensors))
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
         base_model=pinned[recipe.base_model],
@@ -132,6 +134,39 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
             where=where,
             hint="Run `hub-magmax lock` again, or delete the lock.",
         )
+
+
+def _check_architectures(sources: Mapping[str, LockedSource], *, rules: bool) -> None:
+    """Raise MismatchError where two configurations name different kinds of model.
+
+    Models of different types can have tensors of the same names and shapes (llama and mistral, say), and
+    so can models of one type with different heads. The latter may be meant where the recipe has rules for
+    tensors, which say which head is kept.
+    """
+    stated: dict[str, dict[str, Any]] = {
+        "model_type": {name: source.model_type for name, source in sources.items()},
+        "architectures": {} if rules else {name: s.architectures for name, s in sources.items()},
+    }
+    for key, values in stated.items():
+        known = {name: value for name, value in values.items() if value}
+        for name, value in known.items():
+            first = next(iter(known))
+            if value != known[first]:
+                raise _different_architectures(
+                    key, sources[first].label, known[first], sources[name].label, value
+                )
+
+
+def _different_architectures(key: str, one: str, ones: Any, other: str, others: Any) -> MismatchError:
+    shown = [value if isinstance(value, str) else ", ".join(value) for value in (ones, others)]
+    return MismatchError(
+        f"`{key}` is {shown[1]}, and {shown[0]} in {one}",
+        where=f"{other}, config.json",
+        expected="checkpoints of one architecture",
+        hint="Check that it was fine-tuned from this base model."
+        if key == "model_type"
+        else "If the models differ in their heads only, say under `tensors` which head to keep.",
+    )
 
 
 def locked_method(written: Method) -> dict[str, Any]:

@@ -31,10 +31,8 @@ from hub_magmax.planning import Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report
+from hub_magmax.sidefiles import is_side_file
 from hub_magmax.streaming import StoredChunks, ahead, copied_chunks
-
-#: Files beside the weights that make a model usable, besides *.json.
-_SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 Progress = Callable[[int], None]
 
@@ -234,6 +232,7 @@ def _report(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
         versions=software_versions(),
+        notices=plan.notices,
     )
 
 
@@ -253,7 +252,7 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
     """Write the index, what the model needs besides weights, and what the merge was made from."""
     source = sources[plan.recipe.output.files_from]
     for path, size in source.sizes.items():
-        if Path(path).suffix in _SIDE_SUFFIXES and not _about_weights(path):
+        if is_side_file(path):
             with os_errors(folder / path):
                 (folder / path).write_bytes(source.read_bytes(path, 0, size))
     if len(plan.shards) > 1:
@@ -262,13 +261,3 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
     write_text(folder / LOCK_NAME, plan.lock.to_json())
-
-
-def _about_weights(path: str) -> bool:
-    """Say whether a file describes the source's weights or merge, and not the model."""
-    return path.endswith(".index.json") or path in (
-        LOCK_NAME,
-        REPORT_NAME,
-        "scores.json",
-        "training_args.json",
-    )

@@ -20,6 +20,7 @@ from hub_magmax.digest import digest
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.lockfile import Lock
 from hub_magmax.recipe import Recipe, TensorRule
+from hub_magmax.sidefiles import tokenizer_notices
 
 #: Elements of one tensor that are in memory at a time, per task.
 CHUNK_ELEMENTS = 2**18
@@ -102,6 +103,19 @@ class Plan:
         return digest({"lock": self.lock.digest, "shards": shards, "files_from": files_from})
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person should know and no rule forbids: tokenizers and heads that differ."""
+        sources = self.lock.sources
+        classes = {name: ", ".join(source.architectures) for name, source in sources.items()}
+        known = {name: text for name, text in classes.items() if text}
+        heads = ", ".join(f"{name} {text}" for name, text in known.items())
+        side_files = {name: source.side_files for name, source in sources.items()}
+        return (
+            *((f"the model classes differ: {heads}",) if len(set(known.values())) > 1 else ()),
+            *tokenizer_notices(side_files, self.recipe.output.files_from),
+        )
+
+    @property
     def peak_memory_bytes(self) -> int:
         """Return about how much memory one process needs."""
         largest = max((job.num_elements for job in self.jobs if job.merged), default=0)
@@ -157,6 +171,7 @@ class Plan:
                 {"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in self.shards
             ],
             "peak_memory_bytes": self.peak_memory_bytes,
+            "notices": list(self.notices),
         }
 
     def explain(self) -> str:
@@ -184,6 +199,7 @@ class Plan:
         lines += [f"left out     {', '.join(self.left_out)}"] if self.left_out else []
         if not methods.get_method(method["name"]).uses_preference:
             lines.append(f"note         {method['name']} ignores the preference")
+        lines += [f"note         {notice}" for notice in self.notices]
         return "\n".join(
             [
                 *lines,

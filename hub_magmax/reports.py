@@ -51,6 +51,7 @@ class MergeReport:
         seconds: Wall-clock time of the run that finished it.
         peak_memory_bytes: Largest resident set of the first process.
         versions: Of Python and the packages that took part.
+        notices: What the plan noted: tokenizers and heads that differ.
     """
 
     plan_digest: str
@@ -64,6 +65,7 @@ class MergeReport:
     seconds: float
     peak_memory_bytes: int
     versions: Mapping[str, str] = field(hash=False)
+    notices: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -115,6 +115,22 @@ def quantised_config(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
 
 
+def configured(**values: Any) -> Callable[[Path], object]:
+    """Return what gives a checkpoint another configuration than the base model, which gets classes too."""
+
+    def change(folder: Path) -> None:
+        good = {"model_type": "test", "architectures": ["TestForMaskedLM"]}
+        (folder.parent / "base" / "config.json").write_text(json.dumps(good))
+        (folder / "config.json").write_text(json.dumps(good | values))
+
+    return change
+
+
+def adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 def pickle_only(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -316,6 +332,9 @@ CASES: dict[str, Break] = {
         )
     ),
     "quantised-says-the-config": checkpoint(quantised_config),
+    "checkpoint-is-an-adapter": checkpoint(adapter),
+    "mismatch-model-type": checkpoint(configured(model_type="other")),
+    "mismatch-model-class": checkpoint(configured(architectures=["TestForTokenClassification"])),
     "mismatch-shape": tensors(lambda t: t.update(scale=torch.ones(3))),
     "mismatch-dtype": tensors(lambda t: t.update(scale=torch.tensor(1, dtype=torch.int8))),
     "mismatch-missing-tensor": tensors(lambda t: t.pop("scale")),

@@ -152,11 +152,11 @@ def test_output_is_complete(family):
 
 
 def test_files_beside_the_weights_come_from_the_named_task(family):
-    (family / "b" / "config.json").write_text('{"model_type": "b"}')
+    (family / "b" / "config.json").write_text('{"model_type": "test", "of": "b"}')
     (family / "b" / "tokenizer.json").write_text("{}")
     (family / "b" / "training.bin").write_bytes(b"not for others")
     merged(family, output={"files_from": "b"})
-    assert json.loads((family / "merged" / "config.json").read_text()) == {"model_type": "b"}
+    assert json.loads((family / "merged" / "config.json").read_text()) == {"model_type": "test", "of": "b"}
     assert (family / "merged" / "tokenizer.json").is_file()
     assert not (family / "merged" / "training.bin").exists()
 

@@ -151,3 +151,18 @@ def test_body_that_ends_early_is_refused(names, hub, kind, monkeypatch):
     hub.faults.add("/_storage/*", kind, after_bytes=100, method="GET")
     with pytest.raises(HubMagmaxError, match=r"connection failed|the server sent"):
         source.read("embed.weight", 0, 400)
+
+
+def test_side_files_on_the_hub_are_compared_with_those_on_disk_without_a_request(hub, family, tmp_path):
+    for name in ("base", "a"):
+        (family / name / "tokenizer.json").write_text('{"version": "1.0"}')
+    repo = f"me/side{next(_numbers)}"
+    hub.add_repo(repo, folder=family / "base")
+    recipe = parse_recipe(recipe_values(names=("a",), base_model=repo), folder=family)
+    hub.reset_log()
+    made = plan(recipe)
+    assert made.notices == ()
+    assert made.lock.base_model.side_files["tokenizer.json"].startswith("git:")
+    assert hub.counts["HEAD resolve"] <= 4  # config and weights, when locking and when planning
+    (family / "a" / "tokenizer.json").write_text('{"version": "2.0"}')
+    assert "tokenizer.json (other content)" in plan(recipe).notices[0]

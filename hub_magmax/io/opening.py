@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from hub_magmax.checkpoint import refuse_quantised
+from hub_magmax.checkpoint import refuse_quantised, stated_architecture
 from hub_magmax.errors import LockError
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LockedFile, LockedSource
 from hub_magmax.recipe import Recipe
 from hub_magmax.references import HubModel
+from hub_magmax.sidefiles import content_hashes, is_side_file
 
 CONFIG_NAME = "config.json"
 
@@ -81,8 +82,25 @@ def _describe(written: str, source: TensorSource, repo_id: str | None, commit: s
         )
         for shard in source.index.shards
     )
-    license_id = _card_license(source)
-    return LockedSource(written, "hub" if repo_id else "local", repo_id, commit, files, license_id)
+    model_type, architectures = stated_architecture(config, source.label)
+    return LockedSource(
+        reference=written,
+        kind="hub" if repo_id else "local",
+        repo_id=repo_id,
+        commit=commit,
+        files=files,
+        license=_card_license(source),
+        model_type=model_type,
+        architectures=architectures,
+        side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
+    )
+
+
+def _side_hashes(source: TensorSource, path: str) -> str:
+    """Return hashes of a small file: those the Hub states, or its content's."""
+    if isinstance(source, HubSource):
+        return source.content_hashes(path)
+    return content_hashes(source.read_bytes(path, 0, source.sizes[path]))
 
 
 def _card_license(source: TensorSource) -> str | None:

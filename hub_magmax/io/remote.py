@@ -150,6 +150,11 @@ class HubSource(_Source):
         lfs = self._siblings[path].lfs
         return lfs.sha256 if lfs else None
 
+    def content_hashes(self, path: str) -> str:
+        """Return the hash that the Hub states for a file, as `sidefiles.content_hashes` writes it."""
+        sha256 = self.sha256(path)
+        return f"sha256:{sha256}" if sha256 else f"git:{self._siblings[path].blob_id}"
+
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         if (local := self._in_cache(path)) is not None:
             local.read_into(path, start, buffer)

@@ -1,0 +1,100 @@
+"""The files beside the weights: which belong to a model, and whether two models have the same ones.
+
+A file is known by the hashes of its content that can be had without reading it: the Hub states the
+sha256 of large files and git's id of small ones; for a folder both are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+#: Files beside the weights that make a model usable.
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+#: What describes a checkpoint's own weights, training or merge, and not the model.
+_ABOUT_WEIGHTS = (
+    "recipe.lock.json",
+    "merge_report.json",
+    "outcomes.json",
+    "provenance.json",
+    "scores.json",
+    "trainer_state.json",
+    "training_args.json",
+)
+
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def is_side_file(path: str) -> bool:
+    """Say whether a file belongs to a model besides its weights, and is copied with them."""
+    return (
+        Path(path).suffix in _SUFFIXES
+        and path not in _ABOUT_WEIGHTS
+        and not path.endswith(".index.json")
+        and path.isprintable()  # a name that cannot be shown, or stored as UTF-8, is not published
+    )
+
+
+def is_tokenizer_file(path: str) -> bool:
+    """Say whether a file decides how text becomes tokens; chat templates count."""
+    return path in _TOKENIZER_FILES or path.endswith(".tiktoken")
+
+
+def content_hashes(content: bytes) -> str:
+    """Return `sha256:` of `content` and `git:`, its id as a blob, with a space between."""
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return f"sha256:{hashlib.sha256(content).hexdigest()} git:{blob}"
+
+
+def same_content(one: str, other: str) -> bool | None:
+    """Compare two texts of hashes; None where they have no kind of hash in common."""
+    first, second = (dict(part.split(":", 1) for part in text.split()) for text in (one, other))
+    shared = first.keys() & second.keys()
+    return all(first[kind] == second[kind] for kind in shared) if shared else None
+
+
+def tokenizer_notices(side_files: Mapping[str, Mapping[str, str]], files_from: str) -> tuple[str, ...]:
+    """Return a line for each way in which a source's tokenizer is not the one that the output gets.
+
+    Args:
+        side_files: By source, the hashes of its side files by name.
+        files_from: The source whose files are copied.
+    """
+    copied = {path: text for path, text in side_files[files_from].items() if is_tokenizer_file(path)}
+    sources: dict[str, list[str]] = {}
+    for name, files in side_files.items():
+        found = {path: text for path, text in files.items() if is_tokenizer_file(path)}
+        if found and (differences := _differences(copied, found)):
+            sources.setdefault(", ".join(differences), []).append(name)
+    return tuple(
+        f"the tokenizer of {', '.join(names)} differs from that of {files_from}, which the merged model "
+        f"gets: {differences}"
+        for differences, names in sources.items()
+    )
+
+
+def _differences(copied: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    listed = []
+    for path in sorted(copied.keys() | found.keys()):
+        if path not in found:
+            listed.append(f"{path} (missing)")
+        elif path not in copied:
+            listed.append(f"{path} (added)")
+        elif (same := same_content(copied[path], found[path])) is not True:
+            listed.append(f"{path} ({'other content' if same is False else 'not compared'})")
+    return listed

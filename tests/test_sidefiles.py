@@ -1,0 +1,118 @@
+import hashlib
+import json
+import subprocess
+
+import pytest
+
+from hub_magmax.errors import MismatchError
+from hub_magmax.locking import lock, plan
+from hub_magmax.merging import merge
+from hub_magmax.recipe import load_recipe
+from hub_magmax.sidefiles import content_hashes, is_side_file, same_content, tokenizer_notices
+from tests.families import write_recipe
+
+ONE, OTHER = content_hashes(b"one"), content_hashes(b"other")
+
+
+def configure(family, name, **values):
+    (family / name / "config.json").write_text(json.dumps(values))
+
+
+def test_hashes_are_sha256_and_gits_own(tmp_path):
+    (tmp_path / "x").write_bytes(b"content")
+    done = subprocess.run(
+        ["git", "hash-object", "x"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert content_hashes(b"content").split() == [
+        f"sha256:{hashlib.sha256(b'content').hexdigest()}",
+        f"git:{done.stdout.strip()}",
+    ]
+
+
+def test_contents_compare_by_the_hashes_that_both_have():
+    large, small = ONE.split()
+    assert same_content(ONE, large) is True
+    assert same_content(ONE, small) is True
+    assert same_content(OTHER, small) is False
+    assert same_content(large, small) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "belongs"),
+    [
+        ("config.json", True),
+        ("tokenizer.model", True),
+        ("chat_template.jinja", True),
+        ("model.safetensors.index.json", False),
+        ("scores.json", False),
+        ("provenance.json", False),
+        ("README.md", False),
+        ("training.bin", False),
+        ("a\n.json", False),
+        ("\udcff.json", False),
+    ],
+)
+def test_side_files_are_those_that_make_a_model_usable(path, belongs):
+    assert is_side_file(path) is belongs
+
+
+def test_sources_with_the_same_difference_share_a_notice():
+    copied = {"tokenizer.json": ONE, "vocab.txt": ONE, "config.json": ONE}
+    other = {"tokenizer.json": OTHER, "config.json": OTHER, "merges.txt": ONE}
+    (notice,) = tokenizer_notices({"base_model": copied, "a": other, "b": other, "c": {}}, "base_model")
+    assert notice == (
+        "the tokenizer of a, b differs from that of base_model, which the merged model gets: "
+        "merges.txt (added), tokenizer.json (other content), vocab.txt (missing)"
+    )
+    assert (
+        tokenizer_notices({"base_model": copied, "a": copied, "b": {"config.json": OTHER}}, "base_model")
+        == ()
+    )
+
+
+def test_tokenizer_that_differs_is_noted_in_plan_report_and_card(family):
+    for name in ("base", "a", "b"):
+        (family / name / "tokenizer.json").write_text("{}")
+    (family / "b" / "chat_template.jinja").write_text("{{ messages }}")
+    recipe = load_recipe(write_recipe(family))
+    made = plan(recipe)
+    expected = (
+        "the tokenizer of b differs from that of base_model, which the merged model gets: "
+        "chat_template.jinja (added)"
+    )
+    assert made.notices == (expected,)
+    assert made.to_dict()["notices"] == [expected]
+    assert f"note         {expected}" in made.explain()
+    report = merge(made)
+    assert report.notices == (expected,)
+    from hub_magmax.cards import render_card
+
+    assert expected in render_card(recipe, made.lock, report)
+
+
+def test_checkpoints_of_two_model_types_are_refused_before_anything_is_read(family):
+    configure(family, "base", model_type="llama")
+    configure(family, "a", model_type="llama")
+    configure(family, "b", model_type="mistral")
+    configure(family, "c")
+    with pytest.raises(MismatchError) as caught:
+        lock(load_recipe(write_recipe(family)))
+    assert caught.value.where == "./b, config.json"
+    assert caught.value.what == "`model_type` is mistral, and llama in ./base"
+
+
+def test_heads_that_differ_are_refused_unless_rules_say_which_to_keep(family):
+    configure(family, "base", model_type="bert", architectures=["BertForMaskedLM"])
+    for name in "abc":
+        configure(family, name, model_type="bert", architectures=["BertForTokenClassification"])
+    with pytest.raises(MismatchError, match="is BertForTokenClassification, and BertForMaskedLM in"):
+        lock(load_recipe(write_recipe(family)))
+    made = plan(load_recipe(write_recipe(family, tensors=[{"match": "scale", "take": "a"}])))
+    assert any("BertForMaskedLM, a BertForTokenClassification" in notice for notice in made.notices)
+
+
+@pytest.mark.parametrize("stated", [["x"], 7, "a b", "\ud800", "x" * 101, None])
+def test_model_type_that_is_no_name_counts_as_absent(family, stated):
+    configure(family, "b", model_type=stated, architectures=stated)
+    locked = lock(load_recipe(write_recipe(family)))
+    assert locked.tasks["b"].model_type is None
