@@ -149,12 +149,13 @@ def validate(recipe: Path) -> Answer:
 @verb
 @recipe_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the lock.")
-def lock(recipe: Path, out: Path | None) -> Answer:
+@click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
+def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
     from hub_magmax.recipe import load_recipe
     from hub_magmax.running import lock as make_lock
 
-    locked = make_lock(load_recipe(recipe), report=_say)
+    locked = make_lock(load_recipe(recipe), hash_files=hash_files, report=_say)
     path = _write_lock(locked, out or lock_beside(recipe))
     lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
     return json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"])

@@ -16,14 +16,15 @@ from hub_magmax.errors import LockError
 LOCK_NAME = "recipe.lock.json"
 
 #: What a lock says beside what decides the merged bytes.
-_ASIDE = ("datasets", "chosen")
+_ASIDE = ("datasets", "chosen", "versions")
 
 
 @dataclass(frozen=True)
 class LockedFile:
     """A weight file of a source. `header_sha256` covers the safetensors header.
 
-    `sha256` covers the whole file; the Hub states it, for a folder it is computed on request.
+    `sha256` covers the whole file; the Hub states it, for a folder it is computed on request
+    (`locking.lock`'s `hash_files`), and then checked before every merge.
     """
 
     path: str
@@ -96,6 +97,8 @@ class Lock:
             `name@revision`.
         chosen: Where the recipe left the method or the scaling coefficient to a comparison: what was
             compared, on how many examples, and how each candidate did; otherwise empty.
+        versions: Of Python and the packages that wrote the lock. They are for people, and no part of the
+            digest: the same merge gives the same bytes whatever the versions.
     """
 
     base_model: LockedSource
@@ -107,6 +110,7 @@ class Lock:
     schema: Literal[1] = 1
     datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def sources(self) -> dict[str, LockedSource]:

@@ -11,12 +11,13 @@ from hub_magmax import methods
 from hub_magmax.data import pin_datasets, with_pinned_data
 from hub_magmax.digest import digest
 from hub_magmax.errors import EvaluationError, LockError, MismatchError
-from hub_magmax.io.opening import lock_source, open_source
+from hub_magmax.io.opening import check_side_files, lock_source, open_source
 from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe import AUTO, Method, Recipe
+from hub_magmax.reports import software_versions
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Tuner(Protocol):
         ...
 
 
-def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
+def lock(recipe: Recipe, *, tuner: Tuner | None = None, hash_files: bool = False) -> Lock:
     """Return what `recipe` stands for now.
 
     Hub revisions become commits, data-driven preferences are estimated, and what the recipe leaves to
@@ -53,6 +54,7 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
     Args:
         recipe: What to pin.
         tuner: Merges and scores, for a hold-out, a search or `auto`.
+        hash_files: Read the weight files of folders whole, and lock their sha256 too.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
@@ -64,7 +66,7 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
     pinned: dict[str, LockedSource] = {}
     for written in (recipe.base_model, *(task.model for task in recipe.tasks)):
         if written not in pinned:
-            pinned[written] = lock_source(recipe, written)
+            pinned[written] = lock_source(recipe, written, hash_files=hash_files)
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
     _check_architectures(sources, rules=bool(recipe.tensors))
@@ -77,6 +79,7 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None) -> Lock:
         tensors=_rules(recipe),
         seed=recipe.seed,
         datasets=pin_datasets(recipe),
+        versions=software_versions(),
     )
     scorer = tuner.scorer(recipe, found) if tuner else None
     preference = resolve_preference(with_pinned_data(recipe, found.datasets), sources=sources, scorer=scorer)
@@ -106,10 +109,13 @@ def plan(recipe: Recipe, locked: Lock | None = None) -> Plan:
     """
     locked = locked or lock(recipe)
     with ExitStack() as stack:
-        indexes = {
-            name: stack.enter_context(closing(open_source(recipe, source))).index
+        opened = {
+            name: stack.enter_context(closing(open_source(recipe, source)))
             for name, source in locked.sources.items()
         }
+        files_from = recipe.output.files_from
+        check_side_files(opened[files_from], locked.sources[files_from])
+        indexes = {name: source.index for name, source in opened.items()}
     return make_plan(recipe, locked, indexes)
 
 

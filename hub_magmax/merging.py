@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import sys
 import time
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 from hub_magmax.checkpoint import INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import HubMagmaxError, OutputError
 from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
-from hub_magmax.io.opening import open_source
+from hub_magmax.io.opening import check_hashes, open_source, read_side_file
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
 from hub_magmax.lockfile import LOCK_NAME
@@ -30,7 +28,7 @@ from hub_magmax.methods import TensorRule
 from hub_magmax.planning import Plan, Shard, TensorJob
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
-from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report
+from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
 from hub_magmax.sidefiles import is_side_file
 from hub_magmax.streaming import StoredChunks, ahead, copied_chunks
 
@@ -63,6 +61,7 @@ def merge(
         processes: Which of how many processes this is; found from the launcher by default.
 
     Raises:
+        LockError: If a file is not what was locked.
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
         OutputError: If `output` is taken or cannot be written.
     """
@@ -71,7 +70,8 @@ def merge(
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         return done
-    if (refusal := processes.first_decides(lambda: _prepare(place))) is not None:
+    own = plan if sources is None else None
+    if (refusal := processes.first_decides(lambda: _prepare(place, own))) is not None:
         raise refusal
     with ExitStack() as stack:
         stack.callback(place.abandon)
@@ -95,11 +95,16 @@ def merge(
     return report
 
 
-def _prepare(place: PartialFolder) -> OutputError | None:
-    """Prepare the output, or return why not, so that every process ends with the same message."""
+def _prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
+    """Prepare the output, or return why not, so that every process ends with the same message.
+
+    Whole files whose sha256 the lock of `plan` holds are compared first.
+    """
     try:
+        if plan is not None:
+            check_hashes(plan.recipe, plan.lock)
         place.prepare()
-    except OutputError as error:
+    except HubMagmaxError as error:
         return error
     return None
 
@@ -242,19 +247,13 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def software_versions() -> dict[str, str]:
-    """Return the versions of what takes part in a merge, without importing it."""
-    packages = ("hub_magmax", "torch", "safetensors", "huggingface_hub")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
     """Write the index, what the model needs besides weights, and what the merge was made from."""
-    source = sources[plan.recipe.output.files_from]
-    for path, size in source.sizes.items():
-        if is_side_file(path):
-            with os_errors(folder / path):
-                (folder / path).write_bytes(source.read_bytes(path, 0, size))
+    files_from = plan.recipe.output.files_from
+    source, locked = sources[files_from], plan.lock.sources[files_from]
+    for path in filter(is_side_file, source.sizes):
+        with os_errors(folder / path):
+            (folder / path).write_bytes(read_side_file(source, path, locked))
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}

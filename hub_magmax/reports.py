@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +15,12 @@ from hub_magmax.digest import digest
 from hub_magmax.errors import OutputError
 
 REPORT_NAME = "merge_report.json"
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of what takes part in a merge, without importing it."""
+    packages = ("hub_magmax", "torch", "safetensors", "huggingface_hub")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,9 @@ def run(
     return Run(planned, merged, output, scores, published)
 
 
-def lock(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None) -> Lock:
+def lock(
+    recipe: Recipe, *, hash_files: bool = False, report: Callable[[str], None] = lambda line: None
+) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
     Reads headers alone, unless a preference is estimated, held-out examples check it, or `auto` leaves
@@ -94,6 +96,7 @@ def lock(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None) -
 
     Args:
         recipe: What to pin.
+        hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
 
     Raises:
@@ -101,7 +104,7 @@ def lock(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None) -
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    return locking.lock(recipe, tuner=MemoryTuner(report))
+    return locking.lock(recipe, tuner=MemoryTuner(report), hash_files=hash_files)
 
 
 def _scores(

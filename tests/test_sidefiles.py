@@ -1,10 +1,11 @@
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from hub_magmax.errors import MismatchError
+from hub_magmax.errors import LockError, MismatchError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.recipe import load_recipe
@@ -116,3 +117,38 @@ def test_model_type_that_is_no_name_counts_as_absent(family, stated):
     configure(family, "b", model_type=stated, architectures=stated)
     locked = lock(load_recipe(write_recipe(family)))
     assert locked.tasks["b"].model_type is None
+
+
+def test_side_file_that_changed_since_the_lock_is_refused_before_the_merge(family):
+    recipe = load_recipe(write_recipe(family))
+    locked = lock(recipe)
+    (family / "base" / "tokenizer.json").write_text("{}")
+    configure(family, "base", model_type="test", changed=True)
+    with pytest.raises(LockError, match=r"^\./base: config\.json, tokenizer\.json changed since"):
+        plan(recipe, locked)
+
+
+def test_side_file_that_changes_between_plan_and_copy_is_refused(family):
+    made = plan(load_recipe(write_recipe(family)))
+    configure(family, "base", model_type="test", changed=True)
+    with pytest.raises(LockError, match=r"^\./base: config\.json changed since"):
+        merge(made)
+    assert not (family / "merged").exists()
+
+
+def test_side_files_of_other_sources_may_change(family):
+    recipe = load_recipe(write_recipe(family))
+    locked = lock(recipe)
+    (family / "b" / "notes.txt").write_text("more training")
+    merge(plan(recipe, locked))
+
+
+def test_versions_are_in_the_lock_and_not_in_its_digest(family):
+    locked = lock(load_recipe(write_recipe(family)))
+    assert json.loads(locked.to_json())["versions"]["torch"]
+    later = replace(locked, versions={"torch": "99"})
+    assert later.digest == locked.digest
+    assert (
+        plan(load_recipe(family / "recipe.yaml"), later).digest
+        == plan(load_recipe(family / "recipe.yaml"), locked).digest
+    )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import closing
 
 from hub_magmax.checkpoint import refuse_quantised, stated_architecture
 from hub_magmax.errors import LockError
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
-from hub_magmax.lockfile import LockedFile, LockedSource
+from hub_magmax.lockfile import Lock, LockedFile, LockedSource
 from hub_magmax.recipe import Recipe
 from hub_magmax.references import HubModel
-from hub_magmax.sidefiles import content_hashes, is_side_file
+from hub_magmax.sidefiles import content_hashes, is_side_file, same_content
 
 CONFIG_NAME = "config.json"
+
+#: Bytes of a file that are hashed at a time.
+_BLOCK_BYTES = 2**24
 
 #: What is looked at in a configuration; the largest known are some hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000
@@ -39,11 +43,65 @@ def _check_pinned(source: TensorSource, locked: LockedSource) -> None:
     pinned = {file.path: (file.size_bytes, file.header_sha256) for file in locked.files}
     if found != pinned:
         changed = sorted(path for path in found.keys() | pinned.keys() if found.get(path) != pinned.get(path))
-        raise LockError(
-            f"{', '.join(changed)} changed since the lock was written",
-            where=source.label,
-            hint="Run `hub-magmax lock` again if the change is meant.",
-        )
+        raise _changed(source.label, changed)
+
+
+def check_side_files(source: TensorSource, locked: LockedSource) -> None:
+    """Raise LockError if the files beside the weights are no longer those that were locked.
+
+    A commit on the Hub pins them, so only a folder is looked at. A lock of an earlier version names none.
+    """
+    if locked.repo_id or not locked.side_files:
+        return
+    found = {path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)}
+    paths = found.keys() | locked.side_files.keys()
+    changed = sorted(path for path in paths if found.get(path) != locked.side_files.get(path))
+    if changed:
+        raise _changed(source.label, changed)
+
+
+def read_side_file(source: TensorSource, path: str, locked: LockedSource) -> bytes:
+    """Return the content of a file beside the weights, which is what was locked.
+
+    Raises:
+        LockError: If it is not.
+    """
+    content = source.read_bytes(path, 0, source.sizes[path])
+    pinned = locked.side_files.get(path)
+    if pinned is not None and same_content(pinned, content_hashes(content)) is False:
+        raise _changed(source.label, [path])
+    return content
+
+
+def check_hashes(recipe: Recipe, lock: Lock) -> None:
+    """Read the weight files of folders whose sha256 is locked, and compare; others cost nothing.
+
+    Raises:
+        LockError: If one differs: the weights changed under an unchanged header.
+    """
+    for locked in lock.sources.values():
+        hashed = {file.path: file.sha256 for file in locked.files if file.sha256 and not locked.repo_id}
+        if not hashed:
+            continue
+        with closing(open_source(recipe, locked)) as source:
+            changed = [path for path, sha256 in hashed.items() if _sha256(source, path) != sha256]
+        if changed:
+            raise _changed(source.label, changed)
+
+
+def _changed(label: str, paths: list[str]) -> LockError:
+    return LockError(
+        f"{', '.join(paths)} changed since the lock was written",
+        where=label,
+        hint="Run `hub-magmax lock` again if the change is meant.",
+    )
+
+
+def _sha256(source: TensorSource, path: str) -> str:
+    digest, size = hashlib.sha256(), source.sizes[path]
+    for start in range(0, size, _BLOCK_BYTES):
+        digest.update(source.read_bytes(path, start, min(start + _BLOCK_BYTES, size)))
+    return digest.hexdigest()
 
 
 def _open(recipe: Recipe, locked: LockedSource) -> TensorSource:
@@ -54,8 +112,13 @@ def _open(recipe: Recipe, locked: LockedSource) -> TensorSource:
     return LocalSource(reference.path, locked.reference)
 
 
-def lock_source(recipe: Recipe, written: str) -> LockedSource:
+def lock_source(recipe: Recipe, written: str, *, hash_files: bool = False) -> LockedSource:
     """Pin the checkpoint that the recipe calls `written`, from its headers alone.
+
+    Args:
+        recipe: Says where relative paths start.
+        written: A folder, or a name on the Hub.
+        hash_files: Read a folder's weight files whole for their sha256; the Hub states it.
 
     Raises:
         CheckpointError: If it is malformed, or quantised.
@@ -64,12 +127,14 @@ def lock_source(recipe: Recipe, written: str) -> LockedSource:
     if isinstance(reference, HubModel):
         commit = resolve_commit(reference.repo_id, reference.revision)
         with closing(open_hub(reference.repo_id, commit)) as source:
-            return _describe(written, source, reference.repo_id, commit)
+            return _describe(written, source, (reference.repo_id, commit), hash_files)
     with closing(LocalSource(reference.path, written)) as source:
-        return _describe(written, source, None, None)
+        return _describe(written, source, (None, None), hash_files)
 
 
-def _describe(written: str, source: TensorSource, repo_id: str | None, commit: str | None) -> LockedSource:
+def _describe(
+    written: str, source: TensorSource, place: tuple[str | None, str | None], hash_files: bool
+) -> LockedSource:
     config_bytes = min(source.sizes.get(CONFIG_NAME, 0), _MAX_CONFIG_BYTES)
     config = source.read_bytes(CONFIG_NAME, 0, config_bytes) if config_bytes else None
     refuse_quantised(source.index, config)
@@ -78,22 +143,28 @@ def _describe(written: str, source: TensorSource, repo_id: str | None, commit: s
             shard.file,
             shard.size_bytes,
             shard.header_sha256,
-            source.sha256(shard.file) if isinstance(source, HubSource) else None,
+            _file_sha256(source, shard.file, hash_files),
         )
         for shard in source.index.shards
     )
     model_type, architectures = stated_architecture(config, source.label)
     return LockedSource(
         reference=written,
-        kind="hub" if repo_id else "local",
-        repo_id=repo_id,
-        commit=commit,
+        kind="hub" if place[0] else "local",
+        repo_id=place[0],
+        commit=place[1],
         files=files,
         license=_card_license(source),
         model_type=model_type,
         architectures=architectures,
         side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
     )
+
+
+def _file_sha256(source: TensorSource, path: str, hash_files: bool) -> str | None:
+    if isinstance(source, HubSource):
+        return source.sha256(path)
+    return _sha256(source, path) if hash_files else None
 
 
 def _side_hashes(source: TensorSource, path: str) -> str:

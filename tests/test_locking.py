@@ -1,0 +1,59 @@
+import hashlib
+
+import pytest
+
+from hub_magmax.errors import LockError
+from hub_magmax.lockfile import read_lock
+from hub_magmax.locking import lock, plan
+from hub_magmax.merging import merge
+from hub_magmax.rebuilding import rebuild
+from hub_magmax.recipe import load_recipe
+from tests.families import write_recipe
+from tests.test_cli import call
+
+
+def train_on(path):
+    """Change a weight and nothing else: not the header, not the size."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_lock_on_request_holds_the_sha256_of_every_local_file(family):
+    code, out, _ = call("lock", write_recipe(family), "--hash")
+    assert code == 0 and "wrote" in out
+    locked = read_lock(family / "recipe.lock.json")
+    for name, source in locked.sources.items():
+        folder = family / ("base" if name == "base_model" else name)
+        for file in source.files:
+            assert file.sha256 == hashlib.sha256((folder / file.path).read_bytes()).hexdigest()
+
+
+def test_weights_changed_under_an_unchanged_header_are_seen_by_a_lock_with_hashes(family):
+    recipe = load_recipe(write_recipe(family))
+    cheap, whole = lock(recipe), lock(recipe, hash_files=True)
+    merge(plan(recipe, whole), family / "before")
+    train_on(family / "b" / "model.safetensors")
+    merge(plan(recipe, cheap), family / "cheap")
+    with pytest.raises(LockError, match=r"^\./b: model\.safetensors changed since the lock was written"):
+        merge(plan(recipe, whole), family / "after")
+    assert not list(family.glob("after*"))
+    with pytest.raises(LockError, match=r"^\./b: model\.safetensors changed"):
+        rebuild(str(family / "before"), folder=family)
+
+
+def test_finished_merge_is_not_hashed_again(family):
+    recipe = load_recipe(write_recipe(family))
+    made = plan(recipe, lock(recipe, hash_files=True))
+    report = merge(made)
+    train_on(family / "b" / "model.safetensors")
+    assert merge(made) == report
+
+
+def test_hashes_change_no_tensor(family):
+    recipe = load_recipe(write_recipe(family))
+    merge(plan(recipe, lock(recipe, hash_files=True)), family / "whole")
+    merge(plan(recipe), family / "cheap")
+    from tests.families import read_merged
+
+    whole, cheap = read_merged(family / "whole"), read_merged(family / "cheap")
+    assert all(whole[name].equal(cheap[name]) for name in cheap)
