@@ -606,6 +606,23 @@ process grew over the whole part.
 - **Headers and indexes** are at most 100 MB, name every tensor once, and may have 64 dimensions. A size is
   believed only where it agrees with the file's, so a header cannot make anything large be allocated.
 
+## What can be checked afterwards
+
+`hub-magmax verify MODEL` compares every file that the merge wrote with the sha256 in `merge_report.json`:
+the weights, their index, config, tokenizer, processor, recipe, lock and provenance. A file that loaders
+read and that the merge did not write (weights, code, `*.json` and the like) is an error too. The card,
+its picture, the scores and a signature may change later and are not compared. `--rebuild` merges again
+from the pinned sources.
+
+`provenance.json` is an [in-toto statement](https://in-toto.io/Statement/v1) with a [SLSA
+provenance](https://slsa.dev/provenance/v1) predicate. Its subjects are the weight files. Its build type
+`urn:hub_magmax:merge:1` means: `externalParameters.recipe` is the recipe; `internalParameters` are the
+digests of lock and plan, the method with its options, the preference as numbers with the fingerprint of
+its data, and the seed; `resolvedDependencies` are the sources (`hf://` names with their commits, or
+folders relative to the recipe), their weight files, and the files that were copied from one of them. The
+versions of the software are the builder's. It names no time and no machine, so a merge that is repeated
+states the same.
+
 What is not promised: that a write survives a disk that lies about having stored it; that a file changed in
 place twice within one tick of the file system's clock (a few milliseconds) is noticed; POSIX systems only.
 """

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from hub_magmax.errors import HubMagmaxError, OutputError
 from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
 from hub_magmax.io.opening import check_hashes, open_source, read_side_file
 from hub_magmax.io.source import TensorSource, torch_dtype
-from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, write_text
+from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
 from hub_magmax.planning import Plan, Shard, TensorJob
+from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
@@ -89,6 +91,8 @@ def merge(
         report = _report(plan, place, time.perf_counter() - started)
         if processes.is_first:
             _write_side_files(plan, sources, place.folder)
+            write_text(place.folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
+            report = replace(report, files=_hashes(place.folder, report))
             write_text(place.folder / REPORT_NAME, report.to_json())
             place.publish()
     processes.wait()
@@ -239,6 +243,12 @@ def _report(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
         versions=software_versions(),
         notices=plan.notices,
     )
+
+
+def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
+    """Return the sha256 of the files in `folder` that hold no weights, by name."""
+    names = sorted({path.name for path in folder.iterdir()} - {shard.file for shard in report.shards})
+    return {name: sha256_of(folder / name) for name in names}
 
 
 def peak_memory_bytes() -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
-from hub_magmax.errors import OutputError, PublishError
+from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
-from hub_magmax.io.remote import hub_api, resolve_commit
-from hub_magmax.io.writer import sha256_of
+from hub_magmax.io.opening import file_sha256
+from hub_magmax.io.remote import hub_api, open_hub, resolve_commit
+from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe import RECIPE_NAME, load_recipe
-from hub_magmax.reports import REPORT_NAME, read_report
+from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
+from hub_magmax.sidefiles import is_side_file
 
 
 @dataclass(frozen=True)
@@ -181,47 +183,68 @@ def _compare_with_hub(repo_id: str, commit: str, expected: dict[str, str]) -> No
 
 
 def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
-    """Compare every weight file of a merged model with the sha256 in its merge report.
+    """Compare every file that a merge wrote with the sha256 in the model's merge report.
+
+    What people may write afterwards (the card, its picture, the scores) is not compared. Weights and other
+    files that loaders read, and that the merge did not write, are errors.
 
     Args:
         model: A folder, or a repository id.
         revision: Of the repository; the default branch if None.
 
     Returns:
-        The sha256 of each weight file that was compared; all of them are as recorded.
+        The sha256 of each file that was compared; all of them are as recorded.
 
     Raises:
-        OutputError: If there is no report, or a file of the folder differs or is missing.
-        PublishError: If a file on the Hub differs or is missing.
+        OutputError: If there is no report, or a file of the folder differs, is missing or was added.
+        PublishError: The same of a repository.
     """
     folder = Path(model)
-    if not folder.is_dir():
-        return _verify_on_hub(model, revision)
-    expected = {shard.file: shard.sha256 for shard in read_report(folder / REPORT_NAME).shards}
-    for path, sha256 in expected.items():
-        found = sha256_of(folder / path) if (folder / path).is_file() else "missing"
-        if found != sha256:
-            raise OutputError(
-                f"sha256 is {found}, the merge report says {sha256}",
-                where=str(folder / path),
-                hint="The file changed after the merge; merge again into a new folder.",
-            )
-    return expected
-
-
-def _verify_on_hub(repo_id: str, revision: str | None) -> dict[str, str]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    commit = resolve_commit(repo_id, revision)
-    with _publish_errors(repo_id):
-        try:
-            path = hf_hub_download(repo_id, REPORT_NAME, revision=commit)
-        except EntryNotFoundError as error:
+    if folder.is_dir():
+        report = read_report(folder / REPORT_NAME)
+        with closing(LocalSource(folder, model)) as source:
+            return _compare(source, report, OutputError)
+    commit = resolve_commit(model, revision)
+    with closing(open_hub(model, commit)) as source:
+        if REPORT_NAME not in source.sizes:
             raise PublishError(
                 f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made",
-                where=f"{repo_id}@{commit[:7]}",
-            ) from error
-    expected = {shard.file: shard.sha256 for shard in read_report(Path(path)).shards}
-    _compare_with_hub(repo_id, commit, expected)
+                where=source.label,
+            )
+        content = source.read_bytes(REPORT_NAME, 0, source.sizes[REPORT_NAME])
+        return _compare(source, parse_report(content, f"{source.label}, {REPORT_NAME}"), PublishError)
+
+
+_AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
+    OutputError: "The folder changed after the merge; merge again into a new folder.",
+    PublishError: "Do not use this revision; push again.",
+}
+
+
+def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> dict[str, str]:
+    expected = report.sha256
+    found = {path: file_sha256(source, path) if path in source.sizes else "missing" for path in expected}
+    changed = [path for path in expected if found[path] != expected[path]]
+    if changed:
+        others = f"; also changed: {', '.join(changed[1:])}" if len(changed) > 1 else ""
+        raise kind(
+            f"sha256 is {found[changed[0]]}, the merge report says {expected[changed[0]]}{others}",
+            where=f"{source.label}, {changed[0]}",
+            hint=_AFTER_CHANGE[kind],
+        )
+    # A report of an earlier version lists the weights only.
+    added = [path for path in source.sizes if _is_loaded(path, weights_only=not report.files)]
+    if surplus := [path for path in added if path not in expected]:
+        raise kind(
+            "the merge did not write this file, and what loads the model reads it",
+            where=f"{source.label}, {surplus[0]}",
+            hint=_AFTER_CHANGE[kind],
+        )
     return expected
+
+
+def _is_loaded(path: str, *, weights_only: bool) -> bool:
+    """Say whether loading a model reads a file of this name: weights, code, or what lies beside them."""
+    if weights_only or path.endswith((".safetensors", ".bin")):
+        return path.endswith((".safetensors", ".bin"))
+    return path.endswith((".index.json", ".py")) or is_side_file(path)

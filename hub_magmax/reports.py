@@ -60,6 +60,7 @@ class MergeReport:
         peak_memory_bytes: Largest resident set of the first process.
         versions: Of Python and the packages that took part.
         notices: What the plan noted: tokenizers and heads that differ.
+        files: sha256 of every other file that the merge wrote, by name; not of the report itself.
     """
 
     plan_digest: str
@@ -74,6 +75,12 @@ class MergeReport:
     peak_memory_bytes: int
     versions: Mapping[str, str] = field(hash=False)
     notices: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """The sha256 of every file that the merge wrote, weights first."""
+        return {shard.file: shard.sha256 for shard in self.shards} | dict(self.files)
 
     @property
     def digest(self) -> str:
@@ -91,15 +98,25 @@ def read_report(path: Path) -> MergeReport:
         OutputError: If it is missing or not what `to_json` writes.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("digest")
-        report: MergeReport = TypeAdapter(MergeReport).validate_python(values)
-        return report
+        return parse_report(path.read_bytes(), str(path))
     except OSError as error:
         raise OutputError(
             f"no {path.name}, so this is not a folder that a merge finished",
             where=str(path.parent),
             hint="Give the folder that `hub-magmax merge` wrote.",
         ) from error
+
+
+def parse_report(content: bytes, where: str) -> MergeReport:
+    """Return the report that `content` holds; `where` is what to call it in messages.
+
+    Raises:
+        OutputError: If it is not what `to_json` writes.
+    """
+    try:
+        values = json.loads(content)
+        values.pop("digest")
+        report: MergeReport = TypeAdapter(MergeReport).validate_python(values)
+        return report
     except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-        raise OutputError("not a merge report of this version", where=str(path)) from error
+        raise OutputError("not a merge report of this version", where=where) from error

@@ -145,6 +145,7 @@ def test_output_is_complete(family):
         "recipe.lock.json",
         "merge_report.json",
         "model.safetensors.index.json",
+        "provenance.json",
     }
     assert names == expected | {shard.file for shard in report.shards}
     assert read_report(folder / "merge_report.json") == report

@@ -84,7 +84,7 @@ def check_hashes(recipe: Recipe, lock: Lock) -> None:
         if not hashed:
             continue
         with closing(open_source(recipe, locked)) as source:
-            changed = [path for path, sha256 in hashed.items() if _sha256(source, path) != sha256]
+            changed = [path for path, sha256 in hashed.items() if file_sha256(source, path) != sha256]
         if changed:
             raise _changed(source.label, changed)
 
@@ -97,7 +97,10 @@ def _changed(label: str, paths: list[str]) -> LockError:
     )
 
 
-def _sha256(source: TensorSource, path: str) -> str:
+def file_sha256(source: TensorSource, path: str) -> str:
+    """Return the sha256 of a file: as the Hub states it for large ones, else from its content."""
+    if isinstance(source, HubSource) and (stated := source.sha256(path)):
+        return stated
     digest, size = hashlib.sha256(), source.sizes[path]
     for start in range(0, size, _BLOCK_BYTES):
         digest.update(source.read_bytes(path, start, min(start + _BLOCK_BYTES, size)))
@@ -143,7 +146,7 @@ def _describe(
             shard.file,
             shard.size_bytes,
             shard.header_sha256,
-            _file_sha256(source, shard.file, hash_files),
+            _pinned_sha256(source, shard.file, hash_files),
         )
         for shard in source.index.shards
     )
@@ -161,10 +164,10 @@ def _describe(
     )
 
 
-def _file_sha256(source: TensorSource, path: str, hash_files: bool) -> str | None:
+def _pinned_sha256(source: TensorSource, path: str, hash_files: bool) -> str | None:
     if isinstance(source, HubSource):
         return source.sha256(path)
-    return _sha256(source, path) if hash_files else None
+    return file_sha256(source, path) if hash_files else None
 
 
 def _side_hashes(source: TensorSource, path: str) -> str:
