@@ -342,19 +342,39 @@ def push(folder: Path, repo_id: str, **options: Any) -> Answer:
     type=click.Path(path_type=Path),
     help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
 )
-def verify(model: str, revision: str | None, rebuild: bool, folder: Path | None) -> Answer:
+@click.option("--public-key", type=click.Path(path_type=Path), help="Also check a folder's signature.")
+def verify(
+    model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
+) -> Answer:
     """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
     from hub_magmax.publishing import verify as do_verify
 
     hashes = do_verify(model, revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
     lines.append(f"{model}: {len(hashes)} file(s), all as merged")
+    if public_key is not None:
+        from hub_magmax.signing import check_signature
+
+        check_signature(model, public_key)
+        lines.append(f"{model}: signed by the owner of {public_key}")
     if rebuild:
         from hub_magmax.rebuilding import rebuild as do_rebuild
 
         do_rebuild(model, revision=revision, folder=folder)
         lines.append(f"{model}: merged again from its sources, every tensor the same")
-    return {"sha256": hashes, "rebuilt": rebuild}, "\n".join(lines)
+    values = {"sha256": hashes, "rebuilt": rebuild, "signature_checked": public_key is not None}
+    return values, "\n".join(lines)
+
+
+@verb
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--private-key", required=True, type=click.Path(path_type=Path), help="PEM file of the key.")
+def sign(folder: Path, private_key: Path) -> Answer:
+    """Sign a merged FOLDER with a key file, by OpenSSF model-signing."""
+    from hub_magmax.signing import sign as do_sign
+
+    path = do_sign(folder, private_key)
+    return {"signature": str(path)}, f"wrote {path}"
 
 
 @verb

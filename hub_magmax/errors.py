@@ -10,6 +10,7 @@
     ├── OutputError              an output folder that cannot be written or is taken
     ├── EvaluationError          data or models that cannot be scored
     ├── PublishError             the Hub refused, or what it holds differs
+    ├── SignatureError           a signature that cannot be made, or does not fit
     ├── DistributedError         processes that disagree about the world they are in
     └── MissingDependencyError   an optional package, with the line that installs it
 
@@ -84,6 +85,10 @@ class EvaluationError(HubMagmaxError):
 
 class PublishError(HubMagmaxError):
     """The Hub refused the upload, or holds something else than was sent."""
+
+
+class SignatureError(HubMagmaxError):
+    """A signature cannot be made, or does not fit the model and the key."""
 
 
 class DistributedError(HubMagmaxError):

@@ -1,0 +1,112 @@
+"""Sign a merged model with a key file, and check a signature, by OpenSSF model-signing.
+
+The signature covers what `verify` compares and the merge report itself, and nothing that people may write
+afterwards: a card that is edited, or a push that puts the repository's name into it, leaves it valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
+from hub_magmax.publishing import verify
+from hub_magmax.reports import REPORT_NAME, read_report
+
+#: What the signature beside the weights is called.
+SIGNATURE_NAME = "model.sig"
+
+
+def sign(folder: Path | str, private_key: Path) -> Path:
+    """Write the signature of a merged folder beside its weights, and return its path.
+
+    Args:
+        folder: A merged folder, as the merge left it; what people may write afterwards does not count.
+        private_key: PEM file of an elliptic curve key (secp256r1, secp384r1 or secp521r1), not encrypted.
+
+    Raises:
+        OutputError: If a file of the folder is not as merged.
+        SignatureError: If the key cannot be used.
+        MissingDependencyError: If model-signing is not installed.
+    """
+    folder = _merged_folder(folder)
+    module = _model_signing("signing")
+    unfinished = folder / f"{SIGNATURE_NAME}.tmp"
+    try:
+        with _signature_errors(str(private_key), "the key cannot be used"):
+            config = module.Config().use_elliptic_key_signer(private_key=private_key)
+            config.set_hashing_config(_hashing(folder)).sign(folder, unfinished)
+            unfinished.replace(folder / SIGNATURE_NAME)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return folder / SIGNATURE_NAME
+
+
+def check_signature(folder: Path | str, public_key: Path) -> None:
+    """Raise SignatureError unless a merged folder is what the owner of `public_key` signed.
+
+    Raises:
+        OutputError: If a file of the folder is not as merged.
+        MissingDependencyError: If model-signing is not installed.
+    """
+    folder = _merged_folder(folder)
+    module = _model_signing("verifying")
+    signature = folder / SIGNATURE_NAME
+    if not signature.is_file():
+        raise SignatureError(
+            f"there is no {SIGNATURE_NAME}",
+            where=str(folder),
+            hint="Sign the folder where it was merged: hub-magmax sign FOLDER --private-key KEY.",
+        )
+    with _signature_errors(str(signature), "the signature does not fit the model and the key"):
+        config = module.Config().use_elliptic_key_verifier(public_key=public_key)
+        config.set_hashing_config(_hashing(folder)).verify(folder, signature)
+
+
+def _merged_folder(folder: Path | str) -> Path:
+    """Return the folder as a path, after every file in it was compared with the merge report."""
+    if not Path(folder).is_dir():
+        raise OutputError(
+            "there is no such folder",
+            where=str(folder),
+            expected="a merged folder",
+            hint="Download a model from the Hub first: hf download REPO --local-dir FOLDER.",
+        )
+    verify(str(folder))
+    return Path(folder)
+
+
+def _hashing(folder: Path) -> Any:
+    """Return how the files are hashed: those of the merge and its report, and no others."""
+    covered = {*read_report(folder / REPORT_NAME).sha256, REPORT_NAME}
+    ignored = sorted(path.name for path in folder.iterdir() if path.name not in covered)
+    unfinished = f"{SIGNATURE_NAME}.tmp"
+    return _model_signing("hashing").Config().set_ignored_paths(paths=[*ignored, SIGNATURE_NAME, unfinished])
+
+
+def _model_signing(name: str) -> Any:
+    try:
+        return import_module(f"model_signing.{name}")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "signatures need the package model-signing", hint="Run: pip install 'hub-magmax[signing]'."
+        ) from error
+
+
+@contextmanager
+def _signature_errors(where: str, what: str) -> Iterator[None]:
+    """Turn whatever model-signing and its libraries raise into one SignatureError."""
+    try:
+        yield
+    except Exception as error:  # its libraries have no common base for what they raise
+        reason = " ".join(str(error).split())[:200]
+        raise SignatureError(
+            f"{what} ({type(error).__name__}{f': {reason}' if reason else ''})",
+            where=where,
+            expected="PEM files of one pair of keys on secp256r1, secp384r1 or secp521r1, not encrypted",
+            hint="Make a pair: openssl ecparam -name prime256v1 -genkey -noout -out key.pem; "
+            "openssl ec -in key.pem -pubout -out key.pub.",
+        ) from error
