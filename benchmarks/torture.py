@@ -623,11 +623,11 @@ folders relative to the recipe), their weight files, and the files that were cop
 versions of the software are the builder's. It names no time and no machine, so a merge that is repeated
 states the same.
 
-`hub-magmax sign FOLDER --private-key KEY` writes `model.sig` by
-[OpenSSF model-signing](https://github.com/sigstore/model-transparency) (`pip install 'hub-magmax[signing]'`), with
-a PEM file of an elliptic curve key, and without the network. It covers what `verify` compares and the merge
-report itself. `hub-magmax verify FOLDER --public-key KEY` checks it. The card is not covered, because a push
-puts the repository's name into it.
+`hub-magmax sign FOLDER --private-key KEY` writes `model.sig` by [OpenSSF
+model-signing](https://github.com/sigstore/model-transparency) (`pip install 'hub-magmax[signing]'`),
+with a PEM file of an elliptic curve key, and without the network. It covers what `verify` compares and
+the merge report itself. `hub-magmax verify FOLDER --public-key KEY` checks it. The card is not covered,
+because a push puts the repository's name into it.
 
 What is not promised: that a write survives a disk that lies about having stored it; that a file changed in
 place twice within one tick of the file system's clock (a few milliseconds) is noticed; POSIX systems only.

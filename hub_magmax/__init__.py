@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hub_magmax.recipe import Recipe as Recipe
     from hub_magmax.recipe import load_recipe as load_recipe
     from hub_magmax.recipe import parse_recipe as parse_recipe
+    from hub_magmax.restoring import rollback as rollback
     from hub_magmax.running import lock as lock
     from hub_magmax.running import run as run
     from hub_magmax.running import write_card as write_card
@@ -44,6 +45,7 @@ _HOMES = {
     "push": "publishing",
     "rebuild": "rebuilding",
     "render_card": "cards",
+    "rollback": "restoring",
     "run": "running",
     "verify": "publishing",
     "write_card": "running",

@@ -378,6 +378,18 @@ def sign(folder: Path, private_key: Path) -> Answer:
 
 
 @verb
+@click.argument("repo_id", metavar="REPO")
+@click.option("--branch", help="Branch to move; the default branch.")
+@click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
+def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
+    """Move REPO back to an earlier model that passes `verify`, in one commit."""
+    from hub_magmax.restoring import rollback as do_rollback
+
+    published = do_rollback(repo_id, branch=branch, to=to)
+    return {"commit": published.commit, "url": published.url}, f"restored {published.url}"
+
+
+@verb
 def methods() -> Answer:
     """List the merge methods, their options and how they use the preference."""
     from hub_magmax.methods import get_method, method_names

@@ -33,7 +33,8 @@ _SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
 
 
 @contextmanager
-def _publish_errors(where: str) -> Iterator[None]:
+def publish_errors(where: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises while writing into a PublishError that says what to do."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -51,7 +52,7 @@ def _publish_errors(where: str) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise PublishError(
-            "there is no such branch", where=where, hint="Create it first, or leave out --revision."
+            "there is no such branch", where=where, hint="Create it first, or name another one."
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
@@ -88,7 +89,7 @@ def prepare_repository(repo_id: str, *, private: bool = False) -> None:
     Raises:
         PublishError: If it may not. Called before a merge, so that it is known before, not after.
     """
-    with _publish_errors(repo_id):
+    with publish_errors(repo_id):
         api = hub_api()
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.auth_check(repo_id, write=True)
@@ -129,7 +130,7 @@ def push(
     if (card := _card_for(folder, repo_id)) is not None:
         contents[CARD_NAME] = card.encode()
     operations: list[Any] = [CommitOperationAdd(name, content) for name, content in contents.items()]
-    with _publish_errors(repo_id):
+    with publish_errors(repo_id):
         api = hub_api()
         info = api.model_info(repo_id, revision=revision)
         # Weights of an earlier push would be loaded beside, or instead of, the new ones.
@@ -170,7 +171,7 @@ def _holds_weights(path: str) -> bool:
 
 
 def _compare_with_hub(repo_id: str, commit: str, expected: dict[str, str]) -> None:
-    with _publish_errors(repo_id):
+    with publish_errors(repo_id):
         found = hub_api().get_paths_info(repo_id, list(expected), revision=commit)
     hashes = {file.path: file.lfs.sha256 if file.lfs else None for file in found if hasattr(file, "lfs")}
     for path, sha256 in expected.items():
