@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "torture.json"
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
 #: Said by a child when the attack strikes, to tell an attack that was survived from one that never came.
-_STRUCK = b"(struck)\n"
+STRUCK = b"(struck)\n"
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
@@ -68,10 +68,11 @@ class Tally:
 class Victim:
     """A family of checkpoints, a recipe that merges it, and what an undisturbed merge makes of it."""
 
-    def __init__(self, folder: Path, *, rows: int = 64) -> None:
+    def __init__(self, folder: Path, *, rows: int = 64, inside: str = ".") -> None:
         import yaml
 
-        self.folder, self.recipe, self.output = folder, folder / "recipe.yaml", folder / "merged"
+        self.folder, self.recipe = folder, folder / "recipe.yaml"
+        self.output = folder / inside / "merged"
         for number, name in enumerate(("base", "a", "b", "c")):
             hostile.write_checkpoint(folder / name, seed=number, rows=rows)
         values = {
@@ -79,9 +80,12 @@ class Victim:
             "base_model": "./base",
             "tasks": [{"name": name, "model": f"./{name}"} for name in "abc"],
             "preference": {"weights": {"a": 0.6, "b": 0.3, "c": 0.1}},
-            "output": {"shard_size": f"{32 * rows}B"},  # a file for each large tensor
+            # A file for each large tensor.
+            "output": {"path": f"{inside}/merged", "shard_size": f"{32 * rows}B"},
         }
-        self.recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+        self.recipe_text = yaml.safe_dump(values, sort_keys=False)
+        self.recipe.write_text(self.recipe_text)
+        self.output.parent.mkdir(exist_ok=True)
         before = set(folder.rglob("*"))
         code, said = merge_in_child(self)
         assert code == 0, said
@@ -94,6 +98,10 @@ class Victim:
     @property
     def arguments(self) -> list[str]:
         return ["merge", str(self.recipe)]
+
+    @property
+    def partial(self) -> Path:
+        return self.output.with_name(self.output.name + ".partial")
 
     def state(self) -> str:
         """Return `absent` or `complete`, or what is wrong with the output."""
@@ -112,7 +120,7 @@ class Victim:
         return sorted(str(path.relative_to(self.folder)) for path in left - {self.output})
 
     def reset(self) -> None:
-        for path in (self.output, self.folder / "merged.partial"):
+        for path in (self.output, self.partial):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -134,22 +142,26 @@ def _hash(path: Path) -> str:
 # A child is forked where every module is loaded already: a merge then takes milliseconds.
 
 
-def merge_in_child(
-    victim: Victim, prepare: Callable[[], None] = lambda: None, *, record: Path | None = None
-) -> tuple[int, str]:
+def merge_in_child(victim: Victim, prepare: Callable[[], None] = lambda: None) -> tuple[int, str]:
     """Run the merge of `victim` in a child; return its exit code (minus the signal) and what it said."""
+    return finish_child(victim, start_child(victim, prepare))
+
+
+def start_child(
+    victim: Victim, prepare: Callable[[], None] = lambda: None, arguments: list[str] | None = None
+) -> int:
+    """Run hub-magmax on `victim` in a child, after `prepare` there; return the child's id."""
     from hub_magmax.cli import main
 
-    said = record or victim.folder.with_name(victim.folder.name + "-said")
     child = os.fork()
     if child == 0:
         code = 70
         try:
-            descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            descriptor = os.open(_said(victim), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             prepare()
-            main(victim.arguments, standalone_mode=False)
+            main(arguments or victim.arguments, standalone_mode=False)
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
@@ -162,8 +174,19 @@ def merge_in_child(
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+    return child
+
+
+def finish_child(victim: Victim, child: int) -> tuple[int, str]:
+    """Wait for a child; return its exit code (minus the signal) and what it said."""
     _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), said.read_text(errors="replace")
+    said = _said(victim).read_text(errors="replace") if _said(victim).exists() else ""
+    _said(victim).unlink(missing_ok=True)
+    return os.waitstatus_to_exitcode(status), said
+
+
+def _said(victim: Victim) -> Path:
+    return victim.folder.with_name(victim.folder.name + "-said")
 
 
 def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
@@ -194,21 +217,28 @@ def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
     sys.addaudithook(hook)
 
 
-def _strike_at(number: int, action: Callable[[str], None], kinds: tuple[str, ...] = ()) -> Any:
+def strike_at(number: int, action: Callable[[str], None], kinds: tuple[str, ...] = ()) -> Any:
     seen = [0]
 
     def strike(kind: str) -> None:
         if not kinds or kind in kinds:
             seen[0] += 1
             if seen[0] == number:
-                os.write(2, _STRUCK)
+                os.write(2, STRUCK)
                 action(kind)
 
     return strike
 
 
-def _judge(victim: Victim, tally: Tally, name: str, code: int, said: str) -> None:
-    """Look at what one attack left, run the same command again, and look again."""
+def _judge(
+    victim: Victim,
+    tally: Tally,
+    name: str,
+    code: int,
+    said: str,
+    prepare: Callable[[], object] = lambda: None,
+) -> None:
+    """Look at what one attack left, run the same command again after `prepare`, and look again."""
     first = victim.state()
     problems = []
     if first not in ("absent", "complete"):
@@ -219,6 +249,7 @@ def _judge(victim: Victim, tally: Tally, name: str, code: int, said: str) -> Non
         problems.append(f"not one paragraph: {said[-300:]}")
     if code == 0 and first != "complete":
         problems.append(f"success without an output: {first}")
+    prepare()
     again, said_again = merge_in_child(victim)
     # Killed between the rename and the end, the model is there: the same command may say just that.
     finished = first == "complete" and "already holds a model" in said_again
@@ -246,10 +277,10 @@ def _every_step(
     """Attack the first, second, … step until the merge is over before its turn comes."""
     for number in range(1, 10_000, every):
         code, said = merge_in_child(victim, prepare(number))
-        if _STRUCK.decode() not in said:
+        if STRUCK.decode() not in said:
             victim.reset()
             return
-        _judge(victim, tally, f"step {number}", code, said.replace(_STRUCK.decode(), ""))
+        _judge(victim, tally, f"step {number}", code, said.replace(STRUCK.decode(), ""))
 
 
 def crash_points(victim: Victim, *, every: int = 1) -> Tally:
@@ -257,7 +288,7 @@ def crash_points(victim: Victim, *, every: int = 1) -> Tally:
     tally = Tally()
 
     def prepare(number: int) -> Callable[[], None]:
-        kill = _strike_at(number, lambda kind: os.kill(os.getpid(), signal.SIGKILL))
+        kill = strike_at(number, lambda kind: os.kill(os.getpid(), signal.SIGKILL))
         return lambda: _watch_changes(victim.folder, kill)
 
     _every_step(victim, tally, prepare, every)
@@ -273,7 +304,7 @@ def full_disk(victim: Victim, *, every: int = 1) -> Tally:
 
     def prepare(number: int) -> Callable[[], None]:
         kinds = ("open", "write", "fsync", "os.rename", "os.mkdir")
-        return lambda: _watch_changes(victim.folder, _strike_at(number, refuse, kinds))
+        return lambda: _watch_changes(victim.folder, strike_at(number, refuse, kinds))
 
     _every_step(victim, tally, prepare, every)
     return tally
@@ -322,7 +353,7 @@ def read_errors(victim: Victim, *, every: int = 1) -> Tally:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def prepare(number: int) -> Callable[[], None]:
-        strike = _strike_at(number, fail)
+        strike = strike_at(number, fail)
 
         def patch() -> None:
             original = os.preadv
@@ -352,7 +383,7 @@ def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
         )
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if (victim.folder / "merged.partial").exists():
+            if victim.partial.exists():
                 time.sleep(generator.random() * 0.25)
                 break
             time.sleep(0.0005)
@@ -362,56 +393,47 @@ def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
     return tally
 
 
-def hub_kills(victim: Victim, *, count: int = 20, seed: int = 0) -> Tally:
-    """Kill real `hub-magmax run` processes that merge and push to a local Hub, at random moments."""
-    from hub_magmax.testing.hub import LocalHub
+def hub_kills(victim: Victim, **options: Any) -> Tally:
+    """Kill `hub-magmax run` at random moments, pushing included."""
+    from benchmarks import hub_attacks
 
+    return hub_attacks.kills(victim, **options)
+
+
+def hub_requests(victim: Victim, **options: Any) -> Tally:
+    """Kill `hub-magmax run` before and after each request that it sends."""
+    from benchmarks import hub_attacks
+
+    return hub_attacks.requests(victim, **options)
+
+
+def small_disk(victim: Victim, *, step_bytes: int = 4096) -> Tally:
+    """Merge onto real file systems that are too small, then make them large and merge again.
+
+    Needs a mount of its own, which `in_a_process` gives it where the system allows; else nothing is done.
+    """
     tally = Tally()
-    generator = random.Random(seed)
-    recipe = victim.recipe.read_text()
-    with LocalHub() as hub, tempfile.TemporaryDirectory() as home:
-        environment = os.environ | hub.environment | {"HF_HOME": home, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "hub_magmax", "run", str(victim.recipe)]
-        for number in range(count):
-            repo = f"me/kill-{number}"
-            victim.recipe.write_text(recipe.replace("output:", f"output:\n  push_to_hub: {repo}"))
-            with subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            ) as process:
-                while process.poll() is None and not (victim.folder / "merged.partial").exists():
-                    time.sleep(0.0005)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(generator.random() * 0.8)
-                process.kill()
-            first = _published(hub, repo, victim)
-            again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            last = _published(hub, repo, victim)
-            problems = [f"half a model on the Hub: {first}"] if first not in ("absent", "complete") else []
-            if again.returncode or last != "complete" or victim.leftovers():
-                problems.append(f"the same command: {last}, {victim.leftovers()}, {again.stderr[-300:]}")
-            how = "killed" if process.returncode < 0 else "survived"
-            outcome = f"{how}, on the Hub {first}, then {last}"
-            tally.add(outcome, "; ".join(f"kill {number}: {text}" for text in problems))
-            victim.reset()
+    room = victim.output.parent
+    enlarge = ["mount", "-o", "remount,size=64m", str(room)]
+    for size in range(step_bytes, 1 << 24, step_bytes):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(room)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            return tally
+        try:
+            code, said = merge_in_child(victim)
+            if code == 0:
+                return tally
+            _judge(
+                victim,
+                tally,
+                f"{size} bytes",
+                code,
+                said,
+                prepare=lambda: subprocess.run(enlarge, check=True),
+            )
+        finally:
+            subprocess.run(["umount", str(room)], check=True)
     return tally
-
-
-def _published(hub: Any, repo: str, victim: Victim) -> str:
-    """Return `absent` or `complete`, or what is wrong with what a repository holds."""
-    from hub_magmax.errors import SourceError
-
-    try:
-        files = {name: hub.read(repo, name) for name in hub.files(repo)}
-    except SourceError:
-        return "absent"
-    found = {name: hashlib.sha256(files[name]).hexdigest() for name in files if name.endswith(".safetensors")}
-    if not found and "config.json" not in files:
-        return "absent"
-    expected = {name: sha256 for name, sha256 in victim.expected.items() if name.endswith(".safetensors")}
-    missing = victim.expected.keys() - files.keys()
-    return (
-        "complete" if found == expected and not missing else f"lacks {sorted(missing)} or holds other bytes"
-    )
 
 
 # Hostile bytes.
@@ -492,9 +514,11 @@ def recipes(count: int = 5_000, seed: int = 0) -> Tally:
 #: By name: what is attacked, and how many rows the victim's tensors have.
 MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
     "kills": (kills, 65_536),
-    "hub_kills": (hub_kills, 65_536),
+    "hub_kills": (hub_kills, 4096),
+    "hub_requests": (hub_requests, 64),
     "crash_points": (crash_points, 64),
     "full_disk": (full_disk, 64),
+    "small_disk": (small_disk, 64),
     "size_limits": (size_limits, 64),
     "read_errors": (read_errors, 64),
 }
@@ -515,7 +539,8 @@ def run_part(name: str, **options: Any) -> Tally:
         torch.set_num_threads(1)
         attack, rows = MERGES[name]
         with tempfile.TemporaryDirectory() as folder:
-            victim = Victim(Path(folder) / "victim", rows=options.pop("rows", rows))
+            inside = "small" if name == "small_disk" else "."
+            victim = Victim(Path(folder) / "victim", rows=options.pop("rows", rows), inside=inside)
             tally = attack(victim, **options)
     tally.seconds = time.perf_counter() - started
     return tally
@@ -524,10 +549,20 @@ def run_part(name: str, **options: Any) -> Tally:
 def in_a_process(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Carry out parts, by name with their options, in a process that may fork and whose memory is its own."""
     command = [sys.executable, "-m", "benchmarks.torture", "--print", json.dumps(parts)]
+    if "small_disk" in parts and may_mount():
+        command = ["unshare", "--map-root-user", "--mount", *command]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def may_mount() -> bool:
+    """Say whether this system lets a process mount a file system that nobody else sees."""
+    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return False
 
 
 def measure(names: list[str]) -> None:
@@ -556,9 +591,11 @@ def machine() -> dict[str, str]:
 
 _PARTS = {
     "kills": "SIGKILL of a real `hub-magmax merge` at a random moment of its writing",
-    "hub_kills": "SIGKILL of a real `hub-magmax run` that merges and pushes to a local Hub",
+    "hub_kills": "SIGKILL of `hub-magmax run`, which merges and pushes to a local Hub, at a random moment",
+    "hub_requests": "SIGKILL of `hub-magmax run` before and after each request that it sends",
     "crash_points": "SIGKILL before each change on the disk: open, write, fsync, rename, mkdir, remove",
     "full_disk": "`No space left on device` at each call that needs space",
+    "small_disk": "A real file system (tmpfs) that is too small, page by page, and then large enough",
     "size_limits": "The kernel's limit on the size of files, from 0 bytes up",
     "read_errors": "`Input/output error` at each read of a checkpoint",
     "headers": "Mutated safetensors files",
@@ -577,10 +614,11 @@ traceback, a hang, or a process that grows without bound. The count of these is 
 _OUTRO = """
 After each attack on a merge the output is looked at (absent or complete, never half), the same command
 runs again, and its output is compared byte for byte with that of an undisturbed merge, with nothing left
-beside it. Where the process was killed after the rename the model is complete already; `merge` may then
-refuse, saying that the output holds a model. An attack on a reader must be answered within ten seconds by
-success or by one paragraph that says what is wrong; the table gives the slowest answer and how much the
-process grew over the whole part.
+beside it. After a kill during a push every commit on the Hub is looked at: none may hold a part of a
+model, and after the second run exactly one holds it. Where the process was killed after the rename the
+model is complete already; `merge` may then refuse, saying that the output holds a model. An attack on a
+reader must be answered within ten seconds by success or by one paragraph that says what is wrong; the
+table gives the slowest answer and how much the process grew over the whole part.
 
 ## What a merge promises
 

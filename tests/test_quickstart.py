@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +98,16 @@ def test_a_changed_recipe_is_followed_and_not_overwritten(quickstart_folder, tmp
     assert path.read_text() == changed
     lock = json.loads((folder / "merged" / "recipe.lock.json").read_text())
     assert lock["method"]["scaling"] == load_recipe(path).method.scaling == 0.25
+
+
+def test_nothing_that_quickstart_writes_holds_a_token_or_names_a_folder_of_this_machine(quickstart_folder):
+    from tests.test_torture import check_for_secrets
+
+    found = {
+        str(path.relative_to(quickstart_folder)): path.read_bytes()
+        for path in quickstart_folder.rglob("*")
+        if path.is_file()
+    }
+    written = {"README.md", "scores.json", "tradeoff.png", "provenance.json", "recipe.lock.json"}
+    assert written <= {Path(name).name for name in found}
+    check_for_secrets(found, quickstart_folder.parent)

@@ -1,5 +1,6 @@
 """Slices of `python -m benchmarks.torture`, and the faults that need no process of their own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,8 +32,12 @@ SLICES = {
     "full_disk": {"every": 30},
     "read_errors": {"every": 40},
     "size_limits": {"limits": [0, 150, 2400]},
+    "small_disk": {"step_bytes": 24_576},
     "kills": {"count": 1},
 }
+
+#: The same for the attacks on a push, each of which has a Hub and a process of its own.
+HUB_SLICES = {"hub_kills": {"count": 3, "rows": 64}, "hub_requests": {"every": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +48,19 @@ def attacked() -> dict[str, dict[str, object]]:
 @pytest.mark.parametrize("part", SLICES)
 def test_attacked_merge_is_complete_or_absent_and_the_same_command_completes_it(attacked, part):
     found = attacked[part]
+    if part == "small_disk" and not torture.may_mount():
+        pytest.skip("no mounts here")
     assert found["failures"] == []
     assert found["attacks"] >= 1
     assert any("output absent" in outcome for outcome in found["outcomes"])
+
+
+@pytest.mark.parametrize("part", HUB_SLICES)
+def test_push_that_is_killed_leaves_no_part_of_a_model_and_the_same_command_makes_one_commit(part):
+    found = torture.in_a_process({part: HUB_SLICES[part]})[part]
+    assert found["failures"] == []
+    assert found["attacks"] >= 3
+    assert all("then complete in one commit" in outcome for outcome in found["outcomes"])
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -164,6 +179,19 @@ def test_files_from_another_time_merge_to_the_same_bytes(family, monkeypatch, se
     monkeypatch.setattr("time.time_ns", lambda: next(clock) * 10**9)
     merge(plan(load_recipe(family / "recipe.yaml")))
     assert contents(family / "merged") == expected
+
+
+def test_push_under_a_clock_that_runs_backwards_publishes_the_same_in_one_commit(family, hub, monkeypatch):
+    expected = reference(family)
+    clock = iter(range(10**9, 0, -1))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    from hub_magmax.running import run
+
+    output = {"path": "merged", "push_to_hub": "me/torture-clock"}
+    run(load_recipe(write_recipe(family, output=output)))
+    assert len([c for c in hub.commits("me/torture-clock") if "model.safetensors" in c.tree]) == 1
+    weights = hub.read("me/torture-clock", "model.safetensors")
+    assert hashlib.sha256(weights).hexdigest() == expected["model.safetensors"]
 
 
 def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
@@ -292,6 +320,37 @@ def test_devices_and_pipes_are_not_files(tmp_path):
     assert set(LocalSource(tmp_path / "a").sizes) == {"config.json", "model.safetensors"}
 
 
+def check_for_secrets(found: dict[str, bytes], folder: Path) -> None:
+    """Check that no content holds the token in use or names a folder of this machine."""
+    places = (str(folder), str(Path.home()), os.environ["HF_HOME"], str(ROOT), sys.prefix, "/tmp/")
+    for name, content in found.items():
+        for secret in (os.environ["HF_TOKEN"], *places):
+            assert secret.encode() not in content, f"{secret!r} in {name}"
+
+
+def test_journal_of_an_interrupted_merge_is_free_of_tokens_and_of_this_machines_folders(family):
+    recipe = write_recipe(
+        family,
+        base_model=str(family / "base"),
+        output={"path": str(family / "merged"), "shard_size": "600B"},
+    )
+
+    def interrupt(num_bytes: int) -> None:
+        if len(list((family / "merged.partial" / "journal").glob("*.json"))) > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(plan(load_recipe(recipe)), progress=interrupt)
+    left = {
+        str(path.relative_to(family)): path.read_bytes()
+        for path in (family / "merged.partial").rglob("*")
+        if path.is_file()
+    }
+    assert {"merged.partial/journal/plan", "merged.partial/lock"} <= left.keys()
+    assert len([name for name in left if name.endswith(".safetensors.json")]) > 1
+    check_for_secrets(left, family)
+
+
 def test_everything_that_run_writes_is_free_of_tokens_and_of_this_machines_folders(hub, family):
     from click.testing import CliRunner
 
@@ -300,7 +359,6 @@ def test_everything_that_run_writes_is_free_of_tokens_and_of_this_machines_folde
     token = hub.token
     assert os.environ["HF_TOKEN"] == token
     hub.add_repo("me/torture-base", folder=family / "base", private=True)
-    home = os.environ["HF_HOME"]
     recipe = write_recipe(
         family,
         base_model="me/torture-base",
@@ -316,9 +374,8 @@ def test_everything_that_run_writes_is_free_of_tokens_and_of_this_machines_folde
     published = {name: hub.read("me/torture-merged", name) for name in hub.files("me/torture-merged")}
     found = published | {str(path): path.read_bytes() for path in written}
     assert {"README.md", "merge_report.json", "recipe.lock.json", "recipe.yaml"} <= published.keys()
-    for name, content in found.items():
-        for secret in (token, str(family), str(Path.home()), home, str(ROOT), sys.prefix, "/tmp/"):
-            assert secret.encode() not in content, f"{secret!r} in {name}"
+    assert {"provenance.json", "config.json"} <= published.keys()
+    check_for_secrets(found, family)
 
 
 def test_report_of_the_attacks_is_what_the_stored_results_say():
