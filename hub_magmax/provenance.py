@@ -51,15 +51,19 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
             "data_fingerprint": preference.data_fingerprint,
         },
         "seed": lock.seed,
+        "chosen": dict(lock.chosen),
     }
     definition = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"recipe": recipe.to_dict()},
         "internalParameters": internal,
         "resolvedDependencies": [
-            dependency
-            for name, source in lock.sources.items()
-            for dependency in _dependencies(name, source, side_files=name == recipe.output.files_from)
+            *(
+                dependency
+                for name, source in lock.sources.items()
+                for dependency in _dependencies(name, source, side_files=name == recipe.output.files_from)
+            ),
+            *(_dataset(name, commit) for name, commit in lock.datasets.items()),
         ],
     }
     statement = {
@@ -87,3 +91,9 @@ def _dependencies(name: str, source: LockedSource, *, side_files: bool) -> Itera
         parts = (part.split(":", 1) for part in hashes.split())
         digests = {_DIGESTS[kind]: value for kind, value in parts}
         yield {"name": f"{name}/{path}", "uri": f"{place}/{path}", "digest": digests}
+
+
+def _dataset(name: str, commit: str) -> dict[str, Any]:
+    """Describe a data set on the Hub; `name` ends with the revision that was asked for."""
+    place = f"hf://datasets/{name.rpartition('@')[0]}@{commit}"
+    return {"name": name, "uri": place, "digest": {"gitCommit": commit}}

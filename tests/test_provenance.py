@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,17 @@ def test_hub_sources_are_named_by_commit_and_hash(hub, family):
     assert whole == {"name": "base_model", "uri": place, "digest": {"gitCommit": head}}
     assert (weights["uri"], set(weights["digest"])) == (f"{place}/model.safetensors", {"sha256"})
     assert (config["uri"], set(config["digest"])) == (f"{place}/config.json", {"gitBlob"})
+
+
+def test_data_sets_on_the_hub_are_named_by_commit(family):
+    recipe = load_recipe(write_recipe(family))
+    locked = replace(lock(recipe), datasets={"me/photos@main": "7" * 40})
+    found = json.loads(provenance(recipe, locked, REPORT))
+    assert found["predicate"]["buildDefinition"]["resolvedDependencies"][-1] == {
+        "name": "me/photos@main",
+        "uri": f"hf://datasets/me/photos@{'7' * 40}",
+        "digest": {"gitCommit": "7" * 40},
+    }
 
 
 @pytest.mark.parametrize("hash_files", [False, True])
