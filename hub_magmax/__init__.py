@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hub_magmax.canaries import canary as canary
     from hub_magmax.cards import render_card as render_card
     from hub_magmax.core import merge_tensors as merge_tensors
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe",
+    "canary": "canaries",
     "evaluate": "evaluation",
     "load_recipe": "recipe",
     "lock": "running",

@@ -34,8 +34,12 @@ def main() -> None:
       hub-magmax plan RECIPE         see what a merge will read, write and need
       hub-magmax run RECIPE          lock, merge, evaluate, write the card, push
 
-    Exit codes: 0 success, 1 an error that says what to do, 2 wrong usage.
+    Exit codes: 0 success, 1 an error that says what to do (or a canary that regressed), 2 wrong usage.
     """
+
+
+class RegressionError(Exception):
+    """An answer like any other, (values, text), that ends with exit code 1."""
 
 
 def verb(function: Callable[..., Answer]) -> Any:
@@ -43,8 +47,11 @@ def verb(function: Callable[..., Answer]) -> Any:
 
     @wraps(function)
     def call(*, as_json: bool, debug: bool, **arguments: Any) -> None:
+        failed = False
         try:
             values, text = function(**arguments)
+        except RegressionError as regression:
+            (values, text), failed = regression.args, True
         except HubMagmaxError as error:
             if debug:
                 raise
@@ -53,6 +60,8 @@ def verb(function: Callable[..., Answer]) -> Any:
         except BrokenPipeError:
             sys.exit(1)
         click.echo(json.dumps(values, indent=2, ensure_ascii=False) if as_json else text)
+        if failed:
+            sys.exit(1)
 
     call = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(call)
     call = click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs.")(call)
@@ -387,6 +396,27 @@ def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
 
     published = do_rollback(repo_id, branch=branch, to=to)
     return {"commit": published.commit, "url": published.url}, f"restored {published.url}"
+
+
+@verb
+@click.argument("model")
+@click.option("--revision", help="Revision of a model on the Hub.")
+@click.option("--against", metavar="REVISION", help="Whose stored scores are pinned; by default MODEL's own.")
+@click.option("--margin", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Allowed loss.")
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Where relative paths of local data start; the current folder.",
+)
+def canary(model: str, folder: Path | None, **options: Any) -> Answer:
+    """Score a merged MODEL again; exit 1 if a task is worse than pinned results by more than the margin."""
+    from hub_magmax.canaries import canary as do_canary
+
+    found = do_canary(model, folder=folder, report=_say, **options)
+    if found.regressed:
+        raise RegressionError(found.to_dict(), found.table())
+    return found.to_dict(), found.table()
 
 
 @verb

@@ -37,9 +37,9 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         LockError: If a source, or the stored recipe, is no longer what was locked.
     """
     with ExitStack() as stack:
-        stored = stack.enter_context(closing(_open(model, revision)))
+        stored = stack.enter_context(closing(open_model(model, revision)))
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_rebuild_")))
-        recipe, locked = _recipe_and_lock(stored, temporary, folder or Path())
+        recipe, locked = recipe_and_lock(stored, temporary, folder or Path())
         try:
             planned = plan(recipe, locked)
         except SourceError as error:
@@ -52,18 +52,25 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
     return report
 
 
-def _open(model: str, revision: str | None) -> TensorSource:
+def open_model(model: str, revision: str | None) -> TensorSource:
+    """Open a merged folder, or a repository at a revision (None: the default branch)."""
     if Path(model).is_dir():
         return LocalSource(Path(model), model)
     return open_hub(model, resolve_commit(model, revision))
 
 
-def _recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
-    """Return what a model was made from, with its relative paths starting at `folder`."""
+def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
+    """Return what a model was made from, with its relative paths starting at `folder`.
+
+    The files are kept in `temporary`.
+
+    Raises:
+        LockError: If one is missing, or they do not belong together.
+    """
     for name in (RECIPE_NAME, LOCK_NAME):
         if name not in stored.sizes:
             raise LockError(
-                f"there is no {name}, so this model cannot be rebuilt",
+                f"there is no {name}, so what the model was made from is not known",
                 where=stored.label,
                 hint="Give a model that `hub-magmax` merged.",
             )

@@ -80,7 +80,7 @@ def _passes(repo_id: str, commit: str, reasons: list[str]) -> dict[str, str] | N
     try:
         return verify(repo_id, revision=commit)
     except HubMagmaxError as error:
-        reasons.append(f"{commit[:7]}: {error.what}")
+        reasons.append(f"{repo_id}@{commit[:7]}: {error.what}")
         return None
 
 

@@ -179,6 +179,21 @@ def change_shard(folder: Path) -> Words:
     return ["verify", "merged"]
 
 
+def change_config(folder: Path) -> Words:
+    (folder / "merged" / "config.json").write_text("{}")
+    return ["verify", "merged"]
+
+
+def add_file(folder: Path) -> Words:
+    (folder / "merged" / "modeling.py").touch()
+    return ["verify", "merged"]
+
+
+def rollback_plain_model(folder: Path, hub: LocalHub) -> Words:
+    hub.add_repo("me/bad-inputs-unmerged", folder=folder / "a")
+    return ["rollback", "me/bad-inputs-unmerged"]
+
+
 def output(change: Callable[[Path], object], *words: object, **changes: Any) -> Break:
     """Return the case of a place where no output can be."""
 
@@ -373,6 +388,13 @@ CASES: dict[str, Break] = {
     "push-folder-of-no-merge": command("push", "base", "me/bad-inputs-pushed"),
     "push-no-folder": command("push", "none", "me/bad-inputs-pushed"),
     "verify-changed-shard": after("merge", change_shard),
+    "verify-changed-config": after("merge", change_config),
+    "verify-added-file": after("merge", add_file),
+    "sign-folder-of-no-merge": command("sign", "base", "--private-key", "none.pem"),
+    "sign-no-folder": command("sign", "none", "--private-key", "none.pem"),
+    "canary-without-scores": after("merge", lambda folder: ["canary", "merged", "--from", "."]),
+    "rollback-missing": command("rollback", "me/none-such"),
+    "rollback-plain-model": rollback_plain_model,
     "verify-folder-of-no-merge": command("verify", "base"),
     "card-before-merge": after("validate", lambda folder: ["card", "recipe.yaml"]),
 }

@@ -55,7 +55,7 @@ def test_source_that_changed_is_named(family, merged):
 
 
 def test_folder_that_no_merge_made_cannot_be_rebuilt(family):
-    with pytest.raises(LockError, match="cannot be rebuilt"):
+    with pytest.raises(LockError, match="what the model was made from is not known"):
         rebuild(str(family / "base"), folder=family)
 
 

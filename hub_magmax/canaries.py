@@ -1,0 +1,177 @@
+"""Score a published model again and compare it with pinned results, example by example.
+
+For a scheduled job: does the model, on today's machine and software, still answer as it did when its scores
+were stored, or as an earlier revision did?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, evaluate, read_scores
+from hub_magmax.evaluators.loading import ModelPlace
+from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.io.source import TensorSource
+from hub_magmax.rebuilding import open_model, recipe_and_lock
+
+#: How much worse a task may get, in units of the metric: a hundredth is one point of accuracy.
+MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """What became of one task.
+
+    Attributes:
+        before, now: Mean score as pinned, and measured again.
+        difference: Of the two, example by example.
+        regressed: The mean fell by more than the margin.
+    """
+
+    task: str
+    before: float
+    now: float
+    difference: Difference
+    regressed: bool
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What a model scores now, compared with pinned results.
+
+    Attributes:
+        model, against: What was scored, and whose results are the pinned ones.
+        metric: What scores are called.
+        margin: How much worse a task may get.
+        tasks: Each task of the pinned results.
+        data: By task, the data set, its commit and the fingerprint of its examples.
+    """
+
+    model: str
+    against: str
+    metric: str
+    margin: float
+    tasks: tuple[TaskChange, ...]
+    data: Mapping[str, Mapping[str, Any]] = field(hash=False)
+
+    @property
+    def regressed(self) -> tuple[str, ...]:
+        """The tasks that got worse by more than the margin."""
+        return tuple(change.task for change in self.tasks if change.regressed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "regressed": list(self.regressed)}
+
+    def table(self) -> str:
+        """Return every task and the verdict as text."""
+        width = max(len("task"), *(len(change.task) for change in self.tasks))
+        lines = [f"{'task':<{width}}  pinned    now  change  95 % interval     gained  lost       p"]
+        for change in self.tasks:
+            found = change.difference
+            values = f"{change.before:6.3f}  {change.now:5.3f}  {found.mean:+.3f}"
+            interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
+            counts = f"{found.gained:>6}  {found.lost:>4}  {found.p_value:6.2g}"
+            mark = "  regressed" if change.regressed else ""
+            lines.append(f"{change.task:<{width}}  {values}  {interval}  {counts}{mark}")
+        worse = ", ".join(self.regressed)
+        verdict = f"{worse} got worse by more than" if worse else "no task got worse by more than"
+        lines.append(f"{self.model} against {self.against}: {verdict} {self.margin:g} ({self.metric})")
+        return "\n".join(lines)
+
+
+def canary(
+    model: str,
+    *,
+    revision: str | None = None,
+    against: str | None = None,
+    margin: float = MARGIN,
+    folder: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Canary:
+    """Run the evaluation stored with `model` again, on its pinned data, and compare with pinned results.
+
+    A task has regressed if its mean is below the pinned one by more than `margin`. Both saw the same
+    examples, so about these there is no uncertainty; the interval and the p-value say how far the
+    difference would hold on others, and do not decide.
+
+    Args:
+        model: A merged folder, or a repository id.
+        revision: Of the repository; the default branch if None.
+        against: Whose stored scores are the pinned ones: a revision of the repository, or for a folder
+            another folder; by default those stored with `model` itself.
+        margin: How much worse a task may get, in units of the metric.
+        folder: Where the relative paths of local data start; the current folder if None.
+        report: Called with a line of text at each step.
+
+    Raises:
+        EvaluationError: If there are no stored scores, or those are of another evaluation or other data.
+    """
+    place = against if against is not None and Path(model).is_dir() else model
+    with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:
+        with closing(open_model(place, revision if against is None else against)) as stored:
+            pinned, pinned_label = _stored_scores(stored, Path(temporary)), stored.label
+        with closing(open_model(model, revision)) as stored:
+            recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
+            label, commit = stored.label, getattr(stored, "commit", None)
+        scored = {MERGED: ModelPlace(model, commit)}
+        measured = evaluate(recipe, lock, model, models=scored, report=report)
+    _check_comparable(pinned, measured, pinned_label)
+    changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
+    return Canary(label, pinned_label, measured.metric, margin, changes, measured.data)
+
+
+def _stored_scores(stored: TensorSource, temporary: Path) -> Scores:
+    for name in (SCORES_NAME, OUTCOMES_NAME):
+        if name not in stored.sizes:
+            raise EvaluationError(
+                f"there is no {name}, so there are no results to compare with",
+                where=stored.label,
+                hint="Give a model whose recipe has an `evaluation`, after `hub-magmax run` or `evaluate`.",
+            )
+        (temporary / name).write_bytes(stored.read_bytes(name, 0, stored.sizes[name]))
+    return read_scores(temporary)
+
+
+def _check_comparable(pinned: Scores, measured: Scores, label: str) -> None:
+    """Raise EvaluationError unless both are of one metric, the same tasks and the same examples."""
+    facts = {
+        "the metric": (pinned.metric, measured.metric),
+        "the tasks": (list(pinned.data), list(measured.data)),
+        **{
+            f"the examples of {task}": tuple(
+                (scores.data[task].get("fingerprint"), _score(scores, task).num_examples)
+                for scores in (pinned, measured)
+            )
+            for task in pinned.data
+            if task in measured.data
+        },
+    }
+    differ = [name for name, (before, now) in facts.items() if before != now]
+    if differ:
+        raise EvaluationError(
+            f"the pinned results are of another evaluation: {', '.join(differ)} differ",
+            where=label,
+            expected="scores of the same metric on the same examples",
+            hint="Name a revision that was evaluated alike, or pin the data set to a commit in the recipe.",
+        )
+
+
+def _change(task: str, pinned: Scores, measured: Scores, margin: float) -> TaskChange:
+    before, now = _score(pinned, task), _score(measured, task)
+    difference = paired_difference(now.outcomes, before.outcomes)
+    # Not a rounding error of the mean: one lost answer in a hundred is within a margin of a hundredth.
+    regressed = difference.mean < -margin - 1e-12
+    return TaskChange(task, before.value, now.value, difference, regressed)
+
+
+def _score(scores: Scores, task: str) -> Score:
+    found = scores.get(MERGED, task)
+    if found is None:
+        raise EvaluationError(f"the merged model was not scored on {task}", where=SCORES_NAME)
+    return found

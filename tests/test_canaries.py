@@ -1,0 +1,132 @@
+import itertools
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hub_magmax.canaries import canary
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation import MERGED, make_score, read_scores, write_scores
+from hub_magmax.evaluators import Outcome
+from hub_magmax.publishing import push
+from hub_magmax.running import run
+from tests.test_cli import call
+from tests.test_evaluation import image_recipe, images  # noqa: F401  (a fixture)
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def scored(images, tmp_path_factory):  # noqa: F811
+    """A merged folder that was scored: right on the first four of ten examples, on both tasks."""
+    folder = tmp_path_factory.mktemp("scored") / "merged"
+    run(image_recipe(images).updated(output={"path": str(folder)}))
+    return folder
+
+
+@pytest.fixture
+def merged(scored, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(scored, tmp_path / "merged")
+
+
+def say(folder, class_index):
+    """Let the model of a folder always answer with one class, of which it has three."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.bias"] = torch.nn.functional.one_hot(torch.tensor(class_index), 3).float()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def pin(folder, task, outcomes):
+    """Store other outcomes of the merged model, as if they had been measured."""
+    scores = read_scores(folder)
+    other = make_score(MERGED, task, [Outcome(value) for value in outcomes], is_share=True)
+    kept = tuple(other if (s.model, s.task) == (MERGED, task) else s for s in scores.scores)
+    write_scores(replace(scores, scores=kept), folder)
+
+
+def test_model_that_answers_as_before_passes(merged, images):  # noqa: F811
+    found = canary(str(merged), folder=images)
+    assert found.regressed == ()
+    for change in found.tasks:
+        assert (change.before, change.now) == (0.4, 0.4)
+        assert (change.difference.gained, change.difference.lost, change.difference.p_value) == (0, 0, 1.0)
+    assert "no task got worse by more than 0.01 (accuracy)" in found.table()
+
+
+def test_answers_are_compared_one_by_one(merged, images):  # noqa: F811
+    # Pinned: the last eight right. Now: the first four. So two gained, six lost of eight that changed.
+    pin(merged, "a", [0.0] * 2 + [1.0] * 8)
+    found = canary(str(merged), folder=images)
+    (change, other) = found.tasks
+    assert change.task == "a" and change.regressed and not other.regressed
+    assert (change.difference.gained, change.difference.lost) == (2, 6)
+    assert change.difference.mean == pytest.approx(-0.4)
+    # McNemar by hand: twice the chance of at most 2 heads in 8 throws, 2 · (1 + 8 + 28) / 256.
+    assert change.difference.p_value == pytest.approx(74 / 256)
+
+
+@pytest.mark.parametrize(("margin", "passes"), [(0.0, False), (0.09, False), (0.1, True), (0.2, True)])
+def test_a_loss_of_the_margin_itself_is_allowed(merged, images, margin, passes):  # noqa: F811
+    pin(merged, "b", [1.0] * 5 + [0.0] * 5)
+    found = canary(str(merged), folder=images, margin=margin)
+    assert found.regressed == (() if passes else ("b",))
+
+
+def test_command_ends_with_one_on_regression_and_prints_everything(merged, images):  # noqa: F811
+    words = ("canary", merged, "--from", images)
+    code, out, _ = call(*words, "--json")
+    assert code == 0 and json.loads(out)["regressed"] == []
+    say(merged, 1)
+    code, out, _ = call(*words, "--json")
+    values = json.loads(out)
+    assert code == 1 and values["regressed"] == ["a", "b"]
+    assert values["tasks"][0]["difference"]["lost"] == 4
+    code, out, _ = call(*words)
+    assert code == 1 and "a, b got worse by more than 0.01" in out
+    assert call(*words, "--margin", "0.5")[0] == 0
+
+
+def test_folder_is_compared_with_another_folder(merged, images, tmp_path):  # noqa: F811
+    shutil.copytree(merged, tmp_path / "earlier")
+    pin(tmp_path / "earlier", "a", [1.0] * 10)
+    assert canary(str(merged), folder=images).regressed == ()
+    found = canary(str(merged), against=str(tmp_path / "earlier"), folder=images)
+    assert found.regressed == ("a",)
+
+
+def test_repository_is_compared_with_an_earlier_revision(merged, images, hub):  # noqa: F811
+    repo = f"me/canary{next(_numbers)}"
+    push(merged, repo)
+    first = hub.head(repo)
+    say(merged, 1)
+    hub.add_repo(repo, files={"model.safetensors": (merged / "model.safetensors").read_bytes()})
+    assert canary(repo, revision=first, folder=images).regressed == ()
+    found = canary(repo, against=first, folder=images)
+    assert found.regressed == ("a", "b")
+    assert found.against == f"{repo}@{first[:7]}"
+
+
+def test_model_without_stored_scores_is_told_so(merged, images):  # noqa: F811
+    (merged / "outcomes.json").unlink()
+    with pytest.raises(EvaluationError, match=r"there is no outcomes\.json"):
+        canary(str(merged), folder=images)
+
+
+def test_other_examples_are_not_compared(merged, images, tmp_path):  # noqa: F811
+    scores = read_scores(merged)
+    described = {**scores.data, "a": {**scores.data["a"], "fingerprint": "sha256:other"}}
+    write_scores(replace(scores, data=described), merged)
+    with pytest.raises(EvaluationError, match="another evaluation: the examples of a differ"):
+        canary(str(merged), folder=images)
+
+
+def test_other_tasks_and_metrics_are_not_compared(merged, images):  # noqa: F811
+    scores = read_scores(merged)
+    write_scores(replace(scores, metric="F1", data={"a": scores.data["a"]}), merged)
+    with pytest.raises(EvaluationError, match="another evaluation: the metric, the tasks differ"):
+        canary(str(merged), folder=images)
