@@ -68,7 +68,9 @@ def test_added_file_that_a_loader_reads_is_named(merged, name):
     assert caught.value.where == f"{merged}, {name}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "scores.json", "tradeoff.png", "model.sig", "notes.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "scores.json", "outcomes.json", "tradeoff.png", "model.sig", "notes.md"]
+)
 def test_what_people_write_afterwards_is_not_compared(merged, name):
     (merged / name).write_bytes(b"mine")
     assert name not in verify(str(merged))
