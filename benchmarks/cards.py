@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 from hub_magmax.cards import render_card
-from hub_magmax.evaluation import SCORES_NAME, read_scores
+from hub_magmax.evaluation import OUTCOMES_NAME, SCORES_NAME, read_scores
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe import load_recipe
@@ -35,7 +35,7 @@ RECIPES = ROOT / "recipes"
 CARDS = ROOT / "cards"
 
 #: What is stored of a run, besides its card and its picture.
-VALUES = (REPORT_NAME, SCORES_NAME, LOCK_NAME, "recipe.yaml")
+VALUES = (REPORT_NAME, SCORES_NAME, OUTCOMES_NAME, LOCK_NAME, "recipe.yaml")
 
 #: The colours of the picture: enough that nobody sees the difference, at a third of the bytes.
 NUM_COLOURS = 64
