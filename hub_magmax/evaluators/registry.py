@@ -85,9 +85,7 @@ class Evaluator(Protocol):
     @property
     def processor_class(self) -> str: ...
 
-    def encode(
-        self, model: LoadedModel, examples: Any, columns: Columns, batch_size: int
-    ) -> Iterator[Any]:
+    def encode(self, model: LoadedModel, examples: Any, columns: Columns, batch_size: int) -> Iterator[Any]:
         """Yield what `outcomes` takes, `batch_size` examples (of a `Dataset`) at a time, in order.
 
         Models with the same processor and classes can share the result, whatever their weights.
