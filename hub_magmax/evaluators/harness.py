@@ -61,7 +61,10 @@ class Harness:
         found: list[Outcome] = []
         for task, batch_size in batches:
             language_model = HFLM(
-                pretrained=model.network, tokenizer=model.processor, batch_size=batch_size, device="cpu"
+                pretrained=model.network,
+                tokenizer=model.processor,
+                batch_size=batch_size,
+                device=str(model.device),
             )
             try:
                 results = lm_eval.simple_evaluate(
