@@ -309,6 +309,18 @@ def test_a_method_without_a_paper_cites_none():
     assert "arxiv.org" not in card and "bibtex" not in card
 
 
+def test_a_method_that_a_comparison_chose_is_shown_with_what_it_was_chosen_from():
+    chosen = {
+        "examples": 40,
+        "tried": 63,
+        "best": {"average": {"scaling": 0.7, "accuracy": 0.875}, "ties": {"scaling": 1.0, "accuracy": 0.8}},
+    }
+    card = make_card(lock=make_lock(chosen=chosen))
+    assert "of 63 ways to merge, by 40 labelled examples of the target" in card
+    assert "`average`: `scaling` 0.7, `accuracy` 0.875" in card
+    assert "Chosen by comparison" not in make_card()
+
+
 def test_uniform_preference_and_many_tasks_stay_one_readable_sentence():
     names = [f"task-{number}" for number in range(20)]
     lock = make_lock(
