@@ -1,143 +1,123 @@
 """One pass from stored bytes to merged bytes, as one compiled loop where that pays.
 
-Measured on one thread, 2^18 elements, five bfloat16 checkpoints (benchmarks/kernels.py): run
-operation by operation the pass costs 60 to 140 ns per element, because every operation moves
-the chunk through memory; compiled by torch.compile it costs 1.2 to 3 ns. Compiling takes up to
-20 s the first time and 3 s from its cache afterwards, so it happens in the background while
-the merge goes on operation by operation. Both give the same bits: each operation is rounded
-alone, and torch's compiler is told not to contract a product and a sum.
+Measured on one thread, 2^18 elements, five bfloat16 checkpoints: run operation by operation the pass
+costs 60 to 140 ns per element, because every operation moves the chunk through memory; compiled it costs
+1.1 to 5 ns. What an earlier merge compiled is loaded in 20 ms; else a large merge goes on operation by
+operation while another process compiles. Both give the same bits: each operation is rounded alone, and
+torch's compiler does not contract a product and a sum.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hub_magmax import kernels
+from hub_magmax import compiling
+from hub_magmax.passes import Merged, Pass
 from hub_magmax.planning import CHUNK_ELEMENTS
 
-#: Elements per task in memory at a time: small enough for the caches, operation by operation ...
-EAGER_CHUNK_ELEMENTS = 2**16
-#: ... and large enough that calling a compiled pass (50 µs) costs little.
+#: Elements per task in memory at a time, and in every call of a compiled pass.
 FUSED_CHUNK_ELEMENTS = CHUNK_ELEMENTS
+
+#: What stays in the caches, operation by operation.
+EAGER_PIECE_ELEMENTS = 2**16
+
+#: Chunks of fewer elements are merged operation by operation.
+FUSED_LEAST_ELEMENTS = 2**14
 
 #: Merges of fewer elements end before a first compilation would.
 FUSE_ABOVE_ELEMENTS = 2**27
 
-#: What a pass returns: merged values in the output's dtype, elements per task (float32, exact
-#: below 2^24; empty unless tasks are selected), and a sum that is finite only if all task vectors and
-#: all merged values are.
-Merged = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What is done with every chunk of a tensor.
-
-    Attributes:
-        combine: Takes one row per task (float32, elements) and the rule's inputs; returns the
-            merged task vector, or the winners (uint8) if `selects`.
-        selects: What `combine` returns.
-        dtype: Of the output.
-    """
-
-    combine: Callable[..., Tensor]
-    selects: bool
-    dtype: torch.dtype
-
-    def __call__(
-        self,
-        base: Tensor,
-        checkpoints: Sequence[Tensor],
-        per_element: Sequence[Tensor],
-        per_task: Sequence[Tensor],
-        scaling: Tensor,
-        num_valid: Tensor,
-    ) -> Merged:
-        """Merge one chunk.
-
-        Args:
-            base, checkpoints: Values as stored, all of the same length.
-            per_element, per_task: What the tensor's rule gives `combine`.
-            scaling: Scaling coefficient; float64, no dimensions.
-            num_valid: Elements from the start that count; the rest is padding. int64, no dimensions.
-        """
-        rows = kernels.task_rows(base, checkpoints)
-        found = self.combine(rows, *per_element, *per_task)
-        counts = torch.empty(0)
-        if self.selects:
-            valid = torch.arange(len(base)) < num_valid
-            # Winners as floats: the compiler vectorises their comparison, which it does not for bytes.
-            winners = torch.where(valid, found.float(), -1.0)
-            counts = torch.stack([torch.where(winners == t, 1.0, 0.0).sum() for t in range(len(rows))])
-            found = kernels.select_rows(rows, winners)
-        merged = kernels.apply_update(base, found, scaling, self.dtype)
-        probe = torch.stack([row.sum() for row in (*rows, merged.float())]).sum()
-        return merged, counts, probe
+Compiled = Callable[..., Sequence[Tensor]]
 
 
 class Fuser:
-    """Compiles passes in the background, each once.
+    """Finds passes that are compiled, and has those compiled that are not.
 
     Args:
-        num_elements: Of the whole merge; small ones are not compiled for.
+        num_elements: Of the whole merge; nothing is compiled for small ones.
     """
 
     def __init__(self, num_elements: int) -> None:
-        self._wanted = num_elements >= FUSE_ABOVE_ELEMENTS
-        self.chunk_elements = FUSED_CHUNK_ELEMENTS if self._wanted else EAGER_CHUNK_ELEMENTS
-        self._compiled: dict[Any, Callable[..., Merged] | None] = {}
-        self._threads: list[threading.Thread] = []
+        self._compiles = num_elements >= FUSE_ABOVE_ELEMENTS
+        self.chunk_elements = FUSED_CHUNK_ELEMENTS
+        self._compiled: dict[Any, Compiled | None] = {}
+        self._pending: dict[Any, tuple[int, Path]] = {}
 
-    def find(self, a_pass: Pass, arguments: tuple[Any, ...]) -> Callable[..., Merged] | None:
+    def find(self, a_pass: Pass, arguments: tuple[Any, ...]) -> Compiled | None:
         """Return the compiled form of `a_pass` for arguments of these dtypes, or None so far.
 
-        The first call starts the compilation. Where there is no C++ compiler, or compiling
+        The first call may start a compilation. Where there is no C++ compiler, or compiling
         fails for any other reason, the answer stays None: the merge is slower, not different.
         """
-        if not self._wanted:
-            return None
-        base, checkpoints, *_ = arguments
-        key = (a_pass, base.dtype, *(checkpoint.dtype for checkpoint in checkpoints))
-        if key not in self._compiled:
+        if len(arguments[0]) < FUSED_LEAST_ELEMENTS:
+            return None  # padding it to a whole chunk would cost more than it saves
+        base, checkpoints, per_element, *_ = arguments
+        key = (a_pass, base.dtype, *(values.dtype for values in (*checkpoints, *per_element)))
+        if key in self._pending:
+            self._collect(key)
+        elif key not in self._compiled:
             self._compiled[key] = None
-            examples = _padded(arguments, FUSED_CHUNK_ELEMENTS)
-            thread = threading.Thread(target=self._compile, args=(key, a_pass, examples), daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._look_up(key, a_pass, arguments)
         return self._compiled[key]
 
-    def _compile(self, key: Any, a_pass: Pass, examples: tuple[Any, ...]) -> None:
-        torch.set_num_threads(1)  # a setting of each thread; the compiler reads this one's
-        try:
-            compiled = torch.compile(a_pass.__call__, dynamic=False)
-            with torch.inference_mode():
-                compiled(*examples)
-        except Exception as error:  # torch raises many kinds, most of them for a missing compiler
-            logging.getLogger(__name__).info("merging without compiled passes: %s", error)
-        else:
-            self._compiled[key] = compiled
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a compilation that this merge started goes on."""
+        return bool(self._pending)
 
-    def close(self) -> None:
-        """Wait for compilations that are still going on; their results stay in torch's cache."""
-        for thread in self._threads:
-            thread.join()
+    def _look_up(self, key: Any, a_pass: Pass, arguments: tuple[Any, ...]) -> None:
+        facts = {"selects": a_pass.selects, "dtype": str(a_pass.dtype).removeprefix("torch.")}
+        examples = _padded(arguments, FUSED_CHUNK_ELEMENTS)
+        request = compiling.request_for(a_pass.combine, facts, examples)
+        if request is None:
+            return
+        path = compiling.package_path(request)
+        self._compiled[key] = compiling.load(path)
+        if self._compiled[key] is None and self._compiles:
+            self._pending[key] = compiling.start(request, path), path
+
+    def _collect(self, key: Any) -> None:
+        process, path = self._pending[key]
+        if compiling.has_ended(process):
+            del self._pending[key]
+            self._compiled[key] = compiling.load(path)
 
 
-def run_pass(fused: Callable[..., Merged] | None, a_pass: Pass, arguments: tuple[Any, ...]) -> Merged:
+def run_pass(fused: Compiled | None, a_pass: Pass, arguments: tuple[Any, ...]) -> Merged:
     """Merge a chunk, compiled if it is; a compiled pass always gets chunks of one size."""
-    if fused is None:
-        return a_pass(*arguments)
     num_elements = len(arguments[0])
+    if fused is None:
+        return _piecewise(a_pass, arguments)
     merged, counts, probe = fused(*_padded(arguments, FUSED_CHUNK_ELEMENTS))
     return merged[:num_elements], counts, probe
+
+
+def _piecewise(a_pass: Pass, arguments: tuple[Any, ...]) -> Merged:
+    """Merge a chunk operation by operation, in pieces that stay in the processor's caches."""
+    base, checkpoints, per_element, per_task, scaling, num_valid = arguments
+    parts = []
+    for start in range(0, max(1, len(base)), EAGER_PIECE_ELEMENTS):
+        piece = slice(start, start + EAGER_PIECE_ELEMENTS)
+        parts.append(
+            a_pass(
+                base[piece],
+                [checkpoint[piece] for checkpoint in checkpoints],
+                [values[piece] for values in per_element],
+                per_task,
+                scaling,
+                num_valid - start,
+            )
+        )
+    if len(parts) == 1:
+        return parts[0]
+    merged, counts, probes = zip(*parts, strict=True)
+    return torch.cat(merged), torch.stack(counts).sum(dim=0), torch.stack(probes).sum()
 
 
 def _padded(arguments: tuple[Any, ...], num_elements: int) -> tuple[Any, ...]:

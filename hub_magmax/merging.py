@@ -20,12 +20,13 @@ from hub_magmax.checkpoint import INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import HubMagmaxError, OutputError
-from hub_magmax.fusing import Fuser, Pass, one_thread, run_pass
+from hub_magmax.fusing import Fuser, one_thread, run_pass
 from hub_magmax.io.opening import check_hashes, open_source, read_side_file
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
+from hub_magmax.passes import Pass
 from hub_magmax.planning import Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
@@ -142,7 +143,6 @@ class _Engine:
     def close(self) -> None:
         self.reader.shutdown(cancel_futures=True)
         self.writer.shutdown(cancel_futures=True)
-        self.fuser.close()
 
     def make(self, shard: Shard) -> ShardRecord:
         """Write one shard unless it is finished already, and return its record."""

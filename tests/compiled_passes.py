@@ -1,9 +1,12 @@
 """Compile every pass and compare it with the uncompiled one; run by test_fusing in its own process."""
 
+import time
+
 import torch
 
 from hub_magmax import fusing
-from hub_magmax.fusing import FUSED_CHUNK_ELEMENTS, Fuser, Pass, run_pass
+from hub_magmax.fusing import FUSED_CHUNK_ELEMENTS, Fuser, run_pass
+from hub_magmax.passes import Pass
 from tests.test_fusing import RULES, arguments
 
 
@@ -14,9 +17,10 @@ def main() -> None:
         fuser = Fuser(1)
         first = arguments(rule, FUSED_CHUNK_ELEMENTS, torch.bfloat16)
         assert fuser.find(step, first) is None
-        fuser.close()
-        compiled = fuser.find(step, first)
+        while (compiled := fuser.find(step, first)) is None and fuser.is_compiling:
+            time.sleep(0.2)
         assert compiled is not None, f"{rule} was not compiled"
+        assert Fuser(1).find(step, first) is not None, "the next merge does not find what this one compiled"
         for length in (FUSED_CHUNK_ELEMENTS, 1000, 1):
             given = arguments(rule, length, torch.bfloat16, seed=length)
             merged, counts, _ = run_pass(compiled, step, given)

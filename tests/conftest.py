@@ -13,6 +13,7 @@ for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "WORLD_SIZE", "RANK"
     os.environ.pop(_name, None)
 os.environ.update(
     HF_HOME=_home.name,
+    XDG_CACHE_HOME=_home.name,
     HF_HUB_DISABLE_XET="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_PROGRESS_BARS="1",

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
-from hub_magmax import fusing, kernels, selection
-from hub_magmax.fusing import Fuser, Pass, run_pass
+from hub_magmax import compiling, fusing, kernels, selection
+from hub_magmax.fusing import FUSED_LEAST_ELEMENTS, Fuser, run_pass
+from hub_magmax.passes import Pass
 
 RULES = {
     "weighted sum": (kernels.weighted_sum, False),
@@ -55,19 +57,57 @@ def test_small_merges_are_not_compiled():
     assert Fuser(1000).find(step, arguments("weighted sum", 10, torch.float32)) is None
 
 
-def test_merge_goes_on_where_compiling_fails(eager_to_compile, monkeypatch):
-    def fail(function, **options):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", fail)
+def test_merge_goes_on_where_compiling_fails(eager_to_compile, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    (tmp_path / "a file").write_text("where no folder can be made")
     fuser = Fuser(1)
     step = Pass(kernels.weighted_sum, False, torch.float32)
-    given = arguments("weighted sum", 10, torch.float32)
-    fuser.find(step, given)
-    fuser.close()
-    assert fuser.find(step, given) is None
+    given = arguments("weighted sum", FUSED_LEAST_ELEMENTS, torch.float32)
+    assert fuser.find(step, given) is None and fuser.is_compiling
+    while fuser.is_compiling:
+        time.sleep(0.2)
+        assert fuser.find(step, given) is None
     merged, _, _ = run_pass(None, step, given)
-    assert merged.shape == (10,)
+    assert merged.shape == (FUSED_LEAST_ELEMENTS,)
+
+
+def test_methods_that_cannot_be_found_by_name_are_not_compiled(eager_to_compile):
+    step = Pass(lambda rows: rows[0], False, torch.float32)
+    fuser = Fuser(1)
+    given = arguments("magmax", FUSED_LEAST_ELEMENTS, torch.float32)
+    assert fuser.find(step, given) is None and not fuser.is_compiling
+
+
+def test_packages_that_others_may_have_written_are_not_loaded(tmp_path):
+    (tmp_path / "pass.pt2").write_bytes(b"not a package")
+    (tmp_path / "pass.pt2").chmod(0o666)
+    assert compiling.load(tmp_path / "pass.pt2") is None
+    assert compiling.load(tmp_path / "none.pt2") is None
+
+
+def test_damaged_package_is_no_package(tmp_path):
+    (tmp_path / "pass.pt2").write_bytes(b"not a package")
+    (tmp_path / "pass.pt2").chmod(0o600)
+    assert compiling.load(tmp_path / "pass.pt2") is None
+
+
+def test_another_text_of_the_code_is_another_package(monkeypatch):
+    request = {"module": "hub_magmax.kernels", "name": "weighted_sum"}
+    before = compiling.package_path(request)
+    assert before == compiling.package_path(dict(request))
+    assert before != compiling.package_path(request | {"dtype": "float16"})
+    monkeypatch.setattr(compiling, "_code", lambda request: "other")
+    assert before != compiling.package_path(request)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_pieces_give_what_the_whole_gives(rule, monkeypatch):
+    combine, selects = RULES[rule]
+    step, given = Pass(combine, selects, torch.bfloat16), arguments(rule, 1000, torch.bfloat16)
+    whole, counts, _ = step(*given)
+    monkeypatch.setattr(fusing, "EAGER_PIECE_ELEMENTS", 77)
+    merged, found, _ = run_pass(None, step, given)
+    assert merged.equal(whole) and found.equal(counts)
 
 
 def test_counts_are_of_the_elements_that_count():
