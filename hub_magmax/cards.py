@@ -11,12 +11,14 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from hub_magmax import methods
 from hub_magmax.evaluation import MERGED, Score, Scores
+from hub_magmax.intervals import NUM_RESAMPLES, Difference
 from hub_magmax.licensing import License, combined_license
 from hub_magmax.lockfile import Lock, LockedSource
 from hub_magmax.markdown import (
@@ -33,6 +35,7 @@ from hub_magmax.planning import format_bytes
 from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
 from hub_magmax.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
+from hub_magmax.units import Unit
 
 TEMPLATE_NAME = "model_card.md.jinja"
 
@@ -119,12 +122,16 @@ def render_card(
     )
     lock_values = json.loads(lock.to_json())
     rows = task_tradeoffs(scores, {task: lock.preference.weights[task] for task in lock.tasks})
+    unit = Unit(scores.is_share if scores else True)
     facts = {
         "front_matter": Markdown(_front_matter(named, lock, scores, license_)),
         "title": _model_name(named),
-        "headline": _headline(lock, rows, scores, ignored=not method.uses_preference),
+        "headline": _headline(lock, rows, scores, unit, ignored=not method.uses_preference),
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
         "rows": rows,
+        "unit": unit,
+        "num_resamples": NUM_RESAMPLES,
+        "paired": any(row.own_difference or row.base_difference for row in rows),
         "weighted": _weighted(rows, scores),
         "unmeasured": {row.task: Markdown(_unmeasured(row)) for row in rows if _unmeasured(row)},
         "lock": lock,
@@ -143,11 +150,11 @@ def render_card(
         "recipe_text": _recipe_text(recipe),
         "lock_text": visible_json(publishable_values(lock_values)),
     }
-    text: str = _environment().get_template(TEMPLATE_NAME).render(facts)
+    text: str = _environment(unit).get_template(TEMPLATE_NAME).render(facts)
     return text.rstrip() + "\n"
 
 
-def _environment() -> Any:
+def _environment(unit: Unit) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Not HTML: in place of autoescaping, `_shown` makes every value inert that is not `Markdown`.
@@ -167,9 +174,9 @@ def _environment() -> Any:
         "pairs": _pairs,
         "plain": _plain,
         "words": lambda name: code(str(name).replace("_", " ")),
-        "percent": lambda value: Markdown(f"{100 * value:.1f}"),
-        "points": _points,
-        "score": _score,
+        "mean": lambda value: Markdown(unit.value(value)),
+        "difference": partial(_difference, unit),
+        "score": partial(_score, unit),
         "source": _source,
     }
     return environment
@@ -212,18 +219,19 @@ def _pairs(values: Mapping[str, Any]) -> Markdown:
     return Markdown(", ".join(f"{code(name)} {value}" for name, value in shown))
 
 
-def _points(difference: float | None) -> Markdown | None:
-    """Return a difference of two shares in percentage points, with its sign."""
-    if difference is None:
+def _difference(unit: Unit, mean: float | None, found: Difference | None) -> Markdown | None:
+    """Return a difference of two scores, with its interval where there is one."""
+    if mean is None:
         return None
-    return Markdown(f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}"))
+    interval = f" [{unit.change(found.low)}, {unit.change(found.high)}]" if found else ""
+    return Markdown(unit.change(mean) + interval)
 
 
-def _score(score: Score | None) -> Markdown | None:
-    """Return a score and its interval in per cent."""
+def _score(unit: Unit, score: Score | None) -> Markdown | None:
+    """Return a score and its interval."""
     if score is None:
         return None
-    return Markdown(f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]")
+    return Markdown(f"{unit.value(score.value)} [{unit.value(score.low)}, {unit.value(score.high)}]")
 
 
 def _source(source: LockedSource) -> Markdown:
@@ -238,11 +246,13 @@ def _source(source: LockedSource) -> Markdown:
     return Markdown(f"[`{source.commit[:12]}`]({link})")
 
 
-def _headline(lock: Lock, rows: Sequence[Tradeoff], scores: Scores | None, *, ignored: bool) -> Markdown:
+def _headline(
+    lock: Lock, rows: Sequence[Tradeoff], scores: Scores | None, unit: Unit, *, ignored: bool
+) -> Markdown:
     """Return what was merged, for which preference, and what it cost, as one sentence."""
     checkpoints = f"{len(rows)} checkpoints" if len(rows) > 1 else "One checkpoint"
     asked = _asked(rows) + (", which the method ignores" if ignored else "")
-    cost = _cost(rows, scores.metric) if scores else "what it cost was not evaluated"
+    cost = _cost(rows, scores.metric, unit) if scores else "what it cost was not evaluated"
     base = code(lock.base_model.label)
     return Markdown(
         f"{checkpoints} fine-tuned from {base}, merged by {code(lock.method['name'])} for {asked}; {cost}."
@@ -263,25 +273,26 @@ def _and(items: Sequence[str]) -> str:
     return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
 
 
-def _cost(rows: Sequence[Tradeoff], metric: str) -> str:
+def _cost(rows: Sequence[Tradeoff], metric: str, unit: Unit) -> str:
     for attribute, reference in (("to_own", "each task's own checkpoint"), ("to_base", "the base model")):
         changes = [(row, getattr(row, attribute)) for row in rows if getattr(row, attribute) is not None]
         if changes:
-            return _change(changes, f"compared with {reference}", metric)
+            return _change(changes, f"compared with {reference}", metric, unit)
     values = [row.merged.value for row in rows if row.merged]
     if not values:
         return "the merged model was not evaluated"
-    return f"{code(metric)} over {_tasks(len(values))} {100 * sum(values) / len(values):.1f} % on average"
+    mean = unit.value(sum(values) / len(values)) + unit.sign
+    return f"{code(metric)} over {_tasks(len(values))} {mean} on average"
 
 
-def _change(changes: Sequence[tuple[Tradeoff, float]], compared: str, metric: str) -> str:
+def _change(changes: Sequence[tuple[Tradeoff, float]], compared: str, metric: str, unit: Unit) -> str:
     mean = sum(change for _, change in changes) / len(changes)
     row, most = max(changes, key=lambda pair: abs(pair[1]))
     assert row.merged is not None
-    before, after = 100 * (row.merged.value - most), 100 * row.merged.value
+    before, after = (unit.value(value) + unit.sign for value in (row.merged.value - most, row.merged.value))
     return (
-        f"{compared}, {code(metric)} changes by {_points(mean)} points on average over "
-        f"{_tasks(len(changes))}, most on {code(row.task)} ({before:.1f} % → {after:.1f} %)"
+        f"{compared}, {code(metric)} changes by {unit.change(mean)}{unit.difference_name} on average over "
+        f"{_tasks(len(changes))}, most on {code(row.task)} ({before} → {after})"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation import Score, Scores
 from hub_magmax.tradeoff import Tradeoff, task_tradeoffs
+from hub_magmax.units import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,7 @@ def tradeoff_figure(scores: Scores, preference: Mapping[str, float]) -> Figure:
     wanted = figure.add_axes((_SPLIT + 0.03, bottom, _RIGHT - _SPLIT - 0.03, tall))
     for axes in (measured, wanted):
         _prepare(axes, len(preference))
-    _draw_scores(measured, task_tradeoffs(scores, preference), scores.metric)
+    _draw_scores(measured, task_tradeoffs(scores, preference), scores.metric, Unit(scores.is_share))
     _draw_preference(wanted, preference)
     header = 1 - 0.5 * _TOP / height
     figure.text(_SPLIT + 0.03, header, "preference", va="center", **_text(_LABEL_POINTS))
@@ -108,19 +109,20 @@ def draw_comparison(
     FigureCanvasAgg(figure)
     axes = figure.add_axes((_LEFT, _BOTTOM / height, _RIGHT - _LEFT, _ROW * len(rows) / height))
     _prepare(axes, len(rows))
-    factor = 100 if is_share else 1
+    unit = Unit(is_share)
     axes.grid(axis="x", color="#d9d9d9", linewidth=0.5, zorder=0.5)
     sizes = {score.num_examples for _, score, _ in rows}
-    unit = f"{metric[:40]} (%)" if is_share else metric[:40]
     axes.set_xlabel(
-        f"{unit}, bars: 95 % interval, n = {max(sizes):,}", parse_math=False, **_text(_SMALL_POINTS)
+        f"{unit.axis(metric)}, bars: 95 % interval, n = {max(sizes):,}",
+        parse_math=False,
+        **_text(_SMALL_POINTS),
     )
     for number, (label, score, won) in enumerate(rows):
         series = replace(_MERGED, filled=won, offset=0.68)
-        low, high, value = (factor * v for v in (score.low, score.high, score.value))
+        low, high, value = (unit.factor * v for v in (score.low, score.high, score.value))
         axes.hlines(number + series.offset, low, high, color=series.colour, linewidth=1.0, zorder=2)
         axes.plot([value], [number + series.offset], zorder=3, clip_on=False, **_marker(series))
-        _label_row(axes, number, label, f"{value:.1f}" if is_share else f"{value:.3g}")
+        _label_row(axes, number, label, unit.value(score.value))
     _write_figure(figure, path)
 
 
@@ -144,21 +146,22 @@ def _prepare(axes: Axes, num_rows: int) -> None:
     axes.tick_params(axis="x", labelsize=_SMALL_POINTS, labelfontfamily=_FONT, length=2, pad=2)
 
 
-def _draw_scores(axes: Axes, rows: tuple[Tradeoff, ...], metric: str) -> None:
-    axes.set_xlim(*_limits([s for row in rows for s in (row.base, row.own, row.merged) if s is not None]))
+def _draw_scores(axes: Axes, rows: tuple[Tradeoff, ...], metric: str, unit: Unit) -> None:
+    found = [s for row in rows for s in (row.base, row.own, row.merged) if s is not None]
+    axes.set_xlim(*(_limits(found) if unit.is_share else _free_limits(found)))
     axes.grid(axis="x", color="#d9d9d9", linewidth=0.5, zorder=0.5)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"{metric[:40]} (%), bars: 95 % interval", parse_math=False, **_text(_SMALL_POINTS))
+    axes.set_xlabel(f"{unit.axis(metric)}, bars: 95 % interval", parse_math=False, **_text(_SMALL_POINTS))
     for number, row in enumerate(rows):
         for series, score in ((_BASE, row.base), (_OWN, row.own), (_MERGED, row.merged)):
             if score is not None:
-                _draw_score(axes, score, series, number + series.offset)
+                _draw_score(axes, score, series, number + series.offset, unit)
         size = "not measured" if row.num_examples is None else f"n = {row.num_examples:,}"
         _label_row(axes, number, row.task, size)
 
 
-def _draw_score(axes: Axes, score: Score, series: _Series, height: float) -> None:
-    value, low, high = (100 * number for number in (score.value, score.low, score.high))
+def _draw_score(axes: Axes, score: Score, series: _Series, height: float, unit: Unit) -> None:
+    value, low, high = (unit.factor * number for number in (score.value, score.low, score.high))
     axes.hlines(height, low, high, color=series.colour, linewidth=1.0, zorder=2)
     axes.plot([value], [height], zorder=3, clip_on=False, **_marker(series))
 
@@ -191,6 +194,14 @@ def _limits(scores: list[Score]) -> tuple[float, float]:
     lows = [100 * score.low for score in scores] or [0.0]
     highs = [100 * score.high for score in scores] or [100.0]
     return max(10 * (min(lows) // 10), 0.0) - 1.5, min(10 * (max(highs) // 10 + 1), 100.0) + 1.5
+
+
+def _free_limits(scores: list[Score]) -> tuple[float, float]:
+    """Return a range that holds every interval, with room for the marks."""
+    low = min((score.low for score in scores), default=0.0)
+    high = max((score.high for score in scores), default=1.0)
+    margin = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def _text(points: float) -> dict[str, Any]:

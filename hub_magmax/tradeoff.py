@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hub_magmax.evaluation import MERGED, Score, Scores
+from hub_magmax.intervals import Difference, paired_difference
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,26 @@ class Tradeoff:
         """What the merged model scores more than the base model."""
         return self.merged.value - self.base.value if self.merged and self.base else None
 
+    @cached_property
+    def own_difference(self) -> Difference | None:
+        """`to_own` with its interval; None unless both models' outcomes were kept."""
+        return paired(self.merged, self.own)
+
+    @cached_property
+    def base_difference(self) -> Difference | None:
+        """`to_base` with its interval; None unless both models' outcomes were kept."""
+        return paired(self.merged, self.base)
+
     @property
     def num_examples(self) -> int | None:
         return next((s.num_examples for s in (self.merged, self.own, self.base) if s is not None), None)
+
+
+def paired(first: Score | None, second: Score | None) -> Difference | None:
+    """Compare two models on the examples that both were scored on, if single outcomes were kept."""
+    if not first or not second or not first.outcomes or len(first.outcomes) != len(second.outcomes):
+        return None
+    return paired_difference(first.outcomes, second.outcomes)
 
 
 def task_tradeoffs(scores: Scores | None, preference: Mapping[str, float]) -> tuple[Tradeoff, ...]:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,19 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.repocard import metadata_load
 from markdown_it import MarkdownIt
+from pydantic import TypeAdapter
 
 from hub_magmax import cards
 from hub_magmax.cards import render_card
-from hub_magmax.evaluation import Score, Scores
+from hub_magmax.evaluation import Score, Scores, make_score
+from hub_magmax.evaluators import Outcome
+from hub_magmax.intervals import paired_difference
 from hub_magmax.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.markdown import is_invisible
 from hub_magmax.recipe import parse_recipe
 from hub_magmax.reports import MergeReport, ShardRecord
 from hub_magmax.testing.metadata import validate
+from hub_magmax.units import Unit
 
 PARSER = MarkdownIt("commonmark").enable("table")
 
@@ -208,6 +212,91 @@ def test_with_the_merged_model_alone_its_mean_is_told():
 
 def test_methods_that_mix_values_have_no_share_of_elements():
     assert cells(make_card(report=make_report(shares={})), "`animals`")[2] == "—"
+
+
+def with_outcomes(**outcomes):
+    """Return scores of `animals`, each model's from its single outcomes."""
+    kept = tuple(
+        make_score(model, "animals", [Outcome(float(value)) for value in values], is_share=True)
+        for model, values in outcomes.items()
+    )
+    return make_scores(scores=kept)
+
+
+OUTCOMES = {"base_model": [0, 0, 1, 0] * 25, "animals": [1, 1, 1, 1] * 25, "merged": [1, 1, 1, 0] * 25}
+
+
+def test_differences_have_the_interval_of_the_paired_comparison():
+    row = cells(make_card(scores=with_outcomes(**OUTCOMES)), "`animals`")
+    own = paired_difference(OUTCOMES["merged"], OUTCOMES["animals"])
+    assert row[6] == f"−25.0 [−{-100 * own.low:.1f}, −{-100 * own.high:.1f}]"
+    # The merged model is right wherever the base model is, so the interval of the gain stays above zero.
+    assert row[7].startswith("+50.0 [+") and "−" not in row[7]
+
+
+def test_the_card_says_how_differences_were_compared():
+    assert "A difference has no interval here" in make_card()
+    card = make_card(scores=with_outcomes(**OUTCOMES))
+    assert "A difference has no interval here" not in card
+    assert "2,000 bootstrap resamples" in card
+
+
+@pytest.mark.parametrize("model", OUTCOMES)
+def test_every_single_outcome_reaches_the_card(model):
+    changed = OUTCOMES | {model: [1 - OUTCOMES[model][0], *OUTCOMES[model][1:]]}
+    rows = [cells(make_card(scores=with_outcomes(**o)), "`animals`") for o in (OUTCOMES, changed)]
+    assert rows[0] != rows[1]
+
+
+def test_scores_that_are_no_shares_are_not_shown_in_per_cent():
+    measured = {("animals", model): (*v, 64) for model, v in {
+        "base_model": (-3.25, -3.5, -3.0), "animals": (-1.5, -1.75, -1.25), "merged": (-2.0, -2.25, -1.75),
+    }.items()}  # fmt: skip
+    card = make_card(scores=make_scores(measured, metric="log-likelihood", is_share=False))
+    assert cells(card, "`animals`")[3:8] == [
+        "−3.25 [−3.5, −3]",
+        "−1.5 [−1.75, −1.25]",
+        "−2 [−2.25, −1.75]",
+        "−0.5",
+        "+1.25",
+    ]
+    assert "`log-likelihood` changes by −0.5 on average over 1 task, most on `animals` (−1.5 → −2)." in card
+    assert "(Student's t)" in card and "Wilson" not in card
+    assert "per cent" not in card and " points" not in card
+
+
+def leaves(value, path=()):
+    """Yield the path of every number in plain values."""
+    if isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+def changed_at(value, path):
+    """Return a copy of plain values in which the number at `path` is another."""
+    if not path:
+        return 2 * value + 1
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = changed_at(value[path[0]], path[1:])
+    return copied
+
+
+#: Numbers that the report sums up for people in others that are on the card.
+SUMMED_UP = {("shards", 0, "counts", 0), ("shards", 0, "counts", 1)}
+
+
+def without_digests(card):
+    return [line for line in card.splitlines() if "sha256:" not in line]
+
+
+@pytest.mark.parametrize("path", list(leaves(asdict(make_report(duality_gap=0.1)))), ids=str)
+def test_every_number_of_the_report_reaches_the_card(path):
+    values = asdict(make_report(duality_gap=0.1))
+    other = TypeAdapter(MergeReport).validate_python(changed_at(values, path))
+    before, after = (make_card(report=report) for report in (make_report(duality_gap=0.1), other))
+    assert (without_digests(before) != without_digests(after)) == (path not in SUMMED_UP)
 
 
 LOCK, REPORT = make_lock(), make_report()
@@ -646,11 +735,15 @@ def test_a_template_that_asks_for_an_unknown_fact_fails():
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError):
-        cards._environment().from_string("{{ nobody_measured_this }}").render()
+        cards._environment(Unit()).from_string("{{ nobody_measured_this }}").render()
 
 
 def test_what_a_template_shows_is_code_unless_it_is_markdown():
-    shown = cards._environment().from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}").render(a="<b>", b="*")
+    shown = (
+        cards._environment(Unit())
+        .from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
+        .render(a="<b>", b="*")
+    )
     assert shown == "`<b>` `<b>*` — 3"
 
 

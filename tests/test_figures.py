@@ -94,6 +94,17 @@ def test_marks_and_intervals_are_where_the_scores_are():
     ]
 
 
+def test_scores_that_are_no_shares_keep_their_unit():
+    scores = measured(["a"])
+    odd = Scores("log-likelihood", scores.pipeline_tag, scores.scores, {}, is_share=False)
+    figure = tradeoff_figure(odd, {"a": 1.0})
+    lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    assert [line.get_xdata()[0] for line in lines] == pytest.approx([0.3, 0.99, 0.7])
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0.2 and high > 1.0
+    assert "log-likelihood, bars: 95 % interval" in [text for text, _ in texts(figure)]
+
+
 def test_the_axis_holds_every_interval():
     low, high = tradeoff_figure(measured(["a"]), {"a": 1.0}).axes[0].get_xlim()
     assert low < 20 and high > 100

@@ -1,0 +1,55 @@
+"""Scores as people read them: shares in per cent, everything else as the number it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the scores of one evaluation are written.
+
+    Attributes:
+        is_share: They lie between 0 and 1 and are shown in per cent; otherwise with four digits.
+    """
+
+    is_share: bool = True
+
+    @property
+    def factor(self) -> int:
+        """What a score is multiplied by before it is shown."""
+        return 100 if self.is_share else 1
+
+    @property
+    def sign(self) -> str:
+        """What follows a score in a sentence."""
+        return " %" if self.is_share else ""
+
+    @property
+    def difference_name(self) -> str:
+        """What follows a difference in a sentence."""
+        return " points" if self.is_share else ""
+
+    @property
+    def words(self) -> str:
+        """Say after "values are accuracy" how they are shown."""
+        return " in per cent" if self.is_share else ""
+
+    def value(self, score: float) -> str:
+        """Return a score without its unit."""
+        return self._written(score, "")
+
+    def change(self, difference: float) -> str:
+        """Return a difference of two scores with its sign."""
+        return self._written(difference, "+")
+
+    def axis(self, metric: str) -> str:
+        """Return the title of an axis; long names are cut."""
+        return metric[:40] + (" (%)" if self.is_share else "")
+
+    def _written(self, number: float, sign: str) -> str:
+        # Adding a positive zero takes the sign off a negative one.
+        shown = f"{round(100 * number, 1) + 0.0:{sign}.1f}" if self.is_share else f"{number + 0.0:{sign}.4g}"
+        return shown.replace("-", _MINUS)
