@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from hub_magmax import methods
-from hub_magmax.evaluation import MERGED, Score, Scores
+from hub_magmax.evaluation import MERGED, Score, Scores, quantized_name
 from hub_magmax.intervals import NUM_RESAMPLES, Difference
 from hub_magmax.licensing import License, combined_license
 from hub_magmax.lockfile import Lock, LockedSource
@@ -34,6 +34,7 @@ from hub_magmax.markdown import (
 from hub_magmax.planning import format_bytes
 from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
+from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
 from hub_magmax.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.units import Unit
 
@@ -133,6 +134,10 @@ def render_card(
         "num_resamples": NUM_RESAMPLES,
         "paired": any(row.own_difference or row.base_difference for row in rows),
         "weighted": _weighted(rows, scores),
+        "levels": LEVELS,
+        "min_tail": MIN_TAIL_EXAMPLES,
+        "damages": _some(damage(row.own, row.merged) for row in rows),
+        "rounded": _rounded(scores, rows),
         "unmeasured": {row.task: Markdown(_unmeasured(row)) for row in rows if _unmeasured(row)},
         "lock": lock,
         "report": report,
@@ -178,6 +183,10 @@ def _environment(unit: Unit) -> Any:
         "difference": partial(_difference, unit),
         "score": partial(_score, unit),
         "source": _source,
+        "level": lambda level: Markdown(f"{level:.2f}".removeprefix("0")),
+        "tail": partial(_tail, unit),
+        "flips": _flips,
+        "worst": _worst,
     }
     return environment
 
@@ -232,6 +241,47 @@ def _score(unit: Unit, score: Score | None) -> Markdown | None:
     if score is None:
         return None
     return Markdown(f"{unit.value(score.value)} [{unit.value(score.low)}, {unit.value(score.high)}]")
+
+
+def _some(damages: Iterable[Damage | None]) -> list[Damage]:
+    return [found for found in damages if found is not None]
+
+
+def _rounded(scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, list[Damage]]:
+    """Return what rounding the merged model's weights did to each task, by bits."""
+    prefix = quantized_name("")
+    models = dict.fromkeys(score.model for score in scores.scores) if scores else {}
+    found = {
+        model.removeprefix(prefix): _some(
+            damage(row.merged, scores.get(model, row.task)) for row in rows if scores
+        )
+        for model in models
+        if model.startswith(prefix)
+    }
+    return {bits: damages for bits, damages in found.items() if damages}
+
+
+def _tail(unit: Unit, found: Damage, level: float) -> Markdown | None:
+    """Return the CVaR of a damage with its interval."""
+    tail = found.tail(level)
+    if tail is None:
+        return None
+    shown = Unit(is_share=True) if found.in_probability else unit
+    return Markdown(f"{shown.value(tail.value)} [{shown.value(tail.low)}, {shown.value(tail.high)}]")
+
+
+def _flips(found: Damage) -> Markdown | None:
+    """Return how many right answers became wrong, of how many, and their share with its interval."""
+    if found.flip_rate is None or found.flip_interval is None:
+        return None
+    rate, low, high = (f"{100 * share:.1f}" for share in (found.flip_rate, *found.flip_interval))
+    return Markdown(f"{found.flipped:,} of {found.right_before:,}: {rate} % [{low}, {high}]")
+
+
+def _worst(found: Damage) -> Markdown | None:
+    """Return the worst examples by their number in the data, with what each model made of them."""
+    named = (f"{one.index} ({one.before:.3g} → {one.after:.3g})" for one in found.worst)
+    return Markdown(", ".join(named)) or None
 
 
 def _source(source: LockedSource) -> Markdown:

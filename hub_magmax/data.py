@@ -77,7 +77,7 @@ def data_of(recipe: Recipe) -> list[Data]:
         for preference in recipe.compare.preferences.values():
             found += _data_in(preference)
     if recipe.evaluation is not None and not recipe.evaluation.brings_data:
-        found += recipe.evaluation.tasks.values()
+        found += recipe.evaluation.data.values()
     return found
 
 

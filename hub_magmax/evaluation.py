@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.intervals import mean_interval
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import Lock, LockedSource
-from hub_magmax.recipe import Data, Recipe
+from hub_magmax.recipe import Data, Evaluation, Recipe
 from hub_magmax.references import LocalFolder
 
 SCORES_NAME = "scores.json"
@@ -34,6 +34,12 @@ OUTCOMES_NAME = "outcomes.json"
 #: What the merged model is called among the models that are scored.
 MERGED = "merged"
 
+
+def quantized_name(bits: str) -> str:
+    """Return what the merged model is called with weights of so many bits, such as `merged:int4`."""
+    return f"{MERGED}:{bits}"
+
+
 Report = Callable[[str], None]
 
 
@@ -42,12 +48,14 @@ class Score:
     """One model on one task.
 
     Attributes:
-        model: `base_model`, `merged`, or the name of the task whose own checkpoint it is.
-        task: Whose examples these are.
+        model: `base_model`, `merged`, the name of the task whose own checkpoint it is, or what
+            `quantized_name` says.
+        task: Whose examples these are: of a task, or of a guard.
         value: Mean outcome.
         low, high: 95 % interval of the mean: Wilson for shares, Student's t otherwise.
         num_examples: How many examples it is a mean of.
         outcomes: What the model scored on each of them, in order; empty where that was not kept.
+        probabilities: Of the right answers, likewise; also empty where the evaluator tells none.
     """
 
     model: str
@@ -57,6 +65,7 @@ class Score:
     high: float
     num_examples: int
     outcomes: tuple[float, ...] = field(default=(), repr=False)
+    probabilities: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,17 +104,20 @@ class Scores:
 
     def to_json(self) -> str:
         """Return everything but the single outcomes."""
-        values = asdict(replace(self, scores=tuple(replace(s, outcomes=()) for s in self.scores)))
+        short = tuple(replace(score, outcomes=(), probabilities=()) for score in self.scores)
+        values = asdict(replace(self, scores=short))
         for score in values["scores"]:
-            del score["outcomes"]
+            del score["outcomes"], score["probabilities"]
         return json.dumps({"digest": self.digest, **values}, indent=2, ensure_ascii=False) + "\n"
 
     def outcomes_json(self) -> str:
         """Return the single outcomes, one model and task a line."""
-        rows = [
-            json.dumps({"model": s.model, "task": s.task, "outcomes": s.outcomes}, ensure_ascii=False)
-            for s in self.scores
-        ]
+        rows = []
+        for score in self.scores:
+            row: dict[str, Any] = {"model": score.model, "task": score.task, "outcomes": score.outcomes}
+            if score.probabilities:
+                row["probabilities"] = score.probabilities
+            rows.append(json.dumps(row, ensure_ascii=False))
         return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
@@ -135,10 +147,16 @@ def read_scores(folder: Path) -> Scores:
     try:
         values = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))
         rows = json.loads((folder / OUTCOMES_NAME).read_text(encoding="utf-8"))
-        outcomes = {(row["model"], row["task"]): tuple(row["outcomes"]) for row in rows}
+        single: dict[tuple[str, str], dict[str, Any]] = {
+            (row["model"], row["task"]): {
+                "outcomes": tuple(row["outcomes"]),
+                "probabilities": tuple(row.get("probabilities", ())),
+            }
+            for row in rows
+        }
         stored = values.pop("digest")
         scores = [Score(**score) for score in values.pop("scores")]
-        whole = tuple(replace(score, outcomes=outcomes[score.model, score.task]) for score in scores)
+        whole = tuple(replace(score, **single[score.model, score.task]) for score in scores)
         found = Scores(scores=whole, **values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
@@ -164,6 +182,9 @@ def evaluate(
 ) -> Scores:
     """Score the merged model, the base model and every task's own checkpoint on every task.
 
+    The merged model is also scored with rounded weights, where the recipe asks for it, and on the guards,
+    as is the base model.
+
     Under `accelerate launch` every process runs its share of the batches, and all of them return the
     same scores, which do not depend on how many they are.
 
@@ -171,7 +192,7 @@ def evaluate(
         recipe: Its `evaluation` names the data and the evaluator.
         lock: Pins the checkpoints that are scored, and the data.
         merged: Folder (or repository id) of the merged model.
-        models: Score these instead, by name.
+        models: Score these instead, by name, and none of them with rounded weights.
         processes: Which of how many processes this is; found from the launcher by default.
         report: Called with a line before each model.
 
@@ -193,16 +214,34 @@ def evaluate(
     for name, place in places.items():
         if report:
             report(f"scoring {name}")
-        model = load_model(place, evaluator.model_class, evaluator.processor_class, spec.evaluator.name)
-        for task, data in spec.tasks.items():
-            found = run_evaluator(evaluator, model, examples[task], data, spec.batch_size, processes)
-            scores.append(make_score(name, task, found, is_share=evaluator.is_share))
+        loaded = load_model(place, evaluator.model_class, evaluator.processor_class, spec.evaluator.name)
+        for label, model, names in _asked(name, loaded, spec, shrink=models is None):
+            for task in names:
+                data = spec.data[task]
+                found = run_evaluator(evaluator, model, examples[task], data, spec.batch_size, processes)
+                scores.append(make_score(label, task, found, is_share=evaluator.is_share))
     described = {
-        task: _describe(pinned(data, lock.datasets), examples[task]) for task, data in spec.tasks.items()
+        task: _describe(pinned(data, lock.datasets), examples[task])
+        for task, data in spec.data.items()
+        if any(score.task == task for score in scores)
     }
     return Scores(
         evaluator.metric, evaluator.pipeline_tag, tuple(scores), described, spec.digest, evaluator.is_share
     )
+
+
+def _asked(
+    name: str, loaded: LoadedModel, spec: Evaluation, *, shrink: bool
+) -> Iterator[tuple[str, LoadedModel, tuple[str, ...]]]:
+    """Yield a model with what it is called and whose examples it is scored on, then its rounded copies."""
+    guarded = tuple(spec.guard) if name in ("base_model", MERGED) else ()
+    yield name, loaded, (*spec.tasks, *guarded)
+    if name == MERGED and shrink:
+        from hub_magmax.quantizing import rounded
+
+        for bits in dict.fromkeys(spec.quantized):
+            shrunk = replace(loaded, network=rounded(loaded.network, int(bits.removeprefix("int"))))
+            yield quantized_name(bits), shrunk, tuple(spec.tasks)
 
 
 def run_evaluator(
@@ -232,7 +271,11 @@ def make_score(model: str, task: str, outcomes: Sequence[Outcome], *, is_share: 
     """Return the mean outcome with its interval."""
     values = tuple(outcome.score for outcome in outcomes)
     low, high = mean_interval(values, is_share=is_share)
-    return Score(model, task, math.fsum(values) / len(values), low, high, len(values), values)
+    # Six digits: nobody reads more, and the file is a third as long.
+    probabilities = tuple(round(o.probability, 6) for o in outcomes if o.probability is not None)
+    if len(probabilities) < len(values):
+        probabilities = ()
+    return Score(model, task, math.fsum(values) / len(values), low, high, len(values), values, probabilities)
 
 
 #: Examples of a data set, or the name by which an evaluator finds its own.
@@ -240,7 +283,7 @@ Examples = Any
 
 
 def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
-    """Return each task's examples; also called before a merge, so that a wrong name is known early.
+    """Return the examples of tasks and guards; called before a merge too, so that a wrong name shows early.
 
     Raises:
         EvaluationError: If they cannot be loaded.
@@ -249,11 +292,11 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     if spec is None:
         return {}
     if spec.brings_data:
-        return {task: data.dataset for task, data in spec.tasks.items()}
+        return {task: data.dataset for task, data in spec.data.items()}
     labelled = needs_labels(spec.make_evaluator())
     return {
         task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)
-        for task, data in spec.tasks.items()
+        for task, data in spec.data.items()
     }
 
 

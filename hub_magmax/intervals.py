@@ -6,11 +6,11 @@ Draws depend on a seed and the number of examples alone, so a table is the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from hub_magmax.errors import EvaluationError
 
@@ -57,17 +57,22 @@ def bootstrap_means(
     values: Float64[np.ndarray, " examples"], seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Float64[np.ndarray, " resamples"]:
     """Return the means of samples drawn from the values with replacement, each as large as the original."""
+    blocks = resampled_ranks(len(values), seed, num_resamples)
+    return np.concatenate([values[drawn].mean(axis=1) for drawn in blocks])
+
+
+def resampled_ranks(
+    size: int, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> Iterator[Int64[np.ndarray, "resamples examples"]]:
+    """Yield the indices that resamples with replacement draw, as many resamples at a time as fit."""
     from hub_magmax.randomness import CounterGenerator
 
     generator = CounterGenerator(seed, "bootstrap")
-    size = len(values)
     at_once = max(1, _DRAWS_AT_ONCE // size)
-    means = []
     for first in range(0, num_resamples, at_once):
         count = min(at_once, num_resamples - first)
         drawn = (generator.uniform(first * size, count * size, stream=0) * size).long().numpy()
-        means.append(values[drawn].reshape(count, size).mean(axis=1))
-    return np.concatenate(means)
+        yield drawn.reshape(count, size)
 
 
 @dataclass(frozen=True)

@@ -364,16 +364,33 @@ class Compare(Spec):
     preferences: dict[TaskName, Preference] = {}
 
 
+#: Whole numbers of two to eight bits.
+Bits = Annotated[str, Field(pattern=r"^int[2-8]$")]
+
+
 class Evaluation(Spec):
-    """Per task, the examples that the card reports on."""
+    """Per task, the examples that the card reports on.
+
+    `quantized` scores the merged model again on weights rounded to so many bits. `guard` names examples on
+    which the merged model may score at most `margin` less than the base model.
+    """
 
     evaluator: EvaluatorChoice = EvaluatorChoice()
     tasks: dict[TaskName, Data]
     batch_size: Annotated[int, Field(ge=1)] = 64
+    quantized: tuple[Bits, ...] = ()
+    guard: dict[TaskName, Data] = {}
+    margin: Annotated[Number, Field(ge=0)] = 0.01
 
     @property
     def digest(self) -> str:
-        return digest(self.model_dump(mode="json"))
+        """Digest of what decides the scores."""
+        return digest(self.model_dump(mode="json", exclude={"margin"}))
+
+    @property
+    def data(self) -> dict[str, Data]:
+        """Return the examples of tasks and guards by name."""
+        return self.tasks | self.guard
 
     @property
     def brings_data(self) -> bool:
@@ -641,6 +658,13 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
             yield path, f"there is no task {_shorten(name)}; {hint}"
     yield from _weight_problems(recipe)
     yield from _comparison_problems(recipe)
+    yield from _guard_problems(recipe)
+
+
+def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
+    for name in recipe.evaluation.guard if recipe.evaluation else ():
+        if name in recipe.task_names:
+            yield ("evaluation", "guard", name), "this is the name of a task; choose another one"
 
 
 def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:

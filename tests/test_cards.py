@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
@@ -21,11 +22,12 @@ from hub_magmax import cards
 from hub_magmax.cards import render_card
 from hub_magmax.evaluation import Score, Scores, make_score
 from hub_magmax.evaluators import Outcome
-from hub_magmax.intervals import paired_difference
+from hub_magmax.intervals import paired_difference, wilson_interval
 from hub_magmax.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.markdown import is_invisible
 from hub_magmax.recipe import parse_recipe
 from hub_magmax.reports import MergeReport, ShardRecord
+from hub_magmax.tails import cvar
 from hub_magmax.testing.metadata import validate
 from hub_magmax.units import Unit
 
@@ -263,6 +265,43 @@ def test_scores_that_are_no_shares_are_not_shown_in_per_cent():
     assert "`log-likelihood` changes by −0.5 on average over 1 task, most on `animals` (−1.5 → −2)." in card
     assert "(Student's t)" in card and "Wilson" not in card
     assert "per cent" not in card and " points" not in card
+
+
+def with_probabilities(models, is_share=True):
+    """Return scores of `animals`, right where the probability is above a half."""
+    kept = [
+        make_score(model, "animals", [Outcome(float(p > 0.5), p) for p in values], is_share=is_share)
+        for model, values in models.items()
+    ]
+    return make_scores(scores=tuple(kept))
+
+
+SURE = [0.9 + 0.0001 * number for number in range(100)]
+SHAKY = [0.05, 0.2, *(p - 0.01 * (n % 7) for n, p in enumerate(SURE[2:]))]
+
+
+def test_the_tails_are_told_by_task_and_by_bits():
+    models = {"animals": SURE, "merged": SHAKY, "merged:int4": [0.1, *SHAKY[1:]], "merged:int3": SURE}
+    card = make_card(scores=with_probabilities(models))
+    section = card.split("## What the averages hide")[1].split("\n## ")[0]
+    own, int4, int3 = (
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section.splitlines()
+        if "`animals`" in line
+    )
+    low, high = (100 * bound for bound in wilson_interval(2, 100))
+    assert own[1] == f"2 of 100: 2.0 % [{low:.1f}, {high:.1f}]"
+    assert own[2].startswith(f"{100 * cvar(np.subtract(SURE, SHAKY), 0.9):.1f} [")
+    assert own[3].startswith(f"{100 * cvar(np.subtract(SURE, SHAKY), 0.95):.1f} [")
+    assert own[4] == "—"
+    assert own[5].startswith("0 (0.9 → 0.05), 1 (0.9 → 0.2), ")
+    assert int4[:3] == ["`int4`", "`animals`", "+0.0 [+0.0, +0.0]"]
+    assert int3[:3] == ["`int3`", "`animals`", int3[2]] and int3[2].startswith("+2.0 [")
+    assert int3[3] == f"0 of 98: 0.0 % [0.0, {100 * wilson_interval(0, 98)[1]:.1f}]"
+
+
+def test_without_single_outcomes_no_tail_is_told():
+    assert "averages hide" not in make_card()
 
 
 def leaves(value, path=()):

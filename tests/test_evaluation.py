@@ -75,6 +75,44 @@ def test_accuracy_is_the_share_of_right_answers_by_class_name(images):
     assert scores.get("a", "b").outcomes == (1.0,) * 4 + (0.0,) * 6
 
 
+def test_guards_and_rounded_weights_are_scored_where_they_say_something(images):
+    recipe = image_recipe(images)
+    spec = recipe.to_dict()["evaluation"] | {
+        "quantized": ["int4", "int2", "int4"],
+        "guard": {"general": {"dataset": "./rows.parquet", "split": "test[:5]"}},
+    }
+    recipe = recipe.updated(evaluation=spec)
+    locked = lock(recipe)
+    scores = evaluate(recipe, locked, images / "a")
+    found = {model: [s.task for s in scores.scores if s.model == model] for model in
+             ("base_model", "a", "b", "merged", "merged:int4", "merged:int2")}  # fmt: skip
+    with_guard, without = ["a", "b", "general"], ["a", "b"]
+    assert list(found.values()) == [with_guard, without, without, with_guard, without, without]
+    assert len(scores.scores) == sum(map(len, found.values()))
+    assert scores.data["general"]["examples"] == 5
+    # Only the class that a model always answers counts in this one, and rounding leaves it.
+    assert scores.get("merged:int2", "a").value == 0.4
+    others = evaluate(recipe, locked, "", models={"x": ModelPlace(str(images / "a"))})
+    assert [s.task for s in others.scores] == list(others.data) == without
+
+
+def test_probabilities_are_kept_beside_the_scores(images, tmp_path):
+    recipe = image_recipe(images)
+    scores = evaluate(recipe, lock(recipe), images / "a")
+    right, wrong = round(np.e / (2 + np.e), 6), round(1 / (2 + np.e), 6)
+    assert scores.get("a", "a").probabilities == pytest.approx((right,) * 4 + (wrong,) * 6)
+    write_scores(scores, tmp_path)
+    assert read_scores(tmp_path).get("a", "a").probabilities == scores.get("a", "a").probabilities
+
+
+def test_the_margin_does_not_change_what_is_measured(images):
+    recipe = image_recipe(images)
+    spec = recipe.to_dict()["evaluation"]
+    wider = recipe.updated(evaluation=spec | {"margin": 0.5})
+    guarded = recipe.updated(evaluation=spec | {"guard": {"general": {"dataset": "./rows.parquet"}}})
+    assert wider.evaluation.digest == recipe.evaluation.digest != guarded.evaluation.digest
+
+
 def test_outcomes_are_one_number_per_example_whatever_the_batch(images):
     evaluator = make_evaluator("image-classification", {})
     kinds = evaluator.model_class, evaluator.processor_class

@@ -1,0 +1,197 @@
+"""What averages hide: the examples on which a model is worse than another, and how much worse.
+
+The damage of an example is how much less the second model makes of it than the first: the probability of
+the right answer before minus after, where the evaluator tells it, or else the score before minus after.
+CVaR at a level such as 0.95 is the mean damage of the worst 5 % of the examples.
+
+Source: Rockafellar and Uryasev, "Conditional value-at-risk for general loss distributions", Journal of
+Banking & Finance 26 (2002), definition 3 with proposition 8 for samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from hub_magmax.evaluation import Score
+from hub_magmax.intervals import (
+    PERCENTILES,
+    Difference,
+    paired_difference,
+    resampled_ranks,
+    wilson_interval,
+)
+
+#: CVaR is told at these levels.
+LEVELS = (0.90, 0.95, 0.99)
+
+#: Fewer examples than this in a tail say nothing about it.
+MIN_TAIL_EXAMPLES = 5
+
+#: Examples that are named.
+NUM_WORST = 3
+
+_Values = Float64[np.ndarray, " examples"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """CVaR at one level, with its 95 % interval (bootstrap-t)."""
+
+    level: float
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Worst:
+    """One example: its number in the data from 0, and what each model made of it."""
+
+    index: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a model loses on single examples that another one handles.
+
+    Attributes:
+        task: Whose examples.
+        difference: Of the scores: the model minus the one before.
+        tails: By level; without those in which fewer than `MIN_TAIL_EXAMPLES` examples lie.
+        right_before: Examples that the one before had right; None where scores are not right or wrong.
+        flipped: How many of these are wrong now.
+        flip_interval: 95 % interval (Wilson) of their share; None if there were none to flip.
+        worst: The examples of the largest damage, largest first; those that lost nothing are left out.
+        in_probability: Damage is measured in the probability of the right answer.
+    """
+
+    task: str
+    difference: Difference
+    tails: tuple[Tail, ...]
+    right_before: int | None
+    flipped: int | None
+    flip_interval: tuple[float, float] | None
+    worst: tuple[Worst, ...]
+    in_probability: bool
+
+    def tail(self, level: float) -> Tail | None:
+        return next((tail for tail in self.tails if tail.level == level), None)
+
+    @property
+    def flip_rate(self) -> float | None:
+        """Share of what was right before and is wrong now."""
+        return self.flipped / self.right_before if self.flipped is not None and self.right_before else None
+
+
+def damage(before: Score | None, after: Score | None) -> Damage | None:
+    """Compare two models' single examples of one task; None unless both models' outcomes were kept."""
+    if not before or not after or not before.outcomes or len(before.outcomes) != len(after.outcomes):
+        return None
+    in_probability = bool(before.probabilities and after.probabilities)
+    first, second = (
+        np.asarray(score.probabilities if in_probability else score.outcomes, dtype=np.float64)
+        for score in (before, after)
+    )
+    right, flipped = _flips(before.outcomes, after.outcomes)
+    return Damage(
+        before.task,
+        paired_difference(after.outcomes, before.outcomes),
+        tails(first - second),
+        right,
+        flipped,
+        wilson_interval(flipped, right) if flipped is not None and right else None,
+        _worst(first, second),
+        in_probability,
+    )
+
+
+def _flips(before: Sequence[float], after: Sequence[float]) -> tuple[int | None, int | None]:
+    """Return how many were right before, and how many of these are wrong after."""
+    if not {*before, *after} <= {0.0, 1.0}:
+        return None, None
+    right = [second for first, second in zip(before, after, strict=True) if first == 1.0]
+    return len(right), right.count(0.0)
+
+
+def _worst(before: _Values, after: _Values) -> tuple[Worst, ...]:
+    damages = before - after
+    order = np.argsort(-damages, kind="stable")[:NUM_WORST]
+    return tuple(Worst(int(i), float(before[i]), float(after[i])) for i in order if damages[i] > 0)
+
+
+def cvar(values: Sequence[float] | _Values, level: float) -> float:
+    """Return the mean of the largest (1 − level) of the values; a value may count in part.
+
+    Args:
+        values: At least one.
+        level: At least 0 and below 1; 0 gives the mean of all.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    return float(_estimates(ordered[None], level)[0][0])
+
+
+def tails(values: _Values, levels: Sequence[float] = LEVELS, *, seed: int = 0) -> tuple[Tail, ...]:
+    """Return CVaR at each level that has examples enough, with 95 % bootstrap-t intervals.
+
+    A percentile interval of a CVaR is too narrow (it covers 75 to 92 % where ten examples lie in the
+    tail): resamples repeat the few largest values and never go beyond. The t statistic, whose spread is
+    estimated in each resample anew, corrects this.
+
+    Args:
+        values: Independent damages.
+        levels: Each at least 0 and below 1.
+        seed: Of the bootstrap.
+    """
+    wanted = [level for level in levels if _num_in_tail(len(values), level) >= MIN_TAIL_EXAMPLES]
+    if not wanted:
+        return ()
+    ordered = np.sort(values)[::-1]
+    found = {level: _estimates(ordered[None], level) for level in wanted}
+    ratios: dict[float, list[np.ndarray]] = {level: [] for level in wanted}
+    for ranks in resampled_ranks(len(ordered), seed):
+        resampled = ordered[np.sort(ranks, axis=1)]
+        for level in wanted:
+            means, errors = _estimates(resampled, level)
+            # A resample without spread has no statistic; a small part of the error stands in for its own.
+            least = 0.05 * found[level][1] + 1e-300
+            ratios[level].append((means - found[level][0]) / np.maximum(errors, least))
+    return tuple(_tail(level, found[level], np.concatenate(ratios[level])) for level in wanted)
+
+
+def _tail(level: float, found: tuple[np.ndarray, np.ndarray], ratios: np.ndarray) -> Tail:
+    value, error = (float(part[0]) for part in found)
+    if error == 0:
+        return Tail(level, value, value, value)
+    low, high = (float(part) for part in np.percentile(ratios, PERCENTILES))
+    return Tail(level, value, min(value - high * error, value), max(value - low * error, value))
+
+
+def _num_in_tail(size: int, level: float) -> float:
+    return round((1 - level) * size, 9)
+
+
+def _estimates(
+    ordered: Float64[np.ndarray, "samples examples"], level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each sample's CVaR and its standard error, from values that fall along the rows.
+
+    The error is that of the mean of the excess over the quantile, which is what CVaR's influence
+    function leaves of each value (Trindade et al., Journal of Banking & Finance 31 (2007)).
+    """
+    size = ordered.shape[1]
+    inside = _num_in_tail(size, level)
+    whole = math.ceil(inside)
+    shares = np.clip(inside - np.arange(whole), 0, 1)
+    top = ordered[:, :whole]
+    means = top @ shares / inside
+    excess = top - top[:, -1:]
+    sums, squares = excess.sum(axis=1), (excess**2).sum(axis=1)
+    variance = np.maximum(squares - sums**2 / size, 0) / max(size - 1, 1)
+    return means, np.sqrt(variance / size) * size / inside
