@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from hub_magmax import methods
 from hub_magmax.evaluation import MERGED, Score, Scores, quantized_name
+from hub_magmax.guarding import check_guards
 from hub_magmax.intervals import NUM_RESAMPLES, Difference
 from hub_magmax.licensing import License, combined_license
 from hub_magmax.lockfile import Lock, LockedSource
@@ -134,6 +135,7 @@ def render_card(
         "num_resamples": NUM_RESAMPLES,
         "paired": any(row.own_difference or row.base_difference for row in rows),
         "weighted": _weighted(rows, scores),
+        "guards": check_guards(recipe.evaluation, scores),
         "levels": LEVELS,
         "min_tail": MIN_TAIL_EXAMPLES,
         "damages": _some(damage(row.own, row.merged) for row in rows),

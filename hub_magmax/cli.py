@@ -258,7 +258,8 @@ def _summary(recipe: Recipe, report: Any) -> str:
 
 
 @recipe_verb
-def run(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+@click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
+def run(recipe: Path, lock_path: Path | None, output: Path | None, push_anyway: bool) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
     from hub_magmax.distributed import find_processes
     from hub_magmax.running import run as do_run
@@ -266,14 +267,22 @@ def run(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     found, locked = _read(recipe, lock_path, output)
     processes = find_processes()
     say = _say if processes.is_first else _quiet
-    done = do_run(found, locked=locked, report=say, progress=_progress, processes=processes)
+    done = do_run(
+        found,
+        locked=locked,
+        report=say,
+        progress=_progress,
+        processes=processes,
+        push_anyway=push_anyway,
+    )
     if not processes.is_first:
         return {}, ""
     values = {"output": found.output.path, "report": json.loads(done.report.to_json())}
     text = _summary(found, done.report)
     if done.scores is not None:
         values["scores"] = json.loads(done.scores.to_json())
-        text = f"{done.scores.table()}\n\n{text}"
+        guards = "".join(f"guard {guard.name}: {guard.verdict}\n" for guard in done.guards)
+        text = f"{done.scores.table()}\n{guards}\n{text}"
     if done.published is not None:
         values["published"] = {"commit": done.published.commit, "url": done.published.url}
         text += f"\npublished {done.published.url}"

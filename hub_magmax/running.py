@@ -10,7 +10,7 @@ from pathlib import Path
 from hub_magmax import locking
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
 from hub_magmax.distributed import Processes, find_processes
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, PublishError
 from hub_magmax.evaluation import (
     Scores,
     evaluate,
@@ -18,6 +18,7 @@ from hub_magmax.evaluation import (
     read_scores,
     write_scores,
 )
+from hub_magmax.guarding import Guard, check_guards, regressed
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import plan
@@ -39,6 +40,7 @@ class Run:
     output: Path
     scores: Scores | None = None
     published: Published | None = None
+    guards: tuple[Guard, ...] = ()
 
 
 def run(
@@ -48,6 +50,7 @@ def run(
     report: Callable[[str], None] = lambda line: None,
     progress: ProgressBar = lambda total: nullcontext(),
     processes: Processes | None = None,
+    push_anyway: bool = False,
 ) -> Run:
     """Carry out a recipe from its sources to the published model.
 
@@ -60,6 +63,10 @@ def run(
         report: Called with a line of text at each step.
         progress: Called with the bytes to write; opens what is called with the bytes of each chunk.
         processes: Which of how many processes this is; found from the launcher by default.
+        push_anyway: Push also where a guard regressed.
+
+    Raises:
+        PublishError: If a guard regressed, after everything was written, in place of pushing.
     """
     processes = processes or find_processes()
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report))
@@ -80,10 +87,25 @@ def run(
         return Run(planned, merged, output, scores)
     write_card(recipe, locked, merged, scores, output)
     published = None
+    guards = check_guards(recipe.evaluation, scores)
     if recipe.output.push_to_hub:
+        if not push_anyway:
+            _refuse_regression(guards, recipe)
         report(f"pushing to {recipe.output.push_to_hub}")
         published = push(output, recipe.output.push_to_hub, private=recipe.output.private)
-    return Run(planned, merged, output, scores, published)
+    return Run(planned, merged, output, scores, published, guards)
+
+
+def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:
+    fallen = [f"{guard.name} by {-guard.difference.mean:.4g}" for guard in regressed(guards)]
+    if fallen and recipe.evaluation:
+        raise PublishError(
+            f"the merged model falls behind the base model on {', '.join(fallen)}, so it was not pushed",
+            where=recipe.output.path,
+            expected=f"at most {recipe.evaluation.margin:g}, as evaluation.margin says",
+            hint="The model and its card are written. Change the method or the preference, or push all the "
+            "same: hub-magmax run RECIPE --push-anyway",
+        )
 
 
 def lock(

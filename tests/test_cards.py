@@ -304,6 +304,32 @@ def test_without_single_outcomes_no_tail_is_told():
     assert "averages hide" not in make_card()
 
 
+def guarded_card(lost, margin):
+    """Return a card whose guard has a hundred examples, of which the merged model loses some."""
+    models = {"base_model": [1.0] * 100, "merged": [0.0] * lost + [1.0] * (100 - lost)}
+    kept = [
+        make_score(model, "general", [Outcome(v) for v in values], is_share=True)
+        for model, values in models.items()
+    ]
+    spec = {"tasks": {}, "guard": {"general": {"dataset": "org/general"}}, "margin": margin}
+    return make_card(recipe=make_recipe(evaluation=spec), scores=make_scores(scores=tuple(kept)))
+
+
+@pytest.mark.parametrize(
+    ("lost", "margin", "verdict"),
+    [(0, 0.01, "held"), (8, 0.1, "not shown"), (8, 0.05, "regressed"), (20, 0.05, "regressed")],
+)
+def test_a_guard_has_its_row_and_its_verdict(lost, margin, verdict):
+    card = guarded_card(lost, margin)
+    row = cells(card, "`general`")
+    assert row[1].startswith("100.0 [") and row[2].startswith(f"{100 - lost:.1f} [")
+    assert row[3].startswith(f"−{lost:.1f} [" if lost else "+0.0 [")
+    assert row[4] == f"{min(1.0, 2 * 0.5**lost):.4g}"
+    assert row[5:] == [verdict, "100"]
+    assert f"at most {100 * margin:.1f} points less than the base model" in card
+    assert ("**It falls behind the base model on `general`" in card) == (verdict == "regressed")
+
+
 def leaves(value, path=()):
     """Yield the path of every number in plain values."""
     if isinstance(value, dict | list | tuple):

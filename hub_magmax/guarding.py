@@ -1,0 +1,58 @@
+"""Abilities that a merge must not lose: the base model against the merged one on the same examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hub_magmax.evaluation import MERGED, Score, Scores
+from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.recipe import Evaluation
+
+Verdict = Literal["held", "not shown", "regressed"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One data set that must not regress, and what became of it.
+
+    Attributes:
+        name: What the recipe calls it.
+        base, merged: Scores of the two models.
+        difference: Merged minus base, example by example.
+        margin: How far the merged model may fall behind, in units of the score.
+    """
+
+    name: str
+    base: Score
+    merged: Score
+    difference: Difference
+    margin: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Say whether it regressed.
+
+        `regressed` if the difference is beyond the margin, `held` if its whole 95 % interval is within,
+        and else `not shown`: more examples would be needed to tell.
+        """
+        if self.difference.mean < -self.margin:
+            return "regressed"
+        return "held" if self.difference.low >= -self.margin else "not shown"
+
+
+def check_guards(evaluation: Evaluation | None, scores: Scores | None) -> tuple[Guard, ...]:
+    """Return what became of each guard, in the recipe's order; nothing for those that were not scored."""
+    found = []
+    for name in evaluation.guard if evaluation and scores else ():
+        assert evaluation is not None and scores is not None
+        base, merged = scores.get("base_model", name), scores.get(MERGED, name)
+        if base and merged:
+            difference = paired_difference(merged.outcomes, base.outcomes)
+            found.append(Guard(name, base, merged, difference, evaluation.margin))
+    return tuple(found)
+
+
+def regressed(guards: tuple[Guard, ...]) -> tuple[Guard, ...]:
+    """Return the guards that fell behind by more than their margin."""
+    return tuple(guard for guard in guards if guard.verdict == "regressed")
