@@ -103,13 +103,17 @@ def damage(before: Score | None, after: Score | None) -> Damage | None:
     return Damage(
         before.task,
         paired_difference(after.outcomes, before.outcomes),
-        tails(first - second),
+        tails(first - second, bounds=(-1, 1) if in_probability or _are_shares(first, second) else None),
         right,
         flipped,
         wilson_interval(flipped, right) if flipped is not None and right else None,
         _worst(first, second),
         in_probability,
     )
+
+
+def _are_shares(*scores: _Values) -> bool:
+    return all(values.min() >= 0 and values.max() <= 1 for values in scores)
 
 
 def _flips(before: Sequence[float], after: Sequence[float]) -> tuple[int | None, int | None]:
@@ -137,7 +141,13 @@ def cvar(values: Sequence[float] | _Values, level: float) -> float:
     return float(_estimates(ordered[None], level)[0][0])
 
 
-def tails(values: _Values, levels: Sequence[float] = LEVELS, *, seed: int = 0) -> tuple[Tail, ...]:
+def tails(
+    values: _Values,
+    levels: Sequence[float] = LEVELS,
+    *,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> tuple[Tail, ...]:
     """Return CVaR at each level that has examples enough, with 95 % bootstrap-t intervals.
 
     A percentile interval of a CVaR is too narrow (it covers 75 to 92 % where ten examples lie in the
@@ -147,6 +157,7 @@ def tails(values: _Values, levels: Sequence[float] = LEVELS, *, seed: int = 0) -
     Args:
         values: Independent damages.
         levels: Each at least 0 and below 1.
+        bounds: Between which all damages lie, and therefore the intervals; None for none.
         seed: Of the bootstrap.
     """
     wanted = [level for level in levels if _num_in_tail(len(values), level) >= MIN_TAIL_EXAMPLES]
@@ -162,15 +173,22 @@ def tails(values: _Values, levels: Sequence[float] = LEVELS, *, seed: int = 0) -
             # A resample without spread has no statistic; a small part of the error stands in for its own.
             least = 0.05 * found[level][1] + 1e-300
             ratios[level].append((means - found[level][0]) / np.maximum(errors, least))
-    return tuple(_tail(level, found[level], np.concatenate(ratios[level])) for level in wanted)
+    limits = bounds or (-math.inf, math.inf)
+    return tuple(_tail(level, found[level], np.concatenate(ratios[level]), limits) for level in wanted)
 
 
-def _tail(level: float, found: tuple[np.ndarray, np.ndarray], ratios: np.ndarray) -> Tail:
+def _tail(
+    level: float,
+    found: tuple[np.ndarray, np.ndarray],
+    ratios: np.ndarray,
+    limits: tuple[float, float],
+) -> Tail:
     value, error = (float(part[0]) for part in found)
     if error == 0:
         return Tail(level, value, value, value)
     low, high = (float(part) for part in np.percentile(ratios, PERCENTILES))
-    return Tail(level, value, min(value - high * error, value), max(value - low * error, value))
+    below, above = min(value - high * error, value), max(value - low * error, value)
+    return Tail(level, value, max(below, limits[0]), min(above, limits[1]))
 
 
 def _num_in_tail(size: int, level: float) -> float:

@@ -100,3 +100,12 @@ def test_there_is_no_damage_to_tell_without_single_outcomes_of_both():
     whole = score("a", [1, 0, 1])
     assert damage(whole, None) is None
     assert damage(whole, score("merged", [1, 0])) is None
+
+
+def test_intervals_stay_within_what_a_damage_can_be():
+    before = [0.99] * 60
+    after = [0.0] * 4 + [0.1, 0.4, *np.linspace(0.9, 0.98, 54)]
+    found = damage(score("a", [1] * 60, before), score("merged", [1] * 60, after))
+    assert all(tail.high <= 1 for tail in found.tails)
+    free = tails(np.subtract(before, after))
+    assert free[0].high > 1
