@@ -1,0 +1,194 @@
+"""What every method does to every target of a family, example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.continual.estimating import Estimator, Weights
+from benchmarks.continual.protocol import Protocol, draw_subsets, draw_targets
+from benchmarks.continual.scoring import Scorer
+from benchmarks.continual.sources import Family
+from hub_magmax import methods
+from hub_magmax.evaluators import Outcome
+from hub_magmax.preference.explicit import KINDS, normalise
+from hub_magmax.recipe import Method, Recipe, Schedule, parse_recipe
+from hub_magmax.tuning import Trial
+
+AVERAGE = Method(name="average")
+MAGMAX = Method(name="magmax")
+TUNABLE = Method.model_validate({"name": "tunable_magmax", "selection": "algorithm-1"})
+TOP_N = Method.model_validate({"name": "tunable_magmax", "selection": "top-n"})
+
+
+def tried_methods() -> list[Method]:
+    """Return every registered method with its defaults, and the second selection of Tunable MAGMAX."""
+    return [*(Method(name=name) for name in methods.method_names()), TOP_N]
+
+
+def uses_preference(method: Method) -> bool:
+    """Say whether weights change what the method does."""
+    return methods.get_method(method.name).uses_preference
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method under one kind of preference.
+
+    Attributes:
+        label: The method.
+        kind: The preference; `uniform` for methods that ignore it.
+        trials: For each target, one trial per scaling coefficient, with an outcome for each of its rows.
+    """
+
+    label: str
+    kind: str
+    trials: tuple[tuple[Trial, ...], ...]
+
+
+class Bench(AbstractContextManager["Bench"]):
+    """A family's checkpoints and test examples, ready to merge and score.
+
+    Args:
+        family: What is measured.
+        protocol: How.
+    """
+
+    def __init__(self, family: Family, protocol: Protocol) -> None:
+        self.family, self.protocol = family, protocol
+        self.num_tasks = len(family.tasks)
+        self.targets = draw_targets(family.owners, protocol, family.seed)
+        self.estimator = Estimator(family)
+        self._scorer = Scorer(_recipe(family))
+        self._all = self._encode(range(len(family.owners)))
+        self._by_target = [self._encode(target.rows) for target in self.targets]
+
+    def __exit__(self, *exception: object) -> None:
+        self._scorer.__exit__(*exception)
+
+    def _encode(self, rows: Iterable[int]) -> list[Any]:
+        return self._scorer.encode(self.family.test.select(rows), self.family.columns)
+
+    @property
+    def uniform(self) -> Weights:
+        return (1 / self.num_tasks,) * self.num_tasks
+
+    def base_model(self) -> tuple[Outcome, ...]:
+        """Return the base model's outcomes on all test examples."""
+        method = Method(name="last_task")
+        return next(self._scorer.trials(method, (0.0,), self.uniform, self._all)).outcomes
+
+    def fixed(self, method: Method, weights: Weights, target: int | None = None) -> Trial:
+        """Return the trial at the protocol's fixed coefficient, on all test examples or a target's."""
+        batches = self._all if target is None else self._by_target[target]
+        return next(self._scorer.trials(method, (self.protocol.fixed,), weights, batches))
+
+    def row(self, method: Method, kind: str, weights: Sequence[Weights]) -> Row:
+        """Return what a method does to every target, given each one's weights; equal ones are merged once."""
+        found: dict[int, tuple[Trial, ...]] = {}
+        for shared in dict.fromkeys(weights):
+            members = [number for number, own in enumerate(weights) if own == shared]
+            found |= zip(members, self._shared(method, shared, members), strict=True)
+        trials = tuple(found[number] for number in range(len(weights)))
+        return Row(trials[0][0].candidate.label, kind, trials)
+
+    def _shared(
+        self, method: Method, weights: Weights, members: Sequence[int]
+    ) -> Iterator[tuple[Trial, ...]]:
+        """Yield the trials of each target that shares the weights.
+
+        They are cut from trials on all test examples, or on the targets' own, whichever are fewer.
+        """
+        sizes = [len(self.targets[number].rows) for number in members]
+        whole = sum(sizes) > len(self.family.owners)
+        batches = self._all if whole else [batch for number in members for batch in self._by_target[number]]
+        trials = list(self._scorer.trials(method, self.protocol.scalings, weights, batches))
+        for number, size, end in zip(members, sizes, np.cumsum(sizes).tolist(), strict=True):
+            rows = self.targets[number].rows if whole else range(end - size, end)
+            yield tuple(picked(trial, rows) for trial in trials)
+
+
+def _recipe(family: Family) -> Recipe:
+    values = {
+        "schema": 1,
+        "base_model": str(family.base_model.absolute()),
+        "tasks": [{"name": task, "model": str(place.absolute())} for task, place in family.tasks.items()],
+        "evaluation": {"evaluator": dict(family.evaluator), "tasks": {}, "batch_size": 256},
+    }
+    return parse_recipe(values)
+
+
+def picked(trial: Trial, rows: Iterable[int]) -> Trial:
+    """Return a trial with some of its outcomes."""
+    return Trial(trial.candidate, tuple(trial.outcomes[row] for row in rows))
+
+
+def mean_score(outcomes: Sequence[Outcome]) -> float:
+    """Return the mean score."""
+    return sum(outcome.score for outcome in outcomes) / len(outcomes)
+
+
+def schedules(bench: Bench, tried: Sequence[Method]) -> list[dict[str, Any]]:
+    """Return the accuracy of the first and the last task under geometric schedules."""
+    tasks, found = list(bench.family.tasks), []
+    first, last = (_rows_of(bench, (task,)) for task in (0, bench.num_tasks - 1))
+    for method in tried:
+        for ratio in bench.protocol.ratios:
+            weights = normalise(KINDS["geometric"](Schedule(ratio=ratio), tasks))
+            trial = bench.fixed(method, weights)
+            scores = {name: picked(trial, rows).value for name, rows in (("first", first), ("last", last))}
+            found.append({"method": trial.candidate.label, "ratio": ratio} | scores)
+    return found
+
+
+def _rows_of(bench: Bench, tasks: tuple[int, ...]) -> list[int]:
+    return np.flatnonzero(np.isin(bench.family.owners, tasks)).tolist()
+
+
+def numbers_of_tasks(bench: Bench, tried: Sequence[Method]) -> list[dict[str, Any]]:
+    """Return the accuracy on all test examples of 1, 2, … tasks, each weighing the same, others nothing.
+
+    Methods that ignore the preference are merged once.
+    """
+    subsets = draw_subsets(bench.num_tasks, bench.protocol, bench.family.seed)
+    found = []
+    for method in tried:
+        ignoring = None if uses_preference(method) else bench.fixed(method, bench.uniform)
+        for subset in subsets:
+            weights = normalise([1 / len(subset) if t in subset else 0.0 for t in range(bench.num_tasks)])
+            trial = ignoring or bench.fixed(method, weights)
+            score = picked(trial, _rows_of(bench, subset)).value
+            found.append({"method": trial.candidate.label, "tasks": list(subset), "score": score})
+    return found
+
+
+def sample_sizes(bench: Bench, tried: Sequence[Method], kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Return how far estimates from few target examples are off, and what merging by them scores.
+
+    The samples of a target are nested, and scored on what the largest one leaves.
+    """
+    protocol, found = bench.protocol, []
+    for number, target in enumerate(bench.targets):
+        largest = protocol.sizes[-1] * len(target.tasks)
+        if number % protocol.draws >= protocol.size_draws or largest >= len(target.rows):
+            continue
+        shares = np.array(target.shares(bench.num_tasks))
+        for kind in kinds:
+            for size in protocol.sizes:
+                sample = target.rows[: size * len(target.tasks)]
+                weights = bench.estimator.weights(kind, target, sample)
+                error = float(np.abs(np.array(weights) - shares).sum())
+                row = {"target": number, "kind": kind, "size": size, "error": error}
+                found.append(row | _scores(bench, tried, weights, number, largest))
+    return found
+
+
+def _scores(
+    bench: Bench, tried: Sequence[Method], weights: Weights, target: int, first: int
+) -> Mapping[str, Any]:
+    trials = [bench.fixed(method, weights, target) for method in tried]
+    return {"scores": {t.candidate.label: mean_score(t.outcomes[first:]) for t in trials}}
