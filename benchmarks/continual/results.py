@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.continual import measuring
-from benchmarks.continual.estimating import Weights
+from benchmarks.continual.estimating import NUM_TRAIN, Weights
 from benchmarks.continual.measuring import Bench, Row
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.sources import Family
@@ -34,8 +34,9 @@ Report = Callable[[str], None]
 
 def measure(family: Family, protocol: Protocol, scores: Path, report: Report) -> dict[str, Any]:
     """Return a family's results; pieces that are in the folder `scores` already are not measured again."""
-    pieces = Pieces(scores / family.name, digest([asdict(protocol), _identity(family)]), report)
     with Bench(family, protocol) as bench:
+        made_from = [_identity(family), [asdict(target) for target in bench.targets]]
+        pieces = Pieces(scores / family.name, digest(made_from), report)
         weights = _weights(bench, pieces)
         rows = [row for method in measuring.tried_methods() for row in _rows(bench, method, weights, pieces)]
         base = pieces.get("base model", {}, lambda: [o.score for o in bench.base_model()])
@@ -117,7 +118,10 @@ def _weights(bench: Bench, pieces: Pieces) -> dict[str, list[Weights]]:
         return [bench.estimator.weights(kind, target, target.meta) for target in bench.targets]
 
     return {
-        kind: [tuple(row) for row in pieces.get(f"weights, {kind}", {}, lambda kind=kind: estimate(kind))]
+        kind: [
+            tuple(row)
+            for row in pieces.get(f"weights, {kind}", {"train": NUM_TRAIN}, lambda kind=kind: estimate(kind))
+        ]
         for kind in kinds
     }
 
@@ -135,7 +139,7 @@ def _rows(
         label = Candidate(filled, kind, given[0]).label
         stored = pieces.get(
             f"{label}, {kind}",
-            {"method": filled, "weights": given},
+            {"method": filled, "weights": given, "scalings": bench.protocol.scalings},
             lambda kind=kind, given=given: _packed(bench, bench.row(method, kind, given)),
         )
         found.append(_unpacked(bench, method, label, kind, given, stored))
@@ -185,7 +189,8 @@ def _extras(bench: Bench, pieces: Pieces) -> dict[str, Any]:
         "numbers_of_tasks": lambda: measuring.numbers_of_tasks(bench, (*two, measuring.MAGMAX)),
         "sample_sizes": lambda: measuring.sample_sizes(bench, two, kinds),
     }
-    return {name: pieces.get(name, {}, make) for name, make in made.items()}
+    made_from = {"protocol": asdict(bench.protocol), "train": NUM_TRAIN}
+    return {name: pieces.get(name, made_from, make) for name, make in made.items()}
 
 
 def _estimation_errors(bench: Bench, weights: Mapping[str, Sequence[Weights]]) -> dict[str, list[float]]:
