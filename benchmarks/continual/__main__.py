@@ -18,9 +18,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.continual.protocol import Protocol
+from benchmarks.continual.results import commit
 
 
-def measure_digits(folder: Path, num_tasks: int, seed: int) -> tuple[int, int]:
+def measure_digits(folder: Path, num_tasks: int, seed: int, at: str) -> tuple[int, int]:
     """Make one family of digits, measure it, store its results; for a process of its own."""
     import torch
 
@@ -35,17 +36,20 @@ def measure_digits(folder: Path, num_tasks: int, seed: int) -> tuple[int, int]:
         print(f"{time.perf_counter() - started:7.1f} s  {line}", file=sys.stderr, flush=True)
 
     family = digits(folder, num_tasks, seed, report=report)
-    store("digits", measure(family, Protocol(), folder / "scores", report))
+    store("digits", measure(family, Protocol(), folder / "scores", at=at, report=report))
     return num_tasks, seed
 
 
 def _all_digits(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    jobs = [(num_tasks, seed) for seed in range(options.seeds) for num_tasks in options.tasks]
+    at = commit()
+    jobs = [
+        (options.folder, num_tasks, seed, at) for seed in range(options.seeds) for num_tasks in options.tasks
+    ]
     if options.workers == 1:
-        yield from (measure_digits(options.folder, *job) for job in jobs)
+        yield from (measure_digits(*job) for job in jobs)
         return
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        yield from pool.map(measure_digits, [options.folder] * len(jobs), *zip(*jobs, strict=True))
+        yield from pool.map(measure_digits, *zip(*jobs, strict=True))
 
 
 def main() -> None:

@@ -3,31 +3,292 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.continual.tables import CLAIMED, OURS, TOP_N, make_tables
 from hub_magmax.io.writer import write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 
+#: Below this a difference counts.
+LEVEL = 0.01
 
-def store(data: str, result: dict[str, Any], results: Path = RESULTS) -> Path:
+#: Points that a comparison's choice may lose to the best fixed choice in hindsight.
+TOLERATED = 0.005
+
+_INTRODUCTION = """# Experiments
+
+Written by `python -m benchmarks.continual --render` from `benchmarks/results/experiments/`; not by hand.
+
+Tasks are learned one after the other, each from the checkpoint before it, with a frozen head that all share.
+A target mixes a few tasks, drawn from the test examples; a tenth of it, the meta sample, estimates the
+preference and tunes the scaling coefficient λ, and the rest is scored over all classes. Accuracy is in per
+cent, mean over the targets of a seed, then mean ± standard deviation over seeds.
+
+Every method is tried with the same λ. Three columns say how λ was found: 0.5 for all; on each target's meta
+sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
+result anyone would get. `uniform` is no preference. `labels` counts the labels of the meta sample,
+`transport` fits a mixture of training samples to it without labels ({num_train} training examples over all
+tasks); `published` compares the target with each task by itself, as in the paper.
+"""
+
+
+def store(data: str, result: Mapping[str, Any], results: Path = RESULTS) -> Path:
     """Store one family's results and return where."""
     path = results / data / f"{result['family']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{json.dumps(key)}: {_value(value)}" for key, value in result.items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_text(path, _lines(result))
     return path
 
 
-def _value(value: Any) -> str:
+def _lines(values: Mapping[str, Any]) -> str:
     """Return JSON with one line per item of a list of mappings, so that a change shows where it is."""
+    return (
+        "{\n" + ",\n".join(f"{json.dumps(key)}: {_value(value)}" for key, value in values.items()) + "\n}\n"
+    )
+
+
+def _value(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
     return json.dumps(value)
 
 
-def render() -> str:
-    return ""
+def render(results: Path = RESULTS, page: Path = PAGE) -> str:
+    """Write the tables beside the stored results, and the page; return the page's text."""
+    from benchmarks.continual.estimating import NUM_TRAIN
+
+    text = _INTRODUCTION.format(num_train=NUM_TRAIN)
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        families = [json.loads(path.read_text()) for path in sorted(folder.glob("t*s*.json"))]
+        tables = make_tables(sorted(families, key=lambda family: (family["num_tasks"], family["seed"])))
+        write_text(folder / "tables.json", json.dumps(tables, indent=1) + "\n")
+        text += _section(folder.name, families, tables)
+    write_text(page, text)
+    return text
+
+
+def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> str:
+    numbers = list(tables["main_table"])
+    parts = [
+        f"\n## {data}\n\n{_provenance(data, families)}",
+        _verdicts(tables),
+        *(_main(number, tables["main_table"][number]) for number in numbers),
+        _tests(tables["paired_tests"]),
+        _regrets(tables["regrets"]),
+        _schedules(tables["schedules"]),
+        _numbers_of_tasks(tables["numbers_of_tasks"]),
+        _sample_sizes(tables["sample_sizes"], tables["estimates"]),
+        _selections(tables["selections"]),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _provenance(data: str, families: Sequence[Mapping[str, Any]]) -> str:
+    seeds = sorted({family["seed"] for family in families})
+    numbers = sorted({family["num_tasks"] for family in families})
+    options = f"--seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
+    commits = sorted({commit for family in families for commit in family["commits"]})
+    machines = sorted({family["machine"] for family in families})
+    targets = [target for family in families for target in family["targets"]]
+    meta, held = (sorted(target[key] for target in targets) for key in ("meta", "held_out"))
+    return (
+        f"`python -m benchmarks.continual --data {data} {options}`, commit {', '.join(commits)}, "
+        f"{'; '.join(machines)}. {len(seeds)} seeds, {len(families[0]['targets'])} targets each; meta samples "
+        f"of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored.\n"
+    )
+
+
+def _verdicts(tables: Mapping[str, Any]) -> str:
+    """Say what holds of what is claimed, at both honest λ."""
+    lines = []
+    for number, rows in tables["paired_tests"].items():
+        by_name = {(row["method"], row["preference"]): row for row in rows}
+        claimed = [key for key in CLAIMED if key in by_name]
+        for way, shown in (("fixed", "λ = 0.5"), ("tuned", "λ tuned")) if claimed else ():
+            missed = [key[0] for key in claimed if not _beaten(by_name[key][way])]
+            held = f"all but {', '.join(missed)}" if missed else f"all of {', '.join(k[0] for k in claimed)}"
+            lines.append(f"- T = {number}, {shown}: Tunable MAGMAX (labels) beats {held} without preference.")
+    return (
+        f"Beats: more accurate, and p < {LEVEL} in both tests below.\n\n" + "\n".join(lines) + "\n"
+        if lines
+        else ""
+    )
+
+
+def _beaten(test: Mapping[str, float]) -> bool:
+    return test["difference"] > 0 and test["wilcoxon"] < LEVEL and test["t_test"] < LEVEL
+
+
+def _main(number: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    top = {way: max(row[way][0] for row in rows if way in row) for way in ("fixed", "tuned", "hindsight")}
+
+    def cell(row: Mapping[str, Any], way: str) -> str:
+        if way not in row:
+            return ""
+        shown = f"{100 * row[way][0]:.1f} ± {100 * row[way][1]:.1f}"
+        return f"**{shown}**" if row[way][0] == top[way] else shown
+
+    body = [
+        [
+            row["method"],
+            row["preference"],
+            cell(row, "fixed"),
+            cell(row, "tuned"),
+            f"{cell(row, 'hindsight')} ({row['hindsight_scaling']:g})" if "hindsight" in row else "",
+        ]
+        for row in rows
+    ]
+    heads = ["method", "preference", "λ = 0.5", "λ tuned", "hindsight (λ)"]
+    return f"### T = {number}\n\n" + _table(heads, body, left=2)
+
+
+def _tests(by_number: Mapping[str, Any]) -> str:
+    columns = [(number, way) for number in by_number for way in ("fixed", "tuned") if by_number[number]]
+    if not columns:
+        return ""
+    rows = next(iter(by_number.values()))
+
+    def cell(key: tuple[str, str], number: str, way: str) -> str:
+        found = next((r for r in by_number[number] if (r["method"], r["preference"]) == key), None)
+        if found is None:
+            return ""
+        test = found[way]
+        return f"{100 * test['difference']:+.1f} ({_p(test['wilcoxon'])}; {_p(test['t_test'])})"
+
+    body = [
+        [row["method"], row["preference"]]
+        + [cell((row["method"], row["preference"]), number, way) for number, way in columns]
+        for row in rows
+    ]
+    heads = ["against", "preference"] + [
+        f"T = {number}, {'λ = 0.5' if way == 'fixed' else 'tuned'}" for number, way in columns
+    ]
+    return (
+        f"### {OURS[0]}, {OURS[1]}, against every other\n\n"
+        "Points ahead (p of Wilcoxon's signed ranks over all targets; p of a paired t-test over the seeds' "
+        "means). Targets of one seed share checkpoints, so the first test counts as independent what is not "
+        "quite; the second does not, and has one value per seed. Two-sided, not corrected for their number."
+        "\n\n" + _table(heads, body, left=2)
+    )
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 else "<1e-4"
+
+
+def _regrets(by_number: Mapping[str, Any]) -> str:
+    columns = [(number, kind) for number, kinds in by_number.items() for kind in kinds]
+    seeds = sorted({row["seed"] for number, kind in columns for row in by_number[number][kind]["seeds"]})
+
+    def of_seed(number: str, kind: str, seed: int) -> str:
+        row = next((r for r in by_number[number][kind]["seeds"] if r["seed"] == seed), None)
+        shown = (row["chosen"], row["best"], row["regret"]) if row else ()
+        return " / ".join(f"{100 * value:.1f}" for value in shown)
+
+    body = [[f"seed {seed}", *(of_seed(*column, seed) for column in columns)] for seed in seeds]
+    body.append(["mean regret", *(f"{100 * by_number[n][k]['regret']:.1f}" for n, k in columns)])
+    body.append(
+        [
+            "to one choice for all seeds",
+            *(f"{100 * by_number[n][k]['regret_to_best']:.1f}" for n, k in columns),
+        ]
+    )
+    body.append(["which is", *(_choice(by_number[n][k]["best"]) for n, k in columns)])
+    worst = max(by_number[number][kind]["regret"] for number, kind in columns)
+    verdict = "holds" if worst <= TOLERATED else "does not hold"
+    return (
+        "### What `compare` chooses\n\n"
+        "For every target it chooses method, λ, and the estimated or a uniform preference, on the meta "
+        "sample. Chosen / best fixed choice for the seed in hindsight / regret. "
+        f"At most {100 * TOLERATED:g} point of mean regret {verdict}.\n\n"
+        + _table(["", *(f"T = {number}, {kind}" for number, kind in columns)], body)
+    )
+
+
+def _choice(best: Mapping[str, Any]) -> str:
+    return f"{best['method']}, {best['preference']}, {best['scaling']:g}"
+
+
+def _schedules(by_number: Mapping[str, Any]) -> str:
+    title = (
+        "### First and last task under a geometric schedule\n\n"
+        "Accuracy of the first / the last task at λ = 0.5 by the schedule's ratio.\n\n"
+    )
+    return title + _pivot(
+        by_number, "ratio", "method", lambda row: f"{_pc(row['first'])} / {_pc(row['last'])}"
+    )
+
+
+def _numbers_of_tasks(by_number: Mapping[str, Any]) -> str:
+    title = (
+        "### Number of tasks in the target\n\n"
+        "Accuracy at λ = 0.5 on all test examples of so many tasks, each preferred the same (known, not "
+        "estimated).\n\n"
+    )
+    return title + _pivot(by_number, "count", "method", lambda row: _pc(row["score"]))
+
+
+def _sample_sizes(by_number: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
+    flat = {
+        number: [
+            {"size": row["size"], "column": f"{row['kind']}: {name}", "value": _pc(row[key])}
+            for row in rows
+            for name, key in [
+                ("error", "error"),
+                *((k, k) for k in row if k not in ("kind", "size", "error")),
+            ]
+        ]
+        for number, rows in by_number.items()
+    }
+    errors = "; ".join(
+        f"T = {number}: " + ", ".join(f"{kind} {_pc(error)}" for kind, error in found.items())
+        for number, found in estimates.items()
+    )
+    return (
+        "### Examples per task in the target sample\n\n"
+        "Error of the estimate (sum of absolute differences from the true shares, per cent) and accuracy at "
+        f"λ = 0.5. Errors on the meta samples: {errors}.\n\n"
+        + _pivot(flat, "size", "column", lambda row: row["value"])
+    )
+
+
+def _selections(by_number: Mapping[str, Any]) -> str:
+    flat = {
+        number: [
+            {
+                "scaling": row["scaling"],
+                "column": row["preference"],
+                "value": f"{_pc(row[OURS[0]])} / {_pc(row[TOP_N])}",
+            }
+            for row in rows
+            if row["preference"] != "uniform"
+        ]
+        for number, rows in by_number.items()
+    }
+    title = "### `algorithm-1` / `top-n` by λ\n\n"
+    return title + _pivot(flat, "scaling", "column", lambda row: row["value"])
+
+
+def _pivot(by_number: Mapping[str, Sequence[Mapping[str, Any]]], down: str, across: str, cell: Any) -> str:
+    """Return a table: rows by `down`, columns by number of tasks and `across`."""
+    columns = list(dict.fromkeys((number, row[across]) for number, rows in by_number.items() for row in rows))
+    cells = {
+        (number, row[across], row[down]): cell(row) for number, rows in by_number.items() for row in rows
+    }
+    values = sorted({key[2] for key in cells})
+    body = [[f"{value:g}", *(cells.get((*column, value), "") for column in columns)] for value in values]
+    return _table([down, *(f"T = {number}, {name}" for number, name in columns)], body)
+
+
+def _pc(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * left + "---:|" * (len(heads) - left)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

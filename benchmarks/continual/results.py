@@ -32,11 +32,21 @@ ROOT = Path(__file__).parents[2]
 Report = Callable[[str], None]
 
 
-def measure(family: Family, protocol: Protocol, scores: Path, report: Report) -> dict[str, Any]:
-    """Return a family's results; pieces that are in the folder `scores` already are not measured again."""
+def measure(
+    family: Family, protocol: Protocol, scores: Path, *, at: str, report: Report = lambda line: None
+) -> dict[str, Any]:
+    """Return a family's results.
+
+    Args:
+        family: What is measured.
+        protocol: How.
+        scores: Folder of pieces that are measured already.
+        at: Commit that is noted with what is measured now.
+        report: Called with the name of each piece before it is measured.
+    """
     with Bench(family, protocol) as bench:
         made_from = [_identity(family), [asdict(target) for target in bench.targets]]
-        pieces = Pieces(scores / family.name, digest(made_from), report)
+        pieces = Pieces(scores / family.name, digest(made_from), at, report)
         weights = _weights(bench, pieces)
         rows = [row for method in measuring.tried_methods() for row in _rows(bench, method, weights, pieces)]
         base = pieces.get("base model", {}, lambda: [o.score for o in bench.base_model()])
@@ -67,9 +77,8 @@ class Pieces:
         commits: At which the pieces that were asked for were measured.
     """
 
-    def __init__(self, folder: Path, identity: str, report: Report) -> None:
-        self._folder, self._identity, self._report = folder, identity, report
-        self._here = commit()
+    def __init__(self, folder: Path, identity: str, at: str, report: Report) -> None:
+        self._folder, self._identity, self._at, self._report = folder, identity, at, report
         self.commits: set[str] = set()
 
     def get(self, name: str, made_from: Mapping[str, Any], make: Callable[[], Any]) -> Any:
@@ -80,7 +89,7 @@ class Pieces:
         if stored.get("identity") != identity:
             self._report(f"{self._folder.name}: {name}")
             value = json.loads(json.dumps(make()))
-            stored = {"identity": identity, "commit": self._here, "value": value}
+            stored = {"identity": identity, "commit": self._at, "value": value}
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(stored) + "\n")
         self.commits.add(stored["commit"])
@@ -88,7 +97,7 @@ class Pieces:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with `+` where the code differs from it."""
+    """Return the commit of this checkout, with a plus sign where the code differs from it."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -133,9 +142,9 @@ def _rows(
     found = []
     for kind, given in weights.items():
         ignored = kind != "uniform" and not measuring.uses_preference(method)
-        if ignored or (kind.endswith("published") and method != measuring.TUNABLE):
-            continue
         filled = locked_method(method)
+        if ignored or (kind.endswith("published") and filled != locked_method(measuring.TUNABLE)):
+            continue
         label = Candidate(filled, kind, given[0]).label
         stored = pieces.get(
             f"{label}, {kind}",
