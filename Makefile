@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check bench cards torture clean
+.PHONY: help quickstart test check bench cards experiments torture clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,8 +31,11 @@ bench: $(VENV)/installed-test  ## Time the methods against reading and writing t
 cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its card
 	$(BIN)/python -m benchmarks.cards
 
+experiments: $(VENV)/installed-test  ## Measure every method on mixtures of digits, in a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual
+
 torture: $(VENV)/installed-test  ## Attack merges, headers and recipes for a quarter of an hour
 	$(BIN)/python -m benchmarks.torture
 
 clean:  ## Remove what the other commands made
-	rm -rf $(VENV) quickstart build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) quickstart experiments build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

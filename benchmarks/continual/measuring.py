@@ -63,7 +63,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.num_tasks = len(family.tasks)
         self.targets = draw_targets(family.owners, protocol, family.seed)
         self.estimator = Estimator(family)
-        self._scorer = Scorer(_recipe(family))
+        self._scorer = Scorer(recipe_of(family))
         self._all = self._encode(range(len(family.owners)))
         self._by_target = [self._encode(target.rows) for target in self.targets]
 
@@ -112,7 +112,7 @@ class Bench(AbstractContextManager["Bench"]):
             yield tuple(picked(trial, rows) for trial in trials)
 
 
-def _recipe(family: Family) -> Recipe:
+def recipe_of(family: Family) -> Recipe:
     values = {
         "schema": 1,
         "base_model": str(family.base_model.absolute()),
