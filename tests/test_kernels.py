@@ -211,6 +211,20 @@ def test_thresholds_do_not_depend_on_the_chunks(chunk_elements):
     assert torch.equal(found, kernels.magnitude_thresholds(ArrayChunks(task_vectors), 123))
 
 
+@pytest.mark.parametrize("keep", [1, 60, 3000, 5900, 6000])
+@pytest.mark.parametrize("sampled", [0.0, 1e-3, 1e3])
+@pytest.mark.parametrize("bins", [1 << 20, 4])
+def test_a_sample_that_misleads_costs_passes_and_changes_nothing(keep, sampled, bins, monkeypatch):
+    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(kernels, "_MOST_BINS", bins)
+    task_vectors = normal(2, 6000)
+    task_vectors[:, :: kernels._SAMPLE_STRIDE] *= sampled
+
+    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, 1000), keep)
+
+    assert torch.equal(found, task_vectors.abs().sort(dim=1, descending=True).values[:, keep - 1])
+
+
 def test_large_tensors_are_counted_and_give_what_sorting_gives():
     task_vectors = normal(2, 700_000)
 
@@ -284,8 +298,8 @@ def test_random_mix_takes_the_task_whose_share_holds_the_draw():
 class FixedDraws(CounterGenerator):
     """Draws 0, ¼, ½ and ¾."""
 
-    def uniform(self, start: int, count: int, stream: int) -> Tensor:
-        return torch.arange(4, dtype=torch.float64) / 4
+    def bits(self, start: int, count: int, stream: int) -> Tensor:
+        return torch.from_numpy((np.arange(4, dtype=np.uint64) << np.uint64(62)).view(np.int64))
 
 
 def test_a_draw_between_two_shares_belongs_to_the_later_one():
