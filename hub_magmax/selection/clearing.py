@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
 
 from hub_magmax.selection.draws import ORDER
@@ -27,7 +26,7 @@ def solve_directly(market: Market) -> Allocation | None:
         return None
     owner, shares = ledger.outcome(stock.num_elements)
     owners = Owners(stock.num_elements)
-    owners.owner[order] = torch.from_numpy(owner)
+    owners.owner[order.numpy()] = owner
     return Allocation(owners, shares, lowered(prices, losses))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from jaxtyping import Int64
-from torch import Tensor
 
 from hub_magmax.randomness import CounterGenerator
 
@@ -13,9 +13,9 @@ from hub_magmax.randomness import CounterGenerator
 # Samples and orders need no task.
 DROP, ALIGN, FILL, SHARE, SAMPLE, ORDER = range(0, 6 * 256, 256)
 #: From positions in a tensor or a market to the keys of these elements.
-Keys = Callable[[Int64[Tensor, " count"]], Int64[Tensor, " count"]]
+Keys = Callable[[Int64[np.ndarray, " count"]], Int64[np.ndarray, " count"]]
 
 
 def keys_of(generator: CounterGenerator, stream: int) -> Keys:
     """Return a function that draws the keys of one stream."""
-    return lambda positions: generator.bits_at(positions, stream)
+    return lambda positions: generator.keys(positions, stream)

@@ -103,7 +103,7 @@ def _describe(
     price_of = dict(zip(active, prices, strict=True))
     owners.rename(np.array(active or (0,), dtype=np.uint8))
     return Selection(
-        winners=owners.owner,
+        winners=torch.from_numpy(owners.owner),
         counts=tuple(quotas),
         num_unaligned=(0,) * len(quotas),
         duality_gap=gap,
@@ -117,18 +117,19 @@ def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices
     With counts equal to quotas, dual minus primal value is the sum over elements of what the winner
     falls short of the best task, both net of prices; so nothing cancels.
     """
-    price = torch.tensor(prices, dtype=torch.float64)
+    price = np.array(prices)
     regrets, kept = [], []
     for start, block in blocks(chunks):
-        values = active_magnitudes(block, active)
-        owner = owners.owner[start : start + block.shape[1]].to(torch.int64)
-        chosen = values.gather(0, owner[None])[0].to(torch.float64)
-        best = values[0].to(torch.float64) - prices[0]
+        values = active_magnitudes(block, active).numpy()
+        count = values.shape[1]
+        owner = owners.owner[start : start + count]
+        chosen = values.ravel().take(owner.astype(np.int64) * count + np.arange(count)).astype(np.float64)
+        best = values[0].astype(np.float64) - prices[0]
         for row, row_price in zip(values[1:], prices[1:], strict=True):
-            best = torch.maximum(best, row.to(torch.float64) - row_price)
+            np.maximum(best, row.astype(np.float64) - row_price, out=best)
         # numpy sums on one thread, in an order that depends on the number of elements only.
-        regrets.append(float((best - (chosen - price[owner])).numpy().sum()))
-        kept.append(float(chosen.numpy().sum()))
+        regrets.append(float((best - (chosen - price.take(owner))).sum()))
+        kept.append(float(chosen.sum()))
     regret, total = math.fsum(regrets), math.fsum(kept)
     return regret / total if total else (math.inf if regret else 0.0)
 
@@ -172,7 +173,7 @@ def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
     """Fill in the winners of the rest, and share each group's members out at random."""
     source, owners = market.source, split.owners
     num_outer = len(market.groups.sizes)
-    owners.owner[split.positions] = rest.owners.owner
+    owners.owner[split.positions.numpy()] = rest.owners.owner
     names = np.arange(256, dtype=np.uint8)
     for mark, shares in enumerate(rest.shares[num_outer:].tolist(), start=FIRST_MARK):
         remaining = sum(shares)
@@ -187,14 +188,16 @@ def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
 
 
 def _source_keys(source: Source, stream: int) -> Keys:
-    return lambda positions: source.generator.bits_at(source.places_of(positions), stream)
+    return lambda positions: source.generator.keys(
+        source.places_of(torch.from_numpy(positions)).numpy(), stream
+    )
 
 
 def _is_best(source: Source, allocation: Allocation) -> bool:
     """Say whether every element is with a task that is best for it at the allocation's prices."""
     prices = torch.from_numpy(allocation.prices)[:, None]
     for start, values in source.magnitudes():
-        owner = allocation.owners.owner[start : start + values.shape[1]].to(torch.int64)
+        owner = torch.from_numpy(allocation.owners.owner[start : start + values.shape[1]]).to(torch.int64)
         reduced = on_grid(values, source.scale) - prices
         if (reduced.amax(dim=0) > reduced.gather(0, owner[None])[0]).any():
             return False

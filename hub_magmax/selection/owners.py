@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, where
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS
 from hub_magmax.selection.draws import Keys
 
 # A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
@@ -28,26 +26,27 @@ class Owners:
     """
 
     def __init__(self, num_elements: int) -> None:
-        self.owner = torch.zeros(num_elements, dtype=torch.uint8)
+        self.owner = np.zeros(num_elements, dtype=np.uint8)
 
-    def blocks(self) -> Iterator[tuple[int, UInt8[Tensor, " block"]]]:
-        for start in range(0, self.owner.numel(), BLOCK_ELEMENTS):
+    def blocks(self) -> Iterator[tuple[int, UInt8[np.ndarray, " block"]]]:
+        for start in range(0, len(self.owner), BLOCK_ELEMENTS):
             yield start, self.owner[start : start + BLOCK_ELEMENTS]
 
     def replace(self, old: int, new: int) -> None:
         for _, block in self.blocks():
-            block.index_fill_(0, where(block == old), new)
+            block[np.flatnonzero(block == old)] = new
 
     def rename(self, names: UInt8[np.ndarray, " values"]) -> None:
         """Turn every byte into its entry of `names`."""
         for _, block in self.blocks():
-            np.take(names, block.numpy(), out=block.numpy(), mode="clip")
+            np.take(names, block, out=block, mode="clip")
 
     def count(self, num_tasks: int) -> list[int]:
-        counts = torch.zeros(num_tasks, dtype=torch.int64)
+        counts = [0] * num_tasks
         for _, block in self.blocks():
-            counts += torch.bincount(block, minlength=num_tasks)
-        return counts.tolist()
+            # Cheaper than a histogram of bytes, as long as there are not hundreds of tasks.
+            counts = [have + int(np.count_nonzero(block == t)) for t, have in enumerate(counts)]
+        return counts
 
     def pick(self, value: int, count: int, total: int, keys: Keys) -> None:
         """Turn `value` into `PICKED` for the `count` elements of smallest key among its `total`.
@@ -68,18 +67,18 @@ class Owners:
         """Pick if the largest key to pick lies from `low` to `high`; say whether it did."""
         window_positions, window_keys = [], []
         for start, block in self.blocks():
-            local = where(block == value)
+            local = np.flatnonzero(block == value)
             key = keys(local + start)
-            below = where(key < low)
-            block.index_fill_(0, local[below], PICKED)
-            count -= below.numel()
-            inside = where((key >= low) & (key <= high))
+            below = key < low
+            block[local[np.flatnonzero(below)]] = PICKED
+            count -= int(np.count_nonzero(below))
+            inside = np.flatnonzero((key >= low) & (key <= high))
             window_positions.append(local[inside] + start)
             window_keys.append(key[inside])
-        order = torch.cat(window_keys).argsort()
-        if not 0 <= count <= order.numel():
+        order = np.concatenate(window_keys).argsort()
+        if not 0 <= count <= len(order):
             return False
-        self.owner.index_fill_(0, torch.cat(window_positions)[order[:count]], PICKED)
+        self.owner[np.concatenate(window_positions)[order[:count]]] = PICKED
         return True
 
 

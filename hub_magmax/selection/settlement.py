@@ -41,20 +41,23 @@ def settle(market: Market, box: Box, sample: Stock) -> Split:
     tops = _rounded_outwards(box.prices + box.up, source.scale, 1)
     grouping = _Grouping(box, sample)
     owners = Owners(source.num_elements)
-    counts = torch.zeros(256, dtype=torch.int64)
+    counts = np.zeros(256, dtype=np.int64)
     rest = _Rest(num_tasks)
     for start, values in source.magnitudes():
-        owner, open_ = _settle_block(values, bottoms, tops)
-        candidates = values.index_select(1, open_)
-        owner[open_] = grouping.marks(on_grid(candidates, source.scale))
-        owners.owner[start : start + owner.numel()] = owner
-        counts += torch.bincount(owner, minlength=256)
-        single = where(owner[open_] == NOBODY)
-        rest.add(open_[single] + start, candidates.index_select(1, single))
+        owner, open_ = _settle_block(values.numpy(), bottoms, tops)
+        candidates = values.index_select(1, torch.from_numpy(open_))
+        marks = grouping.marks(on_grid(candidates, source.scale)).numpy()
+        counts[:num_tasks] += np.array([np.count_nonzero(owner == task) for task in range(num_tasks)])
+        counts[:num_tasks] -= np.bincount(owner[open_], minlength=num_tasks)
+        counts += np.bincount(marks, minlength=256)
+        owner[open_] = marks
+        owners.owner[start : start + len(owner)] = owner
+        single = np.flatnonzero(marks == NOBODY)
+        rest.add(open_[single] + start, candidates.numpy()[:, single])
     positions, collected = rest.take()
     stock = Stock(collected, source.places_of(positions), source.scale, source.generator)
     groups = grouping.groups(counts[FIRST_MARK:])
-    quotas = market.quotas - counts[:num_tasks].numpy()
+    quotas = market.quotas - counts[:num_tasks]
     inner = Market(stock, market.groups.and_also(groups), quotas, box.prices)
     return Split(owners, positions, inner)
 
@@ -70,9 +73,9 @@ class _Rest:
         self._num_tasks = num_tasks
         self._positions, self._values = bytearray(), bytearray()
 
-    def add(self, positions: Int64[Tensor, " count"], values: Float32[Tensor, "tasks count"]) -> None:
-        self._positions += positions.numpy().tobytes()
-        self._values += values.T.contiguous().numpy().tobytes()
+    def add(self, positions: Int64[np.ndarray, " count"], values: Float32[np.ndarray, "tasks count"]) -> None:
+        self._positions += positions.tobytes()
+        self._values += values.T.tobytes()
 
     def take(self) -> tuple[Int64[Tensor, " rest"], Float32[Tensor, "tasks rest"]]:
         positions = np.frombuffer(self._positions, dtype=np.int64)
@@ -92,23 +95,24 @@ def _rounded_outwards(bounds: Float64[np.ndarray, " tasks"], scale: float, direc
 
 
 def _settle_block(
-    values: Float32[Tensor, "tasks block"], bottoms: list[float], tops: list[float]
-) -> tuple[UInt8[Tensor, " block"], Int64[Tensor, " open"]]:
+    values: Float32[np.ndarray, "tasks block"], bottoms: list[float], tops: list[float]
+) -> tuple[UInt8[np.ndarray, " block"], Int64[np.ndarray, " open"]]:
     """Return winners, and the elements of which the winner depends on where in the box prices are.
 
     Rounding to float32 keeps the order of numbers, so a strict inequality here holds exactly.
     """
-    best = values[0] - bottoms[0]
-    second = torch.full_like(best, -math.inf)
-    surest = values[0] - tops[0]
-    owner = torch.zeros_like(best, dtype=torch.uint8)
+    lowest, highest = (np.array(bounds, dtype=np.float32) for bounds in (bottoms, tops))
+    best = values[0] - lowest[0]
+    second = np.full_like(best, -math.inf)
+    surest = values[0] - highest[0]
+    owner = np.zeros(best.shape, dtype=np.uint8)
     for task in range(1, len(bottoms)):
-        high = values[task] - bottoms[task]
-        owner = torch.maximum(owner, (high >= best).view(torch.uint8) * task)
-        second = torch.maximum(second, torch.minimum(best, high))
-        best = torch.maximum(best, high)
-        surest = torch.maximum(surest, values[task] - tops[task])
-    return owner, where(surest <= second)
+        high = values[task] - lowest[task]
+        np.maximum(owner, (high >= best).view(np.uint8) * np.uint8(task), out=owner)
+        np.maximum(second, np.minimum(best, high), out=second)
+        np.maximum(best, high, out=best)
+        np.maximum(surest, values[task] - highest[task], out=surest)
+    return owner, np.flatnonzero(surest <= second)
 
 
 class _Grouping:
@@ -141,10 +145,10 @@ class _Grouping:
         alike = (self._distances.index_select(1, group) == distances).all(dim=0)
         return (group + FIRST_MARK).to(torch.uint8).index_fill_(0, where(~alike), NOBODY)
 
-    def groups(self, sizes: Int64[Tensor, " marks"]) -> Groups:
+    def groups(self, sizes: Int64[np.ndarray, " marks"]) -> Groups:
         """Return the groups with their sizes."""
         rows = (self._prices - self._distances).masked_fill_(self._distances < 0, -math.inf)
-        return Groups(rows.numpy(), sizes[: rows.shape[1]].numpy())
+        return Groups(rows.numpy(), sizes[: rows.shape[1]])
 
     def _describe(
         self, values: Float64[Tensor, "tasks count"]
