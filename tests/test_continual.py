@@ -154,8 +154,8 @@ def test_a_refilled_model_answers_like_a_loaded_one(family):
 
 def test_the_same_seed_gives_the_same_bytes(family, result, folder, tmp_path):
     again = measure(family, PROTOCOL, tmp_path / "scores", at="here")
-    first = pages.store("digits", result, tmp_path / "first").read_bytes()
-    assert pages.store("digits", again, tmp_path / "second").read_bytes() == first
+    first = pages.store("digits", "--data digits", result, tmp_path / "first").read_bytes()
+    assert pages.store("digits", "--data digits", again, tmp_path / "second").read_bytes() == first
     texts = [pages.render(tmp_path / name, tmp_path / f"{name}.md") for name in ("first", "second")]
     assert texts[0] == texts[1]
     tables = [(tmp_path / name / "digits" / "tables.json").read_bytes() for name in ("first", "second")]
@@ -174,6 +174,7 @@ def test_what_is_measured_is_not_measured_again_unless_it_was_made_from_other_th
 def _handmade(seed: int, rows: dict[tuple[str, str], list[list[int]]], chosen: int = 0) -> dict:
     return {
         "num_tasks": 2,
+        "num_train": 10,
         "seed": seed,
         "protocol": {"scalings": [0.5, 1.0], "fixed": 0.5},
         "targets": [{"meta": 1, "held_out": 10}, {"meta": 2, "held_out": 20}],

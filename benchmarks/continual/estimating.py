@@ -20,9 +20,6 @@ Weights = tuple[float, ...]
 
 _NOWHERE = {"target": {"dataset": "-"}, "train": {}}
 
-#: Training examples of all tasks together. A recipe's default is 500 of each, which takes seconds per target.
-NUM_TRAIN = 300
-
 #: As recipes have it, and as published: each task compared with the target by itself.
 TRANSPORTS = {
     "transport": Transport.model_validate(_NOWHERE),
@@ -71,7 +68,7 @@ class Estimator:
         """Return, under each task's model, the features of the training samples and the test examples."""
         family = self._family
         assert family.features is not None
-        each = NUM_TRAIN // len(family.tasks)
+        each = family.num_train // len(family.tasks)
         train = [
             examples.select(draw(len(examples), each, family.seed, f"train/{task}"))
             for task, examples in family.train.items()

@@ -32,16 +32,16 @@ cent, mean over the targets of a seed, then mean ± standard deviation over seed
 Every method is tried with the same λ. Three columns say how λ was found: 0.5 for all; on each target's meta
 sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
 result anyone would get. `uniform` is no preference. `labels` counts the labels of the meta sample,
-`transport` fits a mixture of training samples to it without labels ({num_train} training examples over all
-tasks); `published` compares the target with each task by itself, as in the paper.
+`transport` fits a mixture of training samples to it without labels; `published` compares the target with
+each task by itself, as in the paper. Methods have their default options.
 """
 
 
-def store(data: str, result: Mapping[str, Any], results: Path = RESULTS) -> Path:
-    """Store one family's results and return where."""
+def store(data: str, flags: str, result: Mapping[str, Any], results: Path = RESULTS) -> Path:
+    """Store one family's results, with the options that asked for them, and return where."""
     path = results / data / f"{result['family']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _lines(result))
+    write_text(path, _lines({"flags": flags, **result}))
     return path
 
 
@@ -60,9 +60,7 @@ def _value(value: Any) -> str:
 
 def render(results: Path = RESULTS, page: Path = PAGE) -> str:
     """Write the tables beside the stored results, and the page; return the page's text."""
-    from benchmarks.continual.estimating import NUM_TRAIN
-
-    text = _INTRODUCTION.format(num_train=NUM_TRAIN)
+    text = _INTRODUCTION
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         families = [json.loads(path.read_text()) for path in sorted(folder.glob("t*s*.json"))]
         tables = make_tables(sorted(families, key=lambda family: (family["num_tasks"], family["seed"])))
@@ -75,7 +73,7 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
 def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> str:
     numbers = list(tables["main_table"])
     parts = [
-        f"\n## {data}\n\n{_provenance(data, families)}",
+        f"\n## {data}\n\n{_provenance(families)}",
         _verdicts(tables),
         *(_main(number, tables["main_table"][number]) for number in numbers),
         _tests(tables["paired_tests"]),
@@ -88,40 +86,48 @@ def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[s
     return "\n".join(part for part in parts if part)
 
 
-def _provenance(data: str, families: Sequence[Mapping[str, Any]]) -> str:
+def _provenance(families: Sequence[Mapping[str, Any]]) -> str:
     seeds = sorted({family["seed"] for family in families})
     numbers = sorted({family["num_tasks"] for family in families})
-    options = f"--seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
+    flags = f"{families[0]['flags']} --seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
     commits = sorted({commit for family in families for commit in family["commits"]})
     machines = sorted({family["machine"] for family in families})
     targets = [target for family in families for target in family["targets"]]
     meta, held = (sorted(target[key] for target in targets) for key in ("meta", "held_out"))
     return (
-        f"`python -m benchmarks.continual --data {data} {options}`, commit {', '.join(commits)}, "
-        f"{'; '.join(machines)}. {len(seeds)} seeds, {len(families[0]['targets'])} targets each; meta samples "
-        f"of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored.\n"
+        f"`python -m benchmarks.continual {flags}`, commit {', '.join(commits)}, {'; '.join(machines)}. "
+        f"{len(seeds)} seeds, {len(families[0]['targets'])} targets each; meta samples of {meta[0]} to "
+        f"{meta[-1]} examples, {held[0]} to {held[-1]} scored; transport sees {families[0]['num_train']} "
+        "training examples over all tasks.\n"
     )
 
 
 def _verdicts(tables: Mapping[str, Any]) -> str:
-    """Say what holds of what is claimed, at both honest λ."""
+    """Say what holds of what is claimed, and where methods with the same preference stand."""
     lines = []
     for number, rows in tables["paired_tests"].items():
-        by_name = {(row["method"], row["preference"]): row for row in rows}
-        claimed = [key for key in CLAIMED if key in by_name]
-        for way, shown in (("fixed", "λ = 0.5"), ("tuned", "λ tuned")) if claimed else ():
-            missed = [key[0] for key in claimed if not _beaten(by_name[key][way])]
-            held = f"all but {', '.join(missed)}" if missed else f"all of {', '.join(k[0] for k in claimed)}"
-            lines.append(f"- T = {number}, {shown}: Tunable MAGMAX (labels) beats {held} without preference.")
+        kind = next(iter(tables["regrets"][number]))
+        for way, shown in (("fixed", "λ = 0.5"), ("tuned", "λ tuned")):
+            claimed = [row for row in rows if (row["method"], row["preference"]) in CLAIMED]
+            rivals = [row for row in rows if row["preference"] == kind]
+            lines.append(
+                f"- T = {number}, {shown}. Without preference: {_standing(claimed, way)}. "
+                f"With {kind}: {_standing(rivals, way)}."
+            )
     return (
-        f"Beats: more accurate, and p < {LEVEL} in both tests below.\n\n" + "\n".join(lines) + "\n"
-        if lines
-        else ""
+        f"{OURS} against others. It beats what it is ahead of with p < {LEVEL} in both tests below, and is "
+        "beaten likewise.\n\n" + "\n".join(lines) + "\n"
     )
 
 
-def _beaten(test: Mapping[str, float]) -> bool:
-    return test["difference"] > 0 and test["wilcoxon"] < LEVEL and test["t_test"] < LEVEL
+def _standing(rows: Sequence[Mapping[str, Any]], way: str) -> str:
+    sides: dict[str, list[str]] = {"beats": [], "undecided": [], "beaten by": []}
+    for row in rows:
+        test = row[way]
+        sure = test["wilcoxon"] < LEVEL and test["t_test"] < LEVEL
+        side = "undecided" if not sure else "beats" if test["difference"] > 0 else "beaten by"
+        sides[side].append(row["method"])
+    return "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
 
 
 def _main(number: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -169,11 +175,12 @@ def _tests(by_number: Mapping[str, Any]) -> str:
         f"T = {number}, {'λ = 0.5' if way == 'fixed' else 'tuned'}" for number, way in columns
     ]
     return (
-        f"### {OURS[0]}, {OURS[1]}, against every other\n\n"
-        "Points ahead (p of Wilcoxon's signed ranks over all targets; p of a paired t-test over the seeds' "
-        "means). Targets of one seed share checkpoints, so the first test counts as independent what is not "
-        "quite; the second does not, and has one value per seed. Two-sided, not corrected for their number."
-        "\n\n" + _table(heads, body, left=2)
+        f"### {OURS} against every other\n\n"
+        "Points that it is ahead, under labels or, where labels say nothing, the known shares (p of "
+        "Wilcoxon's signed ranks over all targets; p of a paired t-test over the seeds' means). Targets of "
+        "one seed share checkpoints, so the first test takes for independent what is not quite; the second "
+        "does not, and has one value per seed. Two-sided, not corrected for their number.\n\n"
+        + _table(heads, body, left=2)
     )
 
 
@@ -234,6 +241,8 @@ def _numbers_of_tasks(by_number: Mapping[str, Any]) -> str:
 
 
 def _sample_sizes(by_number: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
+    if not any(by_number.values()):
+        return ""
     flat = {
         number: [
             {"size": row["size"], "column": f"{row['kind']}: {name}", "value": _pc(row[key])}
@@ -263,7 +272,7 @@ def _selections(by_number: Mapping[str, Any]) -> str:
             {
                 "scaling": row["scaling"],
                 "column": row["preference"],
-                "value": f"{_pc(row[OURS[0]])} / {_pc(row[TOP_N])}",
+                "value": f"{_pc(row[OURS])} / {_pc(row[TOP_N])}",
             }
             for row in rows
             if row["preference"] != "uniform"

@@ -6,6 +6,7 @@ method only its own. What is condensed has counts, and is what the tables are ma
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.continual import measuring
-from benchmarks.continual.estimating import NUM_TRAIN, Weights
+from benchmarks.continual.estimating import Weights
 from benchmarks.continual.measuring import Bench, Row
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.sources import Family
@@ -55,6 +56,7 @@ def measure(
         "family": family.name,
         "num_tasks": len(family.tasks),
         "seed": family.seed,
+        "num_train": family.num_train,
         "protocol": asdict(protocol),
         "commits": sorted(pieces.commits),
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {_torch_version()}",
@@ -115,8 +117,14 @@ def _torch_version() -> str:
 
 def _identity(family: Family) -> list[Any]:
     """Return what tells checkpoints and data of one name apart."""
-    sizes = [[file.name, file.stat().st_size] for file in sorted(family.base_model.glob("*.safetensors"))]
-    return [family.name, list(family.tasks), family.owners.tolist(), sizes]
+    files = [
+        file for place in (family.base_model, *family.tasks.values()) for file in place.glob("*.safetensors")
+    ]
+    hashes = []
+    for path in sorted(files):
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return [family.name, list(family.tasks), family.owners.tolist(), hashes]
 
 
 def _weights(bench: Bench, pieces: Pieces) -> dict[str, list[Weights]]:
@@ -129,7 +137,9 @@ def _weights(bench: Bench, pieces: Pieces) -> dict[str, list[Weights]]:
     return {
         kind: [
             tuple(row)
-            for row in pieces.get(f"weights, {kind}", {"train": NUM_TRAIN}, lambda kind=kind: estimate(kind))
+            for row in pieces.get(
+                f"weights, {kind}", {"train": bench.family.num_train}, lambda kind=kind: estimate(kind)
+            )
         ]
         for kind in kinds
     }
@@ -198,7 +208,7 @@ def _extras(bench: Bench, pieces: Pieces) -> dict[str, Any]:
         "numbers_of_tasks": lambda: measuring.numbers_of_tasks(bench, (*two, measuring.MAGMAX)),
         "sample_sizes": lambda: measuring.sample_sizes(bench, two, kinds),
     }
-    made_from = {"protocol": asdict(bench.protocol), "train": NUM_TRAIN}
+    made_from = {"protocol": asdict(bench.protocol), "train": bench.family.num_train}
     return {name: pieces.get(name, made_from, make) for name, make in made.items()}
 
 

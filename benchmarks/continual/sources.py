@@ -37,6 +37,7 @@ class Family:
         classes: Labels of each task, for the preference from labels.
         train: Training examples of each task, for the preference by transport.
         features: Features of examples under a checkpoint, for the same.
+        num_train: Training examples of all tasks together that it looks at.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     train: Mapping[str, Dataset] = field(default_factory=dict, hash=False)
     features: Callable[[Path, Dataset], np.ndarray] | None = field(default=None, hash=False)
+    num_train: int = 300
 
 
 def digits(

@@ -57,14 +57,14 @@ class ZeroShotImageClassification:
         import torch
 
         with torch.inference_mode():
-            head = self._head(model)
+            head = self.head(model)
             found = []
             for encoded, classes in batches:
                 seen = model.network.get_image_features(**encoded.to(model.device)).pooler_output
                 found += class_outcomes(_unit(seen) @ head.T * model.network.logit_scale.exp(), classes)
         return found
 
-    def _head(self, model: LoadedModel) -> Tensor:
+    def head(self, model: LoadedModel) -> Tensor:
         """Return one unit vector per class."""
         import torch
 
