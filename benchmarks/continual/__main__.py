@@ -71,17 +71,20 @@ def all_digits(options: argparse.Namespace) -> Iterator[str]:
 
 
 def all_learned(options: argparse.Namespace) -> Iterator[str]:
-    """Yield the names of the families of images or texts as they are stored; on the main process only."""
+    """Yield the names of the families of images or texts as they are stored.
+
+    All processes learn all families first; then the main one measures, and the others are done.
+    """
     from accelerate import PartialState
 
     at, report = commit(), Progress()
     name, flags = _named(options)
-    protocol = Protocol(largest=LARGE, scalings=Protocol.scalings)
-    for family in _families(options, options.folder / name, report):
-        if PartialState().is_main_process:
-            result = measure(family, protocol, options.folder / name / "scores", at=at, report=report)
-            store(name, flags, result)
-            yield family.name
+    protocol = Protocol(largest=LARGE)
+    families = list(_families(options, options.folder / name, report))
+    for family in families if PartialState().is_main_process else ():
+        result = measure(family, protocol, options.folder / name / "scores", at=at, report=report)
+        store(name, flags, result)
+        yield family.name
 
 
 def _named(options: argparse.Namespace) -> tuple[str, str]:
