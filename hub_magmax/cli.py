@@ -219,11 +219,13 @@ def compare(recipe: Path) -> Answer:
 @recipe_verb
 def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
+    from hub_magmax.io.opening import HubSources
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.running import lock
 
     found, locked = _read(recipe, lock_path, output)
-    planned = make_plan(found, locked or lock(found))
+    hub = HubSources()
+    planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
     return planned.to_dict(), planned.explain()
 
 
@@ -231,16 +233,17 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.distributed import find_processes
+    from hub_magmax.io.opening import HubSources
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging import merge as do_merge
     from hub_magmax.running import lock
 
     found, locked = _read(recipe, lock_path, output)
-    processes = find_processes()
-    locked = locked or processes.first_decides(lambda: lock(found))
-    planned = make_plan(found, locked)
+    processes, hub = find_processes(), HubSources()
+    locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
+    planned = make_plan(found, locked, hub=hub)
     with _progress(planned.bytes_out if processes.is_first else 0) as progress:
-        report = do_merge(planned, progress=progress, processes=processes)
+        report = do_merge(planned, progress=progress, processes=processes, hub=hub)
     return json.loads(report.to_json()), _summary(found, report) if processes.is_first else ""
 
 

@@ -3,7 +3,8 @@
     HubMagmaxError
     ├── RecipeError              the YAML, a preference, a method's options, a schedule
     ├── CheckpointError          one checkpoint is malformed: header, index, shard, value
-    │   └── NonFiniteError       a NaN or an infinity, with tensor and element
+    │   ├── NonFiniteError       a NaN or an infinity, with tensor and element
+    │   └── DamagedError         bytes that are not those that the Hub states
     ├── MismatchError            checkpoints that do not fit each other
     ├── SourceError              a file, repository or revision that cannot be reached
     ├── LockError                a lock that no longer describes its sources
@@ -61,6 +62,10 @@ class CheckpointError(HubMagmaxError):
 
 class NonFiniteError(CheckpointError):
     """A tensor to be merged holds a NaN or an infinity."""
+
+
+class DamagedError(CheckpointError):
+    """A file's bytes are not those that its hash was stated for, so nothing made of them is kept."""
 
 
 class MismatchError(HubMagmaxError):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from hub_magmax import methods
 from hub_magmax.data import pin_datasets, with_pinned_data
 from hub_magmax.digest import digest
 from hub_magmax.errors import EvaluationError, LockError, MismatchError
-from hub_magmax.io.opening import check_side_files, lock_source, open_source
+from hub_magmax.io.opening import PARALLEL_SOURCES, HubSources, check_side_files, lock_source, open_source
 from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
@@ -45,7 +47,9 @@ class Tuner(Protocol):
         ...
 
 
-def lock(recipe: Recipe, *, tuner: Tuner | None = None, hash_files: bool = False) -> Lock:
+def lock(
+    recipe: Recipe, *, tuner: Tuner | None = None, hash_files: bool = False, hub: HubSources | None = None
+) -> Lock:
     """Return what `recipe` stands for now.
 
     Hub revisions become commits, data-driven preferences are estimated, and what the recipe leaves to
@@ -55,6 +59,7 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None, hash_files: bool = False
         recipe: What to pin.
         tuner: Merges and scores, for a hold-out, a search or `auto`.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
+        hub: Repositories that stay open for what comes after.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
@@ -63,10 +68,11 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None, hash_files: bool = False
         RecipeError, EvaluationError: If the preference cannot be formed, or merging and scoring is
             asked for and there is no `tuner`.
     """
-    pinned: dict[str, LockedSource] = {}
-    for written in (recipe.base_model, *(task.model for task in recipe.tasks)):
-        if written not in pinned:
-            pinned[written] = lock_source(recipe, written, hash_files=hash_files)
+    hub = hub or HubSources()
+    written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
+    with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
+        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, hub=hub), written)
+        pinned = dict(zip(written, found_sources, strict=True))
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
     _check_architectures(sources, rules=bool(recipe.tensors))
@@ -96,21 +102,24 @@ def lock(recipe: Recipe, *, tuner: Tuner | None = None, hash_files: bool = False
     return replace(found, method=choice.method, chosen=choice.seen)
 
 
-def plan(recipe: Recipe, locked: Lock | None = None) -> Plan:
+def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None = None) -> Plan:
     """Return everything that merging `recipe` will do, from headers alone.
 
     Args:
         recipe: What to merge.
         locked: Its lock; made now where it is not given.
+        hub: Repositories that are open already, and stay open for what comes after.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         LockError: If a source is no longer what was locked.
     """
-    locked = locked or lock(recipe)
+    hub = hub or HubSources()
+    locked = locked or lock(recipe, hub=hub)
+    hub.look_at(locked.sources.values())
     with ExitStack() as stack:
         opened = {
-            name: stack.enter_context(closing(open_source(recipe, source)))
+            name: stack.enter_context(closing(open_source(recipe, source, hub)))
             for name, source in locked.sources.items()
         }
         files_from = recipe.output.files_from

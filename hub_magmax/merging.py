@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,15 +20,15 @@ from torch import Tensor
 from hub_magmax.checkpoint import INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
-from hub_magmax.errors import HubMagmaxError, OutputError
+from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.fusing import Fuser, one_thread, run_pass
-from hub_magmax.io.opening import check_hashes, open_source, read_side_file
+from hub_magmax.io.opening import HubSources, check_hashes, open_source, read_side_file
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Pass
-from hub_magmax.planning import Plan, Shard, TensorJob
+from hub_magmax.planning import READ_AHEAD_BYTES, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
@@ -46,6 +47,7 @@ def merge(
     progress: Progress | None = None,
     chunk_elements: int | None = None,
     processes: Processes | None = None,
+    hub: HubSources | None = None,
 ) -> MergeReport:
     """Carry out `plan` and return what was done.
 
@@ -62,6 +64,7 @@ def merge(
         progress: Called with the number of bytes each finished chunk wrote.
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
+        hub: Repositories that are open already.
 
     Raises:
         LockError: If a file is not what was locked.
@@ -74,33 +77,78 @@ def merge(
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         return done
     own = plan if sources is None else None
-    if (refusal := processes.first_decides(lambda: _prepare(place, own))) is not None:
+    if (refusal := processes.first_decides(lambda: prepare(place, own))) is not None:
         raise refusal
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
-            sources = {
-                name: stack.enter_context(closing(open_source(plan.recipe, locked)))
-                for name, locked in plan.lock.sources.items()
-            }
-        engine = _Engine(plan, sources, place, progress or (lambda num_bytes: None), chunk_elements)
-        stack.enter_context(closing(engine))
-        with one_thread(), torch.inference_mode():
-            for shard in share(plan.shards, processes):
-                engine.make(shard)
+            sources = stack.enter_context(open_sources(plan, hub))
+        make_shards(plan, sources, place, place, progress, chunk_elements, processes)
         processes.wait()
-        report = _report(plan, place, time.perf_counter() - started)
+        report = report_of(plan, place, time.perf_counter() - started)
         if processes.is_first:
-            _write_side_files(plan, sources, place.folder)
-            write_text(place.folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
-            report = replace(report, files=_hashes(place.folder, report))
-            write_text(place.folder / REPORT_NAME, report.to_json())
+            report = write_beside_weights(plan, sources, place.folder, report)
             place.publish()
     processes.wait()
     return report
 
 
-def _prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
+@contextmanager
+def open_sources(plan: Plan, hub: HubSources | None = None) -> Iterator[dict[str, TensorSource]]:
+    """Open the checkpoints that the plan's lock names, by name."""
+    hub = hub or HubSources()
+    hub.look_at(plan.lock.sources.values())
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(closing(open_source(plan.recipe, locked, hub)))
+            for name, locked in plan.lock.sources.items()
+        }
+
+
+class Shelf(Protocol):
+    """Where finished files of a merge are kept."""
+
+    def intact(self, file: str) -> ShardRecord | None:
+        """Return the record of a file that was finished earlier and is as it was then, else None."""
+        ...
+
+    def record(self, record: ShardRecord) -> None:
+        """Note that a file is finished."""
+        ...
+
+
+def make_shards(
+    plan: Plan,
+    sources: Mapping[str, TensorSource],
+    place: PartialFolder,
+    shelf: Shelf,
+    progress: Progress | None,
+    chunk_elements: int | None,
+    processes: Processes,
+) -> None:
+    """Make this process's share of the output's files in `place`, but those that `shelf` has."""
+    advance = progress or (lambda num_bytes: None)
+    missing = []
+    for shard in share(plan.shards, processes):
+        if shelf.intact(shard.file) is None:
+            missing.append(shard)
+        else:
+            advance(shard.data_bytes)
+    for name, names in plan.tensors_read(missing).items():
+        sources[name].expect(names, READ_AHEAD_BYTES // len(sources))
+    engine = _Engine(plan, sources, place, advance, chunk_elements)
+    with closing(engine), one_thread(), torch.inference_mode():
+        try:
+            for shard in missing:
+                record = engine.make(shard)
+                with os_errors(place.folder / shard.file):
+                    shelf.record(record)
+        except DamagedError:
+            place.forget()  # what is finished may be made of the same bytes
+            raise
+
+
+def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
     """Prepare the output, or return why not, so that every process ends with the same message.
 
     Whole files whose sha256 the lock of `plan` holds are compared first.
@@ -145,10 +193,7 @@ class _Engine:
         self.writer.shutdown(cancel_futures=True)
 
     def make(self, shard: Shard) -> ShardRecord:
-        """Write one shard unless it is finished already, and return its record."""
-        if (done := self.place.intact(shard.file)) is not None:
-            self.progress(shard.data_bytes)
-            return done
+        """Write one shard, and return its record."""
         tally = _Tally(len(self.plan.lock.tasks))
         with os_errors(self.place.folder / shard.file):
             file = ShardFile(self.place.folder / shard.file)
@@ -156,12 +201,10 @@ class _Engine:
                 file.write(self.plan.header(shard))
                 for num_bytes in ahead(self.writer, self._writes(file, shard, tally)):
                     self.progress(num_bytes)
-                record = tally.record(shard.file, file.size_bytes, file.finish())
+                return tally.record(shard.file, file.size_bytes, file.finish())
             except BaseException:
                 file.abandon()
                 raise
-            self.place.record(record)
-        return record
 
     def _writes(self, file: ShardFile, shard: Shard, tally: _Tally) -> Iterator[Callable[[], int]]:
         """Compute the shard's data piece by piece, and yield what writes each piece."""
@@ -186,7 +229,7 @@ class _Engine:
         tally.add(rule)
         step = Pass(rule.combine, rule.selects, torch_dtype(job.dtype))
         scaling = torch.tensor(float(lock.method["scaling"]), dtype=torch.float64)
-        for start, stored, checkpoints in chunks.stored():
+        for start, stored, checkpoints in chunks.last_pass():
             per_element = rule.per_element(start, len(stored))
             arguments = (stored, checkpoints, per_element, rule.per_task, scaling, torch.tensor(len(stored)))
             fused = self.fuser.find(step, arguments) if rule.compiles else None
@@ -220,7 +263,8 @@ class _Tally:
         return ShardRecord(file, size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
 
 
-def _report(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
+def report_of(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
+    """Return what a merge did whose files are all recorded in `place`."""
     records = tuple(place.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
     assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
@@ -243,6 +287,17 @@ def _report(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
         versions=software_versions(),
         notices=plan.notices,
     )
+
+
+def write_beside_weights(
+    plan: Plan, sources: Mapping[str, TensorSource], folder: Path, report: MergeReport
+) -> MergeReport:
+    """Write what lies beside the weights, and return the report with the hashes of all of it."""
+    _write_side_files(plan, sources, folder)
+    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
+    report = replace(report, files=_hashes(folder, report))
+    write_text(folder / REPORT_NAME, report.to_json())
+    return report
 
 
 def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:

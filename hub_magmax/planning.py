@@ -25,6 +25,9 @@ from hub_magmax.sidefiles import tokenizer_notices
 #: Elements of one tensor that are in memory at a time, per task.
 CHUNK_ELEMENTS = 2**18
 
+#: Bytes that a merge may hold ahead of what is being read from the Hub.
+READ_AHEAD_BYTES = 256 * 2**20
+
 #: Measured: the process with torch imported and no tensors (docs/design.md).
 RUNTIME_BYTES = 350_000_000
 
@@ -56,6 +59,10 @@ class TensorJob:
     @property
     def num_bytes(self) -> int:
         return self.num_elements * ITEM_BYTES[self.dtype]
+
+    def reads(self, source: str) -> bool:
+        """Say whether making the tensor reads the source of this name."""
+        return self.merged or source == self.source or self.reason == EXACT_REASON
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,19 @@ class Plan:
         # A chunk: stored inputs, task vectors in float32, the merged vector and temporaries.
         per_chunk = chunk * (4 * (num_tasks + 1) + 4 * num_tasks + 24)
         per_element = {"elementwise": 0, "rule": 14, "tensor": 4 * num_tasks + 8}[method.form]
-        return RUNTIME_BYTES + per_chunk + largest * per_element
+        return RUNTIME_BYTES + per_chunk + largest * per_element + self._held_from_hub_bytes(method.form)
+
+    def _held_from_hub_bytes(self, form: str) -> int:
+        """Return what is held of sources on the Hub: ahead, and of a tensor that is read more than once."""
+        num_remote = sum(source.repo_id is not None for source in self.lock.sources.values())
+        largest = max((job.num_bytes for job in self.jobs if job.merged), default=0)
+        repeated = 0 if form == "elementwise" else num_remote * largest
+        return min(READ_AHEAD_BYTES, self.bytes_in) + repeated if num_remote else 0
+
+    def tensors_read(self, shards: Iterable[Shard]) -> dict[str, tuple[str, ...]]:
+        """Return which tensors making `shards` reads from each source, in order."""
+        jobs = [job for shard in shards for job in shard.jobs]
+        return {source: tuple(job.name for job in jobs if job.reads(source)) for source in self.lock.sources}
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -250,7 +269,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         index.tensors[job.name].num_bytes
         for job in jobs
         for source, index in indexes.items()
-        if (job.merged or source == job.source or job.reason == EXACT_REASON)
+        if job.reads(source)
     )
     return Plan(recipe, lock, _layout(jobs, recipe.output.shard_size), left_out, bytes_in)
 

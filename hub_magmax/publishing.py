@@ -11,8 +11,9 @@ from typing import Any
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
+from hub_magmax.io.fetching import hub_api
 from hub_magmax.io.opening import file_sha256
-from hub_magmax.io.remote import hub_api, open_hub, resolve_commit
+from hub_magmax.io.remote import open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe import RECIPE_NAME, load_recipe

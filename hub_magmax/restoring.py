@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.io.remote import hub_api, resolve_commit
+from hub_magmax.io.fetching import hub_api
+from hub_magmax.io.remote import resolve_commit
 from hub_magmax.publishing import Published, publish_errors, verify
 
 #: Reasons that are shown where no earlier revision can be restored.

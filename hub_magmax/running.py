@@ -19,6 +19,7 @@ from hub_magmax.evaluation import (
     write_scores,
 )
 from hub_magmax.guarding import Guard, check_guards, regressed
+from hub_magmax.io.opening import HubSources
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import plan
@@ -68,9 +69,9 @@ def run(
     Raises:
         PublishError: If a guard regressed, after everything was written, in place of pushing.
     """
-    processes = processes or find_processes()
-    locked = locked or processes.first_decides(lambda: lock(recipe, report=report))
-    planned = plan(recipe, locked)
+    processes, hub = processes or find_processes(), HubSources()
+    locked = locked or processes.first_decides(lambda: lock(recipe, report=report, hub=hub))
+    planned = plan(recipe, locked, hub=hub)
     if processes.is_first and recipe.output.push_to_hub:
         prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
     if processes.is_first:
@@ -81,7 +82,7 @@ def run(
     if finished(PartialFolder(output, planned.digest)) is None:
         report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
     with progress(planned.bytes_out) as advance:
-        merged = merge(planned, output, progress=advance, processes=processes)
+        merged = merge(planned, output, progress=advance, processes=processes, hub=hub)
     scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
     if not processes.is_first:
         return Run(planned, merged, output, scores)
@@ -109,7 +110,11 @@ def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:
 
 
 def lock(
-    recipe: Recipe, *, hash_files: bool = False, report: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    *,
+    hash_files: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    hub: HubSources | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
@@ -120,13 +125,14 @@ def lock(
         recipe: What to pin.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
+        hub: Repositories that stay open for what comes after.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    return locking.lock(recipe, tuner=MemoryTuner(report), hash_files=hash_files)
+    return locking.lock(recipe, tuner=MemoryTuner(report), hash_files=hash_files, hub=hub)
 
 
 def _scores(

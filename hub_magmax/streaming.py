@@ -27,6 +27,8 @@ T = TypeVar("T")
 class StoredChunks:
     """One tensor's task vectors, read from the sources again at every iteration.
 
+    Iterating may be repeated. `last_pass` is the last look at the tensor: what it passed is let go of.
+
     Attributes:
         reader: Runs the reads, one at a time and a few ahead of what is asked for.
 
@@ -46,15 +48,26 @@ class StoredChunks:
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        for start, base, checkpoints in self.stored():
+        for start, base, checkpoints in self._stored(self._read):
             task_vectors = kernels.task_vectors(base, checkpoints)
             self.check(float(task_vectors.sum()), start, base, checkpoints)
             yield start, task_vectors
 
-    def stored(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+    def last_pass(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
         """Yield each chunk's first index, and base and checkpoint values as stored."""
-        calls = (partial(self._read, start) for start in range(0, self.num_elements, self.chunk_elements))
+        return self._stored(self._read_last)
+
+    def _stored(
+        self, read: Callable[[int], tuple[int, Tensor, list[Tensor]]]
+    ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+        calls = (partial(read, start) for start in range(0, self.num_elements, self.chunk_elements))
         return ahead(self.reader, calls)
+
+    def _read_last(self, start: int) -> tuple[int, Tensor, list[Tensor]]:
+        found = self._read(start)
+        for source in (self.base, *self.tasks):
+            source.release(self.name, start + len(found[1]))
+        return found
 
     def _read(self, start: int) -> tuple[int, Tensor, list[Tensor]]:
         stop = min(start + self.chunk_elements, self.num_elements)
@@ -110,6 +123,7 @@ def copied_chunks(
     for start in range(0, job.num_elements, chunk_elements):
         stop = min(start + chunk_elements, job.num_elements)
         values = sources[job.source].read(job.name, start, stop)
+        sources[job.source].release(job.name, stop)
         if job.reason == EXACT_REASON:
             _check_equal(job, start, values, [sources[task] for task in tasks])
         yield values if values.dtype == dtype else values.to(dtype)
@@ -117,7 +131,9 @@ def copied_chunks(
 
 def _check_equal(job: TensorJob, start: int, values: Tensor, others: Sequence[TensorSource]) -> None:
     for source in others:
-        if not torch.equal(values, source.read(job.name, start, start + len(values))):
+        found = source.read(job.name, start, start + len(values))
+        source.release(job.name, start + len(values))
+        if not torch.equal(values, found):
             raise MismatchError(
                 f"{job.dtype} values differ from the base model's",
                 where=f"{source.label}, tensor {job.name!r}",

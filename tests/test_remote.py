@@ -166,3 +166,141 @@ def test_side_files_on_the_hub_are_compared_with_those_on_disk_without_a_request
     assert hub.counts["HEAD resolve"] <= 4  # config and weights, when locking and when planning
     (family / "a" / "tokenizer.json").write_text('{"version": "2.0"}')
     assert "tokenizer.json (other content)" in plan(recipe).notices[0]
+
+
+def sharded_family(hub, tmp_path, tasks="abc", num_shards=3, prefix=None):
+    """Put a family of sharded checkpoints on the Hub; return their names, and how many files they have."""
+    shapes = {f"layer.{number}.weight": (256, 256) for number in range(12)}
+    write_family(tmp_path, tasks, num_shards=num_shards, shapes=shapes)
+    prefix = prefix or f"me/sharded{next(_numbers)}"
+    names = {}
+    for name in ("base", *tasks):
+        hub.add_repo(f"{prefix}-{name}", folder=tmp_path / name)
+        names[name] = f"{prefix}-{name}"
+    hub.reset_log()
+    return names
+
+
+def files_and_bytes(hub, names):
+    repos = names.values()
+    paths = [(repo, path) for repo in repos for path in hub.files(repo)]
+    return len(paths), sum(len(hub.read(repo, path)) for repo, path in paths if path.endswith("tensors"))
+
+
+@pytest.mark.parametrize("method", ["average", "tunable_magmax", "ties"])
+def test_run_fetches_every_byte_once_with_few_requests(hub, tmp_path, method):
+    from hub_magmax.running import run
+
+    names = sharded_family(hub, tmp_path, "abcde")
+    tasks = [{"name": name, "model": names[name]} for name in "abcde"]
+    output = {"path": "out", "shard_size": "600KB"}
+    recipe = recipe_values(base_model=names["base"], tasks=tasks, method=method, output=output)
+    run(parse_recipe(recipe, folder=tmp_path))
+    fetched = sum(exchange.bytes_sent for exchange in hub.log if exchange.route == "storage")
+    counted = sum(exchange.route != "storage" for exchange in hub.log)
+    num_files, num_bytes = files_and_bytes(hub, names)
+    assert fetched <= 1.02 * num_bytes
+    assert counted <= 3 * num_files
+
+
+def test_neighbouring_tensors_come_in_one_request(hub, tmp_path):
+    names = sharded_family(hub, tmp_path, "a", num_shards=1)
+    recipe = parse_recipe(
+        recipe_values(base_model=names["base"], tasks=[{"name": "a", "model": names["a"]}], method="average")
+    )
+    made = plan(recipe)
+    hub.reset_log()
+    merge(made, tmp_path / "out")
+    ranges = [exchange for exchange in hub.log if exchange.route == "storage"]
+    # Three megabytes each: the header, then pieces of eight megabytes at most.
+    assert len(ranges) <= 2 * 2
+
+
+@pytest.mark.parametrize("method", ["average", "tunable_magmax"])
+def test_flipped_byte_ends_the_merge_and_nothing_made_of_it_is_kept(hub, tmp_path, method, monkeypatch):
+    from hub_magmax.errors import DamagedError
+
+    names = sharded_family(hub, tmp_path, "a")
+    recipe = parse_recipe(
+        recipe_values(
+            base_model=names["base"],
+            tasks=[{"name": "a", "model": names["a"]}],
+            method=method,
+            output={"path": "out", "shard_size": "300KB"},
+        ),
+        folder=tmp_path,
+    )
+    made = plan(recipe)
+    hub.faults.add("/_storage/*-a/*/model-00003*", "corrupt", after_bytes=700_000, method="GET", times=1)
+    # The header's window is the first request of each file; the fault waits for the tensors.
+    with pytest.raises(DamagedError, match="the Hub states"):
+        merge(made)
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path).glob("out.partial/journal/*.json"))
+    hub.faults.clear()
+    merge(made)
+    local = parse_recipe(
+        recipe_values(names=("a",), method=method, output={"path": "again"}), folder=tmp_path
+    )
+    merge(plan(local))
+    from tests.families import read_merged
+
+    found, expected = read_merged(tmp_path / "out"), read_merged(tmp_path / "again")
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+KINDS = [
+    {"kind": "status", "status": 503},
+    {"kind": "status", "status": 429, "retry_after_seconds": 1},
+    {"kind": "status", "status": 403},
+    {"kind": "lose_response"},
+    {"kind": "reset"},
+    {"kind": "truncate"},
+    {"kind": "short"},
+    {"kind": "expired"},
+    {"kind": "ignore_range"},
+    {"kind": "corrupt"},
+]
+
+
+@pytest.mark.parametrize("fault", KINDS, ids=str)
+def test_quarter_of_all_requests_failing_gives_the_right_bytes_or_one_paragraph(
+    hub, tmp_path, fault, monkeypatch
+):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    # Whether a request is struck depends on its path, so the names are the same in every run.
+    names = sharded_family(hub, tmp_path, "a", prefix=f"me/quarter{KINDS.index(fault)}")
+    match = "/_storage/*" if fault["kind"] == "expired" or fault.get("status") == 403 else "*"
+    hub.faults.add(match, probability=0.25, **fault)
+    recipe = parse_recipe(
+        recipe_values(base_model=names["base"], tasks=[{"name": "a", "model": names["a"]}], method="average")
+    )
+    try:
+        merge(plan(recipe), tmp_path / "out")
+    except HubMagmaxError as error:
+        assert fault["kind"] == "corrupt", error
+        assert "\n" not in str(error)
+        assert not (tmp_path / "out").exists()
+    else:
+        hub.faults.clear()
+        local = parse_recipe(recipe_values(names=("a",), method="average"), folder=tmp_path)
+        merge(plan(local), tmp_path / "again")
+        from tests.families import read_merged
+
+        found, expected = read_merged(tmp_path / "out"), read_merged(tmp_path / "again")
+        assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_server_that_always_ignores_ranges_is_refused_and_not_read_whole(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hub_magmax.io.fetching._MAX_SKIPPED_BYTES", 100_000)
+    names = sharded_family(hub, tmp_path, "a")
+    recipe = parse_recipe(
+        recipe_values(base_model=names["base"], tasks=[{"name": "a", "model": names["a"]}], method="average")
+    )
+    made = plan(recipe)
+    hub.faults.add("/_storage/*", "ignore_range", method="GET")
+    source = HubSource(names["a"], made.lock.tasks["a"].commit)
+    last = list(source.index.tensors)[-1]
+    with pytest.raises(SourceError, match=r"ignored the range.*breaks HTTP ranges"):
+        source.read(last, 0, 10)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from hub_magmax.checkpoint import refuse_quantised, stated_architecture
@@ -16,6 +18,9 @@ from hub_magmax.sidefiles import content_hashes, is_side_file, same_content
 
 CONFIG_NAME = "config.json"
 
+#: Checkpoints that are looked at side by side.
+PARALLEL_SOURCES = 8
+
 #: Bytes of a file that are hashed at a time.
 _BLOCK_BYTES = 2**24
 
@@ -23,13 +28,42 @@ _BLOCK_BYTES = 2**24
 _MAX_CONFIG_BYTES = 10_000_000
 
 
-def open_source(recipe: Recipe, locked: LockedSource) -> TensorSource:
+class HubSources:
+    """The repositories that one command reads: each is listed, and its headers are read, once.
+
+    What is opened here can be closed and read again. Folders are opened anew each time, so that a change
+    since is seen.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, str], TensorSource] = {}
+
+    def open(self, repo_id: str, commit: str) -> TensorSource:
+        """Return a repository at a commit."""
+        if (repo_id, commit) not in self._opened:
+            self._opened[repo_id, commit] = open_hub(repo_id, commit)
+        return self._opened[repo_id, commit]
+
+    def look_at(self, sources: Iterable[LockedSource]) -> None:
+        """Read the headers of pinned repositories, several at a time: most of it is waiting."""
+        places = dict.fromkeys((s.repo_id, s.commit) for s in sources if s.repo_id and s.commit)
+        with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:
+            for _ in pool.map(lambda place: self.open(str(place[0]), str(place[1])).index, places):
+                pass
+
+
+def open_source(recipe: Recipe, locked: LockedSource, hub: HubSources | None = None) -> TensorSource:
     """Open a pinned checkpoint and check that it still is what was locked.
+
+    Args:
+        recipe: Says where relative paths start.
+        locked: What to open.
+        hub: Repositories that are open already, and where new ones are kept.
 
     Raises:
         LockError: If a weight file changed since.
     """
-    source = _open(recipe, locked)
+    source = _open(recipe, locked, hub or HubSources())
     try:
         _check_pinned(source, locked)
     except BaseException:
@@ -107,21 +141,24 @@ def file_sha256(source: TensorSource, path: str) -> str:
     return digest.hexdigest()
 
 
-def _open(recipe: Recipe, locked: LockedSource) -> TensorSource:
+def _open(recipe: Recipe, locked: LockedSource, hub: HubSources) -> TensorSource:
     if locked.repo_id and locked.commit:
-        return open_hub(locked.repo_id, locked.commit)
+        return hub.open(locked.repo_id, locked.commit)
     reference = recipe.reference(locked.reference)
     assert not isinstance(reference, HubModel)
     return LocalSource(reference.path, locked.reference)
 
 
-def lock_source(recipe: Recipe, written: str, *, hash_files: bool = False) -> LockedSource:
+def lock_source(
+    recipe: Recipe, written: str, *, hash_files: bool = False, hub: HubSources | None = None
+) -> LockedSource:
     """Pin the checkpoint that the recipe calls `written`, from its headers alone.
 
     Args:
         recipe: Says where relative paths start.
         written: A folder, or a name on the Hub.
         hash_files: Read a folder's weight files whole for their sha256; the Hub states it.
+        hub: Repositories that are open already, and where new ones are kept.
 
     Raises:
         CheckpointError: If it is malformed, or quantised.
@@ -129,7 +166,7 @@ def lock_source(recipe: Recipe, written: str, *, hash_files: bool = False) -> Lo
     reference = recipe.reference(written)
     if isinstance(reference, HubModel):
         commit = resolve_commit(reference.repo_id, reference.revision)
-        with closing(open_hub(reference.repo_id, commit)) as source:
+        with closing((hub or HubSources()).open(reference.repo_id, commit)) as source:
             return _describe(written, source, (reference.repo_id, commit), hash_files)
     with closing(LocalSource(reference.path, written)) as source:
         return _describe(written, source, (None, None), hash_files)

@@ -2,97 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-from hub_magmax.errors import CheckpointError, SourceError
+from hub_magmax.checkpoint import CheckpointIndex, read_index, weight_map
+from hub_magmax.io.fetching import TIMEOUT_SECONDS, FileFetcher, hub_api, hub_errors, persistently
+from hub_magmax.io.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.io.source import LocalSource, TensorSource, _Source
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-#: Bytes fetched at least in one request: small neighbouring tensors come along.
+#: Bytes fetched at least in one request where nobody said what is read next: neighbours come along.
 WINDOW_BYTES = 16 * 2**20
 
-#: The same for headers, most of which are smaller; no tensors come along.
+#: The same for headers, most of which are smaller.
 HEADER_WINDOW_BYTES = 2**16
 
-#: Bytes fetched at most in one request, so that a broken connection costs little.
-REQUEST_BYTES = 64 * 2**20
+#: A file's first window stays in memory where fetching it again would be more than a hundredth of the file.
+_KEPT_HEAD_BYTES = 100 * HEADER_WINDOW_BYTES
 
-_TIMEOUT_SECONDS = 60.0
-
-
-def hub_api() -> HfApi:
-    """Return the Hub client, which identifies itself as hub_magmax and follows `HF_*` variables."""
-    from huggingface_hub import HfApi
-
-    from hub_magmax import __version__
-
-    return HfApi(library_name="hub_magmax", library_version=__version__)
-
-
-#: What huggingface_hub raises while reading, most special first, with what was wrong and what to do.
-_REFUSALS = (
-    ("GatedRepoError", "access is gated", "Ask for access on its page, then `hf auth login`."),
-    (
-        "RepositoryNotFoundError",
-        "there is no such repository, or this token may not see it",
-        "Check the spelling; for a private repository run `hf auth login` or set HF_TOKEN.",
-    ),
-    ("RevisionNotFoundError", "there is no such revision", "Name a branch, tag, commit or refs/pr/N."),
-    (
-        "RevisionResolutionError",
-        "the Hub cannot be reached, and the local cache does not know this revision",
-        "Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE.",
-    ),
-    (
-        "LocalEntryNotFoundError",
-        "not in the local cache, and the Hub cannot be reached",
-        "Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE.",
-    ),
-    (
-        "OfflineModeIsEnabled",
-        "not in the local cache, and HF_HUB_OFFLINE is set",
-        "Unset HF_HUB_OFFLINE, or download the model first.",
-    ),
-    ("EntryNotFoundError", "a file is missing at this commit", "Pin another revision."),
-    ("HFValidationError", "not a valid repository id", "Write org/model."),
-    (
-        "HfHubHTTPError",
-        "the Hub answered with an error",
-        "Check the name (org/model, or ./name for a folder), or try again later.",
-    ),
-)
-
-
-@contextmanager
-def hub_errors(where: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises while reading into a SourceError that says what to do."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    known = (errors.HfHubHTTPError, errors.HFValidationError, errors.RevisionResolutionError, OSError)
-    try:
-        yield
-    except known as error:
-        for name, what, hint in _REFUSALS:
-            if isinstance(error, getattr(errors, name)):
-                status = getattr(getattr(error, "response", None), "status_code", None)
-                raise SourceError(
-                    f"{what} (status {status})" if status else what, where=where, hint=hint
-                ) from error
-        raise
-    except httpx.HTTPError as error:
-        raise SourceError(
-            f"the connection failed ({type(error).__name__})",
-            where=where,
-            hint="Check the connection and HF_ENDPOINT, then run the same command again.",
-        ) from error
+#: Requests for the parts of one large read.
+_PARALLEL_REQUESTS = 8
 
 
 def resolve_commit(repo_id: str, revision: str | None) -> str:
@@ -102,7 +34,7 @@ def resolve_commit(repo_id: str, revision: str | None) -> str:
     """
     name = f"{repo_id}@{revision}" if revision else repo_id
     with hub_errors(name):
-        return str(hub_api().resolve_revision(repo_id, revision=revision).resolved)
+        return str(persistently(lambda: hub_api().resolve_revision(repo_id, revision=revision)).resolved)
 
 
 def open_hub(repo_id: str, commit: str) -> TensorSource:
@@ -120,24 +52,31 @@ def open_hub(repo_id: str, commit: str) -> TensorSource:
 class HubSource(_Source):
     """A model repository at one commit.
 
-    Weight files are read by HTTP ranges from where the Hub keeps them; one request resolves a
-    file, and ranges follow until the signed address expires. A file that is complete in the
-    local cache is read there. The last `WINDOW_BYTES` (or the current tensor, if larger) stay
-    in memory, so that a second look at a tensor costs no second request.
+    Weight files are read by HTTP ranges from where the Hub keeps them. Where `expect` says what will be
+    read, large ranges are fetched ahead; otherwise the last `WINDOW_BYTES` (or the current tensor, if
+    larger) stay in memory, so that a second look at a tensor costs no second request. Small files are
+    fetched whole, once. A file that is complete in the local cache is read there.
     """
 
     def __init__(self, repo_id: str, commit: str) -> None:
         self.repo_id, self.commit = repo_id, commit
         self.label = f"{repo_id}@{commit[:7]}"
-        self._locations: dict[str, str] = {}
+        self._fetcher = FileFetcher(repo_id, commit, self.label)
         self._cached: dict[str, LocalSource | None] = {}
+        self._small: dict[str, bytes] = {}
+        self._heads: dict[str, bytes] = {}
+        self._headers: dict[str, Wanted] = {}
         self._window: tuple[str, int, bytearray] = ("", 0, bytearray())
+        self._ahead: ReadAhead | None = None
+        self._tensor = ""
 
     @cached_property
     def _siblings(self) -> dict[str, Any]:
         with hub_errors(self.label):
-            info = hub_api().model_info(
-                self.repo_id, revision=self.commit, files_metadata=True, timeout=_TIMEOUT_SECONDS
+            info = persistently(
+                lambda: hub_api().model_info(
+                    self.repo_id, revision=self.commit, files_metadata=True, timeout=TIMEOUT_SECONDS
+                )
             )
         return {file.rfilename: file for file in sorted(info.siblings or [], key=lambda f: f.rfilename)}
 
@@ -155,19 +94,87 @@ class HubSource(_Source):
         sha256 = self.sha256(path)
         return f"sha256:{sha256}" if sha256 else f"git:{self._siblings[path].blob_id}"
 
+    @cached_property
+    def index(self) -> CheckpointIndex:
+        heads: dict[str, bytearray] = {}
+
+        def read(path: str, start: int, stop: int) -> bytes:
+            if not self._is_remote(path):
+                return self.read_bytes(path, start, stop)
+            head = heads.setdefault(path, bytearray())
+            if stop > len(head):
+                more = bytearray(min(max(stop, HEADER_WINDOW_BYTES), self.sizes[path]) - len(head))
+                self._fetch(path, len(head), memoryview(more))
+                head += more
+            return bytes(head[start:stop])
+
+        # Headers of many files in about the time of one; what is wrong with them is told below.
+        files = [path for path in weight_map(self.label, self.sizes, read) if self.sizes[path] >= 8]
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+            list(pool.map(lambda path: read(path, 0, 8), files))
+        index = read_index(self.label, self.sizes, read)
+        for path in [shard.file for shard in index.shards if shard.file in heads]:
+            self._keep_header(path, bytes(heads[path]))
+        return index
+
+    def _keep_header(self, path: str, head: bytes) -> None:
+        """Keep what hashing the file needs of its header, and of a small file what came along with it."""
+        start, size, sha256 = 8 + int.from_bytes(head[:8], "little"), self.sizes[path], self.sha256(path)
+        assert sha256 is not None, "a file is remote if the Hub states its sha256"
+        self._headers[path] = Wanted(sha256, hashlib.sha256(head[:start]), start, size)
+        if size <= _KEPT_HEAD_BYTES:
+            self._heads[path] = head
+
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         if (local := self._in_cache(path)) is not None:
             local.read_into(path, start, buffer)
-            return
-        # Headers and side files: a window that most of them fit in, and no more.
-        buffer[:] = self._from_window(path, start, start + len(buffer), HEADER_WINDOW_BYTES)
+        elif self.sha256(path) is None:
+            buffer[:] = self._whole(path)[start : start + len(buffer)]
+        elif self._ahead is None or not self._ahead.read_into(path, start, buffer):
+            held, first, content = self._window
+            if held == path and first <= start and start + len(buffer) <= first + len(content):
+                buffer[:] = memoryview(content)[start - first :][: len(buffer)]
+            else:
+                self._fetch(path, start, buffer)
 
     def read(self, name: str, start: int, stop: int) -> Any:
         info = self.index.tensors[name]
-        if self._in_cache(info.file) is None:
+        if self._ahead is not None:
+            if name != self._tensor:
+                self._ahead.release(info.file, info.start_byte)
+        elif self._is_remote(info.file):
             # The whole tensor at once, so that later chunks and passes find it here.
-            self._from_window(info.file, info.start_byte, info.stop_byte, WINDOW_BYTES)
+            self._hold(info.file, info.start_byte, info.stop_byte)
+        self._tensor = name
         return super().read(name, start, stop)
+
+    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+        """Fetch the tensors `names` ahead, in this order; see `TensorSource`."""
+        self._forget()
+        infos = [self.index.tensors[name] for name in names]
+        ranges = [Segment(i.file, i.start_byte, i.stop_byte) for i in infos if self._is_remote(i.file)]
+        if ranges:
+            self._ahead = ReadAhead(ranges, self._fetch, self._headers, budget_bytes, self.label)
+
+    def release(self, name: str, stop: int) -> None:
+        info = self.index.tensors[name]
+        if self._ahead is not None and info.num_elements:
+            item_bytes = info.num_bytes // info.num_elements
+            self._ahead.release(info.file, info.start_byte + stop * item_bytes)
+
+    def close(self) -> None:
+        self._forget()
+        for local in self._cached.values():
+            if local is not None:
+                local.close()
+
+    def _forget(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead, self._tensor, self._window = None, "", ("", 0, bytearray())
+
+    def _is_remote(self, path: str) -> bool:
+        return self._in_cache(path) is None and self.sha256(path) is not None
 
     def _in_cache(self, path: str) -> LocalSource | None:
         if path not in self._cached:
@@ -179,66 +186,31 @@ class HubSource(_Source):
             )
         return self._cached[path]
 
-    def _from_window(self, path: str, start: int, stop: int, window_bytes: int) -> memoryview:
+    def _whole(self, path: str) -> bytes:
+        if path not in self._small:
+            self._small[path] = self._fetcher.whole(path, self._siblings[path].blob_id)
+        return self._small[path]
+
+    def _hold(self, path: str, start: int, stop: int) -> None:
+        """Have a range in the window, and what follows it."""
         held, first, content = self._window
         if held != path or start < first or stop > first + len(content):
             self._window = ("", 0, bytearray())  # free it before fetching the next
-            last = min(max(stop, start + window_bytes), self.sizes[path])
-            first, content = start, bytearray()
-            for position in range(start, last, REQUEST_BYTES):
-                content += self._fetch(path, position, min(position + REQUEST_BYTES, last))
-            self._window = (path, first, content)
-        return memoryview(content)[start - first : stop - first]
+            content = bytearray(min(max(stop, start + WINDOW_BYTES), self.sizes[path]) - start)
+            self._fetch(path, start, memoryview(content))
+            self._window = (path, start, content)
 
-    def _fetch(self, path: str, start: int, stop: int) -> bytes:
-        """Return a range of a file, following the file's signed address anew when it has expired."""
-        where = f"{self.label}, {path}"
-        for fresh in (False, True):
-            if fresh or path not in self._locations:
-                self._locations[path] = self._locate(path, where)
-            response = self._get(self._locations[path], start, stop, where)
-            if response.status_code in (401, 403) and not fresh:
-                continue
-            return _checked_body(response, start, stop, where)
-        raise AssertionError("unreachable")
+    def _fetch(self, path: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a remote file, large ones by several requests at a time."""
+        known = self._heads.get(path, b"")[start : start + len(buffer)]
+        buffer[: len(known)] = known
+        starts = range(len(known), len(buffer), WINDOW_BYTES)
 
-    def _locate(self, path: str, where: str) -> str:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        def part(position: int) -> None:
+            self._fetcher.into(path, start + position, buffer[position : position + WINDOW_BYTES])
 
-        with hub_errors(where):
-            url = hf_hub_url(self.repo_id, path, revision=self.commit)
-            found = get_hf_file_metadata(url, timeout=_TIMEOUT_SECONDS, retry_on_errors=True)
-        return str(found.location)
-
-    def _get(self, url: str, start: int, stop: int, where: str) -> Any:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import build_hf_headers, http_backoff
-
-        from hub_magmax import __version__
-
-        same_host = urlsplit(url).netloc == urlsplit(constants.ENDPOINT).netloc
-        headers = build_hf_headers(
-            token=None if same_host else False,  # a signed address needs no token, and must not see it
-            library_name="hub_magmax",
-            library_version=__version__,
-        )
-        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with hub_errors(where):
-            return http_backoff("GET", url, headers=headers, timeout=_TIMEOUT_SECONDS)
-
-
-def _checked_body(response: Any, start: int, stop: int, where: str) -> bytes:
-    """Return exactly the bytes asked for; a server may ignore the range, or stop early."""
-    body: bytes = response.content
-    if response.status_code == 206:
-        said = response.headers.get("Content-Range", "")
-        if said.split("/")[0] == f"bytes {start}-{stop - 1}" and len(body) == stop - start:
-            return body
-    elif response.status_code == 200 and len(body) >= stop:
-        return body[start:stop]
-    raise CheckpointError(
-        f"asked for bytes {start:,} to {stop:,}, and the server sent {len(body):,} bytes with status "
-        f"{response.status_code}",
-        where=where,
-        hint="Run the same command again; if it stays, the server or a proxy breaks HTTP ranges.",
-    )
+        if len(starts) == 1:
+            part(starts[0])
+        elif starts:
+            with ThreadPoolExecutor(min(len(starts), _PARALLEL_REQUESTS)) as pool:
+                list(pool.map(part, starts))

@@ -7,7 +7,7 @@ them. Everything else (headers, tensors) is built on that here, the same for all
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -49,6 +49,18 @@ class TensorSource(Protocol):
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
+        ...
+
+    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+        """Note that these tensors are going to be read, in this order and each from front to back.
+
+        A source that is far away fetches them ahead, holding about `budget_bytes`. What was read of a
+        tensor is kept until `release`, or until the next tensor is read, so that it can be read again.
+        """
+        ...
+
+    def release(self, name: str, stop: int) -> None:
+        """Note that nothing before the element `stop` of a tensor is going to be read again."""
         ...
 
     def close(self) -> None: ...
@@ -100,6 +112,14 @@ class _Source:
             buffer = memoryview(tensor.view(torch.uint8).numpy().data)
             self.read_into(info.file, info.start_byte + start * dtype.itemsize, buffer)
         return tensor
+
+    # What lies on this machine, or in memory, is read when it is wanted.
+
+    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+        pass
+
+    def release(self, name: str, stop: int) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -148,6 +148,7 @@ class PartialFolder:
         return ""
 
     def record(self, record: ShardRecord) -> None:
+        """Note durably that a shard is finished."""
         _write_durably(self._journal / f"{record.file}.json", json.dumps(asdict(record)))
 
     def recorded(self, file: str) -> ShardRecord | None:
@@ -166,6 +167,11 @@ class PartialFolder:
             if record and sha256_of(self.folder / file) == record.sha256:
                 return record
         return None
+
+    def forget(self) -> None:
+        """Take no shard for finished any more: the same merge starts from its beginning."""
+        for path in self._journal.glob("*.json"):
+            path.unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Turn the folder into the output by one rename, after which it survives a loss of power."""
