@@ -97,6 +97,7 @@ def render_card(
     scores: Scores | None = None,
     *,
     picture: str | None = None,
+    explorer: str | None = None,
     repo_id: str | None = None,
 ) -> str:
     """Return the whole README.md of a merged model.
@@ -107,6 +108,7 @@ def render_card(
         report: What the merge did.
         scores: What was measured; None says that nothing was.
         picture: Name of a picture beside the card, as `figures.draw_tradeoff` writes it.
+        explorer: Name of a page beside the card, as `sweeping.write_sweep` writes it.
         repo_id: Repository the card is for, where the recipe names none or another one.
 
     Raises:
@@ -130,6 +132,7 @@ def render_card(
         "title": _model_name(named),
         "headline": _headline(lock, rows, scores, unit, ignored=not method.uses_preference),
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
+        "explorer": Markdown(quote(Path(explorer).name)) if explorer else None,
         "rows": rows,
         "unit": unit,
         "num_resamples": NUM_RESAMPLES,

@@ -217,6 +217,22 @@ def compare(recipe: Path) -> Answer:
 
 
 @recipe_verb
+def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
+    from hub_magmax.sweeping import sweep as do_sweep
+    from hub_magmax.sweeping import sweep_folder, write_sweep
+
+    found, locked = _read(recipe, lock_path, output)
+    surface = do_sweep(found, locked=locked, report=_say)
+    folder = sweep_folder(found)
+    files = [*write_sweep(found, surface, folder)]
+    if (folder / "README.md").is_file() and folder == found.output_path:
+        files.append(_write_card(*_merged(recipe, lock_path, output)))
+    wrote = "\n".join(f"wrote {path}" for path in files)
+    return surface.to_dict(), f"{surface.table()}\n{wrote}"
+
+
+@recipe_verb
 def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.io.opening import HubSources
@@ -312,15 +328,18 @@ def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
 @recipe_verb
 def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Write the card of RECIPE's merged model from what was measured."""
+    path = _write_card(*_merged(recipe, lock_path, output))
+    return {"card": str(path)}, f"wrote {path}"
+
+
+def _write_card(recipe: Recipe, locked: Lock) -> Path:
     from hub_magmax.evaluation import SCORES_NAME, read_scores
     from hub_magmax.reports import REPORT_NAME, read_report
     from hub_magmax.running import write_card
 
-    found, locked = _merged(recipe, lock_path, output)
-    folder = found.output_path
+    folder = recipe.output_path
     scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
-    path = write_card(found, locked, read_report(folder / REPORT_NAME), scores, folder)
-    return {"card": str(path)}, f"wrote {path}"
+    return write_card(recipe, locked, read_report(folder / REPORT_NAME), scores, folder)
 
 
 def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[Recipe, Lock]:

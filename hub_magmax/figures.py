@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation import Score, Scores
+from hub_magmax.surface import Surface
 from hub_magmax.tradeoff import Tradeoff, task_tradeoffs
 from hub_magmax.units import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 #: Twice the width at which the Hub shows pictures on a phone: 4 inches, with text of 7 points or more.
 DOTS_PER_INCH = 200
 
 _WIDTH, _ROW, _TOP, _BOTTOM = 4.0, 0.44, 0.34, 0.46  # inches
 _LEFT, _SPLIT, _RIGHT = 0.03, 0.74, 0.97  # of the width: scores between the first two, then the preference
+_NAMES = 0.3  # of the width: where names stand to the left of what is measured
 _LABEL_POINTS, _SMALL_POINTS = 7.5, 7.0
 _FONT = "DejaVu Sans"  # comes with matplotlib, so the picture is the same everywhere
 
@@ -35,11 +38,13 @@ class _Series:
     marker: str
     offset: float  # in rows, below the row's top
     filled: bool = True
+    size: float = 4.0  # points
 
 
 _BASE = _Series("base model", "#666666", "s", 0.46, filled=False)
 _OWN = _Series("own checkpoint", "#0072B2", "D", 0.63)
 _MERGED = _Series("merged", "#D55E00", "o", 0.80)
+_FRONT = replace(_MERGED, label="front", size=2.5)
 
 
 def draw_tradeoff(scores: Scores, preference: Mapping[str, float], path: Path) -> None:
@@ -58,12 +63,8 @@ def draw_tradeoff(scores: Scores, preference: Mapping[str, float], path: Path) -
 
 def tradeoff_figure(scores: Scores, preference: Mapping[str, float]) -> Figure:
     """Return the figure that `draw_tradeoff` writes; it belongs to no pyplot session."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height = _TOP + _ROW * len(preference) + _BOTTOM
-    figure = Figure(figsize=(_WIDTH, height), dpi=DOTS_PER_INCH, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(height)
     bottom, tall = _BOTTOM / height, _ROW * len(preference) / height
     measured = figure.add_axes((_LEFT, bottom, _SPLIT - _LEFT, tall))
     wanted = figure.add_axes((_SPLIT + 0.03, bottom, _RIGHT - _SPLIT - 0.03, tall))
@@ -73,17 +74,7 @@ def tradeoff_figure(scores: Scores, preference: Mapping[str, float]) -> Figure:
     _draw_preference(wanted, preference)
     header = 1 - 0.5 * _TOP / height
     figure.text(_SPLIT + 0.03, header, "preference", va="center", **_text(_LABEL_POINTS))
-    figure.legend(
-        handles=[_legend_entry(series) for series in (_BASE, _OWN, _MERGED)],
-        loc="center left",
-        bbox_to_anchor=(_LEFT - 0.03, header),
-        ncols=3,
-        frameon=False,
-        prop={"family": _FONT, "size": _LABEL_POINTS},
-        handletextpad=0.1,
-        columnspacing=1.0,
-        borderaxespad=0.3,
-    )
+    _add_legend(figure, (_BASE, _OWN, _MERGED), header)
     return figure
 
 
@@ -101,12 +92,8 @@ def draw_comparison(
     Raises:
         OutputError: If `path` cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height = 0.1 + _ROW * len(rows) + _BOTTOM
-    figure = Figure(figsize=(_WIDTH, height), dpi=DOTS_PER_INCH, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(height)
     axes = figure.add_axes((_LEFT, _BOTTOM / height, _RIGHT - _LEFT, _ROW * len(rows) / height))
     _prepare(axes, len(rows))
     unit = Unit(is_share)
@@ -124,6 +111,85 @@ def draw_comparison(
         axes.plot([value], [number + series.offset], zorder=3, clip_on=False, **_marker(series))
         _label_row(axes, number, label, unit.value(score.value))
     _write_figure(figure, path)
+
+
+def draw_front(surface: Surface, path: Path) -> None:
+    """Write a PNG with the scores of every model on the front: a row per task, a line per model.
+
+    Raises:
+        OutputError: If `path` cannot be written.
+    """
+    _write_figure(front_figure(surface), path)
+
+
+def front_figure(surface: Surface) -> Figure:
+    """Return the figure that `draw_front` writes."""
+    unit, rows = Unit(surface.is_share), len(surface.evaluated)
+    height = _TOP + _ROW * rows + _BOTTOM
+    figure = _new_figure(height)
+    axes = figure.add_axes((_NAMES, _BOTTOM / height, _RIGHT - _NAMES, _ROW * rows / height))
+    _prepare(axes, rows)
+    shown = [surface.points[index] for index in surface.front]
+    found = [*surface.base_model, *surface.own, *(score for point in shown for score in point.scores)]
+    values = [replace(score, low=score.value, high=score.value) for score in found]
+    axes.set_xlim(*(_limits(values) if unit.is_share else _free_limits(values)))
+    axes.grid(axis="x", color="#d9d9d9", linewidth=0.5, zorder=0.5)
+    axes.set_xlabel(
+        f"{unit.axis(surface.metric)}, a line per model", parse_math=False, **_text(_SMALL_POINTS)
+    )
+    heights = [row + 0.5 for row in range(rows)]
+    for point in shown:
+        scores = [unit.factor * score.value for score in point.scores]
+        axes.plot(scores, heights, color=_MERGED.colour, linewidth=0.5, alpha=0.45, zorder=1.5)
+        axes.plot(scores, heights, zorder=2, clip_on=False, **_marker(_FRONT))
+    for series, scores_ in ((_BASE, surface.base_model), (_OWN, surface.own)):
+        places = [unit.factor * score.value for score in scores_]
+        axes.plot(places, heights, zorder=3, clip_on=False, **_marker(series))
+    for row, (task, score) in enumerate(zip(surface.evaluated, surface.base_model, strict=True)):
+        _name_row(axes, row, task, f"n = {score.num_examples:,}")
+    entries = (_BASE, _OWN, replace(_FRONT, label=f"front, {len(shown):,} of {len(surface.points):,}"))
+    _add_legend(figure, entries, 1 - 0.5 * _TOP / height)
+    return figure
+
+
+def _name_row(axes: Axes, row: int, task: str, size: str) -> None:
+    """Write a task's name and size to the left of its row; a long name is cut."""
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
+    left = -(_NAMES - _LEFT) / (_RIGHT - _NAMES)
+    name = axes.text(left, row + 0.3, task, **place, **_text(_LABEL_POINTS))
+    axes.text(left, row + 0.72, size, color="#555555", **place, **_text(_SMALL_POINTS))
+    _shorten(name, task, axes.get_window_extent().x0 - 0.05 * DOTS_PER_INCH)
+
+
+def _shorten(label: Text, text: str, free: float) -> None:
+    """Cut a label until it ends left of `free`, in pixels."""
+    while label.get_window_extent().x1 > free and len(text) > 1:
+        text = text[:-1]
+        label.set_text(f"{text}…")
+
+
+def _new_figure(height: float) -> Figure:
+    """Return an empty figure, `height` inches tall, that belongs to no pyplot session."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), dpi=DOTS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _add_legend(figure: Figure, entries: Sequence[_Series], header: float) -> None:
+    figure.legend(
+        handles=[_legend_entry(series) for series in entries],
+        loc="center left",
+        bbox_to_anchor=(_LEFT - 0.03, header),
+        ncols=len(entries),
+        frameon=False,
+        prop={"family": _FONT, "size": _LABEL_POINTS},
+        handletextpad=0.1,
+        columnspacing=1.0,
+        borderaxespad=0.3,
+    )
 
 
 def _write_figure(figure: Figure, path: Path) -> None:
@@ -170,10 +236,7 @@ def _label_row(axes: Axes, row: int, task: str, size: str) -> None:
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
     right = axes.text(0.985, row + 0.22, size, ha="right", color="#555555", **place, **_text(_SMALL_POINTS))
     left = axes.text(0.015, row + 0.22, task, ha="left", **place, **_text(_LABEL_POINTS))
-    free = right.get_window_extent().x0 - 0.05 * DOTS_PER_INCH
-    while left.get_window_extent().x1 > free and len(task) > 1:
-        task = task[:-1]
-        left.set_text(f"{task}…")
+    _shorten(left, task, right.get_window_extent().x0 - 0.05 * DOTS_PER_INCH)
 
 
 def _draw_preference(axes: Axes, preference: Mapping[str, float]) -> None:
@@ -212,7 +275,7 @@ def _marker(series: _Series) -> dict[str, Any]:
     return {
         "color": series.colour,
         "marker": series.marker,
-        "markersize": 4.0,
+        "markersize": series.size,
         "markerfacecolor": series.colour if series.filled else "white",
         "markeredgewidth": 1.0,
         "linestyle": "none",

@@ -19,6 +19,7 @@ from hub_magmax.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe import RECIPE_NAME, load_recipe
 from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.sidefiles import is_side_file
+from hub_magmax.surface import EXPLORER_NAME
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,10 @@ def _card_for(folder: Path, repo_id: str) -> str | None:
         read_scores(scores_path.parent) if scores_path.is_file() else None,
     )
     picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
-    if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture):
+    explorer = EXPLORER_NAME if (folder / EXPLORER_NAME).is_file() else None
+    if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture, explorer=explorer):
         return None
-    return render_card(*facts, picture=picture, repo_id=repo_id)
+    return render_card(*facts, picture=picture, explorer=explorer, repo_id=repo_id)
 
 
 def _holds_weights(path: str) -> bool:

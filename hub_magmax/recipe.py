@@ -401,6 +401,17 @@ class Evaluation(Spec):
         return make_evaluator(self.evaluator.name, self.evaluator.options)
 
 
+class Sweep(Spec):
+    """Which preferences `hub-magmax sweep` tries.
+
+    `adaptive` looks for the front, `grid` is the finest lattice of at most `budget` points, and `schedule`
+    goes from the first task to the last by geometric weights.
+    """
+
+    walk: Literal["adaptive", "grid", "schedule"] = "adaptive"
+    budget: Annotated[int, Field(ge=2, le=10_000)] = 60
+
+
 class Output(Spec):
     """Where the merged model goes, and in which form.
 
@@ -427,6 +438,7 @@ class Recipe(Spec):
     tensors: tuple[TensorRule, ...] = ()
     evaluation: Evaluation | None = None
     compare: Compare | None = None
+    sweep: Sweep | None = None
     output: Output = Output()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 

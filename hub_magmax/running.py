@@ -27,6 +27,7 @@ from hub_magmax.planning import Plan
 from hub_magmax.publishing import Published, prepare_repository, push
 from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
+from hub_magmax.surface import EXPLORER_NAME
 from hub_magmax.tuning import MemoryTuner
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
@@ -162,5 +163,7 @@ def write_card(
 
         draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
         picture = PICTURE_NAME
-    write_text(output / CARD_NAME, render_card(recipe, locked, merged, scores, picture=picture))
+    explorer = EXPLORER_NAME if (output / EXPLORER_NAME).is_file() else None
+    card = render_card(recipe, locked, merged, scores, picture=picture, explorer=explorer)
+    write_text(output / CARD_NAME, card)
     return output / CARD_NAME

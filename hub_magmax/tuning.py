@@ -137,6 +137,14 @@ class Arena:
                 model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
                 yield Trial(candidate, tuple(self.evaluator.outcomes(model, batches)))
 
+    def score(
+        self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]
+    ) -> dict[str, tuple[Outcome, ...]]:
+        """Return what one candidate did on each of several data sets; it is merged once."""
+        merged = self._workbench.merge(candidate.method, candidate.weights)
+        model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
+        return {name: tuple(self.evaluator.outcomes(model, found)) for name, found in batches.items()}
+
 
 def candidates(
     compare: Compare, written: Method, preferences: Mapping[str, tuple[float, ...]]

@@ -192,6 +192,7 @@ def described_keys(heading: str) -> set[str]:
         ("`tensors`", "TensorRule"),
         ("`evaluation`", "Evaluation"),
         ("`compare`", "Compare"),
+        ("`sweep`", "Sweep"),
         ("`output`", "Output"),
     ],
 )

@@ -1,0 +1,66 @@
+"""The explorer: one HTML file, without network, in which a person drags a preference and sees the scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.evaluation import Score
+from hub_magmax.markdown import one_line, publishable_values
+from hub_magmax.recipe import Recipe
+from hub_magmax.surface import Surface
+
+PAGE_NAME = "tradeoffs.html"
+
+#: Where the page is: inside an installed package, or beside it in the repository.
+_PAGE_FOLDERS = (Path(__file__).parent / "_cards", Path(__file__).parent.parent / "cards")
+
+#: What the page holds where the measured values go.
+_PLACE = "__MEASURED__"
+
+
+def render_explorer(recipe: Recipe, surface: Surface) -> str:
+    """Return the page with everything that was measured inside.
+
+    Args:
+        recipe: Of the sweep; the page shows it with the preference of each measured point.
+        surface: What was measured.
+    """
+    page = next(folder / PAGE_NAME for folder in _PAGE_FOLDERS if (folder / PAGE_NAME).is_file())
+    return page.read_text(encoding="utf-8").replace(_PLACE, inert_json(_facts(recipe, surface)), 1)
+
+
+def inert_json(value: Any) -> str:
+    """Return JSON that can stand in a script element: nothing in it can end the element or a line."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _facts(recipe: Recipe, surface: Surface) -> dict[str, Any]:
+    import yaml
+
+    values = publishable_values(recipe.to_dict())
+    values.pop("preference", None)
+    return {
+        "title": one_line(recipe.output.push_to_hub or Path(recipe.output.path).name),
+        "metric": one_line(surface.metric),
+        "isShare": surface.is_share,
+        "method": one_line(surface.method["name"]),
+        "scaling": surface.method["scaling"],
+        "tasks": surface.tasks,
+        "evaluated": surface.evaluated,
+        "points": [
+            {"weights": point.weights, "scores": [_numbers(score) for score in point.scores]}
+            for point in surface.points
+        ],
+        "front": surface.front,
+        "base": [_numbers(score) for score in surface.base_model],
+        "own": [_numbers(score) for score in surface.own],
+        "examples": [score.num_examples for score in surface.base_model],
+        "recipe": yaml.safe_dump(values, sort_keys=False, allow_unicode=False),
+    }
+
+
+def _numbers(score: Score) -> tuple[float, float, float]:
+    return score.value, score.low, score.high

@@ -1,0 +1,165 @@
+"""Which trade-offs are there? Models are merged in memory across the simplex of preferences and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hub_magmax import locking, methods, walks
+from hub_magmax.errors import EvaluationError, RecipeError
+from hub_magmax.evaluation import Score, load_evaluation_data, make_score
+from hub_magmax.io.writer import write_text
+from hub_magmax.lockfile import LOCK_NAME, Lock
+from hub_magmax.recipe import Recipe, Sweep
+from hub_magmax.surface import EXPLORER_NAME, FRONT_PICTURE_NAME, TABLE_NAME, Point, Surface
+from hub_magmax.tuning import Arena, Candidate, MemoryTuner
+
+Report = Callable[[str], None]
+
+
+def sweep(recipe: Recipe, *, locked: Lock | None = None, report: Report = lambda line: None) -> Surface:
+    """Merge in memory for many preferences, and score each on every task of the evaluation.
+
+    Method and scaling coefficient are the recipe's; its own preference plays no part. Nothing is written.
+
+    Args:
+        recipe: `sweep` says which preferences, `evaluation` on which examples.
+        locked: Its lock; made now where it is not given.
+        report: Called with a line of text at each step.
+
+    Raises:
+        RecipeError: If the method ignores the preference, or there are too few tasks or tries.
+        EvaluationError: If the recipe names no examples, or they cannot be used.
+    """
+    spec = recipe.sweep or Sweep()
+    _check(recipe, spec)
+    lock = locked or _lock(recipe, report)
+    _check_method(lock)
+    with Arena(recipe, lock) as arena:
+        course = _Course(recipe, lock, arena)
+        base = course.base_model()
+        own = course.own()
+        floor = [score.value for score in base]
+        points: list[Point] = []
+        for weights in _weights(spec, len(lock.tasks), floor, points):
+            points.append(Point(weights, course.scores(Candidate(lock.method, "sweep", weights))))
+            report(f"preference {len(points)}: " + "/".join(f"{weight:g}" for weight in weights))
+    evaluator = arena.evaluator
+    return Surface(
+        evaluator.metric,
+        evaluator.is_share,
+        dict(lock.method),
+        spec.walk,
+        tuple(lock.tasks),
+        tuple(course.batches),
+        tuple(points),
+        base,
+        own,
+    )
+
+
+def _lock(recipe: Recipe, report: Report) -> Lock:
+    """Pin what a sweep needs: the preference only where a comparison chooses the method under it."""
+    report("pinning")
+    asked = recipe if recipe.method.is_auto else recipe.updated(preference=None)
+    return locking.lock(asked, tuner=MemoryTuner(report))
+
+
+def _check(recipe: Recipe, spec: Sweep) -> None:
+    num_tasks = len(recipe.tasks)
+    if not recipe.evaluation or not recipe.evaluation.tasks:
+        raise EvaluationError(
+            "a sweep needs examples to score by",
+            where="evaluation.tasks",
+            expected="examples for at least one task",
+        )
+    if num_tasks < 2:
+        raise RecipeError("one task has one preference only", where="tasks", expected="at least 2 tasks")
+    if spec.budget <= num_tasks:
+        raise RecipeError(
+            f"{spec.budget} preferences cannot tell {num_tasks} tasks apart",
+            where="sweep.budget",
+            expected=f"at least {num_tasks + 1}, better {20 * num_tasks}",
+        )
+
+
+def _check_method(lock: Lock) -> None:
+    name = lock.method["name"]
+    if not methods.get_method(name).uses_preference:
+        used = [other for other in methods.method_names() if methods.get_method(other).uses_preference]
+        raise RecipeError(
+            f"{name} ignores the preference, so every point would be the same model",
+            where="method.name",
+            expected=f"one of {', '.join(used)}",
+        )
+
+
+class _Course:
+    """The examples of every evaluated task, and models scored on them."""
+
+    def __init__(self, recipe: Recipe, lock: Lock, arena: Arena) -> None:
+        assert recipe.evaluation is not None
+        spec, examples = recipe.evaluation, load_evaluation_data(recipe, lock)
+        self._lock, self._arena = lock, arena
+        self.batches = {task: arena.encode(examples[task], data) for task, data in spec.tasks.items()}
+
+    def scores(self, candidate: Candidate, name: str = "merged") -> tuple[Score, ...]:
+        return tuple(self._scored(candidate, name, self.batches).values())
+
+    def _scored(self, candidate: Candidate, name: str, batches: Mapping[str, Any]) -> dict[str, Score]:
+        is_share = self._arena.evaluator.is_share
+        return {
+            task: replace(make_score(name, task, found, is_share=is_share), outcomes=(), probabilities=())
+            for task, found in self._arena.score(candidate, batches).items()
+        }
+
+    def base_model(self) -> tuple[Score, ...]:
+        """Return the scores of a merge that adds nothing."""
+        weights = (1 / len(self._lock.tasks),) * len(self._lock.tasks)
+        return self.scores(Candidate({"name": "average", "scaling": 0.0}, "none", weights), "base_model")
+
+    def own(self) -> tuple[Score, ...]:
+        """Return each task's own checkpoint on it: a merge that takes everything from this task."""
+        tasks = tuple(self._lock.tasks)
+        found: list[Score] = []
+        for task, batches in self.batches.items():
+            weights = tuple(float(other == task) for other in tasks)
+            alone = Candidate({"name": "single_task", "scaling": 1.0}, "one task", weights)
+            found += self._scored(alone, task, {task: batches}).values()
+        return tuple(found)
+
+
+def _weights(
+    spec: Sweep, num_tasks: int, floor: list[float], points: list[Point]
+) -> Iterator[tuple[float, ...]]:
+    """Yield the preferences to try; `points` is what was measured by then."""
+    fixed = {"grid": walks.grid, "schedule": walks.schedule, "adaptive": walks.first_design}[spec.walk]
+    yield from dict.fromkeys(walks.as_written(weights) for weights in fixed(num_tasks, spec.budget))
+    while spec.walk == "adaptive" and len(points) < spec.budget:
+        tried = np.array([point.weights for point in points])
+        values = np.array([[score.value for score in point.scores] for point in points])
+        found = walks.propose(tried, values, floor)
+        if found is None:
+            return
+        yield walks.as_written(found)
+
+
+def write_sweep(recipe: Recipe, surface: Surface, folder: Path) -> tuple[Path, Path, Path]:
+    """Write the table, the picture of the front and the explorer into `folder`, and return where."""
+    from hub_magmax.explorer import render_explorer
+    from hub_magmax.figures import draw_front
+
+    table, picture, explorer = (folder / name for name in (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME))
+    write_text(table, surface.to_csv())
+    draw_front(surface, picture)
+    write_text(explorer, render_explorer(recipe, surface))
+    return table, picture, explorer
+
+
+def sweep_folder(recipe: Recipe) -> Path:
+    """Return where a sweep goes: beside the merged model, or beside the recipe where there is none yet."""
+    return recipe.output_path if (recipe.output_path / LOCK_NAME).is_file() else recipe.folder

@@ -1,0 +1,307 @@
+"""The page to explore trade-offs with, in a real browser where there is one."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hub_magmax import explorer
+from hub_magmax.evaluation import Score
+from hub_magmax.explorer import render_explorer
+from hub_magmax.recipe import parse_recipe
+from hub_magmax.surface import Point, Surface
+from tests.browser import Page, find_browser
+from tests.families import recipe_values
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028&lt;\u202e`${alert(3)}`"
+
+
+def make_surface(num_tasks=3, metric="accuracy", is_share=True):
+    """A surface whose scores are the weights' square roots, on a coarse lattice."""
+    from hub_magmax.walks import lattice
+
+    tasks = tuple(f"task-{number}" for number in range(num_tasks))
+
+    def scores(values):
+        return tuple(
+            Score("merged", task, float(v), float(v) - 0.05, float(v) + 0.05, 100 + n)
+            for n, (task, v) in enumerate(zip(tasks, values, strict=True))
+        )
+
+    points = tuple(
+        Point(tuple(float(w) for w in weights), scores(np.sqrt(weights))) for weights in lattice(num_tasks, 4)
+    )
+    ones = (1.0,) * num_tasks
+    method = {"name": "average", "scaling": 1.0}
+    return Surface(
+        metric, is_share, method, "grid", tasks, tasks, points, scores((0.1,) * num_tasks), scores(ones)
+    )
+
+
+def make_recipe(num_tasks=3, **changes):
+    return parse_recipe(recipe_values([f"task-{number}" for number in range(num_tasks)], **changes))
+
+
+def measured_in(page_text):
+    return json.loads(re.search(r'<script id="measured"[^>]*>(.*?)</script>', page_text, re.S)[1])
+
+
+def test_the_page_holds_every_measured_number():
+    surface = make_surface()
+    facts = measured_in(render_explorer(make_recipe(), surface))
+    for point, shown in zip(surface.points, facts["points"], strict=True):
+        assert tuple(shown["weights"]) == point.weights
+        assert [tuple(s) for s in shown["scores"]] == [(s.value, s.low, s.high) for s in point.scores]
+    assert facts["front"] == list(surface.front)
+    assert facts["examples"] == [100, 101, 102]
+
+
+def test_the_page_asks_for_nothing_from_elsewhere():
+    page = render_explorer(make_recipe(), make_surface())
+    assert set(re.findall(r"""(?:src|href|action)\s*=\s*["']([^"']*)""", page)) == {"data:,"}
+    # The name of SVG's elements, which nobody fetches, and the meta element that forbids fetching.
+    assert re.findall(r"http.{12}", page) == ['http-equiv="Cont', "http://www.w3.or"]
+    assert "default-src 'none'" in page
+
+
+def test_hostile_text_stays_in_its_place():
+    recipe = make_recipe(base_model=f"./{HOSTILE}")
+    page = render_explorer(recipe, make_surface(metric=HOSTILE))
+    assert page.count("</script>") == 2
+    assert yaml.safe_load(measured_in(page)["recipe"])["base_model"] == f"./{HOSTILE}"
+    assert "\u202e" not in page and "\u2028" not in page
+
+
+def test_no_path_of_this_machine_is_in_the_page(tmp_path):
+    recipe = make_recipe(base_model=str(tmp_path / "base"), output={"path": str(tmp_path / "out")})
+    assert str(tmp_path.parent) not in render_explorer(recipe, make_surface())
+
+
+def test_the_page_is_where_the_wheel_puts_it():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    packaged, repository = (folder / explorer.PAGE_NAME for folder in explorer._PAGE_FOLDERS)
+    root = Path(explorer.__file__).parent.parent
+    assert included[repository.relative_to(root).as_posix()] == packaged.relative_to(root).as_posix()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = find_browser()
+    if program is None:
+        pytest.skip("no browser: install chromium to test the page that people open")
+    page = Page(program, tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """Open what is rendered, and check at the end that nobody complained and nothing was asked for."""
+
+    def show(surface=None, recipe=None, **options):
+        surface = surface or make_surface()
+        path = tmp_path / "tradeoffs.html"
+        recipe = recipe or make_recipe(len(surface.tasks))
+        path.write_text(render_explorer(recipe, surface), encoding="utf-8")
+        browser.complaints.clear()
+        browser.requests.clear()
+        browser.open(path, **options)
+        return browser
+
+    yield show
+    assert browser.complaints == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+
+
+def shares(page):
+    return [
+        float(text)
+        for text in page.evaluate("[...document.querySelectorAll('output')].map(o => o.textContent)")
+    ]
+
+
+def expected_scores(page):
+    found = page.evaluate("[...document.querySelectorAll('.task .number')].map(o => o.textContent)")
+    return [float(text.removesuffix(" %")) for text in found]
+
+
+def box(page, selector):
+    found = page.evaluate(
+        f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
+        "return [b.left, b.top, b.width, b.height]; })()"
+    )
+    return dict(zip(("left", "top", "width", "height"), found, strict=True))
+
+
+def corner(page, task):
+    """Return where a task's corner of the triangle is on the screen."""
+    place = box(page, "#triangle")
+    x, y = [(150, 26), (12, 264), (288, 264)][task]
+    return place["left"] + x * place["width"] / 300, place["top"] + y * place["width"] / 300
+
+
+def test_it_starts_with_the_same_for_all_and_shows_the_nearest_recipe(page):
+    shown = page()
+    assert shares(shown) == [0.333] * 3
+    recipe = yaml.safe_load(shown.evaluate("document.getElementById('recipe').textContent"))
+    weights = recipe["preference"]["weights"]
+    assert sorted(weights.values()) == [0.25, 0.25, 0.5]
+    assert parse_recipe(recipe).task_names == ("task-0", "task-1", "task-2")
+    assert shown.evaluate("document.querySelectorAll('#near tr').length") == 4
+
+
+def test_dragging_in_the_triangle_moves_the_preference(page):
+    shown = page()
+    shown.drag(corner(shown, 0), corner(shown, 1))
+    assert shares(shown) == pytest.approx([0, 1, 0], abs=0.02)
+    # At a measured point the page shows what was measured there.
+    assert expected_scores(shown) == pytest.approx([0, 100, 0], abs=2)
+    shown.drag(corner(shown, 2))
+    assert shares(shown) == pytest.approx([0, 0, 1], abs=0.02)
+
+
+def test_arrow_keys_move_the_preference(page):
+    shown = page()
+    shown.evaluate("document.getElementById('triangle').focus()")
+    shown.press("ArrowUp", times=5)
+    up = shares(shown)
+    assert up[0] > 0.4 and up[1] == pytest.approx(up[2], abs=0.02)
+    shown.press("ArrowLeft", times=5)
+    assert shares(shown)[1] > up[1] > shares(shown)[2]
+
+
+def test_sliders_work_by_keyboard_and_mouse(page):
+    shown = page()
+    shown.evaluate("document.getElementById('mass-0').focus()")
+    shown.press("ArrowRight", times=20)
+    first = shares(shown)
+    assert first[0] > 0.334 and sum(first) == pytest.approx(1, abs=0.002)
+    place = box(shown, "#mass-2")
+    middle = place["top"] + place["height"] / 2
+    shown.drag((place["left"] + place["width"] / 2, middle), (place["left"] + place["width"] - 2, middle))
+    assert shares(shown)[2] > first[2]
+
+
+def test_every_control_is_reached_with_the_tab_key(page):
+    shown = page()
+    seen = []
+    for _ in range(12):
+        shown.press("Tab")
+        seen.append(shown.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    for control in ("triangle", "mass-0", "mass-1", "mass-2", "even", "snap", "Go there", "recipe"):
+        assert control in seen, seen
+
+
+def test_a_measured_point_can_be_gone_to(page):
+    shown = page()
+    shown.evaluate("document.getElementById('snap').focus()")
+    shown.press("Enter")
+    assert sorted(shares(shown)) == [0.25, 0.25, 0.5]
+    assert sorted(expected_scores(shown)) == pytest.approx([50, 50, 70.7])
+    shown.evaluate("document.getElementById('even').click()")
+    assert shares(shown) == [0.333] * 3
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5])
+def test_other_numbers_of_tasks_have_sliders_alone(page, num_tasks):
+    shown = page(make_surface(num_tasks))
+    assert shown.evaluate("document.getElementById('triangle').hasAttribute('hidden')")
+    shown.evaluate("document.getElementById('mass-1').focus()")
+    shown.press("ArrowRight", times=30)
+    assert shares(shown)[1] > 1 / num_tasks
+    assert len(expected_scores(shown)) == num_tasks
+
+
+def test_interpolated_scores_lie_between_the_measured_ones(page):
+    shown = page()
+    shown.drag(corner(shown, 0))
+    shown.evaluate("document.getElementById('mass-1').focus()")
+    shown.press("ArrowRight", times=7)
+    assert all(0 <= score <= 100 for score in expected_scores(shown))
+    assert 0 < shares(shown)[1] < 0.1
+
+
+def test_scores_that_are_no_shares_have_no_per_cent(page):
+    shown = page(make_surface(metric="log-likelihood", is_share=False))
+    texts = shown.evaluate("document.body.innerText")
+    assert "%" not in texts.replace("95 %", "")
+
+
+def test_hostile_text_does_nothing(page):
+    shown = page(make_surface(metric=HOSTILE), make_recipe(base_model=f"./{HOSTILE}"))
+    assert shown.evaluate("document.querySelectorAll('img, script').length") == 2
+    assert "alert(1)" in shown.evaluate("document.getElementById('summary').textContent")
+
+
+#: Every visible text with the contrast to what is painted behind it (WCAG 2), smallest first.
+CONTRASTS = """(() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => { const [r, g, b] = rgb.slice(0, 3).map((c) => { c /= 255;
+    return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (node) => { for (; node; node = node.parentElement) {
+    const colour = parse(getComputedStyle(node).backgroundColor);
+    if (colour.length < 4 || colour[3] > 0) return colour; } return [255, 255, 255]; };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || ["SCRIPT", "STYLE"].includes(node.tagName)) continue;
+    const style = getComputedStyle(node);
+    const text = light(parse(node instanceof SVGElement ? style.fill : style.color));
+    const ground = light(behind(node));
+    const contrast = (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+    found.push([contrast, walker.currentNode.textContent]);
+  }
+  return found.sort((one, other) => one[0] - other[0]);
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_is_legible(page, dark):
+    shown = page(dark=dark)
+    contrasts = shown.evaluate(CONTRASTS)
+    assert len(contrasts) > 20
+    assert contrasts[0][0] >= 4.5, contrasts[0]
+    ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall("[0-9]+", ground))) < 200) == dark
+
+
+#: Texts whose boxes overlap, of those that are not inside each other.
+OVERLAPS = """(() => {
+  const found = [], boxes = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (!node.textContent.trim() || ["SCRIPT", "STYLE", "PRE"].includes(node.parentElement.tagName)) continue;
+    if (node.parentElement.closest("#near")) continue;
+    const range = document.createRange(); range.selectNodeContents(node);
+    for (const box of range.getClientRects()) boxes.push([box, node.textContent]);
+  }
+  for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
+    const [one, first] = boxes[i], [other, second] = boxes[j];
+    if (Math.min(one.right, other.right) - Math.max(one.left, other.left) > 1 &&
+        Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top) > 3) found.push([first, second]);
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("num_tasks", [3, 6])
+@pytest.mark.parametrize("width", [400, 1000])
+def test_nothing_overlaps_or_leaves_the_screen(page, width, num_tasks):
+    surface = make_surface(num_tasks)
+    long = tuple(f"{'long-name-' * 5}{number}" for number in range(num_tasks))
+    points = surface.points
+    surface = Surface(
+        "accuracy", True, surface.method, "grid", long, long, points, surface.base_model, surface.own
+    )
+    recipe = parse_recipe(recipe_values(long))
+    shown = page(surface, recipe, width=width)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    assert shown.evaluate(OVERLAPS) == []

@@ -1,0 +1,182 @@
+"""A sweep: real merges in memory, what it writes, and what it refuses."""
+
+import csv
+import io
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from hub_magmax.cli import main
+from hub_magmax.errors import EvaluationError, RecipeError
+from hub_magmax.evaluation import evaluate
+from hub_magmax.figures import front_figure
+from hub_magmax.locking import lock, plan
+from hub_magmax.merging import merge
+from hub_magmax.pareto import hypervolume
+from hub_magmax.recipe import load_recipe, parse_recipe
+from hub_magmax.sweeping import sweep
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+from tests.test_explorer import make_surface
+from tests.test_figures import texts
+
+#: Which class `a` and `b` lean to: the merged model's answer depends on who weighs more.
+BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    torch.manual_seed(0)
+    write_classifiers(folder, BIASES)
+    write_rows(folder / "cats.parquet", [0] * 9 + [2])
+    write_rows(folder / "dogs.parquet", [1] * 7 + [2] * 3)
+    return folder
+
+
+def recipe_values_(**changes):
+    tasks = {"a": {"dataset": "./cats.parquet"}, "b": {"dataset": "./dogs.parquet"}}
+    values = classifier_recipe(
+        method={"name": "average", "scaling": 1.0},
+        evaluation={"tasks": tasks},
+        sweep={"walk": "grid", "budget": 5},
+    )
+    return values | changes
+
+
+def make_recipe(family, **changes):
+    return parse_recipe(recipe_values_(**changes), folder=family)
+
+
+def test_every_point_is_what_a_written_merge_scores(family, tmp_path):
+    recipe = make_recipe(family)
+    surface = sweep(recipe)
+    assert [point.weights for point in surface.points] == [
+        (0, 1),
+        (0.25, 0.75),
+        (0.5, 0.5),
+        (0.75, 0.25),
+        (1, 0),
+    ]
+    for number, point in enumerate(surface.points[1:4:2]):
+        written = recipe.updated(preference={"weights": dict(zip("ab", point.weights, strict=True))})
+        locked = lock(written)
+        merge(plan(written, locked), tmp_path / str(number))
+        scores = evaluate(written, locked, tmp_path / str(number))
+        for found in point.scores:
+            stored = scores.get("merged", found.task)
+            assert replace(stored, outcomes=(), probabilities=()) == found
+
+
+def test_base_model_and_own_checkpoints_are_scored_too(family):
+    surface = sweep(make_recipe(family))
+    # By hand: the base model says emu, `a` says cat, `b` says dog.
+    assert [score.value for score in surface.base_model] == [0.1, 0.3]
+    assert [(score.model, score.task, score.value) for score in surface.own] == [
+        ("a", "a", 0.9),
+        ("b", "b", 0.7),
+    ]
+    assert [[score.value for score in point.scores] for point in surface.points] == [
+        [0, 0.7], [0, 0.7], [0.9, 0], [0.9, 0], [0.9, 0],
+    ]  # fmt: skip
+    assert surface.front == (0, 1, 2, 3, 4)
+    assert surface.hypervolume == 0
+
+
+def test_the_adaptive_walk_spends_its_budget_and_no_more(family):
+    surface = sweep(make_recipe(family, sweep={"budget": 9}))
+    assert len(surface.points) == len({point.weights for point in surface.points}) == 9
+    assert all(sum(point.weights) == pytest.approx(1, abs=1e-12) for point in surface.points)
+
+
+def test_the_command_writes_table_picture_and_page_beside_the_recipe(family, tmp_path):
+    import shutil
+
+    import yaml
+
+    shutil.copytree(family, tmp_path / "work")
+    path = tmp_path / "work" / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values_()))
+    done = CliRunner().invoke(main, ["sweep", str(path), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    values = json.loads(done.stdout)
+    assert values["front"] == [0, 1, 2, 3, 4] and len(values["points"]) == 5
+    assert (path.parent / "tradeoffs.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(io.StringIO((path.parent / "tradeoffs.csv").read_text())))
+    assert [float(row["score:a"]) for row in rows] == [0, 0, 0.9, 0.9, 0.9]
+    assert [float(row["preference:b"]) for row in rows] == [1, 0.75, 0.5, 0.25, 0]
+    # Beside a merged model the page is linked from its card.
+    assert CliRunner().invoke(main, ["run", str(path)], catch_exceptions=False).exit_code == 0
+    card = path.parent / "merged" / "README.md"
+    assert "tradeoffs.html" not in card.read_text()
+    done = CliRunner().invoke(main, ["sweep", str(path)], catch_exceptions=False)
+    assert "5 of 5 preferences are on the front" in done.stdout
+    assert "[tradeoffs.html](tradeoffs.html)" in card.read_text()
+    assert (path.parent / "merged" / "tradeoffs.html").is_file()
+    assert CliRunner().invoke(main, ["verify", str(card.parent)], catch_exceptions=False).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"evaluation": None}, EvaluationError, "needs examples to score by"),
+        ({"method": "magmax"}, RecipeError, "magmax ignores the preference"),
+        ({"sweep": {"budget": 2}}, RecipeError, "2 preferences cannot tell 2 tasks apart"),
+        ({"tasks": [{"name": "a", "model": "./a"}]}, RecipeError, "one task has one preference only"),
+    ],
+)
+def test_sweeps_that_say_nothing_are_refused(family, changes, kind, message):
+    if "tasks" in changes:
+        changes = changes | {"evaluation": {"tasks": {"a": {"dataset": "./cats.parquet"}}}}
+    with pytest.raises(kind, match=message):
+        sweep(make_recipe(family, **changes))
+
+
+def test_the_picture_of_the_front_shows_every_model_on_it():
+    surface = make_surface()
+    axes = front_figure(surface).axes[0]
+    lines = [line for line in axes.lines if line.get_linewidth() == 0.5]
+    assert len(lines) == len(surface.front)
+    for line, index in zip(lines, surface.front, strict=True):
+        assert line.get_xdata() == pytest.approx(100 * surface.values[index])
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 6])
+@pytest.mark.parametrize("letter", ["i", "W"])
+def test_no_label_of_the_front_overlaps_another_or_leaves_the_picture(num_tasks, letter):
+    surface = make_surface(num_tasks)
+    names = tuple(f"{letter * 30}{number}" for number in range(num_tasks))
+    figure = front_figure(replace(surface, evaluated=names))
+    figure.canvas.draw()
+    placed = texts(figure)
+    assert len(placed) >= 2 * num_tasks + 4
+    for text, box in placed:
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+    for (first, box), (second, other) in itertools.combinations(placed, 2):
+        assert not box.overlaps(other), (first, second)
+
+
+@pytest.mark.slow
+def test_on_digits_a_few_tries_find_the_front_of_a_denser_grid(quickstart_folder):
+    """The same with 60 tries and 300 points is measured by benchmarks/sweeps.py."""
+    recipe = load_recipe(quickstart_folder / "recipe.yaml")
+    names = ("zero-one", "four-five", "eight-nine")
+    values = recipe.to_dict() | {
+        "preference": None,
+        "tasks": [t for t in recipe.to_dict()["tasks"] if t["name"] in names],
+    }
+    values["evaluation"]["tasks"] = {name: values["evaluation"]["tasks"][name] for name in names}
+    few, many = (
+        sweep(parse_recipe(values | {"sweep": spec}, folder=quickstart_folder))
+        for spec in ({"budget": 24}, {"walk": "grid", "budget": 105})
+    )
+    assert (len(few.points), len(many.points)) == (24, 105)
+    floor = [score.value for score in many.base_model]
+    assert few.hypervolume == hypervolume(few.values, floor)
+    assert few.hypervolume >= 0.9 * many.hypervolume > 0
+    assert np.mean([(point > floor).all() for point in few.values[7:]]) > 0.5
