@@ -100,7 +100,7 @@ def draw_comparison(
     axes.grid(axis="x", color="#d9d9d9", linewidth=0.5, zorder=0.5)
     sizes = {score.num_examples for _, score, _ in rows}
     axes.set_xlabel(
-        f"{unit.axis(metric)}, bars: 95 % interval, n = {max(sizes):,}",
+        f"{unit.axis(metric)}, bars: 95 % interval, n = {max(sizes):,}; filled: the winner",
         parse_math=False,
         **_text(_SMALL_POINTS),
     )

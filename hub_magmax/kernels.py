@@ -94,6 +94,16 @@ def weighted_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
     return total
 
 
+def agreeing_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
+    """Return s · |s| / Σ w_t |τ_t| with s = Σ w_t τ_t: what all tasks agree about is kept whole.
+
+    Zero where every weighted element is zero. A single weight of one returns its row, bit for bit.
+    """
+    total = weighted_sum(rows, weights)
+    size = weighted_sum([row.abs() for row in rows], weights)
+    return torch.where(size > 0, total * (total.abs() / size), total)
+
+
 def _as_tensor(weights: Weights) -> Float32[Tensor, " tasks"]:
     return torch.as_tensor(weights, dtype=torch.float32)
 

@@ -6,21 +6,29 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax import methods
 from hub_magmax.data import load_examples, pinned
 from hub_magmax.evaluation import model_place
 from hub_magmax.evaluators import Outcome, brings_data, needs_labels
 from hub_magmax.evaluators.loading import load_model
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import Choice, comparison_digest, locked_method
+from hub_magmax.merits import Merits, merits, within
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe import AUTO, Compare, Data, Evaluation, Method, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+#: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
+METHOD_ERRORS = 1.0
+#: ... and by which a scaling coefficient may be worse than the method's best, for being nearer to its own.
+SCALING_ERRORS = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,12 @@ class Candidate:
         return (self.method, self.weights) == (other.method, other.weights)
 
     @property
+    def distance_to_default(self) -> float:
+        """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
+        ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
+        return abs(math.log(ratio)) if ratio > 0 else math.inf
+
+    @property
     def label(self) -> str:
         """Return the method as a person would name it: without what most share."""
         selection = self.method.get("selection")
@@ -60,21 +74,38 @@ class Trial:
         """Mean score."""
         return math.fsum(outcome.score for outcome in self.outcomes) / len(self.outcomes)
 
+    @cached_property
+    def merits(self) -> Merits:
+        """What choices are made by, one number per example."""
+        return merits(self.outcomes)
+
     @property
     def merit(self) -> float:
-        """What choices are made by: the mean probability of the right answer, or else the mean score."""
-        return merit(self.outcomes)
-
-
-def merit(outcomes: Sequence[Outcome]) -> float:
-    """Return the mean probability of the right answer, or the mean score where there are none."""
-    values = [o.score if o.probability is None else o.probability for o in outcomes]
-    return math.fsum(values) / len(values)
+        """Mean of the merits."""
+        return float(self.merits.mean())
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """Return the trial of the highest merit; the first of equal ones."""
-    return max(trials, key=lambda trial: trial.merit)
+    """Return the trial to prefer: among those that do about equally well, the one that was expected to.
+
+    A method under one preference is as good as its best trial. The first of them, in the order in which they
+    were tried, that is within one standard error of the best of all is taken; of its trials, the one whose
+    scaling coefficient is nearest to the method's own (in ratio), among those within half a standard error
+    of its best. Merits decide, and the first of equal ones. The one-standard-error rule is Breiman's
+    (Classification and Regression Trees, 1984).
+    """
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.candidate.label, trial.candidate.preference), []).append(trial)
+    tops = [max(group, key=lambda trial: trial.merit) for group in groups.values()]
+    top = max(tops, key=lambda trial: trial.merit)
+    chosen, group = next(
+        (found, group)
+        for found, group in zip(tops, groups.values(), strict=True)
+        if within(top.merits, found.merits, METHOD_ERRORS)
+    )
+    equals = [trial for trial in group if within(chosen.merits, trial.merits, SCALING_ERRORS)]
+    return min(equals, key=lambda trial: trial.candidate.distance_to_default)
 
 
 class Arena:
@@ -152,20 +183,21 @@ def candidates(
     """Return all that a comparison tries, without what is the same twice.
 
     Args:
-        compare: Its methods and scaling coefficients; a method that names its scaling has that one only.
+        compare: Its methods and scaling coefficients, beside each method's own; a method that names its
+            scaling has that one only.
         written: The recipe's own method, which comes first; where only its scaling is `auto`, no other
             method is tried.
         preferences: Weights by name; methods that ignore the preference are tried with the first only.
     """
-    from hub_magmax import methods
-
     tried = compare.methods
     if written.name != AUTO:
         tried = (written,) if written.scaling == AUTO else (written, *tried)
     found: list[Candidate] = []
     for method in tried:
-        uses = methods.get_method(method.name).uses_preference
-        scalings = compare.scaling if method.scaling in (None, AUTO) else (method.scaling,)
+        registered = methods.get_method(method.name)
+        uses = registered.uses_preference
+        every = dict.fromkeys((registered.scaling, *compare.scaling))
+        scalings = every if method.scaling in (None, AUTO) else (method.scaling,)
         for name, weights in list(preferences.items())[: None if uses else 1]:
             for scaling in scalings:
                 filled = locked_method(method.model_copy(update={"scaling": scaling}))
@@ -199,7 +231,7 @@ class MemoryTuner:
             def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
                 vector = tuple(weights[task] for task in lock.tasks)
                 found = [Candidate(method, "estimate", vector) for method in tried]
-                return best(list(arena.run(found, batches))).outcomes
+                return max(arena.run(found, batches), key=lambda trial: trial.merit).outcomes
 
             return score
 
@@ -230,6 +262,6 @@ class MemoryTuner:
 
 
 def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
-    """Return each method's best trial, in the order in which methods were tried."""
+    """Return each method's trial to prefer, in the order in which methods were tried."""
     labels = dict.fromkeys(trial.candidate.label for trial in trials)
     return {label: best([t for t in trials if t.candidate.label == label]) for label in labels}

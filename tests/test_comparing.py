@@ -80,8 +80,8 @@ def test_the_winner_is_a_recipe_that_runs(folder):
     winner = load_recipe(folder / "r.winner.yaml")
     assert winner.method.name == "average" and winner.method.scaling in (0.5, 1.0)
     assert winner.preference.weights == {"a": 1.0}
-    picture = Image.open(folder / "r.comparison.png")
-    assert picture.width == 800
+    with Image.open(folder / "r.comparison.png") as picture:
+        assert picture.width == 800
     result = CliRunner().invoke(main, ["run", str(folder / "r.winner.yaml")])
     assert result.exit_code == 0, result.output
 

@@ -17,6 +17,7 @@ from hub_magmax.reports import MergeReport, read_report
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
 
 METHODS = [
+    "agreement",
     "average",
     "task_arithmetic",
     {"name": "ties", "density": 0.4},

@@ -55,6 +55,19 @@ def average(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return np.array([math.fsum(np.array(weights) * column) for column in vectors.T])
 
 
+def agreement(flattening: float) -> Oracle:
+    def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+        flat = [weight**flattening if weight > 0 else 0.0 for weight in weights]
+        shares = np.array(flat) / math.fsum(flat)
+        merged = []
+        for column in vectors.T:
+            total, size = math.fsum(shares * column), math.fsum(shares * np.abs(column))
+            merged.append(total * abs(total) / size if size else 0.0)
+        return np.array(merged)
+
+    return oracle
+
+
 def ties(density: float) -> Oracle:
     def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
         keep = math.ceil(round(density * vectors.shape[1], 9))
@@ -74,6 +87,9 @@ def single_task(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
 
 #: Method, its options, and its oracle; None where the result is drawn or optimised, and tested elsewhere.
 METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
+    ("agreement", {}, agreement(0.25)),
+    ("agreement", {"flattening": 1.0}, agreement(1.0)),
+    ("agreement", {"flattening": 0.0}, agreement(0.0)),
     ("average", {}, average),
     ("task_arithmetic", {}, lambda vectors, weights: len(weights) * average(vectors, weights)),
     ("ties", {"density": 0.2}, ties(0.2)),
@@ -119,7 +135,11 @@ def test_selected_elements_come_from_a_task_unchanged(case, name, options):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [m[:2] for m in METHODS if m[0] in ("average", "single_task", "random_mix", "tunable_magmax")],
+    [
+        m[:2]
+        for m in METHODS
+        if m[0] in ("agreement", "average", "single_task", "random_mix", "tunable_magmax")
+    ],
     ids=str,
 )
 def test_one_hot_preference_returns_that_task_bit_for_bit(case, name, options):
@@ -162,7 +182,15 @@ def test_method_says_what_it_does_with_the_preference(name):
 def test_default_scaling_is_that_of_the_papers():
     scalings = {name: methods.get_method(name).scaling for name in registry.BUILT_IN}
     half = dict.fromkeys(("magmax", "tunable_magmax"), 0.5)
-    assert scalings == dict.fromkeys(scalings, 1.0) | half | {"task_arithmetic": 0.3}
+    assert scalings == dict.fromkeys(scalings, 1.0) | half | {"task_arithmetic": 0.3, "agreement": 0.6}
+
+
+def test_agreement_by_hand():
+    # The roots of 0.8 and 0.2 are as 2 to 1: weights 2/3 and 1/3. First 2 + 1 = 3, all of it kept. Then
+    # 2 − 1 = 1, a third of 3; and 2 − 2, nothing.
+    vectors = torch.tensor([[3.0, 3.0, 3.0], [3.0, -3.0, -6.0], [5.0, 5.0, 5.0]])
+    found = merge_tensors(vectors, preference=(0.8, 0.2, 0.0), method="agreement", flattening=0.5)
+    torch.testing.assert_close(found, torch.tensor([3.0, 1 / 3, 0.0]), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

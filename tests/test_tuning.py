@@ -8,6 +8,7 @@ from hub_magmax.evaluators import Outcome
 from hub_magmax.lockfile import read_lock
 from hub_magmax.locking import check_lock
 from hub_magmax.locking import lock as lock_only
+from hub_magmax.merits import merits, within
 from hub_magmax.preference.search import on_simplex, search_weights
 from hub_magmax.recipe import Compare, Method, parse_recipe
 from hub_magmax.running import lock, run
@@ -29,22 +30,16 @@ def recipe(folder: Path, **changes):
     return parse_recipe(classifier_recipe(**changes), folder=folder)
 
 
-def trial(scores, probabilities=None, label="average"):
-    probabilities = probabilities or [None] * len(scores)
-    outcomes = tuple(Outcome(float(s), p) for s, p in zip(scores, probabilities, strict=True))
-    return Trial(Candidate({"name": label, "scaling": 1.0}, "recipe", (1.0,)), outcomes)
-
-
 def test_candidates_are_all_combinations_once():
-    compare = Compare(methods=(Method(name="average"), Method(name="magmax")), scaling=(0.5, 1.0))
+    compare = Compare(methods=(Method(name="average"), Method(name="magmax")), scaling=(0.5, 0.3))
     weights = {"recipe": (0.8, 0.2), "uniform": (0.5, 0.5)}
     found = candidates(compare, Method(name="average"), weights)
     seen = [(c.method["name"], c.preference, c.method["scaling"]) for c in found]
-    # magmax ignores the preference, so it is tried with one only.
+    # Each method's own scaling comes first. magmax ignores the preference, so it is tried with one only.
     assert seen == [
-        ("average", "recipe", 0.5), ("average", "recipe", 1.0),
-        ("average", "uniform", 0.5), ("average", "uniform", 1.0),
-        ("magmax", "recipe", 0.5), ("magmax", "recipe", 1.0),
+        ("average", "recipe", 1.0), ("average", "recipe", 0.5), ("average", "recipe", 0.3),
+        ("average", "uniform", 1.0), ("average", "uniform", 0.5), ("average", "uniform", 0.3),
+        ("magmax", "recipe", 0.5), ("magmax", "recipe", 0.3),
     ]  # fmt: skip
 
 
@@ -176,6 +171,54 @@ def test_points_outside_stand_for_weights():
     assert on_simplex(np.array([-1.0, -1.0])).tolist() == [0.5, 0.5]
 
 
-def test_the_best_has_the_most_right_answers():
-    assert best([trial([1, 0, 0]), trial([1, 1, 0], label="ties")]).candidate.label == "ties"
-    assert best([trial([1, 0]), trial([0, 1], label="ties")]).candidate.label == "average"
+def outcomes(margins):
+    return tuple(Outcome(float(m > 0), None, m) for m in margins)
+
+
+def tried(scaling, margins, label="average", preference="recipe"):
+    return Trial(Candidate({"name": label, "scaling": scaling}, preference, (1.0,)), outcomes(margins))
+
+
+def test_merits_are_margins_in_units_of_their_mean_size():
+    wanted = pytest.approx(np.tanh([1, -1, 2, 0]).tolist())
+    assert merits(outcomes([2.0, -2.0, 4.0, 0.0])).tolist() == wanted
+    # A model that is ten times as sure of everything is not better.
+    assert merits(outcomes([20.0, -20.0, 40.0, 0.0])).tolist() == wanted
+    assert merits([Outcome(1.0), Outcome(0.0)]).tolist() == [1, 0]
+    assert merits(outcomes([0.0, 0.0])).tolist() == [0, 0]
+
+
+def test_within_counts_standard_errors_of_the_difference():
+    first, second = np.array([1.0, 1.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    # The differences 0, 0, 0, 1 have the mean ¼ and the standard error ½ / √4 = ¼.
+    assert within(first, second, 1.0) and not within(first, second, 0.99)
+    assert within(second, first, 0.0)
+
+
+def test_the_best_method_is_taken_where_it_is_clearly_better():
+    good, bad = [1.0] * 19 + [-1.0], [1.0, -1.0] * 10
+    assert best([tried(1.0, bad), tried(1.0, good, "ties")]).candidate.label == "ties"
+    assert best([tried(1.0, good), tried(1.0, bad, "ties")]).candidate.label == "average"
+
+
+def test_of_methods_that_do_about_equally_well_the_first_is_taken():
+    first, second = [1.0, -1.0] * 5 + [1.0, 1.0, -1.0], [1.0, -1.0] * 5 + [1.0, 1.0, 1.0]
+    assert best([tried(1.0, first), tried(1.0, second, "ties")]).candidate.label == "average"
+    found = best([tried(1.0, first), tried(1.0, second, preference="uniform")])
+    assert found.candidate.preference == "recipe"
+
+
+def test_of_scalings_that_do_equally_well_the_nearest_to_the_methods_own_is_taken():
+    margins = [1.0, -1.0, 1.0, 1.0]
+    found = best([tried(0.1, margins), tried(0.7, margins), tried(2.0, margins)])
+    # The default is 1: ln(1/0.7) is less than ln 2.
+    assert found.candidate.method["scaling"] == 0.7
+
+
+def test_methods_without_margins_are_chosen_by_their_scores():
+    worse, better = ([Outcome(1.0)] * n + [Outcome(0.0)] * (20 - n) for n in (4, 18))
+    trials = [
+        Trial(Candidate({"name": name, "scaling": 1.0}, "recipe", (1.0,)), tuple(found))
+        for name, found in (("average", worse), ("ties", better))
+    ]
+    assert best(trials).candidate.label == "ties"

@@ -97,10 +97,12 @@ class MultipleChoice:
 
 
 def _chosen(scores: Sequence[float], right: int) -> Outcome:
-    """Return whether the highest score is the right one, and the right one's share of exp(score)."""
+    """Return whether the highest score is the right one, its share of exp(score), and its margin."""
     highest = max(scores)
     shares = [math.exp(score - highest) for score in scores]
-    return Outcome(float(scores.index(highest) == right), shares[right] / math.fsum(shares))
+    others = [score for number, score in enumerate(scores) if number != right]
+    margin = scores[right] - max(others) if others else None
+    return Outcome(float(scores.index(highest) == right), shares[right] / math.fsum(shares), margin)
 
 
 def _number_of(label: Any, answers: Sequence[str]) -> int:

@@ -46,12 +46,20 @@ class _Classification:
 
 
 def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
-    """Return whether each row's largest logit is that of its class, and the class's probability."""
+    """Return whether each row's largest logit is that of its class, its probability and its margin."""
+    import torch
+
     predicted = logits.argmax(-1).tolist()
-    shares = logits.double().softmax(-1)
+    logits = logits.double()
+    wanted = torch.tensor(classes, device=logits.device)[:, None]
+    right = logits.gather(-1, wanted).squeeze(-1)
+    margins = right - logits.scatter(-1, wanted, -torch.inf).amax(-1)
+    probabilities = logits.softmax(-1).gather(-1, wanted).squeeze(-1)
     return [
-        Outcome(float(guess == wanted), float(row[wanted]))
-        for guess, wanted, row in zip(predicted, classes, shares, strict=True)
+        Outcome(float(guess == label), probability, margin)
+        for guess, label, probability, margin in zip(
+            predicted, classes, probabilities.tolist(), margins.tolist(), strict=True
+        )
     ]
 
 

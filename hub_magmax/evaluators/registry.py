@@ -40,12 +40,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         score: Higher is better; from 0 (wrong) to 1 (right) where the evaluator's scores are shares.
-        probability: That the model gave the right answer, where it says so: unlike a score of 0 or 1
-            it tells a near miss from a far one, so choices are made by it.
+        probability: That the model gave the right answer, where it says so.
+        margin: How much more the model favours the right answer than the best of the others, in any unit
+            that is the same for all its answers; negative where it is wrong. None where it does not say.
     """
 
     score: float
     probability: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

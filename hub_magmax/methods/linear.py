@@ -1,6 +1,9 @@
 """Methods that add task vectors."""
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from hub_magmax.methods.registry import TensorRule, merge_method
 
@@ -24,6 +27,30 @@ def task_arithmetic(chunks: "Chunks", *, preference: tuple[float, ...]) -> Tenso
     Uniform preference multiplies every vector by one, which is the plain sum of Ilharco et al.
     """
     return _weighted(tuple(weight * len(preference) for weight in preference))
+
+
+@merge_method("agreement", source="hub_magmax", scaling=0.6, form="rule")
+def agreement(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    flattening: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.25,
+) -> TensorRule:
+    """Average with flattened weights, and lower each element by how much the tasks disagree about it.
+
+    The weights are the preference to the power `flattening`, divided by their sum; a task without
+    preference stays without weight. An element is the weighted mean s = Σ v_t τ_t times the share of what
+    the tasks add that is not cancelled, |s| / Σ v_t |τ_t|, and zero where all are zero. Uniform preference
+    gives uniform weights; a preference for one task alone returns its vector. Ours: what lost to it, and
+    by how much, is in docs/experiments.md.
+    """
+    import torch
+
+    from hub_magmax import kernels
+
+    flat = [weight**flattening if weight > 0 else 0.0 for weight in preference]
+    weights = torch.tensor([weight / math.fsum(flat) for weight in flat], dtype=torch.float32)
+    return TensorRule(kernels.agreeing_sum, per_task=(weights,))
 
 
 def _weighted(weights: tuple[float, ...]) -> TensorRule:

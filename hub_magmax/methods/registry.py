@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP = "hub_magmax.methods"
 #: Built-in methods and the module that defines each; add a line here for a new one.
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
+        "agreement": "hub_magmax.methods.linear",
         "average": "hub_magmax.methods.linear",
         "task_arithmetic": "hub_magmax.methods.linear",
         "ties": "hub_magmax.methods.ties",

@@ -13,6 +13,7 @@ from hub_magmax.data import fingerprint
 from hub_magmax.digest import digest
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.lockfile import ResolvedPreference
+from hub_magmax.merits import merits
 from hub_magmax.preference.safeguards import bootstrap_shares, conclude, rounded
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe import Recipe, Search
@@ -22,7 +23,7 @@ Weights = Float64[np.ndarray, " tasks"]
 
 @dataclass(frozen=True)
 class Tried:
-    """Weights that were tried, and the probability (or else the score) of every example."""
+    """Weights that were tried, and the merit of every example."""
 
     weights: Weights
     values: Float64[np.ndarray, " examples"]
@@ -103,8 +104,7 @@ def resolve_search(recipe: Recipe, *, scorer: Scorer | None) -> ResolvedPreferen
     score = scorer(target.estimation, spec.target)
 
     def values_of(weights: Weights) -> Float64[np.ndarray, " examples"]:
-        outcomes = score(dict(zip(tasks, weights.tolist(), strict=True)))
-        return np.array([o.score if o.probability is None else o.probability for o in outcomes])
+        return merits(score(dict(zip(tasks, weights.tolist(), strict=True))))
 
     tried = search_weights(values_of, len(tasks), spec.budget)
     shares = bootstrap_shares(len(target.estimation), recipe.seed)
