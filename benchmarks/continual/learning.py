@@ -23,7 +23,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from hub_magmax.digits.settings import generator_of, seed_of
 from hub_magmax.evaluators.examples import class_lookup, label_names
-from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
+from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model, without_bars
 from hub_magmax.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.recipe import Data
 
@@ -291,6 +291,7 @@ def _learn(
 def _save(model: LoadedModel, target: Path) -> None:
     unfinished = target.with_name(target.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.network.eval().save_pretrained(unfinished)
-    model.processor.save_pretrained(unfinished)
+    with without_bars():
+        model.network.eval().save_pretrained(unfinished)
+        model.processor.save_pretrained(unfinished)
     unfinished.rename(target)

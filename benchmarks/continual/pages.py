@@ -84,7 +84,7 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
     """Write the tables beside the stored results, and the page; return the page's text."""
     text = _INTRODUCTION
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        families = [json.loads(path.read_text()) for path in sorted(folder.glob("t*s*.json"))]
+        families = [json.loads(path.read_text()) for path in sorted(folder.glob("t[0-9]*s[0-9]*.json"))]
         tables = make_tables(sorted(families, key=lambda family: (family["num_tasks"], family["seed"])))
         write_text(folder / "tables.json", json.dumps(tables, indent=1) + "\n")
         text += _section(folder.name, families, tables)
@@ -98,7 +98,7 @@ def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[s
         f"\n## {data}\n\n{_provenance(families)}",
         _verdicts(tables),
         *(_main(number, tables["main_table"][number]) for number in numbers),
-        _tests(tables["paired_tests"]),
+        _tests(tables["paired_tests"], next(iter(tables["regrets"][numbers[0]]))),
         _regrets(tables["regrets"]),
         _schedules(tables["schedules"]),
         _numbers_of_tasks(tables["numbers_of_tasks"]),
@@ -175,11 +175,10 @@ def _main(number: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"### T = {number}\n\n" + _table(heads, body, left=2)
 
 
-def _tests(by_number: Mapping[str, Any]) -> str:
-    columns = [(number, way) for number in by_number for way in ("fixed", "tuned") if by_number[number]]
-    if not columns:
-        return ""
-    rows = next(iter(by_number.values()))
+def _tests(by_number: Mapping[str, Any], kind: str) -> str:
+    """Return the tests against rows without a preference, and with the same kind; all of them are stored."""
+    columns = [(number, way) for number in by_number for way in ("fixed", "tuned")]
+    rows = [row for row in next(iter(by_number.values())) if row["preference"] in ("uniform", kind)]
 
     def cell(key: tuple[str, str], number: str, way: str) -> str:
         found = next((r for r in by_number[number] if (r["method"], r["preference"]) == key), None)
@@ -198,10 +197,10 @@ def _tests(by_number: Mapping[str, Any]) -> str:
     ]
     return (
         f"### {OURS} against every other\n\n"
-        "Points that it is ahead, under labels or, where labels say nothing, the known shares (p of "
-        "Wilcoxon's signed ranks over all targets; p of a paired t-test over the seeds' means). Targets of "
-        "one seed share checkpoints, so the first test takes for independent what is not quite; the second "
-        "does not, and has one value per seed. Two-sided, not corrected for their number.\n\n"
+        f"Points that it is ahead, with {kind} (p of Wilcoxon's signed ranks over all targets; p of a paired "
+        "t-test over the seeds' means). Targets of one seed share checkpoints, so the first test takes for "
+        "independent what is not quite; the second does not, and has one value per seed. Two-sided, not "
+        "corrected for their number. Those with other preferences are in the stored tables.\n\n"
         + _table(heads, body, left=2)
     )
 
