@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
-from hub_magmax.io.fetching import hub_api
+from hub_magmax.io.committing import Destination, Head, Published, commit, hashes_of, prepare_repository
 from hub_magmax.io.opening import file_sha256
 from hub_magmax.io.remote import open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
@@ -20,81 +19,6 @@ from hub_magmax.recipe import RECIPE_NAME, load_recipe
 from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.sidefiles import is_side_file
 from hub_magmax.surface import EXPLORER_NAME
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a push left on the Hub: `commit` is 40 hexadecimal digits, `url` shows it."""
-
-    repo_id: str
-    commit: str
-    url: str
-
-
-_SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
-
-
-@contextmanager
-def publish_errors(where: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises while writing into a PublishError that says what to do."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import httpx
-
-    try:
-        yield
-    except RepositoryNotFoundError as error:
-        raise PublishError(
-            "there is no such repository that this token may write to", where=where, hint=_SIGN_IN
-        ) from error
-    except RevisionNotFoundError as error:
-        raise PublishError(
-            "there is no such branch", where=where, hint="Create it first, or name another one."
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403):
-            raise PublishError(
-                f"this token may not write here (status {status})", where=where, hint=_SIGN_IN
-            ) from error
-        reason = (error.server_message or "").strip().split("\n")[0]
-        raise PublishError(
-            f"the Hub answered {status or 'nothing'}" + (f" ({reason})" if reason else ""),
-            where=where,
-            hint="Nothing was published; run the same command again, what was uploaded is not sent twice.",
-        ) from error
-    except RuntimeError as error:  # how huggingface_hub reports an upload that failed
-        raise PublishError(
-            f"{str(error).rstrip('.')} ({type(error.__cause__ or error).__name__})",
-            where=where,
-            hint="Nothing was published; run the same command again, what was uploaded is not sent twice. "
-            "If the server does not speak Xet, set HF_HUB_DISABLE_XET=1.",
-        ) from error
-    except HFValidationError as error:
-        raise PublishError(f"not a valid repository id: {error}", where=where) from error
-    except (httpx.HTTPError, OfflineModeIsEnabled) as error:
-        raise PublishError(
-            f"the Hub cannot be reached ({type(error).__name__})",
-            where=where,
-            hint="Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, then run the same command again.",
-        ) from error
-
-
-def prepare_repository(repo_id: str, *, private: bool = False) -> None:
-    """Create the repository if it is not there, and check that this token may write to it.
-
-    Raises:
-        PublishError: If it may not. Called before a merge, so that it is known before, not after.
-    """
-    with publish_errors(repo_id):
-        api = hub_api()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        api.auth_check(repo_id, write=True)
 
 
 def push(
@@ -120,34 +44,51 @@ def push(
         OutputError: If `folder` does not hold a merged model.
         PublishError: If the Hub refuses, or holds other bytes afterwards.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    destination = Destination(repo_id, private, revision, create_pr, commit_message)
+    return push_to(destination, Path(folder))
 
-    folder = Path(folder)
+
+def push_to(destination: Destination, folder: Path, head: Head | None = None) -> Published:
+    """Publish the files of `folder` as one commit on top of `head`; see `push`.
+
+    Args:
+        destination: Where to.
+        folder: A finished output folder.
+        head: The branch as `prepare_repository` found it; by default as it is now.
+    """
     if not folder.is_dir():
         raise OutputError("there is no such folder", where=str(folder), hint="Give a merged model's folder.")
     report = read_report(folder / REPORT_NAME)
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    prepare_repository(repo_id, private=private)
-    contents: dict[str, Any] = {path.name: path for path in paths}
+    head = head or prepare_repository(destination)
+    contents = contents_of(folder, destination.repo_id)
+    weights = {shard.file: f"sha256:{shard.sha256}" for shard in report.shards}
+    small = {name: hashes_of(content) for name, content in contents.items() if name not in weights}
+    return commit(destination, operations(contents, head), head, weights | small)
+
+
+def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
+    """Return what commits files: paths, bytes, or operations of their own, by name.
+
+    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    stale = sorted(name for name in {*head.files} - contents.keys() if _holds_weights(name))
+    added = [
+        CommitOperationAdd(name, content) if isinstance(content, Path | bytes) else content
+        for name, content in contents.items()
+    ]
+    return [*added, *(CommitOperationDelete(name) for name in stale)]
+
+
+def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
+    """Return what is published of a folder, by name; the card names the repository it is in."""
+    contents: dict[str, Path | bytes] = {
+        path.name: path for path in sorted(folder.iterdir()) if path.is_file()
+    }
     if (card := _card_for(folder, repo_id)) is not None:
         contents[CARD_NAME] = card.encode()
-    operations: list[Any] = [CommitOperationAdd(name, content) for name, content in contents.items()]
-    with publish_errors(repo_id):
-        api = hub_api()
-        info = api.model_info(repo_id, revision=revision)
-        # Weights of an earlier push would be loaded beside, or instead of, the new ones.
-        stale = {file.rfilename for file in info.siblings or []} - {path.name for path in paths}
-        operations += [CommitOperationDelete(name) for name in sorted(stale) if _holds_weights(name)]
-        commit = api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=info.sha,
-        )
-    _compare_with_hub(repo_id, commit.oid, {shard.file: shard.sha256 for shard in report.shards})
-    return Published(repo_id, commit.oid, commit.pr_url or commit.commit_url)
+    return contents
 
 
 def _card_for(folder: Path, repo_id: str) -> str | None:
@@ -171,19 +112,6 @@ def _card_for(folder: Path, repo_id: str) -> str | None:
 
 def _holds_weights(path: str) -> bool:
     return "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
-
-
-def _compare_with_hub(repo_id: str, commit: str, expected: dict[str, str]) -> None:
-    with publish_errors(repo_id):
-        found = hub_api().get_paths_info(repo_id, list(expected), revision=commit)
-    hashes = {file.path: file.lfs.sha256 if file.lfs else None for file in found if hasattr(file, "lfs")}
-    for path, sha256 in expected.items():
-        if hashes.get(path) != sha256:
-            raise PublishError(
-                f"sha256 is {hashes.get(path)}, the merge report says {sha256}",
-                where=f"{repo_id}@{commit[:7]}, {path}",
-                hint="Do not use this revision; push again.",
-            )
 
 
 def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
@@ -225,7 +153,8 @@ _AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
 }
 
 
-def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> dict[str, str]:
+def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> None:
+    """Raise `kind` unless a source holds every file that a merge wrote, as its report says."""
     expected = report.sha256
     found = {path: file_sha256(source, path) if path in source.sizes else "missing" for path in expected}
     changed = [path for path in expected if found[path] != expected[path]]
@@ -236,6 +165,11 @@ def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxErro
             where=f"{source.label}, {changed[0]}",
             hint=_AFTER_CHANGE[kind],
         )
+
+
+def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> dict[str, str]:
+    compare_reported(source, report, kind)
+    expected = report.sha256
     # A report of an earlier version lists the weights only.
     added = [path for path in source.sizes if _is_loaded(path, weights_only=not report.files)]
     if surplus := [path for path in added if path not in expected]:

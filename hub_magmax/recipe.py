@@ -415,7 +415,8 @@ class Sweep(Spec):
 class Output(Spec):
     """Where the merged model goes, and in which form.
 
-    `files_from` is `base_model` or the task whose config, tokenizer and processor are copied.
+    Without `keep` it goes to the Hub file by file while it is merged, and no folder is made. `files_from` is
+    `base_model` or the task whose config, tokenizer and processor are copied.
     """
 
     path: Place = "merged"
@@ -423,6 +424,7 @@ class Output(Spec):
     shard_size: Size = 5 * 10**9
     files_from: str = "base_model"
     push_to_hub: str | None = None
+    keep: bool = True
     private: bool = False
     license: str | None = None
 
@@ -670,6 +672,7 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
             yield path, f"there is no task {_shorten(name)}; {hint}"
     yield from _weight_problems(recipe)
     yield from _comparison_problems(recipe)
+    yield from _output_problems(recipe)
     yield from _guard_problems(recipe)
 
 
@@ -741,6 +744,16 @@ def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
     for index, method in enumerate(recipe.compare.methods if recipe.compare else ()):
         if method.is_auto:
             yield ("compare", "methods", index), "auto is no method to try"
+
+
+def _output_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.output.keep:
+        return
+    if recipe.output.push_to_hub is None:
+        yield ("output", "keep"), "without a folder the model must go to the Hub: name output.push_to_hub"
+    if recipe.evaluation is not None:
+        hint = "set it to true, or leave `evaluation` out"
+        yield ("output", "keep"), f"scoring loads the merged model from its folder, so keep it: {hint}"
 
 
 def _read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hub_magmax import locking
+from hub_magmax import locking, preparing
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
 from hub_magmax.distributed import Processes, find_processes
-from hub_magmax.errors import EvaluationError, PublishError
+from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation import (
     Scores,
     evaluate,
@@ -19,12 +20,14 @@ from hub_magmax.evaluation import (
     write_scores,
 )
 from hub_magmax.guarding import Guard, check_guards, regressed
+from hub_magmax.io.committing import Destination, Published
 from hub_magmax.io.opening import HubSources
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.lockfile import Lock
 from hub_magmax.locking import plan
 from hub_magmax.planning import Plan
-from hub_magmax.publishing import Published, prepare_repository, push
+from hub_magmax.preparing import Finding, check
+from hub_magmax.publishing import push_to
 from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
 from hub_magmax.surface import EXPLORER_NAME
@@ -35,7 +38,7 @@ ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | Non
 
 @dataclass(frozen=True)
 class Run:
-    """What running a recipe left behind."""
+    """What running a recipe left behind; `output` is not there where the model went straight to the Hub."""
 
     plan: Plan
     report: MergeReport
@@ -53,6 +56,7 @@ def run(
     progress: ProgressBar = lambda total: nullcontext(),
     processes: Processes | None = None,
     push_anyway: bool = False,
+    destination: Destination | None = None,
 ) -> Run:
     """Carry out a recipe from its sources to the published model.
 
@@ -66,17 +70,26 @@ def run(
         progress: Called with the bytes to write; opens what is called with the bytes of each chunk.
         processes: Which of how many processes this is; found from the launcher by default.
         push_anyway: Push also where a guard regressed.
+        destination: Where on the Hub the model goes, and how; by default as the recipe says.
 
     Raises:
         PublishError: If a guard regressed, after everything was written, in place of pushing.
     """
     processes, hub = processes or find_processes(), HubSources()
+    destination = destination or destination_of(recipe)
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, hub=hub))
     planned = plan(recipe, locked, hub=hub)
-    if processes.is_first and recipe.output.push_to_hub:
-        prepare_repository(recipe.output.push_to_hub, private=recipe.output.private)
+    head = None
     if processes.is_first:
+        head = check(planned, destination, num_processes=processes.count)
         load_evaluation_data(recipe, locked)
+    if destination is not None and not recipe.output.keep:
+        from hub_magmax.relaying import relay  # loads torch
+
+        report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
+        with progress(planned.bytes_out) as advance:
+            merged, published = relay(planned, destination, head, write_card, advance, processes, hub)
+        return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
     from hub_magmax.merging import finished, merge  # loads torch
 
@@ -90,12 +103,61 @@ def run(
     write_card(recipe, locked, merged, scores, output)
     published = None
     guards = check_guards(recipe.evaluation, scores)
-    if recipe.output.push_to_hub:
+    if destination is not None:
         if not push_anyway:
             _refuse_regression(guards, recipe)
-        report(f"pushing to {recipe.output.push_to_hub}")
-        published = push(output, recipe.output.push_to_hub, private=recipe.output.private)
+        report(f"pushing to {destination.name}")
+        published = push_to(destination, output, head)
     return Run(planned, merged, output, scores, published, guards)
+
+
+def rehearse(
+    recipe: Recipe,
+    locked: Lock | None = None,
+    destination: Destination | None = None,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Plan, tuple[Finding, ...]]:
+    """Return what `run` would do, and whether anything would keep it from doing so; changes nothing.
+
+    Args:
+        recipe: What would be done.
+        locked: Its lock; made now where it is not given.
+        destination: Where the model would go; by default as the recipe says.
+        report: Called with a line of text at each long step.
+    """
+    hub = HubSources()
+    planned = plan(recipe, locked or lock(recipe, report=report, hub=hub), hub=hub)
+    findings = preparing.rehearse(planned, destination or destination_of(recipe))
+    if recipe.evaluation is None:
+        return planned, findings
+    return planned, (*findings, preparing.look("data", lambda: _data_found(recipe, planned.lock)))
+
+
+def _data_found(recipe: Recipe, locked: Lock) -> str:
+    return f"examples of {', '.join(load_evaluation_data(recipe, locked))} are there"
+
+
+def destination_of(recipe: Recipe, **changes: Any) -> Destination | None:
+    """Return where the recipe publishes, None where it does not.
+
+    Args:
+        recipe: Its `output` names the repository.
+        changes: Other attributes of the destination; None stands for what the recipe says.
+
+    Raises:
+        RecipeError: If there are changes, and the recipe names no repository.
+    """
+    said = {key: value for key, value in changes.items() if value is not None}
+    if recipe.output.push_to_hub is None:
+        if said:
+            raise RecipeError(
+                f"{', '.join(said)}: the recipe does not say where to publish",
+                where="recipe, output.push_to_hub",
+                expected="a repository on the Hub",
+            )
+        return None
+    return Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **said})
 
 
 def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -135,8 +136,11 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, errors.RevisionResolutionError):
         return error.__cause__ is not None and is_passing(error.__cause__)
     # A body that was cut or changed is no JSON.
-    unreadable = isinstance(error, ValueError) and not isinstance(error, errors.HFValidationError)
-    return unreadable or isinstance(error, httpx.TransportError)
+    return isinstance(error, json.JSONDecodeError | UnicodeDecodeError | ChangedError | httpx.TransportError)
+
+
+class ChangedError(ValueError):
+    """A body was changed on its way."""
 
 
 def _asked_wait(response: Any) -> float:
@@ -169,7 +173,7 @@ class FileFetcher:
             )
             hf_raise_for_status(answer)
             if same_content(content_hashes(answer.content), f"git:{blob_id}") is False:
-                raise ValueError("changed on the way")
+                raise ChangedError
             return bytes(answer.content)
 
         with hub_errors(f"{self.label}, {path}"):

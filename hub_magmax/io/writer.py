@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -135,12 +135,16 @@ class PartialFolder:
             shutil.rmtree(self._journal)
         for folder in (self._journal, self.folder):
             folder.mkdir(exist_ok=True)
+        self.sweep()
+        _write_durably(self._journal / "plan", self.plan_digest)
+
+    def sweep(self) -> None:
+        """Remove all files but finished shards."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif self.recorded(path.name) is None:
                 path.unlink()
-        _write_durably(self._journal / "plan", self.plan_digest)
 
     def _stored_digest(self) -> str:
         with contextlib.suppress(OSError, ValueError):
@@ -168,10 +172,30 @@ class PartialFolder:
                 return record
         return None
 
-    def forget(self) -> None:
-        """Take no shard for finished any more: the same merge starts from its beginning."""
-        for path in self._journal.glob("*.json"):
-            path.unlink(missing_ok=True)
+    def forget(self, files: Iterable[str] | None = None) -> None:
+        """Take these shards (None: any) for finished no more: the same merge makes them again."""
+        if files is None:
+            files = [path.name.removesuffix(".json") for path in self._journal.glob("*.json")]
+        for file in files:
+            for kind in ("sent", "json"):
+                (self._journal / f"{file}.{kind}").unlink(missing_ok=True)
+
+    def send(self, file: str, place: str) -> None:
+        """Note durably that a finished shard is at `place` too, and remove it here."""
+        _write_durably(self._journal / f"{file}.sent", place)
+        (self.folder / file).unlink(missing_ok=True)
+
+    def sent(self, file: str, place: str) -> ShardRecord | None:
+        """Return the record of a finished shard that was sent to `place`, else None."""
+        with contextlib.suppress(OSError, ValueError):
+            if (self._journal / f"{file}.sent").read_text(encoding="utf-8") == place:
+                (self.folder / file).unlink(missing_ok=True)  # left by a kill after the note
+                return self.recorded(file)
+        return None
+
+    def remove(self) -> None:
+        """Remove everything, since all of it is somewhere else now."""
+        self._remove()
 
     def publish(self) -> None:
         """Turn the folder into the output by one rename, after which it survives a loss of power."""

@@ -1,0 +1,335 @@
+"""One commit on the Hub, made once however often its answer is lost, and compared with what was sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.errors import PublishError
+from hub_magmax.io.fetching import hub_api, is_passing, persistently
+from hub_magmax.reports import ShardRecord
+from hub_magmax.sidefiles import content_hashes, same_content
+
+_SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
+
+#: Pauses before a commit is sent again.
+_WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+
+#: What the Hub says of a large file that it was sent, and does not have any more.
+_COLLECTED = "LFS pointer"
+
+#: Pull requests that are looked at for a commit whose answer was lost.
+_SHOWN_REQUESTS = 20
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where on the Hub a model goes, and how.
+
+    Attributes:
+        repo_id: `org/model`; created if it is not there.
+        private: Whether a new repository is private.
+        revision: Branch to commit to; the default branch if None.
+        create_pr: Open a pull request instead of committing to the branch.
+        commit_message: Title of the commit.
+    """
+
+    repo_id: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str = "Add merged model"
+
+    def __post_init__(self) -> None:
+        if self.create_pr and self.revision is not None:
+            raise PublishError(
+                "a pull request is opened against the default branch, and another one is named",
+                where=self.name,
+                hint="Leave out --revision or --create-pr.",
+            )
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push left on the Hub: `commit` is 40 hexadecimal digits, `url` shows it."""
+
+    repo_id: str
+    commit: str
+    url: str
+
+
+class CollectedError(PublishError):
+    """The Hub has removed large files that were sent, and that no commit held; `files` names them."""
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message, where=where, hint="Run the same command again; they are sent again.")
+
+
+@contextmanager
+def publish_errors(where: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises while writing into a PublishError that says what to do."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except RepositoryNotFoundError as error:
+        raise PublishError(
+            "there is no such repository that this token may write to", where=where, hint=_SIGN_IN
+        ) from error
+    except RevisionNotFoundError as error:
+        raise PublishError(
+            "there is no such branch", where=where, hint="Create it first, or name another one."
+        ) from error
+    except HfHubHTTPError as error:
+        raise _refusal(error, where) from error
+    except RuntimeError as error:  # how huggingface_hub reports an upload that failed
+        raise PublishError(
+            f"{str(error).rstrip('.')} ({type(error.__cause__ or error).__name__})",
+            where=where,
+            hint="Nothing was published; run the same command again, what was uploaded is not sent twice. "
+            "If the server does not speak Xet, set HF_HUB_DISABLE_XET=1.",
+        ) from error
+    except HFValidationError as error:
+        raise PublishError(f"not a valid repository id: {error}", where=where) from error
+    except (httpx.HTTPError, OfflineModeIsEnabled) as error:
+        raise PublishError(
+            f"the Hub cannot be reached ({type(error).__name__})",
+            where=where,
+            hint="Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, then run the same command again.",
+        ) from error
+    except ValueError as error:  # also how huggingface_hub refuses a card
+        raise PublishError(
+            " ".join(str(error).split())[:500],
+            where=where,
+            hint="Nothing was published; run the same command again when that is mended.",
+        ) from error
+
+
+def _refusal(error: Any, where: str) -> PublishError:
+    status = error.response.status_code if error.response is not None else None
+    if status in (401, 403):
+        return PublishError(f"this token may not write here (status {status})", where=where, hint=_SIGN_IN)
+    reason = (error.server_message or "").strip().split("\n")[0]
+    if status == 400 and _COLLECTED in reason:
+        return CollectedError(f"the Hub has lost files that were sent to it ({reason})", where)
+    return PublishError(
+        f"the Hub answered {status or 'nothing'}" + (f" ({reason})" if reason else ""),
+        where=where,
+        hint="Nothing was published; run the same command again, what was uploaded is not sent twice.",
+    )
+
+
+@dataclass(frozen=True)
+class Head:
+    """A branch as it is now: its commit, and the files it holds."""
+
+    commit: str
+    files: tuple[str, ...]
+
+
+def prepare_repository(destination: Destination) -> Head:
+    """Create the repository if it is not there, and check that this token may commit to the branch.
+
+    Raises:
+        PublishError: If it may not. Called before a merge, so that it is known before, not after.
+    """
+    api, repo_id = hub_api(), destination.repo_id
+    with publish_errors(destination.name):
+        if not (destination.create_pr and persistently(lambda: api.repo_exists(repo_id))):
+            persistently(lambda: api.create_repo(repo_id, private=destination.private, exist_ok=True))
+            persistently(lambda: api.auth_check(repo_id, write=True))
+    return find_head(destination)
+
+
+def find_head(destination: Destination) -> Head:
+    """Return the branch as it is now.
+
+    Raises:
+        PublishError: If there is no such repository or branch.
+    """
+    with publish_errors(destination.name):
+        info = persistently(lambda: hub_api().model_info(destination.repo_id, revision=destination.revision))
+    assert info.sha is not None
+    return Head(info.sha, tuple(file.rfilename for file in info.siblings or []))
+
+
+def upload(destination: Destination, path: Path) -> bool:
+    """Send a large file that no commit shows yet; return False if the Hub wants it in the commit itself."""
+    from huggingface_hub import CommitOperationAdd
+
+    operation = CommitOperationAdd(path.name, path)
+    with publish_errors(f"{destination.name}, {path.name}"):
+        _repeatedly(
+            lambda: hub_api().preupload_lfs_files(
+                destination.repo_id,
+                [operation],
+                revision=destination.revision,
+                create_pr=destination.create_pr,
+            )
+        )
+    # How huggingface_hub itself remembers it between an upload and its commit.
+    return operation._is_uploaded
+
+
+def _repeatedly(send: Any) -> None:
+    """Call `send` until it works; a signed address that expired, or a broken line, gets another chance."""
+    for wait in _WAITS_SECONDS:
+        try:
+            send()
+            return
+        except Exception as error:
+            if not (is_passing(error) or (isinstance(error, RuntimeError) and error.__cause__ is not None)):
+                raise
+            time.sleep(wait)
+    send()
+
+
+def uploaded(record: ShardRecord) -> Any:
+    """Return the operation that puts a file into a commit whose content the Hub has already."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import UploadInfo
+
+    operation = CommitOperationAdd(record.file, b"")
+    # What preupload_lfs_files leaves in an operation; a process that goes on has nothing else left of it.
+    operation.upload_info = UploadInfo(record.size_bytes, b"", bytes.fromhex(record.sha256))
+    operation._upload_mode, operation._is_uploaded = "lfs", True
+    return operation
+
+
+def commit(
+    destination: Destination, operations: Sequence[Any], head: Head, expected: Mapping[str, str]
+) -> Published:
+    """Publish `operations` as one commit on top of `head`, and compare every file with what was sent.
+
+    The commit is sent again after a failure that may pass. That is safe: on top of `head` there can be one
+    only, and a branch that holds the expected files already is recognised as done.
+
+    Args:
+        destination: Where to.
+        operations: huggingface_hub's operations.
+        head: The branch as it was when the work began.
+        expected: Hashes of each file that the commit must hold, as `sidefiles.content_hashes` writes them.
+
+    Raises:
+        PublishError: If the Hub refuses, the branch moved meanwhile, or it holds other bytes afterwards.
+    """
+    for wait in (*_WAITS_SECONDS, None):
+        try:
+            made = hub_api().create_commit(
+                destination.repo_id,
+                operations,
+                commit_message=destination.commit_message,
+                revision=destination.revision,
+                create_pr=destination.create_pr,
+                parent_commit=head.commit,
+            )
+        except Exception as error:
+            done = _done_already(destination, head, expected, error)
+            if done is not None:
+                return done
+            if wait is None or not is_passing(error):
+                _explain(error, destination, head)
+            time.sleep(wait or 0)
+        else:
+            found = Published(destination.repo_id, made.oid, made.pr_url or made.commit_url)
+            _compare(found, expected)
+            return found
+    raise AssertionError("unreachable")
+
+
+def _explain(error: Exception, destination: Destination, head: Head) -> None:
+    """Raise what a failed commit means."""
+    with publish_errors(destination.name):
+        if _status(error) != 412:
+            raise error
+        now = find_head(destination).commit
+        raise PublishError(
+            f"the branch moved meanwhile, from {head.commit[:7]} to {now[:7]}, so nothing was published "
+            "(status 412)",
+            where=destination.name,
+            hint="Nothing is lost: look at what was committed there. The same command then publishes on top "
+            "of it, and sends nothing again.",
+        ) from error
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _done_already(
+    destination: Destination, head: Head, expected: Mapping[str, str], error: Exception
+) -> Published | None:
+    """Return the commit that was made although its answer was an error, or got lost."""
+    if not (is_passing(error) or _status(error) == 412):
+        return None
+    with publish_errors(destination.name):
+        for found in candidates(destination):
+            if found.commit != head.commit and not _differing(found, expected):
+                return found
+    return None
+
+
+def candidates(destination: Destination) -> Iterator[Published]:
+    """Yield the commits that may be an earlier push: the branch's, or the newest pull requests'."""
+    base = f"{hub_api().endpoint}/{destination.repo_id}"
+    if not destination.create_pr:
+        commit_id = find_head(destination).commit
+        yield Published(destination.repo_id, commit_id, f"{base}/commit/{commit_id}")
+        return
+    with publish_errors(destination.name):
+        refs = persistently(lambda: hub_api().list_repo_refs(destination.repo_id, include_pull_requests=True))
+    numbered = sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rpartition("/")[2]), reverse=True)
+    for ref in numbered[:_SHOWN_REQUESTS]:
+        number = ref.ref.rpartition("/")[2]
+        yield Published(destination.repo_id, ref.target_commit, f"{base}/discussions/{number}")
+
+
+def _compare(found: Published, expected: Mapping[str, str]) -> None:
+    differing = _differing(found, expected)
+    for path, hashes in differing.items():
+        raise PublishError(
+            f"the Hub holds {hashes or 'no such file'}, and {expected[path]} was sent",
+            where=f"{found.repo_id}@{found.commit[:7]}, {path}",
+            hint="Do not use this revision; push again.",
+        )
+
+
+def _differing(found: Published, expected: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of the files at a commit that are not as expected; empty ones for missing files."""
+    from huggingface_hub.hf_api import RepoFile
+
+    with publish_errors(found.repo_id):
+        rows = persistently(
+            lambda: hub_api().get_paths_info(found.repo_id, list(expected), revision=found.commit)
+        )
+    hashes = {
+        row.path: f"sha256:{row.lfs.sha256}" if row.lfs else f"git:{row.blob_id}"
+        for row in rows
+        if isinstance(row, RepoFile)
+    }
+    return {
+        path: hashes.get(path, "")
+        for path, text in expected.items()
+        if path not in hashes or same_content(hashes[path], text) is not True
+    }
+
+
+def hashes_of(content: Path | bytes) -> str:
+    """Return the hashes by which the Hub knows a small file."""
+    return content_hashes(content if isinstance(content, bytes) else content.read_bytes())

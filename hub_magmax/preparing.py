@@ -1,0 +1,214 @@
+"""What can go wrong late, looked at early: room, rights, names, limits, the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hub_magmax.cards import render_card
+from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
+from hub_magmax.io.committing import Destination, Head, find_head, prepare_repository, publish_errors
+from hub_magmax.io.fetching import hub_api, persistently
+from hub_magmax.io.writer import os_errors, refuse_taken
+from hub_magmax.planning import Plan, format_bytes
+from hub_magmax.reports import MergeReport, ShardRecord, software_versions
+
+#: The Hub's own limits.
+MAX_FILE_BYTES = 200 * 10**9
+MAX_FILES = 100_000
+
+#: Files of weights that a merge straight to the Hub has on the disk.
+_FILES_ON_DISK = 2
+
+#: Room for what lies beside the weights, and for headers.
+_SMALL_BYTES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what was found, or what is wrong with it."""
+
+    subject: str
+    found: str
+    error: HubMagmaxError | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject:<12} {self.error or self.found}"
+
+
+def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1) -> Head | None:
+    """Raise the first thing that would make carrying out `plan` fail late; return the branch to commit to.
+
+    Creates the repository where it is missing.
+
+    Raises:
+        OutputError: If there is no room for the output.
+        PublishError: If this token may not write, there is no such branch, or the Hub would refuse the card.
+    """
+    check_room(plan, num_processes)
+    if destination is None:
+        return None
+    check_limits(plan)
+    head = prepare_repository(destination)
+    check_card(plan, destination)
+    return head
+
+
+def rehearse(plan: Plan, destination: Destination | None) -> tuple[Finding, ...]:
+    """Look at everything that `check` looks at, and change nothing anywhere."""
+    return tuple(_rehearsed(plan, destination))
+
+
+def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[Finding]:
+    yield look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
+    if plan.recipe.output.keep:
+        yield look("output", lambda: _free_output(plan))
+    if destination is None:
+        yield Finding("publishing", "not asked for: the recipe has no output.push_to_hub")
+        return
+    yield look("limits", lambda: check_limits(plan))
+    yield look("repository", lambda: _right_to_write(destination))
+    yield look("card", lambda: check_card(plan, destination))
+
+
+def look(subject: str, at: Callable[[], str]) -> Finding:
+    """Return what `at` finds, or what is wrong with it."""
+    try:
+        return Finding(subject, at())
+    except HubMagmaxError as error:
+        return Finding(subject, "", error)
+
+
+def _free_output(plan: Plan) -> str:
+    refuse_taken(plan.recipe.output_path)
+    return f"{plan.recipe.output.path} is free"
+
+
+def check_room(plan: Plan, num_processes: int = 1) -> int:
+    """Return the bytes that the output needs on the disk and does not have yet.
+
+    Raises:
+        OutputError: If there are fewer.
+    """
+    output = plan.recipe.output_path
+    sizes = sorted((shard.data_bytes for shard in plan.shards), reverse=True)
+    kept = sizes if plan.recipe.output.keep else sizes[: _FILES_ON_DISK * num_processes]
+    with os_errors(output):
+        there = next(folder for folder in output.parents if folder.exists())
+        partial = output.with_name(output.name + ".partial")
+        written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        free = shutil.disk_usage(there).free
+    needed = 0 if output.exists() else max(0, sum(kept) + _SMALL_BYTES - written)
+    if needed > free:
+        raise OutputError(
+            f"{format_bytes(free)} are free, and the merge needs {format_bytes(needed)} more",
+            where=str(output),
+            hint="Free some space or choose another output.path. Straight to the Hub (output.keep: false) it "
+            "needs room for two files of output.shard_size."
+            if plan.recipe.output.keep
+            else "Free some space, choose another output.path, or lower output.shard_size.",
+        )
+    return needed
+
+
+def check_limits(plan: Plan) -> str:
+    """Raise PublishError where the Hub would refuse files for their size or number."""
+    largest = max(plan.shards, key=lambda shard: shard.data_bytes)
+    if largest.data_bytes > MAX_FILE_BYTES:
+        raise PublishError(
+            f"{largest.file} would have {format_bytes(largest.data_bytes)}",
+            where="output.shard_size",
+            expected=f"at most {format_bytes(MAX_FILE_BYTES)} in a file on the Hub",
+            hint="Lower output.shard_size.",
+        )
+    if len(plan.shards) >= MAX_FILES:
+        raise PublishError(
+            f"{len(plan.shards):,} files",
+            where="output.shard_size",
+            expected=f"fewer than {MAX_FILES:,} on the Hub",
+            hint="Raise output.shard_size.",
+        )
+    return f"{len(plan.shards)} file(s), the largest of {format_bytes(largest.data_bytes)}"
+
+
+def _right_to_write(destination: Destination) -> str:
+    """Return what is there; raise PublishError unless this token could commit to it."""
+    api, repo_id = hub_api(), destination.repo_id
+    with publish_errors(destination.name):
+        if not persistently(lambda: api.repo_exists(repo_id)):
+            return _right_to_create(destination)
+        if not destination.create_pr:
+            persistently(lambda: api.auth_check(repo_id, write=True))
+    head = find_head(destination)
+    how = "a pull request can be opened" if destination.create_pr else "this token may write to it"
+    return f"{destination.name} is at {head.commit[:7]}, and {how}"
+
+
+def _right_to_create(destination: Destination) -> str:
+    who = persistently(hub_api().whoami)
+    names = {str(who.get("name"))} | {str(org.get("name")) for org in who.get("orgs") or []}
+    namespace, _, name = destination.repo_id.rpartition("/")
+    if namespace and namespace not in names:
+        own = ", ".join(sorted(names))
+        raise PublishError(
+            f"there is no such repository, and this token can create one under {own} only",
+            where=destination.name,
+            hint="Check the name, or create the repository first.",
+        )
+    if destination.revision is not None:
+        raise PublishError(
+            "there is no such repository, so no such branch",
+            where=destination.name,
+            hint="Create both first, or leave out the branch.",
+        )
+    kind = "private" if destination.private else "public"
+    return f"{namespace or who.get('name')}/{name} is not there, and will be created ({kind})"
+
+
+def check_card(plan: Plan, destination: Destination) -> str:
+    """Raise PublishError where the Hub would refuse the card: what it says before anything is measured."""
+    from huggingface_hub import ModelCard
+
+    text = render_card(plan.recipe, plan.lock, _draft(plan), None, repo_id=destination.repo_id)
+    where = f"{destination.name}, README.md"
+    with publish_errors(where):
+        try:
+            card = ModelCard(text)
+            persistently(card.validate)
+        except ValueError as error:
+            raise PublishError(
+                f"the Hub would refuse the card: {_reasons(str(error))}",
+                where=where,
+                hint="Mend output.license or the sources' names in the recipe; --debug shows all of it.",
+            ) from error
+    return f"licence {card.data.get('license') or 'unknown'}"
+
+
+def _reasons(answer: str) -> str:
+    """Return in words why the Hub refused a card; its answer is a list in JSON."""
+    try:
+        found = [str(entry["message"]) for entry in json.loads(answer)["errors"]]
+    except (ValueError, KeyError, TypeError):
+        found = [answer]
+    return " ".join("; ".join(found).split())[:300]
+
+
+def _draft(plan: Plan) -> MergeReport:
+    """Return a report of the size and shape of the one that the merge will write."""
+    shards = tuple(ShardRecord(shard.file, shard.data_bytes, "0" * 64) for shard in plan.shards)
+    return MergeReport(
+        plan_digest=plan.digest,
+        shards=shards,
+        shares={},
+        num_unaligned={},
+        duality_gap=None,
+        elements_merged=sum(job.num_elements for job in plan.jobs if job.merged),
+        bytes_in=plan.bytes_in,
+        bytes_out=plan.bytes_out,
+        seconds=0.0,
+        peak_memory_bytes=0,
+        versions=software_versions(),
+        notices=plan.notices,
+    )

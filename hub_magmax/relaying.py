@@ -1,0 +1,202 @@
+"""Merge straight to the Hub: each file is uploaded while the next is made, and one commit shows them all.
+
+At most two files of weights are on this machine at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.distributed import Processes
+from hub_magmax.errors import HubMagmaxError, PublishError
+from hub_magmax.io.committing import (
+    CollectedError,
+    Destination,
+    Head,
+    Published,
+    candidates,
+    commit,
+    hashes_of,
+    upload,
+    uploaded,
+)
+from hub_magmax.io.opening import HubSources
+from hub_magmax.io.remote import open_hub
+from hub_magmax.io.source import TensorSource
+from hub_magmax.io.writer import PartialFolder
+from hub_magmax.merging import Progress, make_shards, open_sources, prepare, report_of, write_beside_weights
+from hub_magmax.planning import Plan
+from hub_magmax.publishing import compare_reported, contents_of, operations
+from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, parse_report
+
+#: Writes the card of a merge, which nobody scored, into a folder.
+WriteCard = Callable[..., Any]
+
+#: How often files that the Hub lost are made and sent again, before giving up.
+_ROUNDS = 3
+
+
+def relay(
+    plan: Plan,
+    destination: Destination,
+    head: Head | None,
+    write_card: WriteCard,
+    progress: Progress | None,
+    processes: Processes,
+    hub: HubSources,
+) -> tuple[MergeReport, Published | None]:
+    """Carry out `plan` without a folder, and return the report and what was published.
+
+    Called again after an interruption or a failure, it makes and sends what the Hub does not have yet; if
+    the commit was made already it returns that.
+
+    Args:
+        plan: From `planning.make_plan`.
+        destination: Where to.
+        head: The branch as it is now; of the first process.
+        write_card: As `running.write_card`.
+        progress: Called with the number of bytes each finished chunk wrote.
+        processes: Which of how many processes this is; the first one commits.
+        hub: Repositories that are open already.
+
+    Raises:
+        PublishError: If the Hub refuses, or the branch moved meanwhile.
+        OutputError: If there is no room for two files.
+    """
+    started = time.perf_counter()
+    place = PartialFolder(plan.recipe.output_path, plan.digest)
+    if (done := processes.first_decides(lambda: published_already(destination, plan))) is not None:
+        if processes.is_first:
+            discard(place)
+        return done
+    if (refusal := processes.first_decides(lambda: prepare(place, plan))) is not None:
+        raise refusal
+    try:
+        with open_sources(plan, hub) as sources:
+            for _ in range(_ROUNDS):
+                with closing(_Relay(place, destination)) as shelf:
+                    make_shards(plan, sources, place, shelf, progress, None, processes)
+                    shelf.finish()
+                processes.wait()
+                report = report_of(plan, place, time.perf_counter() - started)
+                finish = _Finish(plan, destination, head, write_card, place, sources, report)
+                outcome = processes.first_decides(finish.commit)
+                if not isinstance(outcome, CollectedError):
+                    break
+    finally:
+        place.abandon()
+    if isinstance(outcome, HubMagmaxError):
+        raise outcome
+    return outcome
+
+
+def discard(place: PartialFolder) -> None:
+    """Remove what is left of a merge that is on the Hub already."""
+    if prepare(place, None) is None:
+        place.remove()
+
+
+def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport, Published] | None:
+    """Return the report and the commit of this very merge if the destination holds it, complete."""
+    for found in candidates(destination):
+        with suppress(HubMagmaxError), closing(open_hub(found.repo_id, found.commit)) as source:
+            if REPORT_NAME not in source.sizes:
+                continue
+            content = source.read_bytes(REPORT_NAME, 0, source.sizes[REPORT_NAME])
+            report = parse_report(content, source.label)
+            if report.plan_digest == plan.digest:
+                compare_reported(source, report, PublishError)
+                return report, found
+    return None
+
+
+class _Relay:
+    """Keeps finished files on the Hub: one is on its way there while the next is made."""
+
+    def __init__(self, place: PartialFolder, destination: Destination) -> None:
+        self._place, self._destination = place, destination
+        self._pool = ThreadPoolExecutor(1)
+        self._sending: Future[None] | None = None
+
+    def intact(self, file: str) -> ShardRecord | None:
+        if (sent := self._place.sent(file, self._destination.repo_id)) is not None:
+            return sent
+        if (found := self._place.intact(file)) is not None:
+            self._send(found)
+        return found
+
+    def record(self, record: ShardRecord) -> None:
+        self._place.record(record)
+        self._send(record)
+
+    def _send(self, record: ShardRecord) -> None:
+        self.finish()
+        self._sending = self._pool.submit(self._upload, record.file)
+
+    def _upload(self, file: str) -> None:
+        if upload(self._destination, self._place.folder / file):
+            self._place.send(file, self._destination.repo_id)
+
+    def finish(self) -> None:
+        """Wait until the file that is on its way has arrived."""
+        if self._sending is not None:
+            self._sending.result()
+            self._sending = None
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class _Finish:
+    """What the first process does once all files are made: write the rest, and commit."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        destination: Destination,
+        head: Head | None,
+        write_card: WriteCard,
+        place: PartialFolder,
+        sources: Mapping[str, TensorSource],
+        report: MergeReport,
+    ) -> None:
+        self._plan, self._destination, self._head, self._write_card = plan, destination, head, write_card
+        self._place, self._sources, self._report = place, sources, report
+
+    def commit(self) -> tuple[MergeReport, Published] | HubMagmaxError:
+        """Return the report and the commit, or why there is none, so that every process learns it."""
+        try:
+            return self._commit()
+        except CollectedError as error:
+            self._place.forget()  # the Hub names one at a time, and they were sent at about the same time
+            return error
+        except HubMagmaxError as error:
+            return error
+
+    def _commit(self) -> tuple[MergeReport, Published]:
+        plan, folder, head = self._plan, self._place.folder, self._head
+        assert head is not None, "the first process found it"
+        self._place.sweep()  # what an earlier round left
+        report = write_beside_weights(plan, self._sources, folder, self._report)
+        self._write_card(plan.recipe, plan.lock, report, None, folder)
+        small = self._small_files(folder, report)
+        weights = {shard.file: self._weights(shard) for shard in report.shards}
+        expected = {shard.file: f"sha256:{shard.sha256}" for shard in report.shards}
+        expected |= {name: hashes_of(content) for name, content in small.items()}
+        made = commit(self._destination, operations(weights | small, head), head, expected)
+        self._place.remove()
+        return report, made
+
+    def _small_files(self, folder: Path, report: MergeReport) -> dict[str, Path | bytes]:
+        weights = {shard.file for shard in report.shards}
+        found = contents_of(folder, self._destination.repo_id)
+        return {name: content for name, content in found.items() if name not in weights}
+
+    def _weights(self, record: ShardRecord) -> Any:
+        path = self._place.folder / record.file
+        return path if path.exists() else uploaded(record)

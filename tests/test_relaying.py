@@ -1,0 +1,286 @@
+import hashlib
+import itertools
+import json
+import threading
+
+import pytest
+
+from hub_magmax import merging, relaying
+from hub_magmax.errors import HubMagmaxError, PublishError, RecipeError
+from hub_magmax.io.committing import Destination
+from hub_magmax.io.writer import PartialFolder
+from hub_magmax.publishing import verify
+from hub_magmax.recipe import load_recipe, parse_recipe
+from hub_magmax.running import run
+from tests.families import recipe_values, write_recipe
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def repo():
+    return f"me/relayed{next(_numbers)}"
+
+
+def streaming(family, repo, **changes):
+    output = {"path": "merged", "shard_size": "600B", "push_to_hub": repo, "keep": False} | changes
+    return load_recipe(write_recipe(family, method="average", output=output))
+
+
+def local_weights(family):
+    """Merge the same into a folder; return the content of its files of weights."""
+    recipe = load_recipe(
+        write_recipe(family, method="average", output={"path": "kept", "shard_size": "600B"})
+    )
+    folder = run(recipe).output
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def weights_on_hub(hub, repo, revision="main"):
+    return {
+        path: hub.read(repo, path, revision)
+        for path in hub.files(repo, revision)
+        if path.endswith(".safetensors")
+    }
+
+
+def test_streamed_model_is_the_one_that_a_folder_would_hold(family, hub, repo):
+    done = run(streaming(family, repo))
+    assert weights_on_hub(hub, repo) == local_weights(family)
+    assert done.published.commit == hub.head(repo)
+    assert hub.counts["POST commit"] == 1
+    assert verify(repo) == done.report.sha256
+    assert {"README.md", "recipe.yaml", "recipe.lock.json", "merge_report.json"} <= set(hub.files(repo))
+    assert f"# `{repo}`" in hub.read(repo, "README.md").decode()
+
+
+def test_nothing_stays_on_the_disk(family, hub, repo):
+    before = sorted(family.rglob("*"))
+    run(streaming(family, repo))
+    left = [path for path in sorted(family.rglob("*")) if path not in before]
+    assert left == [family / "recipe.yaml"]
+
+
+def test_two_files_of_weights_are_on_the_disk_at_most(family, hub, repo, monkeypatch):
+    seen = []
+    record = PartialFolder.record
+
+    def watched(place, found):
+        seen.append(len(list(place.folder.glob("*.safetensors*"))))
+        record(place, found)
+
+    monkeypatch.setattr(PartialFolder, "record", watched)
+    hub.faults.add("/_storage/*/upload", "latency", seconds=0.05)
+    run(streaming(family, repo))
+    assert len(seen) > 3
+    assert max(seen) == 2
+
+
+def test_second_run_finds_the_model_and_does_nothing(family, hub, repo):
+    first = run(streaming(family, repo))
+    hub.reset_log()
+    second = run(streaming(family, repo))
+    assert second.published.commit == first.published.commit
+    assert not [e for e in hub.log if e.route in ("commit", "lfs_batch") or e.method == "PUT"]
+
+
+def test_commit_whose_answer_was_lost_is_recognised(family, hub, repo, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.faults.add("*/commit/*", "lose_response", times=1)
+    done = run(streaming(family, repo))
+    assert done.published.commit == hub.head(repo)
+    assert [commit.title for commit in hub.commits(repo)].count("Add merged model") == 1
+
+
+def test_pull_request_whose_answer_was_lost_is_recognised(family, hub, repo, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.faults.add("*/commit/*", "lose_response", times=1)
+    recipe = streaming(family, repo)
+    done = run(recipe, destination=Destination(repo, create_pr=True))
+    assert done.published.url.endswith("/discussions/1")
+    assert weights_on_hub(hub, repo) == {}
+    assert weights_on_hub(hub, repo, "refs/pr/1") == local_weights(family)
+    assert run(recipe, destination=Destination(repo, create_pr=True)).published == done.published
+
+
+def test_branch_that_moved_is_told_and_the_same_command_publishes_without_sending_again(family, hub, repo):
+    recipe = streaming(family, repo)
+    moved = threading.Event()
+
+    def first_upload(request):
+        if request.path.endswith("/upload") and not moved.is_set():
+            moved.set()
+            hub.add_repo(repo, files={"notes.txt": b"somebody else's"})
+        return False
+
+    hub.faults.add(first_upload, "latency")
+    with pytest.raises(PublishError, match=r"the branch moved meanwhile.*Nothing is lost"):
+        run(recipe)
+    assert weights_on_hub(hub, repo) == {}
+    hub.faults.clear()
+    hub.reset_log()
+    run(recipe)
+    assert not [e for e in hub.log if e.path.endswith("/upload")]
+    assert weights_on_hub(hub, repo) == local_weights(family)
+    assert hub.read(repo, "notes.txt") == b"somebody else's"
+
+
+def test_uploads_that_the_hub_removed_are_made_and_sent_again(family, hub, repo):
+    recipe = streaming(family, repo)
+    hub.faults.add("*/commit/*", "status", status=400, times=1)
+    with pytest.raises(PublishError, match="400"):
+        run(recipe)
+    assert hub.forget_uploads(repo)
+    run(recipe)
+    assert weights_on_hub(hub, repo) == local_weights(family)
+
+
+def test_finished_shards_are_neither_merged_nor_sent_again(family, hub, repo, monkeypatch):
+    recipe = streaming(family, repo)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    contents = local_weights(family)
+    first = min(contents)
+    sha256 = hashlib.sha256(contents[first]).hexdigest()
+    hub.faults.add(f"/_storage/*/{sha256}/upload", "status", status=500)
+    with pytest.raises(PublishError):
+        run(recipe)
+    hub.faults.clear()
+    hub.reset_log()
+    made = []
+    make = merging._Engine.make
+    monkeypatch.setattr(
+        merging._Engine, "make", lambda self, shard: made.append(shard.file) or make(self, shard)
+    )
+    done = run(recipe)
+    files = [shard.file for shard in done.report.shards]
+    # The second one was finished when the upload of the first was given up; both waited on the disk.
+    assert made == files[2:]
+    assert len([e for e in hub.log if e.path.endswith("/upload")]) == len(files)
+    assert weights_on_hub(hub, repo) == contents
+
+
+def test_files_that_arrived_are_not_sent_again(family, hub, repo):
+    recipe = streaming(family, repo)
+    hub.faults.add("*/commit/*", "status", status=403, times=1)
+    with pytest.raises(PublishError, match="may not write here"):
+        run(recipe)
+    hub.reset_log()
+    run(recipe)
+    assert not [e for e in hub.log if e.path.endswith("/upload")]
+    assert weights_on_hub(hub, repo) == local_weights(family)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "status", "status": 503},
+        {"kind": "status", "status": 429, "retry_after_seconds": 1},
+        {"kind": "lose_response"},
+        {"kind": "reset"},
+        {"kind": "truncate"},
+        {"kind": "short"},
+        {"kind": "expired"},
+        {"kind": "reset_upload"},
+        {"kind": "corrupt"},
+    ],
+    ids=str,
+)
+def test_quarter_of_all_requests_failing_ends_with_the_right_model_or_one_paragraph(
+    family, hub, fault, monkeypatch, request
+):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    repo = f"me/quarter-{fault['kind']}{fault.get('status', '')}"
+    hub.faults.add("*", probability=0.25, **fault)
+    recipe = streaming(family, repo)
+    failures = []
+    for _ in range(3):
+        try:
+            run(recipe)
+            break
+        except HubMagmaxError as error:
+            assert "\n" not in str(error)
+            assert weights_on_hub(hub, repo) == {} if hub_has(hub, repo) else True
+            failures.append(error)
+    hub.faults.clear()
+    assert len(failures) < 3, failures
+    assert weights_on_hub(hub, repo) == local_weights(family)
+    assert [commit.title for commit in hub.commits(repo)].count("Add merged model") == 1
+
+
+def hub_has(hub, repo):
+    try:
+        return bool(hub.head(repo))
+    except HubMagmaxError:
+        return False
+
+
+def test_of_two_that_push_to_one_branch_one_wins_and_the_other_is_told(family, hub, repo):
+    recipes = [
+        load_recipe(
+            write_recipe(
+                family,
+                method="average",
+                seed=number,
+                output={"path": f"merged{number}", "shard_size": "600B", "push_to_hub": repo, "keep": False},
+            )
+        )
+        for number in (1, 2)
+    ]
+    hub.add_repo(repo, files={"notes.txt": b"mine"})
+    outcomes = [None, None]
+
+    def push(number):
+        try:
+            outcomes[number] = run(recipes[number])
+        except PublishError as error:
+            outcomes[number] = error
+
+    ready = threading.Barrier(2, timeout=120)
+    original = relaying.commit
+
+    def wait_for_the_other(*arguments):
+        ready.wait()
+        return original(*arguments)
+
+    relaying.commit = wait_for_the_other
+    try:
+        threads = [threading.Thread(target=push, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        relaying.commit = original
+    told = [outcome for outcome in outcomes if isinstance(outcome, PublishError)]
+    won = [outcome for outcome in outcomes if not isinstance(outcome, PublishError)]
+    assert len(told) == len(won) == 1
+    assert "the branch moved meanwhile" in str(told[0])
+    assert json.loads(hub.read(repo, "merge_report.json"))["digest"] == won[0].report.digest
+    loser = run(recipes[outcomes.index(told[0])])
+    assert json.loads(hub.read(repo, "merge_report.json"))["digest"] == loser.report.digest
+    assert hub.read(repo, "notes.txt") == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("output", "evaluation", "reason"),
+    [
+        ({"keep": False}, None, "name output.push_to_hub"),
+        (
+            {"keep": False, "push_to_hub": "me/x"},
+            {"tasks": {"a": {"dataset": "me/data"}}},
+            "leave `evaluation` out",
+        ),
+    ],
+)
+def test_what_cannot_be_done_without_a_folder_is_known_from_the_recipe(output, evaluation, reason):
+    values = recipe_values(output=output) | ({"evaluation": evaluation} if evaluation else {})
+    with pytest.raises(RecipeError, match=reason):
+        parse_recipe(values)
+
+
+def test_small_files_on_the_hub_are_those_of_the_merge_report(family, hub, repo):
+    run(streaming(family, repo))
+    report = json.loads(hub.read(repo, "merge_report.json"))
+    assert all(
+        hashlib.sha256(hub.read(repo, name)).hexdigest() == sha256 for name, sha256 in report["files"].items()
+    )
