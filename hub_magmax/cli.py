@@ -269,21 +269,41 @@ def _summary(recipe: Recipe, report: Any) -> str:
     lines = [
         f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "
         f"peak memory {format_bytes(report.peak_memory_bytes)}",
-        f"wrote {recipe.output.path}",
+        f"wrote {recipe.output.path}" if recipe.output.keep else "no folder was kept",
     ]
     if report.shares:
         lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))
     return "\n".join(lines)
 
 
+def destination_options(function: Callable[..., Answer]) -> Any:
+    """Add what says how a model is committed to its repository."""
+    for option in (
+        click.option("--commit-message", help="Title of the commit; `Add merged model`."),
+        click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
+        click.option("--revision", help="Branch to commit to."),
+        click.option("--private", is_flag=True, default=None, help="Make a new repository private."),
+    ):
+        function = option(function)
+    return function
+
+
 @recipe_verb
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
-def run(recipe: Path, lock_path: Path | None, output: Path | None, push_anyway: bool) -> Answer:
+@click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
+@destination_options
+def run(
+    recipe: Path, lock_path: Path | None, output: Path | None, push_anyway: bool, dry_run: bool, **how: Any
+) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
     from hub_magmax.distributed import find_processes
+    from hub_magmax.running import destination_of
     from hub_magmax.running import run as do_run
 
     found, locked = _read(recipe, lock_path, output)
+    destination = destination_of(found, **how)
+    if dry_run:
+        return _dry_run(found, locked, destination)
     processes = find_processes()
     say = _say if processes.is_first else _quiet
     done = do_run(
@@ -293,6 +313,7 @@ def run(recipe: Path, lock_path: Path | None, output: Path | None, push_anyway: 
         progress=_progress,
         processes=processes,
         push_anyway=push_anyway,
+        destination=destination,
     )
     if not processes.is_first:
         return {}, ""
@@ -306,6 +327,22 @@ def run(recipe: Path, lock_path: Path | None, output: Path | None, push_anyway: 
         values["published"] = {"commit": done.published.commit, "url": done.published.url}
         text += f"\npublished {done.published.url}"
     return values, text
+
+
+def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
+    from hub_magmax.running import rehearse
+
+    planned, findings = rehearse(recipe, locked, destination, report=_say)
+    values = planned.to_dict() | {
+        "checks": [
+            {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}
+            for f in findings
+        ]
+    }
+    answer = values, "\n".join([planned.explain(), *map(str, findings)])
+    if any(finding.error for finding in findings):
+        raise RegressionError(*answer)
+    return answer
 
 
 @recipe_verb
@@ -360,15 +397,14 @@ def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[
 @verb
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id")
-@click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option("--revision", help="Branch to commit to.")
-@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
-@click.option("--commit-message", default="Add merged model", show_default=True)
-def push(folder: Path, repo_id: str, **options: Any) -> Answer:
+@destination_options
+def push(folder: Path, repo_id: str, **how: Any) -> Answer:
     """Publish a merged FOLDER as REPO_ID, in one commit."""
-    from hub_magmax.publishing import push as do_push
+    from hub_magmax.io.committing import Destination
+    from hub_magmax.publishing import push_to
 
-    published = do_push(folder, repo_id, **options)
+    said = {key: value for key, value in how.items() if value is not None}
+    published = push_to(Destination(repo_id, **said), folder)
     return {"commit": published.commit, "url": published.url}, f"published {published.url}"
 
 

@@ -112,8 +112,12 @@ def preupload(call: Call) -> Response:
 
 
 def lfs_batch(call: Call) -> Response:
-    """Say where to send each LFS object; nowhere if the repository has it."""
-    repo = call.writable()
+    """Say where to send each LFS object; nowhere if the repository has it.
+
+    Whoever may read may send: a pull request needs its files before it exists, and they show nowhere else.
+    """
+    call.require_user()
+    repo = call.readable()
     asked = call.request.body.json()
     if asked.get("operation") != "upload" or "basic" not in asked.get("transfers", ["basic"]):
         raise RefusalError(400, "Only uploads by the basic transfer are served here")
@@ -136,7 +140,8 @@ def store_object(call: Call) -> Response:
 
 def verify_object(call: Call) -> Response:
     """Say whether an LFS object has arrived."""
-    repo = call.writable()
+    call.require_user()
+    repo = call.readable()
     asked = call.request.body.json()
     if asked["oid"] not in repo.uploads:
         raise RefusalError(404, f"LFS object not found: {asked['oid']}")
