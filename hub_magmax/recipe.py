@@ -360,7 +360,9 @@ class Compare(Spec):
     tune: Data | None = None
     report: Data | None = None
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = _TRIED
-    scaling: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+    scaling: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0,
+    )  # fmt: skip
     preferences: dict[TaskName, Preference] = {}
 
 

@@ -22,6 +22,8 @@ from hub_magmax.tuning import Trial
 AVERAGE = Method(name="average")
 MAGMAX = Method(name="magmax")
 TUNABLE = Method.model_validate({"name": "tunable_magmax", "selection": "algorithm-1"})
+#: What a comparison tries first, as `method: auto` does.
+FIRST = Method(name="auto")
 TOP_N = Method.model_validate({"name": "tunable_magmax", "selection": "top-n"})
 
 

@@ -29,7 +29,7 @@ class Protocol:
     mixtures: tuple[tuple[int, ...], ...] = MIXTURES
     draws: int = 5
     largest: int = 150
-    scalings: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+    scalings: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
     ratios: tuple[float, ...] = (0.0625, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
     sizes: tuple[int, ...] = (1, 5, 10, 20)
     size_draws: int = 1

@@ -166,12 +166,13 @@ def _rows(
 
 
 def _packed(bench: Bench, row: Row) -> list[list[list[list[float | None]]]]:
-    """Return scores, and probabilities on the meta sample, by target and scaling coefficient."""
+    """Return scores, and probabilities and margins on the meta sample, by target and scaling coefficient."""
 
     def packed(trial: Trial, num_meta: int) -> list[list[float | None]]:
-        probabilities = [outcome.probability for outcome in trial.outcomes[:num_meta]]
+        meta = trial.outcomes[:num_meta]
         unused = [None] * (len(trial.outcomes) - num_meta)
-        return [[outcome.score for outcome in trial.outcomes], [*probabilities, *unused]]
+        probabilities, margins = [o.probability for o in meta], [o.margin for o in meta]
+        return [[o.score for o in trial.outcomes], [*probabilities, *unused], [*margins, *unused]]
 
     return [
         [packed(trial, target.num_meta) for trial in trials]
@@ -249,7 +250,8 @@ def _comparisons(
             given = {kind: weights[kind][number], "uniform": bench.uniform}
             trials = {
                 _name(candidate): _trial(by_name, candidate, number)
-                for candidate in candidates(tried, measuring.TUNABLE, given)
+                for candidate in candidates(tried, measuring.FIRST, given)
+                if candidate.method["scaling"] in bench.protocol.scalings
             }
             on_meta = [measuring.picked(trial, range(target.num_meta)) for trial in trials.values()]
             name = list(trials)[on_meta.index(best(on_meta))]
