@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.continual import __main__ as main
 from benchmarks.continual import measuring, pages
 from benchmarks.continual.measuring import Bench
 from benchmarks.continual.protocol import MIXTURES, Protocol, Target, draw_subsets, draw_targets
@@ -247,3 +248,10 @@ def test_rendering_the_stored_results_gives_the_stored_page(tmp_path):
 def test_the_known_shares_are_a_preference():
     target = Target((3, 1, 1), (4, 0, 2), (1, 2, 3, 4, 5), 1)
     assert target.shares(5) == (0.2, 0.0, 0.2, 0.0, 0.6)
+
+
+def test_processes_of_their_own_can_import_what_they_do():
+    # They cannot import the module that was run as a program.
+    for function in (main.measure_digits, main.Progress):
+        assert not function.__module__.endswith("__main__")
+        assert getattr(import_module(function.__module__), function.__name__) is function

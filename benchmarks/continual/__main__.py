@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -24,35 +22,14 @@ from pathlib import Path
 from benchmarks.continual.pages import render, store
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import commit, measure
-from benchmarks.continual.sources import Family, digits
+from benchmarks.continual.sources import Family
+from benchmarks.continual.workers import Progress, measure_digits
 
 #: Examples in a target, where there are enough of them.
 LARGE = 1000
 
 #: With adapters, which start from nothing; a choice of ours.
 ADAPTER_LEARNING_RATE = 1e-3
-
-
-def measure_digits(folder: Path, num_tasks: int, seed: int, at: str) -> str:
-    """Make one family of digits, measure it, store its results; for a process of its own."""
-    import torch
-
-    torch.set_num_threads(1)
-    report = Progress()
-    family = digits(folder, num_tasks, seed, report=report)
-    result = measure(family, Protocol(), folder / "scores", at=at, report=report)
-    store("digits", "--data digits", result)
-    return family.name
-
-
-class Progress:
-    """Prints lines with the time since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __call__(self, line: str) -> None:
-        print(f"{time.perf_counter() - self._started:7.1f} s  {line}", file=sys.stderr, flush=True)
 
 
 def all_digits(options: argparse.Namespace) -> Iterator[str]:
