@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from importlib import import_module
 
 import numpy as np
 import pytest
