@@ -82,10 +82,14 @@ def _running_hub() -> Iterator[_Hub]:
             process.terminate()
 
 
-def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
-    """Kill `hub-magmax run` at random moments, from its start to its end."""
+def kills(victim: Victim, *, count: int = 100, seed: int = 0, keep: bool = True) -> Tally:
+    """Kill `hub-magmax run` at random moments, from its start to its end.
+
+    Without `keep` there is no output folder: each file is uploaded while the next one is made.
+    """
     tally = Tally()
     generator = random.Random(seed)
+    _output(victim, keep)
     with _running_hub() as hub:
         seconds = _undisturbed(victim, hub)
         for number in range(count):
@@ -98,9 +102,10 @@ def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
     return tally
 
 
-def requests(victim: Victim, *, every: int = 1) -> Tally:
+def requests(victim: Victim, *, every: int = 1, keep: bool = True) -> Tally:
     """Kill `hub-magmax run` before and after each request that it sends."""
     tally = Tally()
+    _output(victim, keep)
     with _running_hub() as hub:
         _undisturbed(victim, hub)
         for number in range(1, 1000, every):
@@ -130,6 +135,11 @@ def _killed_at(number: int) -> Callable[[], None]:
         httpx.Client.send = watched
 
     return prepare
+
+
+def _output(victim: Victim, keep: bool) -> None:
+    if not keep:
+        victim.recipe_text = victim.recipe_text.replace("output:", "output:\n  keep: false")
 
 
 def _arguments(victim: Victim, repo: str) -> list[str]:
@@ -190,6 +200,8 @@ def _visible(victim: Victim, hub: _Hub, repo: str) -> tuple[int, list[str]]:
 
 def _other_than_local(victim: Victim, hub: _Hub, repo: str) -> list[str]:
     """Return the files on the Hub that are not those of the output folder; its card names the repository."""
+    if not victim.output.exists():
+        return [] if "keep: false" in victim.recipe_text else ["there is no output"]
     local = {path.name: content_hashes(path.read_bytes()) for path in Path(victim.output).iterdir()}
     files = hub.files(repo, hub.commits(repo)[0])
     differ = [name for name, text in local.items() if files.get(name) not in text.split()]

@@ -407,6 +407,20 @@ def hub_requests(victim: Victim, **options: Any) -> Tally:
     return hub_attacks.requests(victim, **options)
 
 
+def relay_kills(victim: Victim, **options: Any) -> Tally:
+    """Kill `hub-magmax run` at random moments while it merges straight to the Hub."""
+    from benchmarks import hub_attacks
+
+    return hub_attacks.kills(victim, keep=False, **options)
+
+
+def relay_requests(victim: Victim, **options: Any) -> Tally:
+    """Kill `hub-magmax run` before and after each request of a merge straight to the Hub."""
+    from benchmarks import hub_attacks
+
+    return hub_attacks.requests(victim, keep=False, **options)
+
+
 def small_disk(victim: Victim, *, step_bytes: int = 4096) -> Tally:
     """Merge onto real file systems that are too small, then make them large and merge again.
 
@@ -516,6 +530,8 @@ MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
     "kills": (kills, 65_536),
     "hub_kills": (hub_kills, 4096),
     "hub_requests": (hub_requests, 64),
+    "relay_kills": (relay_kills, 4096),
+    "relay_requests": (relay_requests, 64),
     "crash_points": (crash_points, 64),
     "full_disk": (full_disk, 64),
     "small_disk": (small_disk, 64),
@@ -593,6 +609,8 @@ _PARTS = {
     "kills": "SIGKILL of a real `hub-magmax merge` at a random moment of its writing",
     "hub_kills": "SIGKILL of `hub-magmax run`, which merges and pushes to a local Hub, at a random moment",
     "hub_requests": "SIGKILL of `hub-magmax run` before and after each request that it sends",
+    "relay_kills": "SIGKILL of a merge straight to the Hub (`output.keep: false`) at a random moment",
+    "relay_requests": "SIGKILL of a merge straight to the Hub before and after each request that it sends",
     "crash_points": "SIGKILL before each change on the disk: open, write, fsync, rename, mkdir, remove",
     "full_disk": "`No space left on device` at each call that needs space",
     "small_disk": "A real file system (tmpfs) that is too small, page by page, and then large enough",

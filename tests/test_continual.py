@@ -71,9 +71,7 @@ def test_a_target_is_as_large_as_its_scarcest_part_allows():
 
 
 def test_a_target_is_no_larger_than_told():
-    (target,) = draw_targets(
-        np.repeat([0, 1], 100), Protocol(mixtures=((4, 1),), draws=1, largest=52), seed=0
-    )
+    (target,) = draw_targets(np.repeat([0, 1], 100), Protocol(mixtures=((4, 1),), draws=1, largest=52), seed=0)
     assert len(target.rows) == 50
     assert target.num_meta == 5
     assert (*target.meta, *target.held_out) == target.rows

@@ -37,7 +37,12 @@ SLICES = {
 }
 
 #: The same for the attacks on a push, each of which has a Hub and a process of its own.
-HUB_SLICES = {"hub_kills": {"count": 3, "rows": 64}, "hub_requests": {"every": 8}}
+HUB_SLICES = {
+    "hub_kills": {"count": 3, "rows": 64},
+    "hub_requests": {"every": 8},
+    "relay_kills": {"count": 3, "rows": 64},
+    "relay_requests": {"every": 8},
+}
 
 
 @pytest.fixture(scope="module")
