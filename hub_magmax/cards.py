@@ -11,12 +11,14 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from hub_magmax import methods
+from hub_magmax.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, THRESHOLDS, Diagnosis, read_diagnosis, verdict
 from hub_magmax.evaluation import MERGED, Score, Scores, quantized_name
 from hub_magmax.guarding import check_guards
 from hub_magmax.intervals import NUM_RESAMPLES, Difference
@@ -35,6 +37,7 @@ from hub_magmax.markdown import (
 from hub_magmax.planning import format_bytes
 from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
+from hub_magmax.surface import EXPLORER_NAME
 from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
 from hub_magmax.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.units import Unit
@@ -90,6 +93,30 @@ _PAPERS = {
 _MAX_NAMED = 6
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside a card.
+
+    Attributes:
+        explorer: Whether there is a page to explore other preferences with.
+        diagnosis: Of the checkpoints, together with its heat map.
+    """
+
+    explorer: bool = False
+    diagnosis: Diagnosis | None = None
+
+
+NOTHING = Beside()
+
+
+def found_beside(folder: Path) -> Beside:
+    """Return what lies in a merged model's folder."""
+    diagnosis = None
+    if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
+        diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
+    return Beside((folder / EXPLORER_NAME).is_file(), diagnosis)
+
+
 def render_card(
     recipe: Recipe,
     lock: Lock,
@@ -97,7 +124,7 @@ def render_card(
     scores: Scores | None = None,
     *,
     picture: str | None = None,
-    explorer: str | None = None,
+    beside: Beside = NOTHING,
     repo_id: str | None = None,
 ) -> str:
     """Return the whole README.md of a merged model.
@@ -108,7 +135,7 @@ def render_card(
         report: What the merge did.
         scores: What was measured; None says that nothing was.
         picture: Name of a picture beside the card, as `figures.draw_tradeoff` writes it.
-        explorer: Name of a page beside the card, as `sweeping.write_sweep` writes it.
+        beside: What else lies in the folder and is linked or told.
         repo_id: Repository the card is for, where the recipe names none or another one.
 
     Raises:
@@ -132,7 +159,11 @@ def render_card(
         "title": _model_name(named),
         "headline": _headline(lock, rows, scores, unit, ignored=not method.uses_preference),
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
-        "explorer": Markdown(quote(Path(explorer).name)) if explorer else None,
+        "explorer": Markdown(EXPLORER_NAME) if beside.explorer else None,
+        "diagnosis": beside.diagnosis,
+        "verdict": _verdict(beside.diagnosis),
+        "thresholds": THRESHOLDS,
+        "heat_map": Markdown(HEAT_MAP_NAME),
         "rows": rows,
         "unit": unit,
         "num_resamples": NUM_RESAMPLES,
@@ -246,6 +277,13 @@ def _score(unit: Unit, score: Score | None) -> Markdown | None:
     if score is None:
         return None
     return Markdown(f"{unit.value(score.value)} [{unit.value(score.low)}, {unit.value(score.high)}]")
+
+
+def _verdict(found: Diagnosis | None) -> Markdown | None:
+    """Return whether the checkpoints were fit to be merged, with the names of those that were not."""
+    if found is None:
+        return None
+    return Markdown(verdict([code(task) for task in found.suspects], notes=bool(found.findings)))
 
 
 def _some(damages: Iterable[Damage | None]) -> list[Damage]:

@@ -126,12 +126,12 @@ def _write_lock(locked: Lock, path: Path) -> Path:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
+def _progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None] | None]:
     """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
     from huggingface_hub.utils import tqdm
 
     make_bar: Any = tqdm
-    bar = make_bar(total=total, unit="B", unit_scale=True, desc="merging", disable=None)
+    bar = make_bar(total=total, unit="B", unit_scale=True, desc=doing, disable=None)
     with bar:
         yield bar.update
 
@@ -219,17 +219,34 @@ def compare(recipe: Path) -> Answer:
 @recipe_verb
 def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
+    from hub_magmax.running import result_folder
     from hub_magmax.sweeping import sweep as do_sweep
-    from hub_magmax.sweeping import sweep_folder, write_sweep
+    from hub_magmax.sweeping import write_sweep
 
     found, locked = _read(recipe, lock_path, output)
     surface = do_sweep(found, locked=locked, report=_say)
-    folder = sweep_folder(found)
-    files = [*write_sweep(found, surface, folder)]
-    if (folder / "README.md").is_file() and folder == found.output_path:
-        files.append(_write_card(*_merged(recipe, lock_path, output)))
+    files = [*write_sweep(found, surface, result_folder(found))]
+    files += _linked_card(recipe, lock_path, output)
     wrote = "\n".join(f"wrote {path}" for path in files)
     return surface.to_dict(), f"{surface.table()}\n{wrote}"
+
+
+@recipe_verb
+def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+    """Read RECIPE's checkpoints once, and say what is odd about them before they are merged."""
+    from hub_magmax.diagnosing import diagnose as do_diagnose
+    from hub_magmax.diagnosing import write_diagnosis
+    from hub_magmax.locking import plan as make_plan
+    from hub_magmax.running import lock, result_folder
+
+    found, locked = _read(recipe, lock_path, output)
+    planned = make_plan(found, locked or lock(found, report=_say))
+    with _progress(planned.bytes_out, "diagnosing") as progress:
+        diagnosis = do_diagnose(planned, progress=progress)
+    files = [*write_diagnosis(diagnosis, result_folder(found))]
+    files += _linked_card(recipe, lock_path, output)
+    wrote = "\n".join(f"wrote {path}" for path in files)
+    return json.loads(diagnosis.to_json()), f"{diagnosis.table()}\n{wrote}"
 
 
 @recipe_verb
@@ -367,6 +384,16 @@ def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Write the card of RECIPE's merged model from what was measured."""
     path = _write_card(*_merged(recipe, lock_path, output))
     return {"card": str(path)}, f"wrote {path}"
+
+
+def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> list[Path]:
+    """Write the card of the merged model again where there is one, since it links to what lies beside it."""
+    from hub_magmax.cards import CARD_NAME
+
+    found, _ = _read(recipe, lock_path, output)
+    if not (found.output_path / CARD_NAME).is_file():
+        return []
+    return [_write_card(*_merged(recipe, lock_path, output))]
 
 
 def _write_card(recipe: Recipe, locked: Lock) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.diagnosis import Diagnosis
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation import Score, Scores
 from hub_magmax.surface import Surface
@@ -25,6 +27,9 @@ DOTS_PER_INCH = 200
 _WIDTH, _ROW, _TOP, _BOTTOM = 4.0, 0.44, 0.34, 0.46  # inches
 _LEFT, _SPLIT, _RIGHT = 0.03, 0.74, 0.97  # of the width: scores between the first two, then the preference
 _NAMES = 0.3  # of the width: where names stand to the left of what is measured
+_LAYER_NAMES = 0.4  # likewise, of layers
+_CELL = 0.16  # inches: a row of the heat map
+_MAX_LAYERS, _MAX_PAIRS = 40, 15
 _LABEL_POINTS, _SMALL_POINTS = 7.5, 7.0
 _FONT = "DejaVu Sans"  # comes with matplotlib, so the picture is the same everywhere
 
@@ -152,6 +157,76 @@ def front_figure(surface: Surface) -> Figure:
     return figure
 
 
+def draw_cosines(found: Diagnosis, path: Path) -> None:
+    """Write a PNG with the cosine of every two task vectors in every layer.
+
+    Raises:
+        OutputError: If `path` cannot be written.
+    """
+    _write_figure(cosines_figure(found), path)
+
+
+def cosines_figure(found: Diagnosis) -> Figure:
+    """Return the figure that `draw_cosines` writes: a row per layer, a column per pair of tasks.
+
+    With many tasks a column is one task, and shows its mean cosine with the others; with many layers a
+    row is the mean of several.
+    """
+    columns, cells, names = _cosine_cells(found)
+    above = 0.1 + max(map(_inches, columns))
+    height = above + _CELL * len(cells) + 2 * _BOTTOM
+    figure = _new_figure(height)
+    place = (_LAYER_NAMES, 2 * _BOTTOM / height, _RIGHT - _LAYER_NAMES, _CELL * len(cells) / height)
+    axes = figure.add_axes(place)
+    image = axes.imshow(cells, cmap="PuOr", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    axes.tick_params(length=0, pad=3)
+    axes.set_yticks([])
+    axes.set_xticks(range(len(columns)), columns, rotation=90, **_text(_SMALL_POINTS), parse_math=False)
+    axes.xaxis.tick_top()
+    bar = figure.add_axes((_LAYER_NAMES, 1.3 * _BOTTOM / height, _RIGHT - _LAYER_NAMES, 0.1 / height))
+    figure.colorbar(image, cax=bar, orientation="horizontal")
+    bar.tick_params(labelsize=_SMALL_POINTS, labelfontfamily=_FONT, length=2, pad=2)
+    looked_at = f"n = {found.whole.num_looked_at:,} of {found.whole.num_elements:,} elements"
+    words = f"cosine of two task vectors, {looked_at}"
+    figure.text(_RIGHT, 0.3 * _BOTTOM / height, words, ha="right", va="center", **_text(_SMALL_POINTS))
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "right"}
+    for row, name in enumerate(names):
+        label = axes.text(-0.02, row, name, **beside, **_text(_SMALL_POINTS), parse_math=False)
+        _shorten_left(label, name, _LEFT * _WIDTH * DOTS_PER_INCH)
+    return figure
+
+
+def _inches(text: str) -> float:
+    """Return how wide a small text is."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    drawn = TextPath((0, 0), text.replace("$", "S"), size=_SMALL_POINTS, prop=FontProperties(family=_FONT))
+    return float(drawn.get_extents().width) / 72
+
+
+def _cosine_cells(found: Diagnosis) -> tuple[list[str], list[list[float]], list[str]]:
+    """Return the names of the columns, the cells by row, and the names of the rows."""
+    import numpy as np
+
+    tasks, count = [task[:14] for task in found.tasks], len(found.tasks)
+    pairs = [(one, other) for one in range(count) for other in range(one + 1, count)]
+    stacked = [layer.cosines for layer in found.layers]
+    size = -(-len(stacked) // _MAX_LAYERS)
+    blocks = [np.mean(stacked[start : start + size], axis=0) for start in range(0, len(stacked), size)]
+    names = [layer.name for layer in found.layers][::size]
+    if size > 1:
+        names = [f"{name} …" for name in names]
+    if len(pairs) <= _MAX_PAIRS:
+        return (
+            [f"{tasks[one]}, {tasks[other]}" for one, other in pairs] or tasks,
+            [[float(block[pair]) for pair in pairs] or [1.0] for block in blocks],
+            names,
+        )
+    means = [((block.sum(axis=1) - block.diagonal()) / (count - 1)).tolist() for block in blocks]
+    return tasks, means, names
+
+
 def _name_row(axes: Axes, row: int, task: str, size: str) -> None:
     """Write a task's name and size to the left of its row; a long name is cut."""
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
@@ -162,10 +237,26 @@ def _name_row(axes: Axes, row: int, task: str, size: str) -> None:
 
 
 def _shorten(label: Text, text: str, free: float) -> None:
-    """Cut a label until it ends left of `free`, in pixels."""
-    while label.get_window_extent().x1 > free and len(text) > 1:
-        text = text[:-1]
-        label.set_text(f"{text}…")
+    """Cut the end of a label until it ends left of `free`, in pixels."""
+    cuts = [text, *(f"{text[:length]}…" for length in range(len(text) - 1, 0, -1))]
+    _first_that_fits(label, cuts, lambda: label.get_window_extent().x1 <= free)
+
+
+def _shorten_left(label: Text, text: str, free: float) -> None:
+    """Cut the start of a label until it begins right of `free`, in pixels."""
+    cuts = [text, *(f"…{text[start:]}" for start in range(1, len(text)))]
+    _first_that_fits(label, cuts, lambda: label.get_window_extent().x0 >= free)
+
+
+def _first_that_fits(label: Text, cuts: Sequence[str], fits: Callable[[], bool]) -> None:
+    """Set the first of ever shorter texts that fits, or else the last."""
+
+    def tried(number: int) -> bool:
+        label.set_text(cuts[number])
+        return fits()
+
+    number = bisect_left(range(len(cuts)), True, key=tried)
+    label.set_text(cuts[min(number, len(cuts) - 1)])
 
 
 def _new_figure(height: float) -> Figure:

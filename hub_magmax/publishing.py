@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
+from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
 from hub_magmax.io.committing import Destination, Head, Published, commit, hashes_of, prepare_repository
@@ -18,7 +18,6 @@ from hub_magmax.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe import RECIPE_NAME, load_recipe
 from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.sidefiles import is_side_file
-from hub_magmax.surface import EXPLORER_NAME
 
 
 def push(
@@ -104,10 +103,10 @@ def _card_for(folder: Path, repo_id: str) -> str | None:
         read_scores(scores_path.parent) if scores_path.is_file() else None,
     )
     picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
-    explorer = EXPLORER_NAME if (folder / EXPLORER_NAME).is_file() else None
-    if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture, explorer=explorer):
+    beside = found_beside(folder)
+    if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture, beside=beside):
         return None
-    return render_card(*facts, picture=picture, explorer=explorer, repo_id=repo_id)
+    return render_card(*facts, picture=picture, beside=beside, repo_id=repo_id)
 
 
 def _holds_weights(path: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking, preparing
-from hub_magmax.cards import CARD_NAME, PICTURE_NAME, render_card
+from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation import (
@@ -23,14 +23,13 @@ from hub_magmax.guarding import Guard, check_guards, regressed
 from hub_magmax.io.committing import Destination, Published
 from hub_magmax.io.opening import HubSources
 from hub_magmax.io.writer import PartialFolder, write_text
-from hub_magmax.lockfile import Lock
+from hub_magmax.lockfile import LOCK_NAME, Lock
 from hub_magmax.locking import plan
 from hub_magmax.planning import Plan
 from hub_magmax.preparing import Finding, check
 from hub_magmax.publishing import push_to
 from hub_magmax.recipe import Recipe
 from hub_magmax.reports import MergeReport
-from hub_magmax.surface import EXPLORER_NAME
 from hub_magmax.tuning import MemoryTuner
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
@@ -214,6 +213,11 @@ def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
     return None
 
 
+def result_folder(recipe: Recipe) -> Path:
+    """Return where to write what was found out: beside the merged model, or else beside the recipe."""
+    return recipe.output_path if (recipe.output_path / LOCK_NAME).is_file() else recipe.folder
+
+
 def write_card(
     recipe: Recipe, locked: Lock, merged: MergeReport, scores: Scores | None, output: Path
 ) -> Path:
@@ -225,7 +229,8 @@ def write_card(
 
         draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
         picture = PICTURE_NAME
-    explorer = EXPLORER_NAME if (output / EXPLORER_NAME).is_file() else None
-    card = render_card(recipe, locked, merged, scores, picture=picture, explorer=explorer)
-    write_text(output / CARD_NAME, card)
+    beside = found_beside(output)
+    write_text(
+        output / CARD_NAME, render_card(recipe, locked, merged, scores, picture=picture, beside=beside)
+    )
     return output / CARD_NAME

@@ -15,6 +15,7 @@ _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 #: What describes a checkpoint's own weights, training or merge, and not the model.
 _ABOUT_WEIGHTS = (
+    "diagnosis.json",
     "recipe.lock.json",
     "merge_report.json",
     "outcomes.json",

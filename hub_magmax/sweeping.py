@@ -13,7 +13,7 @@ from hub_magmax import locking, methods, walks
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation import Score, load_evaluation_data, make_score
 from hub_magmax.io.writer import write_text
-from hub_magmax.lockfile import LOCK_NAME, Lock
+from hub_magmax.lockfile import Lock
 from hub_magmax.recipe import Recipe, Sweep
 from hub_magmax.surface import EXPLORER_NAME, FRONT_PICTURE_NAME, TABLE_NAME, Point, Surface
 from hub_magmax.tuning import Arena, Candidate, MemoryTuner
@@ -158,8 +158,3 @@ def write_sweep(recipe: Recipe, surface: Surface, folder: Path) -> tuple[Path, P
     draw_front(surface, picture)
     write_text(explorer, render_explorer(recipe, surface))
     return table, picture, explorer
-
-
-def sweep_folder(recipe: Recipe) -> Path:
-    """Return where a sweep goes: beside the merged model, or beside the recipe where there is none yet."""
-    return recipe.output_path if (recipe.output_path / LOCK_NAME).is_file() else recipe.folder

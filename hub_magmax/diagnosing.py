@@ -1,0 +1,244 @@
+"""Look at the checkpoints before merging them: one pass over the files, in chunks.
+
+Every byte is read and compared with the base model. The statistics are those of every element of small
+tensors, and of an eighth of the elements, spread evenly, of large ones.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hub_magmax import kernels
+from hub_magmax.diagnosis import (
+    DIAGNOSIS_NAME,
+    HEAT_MAP_NAME,
+    THRESHOLDS,
+    Diagnosis,
+    Group,
+    Overlap,
+    Swap,
+    make_group,
+    total,
+)
+from hub_magmax.fusing import one_thread
+from hub_magmax.io.opening import open_source
+from hub_magmax.io.source import TensorSource
+from hub_magmax.io.writer import write_text
+from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob
+from hub_magmax.selection import quotas
+from hub_magmax.streaming import StoredChunks
+
+#: Tensors of up to this many elements are looked at whole; of larger ones, one element in so many.
+_WHOLE_ELEMENTS, _ONE_IN = 1 << 16, 8
+#: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
+_PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
+#: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
+_NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 256, 1 << 25, 8
+
+
+def diagnose(
+    plan: Plan,
+    *,
+    sources: Mapping[str, TensorSource] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Diagnosis:
+    """Compare the checkpoints with the base model and with each other, in one pass.
+
+    Holds one chunk of every checkpoint, a few kilobytes per tensor, and some rows of the largest matrices.
+
+    Args:
+        plan: Which tensors are merged, and for which preference quotas are told.
+        sources: Open checkpoints by name, instead of those the lock names.
+        progress: Called with the number of bytes that each finished tensor has.
+
+    Raises:
+        NonFiniteError: At a NaN or infinity among the elements that are looked at.
+    """
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        opened = sources or {
+            name: stack.enter_context(closing(open_source(plan.recipe, locked)))
+            for name, locked in plan.lock.sources.items()
+        }
+        reader = stack.enter_context(ThreadPoolExecutor(1))
+        stack.enter_context(one_thread())
+        stack.enter_context(torch.inference_mode())
+        jobs = [job for job in plan.jobs if job.merged and job.num_elements]
+        largest = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
+        held = {job.name for job in largest[:_NUM_MATRICES]}
+        base, *tasks = [opened[name] for name in plan.lock.sources]
+        looks = []
+        for job in jobs:
+            chunk = _chunk_elements(job, job.name in held)
+            chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), chunk, reader)
+            looks.append(_Look(job, chunks, plan.lock.weights, holds_rows=job.name in held))
+            if progress:
+                progress(job.num_bytes)
+    return _conclude(tuple(plan.lock.tasks), looks, time.perf_counter() - started)
+
+
+def _chunk_elements(job: TensorJob, whole_rows: bool) -> int:
+    if not whole_rows:
+        return CHUNK_ELEMENTS
+    return max(CHUNK_ELEMENTS // job.shape[1], 1) * job.shape[1]
+
+
+class _Look:
+    """What one tensor shows, gathered chunk by chunk."""
+
+    def __init__(
+        self, job: TensorJob, chunks: StoredChunks, weights: tuple[float, ...], *, holds_rows: bool
+    ) -> None:
+        num_tasks = len(weights)
+        self.job = job
+        self.looked_at = 0
+        self.same = [True] * num_tasks
+        self.prints: Tensor | None = None
+        self._products = np.zeros((num_tasks + 1, num_tasks + 1))
+        self._agreeing, self._shared = np.zeros((2, num_tasks, num_tasks))
+        self._wins = np.zeros(num_tasks)
+        self._rows: list[Tensor] = []
+        self._max_rows = 0
+        if holds_rows:
+            self._max_rows = min(_NUM_ROWS, max(_HELD_NUMBERS // (job.shape[1] * num_tasks), 2))
+        self._gather(chunks)
+        # Where nothing changed, nothing is to be won and nothing to be lacked.
+        wanted = np.array(quotas(weights, round(self._wins.sum())), dtype=np.float64)
+        sums = (self._products, self._agreeing, self._shared, np.diag(self._shared), self._wins)
+        lacking = np.maximum(wanted - self._wins, 0)
+        self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
+
+    def _gather(self, chunks: StoredChunks) -> None:
+        step = -(-self.job.num_elements // chunks.chunk_elements)
+        per_chunk = -(-self._max_rows // step)
+        for start, whole_base, whole in chunks.last_pass():
+            for task, checkpoint in enumerate(whole):
+                self.same[task] = self.same[task] and _equal(whole_base, checkpoint)
+            part = self._part(start // chunks.chunk_elements, len(whole_base))
+            base, checkpoints = whole_base[part], [checkpoint[part] for checkpoint in whole]
+            vectors = kernels.task_vectors(base, checkpoints)
+            chunks.check(float(vectors.sum()), start + part.start, base, checkpoints)
+            self._count(base.float(), vectors)
+            if self._max_rows:
+                rows = vectors.reshape(len(vectors), -1, self.job.shape[1])
+                self._rows.append(
+                    rows[:, :: max(rows.shape[1] // max(per_chunk, 1), 1)][:, :per_chunk].clone()
+                )
+
+    def _part(self, number: int, length: int) -> slice:
+        """Return which elements of a chunk are looked at: another eighth in each chunk, in whole rows."""
+        if self.job.num_elements <= _WHOLE_ELEMENTS:
+            return slice(0, length)
+        row = self.job.shape[1] if self._max_rows else 1
+        rows = length // row
+        size = max(rows // _ONE_IN, 1)
+        start = (number % _ONE_IN) * size % max(rows - size + 1, 1)
+        return slice(start * row, (start + size) * row)
+
+    def _count(self, base: Tensor, vectors: Tensor) -> None:
+        self.looked_at += len(base)
+        if self.prints is None:
+            checkpoints = base[None, :_PRINT_ELEMENTS] + vectors[:, :_PRINT_ELEMENTS]
+            self.prints = torch.cat([base[None, :_PRINT_ELEMENTS], checkpoints])
+        whole = torch.cat([base[None], vectors])
+        self._products += (whole @ whole.T).double().numpy()
+        signs = vectors.sign()
+        changed = signs.abs()
+        together, shared = (signs @ signs.T).numpy(), (changed @ changed.T).numpy()
+        self._agreeing += (together + shared) / 2
+        self._shared += shared
+        largest, winner = vectors.abs().flip(0).max(0)
+        winners = len(vectors) - 1 - winner[largest > 0]
+        self._wins += torch.bincount(winners, minlength=len(vectors)).numpy()
+
+    def overlap(self) -> Overlap:
+        """Compare the strongest directions of each task's change to this matrix."""
+        rows = torch.cat(self._rows, dim=1)
+        count = min(_NUM_DIRECTIONS, rows.shape[1], -(-rows.shape[2] // 2))
+        directions = torch.stack([_directions(task, count) for task in rows])
+        cosines = torch.einsum("aic,bjc->abij", directions, directions)
+        shares = (cosines**2).sum((2, 3)) / count
+        return Overlap(self.job.name, tuple(map(tuple, shares.tolist())), count / rows.shape[2])
+
+
+def _equal(base: Tensor, checkpoint: Tensor) -> bool:
+    return base.dtype == checkpoint.dtype and torch.equal(base, checkpoint)
+
+
+def _directions(rows: Tensor, count: int) -> Tensor:
+    """Return the strongest right singular vectors of some rows of a matrix; zeros where it is zero."""
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    strengths = values[-count:].clamp(min=0).sqrt()
+    found = vectors[:, -count:].T @ rows
+    return torch.where(strengths[:, None] > 1e-12 * strengths.max(), found / strengths[:, None], 0.0)
+
+
+def _conclude(tasks: tuple[str, ...], looks: list[_Look], seconds: float) -> Diagnosis:
+    layers: dict[str, list[Group]] = {}
+    for look in looks:
+        layers.setdefault(layer_of(look.job.name), []).append(look.group)
+    matrices = [look.group for look in looks if len(look.job.shape) >= 2]
+    held = sorted((look for look in looks if look._max_rows), key=lambda look: -look.job.num_elements)
+    return Diagnosis(
+        tasks,
+        tuple(total(name, groups) for name, groups in layers.items()),
+        total("matrices", matrices) if matrices else None,
+        tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
+        len(looks),
+        tuple(look.overlap() for look in held),
+        _swaps(tasks, looks),
+        round(seconds, 3),
+    )
+
+
+def layer_of(tensor: str) -> str:
+    """Return the layer a tensor belongs to: its name up to the first number, or without its last part."""
+    match = re.match(r"(.*?\.\d+)(\.|$)", tensor)
+    return match[1] if match else tensor.rpartition(".")[0] or tensor
+
+
+def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
+    """Return tensors that do not resemble their own in the base model, but another of the same shape."""
+    alike: dict[tuple[int, ...], list[_Look]] = {}
+    for look in looks:
+        if look.prints is not None and look.prints.shape[1] >= _MIN_PRINT:
+            alike.setdefault(look.job.shape, []).append(look)
+    found = []
+    for same_shape in (group for group in alike.values() if len(group) > 1):
+        prints = torch.stack([_standardised(look.prints) for look in same_shape if look.prints is not None])
+        for number, task in enumerate(tasks, 1):
+            # Rows: tensors of the checkpoint; columns: tensors of the base model.
+            likeness = prints[:, number] @ prints[:, 0].T
+            best, place = likeness.max(dim=1)
+            limit = THRESHOLDS["swapped"][0]
+            for row in torch.nonzero((best > limit) & (likeness.diagonal() < 0.5)).flatten().tolist():
+                names = same_shape[row].job.name, same_shape[int(place[row])].job.name
+                found.append(Swap(task, *names))
+    return tuple(found)
+
+
+def _standardised(prints: Tensor) -> Tensor:
+    """Return rows with a mean of zero and a length of one; constant rows become zero."""
+    centred = prints - prints.mean(dim=1, keepdim=True)
+    lengths = centred.norm(dim=1, keepdim=True)
+    constant = lengths <= 1e-5 * prints.norm(dim=1, keepdim=True)
+    return torch.where(constant, 0.0, centred / lengths.clamp(min=1e-30))
+
+
+def write_diagnosis(found: Diagnosis, folder: Path) -> tuple[Path, Path]:
+    """Write the numbers and the heat map into `folder`, and return where."""
+    from hub_magmax.figures import draw_cosines
+
+    numbers, picture = folder / DIAGNOSIS_NAME, folder / HEAT_MAP_NAME
+    write_text(numbers, found.to_json())
+    draw_cosines(found, picture)
+    return numbers, picture

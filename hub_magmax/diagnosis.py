@@ -1,0 +1,349 @@
+"""What looking at the checkpoints found: numbers per layer and pair of tasks, and what is odd in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from hub_magmax.errors import OutputError
+
+#: Files that a diagnosis writes, beside the merged model where there is one.
+DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
+
+#: By what is judged: a number, and what it means. The report states them.
+THRESHOLDS: Mapping[str, tuple[float, str]] = {
+    "other base": (0.5, "matrices have a cosine below this with the base model's"),
+    "swapped": (
+        0.9,
+        "a tensor correlates above this with another tensor of the base model, and not with its own",
+    ),
+    "scaled": (
+        2.0,
+        "weights are more than so many times, or less than one so-many-th, as long as the base model's",
+    ),
+    "long": (10.0, "a task vector is more than so many times as long as the middle one"),
+    "near-identical": (0.999, "two task vectors have a cosine above this"),
+    "opposed": (-0.1, "two task vectors have a cosine below this"),
+    "dominant": (0.9, "a task wins more than this share of the elements under MAGMAX"),
+    "short": (0.25, "a task lacks more than this share of its quota among the elements it wins"),
+}
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sums over the elements of one or more tensors that were looked at.
+
+    Attributes:
+        name: A layer, or what the tensors have in common.
+        num_elements, num_looked_at: Of the tensors.
+        products: Inner products of the base model (first) and the task vectors.
+        agreeing, shared: By pair of tasks, elements that both changed in the same direction, and at all.
+        changed: By task, elements that differ from the base model's.
+        wins: By task, elements on which its change is the largest; the later of equal ones.
+        lacking: By task, elements by which its wins fall short of its quota of those that changed.
+    """
+
+    name: str
+    num_elements: int
+    num_looked_at: int
+    products: Matrix
+    agreeing: Matrix
+    shared: Matrix
+    changed: tuple[float, ...]
+    wins: tuple[float, ...]
+    lacking: tuple[float, ...]
+
+    @cached_property
+    def _products(self) -> np.ndarray:
+        return np.array(self.products)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Norms of the task vectors, as looked at."""
+        return np.asarray(np.sqrt(np.diag(self._products)[1:]))
+
+    @cached_property
+    def cosines(self) -> np.ndarray:
+        """Between every two task vectors; 0 where one of them is zero."""
+        return _ratio(self._products[1:, 1:], np.outer(self.lengths, self.lengths))
+
+    @cached_property
+    def sign_agreement(self) -> np.ndarray:
+        """Share of the elements that both tasks changed which they changed in the same direction."""
+        return _ratio(np.array(self.agreeing), np.array(self.shared))
+
+    @cached_property
+    def win_shares(self) -> np.ndarray:
+        """Share of the changed elements that each task wins under MAGMAX."""
+        wins = np.array(self.wins)
+        return _ratio(wins, np.full(len(wins), wins.sum()))
+
+    @cached_property
+    def to_base(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine of each checkpoint with the base model, and how many times as long it is."""
+        base = self._products[0, 0]
+        along = base + self._products[0, 1:]
+        lengths = np.sqrt(np.maximum(base + 2 * self._products[0, 1:] + self.lengths**2, 0))
+        return _ratio(along, lengths * np.sqrt(base)), _ratio(lengths, np.full(len(along), np.sqrt(base)))
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above, dtype=np.float64), where=below > 0))
+
+
+def total(name: str, groups: Sequence[Group]) -> Group:
+    """Return the sums over several groups, at least one."""
+
+    def summed(attribute: str) -> np.ndarray:
+        return np.asarray(sum(np.array(getattr(group, attribute), dtype=np.float64) for group in groups))
+
+    return make_group(
+        name,
+        sum(group.num_elements for group in groups),
+        sum(group.num_looked_at for group in groups),
+        *(summed(key) for key in ("products", "agreeing", "shared", "changed", "wins", "lacking")),
+    )
+
+
+def make_group(name: str, num_elements: int, num_looked_at: int, *sums: np.ndarray) -> Group:
+    """Return a group from arrays, in the order of its fields."""
+    plain: list[Any] = [
+        tuple(map(tuple, part.tolist())) if part.ndim == 2 else tuple(part.tolist()) for part in sums
+    ]
+    return Group(name, num_elements, num_looked_at, *plain)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far the strongest directions of the tasks' changes to one matrix coincide.
+
+    Attributes:
+        shares: By pair of tasks, the mean squared cosine of the angles between their directions.
+        chance: The same of unrelated directions.
+    """
+
+    matrix: str
+    shares: Matrix
+    chance: float
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A tensor of a checkpoint that looks like another tensor of the base model."""
+
+    task: str
+    tensor: str
+    looks_like: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One odd thing. `rule` is a key of `THRESHOLDS`, or `unchanged`; faults should not be merged."""
+
+    rule: str
+    task: str
+    text: str
+    is_fault: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found.
+
+    Attributes:
+        tasks: In order.
+        layers: In the order of the files.
+        matrices: Everything with two dimensions or more together; None if there is nothing.
+        unchanged: By task, how many tensors are the base model's, value for value.
+        num_tensors: That are merged.
+        overlaps: Of the largest matrices.
+        swaps: Tensors in the place of another.
+        seconds: That the pass took.
+    """
+
+    tasks: tuple[str, ...]
+    layers: tuple[Group, ...]
+    matrices: Group | None
+    unchanged: tuple[int, ...]
+    num_tensors: int
+    overlaps: tuple[Overlap, ...]
+    swaps: tuple[Swap, ...]
+    seconds: float
+
+    @cached_property
+    def whole(self) -> Group:
+        return total("all tensors", self.layers)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is odd, by the stated thresholds; faults first."""
+        found = [finding for rule in (_faults, _pairs, _shares) for finding in rule(self)]
+        return tuple(sorted(found, key=lambda finding: not finding.is_fault))
+
+    @property
+    def relative_lengths(self) -> tuple[float, ...]:
+        """By task, how long the task vector is compared with the base model."""
+        base = np.sqrt(self.whole.products[0][0])
+        return tuple(float(length / base) if base else 0.0 for length in self.whole.lengths)
+
+    @property
+    def changed_shares(self) -> tuple[float, ...]:
+        """By task, the share of elements that differ from the base model's."""
+        return tuple(changed / self.whole.num_looked_at for changed in self.whole.changed)
+
+    def table(self) -> str:
+        """Return numbers by task and by pair, what is odd, and the verdict as text."""
+        width = max(4, *(len(task) for task in self.tasks))
+        lines = [f"{'task':<{width}}  length  changed    wins  lacking", *self._task_lines(width)]
+        lines += ["", "pair: cosine, agreement in sign, ratio of lengths", *self._pair_lines()]
+        for overlap in self.overlaps:
+            shares = np.array(overlap.shares)[np.triu_indices(len(self.tasks), 1)]
+            if len(shares):
+                lines.append(
+                    f"directions in {overlap.matrix}: shared {shares.mean():.3f} on average, up to "
+                    f"{shares.max():.3f}; by chance {overlap.chance:.3f}"
+                )
+        for finding in self.findings:
+            limit, meaning = THRESHOLDS.get(finding.rule, (None, ""))
+            stated = f" [{finding.rule}: {meaning}, {limit:g}]" if limit is not None else ""
+            lines.append(f"{'FAULT' if finding.is_fault else 'note'}: {finding.text}{stated}")
+        looked = f"{self.whole.num_looked_at:,} of {self.whole.num_elements:,} elements"
+        return "\n".join([*lines, f"{self.verdict} ({looked}, {self.seconds:.1f} s)"])
+
+    def _task_lines(self, width: int) -> Iterator[str]:
+        for number, task in enumerate(self.tasks):
+            wanted = self.whole.wins[number] + self.whole.lacking[number]
+            lacking = self.whole.lacking[number] / wanted if wanted else 0.0
+            yield (
+                f"{task:<{width}}  {self.relative_lengths[number]:6.3g}  {self.changed_shares[number]:7.3f}  "
+                f"{self.whole.win_shares[number]:6.3f}  {lacking:7.3f}"
+            )
+
+    def _pair_lines(self) -> Iterator[str]:
+        lengths = self.whole.lengths
+        for one, task in enumerate(self.tasks):
+            for other in range(one + 1, len(self.tasks)):
+                ratio = lengths[one] / lengths[other] if lengths[other] else math.inf
+                yield (
+                    f"{task} and {self.tasks[other]}: {self.whole.cosines[one, other]:.3f}, "
+                    f"{self.whole.sign_agreement[one, other]:.3f}, {ratio:.3g}"
+                )
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """The tasks that have faults."""
+        return tuple(dict.fromkeys(finding.task for finding in self.findings if finding.is_fault))
+
+    @property
+    def verdict(self) -> str:
+        """Say in a sentence whether to merge."""
+        return verdict(self.suspects, notes=bool(self.findings))
+
+    def to_json(self) -> str:
+        values = asdict(self) | {"findings": [asdict(finding) for finding in self.findings]}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def verdict(suspects: Sequence[str], *, notes: bool) -> str:
+    """Say in a sentence whether to merge checkpoints of which some are suspect."""
+    if suspects:
+        return f"Do not merge before looking at {', '.join(suspects)}."
+    return "Can be merged; mind the notes." if notes else "Nothing speaks against merging."
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """Return what `to_json` wrote into `path`.
+
+    Raises:
+        OutputError: If it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("findings")
+        found: Diagnosis = TypeAdapter(Diagnosis).validate_python(values)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise OutputError(
+            "not a diagnosis of this version", where=str(path), hint="Run `hub-magmax diagnose` again."
+        ) from error
+
+
+def _limit(rule: str) -> float:
+    return THRESHOLDS[rule][0]
+
+
+def _faults(found: Diagnosis) -> Iterator[Finding]:
+    group = found.matrices or found.whole
+    cosines, ratios = group.to_base
+    swapped = {swap.task for swap in found.swaps}
+    middle = float(np.median(found.whole.lengths))
+    for number, task in enumerate(found.tasks):
+        length = found.whole.lengths[number]
+        if found.unchanged[number] == found.num_tensors:
+            yield Finding("unchanged", task, f"{task} is the base model, unchanged", True)
+        elif task in swapped:
+            yield _swap_finding(found, task)
+        elif not 1 / _limit("scaled") <= ratios[number] <= _limit("scaled"):
+            text = f"{task} has weights {ratios[number]:.3g} times as long as the base model's: scaled?"
+            yield Finding("scaled", task, text, True)
+        elif cosines[number] < _limit("other base"):
+            text = (
+                f"{task} has a cosine of {cosines[number]:.3f} with the base model: "
+                "it looks like it was fine-tuned from another one"
+            )
+            yield Finding("other base", task, text, True)
+        elif len(found.tasks) > 2 and middle > 0 and length > _limit("long") * middle:
+            text = (
+                f"the task vector of {task} is {length / middle:.3g} times as long as the middle one: "
+                "scaled, or trained much longer?"
+            )
+            yield Finding("long", task, text, True)
+
+
+def _swap_finding(found: Diagnosis, task: str) -> Finding:
+    swaps = [swap for swap in found.swaps if swap.task == task]
+    named = "; ".join(
+        f"{swap.tensor} holds what is {swap.looks_like} in the base model" for swap in swaps[:4]
+    )
+    more = f"; and {len(swaps) - 4} more" if len(swaps) > 4 else ""
+    return Finding("swapped", task, f"{task} has tensors in the wrong place: {named}{more}", True)
+
+
+def _pairs(found: Diagnosis) -> Iterator[Finding]:
+    for one, task in enumerate(found.tasks):
+        for other in range(one):
+            cosine, earlier = found.whole.cosines[one, other], found.tasks[other]
+            if cosine > _limit("near-identical"):
+                text = f"{task} is almost {earlier}: their task vectors have a cosine of {cosine:.5f}"
+                yield Finding("near-identical", task, text, True)
+            elif cosine < _limit("opposed"):
+                text = f"{task} and {earlier} pull in opposite directions: a cosine of {cosine:.3f}"
+                yield Finding("opposed", task, text, False)
+
+
+def _shares(found: Diagnosis) -> Iterator[Finding]:
+    wins, lacking = np.array(found.whole.wins), np.array(found.whole.lacking)
+    for number, task in enumerate(found.tasks):
+        share = found.whole.win_shares[number]
+        if len(found.tasks) > 1 and share > _limit("dominant"):
+            text = (
+                f"{task} has the largest change in {100 * share:.1f} % of the elements: MAGMAX is almost it"
+            )
+            yield Finding("dominant", task, text, False)
+        wanted = wins[number] + lacking[number]
+        if wanted > 0 and lacking[number] / wanted > _limit("short"):
+            text = (
+                f"{task} lacks {100 * lacking[number] / wanted:.1f} % of its quota among what it wins: "
+                "the rest comes from where other tasks change more"
+            )
+            yield Finding("short", task, text, False)

@@ -1,0 +1,339 @@
+"""What a diagnosis sees: numbers against slow oracles, and a planted fault of each kind, named."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from hub_magmax import diagnosing
+from hub_magmax.cards import Beside, render_card
+from hub_magmax.cli import main
+from hub_magmax.diagnosing import diagnose, layer_of
+from hub_magmax.diagnosis import THRESHOLDS, read_diagnosis
+from hub_magmax.errors import NonFiniteError, OutputError
+from hub_magmax.figures import cosines_figure
+from hub_magmax.locking import lock, plan
+from hub_magmax.recipe import load_recipe
+from hub_magmax.selection import quotas
+from tests.families import make_tensors, write_checkpoint, write_recipe
+from tests.test_cards import make_lock, make_recipe, make_report
+from tests.test_figures import texts
+
+SHAPES = {
+    "embed.weight": (50, 8),
+    "layers.0.in.weight": (16, 8),
+    "layers.0.in.bias": (16,),
+    "layers.1.in.weight": (16, 8),
+    "layers.1.in.bias": (16,),
+    "layers.2.in.weight": (16, 8),
+    "norm.weight": (8,),
+}
+TASKS = ("a", "b", "c", "d")
+
+
+def write(folder, **changes):
+    """Write a family of four checkpoints, some of them changed, and a recipe; return them and the plan."""
+    family = {"base": make_tensors(0, shapes=SHAPES)}
+    for seed, task in enumerate(TASKS, 1):
+        family[task] = make_tensors(seed, base=family["base"], shapes=SHAPES)
+    for task, change in changes.items():
+        family[task] = change(family)
+    for name, tensors in family.items():
+        write_checkpoint(folder / name, tensors)
+    recipe = load_recipe(write_recipe(folder, names=TASKS, preference={"geometric": {"ratio": 3}}))
+    return family, plan(recipe, lock(recipe))
+
+
+def faults(found):
+    return {(finding.rule, finding.task) for finding in found.findings if finding.is_fault}
+
+
+def floats(tensors):
+    return {name: value for name, value in tensors.items() if value.is_floating_point()}
+
+
+def from_another_base(family):
+    other = make_tensors(99, shapes=SHAPES)
+    return make_tensors(5, base=other, shapes=SHAPES)
+
+
+def unchanged(family):
+    return dict(family["base"])
+
+
+def swapped(family):
+    tensors = dict(family["b"])
+    for kind in ("weight", "bias"):
+        zero, one = f"layers.0.in.{kind}", f"layers.1.in.{kind}"
+        tensors[zero], tensors[one] = tensors[one], tensors[zero]
+    return tensors
+
+
+def scaled(family):
+    return {name: 100 * value if value.is_floating_point() else value for name, value in family["b"].items()}
+
+
+def far(family):
+    base = family["base"]
+    moved = {name: base[name] + 20 * (value - base[name]) for name, value in floats(family["b"]).items()}
+    return dict(family["b"]) | {
+        name: base[name] + 0.02 * (v - base[name]) / 0.07 for name, v in moved.items()
+    }
+
+
+def copied(family):
+    return {name: value + 1e-6 if value.is_floating_point() else value for name, value in family["a"].items()}
+
+
+def test_a_sound_family_has_no_faults(tmp_path):
+    _, planned = write(tmp_path)
+    found = diagnose(planned)
+    assert faults(found) == set()
+    assert found.verdict in ("Nothing speaks against merging.", "Can be merged; mind the notes.")
+    assert found.num_tensors == len(SHAPES) and found.unchanged == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "words"),
+    [
+        (from_another_base, "other base", "fine-tuned from another one"),
+        (unchanged, "unchanged", "b is the base model, unchanged"),
+        (swapped, "swapped", "layers.0.in.weight holds what is layers.1.in.weight"),
+        (scaled, "scaled", "times as long as the base model's"),
+        (copied, "near-identical", "b is almost a"),
+    ],
+)
+def test_a_planted_fault_is_named(tmp_path, change, rule, words):
+    _, planned = write(tmp_path, b=change)
+    found = diagnose(planned)
+    assert faults(found) == {(rule, "b")}
+    assert words in found.table()
+    assert found.verdict == "Do not merge before looking at b."
+
+
+def test_a_task_vector_times_a_hundred_is_named(tmp_path):
+    def longer(others):
+        return {
+            name: others["base"][name] + 100 * (value - others["base"][name])
+            if value.is_floating_point()
+            else value
+            for name, value in others["b"].items()
+        }
+
+    def shorter(task):
+        return lambda others: {
+            name: others["base"][name] + 0.01 * (value - others["base"][name])
+            if value.is_floating_point()
+            else value
+            for name, value in others[task].items()
+        }
+
+    _, planned = write(tmp_path / "long", b=longer)
+    assert faults(diagnose(planned)) == {("scaled", "b")}
+    # Where even a hundred times the change is small beside the weights, its length gives it away.
+    _, planned = write(tmp_path / "short", a=shorter("a"), c=shorter("c"), d=shorter("d"))
+    assert faults(diagnose(planned)) == {("long", "b")}
+
+
+def slow_numbers(family, weights):
+    """Compute from whole tensors, element by element, what a diagnosis sums up."""
+    names = list(SHAPES)
+    base = np.concatenate([family["base"][name].numpy().ravel().astype(np.float64) for name in names])
+    vectors = np.stack(
+        [np.concatenate([(family[t][n] - family["base"][n]).numpy().ravel() for n in names]) for t in TASKS]
+    ).astype(np.float64)
+    cosine = vectors @ vectors.T / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
+    agreement = np.empty((4, 4))
+    for one, other in itertools.product(range(4), repeat=2):
+        both = (vectors[one] != 0) & (vectors[other] != 0)
+        agreement[one, other] = (np.sign(vectors[one]) == np.sign(vectors[other]))[both].mean()
+    wins, lacking = np.zeros(4), np.zeros(4)
+    start = 0
+    for name in names:
+        size = family["base"][name].numel()
+        part = np.abs(vectors[:, start : start + size])
+        start += size
+        winners = [max(range(4), key=lambda t: (column[t], t)) for column in part.T if column.any()]
+        won = np.bincount(winners, minlength=4)
+        wins += won
+        lacking += np.maximum(np.array(quotas(weights, len(winners))) - won, 0)
+    return base, vectors, cosine, agreement, wins, lacking
+
+
+def test_numbers_are_those_of_the_whole_tensors(tmp_path):
+    family, planned = write(tmp_path)
+    found = diagnose(planned)
+    base, vectors, cosine, agreement, wins, lacking = slow_numbers(family, planned.lock.weights)
+    assert found.whole.cosines == pytest.approx(cosine, abs=1e-5)
+    assert found.whole.sign_agreement == pytest.approx(agreement)
+    assert found.whole.lengths == pytest.approx(np.linalg.norm(vectors, axis=1), rel=1e-5)
+    assert found.whole.wins == tuple(wins) and found.whole.lacking == tuple(lacking)
+    assert found.whole.changed == tuple((vectors != 0).sum(axis=1))
+    toward, ratio = found.whole.to_base
+    checkpoints = base + vectors
+    assert ratio == pytest.approx(np.linalg.norm(checkpoints, axis=1) / np.linalg.norm(base), rel=1e-5)
+    assert toward * ratio == pytest.approx(checkpoints @ base / (base @ base), rel=1e-4)
+    assert found.whole.num_looked_at == found.whole.num_elements == vectors.shape[1]
+
+
+def test_layers_are_told_apart(tmp_path):
+    _, planned = write(tmp_path)
+    found = diagnose(planned)
+    assert {layer.name for layer in found.layers} == {"embed", "layers.0", "layers.1", "layers.2", "norm"}
+    assert sum(layer.num_elements for layer in found.layers) == found.whole.num_elements
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layer"),
+    [
+        ("model.layers.12.mlp.up_proj.weight", "model.layers.12"),
+        ("vit.embeddings.cls_token", "vit.embeddings"),
+        ("scale", "scale"),
+        ("blocks.3", "blocks.3"),
+    ],
+)
+def test_layers_have_the_name_that_people_know(tensor, layer):
+    assert layer_of(tensor) == layer
+
+
+def test_an_eighth_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
+    shapes = {"embed.weight": (4000, 64), "head.weight": (1000, 16)}
+    family = {"base": make_tensors(0, shapes=shapes)}
+    family |= {task: make_tensors(n, base=family["base"], shapes=shapes) for n, task in enumerate("abc", 1)}
+    for name, tensors in family.items():
+        write_checkpoint(tmp_path / name, tensors)
+    recipe = load_recipe(write_recipe(tmp_path))
+    planned = plan(recipe, lock(recipe))
+    whole = diagnose(planned)
+    monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 1000)
+    monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 10_000)
+    part = diagnose(planned)
+    assert part.whole.num_looked_at == pytest.approx(whole.whole.num_elements / 8, rel=0.05)
+    assert part.whole.cosines == pytest.approx(whole.whole.cosines, abs=0.02)
+    assert part.whole.win_shares == pytest.approx(whole.whole.win_shares, abs=0.02)
+
+
+def test_a_change_outside_of_what_is_looked_at_is_still_a_change(tmp_path, monkeypatch):
+    base = make_tensors(0, shapes={"w": (8000,)})
+    for place in (0, 4001, 7999):
+        changed = dict(base)
+        changed["w"] = base["w"].clone()
+        changed["w"][place] += 1
+        folder = tmp_path / str(place)
+        for name, tensors in {"base": base, "a": changed, "b": base, "c": changed}.items():
+            write_checkpoint(folder / name, tensors)
+        recipe = load_recipe(write_recipe(folder))
+        monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 1000)
+        assert diagnose(plan(recipe, lock(recipe))).unchanged == (0, 1, 0)
+
+
+def test_directions_that_are_shared_are_found(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(64, 40, generator=generator)}
+    right = torch.linalg.qr(torch.randn(40, 40, generator=generator)).Q
+    one, other = right[:8], right[8:16]
+
+    def along(directions, seed):
+        left = torch.randn(64, 8, generator=torch.Generator().manual_seed(seed))
+        return {"w": base["w"] + left @ directions}
+
+    for name, tensors in {"base": base, "a": along(one, 1), "b": along(one, 2), "c": along(other, 3)}.items():
+        write_checkpoint(tmp_path / name, tensors)
+    recipe = load_recipe(write_recipe(tmp_path))
+    (overlap,) = diagnose(plan(recipe, lock(recipe))).overlaps
+    shares = np.array(overlap.shares)
+    assert shares[0, 1] == pytest.approx(1, abs=1e-3)
+    assert shares[0, 2] == pytest.approx(0, abs=1e-3)
+    assert overlap.chance == 8 / 40
+
+
+def test_a_nan_is_refused_with_its_place(tmp_path):
+    def broken(family):
+        tensors = {name: value.clone() for name, value in family["b"].items()}
+        tensors["layers.1.in.weight"][3, 2] = torch.nan
+        return tensors
+
+    _, planned = write(tmp_path, b=broken)
+    with pytest.raises(NonFiniteError, match=r"layers\.1\.in\.weight"):
+        diagnose(planned)
+
+
+def test_what_is_stored_is_read_again(tmp_path):
+    _, planned = write(tmp_path, b=swapped)
+    found = diagnose(planned)
+    (tmp_path / "diagnosis.json").write_text(found.to_json())
+    again = read_diagnosis(tmp_path / "diagnosis.json")
+    assert again == found and again.findings == found.findings
+    (tmp_path / "diagnosis.json").write_text("{}")
+    with pytest.raises(OutputError, match="not a diagnosis"):
+        read_diagnosis(tmp_path / "diagnosis.json")
+
+
+def test_every_rule_that_is_applied_is_stated(tmp_path):
+    _, planned = write(tmp_path, b=scaled, c=copied)
+    for finding in diagnose(planned).findings:
+        assert finding.rule in {*THRESHOLDS, "unchanged"}
+
+
+def test_the_command_writes_numbers_and_picture_and_the_card_shows_them(tmp_path):
+    write(tmp_path, b=unchanged)
+    recipe = tmp_path / "recipe.yaml"
+    done = CliRunner().invoke(main, ["diagnose", str(recipe), "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["findings"][0]["rule"] == "unchanged"
+    assert (tmp_path / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    assert CliRunner().invoke(main, ["run", str(recipe)], catch_exceptions=False).exit_code == 0
+    assert "Appendix" not in (tmp_path / "merged" / "README.md").read_text()
+    done = CliRunner().invoke(main, ["diagnose", str(recipe)], catch_exceptions=False)
+    assert "FAULT: b is the base model, unchanged" in done.stdout
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "Do not merge before looking at `b`." in card
+    assert "- Fault: `b is the base model, unchanged` (unchanged)." in card
+    assert (
+        CliRunner().invoke(main, ["verify", str(tmp_path / "merged")], catch_exceptions=False).exit_code == 0
+    )
+
+
+def test_hostile_names_in_a_diagnosis_stay_inert(tmp_path):
+    _, planned = write(tmp_path)
+    found = diagnose(planned)
+    text = "](http://evil.example) <script> | `\u202e"
+    hostile = replace(found, tasks=(text, *found.tasks[1:]), unchanged=(found.num_tensors, 0, 0, 0))
+    card = render_card(make_recipe(), make_lock(), make_report(), beside=Beside(diagnosis=hostile))
+    appendix = card.split("## Appendix")[1]
+    assert "\u202e" not in appendix and "Do not merge before looking at `](http" in appendix
+    assert "| `](http://evil.example) <script> ⟨U+007C⟩ ⟨U+0060⟩⟨U+202E⟩` |" in appendix
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 6, 20])
+def test_no_label_of_the_heat_map_overlaps_another_or_leaves_the_picture(tmp_path, num_tasks):
+    _, planned = write(tmp_path)
+    found = diagnose(planned)
+    layer = found.layers[1]
+    matrix = tuple((0.5,) * (num_tasks + 1) for _ in range(num_tasks + 1))
+    inner = tuple((0.5,) * num_tasks for _ in range(num_tasks))
+    row = (1.0,) * num_tasks
+    wide = replace(
+        layer,
+        products=matrix,
+        agreeing=inner,
+        shared=inner,
+        changed=row,
+        wins=row,
+        lacking=row,
+        num_elements=10**10,
+    )
+    layers = tuple(replace(wide, name=f"a.very.long.name.{'W' * 30}.layers.{n}") for n in range(45))
+    tasks = tuple(f"{n:02d}{'W' * 30}" for n in range(num_tasks))
+    figure = cosines_figure(replace(found, tasks=tasks, layers=layers))
+    figure.canvas.draw()
+    placed = texts(figure)
+    assert len(placed) > 20 + num_tasks
+    for text, box in placed:
+        assert figure.bbox.x0 - 1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text
+        assert figure.bbox.y0 - 1 <= box.y0 and box.y1 <= figure.bbox.y1 + 1, text
+    for (first, box), (second, other) in itertools.combinations(placed, 2):
+        assert not box.overlaps(other), (first, second)
