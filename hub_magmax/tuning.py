@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
 METHOD_ERRORS = 1.0
 #: ... and by which a scaling coefficient may be worse than the method's best, for being nearer to its own.
-SCALING_ERRORS = 0.5
+SCALING_ERRORS = 0.25
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
     A method under one preference is as good as its best trial. The first of them, in the order in which they
     were tried, that is within one standard error of the best of all is taken; of its trials, the one whose
-    scaling coefficient is nearest to the method's own (in ratio), among those within half a standard error
+    scaling coefficient is nearest to the method's own (in ratio), among those within a quarter of one
     of its best. Merits decide, and the first of equal ones. The one-standard-error rule is Breiman's
     (Classification and Regression Trees, 1984).
     """
