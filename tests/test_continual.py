@@ -71,7 +71,9 @@ def test_a_target_is_as_large_as_its_scarcest_part_allows():
 
 
 def test_a_target_is_no_larger_than_told():
-    (target,) = draw_targets(np.repeat([0, 1], 100), Protocol(mixtures=((4, 1),), draws=1, largest=52), seed=0)
+    (target,) = draw_targets(
+        np.repeat([0, 1], 100), Protocol(mixtures=((4, 1),), draws=1, largest=52), seed=0
+    )
     assert len(target.rows) == 50
     assert target.num_meta == 5
     assert (*target.meta, *target.held_out) == target.rows
@@ -232,7 +234,7 @@ def test_the_page_is_what_the_stored_results_say():
     text = pages.PAGE.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 200
     for number, rows in stored["main_table"].items():
-        assert f"### T = {number}" in text
+        assert f"| T = {number}: λ = 0.5 |" in text
         for row in rows:
             assert f"{100 * row['fixed'][0]:.1f} ± {100 * row['fixed'][1]:.1f}" in text
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.continual.tables import CLAIMED, OURS, TOP_N, make_tables
+from benchmarks.continual.tables import AGREEMENT, CLAIMED, OURS, TOP_N, WAYS, make_tables
 from hub_magmax.io.writer import write_text
 
 ROOT = Path(__file__).parents[2]
@@ -97,8 +97,10 @@ def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[s
     parts = [
         f"\n## {data}\n\n{_provenance(families)}",
         _verdicts(tables),
-        *(_main(number, tables["main_table"][number]) for number in numbers),
-        _tests(tables["paired_tests"], next(iter(tables["regrets"][numbers[0]]))),
+        _main(tables["main_table"]),
+        _tests(OURS, tables["paired_tests"], next(iter(tables["regrets"][numbers[0]]))),
+        _tests(AGREEMENT, tables["agreement_tests"], next(iter(tables["regrets"][numbers[0]]))),
+        _screening(data),
         _regrets(tables["regrets"]),
         _schedules(tables["schedules"]),
         _numbers_of_tasks(tables["numbers_of_tasks"]),
@@ -152,33 +154,51 @@ def _standing(rows: Sequence[Mapping[str, Any]], way: str) -> str:
     return "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
 
 
-def _main(number: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    top = {way: max(row[way][0] for row in rows if way in row) for way in ("fixed", "tuned", "hindsight")}
-
-    def cell(row: Mapping[str, Any], way: str) -> str:
-        if way not in row:
-            return ""
-        shown = f"{100 * row[way][0]:.1f} ± {100 * row[way][1]:.1f}"
-        return f"**{shown}**" if row[way][0] == top[way] else shown
-
+def _main(by_number: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    numbers = list(by_number)
+    found = {
+        number: {(row["method"], row["preference"]): row for row in rows}
+        for number, rows in by_number.items()
+    }
     body = [
         [
-            row["method"],
-            row["preference"],
-            cell(row, "fixed"),
-            cell(row, "tuned"),
-            f"{cell(row, 'hindsight')} ({row['hindsight_scaling']:g})" if "hindsight" in row else "",
+            *key,
+            *(cell for number in numbers for cell in _cells(found[number].get(key, {}), by_number[number])),
         ]
-        for row in rows
+        for key in dict.fromkeys(key for rows in found.values() for key in rows)
     ]
-    heads = ["method", "preference", "λ = 0.5", "λ tuned", "hindsight (λ)"]
-    return f"### T = {number}\n\n" + _table(heads, body, left=2)
+    heads = ["method", "preference"] + [
+        f"{f'T = {number}: ' if way == WAYS[0] else ''}{shown}"
+        for number in numbers
+        for way, shown in zip(WAYS, ("λ = 0.5", "λ tuned", "hindsight (λ)"), strict=True)
+    ]
+    return "### Accuracy\n\n" + _table(heads, body, left=2)
 
 
-def _tests(by_number: Mapping[str, Any], kind: str) -> str:
-    """Return the tests against rows without a preference, and with the same kind; all of them are stored."""
+def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a row's cells for one number of tasks; the best of each column in bold."""
+    cells = []
+    for way in WAYS:
+        if way not in row:
+            cells.append("")
+            continue
+        shown = f"{100 * row[way][0]:.1f} ± {100 * row[way][1]:.1f}"
+        top = max(other[way][0] for other in rows if way in other)
+        shown = f"**{shown}**" if row[way][0] == top else shown
+        cells.append(f"{shown} ({row['hindsight_scaling']:g})" if way == "hindsight" else shown)
+    return cells
+
+
+def _tests(ours: str, by_number: Mapping[str, Any], kind: str) -> str:
+    """Return the tests against rows without a preference, and with the same kind; all of them are stored.
+
+    Of our own method, which knows the preference, only those against methods that know it too.
+    """
+    kinds = (kind,) if ours == AGREEMENT else ("uniform", kind)
+    if not any(by_number.values()):
+        return ""
     columns = [(number, way) for number in by_number for way in ("fixed", "tuned")]
-    rows = [row for row in next(iter(by_number.values())) if row["preference"] in ("uniform", kind)]
+    rows = [row for row in next(iter(by_number.values())) if row["preference"] in kinds]
 
     def cell(key: tuple[str, str], number: str, way: str) -> str:
         found = next((r for r in by_number[number] if (r["method"], r["preference"]) == key), None)
@@ -195,8 +215,10 @@ def _tests(by_number: Mapping[str, Any], kind: str) -> str:
     heads = ["against", "preference"] + [
         f"T = {number}, {'λ = 0.5' if way == 'fixed' else 'tuned'}" for number, way in columns
     ]
+    if ours == AGREEMENT:
+        return f"### {ours} against others with the same preference\n\n" + _table(heads, body, left=2)
     return (
-        f"### {OURS} against every other\n\n"
+        f"### {ours} against every other\n\n"
         f"Points that it is ahead, with {kind} (p of Wilcoxon's signed ranks over all targets; p of a paired "
         "t-test over the seeds' means). Targets of one seed share checkpoints, so the first test takes for "
         "independent what is not quite; the second does not, and has one value per seed. Two-sided, not "
@@ -207,6 +229,20 @@ def _tests(by_number: Mapping[str, Any], kind: str) -> str:
 
 def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-4 else "<1e-4"
+
+
+def _screening(data: str) -> str:
+    """Return what was tried on the way to `agreement`, where that is stored."""
+    path = RESULTS / f"{data}-screening.json"
+    if not path.is_file():
+        return ""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    body = [
+        [row["rule"], row["seeds"], *(f"{value:.1f}" for value in row["accuracy"])] for row in stored["rows"]
+    ]
+    return f"### What lost\n\n{stored['about']}\n\n" + _table(
+        ["rule", "seeds", "T = 5", "T = 10"], body, left=2
+    )
 
 
 def _regrets(by_number: Mapping[str, Any]) -> str:

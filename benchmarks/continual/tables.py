@@ -11,6 +11,7 @@ import numpy as np
 Results = Sequence[Mapping[str, Any]]
 
 OURS = "tunable_magmax algorithm-1"
+AGREEMENT = "agreement"
 TOP_N = "tunable_magmax top-n"
 
 #: What it is said to beat: methods as they are where nobody states a preference.
@@ -33,6 +34,7 @@ def make_tables(results: Results) -> dict[str, Any]:
     tables = (
         main_table,
         paired_tests,
+        agreement_tests,
         schedules,
         numbers_of_tasks,
         sample_sizes,
@@ -59,7 +61,16 @@ def paired_tests(results: Results) -> list[dict[str, Any]]:
 
     Its preference is from labels, or the known one where there is no other.
     """
-    ours = OURS, next(iter(results[0]["compare"]))
+    return _ahead(results, OURS)
+
+
+def agreement_tests(results: Results) -> list[dict[str, Any]]:
+    """Return the same for `agreement`; nothing where it was not measured."""
+    return _ahead(results, AGREEMENT) if any(method == AGREEMENT for method, _ in keys(results)) else []
+
+
+def _ahead(results: Results, method: str) -> list[dict[str, Any]]:
+    ours = method, next(iter(results[0]["compare"]))
     return [
         {"method": other[0], "preference": other[1]}
         | {way: _paired(results, ours, other, way) for way in ("fixed", "tuned")}
