@@ -1,16 +1,17 @@
-"""Look at the checkpoints before merging them: one pass over the files, in chunks.
+"""Look at the checkpoints before merging them: one pass over the files, tensor by tensor.
 
-Every byte is read and compared with the base model. The statistics are those of every element of small
-tensors, and of an eighth of the elements, spread evenly, of large ones.
+Small tensors are read whole. Of large ones a block is read in each chunk, one element in 64, and the rest
+only where that shows no difference: so a tensor is called unchanged only if every value of it is.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,16 @@ from hub_magmax.fusing import one_thread
 from hub_magmax.io.opening import open_source
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
-from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob
+from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob
 from hub_magmax.selection import quotas
-from hub_magmax.streaming import StoredChunks
+from hub_magmax.streaming import StoredChunks, ahead
 
 #: Tensors of up to this many elements are looked at whole; of larger ones, one element in so many.
-_WHOLE_ELEMENTS, _ONE_IN = 1 << 16, 8
+_WHOLE_ELEMENTS, _ONE_IN = 1 << 16, 64
 #: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
 _PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 #: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
-_NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 256, 1 << 25, 8
+_NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
 
 
 def diagnose(
@@ -75,21 +76,19 @@ def diagnose(
         jobs = [job for job in plan.jobs if job.merged and job.num_elements]
         largest = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
         held = {job.name for job in largest[:_NUM_MATRICES]}
-        base, *tasks = [opened[name] for name in plan.lock.sources]
+        ordered = [opened[name] for name in plan.lock.sources]
+        for source in ordered:
+            source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered))
+        base, *tasks = ordered
         looks = []
         for job in jobs:
-            chunk = _chunk_elements(job, job.name in held)
-            chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), chunk, reader)
+            chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
             looks.append(_Look(job, chunks, plan.lock.weights, holds_rows=job.name in held))
+            for source in ordered:
+                source.release(job.name, job.num_elements)
             if progress:
                 progress(job.num_bytes)
-    return _conclude(tuple(plan.lock.tasks), looks, time.perf_counter() - started)
-
-
-def _chunk_elements(job: TensorJob, whole_rows: bool) -> int:
-    if not whole_rows:
-        return CHUNK_ELEMENTS
-    return max(CHUNK_ELEMENTS // job.shape[1], 1) * job.shape[1]
+        return _conclude(tuple(plan.lock.tasks), looks, started)
 
 
 class _Look:
@@ -106,6 +105,7 @@ class _Look:
         self._products = np.zeros((num_tasks + 1, num_tasks + 1))
         self._agreeing, self._shared = np.zeros((2, num_tasks, num_tasks))
         self._wins = np.zeros(num_tasks)
+        self.holds_rows = holds_rows
         self._rows: list[Tensor] = []
         self._max_rows = 0
         if holds_rows:
@@ -118,31 +118,42 @@ class _Look:
         self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
     def _gather(self, chunks: StoredChunks) -> None:
-        step = -(-self.job.num_elements // chunks.chunk_elements)
-        per_chunk = -(-self._max_rows // step)
-        for start, whole_base, whole in chunks.last_pass():
-            for task, checkpoint in enumerate(whole):
-                self.same[task] = self.same[task] and _equal(whole_base, checkpoint)
-            part = self._part(start // chunks.chunk_elements, len(whole_base))
-            base, checkpoints = whole_base[part], [checkpoint[part] for checkpoint in whole]
+        for start, base, checkpoints in _read(chunks, self._blocks(chunks.chunk_elements)):
+            self._compare(base, checkpoints)
             vectors = kernels.task_vectors(base, checkpoints)
-            chunks.check(float(vectors.sum()), start + part.start, base, checkpoints)
+            chunks.check(float(vectors.sum()), start, base, checkpoints)
             self._count(base.float(), vectors)
-            if self._max_rows:
-                rows = vectors.reshape(len(vectors), -1, self.job.shape[1])
-                self._rows.append(
-                    rows[:, :: max(rows.shape[1] // max(per_chunk, 1), 1)][:, :per_chunk].clone()
-                )
+        if self.looked_at < self.job.num_elements and any(self.same):
+            self._read_on(chunks)
+        for _, base, checkpoints in _read(chunks, self._rows_to_hold()):
+            self._rows.append(kernels.task_vectors(base, checkpoints))
 
-    def _part(self, number: int, length: int) -> slice:
-        """Return which elements of a chunk are looked at: another eighth in each chunk, in whole rows."""
-        if self.job.num_elements <= _WHOLE_ELEMENTS:
-            return slice(0, length)
-        row = self.job.shape[1] if self._max_rows else 1
-        rows = length // row
-        size = max(rows // _ONE_IN, 1)
-        start = (number % _ONE_IN) * size % max(rows - size + 1, 1)
-        return slice(start * row, (start + size) * row)
+    def _compare(self, base: Tensor, checkpoints: list[Tensor]) -> None:
+        for task, checkpoint in enumerate(checkpoints):
+            self.same[task] = self.same[task] and _equal(base, checkpoint)
+
+    def _read_on(self, chunks: StoredChunks) -> None:
+        """Read the whole tensor until every task is known to differ."""
+        step, size = chunks.chunk_elements, self.job.num_elements
+        everything = [(start, min(start + step, size)) for start in range(0, size, step)]
+        for _, base, checkpoints in _read(chunks, everything):
+            self._compare(base, checkpoints)
+            if not any(self.same):
+                return
+
+    def _blocks(self, chunk_elements: int) -> list[tuple[int, int]]:
+        """Return which elements are looked at: all, or the first part of each chunk."""
+        size = self.job.num_elements
+        step = chunk_elements if size > _WHOLE_ELEMENTS else size
+        length = chunk_elements // _ONE_IN if size > _WHOLE_ELEMENTS else size
+        return [(start, min(start + length, size)) for start in range(0, size, step)]
+
+    def _rows_to_hold(self) -> list[tuple[int, int]]:
+        if not self._max_rows:
+            return []
+        rows, columns = self.job.shape
+        held = range(0, rows, max(rows // self._max_rows, 1))[: self._max_rows]
+        return [(row * columns, (row + 1) * columns) for row in held]
 
     def _count(self, base: Tensor, vectors: Tensor) -> None:
         self.looked_at += len(base)
@@ -162,12 +173,24 @@ class _Look:
 
     def overlap(self) -> Overlap:
         """Compare the strongest directions of each task's change to this matrix."""
-        rows = torch.cat(self._rows, dim=1)
+        rows = torch.stack(self._rows, dim=1)
         count = min(_NUM_DIRECTIONS, rows.shape[1], -(-rows.shape[2] // 2))
         directions = torch.stack([_directions(task, count) for task in rows])
         cosines = torch.einsum("aic,bjc->abij", directions, directions)
         shares = (cosines**2).sum((2, 3)) / count
         return Overlap(self.job.name, tuple(map(tuple, shares.tolist())), count / rows.shape[2])
+
+
+def _read(
+    chunks: StoredChunks, blocks: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+    """Yield the first index of each block of a tensor, and base and checkpoint values as stored."""
+
+    def read(start: int, stop: int) -> tuple[int, Tensor, list[Tensor]]:
+        base, *tasks = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
+        return start, base, tasks
+
+    return ahead(chunks.reader, (partial(read, *block) for block in blocks))
 
 
 def _equal(base: Tensor, checkpoint: Tensor) -> bool:
@@ -182,21 +205,22 @@ def _directions(rows: Tensor, count: int) -> Tensor:
     return torch.where(strengths[:, None] > 1e-12 * strengths.max(), found / strengths[:, None], 0.0)
 
 
-def _conclude(tasks: tuple[str, ...], looks: list[_Look], seconds: float) -> Diagnosis:
+def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Diagnosis:
     layers: dict[str, list[Group]] = {}
     for look in looks:
         layers.setdefault(layer_of(look.job.name), []).append(look.group)
     matrices = [look.group for look in looks if len(look.job.shape) >= 2]
-    held = sorted((look for look in looks if look._max_rows), key=lambda look: -look.job.num_elements)
+    held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
+    overlaps, swaps = tuple(look.overlap() for look in held), _swaps(tasks, looks)
     return Diagnosis(
         tasks,
         tuple(total(name, groups) for name, groups in layers.items()),
         total("matrices", matrices) if matrices else None,
         tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
         len(looks),
-        tuple(look.overlap() for look in held),
-        _swaps(tasks, looks),
-        round(seconds, 3),
+        overlaps,
+        swaps,
+        round(time.perf_counter() - started, 3),
     )
 
 

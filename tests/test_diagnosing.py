@@ -17,7 +17,7 @@ from hub_magmax.diagnosis import THRESHOLDS, read_diagnosis
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.figures import cosines_figure
 from hub_magmax.locking import lock, plan
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe import load_recipe, parse_recipe
 from hub_magmax.selection import quotas
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.test_cards import make_lock, make_recipe, make_report
@@ -200,7 +200,7 @@ def test_layers_have_the_name_that_people_know(tensor, layer):
     assert layer_of(tensor) == layer
 
 
-def test_an_eighth_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
+def test_a_part_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
     shapes = {"embed.weight": (4000, 64), "head.weight": (1000, 16)}
     family = {"base": make_tensors(0, shapes=shapes)}
     family |= {task: make_tensors(n, base=family["base"], shapes=shapes) for n, task in enumerate("abc", 1)}
@@ -211,6 +211,7 @@ def test_an_eighth_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
     whole = diagnose(planned)
     monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 1000)
     monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 10_000)
+    monkeypatch.setattr(diagnosing, "_ONE_IN", 8)
     part = diagnose(planned)
     assert part.whole.num_looked_at == pytest.approx(whole.whole.num_elements / 8, rel=0.05)
     assert part.whole.cosines == pytest.approx(whole.whole.cosines, abs=0.02)
@@ -337,3 +338,16 @@ def test_no_label_of_the_heat_map_overlaps_another_or_leaves_the_picture(tmp_pat
         assert figure.bbox.y0 - 1 <= box.y0 and box.y1 <= figure.bbox.y1 + 1, text
     for (first, box), (second, other) in itertools.combinations(placed, 2):
         assert not box.overlaps(other), (first, second)
+
+
+def test_checkpoints_on_the_hub_are_diagnosed_alike(tmp_path, hub):
+    _, planned = write(tmp_path, b=swapped)
+    for name in ("base", *TASKS):
+        hub.add_repo(f"me/diagnosed-{name}", folder=tmp_path / name)
+    values = planned.recipe.to_dict() | {
+        "base_model": "me/diagnosed-base",
+        "tasks": [{"name": task, "model": f"me/diagnosed-{task}"} for task in TASKS],
+    }
+    recipe = parse_recipe(values)
+    here, there = diagnose(planned), diagnose(plan(recipe, lock(recipe)))
+    assert replace(there, seconds=here.seconds) == here
