@@ -62,9 +62,9 @@ def make_checkpoints(folder: Path, num_tasks: int, num_elements: int) -> None:
 
 def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     """Return the medians of all three; a Hub must be running at HF_ENDPOINT."""
-    from hub_magmax.io.opening import HubSources
+    from hub_magmax.io.opening import HubSources, open_checkpoints
     from hub_magmax.locking import lock, plan
-    from hub_magmax.merging import merge, open_sources
+    from hub_magmax.merging import merge
     from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan
     from hub_magmax.recipe import parse_recipe
 
@@ -74,7 +74,7 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     planned = plan(recipe, lock(recipe))
 
     def read(planned: Plan) -> None:
-        with open_sources(planned, HubSources()) as sources:
+        with open_checkpoints(recipe, planned.lock, HubSources()) as sources:
             for name, names in planned.tensors_read(planned.shards).items():
                 sources[name].expect(names, READ_AHEAD_BYTES // len(sources))
             for job in planned.jobs:

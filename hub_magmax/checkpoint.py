@@ -66,6 +66,10 @@ _QUANTISED: tuple[tuple[str, re.Pattern[str], str, tuple[str, ...]], ...] = (
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
+#: What PEFT calls an adapter's files.
+ADAPTER_NAME = "adapter_model.safetensors"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+
 _DAMAGED = "The file is damaged; download or save it again."
 
 ReadBytes = Callable[[str, int, int], bytes]
@@ -277,18 +281,30 @@ def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
             )
 
 
+def is_adapter(index: CheckpointIndex) -> bool:
+    """Say whether the weights are those of a PEFT adapter, which is a part of a model."""
+    return [shard.file for shard in index.shards] == [ADAPTER_NAME]
+
+
 def _refuse_adapter(label: str, sizes: Mapping[str, int], weights: list[str]) -> None:
-    """Raise CheckpointError if the weights are those of a PEFT adapter, which is a part of a model."""
+    """Raise CheckpointError if the weights are those of an adapter that cannot be read."""
     files = weights or [path for path in sizes if path.endswith(".bin")]
-    if files and all(Path(path).stem == "adapter_model" for path in files):
+    if not files or any(Path(path).stem != "adapter_model" for path in files):
+        return
+    if files != [ADAPTER_NAME]:
         raise CheckpointError(
-            f"a PEFT adapter ({files[0]}), not a whole model",
+            f"a PEFT adapter with pickled weights ({files[0]}), which are never loaded",
             where=label,
-            expected=f"a checkpoint with {SINGLE_NAME} or {INDEX_NAME}",
-            hint="Merge the adapter into its base model first, with the task's model class: "
-            'python -c "from transformers import AutoModelForCausalLM as M; from peft import PeftModel as P; '
-            "P.from_pretrained(M.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"
-            ".save_pretrained('OUT')\", and name OUT in the recipe.",
+            expected=ADAPTER_NAME,
+            hint='Convert it where you trust it: python -c "import torch; from safetensors.torch import '
+            "save_file; save_file(torch.load('adapter_model.bin', weights_only=True), "
+            "'adapter_model.safetensors')\"",
+        )
+    if ADAPTER_CONFIG_NAME not in sizes:
+        raise CheckpointError(
+            f"a PEFT adapter ({ADAPTER_NAME}) without {ADAPTER_CONFIG_NAME}",
+            where=label,
+            hint="Download or copy the adapter again, completely.",
         )
 
 

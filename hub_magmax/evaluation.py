@@ -21,6 +21,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluators import Evaluator, Outcome, needs_labels
 from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.intervals import mean_interval
+from hub_magmax.io.opening import open_checkpoints
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import Lock, LockedSource
 from hub_magmax.recipe import Data, Evaluation, Recipe
@@ -214,7 +215,9 @@ def evaluate(
     for name, place in places.items():
         if report:
             report(f"scoring {name}")
-        loaded = load_model(place, evaluator.model_class, evaluator.processor_class, spec.evaluator.name)
+        kind = evaluator.model_class, evaluator.processor_class, spec.evaluator.name
+        adapted = models is None and name in lock.tasks and lock.tasks[name].adapter_config
+        loaded = _load_adapted(recipe, lock, name, kind) if adapted else load_model(place, *kind)
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:
                 data = spec.data[task]
@@ -298,6 +301,17 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
         task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)
         for task, data in spec.data.items()
     }
+
+
+def _load_adapted(recipe: Recipe, lock: Lock, task: str, kind: tuple[str, str, str]) -> LoadedModel:
+    """Load the base model with the weights that a task's adapter makes of it."""
+    with open_checkpoints(recipe, lock) as sources:
+        source = sources[task]
+        weights = {
+            name: source.read(name, 0, info.num_elements).view(info.shape)
+            for name, info in source.index.tensors.items()
+        }
+    return load_model(model_place(recipe, lock.base_model), *kind).with_weights(weights)
 
 
 def model_places(recipe: Recipe, lock: Lock) -> dict[str, ModelPlace]:

@@ -18,6 +18,9 @@ LOCK_NAME = "recipe.lock.json"
 #: What a lock says beside what decides the merged bytes.
 _ASIDE = ("datasets", "chosen", "versions")
 
+#: What a lock says of a source only where it applies.
+_OPTIONAL = ("adapter_config",)
+
 
 @dataclass(frozen=True)
 class LockedFile:
@@ -46,6 +49,7 @@ class LockedSource:
         license: Licence id that the source's own card states, or None.
         model_type, architectures: As its config.json states them; None and empty where it does not.
         side_files: Hashes of the files beside its weights, by name (`sidefiles.content_hashes`).
+        adapter_config: Hashes of `adapter_config.json` where the source is a LoRA adapter, else None.
     """
 
     reference: str
@@ -57,6 +61,7 @@ class LockedSource:
     model_type: str | None = None
     architectures: tuple[str, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    adapter_config: str | None = None
 
     @property
     def label(self) -> str:
@@ -97,6 +102,8 @@ class Lock:
             `name@revision`.
         chosen: Where the recipe left the method or the scaling coefficient to a comparison: what was
             compared, on how many examples, and how each candidate did; otherwise empty.
+        adapters: Whether an adapter is added to the base model (`each`), or to the checkpoint of the task
+            before it (`sequence`).
         versions: Of Python and the packages that wrote the lock. They are for people, and no part of the
             digest: the same merge gives the same bytes whatever the versions.
     """
@@ -110,6 +117,7 @@ class Lock:
     schema: Literal[1] = 1
     datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    adapters: Literal["each", "sequence"] = "each"
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -124,15 +132,26 @@ class Lock:
     @property
     def digest(self) -> str:
         """Digest of what decides the merged bytes; the same for a lock made again later."""
-        return digest({key: value for key, value in asdict(self).items() if key not in _ASIDE})
+        return digest({key: value for key, value in self._said().items() if key not in _ASIDE})
 
     @property
     def checksum(self) -> str:
         """Digest of everything the lock says."""
-        return digest(asdict(self))
+        return digest(self._said())
+
+    def _said(self) -> dict[str, Any]:
+        """Return all values but those that say nothing: locks from before they existed stay what they are."""
+        values = asdict(self)
+        if self.adapters == "each":
+            del values["adapters"]
+        for source in (values["base_model"], *values["tasks"].values()):
+            for key in _OPTIONAL:
+                if source[key] is None:
+                    del source[key]
+        return values
 
     def to_json(self) -> str:
-        values = {"digest": self.digest, "checksum": self.checksum, **asdict(self)}
+        values = {"digest": self.digest, "checksum": self.checksum, **self._said()}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -12,8 +11,14 @@ from typing import Any, Protocol
 from hub_magmax import methods
 from hub_magmax.data import pin_datasets, with_pinned_data
 from hub_magmax.digest import digest
-from hub_magmax.errors import EvaluationError, LockError, MismatchError
-from hub_magmax.io.opening import PARALLEL_SOURCES, HubSources, check_side_files, lock_source, open_source
+from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
+from hub_magmax.io.opening import (
+    PARALLEL_SOURCES,
+    HubSources,
+    check_side_files,
+    lock_source,
+    open_checkpoints,
+)
 from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
@@ -75,6 +80,7 @@ def lock(
         pinned = dict(zip(written, found_sources, strict=True))
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
+    _check_adapters(recipe, sources)
     _check_architectures(sources, rules=bool(recipe.tensors))
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
@@ -85,6 +91,7 @@ def lock(
         tensors=_rules(recipe),
         seed=recipe.seed,
         datasets=pin_datasets(recipe),
+        adapters=recipe.adapters or "each",
         versions=software_versions(),
     )
     scorer = tuner.scorer(recipe, found) if tuner else None
@@ -116,12 +123,7 @@ def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None =
     """
     hub = hub or HubSources()
     locked = locked or lock(recipe, hub=hub)
-    hub.look_at(locked.sources.values())
-    with ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(closing(open_source(recipe, source, hub)))
-            for name, source in locked.sources.items()
-        }
+    with open_checkpoints(recipe, locked, hub) as opened:
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
         indexes = {name: source.index for name, source in opened.items()}
@@ -140,6 +142,7 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == _preference_digest(recipe),
         "tensors": locked.tensors == _rules(recipe),
+        "adapters": locked.adapters == (recipe.adapters or "each"),
         "seed": locked.seed == recipe.seed,
     }
     changed = [key for key, equal in same.items() if not equal]
@@ -148,6 +151,29 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
             f"the recipe changed since this lock was written: {', '.join(changed)}",
             where=where,
             hint="Run `hub-magmax lock` again, or delete the lock.",
+        )
+
+
+def _check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
+    """Raise where an adapter stands for what only a whole checkpoint can be."""
+    adapters = [name for name, source in sources.items() if source.adapter_config]
+    if "base_model" in adapters:
+        raise CheckpointError(
+            "the base model is an adapter",
+            where=sources["base_model"].label,
+            expected="the whole model that the adapters were trained on",
+        )
+    if (name := recipe.output.files_from) in adapters:
+        raise RecipeError(
+            f"{name} is an adapter, and the merged model needs the config of a whole model",
+            where="recipe, output.files_from",
+            hint="Leave it out: the base model's files are copied.",
+        )
+    if recipe.adapters and not adapters:
+        raise RecipeError(
+            "none of the tasks is an adapter",
+            where="recipe, adapters",
+            hint="Leave it out, or check the tasks' models.",
         )
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from hub_magmax import kernels
+from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME
 from hub_magmax.core import apply_rule, tensor_rule
 from hub_magmax.fusing import one_thread
+from hub_magmax.io.adapter import with_adapters
 from hub_magmax.io.opening import open_source
 from hub_magmax.io.remote import HubSource
 from hub_magmax.io.source import MemorySource, TensorSource, torch_dtype
@@ -74,8 +76,9 @@ class Workbench:
             for name, locked in lock.sources.items():
                 source = stack.enter_context(closing(open_source(recipe, locked)))
                 opened[name] = _held(source) if isinstance(source, HubSource) else source
-            self.sources: Mapping[str, TensorSource] = opened
-            indexes = {name: source.index for name, source in opened.items()}
+            whole = with_adapters(opened, in_sequence=lock.adapters == "sequence")
+            self.sources: Mapping[str, TensorSource] = whole
+            indexes = {name: source.index for name, source in whole.items()}
             self.plan: Plan = make_plan(recipe, lock, indexes)
             self._reader = stack.enter_context(ThreadPoolExecutor(1))
             self._stack = stack.pop_all()
@@ -114,6 +117,6 @@ def _held(source: TensorSource) -> MemorySource:
     files = {
         path: source.read_bytes(path, 0, size)
         for path, size in source.sizes.items()
-        if path in weight_files or path.endswith(".index.json")
+        if path in weight_files or path.endswith(".index.json") or path == ADAPTER_CONFIG_NAME
     }
     return MemorySource(files, source.label)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.fusing import Fuser, one_thread, run_pass
-from hub_magmax.io.opening import HubSources, check_hashes, open_source, read_side_file
+from hub_magmax.io.opening import HubSources, check_hashes, open_checkpoints, read_side_file
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
@@ -82,7 +82,7 @@ def merge(
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
-            sources = stack.enter_context(open_sources(plan, hub))
+            sources = stack.enter_context(open_checkpoints(plan.recipe, plan.lock, hub))
         make_shards(plan, sources, place, place, progress, chunk_elements, processes)
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started)
@@ -91,18 +91,6 @@ def merge(
             place.publish()
     processes.wait()
     return report
-
-
-@contextmanager
-def open_sources(plan: Plan, hub: HubSources | None = None) -> Iterator[dict[str, TensorSource]]:
-    """Open the checkpoints that the plan's lock names, by name."""
-    hub = hub or HubSources()
-    hub.look_at(plan.lock.sources.values())
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(closing(open_source(plan.recipe, locked, hub)))
-            for name, locked in plan.lock.sources.items()
-        }
 
 
 class Shelf(Protocol):

@@ -11,7 +11,7 @@ from hub_magmax.cards import render_card
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.io.committing import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.io.fetching import hub_api, persistently
-from hub_magmax.io.writer import os_errors, refuse_taken
+from hub_magmax.io.writer import PartialFolder, os_errors, refuse_taken
 from hub_magmax.planning import Plan, format_bytes
 from hub_magmax.reports import MergeReport, ShardRecord, software_versions
 
@@ -92,7 +92,7 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
     Raises:
         OutputError: If there are fewer.
     """
-    output = plan.recipe.output_path
+    output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses what is no path
     sizes = sorted((shard.data_bytes for shard in plan.shards), reverse=True)
     kept = sizes if plan.recipe.output.keep else sizes[: _FILES_ON_DISK * num_processes]
     with os_errors(output):

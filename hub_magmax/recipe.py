@@ -432,7 +432,11 @@ class Output(Spec):
 
 
 class Recipe(Spec):
-    """A checked recipe. `folder` is where its relative paths start."""
+    """A checked recipe. `folder` is where its relative paths start.
+
+    `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
+    of the task before it (`sequence`).
+    """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     base_model: Place
@@ -440,6 +444,7 @@ class Recipe(Spec):
     method: Method = Method()
     preference: Preference | None = None
     tensors: tuple[TensorRule, ...] = ()
+    adapters: Literal["each", "sequence"] | None = None
     evaluation: Evaluation | None = None
     compare: Compare | None = None
     sweep: Sweep | None = None

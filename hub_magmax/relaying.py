@@ -25,11 +25,11 @@ from hub_magmax.io.committing import (
     upload,
     uploaded,
 )
-from hub_magmax.io.opening import HubSources
+from hub_magmax.io.opening import HubSources, open_checkpoints
 from hub_magmax.io.remote import open_hub
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import PartialFolder
-from hub_magmax.merging import Progress, make_shards, open_sources, prepare, report_of, write_beside_weights
+from hub_magmax.merging import Progress, make_shards, prepare, report_of, write_beside_weights
 from hub_magmax.planning import Plan
 from hub_magmax.publishing import compare_reported, contents_of, operations
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, parse_report
@@ -77,7 +77,7 @@ def relay(
     if (refusal := processes.first_decides(lambda: prepare(place, plan))) is not None:
         raise refusal
     try:
-        with open_sources(plan, hub) as sources:
+        with open_checkpoints(plan.recipe, plan.lock, hub) as sources:
             for _ in range(_ROUNDS):
                 with closing(_Relay(place, destination)) as shelf:
                     make_shards(plan, sources, place, shelf, progress, None, processes)

@@ -126,9 +126,15 @@ def configured(**values: Any) -> Callable[[Path], object]:
     return change
 
 
-def adapter(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "config.json").rename(folder / "adapter_config.json")
+def adapter(weights: str = "adapter_model.safetensors", **config: Any) -> Callable[[Path], None]:
+    """Turn a checkpoint's folder into that of an adapter, with a configuration where one is given."""
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / weights)
+        if config:
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    return change
 
 
 def pickle_only(folder: Path) -> None:
@@ -347,7 +353,11 @@ CASES: dict[str, Break] = {
         )
     ),
     "quantised-says-the-config": checkpoint(quantised_config),
-    "checkpoint-is-an-adapter": checkpoint(adapter),
+    "adapter-without-config": checkpoint(adapter()),
+    "adapter-pickled": checkpoint(adapter("adapter_model.bin")),
+    "adapter-dora": checkpoint(adapter(r=4, lora_alpha=8, use_dora=True)),
+    "adapter-without-rank": checkpoint(adapter(lora_alpha=8)),
+    "adapters-none": recipe("plan", adapters="sequence"),
     "mismatch-model-type": checkpoint(configured(model_type="other")),
     "mismatch-model-class": checkpoint(configured(architectures=["TestForTokenClassification"])),
     "mismatch-shape": tensors(lambda t: t.update(scale=torch.ones(3))),
@@ -382,6 +392,10 @@ CASES: dict[str, Break] = {
     "hub-private": hub_task("other/bad-inputs-private", private=True),
     "hub-data-set": hub_task("hf://datasets/me/x"),
     "hub-not-writable": recipe("run", output={"push_to_hub": "other/bad-inputs-merged"}),
+    "output-keep-nowhere": recipe(output={"keep": False}),
+    "output-keep-and-scores": recipe(
+        output={"keep": False, "push_to_hub": "me/x"}, evaluation={"tasks": {"a": {"dataset": "me/data"}}}
+    ),
     "hub-push-to-no-name": recipe("run", output={"push_to_hub": "no name"}),
     "hub-verify-plain-model": verify_on_hub,
     "hub-verify-missing": command("verify", "me/none-such"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 
-from hub_magmax.checkpoint import refuse_quantised, stated_architecture
+from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, is_adapter, refuse_quantised, stated_architecture
 from hub_magmax.errors import LockError
+from hub_magmax.io.adapter import config_of, parse_config, with_adapters
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import Lock, LockedFile, LockedSource
@@ -72,12 +73,29 @@ def open_source(recipe: Recipe, locked: LockedSource, hub: HubSources | None = N
     return source
 
 
+@contextmanager
+def open_checkpoints(
+    recipe: Recipe, lock: Lock, hub: HubSources | None = None
+) -> Iterator[dict[str, TensorSource]]:
+    """Open what a lock pins, by name; adapters as the checkpoints that they stand for."""
+    hub = hub or HubSources()
+    hub.look_at(lock.sources.values())
+    with ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(closing(open_source(recipe, locked, hub)))
+            for name, locked in lock.sources.items()
+        }
+        yield with_adapters(opened, in_sequence=lock.adapters == "sequence")
+
+
 def _check_pinned(source: TensorSource, locked: LockedSource) -> None:
     found = {shard.file: (shard.size_bytes, shard.header_sha256) for shard in source.index.shards}
     pinned = {file.path: (file.size_bytes, file.header_sha256) for file in locked.files}
     if found != pinned:
         changed = sorted(path for path in found.keys() | pinned.keys() if found.get(path) != pinned.get(path))
         raise _changed(source.label, changed)
+    if locked.adapter_config and not same_content(locked.adapter_config, content_hashes(config_of(source))):
+        raise _changed(source.label, [ADAPTER_CONFIG_NAME])
 
 
 def check_side_files(source: TensorSource, locked: LockedSource) -> None:
@@ -178,6 +196,9 @@ def _describe(
     config_bytes = min(source.sizes.get(CONFIG_NAME, 0), _MAX_CONFIG_BYTES)
     config = source.read_bytes(CONFIG_NAME, 0, config_bytes) if config_bytes else None
     refuse_quantised(source.index, config)
+    adapter_config = config_of(source) if is_adapter(source.index) else None
+    if adapter_config is not None:
+        parse_config(adapter_config, source.label)
     files = tuple(
         LockedFile(
             shard.file,
@@ -198,6 +219,7 @@ def _describe(
         model_type=model_type,
         architectures=architectures,
         side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
+        adapter_config=content_hashes(adapter_config) if adapter_config is not None else None,
     )
 
 
