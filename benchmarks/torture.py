@@ -655,7 +655,7 @@ table gives the slowest answer and how much the process grew over the whole part
   a `quantization_config`) are refused before anything is read: their numbers are codes.
 - **Architectures.** Every `config.json` that states a `model_type` must state the same one, since models of
   two types can have tensors of the same names and shapes. The same holds for `architectures`, unless the
-  recipe has rules for `tensors`, which say whose head is kept. An adapter must fit the layers of the base model
+  recipe has rules for `tensors`, which say whose head is kept. An adapter must fit the base model's layers
   by name and shape; one that is more than a product of matrices is refused.
 - **Tokenizers** and chat templates that differ are no error: `plan`, the merge report and the card name the
   sources and the files, and whose tokenizer the merged model gets.
