@@ -35,8 +35,9 @@ def merits(outcomes: Sequence[Outcome]) -> Merits:
 def within(best: Merits, other: Merits, errors: float) -> bool:
     """Say whether `other` is worse than `best` by no more than so many standard errors of the difference.
 
-    Both are of the same examples; at least two.
+    Both are of the same examples. One example says nothing about errors: then `other` may not be worse.
     """
     difference = best - other
-    error = difference.std(ddof=1) / math.sqrt(len(difference))
+    count = len(difference)
+    error = difference.std(ddof=1) / math.sqrt(count) if count > 1 else 0.0
     return bool(difference.mean() <= errors * error + 1e-12)

@@ -77,7 +77,8 @@ def test_hostile_text_stays_in_its_place():
 
 
 def test_no_path_of_this_machine_is_in_the_page(tmp_path):
-    recipe = make_recipe(base_model=str(tmp_path / "base"), output={"path": str(tmp_path / "out")})
+    places = {"base_model": str(tmp_path / "base"), "output": {"path": str(tmp_path / "out")}}
+    recipe = parse_recipe(recipe_values(["a", "b", "c"], **places), folder=tmp_path)
     assert str(tmp_path.parent) not in render_explorer(recipe, make_surface())
 
 

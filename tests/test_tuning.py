@@ -71,7 +71,7 @@ def test_auto_takes_what_does_best_on_the_target(folder):
     assert found.method["name"] == "single_task"
     assert found.chosen["best"]["single_task"]["accuracy"] == 0.6
     assert found.chosen["best"]["last_task"]["accuracy"] < 0.6
-    assert (found.chosen["examples"], found.chosen["tried"]) == (10, 14)
+    assert (found.chosen["examples"], found.chosen["tried"]) == (10, 2 * len(Compare().scaling))
 
 
 def test_auto_scaling_is_chosen_and_the_lock_goes_with_the_recipe_alone(folder, tmp_path):
@@ -193,6 +193,11 @@ def test_within_counts_standard_errors_of_the_difference():
     # The differences 0, 0, 0, 1 have the mean ¼ and the standard error ½ / √4 = ¼.
     assert within(first, second, 1.0) and not within(first, second, 0.99)
     assert within(second, first, 0.0)
+
+
+def test_one_example_says_nothing_about_errors():
+    better, worse = np.array([1.0]), np.array([0.9])
+    assert within(better, better, 1.0) and not within(better, worse, 1.0)
 
 
 def test_the_best_method_is_taken_where_it_is_clearly_better():
