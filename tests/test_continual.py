@@ -235,7 +235,7 @@ def test_p_values_by_hand():
 def test_the_page_is_what_the_stored_results_say():
     stored = json.loads((pages.RESULTS / "digits" / "tables.json").read_text())
     text = pages.PAGE.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 200
+    assert len(text.splitlines()) <= 250
     for number, rows in stored["main_table"].items():
         assert f"| T = {number}: λ = 0.5 |" in text
         for row in rows:
