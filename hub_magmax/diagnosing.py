@@ -190,6 +190,7 @@ def _read(
         base, *tasks = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
         return start, base, tasks
 
+    assert chunks.reader is not None
     return ahead(chunks.reader, (partial(read, *block) for block in blocks))
 
 

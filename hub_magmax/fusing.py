@@ -1,143 +1,162 @@
-"""One pass from stored bytes to merged bytes, as one compiled loop where that pays.
+"""One pass from stored values to merged values: as one compiled loop where that pays.
 
-Measured on one thread, 2^18 elements, five bfloat16 checkpoints: run operation by operation the pass
-costs 60 to 140 ns per element, because every operation moves the chunk through memory; compiled it costs
-1.1 to 5 ns. What an earlier merge compiled is loaded in 20 ms; else a large merge goes on operation by
-operation while another process compiles. Both give the same bits: each operation is rounded alone, and
-torch's compiler does not contract a product and a sum.
+Measured on one thread, 2^18 elements, five bfloat16 checkpoints: operation by operation a pass costs 60 to
+140 ns per element, because every operation moves the chunk through memory; compiled it costs 1 to 3 ns.
+Compiling takes about ten seconds, once per environment. Both ways give the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hub_magmax import compiling
+from hub_magmax import kernels, selection
+from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Merged, Pass
-from hub_magmax.planning import CHUNK_ELEMENTS
 
-#: Elements per task in memory at a time, and in every call of a compiled pass.
-FUSED_CHUNK_ELEMENTS = CHUNK_ELEMENTS
+if TYPE_CHECKING:
+    from hub_magmax.streaming import StoredChunk
 
-#: What stays in the caches, operation by operation.
-EAGER_PIECE_ELEMENTS = 2**16
+#: Merging so many elements takes longer operation by operation than compiling does ...
+COMPILE_ABOVE_ELEMENTS = 2**27
+#: ... and so many longer than loading what was compiled.
+LOAD_ABOVE_ELEMENTS = 2**24
 
-#: Chunks of fewer elements are merged operation by operation.
-FUSED_LEAST_ELEMENTS = 2**14
+#: Dtypes that compiled passes read and write, and what holds their bits.
+_BITS = {torch.bfloat16: (torch.int16, np.uint16), torch.float32: (torch.int32, np.uint32)}
+#: Dtypes that float32 holds exactly.
+_NARROW = (torch.bfloat16, torch.float16, torch.float32)
 
-#: Merges of fewer elements end before a first compilation would.
-FUSE_ABOVE_ELEMENTS = 2**27
-
-Compiled = Callable[..., Sequence[Tensor]]
+#: Merges a chunk, given what the rule knows of each of its elements.
+Step = Callable[["StoredChunk", tuple[Tensor, ...]], Merged]
 
 
-class Fuser:
-    """Finds passes that are compiled, and has those compiled that are not.
+def compiles(num_elements: int) -> bool:
+    """Say whether a merge of so many elements is worth compiled passes: waiting for them, or loading them."""
+    if num_elements < LOAD_ABOVE_ELEMENTS:
+        return False
+    return num_elements >= COMPILE_ABOVE_ELEMENTS or _is_compiled()
+
+
+def _is_compiled() -> bool:
+    from hub_magmax import compiled
+
+    folder = Path(compiled.merge_chunk.stats.cache_path)
+    return any(folder.glob("compiled.merge_chunk-*.nbi"))
+
+
+def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compiled: bool) -> Step:
+    """Return what merges the chunks of a tensor.
 
     Args:
-        num_elements: Of the whole merge; nothing is compiled for small ones.
+        rule: Of the tensor.
+        dtype: Of the output.
+        scaling: Scaling coefficient.
+        is_compiled: Use a compiled pass where there is one for the rule.
     """
+    step = Pass(rule.combine, rule.selects, dtype)
+    factor = torch.tensor(scaling, dtype=torch.float64)
 
-    def __init__(self, num_elements: int) -> None:
-        self._compiles = num_elements >= FUSE_ABOVE_ELEMENTS
-        self.chunk_elements = FUSED_CHUNK_ELEMENTS
-        self._compiled: dict[Any, Compiled | None] = {}
-        self._pending: dict[Any, tuple[int, Path]] = {}
+    def eager(chunk: StoredChunk, per_element: tuple[Tensor, ...]) -> Merged:
+        return step(chunk.base, chunk.checkpoints, per_element, rule.per_task, factor)
 
-    def find(self, a_pass: Pass, arguments: tuple[Any, ...]) -> Compiled | None:
-        """Return the compiled form of `a_pass` for arguments of these dtypes, or None so far.
+    kind = _kind(rule) if is_compiled and dtype in _NARROW else None
+    if kind is None:
+        return eager
+    fast = partial(_merge_compiled, kind, rule, dtype, np.float32(scaling))
 
-        The first call may start a compilation. Where there is no C++ compiler, or compiling
-        fails for any other reason, the answer stays None: the merge is slower, not different.
-        """
-        if len(arguments[0]) < FUSED_LEAST_ELEMENTS:
-            return None  # padding it to a whole chunk would cost more than it saves
-        base, checkpoints, per_element, *_ = arguments
-        key = (a_pass, base.dtype, *(values.dtype for values in (*checkpoints, *per_element)))
-        if key in self._pending:
-            self._collect(key)
-        elif key not in self._compiled:
-            self._compiled[key] = None
-            self._look_up(key, a_pass, arguments)
-        return self._compiled[key]
+    def either(chunk: StoredChunk, per_element: tuple[Tensor, ...]) -> Merged:
+        narrow = all(values.dtype in _NARROW for values in (chunk.base, *chunk.checkpoints))
+        return fast(chunk, per_element) if narrow else eager(chunk, per_element)
 
-    @property
-    def is_compiling(self) -> bool:
-        """Whether a compilation that this merge started goes on."""
-        return bool(self._pending)
-
-    def _look_up(self, key: Any, a_pass: Pass, arguments: tuple[Any, ...]) -> None:
-        facts = {"selects": a_pass.selects, "dtype": str(a_pass.dtype).removeprefix("torch.")}
-        examples = _padded(arguments, FUSED_CHUNK_ELEMENTS)
-        request = compiling.request_for(a_pass.combine, facts, examples)
-        if request is None:
-            return
-        path = compiling.package_path(request)
-        self._compiled[key] = compiling.load(path)
-        if self._compiled[key] is None and self._compiles:
-            self._pending[key] = compiling.start(request, path), path
-
-    def _collect(self, key: Any) -> None:
-        process, path = self._pending[key]
-        if compiling.has_ended(process):
-            del self._pending[key]
-            self._compiled[key] = compiling.load(path)
+    return either
 
 
-def run_pass(fused: Compiled | None, a_pass: Pass, arguments: tuple[Any, ...]) -> Merged:
-    """Merge a chunk, compiled if it is; a compiled pass always gets chunks of one size."""
-    num_elements = len(arguments[0])
-    if fused is None:
-        return _piecewise(a_pass, arguments)
-    merged, counts, probe = fused(*_padded(arguments, FUSED_CHUNK_ELEMENTS))
-    return merged[:num_elements], counts, probe
+def _kind(rule: TensorRule) -> int | None:
+    """Return the number of the rule's compiled pass, or None where there is none, as for a plugin's rule."""
+    from hub_magmax import compiled
+
+    if rule.combine is kernels.given:
+        return compiled.GIVEN if rule.selects else None
+    kinds = {
+        kernels.weighted_sum: compiled.WEIGHTED,
+        kernels.agreeing_sum: compiled.AGREEING,
+        kernels.ties_merge: compiled.TIES,
+        selection.largest_magnitude: compiled.LARGEST,
+    }
+    return kinds.get(rule.combine)
 
 
-def _piecewise(a_pass: Pass, arguments: tuple[Any, ...]) -> Merged:
-    """Merge a chunk operation by operation, in pieces that stay in the processor's caches."""
-    base, checkpoints, per_element, per_task, scaling, num_valid = arguments
-    parts = []
-    for start in range(0, max(1, len(base)), EAGER_PIECE_ELEMENTS):
-        piece = slice(start, start + EAGER_PIECE_ELEMENTS)
-        parts.append(
-            a_pass(
-                base[piece],
-                [checkpoint[piece] for checkpoint in checkpoints],
-                [values[piece] for values in per_element],
-                per_task,
-                scaling,
-                num_valid - start,
-            )
-        )
-    if len(parts) == 1:
-        return parts[0]
-    merged, counts, probes = zip(*parts, strict=True)
-    return torch.cat(merged), torch.stack(counts).sum(dim=0), torch.stack(probes).sum()
+def _merge_compiled(
+    kind: int,
+    rule: TensorRule,
+    dtype: torch.dtype,
+    scaling: np.float32,
+    chunk: StoredChunk,
+    per_element: tuple[Tensor, ...],
+) -> Merged:
+    from hub_magmax import compiled
+
+    rows = stored_rows(chunk, dtype)
+    num_tasks, num_elements = len(rows) - 1, rows.shape[1]
+    given = per_element[0].numpy() if per_element else np.empty(0, np.uint8)
+    per_task = [values.numpy() for values in rule.per_task] or [np.empty(0, np.float32)]
+    merged = torch.empty(num_elements, dtype=rows.dtype)
+    counts = np.zeros(num_tasks, np.int64)
+    largest = compiled.merge_chunk(
+        kind, bits_of(rows), per_task[0], per_task[-1], given, scaling, bits_of(merged), counts
+    )
+    finite = largest < compiled.INFINITY_BITS
+    if rows.dtype != dtype:
+        merged = merged.to(dtype)
+        finite = finite and bool(torch.isfinite(merged).all())
+    found = torch.from_numpy(counts) if rule.selects else torch.empty(0, dtype=torch.int64)
+    return merged, found, 0.0 if finite else math.nan
 
 
-def _padded(arguments: tuple[Any, ...], num_elements: int) -> tuple[Any, ...]:
-    """Return the arguments of a pass with zeros appended, so that every call has the same shapes."""
-    base, checkpoints, per_element, *rest = arguments
+def stored_rows(chunk: StoredChunk, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a chunk's values, the base model's in the first row: as stored where a compiled pass can read
+    them and, if `dtype` is given, write them in that dtype; else in float32.
+    """
+    rows = chunk.rows
+    if rows is not None and rows.dtype in _BITS and dtype in (None, rows.dtype):
+        return rows
+    return torch.stack([values.float() for values in (chunk.base, *chunk.checkpoints)])
 
-    def pad(values: Tensor) -> Tensor:
-        if len(values) == num_elements:
-            return values
-        padded = torch.zeros(num_elements, dtype=values.dtype)
-        padded[: len(values)] = values
-        return padded
 
-    # Tuples always: a list in place of a tuple would be compiled for anew.
-    return pad(base), tuple(map(pad, checkpoints)), tuple(map(pad, per_element)), *rest
+def bits_of(values: Tensor) -> np.ndarray:
+    """Return bfloat16 as uint16 and float32 as uint32; the same memory."""
+    signed, unsigned = _BITS[values.dtype]
+    bits: np.ndarray = values.view(signed).numpy().view(unsigned)
+    return bits
+
+
+def task_vectors(chunk: StoredChunk) -> tuple[Tensor, float] | None:
+    """Return a chunk's task vectors by a compiled pass, and a number that is finite only if they are.
+
+    None where the pass cannot read the values.
+    """
+    from hub_magmax import compiled
+
+    if any(values.dtype not in _NARROW for values in (chunk.base, *chunk.checkpoints)):
+        return None
+    rows = stored_rows(chunk)
+    found = torch.empty((len(rows) - 1, rows.shape[1]))
+    largest = compiled.task_vectors(bits_of(rows), found.numpy())
+    return found, 0.0 if largest < compiled.INFINITY_BITS else math.nan
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: the others read and write, and more would wait for each other."""
+    """Compute on one thread: work is shared between threads by tensor, and more would be in the way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -6,12 +6,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -21,22 +22,24 @@ from hub_magmax.checkpoint import INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
-from hub_magmax.fusing import Fuser, one_thread, run_pass
+from hub_magmax.fusing import compiles, make_step, one_thread
 from hub_magmax.io.opening import HubSources, check_hashes, open_checkpoints, read_side_file
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
-from hub_magmax.passes import Pass
-from hub_magmax.planning import READ_AHEAD_BYTES, Plan, Shard, TensorJob
+from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
 from hub_magmax.sidefiles import is_side_file
-from hub_magmax.streaming import StoredChunks, ahead, copied_chunks
+from hub_magmax.streaming import StoredChunks, copied_chunks
 
 Progress = Callable[[int], None]
+
+#: Each holds chunks of its own, and what a rule remembers of a whole tensor.
+_MAX_THREADS = 8
 
 
 def merge(
@@ -94,7 +97,13 @@ def merge(
 
 
 class Shelf(Protocol):
-    """Where finished files of a merge are kept."""
+    """Where finished files of a merge are kept.
+
+    Attributes:
+        num_open: Files that may be in the making at a time.
+    """
+
+    num_open: int
 
     def intact(self, file: str) -> ShardRecord | None:
         """Return the record of a file that was finished earlier and is as it was then, else None."""
@@ -124,12 +133,11 @@ def make_shards(
             advance(shard.data_bytes)
     for name, names in plan.tensors_read(missing).items():
         sources[name].expect(names, READ_AHEAD_BYTES // len(sources))
-    engine = _Engine(plan, sources, place, advance, chunk_elements)
-    with closing(engine), one_thread(), torch.inference_mode():
+    engine = _Engine(plan, sources, place, advance, chunk_elements, shelf.num_open, torch.get_num_threads())
+    with one_thread():
         try:
-            for shard in missing:
-                record = engine.make(shard)
-                with os_errors(place.folder / shard.file):
+            for record in engine.make(missing):
+                with os_errors(place.folder / record.file):
                     shelf.record(record)
         except DamagedError:
             place.forget()  # what is finished may be made of the same bytes
@@ -161,7 +169,15 @@ def finished(place: PartialFolder) -> MergeReport | None:
 
 
 class _Engine:
-    """Makes shards one by one: one thread reads ahead, one computes, one hashes and writes behind."""
+    """Makes files: each thread merges one tensor after the other, and complete files are read back meanwhile.
+
+    No tensor depends on another, so which thread makes which, and when, changes no byte. What is read from
+    the Hub comes in order, so there one thread makes all tensors, and a second one reads ahead.
+
+    Args:
+        num_open: Files that may be incomplete at a time.
+        num_threads: At most.
+    """
 
     def __init__(
         self,
@@ -170,85 +186,126 @@ class _Engine:
         place: PartialFolder,
         progress: Progress,
         chunk_elements: int | None,
+        num_open: int,
+        num_threads: int,
     ) -> None:
-        self.plan, self.sources, self.place, self.progress = plan, sources, place, progress
-        self.fuser = Fuser(sum(job.num_elements for job in plan.jobs if job.merged))
-        self.chunk_elements = chunk_elements or self.fuser.chunk_elements
-        self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
+        self.is_compiled = compiles(sum(job.num_elements for job in plan.jobs if job.merged))
+        self.chunk_elements = chunk_elements or CHUNK_ELEMENTS
+        self.in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
+        self.reader = ThreadPoolExecutor(1) if self.in_order else None
+        self.makers = ThreadPoolExecutor(1 if self.in_order else min(num_threads, _MAX_THREADS))
+        self._progress, self._progress_lock = progress, Lock()
 
     def close(self) -> None:
-        self.reader.shutdown(cancel_futures=True)
-        self.writer.shutdown(cancel_futures=True)
+        self.makers.shutdown(cancel_futures=True)
+        if self.reader is not None:
+            self.reader.shutdown(cancel_futures=True)
 
-    def make(self, shard: Shard) -> ShardRecord:
-        """Write one shard, and return its record."""
-        tally = _Tally(len(self.plan.lock.tasks))
-        with os_errors(self.place.folder / shard.file):
-            file = ShardFile(self.place.folder / shard.file)
+    def make(self, shards: Iterable[Shard]) -> Iterator[ShardRecord]:
+        """Write files, and yield their records in order; of several errors the first in order is raised."""
+        with ExitStack() as unfinished:
+            unfinished.callback(self.close)
+            begun: deque[Callable[[], ShardRecord]] = deque()
             try:
-                file.write(self.plan.header(shard))
-                for num_bytes in ahead(self.writer, self._writes(file, shard, tally)):
-                    self.progress(num_bytes)
-                return tally.record(shard.file, file.size_bytes, file.finish())
-            except BaseException:
-                file.abandon()
-                raise
+                for shard in shards:
+                    begun.append(self._begin(shard, unfinished))
+                    if len(begun) == self.num_open:
+                        yield begun.popleft()()
+                while begun:
+                    yield begun.popleft()()
+            finally:
+                self.close()  # nobody writes to a file any more when it is abandoned
 
-    def _writes(self, file: ShardFile, shard: Shard, tally: _Tally) -> Iterator[Callable[[], int]]:
-        """Compute the shard's data piece by piece, and yield what writes each piece."""
+    def _begin(self, shard: Shard, unfinished: ExitStack) -> Callable[[], ShardRecord]:
+        """Have one file made, and return what waits for it."""
+        path = self.place.folder / shard.file
+        with os_errors(path):
+            file = ShardFile(path)
+            unfinished.callback(file.abandon)
+            header = self.plan.header(shard)
+            file.write(header, 0)
+        places, position = {}, len(header)
         for job in shard.jobs:
+            places[job.name] = position
+            position += job.num_bytes
+        # The largest first, so that all threads end at about the same time.
+        order = shard.jobs if self.in_order else sorted(shard.jobs, key=lambda job: -job.num_elements)
+        begun = {job.name: self.makers.submit(self._tensor, file, job, places[job.name]) for job in order}
+
+        def wait() -> ShardRecord:
+            with os_errors(path):
+                tallies = [begun[job.name].result() for job in shard.jobs]
+                return _record(shard.file, file, tallies)
+
+        return wait
+
+    def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> _Tally:
+        """Write one tensor at `position` of a file."""
+        tally = _Tally(len(self.plan.lock.tasks))
+        with torch.inference_mode():
             made = (
                 self._merged(job, tally)
                 if job.merged
                 else copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements)
             )
             for values in made:
-                yield partial(file.write, values.contiguous().view(torch.uint8).numpy().data)
+                content = values.contiguous().view(torch.uint8).numpy().data
+                file.write(content, position)
+                position += len(content)
+                with self._progress_lock:
+                    self._progress(len(content))
+        return tally
 
     def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
         lock = self.plan.lock
         base, *tasks = [self.sources[name] for name in lock.sources]
         chunks = StoredChunks(
-            job.name, job.num_elements, base, tuple(tasks), self.chunk_elements, self.reader
+            job.name,
+            job.num_elements,
+            base,
+            tuple(tasks),
+            self.chunk_elements,
+            self.reader,
+            self.is_compiled,
         )
-        rule = tensor_rule(
-            chunks, job.shape, lock.method, lock.weights, CounterGenerator(lock.seed, job.name)
-        )
+        generator = CounterGenerator(lock.seed, job.name)
+        rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
         tally.add(rule)
-        step = Pass(rule.combine, rule.selects, torch_dtype(job.dtype))
-        scaling = torch.tensor(float(lock.method["scaling"]), dtype=torch.float64)
-        for start, stored, checkpoints in chunks.last_pass():
-            per_element = rule.per_element(start, len(stored))
-            arguments = (stored, checkpoints, per_element, rule.per_task, scaling, torch.tensor(len(stored)))
-            fused = self.fuser.find(step, arguments) if rule.compiles else None
-            merged, counts, probe = run_pass(fused, step, arguments)
-            chunks.check(float(probe), start, stored, checkpoints, merged)
+        scaling = float(lock.method["scaling"])
+        step = make_step(rule, torch_dtype(job.dtype), scaling, is_compiled=self.is_compiled)
+        for chunk in chunks.last_pass():
+            merged, counts, probe = step(chunk, rule.per_element(chunk.start, len(chunk.base)))
+            chunks.check(probe, chunk.start, chunk.base, chunk.checkpoints, merged)
             tally.count(counts)
             yield merged
 
 
 class _Tally:
-    """Sums over the tensors of one shard what the report says about selections."""
+    """What the report says about the selections in a tensor."""
 
     def __init__(self, num_tasks: int) -> None:
-        self._counts = [0] * num_tasks
-        self._unaligned = [0] * num_tasks
-        self._gaps: list[float] = []
+        self.counts = [0] * num_tasks
+        self.unaligned = [0] * num_tasks
+        self.gap: float | None = None
 
     def add(self, rule: TensorRule) -> None:
         for task, count in enumerate(rule.num_unaligned):
-            self._unaligned[task] += count
-        if rule.duality_gap is not None:
-            self._gaps.append(rule.duality_gap)
+            self.unaligned[task] += count
+        self.gap = rule.duality_gap
 
     def count(self, counts: Tensor) -> None:
         for task, count in enumerate(counts.tolist()):
-            self._counts[task] += int(count)
+            self.counts[task] += int(count)
 
-    def record(self, file: str, size_bytes: int, sha256: str) -> ShardRecord:
-        counts, unaligned = tuple(self._counts), tuple(self._unaligned)
-        gap = max(self._gaps, default=None)
-        return ShardRecord(file, size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
+
+def _record(name: str, file: ShardFile, tallies: Sequence[_Tally]) -> ShardRecord:
+    """Finish a file whose tensors are all written, and return its record."""
+    counts = tuple(map(sum, zip(*(tally.counts for tally in tallies), strict=True)))
+    unaligned = tuple(map(sum, zip(*(tally.unaligned for tally in tallies), strict=True)))
+    gap = max((tally.gap for tally in tallies if tally.gap is not None), default=None)
+    sha256 = file.finish()
+    return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
 
 
 def report_of(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
@@ -296,6 +353,10 @@ def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
 
 def peak_memory_bytes() -> int:
     """Return the largest resident set this process had."""
+    with suppress(OSError, StopIteration):
+        # Not from getrusage, which on Linux counts from before the program was started: the parent's.
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

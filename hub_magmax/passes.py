@@ -1,4 +1,4 @@
-"""What is done with every chunk of a tensor, from stored values to stored values."""
+"""What is done with every chunk of a tensor, operation by operation, from stored values to stored values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from hub_magmax import kernels
 
-#: What a pass returns: merged values in the output's dtype, elements per task (float32, exact
-#: below 2^24; empty unless tasks are selected), and a sum that is finite only if all task vectors and
-#: all merged values are.
-Merged = tuple[Tensor, Tensor, Tensor]
+#: What a pass returns: merged values in the output's dtype, elements per task (int64; empty unless tasks
+#: are selected), and a number that is finite only if all task vectors and all merged values are.
+Merged = tuple[Tensor, Tensor, float]
+
+#: What stays in the caches, operation by operation.
+PIECE_ELEMENTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,6 @@ class Pass:
         per_element: Sequence[Tensor],
         per_task: Sequence[Tensor],
         scaling: Tensor,
-        num_valid: Tensor,
     ) -> Merged:
         """Merge one chunk.
 
@@ -46,17 +47,29 @@ class Pass:
             base, checkpoints: Values as stored, all of the same length.
             per_element, per_task: What the tensor's rule gives `combine`.
             scaling: Scaling coefficient; float64, no dimensions.
-            num_valid: Elements from the start that count; the rest is padding. int64, no dimensions.
         """
+        parts = []
+        for start in range(0, max(1, len(base)), PIECE_ELEMENTS):
+            piece = slice(start, start + PIECE_ELEMENTS)
+            stored = base[piece], [checkpoint[piece] for checkpoint in checkpoints]
+            parts.append(self._piece(*stored, [v[piece] for v in per_element], per_task, scaling))
+        merged, counts, probes = zip(*parts, strict=True)
+        return torch.cat(merged), torch.stack(counts).sum(dim=0), float(torch.stack(probes).sum())
+
+    def _piece(
+        self,
+        base: Tensor,
+        checkpoints: Sequence[Tensor],
+        per_element: Sequence[Tensor],
+        per_task: Sequence[Tensor],
+        scaling: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rows = kernels.task_rows(base, checkpoints)
         found = self.combine(rows, *per_element, *per_task)
-        counts = torch.empty(0)
+        counts = torch.empty(0, dtype=torch.int64)
         if self.selects:
-            valid = torch.arange(len(base)) < num_valid
-            # Winners as floats: the compiler vectorises their comparison, which it does not for bytes.
-            winners = torch.where(valid, found.float(), -1.0)
-            counts = torch.stack([torch.where(winners == t, 1.0, 0.0).sum() for t in range(len(rows))])
-            found = kernels.select_rows(rows, winners)
+            counts = torch.bincount(found, minlength=len(rows))
+            found = kernels.select_rows(rows, found)
         merged = kernels.apply_update(base, found, scaling, self.dtype)
         probe = torch.stack([row.sum() for row in (*rows, merged.float())]).sum()
         return merged, counts, probe

@@ -15,12 +15,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hub_magmax import kernels
+from hub_magmax import fusing, kernels
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
 from hub_magmax.planning import EXACT_REASON, TensorJob
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """Some elements of one tensor of all checkpoints, as stored.
+
+    Attributes:
+        start: Index of the first element.
+        base, checkpoints: Values, all of the same length.
+        rows: The same values as one tensor, the base model's first, where all have one dtype.
+    """
+
+    start: int
+    base: Tensor
+    checkpoints: list[Tensor]
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,8 @@ class StoredChunks:
     Iterating may be repeated. `last_pass` is the last look at the tensor: what it passed is let go of.
 
     Attributes:
-        reader: Runs the reads, one at a time and a few ahead of what is asked for.
+        reader: Runs the reads, one at a time and a few ahead of what is asked for; None reads when asked.
+        is_compiled: Whether rules and passes use compiled loops.
 
     Raises:
         NonFiniteError: While iterating, at the first NaN or infinity, with its place.
@@ -41,38 +58,54 @@ class StoredChunks:
     base: TensorSource
     tasks: tuple[TensorSource, ...]
     chunk_elements: int
-    reader: Executor
+    reader: Executor | None
+    is_compiled: bool = False
 
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        for start, base, checkpoints in self._stored(self._read):
-            task_vectors = kernels.task_vectors(base, checkpoints)
-            self.check(float(task_vectors.sum()), start, base, checkpoints)
-            yield start, task_vectors
+        for chunk in self._stored(self._read):
+            found, probe = self._task_vectors(chunk)
+            self.check(probe, chunk.start, chunk.base, chunk.checkpoints)
+            yield chunk.start, found
 
-    def last_pass(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-        """Yield each chunk's first index, and base and checkpoint values as stored."""
+    def _task_vectors(self, chunk: StoredChunk) -> tuple[Tensor, float]:
+        if self.is_compiled and (found := fusing.task_vectors(chunk)) is not None:
+            return found
+        stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
+        return stacked, float(stacked.sum())
+
+    def last_pass(self) -> Iterator[StoredChunk]:
+        """Yield the chunks as stored."""
         return self._stored(self._read_last)
 
-    def _stored(
-        self, read: Callable[[int], tuple[int, Tensor, list[Tensor]]]
-    ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-        calls = (partial(read, start) for start in range(0, self.num_elements, self.chunk_elements))
-        return ahead(self.reader, calls)
+    def _stored(self, read: Callable[[int], StoredChunk]) -> Iterator[StoredChunk]:
+        starts = range(0, self.num_elements, self.chunk_elements)
+        if self.reader is None:
+            return map(read, starts)
+        return ahead(self.reader, (partial(read, start) for start in starts))
 
-    def _read_last(self, start: int) -> tuple[int, Tensor, list[Tensor]]:
+    def _read_last(self, start: int) -> StoredChunk:
         found = self._read(start)
         for source in (self.base, *self.tasks):
-            source.release(self.name, start + len(found[1]))
+            source.release(self.name, start + len(found.base))
         return found
 
-    def _read(self, start: int) -> tuple[int, Tensor, list[Tensor]]:
+    def _read(self, start: int) -> StoredChunk:
         stop = min(start + self.chunk_elements, self.num_elements)
-        base, *checkpoints = [source.read(self.name, start, stop) for source in (self.base, *self.tasks)]
-        return start, base, checkpoints
+        sources = (self.base, *self.tasks)
+        dtypes = {source.index.tensors[self.name].dtype for source in sources}
+        if len(dtypes) > 1:
+            base, *checkpoints = [source.read(self.name, start, stop) for source in sources]
+            return StoredChunk(start, base, checkpoints)
+        rows = torch.empty((len(sources), stop - start), dtype=torch_dtype(dtypes.pop()))
+        wanted = [*rows]
+        pairs = zip(sources, wanted, strict=True)
+        found = [source.read(self.name, start, stop, row) for source, row in pairs]
+        together = all(values is row for values, row in zip(found, wanted, strict=True))
+        return StoredChunk(start, found[0], found[1:], rows if together else None)
 
     def check(
         self, probe: float, start: int, base: Tensor, checkpoints: list[Tensor], merged: Tensor | None = None

@@ -1,129 +1,152 @@
-"""One pass per chunk: what it counts and notices, and that compiling it changes nothing."""
+"""One pass per chunk: what it counts and notices, and that compiled loops change nothing."""
 
-import shutil
-import subprocess
-import sys
-import time
+import math
 
 import pytest
 import torch
 
-from hub_magmax import compiling, fusing, kernels, selection
-from hub_magmax.fusing import FUSED_LEAST_ELEMENTS, Fuser, run_pass
+from hub_magmax import compiled, fusing, kernels, passes, selection
+from hub_magmax.fusing import compiles, make_step
+from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Pass
+from hub_magmax.streaming import StoredChunk
 
+WEIGHTS = torch.tensor([0.5, 0.0, 0.5])
 RULES = {
-    "weighted sum": (kernels.weighted_sum, False),
-    "ties": (kernels.ties_merge, False),
-    "magmax": (selection.largest_magnitude, True),
-    "given winners": (kernels.given, True),
+    "weighted sum": TensorRule(kernels.weighted_sum, per_task=(WEIGHTS,)),
+    "agreeing sum": TensorRule(kernels.agreeing_sum, per_task=(WEIGHTS,)),
+    "ties": TensorRule(kernels.ties_merge, per_task=(torch.tensor([0.05, 0.0, 0.1]), WEIGHTS)),
+    "magmax": TensorRule(selection.largest_magnitude, selects=True),
+    "given winners": TensorRule(kernels.given, selects=True),
 }
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-def arguments(rule: str, length: int, dtype: torch.dtype, seed: int = 0):
+def chunk_of(length, dtype, seed=0, other=None):
+    """A chunk in which ties, zeros of both signs and elements that do not move are common."""
     generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(length, generator=generator)
+    base = torch.randn(length, generator=generator).to(dtype)
     keep = [torch.rand(length, generator=generator) < 0.5 for _ in range(3)]
-    checkpoints = [(base + 0.1 * torch.randn(length, generator=generator) * k).to(dtype) for k in keep]
-    weights = torch.tensor([0.5, 0.0, 0.5])
-    winners = torch.randint(0, 3, (length,), generator=generator, dtype=torch.uint8)
-    per_element = (winners,) if rule == "given winners" else ()
-    per_task = {"weighted sum": (weights,), "ties": (torch.tensor([0.05, 0.0, 0.1]), weights)}.get(rule, ())
-    scaling = torch.tensor(0.3, dtype=torch.float64)
-    return base.to(dtype), checkpoints, per_element, per_task, scaling, torch.tensor(length)
+    steps = [0.1 * torch.randn(length, generator=generator).round(decimals=1) * k for k in keep]
+    checkpoints = [(base.double() + step).to(dtype) for step in steps]
+    if length > 3:
+        base[:2], checkpoints[0][1] = torch.tensor([0.0, -0.0]), 0.0
+    if other is None:
+        rows = torch.stack([base, *checkpoints])
+        return StoredChunk(0, rows[0], list(rows[1:]), rows)
+    return StoredChunk(0, base, [checkpoints[0].to(other), *checkpoints[1:]])
 
 
-@pytest.fixture
-def eager_to_compile(monkeypatch):
-    monkeypatch.setattr(fusing, "FUSE_ABOVE_ELEMENTS", 1)
+def winners_of(rule, length):
+    if rule != "given winners":
+        return ()
+    return (torch.randint(0, 3, (length,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8),)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
-def test_compiled_passes_give_the_same_bits():
-    # In a process of its own: here the checked annotations would be compiled with the functions.
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.compiled_passes"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
+def same_bits(one, other):
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, compiled.BLOCK, 5 * compiled.BLOCK + 3])
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_compiled_passes_give_the_same_bits(rule, dtype, out, length):
+    chunk, winners = chunk_of(length, dtype), winners_of(rule, length)
+    fast, slow = (
+        make_step(RULES[rule], out, 0.3, is_compiled=compiled)(chunk, winners) for compiled in (True, False)
     )
-    assert done.stdout.splitlines() == [f"{rule}: same bits" for rule in RULES], done.stderr
+    assert same_bits(fast[0], slow[0]) and fast[0].dtype == out
+    assert fast[1].tolist() == slow[1].tolist()
+    assert math.isfinite(fast[2]) and math.isfinite(slow[2])
 
 
-def test_small_merges_are_not_compiled():
-    step = Pass(kernels.weighted_sum, False, torch.float32)
-    assert Fuser(1000).find(step, arguments("weighted sum", 10, torch.float32)) is None
+@pytest.mark.parametrize("rule", RULES)
+def test_checkpoints_of_several_dtypes_are_compiled_too(rule):
+    chunk, winners = chunk_of(1000, torch.bfloat16, other=torch.float32), winners_of(rule, 1000)
+    fast, slow = (
+        make_step(RULES[rule], torch.bfloat16, 0.3, is_compiled=compiled)(chunk, winners)
+        for compiled in (True, False)
+    )
+    assert same_bits(fast[0], slow[0])
 
 
-def test_merge_goes_on_where_compiling_fails(eager_to_compile, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
-    (tmp_path / "a file").write_text("where no folder can be made")
-    fuser = Fuser(1)
-    step = Pass(kernels.weighted_sum, False, torch.float32)
-    given = arguments("weighted sum", FUSED_LEAST_ELEMENTS, torch.float32)
-    assert fuser.find(step, given) is None and fuser.is_compiling
-    while fuser.is_compiling:
-        time.sleep(0.2)
-        assert fuser.find(step, given) is None
-    merged, _, _ = run_pass(None, step, given)
-    assert merged.shape == (FUSED_LEAST_ELEMENTS,)
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_compiled_task_vectors_are_the_same_bits(dtype):
+    chunk = chunk_of(3 * compiled.BLOCK + 1, dtype)
+    found, probe = fusing.task_vectors(chunk)
+    assert same_bits(found, kernels.task_vectors(chunk.base, chunk.checkpoints)) and probe == 0.0
 
 
-def test_methods_that_cannot_be_found_by_name_are_not_compiled(eager_to_compile):
-    step = Pass(lambda rows: rows[0], False, torch.float32)
-    fuser = Fuser(1)
-    given = arguments("magmax", FUSED_LEAST_ELEMENTS, torch.float32)
-    assert fuser.find(step, given) is None and not fuser.is_compiling
+def test_rows_that_float32_cannot_hold_are_not_compiled():
+    assert fusing.task_vectors(chunk_of(10, torch.float64)) is None
 
 
-def test_packages_that_others_may_have_written_are_not_loaded(tmp_path):
-    (tmp_path / "pass.pt2").write_bytes(b"not a package")
-    (tmp_path / "pass.pt2").chmod(0o666)
-    assert compiling.load(tmp_path / "pass.pt2") is None
-    assert compiling.load(tmp_path / "none.pt2") is None
+def test_small_merges_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(fusing, "_is_compiled", lambda: True)
+    assert not compiles(fusing.LOAD_ABOVE_ELEMENTS - 1) and compiles(fusing.LOAD_ABOVE_ELEMENTS)
 
 
-def test_damaged_package_is_no_package(tmp_path):
-    (tmp_path / "pass.pt2").write_bytes(b"not a package")
-    (tmp_path / "pass.pt2").chmod(0o600)
-    assert compiling.load(tmp_path / "pass.pt2") is None
+def test_middling_merges_do_not_wait_for_a_compiler(monkeypatch):
+    monkeypatch.setattr(fusing, "_is_compiled", lambda: False)
+    assert not compiles(fusing.COMPILE_ABOVE_ELEMENTS - 1) and compiles(fusing.COMPILE_ABOVE_ELEMENTS)
 
 
-def test_another_text_of_the_code_is_another_package(monkeypatch):
-    request = {"module": "hub_magmax.kernels", "name": "weighted_sum"}
-    before = compiling.package_path(request)
-    assert before == compiling.package_path(dict(request))
-    assert before != compiling.package_path(request | {"dtype": "float16"})
-    monkeypatch.setattr(compiling, "_code", lambda request: "other")
-    assert before != compiling.package_path(request)
+def test_what_was_compiled_is_found_again():
+    make_step(RULES["magmax"], torch.float32, 0.3, is_compiled=True)(chunk_of(10, torch.float32), ())
+    assert fusing._is_compiled()
+
+
+def test_rules_of_plugins_run_operation_by_operation():
+    rule = TensorRule(lambda rows: rows[0])
+    merged, counts, _ = make_step(rule, torch.float32, 1.0, is_compiled=True)(chunk_of(5, torch.float32), ())
+    chunk = chunk_of(5, torch.float32)
+    assert merged.allclose(chunk.checkpoints[0]) and counts.numel() == 0
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_pieces_give_what_the_whole_gives(rule, monkeypatch):
-    combine, selects = RULES[rule]
-    step, given = Pass(combine, selects, torch.bfloat16), arguments(rule, 1000, torch.bfloat16)
-    whole, counts, _ = step(*given)
-    monkeypatch.setattr(fusing, "EAGER_PIECE_ELEMENTS", 77)
-    merged, found, _ = run_pass(None, step, given)
+    chunk, winners = chunk_of(1000, torch.bfloat16), winners_of(rule, 1000)
+    step = make_step(RULES[rule], torch.bfloat16, 0.3, is_compiled=False)
+    whole, counts, _ = step(chunk, winners)
+    monkeypatch.setattr(passes, "PIECE_ELEMENTS", 77)
+    merged, found, _ = step(chunk, winners)
     assert merged.equal(whole) and found.equal(counts)
+    assert counts.sum() == (1000 if RULES[rule].selects else 0)
 
 
-def test_counts_are_of_the_elements_that_count():
-    step = Pass(selection.largest_magnitude, True, torch.float32)
-    base, checkpoints, per_element, per_task, scaling, _ = arguments("magmax", 100, torch.float32)
-    _, counts, _ = step(base, checkpoints, per_element, per_task, scaling, torch.tensor(60))
-    assert counts.sum() == 60
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("rule", RULES)
-def test_probe_is_not_finite_where_an_input_is_not(rule, value):
-    given = arguments(rule, 100, torch.float32)
-    given[1][1][17] = value
-    combine, selects = RULES[rule]
-    assert not torch.isfinite(Pass(combine, selects, torch.float32)(*given)[2])
+def test_probe_is_not_finite_where_an_input_is_not(rule, value, is_compiled):
+    chunk = chunk_of(5000, torch.float32)
+    chunk.checkpoints[1][4321] = value
+    step = make_step(RULES[rule], torch.float32, 0.3, is_compiled=is_compiled)
+    assert not math.isfinite(step(chunk, winners_of(rule, 5000))[2])
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_probe_is_not_finite_where_the_merged_value_is_too_large(dtype, is_compiled):
+    rows = torch.zeros((2, 10), dtype=dtype)
+    rows[1, 3] = 0.4 * torch.finfo(dtype).max
+    chunk = StoredChunk(0, rows[0], [rows[1]], rows)
+    rule = TensorRule(kernels.weighted_sum, per_task=(torch.ones(1),))
+    assert not math.isfinite(make_step(rule, dtype, 3.0, is_compiled=is_compiled)(chunk, ())[2])
+    assert math.isfinite(make_step(rule, dtype, 0.5, is_compiled=is_compiled)(chunk, ())[2])
+
+
+def test_a_pass_alone_is_what_it_is_made_of():
+    chunk = chunk_of(100, torch.float32)
+    merged, counts, _ = Pass(selection.largest_magnitude, True, torch.float32)(
+        chunk.base, chunk.checkpoints, (), (), torch.tensor(0.5, dtype=torch.float64)
+    )
+    rows = kernels.task_vectors(chunk.base, chunk.checkpoints)
+    winners = selection.largest_magnitude(rows)
+    assert counts.tolist() == torch.bincount(winners, minlength=3).tolist()
+    assert merged.equal(
+        kernels.apply_update(chunk.base, kernels.select_rows(rows, winners), 0.5, torch.float32)
+    )
 
 
 def test_number_of_threads_is_restored():

@@ -45,6 +45,7 @@ class CountedChunks:
     task_vectors: Tensor
     sizes: tuple[int, ...] = (1, 2, 300, 5, 70_000, 1000)
     reads: list[int] = field(default_factory=list)
+    is_compiled: bool = False
 
     @property
     def num_tasks(self) -> int:

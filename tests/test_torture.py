@@ -34,6 +34,9 @@ SLICES = {
     "size_limits": {"limits": [0, 150, 2400]},
     "small_disk": {"step_bytes": 24_576},
     "kills": {"count": 1},
+    "source_changes": {"every": 25},
+    "no_memory": {"every": 30},
+    "memory_limits": {"step_bytes": 2**24},
 }
 
 #: The same for the attacks on a push, each of which has a Hub and a process of its own.
@@ -201,7 +204,7 @@ def test_push_under_a_clock_that_runs_backwards_publishes_the_same_in_one_commit
 
 def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
     file = ShardFile(tmp_path / "model.safetensors")
-    file.write(b"0123456789")
+    file.write(b"0123456789", 0)
     change_byte(tmp_path / "model.safetensors.tmp")
     with pytest.raises(OutputError, match="when read back"):
         file.finish()

@@ -280,16 +280,19 @@ class AdapterSource:
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         return self.adapter.read_bytes(path, start, stop)
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat; in float32 where the adapter adds to it."""
-        import torch
-
         if name in self._whole:
-            return self.adapter.read(self._whole[name], start, stop)
-        values = self.base.read(name, start, stop)
+            return self.adapter.read(self._whole[name], start, stop, out)
         product = self._products.get(name)
         if product is None or stop == start:
-            return values
+            return self.base.read(name, start, stop, out)
+        return self._sum(name, product, start, stop)
+
+    def _sum(self, name: str, product: _Product, start: int, stop: int) -> Tensor:
+        import torch
+
+        values = self.base.read(name, start, stop)
         pieces = []
         position = start
         while position < stop:

@@ -7,7 +7,9 @@ them. Everything else (headers, tensors) is built on that here, the same for all
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -47,8 +49,15 @@ class TensorSource(Protocol):
         """Return the bytes `[start, stop)` of a file, all of them or an error."""
         ...
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
+    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype.
+
+        Args:
+            name: Of the tensor.
+            start, stop: First element, and the one after the last.
+            out: What to fill and return, contiguous and of the stored dtype; a source whose values are not
+                stored anywhere returns a tensor of its own all the same.
+        """
         ...
 
     def expect(self, names: Iterable[str], budget_bytes: int) -> None:
@@ -84,6 +93,9 @@ class _Source:
 
     label: str
 
+    #: The file of weights, or the index, that counts where there are several.
+    weights = ""
+
     @property
     def sizes(self) -> Mapping[str, int]:
         raise NotImplementedError
@@ -92,21 +104,27 @@ class _Source:
         """Fill `buffer` with the bytes of a file from `start` on, or raise SourceError."""
         raise NotImplementedError
 
+    @property
+    def origin(self) -> str:
+        """What `from_pretrained` takes to load the checkpoint, as Python writes it."""
+        return repr(self.label)
+
     @cached_property
     def index(self) -> CheckpointIndex:
-        return read_index(self.label, self.sizes, self.read_bytes)
+        return read_index(self.label, self.sizes, self.read_bytes, self.weights, self.origin)
 
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
         self.read_into(path, start, memoryview(buffer))
         return bytes(buffer)
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         import torch
 
         info = self.index.tensors[name]
         dtype = torch_dtype(info.dtype)
-        tensor = torch.empty(stop - start, dtype=dtype)
+        tensor = torch.empty(stop - start, dtype=dtype) if out is None else out
+        assert tensor.shape == (stop - start,) and tensor.dtype == dtype
         if stop > start:
             # The tensor's own memory is the read buffer: no copy, no zeroing.
             buffer = memoryview(tensor.view(torch.uint8).numpy().data)
@@ -140,11 +158,12 @@ class LocalSource(_Source):
         CheckpointError: While reading, if a file was changed, replaced or cut since it was opened.
     """
 
-    def __init__(self, folder: Path, label: str | None = None) -> None:
-        self.folder, self.label = folder, label or str(folder)
+    def __init__(self, folder: Path, label: str | None = None, weights: str = "") -> None:
+        self.folder, self.label, self.weights = folder, label or str(folder), weights
         self._descriptors: dict[str, int] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
-        self._lock = Lock()  # threads share the descriptors, and one may close what another reads
+        self._readers: Counter[str] = Counter()
+        self._lock = Lock()  # threads share the descriptors, and none may close what another reads
         if not is_folder(folder):
             raise SourceError(
                 "this is a file, not a folder" if is_there(folder) else "there is no such folder",
@@ -175,15 +194,15 @@ class LocalSource(_Source):
     def _link_targets(self) -> tuple[Path, ...]:
         """Return the folders that a link may lead to."""
         folder = self.folder.resolve()
-        if folder.parent.name == "snapshots":  # the Hub's cache: snapshots/COMMIT/FILE -> blobs/HASH
-            return folder, folder.parent.parent.joinpath("blobs").resolve()
+        for above in folder.parents:
+            if above.name == "snapshots":  # the Hub's cache: snapshots/COMMIT/FILE -> blobs/HASH
+                return folder, above.parent.joinpath("blobs").resolve()
         return (folder,)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         where = f"{self.label}, {path}"
         try:
-            with self._lock:
-                descriptor = self._open(path)
+            with self._open(path) as descriptor:
                 done = _read_fully(descriptor, start, buffer)
                 version = _version(descriptor)
         except OSError as error:
@@ -203,13 +222,23 @@ class LocalSource(_Source):
                 hint=_START_AGAIN,
             )
 
-    def _open(self, path: str) -> int:
-        if path not in self._descriptors:
-            while len(self._descriptors) >= _OPEN_FILES:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            self._descriptors[path] = os.open(self.folder / path, os.O_RDONLY | os.O_CLOEXEC)
-            self._versions.setdefault(path, _version(self._descriptors[path]))
-        return self._descriptors[path]
+    @contextmanager
+    def _open(self, path: str) -> Iterator[int]:
+        """Lend a file's descriptor, which stays open meanwhile; the reading itself needs no lock."""
+        with self._lock:
+            self._readers[path] += 1
+            if path not in self._descriptors:
+                idle = [other for other in self._descriptors if not self._readers[other]]
+                for other in idle[: max(0, len(self._descriptors) - _OPEN_FILES + 1)]:
+                    os.close(self._descriptors.pop(other))
+                self._descriptors[path] = os.open(self.folder / path, os.O_RDONLY | os.O_CLOEXEC)
+                self._versions.setdefault(path, _version(self._descriptors[path]))
+            descriptor = self._descriptors[path]
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._readers[path] -= 1
 
     def close(self) -> None:
         with self._lock:
@@ -236,8 +265,8 @@ def _version(descriptor: int) -> tuple[int, ...]:
 class MemorySource(_Source):
     """A checkpoint held in memory: files by name, or tensors, which are laid out as one file."""
 
-    def __init__(self, files: Mapping[str, bytes], label: str = "memory") -> None:
-        self.files, self.label = dict(files), label
+    def __init__(self, files: Mapping[str, bytes], label: str = "memory", weights: str = "") -> None:
+        self.files, self.label, self.weights = dict(files), label, weights
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], label: str = "memory") -> MemorySource:

@@ -16,8 +16,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Lock
 
 from filelock import FileLock, Timeout
+from xxhash import xxh3_128_digest
 
 from hub_magmax.errors import OutputError
 from hub_magmax.reports import ShardRecord
@@ -27,23 +29,32 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ShardFile:
-    """A file that is written once from front to back, hashed on the way, and read back at the end."""
+    """A file that is written once, in pieces of any order and by any thread, and read back at the end.
+
+    Pieces are remembered by a 128-bit hash that costs a thirtieth of a sha256, so that the file's sha256 is
+    taken once, of what the disk gives back.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
         self._file = self._temporary.open("wb", buffering=0)
-        self._sha256 = hashlib.sha256()
-        self.size_bytes = 0
+        self._pieces: dict[int, tuple[int, bytes]] = {}
+        self._lock = Lock()
 
-    def write(self, content: bytes | memoryview) -> int:
-        """Append `content` and return its length."""
-        self._sha256.update(content)
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes were written."""
+        return sum(length for length, _ in self._pieces.values())
+
+    def write(self, content: bytes | memoryview, start: int) -> None:
+        """Write `content` at the byte `start`. Pieces may not overlap, and in the end leave no hole."""
         rest = memoryview(content)
-        self.size_bytes += len(rest)
+        with self._lock:
+            self._pieces[start] = len(rest), xxh3_128_digest(rest)
         while rest:
-            rest = rest[self._file.write(rest) :]
-        return len(content)
+            done = os.pwrite(self._file.fileno(), rest, start)
+            rest, start = rest[done:], start + done
 
     def finish(self) -> str:
         """Put the file in its place, durably, and return its sha256.
@@ -53,15 +64,26 @@ class ShardFile:
         """
         os.fsync(self._file.fileno())
         self._file.close()
-        written = self._sha256.hexdigest()
-        if (found := sha256_of(self._temporary)) != written:
-            raise OutputError(
-                f"sha256 is {found} when read back, and {written} was written",
-                where=str(self._path),
-                hint="The disk or the memory of this machine loses data; use another one.",
-            )
+        sha256 = self._read_back()
         self._temporary.rename(self._path)
-        return written
+        return sha256
+
+    def _read_back(self) -> str:
+        digest, position = hashlib.sha256(), 0
+        with self._temporary.open("rb", buffering=0) as file:
+            for start in sorted(self._pieces):
+                assert start == position, "pieces leave no hole"
+                length, expected = self._pieces[start]
+                content = file.read(length)
+                if xxh3_128_digest(content) != expected:
+                    raise OutputError(
+                        f"bytes {start:,} to {start + length:,} are not what was written when read back",
+                        where=str(self._path),
+                        hint="The disk or the memory of this machine loses data; use another one.",
+                    )
+                digest.update(content)
+                position += length
+        return digest.hexdigest()
 
     def abandon(self) -> None:
         self._file.close()
@@ -73,10 +95,15 @@ class PartialFolder:
 
     `NAME.partial/model` becomes the output; `NAME.partial/journal` holds what is finished.
 
+    Attributes:
+        num_open: While one file is read back the next is written.
+
     Args:
         output: Where the finished folder will be.
         plan_digest: Identifies the merge; finished shards of another one are thrown away.
     """
+
+    num_open = 2
 
     def __init__(self, output: Path, plan_digest: str) -> None:
         if not output.name or not _can_be_made(output):
@@ -110,7 +137,7 @@ class PartialFolder:
                     )
                 refuse_taken(self.output)  # the other one may have ended a moment ago
                 self._keep_finished_shards()
-            except (OSError, OutputError):
+            except BaseException:  # memory can run out too
                 self.abandon()
                 with contextlib.suppress(OSError):
                     self._root.rmdir()  # where there was not even room for a lock
@@ -192,6 +219,16 @@ class PartialFolder:
                 (self.folder / file).unlink(missing_ok=True)  # left by a kill after the note
                 return self.recorded(file)
         return None
+
+    def mark(self, text: str) -> None:
+        """Leave a mark by which other processes see that they share this folder."""
+        write_text(self._root / "mark", text)
+
+    def is_marked(self, text: str) -> bool:
+        """Say whether this very mark was left here."""
+        with contextlib.suppress(OSError, ValueError):
+            return (self._root / "mark").read_text(encoding="utf-8") == text
+        return False
 
     def remove(self) -> None:
         """Remove everything, since all of it is somewhere else now."""

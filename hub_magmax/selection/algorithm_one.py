@@ -11,10 +11,11 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count
-from hub_magmax.selection.draws import ALIGN, DROP, FILL, keys_of
-from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, PICKED, Owners
+from hub_magmax.selection.draws import ALIGN, DROP, FILL
+from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
 
-_BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
+#: More tasks have no compiled loops.
+_COMPILED_TASKS = 32
 
 
 def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) -> Selection:
@@ -47,18 +48,17 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
     check_task_count(num_tasks, limit=MAX_TASKS)
     owners, codes = _rank_tasks(chunks, quotas)
+    draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled)
     held = owners.count(num_tasks)
     for task in range(num_tasks - 1, 0, -1):
         if held[task] > quotas[task]:
-            _drop(owners, task, held, quotas, generator)
-            received = _hand_over(owners, codes, below=task, mark=0)
+            received = _drop(draws, task, held, quotas, mark=0)
             held = [have + more for have, more in zip(held, received, strict=False)]
     unaligned = [0] * num_tasks
     if held[0] > quotas[0]:
-        _drop(owners, 0, held, quotas, generator)
-        available = _hand_over(owners, codes, below=num_tasks, mark=FIRST_MARK)
-        _fill_aligned(owners, held, available, quotas, generator)
-        unaligned = _fill_unaligned(owners, held, quotas, generator)
+        available = _drop(draws, 0, held, quotas, mark=FIRST_MARK)
+        _fill_aligned(owners, draws, held, available, quotas)
+        unaligned = _fill_unaligned(draws, held, quotas)
     assert held == list(quotas)
     winners = torch.from_numpy(owners.owner)
     return Selection(winners=winners, counts=tuple(held), num_unaligned=tuple(unaligned))
@@ -77,6 +77,9 @@ def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[n
     codes = np.zeros(chunks.num_elements, dtype=_code_type(num_tasks))
     if num_tasks == 1:
         return owners, codes
+    if chunks.is_compiled and num_tasks <= _COMPILED_TASKS:
+        _rank_compiled(chunks, quotas, owners.owner, codes)
+        return owners, codes
     for start, block in blocks(chunks):
         end = start + block.shape[1]
         magnitudes = [
@@ -85,6 +88,23 @@ def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[n
         ]
         owners.owner[start:end], codes[start:end] = _rank_block(magnitudes, codes.dtype)
     return owners, codes
+
+
+def _rank_compiled(
+    chunks: Chunks,
+    quotas: Sequence[int],
+    owner: UInt8[np.ndarray, " elements"],
+    codes: Shaped[np.ndarray, " elements"],
+) -> None:
+    from hub_magmax import compiled
+
+    wanted = np.array(quotas) > 0
+    for start, chunk in chunks:
+        end = start + chunk.shape[1]
+        stride = chunk.stride(0)
+        # One run of memory from the first row to the last: rows may be parts of longer ones.
+        run = chunk.as_strided(((len(quotas) - 1) * stride + chunk.shape[1],), (1,))
+        compiled.rank(run.numpy(), stride, wanted, owner[start:end], codes[start:end])
 
 
 def _rank_block(
@@ -116,63 +136,38 @@ def _code_type(num_tasks: int) -> np.dtype[Any]:
     return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if num_tasks <= 8 * size))
 
 
-def _highest_bit(codes: Shaped[np.ndarray, " count"]) -> UInt8[np.ndarray, " count"]:
-    """Return the place of each code's highest bit, 0 where no bit is set."""
-    highest = np.zeros(codes.shape, dtype=np.uint8)
-    for shift in range(0, 8 * codes.itemsize, 8):
-        length = np.take(_BIT_LENGTHS, (codes >> shift).astype(np.uint8), mode="clip")
-        highest = np.maximum(highest, (length + np.uint8(shift) - np.uint8(1)) * (length > 0))
-    return highest
+def _drop(draws: Draws, task: int, held: list[int], quotas: Sequence[int], *, mark: int) -> list[int]:
+    """Take a task's surplus off it at random, give it to the next tasks in its codes, and count who gets it.
 
-
-def _drop(
-    owners: Owners, task: int, held: list[int], quotas: Sequence[int], generator: CounterGenerator
-) -> None:
-    """Pick a task's surplus at random, and take it off its holding."""
-    surplus = held[task] - quotas[task]
-    owners.pick(task, surplus, held[task], keys_of(generator, DROP + task))
-    held[task] -= surplus
-
-
-def _hand_over(owners: Owners, codes: Shaped[np.ndarray, " elements"], below: int, mark: int) -> list[int]:
-    """Give the picked elements to the next task below `below` in their codes, plus `mark`; count them."""
+    Below task 0 these are all others, with a mark.
+    """
     # Without bit 0: it names no owner, and no other bit means task 0.
-    mask = codes.dtype.type((1 << below) - 2)
-    received = np.zeros(MAX_TASKS, dtype=np.int64)
-    for start, block in owners.blocks():
-        local = np.flatnonzero(block == PICKED)
-        heirs = _highest_bit(codes[start : start + len(block)][local] & mask)
-        block[local] = heirs + np.uint8(mark)
-        received += np.bincount(heirs, minlength=MAX_TASKS)
-    return [int(count) for count in received]
+    mask = (1 << (task or len(held))) - 2
+    surplus = held[task] - quotas[task]
+    received = draws.give(task, surplus, held[task], stream=DROP + task, mask=mask, mark=mark)
+    held[task] -= surplus
+    return received
 
 
 def _fill_aligned(
-    owners: Owners,
-    held: list[int],
-    available: list[int],
-    quotas: Sequence[int],
-    generator: CounterGenerator,
+    owners: Owners, draws: Draws, held: list[int], available: list[int], quotas: Sequence[int]
 ) -> None:
     """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
     for task in range(len(held) - 1, 0, -1):
-        taken = min(quotas[task] - held[task], available[task])
+        value, total = FIRST_MARK + task, available[task]
+        taken = min(quotas[task] - held[task], total)
         if taken:
-            owners.pick(FIRST_MARK + task, taken, available[task], keys_of(generator, ALIGN + task))
-            owners.replace(PICKED, task)
+            draws.give(value, taken, total, stream=ALIGN + task, mask=0, mark=task)
             held[task] += taken
-        if available[task] > taken:
-            owners.replace(FIRST_MARK + task, NOBODY)
+        if total > taken:
+            owners.replace(value, NOBODY)
 
 
-def _fill_unaligned(
-    owners: Owners, held: list[int], quotas: Sequence[int], generator: CounterGenerator
-) -> list[int]:
+def _fill_unaligned(draws: Draws, held: list[int], quotas: Sequence[int]) -> list[int]:
     """Give short tasks, second first, what nobody took, at random; return how much each was given."""
     short = [quota - have for quota, have in zip(quotas, held, strict=True)]
     for task, count in enumerate(short):
         if count:
-            owners.pick(NOBODY, count, sum(short[task:]), keys_of(generator, FILL + task))
-            owners.replace(PICKED, task)
+            draws.give(NOBODY, count, sum(short[task:]), stream=FILL + task, mask=0, mark=task)
             held[task] += count
     return short

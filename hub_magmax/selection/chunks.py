@@ -25,7 +25,8 @@ class Chunks(Protocol):
     """One tensor's stacked task vectors, flattened, in order; iterating starts from the beginning.
 
     Yields the index of a chunk's first element and the chunk, on the CPU. Values must be finite.
-    A chunk must keep its values while later ones are read.
+    A chunk must keep its values while later ones are read. Whether loops are compiled (`compiled`) changes
+    how long a rule takes, and nothing else.
     """
 
     @property
@@ -33,6 +34,9 @@ class Chunks(Protocol):
 
     @property
     def num_elements(self) -> int: ...
+
+    @property
+    def is_compiled(self) -> bool: ...
 
     def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]: ...
 
@@ -43,6 +47,7 @@ class ArrayChunks:
 
     task_vectors: Float32[Tensor, " tasks *shape"]
     chunk_elements: int = 1 << 18
+    is_compiled: bool = False
 
     @property
     def num_tasks(self) -> int:

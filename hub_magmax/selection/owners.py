@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, Shaped, UInt8
 
+from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS
-from hub_magmax.selection.draws import Keys
+from hub_magmax.selection.draws import Keys, keys_of
 
 # A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
 MAX_TASKS = 64
@@ -17,6 +18,11 @@ MAX_TASKS = 64
 FIRST_MARK = 64
 NOBODY = 254
 PICKED = 255
+
+
+_BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
+# Codes of more bits have no compiled loops.
+_COMPILED_BITS = 32
 
 
 class Owners:
@@ -57,7 +63,7 @@ class Owners:
         if count == total:
             self.replace(value, PICKED)
             return
-        margin = 6 * math.sqrt(count * (total - count) / total) + 16
+        margin = _margin(count, total)
         low, high = (_key_at((count + sign * margin) / total) for sign in (-1, 1))
         if not self._pick_within(value, count, keys, low, high):
             self.replace(PICKED, value)
@@ -80,6 +86,107 @@ class Owners:
             return False
         self.owner[np.concatenate(window_positions)[order[:count]]] = PICKED
         return True
+
+
+class Draws:
+    """Moves elements of one tensor between owners at random.
+
+    Args:
+        owners: Who holds what; changed.
+        codes: Unsigned integers, with a bit for every task that an element can go to.
+        generator: The tensor's.
+        is_compiled: Use compiled loops where there are any.
+    """
+
+    def __init__(
+        self,
+        owners: Owners,
+        codes: Shaped[np.ndarray, " elements"],
+        generator: CounterGenerator,
+        *,
+        is_compiled: bool,
+    ) -> None:
+        self._owners, self._codes, self._generator = owners, codes, generator
+        self._is_compiled = is_compiled and 8 * codes.itemsize <= _COMPILED_BITS
+
+    def give(self, value: int, count: int, total: int, *, stream: int, mask: int, mark: int) -> list[int]:
+        """Take the `count` elements of smallest key off `value`, which holds `total`; count who gets them.
+
+        An element goes to the highest task in its code among those in `mask`, to task 0 where there is none;
+        the mark that it gets is that task plus `mark`.
+        """
+        received = np.zeros(MAX_TASKS, dtype=np.int64)
+        given = 0
+        if self._is_compiled:
+            given = self._give_compiled(value, count, total, stream, (mask, mark), received)
+        if given < count:
+            keys = keys_of(self._generator, stream)
+            self._owners.pick(value, count - given, total - given, keys)
+            for start, block in self._owners.blocks():
+                self._hand_over(start + np.flatnonzero(block == PICKED), mask, mark, received)
+        return [int(number) for number in received]
+
+    def _hand_over(
+        self, places: Int64[np.ndarray, " count"], mask: int, mark: int, received: Int64[np.ndarray, " tasks"]
+    ) -> None:
+        heirs = _highest_bit(self._codes[places] & self._codes.dtype.type(mask))
+        self._owners.owner[places] = heirs + np.uint8(mark)
+        received += np.bincount(heirs, minlength=MAX_TASKS)
+
+    def _give_compiled(
+        self,
+        value: int,
+        count: int,
+        total: int,
+        stream: int,
+        to: tuple[int, int],
+        received: Int64[np.ndarray, " tasks"],
+    ) -> int:
+        """Give in one pass what is surely among the smallest keys, then the window above; return how many.
+
+        What was given stays given, so its bound is nine standard deviations below the largest key to give.
+        """
+        from hub_magmax import compiled
+
+        margin = _margin(count, total)
+        low, high = _key_at((count - 1.5 * margin - 16) / total), _key_at((count + margin) / total)
+        places, keys = np.empty((2, int(4 * margin) + 64), dtype=np.int64)
+        mask, mark = np.uint32(to[0]), np.uint8(to[1])
+        constants = self._generator.constants(stream)
+        given, between = compiled.draw(
+            self._owners.owner,
+            self._codes,
+            np.uint8(value),
+            mask,
+            mark,
+            *constants,
+            low,
+            high,
+            received,
+            places,
+            keys,
+        )
+        rest = count - given
+        assert rest >= 0, "nine standard deviations"
+        if not rest <= between <= len(places):
+            return int(given)
+        order = keys[:between].argsort()
+        self._hand_over(places[order[:rest]], *to, received)
+        return count
+
+
+def _highest_bit(codes: Shaped[np.ndarray, " count"]) -> UInt8[np.ndarray, " count"]:
+    """Return the place of each code's highest bit, 0 where no bit is set."""
+    highest = np.zeros(codes.shape, dtype=np.uint8)
+    for shift in range(0, 8 * codes.itemsize, 8):
+        length = np.take(_BIT_LENGTHS, (codes >> shift).astype(np.uint8), mode="clip")
+        highest = np.maximum(highest, (length + np.uint8(shift) - np.uint8(1)) * (length > 0))
+    return highest
+
+
+def _margin(count: int, total: int) -> float:
+    """Return by how much the number of keys below a bound may miss `count`: six standard deviations."""
+    return 6 * math.sqrt(count * (total - count) / total) + 16
 
 
 def _key_at(fraction: float) -> int:

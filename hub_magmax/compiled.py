@@ -1,0 +1,392 @@
+"""The elementwise passes as machine code: what `kernels` and `selection` do, one cached block at a time.
+
+Compiled by numba where a merge is large enough to be worth it, and kept by numba beside this file or in the
+user's cache; the first large merge of a new environment waits some seconds for it. The results are the same
+to the bit as without: every operation is rounded alone, in the same order.
+
+Every function lets other threads run. Rows are checkpoints or task vectors, one below the other, so that
+nothing is compiled anew for another number of tasks.
+
+How the loops are written decides whether they become vector instructions; measured on five bfloat16
+checkpoints and one thread: one short loop per step over a block that stays in the nearest cache (a loop
+with two rows in it: 4 times as long); values chosen by arithmetic and stored always (a choice between a new
+value and the old one becomes a masked store: 5 times); every integer cast back to 32 bits (else 64: twice).
+"""
+
+# numba compiles what types it finds, so functions here have none.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# ruff: noqa: PLR0913, PLR0917
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+#: Elements of all rows that are worked on at a time: they stay in the nearest caches.
+BLOCK = 2048
+
+#: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
+INFINITY_BITS = 0x7F800000
+
+#: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
+WEIGHTED, AGREEING, TIES, LARGEST, GIVEN = range(5)
+
+_compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+#: For comparisons: vectors of signed integers have them.
+_MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+@_compiled
+def _widen(stored, shift, floats):
+    """Turn stored bits into float32: bfloat16 is its upper half, and float32 itself."""
+    for i in range(stored.shape[0]):
+        floats[i] = np.uint32(np.uint32(stored[i]) << shift).view(np.float32)
+
+
+@_compiled
+def _difference(stored, shift, base, row):
+    """Widen, subtract the base model, and return the largest magnitude as bits."""
+    largest = np.uint32(0)
+    for i in range(row.shape[0]):
+        moved = np.float32(np.uint32(np.uint32(stored[i]) << shift).view(np.float32) - base[i])
+        row[i] = moved
+        largest = max(largest, np.uint32(moved.view(np.uint32) & _MAGNITUDE))
+    return largest
+
+
+@_compiled
+def _finish(merged, base, scaling, shift, out):
+    """Scale, add to the base model, round once, and return the largest magnitude of it as bits.
+
+    bfloat16 is rounded to nearest even, float32 not at all. An update of zero keeps the base model's bits.
+    """
+    half = np.uint32(0x7FFF) if shift else np.uint32(0)
+    lowest = np.uint32(1) if shift else np.uint32(0)
+    largest = np.uint32(0)
+    for i in range(out.shape[0]):
+        update = np.float32(merged[i] * scaling)
+        moved = np.float32(base[i] if update == 0 else base[i] + update)
+        bits = moved.view(np.uint32)
+        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & lowest)
+        rounded = np.uint32(np.uint32(bits + half) + odd)
+        out[i] = np.uint32(rounded >> shift)
+        largest = max(largest, np.uint32(rounded & _MAGNITUDE))
+    return largest
+
+
+@_compiled
+def _add(row, weight, total):
+    for i in range(total.shape[0]):
+        total[i] = total[i] + row[i] * weight
+
+
+@_compiled
+def _add_magnitude(row, weight, total):
+    for i in range(total.shape[0]):
+        total[i] = total[i] + abs(row[i]) * weight
+
+
+@_compiled
+def _weighted_sum(rows, weights, total):
+    size = total.shape[0]
+    total[:] = np.float32(-0.0)
+    for task in range(rows.shape[0]):
+        if weights[task] != 0:
+            _add(rows[task, :size], weights[task], total)
+
+
+@_compiled
+def _agreeing_sum(rows, weights, found, total, mass):
+    size = total.shape[0]
+    _weighted_sum(rows, weights, total)
+    mass[:] = np.float32(-0.0)
+    for task in range(rows.shape[0]):
+        if weights[task] != 0:
+            _add_magnitude(rows[task, :size], weights[task], mass)
+    _scale_by_agreement(total, mass, found)
+
+
+@_compiled
+def _scale_by_agreement(total, mass, found):
+    for i in range(total.shape[0]):
+        scaled = total[i] * (abs(total[i]) / mass[i])
+        found[i] = scaled if mass[i] > 0 else total[i]
+
+
+@_compiled
+def _trim(row, least, trimmed):
+    for i in range(trimmed.shape[0]):
+        trimmed[i] = row[i] if abs(row[i]) >= least else np.float32(0.0)
+
+
+@_compiled
+def _add_agreeing(row, weight, elected, total, mass):
+    zero = np.float32(0.0)
+    for i in range(total.shape[0]):
+        agrees = ((row[i] > 0) & (elected[i] > 0)) | ((row[i] < 0) & (elected[i] < 0))
+        total[i] = total[i] + (row[i] * weight if agrees else zero)
+        mass[i] = mass[i] + (weight if agrees else zero)
+
+
+@_compiled
+def _divide(total, mass, found):
+    for i in range(total.shape[0]):
+        mean = total[i] / mass[i]
+        found[i] = mean if mass[i] > 0 else np.float32(0.0)
+
+
+@_compiled
+def _ties(rows, thresholds, weights, found, total, mass, elected, trimmed):
+    size = total.shape[0]
+    elected[:] = np.float32(-0.0)
+    for task in range(rows.shape[0]):
+        _trim(rows[task, :size], thresholds[task], trimmed)
+        if weights[task] != 0:
+            _add(trimmed, weights[task], elected)
+    total[:] = np.float32(0.0)
+    mass[:] = np.float32(0.0)
+    for task in range(rows.shape[0]):
+        _trim(rows[task, :size], thresholds[task], trimmed)
+        _add_agreeing(trimmed, weights[task], elected, total, mass)
+    _divide(total, mass, found)
+
+
+@_compiled
+def _win(row, task, best, winners):
+    """Let a task win where its magnitude reaches the best so far. Tasks come in order."""
+    for i in range(winners.shape[0]):
+        magnitude = np.int32(np.float32(row[i]).view(np.int32) & _MAGNITUDE_SIGNED)
+        so_far = best[i]
+        best[i] = max(magnitude, so_far)
+        winners[i] = max(winners[i], task if magnitude >= so_far else np.int32(0))
+
+
+@_compiled
+def _largest(rows, best, winners):
+    size = winners.shape[0]
+    best[:] = 0
+    winners[:] = 0
+    for task in range(rows.shape[0]):
+        _win(rows[task, :size], np.int32(task), best, winners)
+
+
+@_compiled
+def _take(rows, winners, found):
+    for i in range(found.shape[0]):
+        found[i] = rows[winners[i], i]
+
+
+@_compiled
+def _copy(values, copied):
+    for i in range(copied.shape[0]):
+        copied[i] = values[i]
+
+
+@_compiled
+def _count(winners, task):
+    count = np.uint32(0)
+    for i in range(winners.shape[0]):
+        count = np.uint32(count + np.uint32(winners[i] == task))
+    return count
+
+
+@_compiled
+def merge_chunk(kind, stored, first, second, given, scaling, out, counts):
+    """Merge one chunk into `out`, add up the elements of each task, and return the largest bits met.
+
+    Args:
+        kind: One of the constants above.
+        stored: A row of bits per checkpoint, the base model's first: float32 as uint32, bfloat16 as uint16.
+        first, second: float32 per task: weights, or thresholds and weights.
+        given: Winners, for `GIVEN`; else empty.
+        scaling: Scaling coefficient, float32.
+        out: Merged elements as bits, of the same dtype.
+        counts: int64 per task; changed for `LARGEST` and `GIVEN`.
+    """
+    num_tasks, num_elements = stored.shape[0] - 1, stored.shape[1]
+    shift = np.uint32(32 - 8 * stored.itemsize)
+    rows = np.empty((num_tasks, BLOCK), np.float32)
+    bases, merged = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    spare = np.empty((4, BLOCK), np.float32)
+    owners, best = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+    largest = np.uint32(0)
+    for start in range(0, num_elements, BLOCK):
+        size = min(BLOCK, num_elements - start)
+        stop = start + size
+        base, found, winners = bases[:size], merged[:size], owners[:size]
+        _widen(stored[0, start:stop], shift, base)
+        for task in range(num_tasks):
+            moved = _difference(stored[task + 1, start:stop], shift, base, rows[task, :size])
+            largest = max(largest, moved)
+        if kind == WEIGHTED:
+            _weighted_sum(rows, first, found)
+        elif kind == AGREEING:
+            _agreeing_sum(rows, first, found, spare[0, :size], spare[1, :size])
+        elif kind == TIES:
+            total, mass, elected, trimmed = spare[0, :size], spare[1, :size], spare[2, :size], spare[3, :size]
+            _ties(rows, first, second, found, total, mass, elected, trimmed)
+        else:
+            if kind == LARGEST:
+                _largest(rows, best[:size], winners)
+            else:
+                _copy(given[start:stop], winners)
+            for task in range(num_tasks):
+                counts[task] += _count(winners, np.int32(task))
+            _take(rows, winners, found)
+        largest = max(largest, _finish(found, base, scaling, shift, out[start:stop]))
+    return largest
+
+
+@_compiled
+def task_vectors(stored, rows):
+    """Subtract the first row of bits from each other one, into float32 `rows`; return the largest bits."""
+    num_tasks, num_elements = rows.shape
+    shift = np.uint32(32 - 8 * stored.itemsize)
+    bases = np.empty(BLOCK, np.float32)
+    largest = np.uint32(0)
+    for start in range(0, num_elements, BLOCK):
+        stop = min(start + BLOCK, num_elements)
+        base = bases[: stop - start]
+        _widen(stored[0, start:stop], shift, base)
+        for task in range(num_tasks):
+            moved = _difference(stored[task + 1, start:stop], shift, base, rows[task, start:stop])
+            largest = max(largest, moved)
+    return largest
+
+
+@_compiled
+def _magnitudes(row, found):
+    for i in range(found.shape[0]):
+        found[i] = np.int32(np.float32(row[i]).view(np.int32) & _MAGNITUDE_SIGNED)
+
+
+@_compiled
+def _rank_next(row, task, first, best, best_task, code):
+    """Note a task's rise to the largest magnitude so far; `first` are the magnitudes of task 0."""
+    bit = np.int32(np.int32(1) << task)
+    for i in range(code.shape[0]):
+        magnitude = np.int32(np.float32(row[i]).view(np.int32) & _MAGNITUDE_SIGNED)
+        so_far = best[i]
+        best[i] = max(magnitude, so_far)
+        best_task[i] = max(best_task[i], task if magnitude >= so_far else np.int32(0))
+        # The larger of both thresholds: reached only where it rises and reaches task 0.
+        bound = max(so_far, first[i])
+        code[i] = np.int32(code[i] | (bit if magnitude >= bound else np.int32(0)))
+
+
+@_compiled
+def _rank_first(first, best, best_task, code, owner, codes):
+    """Where task 0 wins, name it, and in its place the best of the others."""
+    for i in range(owner.shape[0]):
+        wins = first[i] > best[i]
+        alone = np.int32(np.int32(np.int32(1) << best_task[i]) | np.int32(1))
+        owner[i] = np.int32(0) if wins else best_task[i]
+        codes[i] = alone if wins else code[i]
+
+
+@_compiled
+def rank(run, stride, wanted, owner, codes):
+    """Write winners and codes of a chunk, as `algorithm_one` describes them; 2 to 32 tasks.
+
+    Args:
+        run: float32 memory that holds the task vectors.
+        stride: How far apart in it they begin.
+        wanted: Whether each task has a quota; the others count as zero.
+        owner: uint8 per element.
+        codes: Unsigned integers with a bit per task.
+    """
+    num_tasks, num_elements = wanted.shape[0], owner.shape[0]
+    spare = np.empty((4, BLOCK), np.int32)
+    zeros = np.zeros(BLOCK, np.float32)
+    for start in range(0, num_elements, BLOCK):
+        stop = min(start + BLOCK, num_elements)
+        size = stop - start
+        first, best, best_task, code = spare[0, :size], spare[1, :size], spare[2, :size], spare[3, :size]
+        _magnitudes(run[start:stop] if wanted[0] else zeros[:size], first)
+        best[:] = 0
+        best_task[:] = 1
+        code[:] = 0
+        for task in range(1, num_tasks):
+            row = run[task * stride + start : task * stride + stop] if wanted[task] else zeros[:size]
+            _rank_next(row, np.int32(task), first, best, best_task, code)
+        _rank_first(first, best, best_task, code, owner[start:stop], codes[start:stop])
+
+
+@_compiled
+def _key(index, before, middle):
+    """Return the key of an element, which `randomness.CounterGenerator.keys` gives as signed."""
+    mixed = np.uint64(index) * _INCREMENT + before
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= _MULTIPLY_FIRST
+    mixed ^= middle
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= _MULTIPLY_SECOND
+    mixed ^= mixed >> np.uint64(31)
+    return np.int64(mixed)
+
+
+@_compiled
+def _find(owner, value, found):
+    """Write the places at which `owner` is `value`, and return how many there are."""
+    count = 0
+    for i in range(owner.shape[0]):
+        found[count] = i
+        count += owner[i] == value
+    return count
+
+
+@_compiled
+def _heir(code, mask):
+    """Return the highest bit of a code below a mask, 0 where there is none."""
+    rest = code & mask
+    bit = 0
+    for step in (16, 8, 4, 2, 1):
+        higher = rest >> np.uint32(step)
+        bit += step if higher else 0
+        rest = higher if higher else rest
+    return bit
+
+
+@_compiled
+def draw(owner, codes, value, mask, mark, before, middle, low, high, received, places, keys):
+    """Give the elements of `value` whose keys lie below `low` to their heirs; collect those up to `high`.
+
+    An heir is the highest task in an element's code among those in `mask`, plus `mark`.
+
+    Args:
+        owner: uint8 per element, changed.
+        codes: As `rank` writes them.
+        received: int64 per task, added to.
+        places, keys: Take the elements between `low` and `high`.
+
+    Returns:
+        How many were given away, and how many lie between, which may be more than there is place for.
+    """
+    found = np.empty(BLOCK + 1, np.int64)
+    drawn = np.empty(BLOCK, np.int64)
+    given, between = 0, 0
+    for start in range(0, owner.shape[0], BLOCK):
+        part = owner[start : start + BLOCK]
+        count = _find(part, value, found)
+        for n in range(count):
+            drawn[n] = _key(start + found[n], before, middle)
+        for n in range(count):
+            place = start + found[n]
+            if drawn[n] < low:
+                heir = _heir(codes[place], mask)
+                owner[place] = heir + mark
+                received[heir] += 1
+                given += 1
+            elif drawn[n] <= high:
+                if between < places.shape[0]:
+                    places[between] = place
+                    keys[between] = drawn[n]
+                between += 1
+    return given, between
