@@ -123,20 +123,24 @@ class CheckpointIndex:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
-def read_index(label: str, sizes: Mapping[str, int], read_bytes: ReadBytes) -> CheckpointIndex:
+def read_index(
+    label: str, sizes: Mapping[str, int], read_bytes: ReadBytes, weights: str = "", origin: str = ""
+) -> CheckpointIndex:
     """Build the index of the checkpoint whose files are listed in `sizes`.
 
     Args:
         label: What to call the checkpoint in messages.
         sizes: Bytes of every file, by its path relative to the checkpoint.
         read_bytes: Returns the bytes `[start, stop)` of a file.
+        weights: The file of weights, or the index, that counts where there are several.
+        origin: What `from_pretrained` takes to load it, as Python writes it, for messages.
 
     Raises:
         CheckpointError: If there are no safetensors weights, or they are malformed.
     """
     shards: list[ShardInfo] = []
     tensors: dict[str, TensorInfo] = {}
-    expected = weight_map(label, sizes, read_bytes)
+    expected = weight_map(label, sizes, read_bytes, weights, origin)
     for file in sorted(expected):
         shard, found = _read_header(label, file, sizes[file], read_bytes)
         names = expected[file]
@@ -246,10 +250,12 @@ def shown(text: str) -> str:
 
 
 def weight_map(
-    label: str, sizes: Mapping[str, int], read_bytes: ReadBytes
+    label: str, sizes: Mapping[str, int], read_bytes: ReadBytes, weights: str = "", origin: str = ""
 ) -> dict[str, frozenset[str] | None]:
     """Return the weight files, each with the tensor names its index promises (None: no index)."""
     _refuse_odd_names(label, sizes)
+    if weights:
+        return _named_weights(label, sizes, read_bytes, weights)
     indexes = (
         [INDEX_NAME] if INDEX_NAME in sizes else fnmatch.filter(sorted(sizes), "*.safetensors.index.json")
     )
@@ -263,11 +269,26 @@ def weight_map(
             f"several weight files and no {INDEX_NAME}: {', '.join(indexes or singles)}",
             where=label,
             expected=f"one {SINGLE_NAME}, or shards listed in one {INDEX_NAME}",
-            hint="Keep one set of weights in the folder.",
+            hint="Keep one set of weights, or name the file that counts: hf://org/model@revision/FILE, or "
+            f"./folder/FILE, such as {(indexes or singles)[0]}.",
         )
     if not singles:
-        raise _no_weights(label, sizes)
+        raise _no_weights(label, sizes, origin or repr(label))
     return {singles[0]: None}
+
+
+def _named_weights(
+    label: str, sizes: Mapping[str, int], read_bytes: ReadBytes, weights: str
+) -> dict[str, frozenset[str] | None]:
+    if weights not in sizes:
+        there = [path for path in sizes if ".safetensors" in path]
+        raise CheckpointError(
+            f"there is no file {shown(weights)}",
+            where=label,
+            expected=f"one of {', '.join(there[:10])}" if there else "a safetensors file",
+            hint="Check the name.",
+        )
+    return _parse_index(label, weights, sizes, read_bytes) if weights.endswith(".json") else {weights: None}
 
 
 def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
@@ -298,7 +319,7 @@ def _refuse_adapter(label: str, sizes: Mapping[str, int], weights: list[str]) ->
             expected=ADAPTER_NAME,
             hint='Convert it where you trust it: python -c "import torch; from safetensors.torch import '
             "save_file; save_file(torch.load('adapter_model.bin', weights_only=True), "
-            "'adapter_model.safetensors')\"",
+            "'adapter_model.safetensors')\", in its folder.",
         )
     if ADAPTER_CONFIG_NAME not in sizes:
         raise CheckpointError(
@@ -308,21 +329,34 @@ def _refuse_adapter(label: str, sizes: Mapping[str, int], weights: list[str]) ->
         )
 
 
-def _no_weights(label: str, sizes: Mapping[str, int]) -> CheckpointError:
+def _no_weights(label: str, sizes: Mapping[str, int], origin: str) -> CheckpointError:
     pickles = sorted(path for path in sizes if path.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if pickles:
         return CheckpointError(
             f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
             where=label,
             expected="safetensors",
-            hint='Convert them where you trust them: python -c "from transformers import AutoModel as M; '
-            "M.from_pretrained('IN').save_pretrained('OUT')\", with the model class of the task.",
+            hint=f"Convert them where you trust them: {_conversion(origin, sizes, pickles)}",
         )
     return CheckpointError(
         "no safetensors file",
         where=label,
         expected=f"{SINGLE_NAME} or {INDEX_NAME}",
         hint="Check the path; a checkpoint is a folder written by `save_pretrained`.",
+    )
+
+
+def _conversion(origin: str, sizes: Mapping[str, int], pickles: list[str]) -> str:
+    """Return the command that writes pickled weights as safetensors."""
+    if "config.json" in sizes and all(path.startswith("pytorch_model") for path in pickles):
+        return (
+            f'python -c "import transformers as t; c = t.AutoConfig.from_pretrained({origin}); '
+            f"getattr(t, c.architectures[0]).from_pretrained({origin}).save_pretrained('OUT')\", and name "
+            "./OUT in the recipe."
+        )
+    return (
+        f'python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file(torch.load({pickles[0]!r}, weights_only=True), 'model.safetensors')\", in its folder."
     )
 
 

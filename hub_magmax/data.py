@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.digest import canonical_json
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluators.loading import without_bars
+from hub_magmax.io.fetching import TIMEOUT_SECONDS, hub_api, persistently
 from hub_magmax.recipe import Data, Preference, Recipe
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
     Raises:
         EvaluationError: If the Hub has no such data set, or does not show it.
     """
-    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
 
     pins: dict[str, str] = {}
     for spec in data_of(recipe):
@@ -36,8 +38,8 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
         if key in pins or _is_local(spec, recipe.folder) or is_offline_mode():
             continue
         try:
-            pins[key] = str(HfApi().dataset_info(spec.dataset, revision=spec.revision).sha)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            pins[key] = _commit_of(spec)
+        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0][:300]
             raise EvaluationError(
                 f"the data set cannot be reached ({type(error).__name__}: {reason})",
@@ -46,6 +48,14 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
                 hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
             ) from error
     return pins
+
+
+def _commit_of(spec: Data) -> str:
+    api = hub_api()
+    found = persistently(
+        lambda: api.dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT_SECONDS)
+    )
+    return str(found.sha)
 
 
 def pinned(spec: Data, pins: Mapping[str, str]) -> Data:

@@ -159,7 +159,7 @@ def read_scores(folder: Path) -> Scores:
         scores = [Score(**score) for score in values.pop("scores")]
         whole = tuple(replace(score, **single[score.model, score.task]) for score in scores)
         found = Scores(scores=whole, **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EvaluationError(
             f"{SCORES_NAME} and {OUTCOMES_NAME} do not hold scores", where=str(folder), hint="Evaluate again."
         ) from error
@@ -323,8 +323,8 @@ def model_place(recipe: Recipe, source: LockedSource) -> ModelPlace:
     """Return where a pinned checkpoint can be loaded from."""
     reference = recipe.reference(source.reference)
     if isinstance(reference, LocalFolder):
-        return ModelPlace(str(reference.path))
-    return ModelPlace(str(source.repo_id), source.commit)
+        return ModelPlace(str(reference.path), part=reference.part)
+    return ModelPlace(str(source.repo_id), source.commit, source.part or "")
 
 
 def _describe(data: Data, examples: Examples) -> dict[str, Any]:

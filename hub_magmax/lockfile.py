@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from hub_magmax.digest import digest
 from hub_magmax.errors import LockError
@@ -19,7 +19,7 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "chosen", "versions")
 
 #: What a lock says of a source only where it applies.
-_OPTIONAL = ("adapter_config",)
+_OPTIONAL = ("adapter_config", "part")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class LockedSource:
         model_type, architectures: As its config.json states them; None and empty where it does not.
         side_files: Hashes of the files beside its weights, by name (`sidefiles.content_hashes`).
         adapter_config: Hashes of `adapter_config.json` where the source is a LoRA adapter, else None.
+        part: The folder, or the file of weights, that counts where a source holds several models, else None.
     """
 
     reference: str
@@ -62,11 +63,15 @@ class LockedSource:
     architectures: tuple[str, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict, hash=False)
     adapter_config: str | None = None
+    part: str | None = None
 
     @property
     def label(self) -> str:
         """What the source is called in messages: `org/model@1234567` or the path as written."""
-        return f"{self.repo_id}@{self.commit[:7]}" if self.repo_id and self.commit else self.reference
+        if not self.repo_id or not self.commit:
+            return self.reference
+        name = f"{self.repo_id}@{self.commit[:7]}"
+        return f"{name}/{self.part}" if self.part else name
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Lock:
             compared, on how many examples, and how each candidate did; otherwise empty.
         adapters: Whether an adapter is added to the base model (`each`), or to the checkpoint of the task
             before it (`sequence`).
+        token_rows: Globs over the tensors whose rows are matched by token.
         versions: Of Python and the packages that wrote the lock. They are for people, and no part of the
             digest: the same merge gives the same bytes whatever the versions.
     """
@@ -118,6 +124,7 @@ class Lock:
     datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapters: Literal["each", "sequence"] = "each"
+    token_rows: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -144,6 +151,8 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
+        if not self.token_rows:
+            del values["token_rows"]
         for source in (values["base_model"], *values["tasks"].values()):
             for key in _OPTIONAL:
                 if source[key] is None:
@@ -168,7 +177,7 @@ def read_lock(path: Path) -> Lock:
         lock: Lock = TypeAdapter(Lock).validate_python(values)
     except OSError as error:
         raise LockError(f"the lock cannot be read ({error.strerror})", where=str(path)) from error
-    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise LockError(
             "not a lock of this version", where=str(path), hint="Write it again with `hub-magmax lock`."
         ) from error

@@ -92,6 +92,7 @@ def lock(
         seed=recipe.seed,
         datasets=pin_datasets(recipe),
         adapters=recipe.adapters or "each",
+        token_rows=recipe.token_rows or (),
         versions=software_versions(),
     )
     scorer = tuner.scorer(recipe, found) if tuner else None
@@ -143,6 +144,7 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         "preference": locked.preference.spec_digest == _preference_digest(recipe),
         "tensors": locked.tensors == _rules(recipe),
         "adapters": locked.adapters == (recipe.adapters or "each"),
+        "token_rows": locked.token_rows == (recipe.token_rows or ()),
         "seed": locked.seed == recipe.seed,
     }
     changed = [key for key, equal in same.items() if not equal]

@@ -19,10 +19,10 @@ from hub_magmax import kernels
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME
 from hub_magmax.core import apply_rule, tensor_rule
 from hub_magmax.fusing import one_thread
-from hub_magmax.io.adapter import with_adapters
-from hub_magmax.io.opening import open_source
+from hub_magmax.io.opening import as_checkpoints, open_source
 from hub_magmax.io.remote import HubSource
 from hub_magmax.io.source import MemorySource, TensorSource, torch_dtype
+from hub_magmax.io.vocabulary import TOKENIZER_NAME
 from hub_magmax.lockfile import Lock
 from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
 from hub_magmax.randomness import CounterGenerator
@@ -76,7 +76,7 @@ class Workbench:
             for name, locked in lock.sources.items():
                 source = stack.enter_context(closing(open_source(recipe, locked)))
                 opened[name] = _held(source) if isinstance(source, HubSource) else source
-            whole = with_adapters(opened, in_sequence=lock.adapters == "sequence")
+            whole = as_checkpoints(recipe, lock, opened)
             self.sources: Mapping[str, TensorSource] = whole
             indexes = {name: source.index for name, source in whole.items()}
             self.plan: Plan = make_plan(recipe, lock, indexes)
@@ -112,11 +112,13 @@ class Workbench:
         return torch.cat(found) if found else torch.empty(0)
 
 
-def _held(source: TensorSource) -> MemorySource:
+def _held(source: HubSource) -> MemorySource:
     weight_files = {shard.file for shard in source.index.shards}
     files = {
         path: source.read_bytes(path, 0, size)
         for path, size in source.sizes.items()
-        if path in weight_files or path.endswith(".index.json") or path == ADAPTER_CONFIG_NAME
+        if path in weight_files
+        or path.endswith(".index.json")
+        or path in (source.weights, ADAPTER_CONFIG_NAME, TOKENIZER_NAME)
     }
-    return MemorySource(files, source.label)
+    return MemorySource(files, source.label, source.weights)

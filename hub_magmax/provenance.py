@@ -16,6 +16,7 @@ from typing import Any
 from hub_magmax.lockfile import Lock, LockedSource
 from hub_magmax.markdown import publishable_values
 from hub_magmax.recipe import Recipe
+from hub_magmax.references import split_part
 from hub_magmax.reports import MergeReport
 
 PROVENANCE_NAME = "provenance.json"
@@ -80,7 +81,7 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
 
 def _dependencies(name: str, source: LockedSource, *, side_files: bool) -> Iterator[dict[str, Any]]:
     """Describe a source, its weight files, and the files that were copied from it."""
-    place = f"hf://{source.repo_id}@{source.commit}" if source.commit else source.reference
+    place = _place(source)
     whole: dict[str, Any] = {"name": name, "uri": place}
     yield whole | ({"digest": {"gitCommit": source.commit}} if source.commit else {})
     for file in source.files:
@@ -91,6 +92,15 @@ def _dependencies(name: str, source: LockedSource, *, side_files: bool) -> Itera
         parts = (part.split(":", 1) for part in hashes.split())
         digests = {_DIGESTS[kind]: value for kind, value in parts}
         yield {"name": f"{name}/{path}", "uri": f"{place}/{path}", "digest": digests}
+
+
+def _place(source: LockedSource) -> str:
+    """Return the address of the folder that holds a source's files."""
+    folder, weights = split_part(source.part or "")
+    if not source.commit:
+        return source.reference.removesuffix(f"/{weights}") if weights else source.reference
+    place = f"hf://{source.repo_id}@{source.commit}"
+    return f"{place}/{folder}" if folder else place
 
 
 def _dataset(name: str, commit: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluators import Columns, Evaluator, brings_data, get_evaluator, make_evaluator
 from hub_magmax.plugins import check_options
 from hub_magmax.references import HubModel, LocalFolder, parse_reference, relative_path
+from hub_magmax.secrecy import holds_token
 
 #: What the recipe of a merged model is called.
 RECIPE_NAME = "recipe.yaml"
@@ -45,6 +46,22 @@ MAX_RECIPE_BYTES = 1_000_000
 
 #: Levels of lists and mappings; recipes need six.
 _MAX_DEPTH = 30
+
+#: Values, keys included. With 255 tasks and data for each it takes some ten thousand, and for the labels of
+#: the largest data sets twenty thousand more; every thousand cost a tenth of a second.
+_MAX_VALUES = 50_000
+
+#: Tasks, and whatever there is one of for each.
+_MAX_TASKS = 255
+
+#: What a comparison tries of a kind.
+_MAX_TRIED = 255
+
+#: Characters of a number.
+_MAX_NUMBER_LENGTH = 100
+
+#: Characters of a path or a name: what systems take at most.
+_MAX_PLACE_LENGTH = 4096
 
 #: A key path, and what is wrong there.
 KeyPath = tuple[str | int, ...]
@@ -62,7 +79,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 
 def parse_size(value: Any) -> Any:
     """Return the bytes that "5GB", "500 MB", "2GiB" or a whole number mean; leave the rest as it is."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    pattern = r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
     if not match:
         return value
     if match[2].upper() not in _UNITS:
@@ -88,13 +106,28 @@ def _scaling(value: Any) -> float | str:
     return number
 
 
+def _language(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch("[a-z]{2,3}|multilingual|code", value):
+        raise ValueError(
+            f'{value!r} should be an ISO 639 code such as en, or multilingual (and "no" in quotes)'
+        )
+    return value
+
+
+def _dataset_id(value: str) -> str:
+    name = "[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+    if not re.fullmatch(f"{name}(/{name})?", value):
+        raise ValueError(f"{value!r} should be a data set on the Hub, such as org/name")
+    return value
+
+
 def _relative(value: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
     return relative_path(value, folder) if folder else value
 
 
 #: A path, or a name on the Hub; absolute paths are stored relative to the recipe's folder.
-Place = Annotated[str, Field(min_length=1), AfterValidator(_relative)]
+Place = Annotated[str, Field(min_length=1, max_length=_MAX_PLACE_LENGTH), AfterValidator(_relative)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Scaling = Annotated[
     float | str,
@@ -102,6 +135,8 @@ Scaling = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number"}, {"const": AUTO}]}),
 ]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Language = Annotated[str, BeforeValidator(_language)]
+DatasetId = Annotated[str, AfterValidator(_dataset_id)]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -172,6 +207,9 @@ class Data(Spec):
         return Columns(self.input_column, self.label_column)
 
 
+TaskData = Annotated[dict[TaskName, Data], Field(max_length=_MAX_TASKS)]
+
+
 class Schedule(Spec):
     """Weights that grow or fall over the order of the tasks; a ratio of 1 is uniform."""
 
@@ -192,7 +230,7 @@ def _uniform_is_none(value: Any) -> Any:
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
 Positive = Annotated[Number, Field(gt=0)]
-TaskWeights = dict[TaskName, Annotated[Number, Field(ge=0)]]
+TaskWeights = Annotated[dict[TaskName, Annotated[Number, Field(ge=0)]], Field(max_length=_MAX_TASKS)]
 
 #: Weights by task; None is what `uniform` means.
 Prior = Annotated[
@@ -241,7 +279,7 @@ class Estimate(Spec):
 class Labels(Estimate):
     """Estimate the preference from labelled target examples; `classes` names each task's labels."""
 
-    classes: dict[TaskName, tuple[int | str, ...]]
+    classes: Annotated[dict[TaskName, tuple[int | str, ...]], Field(max_length=_MAX_TASKS)]
 
 
 class Comparison(Estimate):
@@ -253,7 +291,7 @@ class Comparison(Estimate):
     exp(-distance / temperature).
     """
 
-    train: dict[TaskName, Data]
+    train: TaskData
     features: Literal["tasks", "base_model"] = "tasks"
     samples: Annotated[int, Field(ge=5)] = 500
     temperature: Positive = 0.01
@@ -335,7 +373,7 @@ class Preference(Spec):
 class TensorRule(Spec):
     """Tensors whose names match the glob come unchanged from one source, or are left out."""
 
-    match: Annotated[str, Field(min_length=1)]
+    match: Annotated[str, Field(min_length=1, max_length=_MAX_PLACE_LENGTH)]
     take: Annotated[str, Field(min_length=1)]
 
     def covers(self, tensor: str) -> bool:
@@ -359,11 +397,11 @@ class Compare(Spec):
 
     tune: Data | None = None
     report: Data | None = None
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = _TRIED
-    scaling: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+    methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=_MAX_TRIED)] = _TRIED
+    scaling: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=_MAX_TRIED)] = (
         0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0,
     )  # fmt: skip
-    preferences: dict[TaskName, Preference] = {}
+    preferences: Annotated[dict[TaskName, Preference], Field(max_length=_MAX_TRIED)] = {}
 
 
 #: Whole numbers of two to eight bits.
@@ -378,10 +416,10 @@ class Evaluation(Spec):
     """
 
     evaluator: EvaluatorChoice = EvaluatorChoice()
-    tasks: dict[TaskName, Data]
+    tasks: TaskData
     batch_size: Annotated[int, Field(ge=1)] = 64
     quantized: tuple[Bits, ...] = ()
-    guard: dict[TaskName, Data] = {}
+    guard: TaskData = {}
     margin: Annotated[Number, Field(ge=0)] = 0.01
 
     @property
@@ -418,7 +456,8 @@ class Output(Spec):
     """Where the merged model goes, and in which form.
 
     Without `keep` it goes to the Hub file by file while it is merged, and no folder is made. `files_from` is
-    `base_model` or the task whose config, tokenizer and processor are copied.
+    `base_model` or the task whose config, tokenizer and processor are copied. `license`, `language` and
+    `datasets` (what the sources were trained on) are for the card.
     """
 
     path: Place = "merged"
@@ -429,22 +468,26 @@ class Output(Spec):
     keep: bool = True
     private: bool = False
     license: str | None = None
+    language: tuple[Language, ...] | None = None
+    datasets: tuple[DatasetId, ...] | None = None
 
 
 class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start.
 
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
-    of the task before it (`sequence`).
+    of the task before it (`sequence`). `token_rows` are globs over the tensors with a row per token, which
+    are matched by token where the vocabularies of the checkpoints differ.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     base_model: Place
-    tasks: Annotated[tuple[Task, ...], Field(min_length=1, max_length=255)]
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1, max_length=_MAX_TASKS)]
     method: Method = Method()
     preference: Preference | None = None
     tensors: tuple[TensorRule, ...] = ()
     adapters: Literal["each", "sequence"] | None = None
+    token_rows: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     evaluation: Evaluation | None = None
     compare: Compare | None = None
     sweep: Sweep | None = None
@@ -544,6 +587,7 @@ def parse_recipe(
         problems += _explain(error, Recipe)
         recipe = _without_unknown_keys(values, error)
     problems += _option_problems(values)
+    problems += _token_problems(values, ())
     if recipe is not None:
         recipe._folder = folder
         problems += _name_problems(recipe)
@@ -618,6 +662,20 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
+    """Return where an access token is written: a recipe is published with its model."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _token_problems(key, path)
+            yield from _token_problems(item, (*path, key))
+    elif isinstance(value, str) and holds_token(value):
+        yield (
+            path,
+            "this holds an access token or a password, and recipes are published: name the model as "
+            "org/model, and give the token by `hf auth login` or HF_TOKEN",
+        )
+
+
 def _option_problems(values: dict[str, Any]) -> Iterator[Problem]:
     """Return what is wrong with the names and options of methods and the evaluator."""
     method = values.get("method", {})
@@ -628,7 +686,7 @@ def _option_problems(values: dict[str, Any]) -> Iterator[Problem]:
         found = evaluation.get("evaluator", {})
         yield from _named_problems(found, ("evaluation", "evaluator"), EvaluatorChoice, get_evaluator)
     if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
-        for index, tried in enumerate(compare["methods"]):
+        for index, tried in enumerate(compare["methods"][:_MAX_TRIED]):
             yield from _named_problems(tried, ("compare", "methods", index), Method, methods.get_method)
 
 
@@ -763,31 +821,45 @@ def _output_problems(recipe: Recipe) -> Iterator[Problem]:
         yield ("output", "keep"), f"scoring loads the merged model from its folder, so keep it: {hint}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads plain values: each part of the text is looked at before anything is made of it, and once."""
+
+    depth = num_values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self.num_values += 1
+        self.depth += 1  # PyYAML's time grows with the square of the depth
+        for too_much, what in (
+            (self.depth > _MAX_DEPTH, "nested too deeply"),
+            (self.num_values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values, which no recipe has"),
+        ):
+            if too_much:
+                raise RecipeError(what, where=f"line {event.start_mark.line + 1}")
+        # Shared nodes can make a small file explode; a tag can make any value another kind.
+        for kind, what in (("anchor", "anchors and aliases"), ("tag", "not valid YAML for a recipe: tags")):
+            if getattr(event, kind, None):
+                raise RecipeError(
+                    f"{what} are not allowed",
+                    where=f"line {event.start_mark.line + 1}",
+                    hint="Write the value out; put text that starts with such a sign in quotes.",
+                )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def _read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """Return the values in `text` and the line on which each key path starts."""
     lines: dict[KeyPath, int] = {}
-    depth = 0
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            # PyYAML's time grows with the square of the depth, and this loop meets each level first.
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
-                line = event.start_mark.line + 1 if event.start_mark else "?"
-                raise RecipeError("nested too deeply", where=f"{where}, line {line}")
-            # Shared nodes can make a small file explode; a tag can make any value another kind.
-            for kind, what in (
-                ("anchor", "anchors and aliases"),
-                ("tag", "not valid YAML for a recipe: tags"),
-            ):
-                if getattr(event, kind, None) and event.start_mark:
-                    raise RecipeError(
-                        f"{what} are not allowed",
-                        where=f"{where}, line {event.start_mark.line + 1}",
-                        hint="Write the value out; put text that starts with such a sign in quotes.",
-                    )
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _note_lines(node, (), lines, where)
-        return yaml.safe_load(text), lines
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _note_lines(node, (), lines)
+        return None if node is None else loader.construct_document(node), lines
+    except RecipeError as error:
+        place = f"{where}, {error.where}"
+        raise RecipeError(error.what, where=place, expected=error.expected, hint=error.hint) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
@@ -803,39 +875,44 @@ def _read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         ) from error
 
 
-def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
+def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
     if isinstance(node, yaml.ScalarNode):
-        _check_characters(node, where)
+        _check_scalar(node)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(
-                    "a key that is not a name", where=f"{where}, line {line}", expected="key: value"
-                )
-            _check_characters(key, where)
+                raise RecipeError("a key that is not a name", where=f"line {line}", expected="key: value")
+            _check_scalar(key)
             inner = (*path, key.value)
             if inner in lines:
                 raise RecipeError(
                     f"the key {_shorten(key.value)} appears twice, first on line {lines[inner]}",
-                    where=f"{where}, line {line}",
+                    where=f"line {line}",
                     hint="Keep one of them.",
                 )
             lines[inner] = line
-            _note_lines(value, inner, lines, where)
+            _note_lines(value, inner, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[*path, index] = value.start_mark.line + 1
-            _note_lines(value, (*path, index), lines, where)
+            _note_lines(value, (*path, index), lines)
 
 
-def _check_characters(node: yaml.ScalarNode, where: str) -> None:
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    where = f"line {node.start_mark.line + 1}"
     try:
         node.value.encode()
     except UnicodeEncodeError as error:
+        raise RecipeError("text that holds half a character", where=where) from error
+    # Hours pass before YAML has built a number of a million digits, and Python does not print one of 5,000.
+    if node.tag.endswith((":int", ":float")) and len(node.value) > _MAX_NUMBER_LENGTH:
         raise RecipeError(
-            "text that holds half a character", where=f"{where}, line {node.start_mark.line + 1}"
-        ) from error
+            f"a number of {len(node.value):,} characters",
+            where=where,
+            expected=f"at most {_MAX_NUMBER_LENGTH}",
+            hint="Put it in quotes if it is text.",
+        )
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Merge straight to the Hub: each file is uploaded while the next is made, and one commit shows them all.
 
-At most two files of weights are on this machine at a time.
+At most two files of weights are on this machine at a time. Several processes need no disk in common: each
+sends what it makes, and only names, sizes and hashes travel between them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from hub_magmax.distributed import Processes
+from hub_magmax.distributed import Processes, share
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.io.committing import (
     CollectedError,
@@ -71,34 +73,76 @@ def relay(
     started = time.perf_counter()
     place = PartialFolder(plan.recipe.output_path, plan.digest)
     if (done := processes.first_decides(lambda: published_already(destination, plan))) is not None:
-        if processes.is_first:
-            discard(place)
+        discard(place, processes)
         return done
-    if (refusal := processes.first_decides(lambda: prepare(place, plan))) is not None:
-        raise refusal
+    own = _prepare(place, plan, processes)
     try:
         with open_checkpoints(plan.recipe, plan.lock, hub) as sources:
             for _ in range(_ROUNDS):
                 with closing(_Relay(place, destination)) as shelf:
                     make_shards(plan, sources, place, shelf, progress, None, processes)
                     shelf.finish()
-                processes.wait()
-                report = report_of(plan, place, time.perf_counter() - started)
-                finish = _Finish(plan, destination, head, write_card, place, sources, report)
-                outcome = processes.first_decides(finish.commit)
+                _tell_the_first(place, plan, processes)
+                outcome = processes.first_decides(
+                    lambda: _Finish(plan, destination, head, write_card, place, sources, started).commit()
+                )
                 if not isinstance(outcome, CollectedError):
                     break
+                if own:
+                    place.forget()  # the Hub names one at a time, and they were sent at about the same time
+                processes.wait()
+        if isinstance(outcome, HubMagmaxError):
+            raise outcome
+        if own:
+            place.remove()
+        return outcome
     finally:
         place.abandon()
-    if isinstance(outcome, HubMagmaxError):
-        raise outcome
-    return outcome
 
 
-def discard(place: PartialFolder) -> None:
-    """Remove what is left of a merge that is on the Hub already."""
-    if prepare(place, None) is None:
-        place.remove()
+def _prepare(place: PartialFolder, plan: Plan, processes: Processes) -> bool:
+    """Prepare the folder once on each disk; return whether this process did, and cleans up after it.
+
+    Raises:
+        HubMagmaxError: Why it could not be prepared somewhere, the same in all processes.
+    """
+    mark = processes.first_decides(lambda: uuid4().hex)
+    own, refusal = False, None
+    for rank in range(processes.count):
+        if rank == processes.rank and not place.is_marked(mark):
+            own, refusal = True, prepare(place, plan) or _mark(place, mark)
+        processes.wait()  # the next one looks whether it shares the disk
+    refusals = [error for error in processes.gather(refusal) if error is not None]
+    if refusals:
+        place.abandon()
+        raise refusals[0]
+    return own
+
+
+def _mark(place: PartialFolder, text: str) -> HubMagmaxError | None:
+    try:
+        place.mark(text)
+    except HubMagmaxError as error:
+        return error
+    return None
+
+
+def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> None:
+    """Wait for all processes, and note in the first one's journal what they made on other disks."""
+    made = [place.recorded(shard.file) for shard in share(plan.shards, processes)]
+    records = [record for records in processes.gather(made) for record in records if record is not None]
+    if processes.is_first:
+        for record in records:
+            if place.recorded(record.file) != record:
+                place.record(record)
+
+
+def discard(place: PartialFolder, processes: Processes) -> None:
+    """Remove what is left on any disk of a merge that is on the Hub already."""
+    for rank in range(processes.count):  # one after the other, since some may share a disk
+        if rank == processes.rank and prepare(place, None) is None:
+            place.remove()
+        processes.wait()
 
 
 def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport, Published] | None:
@@ -117,6 +161,8 @@ def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport
 
 class _Relay:
     """Keeps finished files on the Hub: one is on its way there while the next is made."""
+
+    num_open = 1
 
     def __init__(self, place: PartialFolder, destination: Destination) -> None:
         self._place, self._destination = place, destination
@@ -163,18 +209,15 @@ class _Finish:
         write_card: WriteCard,
         place: PartialFolder,
         sources: Mapping[str, TensorSource],
-        report: MergeReport,
+        started: float,
     ) -> None:
         self._plan, self._destination, self._head, self._write_card = plan, destination, head, write_card
-        self._place, self._sources, self._report = place, sources, report
+        self._place, self._sources, self._started = place, sources, started
 
     def commit(self) -> tuple[MergeReport, Published] | HubMagmaxError:
         """Return the report and the commit, or why there is none, so that every process learns it."""
         try:
             return self._commit()
-        except CollectedError as error:
-            self._place.forget()  # the Hub names one at a time, and they were sent at about the same time
-            return error
         except HubMagmaxError as error:
             return error
 
@@ -182,15 +225,14 @@ class _Finish:
         plan, folder, head = self._plan, self._place.folder, self._head
         assert head is not None, "the first process found it"
         self._place.sweep()  # what an earlier round left
-        report = write_beside_weights(plan, self._sources, folder, self._report)
+        made = report_of(plan, self._place, time.perf_counter() - self._started)
+        report = write_beside_weights(plan, self._sources, folder, made)
         self._write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)
         weights = {shard.file: self._weights(shard) for shard in report.shards}
         expected = {shard.file: f"sha256:{shard.sha256}" for shard in report.shards}
         expected |= {name: hashes_of(content) for name, content in small.items()}
-        made = commit(self._destination, operations(weights | small, head), head, expected)
-        self._place.remove()
-        return report, made
+        return report, commit(self._destination, operations(weights | small, head), head, expected)
 
     def _small_files(self, folder: Path, report: MergeReport) -> dict[str, Path | bytes]:
         weights = {shard.file for shard in report.shards}

@@ -1,11 +1,13 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DistributedError
@@ -14,7 +16,7 @@ from hub_magmax.planning import Shard, TensorJob
 from hub_magmax.recipe import load_recipe
 from hub_magmax.running import run
 from tests.classifiers import classifier_recipe, write_classifiers
-from tests.families import write_family, write_recipe, yaml_text
+from tests.families import read_merged, recipe_values, write_family, write_recipe, yaml_text
 
 
 def shards(sizes: list[int]) -> tuple[Shard, ...]:
@@ -114,3 +116,70 @@ def test_an_error_in_one_process_ends_all_of_them(tmp_path):
     done = launch("merge", str(recipe))
     assert done.returncode != 0
     assert "already holds a model" in done.stderr
+
+
+def launch_machines(folders, *arguments):
+    """Start one process on each of several machines, whose disks are the folders; return what they said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    running = []
+    for rank, folder in enumerate(folders):
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--mixed_precision",
+            "no",
+        ]
+        command += [
+            "--num_machines",
+            str(len(folders)),
+            "--machine_rank",
+            str(rank),
+            "--dynamo_backend",
+            "no",
+        ]
+        command += ["--num_processes", str(len(folders)), "--main_process_ip", "127.0.0.1"]
+        command += ["--main_process_port", port, "-m", "hub_magmax", *arguments]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+        running.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return [(process.communicate(timeout=300), process.returncode) for process in running]
+
+
+@pytest.mark.slow
+def test_machines_without_a_disk_in_common_publish_one_model_in_one_commit(hub, tmp_path):
+    write_family(tmp_path, "ab", shapes={f"layer.{i}.weight": (40, 30) for i in range(6)})
+    for name in ("base", "a", "b"):
+        hub.add_repo(f"me/machines-{name}", folder=tmp_path / name)
+    tasks = [{"name": name, "model": f"me/machines-{name}"} for name in "ab"]
+    output = {"path": "out", "shard_size": "10KB", "push_to_hub": "me/machines-merged", "keep": False}
+    values = recipe_values(base_model="me/machines-base", tasks=tasks, method="average", output=output)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(yaml_text(values))
+    hub.reset_log()
+    for (_, said), code in launch_machines(folders, "run", "recipe.yaml"):
+        assert code == 0, said
+    assert [sorted(path.name for path in folder.iterdir()) for folder in folders] == [["recipe.yaml"]] * 2
+    assert hub.counts["POST commit"] == 1
+    assert len([e for e in hub.log if e.method == "PUT"]) == 3
+    local = run(load_recipe(write_recipe(tmp_path, names=("a", "b"), method="average"))).output
+    found = {}
+    for path in hub.files("me/machines-merged"):
+        if path.endswith(".safetensors"):
+            found |= load(hub.read("me/machines-merged", path))
+    expected = read_merged(local)
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(expected[name]) for name in expected)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hub_magmax.errors import MismatchError
+from hub_magmax.evaluators.loading import ModelPlace, load_model
 from hub_magmax.locking import plan
 from hub_magmax.merging import merge
 from hub_magmax.recipe import load_recipe
@@ -54,3 +55,16 @@ def test_head_that_only_one_checkpoint_unties_is_named_with_the_rule(tmp_path):
     with pytest.raises(MismatchError, match=r"has tensor 'lm_head.weight' that the base model lacks"):
         merged(tmp_path)
     merged(tmp_path, tensors=[{"match": "lm_head.weight", "take": "nothing"}])
+
+
+def test_folder_and_variant_of_a_repository_are_loaded_for_scoring(tmp_path, hub):
+    write_llamas(tmp_path, tied=False)
+    files = {f"parts/{path.name}": path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    files["config.json"] = (tmp_path / "b" / "config.json").read_bytes()
+    files["model.fp16.safetensors"] = (tmp_path / "b" / "model.safetensors").read_bytes()
+    commit = hub.add_repo("me/parts-to-score", files=files)
+    for part, name in (("parts", "a"), ("model.fp16.safetensors", "b")):
+        place = ModelPlace("me/parts-to-score", commit, part)
+        found = load_model(place, "AutoModelForCausalLM", "AutoConfig", "a test").network.state_dict()
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        assert all(found[key].equal(expected[key]) for key in expected)

@@ -95,6 +95,20 @@ def test_what_is_skipped_is_not_fetched(monkeypatch):
     assert sorted(start for _, start, _ in server.asked) == [0, 50, 900, 950]
 
 
+def test_tensors_in_another_order_than_the_files_are_fetched_once(monkeypatch):
+    monkeypatch.setattr("hub_magmax.io.readahead._SEGMENT_BYTES", (50, 50))
+    server = Server()
+    tensors = [(100, 200), (0, 100), (300, 400), (200, 300)]
+    ahead = ReadAhead([Segment("file", *tensor) for tensor in tensors], server.fetch, {}, 150, "me/model")
+    for start, stop in tensors:
+        ahead.reach("file", start)
+        assert ahead.read_into("file", start, memoryview(bytearray(stop - start)))
+        ahead.release("file", stop)
+    ahead.close()
+    assert sorted(start for _, start, _ in server.asked) == list(range(0, 400, 50))
+    assert ahead._first == len(ahead._segments)
+
+
 def test_bytes_that_nobody_expected_are_not_there():
     server = Server()
     ahead = ReadAhead([Segment("file", 200, 300)], server.fetch, {}, 100, "me/model")

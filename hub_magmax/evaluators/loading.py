@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError
+from hub_magmax.references import split_part, variant_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,10 +16,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """What `from_pretrained` takes: a folder or a repository id, and a commit for the latter."""
+    """What `from_pretrained` takes: a folder or a repository id, a commit for the latter, and a part of it.
+
+    `part` is a folder in the repository, or a file of weights, as in `references.HubModel`.
+    """
 
     name: str
     revision: str | None = None
+    part: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What to give `from_pretrained` for all of a model, its processor too."""
+        folder = split_part(self.part)[0]
+        options = {"revision": self.revision, "trust_remote_code": False}
+        return options | ({"subfolder": folder} if folder else {})
+
+    @property
+    def variant(self) -> str | None:
+        """What transformers calls the file of weights; None for the usual one."""
+        return variant_of(split_part(self.part)[1])
 
 
 @dataclass(frozen=True)
@@ -63,13 +80,12 @@ def load_model(place: ModelPlace, model_class: str, processor_class: str, purpos
     import torch
     import transformers
 
-    options = {"revision": place.revision, "trust_remote_code": False}
     try:
         with without_bars():
             network = getattr(transformers, model_class).from_pretrained(
-                place.name, use_safetensors=True, **options
+                place.name, use_safetensors=True, variant=place.variant, **place.options
             )
-            processor = getattr(transformers, processor_class).from_pretrained(place.name, **options)
+            processor = getattr(transformers, processor_class).from_pretrained(place.name, **place.options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(

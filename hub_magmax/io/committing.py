@@ -98,9 +98,9 @@ def publish_errors(where: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise _refusal(error, where) from error
-    except RuntimeError as error:  # how huggingface_hub reports an upload that failed
+    except (RuntimeError, ConnectionError) as error:  # how huggingface_hub and hf_xet report failed uploads
         raise PublishError(
-            f"{str(error).rstrip('.')} ({type(error.__cause__ or error).__name__})",
+            f"{' '.join(str(error).split())[:300].rstrip('.')} ({type(error.__cause__ or error).__name__})",
             where=where,
             hint="Nothing was published; run the same command again, what was uploaded is not sent twice. "
             "If the server does not speak Xet, set HF_HUB_DISABLE_XET=1.",
@@ -259,6 +259,8 @@ def _explain(error: Exception, destination: Destination, head: Head) -> None:
         if _status(error) != 412:
             raise error
         now = find_head(destination).commit
+        if now == head.commit:
+            raise error
         raise PublishError(
             f"the branch moved meanwhile, from {head.commit[:7]} to {now[:7]}, so nothing was published "
             "(status 412)",

@@ -80,6 +80,19 @@ _REFUSALS = (
 )
 
 
+#: The same where the status says more than the kind of error.
+_OTHERWISE: dict[tuple[str, int | None], tuple[str, str]] = {
+    ("HfHubHTTPError", 401): (
+        "the Hub does not accept this token",
+        "Run `hf auth login` again, or set HF_TOKEN to a token that is valid.",
+    ),
+    ("HfHubHTTPError", 403): (
+        "this token may not read it",
+        "Ask its owner for access, or use a token that may read it: `hf auth login`, or HF_TOKEN.",
+    ),
+}
+
+
 @contextmanager
 def hub_errors(where: str) -> Iterator[None]:
     """Turn what huggingface_hub raises while reading into a SourceError that says what to do."""
@@ -90,9 +103,10 @@ def hub_errors(where: str) -> Iterator[None]:
     try:
         yield
     except known as error:
-        for name, what, hint in _REFUSALS:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        for name, *usual in _REFUSALS:
             if isinstance(error, getattr(errors, name)):
-                status = getattr(getattr(error, "response", None), "status_code", None)
+                what, hint = _OTHERWISE.get((name, status), usual)
                 raise SourceError(
                     f"{what} (status {status})" if status else what, where=where, hint=hint
                 ) from error
@@ -155,11 +169,11 @@ class FileFetcher:
     """Ranges of the files of a repository at one commit; may be used by several threads.
 
     A large file is resolved to a signed address once, by a request that the Hub counts, and ranges
-    follow from there, until the address expires and is asked for anew.
+    follow from there, until the address expires and is asked for anew. `prefix` comes before every path.
     """
 
-    def __init__(self, repo_id: str, commit: str, label: str) -> None:
-        self.repo_id, self.commit, self.label = repo_id, commit, label
+    def __init__(self, repo_id: str, commit: str, label: str, prefix: str = "") -> None:
+        self.repo_id, self.commit, self.label, self._prefix = repo_id, commit, label, prefix
         self._locations: dict[str, str] = {}
         self._lock = Lock()
 
@@ -220,7 +234,7 @@ class FileFetcher:
     def _address(self, path: str) -> str:
         from huggingface_hub import hf_hub_url
 
-        return hf_hub_url(self.repo_id, path, revision=self.commit)
+        return hf_hub_url(self.repo_id, self._prefix + path, revision=self.commit)
 
 
 @dataclass(frozen=True)

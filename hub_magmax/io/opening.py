@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, is_adapter, refuse_quantised, stated_architecture
-from hub_magmax.errors import LockError
+from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.io.adapter import config_of, parse_config, with_adapters
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
+from hub_magmax.io.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
 from hub_magmax.lockfile import Lock, LockedFile, LockedSource
 from hub_magmax.recipe import Recipe
 from hub_magmax.references import HubModel
@@ -25,6 +27,9 @@ PARALLEL_SOURCES = 8
 #: Bytes of a file that are hashed at a time.
 _BLOCK_BYTES = 2**24
 
+#: A file beside the weights; the largest known tokenizers are some 50 MB.
+MAX_SMALL_FILE_BYTES = 500_000_000
+
 #: What is looked at in a configuration; the largest known are some hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000
 
@@ -37,19 +42,20 @@ class HubSources:
     """
 
     def __init__(self) -> None:
-        self._opened: dict[tuple[str, str], TensorSource] = {}
+        self._opened: dict[tuple[str, str, str], TensorSource] = {}
 
-    def open(self, repo_id: str, commit: str) -> TensorSource:
-        """Return a repository at a commit."""
-        if (repo_id, commit) not in self._opened:
-            self._opened[repo_id, commit] = open_hub(repo_id, commit)
-        return self._opened[repo_id, commit]
+    def open(self, repo_id: str, commit: str, part: str | None = None) -> TensorSource:
+        """Return a repository at a commit, or a part of it."""
+        key = repo_id, commit, part or ""
+        if key not in self._opened:
+            self._opened[key] = open_hub(*key)
+        return self._opened[key]
 
     def look_at(self, sources: Iterable[LockedSource]) -> None:
         """Read the headers of pinned repositories, several at a time: most of it is waiting."""
-        places = dict.fromkeys((s.repo_id, s.commit) for s in sources if s.repo_id and s.commit)
+        places = dict.fromkeys((s.repo_id, s.commit, s.part) for s in sources if s.repo_id and s.commit)
         with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:
-            for _ in pool.map(lambda place: self.open(str(place[0]), str(place[1])).index, places):
+            for _ in pool.map(lambda place: self.open(str(place[0]), str(place[1]), place[2]).index, places):
                 pass
 
 
@@ -77,7 +83,7 @@ def open_source(recipe: Recipe, locked: LockedSource, hub: HubSources | None = N
 def open_checkpoints(
     recipe: Recipe, lock: Lock, hub: HubSources | None = None
 ) -> Iterator[dict[str, TensorSource]]:
-    """Open what a lock pins, by name; adapters as the checkpoints that they stand for."""
+    """Open what a lock pins, by name, as `as_checkpoints` gives them."""
     hub = hub or HubSources()
     hub.look_at(lock.sources.values())
     with ExitStack() as stack:
@@ -85,7 +91,23 @@ def open_checkpoints(
             name: stack.enter_context(closing(open_source(recipe, locked, hub)))
             for name, locked in lock.sources.items()
         }
-        yield with_adapters(opened, in_sequence=lock.adapters == "sequence")
+        yield as_checkpoints(recipe, lock, opened)
+
+
+def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    """Return adapters as the checkpoints that they stand for, and all with the rows of one vocabulary."""
+    whole = with_adapters(opened, in_sequence=lock.adapters == "sequence")
+    if not lock.token_rows:
+        return whole
+    vocabularies = {
+        name: read_vocabulary(
+            read_side_file(source, TOKENIZER_NAME, lock.sources[name]), f"{source.label}, {TOKENIZER_NAME}"
+        )
+        if TOKENIZER_NAME in source.sizes
+        else None
+        for name, source in opened.items()
+    }
+    return with_token_rows(whole, vocabularies, recipe.output.files_from, lock.token_rows)
 
 
 def _check_pinned(source: TensorSource, locked: LockedSource) -> None:
@@ -112,13 +134,29 @@ def check_side_files(source: TensorSource, locked: LockedSource) -> None:
         raise _changed(source.label, changed)
 
 
+def read_small_file(source: TensorSource, path: str) -> bytes:
+    """Return the content of a file that is held in memory whole, and may not be of any size.
+
+    Raises:
+        CheckpointError: If it is larger than any such file.
+    """
+    if source.sizes[path] > MAX_SMALL_FILE_BYTES:
+        raise CheckpointError(
+            f"{source.sizes[path]:,} bytes long",
+            where=f"{source.label}, {path}",
+            expected=f"at most {MAX_SMALL_FILE_BYTES:,} bytes beside the weights",
+            hint="Move it out of the checkpoint, if it is no part of the model.",
+        )
+    return source.read_bytes(path, 0, source.sizes[path])
+
+
 def read_side_file(source: TensorSource, path: str, locked: LockedSource) -> bytes:
     """Return the content of a file beside the weights, which is what was locked.
 
     Raises:
         LockError: If it is not.
     """
-    content = source.read_bytes(path, 0, source.sizes[path])
+    content = read_small_file(source, path)
     pinned = locked.side_files.get(path)
     if pinned is not None and same_content(pinned, content_hashes(content)) is False:
         raise _changed(source.label, [path])
@@ -161,10 +199,10 @@ def file_sha256(source: TensorSource, path: str) -> str:
 
 def _open(recipe: Recipe, locked: LockedSource, hub: HubSources) -> TensorSource:
     if locked.repo_id and locked.commit:
-        return hub.open(locked.repo_id, locked.commit)
+        return hub.open(locked.repo_id, locked.commit, locked.part)
     reference = recipe.reference(locked.reference)
     assert not isinstance(reference, HubModel)
-    return LocalSource(reference.path, locked.reference)
+    return LocalSource(reference.path, locked.reference, reference.part)
 
 
 def lock_source(
@@ -183,11 +221,15 @@ def lock_source(
     """
     reference = recipe.reference(written)
     if isinstance(reference, HubModel):
-        commit = resolve_commit(reference.repo_id, reference.revision)
-        with closing((hub or HubSources()).open(reference.repo_id, commit)) as source:
-            return _describe(written, source, (reference.repo_id, commit), hash_files)
-    with closing(LocalSource(reference.path, written)) as source:
-        return _describe(written, source, (None, None), hash_files)
+        commit, hub = resolve_commit(reference.repo_id, reference.revision), hub or HubSources()
+        with closing(hub.open(reference.repo_id, commit, reference.part)) as source:
+            found = _describe(written, source, (reference.repo_id, commit), hash_files)
+        if reference.part:  # the card of a repository lies at its top
+            found = replace(found, license=_card_license(hub.open(reference.repo_id, commit)))
+    else:
+        with closing(LocalSource(reference.path, written, reference.part)) as source:
+            found = _describe(written, source, (None, None), hash_files)
+    return replace(found, part=reference.part or None)
 
 
 def _describe(
@@ -233,7 +275,7 @@ def _side_hashes(source: TensorSource, path: str) -> str:
     """Return hashes of a small file: those the Hub states, or its content's."""
     if isinstance(source, HubSource):
         return source.content_hashes(path)
-    return content_hashes(source.read_bytes(path, 0, source.sizes[path]))
+    return content_hashes(read_small_file(source, path))
 
 
 def _card_license(source: TensorSource) -> str | None:

@@ -141,16 +141,25 @@ class ReadAhead:
         self._fetch(segment.path, segment.start, memoryview(content))
         return content
 
-    def release(self, path: str, position: int) -> None:
-        """Let go of all that comes before byte `position` of a file, in the order of reading.
+    def reach(self, path: str, position: int) -> None:
+        """Let go of all that is read before the request that brings byte `position` of a file.
 
         Raises:
             DamagedError: If that completes a file whose hash is not the one that it should be.
         """
-        index = self._find(path, position - 1) if position else None
-        if index is None:
-            return
-        stop = index + (self._segments[index].stop == position)
+        if (index := self._find(path, position)) is not None:
+            self._let_go_until(index)
+
+    def release(self, path: str, position: int) -> None:
+        """Let go of all that is read up to the byte before `position` of a file, in the order of reading.
+
+        Raises:
+            DamagedError: If that completes a file whose hash is not the one that it should be.
+        """
+        if (index := self._find(path, position - 1)) is not None:
+            self._let_go_until(index + (self._segments[index].stop == position))
+
+    def _let_go_until(self, stop: int) -> None:
         while self._first < stop:
             self._let_go(self._first)
             self._first += 1

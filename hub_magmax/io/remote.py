@@ -13,6 +13,7 @@ from hub_magmax.checkpoint import CheckpointIndex, read_index, weight_map
 from hub_magmax.io.fetching import TIMEOUT_SECONDS, FileFetcher, hub_api, hub_errors, persistently
 from hub_magmax.io.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.io.source import LocalSource, TensorSource, _Source
+from hub_magmax.references import split_part
 
 #: Bytes fetched at least in one request where nobody said what is read next: neighbours come along.
 WINDOW_BYTES = 16 * 2**20
@@ -37,16 +38,22 @@ def resolve_commit(repo_id: str, revision: str | None) -> str:
         return str(persistently(lambda: hub_api().resolve_revision(repo_id, revision=revision)).resolved)
 
 
-def open_hub(repo_id: str, commit: str) -> TensorSource:
-    """Open a repository at a commit; from the local cache when offline."""
+def open_hub(repo_id: str, commit: str, part: str = "") -> TensorSource:
+    """Open a repository at a commit, or a part of it; from the local cache when offline."""
     from huggingface_hub import constants, snapshot_download
 
-    label = f"{repo_id}@{commit[:7]}"
     if constants.HF_HUB_OFFLINE:
+        label = _label(repo_id, commit, part)
         with hub_errors(label):
-            folder = snapshot_download(repo_id, revision=commit, local_files_only=True)
-        return LocalSource(Path(folder), label)
-    return HubSource(repo_id, commit)
+            snapshot = snapshot_download(repo_id, revision=commit, local_files_only=True)
+        folder, weights = split_part(part)
+        return LocalSource(Path(snapshot) / folder, label, weights)
+    return HubSource(repo_id, commit, part)
+
+
+def _label(repo_id: str, commit: str, part: str) -> str:
+    name = f"{repo_id}@{commit[:7]}"
+    return f"{name}/{part}" if part else name
 
 
 class HubSource(_Source):
@@ -55,13 +62,16 @@ class HubSource(_Source):
     Weight files are read by HTTP ranges from where the Hub keeps them. Where `expect` says what will be
     read, large ranges are fetched ahead; otherwise the last `WINDOW_BYTES` (or the current tensor, if
     larger) stay in memory, so that a second look at a tensor costs no second request. Small files are
-    fetched whole, once. A file that is complete in the local cache is read there.
+    fetched whole, once. A file that is complete in the local cache is read there. Of a repository that holds
+    several models, `part` names the folder or the file of weights that counts (`references.HubModel`).
     """
 
-    def __init__(self, repo_id: str, commit: str) -> None:
+    def __init__(self, repo_id: str, commit: str, part: str = "") -> None:
         self.repo_id, self.commit = repo_id, commit
-        self.label = f"{repo_id}@{commit[:7]}"
-        self._fetcher = FileFetcher(repo_id, commit, self.label)
+        self.label = _label(repo_id, commit, part)
+        folder, self.weights = split_part(part)
+        self._prefix = f"{folder}/" if folder else ""
+        self._fetcher = FileFetcher(repo_id, commit, self.label, self._prefix)
         self._cached: dict[str, LocalSource | None] = {}
         self._small: dict[str, bytes] = {}
         self._heads: dict[str, bytes] = {}
@@ -69,6 +79,12 @@ class HubSource(_Source):
         self._window: tuple[str, int, bytearray] = ("", 0, bytearray())
         self._ahead: ReadAhead | None = None
         self._tensor = ""
+
+    @property
+    def origin(self) -> str:
+        folder = self._prefix.removesuffix("/")
+        place = f"{self.repo_id!r}, revision={self.commit!r}"
+        return f"{place}, subfolder={folder!r}" if folder else place
 
     @cached_property
     def _siblings(self) -> dict[str, Any]:
@@ -78,7 +94,9 @@ class HubSource(_Source):
                     self.repo_id, revision=self.commit, files_metadata=True, timeout=TIMEOUT_SECONDS
                 )
             )
-        return {file.rfilename: file for file in sorted(info.siblings or [], key=lambda f: f.rfilename)}
+        files = sorted(info.siblings or [], key=lambda file: file.rfilename)
+        start = len(self._prefix)
+        return {file.rfilename[start:]: file for file in files if file.rfilename.startswith(self._prefix)}
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -108,11 +126,12 @@ class HubSource(_Source):
                 head += more
             return bytes(head[start:stop])
 
+        expected = weight_map(self.label, self.sizes, read, self.weights, self.origin)
         # Headers of many files in about the time of one; what is wrong with them is told below.
-        files = [path for path in weight_map(self.label, self.sizes, read) if self.sizes[path] >= 8]
+        files = [path for path in expected if self.sizes[path] >= 8]
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             list(pool.map(lambda path: read(path, 0, 8), files))
-        index = read_index(self.label, self.sizes, read)
+        index = read_index(self.label, self.sizes, read, self.weights, self.origin)
         for path in [shard.file for shard in index.shards if shard.file in heads]:
             self._keep_header(path, bytes(heads[path]))
         return index
@@ -137,16 +156,16 @@ class HubSource(_Source):
             else:
                 self._fetch(path, start, buffer)
 
-    def read(self, name: str, start: int, stop: int) -> Any:
+    def read(self, name: str, start: int, stop: int, out: Any = None) -> Any:
         info = self.index.tensors[name]
         if self._ahead is not None:
-            if name != self._tensor:
-                self._ahead.release(info.file, info.start_byte)
+            if name != self._tensor and info.num_elements:
+                self._ahead.reach(info.file, info.start_byte)
         elif self._is_remote(info.file):
             # The whole tensor at once, so that later chunks and passes find it here.
             self._hold(info.file, info.start_byte, info.stop_byte)
         self._tensor = name
-        return super().read(name, start, stop)
+        return super().read(name, start, stop, out)
 
     def expect(self, names: Iterable[str], budget_bytes: int) -> None:
         """Fetch the tensors `names` ahead, in this order; see `TensorSource`."""
@@ -180,7 +199,7 @@ class HubSource(_Source):
         if path not in self._cached:
             from huggingface_hub import try_to_load_from_cache
 
-            found = try_to_load_from_cache(self.repo_id, path, revision=self.commit)
+            found = try_to_load_from_cache(self.repo_id, self._prefix + path, revision=self.commit)
             self._cached[path] = (
                 LocalSource(Path(found).parent, self.label) if isinstance(found, str) else None
             )

@@ -179,6 +179,6 @@ def _place(recipe: Recipe, name: str, sources: Mapping[str, LockedSource] | None
     written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     reference = recipe.reference(written[name])
     if isinstance(reference, LocalFolder):
-        return ModelPlace(str(reference.path))
+        return ModelPlace(str(reference.path), part=reference.part)
     pinned = sources.get(name) if sources else None
-    return ModelPlace(reference.repo_id, pinned.commit if pinned else reference.revision)
+    return ModelPlace(reference.repo_id, pinned.commit if pinned else reference.revision, reference.part)

@@ -1,0 +1,80 @@
+"""The commands that messages give for pickled weights are run as a person would copy them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hub_magmax.errors import CheckpointError
+from hub_magmax.locking import lock, plan
+from hub_magmax.merging import merge
+from hub_magmax.recipe import parse_recipe
+from tests.families import read_merged, recipe_values
+
+
+@pytest.mark.parametrize("num_files", [1, 3])
+def test_command_in_the_message_converts_pickled_weights(tmp_path, num_files):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8))
+    model.save_pretrained(tmp_path / "base")
+    pickled(model.state_dict(), tmp_path / "base", tmp_path / "a", num_files)
+    recipe = parse_recipe(recipe_values(names=("a",), method="average"), folder=tmp_path)
+    with pytest.raises(CheckpointError, match="never loaded") as caught:
+        lock(recipe)
+    run_told(caught.value, tmp_path)
+    tasks = [{"name": "a", "model": "./OUT"}]
+    made = plan(parse_recipe(recipe_values(tasks=tasks, method="average"), folder=tmp_path))
+    merge(made, tmp_path / "out")
+    found, expected = read_merged(tmp_path / "out"), read_merged(tmp_path / "base")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in expected.items()
+    }
+
+
+def pickled(state, config_from, folder, num_files):
+    """Write pickled weights as transformers did, in one file or in several with an index."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((config_from / "config.json").read_bytes())
+    if num_files == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return
+    weight_map = {}
+    for number in range(num_files):
+        file = f"pytorch_model-{number + 1:05d}-of-{num_files:05d}.bin"
+        part = dict(list(state.items())[number::num_files])
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def run_told(error, folder):
+    """Run the command that a message names, as a person would copy it."""
+    (code,) = re.findall(r'python -c "(.*)"', str(error))
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+
+
+def test_command_in_the_message_converts_a_pickle_of_tensors(family):
+    torch.save(load_file(family / "a" / "model.safetensors"), family / "a" / "weights.pt")
+    (family / "a" / "model.safetensors").unlink()
+    recipe = parse_recipe(recipe_values(), folder=family)
+    with pytest.raises(CheckpointError, match=r"only pickled weights \(weights.pt\)") as caught:
+        lock(recipe)
+    run_told(caught.value, family / "a")
+    assert lock(recipe).tasks["a"].files[0].path == "model.safetensors"
+
+
+def test_command_in_the_message_names_the_commit_on_the_hub(hub, family):
+    files = {"sub/pytorch_model.bin": b"x", "sub/config.json": b"{}"}
+    commit = hub.add_repo("me/pickled", files=files)
+    tasks = [{"name": "a", "model": "hf://me/pickled/sub"}]
+    with pytest.raises(CheckpointError) as caught:
+        lock(parse_recipe(recipe_values(tasks=tasks), folder=family))
+    place = f"from_pretrained('me/pickled', revision='{commit}', subfolder='sub')"
+    assert str(caught.value).count(place) == 2

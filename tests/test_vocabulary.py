@@ -1,0 +1,209 @@
+"""Rows of embeddings and heads, matched by the token that they stand for."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
+from hub_magmax.io.source import MemorySource
+from hub_magmax.io.vocabulary import read_vocabulary, with_token_rows
+from hub_magmax.locking import check_lock, lock, plan
+from hub_magmax.merging import merge
+from hub_magmax.recipe import parse_recipe
+from tests.families import read_merged, recipe_values, write_checkpoint
+
+NAMES = ("embed.weight", "head.bias")
+
+
+def tokenizer(tokens, added=()):
+    """Return a `tokenizer.json` with these tokens in the rows 0, 1, ..."""
+    content = [{"id": len(tokens) + number, "content": token} for number, token in enumerate(added)]
+    vocabulary = {token: row for row, token in enumerate(tokens)}
+    return json.dumps({"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": content})
+
+
+def tensors_of(rows, width=2):
+    """Return an embedding and a bias with these numbers in their rows, and a matrix without tokens."""
+    numbers = torch.tensor([float(number) for number in rows])
+    return {
+        "embed.weight": numbers[:, None] * torch.arange(1.0, width + 1),
+        "head.bias": numbers.clone(),
+        "layer.weight": torch.ones(3, 3),
+    }
+
+
+def source(rows, label="x"):
+    return MemorySource.from_tensors(tensors_of(rows), label)
+
+
+def aligned(target="base_model", **checkpoints):
+    """Return the sources of checkpoints given as {token: number in its row}."""
+    sources = {name: source(rows.values(), name) for name, rows in checkpoints.items()}
+    vocabularies = {name: dict(enumerate(rows)) for name, rows in checkpoints.items()}
+    return with_token_rows(sources, vocabularies, target, ["embed.*", "head.bias"])
+
+
+def rows_of(found, name):
+    """Return what is in the rows of a checkpoint, after a look at all its tensors."""
+    tensors = {
+        key: found[name].read(key, 0, info.num_elements).reshape(info.shape)
+        for key, info in found[name].index.tensors.items()
+    }
+    assert tensors["embed.weight"].tolist() == [[number, 2 * number] for number in tensors["head.bias"]]
+    assert tensors["layer.weight"].equal(torch.ones(3, 3))
+    return tensors["head.bias"].tolist()
+
+
+def test_rows_come_in_the_order_of_the_vocabulary_that_the_output_gets():
+    found = aligned(base_model={"x": 1, "y": 2, "z": 3}, a={"z": 30, "x": 10, "y": 20})
+    assert rows_of(found, "base_model") == [1, 2, 3]
+    assert rows_of(found, "a") == [10, 20, 30]
+
+
+def test_row_that_a_checkpoint_lacks_is_the_mean_of_those_that_have_one():
+    checkpoints = {
+        "base_model": {"x": 1},
+        "a": {"x": 10, "new": 4},
+        "b": {"new": 8, "x": 20},
+        "c": {"x": 30},
+    }
+    found = aligned("a", **checkpoints)
+    assert rows_of(found, "base_model") == [1, 6]
+    assert rows_of(found, "a") == [10, 4]
+    assert rows_of(found, "b") == [20, 8]
+    assert rows_of(found, "c") == [30, 6]
+
+
+def test_rows_that_the_output_has_no_token_for_are_left_out():
+    found = aligned(base_model={"x": 1, "y": 2}, a={"x": 10, "new": 5, "y": 20})
+    assert rows_of(found, "a") == [10, 20]
+
+
+def test_padding_is_known_by_its_number():
+    sources = {"base_model": source([1, 2, 7, 7]), "a": source([20, 10, 70])}
+    vocabularies = {"base_model": {0: "x", 1: "y"}, "a": {0: "y", 1: "x"}}
+    found = with_token_rows(sources, vocabularies, "base_model", ["embed.weight", "head.bias"])
+    assert rows_of(found, "a") == [10, 20, 70, 7]
+
+
+def test_checkpoint_without_a_tokenizer_uses_the_base_models():
+    sources = {"base_model": source([1, 2]), "a": source([10, 20]), "b": source([4, 5, 6])}
+    vocabularies = {"base_model": {0: "x", 1: "y"}, "a": None, "b": {0: "x", 1: "y", 2: "new"}}
+    found = with_token_rows(sources, vocabularies, "b", NAMES)
+    assert rows_of(found, "a") == [10, 20, 6]
+    with pytest.raises(MismatchError, match=r"3 rows and no tokenizer\.json.*Expected 2 rows"):
+        with_token_rows(sources, vocabularies | {"b": None}, "base_model", NAMES)
+
+
+@settings(deadline=None)
+@given(
+    st.permutations(range(6)),
+    st.integers(0, 6),
+    st.integers(1, 3),
+    st.lists(st.integers(0, 18), max_size=4),
+)
+def test_any_piece_is_that_piece_of_the_whole(order, shared, width, cuts):
+    own = {f"t{row}": row + 1 for row in order[:shared]}
+    base = {f"t{row}": 10 * (row + 1) for row in range(6)}
+    sources = {
+        "base_model": MemorySource.from_tensors(tensors_of(base.values(), width)),
+        "a": MemorySource.from_tensors(tensors_of(own.values() if own else [0], width)),
+    }
+    vocabularies = {"base_model": dict(enumerate(base)), "a": dict(enumerate(own or ["other"]))}
+    found = with_token_rows(sources, vocabularies, "base_model", ["embed.weight"])["a"]
+    expected = [own.get(token, base[token]) for token in base]
+    total = 6 * width
+    places = sorted({0, total, *(cut for cut in cuts if cut < total)})
+    pieces = [found.read("embed.weight", one, other) for one, other in itertools.pairwise(places)]
+    assert torch.cat(pieces).reshape(6, width)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tokenizer(["a", "b"], ["<new>"]), {0: "a", 1: "b", 2: "<new>"}),
+        ('{"model": {"type": "Unigram", "vocab": [["a", -1.5], ["b", -2]]}}', {0: "a", 1: "b"}),
+    ],
+)
+def test_vocabulary_is_read_from_the_tokenizer(content, expected):
+    assert read_vocabulary(content.encode(), "x") == expected
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": [1]}}', '{"model": {"vocab": 3}}'])
+def test_tokenizer_that_lists_no_tokens_is_one_sentence(content):
+    with pytest.raises(CheckpointError, match="not a tokenizer whose tokens can be listed"):
+        read_vocabulary(content.encode(), "x")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A base model, a task with a token of its own, and a task with another order."""
+    for name, rows in {
+        "base": {"x": 1, "y": 2},
+        "a": {"x": 3, "y": 6, "new": 9},
+        "b": {"y": 4, "x": 5},
+    }.items():
+        write_checkpoint(tmp_path / name, tensors_of(rows.values()))
+        (tmp_path / name / "tokenizer.json").write_text(tokenizer(list(rows)))
+    return tmp_path
+
+
+def recipe_of(folder, **changes):
+    return parse_recipe(recipe_values(names=("a", "b"), method="average") | changes, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("files_from", "expected"), [("base_model", [4.0, 5.0]), ("a", [4.0, 5.0, 9.0]), ("b", [5.0, 4.0])]
+)
+def test_average_is_by_token_in_the_vocabulary_of_the_copied_tokenizer(folder, files_from, expected):
+    recipe = recipe_of(folder, token_rows=["embed.weight", "head.*"], output={"files_from": files_from})
+    merge(plan(recipe), folder / "out")
+    found = read_merged(folder / "out")
+    assert found["head.bias"].tolist() == expected
+    assert found["embed.weight"][:, 1].tolist() == [2 * number for number in expected]
+    copied = (folder / "out" / "tokenizer.json").read_bytes()
+    assert copied == (folder / files_from.replace("_model", "") / "tokenizer.json").read_bytes()
+
+
+def test_rows_are_matched_by_token_from_the_hub(folder, hub):
+    for name in ("base", "a", "b"):
+        hub.add_repo(f"me/rows-{name}", folder=folder / name)
+    tasks = [{"name": name, "model": f"me/rows-{name}"} for name in "ab"]
+    output = {"files_from": "a"}
+    recipe = recipe_of(folder, base_model="me/rows-base", tasks=tasks, token_rows=list(NAMES), output=output)
+    merge(plan(recipe), folder / "out")
+    assert read_merged(folder / "out")["head.bias"].tolist() == [4.0, 5.0, 9.0]
+
+
+def test_token_rows_are_locked(folder):
+    recipe = recipe_of(folder, token_rows=list(NAMES))
+    locked = lock(recipe)
+    assert locked.token_rows == NAMES
+    with pytest.raises(LockError, match="token_rows"):
+        check_lock(recipe_of(folder), locked, "lock")
+    (folder / "b" / "tokenizer.json").write_text(tokenizer(["x", "y"]))
+    with pytest.raises(LockError, match=r"\./b: tokenizer\.json changed since"):
+        plan(recipe, locked)
+
+
+@pytest.mark.parametrize(
+    ("globs", "error", "reason"),
+    [
+        (["none.*"], RecipeError, r"token_rows\.0: the glob 'none\.\*' matches no tensor"),
+        (["count"], MismatchError, "has no rows of floating point"),
+    ],
+)
+def test_globs_must_name_tensors_with_rows(folder, globs, error, reason):
+    write_checkpoint(folder / "base", tensors_of([1, 2]) | {"count": torch.tensor([1, 2])})
+    with pytest.raises(error, match=reason):
+        plan(recipe_of(folder, token_rows=globs))
+
+
+def test_tokenizer_of_the_base_model_is_needed(folder):
+    (folder / "base" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"\./base: there is no tokenizer\.json"):
+        plan(recipe_of(folder, token_rows=list(NAMES)))
