@@ -17,6 +17,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, evaluate, read_scores
 from hub_magmax.evaluators.loading import ModelPlace
 from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.io.opening import read_small_file
 from hub_magmax.io.source import TensorSource
 from hub_magmax.rebuilding import open_model, recipe_and_lock
 
@@ -134,7 +135,7 @@ def _stored_scores(stored: TensorSource, temporary: Path) -> Scores:
                 where=stored.label,
                 hint="Give a model whose recipe has an `evaluation`, after `hub-magmax run` or `evaluate`.",
             )
-        (temporary / name).write_bytes(stored.read_bytes(name, 0, stored.sizes[name]))
+        (temporary / name).write_bytes(read_small_file(stored, name))
     return read_scores(temporary)
 
 

@@ -445,6 +445,8 @@ def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: L
     return ModelCardData(
         base_model=base_models or None,
         base_model_relation="merge" if base_models else None,
+        language=list(recipe.output.language or ()) or None,
+        datasets=list(recipe.output.datasets or ()) or None,
         library_name="transformers",
         pipeline_tag=pipeline_tag if re.fullmatch(r"[a-z0-9-]{1,64}", pipeline_tag) else None,
         license=license_.id,

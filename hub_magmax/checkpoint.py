@@ -293,10 +293,10 @@ def _named_weights(
 
 def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
     for path in sizes:
-        odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
-        if odd and path.endswith((".safetensors", ".index.json")):
+        control = any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
+        if (control or "\\" in path) and path.endswith((".safetensors", ".index.json")):
             raise CheckpointError(
-                f"the file name {shown(path)} holds control characters",
+                f"the file name {shown(path)} holds {'control characters' if control else 'a backslash'}",
                 where=label,
                 hint="Rename the file.",
             )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub_magmax import __version__
-from hub_magmax.errors import HubMagmaxError, OutputError
+from hub_magmax.errors import HubMagmaxError, OutputError, explained
+from hub_magmax.secrecy import printable, without_secrets
 
 if TYPE_CHECKING:
     from hub_magmax.lockfile import Lock
@@ -52,14 +53,16 @@ def verb(function: Callable[..., Answer]) -> Any:
             values, text = function(**arguments)
         except RegressionError as regression:
             (values, text), failed = regression.args, True
-        except HubMagmaxError as error:
-            if debug:
-                raise
-            _print_error(error, as_json)
-            sys.exit(1)
         except BrokenPipeError:
             sys.exit(1)
-        click.echo(json.dumps(values, indent=2, ensure_ascii=False) if as_json else text)
+        except Exception as error:
+            told = explained(error)
+            if debug or told is None:
+                raise
+            _print_error(told, as_json)
+            sys.exit(1)
+        shown = json.dumps(values, indent=2, ensure_ascii=False) if as_json else text
+        click.echo(without_secrets(shown))
         if failed:
             sys.exit(1)
 
@@ -74,7 +77,7 @@ def _print_error(error: HubMagmaxError, as_json: bool) -> None:
         facts |= {"expected": error.expected, "hint": error.hint}
         click.echo(json.dumps({"error": facts}, indent=2, ensure_ascii=False))
     else:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable(str(error))}", err=True)
 
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
@@ -137,7 +140,7 @@ def _progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], No
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(without_secrets(printable(line)), err=True)
 
 
 def _quiet(line: str) -> None:
@@ -464,7 +467,7 @@ def verify(
         from hub_magmax.rebuilding import rebuild as do_rebuild
 
         do_rebuild(model, revision=revision, folder=folder)
-        lines.append(f"{model}: merged again from its sources, every tensor the same")
+        lines.append(f"{model}: merged again from its sources, every byte the same")
     values = {"sha256": hashes, "rebuilt": rebuild, "signature_checked": public_key is not None}
     return values, "\n".join(lines)
 

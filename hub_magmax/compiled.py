@@ -390,3 +390,72 @@ def draw(owner, codes, value, mask, mark, before, middle, low, high, received, p
                     keys[between] = drawn[n]
                 between += 1
     return given, between
+
+
+@_compiled
+def _place(drawn, edges, names, owner):
+    """Name the part between two edges in which each key lies."""
+    for i in range(owner.shape[0]):
+        place = 0
+        for edge in edges:
+            place += np.uint64(drawn[i]) >= edge
+        owner[i] = names[place]
+
+
+@_compiled
+def mix(start, before, middle, edges, names, owner):
+    """Write a task for each element, drawn by its key.
+
+    Args:
+        start: Index of the first element.
+        before, middle: Constants of the stream.
+        edges: The least key, as uint64, of every part but the first, ascending.
+        names: uint8, the task of each part.
+        owner: uint8 per element.
+    """
+    drawn = np.empty(BLOCK, np.int64)
+    for first in range(0, owner.shape[0], BLOCK):
+        part = owner[first : first + BLOCK]
+        for n in range(part.shape[0]):
+            drawn[n] = _key(start + first + n, before, middle)
+        _place(drawn, edges, names, part)
+
+
+@_compiled
+def _count_above(row, bound):
+    count = np.int32(0)
+    for i in range(row.shape[0]):
+        magnitude = np.int32(np.float32(row[i]).view(np.int32) & _MAGNITUDE_SIGNED)
+        count = np.int32(count + np.int32(magnitude > bound))
+    return count
+
+
+@_compiled
+def _find_between(row, low, high, found):
+    """Write the magnitudes between two bounds, as bits, and return how many there are."""
+    count = 0
+    for i in range(row.shape[0]):
+        magnitude = np.int32(np.float32(row[i]).view(np.int32) & _MAGNITUDE_SIGNED)
+        found[count] = magnitude
+        count += (magnitude >= low) & (magnitude <= high)
+    return count
+
+
+@_compiled
+def count_magnitudes(row, low, high, shift, bins):
+    """Add magnitudes from `low` to `high` (bits) to the bins of a histogram; return how many lie above.
+
+    Args:
+        row: float32.
+        low, high: int32.
+        shift: A bin holds 2**shift neighbouring magnitudes, the first one beginning at `low`.
+        bins: int64, changed.
+    """
+    found = np.empty(BLOCK + 1, np.int32)
+    above = 0
+    for start in range(0, row.shape[0], BLOCK):
+        part = row[start : start + BLOCK]
+        above += _count_above(part, high)
+        for n in range(_find_between(part, low, high, found)):
+            bins[(found[n] - low) >> shift] += 1
+    return above

@@ -6,6 +6,7 @@ only where that shows no difference: so a tensor is called unchanged only if eve
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,10 +41,15 @@ from hub_magmax.streaming import StoredChunks, ahead
 
 #: Tensors of up to this many elements are looked at whole; of larger ones, one element in so many.
 _WHOLE_ELEMENTS, _ONE_IN = 1 << 16, 64
+#: Blocks that are worked on together.
+_AT_ONCE = 16
 #: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
 _PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 #: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
+
+#: Its first index in the tensor, and the values there of the base model and of every checkpoint.
+_Block = tuple[int, Tensor, list[Tensor]]
 
 
 def diagnose(
@@ -54,7 +60,7 @@ def diagnose(
 ) -> Diagnosis:
     """Compare the checkpoints with the base model and with each other, in one pass.
 
-    Holds one chunk of every checkpoint, a few kilobytes per tensor, and some rows of the largest matrices.
+    Holds a few blocks of every checkpoint, a few kilobytes per tensor, and some rows of the largest matrices.
 
     Args:
         plan: Which tensors are merged, and for which preference quotas are told.
@@ -118,10 +124,14 @@ class _Look:
         self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
     def _gather(self, chunks: StoredChunks) -> None:
-        for start, base, checkpoints in _read(chunks, self._blocks(chunks.chunk_elements)):
+        for blocks in _read_together(chunks, self._blocks(chunks.chunk_elements)):
+            base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
             vectors = kernels.task_vectors(base, checkpoints)
-            chunks.check(float(vectors.sum()), start, base, checkpoints)
+            probe = float(vectors.sum())
+            if not math.isfinite(probe):
+                for block in blocks:
+                    chunks.check(probe, *block)
             self._count(base.float(), vectors)
         if self.looked_at < self.job.num_elements and any(self.same):
             self._read_on(chunks)
@@ -181,17 +191,31 @@ class _Look:
         return Overlap(self.job.name, tuple(map(tuple, shares.tolist())), count / rows.shape[2])
 
 
-def _read(
-    chunks: StoredChunks, blocks: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+def _read(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[_Block]:
     """Yield the first index of each block of a tensor, and base and checkpoint values as stored."""
+    assert chunks.reader is not None
+    return ahead(chunks.reader, (partial(_read_block, chunks, *block) for block in blocks))
 
-    def read(start: int, stop: int) -> tuple[int, Tensor, list[Tensor]]:
-        base, *tasks = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
-        return start, base, tasks
+
+def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[list[_Block]]:
+    """Yield what `_read` does, some blocks at a time: starting on one costs more than its few elements."""
+
+    def read(group: Sequence[tuple[int, int]]) -> list[_Block]:
+        return [_read_block(chunks, *block) for block in group]
 
     assert chunks.reader is not None
-    return ahead(chunks.reader, (partial(read, *block) for block in blocks))
+    groups = (blocks[first : first + _AT_ONCE] for first in range(0, len(blocks), _AT_ONCE))
+    return ahead(chunks.reader, (partial(read, group) for group in groups))
+
+
+def _read_block(chunks: StoredChunks, start: int, stop: int) -> _Block:
+    base, *tasks = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
+    return start, base, tasks
+
+
+def _joined(blocks: Sequence[_Block]) -> list[Tensor]:
+    """Return the values of several blocks as one, of the base model and of every checkpoint."""
+    return [torch.cat(parts) for parts in zip(*((base, *tasks) for _, base, tasks in blocks), strict=True)]
 
 
 def _equal(base: Tensor, checkpoint: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -87,6 +86,23 @@ class Group:
         """Share of the changed elements that each task wins under MAGMAX."""
         wins = np.array(self.wins)
         return _ratio(wins, np.full(len(wins), wins.sum()))
+
+    @cached_property
+    def length_ratios(self) -> np.ndarray:
+        """How many times as long as another (column) each task vector (row) is; 0 where that one is zero."""
+        lengths = self.lengths
+        return _ratio(np.tile(lengths[:, None], len(lengths)), np.tile(lengths, (len(lengths), 1)))
+
+    @cached_property
+    def lacking_shares(self) -> np.ndarray:
+        """Share of its quota that each task lacks among the elements it wins."""
+        lacking = np.array(self.lacking)
+        return _ratio(lacking, np.array(self.wins) + lacking)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what the sums say, by task and by pair of tasks, as plain values."""
+        keys = ("cosines", "sign_agreement", "length_ratios", "win_shares", "lacking_shares")
+        return {key: getattr(self, key).round(6).tolist() for key in keys}
 
     @cached_property
     def to_base(self) -> tuple[np.ndarray, np.ndarray]:
@@ -222,21 +238,17 @@ class Diagnosis:
 
     def _task_lines(self, width: int) -> Iterator[str]:
         for number, task in enumerate(self.tasks):
-            wanted = self.whole.wins[number] + self.whole.lacking[number]
-            lacking = self.whole.lacking[number] / wanted if wanted else 0.0
             yield (
                 f"{task:<{width}}  {self.relative_lengths[number]:6.3g}  {self.changed_shares[number]:7.3f}  "
-                f"{self.whole.win_shares[number]:6.3f}  {lacking:7.3f}"
+                f"{self.whole.win_shares[number]:6.3f}  {self.whole.lacking_shares[number]:7.3f}"
             )
 
     def _pair_lines(self) -> Iterator[str]:
-        lengths = self.whole.lengths
         for one, task in enumerate(self.tasks):
             for other in range(one + 1, len(self.tasks)):
-                ratio = lengths[one] / lengths[other] if lengths[other] else math.inf
                 yield (
                     f"{task} and {self.tasks[other]}: {self.whole.cosines[one, other]:.3f}, "
-                    f"{self.whole.sign_agreement[one, other]:.3f}, {ratio:.3g}"
+                    f"{self.whole.sign_agreement[one, other]:.3f}, {self.whole.length_ratios[one, other]:.3g}"
                 )
 
     @property
@@ -250,7 +262,11 @@ class Diagnosis:
         return verdict(self.suspects, notes=bool(self.findings))
 
     def to_json(self) -> str:
-        values = asdict(self) | {"findings": [asdict(finding) for finding in self.findings]}
+        derived = {
+            "findings": [asdict(finding) for finding in self.findings],
+            "numbers": {group.name: group.numbers() for group in (self.whole, *self.layers)},
+        }
+        values = asdict(self) | derived
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -269,7 +285,8 @@ def read_diagnosis(path: Path) -> Diagnosis:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("findings")
+        for derived in ("findings", "numbers"):
+            values.pop(derived)
         found: Diagnosis = TypeAdapter(Diagnosis).validate_python(values)
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
@@ -332,18 +349,16 @@ def _pairs(found: Diagnosis) -> Iterator[Finding]:
 
 
 def _shares(found: Diagnosis) -> Iterator[Finding]:
-    wins, lacking = np.array(found.whole.wins), np.array(found.whole.lacking)
     for number, task in enumerate(found.tasks):
-        share = found.whole.win_shares[number]
+        share, lacking = found.whole.win_shares[number], found.whole.lacking_shares[number]
         if len(found.tasks) > 1 and share > _limit("dominant"):
             text = (
                 f"{task} has the largest change in {100 * share:.1f} % of the elements: MAGMAX is almost it"
             )
             yield Finding("dominant", task, text, False)
-        wanted = wins[number] + lacking[number]
-        if wanted > 0 and lacking[number] / wanted > _limit("short"):
+        if lacking > _limit("short"):
             text = (
-                f"{task} lacks {100 * lacking[number] / wanted:.1f} % of its quota among what it wins: "
+                f"{task} lacks {100 * lacking:.1f} % of its quota among what it wins: "
                 "the rest comes from where other tasks change more"
             )
             yield Finding("short", task, text, False)

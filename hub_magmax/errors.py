@@ -13,17 +13,22 @@
     ├── PublishError             the Hub refused, or what it holds differs
     ├── SignatureError           a signature that cannot be made, or does not fit
     ├── DistributedError         processes that disagree about the world they are in
+    ├── SystemRefusalError       no memory, no room for temporary files, no more threads
     └── MissingDependencyError   an optional package, with the line that installs it
 
 A message is one paragraph made of four facts: what was wrong, where, what was expected,
 and what to do next. The facts stay on the exception as attributes, so that a program can
-use them without parsing the text.
+use them without parsing the text. Whatever is quoted in them, access tokens are taken out.
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
+
+from hub_magmax.secrecy import without_secrets
 
 
 class HubMagmaxError(Exception):
@@ -37,8 +42,9 @@ class HubMagmaxError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", hint: str = "") -> None:
-        self.what, self.where, self.expected, self.hint = what, where, expected, hint
-        super().__init__(what, where, expected, hint)
+        facts = tuple(without_secrets(fact) for fact in (what, where, expected, hint))
+        self.what, self.where, self.expected, self.hint = facts
+        super().__init__(*facts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let an error travel between processes."""
@@ -100,5 +106,45 @@ class DistributedError(HubMagmaxError):
     """The processes disagree about how many they are."""
 
 
+class SystemRefusalError(HubMagmaxError):
+    """The system refuses memory, room for a temporary file, or another thread."""
+
+
 class MissingDependencyError(HubMagmaxError):
     """An optional package is not installed."""
+
+
+def explained(error: BaseException) -> HubMagmaxError | None:
+    """Return what a command says about `error`; None where the error is a mistake in this program."""
+    if any(_is_out_of_memory(cause) for cause in _causes(error)):
+        return SystemRefusalError(
+            "the memory ran out",
+            hint="Free some memory, raise the limit (ulimit -v) or take a larger machine, then run the same "
+            "command again; `hub-magmax plan RECIPE` says how much a merge needs.",
+        )
+    if isinstance(error, HubMagmaxError):
+        return error
+    if isinstance(error, OSError):
+        return SystemRefusalError(
+            f"the system refuses this ({error.strerror or type(error).__name__})",
+            where=str(error.filename or ""),
+            hint="Check the path, its permissions and the room on the disk (TMPDIR for temporary files), "
+            "then run the same command again.",
+        )
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory is missing: torch and threads report that as errors of other kinds."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = ("can't allocate memory", "out of memory", "can't start new thread")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in told)
+    )

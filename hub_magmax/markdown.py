@@ -12,6 +12,8 @@ import re
 import unicodedata
 from typing import Any
 
+from hub_magmax.secrecy import without_tokens
+
 #: Longest foreign text shown in a line or a table cell.
 MAX_INLINE = 120
 
@@ -20,8 +22,6 @@ MAX_INLINE = 120
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 
 _ABSOLUTE = re.compile(r"[/~\\]|file:|[A-Za-z]:[\\/]", re.IGNORECASE)
-_TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
-_CREDENTIALS = re.compile(r"(https?://)[^/@\s]+@", re.IGNORECASE)
 
 
 class Markdown(str):
@@ -38,7 +38,11 @@ def code(text: str) -> Markdown:
 
 
 def fenced(text: str, language: str = "") -> Markdown:
-    """Return `text` as a code block whose fence is longer than any run of backticks in it."""
+    """Return `text` as a code block whose fence is longer than any run of backticks in it.
+
+    Invisible characters but line breaks are spelled out.
+    """
+    text = "".join(_spelled_out(c) if is_invisible(c) and c != "\n" else c for c in text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
@@ -53,7 +57,7 @@ def one_line(text: str) -> str:
 
 def publishable(text: str) -> str:
     """Return `text` without access tokens, and an absolute path as its last part only."""
-    text = _TOKEN.sub(r"\1_…", _CREDENTIALS.sub(r"\1", text))
+    text = without_tokens(text)
     if not _ABSOLUTE.match(text):
         return text
     last = re.split(r"[\\/:]+", text.rstrip("\\/"))[-1]

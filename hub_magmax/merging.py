@@ -23,7 +23,7 @@ from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.fusing import compiles, make_step, one_thread
-from hub_magmax.io.opening import HubSources, check_hashes, open_checkpoints, read_side_file
+from hub_magmax.io.opening import HubSources, check_hashes, open_checkpoints, read_side_file, versions_of
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
@@ -152,7 +152,7 @@ def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
     try:
         if plan is not None:
             check_hashes(plan.recipe, plan.lock)
-        place.prepare()
+        place.prepare(versions_of(plan.recipe, plan.lock) if plan is not None else "")
     except HubMagmaxError as error:
         return error
     return None

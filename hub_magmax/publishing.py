@@ -11,7 +11,7 @@ from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
 from hub_magmax.io.committing import Destination, Head, Published, commit, hashes_of, prepare_repository
-from hub_magmax.io.opening import file_sha256
+from hub_magmax.io.opening import file_sha256, read_small_file
 from hub_magmax.io.remote import open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LOCK_NAME, read_lock
@@ -142,7 +142,7 @@ def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
                 f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made",
                 where=source.label,
             )
-        content = source.read_bytes(REPORT_NAME, 0, source.sizes[REPORT_NAME])
+        content = read_small_file(source, REPORT_NAME)
         return _compare(source, parse_report(content, f"{source.label}, {REPORT_NAME}"), PublishError)
 
 

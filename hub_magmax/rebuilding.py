@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+import json
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from hub_magmax.errors import LockError, OutputError, SourceError
+from hub_magmax.io.opening import file_sha256, read_small_file
 from hub_magmax.io.remote import open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.locking import check_lock, plan
 from hub_magmax.merging import merge
+from hub_magmax.provenance import PROVENANCE_NAME
 from hub_magmax.recipe import RECIPE_NAME, Recipe, load_recipe
 from hub_magmax.reports import MergeReport
+
+_CHANGED = "The model was changed after the merge, or another version of the software made it."
 
 #: Elements of a tensor that are compared at a time.
 _BLOCK_ELEMENTS = 2**22
 
 
 def rebuild(model: str, *, revision: str | None = None, folder: Path | None = None) -> MergeReport:
-    """Merge `model` again from its recipe and lock, and compare every tensor.
+    """Merge `model` again from its recipe and lock, and compare every tensor and every file.
 
     Args:
         model: A merged folder, or a repository id.
@@ -30,10 +36,10 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         folder: Where the relative paths of local checkpoints start; the current folder if None.
 
     Returns:
-        The report of the second merge, whose tensors are those of `model` to the bit.
+        The report of the second merge, whose files are those of `model` byte for byte.
 
     Raises:
-        OutputError: If a tensor differs, naming the first one in the order of the files.
+        OutputError: If a tensor differs, naming the first one in the order of the files; or else a file.
         LockError: If a source, or the stored recipe, is no longer what was locked.
     """
     with ExitStack() as stack:
@@ -49,6 +55,7 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         report = merge(planned, temporary / "model")
         again = stack.enter_context(closing(LocalSource(temporary / "model", f"{stored.label} rebuilt")))
         _compare(stored, again)
+        _compare_files(stored, again, report)
     return report
 
 
@@ -74,7 +81,7 @@ def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tupl
                 where=stored.label,
                 hint="Give a model that `hub-magmax` merged.",
             )
-        (temporary / name).write_bytes(stored.read_bytes(name, 0, stored.sizes[name]))
+        (temporary / name).write_bytes(read_small_file(stored, name))
     recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
     locked = read_lock(temporary / LOCK_NAME)
     check_lock(recipe, locked, f"{stored.label}, {LOCK_NAME}")
@@ -99,9 +106,42 @@ def _compare(stored: TensorSource, again: TensorSource) -> None:
                 raise _difference(stored, name, f"element {element:,}")
 
 
+def _compare_files(stored: TensorSource, again: TensorSource, report: MergeReport) -> None:
+    """Raise OutputError at the first file that differs; all tensors are the same.
+
+    Recipe and lock are what the second merge was made from, so there is nothing to compare them with.
+    """
+    for name, sha256 in report.sha256.items():
+        if name in (RECIPE_NAME, LOCK_NAME):
+            continue
+        if name not in stored.sizes:
+            raise OutputError(f"there is no {name}, and the recipe and lock give one", where=stored.label)
+        if name == PROVENANCE_NAME:
+            same = _statement(stored) == _statement(again)
+        else:
+            same = file_sha256(stored, name) == sha256
+        if not same:
+            header = " (its header; every tensor is the same)" if name.endswith(".safetensors") else ""
+            raise OutputError(
+                f"the file is not what the recipe and lock give{header}",
+                where=f"{stored.label}, {name}",
+                hint=_CHANGED,
+            )
+
+
+def _statement(source: TensorSource) -> Any:
+    """Return what a model's provenance says, but for the versions of the software."""
+    content = read_small_file(source, PROVENANCE_NAME)
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        values = json.loads(content)
+        del values["predicate"]["runDetails"]
+        return values
+    return content
+
+
 def _difference(stored: TensorSource, name: str, what: str) -> OutputError:
     return OutputError(
         f"{what} is not what the recipe and lock give",
         where=f"{stored.label}, tensor {name!r}",
-        hint="The weights were changed after the merge, or another version of the software rounds otherwise.",
+        hint=_CHANGED,
     )

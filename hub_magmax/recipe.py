@@ -70,6 +70,9 @@ Problem = tuple[KeyPath, str]
 #: Problems listed in one message; whoever sees more has made one mistake many times.
 _SHOWN_PROBLEMS = 20
 
+#: Characters of a problem: some of them quote a name that may be of any length.
+_SHOWN_CHARACTERS = 500
+
 #: What a recipe writes where a comparison shall choose.
 AUTO = "auto"
 
@@ -618,9 +621,12 @@ def _all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, i
         known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
         return f"line {known}, {key}" if known else key
 
-    found = [f"{place(path)}: {text}" for path, text in problems]
+    texts = [
+        text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..." for _, text in problems
+    ]
+    found = [f"{place(path)}: {text}" for (path, _), text in zip(problems, texts, strict=True)]
     if len(found) == 1:
-        return RecipeError(problems[0][1], where=f"{where}, {place(problems[0][0])}")
+        return RecipeError(texts[0], where=f"{where}, {place(problems[0][0])}")
     shown = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
     listed = found if len(found) <= _SHOWN_PROBLEMS + 1 else shown
     return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)

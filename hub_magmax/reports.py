@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from hub_magmax.digest import digest
 from hub_magmax.errors import OutputError
@@ -111,12 +111,20 @@ def parse_report(content: bytes, where: str) -> MergeReport:
     """Return the report that `content` holds; `where` is what to call it in messages.
 
     Raises:
-        OutputError: If it is not what `to_json` writes.
+        OutputError: If it is not what `to_json` writes, or was changed since.
     """
     try:
         values = json.loads(content)
-        values.pop("digest")
+        stored = values.pop("digest")
         report: MergeReport = TypeAdapter(MergeReport).validate_python(values)
-        return report
-    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        if not report.shards:
+            raise ValueError("no merge writes a model without weights")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise OutputError("not a merge report of this version", where=where) from error
+    if stored != report.digest:
+        raise OutputError(
+            "the digest does not fit the content, so the merge report was changed",
+            where=where,
+            hint="Merge again, or take the model from where it came.",
+        )
+    return report

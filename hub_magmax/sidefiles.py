@@ -7,6 +7,7 @@ sha256 of large files and git's id of small ones; for a folder both are computed
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,9 @@ _ABOUT_WEIGHTS = (
     "trainer_state.json",
     "training_args.json",
 )
+
+#: Names that lead elsewhere on some systems: separators, and Windows' devices with whatever suffix.
+_FOREIGN = re.compile(r"[\\/:]|^(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
 
 _TOKENIZER_FILES = (
     "added_tokens.json",
@@ -48,6 +52,7 @@ def is_side_file(path: str) -> bool:
         and path not in _ABOUT_WEIGHTS
         and not path.endswith(".index.json")
         and path.isprintable()  # a name that cannot be shown, or stored as UTF-8, is not published
+        and _FOREIGN.search(path) is None
     )
 
 

@@ -66,7 +66,13 @@ class StoredChunks:
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        for chunk in self._stored(self._read):
+        return self._vectors(self.chunk_elements, self.chunk_elements)
+
+    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
+        return self._vectors(length, every)
+
+    def _vectors(self, length: int, every: int) -> Iterator[tuple[int, Tensor]]:
+        for chunk in self._stored(self._read, length, every):
             found, probe = self._task_vectors(chunk)
             self.check(probe, chunk.start, chunk.base, chunk.checkpoints)
             yield chunk.start, found
@@ -79,22 +85,24 @@ class StoredChunks:
 
     def last_pass(self) -> Iterator[StoredChunk]:
         """Yield the chunks as stored."""
-        return self._stored(self._read_last)
+        return self._stored(self._read_last, self.chunk_elements, self.chunk_elements)
 
-    def _stored(self, read: Callable[[int], StoredChunk]) -> Iterator[StoredChunk]:
-        starts = range(0, self.num_elements, self.chunk_elements)
+    def _stored(
+        self, read: Callable[[int, int], StoredChunk], length: int, every: int
+    ) -> Iterator[StoredChunk]:
+        size = self.num_elements
+        parts = [(start, min(start + length, size)) for start in range(0, size, every)]
         if self.reader is None:
-            return map(read, starts)
-        return ahead(self.reader, (partial(read, start) for start in starts))
+            return (read(*part) for part in parts)
+        return ahead(self.reader, (partial(read, *part) for part in parts))
 
-    def _read_last(self, start: int) -> StoredChunk:
-        found = self._read(start)
+    def _read_last(self, start: int, stop: int) -> StoredChunk:
+        found = self._read(start, stop)
         for source in (self.base, *self.tasks):
-            source.release(self.name, start + len(found.base))
+            source.release(self.name, stop)
         return found
 
-    def _read(self, start: int) -> StoredChunk:
-        stop = min(start + self.chunk_elements, self.num_elements)
+    def _read(self, start: int, stop: int) -> StoredChunk:
         sources = (self.base, *self.tasks)
         dtypes = {source.index.tensors[self.name].dtype for source in sources}
         if len(dtypes) > 1:

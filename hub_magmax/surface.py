@@ -100,8 +100,8 @@ class Surface:
             point = self.points[index]
             shown = [*(f"{w:g}" for w in point.weights), *(f"{score.value:.3f}" for score in point.scores)]
             lines.append("  ".join(f"{text:>{width}}" for text in shown))
-        lines.append(
-            f"{len(self.front)} of {len(self.points)} preferences are on the front; "
-            f"hypervolume above the base model {self.hypervolume:.6g}"
-        )
+        volume = f"hypervolume above the base model {self.hypervolume:.6g}"
+        if not self.hypervolume:
+            volume += ": none is better than it on every task at once"
+        lines.append(f"{len(self.front)} of {len(self.points)} preferences are on the front; {volume}")
         return "\n".join(lines)

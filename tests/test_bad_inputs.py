@@ -10,6 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.checkpoint import ITEM_BYTES, CheckpointIndex, TensorInfo, refuse_quantised
 from hub_magmax.errors import CheckpointError
 from hub_magmax.io.source import MemorySource
+from hub_magmax.io.writer import sha256_of
+from hub_magmax.reports import read_report
 from hub_magmax.testing.hub import LocalHub
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.test_cli import call
@@ -146,6 +149,11 @@ def link_out(folder: Path) -> None:
     (folder / "notes.txt").symlink_to("../secret")
 
 
+def large_side_file(folder: Path) -> None:
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(10**12)  # a hole, which takes no room
+
+
 def after(verb: str, then: Callable[[Path], Words], **changes: Any) -> Break:
     """Return the case of something wrong after a first command that went well."""
 
@@ -188,6 +196,22 @@ def change_shard(folder: Path) -> Words:
 def change_config(folder: Path) -> Words:
     (folder / "merged" / "config.json").write_text("{}")
     return ["verify", "merged"]
+
+
+def change_report(folder: Path) -> Words:
+    path = folder / "merged" / "merge_report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"plan_digest": "sha256:0"}))
+    return ["verify", "merged"]
+
+
+def change_model_and_report(folder: Path) -> Words:
+    """Change a file, and the report so that it agrees; only merging again tells."""
+    merged = folder / "merged"
+    (merged / "config.json").write_text("{}")
+    report = read_report(merged / "merge_report.json")
+    files = report.files | {"config.json": sha256_of(merged / "config.json")}
+    (merged / "merge_report.json").write_text(replace(report, files=files).to_json())
+    return ["verify", "merged", "--rebuild", "--from", "."]
 
 
 def add_file(folder: Path) -> Words:
@@ -262,6 +286,10 @@ CASES: dict[str, Break] = {
     "recipe-anchor": text(GOOD_TEXT.replace("./base", "&x ./base")),
     "recipe-python-tag": text(GOOD_TEXT + "seed: !!python/object/apply:os.getpid []\n"),
     "recipe-nested-too-deeply": text("a: " + "[" * 2000),
+    "recipe-endless-number": text(GOOD_TEXT + f"seed: 0x{'F' * 4000}\n"),
+    "recipe-too-many-values": text(GOOD_TEXT + f"tensors: [{'1,' * 60_000}]\n"),
+    "recipe-holds-a-token": recipe(base_model=f"https://me:hf_{'a' * 34}@huggingface.co/org/model"),
+    "recipe-overlong-path": recipe(base_model="./" + "x" * 5000),
     "recipe-wrong-date": text(GOOD_TEXT + "seed: 2001-02-30\n"),
     "recipe-several-problems": recipe(outptu={}, seed=-1, methd="ties"),
     "recipe-no-tasks": recipe(tasks=[]),
@@ -323,6 +351,7 @@ CASES: dict[str, Break] = {
     "checkpoint-index-not-json": checkpoint(
         lambda folder: (folder / "model.safetensors.index.json").write_text("{")
     ),
+    "checkpoint-large-side-file": checkpoint(large_side_file),
     "checkpoint-link-outside": checkpoint(link_out),
     "checkpoint-config-not-json": checkpoint(lambda folder: (folder / "config.json").write_text("{'a': 1}")),
     "quantised-gptq": tensors(
@@ -403,6 +432,8 @@ CASES: dict[str, Break] = {
     "push-no-folder": command("push", "none", "me/bad-inputs-pushed"),
     "verify-changed-shard": after("merge", change_shard),
     "verify-changed-config": after("merge", change_config),
+    "verify-changed-report": after("merge", change_report),
+    "verify-changed-model-and-report": after("merge", change_model_and_report),
     "verify-added-file": after("merge", add_file),
     "sign-folder-of-no-merge": command("sign", "base", "--private-key", "none.pem"),
     "sign-no-folder": command("sign", "none", "--private-key", "none.pem"),
@@ -410,6 +441,7 @@ CASES: dict[str, Break] = {
     "rollback-missing": command("rollback", "me/none-such"),
     "rollback-plain-model": rollback_plain_model,
     "verify-folder-of-no-merge": command("verify", "base"),
+    "lock-out-is-a-folder": after("validate", lambda folder: ["lock", "recipe.yaml", "--out", "."]),
     "card-before-merge": after("validate", lambda folder: ["card", "recipe.yaml"]),
 }
 
@@ -429,7 +461,7 @@ def test_bad_input_is_told_in_one_paragraph_and_leaves_nothing(case, family, hub
     words = [str(word) for word in CASES[case](family, hub)]
     if case in ("hub-gated", "hub-private", "hub-not-writable"):
         monkeypatch.setenv("HF_TOKEN", hub.add_user("stranger"))
-    before = {path: path.is_file() and path.read_bytes() for path in family.rglob("*")}
+    before = state(family)
     code, out, err = call(*words)
     message = shown(err, family)
     assert (code, out) == (1, "")
@@ -441,9 +473,15 @@ def test_bad_input_is_told_in_one_paragraph_and_leaves_nothing(case, family, hub
     assert len(message) < 1200
     assert message.isascii() or all(c.isprintable() or c == "\n" for c in message)
     assert os.environ["HF_TOKEN"] not in err
-    assert {path: path.is_file() and path.read_bytes() for path in family.rglob("*")} == before
+    assert state(family) == before
     check_text(case, f"$ hub-magmax {' '.join(shorter(word) for word in words)}\n{chr(10).join(lines)}\n")
     check_facts(*call(*words, "--json"), says_more=case not in SAY_NO_MORE)
+
+
+def state(folder: Path) -> dict[Path, object]:
+    """Return what is in a folder: every file's content, but of those that are too large for that."""
+    sizes = {path: path.is_file() and path.stat().st_size for path in folder.rglob("*")}
+    return {path: path.read_bytes() if 0 < size < 10**6 else size for path, size in sizes.items()}
 
 
 def shorter(word: str) -> str:
@@ -510,6 +548,11 @@ def test_quantised_checkpoint_is_refused_by_names_and_dtypes(kind):
 @pytest.mark.parametrize("kind", PLAIN)
 def test_names_alone_do_not_make_a_checkpoint_quantised(kind):
     refuse_quantised(index_of(PLAIN[kind]), b'{"quantization_config": null}')
+
+
+def test_weight_file_with_a_backslash_in_its_name_is_refused():
+    with pytest.raises(CheckpointError, match="holds a backslash"):
+        _ = MemorySource({"..\\x.safetensors": b""}, "model").index
 
 
 @pytest.mark.parametrize("name", ["a\n.safetensors", "\x1b[2J.safetensors", "\udcff.safetensors"])

@@ -19,15 +19,17 @@ from markdown_it import MarkdownIt
 from pydantic import TypeAdapter
 
 from hub_magmax import cards
-from hub_magmax.cards import render_card
+from hub_magmax.cards import Beside, render_card
+from hub_magmax.diagnosis import THRESHOLDS, Diagnosis, make_group
+from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation import Score, Scores, make_score
 from hub_magmax.evaluators import Outcome
-from hub_magmax.intervals import paired_difference, wilson_interval
+from hub_magmax.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
 from hub_magmax.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.markdown import is_invisible
 from hub_magmax.recipe import parse_recipe
 from hub_magmax.reports import MergeReport, ShardRecord
-from hub_magmax.tails import cvar
+from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
 from hub_magmax.testing.metadata import validate
 from hub_magmax.units import Unit
 
@@ -116,11 +118,10 @@ def make_scores(measured=MEASURED, **changes):
     return replace(scores, **changes)
 
 
-def make_card(recipe=None, lock=None, report=None, scores="measured", picture=None):
+def make_card(recipe=None, lock=None, report=None, scores="measured", **beside):
     measured = make_scores() if scores == "measured" else scores
-    return render_card(
-        recipe or make_recipe(), lock or make_lock(), report or make_report(), measured, picture=picture
-    )
+    facts = recipe or make_recipe(), lock or make_lock(), report or make_report(), measured
+    return render_card(*facts, **beside)
 
 
 def cells(card, first):
@@ -364,6 +365,98 @@ def test_every_number_of_the_report_reaches_the_card(path):
     assert (without_digests(before) != without_digests(after)) == (path not in SUMMED_UP)
 
 
+def drawn_diagnosis(rng):
+    """Return a diagnosis of random sums, by which both tasks lack much of their quota."""
+
+    def group(name):
+        vectors = np.vstack([rng.uniform(5, 9, 9), rng.random((2, 9))])
+        agreeing, shared = rng.uniform(10, 20, (2, 2)), rng.uniform(20, 40, (2, 2))
+        changed, wins, lacking = rng.uniform(40, 60, (3, 2))
+        count = int(rng.integers(10**5, 10**6))
+        return make_group(
+            name, 2 * count + 1, count, vectors @ vectors.T, agreeing, shared, changed, wins, lacking
+        )
+
+    layers = (group("first"), group("second"))
+    return Diagnosis(tuple(WEIGHTS), layers, group("matrices"), (0, 0), 9, (), (), 0.5)
+
+
+def drawn_card(seed):
+    """Return a card with every section, on which every stored number is random."""
+    rng = np.random.default_rng(seed)
+    digits = lambda: "".join(rng.choice(list("0123456789abcdef"), 64))  # noqa: E731
+    count = lambda: int(rng.integers(1000, 10**6))  # noqa: E731
+    number = lambda: float(rng.uniform(1, 9))  # noqa: E731
+    outcomes = lambda size, bar: [Outcome(float(p > bar), float(p)) for p in rng.random(size)]  # noqa: E731
+    share = float(rng.uniform(0.6, 0.9))
+    weights = {"animals": share, "plants": 1 - share}
+    scored = {
+        ("animals", 600): ("base_model", "animals", "merged", "merged:int4"),
+        ("plants", 700): ("base_model", "plants", "merged"),
+        ("general", 800): ("base_model", "merged"),
+    }
+    kept = [
+        make_score(model, task, outcomes(size + seed, 0.7 if model == "base_model" else 0.4), is_share=True)
+        for (task, size), models in scored.items()
+        for model in models
+    ]
+    data = {task: {"dataset": "org/x", "examples": count()} for task in ("animals", "plants", "general")}
+    spec = {"tasks": {}, "guard": {"general": {"dataset": "org/g"}}, "margin": float(rng.uniform(0, 0.01))}
+    explained = ResolvedPreference(weights, "labels", f"sha256:{digits()}", {"shares": [number(), number()]})
+    lock = make_lock(
+        base_model=make_source(commit=digits()[:40]),
+        tasks={task: make_source("org/seq", "org/seq", digits()[:40]) for task in WEIGHTS},
+        method={"name": "tunable_magmax", "scaling": number()},
+        preference=explained,
+        seed=count(),
+        chosen={"examples": count(), "tried": count(), "best": {"ties": {"scaling": number()}}},
+    )
+    return make_card(
+        recipe=make_recipe(evaluation=spec, seed=count()),
+        lock=lock,
+        report=make_report(
+            plan_digest=f"sha256:{digits()}",
+            shards=(ShardRecord("model.safetensors", count(), digits()),),
+            shares={task: number() for task in WEIGHTS},
+            num_unaligned={task: count() for task in WEIGHTS},
+            duality_gap=number(),
+            elements_merged=count(),
+            bytes_in=count() * 10**6,
+            bytes_out=count() * 10**3,
+            seconds=number(),
+            peak_memory_bytes=count() * 10**4,
+            versions={"python": f"{seed}.{seed}.{seed}"},
+        ),
+        scores=make_scores(scores=tuple(kept), data=data),
+        beside=Beside(diagnosis=drawn_diagnosis(rng)),
+    )
+
+
+def numbers_of(line):
+    """Return the numbers of a line, without those that are part of a word, and without commits and hashes."""
+    line = re.sub("(?<=[`@:/])[0-9a-f]{7,}", "", line)
+    return re.findall(r"(?<![\w.])[.]?[0-9][\w.,]*(?<![.,])", line)
+
+
+def test_no_number_is_on_the_card_that_nothing_stored_decides():
+    cards_ = [drawn_card(seed) for seed in (1, 2, 3)]
+    for card in cards_:
+        for section in ("must not regress", "averages hide", "merged model to itself", "## Appendix"):
+            assert section in card
+    # The recipe and the lock are on the card as they are stored, which another test compares.
+    aside = f"```(yaml|json)\n.*?```|{re.escape(constants.ENDPOINT)}"
+    lines = [re.sub(aside, "", card, flags=re.S).splitlines() for card in cards_]
+    fixed = set()
+    for versions in zip(*lines, strict=True):
+        places = zip(*map(numbers_of, versions), strict=True)
+        fixed |= {place[0] for place in places if len(set(place)) == 1}
+    template = (cards._TEMPLATE_FOLDERS[1] / cards.TEMPLATE_NAME).read_text(encoding="utf-8")
+    stated = {*numbers_of(template), *numbers_of(str(cards._PAPERS)), f"{NUM_RESAMPLES:,}"}
+    stated |= {f"{level:.2f}"[1:] for level in LEVELS} | {f"{limit:g}" for limit, _ in THRESHOLDS.values()}
+    assert fixed <= {*stated, str(MIN_TAIL_EXAMPLES), str(len(WEIGHTS))}
+    assert len(numbers_of("\n".join(lines[0]))) > 150
+
+
 LOCK, REPORT = make_lock(), make_report()
 OTHER_WEIGHTS = {"animals": 0.25, "plants": 0.75}
 FACTS = [
@@ -508,6 +601,26 @@ def test_the_hub_finds_what_the_model_was_made_from():
     assert "license_name" not in data
 
 
+def test_languages_and_data_sets_that_the_recipe_names_are_found_on_the_hub():
+    said = {"language": ["en", "no"], "datasets": ["org/photos", "squad"]}
+    card = make_card(recipe=make_recipe(output={"push_to_hub": "me/merged"} | said))
+    assert {key: metadata(card)[key] for key in said} == said
+    assert validate(card).errors == () and validate(card).warnings == ()
+    assert not said.keys() & metadata(make_card()).keys()
+
+
+@pytest.mark.parametrize("value", ["English", "e\nn", "en-US", "[en]"])
+def test_a_language_that_the_hub_would_refuse_is_refused_early(value):
+    with pytest.raises(RecipeError, match=r"output\.language"):
+        make_recipe(output={"language": [value]})
+
+
+@pytest.mark.parametrize("value", ["./photos", "a/b/c", "x\n---", "<b>"])
+def test_a_data_set_that_the_hub_cannot_have_is_refused_early(value):
+    with pytest.raises(RecipeError, match=r"output\.datasets"):
+        make_recipe(output={"datasets": [value]})
+
+
 def test_folders_never_appear_as_base_models():
     tasks = {
         "animals": make_local("./animals"),
@@ -629,14 +742,14 @@ HOSTILE = {
 def everywhere(text):
     """Return the arguments of `make_card` with `text` wherever other people's text can be."""
     license = text if text.strip() else "plain"  # a blank licence is none at all, which the card says
+    short = text[:4000]  # a recipe with longer names is refused
+    data = {"dataset": short, "split": short, "config": short, "input_column": short}
     recipe = make_recipe(
-        base_model=f"./{text}",
-        tasks=[{"name": task, "model": f"./{text}{task}"} for task in WEIGHTS],
-        tensors=[{"match": text, "take": "base_model"}],
-        evaluation={
-            "tasks": {"animals": {"dataset": text, "split": text, "config": text, "input_column": text}}
-        },
-        output={"path": f"out/x{text}", "push_to_hub": f"me/{text}!", "license": license},
+        base_model=f"./{short}",
+        tasks=[{"name": task, "model": f"./{short}{task}"} for task in WEIGHTS],
+        tensors=[{"match": short, "take": "base_model"}],
+        evaluation={"tasks": {"animals": data}},
+        output={"path": f"out/x{short}", "push_to_hub": f"me/{short}!", "license": license[:4000]},
     )
     lock = make_lock(
         base_model=make_local(f"./{text}", license),
@@ -647,12 +760,14 @@ def everywhere(text):
         method={"name": "tunable_magmax", "scaling": 0.5, "selection": text, text: text},
         preference=ResolvedPreference(WEIGHTS, text, text, {text: text, "list": [text]}),
         tensors=((text, text),),
+        chosen={"tried": 9, "examples": 8, "best": {text: {text: text, "range": [text]}}},
     )
     report = make_report(
         plan_digest=text,
         shards=(ShardRecord(text, 1, text),),
         versions={text: text},
         num_unaligned={"animals": 1, "plants": 2},
+        notices=(text, f"{text}\n{text}"),
     )
     scores = make_scores(
         metric=text,
@@ -762,7 +877,9 @@ def test_relative_paths_are_shown_as_written():
 def test_no_token_appears():
     token = "hf_" + "aB3" * 12
     reference = f"https://someone:{token}@huggingface.co/org/base"  # a recipe refuses it; a lock may be older
-    recipe = make_recipe(output={"path": f"./{token}", "license": token})
+    recipe = make_recipe()
+    output = recipe.output.model_copy(update={"path": f"./{token}", "license": token})
+    recipe = recipe.model_copy(update={"output": output})  # a recipe that is read is refused
     lock = make_lock(base_model=make_source(reference, license=token))
     card = make_card(recipe=recipe, lock=lock, scores=make_scores(metric=token))
     assert token not in card and token.lower().replace("_", "-") not in card and "someone" not in card

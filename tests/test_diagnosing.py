@@ -97,7 +97,7 @@ def test_a_sound_family_has_no_faults(tmp_path):
     assert found.num_tensors == len(SHAPES) and found.unchanged == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize(
+PLANTED = pytest.mark.parametrize(
     ("change", "rule", "words"),
     [
         (from_another_base, "other base", "fine-tuned from another one"),
@@ -107,12 +107,27 @@ def test_a_sound_family_has_no_faults(tmp_path):
         (copied, "near-identical", "b is almost a"),
     ],
 )
+
+
+@PLANTED
 def test_a_planted_fault_is_named(tmp_path, change, rule, words):
     _, planned = write(tmp_path, b=change)
     found = diagnose(planned)
     assert faults(found) == {(rule, "b")}
     assert words in found.table()
     assert found.verdict == "Do not merge before looking at b."
+
+
+@PLANTED
+def test_a_planted_fault_is_named_where_only_a_part_is_looked_at(tmp_path, monkeypatch, change, rule, words):
+    monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
+    monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(diagnosing, "_ONE_IN", 2)
+    _, planned = write(tmp_path, b=change)
+    found = diagnose(planned)
+    assert found.whole.num_looked_at < 0.6 * found.whole.num_elements
+    assert faults(found) == {(rule, "b")}
+    assert words in found.table()
 
 
 def test_a_task_vector_times_a_hundred_is_named(tmp_path):
@@ -180,9 +195,26 @@ def test_numbers_are_those_of_the_whole_tensors(tmp_path):
     assert found.whole.num_looked_at == found.whole.num_elements == vectors.shape[1]
 
 
-def test_layers_are_told_apart(tmp_path):
-    _, planned = write(tmp_path)
+def test_layers_are_told_apart_and_their_numbers_stored(tmp_path):
+    family, planned = write(tmp_path)
     found = diagnose(planned)
+    stored = json.loads(found.to_json())["numbers"]
+    assert list(stored) == ["all tensors", *(layer.name for layer in found.layers)]
+    part = {name for name in SHAPES if name.startswith("layers.1.")}
+    base, *vectors = (
+        torch.cat([family[one][name].flatten() for name in sorted(part)]).double() for one in ("base", *TASKS)
+    )
+    stacked = torch.stack(vectors) - base
+    lengths = stacked.norm(dim=1)
+    numbers = stored["layers.1"]
+    cosines = stacked @ stacked.T / torch.outer(lengths, lengths)
+    assert np.array(numbers["cosines"]) == pytest.approx(cosines.numpy(), abs=1e-5)
+    ratios = lengths[:, None] / lengths[None]
+    assert np.array(numbers["length_ratios"]) == pytest.approx(ratios.numpy(), abs=1e-5)
+    signs = stacked.sign()
+    together = (signs[0] * signs[1] > 0).sum() / (signs[0] * signs[1] != 0).sum()
+    assert numbers["sign_agreement"][0][1] == pytest.approx(float(together), abs=1e-6)
+    assert sum(numbers["win_shares"]) == pytest.approx(1, abs=1e-5)
     assert {layer.name for layer in found.layers} == {"embed", "layers.0", "layers.1", "layers.2", "norm"}
     assert sum(layer.num_elements for layer in found.layers) == found.whole.num_elements
 
@@ -260,6 +292,21 @@ def test_a_nan_is_refused_with_its_place(tmp_path):
 
     _, planned = write(tmp_path, b=broken)
     with pytest.raises(NonFiniteError, match=r"layers\.1\.in\.weight"):
+        diagnose(planned)
+
+
+def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
+    monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(diagnosing, "_ONE_IN", 2)
+
+    def broken(family):
+        tensors = {name: value.clone() for name, value in family["b"].items()}
+        tensors["embed.weight"].view(-1)[130] = torch.nan
+        return tensors
+
+    _, planned = write(tmp_path, b=broken)
+    with pytest.raises(NonFiniteError, match=r"element 130 is nan"):
         diagnose(planned)
 
 

@@ -153,7 +153,43 @@ def test_it_starts_with_the_same_for_all_and_shows_the_nearest_recipe(page):
     weights = recipe["preference"]["weights"]
     assert sorted(weights.values()) == [0.25, 0.25, 0.5]
     assert parse_recipe(recipe).task_names == ("task-0", "task-1", "task-2")
-    assert shown.evaluate("document.querySelectorAll('#near tr').length") == 4
+    assert shown.evaluate("document.querySelectorAll('#near button').length") == 3
+
+
+def test_the_nearest_points_are_shown_with_preferences_scores_and_intervals(page):
+    shown = page()
+    shown.drag(corner(shown, 1))
+    rows = shown.evaluate(
+        "[...document.querySelectorAll('#near tbody tr')].map((row) => row.cells[1].innerText)"
+    )
+    # The corner is measured: the score of task n is √weight, its interval a twentieth to both sides.
+    assert rows == [
+        "0\n0.0 [−5.0,\u00a05.0]",
+        "1\n100.0 [95.0,\u00a0105.0]",
+        "0\n0.0 [−5.0,\u00a05.0]",
+        "0.000",
+        "yes",
+    ]
+
+
+def test_the_scale_of_the_scores_has_a_unit_and_every_row_its_number_of_examples(page):
+    shown = page()
+    scale = shown.evaluate("document.querySelector('.scale').innerText").split()
+    assert scale[:5] == ["0", "25", "50", "75", "100"]
+    assert " ".join(scale[5:]) == "accuracy (%), thin lines: 95 % interval"
+    sizes = shown.evaluate("[...document.querySelectorAll('.task .quiet')].map((row) => row.innerText)")
+    assert [text.split("n\u00a0=\u00a0")[1] for text in sizes] == ["100", "101", "102"]
+
+
+def test_intervals_are_drawn_where_they_were_measured(page):
+    shown = page()
+    ends = shown.evaluate(
+        "[...document.querySelectorAll('.interval')].map((l) => [l.x1.baseVal.value, l.x2.baseVal.value])"
+    )
+    # 8 to 292 stand for 0 to 100 %: the base model's is 5 to 15 %, the own checkpoint's 95 to 105 %.
+    assert len(ends) == 6
+    assert ends[0] == pytest.approx([8 + 284 * 0.05, 8 + 284 * 0.15], abs=0.01)
+    assert ends[1] == pytest.approx([8 + 284 * 0.95, 8 + 284 * 1.05], abs=0.01)
 
 
 def test_dragging_in_the_triangle_moves_the_preference(page):
@@ -211,7 +247,9 @@ def test_a_measured_point_can_be_gone_to(page):
 @pytest.mark.parametrize("num_tasks", [2, 5])
 def test_other_numbers_of_tasks_have_sliders_alone(page, num_tasks):
     shown = page(make_surface(num_tasks))
-    assert shown.evaluate("document.getElementById('triangle').hasAttribute('hidden')")
+    assert box(shown, "#triangle")["height"] == 0
+    shown.press("Tab")
+    assert shown.evaluate("document.activeElement.id") == "mass-0"
     shown.evaluate("document.getElementById('mass-1').focus()")
     shown.press("ArrowRight", times=30)
     assert shares(shown)[1] > 1 / num_tasks
@@ -231,6 +269,15 @@ def test_scores_that_are_no_shares_have_no_per_cent(page):
     shown = page(make_surface(metric="log-likelihood", is_share=False))
     texts = shown.evaluate("document.body.innerText")
     assert "%" not in texts.replace("95 %", "")
+
+
+@pytest.mark.parametrize("num_tasks", [3, 6])
+def test_the_nearest_points_can_be_read_without_scrolling_on_a_phone(page, num_tasks):
+    shown = page(make_surface(num_tasks), width=400)
+    scrolled = shown.evaluate(
+        "(() => { const s = document.querySelector('.scroll'); return s.scrollWidth - s.clientWidth; })()"
+    )
+    assert scrolled == 0
 
 
 def test_hostile_text_does_nothing(page):
@@ -280,7 +327,6 @@ OVERLAPS = """(() => {
   while (walker.nextNode()) {
     const node = walker.currentNode;
     if (!node.textContent.trim() || ["SCRIPT", "STYLE", "PRE"].includes(node.parentElement.tagName)) continue;
-    if (node.parentElement.closest("#near")) continue;
     const range = document.createRange(); range.selectNodeContents(node);
     for (const box of range.getClientRects()) boxes.push([box, node.textContent]);
   }

@@ -20,9 +20,6 @@ from hub_magmax.io.source import MemorySource
 
 SLICES = {"headers": 1500, "indexes": 500, "recipes": 120}
 
-#: A part may grow the process by so much, over all of its cases.
-MEMORY_BYTES = 200_000_000
-
 
 @pytest.mark.parametrize("part", SLICES)
 def test_mutated_input_is_read_or_refused(part):
@@ -30,7 +27,7 @@ def test_mutated_input_is_read_or_refused(part):
     assert found.failures == []
     assert set(found.outcomes) == {"accepted", "refused"}
     assert found.slowest_seconds < 10
-    assert found.memory_growth_bytes < MEMORY_BYTES
+    assert found.memory_growth_bytes < torture.MEMORY_BYTES
 
 
 def read_or_refused(files: dict[str, bytes]) -> None:

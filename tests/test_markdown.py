@@ -66,6 +66,10 @@ def test_a_fence_is_longer_than_the_longest_run_inside():
     assert fenced("a\n`````\nb").startswith("``````\n")
 
 
+def test_nothing_invisible_is_left_in_a_fence_but_its_lines():
+    assert fenced("a\u202e\nb\x1b[1m") == "```\na⟨U+202E⟩\nb⟨U+001B⟩[1m\n```"
+
+
 def test_writing_direction_and_delimiters_are_spelled_out():
     assert code("a\u202eb|c`d") == "`a⟨U+202E⟩b⟨U+007C⟩c⟨U+0060⟩d`"
 

@@ -88,7 +88,11 @@ def test_statement_lies_beside_the_model_and_is_the_same_every_time(family):
 
 def test_tokens_and_absolute_paths_are_shortened(family):
     token = "hf_" + "a" * 34
-    values = recipe_values(output={"license": token, "push_to_hub": f"https://x:{token}@host/y"})
-    recipe = parse_recipe(values | {"base_model": str(family / "base")}, folder=family)
+    recipe = parse_recipe(recipe_values(base_model=str(family / "base")), folder=family)
+    output = {
+        "license": token,
+        "push_to_hub": f"https://x:{token}@host/y",
+    }  # a recipe that is read is refused
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update=output)})
     text = provenance(recipe, lock(recipe), REPORT)
     assert token not in text and str(family) not in text

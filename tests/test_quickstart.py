@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hub_magmax.quickstart import quickstart
 from hub_magmax.recipe import load_recipe
+from tests.test_secrecy import leaks, written_below
 
 pytestmark = pytest.mark.slow
 
@@ -111,3 +112,15 @@ def test_nothing_that_quickstart_writes_holds_a_token_or_names_a_folder_of_this_
     written = {"README.md", "scores.json", "tradeoff.png", "provenance.json", "recipe.lock.json"}
     assert written <= {Path(name).name for name in found}
     check_for_secrets(found, quickstart_folder.parent)
+
+
+def test_no_file_names_a_token_or_a_folder_of_this_machine(quickstart_folder):
+    """Scores, outcomes, pictures and cards are among them."""
+    found = written_below(quickstart_folder)
+    assert {Path(name).name for name in found} >= {
+        "scores.json",
+        "outcomes.json",
+        "README.md",
+        "tradeoff.png",
+    }
+    assert leaks(found, quickstart_folder) == []

@@ -1,16 +1,19 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError, OutputError
+from hub_magmax.io.writer import sha256_of
 from hub_magmax.locking import plan
 from hub_magmax.merging import merge
-from hub_magmax.publishing import push
+from hub_magmax.publishing import push, verify
 from hub_magmax.rebuilding import rebuild
 from hub_magmax.recipe import load_recipe
+from hub_magmax.reports import read_report
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family, write_recipe
 
 _numbers = itertools.count()
@@ -46,6 +49,45 @@ def test_tensor_that_was_added_is_named(family, merged):
     (family / "merged" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(OutputError, match="'extra'"):
         rebuild(str(family / "merged"), folder=family)
+
+
+def tell_in_report(folder, name):
+    """Have the merge report agree with a file that was changed after the merge, as an attacker would."""
+    report = read_report(folder / "merge_report.json")
+    shards = tuple(
+        replace(s, sha256=sha256_of(folder / name), size_bytes=(folder / name).stat().st_size)
+        if s.file == name
+        else s
+        for s in report.shards
+    )
+    files = report.files | ({name: sha256_of(folder / name)} if name in report.files else {})
+    (folder / "merge_report.json").write_text(replace(report, shards=shards, files=files).to_json())
+    assert verify(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors.index.json", "provenance.json", "model-00001-of-00004.safetensors"],
+)
+def test_file_that_was_changed_together_with_the_report_is_named(family, merged, name):
+    folder = family / "merged"
+    if name.endswith(".safetensors"):
+        save_file(load_file(folder / name), folder / name, metadata={"format": "pt"})
+    else:
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | {"changed": {}}))
+    tell_in_report(folder, name)
+    with pytest.raises(OutputError, match="the file is not what the recipe and lock give") as caught:
+        rebuild(str(folder), folder=family)
+    assert caught.value.where == f"{folder}, {name}"
+
+
+def test_versions_in_the_provenance_may_differ(family, merged):
+    path = family / "merged" / "provenance.json"
+    values = json.loads(path.read_text())
+    values["predicate"]["runDetails"]["builder"]["version"]["torch"] = "1.0"
+    path.write_text(json.dumps(values))
+    assert rebuild(str(family / "merged"), folder=family).shards == merged.shards
 
 
 def test_source_that_changed_is_named(family, merged):

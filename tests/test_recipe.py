@@ -200,3 +200,25 @@ def test_absolute_paths_are_stored_relative_to_the_recipe(tmp_path):
     assert recipe.base_model == "../models/base"
     assert recipe.output_path == tmp_path / "out"
     assert str(tmp_path) not in recipe.to_yaml()
+
+
+ENDLESS = {
+    "keys": "".join(f"outpu{i}: 1\n" for i in range(60_000)),
+    "list": "tensors: [" + "1, " * 300_000 + "]\n",
+    "tasks": "preference: {weights: {" + ", ".join(f"x{i}: 1" for i in range(24_000)) + "}}\n",
+    "methods": "compare: {methods: [" + "{name: ties, x: 1}, " * 9_000 + "]}\n",
+    "number": "seed: " + "9" * 900_000 + "\n",
+    "sexagesimal number": "seed: " + "1:" * 400_000 + "1\n",
+    "hexadecimal number": "seed: 0x" + "F" * 4_000 + "\n",
+    "size": "output: {shard_size: '" + "9" * 900_000 + "GB'}\n",
+    "method": "method: " + "x" * 900_000 + "\n",
+    "evaluator": "evaluation: {evaluator: " + "x" * 900_000 + ", tasks: {}}\n",
+    "name": "output: {path: '" + "x" * 900_000 + "'}\n",
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_recipe_that_could_take_minutes_is_refused_in_seconds(tmp_path, kind):
+    error = refusal(tmp_path, f"base_model: ./base\ntasks:\n  - {{name: a, model: ./a}}\n{ENDLESS[kind]}")
+    assert len(str(error)) < 5000

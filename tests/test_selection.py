@@ -55,6 +55,9 @@ class CountedChunks:
     def num_elements(self) -> int:
         return self.task_vectors.shape[1]
 
+    def runs(self, length, every):
+        return ArrayChunks(self.task_vectors).runs(length, every)
+
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         self.reads.append(0)
         start = 0

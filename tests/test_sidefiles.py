@@ -50,11 +50,34 @@ def test_contents_compare_by_the_hashes_that_both_have():
         ("README.md", False),
         ("training.bin", False),
         ("a\n.json", False),
+        ("..\\x.json", False),
+        ("c:x.json", False),
+        ("aux.json", False),
+        ("auxiliary.json", True),
         ("\udcff.json", False),
     ],
 )
 def test_side_files_are_those_that_make_a_model_usable(path, belongs):
     assert is_side_file(path) is belongs
+
+
+HOSTILE = (
+    "../outside.json", "/tmp/hub_magmax_outside.json", "a/../../outside.json", "..\\outside.json",
+    "C:\\outside.json", "c:outside.json", "CON.json", "nul.tar.json", "lpt1.txt", ".json", "x\n.json",
+    "\u202e.json", "recipe.lock.json", "merge_report.json", "-rf.json", "$(id).txt",
+)  # fmt: skip
+
+
+def test_files_with_hostile_names_stay_inside_the_output_or_are_left_out(family, hub):
+    good = {path.name: path.read_bytes() for path in (family / "base").iterdir()}
+    hub.add_repo("me/hostile-names", files=good | dict.fromkeys(HOSTILE, b"hostile"))
+    before = {path for path in family.rglob("*") if path.is_file()}
+    recipe = load_recipe(write_recipe(family, base_model="me/hostile-names"))
+    merge(plan(recipe))
+    left = {path for path in family.rglob("*") if path.is_file()} - before - {family / "recipe.yaml"}
+    assert all(path.parent == family / "merged" for path in left)
+    hostile = {path.name for path in left if path.read_bytes() == b"hostile"}
+    assert hostile == {"-rf.json", "$(id).txt"}, "odd names, but names of files in a folder"
 
 
 def test_sources_with_the_same_difference_share_a_notice():

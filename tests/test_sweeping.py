@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks.sweeps import METHODS, RESULTS
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation import evaluate
@@ -115,6 +116,7 @@ def test_the_command_writes_table_picture_and_page_beside_the_recipe(family, tmp
     assert "tradeoffs.html" not in card.read_text()
     done = CliRunner().invoke(main, ["sweep", str(path)], catch_exceptions=False)
     assert "5 of 5 preferences are on the front" in done.stdout
+    assert "hypervolume above the base model 0: none is better than it on every task at once" in done.stdout
     assert "[tradeoffs.html](tradeoffs.html)" in card.read_text()
     assert (path.parent / "merged" / "tradeoffs.html").is_file()
     assert CliRunner().invoke(main, ["verify", str(card.parent)], catch_exceptions=False).exit_code == 0
@@ -161,9 +163,17 @@ def test_no_label_of_the_front_overlaps_another_or_leaves_the_picture(num_tasks,
         assert not box.overlaps(other), (first, second)
 
 
+def test_on_digits_sixty_tries_found_the_front_of_a_five_times_denser_grid():
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert {row["method"] for row in rows} == {method["name"] for method in METHODS}
+    for row in rows:
+        assert row["tries"]["adaptive"] <= 60 and row["tries"]["dense"] >= 300
+        assert row["adaptive_above_base"] >= 0.99
+
+
 @pytest.mark.slow
 def test_on_digits_a_few_tries_find_the_front_of_a_denser_grid(quickstart_folder):
-    """The same with 60 tries and 300 points is measured by benchmarks/sweeps.py."""
+    """The same with 60 tries and 300 points takes minutes: `python -m benchmarks.sweeps` stores it."""
     recipe = load_recipe(quickstart_folder / "recipe.yaml")
     names = ("zero-one", "four-five", "eight-nine")
     values = recipe.to_dict() | {

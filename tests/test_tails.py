@@ -62,6 +62,14 @@ def test_intervals_hold_the_estimate_and_shift_and_scale_with_the_values():
         assert (moved.low, moved.high) == pytest.approx((3 * tail.low + 2, 3 * tail.high + 2))
 
 
+@pytest.mark.parametrize(("level", "num_examples"), [(0.9, 107), (0.95, 200), (0.99, 600)])
+def test_intervals_of_tails_cover_the_truth_as_often_as_they_say(level, num_examples):
+    truth = cvar(np.random.default_rng(999).beta(2, 8, 1_000_000), level)
+    rng = np.random.default_rng(0)
+    found = [tails(rng.beta(2, 8, num_examples), (level,))[0] for _ in range(200)]
+    assert 0.92 <= sum(tail.low <= truth <= tail.high for tail in found) / 200 <= 0.98
+
+
 def test_values_without_spread_have_an_interval_of_no_width():
     (tail, _) = tails(np.full(100, 0.25))
     assert (tail.value, tail.low, tail.high) == pytest.approx((0.25, 0.25, 0.25))

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, is_adapter, refuse_quantised, stated_architecture
+from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.io.adapter import config_of, parse_config, with_adapters
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
@@ -177,6 +178,21 @@ def check_hashes(recipe: Recipe, lock: Lock) -> None:
             changed = [path for path, sha256 in hashed.items() if file_sha256(source, path) != sha256]
         if changed:
             raise _changed(source.label, changed)
+
+
+def versions_of(recipe: Recipe, lock: Lock) -> str:
+    """Return a digest of how the weight files of folders are now: device, inode, size, time of change.
+
+    A lock does not see weights that changed under the same header; what is half made from them must not be
+    completed from others.
+    """
+    found = {}
+    for name, locked in lock.sources.items():
+        if not locked.repo_id:
+            with closing(open_source(recipe, locked)) as source:
+                assert isinstance(source, LocalSource), "it has no repository"
+                found[name] = {file.path: source.version(file.path) for file in locked.files}
+    return digest(found)
 
 
 def _changed(label: str, paths: list[str]) -> LockError:

@@ -222,6 +222,11 @@ class LocalSource(_Source):
                 hint=_START_AGAIN,
             )
 
+    def version(self, path: str) -> tuple[int, ...]:
+        """Return what tells apart two versions of a file: device, inode, size, time of the last change."""
+        with self._open(path) as descriptor:
+            return _version(descriptor)
+
     @contextmanager
     def _open(self, path: str) -> Iterator[int]:
         """Lend a file's descriptor, which stays open meanwhile; the reading itself needs no lock."""

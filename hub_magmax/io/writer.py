@@ -118,8 +118,11 @@ class PartialFolder:
         self.folder, self._journal = self._root / "model", self._root / "journal"
         self._lock = FileLock(self._root / "lock", blocking=False)
 
-    def prepare(self) -> None:
+    def prepare(self, sources: str = "") -> None:
         """Create the folder, or keep only the finished shards of this merge in it; one process does this.
+
+        Args:
+            sources: Stands for what the files are made from; those of other sources are made again.
 
         Raises:
             OutputError: If the output is taken, being written by another process, or cannot be.
@@ -136,7 +139,7 @@ class PartialFolder:
                         hint="Wait for it to end, or choose another output.path.",
                     )
                 refuse_taken(self.output)  # the other one may have ended a moment ago
-                self._keep_finished_shards()
+                self._keep_finished_shards(f"{self.plan_digest}\n{sources}")
             except BaseException:  # memory can run out too
                 self.abandon()
                 with contextlib.suppress(OSError):
@@ -156,14 +159,14 @@ class PartialFolder:
             return False
         return True
 
-    def _keep_finished_shards(self) -> None:
+    def _keep_finished_shards(self, identity: str) -> None:
         """Remove all but this merge's finished shards: nothing else may come into the output."""
-        if self._stored_digest() != self.plan_digest and self._journal.exists():
+        if self._stored_identity() != identity and self._journal.exists():
             shutil.rmtree(self._journal)
         for folder in (self._journal, self.folder):
             folder.mkdir(exist_ok=True)
         self.sweep()
-        _write_durably(self._journal / "plan", self.plan_digest)
+        _write_durably(self._journal / "plan", identity)
 
     def sweep(self) -> None:
         """Remove all files but finished shards."""
@@ -173,7 +176,7 @@ class PartialFolder:
             elif self.recorded(path.name) is None:
                 path.unlink()
 
-    def _stored_digest(self) -> str:
+    def _stored_identity(self) -> str:
         with contextlib.suppress(OSError, ValueError):
             return (self._journal / "plan").read_text(encoding="utf-8")
         return ""
@@ -342,6 +345,12 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old content or the new one."""
+    """Write a text file in one step: readers see the old content or the new one.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError("this is a folder, not a file", where=str(path), hint="Name a file in it.")
     with os_errors(path):
         _write_durably(path, text)

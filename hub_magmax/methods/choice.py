@@ -22,7 +22,9 @@ def random_mix(
     return TensorRule(
         kernels.given,
         selects=True,
-        per_element=lambda start, count: (kernels.random_mix(start, count, preference, generator),),
+        per_element=lambda start, count: (
+            kernels.random_mix(start, count, preference, generator, is_compiled=chunks.is_compiled),
+        ),
     )
 
 

@@ -40,6 +40,10 @@ class Chunks(Protocol):
 
     def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]: ...
 
+    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float32[Tensor, "tasks run"]]]:
+        """Yield the first `length` elements of every `every`, each with the index of the first one."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArrayChunks:
@@ -61,6 +65,11 @@ class ArrayChunks:
         flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
         for start in range(0, self.num_elements, self.chunk_elements):
             yield start, flat[:, start : start + self.chunk_elements]
+
+    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float32[Tensor, "tasks run"]]]:
+        flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
+        for start in range(0, self.num_elements, every):
+            yield start, flat[:, start : start + length]
 
 
 @dataclass(frozen=True)

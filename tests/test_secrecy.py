@@ -1,0 +1,226 @@
+"""No token and no folder of this machine in anything that is written, printed or sent."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
+from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
+from tests.families import recipe_values, write_recipe
+from tests.test_cli import call
+
+TOKEN = "hf_" + "aB3" * 12
+
+
+def secrets(folder: Path) -> dict[str, str]:
+    """Return what may stand nowhere, by what it is."""
+    homes = {str(Path.home()), str(folder), str(folder.resolve()), str(Path.cwd())} - {"/"}
+    return {"token": os.environ["HF_TOKEN"], "written token": TOKEN} | {f"folder {h}": h for h in homes}
+
+
+def leaks(contents: dict[str, bytes], folder: Path) -> list[str]:
+    return [
+        f"{name} names the {what}"
+        for name, content in contents.items()
+        for what, secret in secrets(folder).items()
+        if secret.encode() in content
+    ]
+
+
+def written_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def absolute(family: Path) -> dict[str, object]:
+    """Return a recipe that names every place in full."""
+    return recipe_values(
+        base_model=str(family / "base"),
+        tasks=[{"name": name, "model": str(family / name)} for name in "abc"],
+        output={"path": str(family / "merged"), "shard_size": "1KB", "push_to_hub": "me/secrecy"},
+    )
+
+
+@pytest.mark.parametrize(
+    "verbs", [["lock", "diagnose", "run"], ["merge", "card", "plan"]], ids=["run", "merge"]
+)
+def test_no_file_that_a_command_writes_names_a_token_or_a_folder_of_this_machine(
+    family, hub, monkeypatch, verbs
+):
+    monkeypatch.chdir(family)
+    recipe = write_recipe(family, **absolute(family))
+    sources = set(written_below(family))
+    printed = {}
+    for verb in verbs:
+        for how in ([], ["--json"]):
+            code, out, err = call(verb, "recipe.yaml", *how)
+            assert code == 0, err
+            printed[f"{verb} {how}"] = (out + err).encode()
+    found = {name: content for name, content in written_below(family).items() if name not in sources}
+    assert {"merged/merge_report.json", "merged/README.md", "merged/provenance.json"} <= found.keys()
+    assert leaks(found, family) == []
+    assert not any("token" in leak for leak in leaks(printed, family))  # it may say where something went
+    if "run" in verbs:
+        names = [path.name for path in (family / "merged").iterdir()]
+        assert leaks({name: hub.read("me/secrecy", name) for name in names}, family) == []
+    assert leaks({"recipe": recipe.read_bytes()}, family) != [], "what is looked for can be found"
+
+
+def test_no_file_of_a_merge_that_was_cut_off_names_a_folder_of_this_machine(family, monkeypatch):
+    from hub_magmax import merging
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(merging, "write_beside_weights", fail)
+    recipe = write_recipe(family, **absolute(family))
+    sources = set(written_below(family))
+    code, out, err = call("merge", recipe)
+    assert (code, out) == (1, "")
+    assert "the memory ran out" in err
+    left = {name: content for name, content in written_below(family).items() if name not in sources}
+    assert any(name.startswith("merged.partial/journal/") for name in left)
+    assert leaks(left, family) == []
+    monkeypatch.undo()
+    assert call("merge", recipe)[0] == 0
+    assert not (family / "merged.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_model": f"https://me:{TOKEN}@huggingface.co/a/b"},
+        {"base_model": f"a/b@{TOKEN}"},
+        {"tasks": [{"name": "a", "model": "http://me:pass@localhost/a/b"}]},
+        {"output": {"path": f"./{TOKEN}"}},
+        {TOKEN: 1},
+        {"evaluation": {"evaluator": {"name": "x", "key": [TOKEN]}, "tasks": {}}},
+    ],
+    ids=["address", "revision", "password", "path", "key", "option"],
+)
+def test_recipe_with_a_token_is_refused_without_repeating_it(tmp_path, changes):
+    path = write_recipe(tmp_path, **changes)
+    for how in ([], ["--json"], ["--debug"]):
+        if how == ["--debug"]:
+            with pytest.raises(RecipeError) as caught:
+                call("validate", path, *how)
+            told = str(caught.value)
+        else:
+            code, out, err = call("validate", path, *how)
+            assert code == 1
+            told = out + err
+        assert "holds an access token or a password" in told
+        assert TOKEN not in told and "pass@" not in told
+
+
+def test_output_given_by_an_option_is_looked_at_too(family):
+    code, _, err = call("merge", write_recipe(family), "--output", family / TOKEN)
+    assert code == 1
+    assert "output.path: this holds an access token" in err and TOKEN not in err
+    assert not any(TOKEN in path.name for path in family.iterdir())
+
+
+def test_error_names_no_token_whatever_it_quotes(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a token of another kind\n")
+    error = HubMagmaxError(f"{TOKEN}", where="http://me:pass@host/x", hint="not a token of another kind")
+    assert str(error) == "http://host/x: hf_…. not hf_…."
+    assert error.what == "hf_…"
+
+
+@pytest.mark.parametrize("text", ["hf_", "hf_hub_download", "org/hf_model", "me@host", "https://host/a@b"])
+def test_what_only_looks_like_a_token_stays(monkeypatch, text):
+    monkeypatch.setenv("HF_TOKEN", "x")
+    assert not holds_token(text)
+    assert without_tokens(text) == without_secrets(text) == text
+
+
+def test_control_characters_of_a_report_do_not_reach_the_terminal(family):
+    assert call("merge", write_recipe(family))[0] == 0
+    from dataclasses import replace
+
+    from hub_magmax.reports import read_report
+
+    path = family / "merged" / "merge_report.json"
+    report = read_report(path)
+    path.write_text(replace(report, files={"\x1b[2J\u202ex": "0" * 64}).to_json())
+    code, _, err = call("verify", family / "merged")
+    assert code == 1
+    assert "\\u001b[2J\\u202ex" in err
+    assert err.rstrip("\n").isprintable()
+
+
+def test_text_without_control_characters_is_printed_as_it_is():
+    assert printable("naïve ✓\nnext") == "naïve ✓\nnext"
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    OSError(12, "Cannot allocate memory"),
+    RuntimeError("can't start new thread"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_missing_memory_is_told_as_such_whatever_raises_it(error):
+    try:
+        raise RecipeError("the method failed") from error
+    except RecipeError as wrapped:
+        for found in (explained(error), explained(wrapped)):
+            assert isinstance(found, SystemRefusalError)
+            assert found.what == "the memory ran out" and found.hint
+
+
+def test_mistake_of_the_program_is_no_refusal_of_the_system():
+    assert explained(RuntimeError("shapes differ")) is None
+    assert explained(KeyError("x")) is None
+
+
+def test_temporary_file_that_finds_no_room_is_one_paragraph(family, monkeypatch):
+    assert call("merge", write_recipe(family))[0] == 0
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr("hub_magmax.rebuilding.TemporaryDirectory", full)
+    code, out, err = call("verify", family / "merged", "--rebuild", "--from", family)
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: /tmp/x: the system refuses this (No space left on device).")
+
+
+DEEP = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"), [("merge_report.json", "verify"), ("recipe.lock.json", "card"), ("scores.json", "card")]
+)
+def test_deeply_nested_file_is_told_in_one_paragraph(family, name, verb):
+    recipe = write_recipe(family)
+    assert call("merge", recipe)[0] == 0
+    (family / "merged" / name).write_text(DEEP)
+    code, _, err = call(verb, family / "merged" if verb == "verify" else recipe)
+    assert code == 1
+    assert err.startswith("Error: ") and len(err) < 500
+
+
+def test_merge_report_that_was_changed_is_refused(family):
+    assert call("merge", write_recipe(family))[0] == 0
+    path = family / "merged" / "merge_report.json"
+    values = json.loads(path.read_text())
+    for changed, told in (
+        (values | {"plan_digest": "sha256:0"}, "the digest does not fit the content"),
+        (values | {"shards": []}, "not a merge report of this version"),
+    ):
+        path.write_text(json.dumps(changed))
+        code, _, err = call("verify", family / "merged")
+        assert code == 1 and told in err
+
+
+def test_file_beside_the_weights_of_any_size_is_not_read(family):
+    with (family / "base" / "big.json").open("w") as file:
+        file.truncate(10**12)  # takes no room on the disk
+    code, _, err = call("merge", write_recipe(family))
+    assert code == 1
+    assert "./base, big.json: 1,000,000,000,000 bytes long. Expected at most 500,000,000" in err
+    assert not (family / "merged").exists() and not (family / "merged.partial").exists()
