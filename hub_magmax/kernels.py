@@ -25,9 +25,9 @@ Weights = Sequence[float] | Float32[Tensor, " tasks"]
 _HELD_NUMBERS = 1 << 20
 #: To bracket a threshold, so many elements are looked at of every so many.
 _SAMPLE_RUN, _SAMPLE_STRIDE = 1 << 10, 1 << 15
-#: Bins of a histogram, at most, and one for so many elements: a bracket of more different magnitudes is
+#: Bins of a histogram: one for so many elements, within bounds. A bracket of more different magnitudes is
 #: narrowed first.
-_MOST_BINS, _ELEMENTS_PER_BIN = 1 << 20, 32
+_ELEMENTS_PER_BIN, _FEWEST_BINS, _MOST_BINS = 32, 1 << 12, 1 << 20
 
 
 def task_rows(
@@ -163,7 +163,7 @@ def _count_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
 def _sampled_brackets(chunks: Chunks, keep: int) -> list[_Bracket]:
     runs = [block.abs().numpy().view(np.int32) for _, block in chunks.runs(_SAMPLE_RUN, _SAMPLE_STRIDE)]
     share = keep / chunks.num_elements
-    most_bins = min(_MOST_BINS, max(chunks.num_elements // _ELEMENTS_PER_BIN, 1))
+    most_bins = min(_MOST_BINS, max(chunks.num_elements // _ELEMENTS_PER_BIN, _FEWEST_BINS))
     brackets = []
     for row in np.concatenate(runs, axis=1):
         bits = np.sort(row)[::-1]

@@ -218,7 +218,7 @@ def test_a_sample_that_misleads_costs_passes_and_changes_nothing(keep, sampled, 
     monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(kernels, "_MOST_BINS", bins)
     task_vectors = normal(2, 6000)
-    task_vectors[:, :: kernels._SAMPLE_STRIDE] *= sampled
+    task_vectors[:, : kernels._SAMPLE_RUN] *= sampled
 
     found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, 1000), keep)
 

@@ -268,6 +268,26 @@ def test_leftovers_of_another_merge_are_not_used(family):
     assert other.shards == merged(family, "again", seed=2, output={"shard_size": "600B"}).shards
 
 
+def test_shards_made_from_an_earlier_version_of_a_checkpoint_are_made_again(family):
+    recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}))
+    made = plan(recipe)
+    before = merge(made, family / "before").shards
+    calls = []
+
+    def interrupt(num_bytes: int) -> None:
+        calls.append(num_bytes)
+        if len(calls) == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge(made, progress=interrupt)
+    assert [*(family / "merged.partial" / "model").glob("*.safetensors")]
+    write_checkpoint(family / "b", make_tensors(9))  # as further training would: under the same header
+    after = merge(made, family / "after").shards
+    assert merge(made).shards == after
+    assert before[0].sha256 != after[0].sha256
+
+
 def test_damaged_finished_shard_is_made_again(family):
     recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}))
     made = plan(recipe)
