@@ -272,20 +272,18 @@ def test_shards_made_from_an_earlier_version_of_a_checkpoint_are_made_again(fami
     recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}))
     made = plan(recipe)
     before = merge(made, family / "before").shards
-    calls = []
+    finished = family / "merged.partial" / "journal" / f"{before[1].file}.json"
 
     def interrupt(num_bytes: int) -> None:
-        calls.append(num_bytes)
-        if len(calls) == 5:
+        if finished.exists():
             raise Interrupted
 
     with pytest.raises(Interrupted):
         merge(made, progress=interrupt)
-    assert [*(family / "merged.partial" / "model").glob("*.safetensors")]
     write_checkpoint(family / "b", make_tensors(9))  # as further training would: under the same header
     after = merge(made, family / "after").shards
     assert merge(made).shards == after
-    assert before[0].sha256 != after[0].sha256
+    assert before[1].sha256 != after[1].sha256
 
 
 def test_damaged_finished_shard_is_made_again(family):
