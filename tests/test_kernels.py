@@ -353,3 +353,24 @@ def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
 
     parts = [merged(slice(start, start + step)) for start in range(0, 2000, step)]
     assert torch.equal(torch.cat(parts, dim=1), merged(slice(0, 2000)))
+
+
+@pytest.mark.parametrize("keep", [1, 1000, 100_000, 299_999])
+@pytest.mark.parametrize("decimals", [1, 5])
+def test_compiled_loops_find_the_same_thresholds(keep, decimals):
+    task_vectors = normal(4, 300_000).round(decimals=decimals)
+    slow, fast = (
+        kernels.magnitude_thresholds(ArrayChunks(task_vectors, 70_000, is_compiled), keep)
+        for is_compiled in (False, True)
+    )
+    assert torch.equal(slow, fast)
+    assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, keep - 1])
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (0.3, 0.0, 0.7), (1e-12, 1 - 1e-12), (0.2,) * 5])
+def test_compiled_loops_draw_the_same_mix(weights):
+    slow, fast = (
+        kernels.random_mix(123_456, 5000, weights, CounterGenerator(7, "t"), is_compiled=is_compiled)
+        for is_compiled in (False, True)
+    )
+    assert torch.equal(slow, fast)

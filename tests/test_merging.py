@@ -229,6 +229,22 @@ def test_source_that_changed_since_the_lock_is_refused(family):
         plan(recipe, locked)
 
 
+@pytest.mark.parametrize("method", ["average", "agreement", "ties", "random_mix", "magmax", "tunable_magmax"])
+def test_compiled_loops_merge_to_the_same_bytes(family, method, monkeypatch):
+    slow = merged(family, "slow", method={"name": method}, preference=PREFERENCE)
+    monkeypatch.setattr("hub_magmax.merging.compiles", lambda num_elements: True)
+    fast = merged(family, "fast", method={"name": method}, preference=PREFERENCE)
+    assert fast.shards == slow.shards
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_any_number_of_threads_merges_to_the_same_bytes(family, num_threads, monkeypatch):
+    expected = merged(family, "expected", output={"shard_size": "600B"}, preference=PREFERENCE)
+    monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
+    found = merged(family, "found", output={"shard_size": "600B"}, preference=PREFERENCE)
+    assert found.shards == expected.shards
+
+
 class Interrupted(Exception):
     pass
 

@@ -750,3 +750,17 @@ def test_rules_leave_the_task_vectors_as_they_were():
         rule(ArrayChunks(task_vectors), wanted, GENERATOR)
 
     assert torch.equal(task_vectors, before)
+
+
+@pytest.mark.parametrize("num_elements", [1, 7, 5000, 150_000])
+@pytest.mark.parametrize("num_tasks", [1, 2, 5, 8, 9, 20, 32, 33])
+@pytest.mark.parametrize("kind", ["normal", "small whole numbers", "mostly zeros"])
+def test_compiled_loops_select_the_same(kind, num_tasks, num_elements):
+    for seed, preference in enumerate(("flat", "one-sided", "one-hot", "any")):
+        task_vectors, wanted = make_case(kind, preference, seed, num_tasks, num_elements)
+        slow, fast = (
+            algorithm_1(ArrayChunks(task_vectors, 1 << 16, is_compiled), wanted, CounterGenerator(seed, "t"))
+            for is_compiled in (False, True)
+        )
+        assert torch.equal(slow.winners, fast.winners)
+        assert (slow.counts, slow.num_unaligned) == (fast.counts, fast.num_unaligned)
