@@ -11,11 +11,14 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
 
 from hub_magmax import methods
 from hub_magmax.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, THRESHOLDS, Diagnosis, read_diagnosis, verdict
@@ -35,7 +38,7 @@ from hub_magmax.markdown import (
     visible_json,
 )
 from hub_magmax.planning import format_bytes
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe import DatasetId, Language, Recipe
 from hub_magmax.reports import MergeReport
 from hub_magmax.surface import EXPLORER_NAME
 from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
@@ -445,8 +448,8 @@ def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: L
     return ModelCardData(
         base_model=base_models or None,
         base_model_relation="merge" if base_models else None,
-        language=list(recipe.output.language or ()) or None,
-        datasets=list(recipe.output.datasets or ()) or None,
+        language=_said(recipe.output.language, [s.languages for s in lock.sources.values()], Language),
+        datasets=_said(recipe.output.datasets, [s.datasets for s in lock.sources.values()], DatasetId),
         library_name="transformers",
         pipeline_tag=pipeline_tag if re.fullmatch(r"[a-z0-9-]{1,64}", pipeline_tag) else None,
         license=license_.id,
@@ -456,6 +459,17 @@ def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: L
         eval_results=results or None,
         model_name=_model_name(recipe) if results else None,
     ).to_yaml()
+
+
+def _said(own: Sequence[str] | None, stated: Sequence[Sequence[str] | None], kind: Any) -> list[str] | None:
+    """Return what the recipe says, or else all that the sources' cards do and that is of this kind."""
+    if own is not None:
+        return list(own) or None
+    adapter, found = TypeAdapter(kind), []
+    for text in dict.fromkeys(text for texts in stated for text in texts or ()):
+        with suppress(ValidationError):
+            found.append(adapter.validate_python(text))
+    return found or None
 
 
 def _eval_results(scores: Scores) -> list[Any]:

@@ -19,7 +19,7 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "chosen", "versions")
 
 #: What a lock says of a source only where it applies.
-_OPTIONAL = ("adapter_config", "part")
+_OPTIONAL = ("adapter_config", "part", "languages", "datasets")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LockedSource:
         side_files: Hashes of the files beside its weights, by name (`sidefiles.content_hashes`).
         adapter_config: Hashes of `adapter_config.json` where the source is a LoRA adapter, else None.
         part: The folder, or the file of weights, that counts where a source holds several models, else None.
+        languages, datasets: As the source's own card states them, unchecked, or None.
     """
 
     reference: str
@@ -64,6 +65,8 @@ class LockedSource:
     side_files: Mapping[str, str] = field(default_factory=dict, hash=False)
     adapter_config: str | None = None
     part: str | None = None
+    languages: tuple[str, ...] | None = None
+    datasets: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:

@@ -227,10 +227,12 @@ def _method_fits(recipe: Recipe, locked: Lock) -> bool:
     """Say whether the locked method is the recipe's, or was chosen by the comparison it asks for."""
     if not recipe.method.is_auto:
         return dict(locked.method) == locked_method(recipe.method)
-    free = {"scaling"} if recipe.method.name != AUTO else set(locked.method)
-    fixed = {key: value for key, value in locked_method(recipe.method).items() if key not in free}
-    kept = {key: value for key, value in locked.method.items() if key not in free}
-    return kept == fixed and locked.chosen.get("spec_digest") == comparison_digest(recipe)
+    if locked.chosen.get("spec_digest") != comparison_digest(recipe):
+        return False
+    if recipe.method.name == AUTO:
+        return True
+    written = locked_method(recipe.method)
+    return {**locked.method, "scaling": None} == {**written, "scaling": None}
 
 
 def comparison_digest(recipe: Recipe) -> str:

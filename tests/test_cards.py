@@ -934,3 +934,23 @@ def test_there_are_no_stray_gaps_in_the_text():
         assert "\n\n\n" not in card.replace(block(card, "yaml"), "")
         assert not re.search(r"[ \t]+$", card, re.MULTILINE)
         assert card.endswith("\n") and not card.endswith("\n\n")
+
+
+def test_languages_and_data_sets_of_the_sources_are_on_the_card():
+    sources = [
+        replace(make_source(), languages=("en", "de"), datasets=("org/one", "<script>")),
+        replace(make_source("org/b", "org/b"), languages=("de", "klingon!"), datasets=None),
+    ]
+    lock = replace(LOCK, base_model=sources[0], tasks=dict.fromkeys(LOCK.tasks, sources[1]))
+    data = metadata(make_card(lock=lock))
+    assert (data["language"], data["datasets"]) == (["en", "de"], ["org/one"])
+
+
+def test_what_a_card_says_is_read_as_text_or_list():
+    from hub_magmax.io.opening import _card_facts
+    from hub_magmax.io.source import MemorySource
+
+    card = b"---\nlicense: mit\nlanguage: no\ndatasets: [org/a, {b: c}, org/d]\n---\n"
+    facts = _card_facts(MemorySource({"README.md": card}))
+    assert facts == {"license": "mit", "languages": ("no",), "datasets": ("org/a", "org/d")}
+    assert set(_card_facts(MemorySource({"README.md": b"text"})).values()) == {None}

@@ -143,14 +143,14 @@ def test_large_hostile_headers_are_answered_soon():
 
 
 def test_card_of_a_source_cannot_explode(tmp_path):
-    from hub_magmax.io.opening import _card_license
+    from hub_magmax.io.opening import _card_facts
 
     levels = [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 40)]
     card = "---\nl0: &l0 {license: mit}\n" + "\n".join(levels) + "\nlicense: apache-2.0\n---\n"
-    assert _card_license(MemorySource({"README.md": card.encode()}, "model")) == "apache-2.0"
+    assert _card_facts(MemorySource({"README.md": card.encode()}, "model"))["license"] == "apache-2.0"
     for value in ("!!int ''", "!!bool maybe", "!!timestamp x", "[a", "null", ""):
         source = MemorySource({"README.md": f"---\nlicense: {value}\n---\n".encode()}, "model")
-        assert _card_license(source) in (None, "maybe", "x")
+        assert _card_facts(source)["license"] in (None, "maybe", "x")
 
 
 def test_same_seed_makes_the_same_case():

@@ -89,6 +89,17 @@ def test_auto_scaling_is_chosen_and_the_lock_goes_with_the_recipe_alone(folder, 
             check_lock(asked.updated(**changes), found, "here")
 
 
+@pytest.mark.parametrize("method", ["average", "agreement", "ties", "magmax", "tunable_magmax"])
+def test_a_lock_goes_with_an_auto_recipe_whichever_method_was_chosen(folder, method):
+    asked = recipe(folder, method="auto", compare={"tune": ROWS, "methods": [method]},
+                   preference={"weights": {"a": 1.0}})  # fmt: skip
+    found = lock(asked)
+    assert found.method["name"] == method
+    check_lock(asked, found, "here")
+    with pytest.raises(LockError, match="method"):
+        check_lock(asked.updated(method={"name": method, "scaling": 0.123}), found, "here")
+
+
 def test_a_run_with_auto_makes_the_model_that_was_chosen(folder, tmp_path):
     output = {"path": str(tmp_path / "merged")}
     asked = recipe(folder, method="auto", output=output, preference={"weights": {"a": 1.0}},

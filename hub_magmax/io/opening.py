@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, is_adapter, refuse_quantised, stated_architecture
 from hub_magmax.digest import digest
@@ -21,6 +22,9 @@ from hub_magmax.references import HubModel
 from hub_magmax.sidefiles import content_hashes, is_side_file, same_content
 
 CONFIG_NAME = "config.json"
+
+#: Languages or data sets that are kept of a card.
+_MAX_LISTED = 50
 
 #: Checkpoints that are looked at side by side.
 PARALLEL_SOURCES = 8
@@ -241,7 +245,7 @@ def lock_source(
         with closing(hub.open(reference.repo_id, commit, reference.part)) as source:
             found = _describe(written, source, (reference.repo_id, commit), hash_files)
         if reference.part:  # the card of a repository lies at its top
-            found = replace(found, license=_card_license(hub.open(reference.repo_id, commit)))
+            found = replace(found, **_card_facts(hub.open(reference.repo_id, commit)))
     else:
         with closing(LocalSource(reference.path, written, reference.part)) as source:
             found = _describe(written, source, (None, None), hash_files)
@@ -273,7 +277,7 @@ def _describe(
         repo_id=place[0],
         commit=place[1],
         files=files,
-        license=_card_license(source),
+        **_card_facts(source),
         model_type=model_type,
         architectures=architectures,
         side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
@@ -294,19 +298,35 @@ def _side_hashes(source: TensorSource, path: str) -> str:
     return content_hashes(read_small_file(source, path))
 
 
-def _card_license(source: TensorSource) -> str | None:
-    """Return the licence id in the source's own card; None where there is none to read."""
+def _card_facts(source: TensorSource) -> dict[str, Any]:
+    """Return what the source's own card states: `license`, `languages`, `datasets`; None where it does not."""
+    front = _front_matter(source)
+    license_id = front.get("license")
+    stated = isinstance(license_id, str) and license_id not in ("", "~", "null")
+    return {
+        "license": license_id if stated else None,
+        "languages": _texts(front.get("language")),
+        "datasets": _texts(front.get("datasets")),
+    }
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return tuple(text for text in found if isinstance(text, str))[:_MAX_LISTED] or None
+
+
+def _front_matter(source: TensorSource) -> dict[str, Any]:
+    """Return the metadata of a source's card as texts and lists; empty where there is none to read."""
     import yaml
 
     if "README.md" not in source.sizes:
-        return None
+        return {}
     text = source.read_bytes("README.md", 0, min(source.sizes["README.md"], 100_000)).decode(errors="replace")
     if not text.startswith("---"):
-        return None
+        return {}
     try:
         # Texts only, no tags and no merge keys: a few lines of those can cost hours, or raise anything.
         front = yaml.load(text[3:].split("\n---", 1)[0], Loader=yaml.BaseLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
-        return None
-    license_id = front.get("license") if isinstance(front, dict) else None
-    return license_id if isinstance(license_id, str) and license_id not in ("", "~", "null") else None
+        return {}
+    return front if isinstance(front, dict) else {}
