@@ -328,6 +328,13 @@ def _name_mismatch(label: str, base: str, missing: list[str], extra: list[str]) 
     )
 
 
+def _token_rows_hint(tensor: TensorInfo, base: TensorInfo) -> str:
+    """Return what to write if the rows are tokens' and the vocabularies differ, as after adding tokens."""
+    if len(base.shape) != 2 or tensor.shape[1:] != base.shape[1:]:
+        return ""
+    return f"; if its rows are tokens, averaged by their strings: token_rows: [{json.dumps(base.name)}]"
+
+
 def _listed(names: list[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:3])
     return (
@@ -372,7 +379,8 @@ def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> No
             f"shape {list(tensor.shape)}",
             where=where,
             expected=f"{list(base.shape)} as in {base_label}",
-            hint=f"To keep one of them whole, add to the recipe: {rule}",
+            hint=f"To keep one of them whole, add to the recipe: {rule} (or a task's name in place of "
+            f"base_model, or nothing to leave it out){_token_rows_hint(tensor, base)}",
         )
     kinds = [MERGEABLE_DTYPES, EXACT_DTYPES]
     if not any(tensor.dtype in kind and base.dtype in kind for kind in kinds) or (

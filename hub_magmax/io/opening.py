@@ -299,7 +299,7 @@ def _side_hashes(source: TensorSource, path: str) -> str:
 
 
 def _card_facts(source: TensorSource) -> dict[str, Any]:
-    """Return what the source's own card states: `license`, `languages`, `datasets`; None where it does not."""
+    """Return what the source's own card states, by name; None where it does not."""
     front = _front_matter(source)
     license_id = front.get("license")
     stated = isinstance(license_id, str) and license_id not in ("", "~", "null")
