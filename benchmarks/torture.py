@@ -328,24 +328,6 @@ def no_memory(victim: Victim, *, every: int = 1) -> Tally:
     return tally
 
 
-def memory_limits(victim: Victim, *, step_bytes: int = 2**21) -> Tally:
-    """Let the kernel refuse memory beyond what the process has and a little more, until it is enough."""
-    tally = Tally()
-    for more in range(0, 2**30, step_bytes):
-
-        def prepare(more: int = more) -> None:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limit = pages * resource.getpagesize() + more
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-        code, said = merge_in_child(victim, prepare)
-        if code == 0:
-            victim.reset()
-            return tally
-        _judge(victim, tally, f"{more} bytes more", code, said)
-    return tally
-
-
 def source_changes(victim: Victim, *, every: int = 1) -> Tally:
     """Change a checkpoint just before the first, second, … read of any.
 
@@ -614,7 +596,6 @@ MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
     "read_errors": (read_errors, 64),
     "source_changes": (source_changes, 64),
     "no_memory": (no_memory, 64),
-    "memory_limits": (memory_limits, 65_536),
 }
 READERS: dict[str, Callable[..., Tally]] = {"headers": headers, "indexes": indexes, "recipes": recipes}
 
@@ -696,7 +677,6 @@ _PARTS = {
     "read_errors": "`Input/output error` at each read of a checkpoint",
     "source_changes": "A checkpoint that is changed before each read",
     "no_memory": "`MemoryError` at each call that changes the disk",
-    "memory_limits": "The kernel's limit on memory, from what the process has up",
     "headers": "Mutated safetensors files",
     "indexes": "Mutated `model.safetensors.index.json`",
     "recipes": "Mutated recipes",
@@ -775,7 +755,9 @@ the merge report itself. `hub-magmax verify FOLDER --public-key KEY` checks it. 
 because a push puts the repository's name into it.
 
 What is not promised: that a write survives a disk that lies about having stored it; that a file changed in
-place twice within one tick of the file system's clock (a few milliseconds) is noticed; POSIX systems only.
+place twice within one tick of the file system's clock (a few milliseconds) is noticed; that a merge ends where
+the kernel refuses memory to a thread that is just starting, for which Python may then wait for ever (a merge
+that is killed then goes on like any other); POSIX systems only.
 """
 
 

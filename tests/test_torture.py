@@ -36,7 +36,6 @@ SLICES = {
     "kills": {"count": 1},
     "source_changes": {"every": 25},
     "no_memory": {"every": 30},
-    "memory_limits": {"step_bytes": 2**24},
 }
 
 #: The same for the attacks on a push, each of which has a Hub and a process of its own.
@@ -247,7 +246,7 @@ def test_only_finished_shards_of_this_merge_are_kept(tmp_path):
 
 def test_remains_of_a_merge_that_was_killed_after_its_last_step_are_removed(tmp_path):
     (tmp_path / "out.partial" / "journal").mkdir(parents=True)
-    (tmp_path / "out.partial" / "journal" / "plan").write_text("sha256:one")
+    (tmp_path / "out.partial" / "journal" / "plan").write_text("sha256:one\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(OutputError, match="already holds a model"):
@@ -261,7 +260,7 @@ def test_journal_that_is_no_text_counts_as_another_merge(tmp_path):
     place.release()
     (tmp_path / "out.partial" / "journal" / "plan").write_bytes(b"\xff\xff")
     PartialFolder(tmp_path / "out", "sha256:one").prepare()
-    assert (tmp_path / "out.partial" / "journal" / "plan").read_text() == "sha256:one"
+    assert (tmp_path / "out.partial" / "journal" / "plan").read_text() == "sha256:one\n"
 
 
 def test_output_that_a_rename_cannot_replace_is_refused_before_the_merge(tmp_path, monkeypatch):

@@ -320,25 +320,30 @@ class AdapterSource:
             block = (right.T @ left[start:stop].T).T.contiguous()
         else:
             block = left[start:stop] @ right
-        self._block = (name, start * width, (block * product.scale).reshape(-1))
-        return self._block[1:]
+        # Kept for the next piece; threads that read other tensors may replace it at any time.
+        made = start * width, (block * product.scale).reshape(-1)
+        self._block = (name, *made)
+        return made
 
     def _read_factors(self, name: str, product: _Product) -> tuple[Tensor, Tensor]:
         """Return what the tensor's rows and columns come from: B and A, or Aᵀ and Bᵀ."""
         import torch
 
-        if self._factors[0] != name:
-            loaded = []
-            for stored in (product.second, product.first):
-                info = self.adapter.index.tensors[stored]
-                flat = self.adapter.read(stored, 0, info.num_elements).to(torch.float32)
-                if not torch.isfinite(flat).all():
-                    raise self._odd(f"the factor {shown(stored)} holds a NaN or an infinity")
-                loaded.append(flat.reshape(info.shape[0], -1))
-                self.adapter.release(stored, info.num_elements)
-            second, first = loaded
-            self._factors = (name, first.T, second.T) if product.transposed else (name, second, first)
-        return self._factors[1:]
+        held, *factors = self._factors
+        if held == name:
+            return factors[0], factors[1]
+        loaded = []
+        for stored in (product.second, product.first):
+            info = self.adapter.index.tensors[stored]
+            flat = self.adapter.read(stored, 0, info.num_elements).to(torch.float32)
+            if not torch.isfinite(flat).all():
+                raise self._odd(f"the factor {shown(stored)} holds a NaN or an infinity")
+            loaded.append(flat.reshape(info.shape[0], -1))
+            self.adapter.release(stored, info.num_elements)
+        second, first = loaded
+        made = (first.T, second.T) if product.transposed else (second, first)
+        self._factors = (name, *made)
+        return made
 
     def expect(self, names: Iterable[str], budget_bytes: int) -> None:
         stored: list[str] = []

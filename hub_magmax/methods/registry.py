@@ -61,8 +61,6 @@ class TensorRule:
         per_element: Takes the index of a chunk's first element and its length; returns tensors
             of that length.
         per_task: Tensors that are the same for all chunks.
-        compiles: `combine` is a module's function of torch operations without branches on
-            values, so that torch.compile can fuse it.
         num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
         duality_gap: Relative distance of `top-n` from the optimum, or None.
     """
@@ -71,7 +69,6 @@ class TensorRule:
     selects: bool = False
     per_element: Callable[[int, int], tuple[Tensor, ...]] = _nothing
     per_task: tuple[Tensor, ...] = ()
-    compiles: bool = True
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
 
@@ -168,7 +165,7 @@ def _whole_tensor_rule(
 def _elementwise_rule(function: Callable[..., Tensor], call: dict[str, Any]) -> TensorRule:
     import torch
 
-    return TensorRule(lambda rows: function(torch.stack(list(rows)), **call), compiles=False)
+    return TensorRule(lambda rows: function(torch.stack(list(rows)), **call))
 
 
 def given_rule(found: Tensor, **facts: Any) -> TensorRule:
