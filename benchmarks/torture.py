@@ -755,9 +755,9 @@ the merge report itself. `hub-magmax verify FOLDER --public-key KEY` checks it. 
 because a push puts the repository's name into it.
 
 What is not promised: that a write survives a disk that lies about having stored it; that a file changed in
-place twice within one tick of the file system's clock (a few milliseconds) is noticed; that a merge ends where
-the kernel refuses memory to a thread that is just starting, for which Python may then wait for ever (a merge
-that is killed then goes on like any other); POSIX systems only.
+place twice within one tick of the file system's clock (a few milliseconds) is noticed; that a merge ends
+where the kernel refuses memory to a thread that is just starting, for which Python may then wait for ever (a
+merge that is killed then goes on like any other); POSIX systems only.
 """
 
 
