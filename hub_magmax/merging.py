@@ -205,7 +205,6 @@ class _Engine:
     def make(self, shards: Iterable[Shard]) -> Iterator[ShardRecord]:
         """Write files, and yield their records in order; of several errors the first in order is raised."""
         with ExitStack() as unfinished:
-            unfinished.callback(self.close)
             begun: deque[Callable[[], ShardRecord]] = deque()
             try:
                 for shard in shards:
