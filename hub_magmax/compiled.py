@@ -1,11 +1,11 @@
 """The elementwise passes as machine code: what `kernels` and `selection` do, one cached block at a time.
 
-Compiled by numba where a merge is large enough to be worth it, and kept by numba beside this file or in the
-user's cache; the first large merge of a new environment waits some seconds for it. The results are the same
-to the bit as without: every operation is rounded alone, in the same order.
+Compiled by numba where a merge is large enough to be worth it; `loops` keeps and calls what comes out, and
+the first large merge of a new environment waits some seconds for it. The results are the same to the bit as
+without: every operation is rounded alone, in the same order.
 
-Every function lets other threads run. Rows are checkpoints or task vectors, one below the other, so that
-nothing is compiled anew for another number of tasks.
+Rows are checkpoints or task vectors, one below the other, so that nothing is compiled anew for another number
+of tasks. What `loops` calls allocates nothing: `scratch` are numbers that may be overwritten.
 
 How the loops are written decides whether they become vector instructions; measured on five bfloat16
 checkpoints and one thread: one short loop per step over a block that stays in the nearest cache (a loop
@@ -24,16 +24,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-#: Elements of all rows that are worked on at a time: they stay in the nearest caches.
-BLOCK = 2048
+from hub_magmax.loops import AGREEING, BLOCK, LARGEST, TIES, WEIGHTED
 
-#: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
-INFINITY_BITS = 0x7F800000
-
-#: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
-WEIGHTED, AGREEING, TIES, LARGEST, GIVEN = range(5)
-
-_compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
+_compiled: Any = njit(nogil=True, error_model="numpy")
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 #: For comparisons: vectors of signed integers have them.
@@ -198,7 +191,7 @@ def _count(winners, task):
 
 
 @_compiled
-def merge_chunk(kind, stored, first, second, given, scaling, out, counts):
+def merge_chunk(kind, stored, first, second, given, scaling, out, counts, scratch, whole):
     """Merge one chunk into `out`, add up the elements of each task, and return the largest bits met.
 
     Args:
@@ -209,13 +202,14 @@ def merge_chunk(kind, stored, first, second, given, scaling, out, counts):
         scaling: Scaling coefficient, float32.
         out: Merged elements as bits, of the same dtype.
         counts: int64 per task; changed for `LARGEST` and `GIVEN`.
+        scratch: float32, tasks + 6 rows of `BLOCK`.
+        whole: int32, 2 rows of `BLOCK`.
     """
     num_tasks, num_elements = stored.shape[0] - 1, stored.shape[1]
     shift = np.uint32(32 - 8 * stored.itemsize)
-    rows = np.empty((num_tasks, BLOCK), np.float32)
-    bases, merged = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    spare = np.empty((4, BLOCK), np.float32)
-    owners, best = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+    rows, spare = scratch[:num_tasks], scratch[num_tasks + 2 :]
+    bases, merged = scratch[num_tasks], scratch[num_tasks + 1]
+    owners, best = whole[0], whole[1]
     largest = np.uint32(0)
     for start in range(0, num_elements, BLOCK):
         size = min(BLOCK, num_elements - start)
@@ -241,24 +235,26 @@ def merge_chunk(kind, stored, first, second, given, scaling, out, counts):
                 counts[task] += _count(winners, np.int32(task))
             _take(rows, winners, found)
         largest = max(largest, _finish(found, base, scaling, shift, out[start:stop]))
-    return largest
+    return np.int64(largest)
 
 
 @_compiled
-def task_vectors(stored, rows):
-    """Subtract the first row of bits from each other one, into float32 `rows`; return the largest bits."""
+def task_vectors(stored, rows, scratch):
+    """Subtract the first row of bits from each other one, into float32 `rows`; return the largest bits.
+
+    `scratch`: float32, `BLOCK`.
+    """
     num_tasks, num_elements = rows.shape
     shift = np.uint32(32 - 8 * stored.itemsize)
-    bases = np.empty(BLOCK, np.float32)
     largest = np.uint32(0)
     for start in range(0, num_elements, BLOCK):
         stop = min(start + BLOCK, num_elements)
-        base = bases[: stop - start]
+        base = scratch[: stop - start]
         _widen(stored[0, start:stop], shift, base)
         for task in range(num_tasks):
             moved = _difference(stored[task + 1, start:stop], shift, base, rows[task, start:stop])
             largest = max(largest, moved)
-    return largest
+    return np.int64(largest)
 
 
 @_compiled
@@ -292,23 +288,24 @@ def _rank_first(first, best, best_task, code, owner, codes):
 
 
 @_compiled
-def rank(run, stride, wanted, owner, codes):
+def rank(run, stride, wanted, owner, codes, scratch, zeros):
     """Write winners and codes of a chunk, as `algorithm_one` describes them; 2 to 32 tasks.
 
     Args:
         run: float32 memory that holds the task vectors.
         stride: How far apart in it they begin.
-        wanted: Whether each task has a quota; the others count as zero.
+        wanted: uint8, whether each task has a quota; the others count as zero.
         owner: uint8 per element.
         codes: Unsigned integers with a bit per task.
+        scratch: int32, 4 rows of `BLOCK`.
+        zeros: float32, `BLOCK` of them.
     """
     num_tasks, num_elements = wanted.shape[0], owner.shape[0]
-    spare = np.empty((4, BLOCK), np.int32)
-    zeros = np.zeros(BLOCK, np.float32)
     for start in range(0, num_elements, BLOCK):
         stop = min(start + BLOCK, num_elements)
         size = stop - start
-        first, best, best_task, code = spare[0, :size], spare[1, :size], spare[2, :size], spare[3, :size]
+        first, best = scratch[0, :size], scratch[1, :size]
+        best_task, code = scratch[2, :size], scratch[3, :size]
         _magnitudes(run[start:stop] if wanted[0] else zeros[:size], first)
         best[:] = 0
         best_task[:] = 1
@@ -317,6 +314,7 @@ def rank(run, stride, wanted, owner, codes):
             row = run[task * stride + start : task * stride + stop] if wanted[task] else zeros[:size]
             _rank_next(row, np.int32(task), first, best, best_task, code)
         _rank_first(first, best, best_task, code, owner[start:stop], codes[start:stop])
+    return np.int64(0)
 
 
 @_compiled
@@ -355,7 +353,7 @@ def _heir(code, mask):
 
 
 @_compiled
-def draw(owner, codes, value, mask, mark, before, middle, low, high, received, places, keys):
+def draw(owner, codes, value, mask, mark, before, middle, low, high, received, places, keys, scratch):
     """Give the elements of `value` whose keys lie below `low` to their heirs; collect those up to `high`.
 
     An heir is the highest task in an element's code among those in `mask`, plus `mark`.
@@ -363,15 +361,15 @@ def draw(owner, codes, value, mask, mark, before, middle, low, high, received, p
     Args:
         owner: uint8 per element, changed.
         codes: As `rank` writes them.
-        received: int64 per task, added to.
+        received: int64 per task, added to: how many were given away.
         places, keys: Take the elements between `low` and `high`.
+        scratch: int64, 2 rows of `BLOCK` + 1.
 
     Returns:
-        How many were given away, and how many lie between, which may be more than there is place for.
+        How many lie between, which may be more than there is place for.
     """
-    found = np.empty(BLOCK + 1, np.int64)
-    drawn = np.empty(BLOCK, np.int64)
-    given, between = 0, 0
+    found, drawn = scratch[0], scratch[1]
+    between = np.int64(0)
     for start in range(0, owner.shape[0], BLOCK):
         part = owner[start : start + BLOCK]
         count = _find(part, value, found)
@@ -383,13 +381,12 @@ def draw(owner, codes, value, mask, mark, before, middle, low, high, received, p
                 heir = _heir(codes[place], mask)
                 owner[place] = heir + mark
                 received[heir] += 1
-                given += 1
             elif drawn[n] <= high:
                 if between < places.shape[0]:
                     places[between] = place
                     keys[between] = drawn[n]
                 between += 1
-    return given, between
+    return between
 
 
 @_compiled
@@ -403,7 +400,7 @@ def _place(drawn, edges, names, owner):
 
 
 @_compiled
-def mix(start, before, middle, edges, names, owner):
+def mix(start, before, middle, edges, names, owner, scratch):
     """Write a task for each element, drawn by its key.
 
     Args:
@@ -412,13 +409,14 @@ def mix(start, before, middle, edges, names, owner):
         edges: The least key, as uint64, of every part but the first, ascending.
         names: uint8, the task of each part.
         owner: uint8 per element.
+        scratch: int64, `BLOCK`.
     """
-    drawn = np.empty(BLOCK, np.int64)
     for first in range(0, owner.shape[0], BLOCK):
         part = owner[first : first + BLOCK]
         for n in range(part.shape[0]):
-            drawn[n] = _key(start + first + n, before, middle)
-        _place(drawn, edges, names, part)
+            scratch[n] = _key(start + first + n, before, middle)
+        _place(scratch, edges, names, part)
+    return np.int64(0)
 
 
 @_compiled
@@ -442,7 +440,7 @@ def _find_between(row, low, high, found):
 
 
 @_compiled
-def count_magnitudes(row, low, high, shift, bins):
+def count_magnitudes(row, low, high, shift, bins, scratch):
     """Add magnitudes from `low` to `high` (bits) to the bins of a histogram; return how many lie above.
 
     Args:
@@ -450,12 +448,12 @@ def count_magnitudes(row, low, high, shift, bins):
         low, high: int32.
         shift: A bin holds 2**shift neighbouring magnitudes, the first one beginning at `low`.
         bins: int64, changed.
+        scratch: int32, `BLOCK` + 1.
     """
-    found = np.empty(BLOCK + 1, np.int32)
-    above = 0
+    above = np.int64(0)
     for start in range(0, row.shape[0], BLOCK):
         part = row[start : start + BLOCK]
         above += _count_above(part, high)
-        for n in range(_find_between(part, low, high, found)):
-            bins[(found[n] - low) >> shift] += 1
+        for n in range(_find_between(part, low, high, scratch)):
+            bins[(scratch[n] - low) >> shift] += 1
     return above

@@ -11,14 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hub_magmax import kernels, selection
+from hub_magmax import kernels, loops, selection
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Merged, Pass
 
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
 
 #: Merging so many elements takes longer operation by operation than compiling does ...
 COMPILE_ABOVE_ELEMENTS = 2**27
-#: ... and so many longer than loading what was compiled.
-LOAD_ABOVE_ELEMENTS = 2**24
+#: ... and so many longer than loading what was compiled, a twentieth of a second; where only a part of it
+#: was, the rest is compiled, once.
+LOAD_ABOVE_ELEMENTS = 2**21
 
 #: Dtypes that compiled passes read and write, and what holds their bits.
 _BITS = {torch.bfloat16: (torch.int16, np.uint16), torch.float32: (torch.int32, np.uint32)}
@@ -47,10 +47,7 @@ def compiles(num_elements: int) -> bool:
 
 
 def _is_compiled() -> bool:
-    from hub_magmax import compiled
-
-    folder = Path(compiled.merge_chunk.stats.cache_path)
-    return any(folder.glob("compiled.merge_chunk-*.nbi"))
+    return loops.merge_chunk.is_kept()
 
 
 def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compiled: bool) -> Step:
@@ -82,15 +79,13 @@ def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compil
 
 def _kind(rule: TensorRule) -> int | None:
     """Return the number of the rule's compiled pass, or None where there is none, as for a plugin's rule."""
-    from hub_magmax import compiled
-
     if rule.combine is kernels.given:
-        return compiled.GIVEN if rule.selects else None
+        return loops.GIVEN if rule.selects else None
     kinds = {
-        kernels.weighted_sum: compiled.WEIGHTED,
-        kernels.agreeing_sum: compiled.AGREEING,
-        kernels.ties_merge: compiled.TIES,
-        selection.largest_magnitude: compiled.LARGEST,
+        kernels.weighted_sum: loops.WEIGHTED,
+        kernels.agreeing_sum: loops.AGREEING,
+        kernels.ties_merge: loops.TIES,
+        selection.largest_magnitude: loops.LARGEST,
     }
     return kinds.get(rule.combine)
 
@@ -103,18 +98,25 @@ def _merge_compiled(
     chunk: StoredChunk,
     per_element: tuple[Tensor, ...],
 ) -> Merged:
-    from hub_magmax import compiled
-
     rows = stored_rows(chunk, dtype)
     num_tasks, num_elements = len(rows) - 1, rows.shape[1]
     given = per_element[0].numpy() if per_element else np.empty(0, np.uint8)
     per_task = [values.numpy() for values in rule.per_task] or [np.empty(0, np.float32)]
     merged = torch.empty(num_elements, dtype=rows.dtype)
     counts = np.zeros(num_tasks, np.int64)
-    largest = compiled.merge_chunk(
-        kind, bits_of(rows), per_task[0], per_task[-1], given, scaling, bits_of(merged), counts
+    largest = loops.merge_chunk(
+        kind,
+        bits_of(rows),
+        per_task[0],
+        per_task[-1],
+        given,
+        scaling,
+        bits_of(merged),
+        counts,
+        np.empty((num_tasks + 6, loops.BLOCK), np.float32),
+        np.empty((2, loops.BLOCK), np.int32),
     )
-    finite = largest < compiled.INFINITY_BITS
+    finite = largest < loops.INFINITY_BITS
     if rows.dtype != dtype:
         merged = merged.to(dtype)
         finite = finite and bool(torch.isfinite(merged).all())
@@ -144,14 +146,12 @@ def task_vectors(chunk: StoredChunk) -> tuple[Tensor, float] | None:
 
     None where the pass cannot read the values.
     """
-    from hub_magmax import compiled
-
     if any(values.dtype not in _NARROW for values in (chunk.base, *chunk.checkpoints)):
         return None
     rows = stored_rows(chunk)
     found = torch.empty((len(rows) - 1, rows.shape[1]))
-    largest = compiled.task_vectors(bits_of(rows), found.numpy())
-    return found, 0.0 if largest < compiled.INFINITY_BITS else math.nan
+    largest = loops.task_vectors(bits_of(rows), found.numpy(), np.empty(loops.BLOCK, np.float32))
+    return found, 0.0 if largest < loops.INFINITY_BITS else math.nan
 
 
 @contextmanager

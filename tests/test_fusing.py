@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hub_magmax import compiled, fusing, kernels, passes, selection
+from hub_magmax import fusing, kernels, loops, passes, selection
 from hub_magmax.fusing import compiles, make_step
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Pass
@@ -47,7 +47,7 @@ def same_bits(one, other):
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, compiled.BLOCK, 5 * compiled.BLOCK + 3])
+@pytest.mark.parametrize("length", [0, 1, 7, loops.BLOCK, 5 * loops.BLOCK + 3])
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
@@ -73,7 +73,7 @@ def test_checkpoints_of_several_dtypes_are_compiled_too(rule):
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_compiled_task_vectors_are_the_same_bits(dtype):
-    chunk = chunk_of(3 * compiled.BLOCK + 1, dtype)
+    chunk = chunk_of(3 * loops.BLOCK + 1, dtype)
     found, probe = fusing.task_vectors(chunk)
     assert same_bits(found, kernels.task_vectors(chunk.base, chunk.checkpoints)) and probe == 0.0
 

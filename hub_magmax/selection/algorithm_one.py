@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Shaped, UInt8
 
+from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count
 from hub_magmax.selection.draws import ALIGN, DROP, FILL
@@ -96,15 +97,14 @@ def _rank_compiled(
     owner: UInt8[np.ndarray, " elements"],
     codes: Shaped[np.ndarray, " elements"],
 ) -> None:
-    from hub_magmax import compiled
-
-    wanted = np.array(quotas) > 0
+    wanted = (np.array(quotas) > 0).astype(np.uint8)
+    scratch, zeros = np.empty((4, loops.BLOCK), np.int32), np.zeros(loops.BLOCK, np.float32)
     for start, chunk in chunks:
         end = start + chunk.shape[1]
         stride = chunk.stride(0)
         # One run of memory from the first row to the last: rows may be parts of longer ones.
         run = chunk.as_strided(((len(quotas) - 1) * stride + chunk.shape[1],), (1,))
-        compiled.rank(run.numpy(), stride, wanted, owner[start:end], codes[start:end])
+        loops.rank(run.numpy(), stride, wanted, owner[start:end], codes[start:end], scratch, zeros)
 
 
 def _rank_block(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
+from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS
 from hub_magmax.selection.draws import Keys, keys_of
@@ -146,14 +147,12 @@ class Draws:
 
         What was given stays given, so its bound is nine standard deviations below the largest key to give.
         """
-        from hub_magmax import compiled
-
         margin = _margin(count, total)
         low, high = _key_at((count - 1.5 * margin - 16) / total), _key_at((count + margin) / total)
         places, keys = np.empty((2, int(4 * margin) + 64), dtype=np.int64)
         mask, mark = np.uint32(to[0]), np.uint8(to[1])
         constants = self._generator.constants(stream)
-        given, between = compiled.draw(
+        between = loops.draw(
             self._owners.owner,
             self._codes,
             np.uint8(value),
@@ -165,11 +164,13 @@ class Draws:
             received,
             places,
             keys,
+            np.empty((2, loops.BLOCK + 1), np.int64),
         )
+        given = int(received.sum())
         rest = count - given
         assert rest >= 0, "nine standard deviations"
         if not rest <= between <= len(places):
-            return int(given)
+            return given
         order = keys[:between].argsort()
         self._hand_over(places[order[:rest]], *to, received)
         return count

@@ -1,0 +1,225 @@
+"""The loops of `compiled` as machine code that outlasts the process, called without their compiler.
+
+numba keeps what it compiled as well, but importing it and finding its way back takes .9 s in every process,
+measured, as long as merging 0.1B parameters; llvmlite alone, on which numba stands, takes .03 s.
+
+    largest = loops.task_vectors(stored, rows, scratch)
+
+calls `compiled.task_vectors`. What may be called so takes arrays without gaps and numbers, allocates nothing,
+and returns an int64. It lets other threads run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+#: Elements of all rows that are worked on at a time: they stay in the nearest caches.
+BLOCK = 2048
+
+#: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
+INFINITY_BITS = 0x7F800000
+
+#: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
+WEIGHTED, AGREEING, TIES, LARGEST, GIVEN = range(5)
+
+_SOURCE = Path(__file__).with_name("compiled.py")
+_SYMBOL = "hub_magmax_loop"
+_DIGEST_BYTES = 32
+
+#: How an array is passed, without its shape and steps: owner, parent, elements, bytes of one, memory.
+_ARRAY = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+_SCALARS = {
+    "i4": ctypes.c_int32, "i8": ctypes.c_int64,
+    "u1": ctypes.c_uint8, "u4": ctypes.c_uint32, "u8": ctypes.c_uint64,
+    "f4": ctypes.c_float, "f8": ctypes.c_double,
+}  # fmt: skip
+#: The same as LLVM writes them.
+_LLVM = {ctypes.c_void_p: "ptr", ctypes.c_float: "float", ctypes.c_double: "double"}
+
+#: Dtype and number of dimensions of an argument; no dimensions: a number.
+Kind = tuple[str, int]
+
+
+class Loop:
+    """One function of `compiled`, for arguments of any dtypes that it can take."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = Lock()
+        self._code: dict[tuple[Kind, ...], Callable[..., int]] = {}
+
+    def __call__(self, *arguments: np.ndarray | np.generic | int) -> int:
+        kinds: list[Kind] = []
+        flat: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                assert argument.flags.c_contiguous
+                kinds.append((argument.dtype.str[1:], argument.ndim))
+                memory = argument.__array_interface__["data"][0]
+                flat += (0, 0, argument.size, argument.itemsize, memory, *argument.shape, *argument.strides)
+            else:
+                number = np.asarray(argument)
+                kinds.append((number.dtype.str[1:], 0))
+                flat.append(number.item())
+        key = tuple(kinds)
+        code = self._code.get(key) or self._load(key)
+        return code(*flat)
+
+    def is_kept(self) -> bool:
+        """Say whether some form of the loop was compiled earlier, for this processor and by this version."""
+        return any(any(folder.glob(f"{self.name}-*{_fingerprint()}.o")) for folder in _folders())
+
+    def _load(self, kinds: tuple[Kind, ...]) -> Callable[..., int]:
+        with self._lock:
+            if kinds not in self._code:
+                file = f"{self.name}-{'-'.join(f'{dtype}{ndim}' for dtype, ndim in kinds)}-{_fingerprint()}.o"
+                content = _find(file)
+                if content is None:
+                    content = _compile(self.name, kinds)
+                    _keep(file, content)
+                self._code[kinds] = _link(content, kinds)
+            return self._code[kinds]
+
+
+merge_chunk = Loop("merge_chunk")
+task_vectors = Loop("task_vectors")
+rank = Loop("rank")
+draw = Loop("draw")
+mix = Loop("mix")
+count_magnitudes = Loop("count_magnitudes")
+
+
+def _arguments(kinds: tuple[Kind, ...]) -> list[Any]:
+    """Return the types of the arguments: places for result and error, then each one taken apart."""
+    types: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
+    for dtype, ndim in kinds:
+        types += (*_ARRAY, *[ctypes.c_int64] * (2 * ndim)) if ndim else (_SCALARS[dtype],)
+    return types
+
+
+def _compile(name: str, kinds: tuple[Kind, ...]) -> bytes:
+    """Have numba compile a function, and return its machine code, an object file."""
+    import llvmlite.binding as llvm
+    import numba
+
+    from hub_magmax import compiled
+
+    signature = tuple(
+        numba.types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "C")
+        if ndim
+        else numba.from_dtype(np.dtype(dtype))
+        for dtype, ndim in kinds
+    )
+    function = getattr(compiled, name)
+    function.compile(signature)
+    module = llvm.parse_assembly(_closed(function.inspect_llvm(signature)))
+    entry = module.get_function(function.overloads[signature].fndesc.llvm_func_name)
+    entry.name = _SYMBOL
+    # How numba passes arguments is documented for its own developers only, so it is looked at.
+    found = [str(argument.type) for argument in entry.arguments]
+    expected = [_LLVM.get(kind) or f"i{8 * ctypes.sizeof(kind)}" for kind in _arguments(kinds)]
+    assert found == expected, f"numba passes {found}; expected {expected}"
+    code: bytes = _machine(llvm).emit_object(module)
+    return code
+
+
+def _closed(text: str) -> str:
+    """Replace what the code calls of numba by traps: what raises, which nothing here does."""
+    declared = re.compile(r'^declare (?!.*@llvm\.)(.*?) (@[\w.$"]+)\((.*)\).*$', re.MULTILINE)
+    return declared.sub(r"define internal \1 \2(\3) { call void @llvm.trap() unreachable }", text) + (
+        "" if "declare void @llvm.trap()" in text else "\ndeclare void @llvm.trap()\n"
+    )
+
+
+def _machine(llvm: Any) -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+def _link(content: bytes, kinds: tuple[Kind, ...]) -> Callable[..., int]:
+    """Put machine code into memory, and return what calls it."""
+    import llvmlite.binding as llvm
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(llvm))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(content))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    code = ctypes.CFUNCTYPE(ctypes.c_int32, *_arguments(kinds))(engine.get_function_address(_SYMBOL))
+
+    def call(*flat: Any) -> int:
+        found, error = ctypes.c_int64(), ctypes.c_void_p()
+        status = code(ctypes.addressof(found), ctypes.addressof(error), *flat)
+        assert status == 0, f"a compiled loop failed: {status}"
+        return found.value
+
+    return call
+
+
+#: They own the code.
+_ENGINES: list[Any] = []
+
+
+@cache
+def _fingerprint() -> str:
+    """Identify the source, the compiler and the processor."""
+    import llvmlite.binding as llvm
+
+    parts = (
+        _SOURCE.read_text(encoding="utf-8"),
+        Path(__file__).read_text(encoding="utf-8"),
+        version("numba"),
+        version("llvmlite"),
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _folders() -> tuple[Path, ...]:
+    """Return where code is kept: beside this file, or where that cannot be written, in the user's cache."""
+    homes = [Path(__file__).parent / "__pycache__"]
+    with suppress(RuntimeError):  # no home
+        homes.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hub_magmax")
+    return tuple(homes)
+
+
+def _find(file: str) -> bytes | None:
+    for folder in _folders():
+        with suppress(OSError):
+            content = (folder / file).read_bytes()
+            digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            if hashlib.sha256(code).digest() == digest:
+                return code
+    return None
+
+
+def _keep(file: str, content: bytes) -> None:
+    """Keep code for later processes, where a folder can be written."""
+    for folder in _folders():
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
+                temporary.write(hashlib.sha256(content).digest() + content)
+            Path(temporary.name).replace(folder / file)
+            return

@@ -1,0 +1,77 @@
+"""Compiled loops outlast the process: kept on disk, checked, and called without their compiler."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hub_magmax import loops
+
+KEYS = np.array([2**63], dtype=np.uint64)
+NAMES = np.array([3, 5], dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "_folders", lambda: (tmp_path / "absent" / "cache",))
+    return tmp_path / "absent" / "cache"
+
+
+def mixed(loop):
+    owner = np.empty(1000, dtype=np.uint8)
+    loop(7, np.uint64(1), np.uint64(2), KEYS, NAMES, owner, np.empty(loops.BLOCK, np.int64))
+    return owner.tolist()
+
+
+def test_what_was_compiled_is_kept_and_used_again(folder, monkeypatch):
+    loop = loops.Loop("mix")
+    assert not loop.is_kept()
+    found = mixed(loop)
+    assert set(found) == {3, 5} and loop.is_kept() and not loops.Loop("rank").is_kept()
+    monkeypatch.setattr(loops, "_compile", None)
+    assert mixed(loops.Loop("mix")) == found
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:100], lambda c: b"", lambda c: c[:-1] + b"?"])
+def test_damaged_code_is_compiled_again(folder, damage):
+    found = mixed(loops.Loop("mix"))
+    (file,) = folder.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    assert mixed(loops.Loop("mix")) == found
+    assert len(file.read_bytes()) == len(content)
+
+
+def test_without_a_place_to_keep_it_code_is_compiled_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(loops, "_folders", lambda: (tmp_path / "file" / "cache",))
+    assert set(mixed(loops.Loop("mix"))) == {3, 5}
+
+
+def test_code_of_another_source_is_not_used(folder, monkeypatch):
+    loop = loops.Loop("mix")
+    mixed(loop)
+    monkeypatch.setattr(loops, "_fingerprint", lambda: "another")
+    assert not loop.is_kept()
+
+
+def test_arrays_with_gaps_are_refused():
+    with pytest.raises(AssertionError):
+        loops.mix(0, np.uint64(1), np.uint64(2), KEYS, NAMES, np.empty(20, np.uint8)[::2], np.empty(2048))
+
+
+def test_another_way_of_passing_arguments_is_noticed(folder, monkeypatch):
+    monkeypatch.setattr(loops, "_ARRAY", loops._ARRAY[1:])
+    with pytest.raises(AssertionError, match="numba passes"):
+        mixed(loops.Loop("mix"))
+
+
+def test_kept_code_runs_without_its_compiler():
+    mixed(loops.mix)  # kept from here on
+    program = (
+        "import sys; from tests.test_loops import mixed, loops\n"
+        "mixed(loops.mix); print('numba' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
