@@ -34,6 +34,9 @@ _MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
+#: Below every float, as `_in_order` has them.
+_LEAST = np.int32(-(2**31))
+_SPREAD = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
 @_compiled
@@ -457,3 +460,208 @@ def count_magnitudes(row, low, high, shift, bins, scratch):
         for n in range(_find_between(part, low, high, scratch)):
             bins[(scratch[n] - low) >> shift] += 1
     return above
+
+
+@_compiled
+def largest(run, stride, rows, size):
+    """Return the largest magnitude, as bits, among the first `size` elements of some rows.
+
+    Args:
+        run: float32 memory that holds the task vectors.
+        stride: How far apart in it they begin.
+        rows: int64, which of them count.
+    """
+    found = np.int32(0)
+    for row in rows:
+        for i in range(row * stride, row * stride + size):
+            found = max(found, np.int32(np.float32(run[i]).view(np.int32) & _MAGNITUDE_SIGNED))
+    return np.int64(found)
+
+
+@_compiled
+def _in_order(number):
+    """Return an integer for each float32, in the same order: vectors of integers have a maximum."""
+    bits = np.float32(number).view(np.int32)
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & _MAGNITUDE_SIGNED))
+
+
+@_compiled
+def _follow(row, lowest, best, second):
+    """Let a task be second where it is neither best so far nor below the second so far."""
+    for i in range(second.shape[0]):
+        high = _in_order(np.float32(abs(row[i]) - lowest))
+        second[i] = max(second[i], min(best[i], high))
+
+
+@_compiled
+def _lead(row, lowest, task, best, winners):
+    """Let a task win where it reaches the best so far. Tasks come in order."""
+    for i in range(winners.shape[0]):
+        high = _in_order(np.float32(abs(row[i]) - lowest))
+        so_far = best[i]
+        best[i] = max(high, so_far)
+        winners[i] = max(winners[i], task if high >= so_far else np.int32(0))
+
+
+@_compiled
+def _assure(row, highest, surest):
+    for i in range(surest.shape[0]):
+        surest[i] = max(surest[i], _in_order(np.float32(abs(row[i]) - highest)))
+
+
+@_compiled
+def _find_open(surest, second, found):
+    """Write the places where nobody is sure to win, and return how many there are."""
+    count = 0
+    for i in range(surest.shape[0]):
+        found[count] = i
+        count += surest[i] <= second[i]
+    return count
+
+
+@_compiled
+def settle(run, stride, rows, bottoms, tops, owner, counts, open_, scratch, places):
+    """Write winners, and collect the elements of which the winner depends on where in a box prices are.
+
+    Args:
+        run, stride, rows: As for `largest`.
+        bottoms, tops: float32 per row, the box.
+        owner: uint8 per element, numbers of rows in the order of `rows`.
+        counts: int64 per row, added to: how many each is sure of.
+        open_: int64 per element, takes the places of the others.
+        scratch: int32, 4 rows of `BLOCK`.
+        places: int64, `BLOCK` + 1.
+
+    Returns:
+        How many are open.
+    """
+    num_open = np.int64(0)
+    for start in range(0, owner.shape[0], BLOCK):
+        stop = min(start + BLOCK, owner.shape[0])
+        size = stop - start
+        best, second, surest = scratch[0, :size], scratch[1, :size], scratch[2, :size]
+        winners = scratch[3, :size]
+        best[:] = _LEAST
+        second[:] = _LEAST
+        surest[:] = _LEAST
+        winners[:] = 0
+        for task in range(rows.shape[0]):
+            begin = rows[task] * stride + start
+            row = run[begin : begin + size]
+            _follow(row, bottoms[task], best, second)
+            _lead(row, bottoms[task], np.int32(task), best, winners)
+            _assure(row, tops[task], surest)
+        for task in range(rows.shape[0]):
+            counts[task] += _count(winners, np.int32(task))
+        _copy(winners, owner[start:stop])
+        for n in range(_find_open(surest, second, places)):
+            place = start + places[n]
+            counts[owner[place]] -= 1
+            open_[num_open] = place
+            num_open += 1
+    return num_open
+
+
+@_compiled
+def _describe(run, stride, rows, place, scale, prices, bottoms, tops, distances):
+    """Write each task's distance below the best, -1 if out of reach, and return a code of them."""
+    highest, leader = -np.inf, -np.inf
+    for task in range(rows.shape[0]):
+        value = np.rint(np.float64(abs(run[rows[task] * stride + place])) * scale)
+        distances[task] = value
+        highest = max(highest, value - tops[task])
+        leader = max(leader, value - prices[task])
+    code = np.int64(0)
+    for task in range(rows.shape[0]):
+        value = distances[task]
+        distance = leader + 1 - (value - prices[task]) if value - bottoms[task] >= highest else 0.0
+        distances[task] = distance - 1
+        code ^= np.int64(distances[task])
+        code *= _SPREAD
+        code ^= code >> 29
+    return code
+
+
+@_compiled
+def _search(codes, code):
+    """Return the place of the first code that is not below another one, at most the last place."""
+    low, high = 0, codes.shape[0] - 1
+    while low < high:
+        middle = (low + high) // 2
+        if codes[middle] < code:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@_compiled
+def group(run, stride, rows, open_, scale, prices, bottoms, tops, codes, examples, first, marks, scratch):
+    """Write for each open element the mark of the group that it belongs to, or leave what is there.
+
+    Args:
+        run, stride, rows: As for `largest`.
+        open_: int64, places of elements.
+        scale: float64, turns magnitudes into whole numbers.
+        prices, bottoms, tops: float64 per row.
+        codes: int64 per group, sorted.
+        examples: float64, rows by groups, the distances of each group.
+        first: The mark of the first group.
+        marks: uint8 per open element.
+        scratch: float64 per row.
+    """
+    for n in range(open_.shape[0]):
+        code = _describe(run, stride, rows, open_[n], scale, prices, bottoms, tops, scratch)
+        place = _search(codes, code)
+        alike = codes[place] == code
+        for task in range(rows.shape[0]):
+            alike &= examples[task, place] == scratch[task]
+        if alike:
+            marks[n] = first + place
+    return np.int64(0)
+
+
+@_compiled
+def _net(row, price, best):
+    """Let a task's magnitudes less its price be the best so far, where they are."""
+    for i in range(best.shape[0]):
+        best[i] = np.maximum(best[i], np.float64(abs(row[i])) - price)
+
+
+@_compiled
+def _add_lanes(values, lanes):
+    """Add each eighth element to one of eight sums, in order."""
+    whole = values.shape[0] // 8 * 8
+    for i in range(0, whole, 8):
+        for lane in range(8):
+            lanes[lane] += values[i + lane]
+    for i in range(whole, values.shape[0]):
+        lanes[i - whole] += values[i]
+
+
+@_compiled
+def weigh(run, stride, rows, prices, owner, regrets, kept, scratch):
+    """Add up what winners fall short of the best task, net of prices, and their magnitudes.
+
+    Args:
+        run, stride, rows: As for `largest`.
+        prices: float64 per row.
+        owner: uint8 per element.
+        regrets, kept: float64, 8 sums each, added to.
+        scratch: float64, 2 rows of `BLOCK`.
+    """
+    for start in range(0, owner.shape[0], BLOCK):
+        stop = min(start + BLOCK, owner.shape[0])
+        best, chosen = scratch[0, : stop - start], scratch[1, : stop - start]
+        best[:] = -np.inf
+        for task in range(rows.shape[0]):
+            begin = rows[task] * stride + start
+            _net(run[begin : begin + stop - start], prices[task], best)
+        for i in range(stop - start):
+            winner = owner[start + i]
+            value = np.float64(abs(run[rows[winner] * stride + start + i]))
+            chosen[i] = value
+            best[i] -= value - prices[winner]
+        _add_lanes(best, regrets)
+        _add_lanes(chosen, kept)
+    return np.int64(0)

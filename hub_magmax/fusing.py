@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from hub_magmax import kernels, loops, selection
@@ -71,8 +72,7 @@ def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compil
     fast = partial(_merge_compiled, kind, rule, dtype, np.float32(scaling))
 
     def either(chunk: StoredChunk, per_element: tuple[Tensor, ...]) -> Merged:
-        narrow = all(values.dtype in _NARROW for values in (chunk.base, *chunk.checkpoints))
-        return fast(chunk, per_element) if narrow else eager(chunk, per_element)
+        return fast(chunk, per_element) if is_narrow(chunk) else eager(chunk, per_element)
 
     return either
 
@@ -141,17 +141,15 @@ def bits_of(values: Tensor) -> np.ndarray:
     return bits
 
 
-def task_vectors(chunk: StoredChunk) -> tuple[Tensor, float] | None:
-    """Return a chunk's task vectors by a compiled pass, and a number that is finite only if they are.
+def is_narrow(chunk: StoredChunk) -> bool:
+    """Say whether compiled passes can read a chunk's values."""
+    return all(values.dtype in _NARROW for values in (chunk.base, *chunk.checkpoints))
 
-    None where the pass cannot read the values.
-    """
-    if any(values.dtype not in _NARROW for values in (chunk.base, *chunk.checkpoints)):
-        return None
-    rows = stored_rows(chunk)
-    found = torch.empty((len(rows) - 1, rows.shape[1]))
-    largest = loops.task_vectors(bits_of(rows), found.numpy(), np.empty(loops.BLOCK, np.float32))
-    return found, 0.0 if largest < loops.INFINITY_BITS else math.nan
+
+def task_vectors(chunk: StoredChunk, out: Float32[Tensor, "tasks chunk"]) -> float:
+    """Write a chunk's task vectors by a compiled pass; return a number that is finite only if they are."""
+    largest = loops.task_vectors(bits_of(stored_rows(chunk)), out.numpy(), np.empty(loops.BLOCK, np.float32))
+    return 0.0 if largest < loops.INFINITY_BITS else math.nan
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Loop:
         self._lock = Lock()
         self._code: dict[tuple[Kind, ...], Callable[..., int]] = {}
 
-    def __call__(self, *arguments: np.ndarray | np.generic | int) -> int:
+    def __call__(self, *arguments: np.ndarray | np.generic | float) -> int:
         kinds: list[Kind] = []
         flat: list[Any] = []
         for argument in arguments:
@@ -100,6 +100,10 @@ rank = Loop("rank")
 draw = Loop("draw")
 mix = Loop("mix")
 count_magnitudes = Loop("count_magnitudes")
+largest = Loop("largest")
+settle = Loop("settle")
+group = Loop("group")
+weigh = Loop("weigh")
 
 
 def _arguments(kinds: tuple[Kind, ...]) -> list[Any]:

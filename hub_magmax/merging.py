@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Protocol
 
 import torch
@@ -34,7 +34,7 @@ from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
 from hub_magmax.sidefiles import is_side_file
-from hub_magmax.streaming import StoredChunks, copied_chunks
+from hub_magmax.streaming import ChunkMemory, StoredChunks, copied_chunks
 
 Progress = Callable[[int], None]
 
@@ -196,6 +196,7 @@ class _Engine:
         self.reader = ThreadPoolExecutor(1) if self.in_order else None
         self.makers = ThreadPoolExecutor(1 if self.in_order else min(num_threads, _MAX_THREADS))
         self._progress, self._progress_lock = progress, Lock()
+        self._thread = _Thread()
 
     def close(self) -> None:
         self.makers.shutdown(cancel_futures=True)
@@ -267,6 +268,7 @@ class _Engine:
             self.chunk_elements,
             self.reader,
             self.is_compiled,
+            self._thread.memory if self.reader is None else None,
         )
         generator = CounterGenerator(lock.seed, job.name)
         rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
@@ -278,6 +280,13 @@ class _Engine:
             chunks.check(probe, chunk.start, chunk.base, chunk.checkpoints, merged)
             tally.count(counts)
             yield merged
+
+
+class _Thread(local):
+    """What each thread has for itself."""
+
+    def __init__(self) -> None:
+        self.memory = ChunkMemory()
 
 
 class _Tally:

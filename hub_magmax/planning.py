@@ -160,7 +160,11 @@ class Plan:
         return {"format": "pt", "hub_magmax": json.dumps(merge, ensure_ascii=False)}
 
     def header(self, shard: Shard) -> bytes:
-        """Return the safetensors header of an output file, known before any tensor is."""
+        """Return the safetensors header of an output file, known before any tensor is.
+
+        It is padded so that the data begin at a multiple of 64 bytes, as memory does: between places that
+        differ by a few bytes some processors copy at a fifth of the speed, see `source.RowMemory`.
+        """
         entries: dict[str, Any] = {"__metadata__": self.metadata}
         position = 0
         for job in shard.jobs:
@@ -168,7 +172,7 @@ class Plan:
             entries[job.name] = {"dtype": job.dtype, "shape": list(job.shape), "data_offsets": offsets}
             position += job.num_bytes
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text)) % 64)
         return struct.pack("<Q", len(text)) + text
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hub_magmax import fusing, kernels
 from hub_magmax.errors import MismatchError, NonFiniteError
-from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
+from hub_magmax.io.source import RowMemory, TensorSource, tensor_place, torch_dtype
 from hub_magmax.planning import EXACT_REASON, TensorJob
 
 T = TypeVar("T")
@@ -40,6 +40,14 @@ class StoredChunk:
 
 
 @dataclass(frozen=True)
+class ChunkMemory:
+    """Memory for one chunk after the other, as stored and as task vectors; one thread's."""
+
+    stored: RowMemory = field(default_factory=RowMemory)
+    vectors: RowMemory = field(default_factory=RowMemory)
+
+
+@dataclass(frozen=True)
 class StoredChunks:
     """One tensor's task vectors, read from the sources again at every iteration.
 
@@ -48,6 +56,7 @@ class StoredChunks:
     Attributes:
         reader: Runs the reads, one at a time and a few ahead of what is asked for; None reads when asked.
         is_compiled: Whether rules and passes use compiled loops.
+        memory: Holds the chunk that was read last, where no chunk is needed once the next one is read.
 
     Raises:
         NonFiniteError: While iterating, at the first NaN or infinity, with its place.
@@ -60,6 +69,7 @@ class StoredChunks:
     chunk_elements: int
     reader: Executor | None
     is_compiled: bool = False
+    memory: ChunkMemory | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -78,8 +88,10 @@ class StoredChunks:
             yield chunk.start, found
 
     def _task_vectors(self, chunk: StoredChunk) -> tuple[Tensor, float]:
-        if self.is_compiled and (found := fusing.task_vectors(chunk)) is not None:
-            return found
+        if self.is_compiled and fusing.is_narrow(chunk):
+            memory = (self.memory or ChunkMemory()).vectors
+            found = memory.rows(torch.float32, len(chunk.base), [0] * self.num_tasks)
+            return found, fusing.task_vectors(chunk, found)
         stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
         return stacked, float(stacked.sum())
 
@@ -104,11 +116,13 @@ class StoredChunks:
 
     def _read(self, start: int, stop: int) -> StoredChunk:
         sources = (self.base, *self.tasks)
-        dtypes = {source.index.tensors[self.name].dtype for source in sources}
-        if len(dtypes) > 1:
+        infos = [source.index.tensors[self.name] for source in sources]
+        if len({info.dtype for info in infos}) > 1:
             base, *checkpoints = [source.read(self.name, start, stop) for source in sources]
             return StoredChunk(start, base, checkpoints)
-        rows = torch.empty((len(sources), stop - start), dtype=torch_dtype(dtypes.pop()))
+        dtype = torch_dtype(infos[0].dtype)
+        places = [info.start_byte + start * dtype.itemsize for info in infos]
+        rows = (self.memory or ChunkMemory()).stored.rows(dtype, stop - start, places)
         wanted = [*rows]
         pairs = zip(sources, wanted, strict=True)
         found = [source.read(self.name, start, stop, row) for source, row in pairs]

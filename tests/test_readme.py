@@ -228,7 +228,7 @@ def test_methods_are_all_described_with_their_defaults():
 
 def test_layers_of_the_design_are_those_that_are_checked():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = [layer.replace("hub_magmax.", "").split(" | ") for layer in contracts[0]["layers"]]
+    layers = [re.split(" [|:] ", layer.replace("hub_magmax.", "")) for layer in contracts[0]["layers"]]
     text = DOCS["design.md"].read_text(encoding="utf-8")
     rows = re.findall(r"^\| ((?:`[a-z_.]+`(?:, )?)+) \|", text.split("## Layers")[1].split("\n## ")[0], re.M)
     table = [re.findall("[a-z_.]+", row) for row in rows]

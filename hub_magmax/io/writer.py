@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
@@ -62,9 +63,11 @@ class ShardFile:
         Raises:
             OutputError: If what can be read back is not what was written.
         """
-        os.fsync(self._file.fileno())
+        with ThreadPoolExecutor(1) as disk:  # which takes about as long as hashing does
+            stored = disk.submit(os.fsync, self._file.fileno())
+            sha256 = self._read_back()
+            stored.result()
         self._file.close()
-        sha256 = self._read_back()
         self._temporary.rename(self._path)
         return sha256
 

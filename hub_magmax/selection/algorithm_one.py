@@ -11,7 +11,7 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count
+from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count, run_of
 from hub_magmax.selection.draws import ALIGN, DROP, FILL
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
 
@@ -101,10 +101,7 @@ def _rank_compiled(
     scratch, zeros = np.empty((4, loops.BLOCK), np.int32), np.zeros(loops.BLOCK, np.float32)
     for start, chunk in chunks:
         end = start + chunk.shape[1]
-        stride = chunk.stride(0)
-        # One run of memory from the first row to the last: rows may be parts of longer ones.
-        run = chunk.as_strided(((len(quotas) - 1) * stride + chunk.shape[1],), (1,))
-        loops.rank(run.numpy(), stride, wanted, owner[start:end], codes[start:end], scratch, zeros)
+        loops.rank(*run_of(chunk), wanted, owner[start:end], codes[start:end], scratch, zeros)
 
 
 def _rank_block(

@@ -25,7 +25,7 @@ class Chunks(Protocol):
     """One tensor's stacked task vectors, flattened, in order; iterating starts from the beginning.
 
     Yields the index of a chunk's first element and the chunk, on the CPU. Values must be finite.
-    A chunk must keep its values while later ones are read. Whether loops are compiled (`compiled`) changes
+    A chunk keeps its values until the next one is asked for. Whether loops are compiled (`compiled`) changes
     how long a rule takes, and nothing else.
     """
 
@@ -102,21 +102,31 @@ def check_task_count(num_tasks: int, limit: int) -> None:
 
 
 def blocks(chunks: Chunks) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
-    """Cut chunks of any size again, at multiples of the block size."""
+    """Cut chunks of any size again, at multiples of the block size; a block lives as long as a chunk."""
     pieces: list[Tensor] = []
     start = num_pending = 0
     for _, chunk in chunks:
         taken = 0
         while taken < chunk.shape[1]:
             piece = chunk[:, taken : taken + BLOCK_ELEMENTS - num_pending]
-            pieces.append(piece)
             taken += piece.shape[1]
             num_pending += piece.shape[1]
             if num_pending == BLOCK_ELEMENTS:
-                yield start, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+                yield start, torch.cat([*pieces, piece], dim=1) if pieces else piece
                 start, num_pending, pieces = start + num_pending, 0, []
+            else:
+                pieces.append(piece.clone())
     if num_pending:
-        yield start, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        yield start, torch.cat(pieces, dim=1)
+
+
+def run_of(block: Float32[Tensor, "tasks block"]) -> tuple[np.ndarray, int]:
+    """Return the memory from a block's first row to its last, for a compiled loop, and their distance.
+
+    Rows may be parts of longer ones.
+    """
+    stride = block.stride(0)
+    return block.as_strided(((block.shape[0] - 1) * stride + block.shape[1],), (1,)).numpy(), stride
 
 
 def where(mask: Bool[Tensor, " elements"]) -> Int64[Tensor, " count"]:

@@ -24,9 +24,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float64, UInt8
 
+from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count
+from hub_magmax.selection.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count, run_of
 from hub_magmax.selection.clearing import solve_directly
 from hub_magmax.selection.draws import SHARE, Keys
 from hub_magmax.selection.estimate import Box, bound, sample_market
@@ -40,6 +42,8 @@ _HELD_NUMBERS = 1 << 20
 # Standard deviations of a sample's counts by which its prices may at first be wrong.
 _DEVIATIONS = 3.0
 _MAX_ATTEMPTS = 4
+# Sums run side by side, as in the registers of a processor.
+_LANES = 8
 
 
 def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) -> Selection:
@@ -89,7 +93,9 @@ def _hold(chunks: Chunks) -> Chunks:
     """Read a small tensor into memory."""
     if isinstance(chunks, ArrayChunks) or chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
         return chunks
-    return ArrayChunks(torch.cat([chunk for _, chunk in chunks], dim=1))
+    return ArrayChunks(
+        torch.cat([chunk.clone() for _, chunk in chunks], dim=1), is_compiled=chunks.is_compiled
+    )
 
 
 def _describe(
@@ -117,21 +123,36 @@ def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices
     With counts equal to quotas, dual minus primal value is the sum over elements of what the winner
     falls short of the best task, both net of prices; so nothing cancels.
     """
-    price = np.array(prices)
-    regrets, kept = [], []
+    regrets: list[float] = []
+    kept: list[float] = []
+    price, rows = np.array(prices), np.array(active)
+    scratch = np.empty((2, loops.BLOCK))
     for start, block in blocks(chunks):
-        values = active_magnitudes(block, active).numpy()
-        count = values.shape[1]
-        owner = owners.owner[start : start + count]
-        chosen = values.ravel().take(owner.astype(np.int64) * count + np.arange(count)).astype(np.float64)
-        best = values[0].astype(np.float64) - prices[0]
-        for row, row_price in zip(values[1:], prices[1:], strict=True):
-            np.maximum(best, row.astype(np.float64) - row_price, out=best)
-        # numpy sums on one thread, in an order that depends on the number of elements only.
-        regrets.append(float((best - (chosen - price.take(owner))).sum()))
-        kept.append(float(chosen.sum()))
+        owner = owners.owner[start : start + block.shape[1]]
+        if chunks.is_compiled:
+            sums = np.zeros((2, _LANES))
+            loops.weigh(*run_of(block), rows, price, owner, sums[0], sums[1], scratch)
+        else:
+            sums = _weigh(active_magnitudes(block, active).numpy().astype(np.float64), price, owner)
+        regrets += sums[0].tolist()
+        kept += sums[1].tolist()
     regret, total = math.fsum(regrets), math.fsum(kept)
     return regret / total if total else (math.inf if regret else 0.0)
+
+
+def _weigh(
+    values: Float64[np.ndarray, "active block"],
+    prices: Float64[np.ndarray, " active"],
+    owner: UInt8[np.ndarray, " block"],
+) -> Float64[np.ndarray, "2 lanes"]:
+    """Return the sums of each eighth element's regret and value: an order that compiled loops can keep to."""
+    count = values.shape[1]
+    chosen = values.ravel().take(owner.astype(np.int64) * count + np.arange(count))
+    net = values - prices[:, None]
+    both = np.zeros((2, -(-count // _LANES) * _LANES))
+    both[:, :count] = net.max(axis=0) - (chosen - prices.take(owner)), chosen
+    sums: np.ndarray = both.reshape(2, -1, _LANES).sum(axis=1)
+    return sums
 
 
 def _solve(market: Market) -> Allocation | None:
@@ -196,7 +217,8 @@ def _source_keys(source: Source, stream: int) -> Keys:
 def _is_best(source: Source, allocation: Allocation) -> bool:
     """Say whether every element is with a task that is best for it at the allocation's prices."""
     prices = torch.from_numpy(allocation.prices)[:, None]
-    for start, values in source.magnitudes():
+    for start, block in source.blocks():
+        values = active_magnitudes(block, source.active)
         owner = torch.from_numpy(allocation.owners.owner[start : start + values.shape[1]]).to(torch.int64)
         reduced = on_grid(values, source.scale) - prices
         if (reduced.amax(dim=0) > reduced.gather(0, owner[None])[0]).any():

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
-from hub_magmax.selection.chunks import where
+from hub_magmax import loops
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS, run_of, where
 from hub_magmax.selection.estimate import Box
 from hub_magmax.selection.market import Groups, Market
 from hub_magmax.selection.owners import FIRST_MARK, NOBODY, Owners
-from hub_magmax.selection.sources import Stock, on_grid
+from hub_magmax.selection.sources import Source, Stock, active_magnitudes, on_grid
 
 # Elements of a sample that must be alike to be treated as a group, and how many groups there can be.
 _MIN_GROUP = 16
@@ -37,25 +38,23 @@ class Split:
 def settle(market: Market, box: Box, sample: Stock) -> Split:
     """Settle the elements whose winner is the same everywhere in the box, and group and collect the rest."""
     source, num_tasks = market.source, len(box.prices)
-    bottoms = _rounded_outwards(box.prices - box.down, source.scale, -1)
-    tops = _rounded_outwards(box.prices + box.up, source.scale, 1)
+    contest = (_CompiledContest if source.is_compiled else _Contest)(source, box)
     grouping = _Grouping(box, sample)
     owners = Owners(source.num_elements)
     counts = np.zeros(256, dtype=np.int64)
     rest = _Rest(num_tasks)
-    for start, values in source.magnitudes():
-        owner, open_ = _settle_block(values.numpy(), bottoms, tops)
-        candidates = values.index_select(1, torch.from_numpy(open_))
-        marks = grouping.marks(on_grid(candidates, source.scale)).numpy()
-        counts[:num_tasks] += np.array([np.count_nonzero(owner == task) for task in range(num_tasks)])
-        counts[:num_tasks] -= np.bincount(owner[open_], minlength=num_tasks)
+    for start, block in source.blocks():
+        owner = owners.owner[start : start + block.shape[1]]
+        open_ = contest.settle(block, owner, counts[:num_tasks])
+        marks = contest.marks(block, open_, grouping)
         counts += np.bincount(marks, minlength=256)
         owner[open_] = marks
-        owners.owner[start : start + len(owner)] = owner
-        single = np.flatnonzero(marks == NOBODY)
-        rest.add(open_[single] + start, candidates.numpy()[:, single])
+        single = open_[np.flatnonzero(marks == NOBODY)]
+        values = active_magnitudes(block.index_select(1, torch.from_numpy(single)), source.active)
+        rest.add(single + start, values.numpy())
     positions, collected = rest.take()
-    stock = Stock(collected, source.places_of(positions), source.scale, source.generator)
+    places = source.places_of(positions)
+    stock = Stock(collected, places, source.scale, source.generator, source.is_compiled)
     groups = grouping.groups(counts[FIRST_MARK:])
     quotas = market.quotas - counts[:num_tasks]
     inner = Market(stock, market.groups.and_also(groups), quotas, box.prices)
@@ -83,7 +82,9 @@ class _Rest:
         return torch.from_numpy(positions), torch.from_numpy(np.ascontiguousarray(values.T))
 
 
-def _rounded_outwards(bounds: Float64[np.ndarray, " tasks"], scale: float, direction: int) -> list[float]:
+def _rounded_outwards(
+    bounds: Float64[np.ndarray, " tasks"], scale: float, direction: int
+) -> Float32[np.ndarray, " tasks"]:
     """Turn bounds on the grid into float32 numbers in the unit of the tensor, never closer."""
     # One more step, because magnitudes are rounded to the grid.
     exact = (bounds + direction) / scale
@@ -91,28 +92,77 @@ def _rounded_outwards(bounds: Float64[np.ndarray, " tasks"], scale: float, direc
         near = exact.astype(np.float32)
         closer = (near - exact) * direction < 0
     outwards = np.nextafter(near, np.float32(direction * math.inf))
-    return [float(bound) for bound in np.where(closer, outwards, near)]
+    return np.where(closer, outwards, near)
 
 
-def _settle_block(
-    values: Float32[np.ndarray, "tasks block"], bottoms: list[float], tops: list[float]
-) -> tuple[UInt8[np.ndarray, " block"], Int64[np.ndarray, " open"]]:
-    """Return winners, and the elements of which the winner depends on where in the box prices are.
+class _Contest:
+    """Who wins where, everywhere in the box.
 
     Rounding to float32 keeps the order of numbers, so a strict inequality here holds exactly.
     """
-    lowest, highest = (np.array(bounds, dtype=np.float32) for bounds in (bottoms, tops))
-    best = values[0] - lowest[0]
-    second = np.full_like(best, -math.inf)
-    surest = values[0] - highest[0]
-    owner = np.zeros(best.shape, dtype=np.uint8)
-    for task in range(1, len(bottoms)):
-        high = values[task] - lowest[task]
-        np.maximum(owner, (high >= best).view(np.uint8) * np.uint8(task), out=owner)
-        np.maximum(second, np.minimum(best, high), out=second)
-        np.maximum(best, high, out=best)
-        np.maximum(surest, values[task] - highest[task], out=surest)
-    return owner, np.flatnonzero(surest <= second)
+
+    def __init__(self, source: Source, box: Box) -> None:
+        self._source = source
+        self._bottoms = _rounded_outwards(box.prices - box.down, source.scale, -1)
+        self._tops = _rounded_outwards(box.prices + box.up, source.scale, 1)
+
+    def settle(
+        self,
+        block: Float32[Tensor, "rows block"],
+        owner: UInt8[np.ndarray, " block"],
+        counts: Int64[np.ndarray, " tasks"],
+    ) -> Int64[np.ndarray, " open"]:
+        """Write winners, add up how many each task is sure of, and return the other elements' places."""
+        values = active_magnitudes(block, self._source.active).numpy()
+        best = values[0] - self._bottoms[0]
+        second = np.full_like(best, -math.inf)
+        surest = values[0] - self._tops[0]
+        owner[:] = 0
+        for task in range(1, len(values)):
+            high = values[task] - self._bottoms[task]
+            np.maximum(owner, (high >= best).view(np.uint8) * np.uint8(task), out=owner)
+            np.maximum(second, np.minimum(best, high), out=second)
+            np.maximum(best, high, out=best)
+            np.maximum(surest, values[task] - self._tops[task], out=surest)
+        open_ = np.flatnonzero(surest <= second)
+        counts += np.array([np.count_nonzero(owner == task) for task in range(len(values))])
+        counts -= np.bincount(owner[open_], minlength=len(values))
+        return open_
+
+    def marks(
+        self, block: Float32[Tensor, "rows block"], open_: Int64[np.ndarray, " open"], grouping: _Grouping
+    ) -> UInt8[np.ndarray, " open"]:
+        """Return the group of each open element as a mark, or `NOBODY`."""
+        candidates = active_magnitudes(block.index_select(1, torch.from_numpy(open_)), self._source.active)
+        return grouping.marks(on_grid(candidates, self._source.scale)).numpy()
+
+
+class _CompiledContest(_Contest):
+    """The same by compiled loops."""
+
+    def __init__(self, source: Source, box: Box) -> None:
+        super().__init__(source, box)
+        self._rows = np.array(source.active)
+        self._open = np.empty(BLOCK_ELEMENTS, np.int64)
+        self._scratch = np.empty((4, loops.BLOCK), np.int32)
+        self._places = np.empty(loops.BLOCK + 1, np.int64)
+
+    def settle(
+        self,
+        block: Float32[Tensor, "rows block"],
+        owner: UInt8[np.ndarray, " block"],
+        counts: Int64[np.ndarray, " tasks"],
+    ) -> Int64[np.ndarray, " open"]:
+        box = self._bottoms, self._tops
+        num_open = loops.settle(
+            *run_of(block), self._rows, *box, owner, counts, self._open, self._scratch, self._places
+        )
+        return self._open[:num_open]
+
+    def marks(
+        self, block: Float32[Tensor, "rows block"], open_: Int64[np.ndarray, " open"], grouping: _Grouping
+    ) -> UInt8[np.ndarray, " open"]:
+        return grouping.marks_compiled(block, self._rows, open_, self._source.scale)
 
 
 class _Grouping:
@@ -144,6 +194,23 @@ class _Grouping:
         group = torch.searchsorted(self._codes, codes).clamp_max_(self._codes.numel() - 1)
         alike = (self._distances.index_select(1, group) == distances).all(dim=0)
         return (group + FIRST_MARK).to(torch.uint8).index_fill_(0, where(~alike), NOBODY)
+
+    def marks_compiled(
+        self,
+        block: Float32[Tensor, "rows block"],
+        rows: Int64[np.ndarray, " tasks"],
+        open_: Int64[np.ndarray, " open"],
+        scale: float,
+    ) -> UInt8[np.ndarray, " open"]:
+        """Return what `marks` does for the open elements of a block."""
+        marks = np.full(len(open_), NOBODY, dtype=np.uint8)
+        if self._codes.numel():
+            bounds = [prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)]
+            examples = np.ascontiguousarray(self._distances.numpy())
+            scratch = np.empty(len(rows))
+            groups = self._codes.numpy(), examples, FIRST_MARK
+            loops.group(*run_of(block), rows, open_, scale, *bounds, *groups, marks, scratch)
+        return marks
 
     def groups(self, sizes: Int64[np.ndarray, " marks"]) -> Groups:
         """Return the groups with their sizes."""

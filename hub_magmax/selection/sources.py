@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Chunks, blocks
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Chunks, blocks, run_of
 from hub_magmax.selection.draws import SAMPLE
 
 # Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
@@ -33,17 +35,23 @@ class Stock:
     places: Int64[Tensor, " elements"]
     scale: float
     generator: CounterGenerator
+    is_compiled: bool
 
     @property
     def num_elements(self) -> int:
         return self.values.shape[1]
 
-    def magnitudes(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+    @property
+    def active(self) -> tuple[int, ...]:
+        return tuple(range(self.values.shape[0]))
+
+    def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
         for start in range(0, self.num_elements, BLOCK_ELEMENTS):
             yield start, self.values[:, start : start + BLOCK_ELEMENTS]
 
     def take(self, chosen: Int64[Tensor, " chosen"]) -> Stock:
-        return Stock(self.values.index_select(1, chosen), self.places[chosen], self.scale, self.generator)
+        values = self.values.index_select(1, chosen)
+        return Stock(values, self.places[chosen], self.scale, self.generator, self.is_compiled)
 
     def sample(self) -> Stock:
         return self.take(_strata(self.num_elements, self.generator))
@@ -72,9 +80,12 @@ class Stream:
     def num_elements(self) -> int:
         return self.chunks.num_elements
 
-    def magnitudes(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
-        for start, block in blocks(self.chunks):
-            yield start, active_magnitudes(block, self.active)
+    @property
+    def is_compiled(self) -> bool:
+        return self.chunks.is_compiled
+
+    def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+        return blocks(self.chunks)
 
     def sample(self) -> Stock:
         return self.surveyed
@@ -83,7 +94,7 @@ class Stream:
         return positions
 
 
-#: Read in blocks of magnitudes by `magnitudes`; positions count from zero in both.
+#: Read in blocks by `blocks`, whose rows `active` count; positions count from zero in both.
 Source = Stock | Stream
 
 
@@ -94,14 +105,23 @@ def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator)
     places = torch.arange(num_elements) if small else _strata(num_elements, generator)
     sample = torch.empty((len(active), len(places)))
     largest = 0.0
+    rows = np.array(active)
     for start, block in blocks(chunks):
-        values = active_magnitudes(block, active)
-        largest = max(largest, values.max().item())
+        largest = max(largest, _largest(block, rows, is_compiled=chunks.is_compiled))
         begin, end = torch.searchsorted(places, torch.tensor([start, start + block.shape[1]])).tolist()
-        sample[:, begin:end] = values.index_select(1, places[begin:end] - start)
+        sample[:, begin:end] = active_magnitudes(block.index_select(1, places[begin:end] - start), active)
     scale = math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
-    stock = Stock(sample, places, scale, generator)
+    stock = Stock(sample, places, scale, generator, chunks.is_compiled)
     return stock if small else Stream(chunks, active, stock)
+
+
+def _largest(
+    block: Float32[Tensor, "tasks block"], rows: Int64[np.ndarray, " active"], *, is_compiled: bool
+) -> float:
+    """Return the largest magnitude in some rows of a block."""
+    if is_compiled:
+        return float(np.int32(loops.largest(*run_of(block), rows, block.shape[1])).view(np.float32))
+    return float(active_magnitudes(block, tuple(rows.tolist())).max())
 
 
 def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
