@@ -766,11 +766,11 @@ def test_compiled_loops_select_the_same(kind, num_tasks, num_elements):
         assert (slow.counts, slow.num_unaligned) == (fast.counts, fast.num_unaligned)
 
 
-@pytest.mark.parametrize("num_elements", [1, 5000, 20_001, 150_000])
-@pytest.mark.parametrize("num_tasks", [2, 5, 20, 33])
+@pytest.mark.parametrize("num_elements", [1, 5000, 70_000])
+@pytest.mark.parametrize("num_tasks", [2, 5, 12])
 @pytest.mark.parametrize("kind", ["normal", "small whole numbers", "bf16 differences", "mostly zeros"])
 def test_compiled_loops_find_the_same_optimum(kind, num_tasks, num_elements):
-    for seed, preference in enumerate(("flat", "one-sided", "one-hot", "any")):
+    for seed, preference in enumerate(("one-sided", "any")):
         task_vectors, wanted = make_case(kind, preference, seed, num_tasks, num_elements)
         slow, fast = (
             top_n(ArrayChunks(task_vectors, size, is_compiled), wanted, CounterGenerator(seed, "t"))
