@@ -274,6 +274,21 @@ def test_convolutions_get_their_product(tmp_path):
     torch.testing.assert_close(found, base["conv.weight"] + product, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [40, 43], ids=["same", "added tokens"])
+def test_layer_that_peft_saved_beneath_its_factors_gets_their_product(tmp_path, rows):
+    base, _ = write_base(tmp_path / "base", T5)
+    below, first, second = torch.randn(rows, 24), torch.randn(4, rows), torch.randn(24, 4)
+    extra = {
+        "base_model.model.shared.base_layer.weight": below,
+        "base_model.model.shared.lora_embedding_A": first,
+        "base_model.model.shared.lora_embedding_B": second,
+    }
+    write_adapter(tmp_path / "lora", base, ("q",), 1, extra=extra)
+    source = source_of(base, tmp_path / "lora")
+    assert source.index.tensors["shared.weight"].shape == (rows, 24)
+    assert whole(source, "shared.weight").equal(below + (second @ first).T * 2.0)
+
+
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_base_model_may_be_saved_with_or_without_the_prefix_of_the_class(tmp_path, prefix):
     base = {f"{prefix}layers.0.q.weight": torch.randn(8, 8), f"{prefix}layers.1.q.weight": torch.randn(8, 8)}
@@ -378,7 +393,9 @@ def test_adapter_cannot_stand_for_a_whole_checkpoint(tmp_path, changes, error, r
 
 def test_adapter_on_the_hub_is_merged_and_the_base_model_is_fetched_once(hub, tmp_path):
     base, folder = write_base(tmp_path / "base", {f"l.{n}.q.weight": (256, 256) for n in range(8)})
-    factors = write_adapter(tmp_path / "lora", base, ("q",), 1)
+    below = torch.randn(256, 256)  # as PEFT saves it beneath a head's factors
+    extra = {"base_model.model.l.2.q.base_layer.weight": below}
+    factors = write_adapter(tmp_path / "lora", base, ("q",), 1, extra=extra)
     hub.add_repo("me/adapter-base", folder=folder)
     hub.add_repo("me/adapter-lora", folder=tmp_path / "lora")
     tasks = [{"name": "a", "model": "me/adapter-lora"}]
@@ -387,7 +404,7 @@ def test_adapter_on_the_hub_is_merged_and_the_base_model_is_fetched_once(hub, tm
     assert made.lock.tasks["a"].adapter_config
     hub.reset_log()
     merge(made, tmp_path / "out", chunk_elements=1000)
-    found, expected = read_merged(tmp_path / "out"), added(base, factors, 2.0)
+    found, expected = read_merged(tmp_path / "out"), added({**base, "l.2.q.weight": below}, factors, 2.0)
     for name in base:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
     fetched = sum(exchange.bytes_sent for exchange in hub.log if exchange.route == "storage")

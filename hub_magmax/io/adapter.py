@@ -152,30 +152,47 @@ def materialise(what: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """One layer's product: the names of its factors, and how it becomes the base model's tensor.
 
     Attributes:
         first, second: Names of A and B in the adapter's file.
         scale: What B @ A is multiplied by.
         transposed: Whether the base model's tensor is the transpose.
+        module: What the adapter calls the layer.
+        is_embedding: Whether the layer is an embedding, whose factors have names of their own.
     """
 
     first: str
     second: str
     scale: float
     transposed: bool
+    module: str
+    is_embedding: bool
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What PEFT calls A and B where it saves them."""
+        end = "lora_embedding_{}" if self.is_embedding else "lora_{}.weight"
+        first, second = (f"{_PREFIX}{self.module}.{end.format(side)}" for side in "AB")
+        return first, second
 
 
 class AdapterSource:
     """A checkpoint that is a base model with a LoRA adapter added; a `TensorSource`.
 
     Tensors that the adapter changes are read as float32; whole tensors that it holds (`modules_to_save`,
-    biases) take the place of the base model's. The two sources stay open when this one is closed.
+    biases, an embedding that it adapts) take the place of the base model's. The two sources stay open when
+    this one is closed.
 
     Args:
         base: What the adapter was trained on, or the checkpoint of the task before.
         adapter: Its folder or repository.
+
+    Attributes:
+        config: What its configuration says.
+        products: By the base model's tensor, what is added to it.
+        whole: By the base model's tensor, the name of what takes its place, in the adapter's file.
 
     Raises:
         CheckpointError: If the adapter is malformed, or of a kind that cannot be added.
@@ -184,8 +201,14 @@ class AdapterSource:
 
     def __init__(self, base: TensorSource, adapter: TensorSource) -> None:
         self.base, self.adapter, self.label = base, adapter, adapter.label
-        self._config = parse_config(config_of(adapter), adapter.label)
-        self._products, self._whole = self._layout()
+        self.config = parse_config(config_of(adapter), adapter.label)
+        factors, whole = self._sorted()
+        rename = self._renaming([module for module, _ in factors])
+        self.whole = {rename(name): stored for name, stored in whole.items()}
+        self.products = {
+            f"{rename(module)}.weight": self._product(module, rename(module), found, is_embedding)
+            for (module, is_embedding), found in factors.items()
+        }
         self._factors: tuple[str, Any, Any] = ("", None, None)
         self._block: tuple[str, int, Any] = ("", 0, None)
 
@@ -195,15 +218,15 @@ class AdapterSource:
 
     @cached_property
     def index(self) -> CheckpointIndex:
-        whole = {name: self._own(name, stored) for name, stored in self._whole.items()}
+        whole = {name: self._own(name, stored) for name, stored in self.whole.items()}
         return CheckpointIndex(self.label, self.adapter.index.shards, {**self.base.index.tensors, **whole})
 
     def _own(self, name: str, stored: str) -> TensorInfo:
         info = self.adapter.index.tensors[stored]
         return TensorInfo(name, info.dtype, info.shape, info.file, info.start_byte, info.stop_byte)
 
-    def _layout(self) -> tuple[dict[str, _Product], dict[str, str]]:
-        """Return the products, and the whole tensors' names in the adapter's file, by the base's names."""
+    def _sorted(self) -> tuple[dict[tuple[str, bool], dict[str, str]], dict[str, str]]:
+        """Return names in the adapter's file: A and B by layer, and whole tensors by their plain name."""
         sides: dict[tuple[str, bool], dict[str, str]] = {}
         whole: dict[str, str] = {}
         for stored in self.adapter.index.tensors:
@@ -217,12 +240,7 @@ class AdapterSource:
                 whole[plain.replace(".base_layer.", ".")] = stored
         if unpaired := [module for (module, _), found in sides.items() if len(found) != 2]:
             raise self._odd(f"it holds one of two factors of {shown(unpaired[0])}")
-        rename = self._renaming([module for module, _ in sides])
-        products = {
-            f"{rename(module)}.weight": self._product(module, rename(module), found, is_embedding)
-            for (module, is_embedding), found in sides.items()
-        }
-        return products, {rename(name): stored for name, stored in whole.items()}
+        return sides, whole
 
     def _renaming(self, modules: list[str]) -> Any:
         """Return what turns the adapter's names into the base model's.
@@ -248,10 +266,10 @@ class AdapterSource:
             + materialise("merge it into its base model first"),
         )
 
-    def _product(self, module: str, name: str, found: Mapping[str, str], is_embedding: bool) -> _Product:
-        base = self.base.index.tensors[f"{name}.weight"]
+    def _product(self, module: str, name: str, found: Mapping[str, str], is_embedding: bool) -> Product:
+        base = self.index.tensors[f"{name}.weight"]
         first, second = (self.adapter.index.tensors[found[side]] for side in "AB")
-        rank = self._config.rank_of(module)
+        rank = self.config.rank_of(module)
         if first.shape[:1] != (rank,) or second.shape[1:2] != (rank,):
             raise self._odd(
                 f"the factors of {shown(module)} have shapes {list(first.shape)} and {list(second.shape)}, "
@@ -260,7 +278,7 @@ class AdapterSource:
         floating = all(info.dtype in MERGEABLE_DTYPES for info in (base, first, second))
         straight = (second.shape[0], *first.shape[1:])
         ones = all(size == 1 for size in second.shape[2:])
-        transposed = is_embedding or (self._config.transposed and len(straight) == 2)
+        transposed = is_embedding or (self.config.transposed and len(straight) == 2)
         if not floating or not ones or base.shape != (straight[::-1] if transposed else straight):
             raise MismatchError(
                 f"the product of {shown(module)} has shape {list(straight)}{' transposed' * transposed}",
@@ -268,7 +286,8 @@ class AdapterSource:
                 expected=f"{list(base.shape)} of floating point, as {shown(base.name)} of {self.base.label}",
                 hint="Check that it was trained on this base model. Grouped convolutions cannot be added.",
             )
-        return _Product(first.name, second.name, self._config.scale_of(module), transposed)
+        scale = self.config.scale_of(module)
+        return Product(first.name, second.name, scale, transposed, module, is_embedding)
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -282,26 +301,29 @@ class AdapterSource:
 
     def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat; in float32 where the adapter adds to it."""
-        if name in self._whole:
-            return self.adapter.read(self._whole[name], start, stop, out)
-        product = self._products.get(name)
+        product = self.products.get(name)
         if product is None or stop == start:
-            return self.base.read(name, start, stop, out)
+            return self._below(name, start, stop, out)
         return self._sum(name, product, start, stop)
 
-    def _sum(self, name: str, product: _Product, start: int, stop: int) -> Tensor:
+    def _below(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return what a product is added to: PEFT saves embeddings and heads that it adapts, too."""
+        if name in self.whole:
+            return self.adapter.read(self.whole[name], start, stop, out)
+        return self.base.read(name, start, stop, out)
+
+    def _sum(self, name: str, product: Product, start: int, stop: int) -> Tensor:
         import torch
 
-        values = self.base.read(name, start, stop)
         pieces = []
         position = start
         while position < stop:
             first, block = self._product_block(name, product, position)
             pieces.append(block[position - first : stop - first])
             position += len(pieces[-1])
-        return values.to(torch.float32) + torch.cat(pieces)
+        return self._below(name, start, stop).to(torch.float32) + torch.cat(pieces)
 
-    def _product_block(self, name: str, product: _Product, element: int) -> tuple[int, Tensor]:
+    def _product_block(self, name: str, product: Product, element: int) -> tuple[int, Tensor]:
         """Return the scaled product around an element, flat, and the index of its first element.
 
         Blocks lie on a grid that depends on the tensor alone, so no element depends on what else was read.
@@ -325,7 +347,7 @@ class AdapterSource:
         self._block = (name, *made)
         return made
 
-    def _read_factors(self, name: str, product: _Product) -> tuple[Tensor, Tensor]:
+    def _read_factors(self, name: str, product: Product) -> tuple[Tensor, Tensor]:
         """Return what the tensor's rows and columns come from: B and A, or Aᵀ and Bᵀ."""
         import torch
 
@@ -348,15 +370,15 @@ class AdapterSource:
     def expect(self, names: Iterable[str], budget_bytes: int) -> None:
         stored: list[str] = []
         for name in names:
-            if name in self._whole:
-                stored.append(self._whole[name])
-            elif product := self._products.get(name):
+            if product := self.products.get(name):
                 stored += [product.second, product.first]
+            if name in self.whole:
+                stored.append(self.whole[name])
         self.adapter.expect(stored, budget_bytes)
 
     def release(self, name: str, stop: int) -> None:
-        if name in self._whole:
-            self.adapter.release(self._whole[name], stop)
+        if name in self.whole:
+            self.adapter.release(self.whole[name], stop)
 
     def close(self) -> None:
         self._factors, self._block = ("", None, None), ("", 0, None)
