@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from hub_magmax.diagnosis import (
     total,
 )
 from hub_magmax.fusing import one_thread
-from hub_magmax.io.opening import open_source
+from hub_magmax.io.opening import open_checkpoints
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
 from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob
@@ -72,10 +72,7 @@ def diagnose(
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        opened = sources or {
-            name: stack.enter_context(closing(open_source(plan.recipe, locked)))
-            for name, locked in plan.lock.sources.items()
-        }
+        opened = sources or stack.enter_context(open_checkpoints(plan.recipe, plan.lock))
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())

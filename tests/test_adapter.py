@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hub_magmax.diagnosing import diagnose
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.io import adapter as adapter_module
 from hub_magmax.io.adapter import AdapterSource, parse_config, with_adapters
@@ -111,6 +113,19 @@ def test_adapters_in_sequence_accumulate(tmp_path, method):
         merge(plan(recipe), tmp_path / f"out-{kind}")
         outputs[kind] = read_merged(tmp_path / f"out-{kind}")
     assert all(outputs["lora-"][name].equal(outputs[""][name]) for name in base)
+
+
+def test_adapters_are_diagnosed_as_the_checkpoints_that_they_stand_for(tmp_path):
+    base, _ = write_base(tmp_path / "base", T5)
+    for seed, name in enumerate("ab", 1):
+        factors = write_adapter(tmp_path / f"lora-{name}", base, ("q", "v"), seed)
+        write_checkpoint(tmp_path / name, added(base, factors, 2.0))
+    found = []
+    for kind in ("lora-", ""):
+        tasks = [{"name": name, "model": f"./{kind}{name}"} for name in "ab"]
+        recipe = parse_recipe(recipe_values(tasks=tasks, method="average"), folder=tmp_path)
+        found.append(replace(diagnose(plan(recipe)), seconds=0.0))
+    assert found[0] == found[1]
 
 
 def source_of(base, folder):
