@@ -131,14 +131,14 @@ class Plan:
         chunk = min(largest, CHUNK_ELEMENTS)
         # A chunk: stored inputs, task vectors in float32, the merged vector and temporaries.
         per_chunk = chunk * (4 * (num_tasks + 1) + 4 * num_tasks + 24)
-        per_element = {"elementwise": 0, "rule": 14, "tensor": 4 * num_tasks + 8}[method.form]
+        per_element = {"rule": 14, "tensor": 4 * num_tasks + 8}.get(method.form, 0)
         return RUNTIME_BYTES + per_chunk + largest * per_element + self._held_from_hub_bytes(method.form)
 
     def _held_from_hub_bytes(self, form: str) -> int:
         """Return what is held of sources on the Hub: ahead, and of a tensor that is read more than once."""
         num_remote = sum(source.repo_id is not None for source in self.lock.sources.values())
         largest = max((job.num_bytes for job in self.jobs if job.merged), default=0)
-        repeated = 0 if form == "elementwise" else num_remote * largest
+        repeated = 0 if form in ("elementwise", "linear") else num_remote * largest
         return min(READ_AHEAD_BYTES, self.bytes_in) + repeated if num_remote else 0
 
     def tensors_read(self, shards: Iterable[Shard]) -> dict[str, tuple[str, ...]]:

@@ -224,9 +224,16 @@ def clipped(task_vectors: Tensor, *, preference: tuple[float, ...], limit: float
     return (task_vectors * torch.tensor(preference)[:, None]).sum(0).clamp(-limit, limit)
 
 
+@merge_method("fading", source="baseline", form="linear")
+def fading(num_tasks: int, *, preference: tuple[float, ...], rate: float = 0.5) -> list[float]:
+    """Weigh earlier tasks less, and all by preference."""
+    return [weight * rate ** (num_tasks - number) for number, weight in enumerate(preference, 1)]
+
+
 @pytest.fixture
 def plugins(monkeypatch):
-    points = {n: EntryPoint(n, f"{__name__}:{n}", registry.ENTRY_POINT_GROUP) for n in ("median", "clipped")}
+    names = "median", "clipped", "fading"
+    points = {name: EntryPoint(name, f"{__name__}:{name}", registry.ENTRY_POINT_GROUP) for name in names}
     monkeypatch.setitem(vars(registry.METHODS), "plugins", points)
 
 
@@ -248,7 +255,32 @@ def test_elementwise_plugin_gets_the_preference_and_requires_what_has_no_default
 
 
 def test_plugins_are_listed_after_the_built_in_methods(plugins):
-    assert method_names()[-2:] == ("clipped", "median")
+    assert method_names()[-3:] == ("clipped", "fading", "median")
+
+
+def test_linear_plugin_adds_the_task_vectors_times_its_coefficients(plugins):
+    vectors = CASES["two tasks"]
+    assert methods.get_method("fading").coefficients(2, (0.25, 0.75), {"rate": 0.5}) == (0.125, 0.75)
+    found = merge_tensors(vectors, method="fading", preference=(0.25, 0.75))
+    assert found.equal(0.125 * vectors[0] + 0.75 * vectors[1])
+
+
+def test_built_in_methods_that_add_task_vectors_are_linear():
+    assert methods.linear_names() == ("average", "task_arithmetic")
+    assert methods.get_method("task_arithmetic").coefficients(2, (0.25, 0.75), {}) == (0.5, 1.5)
+    with pytest.raises(RecipeError, match=r"method ties: the method is not linear\. Expected average, task"):
+        methods.get_method("ties").coefficients(2, (0.5, 0.5), {"density": 0.2})
+
+
+@pytest.mark.parametrize("wrong", [[1.0], [1.0, math.inf], ["x", 1.0], 3.0], ids=str)
+def test_linear_method_that_gives_anything_but_a_number_per_task_is_refused(wrong):
+    def strange(num_tasks: int) -> list[float]:
+        """Ignores the preference."""
+        return wrong
+
+    method = merge_method("strange", source="test", form="linear")(strange).merge_method
+    with pytest.raises(RecipeError, match=r"method strange: the method (returned|failed)"):
+        method.coefficients(2, (0.5, 0.5), {})
 
 
 def test_annotations_kept_as_text_are_understood():

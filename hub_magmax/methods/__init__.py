@@ -4,9 +4,18 @@ from hub_magmax.methods.registry import (
     MergeMethod,
     TensorRule,
     get_method,
+    linear_names,
     merge_method,
     method_names,
 )
 from hub_magmax.plugins import check_options
 
-__all__ = ["MergeMethod", "TensorRule", "check_options", "get_method", "merge_method", "method_names"]
+__all__ = [
+    "MergeMethod",
+    "TensorRule",
+    "check_options",
+    "get_method",
+    "linear_names",
+    "merge_method",
+    "method_names",
+]

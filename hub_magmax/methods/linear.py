@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from hub_magmax.selection import Chunks
 
 
-@merge_method("average", source="arXiv:2203.05482", scaling=1.0, form="rule")
-def average(chunks: "Chunks", *, preference: tuple[float, ...]) -> TensorRule:
+@merge_method("average", source="arXiv:2203.05482", scaling=1.0, form="linear")
+def average(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
     """Average the task vectors, each weighted by its preference.
 
     Uniform preference gives the plain average (model soup, Wortsman et al. 2022).
     """
-    return _weighted(preference)
+    return preference
 
 
-@merge_method("task_arithmetic", source="arXiv:2212.04089", scaling=0.3, form="rule")
-def task_arithmetic(chunks: "Chunks", *, preference: tuple[float, ...]) -> TensorRule:
+@merge_method("task_arithmetic", source="arXiv:2212.04089", scaling=0.3, form="linear")
+def task_arithmetic(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
     """Add the task vectors, each multiplied by its preference times the number of tasks.
 
     Uniform preference multiplies every vector by one, which is the plain sum of Ilharco et al.
     """
-    return _weighted(tuple(weight * len(preference) for weight in preference))
+    return tuple(weight * num_tasks for weight in preference)
 
 
 @merge_method("agreement", source="hub_magmax", scaling=0.6, form="rule")
@@ -51,11 +51,3 @@ def agreement(
     flat = [weight**flattening if weight > 0 else 0.0 for weight in preference]
     weights = torch.tensor([weight / math.fsum(flat) for weight in flat], dtype=torch.float32)
     return TensorRule(kernels.agreeing_sum, per_task=(weights,))
-
-
-def _weighted(weights: tuple[float, ...]) -> TensorRule:
-    import torch
-
-    from hub_magmax import kernels
-
-    return TensorRule(kernels.weighted_sum, per_task=(torch.tensor(weights, dtype=torch.float32),))

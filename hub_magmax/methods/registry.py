@@ -7,7 +7,9 @@ only inside their functions, so that a recipe is checked without paying for it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -42,7 +44,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
 #: Parameters a method may declare that the merge supplies, not the recipe.
 SUPPLIED = ("preference", "generator")
 
-Form = Literal["tensor", "elementwise", "rule"]
+Form = Literal["tensor", "elementwise", "rule", "linear"]
 
 
 def _nothing(start: int, count: int) -> tuple[Tensor, ...]:
@@ -118,23 +120,63 @@ class MergeMethod:
             generator: Counter-based random bits for this tensor.
             options: As returned by `check_options`.
         """
+        if self.form == "linear":
+            return _weighted_rule(self.coefficients(chunks.num_tasks, preference, options))
         supplied = {"preference": preference, "generator": generator}
         call = {name: supplied[name] for name in self.supplied} | dict(options)
         if self.form == "elementwise":
             return _elementwise_rule(self.function, call)
-        try:
+        with _failures(f"method {self.name}, tensor {generator.name!r}"):
             if self.form == "tensor":
                 return _whole_tensor_rule(self.function, chunks, shape, call)
             rule: TensorRule = self.function(chunks, **call)
             return rule
-        except (HubMagmaxError, OSError):
-            raise  # of the checkpoints
-        except Exception as error:  # whatever somebody's method may raise
+
+    def coefficients(
+        self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
+    ) -> tuple[float, ...]:
+        """Return what a linear method multiplies each task vector by; they are the same for all tensors.
+
+        Args:
+            num_tasks: Number of task vectors.
+            preference: One weight per task, non-negative, summing to 1.
+            options: As returned by `check_options`.
+
+        Raises:
+            RecipeError: If the method is not linear, or fails, or returns anything but finite numbers.
+        """
+        where = f"method {self.name}"
+        if self.form != "linear":
+            raise RecipeError("the method is not linear", where=where, expected=", ".join(linear_names()))
+        call = ({"preference": preference} if self.uses_preference else {}) | dict(options)
+        with _failures(where):
+            found = tuple(float(value) for value in self.function(num_tasks, **call))
+        if len(found) != num_tasks or not all(map(math.isfinite, found)):
             raise RecipeError(
-                f"the method failed ({type(error).__name__}: {error})",
-                where=f"method {self.name}, tensor {generator.name!r}",
-                hint="--debug shows where.",
-            ) from error
+                f"the method returned {found}", where=where, expected=f"{num_tasks} finite numbers"
+            )
+        return found
+
+
+@contextmanager
+def _failures(where: str) -> Iterator[None]:
+    """Turn whatever somebody's method may raise into a RecipeError."""
+    try:
+        yield
+    except (HubMagmaxError, OSError):
+        raise  # of the checkpoints
+    except Exception as error:
+        raise RecipeError(
+            f"the method failed ({type(error).__name__}: {error})", where=where, hint="--debug shows where."
+        ) from error
+
+
+def _weighted_rule(weights: tuple[float, ...]) -> TensorRule:
+    import torch
+
+    from hub_magmax import kernels
+
+    return TensorRule(kernels.weighted_sum, per_task=(torch.tensor(weights, dtype=torch.float32),))
 
 
 def _whole_tensor_rule(
@@ -202,6 +244,8 @@ def merge_method(
             that memory does not grow with the tensor; every element must depend on its own
             column only.
             "rule": a re-iterable of chunks; returns a `TensorRule` (see there).
+            "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
+            the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
     """
 
     if form not in get_args(Form):
@@ -232,6 +276,11 @@ METHODS: Registry[MergeMethod] = Registry(
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, the built-in ones first, then those of other packages."""
     return METHODS.names()
+
+
+def linear_names() -> tuple[str, ...]:
+    """Return the names of the built-in methods that are linear."""
+    return tuple(name for name in BUILT_IN if get_method(name).form == "linear")
 
 
 def get_method(name: str) -> MergeMethod:
