@@ -189,7 +189,7 @@ def render_card(
         "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),
         "paper": _arxiv_number(method.source),
         "bibtex": _bibtex(_arxiv_number(method.source)),
-        "loading": _loading(named, scores),
+        "loading": _loading(named, lock, scores),
         "rebuild_arguments": Markdown(_rebuild_arguments(named, lock)),
         "recipe_text": _recipe_text(recipe),
         "lock_text": visible_json(publishable_values(lock_values)),
@@ -441,16 +441,17 @@ def _hub_id(source: LockedSource) -> str | None:
 def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: License) -> str:
     from huggingface_hub import ModelCardData, constants
 
-    base_models = list(dict.fromkeys(filter(None, map(_hub_id, lock.sources.values()))))
+    sources = [lock.base_model] if recipe.output.is_adapter else [*lock.sources.values()]
+    base_models = list(dict.fromkeys(filter(None, map(_hub_id, sources))))
     repo_id = _repo_id(recipe.output.push_to_hub)
     results = _eval_results(scores) if scores else []
     pipeline_tag = scores.pipeline_tag if scores else ""
     return ModelCardData(
         base_model=base_models or None,
-        base_model_relation="merge" if base_models else None,
+        base_model_relation=("adapter" if recipe.output.is_adapter else "merge") if base_models else None,
         language=_said(recipe.output.language, [s.languages for s in lock.sources.values()], Language),
         datasets=_said(recipe.output.datasets, [s.datasets for s in lock.sources.values()], DatasetId),
-        library_name="transformers",
+        library_name="peft" if recipe.output.is_adapter else "transformers",
         pipeline_tag=pipeline_tag if re.fullmatch(r"[a-z0-9-]{1,64}", pipeline_tag) else None,
         license=license_.id,
         license_name=license_.name,
@@ -513,15 +514,35 @@ def _bibtex(paper: str | None) -> str | None:
     )
 
 
-def _loading(recipe: Recipe, scores: Scores | None) -> str:
-    """Return the Python that loads the model."""
-    name = json.dumps(_repo_id(recipe.output.push_to_hub) or one_line(recipe.output.path))
-    model, inputs = _LOADERS.get(scores.pipeline_tag if scores else "", ("AutoModel", None))
+def _loading(recipe: Recipe, lock: Lock, scores: Scores | None) -> str:
+    """Return the Python that loads the model, or what was merged into an adapter."""
+    name = _repo_id(recipe.output.push_to_hub) or one_line(recipe.output.path)
+    model, inputs = _LOADERS.get(scores.pipeline_tag if scores else "", (_model_class(recipe, lock), None))
     lines = [f"from transformers import {', '.join(sorted(filter(None, (model, inputs))))}", ""]
-    lines += [f"model = {model}.from_pretrained({name})"]
+    place = json.dumps(name)
+    if recipe.output.is_adapter:
+        place = _arguments(lock.base_model)
+        lines.insert(0, "from peft import PeftModel")
+        lines += [f"base = {model}.from_pretrained({place})"]
+        lines += [f"model = PeftModel.from_pretrained(base, {json.dumps(name)})"]
+    else:
+        lines += [f"model = {model}.from_pretrained({place})"]
     variable = "tokenizer" if inputs == "AutoTokenizer" else "processor"
-    lines += [f"{variable} = {inputs}.from_pretrained({name})"] if inputs else []
+    lines += [f"{variable} = {inputs}.from_pretrained({place})"] if inputs else []
     return "\n".join(lines)
+
+
+def _model_class(recipe: Recipe, lock: Lock) -> str:
+    """Return the class to load with where no evaluator names it; an adapter needs that of its training."""
+    stated = lock.base_model.architectures[:1] if recipe.output.is_adapter else ()
+    return next((name for name in stated if name.isidentifier()), "AutoModel")
+
+
+def _arguments(base: LockedSource) -> str:
+    """Return what `from_pretrained` takes to load a source."""
+    if _hub_id(base):
+        return f"{json.dumps(base.repo_id)}, revision={json.dumps(base.commit)}"
+    return json.dumps(one_line(base.reference))
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -35,7 +35,7 @@ from hub_magmax.fusing import one_thread
 from hub_magmax.io.opening import open_checkpoints
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
-from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob
+from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
 from hub_magmax.selection import quotas
 from hub_magmax.streaming import StoredChunks, ahead
 
@@ -73,6 +73,8 @@ def diagnose(
     started = time.perf_counter()
     with ExitStack() as stack:
         opened = sources or stack.enter_context(open_checkpoints(plan.recipe, plan.lock))
+        if plan.ranks:  # an adapter's factors are no tensors of the checkpoints
+            plan = make_plan(plan.recipe, plan.lock, {name: opened[name].index for name in opened})
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +22,9 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluators import Evaluator, Outcome, needs_labels
 from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.intervals import mean_interval
-from hub_magmax.io.opening import open_checkpoints
+from hub_magmax.io.adapter import AdapterSource
+from hub_magmax.io.opening import open_checkpoints, open_model, open_source
+from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
 from hub_magmax.lockfile import Lock, LockedSource
 from hub_magmax.recipe import Data, Evaluation, Recipe
@@ -216,8 +219,12 @@ def evaluate(
         if report:
             report(f"scoring {name}")
         kind = evaluator.model_class, evaluator.processor_class, spec.evaluator.name
-        adapted = models is None and name in lock.tasks and lock.tasks[name].adapter_config
-        loaded = _load_adapted(recipe, lock, name, kind) if adapted else load_model(place, *kind)
+        if name == MERGED and recipe.output.is_adapter:
+            loaded = _load_merged_adapter(recipe, lock, place, kind)
+        elif models is None and name in lock.tasks and lock.tasks[name].adapter_config:
+            loaded = _load_adapted(recipe, lock, name, kind)
+        else:
+            loaded = load_model(place, *kind)
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:
                 data = spec.data[task]
@@ -306,11 +313,27 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
 def _load_adapted(recipe: Recipe, lock: Lock, task: str, kind: tuple[str, str, str]) -> LoadedModel:
     """Load the base model with the weights that a task's adapter makes of it."""
     with open_checkpoints(recipe, lock) as sources:
-        source = sources[task]
-        weights = {
-            name: source.read(name, 0, info.num_elements).view(info.shape)
-            for name, info in source.index.tensors.items()
-        }
+        return _load_over_base(recipe, lock, sources[task], kind)
+
+
+def _load_merged_adapter(
+    recipe: Recipe, lock: Lock, place: ModelPlace, kind: tuple[str, str, str]
+) -> LoadedModel:
+    """Load the base model with the weights that the merged adapter makes of it; PEFT is not needed."""
+    with (
+        closing(open_source(recipe, lock.base_model)) as base,
+        closing(open_model(place.name, place.revision)) as adapter,
+    ):
+        return _load_over_base(recipe, lock, AdapterSource(base, adapter), kind)
+
+
+def _load_over_base(
+    recipe: Recipe, lock: Lock, source: TensorSource, kind: tuple[str, str, str]
+) -> LoadedModel:
+    weights = {
+        name: source.read(name, 0, info.num_elements).view(info.shape)
+        for name, info in source.index.tensors.items()
+    }
     return load_model(model_place(recipe, lock.base_model), *kind).with_weights(weights)
 
 

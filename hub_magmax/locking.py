@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from hub_magmax import methods
+from hub_magmax.adapting import plan_adapter
 from hub_magmax.data import pin_datasets, with_pinned_data
 from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
@@ -17,7 +18,7 @@ from hub_magmax.io.opening import (
     HubSources,
     check_side_files,
     lock_source,
-    open_checkpoints,
+    open_inputs,
 )
 from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
@@ -120,13 +121,17 @@ def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None =
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
+        RecipeError: If an adapter is asked for, and the tasks cannot become one.
         LockError: If a source is no longer what was locked.
     """
     hub = hub or HubSources()
     locked = locked or lock(recipe, hub=hub)
-    with open_checkpoints(recipe, locked, hub) as opened:
+    _check_adapters(recipe, locked.sources)
+    with open_inputs(recipe, locked, hub) as opened:
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
+        if recipe.output.is_adapter:
+            return plan_adapter(recipe, locked, opened)
         indexes = {name: source.index for name, source in opened.items()}
     return make_plan(recipe, locked, indexes)
 
@@ -176,6 +181,14 @@ def _check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None
             "none of the tasks is an adapter",
             where="recipe, adapters",
             hint="Leave it out, or check the tasks' models.",
+        )
+    whole = [name for name in sources if name != "base_model" and name not in adapters]
+    if recipe.output.is_adapter and whole:
+        raise RecipeError(
+            f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
+            where="recipe, output.format",
+            expected="LoRA adapters only, to write an adapter",
+            hint="Write whole weights: output.format: weights.",
         )
 
 

@@ -18,17 +18,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hub_magmax.checkpoint import INDEX_NAME
+from hub_magmax.adapting import adapter_config, factor_values
+from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, INDEX_NAME
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.fusing import compiles, make_step, one_thread
-from hub_magmax.io.opening import HubSources, check_hashes, open_checkpoints, read_side_file, versions_of
+from hub_magmax.io.opening import (
+    CONFIG_NAME,
+    HubSources,
+    check_hashes,
+    open_inputs,
+    read_side_file,
+    versions_of,
+)
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
-from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, Shard, TensorJob
+from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
@@ -63,7 +71,7 @@ def merge(
     Args:
         plan: From `planning.make_plan`.
         output: Folder to create; by default the recipe's `output.path`.
-        sources: Open checkpoints by name, instead of those the lock names.
+        sources: Open checkpoints by name, instead of those the lock names; for an adapter, the adapters.
         progress: Called with the number of bytes each finished chunk wrote.
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
@@ -85,7 +93,7 @@ def merge(
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
-            sources = stack.enter_context(open_checkpoints(plan.recipe, plan.lock, hub))
+            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
         make_shards(plan, sources, place, place, progress, chunk_elements, processes)
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started)
@@ -244,18 +252,21 @@ class _Engine:
         """Write one tensor at `position` of a file."""
         tally = _Tally(len(self.plan.lock.tasks))
         with torch.inference_mode():
-            made = (
-                self._merged(job, tally)
-                if job.merged
-                else copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements)
-            )
-            for values in made:
+            for values in self._values(job, tally):
                 content = values.contiguous().view(torch.uint8).numpy().data
                 file.write(content, position)
                 position += len(content)
                 with self._progress_lock:
                     self._progress(len(content))
         return tally
+
+    def _values(self, job: TensorJob, tally: _Tally) -> Iterable[Tensor]:
+        """Return one tensor's values in pieces, in order."""
+        if isinstance(job, FactorJob):
+            return (factor_values(job, self.sources),)
+        if job.merged:
+            return self._merged(job, tally)
+        return copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements)
 
     def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
         lock = self.plan.lock
@@ -373,12 +384,18 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
     """Write the index, what the model needs besides weights, and what the merge was made from."""
     files_from = plan.recipe.output.files_from
     source, locked = sources[files_from], plan.lock.sources[files_from]
+    # transformers takes a folder with both configurations for a whole model with an adapter beside it.
+    kept_out = CONFIG_NAME if plan.ranks else ADAPTER_CONFIG_NAME
     for path in filter(is_side_file, source.sizes):
+        if path == kept_out:
+            continue
         with os_errors(folder / path):
             (folder / path).write_bytes(read_side_file(source, path, locked))
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+    if plan.ranks:
+        write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
     write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
     write_text(folder / LOCK_NAME, plan.lock.to_json())

@@ -31,7 +31,7 @@ READ_AHEAD_BYTES = 256 * 2**20
 #: Measured: the process with torch imported and no tensors (docs/design.md).
 RUNTIME_BYTES = 350_000_000
 
-_OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,41 @@ class TensorJob:
     def num_bytes(self) -> int:
         return self.num_elements * ITEM_BYTES[self.dtype]
 
-    def reads(self, source: str) -> bool:
-        """Say whether making the tensor reads the source of this name."""
-        return self.merged or source == self.source or self.reason == EXACT_REASON
+    def inputs(self, source: str) -> tuple[str, ...]:
+        """Return the names of the tensors that are read of a source to make this one."""
+        is_read = self.merged or source == self.source or self.reason == EXACT_REASON
+        return (self.name,) if is_read else ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A factor of a task's LoRA adapter, and what it is multiplied by."""
+
+    source: str
+    tensor: str
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class FactorJob(TensorJob):
+    """One factor of one layer of a merged adapter: the adapters' own factors beside each other.
+
+    Attributes:
+        module: What the adapters call the layer.
+        axis: Along which the parts lie beside each other: 0 for A, 1 for B.
+        parts: In the order of the tasks.
+    """
+
+    module: str = ""
+    axis: int = 0
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return self.shape[self.axis]
+
+    def inputs(self, source: str) -> tuple[str, ...]:
+        return tuple(part.tensor for part in self.parts if part.source == source)
 
 
 @dataclass(frozen=True)
@@ -99,6 +131,11 @@ class Plan:
         return tuple(job for shard in self.shards for job in shard.jobs)
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of every layer of a merged adapter, by what the adapters call it; else empty."""
+        return {job.module: job.rank for job in self.jobs if isinstance(job, FactorJob)}
+
+    @property
     def bytes_out(self) -> int:
         return sum(shard.data_bytes for shard in self.shards)
 
@@ -126,6 +163,8 @@ class Plan:
     def peak_memory_bytes(self) -> int:
         """Return about how much memory one process needs."""
         largest = max((job.num_elements for job in self.jobs if job.merged), default=0)
+        if self.ranks:  # a factor's parts, these together, and in the output's dtype
+            return RUNTIME_BYTES + 12 * largest + self._held_from_hub_bytes("linear")
         num_tasks = len(self.lock.tasks)
         method = methods.get_method(self.lock.method["name"])
         chunk = min(largest, CHUNK_ELEMENTS)
@@ -144,7 +183,9 @@ class Plan:
     def tensors_read(self, shards: Iterable[Shard]) -> dict[str, tuple[str, ...]]:
         """Return which tensors making `shards` reads from each source, in order."""
         jobs = [job for shard in shards for job in shard.jobs]
-        return {source: tuple(job.name for job in jobs if job.reads(source)) for source in self.lock.sources}
+        return {
+            source: tuple(name for job in jobs for name in job.inputs(source)) for source in self.lock.sources
+        }
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -186,6 +227,7 @@ class Plan:
             "tensors_merged": len(merged),
             "tensors_copied": len(copied),
             "tensors_left_out": list(self.left_out),
+            "ranks": self.ranks,
             "elements_merged": sum(job.num_elements for job in merged),
             "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
             "bytes_in": self.bytes_in,
@@ -220,6 +262,10 @@ class Plan:
         reasons = Counter((job.reason, job.source) for job in self.jobs if not job.merged)
         lines += [f"             {count:,} from {source}: {why}" for (why, source), count in reasons.items()]
         lines += [f"left out     {', '.join(self.left_out)}"] if self.left_out else []
+        if ranks := self.ranks.values():
+            least, most = min(ranks), max(ranks)
+            rank = f"rank {most}" if least == most else f"ranks from {least} to {most}"
+            lines.append(f"adapter      {len(ranks):,} layers, {rank}")
         if not methods.get_method(method["name"]).uses_preference:
             lines.append(f"note         {method['name']} ignores the preference")
         lines += [f"note         {notice}" for notice in self.notices]
@@ -257,10 +303,11 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         RecipeError: If a rule matches nothing, or the rules leave nothing.
     """
     rules = recipe.tensors
+    check_globs(indexes.values(), rules)
     _check_names(indexes, rules)
     base = indexes["base_model"].tensors
     names = [*base, *_added_names(indexes, rules)]
-    decided = [(name, _rule_for(name, rules)) for name in names]
+    decided = [(name, rule_for(name, rules)) for name in names]
     jobs = [
         _job(name, rule, indexes, recipe.output.dtype)
         for name, rule in decided
@@ -269,20 +316,26 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     if not jobs:
         raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
-    bytes_in = sum(
-        index.tensors[job.name].num_bytes
+    shards = _layout(jobs, recipe.output.shard_size)
+    return Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
+
+
+def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:
+    """Return the bytes of all tensors that `jobs` read of the sources, by name."""
+    return sum(
+        index.tensors[read].num_bytes
         for job in jobs
         for source, index in indexes.items()
-        if job.reads(source)
+        for read in job.inputs(source)
     )
-    return Plan(recipe, lock, _layout(jobs, recipe.output.shard_size), left_out, bytes_in)
 
 
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
 
 
-def _rule_for(name: str, rules: Iterable[TensorRule]) -> TensorRule | None:
+def rule_for(name: str, rules: Iterable[TensorRule]) -> TensorRule | None:
+    """Return the rule that decides about a tensor, None where it is merged."""
     return next((rule for rule in rules if rule.covers(name)), None)
 
 
@@ -292,14 +345,15 @@ def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule
     added = []
     for task, index in indexes.items():
         for name in index.tensors:
-            rule = _rule_for(name, rules)
+            rule = rule_for(name, rules)
             if name not in base and rule is not None and rule.take == task:
                 added.append(name)
     return added
 
 
-def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
-    every_name = {name for index in indexes.values() for name in index.tensors}
+def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
+    """Raise RecipeError for a rule that matches no tensor of any checkpoint."""
+    every_name = {name for index in indexes for name in index.tensors}
     for position, rule in enumerate(rules):
         if not any(rule.covers(name) for name in every_name):
             raise RecipeError(
@@ -307,10 +361,13 @@ def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule
                 where=f"recipe, tensors.{position}.match",
                 expected=f"a glob over names such as {min(every_name)!r}",
             )
+
+
+def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
     base = indexes["base_model"]
     for index in indexes.values():
-        missing = [name for name in base.tensors if name not in index.tensors and not _rule_for(name, rules)]
-        extra = [name for name in index.tensors if name not in base.tensors and not _rule_for(name, rules)]
+        missing = [name for name in base.tensors if name not in index.tensors and not rule_for(name, rules)]
+        extra = [name for name in index.tensors if name not in base.tensors and not rule_for(name, rules)]
         if missing or extra:
             raise _name_mismatch(index.label, base.label, missing, extra)
 
@@ -363,14 +420,14 @@ def _job(name: str, rule: TensorRule | None, indexes: Mapping[str, CheckpointInd
         return _copy(base, "base_model", EXACT_REASON, dtype)
     if base.num_elements == 0:
         return _copy(base, "base_model", "no elements", dtype)
-    out = base.dtype if dtype == "auto" else _OUTPUT_DTYPES[dtype]
+    out = base.dtype if dtype == "auto" else OUTPUT_DTYPES[dtype]
     return TensorJob(name, base.shape, out, base.num_elements, "merge")
 
 
 def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:
     # A cast of the whole model includes its copied weights, but never counts or packed formats.
     cast = dtype != "auto" and info.dtype in MERGEABLE_DTYPES
-    out = _OUTPUT_DTYPES[dtype] if cast else info.dtype
+    out = OUTPUT_DTYPES[dtype] if cast else info.dtype
     return TensorJob(info.name, info.shape, out, info.num_elements, source, reason)
 
 

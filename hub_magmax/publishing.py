@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
+from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
 from hub_magmax.io.committing import Destination, Head, Published, commit, hashes_of, prepare_repository
@@ -68,7 +69,8 @@ def push_to(destination: Destination, folder: Path, head: Head | None = None) ->
 def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
     """Return what commits files: paths, bytes, or operations of their own, by name.
 
-    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed.
+    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with what
+    describes an adapter.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -110,7 +112,8 @@ def _card_for(folder: Path, repo_id: str) -> str | None:
 
 
 def _holds_weights(path: str) -> bool:
-    return "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
+    weights = "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
+    return weights or path == ADAPTER_CONFIG_NAME
 
 
 def verify(model: str, *, revision: str | None = None) -> dict[str, str]:

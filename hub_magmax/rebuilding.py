@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from hub_magmax.errors import LockError, OutputError, SourceError
-from hub_magmax.io.opening import file_sha256, read_small_file
-from hub_magmax.io.remote import open_hub, resolve_commit
+from hub_magmax.io.opening import file_sha256, open_model, read_small_file
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.locking import check_lock, plan
@@ -57,13 +56,6 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         _compare(stored, again)
         _compare_files(stored, again, report)
     return report
-
-
-def open_model(model: str, revision: str | None) -> TensorSource:
-    """Open a merged folder, or a repository at a revision (None: the default branch)."""
-    if Path(model).is_dir():
-        return LocalSource(Path(model), model)
-    return open_hub(model, resolve_commit(model, revision))
 
 
 def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:

@@ -458,12 +458,14 @@ class Sweep(Spec):
 class Output(Spec):
     """Where the merged model goes, and in which form.
 
+    `format: adapter` writes LoRA adapters merged by a linear method as one adapter, by default whole weights.
     Without `keep` it goes to the Hub file by file while it is merged, and no folder is made. `files_from` is
     `base_model` or the task whose config, tokenizer and processor are copied. `license`, `language` and
     `datasets` (what the sources were trained on) are for the card.
     """
 
     path: Place = "merged"
+    format: Literal["weights", "adapter"] | None = None
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
     shard_size: Size = 5 * 10**9
     files_from: str = "base_model"
@@ -473,6 +475,10 @@ class Output(Spec):
     license: str | None = None
     language: tuple[Language, ...] | None = None
     datasets: tuple[DatasetId, ...] | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.format == "adapter"
 
 
 class Recipe(Spec):
@@ -744,6 +750,7 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _weight_problems(recipe)
     yield from _comparison_problems(recipe)
     yield from _output_problems(recipe)
+    yield from _adapter_problems(recipe)
     yield from _guard_problems(recipe)
 
 
@@ -825,6 +832,32 @@ def _output_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation is not None:
         hint = "set it to true, or leave `evaluation` out"
         yield ("output", "keep"), f"scoring loads the merged model from its folder, so keep it: {hint}"
+
+
+def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Return what cannot be written as an adapter, where the recipe asks for one."""
+    if not recipe.output.is_adapter:
+        return
+    if recipe.token_rows:
+        yield ("token_rows",), "an adapter has no rows of tokens: leave this out, or output.format: adapter"
+    used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
+    if recipe.compare is not None or recipe.method.name == AUTO:
+        tried = (recipe.compare or Compare()).methods
+        used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
+    for path, name in used.items():
+        if name != AUTO and not _is_linear(name):
+            yield (
+                path,
+                f"{name} is not linear, so what it gives is no adapter; linear are "
+                f"{', '.join(methods.linear_names())}, and output.format: weights takes every method",
+            )
+
+
+def _is_linear(name: str) -> bool:
+    try:
+        return methods.get_method(name).form == "linear"
+    except RecipeError:
+        return True  # reported with the name
 
 
 class _Loader(yaml.SafeLoader):

@@ -27,7 +27,7 @@ from hub_magmax.io.committing import (
     upload,
     uploaded,
 )
-from hub_magmax.io.opening import HubSources, open_checkpoints
+from hub_magmax.io.opening import HubSources, open_inputs
 from hub_magmax.io.remote import open_hub
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import PartialFolder
@@ -77,7 +77,7 @@ def relay(
         return done
     own = _prepare(place, plan, processes)
     try:
-        with open_checkpoints(plan.recipe, plan.lock, hub) as sources:
+        with open_inputs(plan.recipe, plan.lock, hub) as sources:
             for _ in range(_ROUNDS):
                 with closing(_Relay(place, destination)) as shelf:
                     make_shards(plan, sources, place, shelf, progress, None, processes)

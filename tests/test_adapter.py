@@ -289,6 +289,16 @@ def test_convolutions_get_their_product(tmp_path):
     torch.testing.assert_close(found, base["conv.weight"] + product, rtol=1e-6, atol=1e-6)
 
 
+def test_what_describes_an_adapter_is_not_copied_beside_whole_weights(tmp_path):
+    base, folder = write_base(tmp_path / "base", T5)
+    (folder / "adapter_config.json").write_text("{}")
+    write_adapter(tmp_path / "lora", base, ("q",), 1)
+    tasks = [{"name": "a", "model": "./lora"}]
+    merge(plan(parse_recipe(recipe_values(tasks=tasks, method="average"), folder=tmp_path)), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
 @pytest.mark.parametrize("rows", [40, 43], ids=["same", "added tokens"])
 def test_layer_that_peft_saved_beneath_its_factors_gets_their_product(tmp_path, rows):
     base, _ = write_base(tmp_path / "base", T5)

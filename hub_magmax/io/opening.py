@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, is_adapter, refuse_quantised, stated_architecture
@@ -89,14 +90,35 @@ def open_checkpoints(
     recipe: Recipe, lock: Lock, hub: HubSources | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open what a lock pins, by name, as `as_checkpoints` gives them."""
+    with _opened(recipe, lock, hub) as opened:
+        yield as_checkpoints(recipe, lock, opened)
+
+
+@contextmanager
+def open_inputs(
+    recipe: Recipe, lock: Lock, hub: HubSources | None = None
+) -> Iterator[dict[str, TensorSource]]:
+    """Open what the output is made from: checkpoints, or for an adapter the adapters as they are stored."""
+    with _opened(recipe, lock, hub) as opened:
+        yield opened if recipe.output.is_adapter else as_checkpoints(recipe, lock, opened)
+
+
+@contextmanager
+def _opened(recipe: Recipe, lock: Lock, hub: HubSources | None) -> Iterator[dict[str, TensorSource]]:
     hub = hub or HubSources()
     hub.look_at(lock.sources.values())
     with ExitStack() as stack:
-        opened = {
+        yield {
             name: stack.enter_context(closing(open_source(recipe, locked, hub)))
             for name, locked in lock.sources.items()
         }
-        yield as_checkpoints(recipe, lock, opened)
+
+
+def open_model(model: str, revision: str | None) -> TensorSource:
+    """Open a merged folder, or a repository at a revision (None: the default branch)."""
+    if Path(model).is_dir():
+        return LocalSource(Path(model), model)
+    return open_hub(model, resolve_commit(model, revision))
 
 
 def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:

@@ -1,0 +1,249 @@
+"""Merge LoRA adapters into one adapter, exactly: their factors beside each other.
+
+A weighted sum of products is one product. With Aₜ of shape (rₜ, inputs) and Bₜ of shape (outputs, rₜ),
+
+    Σ cₜ Bₜ Aₜ = [c₁ B₁, ..., c_T B_T] [A₁; ...; A_T],
+
+whose rank is the sum of the ranks, and whose scale is 1. Nothing is approximated, and the base model's
+weights are not read. The embedding's and the convolutions' factors have the rank at the same axes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax import methods
+from hub_magmax.checkpoint import ADAPTER_NAME, shown
+from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
+from hub_magmax.io.adapter import AdapterSource, Product, config_of, with_adapters
+from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
+from hub_magmax.lockfile import Lock
+from hub_magmax.planning import (
+    OUTPUT_DTYPES,
+    FactorJob,
+    Part,
+    Plan,
+    Shard,
+    TensorJob,
+    bytes_read,
+    check_globs,
+    rule_for,
+)
+from hub_magmax.recipe import Recipe, TensorRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AS_WEIGHTS = "Or write whole weights: output.format: weights."
+
+#: What PEFT calls the ways in which a model is used.
+_TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+
+
+def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]) -> Plan:
+    """Check that the adapters fit the base model and each other, and lay out the merged one.
+
+    Args:
+        recipe: For the output's dtype and the rules, which are applied layer by layer.
+        lock: For method, preference and what the adapters are added to.
+        sources: `base_model`, then the adapters themselves, as they are stored.
+
+    Returns:
+        A plan with one file. By layer, in the base model's order, it has A (sum of ranks, ...) and
+        B (outputs, sum of ranks, ...), in float32 unless the recipe names a dtype.
+
+    Raises:
+        MismatchError: If an adapter does not fit the base model, or does not name layers as the others do.
+        RecipeError: If the recipe asks for what an adapter cannot hold, or a rule matches nothing.
+    """
+    found = with_adapters(sources)
+    check_globs((source.index for source in found.values()), recipe.tensors)
+    adapters = {name: source for name, source in found.items() if isinstance(source, AdapterSource)}
+    assert [*adapters] == [*lock.tasks], "locking refuses tasks that are no adapters"
+    base = found["base_model"].index.tensors
+    for adapter in adapters.values():
+        _check_whole(adapter, recipe.tensors, base)
+    _check_orientation([*adapters.values()])
+    merged = _coefficients(lock)
+    taken = {rule.take: _taken(lock, rule.take) for rule in recipe.tensors}
+    jobs: list[TensorJob] = []
+    for tensor in base:
+        rule = rule_for(tensor, recipe.tensors)
+        if rule is not None and rule.take == "nothing":
+            raise _left_out(tensor, rule)
+        coefficients = merged if rule is None else taken[rule.take]
+        kept = {n: a for n, a in adapters.items() if tensor in a.products and coefficients[n]}
+        if kept:
+            jobs += _layer(tensor, kept, coefficients, recipe.output.dtype)
+    if not jobs:
+        raise RecipeError(
+            "no layer is left to be adapted: rules, preference and scaling take every product away",
+            where="recipe, output.format",
+            hint="Leave out a rule, or raise method.scaling.",
+        )
+    bytes_in = bytes_read(jobs, {name: source.index for name, source in sources.items()})
+    return Plan(recipe, lock, (Shard(ADAPTER_NAME, tuple(jobs)),), (), bytes_in)
+
+
+def _coefficients(lock: Lock) -> dict[str, float]:
+    """Return what each adapter's product is multiplied by, its own scale aside, where tensors are merged."""
+    options = {key: value for key, value in lock.method.items() if key not in ("name", "scaling")}
+    method = methods.get_method(lock.method["name"])
+    found = method.coefficients(len(lock.tasks), lock.weights, options)
+    return _of_products(lock, [float(lock.method["scaling"]) * value for value in found])
+
+
+def _taken(lock: Lock, source: str) -> dict[str, float]:
+    """Return the same where a rule takes the tensor from one source."""
+    return _of_products(lock, [float(name == source) for name in lock.tasks])
+
+
+def _of_products(lock: Lock, of_vectors: Sequence[float]) -> dict[str, float]:
+    """Return coefficients of the adapters' products, given those of the task vectors."""
+    if lock.adapters == "sequence":  # a product is in the task vectors of its own task and of all later ones
+        of_vectors = [math.fsum(of_vectors[start:]) for start in range(len(of_vectors))]
+    return dict(zip(lock.tasks, of_vectors, strict=True))
+
+
+def _layer(
+    tensor: str, adapters: Mapping[str, AdapterSource], coefficients: Mapping[str, float], dtype: str
+) -> Iterator[FactorJob]:
+    """Yield how the factors A and B of one layer are made."""
+    products = {name: adapter.products[tensor] for name, adapter in adapters.items()}
+    first_task, first = next(iter(products.items()))
+    for name, product in products.items():
+        if product.names != first.names:
+            raise MismatchError(
+                f"{shown(tensor)} is changed by {shown(product.names[0])}",
+                where=adapters[name].label,
+                expected=f"{shown(first.names[0])}, as in {adapters[first_task].label}",
+                hint=f"Train all adapters with one model class and one kind of layer. {_AS_WEIGHTS}",
+            )
+    stored = "F32" if dtype == "auto" else OUTPUT_DTYPES[dtype]
+    for axis, name in enumerate(first.names):
+        parts = tuple(
+            Part(task, *_factor(product, axis, coefficients[task])) for task, product in products.items()
+        )
+        shapes = [adapters[part.source].adapter.index.tensors[part.tensor].shape for part in parts]
+        shape = list(shapes[0])
+        shape[axis] = sum(shape[axis] for shape in shapes)
+        yield FactorJob(
+            name, tuple(shape), stored, math.prod(shape), "merge", module=first.module, axis=axis, parts=parts
+        )
+
+
+def _factor(product: Product, axis: int, coefficient: float) -> tuple[str, float]:
+    """Return the stored name of A or B, and what it is multiplied by: B takes all of it."""
+    return (product.second, coefficient * product.scale) if axis else (product.first, 1.0)
+
+
+def _check_whole(adapter: AdapterSource, rules: tuple[TensorRule, ...], base: Mapping[str, Any]) -> None:
+    """Raise unless rules leave out what is no product: trained heads, biases, a layer saved with factors."""
+    for name in adapter.whole:
+        rule, take = rule_for(name, rules), "base_model" if name in base else "nothing"
+        if rule is None or rule.take not in ("base_model", take):
+            saved = "Save it again with `save_pretrained(..., save_embedding_layers=False)`. "
+            raise RecipeError(
+                f"the adapter holds {shown(name)} whole, which is no product",
+                where=f"{adapter.label}, {ADAPTER_NAME}",
+                expected="factors of products only, for output.format: adapter",
+                hint=(saved if name in adapter.products else "")
+                + f"Go without it: tensors: [{{match: {json.dumps(name)}, take: {take}}}]. {_AS_WEIGHTS}",
+            )
+
+
+def _check_orientation(adapters: list[AdapterSource]) -> None:
+    for adapter in adapters:
+        if adapter.config.transposed != adapters[0].config.transposed:
+            raise MismatchError(
+                f"`fan_in_fan_out` is {str(adapter.config.transposed).lower()}",
+                where=adapter.label,
+                expected=f"the same as in {adapters[0].label}, since the merged adapter says it once",
+                hint=f"Check that all adapters are of one base model. {_AS_WEIGHTS}",
+            )
+
+
+def _left_out(tensor: str, rule: TensorRule) -> RecipeError:
+    return RecipeError(
+        f"the rule {rule.match!r} leaves out {shown(tensor)}, and an adapter cannot take tensors away",
+        where="recipe, tensors",
+        hint=f"Say `take: base_model` to leave it as it is in the base model. {_AS_WEIGHTS}",
+    )
+
+
+def factor_values(job: FactorJob, sources: Mapping[str, TensorSource]) -> Tensor:
+    """Return a factor of the merged adapter, flat, in the output's dtype; computed in float32.
+
+    Args:
+        job: Of the factor.
+        sources: The adapters as they are stored, by name.
+
+    Raises:
+        NonFiniteError: If a factor holds a NaN or an infinity, or the dtype cannot hold the result.
+    """
+    import torch
+
+    pieces = []
+    for part in job.parts:
+        source = sources[part.source]
+        info = source.index.tensors[part.tensor]
+        flat = source.read(part.tensor, 0, info.num_elements).to(torch.float32)
+        source.release(part.tensor, info.num_elements)
+        if (bad := torch.nonzero(~torch.isfinite(flat))).numel():
+            raise NonFiniteError(
+                f"element {int(bad[0]):,} is {float(flat[bad[0]])}",
+                where=tensor_place(source, info, int(bad[0])),
+                expected="finite numbers only",
+                hint="The adapter is damaged or its training diverged; use an earlier one.",
+            )
+        pieces.append((flat * part.coefficient).reshape(info.shape))
+    joined = torch.cat(pieces, job.axis).to(torch_dtype(job.dtype)).reshape(-1)
+    if not torch.isfinite(joined).all():
+        raise NonFiniteError(
+            "a merged element is infinite, from finite factors",
+            where=f"tensor {job.name!r}",
+            expected=f"numbers that {str(joined.dtype).removeprefix('torch.')} can hold",
+            hint="Lower method.scaling, or choose a wider output.dtype.",
+        )
+    return joined
+
+
+def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:
+    """Return the `adapter_config.json` of a merged adapter: every layer has its rank, and the scale 1.
+
+    Args:
+        plan: From `plan_adapter`.
+        sources: The adapters as they are stored, by name.
+    """
+    said = [json.loads(config_of(sources[name])) for name in plan.lock.tasks]
+    kinds = {config.get("task_type") for config in said}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    rank = Counter(plan.ranks.values()).most_common(1)[0][0]
+    # Patterns match the end of a name unless they say where it starts.
+    others = {f"^{re.escape(module)}": own for module, own in plan.ranks.items() if own != rank}
+    base = plan.lock.base_model
+    values = {
+        "peft_type": "LORA",
+        "task_type": kind if kind in _TASK_TYPES else None,
+        "base_model_name_or_path": base.repo_id or base.reference,
+        "revision": base.commit,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": [*plan.ranks],
+        "modules_to_save": None,
+        "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in said),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
