@@ -387,6 +387,8 @@ CASES: dict[str, Break] = {
     "adapter-dora": checkpoint(adapter(r=4, lora_alpha=8, use_dora=True)),
     "adapter-without-rank": checkpoint(adapter(lora_alpha=8)),
     "adapters-none": recipe("plan", adapters="sequence"),
+    "adapter-of-whole-checkpoints": recipe("plan", method="average", output={"format": "adapter"}),
+    "adapter-of-another-method": recipe("plan", method="ties", output={"format": "adapter"}),
     "mismatch-model-type": checkpoint(configured(model_type="other")),
     "mismatch-model-class": checkpoint(configured(architectures=["TestForTokenClassification"])),
     "mismatch-shape": tensors(lambda t: t.update(scale=torch.ones(3))),
