@@ -358,10 +358,11 @@ def test_what_was_pushed_is_loaded_by_transformers_from_the_same_endpoint(hub, t
 
 def test_server_without_xet_is_told_apart_from_a_full_disk(family, hub, repo, tmp_path):
     streaming(family, repo)
+    hub.faults.add("*/xet-write-token/*", "status", status=404)
     done = subprocess.run(
         [sys.executable, "-m", "hub_magmax", "run", "recipe.yaml"],
         cwd=family,
-        env=os.environ | hub.environment | {"HF_HUB_DISABLE_XET": "0", "HF_HOME": str(tmp_path / "home")},
+        env=os.environ | hub.xet_environment | {"HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, private and gated repositories, signed URLs of the storage host."""
+"""Who may do what: tokens, private and gated repositories, signed URLs and tokens of the storage host."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from hub_magmax.testing.objects import Commit, Kind, Repo, RepoId
 from hub_magmax.testing.store import Store
 from hub_magmax.testing.wire import RefusalError, Request, Response
+from hub_magmax.testing.xetstore import XetStore
 
+_KINDS: dict[str, Kind] = {"datasets": "dataset", "dataset": "dataset", "spaces": "space", "space": "space"}
 ADMIN = "me"
 """The user whose token writes everywhere."""
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Makes URLs of the storage host that need no token, and tells whether one may be used.
+    """Makes URLs of the storage host that need no token, and its tokens, and tells whether one may be used.
 
     Attributes:
         base: Where the storage host answers; not the Hub's own host, so that clients send it no token.
@@ -31,23 +33,50 @@ class Signer:
 
     def url(self, method: str, path: str, parameters: Mapping[str, str]) -> str:
         """Sign a URL for one method, path (not encoded) and set of parameters."""
-        signed = {**parameters, "expires": str(int(self.clock() + self.lifetime_seconds))}
-        query = urlencode({**signed, "signature": self._signature(method, path, signed)})
-        return f"{self.base}{quote(path)}?{query}"
+        return f"{self.base}{quote(path)}?{self._signed(method, path, parameters)}"
 
     def check(self, request: Request) -> None:
         """Raise `StorageRefusalError` unless the request is what was signed, and still in time."""
-        signed = {name: values[-1] for name, values in request.query.items()}
-        signature = signed.pop("signature", "")
         if "authorization" in request.headers:
             raise StorageRefusalError(400, "InvalidArgument", "Only one auth mechanism allowed")
         method = "GET" if request.method == "HEAD" else request.method
-        if not hmac.compare_digest(signature, self._signature(method, request.path, signed)):
+        signed = {name: values[-1] for name, values in request.query.items()}
+        if not self._is_genuine(method, request.path, signed):
             raise StorageRefusalError(
                 403, "SignatureDoesNotMatch", "The signature does not match the request"
             )
-        if self.clock() >= int(signed["expires"]):
+        if self._is_late(signed):
             raise StorageRefusalError(403, "AccessDenied", "Request has expired")
+
+    def token(self, claims: Mapping[str, str]) -> tuple[str, int]:
+        """Sign a token that holds `claims`; give it and the second at which it ends."""
+        token = self._signed("TOKEN", "", claims)
+        return token, int(dict(parse_qsl(token))["expires"])
+
+    def claims(self, token: str) -> Mapping[str, str]:
+        """Give what a token holds.
+
+        Raises:
+            RefusalError: 401, if it was not signed here, or its time is over.
+        """
+        signed = dict(parse_qsl(token))
+        if not self._is_genuine("TOKEN", "", signed):
+            raise RefusalError(401, "Invalid access token")
+        if self._is_late(signed):
+            raise RefusalError(401, "The access token has expired")
+        return signed
+
+    def _signed(self, method: str, path: str, parameters: Mapping[str, str]) -> str:
+        signed = {**parameters, "expires": str(int(self.clock() + self.lifetime_seconds))}
+        return urlencode({**signed, "signature": self._signature(method, path, signed)})
+
+    def _is_genuine(self, method: str, path: str, signed: Mapping[str, str]) -> bool:
+        parameters = {name: value for name, value in signed.items() if name != "signature"}
+        expected = self._signature(method, path, parameters)
+        return hmac.compare_digest(signed.get("signature", ""), expected)
+
+    def _is_late(self, signed: Mapping[str, str]) -> bool:
+        return self.clock() >= int(signed["expires"])
 
     def _signature(self, method: str, path: str, parameters: Mapping[str, str]) -> str:
         text = "\n".join([method, path, *(f"{name}={value}" for name, value in sorted(parameters.items()))])
@@ -72,9 +101,15 @@ class Core:
     """What every request needs."""
 
     store: Store
+    xet: XetStore
     signer: Signer
     users: Mapping[str, str]
     """From tokens to names; grows when a user is added."""
+
+    @property
+    def xet_address(self) -> str:
+        """Where Xet is spoken; clients remember under it what they sent, so each store has another."""
+        return f"{self.signer.base}/_xet/{self.xet.name}"
 
 
 @dataclass(frozen=True)
@@ -109,13 +144,17 @@ class Call:
 
     @property
     def repo_id(self) -> RepoId:
-        kinds: dict[str, Kind] = {"datasets": "dataset", "spaces": "space"}
-        return RepoId(kinds.get(self.arguments["kind"].rstrip("/"), "model"), self.arguments["name"])
+        return RepoId(_KINDS.get(self.arguments["kind"].rstrip("/"), "model"), self.arguments["name"])
 
     @property
     def page(self) -> str:
         """Address of the repository's page, on the host that the client used."""
         return f"http://{self.request.host}/{self.repo_id.web_path}"
+
+    @property
+    def api(self) -> str:
+        """Address of what programs ask about the repository, on the host that the client used."""
+        return f"http://{self.request.host}/api/{self.repo_id.kind}s/{self.repo_id.name}"
 
     def owns(self, namespace: str) -> bool:
         """Say whether the user may write in a namespace."""
@@ -167,6 +206,17 @@ class Call:
             return self.writable()
         self.require_user()
         return self.readable()
+
+    def xet_repo(self, scope: str) -> Repo:
+        """Give the repository that the request's token for Xet is for.
+
+        Raises:
+            RefusalError: 401 or 403, if the token does not allow what `scope` names.
+        """
+        claims = self.core.signer.claims(self.request.bearer)
+        if scope == "write" and claims["scope"] != "write":
+            raise RefusalError(403, "The access token is for reading only")
+        return self.core.store.repo(RepoId(_KINDS.get(claims["kind"], "model"), claims["name"]))
 
     def commit(self, repo: Repo) -> Commit:
         """Give the commit that the path names; main when it names none."""

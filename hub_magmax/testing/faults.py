@@ -112,8 +112,8 @@ class Faults:
         """Let requests fail from now on.
 
         Args:
-            match: Pattern for the whole path (`*` also crosses `/`), such as `*/resolve/*.safetensors` or
-                `/_storage/*`, or a function of the request.
+            match: Pattern for the whole path (`*` also crosses `/`), such as `*/resolve/*.safetensors`,
+                `/_storage/*` or `/_xet/*/shards`, or a function of the request.
             kind: What goes wrong; see `FaultKind`. Kinds that spoil a response's body wait for an answer
                 of 200 or 206 that has one.
             method: Only requests of this method.

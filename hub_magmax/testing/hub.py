@@ -1,7 +1,7 @@
 """A Hugging Face Hub on this machine, for tests, benchmarks and trying things out.
 
 It speaks the Hub's protocol, so that huggingface_hub, transformers and datasets work against it
-through `HF_ENDPOINT`; large files travel by LFS, Xet is not spoken (`HF_HUB_DISABLE_XET=1`).
+through `HF_ENDPOINT`. Large files travel by Xet, or by LFS from clients with `HF_HUB_DISABLE_XET=1`.
 
     python -m hub_magmax.testing.hub --root my-hub
 
@@ -30,6 +30,7 @@ from hub_magmax.testing.faults import Faults
 from hub_magmax.testing.objects import Commit, Gate, Kind, Repo, RepoId
 from hub_magmax.testing.server import Exchange, HubServer
 from hub_magmax.testing.store import Store
+from hub_magmax.testing.xetstore import XetStore
 
 DEFAULT_TOKEN = "hf_local"  # noqa: S105  (guards nothing: the server listens on this machine only)
 
@@ -63,6 +64,7 @@ class LocalHub:
         self.root = Path(self._temporary.name) if self._temporary else Path(root or "")
         try:
             self._store = Store(self.root, clock)
+            self._xet = XetStore(self.root, self._store)
             self._server = HubServer(port)
         except OSError as error:
             self._remove_temporary()
@@ -74,7 +76,7 @@ class LocalHub:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         storage = f"http://localhost:{self._server.server_port}"
         signer = Signer(storage, secrets.token_bytes(32), clock, url_lifetime_seconds)
-        self._server.core = Core(self._store, signer, self._users)
+        self._server.core = Core(self._store, self._xet, signer, self._users)
         self._thread: threading.Thread | None = None
 
     def start(self) -> LocalHub:
@@ -126,13 +128,18 @@ class LocalHub:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which another process uses this Hub as the user `me`."""
+        """The variables with which another process uses this Hub as the user `me`, without Xet."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HUB_DISABLE_XET": "1",
             "HF_TOKEN": self.token,
             "NO_PROXY": "127.0.0.1,localhost",
         }
+
+    @property
+    def xet_environment(self) -> dict[str, str]:
+        """The same with Xet; hf_xet keeps what it knows of this Hub in the folder `xet` below `HF_HOME`."""
+        return {**self.environment, "HF_HUB_DISABLE_XET": "0"}
 
     def add_user(self, name: str) -> str:
         """Add a user who may write in the namespace `name` only; give the token."""
@@ -259,7 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with LocalHub(options.root, port=options.port, token=options.token) as hub:
             sys.stdout.write(
                 f"export HF_ENDPOINT={hub.endpoint}\n"
-                "export HF_HUB_DISABLE_XET=1\n"
                 f"# To write, or to read what is private: export HF_TOKEN={hub.token}\n"
                 f"# Serving {hub.root}. Stop with Ctrl-C.\n"
             )

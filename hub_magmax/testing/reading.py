@@ -141,6 +141,7 @@ def resolve(call: Call) -> Response:
         "X-Linked-Size": str(entry.num_bytes),
         "X-Linked-ETag": f'"{entry.sha256}"',
         "Content-Type": "text/plain; charset=utf-8",
+        **_ways_by_xet(call, commit, entry),
     }
     return Response(302, headers, f"Found. Redirecting to {location}".encode())
 
@@ -154,11 +155,17 @@ def stored(call: Call) -> Response:
     return file_response(call.request, path, path.stat().st_size, headers)
 
 
-def no_xet(call: Call) -> Response:
-    """Say why a client that wants Xet gets nowhere."""
-    raise RefusalError(
-        404, "This server does not speak Xet: set HF_HUB_DISABLE_XET=1 before starting the client"
-    )
+def _ways_by_xet(call: Call, commit: Commit, entry: Entry) -> dict[str, str]:
+    """Give the headers that tell a client how to get a large file by Xet, if it came by Xet."""
+    file_hash = call.core.xet.hash_of(entry.sha256)
+    if not file_hash:
+        return {}
+    auth = f"{call.api}/xet-read-token/{commit.sha}"
+    plan = f"{call.core.xet_address}/v1/reconstructions/{file_hash}"
+    return {
+        "X-Xet-Hash": file_hash,
+        "Link": f'<{auth}>; rel="xet-auth", <{plan}>; rel="xet-reconstruction-info"',
+    }
 
 
 def _card(call: Call, commit: Commit) -> dict[str, Any]:
@@ -191,6 +198,8 @@ def _row(
         row = {"type": "file", "oid": entry.oid, "size": entry.num_bytes, "path": path}
         if entry.lfs:
             row["lfs"] = {**_lfs(entry), "oid": entry.sha256}
+            if file_hash := call.core.xet.hash_of(entry.sha256):
+                row["xetHash"] = file_hash
     if expand:
         last = call.core.store.last_change(repo, commit, path)
         row["lastCommit"] = {"id": last.sha, "title": last.title, "date": _date(last.seconds)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from hub_magmax.testing import reading, writing
+from hub_magmax.testing import plans, reading, writing, xet
 from hub_magmax.testing.access import Call, Core
 from hub_magmax.testing.wire import RefusalError, Request, Response
 
@@ -15,7 +15,11 @@ _REPO = r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)"
 _API = rf"/api/(?P<kind>models|datasets|spaces)/{_REPO}"
 _WEB = rf"/(?P<kind>datasets/|spaces/)?{_REPO}"
 _STORED = r"/_storage/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})/[^/]+"
+_XET = r"/_xet/[0-9a-f]+"
+_HASH = r"(?P<hash>[0-9a-f]{64})"
 _REVISION = r"(?P<revision>[^/]+)"
+# Signed URLs, and tokens that are signed in the same way, stand for themselves.
+_OTHER_CREDENTIALS = ("/_storage/", "/_xet/")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ def _route(method: str, pattern: str, name: str, endpoint: Callable[[Call], Resp
 ROUTES = (
     _route("GET", _STORED, "storage", reading.stored),
     _route("PUT", _STORED, "storage", writing.store_object),
+    _route("PUT", rf"/_storage/_xorbs/{_HASH}", "storage", xet.store_xorb),
+    _route("GET", rf"{_XET}/(?P<version>v[12])/reconstructions/{_HASH}", "xet-reconstruction", plans.plan),
+    _route("GET", rf"{_XET}/v1/chunks/[^/]+/{_HASH}", "xet-chunk", xet.chunk),
+    _route("POST", rf"{_XET}/v1/xorb-grants/default/{_HASH}", "xet-grant", xet.grant),
+    _route("POST", rf"{_XET}/v1/xorb-commits/default/{_HASH}/grant/[^/]+", "xet-commit", xet.commit_xorb),
+    _route("POST", rf"{_XET}/v1/xorbs/default/{_HASH}", "xet-xorb", xet.receive_xorb),
+    _route("POST", rf"{_XET}/(?P<version>v[12])/shards", "xet-shard", xet.receive_shard),
     _route("GET", rf"{_WEB}/resolve/{_REVISION}/(?P<path>.+)", "resolve", reading.resolve),
     _route("POST", rf"{_WEB}\.git/info/lfs/objects/batch", "lfs-batch", writing.lfs_batch),
     _route("POST", rf"{_WEB}\.git/info/lfs/objects/verify", "lfs-verify", writing.verify_object),
@@ -49,7 +60,7 @@ ROUTES = (
     _route("GET", rf"{_API}/refs", "refs", reading.refs),
     _route("GET", rf"{_API}/commits/{_REVISION}", "commits", reading.commits),
     _route("GET", rf"{_API}/auth-check(?P<write>/write)?", "auth-check", reading.auth_check),
-    _route("GET", rf"{_API}/xet-(?:read|write)-token/{_REVISION}", "xet", reading.no_xet),
+    _route("GET", rf"{_API}/xet-(?P<scope>read|write)-token/{_REVISION}", "xet-token", xet.token),
     _route("PUT", rf"{_API}/settings", "settings", writing.settings),
     _route("POST", rf"{_API}/branch/(?P<ref>[^/]+)", "branch", writing.create_branch),
     _route("DELETE", rf"{_API}/branch/(?P<ref>[^/]+)", "branch", writing.delete_branch),
@@ -76,7 +87,7 @@ def answer(core: Core, request: Request) -> Response:
         # A repository keeps the slashes of its path; an encoded slash belongs to its part.
         arguments = {key: unquote(value) for key, value in match.groupdict(default="").items()}
         call = Call(core, request, arguments)
-        if route.name != "storage":
+        if not request.target.startswith(_OTHER_CREDENTIALS):
             _ = call.user  # A wrong token is refused everywhere, as by the Hub.
         return route.endpoint(call)
     except RefusalError as refusal:

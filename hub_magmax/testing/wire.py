@@ -213,10 +213,10 @@ def file_response(request: Request, path: Path, num_bytes: int, headers: Mapping
         RefusalError: 416, if the range starts after the last byte.
     """
     headers = {"Accept-Ranges": "bytes", **headers}
-    bounds = _bounds(request.range, num_bytes)
-    if bounds is None:
+    asked = bounds(request.range, num_bytes)
+    if asked is None:
         return Response(200, headers, FileSlice(path, 0, num_bytes))
-    start, stop = bounds
+    start, stop = asked
     if start >= stop:
         unsatisfied = {**headers, "Content-Range": f"bytes */{num_bytes}"}
         raise RefusalError(416, "The requested range is not satisfiable", headers=unsatisfied)
@@ -224,8 +224,11 @@ def file_response(request: Request, path: Path, num_bytes: int, headers: Mapping
     return Response(206, {**headers, **content_range}, FileSlice(path, start, stop - start))
 
 
-def _bounds(range_header: str, num_bytes: int) -> tuple[int, int] | None:
-    """Give the first byte and the one after the last; None when there is no range to honour."""
+def bounds(range_header: str, num_bytes: int) -> tuple[int, int] | None:
+    """Give the first byte and the one after the last; None when there is no range to honour.
+
+    The first may lie behind the end: then there is nothing to give.
+    """
     match = _RANGE.match(range_header.replace(" ", ""))
     if match is None or not any(match.groups()):
         return None
