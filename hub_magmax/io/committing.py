@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ _WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 
 #: What the Hub says of a large file that it was sent, and does not have any more.
 _COLLECTED = "LFS pointer"
+
+#: How hf_xet says that a token was refused; its errors hold text and nothing else.
+_TOKEN_REFUSED = re.compile(r"\((401|403) ")
 
 #: Pull requests that are looked at for a commit whose answer was lost.
 _SHOWN_REQUESTS = 20
@@ -99,12 +103,7 @@ def publish_errors(where: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refusal(error, where) from error
     except (RuntimeError, ConnectionError) as error:  # how huggingface_hub and hf_xet report failed uploads
-        raise PublishError(
-            f"{' '.join(str(error).split())[:300].rstrip('.')} ({type(error.__cause__ or error).__name__})",
-            where=where,
-            hint="Nothing was published; run the same command again, what was uploaded is not sent twice. "
-            "If the server does not speak Xet, set HF_HUB_DISABLE_XET=1.",
-        ) from error
+        raise _failed_upload(error, where) from error
     except HFValidationError as error:
         raise PublishError(f"not a valid repository id: {error}", where=where) from error
     except (httpx.HTTPError, OfflineModeIsEnabled) as error:
@@ -119,6 +118,19 @@ def publish_errors(where: str) -> Iterator[None]:
             where=where,
             hint="Nothing was published; run the same command again when that is mended.",
         ) from error
+
+
+def _failed_upload(error: Exception, where: str) -> PublishError:
+    reason = " ".join(str(error).split())[:300].rstrip(".")
+    again = (
+        "Nothing was published; run the same command again, files that arrived are not sent twice. "
+        "If the server does not speak Xet, set HF_HUB_DISABLE_XET=1."
+    )
+    return PublishError(
+        f"{reason} ({type(error.__cause__ or error).__name__})",
+        where=where,
+        hint=_SIGN_IN if _TOKEN_REFUSED.search(reason) else again,
+    )
 
 
 def _refusal(error: Any, where: str) -> PublishError:
