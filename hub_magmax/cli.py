@@ -291,6 +291,9 @@ def _summary(recipe: Recipe, report: Any) -> str:
         f"peak memory {format_bytes(report.peak_memory_bytes)}",
         f"wrote {recipe.output.path}" if recipe.output.keep else "no folder was kept",
     ]
+    if report.profile:
+        spent = sorted(report.profile.items(), key=lambda item: -item[1])
+        lines.insert(1, "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent))
     if report.shares:
         lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hub_magmax.adapting import adapter_config, factor_values
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, INDEX_NAME
+from hub_magmax.clock import Clock
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
@@ -94,9 +95,9 @@ def merge(
         stack.callback(place.abandon)
         if sources is None:
             sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
-        make_shards(plan, sources, place, place, progress, chunk_elements, processes)
+        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes)
         processes.wait()
-        report = report_of(plan, place, time.perf_counter() - started)
+        report = report_of(plan, place, time.perf_counter() - started, profile)
         if processes.is_first:
             report = write_beside_weights(plan, sources, place.folder, report)
             place.publish()
@@ -130,8 +131,12 @@ def make_shards(
     progress: Progress | None,
     chunk_elements: int | None,
     processes: Processes,
-) -> None:
-    """Make this process's share of the output's files in `place`, but those that `shelf` has."""
+) -> dict[str, float]:
+    """Make this process's share of the output's files in `place`, but those that `shelf` has.
+
+    Returns:
+        Seconds by kind of work, as the merge report has them.
+    """
     advance = progress or (lambda num_bytes: None)
     missing = []
     for shard in share(plan.shards, processes):
@@ -145,11 +150,12 @@ def make_shards(
     with one_thread():
         try:
             for record in engine.make(missing):
-                with os_errors(place.folder / record.file):
+                with os_errors(place.folder / record.file), engine.clock.spend("store"):
                     shelf.record(record)
         except DamagedError:
             place.forget()  # what is finished may be made of the same bytes
             raise
+    return engine.clock.seconds
 
 
 def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
@@ -205,6 +211,7 @@ class _Engine:
         self.makers = ThreadPoolExecutor(1 if self.in_order else min(num_threads, _MAX_THREADS))
         self._progress, self._progress_lock = progress, Lock()
         self._thread = _Thread()
+        self.clock = Clock()
 
     def close(self) -> None:
         self.makers.shutdown(cancel_futures=True)
@@ -244,17 +251,19 @@ class _Engine:
         def wait() -> ShardRecord:
             with os_errors(path):
                 tallies = [begun[job.name].result() for job in shard.jobs]
-                return _record(shard.file, file, tallies)
+                with self.clock.spend("store"):
+                    return _record(shard.file, file, tallies)
 
         return wait
 
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> _Tally:
         """Write one tensor at `position` of a file."""
         tally = _Tally(len(self.plan.lock.tasks))
-        with torch.inference_mode():
+        with torch.inference_mode(), self.clock.spend("compute"):
             for values in self._values(job, tally):
                 content = values.contiguous().view(torch.uint8).numpy().data
-                file.write(content, position)
+                with self.clock.spend("write"):
+                    file.write(content, position)
                 position += len(content)
                 with self._progress_lock:
                     self._progress(len(content))
@@ -266,7 +275,7 @@ class _Engine:
             return (factor_values(job, self.sources),)
         if job.merged:
             return self._merged(job, tally)
-        return copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements)
+        return copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements, self.clock)
 
     def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
         lock = self.plan.lock
@@ -280,6 +289,7 @@ class _Engine:
             self.reader,
             self.is_compiled,
             self._thread.memory if self.reader is None else None,
+            self.clock,
         )
         generator = CounterGenerator(lock.seed, job.name)
         rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
@@ -327,7 +337,7 @@ def _record(name: str, file: ShardFile, tallies: Sequence[_Tally]) -> ShardRecor
     return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
 
 
-def report_of(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
+def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
     """Return what a merge did whose files are all recorded in `place`."""
     records = tuple(place.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
@@ -347,6 +357,7 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float) -> MergeReport:
         bytes_in=plan.bytes_in,
         bytes_out=sum(shard.size_bytes for shard in shards),
         seconds=seconds,
+        profile=dict(profile),
         peak_memory_bytes=peak_memory_bytes(),
         versions=software_versions(),
         notices=plan.notices,

@@ -78,14 +78,19 @@ def relay(
     own = _prepare(place, plan, processes)
     try:
         with open_inputs(plan.recipe, plan.lock, hub) as sources:
+            profile: dict[str, float] = {}
+
+            def report() -> MergeReport:
+                return report_of(plan, place, time.perf_counter() - started, profile)
+
+            finish = _Finish(plan, destination, head, write_card, place, sources, report)
             for _ in range(_ROUNDS):
                 with closing(_Relay(place, destination)) as shelf:
-                    make_shards(plan, sources, place, shelf, progress, None, processes)
+                    spent = make_shards(plan, sources, place, shelf, progress, None, processes)
                     shelf.finish()
+                profile.update(spent)
                 _tell_the_first(place, plan, processes)
-                outcome = processes.first_decides(
-                    lambda: _Finish(plan, destination, head, write_card, place, sources, started).commit()
-                )
+                outcome = processes.first_decides(finish.commit)
                 if not isinstance(outcome, CollectedError):
                     break
                 if own:
@@ -209,10 +214,10 @@ class _Finish:
         write_card: WriteCard,
         place: PartialFolder,
         sources: Mapping[str, TensorSource],
-        started: float,
+        report: Callable[[], MergeReport],
     ) -> None:
         self._plan, self._destination, self._head, self._write_card = plan, destination, head, write_card
-        self._place, self._sources, self._started = place, sources, started
+        self._place, self._sources, self._report = place, sources, report
 
     def commit(self) -> tuple[MergeReport, Published] | HubMagmaxError:
         """Return the report and the commit, or why there is none, so that every process learns it."""
@@ -225,8 +230,7 @@ class _Finish:
         plan, folder, head = self._plan, self._place.folder, self._head
         assert head is not None, "the first process found it"
         self._place.sweep()  # what an earlier round left
-        made = report_of(plan, self._place, time.perf_counter() - self._started)
-        report = write_beside_weights(plan, self._sources, folder, made)
+        report = write_beside_weights(plan, self._sources, folder, self._report())
         self._write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)
         weights = {shard.file: self._weights(shard) for shard in report.shards}

@@ -57,6 +57,9 @@ class MergeReport:
         duality_gap: Largest relative gap to the optimum over all tensors (`top-n`), or None.
         elements_merged, bytes_in, bytes_out: Of the whole merge.
         seconds: Wall-clock time of the run that finished it.
+        profile: Seconds of that run by kind of work, added up over the threads of the first process: `read`
+            and `write` files, `compute`, `store` (hash what was written, have the disk keep it, send it),
+            and `wait` for values that are read by another thread.
         peak_memory_bytes: Largest resident set of the first process.
         versions: Of Python and the packages that took part.
         notices: What the plan noted: tokenizers and heads that differ.
@@ -76,6 +79,7 @@ class MergeReport:
     versions: Mapping[str, str] = field(hash=False)
     notices: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    profile: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def sha256(self) -> dict[str, str]:

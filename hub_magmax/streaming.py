@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hub_magmax import fusing, kernels
+from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.source import RowMemory, TensorSource, tensor_place, torch_dtype
 from hub_magmax.planning import EXACT_REASON, TensorJob
@@ -56,6 +57,7 @@ class StoredChunks:
     Attributes:
         reader: Runs the reads, one at a time and a few ahead of what is asked for; None reads when asked.
         is_compiled: Whether rules and passes use compiled loops.
+        clock: Told when values are read and when they are waited for.
         memory: Holds the chunk that was read last, where no chunk is needed once the next one is read.
 
     Raises:
@@ -70,6 +72,7 @@ class StoredChunks:
     reader: Executor | None
     is_compiled: bool = False
     memory: ChunkMemory | None = None
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def num_tasks(self) -> int:
@@ -106,7 +109,7 @@ class StoredChunks:
         parts = [(start, min(start + length, size)) for start in range(0, size, every)]
         if self.reader is None:
             return (read(*part) for part in parts)
-        return ahead(self.reader, (partial(read, *part) for part in parts))
+        return ahead(self.reader, (partial(read, *part) for part in parts), clock=self.clock)
 
     def _read_last(self, start: int, stop: int) -> StoredChunk:
         found = self._read(start, stop)
@@ -115,6 +118,10 @@ class StoredChunks:
         return found
 
     def _read(self, start: int, stop: int) -> StoredChunk:
+        with self.clock.spend("read"):
+            return self._read_rows(start, stop)
+
+    def _read_rows(self, start: int, stop: int) -> StoredChunk:
         sources = (self.base, *self.tasks)
         infos = [source.index.tensors[self.name] for source in sources]
         if len({info.dtype for info in infos}) > 1:
@@ -167,17 +174,22 @@ class StoredChunks:
 
 
 def copied_chunks(
-    job: TensorJob, sources: Mapping[str, TensorSource], tasks: tuple[str, ...], chunk_elements: int
+    job: TensorJob,
+    sources: Mapping[str, TensorSource],
+    tasks: tuple[str, ...],
+    chunk_elements: int,
+    clock: Clock | None = None,
 ) -> Iterator[Tensor]:
     """Yield the values of a tensor that is copied, in the output's dtype.
 
     Raises:
         MismatchError: If values that cannot be merged differ between the checkpoints.
     """
-    dtype = torch_dtype(job.dtype)
+    dtype, clock = torch_dtype(job.dtype), clock or Clock()
     for start in range(0, job.num_elements, chunk_elements):
         stop = min(start + chunk_elements, job.num_elements)
-        values = sources[job.source].read(job.name, start, stop)
+        with clock.spend("read"):
+            values = sources[job.source].read(job.name, start, stop)
         sources[job.source].release(job.name, stop)
         if job.reason == EXACT_REASON:
             _check_equal(job, start, values, [sources[task] for task in tasks])
@@ -197,12 +209,20 @@ def _check_equal(job: TensorJob, start: int, values: Tensor, others: Sequence[Te
             )
 
 
-def ahead(executor: Executor, calls: Iterable[Callable[[], T]], depth: int = 3) -> Iterator[T]:
+def ahead(
+    executor: Executor, calls: Iterable[Callable[[], T]], depth: int = 3, clock: Clock | None = None
+) -> Iterator[T]:
     """Yield the results of `calls` in order, with up to `depth` of them running or waiting ahead."""
+    clock = clock or Clock()
     pending: deque[Future[T]] = deque()
+
+    def first() -> T:
+        with clock.spend("wait"):
+            return pending.popleft().result()
+
     for call in calls:
         pending.append(executor.submit(call))
         if len(pending) > depth:
-            yield pending.popleft().result()
+            yield first()
     while pending:
-        yield pending.popleft().result()
+        yield first()

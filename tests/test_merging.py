@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -383,3 +384,11 @@ def test_merged_value_that_the_output_cannot_hold_is_refused(tmp_path, method):
     assert "from finite checkpoints" in str(caught.value)
     assert "numbers that float16 can hold" in str(caught.value)
     assert not (tmp_path / "merged").exists()
+
+
+def test_report_says_where_the_time_went(family):
+    report = merged(family, method="magmax")
+    assert set(report.profile) == {"compute", "read", "store", "write"}
+    assert all(0 <= seconds <= 8 * report.seconds for seconds in report.profile.values())
+    assert read_report(family / "merged" / "merge_report.json").profile == report.profile
+    assert report.digest == replace(report, profile={}).digest
