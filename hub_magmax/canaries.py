@@ -112,6 +112,7 @@ def canary(
 
     Raises:
         EvaluationError: If there are no stored scores, or those are of another evaluation or other data.
+        LockError: If local data is not what the model's lock says.
     """
     place = against if against is not None and Path(model).is_dir() else model
     with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:

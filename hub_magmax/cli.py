@@ -466,12 +466,19 @@ def verify(
 
         check_signature(model, public_key)
         lines.append(f"{model}: signed by the owner of {public_key}")
+    values: dict[str, Any] = {
+        "sha256": hashes,
+        "rebuilt": rebuild,
+        "signature_checked": public_key is not None,
+    }
     if rebuild:
+        from hub_magmax.rebuilding import changed_data
         from hub_magmax.rebuilding import rebuild as do_rebuild
 
         do_rebuild(model, revision=revision, folder=folder)
         lines.append(f"{model}: merged again from its sources, every byte the same")
-    values = {"sha256": hashes, "rebuilt": rebuild, "signature_checked": public_key is not None}
+        values["data_changed"] = changed = changed_data(model, revision=revision, folder=folder)
+        lines += [f"{name}: no longer the data that was locked, so scores may differ" for name in changed]
     return values, "\n".join(lines)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.digest import canonical_json
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluators.loading import without_bars
 from hub_magmax.io.fetching import TIMEOUT_SECONDS, hub_api, persistently
+from hub_magmax.io.writer import sha256_of
 from hub_magmax.recipe import Data, Preference, Recipe
+from hub_magmax.references import is_there
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +26,8 @@ _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".p
 def pin_datasets(recipe: Recipe) -> dict[str, str]:
     """Return the commit that each data set on the Hub stands for now, by its name and revision.
 
-    Local folders and files have no commits, and offline nothing can be asked: these are left out.
+    Local folders and files have no commits (`pin_local_data`), and offline nothing can be asked: these are
+    left out.
 
     Raises:
         EvaluationError: If the Hub has no such data set, or does not show it.
@@ -56,6 +60,78 @@ def _commit_of(spec: Data) -> str:
         lambda: api.dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT_SECONDS)
     )
     return str(found.sha)
+
+
+def pin_local_data(recipe: Recipe) -> dict[str, str]:
+    """Return a digest of each local folder or file of examples that `recipe` names, by its name there.
+
+    It is `sha256:` of a file's content, or `tree:` of the names and contents of a folder's files. All of
+    them are read whole. What is not there is left out.
+
+    Raises:
+        EvaluationError: If a file cannot be read.
+    """
+    return dict(_local_digests(data_of(recipe), recipe.folder))
+
+
+def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, str]) -> None:
+    """Raise LockError at the first local data whose files are not those of which `locked` has the digest.
+
+    Data that the lock does not name, or that is not there, is not looked at.
+
+    Args:
+        specs: The data that will be read.
+        folder: Where relative paths start.
+        locked: From `pin_local_data`.
+    """
+    for name, found in _local_digests([spec for spec in specs if spec.dataset in locked], folder):
+        if found != locked[name]:
+            raise LockError(
+                "this data is no longer what was locked, so scores on it cannot be compared",
+                where=name,
+                expected=f"files with the digest {locked[name]}",
+                hint="Bring them back; or, to measure on the new data, write a new lock with `hub-magmax "
+                "lock` and merge into another folder.",
+            )
+
+
+def changed_local_data(recipe: Recipe, locked: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of local data that is there, and is not what was locked."""
+    specs = [spec for spec in data_of(recipe) if spec.dataset in locked]
+    return tuple(name for name, found in _local_digests(specs, recipe.folder) if found != locked[name])
+
+
+def _local_digests(specs: Iterable[Data], folder: Path) -> Iterator[tuple[str, str]]:
+    for name, path in {spec.dataset: _local_path(spec, folder) for spec in specs}.items():
+        if is_there(path):
+            try:
+                yield name, _content_digest(path)
+            except OSError as error:
+                raise EvaluationError(
+                    f"the data cannot be read ({error.strerror})", where=name, hint="Check its permissions."
+                ) from error
+
+
+def _content_digest(path: Path) -> str:
+    """Return a digest of a file's content, or of the names and contents of all files in a folder."""
+    if not path.is_dir():
+        return f"sha256:{sha256_of(path)}"
+    hasher = hashlib.sha256()
+    for file in sorted(_files_below(path)):
+        # Names as bytes: not every one is text.
+        hasher.update(os.fsencode(file.relative_to(path)) + b"\0" + bytes.fromhex(sha256_of(file)))
+    return f"tree:{hasher.hexdigest()}"
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files that `datasets` may read: not the hidden ones; links count, each folder once."""
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        below = {name: os.path.realpath(Path(place, name)) for name in folders if not name.startswith(".")}
+        folders[:] = sorted(name for name, real in below.items() if real not in seen)
+        seen.update(below.values())
+        paths = (Path(place, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def pinned(spec: Data, pins: Mapping[str, str]) -> Data:
@@ -101,11 +177,11 @@ def _pin_key(spec: Data) -> str:
 
 
 def _is_local(spec: Data, folder: Path) -> bool:
-    return _local_path(spec, folder).exists() or spec.dataset.startswith((".", "/", "~"))
+    return is_there(_local_path(spec, folder)) or spec.dataset.startswith((".", "/", "~"))
 
 
 def _local_path(spec: Data, folder: Path) -> Path:
-    return (folder / Path(spec.dataset).expanduser()).absolute()
+    return (folder / os.path.expanduser(spec.dataset)).absolute()  # noqa: PTH111  (it never raises)
 
 
 def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset:

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.data import fingerprint, load_examples, pinned
+from hub_magmax.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.digest import digest
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError
@@ -202,6 +202,7 @@ def evaluate(
 
     Raises:
         EvaluationError: If the recipe names no data, or a model or data set cannot be used.
+        LockError: If local data is no longer what was locked.
     """
     spec = recipe.evaluation
     if spec is None:
@@ -297,12 +298,14 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
 
     Raises:
         EvaluationError: If they cannot be loaded.
+        LockError: If local files are not those that were locked.
     """
     spec = recipe.evaluation
     if spec is None:
         return {}
     if spec.brings_data:
         return {task: data.dataset for task, data in spec.data.items()}
+    check_local_data(spec.data.values(), recipe.folder, lock.local_data)
     labelled = needs_labels(spec.make_evaluator())
     return {
         task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)

@@ -16,7 +16,7 @@ from hub_magmax.errors import LockError
 LOCK_NAME = "recipe.lock.json"
 
 #: What a lock says beside what decides the merged bytes.
-_ASIDE = ("datasets", "chosen", "versions")
+_ASIDE = ("datasets", "local_data", "chosen", "versions")
 
 #: What a lock says of a source only where it applies.
 _OPTIONAL = ("adapter_config", "part", "languages", "datasets")
@@ -108,6 +108,7 @@ class Lock:
         seed: The recipe's seed.
         datasets: Commits of the data sets on the Hub that preference and evaluation use, by
             `name@revision`.
+        local_data: Digest of the files of every other data set that they use, by its name in the recipe.
         chosen: Where the recipe left the method or the scaling coefficient to a comparison: what was
             compared, on how many examples, and how each candidate did; otherwise empty.
         adapters: Whether an adapter is added to the base model (`each`), or to the checkpoint of the task
@@ -125,6 +126,7 @@ class Lock:
     seed: int
     schema: Literal[1] = 1
     datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
+    local_data: Mapping[str, str] = field(default_factory=dict, hash=False)
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapters: Literal["each", "sequence"] = "each"
     token_rows: tuple[str, ...] = ()
@@ -154,8 +156,9 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        if not self.token_rows:
-            del values["token_rows"]
+        for key in ("token_rows", "local_data"):
+            if not values[key]:
+                del values[key]
         for source in (values["base_model"], *values["tasks"].values()):
             for key in _OPTIONAL:
                 if source[key] is None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from hub_magmax import methods
 from hub_magmax.adapting import plan_adapter
-from hub_magmax.data import pin_datasets, with_pinned_data
+from hub_magmax.data import pin_datasets, pin_local_data, with_pinned_data
 from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
 from hub_magmax.io.opening import (
@@ -25,7 +25,7 @@ from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe import AUTO, Method, Recipe
-from hub_magmax.reports import software_versions
+from hub_magmax.reports import lock_versions
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ def lock(
         tensors=_rules(recipe),
         seed=recipe.seed,
         datasets=pin_datasets(recipe),
+        local_data=pin_local_data(recipe),
         adapters=recipe.adapters or "each",
         token_rows=recipe.token_rows or (),
-        versions=software_versions(),
+        versions=lock_versions(),
     )
     scorer = tuner.scorer(recipe, found) if tuner else None
     preference = resolve_preference(with_pinned_data(recipe, found.datasets), sources=sources, scorer=scorer)

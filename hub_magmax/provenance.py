@@ -28,8 +28,8 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:hub_magmax:merge:1"
 BUILDER = "urn:hub_magmax:builder"
 
-#: What SLSA calls the kinds of hashes of `sidefiles.content_hashes`.
-_DIGESTS = {"sha256": "sha256", "git": "gitBlob"}
+#: What SLSA calls the kinds of hashes of `sidefiles.content_hashes`; it has no name for a folder's.
+_DIGESTS = {"sha256": "sha256", "git": "gitBlob", "tree": "sha256Tree"}
 
 
 def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
@@ -65,6 +65,7 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
                 for dependency in _dependencies(name, source, side_files=name == recipe.output.files_from)
             ),
             *(_dataset(name, commit) for name, commit in lock.datasets.items()),
+            *(_local_data(name, digest) for name, digest in lock.local_data.items()),
         ],
     }
     statement = {
@@ -107,3 +108,9 @@ def _dataset(name: str, commit: str) -> dict[str, Any]:
     """Describe a data set on the Hub; `name` ends with the revision that was asked for."""
     place = f"hf://datasets/{name.rpartition('@')[0]}@{commit}"
     return {"name": name, "uri": place, "digest": {"gitCommit": commit}}
+
+
+def _local_data(name: str, digest: str) -> dict[str, Any]:
+    """Describe a local file of data, or a folder, as `data.pin_local_data` does."""
+    kind, _, value = digest.partition(":")
+    return {"name": name, "uri": name, "digest": {_DIGESTS[kind]: value}}

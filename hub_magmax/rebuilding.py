@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hub_magmax.data import changed_local_data
 from hub_magmax.errors import LockError, OutputError, SourceError
 from hub_magmax.io.opening import file_sha256, open_model, read_small_file
 from hub_magmax.io.source import LocalSource, TensorSource
@@ -56,6 +57,19 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         _compare(stored, again)
         _compare_files(stored, again, report)
     return report
+
+
+def changed_data(model: str, *, revision: str | None = None, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the local data of preference and evaluation that is there, and not what the model's lock says.
+
+    The weights do not depend on it: the lock holds the preference as numbers.
+    """
+    with (
+        closing(open_model(model, revision)) as stored,
+        TemporaryDirectory(prefix="hub_magmax_rebuild_") as temporary,
+    ):
+        recipe, locked = recipe_and_lock(stored, Path(temporary), folder or Path())
+        return changed_local_data(recipe, locked.local_data)
 
 
 def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -21,6 +22,15 @@ def software_versions() -> dict[str, str]:
     """Return the versions of what takes part in a merge, without importing it."""
     packages = ("hub_magmax", "torch", "safetensors", "huggingface_hub")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def lock_versions() -> dict[str, str]:
+    """Return `software_versions()` and those of what compiles, estimates and scores, if it is there."""
+    found = software_versions()
+    for name in ("numpy", "numba", "scipy", "POT", "transformers", "datasets", "lm_eval"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking, preparing
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.distributed import Processes, find_processes
-from hub_magmax.errors import EvaluationError, PublishError, RecipeError
+from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
 from hub_magmax.evaluation import (
     Scores,
     evaluate,
@@ -23,7 +23,7 @@ from hub_magmax.guarding import Guard, check_guards, regressed
 from hub_magmax.io.committing import Destination, Published
 from hub_magmax.io.opening import HubSources
 from hub_magmax.io.writer import PartialFolder, write_text
-from hub_magmax.lockfile import LOCK_NAME, Lock
+from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.locking import plan
 from hub_magmax.planning import Plan
 from hub_magmax.preparing import Finding, check
@@ -73,6 +73,8 @@ def run(
 
     Raises:
         PublishError: If a guard regressed, after everything was written, in place of pushing.
+        LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
+            its own lock says.
     """
     processes, hub = processes or find_processes(), HubSources()
     destination = destination or destination_of(recipe)
@@ -81,7 +83,7 @@ def run(
     head = None
     if processes.is_first:
         head = check(planned, destination, num_processes=processes.count)
-        load_evaluation_data(recipe, locked)
+        load_evaluation_data(recipe, _with_kept_data(locked, recipe.output_path))
     if destination is not None and not recipe.output.keep:
         from hub_magmax.relaying import relay  # loads torch
 
@@ -134,7 +136,8 @@ def rehearse(
 
 
 def _data_found(recipe: Recipe, locked: Lock) -> str:
-    return f"examples of {', '.join(load_evaluation_data(recipe, locked))} are there"
+    examples = load_evaluation_data(recipe, _with_kept_data(locked, recipe.output_path))
+    return f"examples of {', '.join(examples)} are there"
 
 
 def destination_of(recipe: Recipe, **changes: Any) -> Destination | None:
@@ -201,7 +204,22 @@ def _scores(
     recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None], processes: Processes
 ) -> Scores:
     stored = processes.first_decides(lambda: _stored_scores(recipe, output))
-    return stored or evaluate(recipe, locked, output, processes=processes, report=report)
+    if stored is not None:
+        return stored
+    return evaluate(recipe, _with_kept_data(locked, output), output, processes=processes, report=report)
+
+
+def _with_kept_data(locked: Lock, output: Path) -> Lock:
+    """Return `locked` with the data of the lock that a finished merge keeps: its scores are of that."""
+    with suppress(LockError):
+        kept = read_lock(output / LOCK_NAME)
+        if kept.digest == locked.digest:
+            return replace(
+                locked,
+                datasets={**locked.datasets, **kept.datasets},
+                local_data={**locked.local_data, **kept.local_data},
+            )
+    return locked
 
 
 def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:

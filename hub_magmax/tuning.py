@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
-from hub_magmax.data import load_examples, pinned
+from hub_magmax.data import check_local_data, load_examples, pinned
 from hub_magmax.evaluation import model_place
 from hub_magmax.evaluators import Outcome, brings_data, needs_labels
 from hub_magmax.evaluators.loading import load_model
@@ -143,6 +143,7 @@ class Arena:
         """
         if brings_data(self.evaluator):
             return list(self.evaluator.encode(self._model, data.dataset, data.columns, self._batch_size))
+        check_local_data([data], self._recipe.folder, self._lock.local_data)
         examples = load_examples(
             pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
         )

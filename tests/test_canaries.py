@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.canaries import canary
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation import MERGED, make_score, read_scores, write_scores
 from hub_magmax.evaluators import Outcome
 from hub_magmax.publishing import push
-from hub_magmax.running import run
+from hub_magmax.running import lock, rehearse, run
 from tests.test_cli import call
 from tests.test_evaluation import image_recipe, images  # noqa: F401  (a fixture)
 
@@ -123,6 +124,47 @@ def test_other_examples_are_not_compared(merged, images, tmp_path):  # noqa: F81
     write_scores(replace(scores, data=described), merged)
     with pytest.raises(EvaluationError, match="another evaluation: the examples of a differ"):
         canary(str(merged), folder=images)
+
+
+def more_rows(folder):
+    """Store one example more, as if the data had been extended."""
+    path = folder / "rows.parquet"
+    rows = Dataset.from_parquet(str(path))
+    concatenate_datasets([rows, rows.select([0])]).to_parquet(str(path))
+
+
+@pytest.fixture
+def extended(images, tmp_path):  # noqa: F811
+    """The checkpoints, and an evaluation set that is not what it was."""
+    folder = shutil.copytree(images, tmp_path / "extended")
+    more_rows(folder)
+    return folder
+
+
+def test_local_data_that_changed_is_not_compared(merged, images, extended):  # noqa: F811
+    with pytest.raises(LockError, match=r"\./rows\.parquet: this data is no longer what was locked"):
+        canary(str(merged), folder=extended)
+    code, out, _ = call("verify", merged, "--rebuild", "--from", extended)
+    assert code == 0 and "./rows.parquet: no longer the data that was locked, so scores may differ" in out
+    code, out, _ = call("verify", merged, "--rebuild", "--from", images, "--json")
+    assert code == 0 and json.loads(out)["data_changed"] == []
+
+
+def test_scores_of_a_finished_merge_are_not_kept_for_other_data(images, tmp_path):  # noqa: F811
+    folder = shutil.copytree(images, tmp_path / "family")
+    recipe = image_recipe(folder)
+    locked = lock(recipe)
+    first = run(recipe)
+    more_rows(folder)
+    for given in (None, locked):
+        with pytest.raises(LockError, match="merge into another folder"):
+            run(recipe, locked=given)
+    _, findings = rehearse(recipe)
+    assert isinstance(findings[-1].error, LockError)
+    elsewhere = run(recipe.updated(output={"path": "./new"}))
+    assert elsewhere.scores.get(MERGED, "a").num_examples == 11
+    assert elsewhere.plan.lock.digest == first.plan.lock.digest, "the same weights"
+    assert elsewhere.plan.lock.local_data != locked.local_data
 
 
 def test_other_tasks_and_metrics_are_not_compared(merged, images):  # noqa: F811

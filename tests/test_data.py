@@ -1,11 +1,20 @@
 """Data sets on the Hub are pinned like models, through faults, and read at what was pinned."""
 
+import hashlib
 import itertools
+import os
 
 import pytest
 
-from hub_magmax.data import load_examples, pin_datasets, pinned
-from hub_magmax.errors import EvaluationError
+from hub_magmax.data import (
+    changed_local_data,
+    check_local_data,
+    load_examples,
+    pin_datasets,
+    pin_local_data,
+    pinned,
+)
+from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.recipe import parse_recipe
 from tests.families import recipe_values
 
@@ -73,3 +82,59 @@ def test_data_set_that_cannot_be_reached_is_one_paragraph(hub, repo, fault, reas
 def test_revision_that_is_missing_is_named(repo):
     with pytest.raises(EvaluationError, match=rf"{repo}, revision none"):
         pin_datasets(recipe_with(repo, revision="none"))
+
+
+def local_recipe(folder, *names):
+    tasks = {task: {"dataset": name} for task, name in zip("abc", names, strict=False)}
+    return parse_recipe(recipe_values(evaluation={"tasks": tasks}), folder=folder)
+
+
+def test_local_data_is_pinned_by_the_content_of_its_files(tmp_path):
+    (tmp_path / "rows.csv").write_text("label\n1\n")
+    (tmp_path / "rows" / "test").mkdir(parents=True)
+    (tmp_path / "rows" / "test" / "1.csv").write_text("label\n1\n")
+    recipe = local_recipe(tmp_path, "./rows.csv", str(tmp_path / "rows"), "./none")
+    first = pin_local_data(recipe)
+    assert first == {
+        "./rows.csv": f"sha256:{hashlib.sha256((tmp_path / 'rows.csv').read_bytes()).hexdigest()}",
+        "./rows": first["./rows"],
+    }
+    assert first["./rows"].startswith("tree:")
+    (tmp_path / "rows" / ".hidden").touch()
+    assert pin_local_data(recipe) == first
+    assert changed_local_data(recipe, first) == ()
+    (tmp_path / "rows" / "test" / "1.csv").rename(tmp_path / "rows" / "test" / "2.csv")
+    assert changed_local_data(recipe, first) == ("./rows",)
+    check_local_data([recipe.evaluation.tasks["a"]], tmp_path, first)
+    with pytest.raises(LockError, match=r"\./rows: this data is no longer what was locked"):
+        check_local_data(recipe.evaluation.tasks.values(), tmp_path, first)
+
+
+def test_folder_of_data_that_holds_a_link_to_itself_or_an_odd_name_is_pinned(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "self").symlink_to(folder)
+    (folder / "x.csv").write_text("label\n1\n")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "rows").symlink_to(folder)
+    recipe = local_recipe(tmp_path, "./rows", "./linked")
+    first = pin_local_data(recipe)
+    (folder / os.fsdecode(b"\xff.csv")).touch()
+    assert changed_local_data(recipe, first) == ("./rows", "./linked")
+
+
+def test_local_data_that_cannot_be_read_is_told_so(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").touch()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hub_magmax.data.sha256_of", refuse)
+    with pytest.raises(EvaluationError, match=r"rows\.csv: the data cannot be read \(Permission denied\)"):
+        pin_local_data(local_recipe(tmp_path, "./rows.csv"))
+
+
+@pytest.mark.parametrize("name", ["~nobody-at-all/rows", "x" * 400])
+def test_data_that_no_place_can_hold_is_not_pinned(tmp_path, name):
+    assert pin_local_data(local_recipe(tmp_path, name)) == {}

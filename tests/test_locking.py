@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import pytest
 
@@ -57,3 +58,19 @@ def test_hashes_change_no_tensor(family):
 
     whole, cheap = read_merged(family / "whole"), read_merged(family / "cheap")
     assert all(whole[name].equal(cheap[name]) for name in cheap)
+
+
+def test_local_data_counts_for_the_checksum_and_not_for_the_digest(family):
+    (family / "rows.csv").write_text("label\n1\n")
+    recipe = load_recipe(write_recipe(family, evaluation={"tasks": {"a": {"dataset": "./rows.csv"}}}))
+    first = lock(recipe)
+    (family / "rows.csv").write_text("label\n2\n")
+    second = lock(recipe)
+    assert first.digest == second.digest and first.checksum != second.checksum
+
+
+def test_lock_from_before_local_data_was_locked_is_read(family):
+    locked = lock(load_recipe(write_recipe(family)))
+    assert "local_data" not in json.loads(locked.to_json())
+    (family / "old.lock.json").write_text(locked.to_json())
+    assert read_lock(family / "old.lock.json") == locked

@@ -67,6 +67,16 @@ def test_data_sets_on_the_hub_are_named_by_commit(family):
     }
 
 
+def test_local_data_is_named_by_the_digest_of_its_files(family):
+    recipe = load_recipe(write_recipe(family))
+    locked = replace(lock(recipe), local_data={"./rows.csv": "sha256:" + "1" * 64, "./rows": "tree:2"})
+    found = json.loads(provenance(recipe, locked, REPORT))
+    assert found["predicate"]["buildDefinition"]["resolvedDependencies"][-2:] == [
+        {"name": "./rows.csv", "uri": "./rows.csv", "digest": {"sha256": "1" * 64}},
+        {"name": "./rows", "uri": "./rows", "digest": {"sha256Tree": "2"}},
+    ]
+
+
 @pytest.mark.parametrize("hash_files", [False, True])
 def test_local_sources_are_named_by_path_and_by_hash_where_it_is_locked(family, hash_files):
     found = stated(load_recipe(write_recipe(family)), hash_files=hash_files)
