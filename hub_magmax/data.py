@@ -199,6 +199,8 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
     try:
         with without_bars():
             examples = _load(spec, folder)
+    except MemoryError:
+        raise
     except Exception as error:  # datasets raises many kinds, most of them for a wrong name
         reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(

@@ -84,6 +84,8 @@ class Registry(Generic[Entry]):
     def _load(self, name: str) -> Entry:
         try:
             entry = getattr(self.plugins[name].load(), self.attribute, None)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever importing somebody's package may raise
             raise RecipeError(
                 f"the plugin with the {self.noun} {name!r} cannot be imported "

@@ -101,6 +101,8 @@ def _signature_errors(where: str, what: str) -> Iterator[None]:
     """Turn whatever model-signing and its libraries raise into one SignatureError."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # its libraries have no common base for what they raise
         reason = " ".join(str(error).split())[:200]
         raise SignatureError(

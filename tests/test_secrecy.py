@@ -5,9 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from hub_magmax import data, methods
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
+from hub_magmax.plugins import Registry
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.recipe import Data
 from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
+from hub_magmax.selection.chunks import ArrayChunks
+from hub_magmax.signing import _signature_errors
 from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
 
@@ -170,6 +177,33 @@ def test_missing_memory_is_told_as_such_whatever_raises_it(error):
         for found in (explained(error), explained(wrapped)):
             assert isinstance(found, SystemRefusalError)
             assert found.what == "the memory ran out" and found.hint
+
+
+def test_memory_that_runs_out_in_a_method_is_no_fault_of_the_method():
+    @methods.merge_method("hungry", source="a test")
+    def hungry(task_vectors):
+        raise MemoryError
+
+    chunks = ArrayChunks(torch.zeros(2, 3))
+    supplied = {"preference": (0.5, 0.5), "generator": CounterGenerator(0, "x"), "options": {}}
+    with pytest.raises(MemoryError):
+        hungry.merge_method.rule(chunks, shape=(3,), **supplied)
+
+
+def hungry(*arguments, **options):
+    raise MemoryError
+
+
+def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_theirs(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_load", hungry)
+    with pytest.raises(MemoryError):
+        data.load_examples(Data(dataset="./x"), tmp_path)
+    point = type("Point", (), {"name": "x", "load": hungry})()
+    monkeypatch.setattr("hub_magmax.plugins.entry_points", lambda group: [point])
+    with pytest.raises(MemoryError):
+        Registry("method", "group", {}, object, "attribute").get("x")
+    with pytest.raises(MemoryError), _signature_errors("x", "no signature"):
+        hungry()
 
 
 def test_mistake_of_the_program_is_no_refusal_of_the_system():

@@ -163,8 +163,8 @@ def _failures(where: str) -> Iterator[None]:
     """Turn whatever somebody's method may raise into a RecipeError."""
     try:
         yield
-    except (HubMagmaxError, OSError):
-        raise  # of the checkpoints
+    except (HubMagmaxError, OSError, MemoryError):
+        raise  # of the checkpoints, or of the machine
     except Exception as error:
         raise RecipeError(
             f"the method failed ({type(error).__name__}: {error})", where=where, hint="--debug shows where."
