@@ -454,3 +454,13 @@ def test_private_repository_says_what_to_do(hub, family, names, monkeypatch):
         SourceError, match=r"this token may not see it.*for a private repository run `hf auth"
     ):
         lock(hub_recipe(names | {"a": repo}))
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "path"),
+    [("me/a--b", "config.json"), ("me/x", "../config.json"), ("me/x", "D:config.json"), ("me/x", "a/C:b")],
+)
+def test_name_that_the_local_cache_cannot_hold_is_told_so(repo_id, path):
+    with pytest.raises(SourceError, match="no file of this name can be in the local cache") as caught:
+        HubSource(repo_id, "0" * 40).read_into(path, 0, memoryview(bytearray(1)))
+    assert caught.value.where == f"{repo_id}@0000000, {path}"

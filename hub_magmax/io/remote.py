@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoint import CheckpointIndex, read_index, weight_map
+from hub_magmax.errors import SourceError
 from hub_magmax.io.fetching import TIMEOUT_SECONDS, FileFetcher, hub_api, hub_errors, persistently
 from hub_magmax.io.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.io.source import LocalSource, TensorSource, _Source
@@ -197,13 +198,24 @@ class HubSource(_Source):
 
     def _in_cache(self, path: str) -> LocalSource | None:
         if path not in self._cached:
-            from huggingface_hub import try_to_load_from_cache
-
-            found = try_to_load_from_cache(self.repo_id, self._prefix + path, revision=self.commit)
+            found = self._cached_file(path)
             self._cached[path] = (
                 LocalSource(Path(found).parent, self.label) if isinstance(found, str) else None
             )
         return self._cached[path]
+
+    def _cached_file(self, path: str) -> object:
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            return try_to_load_from_cache(self.repo_id, self._prefix + path, revision=self.commit)
+        except ValueError as error:  # of a repository, or of a file that would lie outside of the cache
+            raise SourceError(
+                "no file of this name can be in the local cache",
+                where=f"{self.label}, {path}",
+                expected="org/model, and names of files that lead nowhere else on any system",
+                hint="Check the name; only the repository's owner can rename a file.",
+            ) from error
 
     def _whole(self, path: str) -> bytes:
         if path not in self._small:
