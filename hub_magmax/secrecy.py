@@ -10,7 +10,7 @@ _TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
 _CREDENTIALS = re.compile(r"(https?://)[^/@\s]+@", re.IGNORECASE)
 
 #: Variables whose value is a token, whatever it looks like.
-_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 #: A shorter value is a word of its own that means nothing, and may stand anywhere.
 _SHORTEST_TOKEN = 8
@@ -28,7 +28,7 @@ def without_tokens(text: str) -> str:
 
 def without_secrets(text: str) -> str:
     """Return `without_tokens(text)`, and without the token in use, whatever it looks like."""
-    for name in _VARIABLES:
+    for name in TOKEN_VARIABLES:
         token = os.environ.get(name, "").strip()
         if len(token) >= _SHORTEST_TOKEN:
             text = text.replace(token, "hf_…")

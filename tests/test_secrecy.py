@@ -135,6 +135,30 @@ def test_error_names_no_token_whatever_it_quotes(monkeypatch):
     assert error.what == "hf_…"
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+@pytest.mark.parametrize("words", [("verify", "me/x"), ("rollback", "me/x"), ("lock", "recipe.yaml")])
+def test_token_that_cannot_be_sent_is_named_by_its_variable_and_not_repeated(
+    family, monkeypatch, name, words
+):
+    monkeypatch.chdir(family)
+    write_recipe(family, base_model="me/x")
+    monkeypatch.delenv("HF_TOKEN")
+    token = "hf_geheimnißvollesSchlüsselwort"
+    monkeypatch.setenv(name, token)
+    code, out, err = call(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: environment variable {name}: the access token holds characters that no")
+    assert err.count("\n") == 1
+    assert not any(part in err for part in ("geheim", "Schl", "\\xdf", "ordinal"))
+
+
+def test_stored_token_that_cannot_be_sent_is_told_too(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_\u200b" + "a" * 30)
+    code, _, err = call("verify", "me/x")
+    assert code == 1 and "the token that is stored by `hf auth login`: the access token holds" in err
+
+
 @pytest.mark.parametrize("text", ["hf_", "hf_hub_download", "org/hf_model", "me@host", "https://host/a@b"])
 def test_what_only_looks_like_a_token_stays(monkeypatch, text):
     monkeypatch.setenv("HF_TOKEN", "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from hub_magmax.errors import SourceError
+from hub_magmax.secrecy import TOKEN_VARIABLES
 from hub_magmax.sidefiles import content_hashes, same_content
 
 if TYPE_CHECKING:
@@ -38,12 +40,35 @@ _MAX_SKIPPED_BYTES = 64 * 2**20
 
 
 def hub_api() -> HfApi:
-    """Return the Hub client, which identifies itself as hub_magmax and follows `HF_*` variables."""
+    """Return the Hub client, which identifies itself as hub_magmax and follows `HF_*` variables.
+
+    Raises:
+        SourceError: If the token in use cannot be sent.
+    """
     from huggingface_hub import HfApi
 
     from hub_magmax import __version__
 
+    _check_token()
     return HfApi(library_name="hub_magmax", library_version=__version__)
+
+
+def _check_token() -> None:
+    """Raise SourceError, which does not repeat it, where the token in use cannot be part of a request."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None or (token.isascii() and token.isprintable()):
+        return
+    names = [name for name in TOKEN_VARIABLES if os.environ.get(name, "").strip()]
+    raise SourceError(
+        "the access token holds characters that no token has",
+        where=f"environment variable {names[0]}" if names else "the token that is stored by `hf auth login`",
+        expected="letters, digits and _ only",
+        hint=f"Set {names[0]} to a token as the Hub shows it, or unset it."
+        if names
+        else "Run `hf auth login` again, with a token as the Hub shows it.",
+    )
 
 
 #: What huggingface_hub raises while reading, most special first, with what was wrong and what to do.
