@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -58,8 +59,9 @@ def verb(function: Callable[..., Answer]) -> Any:
         except Exception as error:
             told = explained(error)
             if debug or told is None:
-                raise
-            _print_error(told, as_json)
+                _say(traceback.format_exc())
+            else:
+                _print_error(told, as_json)
             sys.exit(1)
         shown = json.dumps(values, indent=2, ensure_ascii=False) if as_json else text
         click.echo(without_secrets(shown))

@@ -19,6 +19,7 @@ def call(*arguments: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
+    assert "--debug" in arguments or "Traceback" not in result.stderr, result.stderr
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -224,8 +225,9 @@ def test_wrong_usage_exits_two():
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(Exception, match="cannot be read"):
-        call("validate", tmp_path / "none.yaml", "--debug")
+    code, out, err = call("validate", tmp_path / "none.yaml", "--debug")
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback") and "RecipeError: " in err and "cannot be read" in err
 
 
 def test_help_lists_every_verb():

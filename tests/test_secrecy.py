@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from hub_magmax import data, methods
+from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
 from hub_magmax.plugins import Registry
 from hub_magmax.randomness import CounterGenerator
@@ -109,14 +111,9 @@ def test_no_file_of_a_merge_that_was_cut_off_names_a_folder_of_this_machine(fami
 def test_recipe_with_a_token_is_refused_without_repeating_it(tmp_path, changes):
     path = write_recipe(tmp_path, **changes)
     for how in ([], ["--json"], ["--debug"]):
-        if how == ["--debug"]:
-            with pytest.raises(RecipeError) as caught:
-                call("validate", path, *how)
-            told = str(caught.value)
-        else:
-            code, out, err = call("validate", path, *how)
-            assert code == 1
-            told = out + err
+        code, out, err = call("validate", path, *how)
+        assert code == 1
+        told = out + err
         assert "holds an access token or a password" in told
         assert TOKEN not in told and "pass@" not in told
 
@@ -126,6 +123,24 @@ def test_output_given_by_an_option_is_looked_at_too(family):
     assert code == 1
     assert "output.path: this holds an access token" in err and TOKEN not in err
     assert not any(TOKEN in path.name for path in family.iterdir())
+
+
+@pytest.mark.parametrize("how", [[], ["--json"], ["--debug"]], ids=" ".join)
+def test_traceback_names_no_token_whatever_it_quotes(family, monkeypatch, how):
+    monkeypatch.setenv("HF_TOKEN", "a token of another kind")
+
+    def fail(path):
+        try:
+            raise OSError(f"http://me:pass@host/x {TOKEN}")
+        except OSError as error:
+            raise KeyError("a token of another kind \x1b[2J") from error
+
+    monkeypatch.setattr("hub_magmax.recipe.load_recipe", fail)
+    found = CliRunner().invoke(main, ["validate", str(write_recipe(family)), *how])
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr.startswith("Traceback") and "KeyError: 'hf_… " in found.stderr
+    for secret in (TOKEN, "pass@", "another kind", "\x1b"):
+        assert secret not in found.stderr
 
 
 def test_error_names_no_token_whatever_it_quotes(monkeypatch):
