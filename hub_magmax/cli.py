@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub_magmax import __version__
-from hub_magmax.errors import HubMagmaxError, OutputError, explained
-from hub_magmax.secrecy import printable, without_secrets
+from hub_magmax.errors import HubMagmaxError, OutputError, RecipeError, explained
+from hub_magmax.secrecy import holds_control, printable, spelled_out, without_secrets
 
 if TYPE_CHECKING:
     from hub_magmax.lockfile import Lock
@@ -51,6 +51,7 @@ def verb(function: Callable[..., Answer]) -> Any:
     def call(*, as_json: bool, debug: bool, **arguments: Any) -> None:
         failed = False
         try:
+            _refuse_unprintable(arguments)
             values, text = function(**arguments)
         except RegressionError as regression:
             (values, text), failed = regression.args, True
@@ -63,7 +64,7 @@ def verb(function: Callable[..., Answer]) -> Any:
             else:
                 _print_error(told, as_json)
             sys.exit(1)
-        shown = json.dumps(values, indent=2, ensure_ascii=False) if as_json else text
+        shown = json.dumps(values, indent=2, ensure_ascii=False) if as_json else printable(text)
         click.echo(without_secrets(shown))
         if failed:
             sys.exit(1)
@@ -71,6 +72,25 @@ def verb(function: Callable[..., Answer]) -> Any:
     call = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(call)
     call = click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs.")(call)
     return main.command()(call)
+
+
+#: Arguments that are texts, not names.
+_TEXTS = ("commit_message",)
+
+
+def _refuse_unprintable(arguments: Mapping[str, Any]) -> None:
+    """Raise where a name or a path holds what no terminal shows and no recipe can store.
+
+    Paths are no `click.Path`, which looks for the file before this can be told.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, str | Path) and name not in _TEXTS and holds_control(str(value)):
+            raise RecipeError(
+                "this holds control characters, or bytes that are not text",
+                where=f"{name.replace('_', '-')} {spelled_out(str(value))}",
+                expected="characters that can be shown",
+                hint="Check how the shell quotes it, or rename the file or folder.",
+            )
 
 
 def _print_error(error: HubMagmaxError, as_json: bool) -> None:
@@ -82,18 +102,18 @@ def _print_error(error: HubMagmaxError, as_json: bool) -> None:
         click.echo(f"Error: {printable(str(error))}", err=True)
 
 
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+recipe_argument = click.argument("recipe", type=Path)
 
 
 def recipe_verb(function: Callable[..., Answer]) -> Any:
     """Turn a function of a recipe, its lock and its output into a subcommand."""
-    function = click.option(
-        "--output", type=click.Path(path_type=Path), help="Folder to create, instead of the recipe's."
-    )(function)
+    function = click.option("--output", type=Path, help="Folder to create, instead of the recipe's.")(
+        function
+    )
     function = click.option(
         "--lock",
         "lock_path",
-        type=click.Path(path_type=Path),
+        type=Path,
         help="Lock to follow; by default the one beside the recipe, if it is there.",
     )(function)
     return verb(recipe_argument(function))
@@ -162,7 +182,7 @@ def validate(recipe: Path) -> Answer:
 
 @verb
 @recipe_argument
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the lock.")
+@click.option("--out", type=Path, help="Where to write the lock.")
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
 def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
@@ -430,7 +450,7 @@ def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[
 
 
 @verb
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=Path)
 @click.argument("repo_id")
 @destination_options
 def push(folder: Path, repo_id: str, **how: Any) -> Answer:
@@ -450,10 +470,10 @@ def push(folder: Path, repo_id: str, **how: Any) -> Answer:
 @click.option(
     "--from",
     "folder",
-    type=click.Path(path_type=Path),
+    type=Path,
     help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
 )
-@click.option("--public-key", type=click.Path(path_type=Path), help="Also check a folder's signature.")
+@click.option("--public-key", type=Path, help="Also check a folder's signature.")
 def verify(
     model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
 ) -> Answer:
@@ -485,8 +505,8 @@ def verify(
 
 
 @verb
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--private-key", required=True, type=click.Path(path_type=Path), help="PEM file of the key.")
+@click.argument("folder", type=Path)
+@click.option("--private-key", required=True, type=Path, help="PEM file of the key.")
 def sign(folder: Path, private_key: Path) -> Answer:
     """Sign a merged FOLDER with a key file, by OpenSSF model-signing."""
     from hub_magmax.signing import sign as do_sign
@@ -515,7 +535,7 @@ def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
 @click.option(
     "--from",
     "folder",
-    type=click.Path(path_type=Path),
+    type=Path,
     help="Where relative paths of local data start; the current folder.",
 )
 def canary(model: str, folder: Path | None, **options: Any) -> Answer:
@@ -564,7 +584,7 @@ def schema() -> Answer:
 
 
 @verb
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("quickstart"))
+@click.argument("folder", type=Path, default=Path("quickstart"))
 def quickstart(folder: Path) -> Answer:
     """Make five small checkpoints in FOLDER, merge them, and show what the preference does."""
     from hub_magmax.quickstart import quickstart as do_quickstart

@@ -35,6 +35,16 @@ def without_secrets(text: str) -> str:
     return without_tokens(text)
 
 
+def holds_control(text: str) -> bool:
+    """Say whether `text` holds control characters, line breaks too, or bytes that are not text."""
+    return any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
+def spelled_out(text: str) -> str:
+    """Return `text` in one line: as `printable`, with line breaks spelled out too."""
+    return printable(text).replace("\n", "\\u000a")
+
+
 def printable(text: str) -> str:
     """Return `text` with control characters spelled out, and characters that turn the writing direction.
 

@@ -196,6 +196,29 @@ def test_control_characters_of_a_report_do_not_reach_the_terminal(family):
     assert err.rstrip("\n").isprintable()
 
 
+@pytest.mark.parametrize("odd", ["a\0b", "a\nb", "\x1b[2J", "\udcff", "\x9b2J"], ids=ascii)
+@pytest.mark.parametrize(
+    "words",
+    ["merge recipe.yaml --output ?", "plan ?", "plan recipe.yaml --lock ?", "lock recipe.yaml --out ?",
+     "sign ? --private-key x", "sign merged --private-key ?", "verify ?", "verify x --rebuild --from ?",
+     "verify x --public-key ?", "verify x --revision ?", "canary ?", "canary x --against ?", "push ? me/x",
+     "push merged ?", "rollback ?", "rollback me/x --to ?", "quickstart ?", "compare ?"],
+)  # fmt: skip
+def test_argument_with_control_characters_is_one_paragraph(family, monkeypatch, words, odd):
+    monkeypatch.chdir(family)
+    write_recipe(family)
+    before = set(written_below(family))
+    code, out, err = call(*(word.replace("?", odd) for word in words.split(" ")))
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ") and ": this holds control characters, or bytes that are not text." in err
+    assert err.endswith("\n") and err[:-1].isprintable()
+    assert set(written_below(family)) == before
+
+
+def test_output_may_hold_any_letters(family):
+    assert call("merge", write_recipe(family), "--output", family / "größe \u3000 模型")[0] == 0
+
+
 def test_text_without_control_characters_is_printed_as_it_is():
     assert printable("naïve ✓\nnext") == "naïve ✓\nnext"
 
