@@ -17,8 +17,10 @@ from hub_magmax.recipe import Data
 from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
 from hub_magmax.selection.chunks import ArrayChunks
 from hub_magmax.signing import _signature_errors
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
+from tests.test_signing import stand_in  # noqa: F401  (a fixture)
 
 TOKEN = "hf_" + "aB3" * 12
 
@@ -74,6 +76,84 @@ def test_no_file_that_a_command_writes_names_a_token_or_a_folder_of_this_machine
         names = [path.name for path in (family / "merged").iterdir()]
         assert leaks({name: hub.read("me/secrecy", name) for name in names}, family) == []
     assert leaks({"recipe": recipe.read_bytes()}, family) != [], "what is looked for can be found"
+
+
+def everything(family: Path) -> dict[str, object]:
+    """Return a recipe that names every place in full, for every command there is."""
+    rows, others = ({"dataset": str(family / name)} for name in ("rows.parquet", "others.parquet"))
+    values = classifier_recipe(
+        base_model=str(family / "base"),
+        tasks=[{"name": name, "model": str(family / name)} for name in "ab"],
+        method="tunable_magmax",
+        preference={"labels": {"target": rows, "classes": {"a": ["cat"], "b": ["dog", "emu"]}}},
+        output={"path": str(family / "merged"), "push_to_hub": "me/everything"},
+        sweep={"budget": 3},
+        compare={"tune": rows, "report": others, "methods": ["average", "tunable_magmax"]},
+    )
+    spec = {"evaluator": "image-classification", "tasks": {"a": rows, "b": others}}
+    return values | {"evaluation": spec}
+
+
+#: Every command that writes, in an order in which it has something to write about.
+WRITING = [
+    "lock recipe.yaml",
+    "prefer recipe.yaml",
+    "compare recipe.yaml",
+    "sweep recipe.yaml",
+    "diagnose recipe.yaml",
+    "merge recipe.yaml --output {0}/alone",
+    "run recipe.yaml",
+    "sweep recipe.yaml",
+    "diagnose recipe.yaml",
+    "evaluate recipe.yaml",
+    "card recipe.yaml",
+    "sign merged --private-key key",
+    "verify merged --public-key key --rebuild --from {0}",
+    "canary merged --from {0}",
+    "run recipe.winner.yaml --output {0}/winner",
+    "push {0}/alone me/everything",
+    "rollback me/everything",
+]
+WRITING_NOTHING = {"validate", "plan", "methods", "schema"}
+
+
+def test_every_command_is_looked_at():
+    """What `quickstart` writes is looked at in test_quickstart.py."""
+    looked_at = {words.split()[0] for words in WRITING} | WRITING_NOTHING | {"quickstart"}
+    assert looked_at == set(main.commands)
+
+
+@pytest.mark.slow
+def test_nothing_that_any_command_writes_names_a_token_or_a_folder_of_this_machine(
+    tmp_path,
+    hub,
+    monkeypatch,
+    stand_in,  # noqa: F811
+):
+    monkeypatch.chdir(tmp_path)
+    write_classifiers(tmp_path, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
+    write_rows(tmp_path / "others.parquet", [0] * 5 + [2] * 3)
+    (tmp_path / "key").write_text("key")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(everything(tmp_path)))  # which is YAML too, without anchors
+    sources, found = set(written_below(tmp_path)), {}
+    for words in WRITING:
+        code, out, err = call(*words.format(tmp_path).split())
+        assert code == 0, f"{words}: {err}"
+        for token in (os.environ["HF_TOKEN"], TOKEN):
+            assert token not in out + err
+        now = written_below(tmp_path)  # a later command may write a file anew
+        found |= {f"{name} after {words}": now[name] for name in now.keys() - sources}
+    written = {name.split(" ")[0] for name in found}
+    assert {"recipe.lock.json", "recipe.winner.yaml", "recipe.comparison.json", "tradeoffs.html"} <= written
+    assert {f"merged/{name}" for name in ("diagnosis.json", "model.sig", "outcomes.json")} <= written
+    assert not any(".partial" in name for name in written)
+    for commit in hub.commits("me/everything"):
+        for name in hub.files("me/everything", commit.sha):
+            found[f"{name} at {commit.title}"] = hub.read("me/everything", name, commit.sha)
+        found[f"text of {commit.title}"] = commit.text.encode()
+    assert leaks(found, tmp_path) == []
+    assert leaks({"recipe": path.read_bytes()}, tmp_path) != [], "what is looked for can be found"
 
 
 def test_no_file_of_a_merge_that_was_cut_off_names_a_folder_of_this_machine(family, monkeypatch):
