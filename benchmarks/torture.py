@@ -709,6 +709,9 @@ table gives the slowest answer and how much the process grew over the whole part
 - **One version of each source.** Every read is compared with the file as it was when first opened: device,
   inode, size, time of the last change. Times are compared for equality only, so a clock that jumps does not
   matter.
+- **NaN and infinity** in a tensor that is merged end the merge, with the tensor, its file and the place. In
+  one that is only copied they may be meant: it is copied, and report and card name it. A finite value that
+  the output's dtype cannot hold is an error in both.
 - **Memory that runs out** ends a command as a full disk does: one paragraph, nothing at the output, and the
   same command goes on.
 - **Names of files** from a repository that lead elsewhere on some system (separators, Windows' devices,

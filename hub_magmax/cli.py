@@ -316,6 +316,7 @@ def _summary(recipe: Recipe, report: Any) -> str:
     if report.profile:
         spent = sorted(report.profile.items(), key=lambda item: -item[1])
         lines.insert(1, "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent))
+    lines += [f"note: {notice}" for notice in report.notices]
     if report.shares:
         lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))
     return "\n".join(lines)

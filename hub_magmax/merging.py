@@ -43,7 +43,7 @@ from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
 from hub_magmax.sidefiles import is_side_file
-from hub_magmax.streaming import ChunkMemory, StoredChunks, copied_chunks
+from hub_magmax.streaming import ChunkMemory, StoredChunks, copied_chunks, is_finite
 
 Progress = Callable[[int], None]
 
@@ -261,6 +261,8 @@ class _Engine:
         tally = _Tally(len(self.plan.lock.tasks))
         with torch.inference_mode(), self.clock.spend("compute"):
             for values in self._values(job, tally):
+                if not job.merged and not is_finite(values):
+                    tally.not_finite = [job.name]
                 content = values.contiguous().view(torch.uint8).numpy().data
                 with self.clock.spend("write"):
                     file.write(content, position)
@@ -311,12 +313,13 @@ class _Thread(local):
 
 
 class _Tally:
-    """What the report says about the selections in a tensor."""
+    """What the report says about a tensor: selections in it, or its name where a copy is not finite."""
 
     def __init__(self, num_tasks: int) -> None:
         self.counts = [0] * num_tasks
         self.unaligned = [0] * num_tasks
         self.gap: float | None = None
+        self.not_finite: list[str] = []
 
     def add(self, rule: TensorRule) -> None:
         for task, count in enumerate(rule.num_unaligned):
@@ -333,8 +336,9 @@ def _record(name: str, file: ShardFile, tallies: Sequence[_Tally]) -> ShardRecor
     counts = tuple(map(sum, zip(*(tally.counts for tally in tallies), strict=True)))
     unaligned = tuple(map(sum, zip(*(tally.unaligned for tally in tallies), strict=True)))
     gap = max((tally.gap for tally in tallies if tally.gap is not None), default=None)
+    odd = tuple(name for tally in tallies for name in tally.not_finite)
     sha256 = file.finish()
-    return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap)
+    return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap, odd)
 
 
 def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
@@ -360,8 +364,18 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping
         profile=dict(profile),
         peak_memory_bytes=peak_memory_bytes(),
         versions=software_versions(),
-        notices=plan.notices,
+        notices=(*plan.notices, *_not_finite_notice(plan, shards)),
     )
+
+
+def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, ...]:
+    """Return a line about copied tensors that hold a NaN or an infinity, if there are any."""
+    names = {name for shard in shards for name in shard.not_finite}
+    places = [f"{job.name} of {job.source}" for job in plan.jobs if job.name in names]
+    if not places:
+        return ()
+    listed = ", ".join(places[:5]) + (f" and {len(places) - 5:,} more" if len(places) > 5 else "")
+    return (f"copied as they are, with NaN or infinity among their values: {listed}",)
 
 
 def write_beside_weights(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -44,6 +45,7 @@ class ShardRecord:
             methods that mix values.
         num_unaligned: As reported by `algorithm-1`, summed likewise.
         duality_gap: Largest of the shard's tensors, or None.
+        not_finite: Copied tensors that hold a NaN or an infinity, as their source does.
     """
 
     file: str
@@ -52,6 +54,14 @@ class ShardRecord:
     counts: tuple[int, ...] = ()
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
+    not_finite: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values but an empty `not_finite`: reports from before it existed stay what they are."""
+        values = asdict(self)
+        if not self.not_finite:
+            del values["not_finite"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class MergeReport:
             and `wait` for values that are read by another thread.
         peak_memory_bytes: Largest resident set of the first process.
         versions: Of Python and the packages that took part.
-        notices: What the plan noted: tokenizers and heads that differ.
+        notices: What the plan noted (tokenizers and heads that differ), and copies that are not finite.
         files: sha256 of every other file that the merge wrote, by name; not of the report itself.
     """
 
@@ -99,10 +109,11 @@ class MergeReport:
     @property
     def digest(self) -> str:
         """Digest of what is the same on every run: not of times, memory and versions."""
-        return digest({"plan": self.plan_digest, "shards": [asdict(shard) for shard in self.shards]})
+        return digest({"plan": self.plan_digest, "shards": [shard.to_dict() for shard in self.shards]})
 
     def to_json(self) -> str:
-        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = {"digest": self.digest, **asdict(self), "shards": [s.to_dict() for s in self.shards]}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_report(path: Path) -> MergeReport:

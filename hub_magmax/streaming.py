@@ -182,8 +182,11 @@ def copied_chunks(
 ) -> Iterator[Tensor]:
     """Yield the values of a tensor that is copied, in the output's dtype.
 
+    A NaN or an infinity is copied like any other value.
+
     Raises:
         MismatchError: If values that cannot be merged differ between the checkpoints.
+        NonFiniteError: If a finite value is too large for the output's dtype.
     """
     dtype, clock = torch_dtype(job.dtype), clock or Clock()
     for start in range(0, job.num_elements, chunk_elements):
@@ -193,7 +196,33 @@ def copied_chunks(
         sources[job.source].release(job.name, stop)
         if job.reason == EXACT_REASON:
             _check_equal(job, start, values, [sources[task] for task in tasks])
-        yield values if values.dtype == dtype else values.to(dtype)
+        yield values if values.dtype == dtype else _cast(job, sources[job.source], start, values, dtype)
+
+
+def _cast(job: TensorJob, source: TensorSource, start: int, values: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = values.to(dtype)
+    if not is_finite(cast):
+        overflown = torch.nonzero(torch.isfinite(values) & ~torch.isfinite(cast))
+        if len(overflown):
+            element = int(overflown[0])
+            raise NonFiniteError(
+                f"element {start + element:,} is {float(values[element])}",
+                where=tensor_place(source, source.index.tensors[job.name], start + element),
+                expected=f"numbers that {str(dtype).removeprefix('torch.')} can hold",
+                hint="Choose a wider output.dtype.",
+            )
+    return cast
+
+
+def is_finite(values: Tensor) -> bool:
+    """Say whether no value is a NaN or an infinity."""
+    if not values.is_floating_point():
+        return True
+    if values.element_size() == 1:
+        values = values.float()  # eight bits are for storage only
+    # One fast pass, where isfinite takes ten times as long; float64 holds any sum of shorter numbers.
+    total = float(values.sum(dtype=torch.float64))
+    return math.isfinite(total) or bool(torch.isfinite(values).all())
 
 
 def _check_equal(job: TensorJob, start: int, values: Tensor, others: Sequence[TensorSource]) -> None:

@@ -392,3 +392,60 @@ def test_report_says_where_the_time_went(family):
     assert all(0 <= seconds <= 8 * report.seconds for seconds in report.profile.values())
     assert read_report(family / "merged" / "merge_report.json").profile == report.profile
     assert report.digest == replace(report, profile={}).digest
+
+
+def odd_family(folder: Path, dtype: torch.dtype, value: float) -> dict[str, object]:
+    """Write a family whose copied tensor holds `value` in the checkpoint it is copied from."""
+    write_family(folder, "ab")
+    for name in ("base", "a", "b"):
+        tensors = load_file(folder / name / "model.safetensors")
+        mask = torch.ones(40).to(dtype)
+        mask[7] = value if name == "a" else 1.0
+        save_file(tensors | {"mask": mask}, folder / name / "model.safetensors")
+    return {"tasks": [{"name": name, "model": f"./{name}"} for name in "ab"], "preference": None}
+
+
+COPIED = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", COPIED, ids=str)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_copied_value_that_is_not_finite_is_copied_and_told(tmp_path, dtype, value):
+    changes = odd_family(tmp_path, dtype, value) | {"tensors": [{"match": "mask", "take": "a"}]}
+    report = merged(tmp_path, chunk_elements=16, **changes)
+    notice = "copied as they are, with NaN or infinity among their values: mask of a"
+    assert report.notices == (notice,)
+    assert read_report(tmp_path / "merged" / "merge_report.json") == report
+    found = load_file(tmp_path / "merged" / "model.safetensors")["mask"]
+    kept = load_file(tmp_path / "a" / "model.safetensors")["mask"]
+    assert found.view(torch.uint8).equal(kept.view(torch.uint8))
+
+
+def test_copied_values_that_are_finite_are_not_mentioned(tmp_path):
+    changes = odd_family(tmp_path, torch.float16, 65504.0) | {"tensors": [{"match": "mask", "take": "a"}]}
+    report = merged(tmp_path, **changes)
+    assert report.notices == ()
+    assert "not_finite" not in report.to_json()
+
+
+def test_notice_about_copied_values_survives_an_interruption(tmp_path, monkeypatch):
+    changes = odd_family(tmp_path, torch.float32, float("inf")) | {
+        "tensors": [{"match": "mask", "take": "a"}]
+    }
+    made = plan(load_recipe(write_recipe(tmp_path, **changes)))
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hub_magmax.merging.write_beside_weights", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        merge(made)
+    monkeypatch.undo()
+    assert merge(made).notices == merge(made, tmp_path / "at_once").notices != ()
+
+
+def test_finite_value_that_the_outputs_dtype_cannot_hold_is_no_copy(tmp_path):
+    changes = odd_family(tmp_path, torch.float32, 1e30) | {"tensors": [{"match": "mask", "take": "a"}]}
+    with pytest.raises(NonFiniteError, match=r"element 7 is 1\.0\d*e\+30.*numbers that float16 can hold"):
+        merged(tmp_path, chunk_elements=4, output={"dtype": "float16"}, **changes)
+    assert not (tmp_path / "merged").exists()

@@ -193,7 +193,12 @@ class PartialFolder:
         try:
             values = json.loads((self._journal / f"{file}.json").read_text(encoding="utf-8"))
             record = ShardRecord(**values)
-            return replace(record, counts=tuple(record.counts), num_unaligned=tuple(record.num_unaligned))
+            return replace(
+                record,
+                counts=tuple(record.counts),
+                num_unaligned=tuple(record.num_unaligned),
+                not_finite=tuple(record.not_finite),
+            )
         except (OSError, ValueError, TypeError):
             return None
 
