@@ -34,7 +34,7 @@ cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its c
 experiments: $(VENV)/installed-test  ## Measure every method on mixtures of digits, in a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual
 
-torture: $(VENV)/installed-test  ## Attack merges, headers and recipes for half an hour
+torture: $(VENV)/installed-test  ## Attack merges, headers and recipes, for an hour at most
 	$(BIN)/python -m benchmarks.torture
 
 clean:  ## Remove what the other commands made

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -389,3 +392,55 @@ def test_report_of_the_attacks_is_what_the_stored_results_say():
     results = json.loads(torture.RESULTS.read_text())
     assert torture.PAGE.read_text() == torture.page(results)
     assert set(results["parts"]) == set(torture.MERGES) | set(torture.READERS)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """Where the attacks' results and page are for a test: a copy of those that are stored."""
+    for name in ("RESULTS", "PAGE"):
+        monkeypatch.setattr(torture, name, Path(shutil.copy(getattr(torture, name), tmp_path)))
+    return tmp_path
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["torture", *arguments])
+    return torture.main()
+
+
+def test_attacks_end_when_their_time_is_over_and_what_is_missing_is_named(elsewhere, monkeypatch, capfd):
+    asked = ("--part", "kills", "--part", "recipes")
+    assert measured(monkeypatch, *asked, "--minutes", "0.01") == 1
+    said = capfd.readouterr().out
+    assert "kills: cut off, 0.01 minutes are over" in said
+    assert "recipes: not begun, 0.01 minutes are over" in said
+    results, page = (json.loads(torture.RESULTS.read_text()), torture.PAGE.read_text())
+    assert results["unmeasured"] == ["kills", "recipes"]
+    assert results["parts"].keys() == torture.MERGES.keys() | torture.READERS.keys(), "earlier ones stay"
+    assert "Not measured in the latest run" in page and page.rstrip().count("Mutated recipes") == 2
+    assert measured(monkeypatch, "--write") == 1
+    # Measured after all:
+    tally = torture.Tally(attacks=1).to_dict()
+    monkeypatch.setattr(torture, "in_a_process", lambda parts, limit: dict.fromkeys(parts, tally))
+    assert measured(monkeypatch, *asked) == 0
+    assert "unmeasured" not in json.loads(torture.RESULTS.read_text())
+    assert "Not measured" not in torture.PAGE.read_text()
+
+
+def test_every_process_of_a_part_that_is_cut_off_is_killed(tmp_path, monkeypatch):
+    script = tmp_path / "part"
+    script.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {tmp_path}/child\necho > $TMPDIR/left\nwait\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(subprocess.TimeoutExpired):
+        torture.in_a_process({"headers": {}}, limit_seconds=1)
+    child = (tmp_path / "child").read_text().strip()
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_child_that_hangs_is_ended_and_its_attack_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(torture, "ATTACK_SECONDS", 1)
+    victim = SimpleNamespace(folder=tmp_path / "victim", arguments=[])
+    child = torture.start_child(victim, lambda: time.sleep(60))
+    code, _ = torture.finish_child(victim, child)
+    assert code == -signal.SIGALRM
