@@ -4,9 +4,9 @@
     python -m benchmarks.diagnoses --size 1b --write   # and store it in benchmarks/results/diagnoses.json
 
 Reading is that of every byte of the weight files, plainly, in two threads. A diagnosis is timed twice: its
-pass over the files alone, and its whole process, less `python -c "import torch"`. Files are in the page
-cache, every number is the median of `--repeat` runs, and memory is the largest of any. Then one checkpoint at
-a time is replaced by a faulty one.
+pass over the files alone, and its whole process, less `python -c "import torch"`. Warm, files are in the
+page cache, every number is the median of `--repeat` runs, and memory is the largest of any; cold, they were
+dropped from it, and each is measured once. Then one checkpoint at a time is replaced by a faulty one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.families import SIZES, make_family
-from benchmarks.run import read_all, timed
+from benchmarks.run import drop, read_all, timed
 
 RESULTS = Path(__file__).parent / "results" / "diagnoses.json"
 NUM_TASKS = 5
@@ -127,6 +127,10 @@ def measure(folder: Path, size: str, repeat: int) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     seconds = median(lambda: runs.append(diagnose(folder, models))) - starting
     passing = statistics.median(run["seconds"] for run in runs)
+    drop(inputs)
+    cold_reading = timed(lambda: read_all(inputs))
+    drop(inputs)
+    cold_seconds = timed(lambda: diagnose(folder, models)) - starting
     return {
         "size": size,
         "bytes": sum(path.stat().st_size for path in inputs),
@@ -136,6 +140,9 @@ def measure(folder: Path, size: str, repeat: int) -> dict[str, Any]:
         "pass_ratio": passing / reading,
         "process_seconds": seconds,
         "process_ratio": seconds / reading,
+        "cold_reading_seconds": cold_reading,
+        "cold_process_seconds": cold_seconds,
+        "cold_process_ratio": cold_seconds / cold_reading,
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
         "faults_of_sound_family": [f for f in runs[0]["findings"] if f["is_fault"]],
         "faults_named": {rule: named(folder, rule) for rule in FAULTS},

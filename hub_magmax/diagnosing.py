@@ -1,7 +1,7 @@
 """Look at the checkpoints before merging them: one pass over the files, tensor by tensor.
 
-Small tensors are read whole. Of large ones a block is read in each chunk, one element in 64, and the rest
-only where that shows no difference: so a tensor is called unchanged only if every value of it is.
+Small tensors are read whole. Of large ones blocks are read, 16,000 elements and at least one in 256, and the
+rest only where that shows no difference: so a tensor is called unchanged only if every value of it is.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJo
 from hub_magmax.selection import quotas
 from hub_magmax.streaming import StoredChunks, ahead
 
-#: Tensors of up to this many elements are looked at whole; of larger ones, one element in so many.
-_WHOLE_ELEMENTS, _ONE_IN = 1 << 16, 64
+#: Tensors of up to this many elements are looked at whole; of larger ones, blocks of so many elements, one
+#: for so many and a few at least, evenly spread.
+_WHOLE_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS, _BLOCK_EVERY, _FEWEST_BLOCKS = 1 << 12, 1 << 20, 4
 #: Blocks that are worked on together.
 _AT_ONCE = 16
 #: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
@@ -123,7 +125,7 @@ class _Look:
         self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
     def _gather(self, chunks: StoredChunks) -> None:
-        for blocks in _read_together(chunks, self._blocks(chunks.chunk_elements)):
+        for blocks in _read_together(chunks, self._blocks()):
             base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
             vectors = kernels.task_vectors(base, checkpoints)
@@ -150,12 +152,14 @@ class _Look:
             if not any(self.same):
                 return
 
-    def _blocks(self, chunk_elements: int) -> list[tuple[int, int]]:
-        """Return which elements are looked at: all, or the first part of each chunk."""
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Return which elements are looked at: all, or blocks at even distances."""
         size = self.job.num_elements
-        step = chunk_elements if size > _WHOLE_ELEMENTS else size
-        length = chunk_elements // _ONE_IN if size > _WHOLE_ELEMENTS else size
-        return [(start, min(start + length, size)) for start in range(0, size, step)]
+        if size <= _WHOLE_ELEMENTS:
+            return [(0, size)]
+        count = max(_FEWEST_BLOCKS, size // _BLOCK_EVERY)
+        starts = [place * size // count for place in range(count)]
+        return [(start, min(start + _BLOCK_ELEMENTS, size)) for start in starts]
 
     def _rows_to_hold(self) -> list[tuple[int, int]]:
         if not self._max_rows:

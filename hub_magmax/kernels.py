@@ -24,11 +24,11 @@ Weights = Sequence[float] | Float32[Tensor, " tasks"]
 
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
 _HELD_NUMBERS = 1 << 20
-#: To bracket a threshold, so many elements are looked at of every so many.
-_SAMPLE_RUN, _SAMPLE_STRIDE = 1 << 10, 1 << 15
+#: To bracket a threshold, so many elements are looked at of every so many: each run is a read of its own.
+_SAMPLE_RUN, _SAMPLE_STRIDE = 1 << 12, 1 << 17
 #: Bins of a histogram: one for so many elements, within bounds. A bracket of more different magnitudes is
 #: narrowed first.
-_ELEMENTS_PER_BIN, _FEWEST_BINS, _MOST_BINS = 32, 1 << 12, 1 << 20
+_ELEMENTS_PER_BIN, _FEWEST_BINS, _MOST_BINS = 4, 1 << 12, 1 << 20
 
 
 def task_rows(

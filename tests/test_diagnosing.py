@@ -121,8 +121,9 @@ def test_a_planted_fault_is_named(tmp_path, change, rule, words):
 @PLANTED
 def test_a_planted_fault_is_named_where_only_a_part_is_looked_at(tmp_path, monkeypatch, change, rule, words):
     monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "_ONE_IN", 2)
+    monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 32)
+    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 64)
+    monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
     _, planned = write(tmp_path, b=change)
     found = diagnose(planned)
     assert found.whole.num_looked_at < 0.6 * found.whole.num_elements
@@ -242,8 +243,9 @@ def test_a_part_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
     planned = plan(recipe, lock(recipe))
     whole = diagnose(planned)
     monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 1000)
-    monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 10_000)
-    monkeypatch.setattr(diagnosing, "_ONE_IN", 8)
+    monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 1250)
+    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 10_000)
+    monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
     part = diagnose(planned)
     assert part.whole.num_looked_at == pytest.approx(whole.whole.num_elements / 8, rel=0.05)
     assert part.whole.cosines == pytest.approx(whole.whole.cosines, abs=0.02)
@@ -297,8 +299,9 @@ def test_a_nan_is_refused_with_its_place(tmp_path):
 
 def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "CHUNK_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "_ONE_IN", 2)
+    monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 64)
+    monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
 
     def broken(family):
         tensors = {name: value.clone() for name, value in family["b"].items()}
