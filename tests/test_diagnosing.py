@@ -300,7 +300,7 @@ def test_a_nan_is_refused_with_its_place(tmp_path):
 def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
     monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 64)
+    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 32)
     monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
 
     def broken(family):
