@@ -443,7 +443,7 @@ def _find_between(row, low, high, found):
 
 
 @_compiled
-def count_magnitudes(row, low, high, shift, bins, scratch):
+def count_magnitudes(row, low, high, shift, bins, most, least, scratch):
     """Add magnitudes from `low` to `high` (bits) to the bins of a histogram; return how many lie above.
 
     Args:
@@ -451,6 +451,7 @@ def count_magnitudes(row, low, high, shift, bins, scratch):
         low, high: int32.
         shift: A bin holds 2**shift neighbouring magnitudes, the first one beginning at `low`.
         bins: int64, changed.
+        most, least: int32 per bin, changed: its largest less `low`, `high` less its smallest, plus 1 each.
         scratch: int32, `BLOCK` + 1.
     """
     above = np.int64(0)
@@ -458,7 +459,11 @@ def count_magnitudes(row, low, high, shift, bins, scratch):
         part = row[start : start + BLOCK]
         above += _count_above(part, high)
         for n in range(_find_between(part, low, high, scratch)):
-            bins[(scratch[n] - low) >> shift] += 1
+            magnitude = scratch[n]
+            place = (magnitude - low) >> shift
+            bins[place] += 1
+            most[place] = max(most[place], magnitude - low + 1)
+            least[place] = max(least[place], high - magnitude + 1)
     return above
 
 
