@@ -181,13 +181,18 @@ PREFACE = """# Performance
 
 Written by `python -m benchmarks.run --write` from `benchmarks/results/performance.json`.
 
-The aim is to stay near the floor for every method: at most 1.5 times for those that read the files once, 2.5
-for quotas and thresholds, with a warm page cache. The table says how far each one is. Methods of one pass
-(the first six) spend most of their time moving bytes; `ties` reads its files twice, for thresholds first, and
-so does `tunable_magmax`, whose selection costs 10 to 16 ns per element and thread with `algorithm-1`.
-`top-n` still decides with numpy and is far from the aim. Peak memory is the resident set of the one process,
-with Python, torch and numba in it. The first large merge of an environment compiles for about ten seconds,
-which is not in the table.
+The aim is to stay near the floor for every method: at most 1.5 times for those that read the files once,
+2.5 for quotas and thresholds, with a warm page cache. The table says how far each one is: none is there. The
+floor is strict: its reads go into a buffer of 1 MB that stays in the nearest cache, begins at a page, and is
+thrown away, so it moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory.
+
+Methods of one pass (the first six) take as long as two cores need to read, convert, add and round; the rest
+of their time, about a second whatever the size, is Python's: modules, headers, plan. `ties` reads its files
+twice, for thresholds first, and so does `tunable_magmax` with `algorithm-1`. `top-n` reads them four times,
+and its markets cost most on tensors of a few million elements, where samples are a large part. Peak memory is
+the resident set of the one process, with Python and torch in it. The first large merge of an environment
+compiles for about ten seconds, which is not in the table. Every merge report says how long threads read,
+computed, wrote and hashed (`profile`).
 
 """
 
