@@ -147,7 +147,7 @@ def _hash(path: Path) -> str:
     content = path.read_bytes()
     if path.name == "merge_report.json":
         with contextlib.suppress(ValueError):
-            content = json.dumps(json.loads(content) | {"seconds": 0, "peak_memory_bytes": 0}).encode()
+            content = json.dumps(json.loads(content) | {"seconds": 0, "peak_memory_bytes": 0, "profile": {}}).encode()
     return hashlib.sha256(content).hexdigest()
 
 

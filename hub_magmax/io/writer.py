@@ -63,11 +63,10 @@ class ShardFile:
         Raises:
             OutputError: If what can be read back is not what was written.
         """
-        with ThreadPoolExecutor(1) as disk:  # which takes about as long as hashing does
+        with self._file, ThreadPoolExecutor(1) as disk:  # which takes about as long as hashing does
             stored = disk.submit(os.fsync, self._file.fileno())
             sha256 = self._read_back()
             stored.result()
-        self._file.close()
         self._temporary.rename(self._path)
         return sha256
 
