@@ -56,6 +56,10 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
 
 
+#: What a merge report says of one run only.
+_DIFFERS: dict[str, Any] = {"seconds": 0, "peak_memory_bytes": 0, "profile": {}}
+
+
 @dataclass
 class Tally:
     """What one part did: attacks by outcome, and each failure in words."""
@@ -147,7 +151,7 @@ def _hash(path: Path) -> str:
     content = path.read_bytes()
     if path.name == "merge_report.json":
         with contextlib.suppress(ValueError):
-            content = json.dumps(json.loads(content) | {"seconds": 0, "peak_memory_bytes": 0, "profile": {}}).encode()
+            content = json.dumps(json.loads(content) | _DIFFERS).encode()
     return hashlib.sha256(content).hexdigest()
 
 
