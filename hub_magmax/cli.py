@@ -119,17 +119,21 @@ def recipe_verb(function: Callable[..., Answer]) -> Any:
     return verb(recipe_argument(function))
 
 
+memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
+
+
 def _read(
-    path: Path, lock_path: Path | None = None, output: Path | None = None
+    path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
 ) -> tuple[Recipe, Lock | None]:
-    """Return the recipe and, where there is one, the lock it goes with."""
+    """Return the recipe, with what the command line says instead, and its lock, if there is one."""
     from hub_magmax.lockfile import read_lock
     from hub_magmax.locking import check_lock
     from hub_magmax.recipe import load_recipe
 
     recipe = load_recipe(path)
-    if output is not None:
-        recipe = recipe.updated(output=recipe.to_dict()["output"] | {"path": str(output.absolute())})
+    instead = {"path": output and str(output.absolute()), "memory": memory}
+    if said := {key: value for key, value in instead.items() if value is not None}:
+        recipe = recipe.updated(output=recipe.to_dict()["output"] | said)
     beside = lock_beside(path)
     if lock_path is None and not beside.is_file():
         return recipe, None
@@ -275,20 +279,22 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
 
 
 @recipe_verb
-def plan(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+@memory_option
+def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.io.opening import HubSources
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.running import lock
 
-    found, locked = _read(recipe, lock_path, output)
+    found, locked = _read(recipe, lock_path, output, memory)
     hub = HubSources()
     planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
     return planned.to_dict(), planned.explain()
 
 
 @recipe_verb
-def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+@memory_option
+def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.distributed import find_processes
     from hub_magmax.io.opening import HubSources
@@ -296,7 +302,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     from hub_magmax.merging import merge as do_merge
     from hub_magmax.running import lock
 
-    found, locked = _read(recipe, lock_path, output)
+    found, locked = _read(recipe, lock_path, output, memory)
     processes, hub = find_processes(), HubSources()
     locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
     planned = make_plan(found, locked, hub=hub)
@@ -337,16 +343,24 @@ def destination_options(function: Callable[..., Answer]) -> Any:
 @recipe_verb
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
+@memory_option
 @destination_options
 def run(
-    recipe: Path, lock_path: Path | None, output: Path | None, push_anyway: bool, dry_run: bool, **how: Any
+    recipe: Path,
+    lock_path: Path | None,
+    output: Path | None,
+    *,
+    memory: str | None,
+    push_anyway: bool,
+    dry_run: bool,
+    **how: Any,
 ) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
     from hub_magmax.distributed import find_processes
     from hub_magmax.running import destination_of
     from hub_magmax.running import run as do_run
 
-    found, locked = _read(recipe, lock_path, output)
+    found, locked = _read(recipe, lock_path, output, memory)
     destination = destination_of(found, **how)
     if dry_run:
         return _dry_run(found, locked, destination)

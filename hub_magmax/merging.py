@@ -37,7 +37,7 @@ from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule
-from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning import Budget, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
@@ -144,9 +144,13 @@ def make_shards(
             missing.append(shard)
         else:
             advance(shard.data_bytes)
+    in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
+    budget = plan.budget(1 if in_order else min(torch.get_num_threads(), _MAX_THREADS))
+    if chunk_elements:
+        budget = replace(budget, chunk_elements=chunk_elements)
     for name, names in plan.tensors_read(missing).items():
-        sources[name].expect(names, READ_AHEAD_BYTES // len(sources))
-    engine = _Engine(plan, sources, place, advance, chunk_elements, shelf.num_open, torch.get_num_threads())
+        sources[name].expect(names, budget.read_ahead_bytes // len(sources))
+    engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
     with one_thread():
         try:
             for record in engine.make(missing):
@@ -189,8 +193,9 @@ class _Engine:
     the Hub comes in order, so there one thread makes all tensors, and a second one reads ahead.
 
     Args:
+        budget: How much to work with at a time.
         num_open: Files that may be incomplete at a time.
-        num_threads: At most.
+        in_order: Some of what is read comes from the Hub.
     """
 
     def __init__(
@@ -199,16 +204,16 @@ class _Engine:
         sources: Mapping[str, TensorSource],
         place: PartialFolder,
         progress: Progress,
-        chunk_elements: int | None,
+        budget: Budget,
         num_open: int,
-        num_threads: int,
+        *,
+        in_order: bool,
     ) -> None:
         self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
         self.is_compiled = compiles(sum(job.num_elements for job in plan.jobs if job.merged))
-        self.chunk_elements = chunk_elements or CHUNK_ELEMENTS
-        self.in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
-        self.reader = ThreadPoolExecutor(1) if self.in_order else None
-        self.makers = ThreadPoolExecutor(1 if self.in_order else min(num_threads, _MAX_THREADS))
+        self.chunk_elements, self.in_order = budget.chunk_elements, in_order
+        self.reader = ThreadPoolExecutor(1) if in_order else None
+        self.makers = ThreadPoolExecutor(budget.num_threads)
         self._progress, self._progress_lock = progress, Lock()
         self._thread = _Thread()
         self.clock = Clock()

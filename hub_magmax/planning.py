@@ -31,6 +31,9 @@ READ_AHEAD_BYTES = 256 * 2**20
 #: Measured: the process with torch imported and no tensors (docs/design.md).
 RUNTIME_BYTES = 350_000_000
 
+#: A merge that must not take much works on pieces no smaller than these.
+_LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
+
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -110,6 +113,21 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a process of a merge works with at a time.
+
+    Attributes:
+        num_threads: Each merges one tensor after the other.
+        chunk_elements: Elements per task that each thread has in memory.
+        read_ahead_bytes: Bytes held of what is read from the Hub.
+    """
+
+    num_threads: int = 1
+    chunk_elements: int = CHUNK_ELEMENTS
+    read_ahead_bytes: int = READ_AHEAD_BYTES
+
+
+@dataclass(frozen=True)
 class Plan:
     """All there is to do, from headers alone.
 
@@ -161,24 +179,64 @@ class Plan:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Return about how much memory one process needs."""
-        largest = max((job.num_elements for job in self.jobs if job.merged), default=0)
+        """Return about how much memory one process needs that works with one thread."""
+        return self.memory_bytes(self.budget(1))
+
+    def memory_bytes(self, budget: Budget) -> int:
+        """Return about how much memory one process needs that works with this much at a time."""
+        sizes = sorted((job.num_elements for job in self.jobs if job.merged), reverse=True)[
+            : budget.num_threads
+        ]
         if self.ranks:  # a factor's parts, these together, and in the output's dtype
-            return RUNTIME_BYTES + 12 * largest + self._held_from_hub_bytes("linear")
+            return RUNTIME_BYTES + 12 * sum(sizes) + self._held_from_hub_bytes("linear", budget)
         num_tasks = len(self.lock.tasks)
         method = methods.get_method(self.lock.method["name"])
-        chunk = min(largest, CHUNK_ELEMENTS)
         # A chunk: stored inputs, task vectors in float32, the merged vector and temporaries.
-        per_chunk = chunk * (4 * (num_tasks + 1) + 4 * num_tasks + 24)
-        per_element = {"rule": 14, "tensor": 4 * num_tasks + 8}.get(method.form, 0)
-        return RUNTIME_BYTES + per_chunk + largest * per_element + self._held_from_hub_bytes(method.form)
+        per_chunk_element = 4 * (num_tasks + 1) + 4 * num_tasks + 24
+        chunks = per_chunk_element * sum(min(size, budget.chunk_elements) for size in sizes)
+        per_element = 4 * num_tasks + 8 if method.form == "tensor" else method.held_bytes
+        return (
+            RUNTIME_BYTES + chunks + per_element * sum(sizes) + self._held_from_hub_bytes(method.form, budget)
+        )
 
-    def _held_from_hub_bytes(self, form: str) -> int:
+    def budget(self, num_threads: int) -> Budget:
+        """Return how much to work with at a time so that `output.memory` is kept, as near as can be told.
+
+        Chunks become smaller first, then threads fewer, then less is read ahead.
+
+        Args:
+            num_threads: Threads that could work.
+
+        Raises:
+            RecipeError: If the least that a merge can do with is more than that.
+        """
+        limit = self.recipe.output.memory
+        if limit is None:
+            return Budget(num_threads)
+        halves = [READ_AHEAD_BYTES >> n for n in range(4) if READ_AHEAD_BYTES >> n >= _LEAST_READ_AHEAD_BYTES]
+        chunks = [CHUNK_ELEMENTS >> n for n in range(8) if CHUNK_ELEMENTS >> n >= _LEAST_CHUNK_ELEMENTS]
+        choices = (
+            Budget(threads, chunk, ahead)
+            for ahead in halves
+            for threads in range(num_threads, 0, -1)
+            for chunk in chunks
+        )
+        least = Budget(1, chunks[-1], halves[-1])
+        if (needed := self.memory_bytes(least)) > limit:
+            raise RecipeError(
+                f"this merge needs about {format_bytes(needed)} of memory in each process",
+                where="recipe, output.memory",
+                expected=f"at least that; found {format_bytes(limit)}",
+                hint="Raise it, or choose a method that keeps nothing of whole tensors: average, magmax.",
+            )
+        return next((choice for choice in choices if self.memory_bytes(choice) <= limit), least)
+
+    def _held_from_hub_bytes(self, form: str, budget: Budget) -> int:
         """Return what is held of sources on the Hub: ahead, and of a tensor that is read more than once."""
         num_remote = sum(source.repo_id is not None for source in self.lock.sources.values())
         largest = max((job.num_bytes for job in self.jobs if job.merged), default=0)
         repeated = 0 if form in ("elementwise", "linear") else num_remote * largest
-        return min(READ_AHEAD_BYTES, self.bytes_in) + repeated if num_remote else 0
+        return min(budget.read_ahead_bytes, self.bytes_in) + repeated if num_remote else 0
 
     def tensors_read(self, shards: Iterable[Shard]) -> dict[str, tuple[str, ...]]:
         """Return which tensors making `shards` reads from each source, in order."""
@@ -317,7 +375,9 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
     shards = _layout(jobs, recipe.output.shard_size)
-    return Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
+    made = Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
+    made.budget(1)  # more than there is may be needed
+    return made
 
 
 def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hub_magmax import merging, planning
 from hub_magmax.core import merge_tensors
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
 from hub_magmax.io.source import MemorySource
@@ -33,7 +34,7 @@ PREFERENCE = {"weights": {"a": 0.6, "b": 0.3, "c": 0.1}}
 
 
 def merged(
-    folder: Path, to: str = "merged", *, chunk_elements: int = 2**18, **changes: object
+    folder: Path, to: str = "merged", *, chunk_elements: int | None = 2**18, **changes: object
 ) -> MergeReport:
     changes = {"preference": PREFERENCE, **changes}
     changes["output"] = {"path": to, **changes.get("output", {})}  # type: ignore[dict-item]
@@ -449,3 +450,17 @@ def test_finite_value_that_the_outputs_dtype_cannot_hold_is_no_copy(tmp_path):
     with pytest.raises(NonFiniteError, match=r"element 7 is 1\.0\d*e\+30.*numbers that float16 can hold"):
         merged(tmp_path, chunk_elements=4, output={"dtype": "float16"}, **changes)
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
+    seen, engine = [], merging._Engine
+    monkeypatch.setattr(merging, "_Engine", lambda *a, **k: seen.append(a[4]) or engine(*a, **k))
+    monkeypatch.setattr(planning, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(planning, "_LEAST_CHUNK_ELEMENTS", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    merged(family, "free", chunk_elements=None, method="magmax")
+    # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.
+    limit = planning.RUNTIME_BYTES + 900
+    merged(family, "bound", chunk_elements=None, method="magmax", output={"memory": limit})
+    assert [(budget.num_threads, budget.chunk_elements) for budget in seen] == [(2, 2**18), (2, 8)]
+    assert hashes(family / "free") == hashes(family / "bound")

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.io.source import MemorySource
 from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.locking import lock, plan
-from hub_magmax.planning import Plan, format_bytes, make_plan
+from hub_magmax.planning import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan, format_bytes, make_plan
 from hub_magmax.recipe import load_recipe, parse_recipe
 from tests.families import make_tensors, recipe_values, write_recipe
 
@@ -210,3 +211,37 @@ def test_plan_reads_headers_only(family, monkeypatch):
 )
 def test_bytes_are_shown_in_decimal_units(count, text):
     assert format_bytes(count) == text
+
+
+def large(**output):
+    """A plan of two tensors of 2^20 elements, whose memory can be computed by hand."""
+    made = planned({"a": BASE, "b": BASE})
+    job = next(job for job in made.jobs if job.merged)
+    jobs = tuple(replace(job, name=name, shape=(2**20,), num_elements=2**20) for name in ("one", "two"))
+    recipe = made.recipe.updated(output=made.recipe.to_dict()["output"] | output)
+    return replace(made, recipe=recipe, shards=(replace(made.shards[0], jobs=jobs),))
+
+
+def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
+    made = large()
+    per_chunk_element = 4 * 3 + 4 * 2 + 24  # stored, task vectors, merged and temporaries; two tasks
+    one = RUNTIME_BYTES + per_chunk_element * CHUNK_ELEMENTS + 14 * 2**20
+    assert made.memory_bytes(made.budget(1)) == made.peak_memory_bytes == one
+    assert made.memory_bytes(made.budget(2)) == 2 * one - RUNTIME_BYTES
+    assert made.memory_bytes(made.budget(3)) == made.memory_bytes(made.budget(2))  # there are two tensors
+
+
+def test_a_limit_makes_chunks_smaller_first_and_then_threads_fewer():
+    whole = large().memory_bytes(large().budget(2))
+    assert large(memory=whole).budget(2) == large().budget(2)
+    assert large(memory=whole - 1).budget(2) == Budget(2, CHUNK_ELEMENTS // 2)
+    less = RUNTIME_BYTES + 2 * 14 * 2**20  # what two threads keep of their tensors, and no room for chunks
+    assert large(memory=less).budget(2).num_threads == 1
+    for limit in range(whole, RUNTIME_BYTES + 14 * 2**20 + 10**6, -(10**6)):
+        made = large(memory=limit)
+        assert made.memory_bytes(made.budget(2)) <= limit
+
+
+def test_a_limit_that_cannot_be_kept_is_refused_when_planning(family):
+    with pytest.raises(RecipeError, match=r"output\.memory: .* needs about 350\.0 MB .*found 100\.0 MB"):
+        plan(load_recipe(write_recipe(family, output={"path": "merged", "memory": "100MB"})))

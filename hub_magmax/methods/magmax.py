@@ -20,7 +20,7 @@ def magmax(chunks: "Chunks") -> TensorRule:
     return TensorRule(selection.largest_magnitude, selects=True)
 
 
-@merge_method("tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule")
+@merge_method("tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule", held_bytes=14)
 def tunable_magmax(
     chunks: "Chunks",
     *,

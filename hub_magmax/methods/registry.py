@@ -84,6 +84,7 @@ class MergeMethod:
         source: The paper, or who invented it.
         scaling: Default scaling coefficient λ.
         form: What `function` receives; see `merge_method`.
+        held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it.
         options: Recipe options as pydantic field definitions, (annotation, default) by name.
         supplied: Which of `SUPPLIED` the function asks for.
         summary: First line of the function's docstring.
@@ -97,6 +98,7 @@ class MergeMethod:
     options: Options = field(hash=False)
     supplied: tuple[str, ...]
     summary: str
+    held_bytes: int = 0
 
     @property
     def uses_preference(self) -> bool:
@@ -226,7 +228,7 @@ def given_rule(found: Tensor, **facts: Any) -> TensorRule:
 
 
 def merge_method(
-    name: str, *, source: str, scaling: float = 1.0, form: Form = "tensor"
+    name: str, *, source: str, scaling: float = 1.0, form: Form = "tensor", held_bytes: int = 0
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a function into a merge method.
 
@@ -246,6 +248,8 @@ def merge_method(
             "rule": a re-iterable of chunks; returns a `TensorRule` (see there).
             "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
+        held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it; what plans
+            say and `output.memory` limits.
     """
 
     if form not in get_args(Form):
@@ -260,6 +264,7 @@ def merge_method(
             function=function,
             options=MappingProxyType(options_of(function, without=SUPPLIED)),
             supplied=tuple(name for name in inspect.signature(function).parameters if name in SUPPLIED),
+            held_bytes=held_bytes,
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )
         return function
