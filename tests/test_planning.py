@@ -225,7 +225,7 @@ def large(**output):
 def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
     made = large()
     per_chunk_element = 4 * 3 + 4 * 2 + 24  # stored, task vectors, merged and temporaries; two tasks
-    one = RUNTIME_BYTES + per_chunk_element * CHUNK_ELEMENTS + 14 * 2**20
+    one = RUNTIME_BYTES + per_chunk_element * CHUNK_ELEMENTS + 6 * 2**20
     assert made.memory_bytes(made.budget(1)) == made.peak_memory_bytes == one
     assert made.memory_bytes(made.budget(2)) == 2 * one - RUNTIME_BYTES
     assert made.memory_bytes(made.budget(3)) == made.memory_bytes(made.budget(2))  # there are two tensors
@@ -235,9 +235,9 @@ def test_a_limit_makes_chunks_smaller_first_and_then_threads_fewer():
     whole = large().memory_bytes(large().budget(2))
     assert large(memory=whole).budget(2) == large().budget(2)
     assert large(memory=whole - 1).budget(2) == Budget(2, CHUNK_ELEMENTS // 2)
-    less = RUNTIME_BYTES + 2 * 14 * 2**20  # what two threads keep of their tensors, and no room for chunks
+    less = RUNTIME_BYTES + 2 * 6 * 2**20  # what two threads keep of their tensors, and no room for chunks
     assert large(memory=less).budget(2).num_threads == 1
-    for limit in range(whole, RUNTIME_BYTES + 14 * 2**20 + 10**6, -(10**6)):
+    for limit in range(whole, RUNTIME_BYTES + 6 * 2**20 + 10**6, -(10**6)):
         made = large(memory=limit)
         assert made.memory_bytes(made.budget(2)) <= limit
 
