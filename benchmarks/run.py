@@ -185,6 +185,7 @@ The aim is to stay near the floor for every method: at most 1.5 times for those 
 2.5 for quotas and thresholds, with a warm page cache. The table says how far each one is: none is there. The
 floor is strict: its reads go into a buffer of 1 MB that stays in the nearest cache, begins at a page, and is
 thrown away, so it moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory.
+Cold numbers are of one run each, and the disk is not as fast in each: below 1 means no more than that.
 
 Methods of one pass (the first six) take as long as two cores need to read, convert, add and round; the rest
 of their time, about a second whatever the size, is Python's: modules, headers, plan. `ties` reads its files
