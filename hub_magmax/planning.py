@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -213,23 +213,22 @@ class Plan:
         limit = self.recipe.output.memory
         if limit is None:
             return Budget(num_threads)
-        halves = [READ_AHEAD_BYTES >> n for n in range(4) if READ_AHEAD_BYTES >> n >= _LEAST_READ_AHEAD_BYTES]
-        chunks = [CHUNK_ELEMENTS >> n for n in range(8) if CHUNK_ELEMENTS >> n >= _LEAST_CHUNK_ELEMENTS]
-        choices = (
+        choices = [
             Budget(threads, chunk, ahead)
-            for ahead in halves
+            for ahead in _halved(READ_AHEAD_BYTES, _LEAST_READ_AHEAD_BYTES)
             for threads in range(num_threads, 0, -1)
-            for chunk in chunks
-        )
-        least = Budget(1, chunks[-1], halves[-1])
-        if (needed := self.memory_bytes(least)) > limit:
+            for chunk in _halved(CHUNK_ELEMENTS, _LEAST_CHUNK_ELEMENTS)
+        ]
+        fitting = next((choice for choice in choices if self.memory_bytes(choice) <= limit), None)
+        if fitting is None:
+            needed = format_bytes(self.memory_bytes(choices[-1]))
             raise RecipeError(
-                f"this merge needs about {format_bytes(needed)} of memory in each process",
+                f"this merge needs about {needed} of memory in each process",
                 where="recipe, output.memory",
                 expected=f"at least that; found {format_bytes(limit)}",
                 hint="Raise it, or choose a method that keeps nothing of whole tensors: average, magmax.",
             )
-        return next((choice for choice in choices if self.memory_bytes(choice) <= limit), least)
+        return fitting
 
     def _held_from_hub_bytes(self, form: str, budget: Budget) -> int:
         """Return what is held of sources on the Hub: ahead, and of a tensor that is read more than once."""
@@ -335,6 +334,13 @@ class Plan:
                 f"memory       about {format_bytes(self.peak_memory_bytes)} per process",
             ]
         )
+
+
+def _halved(most: int, least: int) -> Iterator[int]:
+    """Yield a number and its halves, down to the least."""
+    while most >= least:
+        yield most
+        most //= 2
 
 
 def format_bytes(count: int) -> str:

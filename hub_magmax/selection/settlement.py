@@ -184,7 +184,7 @@ class _Grouping:
         frequent = frequent[counts[frequent] >= _MIN_GROUP]
         self._codes = torch.from_numpy(np.sort(distinct[frequent]))
         examples = [int(where(codes == code)[0]) for code in self._codes.tolist()]
-        self._distances = distances[:, examples]
+        self._distances = distances[:, examples].contiguous()
 
     def marks(self, values: Float64[Tensor, "tasks open"]) -> UInt8[Tensor, " open"]:
         """Return each element's group as a mark, or `NOBODY`."""
@@ -206,10 +206,8 @@ class _Grouping:
         marks = np.full(len(open_), NOBODY, dtype=np.uint8)
         if self._codes.numel():
             bounds = [prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)]
-            examples = np.ascontiguousarray(self._distances.numpy())
-            scratch = np.empty(len(rows))
-            groups = self._codes.numpy(), examples, FIRST_MARK
-            loops.group(*run_of(block), rows, open_, scale, *bounds, *groups, marks, scratch)
+            groups = self._codes.numpy(), self._distances.numpy(), FIRST_MARK
+            loops.group(*run_of(block), rows, open_, scale, *bounds, *groups, marks, np.empty(len(rows)))
         return marks
 
     def groups(self, sizes: Int64[np.ndarray, " marks"]) -> Groups:

@@ -105,9 +105,8 @@ def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator)
     places = torch.arange(num_elements) if small else _strata(num_elements, generator)
     sample = torch.empty((len(active), len(places)))
     largest = 0.0
-    rows = np.array(active)
     for start, block in blocks(chunks):
-        largest = max(largest, _largest(block, rows, is_compiled=chunks.is_compiled))
+        largest = max(largest, _largest(block, active, is_compiled=chunks.is_compiled))
         begin, end = torch.searchsorted(places, torch.tensor([start, start + block.shape[1]])).tolist()
         sample[:, begin:end] = active_magnitudes(block.index_select(1, places[begin:end] - start), active)
     scale = math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
@@ -115,13 +114,12 @@ def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator)
     return stock if small else Stream(chunks, active, stock)
 
 
-def _largest(
-    block: Float32[Tensor, "tasks block"], rows: Int64[np.ndarray, " active"], *, is_compiled: bool
-) -> float:
+def _largest(block: Float32[Tensor, "tasks block"], active: tuple[int, ...], *, is_compiled: bool) -> float:
     """Return the largest magnitude in some rows of a block."""
     if is_compiled:
-        return float(np.int32(loops.largest(*run_of(block), rows, block.shape[1])).view(np.float32))
-    return float(active_magnitudes(block, tuple(rows.tolist())).max())
+        bits = loops.largest(*run_of(block), np.array(active), block.shape[1])
+        return float(np.int32(bits).view(np.float32))
+    return float(active_magnitudes(block, active).max())
 
 
 def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
