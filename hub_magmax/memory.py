@@ -6,7 +6,7 @@ follow from it, the same to the bit as the files that `merging.merge` writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -24,10 +24,12 @@ from hub_magmax.io.remote import HubSource
 from hub_magmax.io.source import MemorySource, TensorSource, torch_dtype
 from hub_magmax.io.vocabulary import TOKENIZER_NAME
 from hub_magmax.lockfile import Lock
+from hub_magmax.methods import TensorRule, surveys_model
 from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import Recipe
-from hub_magmax.streaming import StoredChunks, copied_chunks
+from hub_magmax.streaming import JoinedChunks, StoredChunks, copied_chunks
+from hub_magmax.surveying import survey
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,33 @@ class Workbench:
         Raises:
             NonFiniteError: At a NaN or infinity in a checkpoint.
         """
-        jobs = [job for job in self.plan.jobs if job.merged]
+        chunks = {job.name: self._chunks(job) for job in self.plan.jobs if job.merged}
         with one_thread(), torch.inference_mode():
-            return MergedVector(self, {job.name: self._merged(job, method, weights) for job in jobs})
+            rule_of = self._rules(chunks, method, weights)
+            return MergedVector(self, {name: _merged(rule_of(name), found) for name, found in chunks.items()})
 
-    def _merged(self, job: TensorJob, method: Mapping[str, Any], weights: tuple[float, ...]) -> Tensor:
+    def _rules(
+        self, chunks: Mapping[str, StoredChunks], method: Mapping[str, Any], weights: tuple[float, ...]
+    ) -> Callable[[str], TensorRule]:
+        jobs, seed = {job.name: job for job in self.plan.jobs}, self.plan.lock.seed
+        if surveys_model(method):
+            joined = JoinedChunks(tuple(chunks.values()), lambda: None)
+            return survey([jobs[name] for name in chunks], joined, method, weights, seed).part
+
+        def rule_of(name: str) -> TensorRule:
+            generator = CounterGenerator(seed, name)
+            return tensor_rule(chunks[name], jobs[name].shape, method, weights, generator)
+
+        return rule_of
+
+    def _chunks(self, job: TensorJob) -> StoredChunks:
         base, *tasks = self.sources.values()
-        chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, self._reader)
-        generator = CounterGenerator(self.plan.lock.seed, job.name)
-        rule = tensor_rule(chunks, job.shape, method, weights, generator)
-        found = [apply_rule(rule, start, task_vectors) for start, task_vectors in chunks]
-        return torch.cat(found) if found else torch.empty(0)
+        return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, self._reader)
+
+
+def _merged(rule: TensorRule, chunks: StoredChunks) -> Tensor:
+    found = [apply_rule(rule, start, task_vectors) for start, task_vectors in chunks]
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _held(source: HubSource) -> MemorySource:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock, local
 from typing import Protocol
@@ -36,14 +37,16 @@ from hub_magmax.io.opening import (
 from hub_magmax.io.source import TensorSource, torch_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lockfile import LOCK_NAME
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import TensorRule, surveys_model
 from hub_magmax.planning import Budget, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
+from hub_magmax.scratch import Scratch
 from hub_magmax.sidefiles import is_side_file
-from hub_magmax.streaming import ChunkMemory, StoredChunks, copied_chunks, is_finite
+from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks, is_finite
+from hub_magmax.surveying import ModelRule, survey
 
 Progress = Callable[[int], None]
 
@@ -148,11 +151,12 @@ def make_shards(
     budget = plan.budget(1 if in_order else min(torch.get_num_threads(), _MAX_THREADS))
     if chunk_elements:
         budget = replace(budget, chunk_elements=chunk_elements)
-    for name, names in plan.tensors_read(missing).items():
-        sources[name].expect(names, budget.read_ahead_bytes // len(sources))
     engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
     with one_thread():
         try:
+            if missing and surveys_model(plan.lock.method):
+                engine.survey()
+            engine.expect(plan.tensors_read(missing))
             for record in engine.make(missing):
                 with os_errors(place.folder / record.file), engine.clock.spend("store"):
                     shelf.record(record)
@@ -211,12 +215,30 @@ class _Engine:
     ) -> None:
         self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
         self.is_compiled = compiles(sum(job.num_elements for job in plan.jobs if job.merged))
-        self.chunk_elements, self.in_order = budget.chunk_elements, in_order
+        self.budget, self.in_order = budget, in_order
+        self.scratch = Scratch(place.folder)
+        self.model_rule: ModelRule | None = None
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.makers = ThreadPoolExecutor(budget.num_threads)
         self._progress, self._progress_lock = progress, Lock()
         self._thread = _Thread()
         self.clock = Clock()
+
+    def expect(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Tell each source which of its tensors are read next, in order."""
+        for name, source in self.sources.items():
+            source.expect(names[name], self.budget.read_ahead_bytes // len(self.sources))
+
+    def survey(self) -> None:
+        """Find the rule of a method whose scope is the model."""
+        lock, jobs = self.plan.lock, [job for job in self.plan.jobs if job.merged]
+        names = {source: [job.name for job in jobs] for source in lock.sources}
+        with ThreadPoolExecutor(1) as reader, torch.inference_mode(), self.clock.spend("compute"):
+            tensors = tuple(self._chunks(job, reader) for job in jobs)
+            chunks = JoinedChunks(tensors, partial(self.expect, names))
+            self.model_rule = survey(
+                jobs, chunks, lock.method, lock.weights, lock.seed, self.place.survey_folder
+            )
 
     def close(self) -> None:
         self.makers.shutdown(cancel_futures=True)
@@ -282,24 +304,17 @@ class _Engine:
             return (factor_values(job, self.sources),)
         if job.merged:
             return self._merged(job, tally)
-        return copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), self.chunk_elements, self.clock)
+        return copied_chunks(
+            job, self.sources, tuple(self.plan.lock.tasks), self.budget.chunk_elements, self.clock
+        )
 
     def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
-        lock = self.plan.lock
-        base, *tasks = [self.sources[name] for name in lock.sources]
-        chunks = StoredChunks(
-            job.name,
-            job.num_elements,
-            base,
-            tuple(tasks),
-            self.chunk_elements,
-            self.reader,
-            self.is_compiled,
-            self._thread.memory if self.reader is None else None,
-            self.clock,
-        )
-        generator = CounterGenerator(lock.seed, job.name)
-        rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
+        lock, chunks = self.plan.lock, self._chunks(job, self.reader)
+        if self.model_rule is not None:
+            rule = self.model_rule.part(job.name)
+        else:
+            generator = CounterGenerator(lock.seed, job.name)
+            rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
         tally.add(rule)
         scaling = float(lock.method["scaling"])
         step = make_step(rule, torch_dtype(job.dtype), scaling, is_compiled=self.is_compiled)
@@ -308,6 +323,21 @@ class _Engine:
             chunks.check(probe, chunk.start, chunk.base, chunk.checkpoints, merged)
             tally.count(counts)
             yield merged
+
+    def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
+        base, *tasks = [self.sources[name] for name in self.plan.lock.sources]
+        return StoredChunks(
+            job.name,
+            job.num_elements,
+            base,
+            tuple(tasks),
+            self.budget.chunk_elements,
+            reader,
+            self.is_compiled,
+            self._thread.memory if reader is None else None,
+            self.clock,
+            self.scratch,
+        )
 
 
 class _Thread(local):

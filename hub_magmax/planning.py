@@ -20,6 +20,7 @@ from hub_magmax.digest import digest
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.lockfile import Lock
 from hub_magmax.recipe import Recipe, TensorRule
+from hub_magmax.scratch import IN_MEMORY_BYTES
 from hub_magmax.sidefiles import tokenizer_notices
 
 #: Elements of one tensor that are in memory at a time, per task.
@@ -194,10 +195,10 @@ class Plan:
         # A chunk: stored inputs, task vectors in float32, the merged vector and temporaries.
         per_chunk_element = 4 * (num_tasks + 1) + 4 * num_tasks + 24
         chunks = per_chunk_element * sum(min(size, budget.chunk_elements) for size in sizes)
-        per_element = 4 * num_tasks + 8 if method.form == "tensor" else method.held_bytes
-        return (
-            RUNTIME_BYTES + chunks + per_element * sum(sizes) + self._held_from_hub_bytes(method.form, budget)
-        )
+        if methods.surveys_model(self.lock.method):
+            sizes = [sum(job.num_elements for job in self.jobs if job.merged)]
+        held = sum(_held_bytes(method, num_tasks, size) for size in sizes)
+        return RUNTIME_BYTES + chunks + held + self._held_from_hub_bytes(method.form, budget)
 
     def budget(self, num_threads: int) -> Budget:
         """Return how much to work with at a time so that `output.memory` is kept, as near as can be told.
@@ -226,7 +227,7 @@ class Plan:
                 f"this merge needs about {needed} of memory in each process",
                 where="recipe, output.memory",
                 expected=f"at least that; found {format_bytes(limit)}",
-                hint="Raise it, or choose a method that keeps nothing of whole tensors: average, magmax.",
+                hint="Raise it, or choose a method that keeps nothing of tensors: average, magmax.",
             )
         return fitting
 
@@ -334,6 +335,16 @@ class Plan:
                 f"memory       about {format_bytes(self.peak_memory_bytes)} per process",
             ]
         )
+
+
+def _held_bytes(method: methods.MergeMethod, num_tasks: int, size: int) -> int:
+    """Return what is held of one tensor of so many elements, in memory and not in a file."""
+    if method.form == "tensor":
+        return (4 * num_tasks + 8) * size
+    within = min(size, IN_MEMORY_BYTES)
+    # Measured with `top-n`: what is not decided at once, of a tensor of a billion elements.
+    beyond = (size - within) * 3 // 4 if method.held_bytes else 0
+    return method.held_bytes * within + beyond
 
 
 def _halved(most: int, least: int) -> Iterator[int]:

@@ -80,7 +80,7 @@ class MergeReport:
         profile: Seconds of that run by kind of work, added up over the threads of the first process: `read`
             and `write` files, `compute`, `store` (hash what was written, have the disk keep it, send it),
             and `wait` for values that are read by another thread.
-        peak_memory_bytes: Largest resident set of the first process.
+        peak_memory_bytes: Largest resident set of the first process, files that it maps included.
         versions: Of Python and the packages that took part.
         notices: What the plan noted (tokenizers and heads that differ), and copies that are not finite.
         files: sha256 of every other file that the merge wrote, by name; not of the report itself.

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.source import RowMemory, TensorSource, tensor_place, torch_dtype
 from hub_magmax.planning import EXACT_REASON, TensorJob
+from hub_magmax.scratch import IN_MEMORY, Scratch
 
 T = TypeVar("T")
 
@@ -73,19 +74,21 @@ class StoredChunks:
     is_compiled: bool = False
     memory: ChunkMemory | None = None
     clock: Clock = field(default_factory=Clock)
+    scratch: Scratch = IN_MEMORY
 
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        return self._vectors(self.chunk_elements, self.chunk_elements)
+        return self.vectors(self._chunks())
 
     def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
-        return self._vectors(length, every)
+        return self.vectors(_runs(self.num_elements, length, every))
 
-    def _vectors(self, length: int, every: int) -> Iterator[tuple[int, Tensor]]:
-        for chunk in self._stored(self._read, length, every):
+    def vectors(self, parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, Float[Tensor, "tasks part"]]]:
+        """Yield parts, each from one element to before another, as task vectors."""
+        for chunk in self._stored(self._read, parts):
             found, probe = self._task_vectors(chunk)
             self.check(probe, chunk.start, chunk.base, chunk.checkpoints)
             yield chunk.start, found
@@ -100,22 +103,27 @@ class StoredChunks:
 
     def last_pass(self) -> Iterator[StoredChunk]:
         """Yield the chunks as stored."""
-        return self._stored(self._read_last, self.chunk_elements, self.chunk_elements)
+        return self._stored(self._read_last, self._chunks())
+
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        return _runs(self.num_elements, self.chunk_elements, self.chunk_elements)
 
     def _stored(
-        self, read: Callable[[int, int], StoredChunk], length: int, every: int
+        self, read: Callable[[int, int], StoredChunk], parts: Iterable[tuple[int, int]]
     ) -> Iterator[StoredChunk]:
-        size = self.num_elements
-        parts = [(start, min(start + length, size)) for start in range(0, size, every)]
         if self.reader is None:
             return (read(*part) for part in parts)
         return ahead(self.reader, (partial(read, *part) for part in parts), clock=self.clock)
 
     def _read_last(self, start: int, stop: int) -> StoredChunk:
         found = self._read(start, stop)
+        self.release(stop)
+        return found
+
+    def release(self, stop: int) -> None:
+        """Note that nothing before the element `stop` is going to be read again."""
         for source in (self.base, *self.tasks):
             source.release(self.name, stop)
-        return found
 
     def _read(self, start: int, stop: int) -> StoredChunk:
         with self.clock.spend("read"):
@@ -171,6 +179,60 @@ class StoredChunks:
                 expected=f"numbers that {str(merged.dtype).removeprefix('torch.')} can hold",
                 hint="Lower method.scaling, choose a wider output.dtype, or look at the method.",
             )
+
+
+def _runs(size: int, length: int, every: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the first `length` elements of every `every`, of so many in all."""
+    return ((start, min(start + length, size)) for start in range(0, size, every))
+
+
+@dataclass(frozen=True)
+class JoinedChunks:
+    """The task vectors of several tensors, one after the other, as if they were one tensor's.
+
+    Attributes:
+        tensors: None without elements.
+        expect: Called before every reading: tells sources that all tensors are read once, in order.
+    """
+
+    tensors: tuple[StoredChunks, ...]
+    expect: Callable[[], None]
+
+    @property
+    def num_tasks(self) -> int:
+        return self.tensors[0].num_tasks
+
+    @cached_property
+    def num_elements(self) -> int:
+        return sum(tensor.num_elements for tensor in self.tensors)
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.tensors[0].is_compiled
+
+    @property
+    def scratch(self) -> Scratch:
+        return self.tensors[0].scratch
+
+    def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
+        chunk_elements = self.tensors[0].chunk_elements
+        return self.runs(chunk_elements, chunk_elements)
+
+    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
+        """Yield runs as `Chunks` says, one that reaches from tensor to tensor in pieces."""
+        self.expect()
+        first = 0
+        for tensor in self.tensors:
+            begun = first // every * every - first
+            parts = (
+                (max(start, 0), min(start + length, tensor.num_elements))
+                for start in range(begun, tensor.num_elements, every)
+                if start + length > 0
+            )
+            for start, vectors in tensor.vectors(parts):
+                yield first + start, vectors
+            tensor.release(tensor.num_elements)
+            first += tensor.num_elements
 
 
 def copied_chunks(

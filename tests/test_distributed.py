@@ -65,12 +65,20 @@ def launch(*arguments: str, num_processes: int = 2) -> subprocess.CompletedProce
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("method", ["tunable_magmax"])
-def test_two_processes_give_the_same_bytes_as_one(tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "num_processes"),
+    [
+        ("tunable_magmax", 2),
+        ({"name": "tunable_magmax", "scope": "model"}, 4),
+        ({"name": "tunable_magmax", "scope": "model", "selection": "top-n"}, 2),
+    ],
+    ids=str,
+)
+def test_processes_give_the_same_bytes_as_one(tmp_path, method, num_processes):
     write_family(tmp_path, "abc", shapes={f"layer.{i}.weight": (40, 30) for i in range(6)})
     output = {"path": "two", "shard_size": "10KB"}
     recipe = write_recipe(tmp_path, method=method, preference={"geometric": {"ratio": 2}}, output=output)
-    done = launch("run", str(recipe))
+    done = launch("run", str(recipe), num_processes=num_processes)
     assert done.returncode == 0, done.stderr
     one = subprocess.run(
         [

@@ -231,6 +231,22 @@ def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
     assert made.memory_bytes(made.budget(3)) == made.memory_bytes(made.budget(2))  # there are two tensors
 
 
+def test_memory_does_not_grow_with_what_is_kept_in_files():
+    made = large()
+    of_a_billion = replace(made.jobs[0], num_elements=10**9)
+    made = replace(made, shards=(replace(made.shards[0], jobs=(of_a_billion,)),))
+    assert made.peak_memory_bytes < 1.5e9
+    average = replace(made, lock=replace(made.lock, method={"name": "average", "scaling": 1.0}))
+    assert average.peak_memory_bytes < 0.4e9
+
+
+def test_scope_model_keeps_what_one_tensor_of_all_elements_would():
+    made = large()
+    method = {**made.lock.method, "scope": "model"}
+    found = replace(made, lock=replace(made.lock, method=method))
+    assert found.peak_memory_bytes - made.peak_memory_bytes == 6 * 2**20
+
+
 def test_a_limit_makes_chunks_smaller_first_and_then_threads_fewer():
     whole = large().memory_bytes(large().budget(2))
     assert large(memory=whole).budget(2) == large().budget(2)

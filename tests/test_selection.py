@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.randomness import CounterGenerator
+from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection import (
     ArrayChunks,
     Chunks,
@@ -46,6 +47,7 @@ class CountedChunks:
     sizes: tuple[int, ...] = (1, 2, 300, 5, 70_000, 1000)
     reads: list[int] = field(default_factory=list)
     is_compiled: bool = False
+    scratch: Scratch = IN_MEMORY
 
     @property
     def num_tasks(self) -> int:

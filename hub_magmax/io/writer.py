@@ -95,9 +95,11 @@ class ShardFile:
 class PartialFolder:
     """The place beside the output where one merge is being made.
 
-    `NAME.partial/model` becomes the output; `NAME.partial/journal` holds what is finished.
+    `NAME.partial/model` becomes the output; `NAME.partial/journal` holds what is finished, and
+    `NAME.partial/survey` what was found out about the whole model before.
 
     Attributes:
+        folder, survey_folder: The first and the last of these.
         num_open: While one file is read back the next is written.
 
     Args:
@@ -118,6 +120,7 @@ class PartialFolder:
         self.output, self.plan_digest = output, plan_digest
         self._root = output.with_name(output.name + ".partial")
         self.folder, self._journal = self._root / "model", self._root / "journal"
+        self.survey_folder = self._root / "survey"
         self._lock = FileLock(self._root / "lock", blocking=False)
 
     def prepare(self, sources: str = "") -> None:
@@ -163,8 +166,10 @@ class PartialFolder:
 
     def _keep_finished_shards(self, identity: str) -> None:
         """Remove all but this merge's finished shards: nothing else may come into the output."""
-        if self._stored_identity() != identity and self._journal.exists():
-            shutil.rmtree(self._journal)
+        if self._stored_identity() != identity:
+            for folder in (self._journal, self.survey_folder):
+                if folder.exists():
+                    shutil.rmtree(folder)
         for folder in (self._journal, self.folder):
             folder.mkdir(exist_ok=True)
         self.sweep()
@@ -212,6 +217,7 @@ class PartialFolder:
     def forget(self, files: Iterable[str] | None = None) -> None:
         """Take these shards (None: any) for finished no more: the same merge makes them again."""
         if files is None:
+            shutil.rmtree(self.survey_folder, ignore_errors=True)
             files = [path.name.removesuffix(".json") for path in self._journal.glob("*.json")]
         for file in files:
             for kind in ("sent", "json"):
@@ -258,14 +264,15 @@ class PartialFolder:
         self._remove()
 
     def abandon(self) -> None:
-        """Remove the folder if no shard is finished yet, and let others write; called after an error."""
-        if self._lock.is_locked and not any(self._journal.glob("*.json")):
+        """Remove the folder if nothing in it can be gone on from, and let others write; after an error."""
+        finished = [folder.glob("*.json") for folder in (self._journal, self.survey_folder)]
+        if self._lock.is_locked and not any(map(any, finished)):
             self._remove()
         self.release()
 
     def _remove(self) -> None:
         # The lock goes last and is let go after that: nobody else can begin in a folder that vanishes.
-        for path in (self.folder, self._journal, self._root):
+        for path in (self.folder, self.survey_folder, self._journal, self._root):
             shutil.rmtree(path, ignore_errors=True)
         self.release()
 

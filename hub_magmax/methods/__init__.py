@@ -7,6 +7,7 @@ from hub_magmax.methods.registry import (
     linear_names,
     merge_method,
     method_names,
+    surveys_model,
 )
 from hub_magmax.plugins import check_options
 
@@ -18,4 +19,5 @@ __all__ = [
     "linear_names",
     "merge_method",
     "method_names",
+    "surveys_model",
 ]

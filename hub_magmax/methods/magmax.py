@@ -29,12 +29,13 @@ def tunable_magmax(
     preference: tuple[float, ...],
     generator: "CounterGenerator",
     selection: Literal["algorithm-1", "top-n"] = "algorithm-1",
-    scope: Literal["tensor"] = "tensor",
+    scope: Literal["tensor", "model"] = "tensor",
 ) -> TensorRule:
     """Give each task as many elements as the preference says, the largest first.
 
-    The preference becomes quotas, exact to the element, for each tensor. Uniform preference
-    gives every task the same number of elements, which is not MAGMAX: that has no quotas.
+    The preference becomes quotas, exact to the element, for each tensor or, with the scope `model`, for all
+    merged tensors together: then a task gets more of the tensors in which it moved most. Uniform
+    preference gives every task the same number of elements, which is not MAGMAX: that has no quotas.
     """
     from hub_magmax import selection as rules
 

@@ -245,7 +245,8 @@ def merge_method(
             "elementwise": the same for any run of elements, `"tasks chunk"` to `"chunk"`, so
             that memory does not grow with the tensor; every element must depend on its own
             column only.
-            "rule": a re-iterable of chunks; returns a `TensorRule` (see there).
+            "rule": a re-iterable of chunks; returns a `TensorRule` (see there). An option `scope` that is
+            "model" gives it the chunks of all merged tensors, as if they were one.
             "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
         held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it; what plans
@@ -281,6 +282,11 @@ METHODS: Registry[MergeMethod] = Registry(
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, the built-in ones first, then those of other packages."""
     return METHODS.names()
+
+
+def surveys_model(method: Mapping[str, Any]) -> bool:
+    """Say whether a method, as a lock describes it, looks at all tensors before the first is merged."""
+    return method.get("scope") == "model" and get_method(method["name"]).form == "rule"
 
 
 def linear_names() -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -18,13 +18,14 @@ def ties(
     *,
     preference: tuple[float, ...],
     density: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.2,
+    scope: Literal["tensor", "model"] = "tensor",
 ) -> TensorRule:
     """Average, per element, the tasks that agree with the sign elected by weighted mass.
 
-    Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor,
-    `ceil(density · n)` elements and everything that ties with the smallest of them. The
-    preference weights both the election and the average; uniform preference gives TIES as
-    published (Yadav et al. 2023), except that trimming is per tensor.
+    Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor or, with the
+    scope `model`, in all merged tensors: `ceil(density · n)` elements and everything that ties with the
+    smallest of them. The preference weights both the election and the average; uniform preference and the
+    scope `model` give TIES as published (Yadav et al. 2023).
     """
     import torch
 

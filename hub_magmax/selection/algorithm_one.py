@@ -74,8 +74,8 @@ def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[n
     largest among tasks 1 and above, which the last step asks for.
     """
     num_tasks = chunks.num_tasks
-    owners = Owners(chunks.num_elements)
-    codes = np.zeros(chunks.num_elements, dtype=_code_type(num_tasks))
+    owners = Owners(chunks.num_elements, chunks.scratch)
+    codes = chunks.scratch.zeros(chunks.num_elements, _code_type(num_tasks))
     if num_tasks == 1:
         return owners, codes
     if chunks.is_compiled and num_tasks <= _COMPILED_TASKS:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.scratch import IN_MEMORY, Scratch
 
 # Elements decided at a time: temporaries of this size stay in the cache.
 BLOCK_ELEMENTS = 1 << 16
@@ -38,6 +39,11 @@ class Chunks(Protocol):
     @property
     def is_compiled(self) -> bool: ...
 
+    @property
+    def scratch(self) -> Scratch:
+        """Where arrays with a number for each element lie."""
+        ...
+
     def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]: ...
 
     def runs(self, length: int, every: int) -> Iterator[tuple[int, Float32[Tensor, "tasks run"]]]:
@@ -52,6 +58,7 @@ class ArrayChunks:
     task_vectors: Float32[Tensor, " tasks *shape"]
     chunk_elements: int = 1 << 18
     is_compiled: bool = False
+    scratch: Scratch = IN_MEMORY
 
     @property
     def num_tasks(self) -> int:

@@ -77,7 +77,9 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
     active = tuple(task for task, quota in enumerate(quotas) if quota)
     check_task_count(len(active), limit=MAX_TASKS)
     if len(active) <= 1:
-        return _describe(quotas, active, (0.0,) * len(active), Owners(chunks.num_elements), 0.0)
+        return _describe(
+            quotas, active, (0.0,) * len(active), Owners(chunks.num_elements, chunks.scratch), 0.0
+        )
     chunks = _hold(chunks)
     source = survey(chunks, active, generator)
     wanted = np.array([quotas[task] for task in active], dtype=np.int64)

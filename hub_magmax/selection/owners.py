@@ -10,6 +10,7 @@ from jaxtyping import Int64, Shaped, UInt8
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
+from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS
 from hub_magmax.selection.draws import Keys, keys_of
 
@@ -32,8 +33,8 @@ class Owners:
     A byte is a task, or a mark of 64 and above that its user gives a meaning.
     """
 
-    def __init__(self, num_elements: int) -> None:
-        self.owner = np.zeros(num_elements, dtype=np.uint8)
+    def __init__(self, num_elements: int, scratch: Scratch = IN_MEMORY) -> None:
+        self.owner: UInt8[np.ndarray, " elements"] = scratch.zeros(num_elements, np.uint8)
 
     def blocks(self) -> Iterator[tuple[int, UInt8[np.ndarray, " block"]]]:
         for start in range(0, len(self.owner), BLOCK_ELEMENTS):

@@ -40,7 +40,7 @@ def settle(market: Market, box: Box, sample: Stock) -> Split:
     source, num_tasks = market.source, len(box.prices)
     contest = (_CompiledContest if source.is_compiled else _Contest)(source, box)
     grouping = _Grouping(box, sample)
-    owners = Owners(source.num_elements)
+    owners = Owners(source.num_elements, source.scratch)
     counts = np.zeros(256, dtype=np.int64)
     rest = _Rest(num_tasks)
     for start, block in source.blocks():

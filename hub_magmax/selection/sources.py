@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
+from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Chunks, blocks, run_of
 from hub_magmax.selection.draws import SAMPLE
 
@@ -36,6 +37,7 @@ class Stock:
     scale: float
     generator: CounterGenerator
     is_compiled: bool
+    scratch = IN_MEMORY
 
     @property
     def num_elements(self) -> int:
@@ -83,6 +85,10 @@ class Stream:
     @property
     def is_compiled(self) -> bool:
         return self.chunks.is_compiled
+
+    @property
+    def scratch(self) -> Scratch:
+        return self.chunks.scratch
 
     def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
         return blocks(self.chunks)

@@ -1,0 +1,156 @@
+"""One survey of all merged tensors, for methods whose scope is the model.
+
+The task vectors of all tensors, in the plan's order, are to such a method one long tensor: its quotas or
+thresholds are found once, over all elements, and every tensor is then merged by its part of the rule.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from xxhash import xxh3_128
+
+from hub_magmax import kernels
+from hub_magmax.core import tensor_rule
+from hub_magmax.errors import RecipeError
+from hub_magmax.io.writer import os_errors, write_text
+from hub_magmax.methods import TensorRule
+from hub_magmax.planning import TensorJob
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection import Chunks
+
+#: What draws of a whole model are named after; tensors' own draws are named after the tensor.
+_GENERATOR_NAME = "the whole model"
+_PIECE_ELEMENTS = 2**20
+#: What rules may combine rows with, so that a stored rule can be found again.
+_COMBINED_BY = {function.__name__: function for function in (kernels.given, kernels.ties_merge)}
+
+
+@dataclass(frozen=True)
+class ModelRule:
+    """How every tensor is merged.
+
+    Attributes:
+        rule: Of all elements.
+        starts: Index of each tensor's first element among them, by name.
+    """
+
+    rule: TensorRule
+    starts: Mapping[str, int]
+
+    def part(self, name: str) -> TensorRule:
+        """Return one tensor's rule. What is known of the whole model is said by the first tensor's."""
+        first, rule = self.starts[name], self.rule
+        found = replace(rule, per_element=lambda start, count: rule.per_element(first + start, count))
+        return replace(found, num_unaligned=(), duality_gap=None) if first else found
+
+
+def survey(
+    jobs: Iterable[TensorJob],
+    chunks: Chunks,
+    method: Mapping[str, Any],
+    weights: tuple[float, ...],
+    seed: int,
+    folder: Path | None = None,
+) -> ModelRule:
+    """Find the rule of all merged tensors.
+
+    Args:
+        jobs: The merged tensors, in order.
+        chunks: The task vectors of all of them.
+        method: As a lock describes it.
+        weights: One per task.
+        seed: Of the recipe.
+        folder: Keeps the rule for whoever asks again: the other processes, or the same merge after an
+            interruption. Of several that ask at a time, one works and the others wait.
+
+    Raises:
+        OutputError: If `folder` cannot be written.
+    """
+    merged = list(jobs)
+    ends = [0, *accumulate(job.num_elements for job in merged)]
+    starts = {job.name: start for job, start in zip(merged, ends, strict=False)}
+    assert ends[-1] == chunks.num_elements
+
+    def find() -> TensorRule:
+        shape = (chunks.num_elements,)
+        return tensor_rule(chunks, shape, method, weights, CounterGenerator(seed, _GENERATOR_NAME))
+
+    if folder is None:
+        return ModelRule(find(), starts)
+    with os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if (known := _kept(folder)) is None:
+                _keep(folder, find(), chunks.num_elements)
+                known = _kept(folder)
+    assert known is not None
+    return ModelRule(known, starts)
+
+
+def _keep(folder: Path, rule: TensorRule, num_elements: int) -> None:
+    """Store a rule: what it gives for each element in files, the rest as text, last."""
+    if _COMBINED_BY.get(rule.combine.__name__) is not rule.combine:
+        raise RecipeError(
+            "this method cannot look at the whole model", where="method.scope", expected="scope: tensor"
+        )
+    arrays = []
+    for number, first in enumerate(rule.per_element(0, 0)):
+        with (folder / str(number)).open("wb") as file:
+            digest = xxh3_128()
+            for start in range(0, num_elements, _PIECE_ELEMENTS):
+                count = min(_PIECE_ELEMENTS, num_elements - start)
+                content = rule.per_element(start, count)[number].numpy().tobytes()
+                digest.update(content)
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        arrays.append({"dtype": str(first.numpy().dtype), "digest": digest.hexdigest()})
+    facts = {
+        "combine": rule.combine.__name__,
+        "selects": rule.selects,
+        "arrays": arrays,
+        "per_task": [values.tolist() for values in rule.per_task],
+        "num_unaligned": rule.num_unaligned,
+        "duality_gap": rule.duality_gap,
+    }
+    write_text(folder / "rule.json", json.dumps(facts))
+
+
+def _kept(folder: Path) -> TensorRule | None:
+    """Return the rule that was stored, if it is there, whole and as it was."""
+    try:
+        facts = json.loads((folder / "rule.json").read_text(encoding="utf-8"))
+        found = [_opened(folder / str(number), **array) for number, array in enumerate(facts["arrays"])]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if any(array is None for array in found):
+        return None
+    arrays = [array for array in found if array is not None]
+    return TensorRule(
+        _COMBINED_BY[facts["combine"]],
+        facts["selects"],
+        lambda start, count: tuple(array[start : start + count] for array in arrays),
+        tuple(torch.tensor(values, dtype=torch.float32) for values in facts["per_task"]),
+        tuple(facts["num_unaligned"]),
+        facts["duality_gap"],
+    )
+
+
+def _opened(path: Path, dtype: str, digest: str) -> Tensor | None:
+    """Return a file as a tensor that is read when it is used, or None if it is not what was stored."""
+    array = np.memmap(path, dtype, mode="c")  # as nobody writes to it, no copy is ever made
+    found = xxh3_128()
+    for start in range(0, len(array), _PIECE_ELEMENTS):
+        found.update(array[start : start + _PIECE_ELEMENTS].data)
+    return torch.from_numpy(np.asarray(array)) if found.hexdigest() == digest else None
