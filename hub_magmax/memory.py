@@ -24,7 +24,7 @@ from hub_magmax.io.remote import HubSource
 from hub_magmax.io.source import MemorySource, TensorSource, torch_dtype
 from hub_magmax.io.vocabulary import TOKENIZER_NAME
 from hub_magmax.lockfile import Lock
-from hub_magmax.methods import TensorRule, surveys_model
+from hub_magmax.methods import TensorRule, get_method, surveys_model
 from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import Recipe
@@ -101,7 +101,11 @@ class Workbench:
         Raises:
             NonFiniteError: At a NaN or infinity in a checkpoint.
         """
-        chunks = {job.name: self._chunks(job) for job in self.plan.jobs if job.merged}
+        unread = get_method(method["name"]).unread(weights)
+        base, *tasks = self.sources.values()
+        # The base model in place of a checkpoint makes its task vector zero.
+        read = tuple(base if task in unread else source for task, source in enumerate(tasks))
+        chunks = {job.name: self._chunks(job, base, read) for job in self.plan.jobs if job.merged}
         with one_thread(), torch.inference_mode():
             rule_of = self._rules(chunks, method, weights)
             return MergedVector(self, {name: _merged(rule_of(name), found) for name, found in chunks.items()})
@@ -120,9 +124,8 @@ class Workbench:
 
         return rule_of
 
-    def _chunks(self, job: TensorJob) -> StoredChunks:
-        base, *tasks = self.sources.values()
-        return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, self._reader)
+    def _chunks(self, job: TensorJob, base: TensorSource, tasks: tuple[TensorSource, ...]) -> StoredChunks:
+        return StoredChunks(job.name, job.num_elements, base, tasks, CHUNK_ELEMENTS, self._reader)
 
 
 def _merged(rule: TensorRule, chunks: StoredChunks) -> Tensor:

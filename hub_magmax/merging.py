@@ -232,7 +232,7 @@ class _Engine:
     def survey(self) -> None:
         """Find the rule of a method whose scope is the model."""
         lock, jobs = self.plan.lock, [job for job in self.plan.jobs if job.merged]
-        names = {source: [job.name for job in jobs] for source in lock.sources}
+        names = {source: [name for job in jobs for name in job.inputs(source)] for source in lock.sources}
         with ThreadPoolExecutor(1) as reader, torch.inference_mode(), self.clock.spend("compute"):
             tensors = tuple(self._chunks(job, reader) for job in jobs)
             chunks = JoinedChunks(tensors, partial(self.expect, names))
@@ -325,7 +325,10 @@ class _Engine:
             yield merged
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
-        base, *tasks = [self.sources[name] for name in self.plan.lock.sources]
+        # The base model in place of a checkpoint makes its task vector zero.
+        base, *tasks = [
+            self.sources["base_model" if name in job.unread else name] for name in self.plan.lock.sources
+        ]
         return StoredChunks(
             job.name,
             job.num_elements,

@@ -47,6 +47,7 @@ class TensorJob:
         dtype: Of the output, in safetensors' names.
         source: "merge", or the name of the source that is copied.
         reason: Why it is copied; empty for a merged tensor.
+        unread: Tasks that do not count for a merged tensor, such as those of weight zero.
     """
 
     name: str
@@ -55,6 +56,7 @@ class TensorJob:
     num_elements: int
     source: str
     reason: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def merged(self) -> bool:
@@ -67,6 +69,7 @@ class TensorJob:
     def inputs(self, source: str) -> tuple[str, ...]:
         """Return the names of the tensors that are read of a source to make this one."""
         is_read = self.merged or source == self.source or self.reason == EXACT_REASON
+        is_read = is_read and source not in self.unread
         return (self.name,) if is_read else ()
 
 
@@ -285,6 +288,7 @@ class Plan:
             "tensors_merged": len(merged),
             "tensors_copied": len(copied),
             "tensors_left_out": list(self.left_out),
+            "tasks_not_read": list(next((job.unread for job in self.jobs if job.unread), ())),
             "ranks": self.ranks,
             "elements_merged": sum(job.num_elements for job in merged),
             "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
@@ -326,6 +330,8 @@ class Plan:
             lines.append(f"adapter      {len(ranks):,} layers, {rank}")
         if not methods.get_method(method["name"]).uses_preference:
             lines.append(f"note         {method['name']} ignores the preference")
+        if unread := next((job.unread for job in self.jobs if job.unread), ()):
+            lines.append(f"not read     {', '.join(unread)}: no part of the result")
         lines += [f"note         {notice}" for notice in self.notices]
         return "\n".join(
             [
@@ -383,8 +389,10 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     base = indexes["base_model"].tensors
     names = [*base, *_added_names(indexes, rules)]
     decided = [(name, rule_for(name, rules)) for name in names]
+    method = methods.get_method(lock.method["name"])
+    unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
     jobs = [
-        _job(name, rule, indexes, recipe.output.dtype)
+        _job(name, rule, indexes, recipe.output.dtype, unread)
         for name, rule in decided
         if rule is None or rule.take != "nothing"
     ]
@@ -482,7 +490,13 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def _job(name: str, rule: TensorRule | None, indexes: Mapping[str, CheckpointIndex], dtype: str) -> TensorJob:
+def _job(
+    name: str,
+    rule: TensorRule | None,
+    indexes: Mapping[str, CheckpointIndex],
+    dtype: str,
+    unread: tuple[str, ...],
+) -> TensorJob:
     if rule is not None:
         if name not in indexes[rule.take].tensors:
             raise MismatchError(
@@ -498,7 +512,7 @@ def _job(name: str, rule: TensorRule | None, indexes: Mapping[str, CheckpointInd
     if base.num_elements == 0:
         return _copy(base, "base_model", "no elements", dtype)
     out = base.dtype if dtype == "auto" else OUTPUT_DTYPES[dtype]
-    return TensorJob(name, base.shape, out, base.num_elements, "merge")
+    return TensorJob(name, base.shape, out, base.num_elements, "merge", unread=unread)
 
 
 def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:

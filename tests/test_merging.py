@@ -482,3 +482,29 @@ def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
     merged(family, "bound", chunk_elements=None, method="magmax", output={"memory": limit})
     assert [(budget.num_threads, budget.chunk_elements) for budget in seen] == [(2, 2**18), (2, 8)]
     assert hashes(family / "free") == hashes(family / "bound")
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("weights", [{"a": 0.7, "c": 0.3}, {"b": 1}], ids=str)
+def test_tasks_that_do_not_count_are_not_read_and_change_nothing(family, method, weights, monkeypatch):
+    preference = {"weights": weights}
+    found = merged(family, method=method, preference=preference)
+    planned = plan(load_recipe(write_recipe(family, method=method, preference=preference))).to_dict()
+    unread = planned["tasks_not_read"]
+    monkeypatch.setattr("hub_magmax.methods.registry.MergeMethod.unread", lambda *arguments: ())
+    read = merged(family, "read", method=method, preference=preference)
+    assert (found.shards, found.shares, found.num_unaligned) == (read.shards, read.shares, read.num_unaligned)
+    floats = 4 * found.elements_merged
+    assert read.bytes_in - found.bytes_in == floats * len(unread)
+    name = method if isinstance(method, str) else method["name"]
+    expected = {"magmax": 0, "last_task": 2, "single_task": 2}
+    assert len(unread) == expected.get(name, 3 - len(weights))
+
+
+def test_a_checkpoint_that_is_not_read_may_be_damaged(family):
+    tensors = load_file(family / "b" / "model.safetensors")
+    tensors["layer.0.weight"][3, 5] = float("nan")
+    save_file(tensors, family / "b" / "model.safetensors", metadata={"format": "pt"})
+    assert merged(family, preference={"weights": {"a": 0.7, "c": 0.3}}).shares["b"] == 0
+    with pytest.raises(NonFiniteError, match="is nan"):
+        merged(family, "other", preference={"weights": {"a": 0.7, "b": 0.1, "c": 0.2}})

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from hub_magmax.methods.registry import TensorRule, merge_method
+from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
 
 
-@merge_method("random_mix", source="arXiv:2407.06322", scaling=1.0, form="rule")
+@merge_method("random_mix", source="arXiv:2407.06322", scaling=1.0, form="rule", uses=preferred)
 def random_mix(
     chunks: "Chunks", *, preference: tuple[float, ...], generator: "CounterGenerator"
 ) -> TensorRule:
@@ -28,17 +28,28 @@ def random_mix(
     )
 
 
-@merge_method("single_task", source="baseline", scaling=1.0, form="rule")
+def _most_preferred(preference: tuple[float, ...]) -> int:
+    return max(range(len(preference)), key=lambda task: (preference[task], task))
+
+
+@merge_method(
+    "single_task",
+    source="baseline",
+    scaling=1.0,
+    form="rule",
+    uses=lambda weights: (_most_preferred(weights),),
+)
 def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> TensorRule:
     """Take everything from the most preferred task; equal preferences go to the later task.
 
     Uniform preference therefore gives the last task.
     """
-    most = max(range(len(preference)), key=lambda task: (preference[task], task))
-    return _always(most)
+    return _always(_most_preferred(preference))
 
 
-@merge_method("last_task", source="baseline", scaling=1.0, form="rule")
+@merge_method(
+    "last_task", source="baseline", scaling=1.0, form="rule", uses=lambda weights: (len(weights) - 1,)
+)
 def last_task(chunks: "Chunks") -> TensorRule:
     """Take everything from the last task: sequential fine-tuning as it is. Ignores the preference."""
     return _always(chunks.num_tasks - 1)

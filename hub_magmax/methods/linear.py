@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hub_magmax.methods.registry import TensorRule, merge_method
+from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.selection import Chunks
 
 
-@merge_method("average", source="arXiv:2203.05482", scaling=1.0, form="linear")
+@merge_method("average", source="arXiv:2203.05482", scaling=1.0, form="linear", uses=preferred)
 def average(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
     """Average the task vectors, each weighted by its preference.
 
@@ -20,7 +20,7 @@ def average(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ..
     return preference
 
 
-@merge_method("task_arithmetic", source="arXiv:2212.04089", scaling=0.3, form="linear")
+@merge_method("task_arithmetic", source="arXiv:2212.04089", scaling=0.3, form="linear", uses=preferred)
 def task_arithmetic(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
     """Add the task vectors, each multiplied by its preference times the number of tasks.
 
@@ -29,7 +29,7 @@ def task_arithmetic(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[f
     return tuple(weight * num_tasks for weight in preference)
 
 
-@merge_method("agreement", source="hub_magmax", scaling=0.6, form="rule")
+@merge_method("agreement", source="hub_magmax", scaling=0.6, form="rule", uses=preferred)
 def agreement(
     chunks: "Chunks",
     *,

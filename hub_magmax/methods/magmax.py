@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from hub_magmax.methods.registry import TensorRule, given_rule, merge_method
+from hub_magmax.methods.registry import TensorRule, given_rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.randomness import CounterGenerator
@@ -22,7 +22,9 @@ def magmax(chunks: "Chunks") -> TensorRule:
 
 # Measured at 1B parameters and five tasks: 2.4 bytes with `algorithm-1`, 3.3 with `top-n`; the codes of more
 # tasks are longer.
-@merge_method("tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule", held_bytes=6)
+@merge_method(
+    "tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule", held_bytes=6, uses=preferred
+)
 def tunable_magmax(
     chunks: "Chunks",
     *,

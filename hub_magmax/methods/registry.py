@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -85,6 +85,7 @@ class MergeMethod:
         scaling: Default scaling coefficient λ.
         form: What `function` receives; see `merge_method`.
         held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it.
+        uses: Takes the preference and returns the numbers of the tasks that count; None: all.
         options: Recipe options as pydantic field definitions, (annotation, default) by name.
         supplied: Which of `SUPPLIED` the function asks for.
         summary: First line of the function's docstring.
@@ -99,6 +100,12 @@ class MergeMethod:
     supplied: tuple[str, ...]
     summary: str
     held_bytes: int = 0
+    uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None
+
+    def unread(self, preference: tuple[float, ...]) -> tuple[int, ...]:
+        """Return the tasks that do not count under a preference; zeros do in place of their task vectors."""
+        used = range(len(preference)) if self.uses is None else self.uses(preference)
+        return tuple(task for task in range(len(preference)) if task not in used)
 
     @property
     def uses_preference(self) -> bool:
@@ -227,8 +234,19 @@ def given_rule(found: Tensor, **facts: Any) -> TensorRule:
     return TensorRule(kernels.given, per_element=per_element, **facts)
 
 
+def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
+    """Return the tasks with a weight."""
+    return tuple(task for task, weight in enumerate(preference) if weight > 0)
+
+
 def merge_method(
-    name: str, *, source: str, scaling: float = 1.0, form: Form = "tensor", held_bytes: int = 0
+    name: str,
+    *,
+    source: str,
+    scaling: float = 1.0,
+    form: Form = "tensor",
+    held_bytes: int = 0,
+    uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a function into a merge method.
 
@@ -251,6 +269,8 @@ def merge_method(
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
         held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it; what plans
             say and `output.memory` limits.
+        uses: Takes the preference and returns the tasks, from zero, on whose vectors the result depends; the
+            others are not read, and the function gets zeros in their place. None: all.
     """
 
     if form not in get_args(Form):
@@ -266,6 +286,7 @@ def merge_method(
             options=MappingProxyType(options_of(function, without=SUPPLIED)),
             supplied=tuple(name for name in inspect.signature(function).parameters if name in SUPPLIED),
             held_bytes=held_bytes,
+            uses=uses,
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )
         return function

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from hub_magmax.methods.registry import TensorRule, merge_method
+from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.selection import Chunks
 
 
-@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule")
+@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule", uses=preferred)
 def ties(
     chunks: "Chunks",
     *,
