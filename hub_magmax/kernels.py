@@ -125,54 +125,60 @@ def given(rows: Rows, found: Shaped[Tensor, " chunk"]) -> Shaped[Tensor, " chunk
     return found
 
 
-def magnitude_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
-    """Return each task's `keep`-th largest magnitude in a tensor, exactly.
+def magnitude_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[Tensor, "ranks tasks"]:
+    """Return the magnitudes of some ranks in each task's part of a tensor, exactly.
 
     Memory does not grow with the tensor's size.
 
     Args:
         chunks: The tensor's task vectors; read once, and a sample of them before if they are not small; more
             often only where the sample misleads.
-        keep: From 0 to the number of elements; 0 gives infinity.
+        ranks: From 1, the largest magnitude, to the number of elements; 0 gives infinity.
     """
-    assert 0 <= keep <= chunks.num_elements
-    if keep == 0:
-        return torch.full((chunks.num_tasks,), math.inf)
-    if chunks.num_tasks * chunks.num_elements <= _HELD_NUMBERS:
-        magnitudes = torch.cat([block.abs() for _, block in chunks], dim=1)
-        return magnitudes.kthvalue(chunks.num_elements - keep + 1, dim=1).values
-    return _count_thresholds(chunks, keep)
+    assert all(0 <= rank <= chunks.num_elements for rank in ranks)
+    shape = len(ranks), chunks.num_tasks
+    if chunks.num_elements == 0:
+        return torch.full(shape, math.inf)
+    if chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
+        return _count_thresholds(chunks, ranks)
+    above_all = torch.full((chunks.num_tasks, 1), math.inf)
+    magnitudes = torch.cat([*(block.abs() for _, block in chunks), above_all], dim=1)
+    found = [magnitudes.kthvalue(chunks.num_elements - rank + 1, dim=1).values for rank in ranks]
+    return torch.stack(found) if found else torch.empty(shape)
 
 
-def _count_thresholds(chunks: Chunks, keep: int) -> Float32[Tensor, " tasks"]:
+def _count_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[Tensor, "ranks tasks"]:
     """Find the thresholds of a tensor of any size by counting.
 
     The bits of a non-negative float32 sort like the number. A sample brackets each threshold; one pass
     counts what lies above its bracket and makes a histogram of what lies inside. Where the bracket is
     wrong, or too wide to count every magnitude in it, another pass takes a better one.
     """
-    brackets = _sampled_brackets(chunks, keep)
+    brackets = _sampled_brackets(chunks, ranks)
     while not all(bracket.is_found for bracket in brackets):
         for _, block in chunks:
-            for bracket, row in zip(brackets, block, strict=True):
-                bracket.count(row, is_compiled=chunks.is_compiled)
-        brackets = [bracket.narrowed(keep) for bracket in brackets]
+            for bracket in brackets:
+                bracket.count(block[bracket.task], is_compiled=chunks.is_compiled)
+        brackets = [bracket.narrowed() for bracket in brackets]
     bits = torch.tensor([bracket.low for bracket in brackets], dtype=torch.int32)
-    return bits.view(torch.float32)
+    return bits.view(torch.float32).view(chunks.num_tasks, len(ranks)).T.contiguous()
 
 
-def _sampled_brackets(chunks: Chunks, keep: int) -> list[_Bracket]:
+def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
+    """Return a bracket for every rank of the first task, of the second one, and so on."""
     runs = [block.abs().numpy().view(np.int32) for _, block in chunks.runs(_SAMPLE_RUN, _SAMPLE_STRIDE)]
-    share = keep / chunks.num_elements
     most_bins = min(_MOST_BINS, max(chunks.num_elements // _ELEMENTS_PER_BIN, _FEWEST_BINS))
     brackets = []
-    for row in np.concatenate(runs, axis=1):
+    for task, row in enumerate(np.concatenate(runs, axis=1)):
         bits = np.sort(row)[::-1]
-        # Six standard deviations of a count, and a few for samples in which it is small.
-        margin = 6 * math.sqrt(len(bits) * share * (1 - share)) + 16
-        above, below = math.floor(share * len(bits) - margin), math.ceil(share * len(bits) + margin)
-        high = int(bits[above]) if above >= 0 else _MOST_BITS
-        brackets.append(_Bracket(int(bits[below]) if below < len(bits) else 0, high, most_bins))
+        for rank in ranks:
+            share = rank / chunks.num_elements
+            # Six standard deviations of a count, and a few for samples in which it is small.
+            margin = 6 * math.sqrt(len(bits) * share * (1 - share)) + 16
+            above, below = math.floor(share * len(bits) - margin), math.ceil(share * len(bits) + margin)
+            high = int(bits[above]) if above >= 0 else _MOST_BITS
+            low = int(bits[below]) if below < len(bits) else 0
+            brackets.append(_Bracket(task, rank, most_bins, low, high))
     return brackets
 
 
@@ -181,10 +187,13 @@ _MOST_BITS = 0x7F800000
 
 
 class _Bracket:
-    """Two magnitudes, as bits, between which a threshold is thought to be, and counts of a pass."""
+    """Two magnitudes, as bits, between which that of a rank is thought to be, and counts of a pass."""
 
-    def __init__(self, low: int, high: int, most_bins: int, *, is_found: bool = False) -> None:
-        self.low, self.high, self.most_bins, self.is_found = low, high, most_bins, is_found
+    def __init__(
+        self, task: int, rank: int, most_bins: int, low: int, high: int, *, is_found: bool = False
+    ) -> None:
+        self.task, self.rank, self.most_bins = task, rank, most_bins
+        self.low, self.high, self.is_found = low, high, is_found
         self._shift = max(0, (high - low).bit_length() - most_bins.bit_length() + 1)
         self._num_above = 0
         num_bins = ((high - low) >> self._shift) + 1
@@ -193,7 +202,9 @@ class _Bracket:
         self._most, self._least = np.zeros((2, num_bins), dtype=np.int32)
 
     def count(self, row: Float32[Tensor, " chunk"], *, is_compiled: bool) -> None:
-        """Count the magnitudes of a chunk."""
+        """Count the magnitudes of a chunk of the task; nothing where the threshold is found."""
+        if self.is_found:
+            return
         if is_compiled:
             bounds = np.int32(self.low), np.int32(self.high)
             scratch = np.empty(loops.BLOCK + 1, np.int32)
@@ -211,20 +222,23 @@ class _Bracket:
         np.maximum.at(self._most, places, inside - self.low + 1)
         np.maximum.at(self._least, places, self.high - inside + 1)
 
-    def narrowed(self, keep: int) -> _Bracket:
+    def narrowed(self) -> _Bracket:
         """Return the bracket of the next pass; the threshold alone, where it is found."""
         if self.is_found:
             return self
-        rank = keep - self._num_above
+        rank = self.rank - self._num_above
         if rank <= 0:
-            return _Bracket(self.high, _MOST_BITS, self.most_bins)
+            return self._between(self.high, _MOST_BITS, is_found=self.high == _MOST_BITS)
         from_the_top = self._bins[::-1].cumsum()
         if rank > from_the_top[-1]:
-            return _Bracket(0, self.low, self.most_bins)
+            return self._between(0, self.low)
         place = len(self._bins) - 1 - int(np.searchsorted(from_the_top, rank))
         # Values of 16 bits are far apart as float32, so most bins hold one of them, many times.
         low, high = self.high + 1 - int(self._least[place]), self.low - 1 + int(self._most[place])
-        return _Bracket(low, high, self.most_bins, is_found=low == high)
+        return self._between(low, high, is_found=low == high)
+
+    def _between(self, low: int, high: int, *, is_found: bool = False) -> _Bracket:
+        return _Bracket(self.task, self.rank, self.most_bins, low, high, is_found=is_found)
 
 
 def ties_merge(

@@ -173,6 +173,10 @@ def test_a_sum_keeps_the_shape_and_its_argument():
 # Thresholds
 
 
+def thresholds_of(chunks: ArrayChunks, rank: int) -> Tensor:
+    return kernels.magnitude_thresholds(chunks, [rank])[0]
+
+
 @pytest.fixture(params=["held", "counted"])
 def size(request, monkeypatch):
     """Make every tensor a small or a large one."""
@@ -190,15 +194,18 @@ def test_thresholds_are_the_magnitudes_of_that_rank(kind):
         "scales": normal(3, 50) * 10.0 ** torch.arange(-30.0, 20.0),
     }[kind]
 
-    for keep in (1, 2, 25, 49, 50):
-        found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, chunk_elements=7), keep)
-        assert found.tolist() == [oracles.threshold(vector, keep) for vector in task_vectors.numpy()]
+    ranks = (1, 2, 25, 49, 50, 25)
+    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, chunk_elements=7), ranks)
+    assert found.tolist() == [
+        [oracles.threshold(vector, rank) for vector in task_vectors.numpy()] for rank in ranks
+    ]
 
 
 @pytest.mark.usefixtures("size")
 def test_a_threshold_that_keeps_nothing_is_infinite():
-    assert kernels.magnitude_thresholds(ArrayChunks(normal(2, 5)), 0).tolist() == [math.inf] * 2
-    assert kernels.magnitude_thresholds(ArrayChunks(torch.zeros(2, 0)), 0).tolist() == [math.inf] * 2
+    assert thresholds_of(ArrayChunks(normal(2, 5)), 0).tolist() == [math.inf] * 2
+    assert thresholds_of(ArrayChunks(torch.zeros(2, 0)), 0).tolist() == [math.inf] * 2
+    assert kernels.magnitude_thresholds(ArrayChunks(normal(2, 5)), []).shape == (0, 2)
 
 
 @pytest.mark.usefixtures("size")
@@ -206,9 +213,9 @@ def test_a_threshold_that_keeps_nothing_is_infinite():
 def test_thresholds_do_not_depend_on_the_chunks(chunk_elements):
     task_vectors = tied(2, 500, seed=3) / 3
 
-    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, chunk_elements), 123)
+    found = thresholds_of(ArrayChunks(task_vectors, chunk_elements), 123)
 
-    assert torch.equal(found, kernels.magnitude_thresholds(ArrayChunks(task_vectors), 123))
+    assert torch.equal(found, thresholds_of(ArrayChunks(task_vectors), 123))
 
 
 @pytest.mark.parametrize("keep", [1, 60, 3000, 5900, 6000])
@@ -220,15 +227,15 @@ def test_a_sample_that_misleads_costs_passes_and_changes_nothing(keep, sampled, 
     task_vectors = normal(2, 6000)
     task_vectors[:, : kernels._SAMPLE_RUN] *= sampled
 
-    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, 1000), keep)
+    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors, 1000), [keep, 300])
 
-    assert torch.equal(found, task_vectors.abs().sort(dim=1, descending=True).values[:, keep - 1])
+    assert torch.equal(found, task_vectors.abs().sort(dim=1, descending=True).values[:, [keep - 1, 299]].T)
 
 
 def test_large_tensors_are_counted_and_give_what_sorting_gives():
     task_vectors = normal(2, 700_000)
 
-    found = kernels.magnitude_thresholds(ArrayChunks(task_vectors), 140_000)
+    found = thresholds_of(ArrayChunks(task_vectors), 140_000)
 
     assert torch.equal(found, task_vectors.abs().sort(dim=1, descending=True).values[:, 139_999])
 
@@ -263,7 +270,7 @@ def test_ties_agrees_with_exact_arithmetic(num_tasks, num_elements, seed, densit
     # Whole numbers and weights in eighths: sums are exact in float32, so signs are too.
     task_vectors = tied(num_tasks, num_elements, seed)
     weights = (np.random.default_rng(seed).multinomial(8, np.ones(num_tasks) / num_tasks) / 8).tolist()
-    thresholds = kernels.magnitude_thresholds(ArrayChunks(task_vectors), math.ceil(density * num_elements))
+    thresholds = thresholds_of(ArrayChunks(task_vectors), math.ceil(density * num_elements))
 
     found = kernels.ties_merge(task_vectors, thresholds, weights)
 
@@ -273,7 +280,7 @@ def test_ties_agrees_with_exact_arithmetic(num_tasks, num_elements, seed, densit
 
 def test_ties_with_a_one_hot_preference_is_that_task_trimmed():
     task_vectors = normal(3, 100)
-    thresholds = kernels.magnitude_thresholds(ArrayChunks(task_vectors), 20)
+    thresholds = thresholds_of(ArrayChunks(task_vectors), 20)
 
     found = kernels.ties_merge(task_vectors, thresholds, [0.0, 1.0, 0.0])
 
@@ -360,11 +367,11 @@ def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
 def test_compiled_loops_find_the_same_thresholds(keep, decimals):
     task_vectors = normal(4, 300_000).round(decimals=decimals)
     slow, fast = (
-        kernels.magnitude_thresholds(ArrayChunks(task_vectors, 70_000, is_compiled), keep)
+        kernels.magnitude_thresholds(ArrayChunks(task_vectors, 70_000, is_compiled), [keep, 2000])
         for is_compiled in (False, True)
     )
     assert torch.equal(slow, fast)
-    assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, keep - 1])
+    assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, [keep - 1, 1999]].T)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (0.3, 0.0, 0.7), (1e-12, 1 - 1e-12), (0.2,) * 5])

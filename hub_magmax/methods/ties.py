@@ -33,6 +33,6 @@ def ties(
 
     # As written: 0.07 of 100 is 7, though the nearest float to 0.07 lies above it.
     keep = math.ceil(Fraction(repr(density)) * chunks.num_elements)
-    thresholds = kernels.magnitude_thresholds(chunks, keep)
+    (thresholds,) = kernels.magnitude_thresholds(chunks, (keep,))
     weights = torch.tensor(preference, dtype=torch.float32)
     return TensorRule(kernels.ties_merge, per_task=(thresholds, weights))
