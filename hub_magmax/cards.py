@@ -78,6 +78,18 @@ _PAPERS = {
         2023,
         "{TIES}-Merging: Resolving Interference When Merging Models",
     ),
+    "2311.03099": (
+        "dare",
+        "Yu, Le",
+        2023,
+        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
+    ),
+    "2312.06795": (
+        "breadcrumbs",
+        "Davari, MohammadReza",
+        2023,
+        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
+    ),
     "2407.06322": (
         "magmax",
         "Marczak, Daniel",

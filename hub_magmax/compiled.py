@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hub_magmax.loops import AGREEING, BLOCK, LARGEST, TIES, WEIGHTED
+from hub_magmax.loops import AGREEING, BAND, BLOCK, DROPPED, DROPPED_TIES, LARGEST, TIES
 
 _compiled: Any = njit(nogil=True, error_model="numpy")
 
@@ -34,6 +34,8 @@ _MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
+#: What leaves elements of the task vectors out.
+_SPARSE = (TIES, BAND, DROPPED, DROPPED_TIES)
 #: Below every float, as `_in_order` has them.
 _LEAST = np.int32(-(2**31))
 _SPREAD = np.int64(0x9E3779B97F4A7C15 - 2**64)
@@ -123,12 +125,37 @@ def _trim(row, least, trimmed):
 
 
 @_compiled
-def _add_agreeing(row, weight, elected, total, mass):
+def _trim_both(row, least, most, trimmed):
+    for i in range(trimmed.shape[0]):
+        magnitude = abs(row[i])
+        trimmed[i] = row[i] if (magnitude >= least) & (magnitude <= most) else np.float32(0.0)
+
+
+@_compiled
+def _mask(row, kept, bit, masked):
+    for i in range(masked.shape[0]):
+        masked[i] = row[i] if kept[i] & bit else np.float32(0.0)
+
+
+@_compiled
+def _sparsify(kind, task, row, per_task, kept, found):
+    """Set what a rule leaves out of a task vector to zero; `kept` are its bits of this block."""
+    if kind == TIES:
+        _trim(row, per_task[0, task], found)
+    elif kind == BAND:
+        _trim_both(row, per_task[0, task], per_task[1, task], found)
+    else:
+        bit = np.uint8(np.uint8(1) << np.uint8(task % 8))
+        _mask(row, kept[task // 8], bit, found)
+
+
+@_compiled
+def _add_agreeing(row, weight, share, elected, total, mass):
     zero = np.float32(0.0)
     for i in range(total.shape[0]):
         agrees = ((row[i] > 0) & (elected[i] > 0)) | ((row[i] < 0) & (elected[i] < 0))
         total[i] = total[i] + (row[i] * weight if agrees else zero)
-        mass[i] = mass[i] + (weight if agrees else zero)
+        mass[i] = mass[i] + (share if agrees else zero)
 
 
 @_compiled
@@ -139,19 +166,28 @@ def _divide(total, mass, found):
 
 
 @_compiled
-def _ties(rows, thresholds, weights, found, total, mass, elected, trimmed):
-    size = total.shape[0]
-    elected[:] = np.float32(-0.0)
-    for task in range(rows.shape[0]):
-        _trim(rows[task, :size], thresholds[task], trimmed)
-        if weights[task] != 0:
-            _add(trimmed, weights[task], elected)
+def _elected_mean(rows, weights, shares, found, spare):
+    size = found.shape[0]
+    total, mass, elected = spare[0, :size], spare[1, :size], spare[2, :size]
+    _weighted_sum(rows, weights, elected)
     total[:] = np.float32(0.0)
     mass[:] = np.float32(0.0)
     for task in range(rows.shape[0]):
-        _trim(rows[task, :size], thresholds[task], trimmed)
-        _add_agreeing(trimmed, weights[task], elected, total, mass)
+        _add_agreeing(rows[task, :size], weights[task], shares[task], elected, total, mass)
     _divide(total, mass, found)
+
+
+@_compiled
+def _add_up(kind, rows, per_task, found, spare):
+    size, weights = found.shape[0], per_task[per_task.shape[0] - 1]
+    if kind == AGREEING:
+        _agreeing_sum(rows, weights, found, spare[0, :size], spare[1, :size])
+    elif kind == TIES:
+        _elected_mean(rows, weights, weights, found, spare)
+    elif kind == DROPPED_TIES:
+        _elected_mean(rows, weights, per_task[0], found, spare)
+    else:
+        _weighted_sum(rows, weights, found)
 
 
 @_compiled
@@ -194,14 +230,17 @@ def _count(winners, task):
 
 
 @_compiled
-def merge_chunk(kind, stored, first, second, given, scaling, out, counts, scratch, whole):
+def merge_chunk(kind, stored, per_task, given, scaling, out, counts, scratch, whole):
     """Merge one chunk into `out`, add up the elements of each task, and return the largest bits met.
 
     Args:
         kind: One of the constants above.
         stored: A row of bits per checkpoint, the base model's first: float32 as uint32, bfloat16 as uint16.
-        first, second: float32 per task: weights, or thresholds and weights.
-        given: Winners, for `GIVEN`; else empty.
+        per_task: float32, tasks in its columns. The last row holds weights; before it `TIES` has thresholds,
+            `BAND` the least and the largest magnitudes, `DROPPED_TIES` shares. `LARGEST` and `GIVEN` have no
+            rows.
+        given: uint8, elements in its columns: winners for `GIVEN`, what is kept as `drop` writes it for
+            `DROPPED` and `DROPPED_TIES`; else no rows.
         scaling: Scaling coefficient, float32.
         out: Merged elements as bits, of the same dtype.
         counts: int64 per task; changed for `LARGEST` and `GIVEN`.
@@ -212,28 +251,27 @@ def merge_chunk(kind, stored, first, second, given, scaling, out, counts, scratc
     shift = np.uint32(32 - 8 * stored.itemsize)
     rows, spare = scratch[:num_tasks], scratch[num_tasks + 2 :]
     bases, merged = scratch[num_tasks], scratch[num_tasks + 1]
-    owners, best = whole[0], whole[1]
     largest = np.uint32(0)
     for start in range(0, num_elements, BLOCK):
         size = min(BLOCK, num_elements - start)
         stop = start + size
-        base, found, winners = bases[:size], merged[:size], owners[:size]
+        base, found, winners = bases[:size], merged[:size], whole[0, :size]
         _widen(stored[0, start:stop], shift, base)
         for task in range(num_tasks):
-            moved = _difference(stored[task + 1, start:stop], shift, base, rows[task, :size])
+            row = rows[task, :size]
+            # Not in place: that becomes a masked store.
+            vector = spare[3, :size] if kind in _SPARSE else row
+            moved = _difference(stored[task + 1, start:stop], shift, base, vector)
             largest = max(largest, moved)
-        if kind == WEIGHTED:
-            _weighted_sum(rows, first, found)
-        elif kind == AGREEING:
-            _agreeing_sum(rows, first, found, spare[0, :size], spare[1, :size])
-        elif kind == TIES:
-            total, mass, elected, trimmed = spare[0, :size], spare[1, :size], spare[2, :size], spare[3, :size]
-            _ties(rows, first, second, found, total, mass, elected, trimmed)
+            if kind in _SPARSE:
+                _sparsify(kind, task, vector, per_task, given[:, start:stop], row)
+        if kind < LARGEST:
+            _add_up(kind, rows, per_task, found, spare)
         else:
             if kind == LARGEST:
-                _largest(rows, best[:size], winners)
+                _largest(rows, whole[1, :size], winners)
             else:
-                _copy(given[start:stop], winners)
+                _copy(given[0, start:stop], winners)
             for task in range(num_tasks):
                 counts[task] += _count(winners, np.int32(task))
             _take(rows, winners, found)
@@ -419,6 +457,44 @@ def mix(start, before, middle, edges, names, owner, scratch):
         for n in range(part.shape[0]):
             scratch[n] = _key(start + first + n, before, middle)
         _place(scratch, edges, names, part)
+    return np.int64(0)
+
+
+@_compiled
+def _draw_pair(start, before, middle, first, second):
+    """Write the lower and the upper half of each key."""
+    for i in range(first.shape[0]):
+        key = np.uint64(_key(start + i, before, middle))
+        first[i] = np.uint32(key)
+        second[i] = np.uint32(key >> np.uint64(32))
+
+
+@_compiled
+def _mark(drawn, most, bit, kept):
+    for i in range(kept.shape[0]):
+        kept[i] = np.uint8(kept[i] | (bit if drawn[i] <= most else np.uint8(0)))
+
+
+@_compiled
+def drop(start, streams, most, kept, scratch):
+    """Set a bit for every task and element that is kept: for 8 tasks in each row, the first one's lowest.
+
+    Args:
+        start: Index of the first element.
+        streams: uint64, a row of two constants per pair of tasks.
+        most: uint32; an element is kept for the first task of a pair if the lower half of its key is at most
+            this, and for the second one if the upper half is.
+        kept: uint8, elements in its columns, zero before.
+        scratch: uint32, 2 rows of `BLOCK`.
+    """
+    for begin in range(0, kept.shape[1], BLOCK):
+        end = min(begin + BLOCK, kept.shape[1])
+        first, second = scratch[0, : end - begin], scratch[1, : end - begin]
+        for pair in range(streams.shape[0]):
+            _draw_pair(start + begin, streams[pair, 0], streams[pair, 1], first, second)
+            bit = np.uint8(np.uint8(1) << np.uint8(pair % 4 * 2))
+            _mark(first, most, bit, kept[pair // 4, begin:end])
+            _mark(second, most, np.uint8(bit << np.uint8(1)), kept[pair // 4, begin:end])
     return np.int64(0)
 
 

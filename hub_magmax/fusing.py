@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from hub_magmax import kernels, loops, selection
+from hub_magmax import dropping, kernels, loops, selection
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Merged, Pass
 
@@ -85,6 +85,9 @@ def _kind(rule: TensorRule) -> int | None:
         kernels.weighted_sum: loops.WEIGHTED,
         kernels.agreeing_sum: loops.AGREEING,
         kernels.ties_merge: loops.TIES,
+        kernels.banded_sum: loops.BAND,
+        dropping.dropped_sum: loops.DROPPED,
+        dropping.dropped_ties: loops.DROPPED_TIES,
         selection.largest_magnitude: loops.LARGEST,
     }
     return kinds.get(rule.combine)
@@ -100,15 +103,14 @@ def _merge_compiled(
 ) -> Merged:
     rows = stored_rows(chunk, dtype)
     num_tasks, num_elements = len(rows) - 1, rows.shape[1]
-    given = per_element[0].numpy() if per_element else np.empty(0, np.uint8)
-    per_task = [values.numpy() for values in rule.per_task] or [np.empty(0, np.float32)]
+    given = np.atleast_2d(per_element[0].numpy().T) if per_element else np.empty((0, 0), np.uint8)
+    per_task = torch.stack(rule.per_task).numpy() if rule.per_task else np.empty((0, 0), np.float32)
     merged = torch.empty(num_elements, dtype=rows.dtype)
     counts = np.zeros(num_tasks, np.int64)
     largest = loops.merge_chunk(
         kind,
         bits_of(rows),
-        per_task[0],
-        per_task[-1],
+        per_task,
         given,
         scaling,
         bits_of(merged),

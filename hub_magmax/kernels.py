@@ -251,22 +251,39 @@ def ties_merge(
         thresholds: Elements below their task's threshold count as zero.
         weights: Weight of each task in the election and in the average.
 
-    Returns:
-        Σ w_t τ_t / Σ w_t over the tasks whose trimmed element has the sign of Σ w_t τ_t; zero
-        where that sum is zero.
-
     Source: TIES (arXiv:2306.01708), section 4, with weights.
     """
-    shares = _as_tensor(weights)
     trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in zip(rows, thresholds, strict=True)]
-    elected = weighted_sum(trimmed, shares).sign()
+    return elected_mean(trimmed, weights, weights)
+
+
+def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[Tensor, " chunk"]:
+    """Return Σ w_t τ_t / Σ s_t over the tasks whose element has the sign of Σ w_t τ_t over all.
+
+    Zero where that sum is zero.
+
+    Args:
+        rows: One chunk of each task vector.
+        weights: The w_t.
+        shares: The s_t; equal to the weights for a mean.
+    """
+    elected = weighted_sum(rows, weights).sign()
     total = torch.zeros_like(elected)
     mass = torch.zeros_like(elected)
-    for row, weight in zip(trimmed, shares, strict=True):
+    for row, weight, share in zip(rows, _as_tensor(weights), _as_tensor(shares), strict=True):
         agrees = (row.sign() == elected) & (elected != 0)
         total = total + torch.where(agrees, row * weight, 0.0)
-        mass = mass + torch.where(agrees, weight, 0.0)
+        mass = mass + torch.where(agrees, share, 0.0)
     return torch.where(mass > 0, total / mass, 0.0)
+
+
+def banded_sum(
+    rows: Rows, least: Float32[Tensor, " tasks"], most: Float32[Tensor, " tasks"], weights: Weights
+) -> Float32[Tensor, " chunk"]:
+    """Return Σ w_t τ_t over the elements whose magnitude is from `least` to `most` of their task."""
+    bounds = zip(rows, least, most, strict=True)
+    kept = [torch.where((row.abs() >= low) & (row.abs() <= high), row, 0.0) for row, low, high in bounds]
+    return weighted_sum(kept, weights)
 
 
 def random_mix(

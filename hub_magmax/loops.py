@@ -33,7 +33,7 @@ BLOCK = 2048
 INFINITY_BITS = 0x7F800000
 
 #: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
-WEIGHTED, AGREEING, TIES, LARGEST, GIVEN = range(5)
+WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 
 _SOURCE = Path(__file__).with_name("compiled.py")
 _SYMBOL = "hub_magmax_loop"
@@ -99,6 +99,7 @@ task_vectors = Loop("task_vectors")
 rank = Loop("rank")
 draw = Loop("draw")
 mix = Loop("mix")
+drop = Loop("drop")
 count_magnitudes = Loop("count_magnitudes")
 largest = Loop("largest")
 settle = Loop("settle")

@@ -33,7 +33,9 @@ from hub_magmax.selection import Chunks
 _GENERATOR_NAME = "the whole model"
 _PIECE_ELEMENTS = 2**20
 #: What rules may combine rows with, so that a stored rule can be found again.
-_COMBINED_BY = {function.__name__: function for function in (kernels.given, kernels.ties_merge)}
+_COMBINED_BY = {
+    function.__name__: function for function in (kernels.given, kernels.ties_merge, kernels.banded_sum)
+}
 
 
 @dataclass(frozen=True)

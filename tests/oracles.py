@@ -225,6 +225,29 @@ def ties_merge(
     return merged
 
 
+def is_kept(density: float, seed: int, name: str, task: int, index: int) -> bool:
+    """DARE: a half of the key of stream 6 · 256 + ⌊task / 2⌋ lies below; the lower half for even tasks."""
+    key = random_key(seed, name, 6 * 256 + task // 2, index) % _WORD
+    half = key >> 32 if task % 2 else key % 2**32
+    return Fraction(half, 2**32) < Fraction(density)
+
+
+def dropped(task_vectors: np.ndarray, density: float, seed: int, name: str) -> np.ndarray:
+    """DARE: every element is divided by the density or zero."""
+    return np.array([
+        [value / density if is_kept(density, seed, name, task, i) else 0.0 for i, value in enumerate(vector)]
+        for task, vector in enumerate(task_vectors.astype(np.float64))
+    ])  # fmt: skip
+
+
+def breadcrumbs(vector: np.ndarray, density: str, outliers: str) -> list[float]:
+    """Without the outliers, and of the rest those from the largest to the last that is wanted."""
+    magnitudes = sorted((abs(float(value)) for value in vector), reverse=True)
+    removed = math.floor(Fraction(outliers) * len(vector))
+    band = magnitudes[removed:][: math.ceil(Fraction(density) * len(vector))]
+    return [float(value) if band[-1] <= abs(value) <= band[0] else 0.0 for value in vector]
+
+
 def random_mix(draws: Sequence[float], weights: Sequence[float]) -> Iterator[int]:
     """The task whose share of [0, 1) holds each draw."""
     for draw in draws:

@@ -538,6 +538,8 @@ def test_a_method_that_ignores_the_preference_says_so():
         ("magmax", "2407.06322"),
         ("random_mix", "2407.06322"),
         ("ties", "2306.01708"),
+        ("dare", "2311.03099"),
+        ("breadcrumbs", "2312.06795"),
         ("task_arithmetic", "2212.04089"),
         ("average", "2203.05482"),
     ],

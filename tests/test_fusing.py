@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hub_magmax import fusing, kernels, loops, passes, selection
+from hub_magmax import dropping, fusing, kernels, loops, passes, selection
 from hub_magmax.fusing import compiles, make_step
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Pass
@@ -16,6 +16,11 @@ RULES = {
     "weighted sum": TensorRule(kernels.weighted_sum, per_task=(WEIGHTS,)),
     "agreeing sum": TensorRule(kernels.agreeing_sum, per_task=(WEIGHTS,)),
     "ties": TensorRule(kernels.ties_merge, per_task=(torch.tensor([0.05, 0.0, 0.1]), WEIGHTS)),
+    "banded sum": TensorRule(
+        kernels.banded_sum, per_task=(torch.tensor([0.05, 0.0, 0.1]), torch.tensor([0.1, 0.2, 0.1]), WEIGHTS)
+    ),
+    "dropped sum": TensorRule(dropping.dropped_sum, per_task=(WEIGHTS / 0.3,)),
+    "dropped ties": TensorRule(dropping.dropped_ties, per_task=(WEIGHTS * 0.3, WEIGHTS)),
     "magmax": TensorRule(selection.largest_magnitude, selects=True),
     "given winners": TensorRule(kernels.given, selects=True),
 }
@@ -37,10 +42,14 @@ def chunk_of(length, dtype, seed=0, other=None):
     return StoredChunk(0, base, [checkpoints[0].to(other), *checkpoints[1:]])
 
 
-def winners_of(rule, length):
-    if rule != "given winners":
-        return ()
-    return (torch.randint(0, 3, (length,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8),)
+def given_for(rule, length):
+    """Winners, or what is kept for which task; nothing for most rules."""
+    generator = torch.Generator().manual_seed(1)
+    if rule == "given winners":
+        return (torch.randint(0, 3, (length,), generator=generator, dtype=torch.uint8),)
+    if rule.startswith("dropped"):
+        return (torch.randint(0, 256, (1, length), generator=generator, dtype=torch.uint8).T,)
+    return ()
 
 
 def same_bits(one, other):
@@ -52,9 +61,9 @@ def same_bits(one, other):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 def test_compiled_passes_give_the_same_bits(rule, dtype, out, length):
-    chunk, winners = chunk_of(length, dtype), winners_of(rule, length)
+    chunk, given = chunk_of(length, dtype), given_for(rule, length)
     fast, slow = (
-        make_step(RULES[rule], out, 0.3, is_compiled=compiled)(chunk, winners) for compiled in (True, False)
+        make_step(RULES[rule], out, 0.3, is_compiled=compiled)(chunk, given) for compiled in (True, False)
     )
     assert same_bits(fast[0], slow[0]) and fast[0].dtype == out
     assert fast[1].tolist() == slow[1].tolist()
@@ -63,9 +72,9 @@ def test_compiled_passes_give_the_same_bits(rule, dtype, out, length):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_checkpoints_of_several_dtypes_are_compiled_too(rule):
-    chunk, winners = chunk_of(1000, torch.bfloat16, other=torch.float32), winners_of(rule, 1000)
+    chunk, given = chunk_of(1000, torch.bfloat16, other=torch.float32), given_for(rule, 1000)
     fast, slow = (
-        make_step(RULES[rule], torch.bfloat16, 0.3, is_compiled=compiled)(chunk, winners)
+        make_step(RULES[rule], torch.bfloat16, 0.3, is_compiled=compiled)(chunk, given)
         for compiled in (True, False)
     )
     assert same_bits(fast[0], slow[0])
@@ -107,11 +116,11 @@ def test_rules_of_plugins_run_operation_by_operation():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_pieces_give_what_the_whole_gives(rule, monkeypatch):
-    chunk, winners = chunk_of(1000, torch.bfloat16), winners_of(rule, 1000)
+    chunk, given = chunk_of(1000, torch.bfloat16), given_for(rule, 1000)
     step = make_step(RULES[rule], torch.bfloat16, 0.3, is_compiled=False)
-    whole, counts, _ = step(chunk, winners)
+    whole, counts, _ = step(chunk, given)
     monkeypatch.setattr(passes, "PIECE_ELEMENTS", 77)
-    merged, found, _ = step(chunk, winners)
+    merged, found, _ = step(chunk, given)
     assert merged.equal(whole) and found.equal(counts)
     assert counts.sum() == (1000 if RULES[rule].selects else 0)
 
@@ -123,7 +132,7 @@ def test_probe_is_not_finite_where_an_input_is_not(rule, value, is_compiled):
     chunk = chunk_of(5000, torch.float32)
     chunk.checkpoints[1][4321] = value
     step = make_step(RULES[rule], torch.float32, 0.3, is_compiled=is_compiled)
-    assert not math.isfinite(step(chunk, winners_of(rule, 5000))[2])
+    assert not math.isfinite(step(chunk, given_for(rule, 5000))[2])
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

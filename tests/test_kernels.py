@@ -289,6 +289,17 @@ def test_ties_with_a_one_hot_preference_is_that_task_trimmed():
     assert torch.equal(found, task_vectors[1] * kept)
 
 
+# Breadcrumbs
+
+
+def test_magnitudes_that_equal_a_bound_are_in_the_band():
+    task_vectors = torch.tensor([[3.0, -3.0, 3.1, 2.0, -1.9], [1.0, 2.0, -4.0, 0.0, 1.0]])
+
+    found = kernels.banded_sum(task_vectors, torch.tensor([2.0, 0.0]), torch.tensor([3.0, 1.0]), [1.0, 0.5])
+
+    assert found.tolist() == [3.5, -3.0, 0.0, 2.0, 0.5]
+
+
 # Random mix
 
 
@@ -352,11 +363,12 @@ def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
 
     def merged(part: slice) -> Tensor:
         task_vectors = kernels.task_vectors(base[part], [checkpoint[part] for checkpoint in checkpoints])
-        both = (
+        found = (
             kernels.weighted_sum(task_vectors, weights),
             kernels.ties_merge(task_vectors, thresholds, weights),
+            kernels.banded_sum(task_vectors, thresholds, 2 * thresholds, weights),
         )
-        return torch.stack([kernels.apply_update(base[part], one, 0.3, stored) for one in both])
+        return torch.stack([kernels.apply_update(base[part], one, 0.3, stored) for one in found])
 
     parts = [merged(slice(start, start + step)) for start in range(0, 2000, step)]
     assert torch.equal(torch.cat(parts, dim=1), merged(slice(0, 2000)))

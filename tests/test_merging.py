@@ -23,6 +23,9 @@ METHODS = [
     "average",
     "task_arithmetic",
     {"name": "ties", "density": 0.4},
+    "dare",
+    {"name": "dare_ties", "density": 0.4},
+    {"name": "breadcrumbs", "density": 0.4, "outliers": 0.1},
     "random_mix",
     "single_task",
     "last_task",
@@ -30,6 +33,7 @@ METHODS = [
     "tunable_magmax",
     {"name": "tunable_magmax", "selection": "top-n"},
     {"name": "ties", "density": 0.4, "scope": "model"},
+    {"name": "breadcrumbs", "density": 0.4, "outliers": 0.1, "scope": "model"},
     {"name": "tunable_magmax", "scope": "model"},
     {"name": "tunable_magmax", "selection": "top-n", "scope": "model"},
 ]
@@ -125,9 +129,11 @@ def test_seed_changes_the_draw(family):
     assert merged(family, "first", seed=1).shards != merged(family, "second", seed=2).shards
 
 
-@pytest.mark.parametrize("method", ["average", "random_mix", "single_task", "tunable_magmax", "ties"])
+@pytest.mark.parametrize(
+    "method", ["average", "random_mix", "single_task", "tunable_magmax", "ties", "dare_ties"]
+)
 def test_one_hot_preference_at_scaling_one_returns_that_checkpoint(family, method):
-    values = {"name": method, "scaling": 1.0} | ({"density": 1.0} if method == "ties" else {})
+    values = {"name": method, "scaling": 1.0} | ({"density": 1.0} if "ties" in method else {})
     merged(family, method=values, preference={"weights": {"b": 1}})
     found, expected = read_merged(family / "merged"), read_merged(family / "b")
     for name, tensor in expected.items():
@@ -249,11 +255,11 @@ def test_source_that_changed_since_the_lock_is_refused(family):
         plan(recipe, locked)
 
 
-@pytest.mark.parametrize("method", ["average", "agreement", "ties", "random_mix", "magmax", "tunable_magmax"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_compiled_loops_merge_to_the_same_bytes(family, method, monkeypatch):
-    slow = merged(family, "slow", method={"name": method}, preference=PREFERENCE)
+    slow = merged(family, "slow", method=method, preference=PREFERENCE)
     monkeypatch.setattr("hub_magmax.merging.compiles", lambda num_elements: True)
-    fast = merged(family, "fast", method={"name": method}, preference=PREFERENCE)
+    fast = merged(family, "fast", method=method, preference=PREFERENCE)
     assert fast.shards == slow.shards
 
 

@@ -77,6 +77,30 @@ def ties(density: float) -> Oracle:
     return oracle
 
 
+def dare(density: float) -> Oracle:
+    def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+        return len(weights) * average(oracles.dropped(vectors, density, 0, ""), weights)
+
+    return oracle
+
+
+def dare_ties(density: float) -> Oracle:
+    def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+        kept = oracles.dropped(vectors, density, 0, "") != 0
+        merged = oracles.ties_merge(np.where(kept, vectors, 0.0), [0.0] * len(vectors), weights)
+        return np.array(merged) / density
+
+    return oracle
+
+
+def breadcrumbs(density: float, outliers: float) -> Oracle:
+    def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+        masked = [oracles.breadcrumbs(vector, str(density), str(outliers)) for vector in vectors]
+        return len(weights) * average(np.array(masked), weights)
+
+    return oracle
+
+
 def magmax(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return vectors[oracles.magmax(vectors), np.arange(vectors.shape[1])]
 
@@ -94,6 +118,13 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
     ("task_arithmetic", {}, lambda vectors, weights: len(weights) * average(vectors, weights)),
     ("ties", {"density": 0.2}, ties(0.2)),
     ("ties", {"density": 1.0}, ties(1.0)),
+    ("dare", {"density": 0.3}, dare(0.3)),
+    ("dare", {"density": 1.0}, dare(1.0)),
+    ("dare_ties", {"density": 0.6}, dare_ties(0.6)),
+    ("dare_ties", {"density": 1.0}, dare_ties(1.0)),
+    ("breadcrumbs", {}, breadcrumbs(0.15, 0.006)),
+    ("breadcrumbs", {"density": 0.3, "outliers": 0.1}, breadcrumbs(0.3, 0.1)),
+    ("breadcrumbs", {"density": 1.0, "outliers": 0.5}, breadcrumbs(1.0, 0.5)),
     ("single_task", {}, single_task),
     ("last_task", {}, lambda vectors, weights: vectors[-1]),
     ("magmax", {}, magmax),
@@ -101,6 +132,13 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
     ("tunable_magmax", {"selection": "algorithm-1"}, None),
     ("tunable_magmax", {"selection": "top-n"}, None),
 ]
+#: With these options a method leaves nothing out.
+WHOLE: dict[str, dict[str, Any]] = {
+    "ties": {"density": 1.0},
+    "dare": {"density": 1.0},
+    "dare_ties": {"density": 1.0},
+    "breadcrumbs": {"density": 1.0, "outliers": 0.0},
+}
 SELECTING = {"single_task", "last_task", "magmax", "random_mix", "tunable_magmax"}
 
 
@@ -152,8 +190,20 @@ def test_one_hot_preference_returns_that_task_bit_for_bit(case, name, options):
 @pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
 def test_single_task_is_returned_unchanged(name, options):
     vectors = CASES["one task"]
-    dense = options | {"density": 1.0} if name == "ties" else options
-    assert merge_tensors(vectors, method=name, **dense).equal(vectors[0])
+    assert merge_tensors(vectors, method=name, **options | WHOLE.get(name, {})).equal(vectors[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("dare", "task_arithmetic"), ("breadcrumbs", "task_arithmetic"), ("dare_ties", "ties")],
+)
+def test_methods_that_leave_nothing_out_are_others_bit_for_bit(case, name, other):
+    vectors = CASES[case]
+    for weights in preferences(len(vectors)):
+        found = merge_tensors(vectors, preference=weights, method=name, **WHOLE[name])
+        expected = merge_tensors(vectors, preference=weights, method=other, **WHOLE.get(other, {}))
+        assert found.view(torch.int32).equal(expected.view(torch.int32))
 
 
 @pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
@@ -182,7 +232,8 @@ def test_method_says_what_it_does_with_the_preference(name):
 def test_default_scaling_is_that_of_the_papers():
     scalings = {name: methods.get_method(name).scaling for name in registry.BUILT_IN}
     half = dict.fromkeys(("magmax", "tunable_magmax"), 0.5)
-    assert scalings == dict.fromkeys(scalings, 1.0) | half | {"task_arithmetic": 0.3, "agreement": 0.6}
+    added = dict.fromkeys(("task_arithmetic", "dare", "breadcrumbs"), 0.3)
+    assert scalings == dict.fromkeys(scalings, 1.0) | half | added | {"agreement": 0.6}
 
 
 def test_agreement_by_hand():
@@ -193,11 +244,50 @@ def test_agreement_by_hand():
     torch.testing.assert_close(found, torch.tensor([3.0, 1 / 3, 0.0]), rtol=1e-6, atol=1e-6)
 
 
+def test_breadcrumbs_by_hand():
+    # Of ten magnitudes 10 is removed, and of the rest the three largest stay: 9, 8, 7. In the second task 5
+    # is removed as well as kept, since it ties with the largest kept one, and 2 ties with the smallest.
+    first = [1.0, -10.0, 9.0, 2.0, -8.0, 3.0, 7.0, 4.0, -5.0, 6.0]
+    second = [5.0, -5.0, 2.0, 3.0, -2.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    found = merge_tensors(
+        torch.tensor([first, second]),
+        preference=(0.25, 0.75),
+        method="breadcrumbs",
+        density=0.3,
+        outliers=0.1,
+    )
+    kept = [0.0, 0.0, 9.0, 0.0, -8.0, 0.0, 7.0, 0.0, 0.0, 0.0], [5.0, -5.0, 2.0, 3.0, -2.0, 0, 0, 0, 0, 0]
+    assert found.tolist() == [0.5 * one + 1.5 * other for one, other in zip(*kept, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("density", "outliers", "count"), [(0.15, 0.006, 150), (0.07, 0.07, 70), (0.0001, 0, 1), (0.9, 0.29, 710)]
+)
+def test_breadcrumbs_keep_the_share_of_the_elements_that_was_written(density, outliers, count):
+    vectors = _normal(2, 1000)
+    for task in range(2):
+        weights = tuple(float(t == task) for t in range(2))
+        found = merge_tensors(
+            vectors, preference=weights, method="breadcrumbs", density=density, outliers=outliers
+        )
+        magnitudes = vectors[task].abs().sort(descending=True).values
+        removed = math.floor(round(1000 * outliers, 9))
+        assert found.count_nonzero() == count
+        assert found.abs().sort(descending=True).values[:count].equal(2 * magnitudes[removed:][:count])
+
+
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
         ({"method": "magmx"}, "there is no merge method"),
         ({"method": "ties", "density": 0}, "greater than 0"),
+        ({"method": "dare", "density": 0}, "greater than 0"),
+        ({"method": "dare", "density": math.nan}, "finite"),
+        ({"method": "dare_ties", "density": 1.1}, "less than or equal to 1"),
+        ({"method": "dare_ties", "outliers": 0.1}, "outliers"),
+        ({"method": "breadcrumbs", "density": 0}, "greater than 0"),
+        ({"method": "breadcrumbs", "outliers": -0.1}, "greater than or equal to 0"),
+        ({"method": "breadcrumbs", "outliers": 1}, "less than 1"),
         ({"method": "magmax", "density": 0.5}, "density"),
         ({"preference": (0.5, 0.5)}, "2 weights for 4 tasks"),
         ({"preference": (0.5, 0.5, 0.5, 0.5)}, "sum to"),

@@ -32,7 +32,10 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "agreement": "hub_magmax.methods.linear",
         "average": "hub_magmax.methods.linear",
         "task_arithmetic": "hub_magmax.methods.linear",
-        "ties": "hub_magmax.methods.ties",
+        "ties": "hub_magmax.methods.sparse",
+        "dare": "hub_magmax.methods.sparse",
+        "dare_ties": "hub_magmax.methods.sparse",
+        "breadcrumbs": "hub_magmax.methods.sparse",
         "random_mix": "hub_magmax.methods.choice",
         "single_task": "hub_magmax.methods.choice",
         "last_task": "hub_magmax.methods.choice",
@@ -61,7 +64,7 @@ class TensorRule:
             or, when `selects` is set, the number of each element's winner (uint8, from zero).
         selects: Every element comes from exactly one task; the merge then counts winners.
         per_element: Takes the index of a chunk's first element and its length; returns tensors
-            of that length.
+            of that length, along their first axis.
         per_task: Tensors that are the same for all chunks.
         num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
         duality_gap: Relative distance of `top-n` from the optimum, or None.

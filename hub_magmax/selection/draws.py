@@ -10,8 +10,9 @@ from jaxtyping import Int64
 from hub_magmax.randomness import CounterGenerator
 
 # Streams, one for each use and task: the stream of a use is this number plus the task.
-# Samples and orders need no task.
-DROP, ALIGN, FILL, SHARE, SAMPLE, ORDER = range(0, 6 * 256, 256)
+# Samples and orders need no task. DARE adds the number of a pair of tasks, which share a key, and comes last:
+# it takes any number of them.
+DROP, ALIGN, FILL, SHARE, SAMPLE, ORDER, DARE = range(0, 7 * 256, 256)
 #: From positions in a tensor or a market to the keys of these elements.
 Keys = Callable[[Int64[np.ndarray, " count"]], Int64[np.ndarray, " count"]]
 

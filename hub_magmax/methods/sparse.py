@@ -1,0 +1,145 @@
+"""Methods that keep a part of each task vector, and add or average what is left."""
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from hub_magmax.methods.registry import TensorRule, merge_method, preferred
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.selection import Chunks
+
+Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Scope = Literal["tensor", "model"]
+
+
+@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule", uses=preferred)
+def ties(
+    chunks: "Chunks", *, preference: tuple[float, ...], density: Density = 0.2, scope: Scope = "tensor"
+) -> TensorRule:
+    """Average, per element, the tasks that agree with the sign elected by weighted mass.
+
+    Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor or, with the
+    scope `model`, in all merged tensors: `ceil(density · n)` elements and everything that ties with the
+    smallest of them. The preference weights both the election and the average; uniform preference and the
+    scope `model` give TIES as published (Yadav et al. 2023).
+    """
+    import torch
+
+    from hub_magmax import kernels
+
+    keep = math.ceil(_as_written(density) * chunks.num_elements)
+    (thresholds,) = kernels.magnitude_thresholds(chunks, (keep,))
+    weights = torch.tensor(preference, dtype=torch.float32)
+    return TensorRule(kernels.ties_merge, per_task=(thresholds, weights))
+
+
+@merge_method("dare", source="arXiv:2311.03099", scaling=0.3, form="rule", uses=preferred)
+def dare(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    generator: "CounterGenerator",
+    density: Density = 0.8,
+) -> TensorRule:
+    """Drop elements of each task vector at random, rescale the rest, and add as `task_arithmetic` does.
+
+    Each element of each task is kept with probability `density` and divided by it, or else zero; the
+    probability is rounded up to a multiple of 2**-32. On average over seeds this is `task_arithmetic` with
+    the same preference, which a density of 1 gives bit for bit. What is drawn for a task depends neither on
+    the other tasks nor on the preference. Uniform preference multiplies every vector by one, which is DARE
+    with task arithmetic as published (Yu et al. 2023); the default is the drop rate of 0.2 of their
+    released code.
+    """
+    import torch
+
+    from hub_magmax import dropping
+
+    probability = dropping.probability(density)
+    multipliers = torch.tensor(
+        [weight * chunks.num_tasks / probability for weight in preference], dtype=torch.float32
+    )
+    draw = _draw(chunks, density, generator)
+    return TensorRule(dropping.dropped_sum, per_element=draw, per_task=(multipliers,))
+
+
+@merge_method("dare_ties", source="arXiv:2311.03099", scaling=1.0, form="rule", uses=preferred)
+def dare_ties(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    generator: "CounterGenerator",
+    density: Density = 0.8,
+) -> TensorRule:
+    """Drop elements of each task vector at random, rescale the rest, and average as `ties` without trimming.
+
+    Elements are kept as by `dare`. The preference weights both the election of the sign and the average;
+    uniform preference gives DARE with the election and the disjoint mean of TIES. A density of 1 is `ties`
+    with a density of 1, bit for bit.
+    """
+    import torch
+
+    from hub_magmax import dropping
+
+    probability = dropping.probability(density)
+    weights = torch.tensor(preference, dtype=torch.float32)
+    shares = torch.tensor([weight * probability for weight in preference], dtype=torch.float32)
+    draw = _draw(chunks, density, generator)
+    return TensorRule(dropping.dropped_ties, per_element=draw, per_task=(shares, weights))
+
+
+def _draw(
+    chunks: "Chunks", density: float, generator: "CounterGenerator"
+) -> "Callable[[int, int], tuple[Tensor]]":
+    from hub_magmax import dropping
+
+    def draw(start: int, count: int) -> "tuple[Tensor]":
+        num_tasks, is_compiled = chunks.num_tasks, chunks.is_compiled
+        kept = dropping.draw_kept(start, count, num_tasks, density, generator, is_compiled=is_compiled)
+        return (kept,)
+
+    return draw
+
+
+@merge_method("breadcrumbs", source="arXiv:2312.06795", scaling=0.3, form="rule", uses=preferred)
+def breadcrumbs(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    density: Density = 0.15,
+    outliers: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.006,
+    scope: Scope = "tensor",
+) -> TensorRule:
+    """Remove the largest and the small magnitudes of each task vector, and add as `task_arithmetic` does.
+
+    Of the n magnitudes of a task in the tensor or, with the scope `model`, in all merged tensors, the largest
+    `floor(outliers · n)` are removed, and of the rest the largest `ceil(density · n)` are kept, or all where
+    there are fewer. Magnitudes that equal the largest
+    or the smallest kept one are kept as well, so ties keep more. A density of 1 without outliers is
+    `task_arithmetic`, bit for bit. Uniform preference multiplies every vector by one, which is Model
+    Breadcrumbs as published (Davari and Belilovsky 2023), tensor by tensor; the released code masks each
+    row of a matrix by itself. The defaults are where that code begins its search.
+    """
+    import torch
+
+    from hub_magmax import kernels
+
+    num_elements = chunks.num_elements
+    removed = math.floor(_as_written(outliers) * num_elements)
+    keep = math.ceil(_as_written(density) * num_elements)
+    ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
+    most, least = kernels.magnitude_thresholds(chunks, ranks)
+    multipliers = torch.tensor([weight * chunks.num_tasks for weight in preference], dtype=torch.float32)
+    return TensorRule(kernels.banded_sum, per_task=(least, most, multipliers))
+
+
+def _as_written(share: float) -> Fraction:
+    """Return the decimal: 0.07 of 100 is 7, though the nearest float to 0.07 lies above it."""
+    return Fraction(repr(share))
