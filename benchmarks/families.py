@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,9 +20,37 @@ from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_INDEX = "model.safetensors.index.json"
 
-def llama(*, vocabulary: int, width: int, layers: int, inner: int, key_width: int) -> Shapes:
-    """Return the tensors of a Llama with tied embeddings."""
+
+@dataclass(frozen=True)
+class Model:
+    """What `save_pretrained` would write: config.json, and tensors of one dtype by name.
+
+    Attributes:
+        title: For people.
+        config: What `config.json` holds, without the dtype.
+        shapes: By name, in the order of the files. Tied tensors are there once.
+        dtype: That of published checkpoints of this kind.
+    """
+
+    title: str
+    config: Mapping[str, Any]
+    shapes: Shapes
+    dtype: torch.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @property
+    def config_text(self) -> str:
+        """The content of config.json."""
+        return json.dumps({**self.config, "dtype": str(self.dtype).removeprefix("torch.")}, indent=2) + "\n"
+
+
+def llama(*, vocabulary: int, width: int, layers: int, inner: int, key_width: int) -> Model:
+    """Return a Llama with tied embeddings."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
@@ -33,45 +65,153 @@ def llama(*, vocabulary: int, width: int, layers: int, inner: int, key_width: in
             f"{prefix}.self_attn.q_proj.weight": (width, width),
             f"{prefix}.self_attn.v_proj.weight": (key_width, width),
         }
-    return shapes | {"model.norm.weight": (width,)}
+    shapes |= {"model.norm.weight": (width,)}
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": key_width // 64,
+        "tie_word_embeddings": True,
+    }
+    return Model("Llama", config, shapes, torch.bfloat16)
 
 
-#: By name: about 1.0, 0.25 and 0.03 billion parameters.
-SIZES: Mapping[str, Shapes] = {
+def clip_vit_b16() -> Model:
+    """Return CLIP ViT-B/16: both towers and their projections."""
+    text, image, joint = 512, 768, 512
+    shapes: Shapes = {
+        "logit_scale": (),
+        "text_model.embeddings.token_embedding.weight": (49408, text),
+        "text_model.embeddings.position_embedding.weight": (77, text),
+        **_clip_layers("text_model", text),
+        **_affine("text_model.final_layer_norm", text),
+        "vision_model.embeddings.class_embedding": (image,),
+        "vision_model.embeddings.patch_embedding.weight": (image, 3, 16, 16),
+        "vision_model.embeddings.position_embedding.weight": (197, image),
+        **_affine("vision_model.pre_layrnorm", image),
+        **_clip_layers("vision_model", image),
+        **_affine("vision_model.post_layernorm", image),
+        "visual_projection.weight": (joint, image),
+        "text_projection.weight": (joint, text),
+    }
+    config = {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "projection_dim": joint,
+        "text_config": {"hidden_size": text, "intermediate_size": 4 * text, "num_attention_heads": 8},
+        "vision_config": {"hidden_size": image, "intermediate_size": 4 * image, "patch_size": 16},
+    }
+    return Model("CLIP ViT-B/16", config, shapes, torch.float32)
+
+
+def _clip_layers(tower: str, width: int) -> Shapes:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(12):
+        prefix = f"{tower}.encoder.layers.{layer}"
+        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            shapes |= _affine(f"{prefix}.self_attn.{name}", width, width)
+        shapes |= _affine(f"{prefix}.layer_norm1", width)
+        shapes |= _affine(f"{prefix}.mlp.fc1", 4 * width, width)
+        shapes |= _affine(f"{prefix}.mlp.fc2", width, 4 * width)
+        shapes |= _affine(f"{prefix}.layer_norm2", width)
+    return shapes
+
+
+def bert_base() -> Model:
+    """Return BERT base with its masked language head, whose decoder is tied to the embeddings."""
+    vocabulary, width = 30522, 768
+    shapes: dict[str, tuple[int, ...]] = {
+        "bert.embeddings.word_embeddings.weight": (vocabulary, width),
+        "bert.embeddings.position_embeddings.weight": (512, width),
+        "bert.embeddings.token_type_embeddings.weight": (2, width),
+        **_affine("bert.embeddings.LayerNorm", width),
+    }
+    for layer in range(12):
+        prefix = f"bert.encoder.layer.{layer}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes |= _affine(f"{prefix}.attention.{name}", width, width)
+        shapes |= _affine(f"{prefix}.attention.output.LayerNorm", width)
+        shapes |= _affine(f"{prefix}.intermediate.dense", 4 * width, width)
+        shapes |= _affine(f"{prefix}.output.dense", width, 4 * width)
+        shapes |= _affine(f"{prefix}.output.LayerNorm", width)
+    shapes |= {
+        "cls.predictions.bias": (vocabulary,),
+        **_affine("cls.predictions.transform.dense", width, width),
+        **_affine("cls.predictions.transform.LayerNorm", width),
+    }
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "tie_word_embeddings": True,
+    }
+    return Model("BERT base", config, shapes, torch.float32)
+
+
+def _affine(name: str, *shape: int) -> Shapes:
+    """Return a weight, and its bias of one element per row."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+#: By name. The Llamas have about 1.0, 0.25 and 0.03 billion parameters.
+SIZES: Mapping[str, Model] = {
     "1b": llama(vocabulary=32000, width=2048, layers=20, inner=5632, key_width=512),
     "250m": llama(vocabulary=32000, width=1024, layers=18, inner=2816, key_width=512),
     "30m": llama(vocabulary=8000, width=512, layers=10, inner=1408, key_width=256),
+    "clip-vit-b16": clip_vit_b16(),
+    "bert-base": bert_base(),
 }
 
 
-def make_family(folder: Path, size: str, *, num_tasks: int = 5, shard_bytes: int = 500_000_000) -> None:
-    """Write `base` and `task-1` … below `folder` in bfloat16, unless they are there already."""
+def make_family(
+    folder: Path, size: str, *, num_tasks: int = 5, shard_bytes: int = 500_000_000
+) -> tuple[Path, ...]:
+    """Write `base` and `task-1` … below `folder`, unless they are there already; return their weight files.
+
+    Raises:
+        SystemExit: If a checkpoint of another size is there.
+    """
+    print(f"making checkpoints of size {size} in {folder}", file=sys.stderr)
+    files: list[Path] = []
     for number in range(num_tasks + 1):
-        name = f"task-{number}" if number else "base"
-        if not (folder / name / "config.json").is_file():
-            _write(folder / name, SIZES[size], number, shard_bytes)
+        checkpoint = folder / (f"task-{number}" if number else "base")
+        if not (checkpoint / _INDEX).is_file():
+            _write(checkpoint, SIZES[size], number, shard_bytes)
+        places = json.loads((checkpoint / _INDEX).read_text())["weight_map"]
+        if places.keys() != SIZES[size].shapes.keys():
+            sys.exit(f"{checkpoint} holds a checkpoint of another size than {size}")
+        (checkpoint / "config.json").write_text(SIZES[size].config_text)
+        files += [checkpoint / file for file in sorted(set(places.values()))]
+    return tuple(files)
 
 
-def _write(folder: Path, shapes: Shapes, number: int, shard_bytes: int) -> None:
+def _write(folder: Path, model: Model, number: int, shard_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    groups = list(_groups(shapes, shard_bytes))
+    groups = list(_groups(model, shard_bytes))
     weight_map = {}
     for index, names in enumerate(groups, 1):
         file = f"model-{index:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {name: _tensor(name, shapes[name], number) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        with ThreadPoolExecutor(2) as pool:
+            tensors = pool.map(lambda name: _tensor(name, model.shapes[name], model.dtype, number), names)
+            save_file(dict(zip(names, tensors, strict=True)), folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    # Last: it says that the weights are complete.
+    (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _groups(shapes: Shapes, shard_bytes: int) -> Iterator[list[str]]:
+def _groups(model: Model, shard_bytes: int) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
-    for name, shape in shapes.items():
-        num_bytes = 2 * torch.Size(shape).numel()
+    for name, shape in model.shapes.items():
+        num_bytes = model.dtype.itemsize * torch.Size(shape).numel()
         if group and size + num_bytes > shard_bytes:
             yield group
             group, size = [], 0
@@ -80,19 +220,20 @@ def _groups(shapes: Shapes, shard_bytes: int) -> Iterator[list[str]]:
     yield group
 
 
-def _tensor(name: str, shape: tuple[int, ...], number: int) -> Tensor:
-    """Return base weights, or base weights moved in about half of their elements by a tenth of their size.
+def _tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> Tensor:
+    """Return base weights, or base weights moved by a tenth of their size.
 
-    Steps this large survive bfloat16; about half of each task vector is exactly zero, as it is
-    in real fine-tuned checkpoints.
+    Steps this large survive bfloat16. As in real fine-tuned checkpoints, about half of the elements of each
+    task vector are exactly zero in bfloat16, and none in float32.
     """
-    base = 0.02 * torch.randn(shape, generator=_generator(name, 0))
+    base = (0.02 * torch.randn(shape, generator=_generator(name, 0))).to(dtype)
     if number == 0:
-        return base.to(torch.bfloat16)
+        return base
     generator = _generator(name, number)
     step = 0.002 * torch.randn(shape, generator=generator)
-    keep = torch.rand(shape, generator=generator) < 0.5
-    return (base.to(torch.bfloat16).float() + step * keep).to(torch.bfloat16)
+    if dtype == torch.bfloat16:
+        step = step * (torch.rand(shape, generator=generator) < 0.5)
+    return (base.float() + step).to(dtype)
 
 
 def _generator(name: str, number: int) -> torch.Generator:
