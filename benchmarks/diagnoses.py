@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,21 +26,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.families import SIZES, make_family
-from benchmarks.run import drop, read_all, timed
+from benchmarks import timing
+from benchmarks.families import make_family
 
 RESULTS = Path(__file__).parent / "results" / "diagnoses.json"
 NUM_TASKS = 5
-
-#: Runs a command, and says at its end how many KiB it held at most. (What the system tells of children starts
-#: from what this process holds.)
-_WATCHED = r"""
-import atexit, pathlib, re, sys
-from hub_magmax.cli import main
-status = pathlib.Path("/proc/self/status")
-atexit.register(lambda: sys.stderr.write("\n" + re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]))
-main()
-"""
 
 #: What a faulty checkpoint holds under a name, given what a sound one holds under any name.
 Fault = Callable[[str, Callable[[str], Tensor]], Tensor]
@@ -93,10 +79,10 @@ def diagnose(folder: Path, models: Mapping[str, str]) -> dict[str, Any]:
         "preference": {"geometric": {"ratio": 0.7}},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-c", _WATCHED, "diagnose", str(folder / "recipe.yaml"), "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found | {"peak_memory_bytes": 1024 * int(done.stderr.split()[-1])}
+    command = [sys.executable, "-m", "hub_magmax", "diagnose", str(folder / "recipe.yaml"), "--json"]
+    done = timing.run(command)
+    found: dict[str, Any] = json.loads(done.output)
+    return found | {"process_seconds": done.seconds, "peak_memory_bytes": done.peak_memory_bytes}
 
 
 def named(folder: Path, rule: str) -> list[list[str]]:
@@ -112,29 +98,21 @@ def named(folder: Path, rule: str) -> list[list[str]]:
     return [[finding["rule"], finding["task"]] for finding in findings if finding["is_fault"]]
 
 
-def measure(folder: Path, size: str, repeat: int) -> dict[str, Any]:
-    print(f"making checkpoints of size {size} in {folder}", file=sys.stderr)
-    make_family(folder, size, num_tasks=NUM_TASKS)
-    inputs = sorted(folder.rglob("*.safetensors"))
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
     models = {f"t{n}": f"task-{n}" for n in range(1, NUM_TASKS + 1)}
-
-    def median(call: Callable[[], Any]) -> float:
-        return statistics.median(timed(call) for _ in range(repeat))
-
-    read_all(inputs)  # into the page cache
-    reading = median(lambda: read_all(inputs))
-    starting = median(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
-    runs: list[dict[str, Any]] = []
-    seconds = median(lambda: runs.append(diagnose(folder, models))) - starting
+    timing.read_all(inputs)  # into the page cache
+    reading = timing.median_timed(lambda: timing.read_all(inputs), options.repeat)
+    starting = timing.start_seconds(sys.executable, options.repeat)
+    runs = [diagnose(folder, models) for _ in range(options.repeat)]
+    seconds = statistics.median(run["process_seconds"] for run in runs) - starting
     passing = statistics.median(run["seconds"] for run in runs)
-    drop(inputs)
-    cold_reading = timed(lambda: read_all(inputs))
-    drop(inputs)
-    cold_seconds = timed(lambda: diagnose(folder, models)) - starting
-    return {
-        "size": size,
+    timing.drop(inputs)
+    cold_reading = timing.timed(lambda: timing.read_all(inputs))
+    timing.drop(inputs)
+    cold_seconds = diagnose(folder, models)["process_seconds"] - starting
+    return timing.facts("diagnoses", options) | {
         "bytes": sum(path.stat().st_size for path in inputs),
-        "repeat": repeat,
         "reading_seconds": reading,
         "pass_seconds": passing,
         "pass_ratio": passing / reading,
@@ -146,20 +124,13 @@ def measure(folder: Path, size: str, repeat: int) -> dict[str, Any]:
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
         "faults_of_sound_family": [f for f in runs[0]["findings"] if f["is_fault"]],
         "faults_named": {rule: named(folder, rule) for rule in FAULTS},
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "command": f"python -m benchmarks.diagnoses --size {size} --repeat {repeat}",
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="250m")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to make the checkpoints, and keep them")
-    parser.add_argument("--write", action="store_true", help="store the numbers")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="hub_magmax_") as temporary:
-        found = measure(options.folder or Path(temporary), options.size, options.repeat)
+    options = timing.parser(__doc__, repeat=5).parse_args()
+    with timing.family_folder(options) as folder:
+        found = measure(folder, options)
     print(json.dumps(found, indent=2))
     if options.write:
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")

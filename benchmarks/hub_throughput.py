@@ -19,11 +19,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from benchmarks.timing import timed
 
 RESULTS = Path(__file__).parent / "results" / "hub_throughput.json"
 _PIECE, _REQUESTS = 8 * 2**20, 32
@@ -39,12 +39,6 @@ with LocalHub() as hub:
     print(hub.endpoint, flush=True)
     sys.stdin.read()
 """
-
-
-def timed(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def make_checkpoints(folder: Path, num_tasks: int, num_elements: int) -> None:

@@ -1,0 +1,132 @@
+"""What was measured of merges, as it is stored, and docs/performance.md, which is written from that alone.
+
+    python -m benchmarks.performance   # write the page again
+
+`python -m benchmarks.run` measures. With `--write` it stores its own part for its own size, and the others
+stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.families import SIZES
+
+Result = Mapping[str, Any]
+
+RESULTS = Path(__file__).parent / "results" / "performance.json"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+def show(part: str, result: Result, *, write: bool) -> None:
+    """Print what was measured; store it and write the page if asked to."""
+    print(_PARTS[part][1](result))
+    if write:
+        results = load()
+        RESULTS.write_text(json.dumps(with_result(results, part, result), indent=2) + "\n")
+        PAGE.write_text(page(load()))
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Return what is stored: results by part and size."""
+    stored: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())
+    return stored
+
+
+def with_result(results: Mapping[str, Result], part: str, result: Result) -> dict[str, Any]:
+    """Return results with one more, instead of an earlier one of the same part and size."""
+    sizes = {**results.get(part, {}), result["size"]: result}
+    parts = {**results, part: {size: sizes[size] for size in SIZES if size in sizes}}
+    return {name: parts[name] for name in _PARTS if name in parts}
+
+
+def page(results: Mapping[str, Result]) -> str:
+    """Return docs/performance.md."""
+    written = [_TITLE]
+    for part, (preface, section) in _PARTS.items():
+        if part in results:
+            written += [preface, *map(section, results[part].values())]
+    return "\n".join(written)
+
+
+def _methods(result: Result) -> str:
+    rows = [
+        [
+            row["method"],
+            row["runs"],
+            f"{row['seconds']:.1f}",
+            f"{row['ratio']:.1f}",
+            f"{row['cold_seconds']:.1f}",
+            f"{row['cold_ratio']:.1f}",
+            _megabytes(row["peak_memory_bytes"]),
+        ]
+        for row in result["rows"]
+    ]
+    return _section(
+        result,
+        f"500 MB shards: {result['bytes_in'] / 1e9:.1f} GB in, {result['bytes_out'] / 1e9:.2f} GB out. "
+        f"Without `import torch` ({result['import_torch_seconds']:.1f} s). Floor: "
+        f"{result['floor_seconds']:.1f} s warm, {result['cold_floor_seconds']:.1f} s cold.",
+        ["method", "runs", "warm: s", "times the floor", "cold: s", "times the floor", "peak memory, MB"],
+        rows,
+    )
+
+
+def _section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
+    """Return a heading, what was measured, and a table whose numbers are on the right."""
+    lines = [
+        f"### {result['model']}, {result['parameters'] / 1e9:.2f}B parameters in {result['dtype']}\n",
+        f"{facts} {result['machine']}. `{result['command']}`\n",
+        _line(titles),
+        "|---|" + "---:|" * (len(titles) - 1),
+        *map(_line, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: list[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f}"
+
+
+_TITLE = """# Performance
+
+Written by `python -m benchmarks.performance` from `benchmarks/results/performance.json`, which the commands
+named below fill. Measured on six checkpoints, a base model and five tasks, with random weights and with the
+names and shapes of real models, under the preference `{geometric: {ratio: 0.7}}`. Seconds are of whole
+processes, and medians of the runs stated, after one that may compile; what takes longer than a minute is
+measured once. Warm means that files are in the page cache, where they are if nothing else is said. Memory is
+the largest resident set of one process, with Python and torch in it.
+"""
+
+_METHODS_PREFACE = """## Every method
+
+The floor is reading every byte of the inputs, and writing as many as the output has, plainly. The aim is to
+stay near it for every method: at most 1.5 times for those that read the files once, 2.5 for quotas and
+thresholds, with a warm page cache. The tables say how far each one is: none is there. The floor is strict:
+its reads go into a buffer of 1 MB that stays in the nearest cache, begins at a page, and is thrown away, so
+it moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory.
+Cold numbers are of one run each, and the disk is not as fast in each: below 1 means no more than that.
+
+Methods of one pass (the first six) take as long as two cores need to read, convert, add and round; the rest
+of their time, about a second whatever the size, is Python's: modules, headers, plan. `ties` reads its files
+twice, for thresholds first, and so does `tunable_magmax` with `algorithm-1`. `top-n` reads them four times,
+and its markets cost most on tensors of a few million elements, where samples are a large part. The first
+large merge of an environment compiles for about ten seconds, which is not in the tables. Every merge report
+says how long threads read, computed, wrote and hashed (`profile`).
+"""
+
+#: By part: what is said of it, and how a result of it is shown.
+_PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "methods": (_METHODS_PREFACE, _methods),
+}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(load()))
