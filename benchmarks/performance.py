@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance   # write the page again
 
-`python -m benchmarks.run` measures. With `--write` it stores its own part for its own size, and the others
-stay.
+`python -m benchmarks.run` and `.peers` measure. With `--write` each stores its own part for
+its own size, and the others stay.
 """
 
 from __future__ import annotations
@@ -75,6 +75,31 @@ def _methods(result: Result) -> str:
     )
 
 
+def _peers(result: Result) -> str:
+    rows = [
+        [
+            f"{row['method']} / {row['peer_method']}",
+            f"{row['seconds']:.1f}",
+            f"{row['peer_seconds']:.1f}",
+            f"{row['peer_ratio']:.1f}",
+            _megabytes(row["peak_memory_bytes"]),
+            _megabytes(row["peer_peak_memory_bytes"]),
+            f"{row['runs']} / {row['peer_runs']}",
+        ]
+        for row in result["rows"]
+    ]
+    found = result["average_and_linear"]
+    return _section(
+        result,
+        f"{result['peer']}, `{result['peer_command']}`. Without `import torch` (ours "
+        f"{result['import_torch_seconds']:.1f} s, mergekit's {result['peer_import_torch_seconds']:.1f} s). "
+        f"`average` and `linear` differ in {100 * found['different_share']:.2g}% of the elements, by "
+        f"{found['most_steps']:.1f} steps of {result['dtype']} at most.",
+        ["ours / mergekit's", "ours: s", "mergekit: s", "times as long", "ours: MB", "mergekit: MB", "runs"],
+        rows,
+    )
+
+
 def _section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
     """Return a heading, what was measured, and a table whose numbers are on the right."""
     lines = [
@@ -122,9 +147,18 @@ large merge of an environment compiles for about ten seconds, which is not in th
 says how long threads read, computed, wrote and hashed (`profile`).
 """
 
+_PEERS_PREFACE = """## Beside mergekit
+
+The same files, weights, densities and size of shards, for methods that both have; for both the whole process,
+less `import torch` in its own environment, and as many threads as there are cores. mergekit computes in the
+checkpoints' dtype, which is its fastest way, and we in float32; its `linear` does not read the base model.
+We force files to the disk, read them back and compare their sha256; it leaves writing to the system.
+"""
+
 #: By part: what is said of it, and how a result of it is shown.
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "methods": (_METHODS_PREFACE, _methods),
+    "peers": (_PEERS_PREFACE, _peers),
 }
 
 

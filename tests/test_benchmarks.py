@@ -4,9 +4,11 @@ import sys
 from argparse import Namespace
 
 import pytest
+import torch
 
-from benchmarks import performance, run, timing
+from benchmarks import peers, performance, run, timing
 from benchmarks.families import SIZES, llama
+from tests.families import write_checkpoint
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def test_the_page_is_that_of_the_stored_results():
 
 
 def test_a_result_replaces_only_the_one_of_its_part_and_size():
-    stored = {"methods": {"1b": {"size": "1b"}, "30m": {"size": "30m"}}}
+    stored = {"methods": {"1b": {"size": "1b"}, "30m": {"size": "30m"}}, "peers": {"1b": {"size": "1b"}}}
     new = {"size": "30m", "rows": []}
     found = performance.with_result(stored, "methods", new)
     assert found == stored | {"methods": {"1b": {"size": "1b"}, "30m": new}}
@@ -34,6 +36,43 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
     result = run.measure(tmp_path, tiny)
     assert [(row["method"], row["runs"]) for row in result["rows"]] == [("magmax", 1)]
     assert "| magmax | 1 |" in performance.page({"methods": {"30m": result}})
+
+
+@pytest.mark.slow
+def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
+    """What stands for mergekit copies what was merged before."""
+    monkeypatch.setattr(peers, "PAIRS", {"average": peers.PAIRS["average"]})
+    monkeypatch.setattr(peers, "_version", lambda python, package: "1")
+
+    def copy(folder, python, config):
+        assert [model["model"] for model in config["models"]] == [f"task-{n}" for n in range(1, 6)]
+        code = "import shutil; shutil.copytree('merged', 'peer', dirs_exist_ok=True)"
+        return timing.run([python, "-c", code], folder=folder)
+
+    monkeypatch.setattr(peers, "merge_by_peer", copy)
+    tiny.python = sys.executable
+    result = peers.measure(tmp_path, tiny)
+    assert result["average_and_linear"]["most_steps"] == 0
+    assert sys.executable not in str(result)
+    assert "| average / linear |" in performance.page({"peers": {"30m": result}})
+
+
+def test_the_peers_weights_are_our_preference():
+    config = peers.configuration("ties", {"density": 0.2}, "bfloat16")
+    weights = [model["parameters"]["weight"] for model in config["models"]]
+    assert sum(weights) == pytest.approx(1)
+    assert weights[3] / weights[2] == pytest.approx(0.7)
+    assert config["base_model"] == "base"
+
+
+def test_models_are_compared_in_steps_of_their_dtype(tmp_path):
+    ours = torch.tensor([1.0, 3.0, -0.5, 0.0], dtype=torch.bfloat16)
+    theirs = ours.clone()
+    theirs[1] += 2**-6  # the neighbour of 3
+    write_checkpoint(tmp_path / "ours", {"w": ours})
+    write_checkpoint(tmp_path / "theirs", {"w": theirs})
+    found = peers.compare(tmp_path / "ours", tmp_path / "theirs")
+    assert found == {"largest_difference": 2**-6, "most_steps": 1, "different_share": 0.25}
 
 
 def test_memory_is_that_of_the_command_alone():

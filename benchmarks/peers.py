@@ -1,0 +1,160 @@
+"""Time mergekit from an environment of its own on the same files, for the methods that both have.
+
+    python -m benchmarks.peers --python PYTHON                     # 0.25B parameters
+    python -m benchmarks.peers --python PYTHON --size 1b --write   # a table of docs/performance.md
+
+Both are treated alike: the same checkpoints in the page cache, weights, densities and size of shards; the
+largest resident set of the process; the whole process, less `import torch` in its own environment; medians of
+`--repeat` runs after a first one. What takes mergekit longer than a minute it does once. It computes in the
+checkpoints' dtype, which is its fastest way; we compute in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor
+
+from benchmarks import performance, timing
+from benchmarks.families import make_family
+from benchmarks.run import NUM_TASKS, RATIO, merge
+from hub_magmax.methods.registry import method_names
+
+#: By our method: our options, and mergekit's method with its options for a task of this preference.
+PAIRS: dict[str, tuple[dict[str, Any], str, dict[str, float]]] = {
+    "average": ({}, "linear", {}),
+    "task_arithmetic": ({"scaling": 1 / NUM_TASKS}, "task_arithmetic", {}),
+    "ties": ({"density": 0.2}, "ties", {"density": 0.2}),
+    "dare": ({"density": 0.2}, "dare_linear", {"density": 0.2}),
+    "dare_ties": ({"density": 0.2}, "dare_ties", {"density": 0.2}),
+    "breadcrumbs": ({"density": 0.2}, "breadcrumbs", {"density": 0.2}),
+}
+#: The fast ones of its options; a card, tokenizer and progress bars would only cost it time.
+FLAGS = (
+    "--lazy-unpickle --async-write --no-copy-tokenizer --no-write-model-card --quiet --out-shard-size 500M"
+)
+_SCRIPT = "mergekit.scripts.run_yaml"
+
+
+def configuration(method: str, parameters: dict[str, float], dtype: str) -> dict[str, Any]:
+    """Return mergekit's configuration for the family, with its tasks weighted as by our preference."""
+    powers = [RATIO**number for number in range(NUM_TASKS)]
+    models = [
+        {"model": f"task-{number}", "parameters": {"weight": power / sum(powers), **parameters}}
+        for number, power in enumerate(powers, 1)
+    ]
+    made: dict[str, Any] = {"merge_method": method, "dtype": dtype, "models": models}
+    return made if method == "linear" else made | {"base_model": "base"}
+
+
+def merge_by_peer(folder: Path, python: str, config: dict[str, Any]) -> timing.Finished:
+    """Merge with mergekit into `folder / "peer"`, which is removed before."""
+    (folder / "mergekit.yaml").write_text(yaml.safe_dump(config))
+    shutil.rmtree(folder / "peer", ignore_errors=True)
+    return timing.run([python, "-m", _SCRIPT, "mergekit.yaml", "peer", *FLAGS.split()], folder=folder)
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Return the slices that a checkpoint's tensors are read by, by name."""
+    files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
+    return {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
+
+
+def compare(folder: Path, other: Path) -> dict[str, float]:
+    """Return how far two merged models are apart.
+
+    A step is the distance between neighbouring numbers of the dtype, there where the two values are, but at
+    least that of float32 at the tensor's largest value: no sum of such numbers is more exact.
+    """
+    ours, theirs = tensors(folder), tensors(other)
+    assert ours.keys() == theirs.keys(), "the merged models have other tensors"
+    largest = steps = different = 0.0
+    for name, tensor in ours.items():
+        one, two = tensor[...], theirs[name][...]
+        assert one.dtype == two.dtype, f"{name} has another dtype"
+        apart = (one.float() - two.float()).abs()
+        largest = max(largest, apart.max().item())
+        steps = max(steps, (apart / _step(one, two)).max().item())
+        different += apart.count_nonzero().item()
+    total = sum(torch.Size(tensor.get_shape()).numel() for tensor in ours.values())
+    return {"largest_difference": largest, "most_steps": steps, "different_share": different / total}
+
+
+def _step(one: Tensor, two: Tensor) -> Tensor:
+    size = torch.maximum(one.float().abs(), two.float().abs())
+    exponents = torch.frexp(size).exponent - 1
+    steps = torch.ldexp(torch.full_like(size, torch.finfo(one.dtype).eps), exponents)
+    return steps.clamp(min=torch.finfo(torch.float32).eps * size.max().item())
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
+    facts = timing.facts("peers", options, "--python", "PYTHON")
+    timing.read_all(inputs)  # into the page cache
+    starting = timing.start_seconds(sys.executable, options.repeat)
+    peer_starting = timing.start_seconds(options.python, options.repeat)
+    rows, agreement = [], {}
+    for name, (method, peer_method, parameters) in PAIRS.items():
+        if name not in method_names():
+            continue
+        config = configuration(peer_method, parameters, facts["dtype"])
+        ours = timing.runs(partial(merge, folder, {"name": name, **method}), options.repeat)
+        by_peer = partial(merge_by_peer, folder, options.python, config)
+        theirs = timing.runs(by_peer, options.repeat, may_compile=False)
+        seconds = timing.median_seconds(ours) - starting
+        peer_seconds = timing.median_seconds(theirs) - peer_starting
+        rows.append(
+            {
+                "method": name,
+                "peer_method": peer_method,
+                "runs": len(ours),
+                "seconds": seconds,
+                "peak_memory_bytes": timing.most_memory(ours),
+                "peer_runs": len(theirs),
+                "peer_seconds": peer_seconds,
+                "peer_peak_memory_bytes": timing.most_memory(theirs),
+                "peer_ratio": peer_seconds / seconds,
+            }
+        )
+        print(f"{name:<20} {seconds:7.1f} s, mergekit {peer_seconds:7.1f} s", file=sys.stderr)
+        if peer_method == "linear":
+            agreement = compare(folder / "merged", folder / "peer")
+            print(f"average and linear: {json.dumps(agreement)}", file=sys.stderr)
+    shutil.rmtree(folder / "merged")
+    shutil.rmtree(folder / "peer")
+    return facts | {
+        "import_torch_seconds": starting,
+        "peer_import_torch_seconds": peer_starting,
+        "peer": f"mergekit {_version(options.python, 'mergekit')}, torch {_version(options.python, 'torch')}",
+        "peer_command": f"python -m {_SCRIPT} CONFIG FOLDER {FLAGS}",
+        "average_and_linear": agreement,
+        "rows": rows,
+    }
+
+
+def _version(python: str, package: str) -> str:
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = timing.parser(__doc__, repeat=3)
+    parser.add_argument("--python", required=True, help="Python of an environment that has mergekit")
+    options = parser.parse_args()
+    options.python = str(Path(options.python).absolute())  # a link, in an environment, that must stay one
+    with timing.family_folder(options) as folder:
+        performance.show("peers", measure(folder, options), write=options.write)
+
+
+if __name__ == "__main__":
+    main()
