@@ -25,8 +25,8 @@ check: $(VENV)/installed-dev  ## Format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-test  ## Time the methods against reading and writing the files
-	$(BIN)/python -m benchmarks.run
+bench: $(VENV)/installed-test  ## Time every method against reading and writing the files, in five minutes
+	$(BIN)/python -m benchmarks.run --repeat 1
 
 cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its card
 	$(BIN)/python -m benchmarks.cards

@@ -16,6 +16,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,32 @@ from torch import Tensor
 from benchmarks import performance, timing
 from benchmarks.families import make_family
 from benchmarks.run import NUM_TASKS, RATIO, merge
-from hub_magmax.methods.registry import method_names
+from hub_magmax.methods.registry import BUILT_IN
 
-#: By our method: our options, and mergekit's method with its options for a task of this preference.
-PAIRS: dict[str, tuple[dict[str, Any], str, dict[str, float]]] = {
-    "average": ({}, "linear", {}),
-    "task_arithmetic": ({"scaling": 1 / NUM_TASKS}, "task_arithmetic", {}),
-    "ties": ({"density": 0.2}, "ties", {"density": 0.2}),
-    "dare": ({"density": 0.2}, "dare_linear", {"density": 0.2}),
-    "dare_ties": ({"density": 0.2}, "dare_ties", {"density": 0.2}),
-    "breadcrumbs": ({"density": 0.2}, "breadcrumbs", {"density": 0.2}),
+
+@dataclass(frozen=True)
+class Pair:
+    """The same merge in two words: our options; mergekit's method, its options for each task, and for all."""
+
+    ours: Mapping[str, float]
+    method: str
+    per_task: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, bool] = field(default_factory=dict)
+
+
+#: Ours multiplies each preference by the number of tasks, where tasks are added.
+_ADDED = {"scaling": 1 / NUM_TASKS}
+
+#: By our method, at its own density. mergekit's `gamma` is what we call `outliers`.
+PAIRS: dict[str, Pair] = {
+    "average": Pair({}, "linear"),
+    "task_arithmetic": Pair(_ADDED, "task_arithmetic"),
+    "ties": Pair({"density": 0.2}, "ties", {"density": 0.2}),
+    "dare": Pair({"density": 0.8, **_ADDED}, "dare_linear", {"density": 0.8}),
+    "dare_ties": Pair({"density": 0.8}, "dare_ties", {"density": 0.8}, {"normalize": True}),
+    "breadcrumbs": Pair(
+        {"density": 0.15, "outliers": 0.006, **_ADDED}, "breadcrumbs", {"density": 0.15, "gamma": 0.006}
+    ),
 }
 #: The fast ones of its options; a card, tokenizer and progress bars would only cost it time.
 FLAGS = (
@@ -46,15 +64,21 @@ FLAGS = (
 _SCRIPT = "mergekit.scripts.run_yaml"
 
 
-def configuration(method: str, parameters: dict[str, float], dtype: str) -> dict[str, Any]:
+def configuration(pair: Pair, dtype: str) -> dict[str, Any]:
     """Return mergekit's configuration for the family, with its tasks weighted as by our preference."""
     powers = [RATIO**number for number in range(NUM_TASKS)]
     models = [
-        {"model": f"task-{number}", "parameters": {"weight": power / sum(powers), **parameters}}
+        {"model": f"task-{number}", "parameters": {"weight": power / sum(powers), **pair.per_task}}
         for number, power in enumerate(powers, 1)
     ]
-    made: dict[str, Any] = {"merge_method": method, "dtype": dtype, "models": models}
-    return made if method == "linear" else made | {"base_model": "base"}
+    base = {} if pair.method == "linear" else {"base_model": "base"}
+    return {
+        "merge_method": pair.method,
+        **base,
+        "dtype": dtype,
+        "parameters": dict(pair.shared),
+        "models": models,
+    }
 
 
 def merge_by_peer(folder: Path, python: str, config: dict[str, Any]) -> timing.Finished:
@@ -104,11 +128,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     starting = timing.start_seconds(sys.executable, options.repeat)
     peer_starting = timing.start_seconds(options.python, options.repeat)
     rows, agreement = [], {}
-    for name, (method, peer_method, parameters) in PAIRS.items():
-        if name not in method_names():
+    for name, pair in PAIRS.items():
+        if name not in BUILT_IN:
             continue
-        config = configuration(peer_method, parameters, facts["dtype"])
-        ours = timing.runs(partial(merge, folder, {"name": name, **method}), options.repeat)
+        config = configuration(pair, facts["dtype"])
+        ours = timing.runs(partial(merge, folder, {"name": name, **pair.ours}), options.repeat)
         by_peer = partial(merge_by_peer, folder, options.python, config)
         theirs = timing.runs(by_peer, options.repeat, may_compile=False)
         seconds = timing.median_seconds(ours) - starting
@@ -116,7 +140,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "method": name,
-                "peer_method": peer_method,
+                "peer_method": pair.method,
                 "runs": len(ours),
                 "seconds": seconds,
                 "peak_memory_bytes": timing.most_memory(ours),
@@ -127,7 +151,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             }
         )
         print(f"{name:<20} {seconds:7.1f} s, mergekit {peer_seconds:7.1f} s", file=sys.stderr)
-        if peer_method == "linear":
+        if pair.method == "linear":
             agreement = compare(folder / "merged", folder / "peer")
             print(f"average and linear: {json.dumps(agreement)}", file=sys.stderr)
     shutil.rmtree(folder / "merged")

@@ -139,12 +139,12 @@ its reads go into a buffer of 1 MB that stays in the nearest cache, begins at a 
 it moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory.
 Cold numbers are of one run each, and the disk is not as fast in each: below 1 means no more than that.
 
-Methods of one pass (the first six) take as long as two cores need to read, convert, add and round; the rest
-of their time, about a second whatever the size, is Python's: modules, headers, plan. `ties` reads its files
-twice, for thresholds first, and so does `tunable_magmax` with `algorithm-1`. `top-n` reads them four times,
-and its markets cost most on tensors of a few million elements, where samples are a large part. The first
-large merge of an environment compiles for about ten seconds, which is not in the tables. Every merge report
-says how long threads read, computed, wrote and hashed (`profile`).
+Methods of one pass, such as `average` and `magmax`, take as long as two cores need to read, convert, add and
+round; the rest of their time, about a second whatever the size, is Python's: modules, headers, plan. Those
+that trim, such as `ties`, read their files twice, for thresholds first, and so does `tunable_magmax` with
+`algorithm-1`. `top-n` reads them four times, and its markets cost most on tensors of a few million elements,
+where samples are a large part. The first large merge of an environment compiles for about ten seconds, which
+is not in the tables. Every merge report says how long threads read, computed, wrote and hashed (`profile`).
 """
 
 _PEERS_PREFACE = """## Beside mergekit

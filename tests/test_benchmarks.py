@@ -58,11 +58,12 @@ def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
 
 
 def test_the_peers_weights_are_our_preference():
-    config = peers.configuration("ties", {"density": 0.2}, "bfloat16")
+    config = peers.configuration(peers.PAIRS["ties"], "bfloat16")
     weights = [model["parameters"]["weight"] for model in config["models"]]
     assert sum(weights) == pytest.approx(1)
     assert weights[3] / weights[2] == pytest.approx(0.7)
     assert config["base_model"] == "base"
+    assert config["models"][0]["parameters"]["density"] == 0.2
 
 
 def test_models_are_compared_in_steps_of_their_dtype(tmp_path):
