@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance   # write the page again
 
-`python -m benchmarks.run` and `.peers` measure. With `--write` each stores its own part for
+`python -m benchmarks.run`, `.peers` and `.processes` measure. With `--write` each stores its own part for
 its own size, and the others stay.
 """
 
@@ -100,6 +100,32 @@ def _peers(result: Result) -> str:
     )
 
 
+def _processes(result: Result) -> str:
+    rows = [
+        [
+            row["method"],
+            f"{row['seconds']:.1f}",
+            f"{row['two_seconds']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['net_ratio']:.2f}",
+            _megabytes(row["peak_memory_bytes"]),
+            _megabytes(row["two_peak_memory_bytes"]),
+            row["same_files"],
+        ]
+        for row in result["rows"]
+    ]
+    return _section(
+        result,
+        f"{result['shard_size'].removesuffix('MB')} MB shards. `import torch` took "
+        f"{result['import_torch_seconds']:.1f} s.",
+        [
+            *("method", "one: s", "two: s", "two / one", "without `import torch`"),
+            *("one: MB", "two: MB each", "same files"),
+        ],
+        rows,
+    )
+
+
 def _section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
     """Return a heading, what was measured, and a table whose numbers are on the right."""
     lines = [
@@ -155,10 +181,20 @@ checkpoints' dtype, which is its fastest way, and we in float32; its `linear` do
 We force files to the disk, read them back and compare their sha256; it leaves writing to the system.
 """
 
+_PROCESSES_PREFACE = """## Two processes
+
+One process with one thread beside two of one thread each (`ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu
+--num_processes 2 -m hub_magmax merge ...`). Seconds are of whole commands; their ratio is told of these, and
+of both less one `import torch`. What launching costs beyond that counts: accelerate, and torch in the
+launcher before it is in the processes. Every file is the same by sha256, besides the merge report, which
+tells times. One process uses up to eight cores without a launcher.
+"""
+
 #: By part: what is said of it, and how a result of it is shown.
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "methods": (_METHODS_PREFACE, _methods),
     "peers": (_PEERS_PREFACE, _peers),
+    "processes": (_PROCESSES_PREFACE, _processes),
 }
 
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks import peers, performance, run, timing
+from benchmarks import peers, performance, processes, run, timing
 from benchmarks.families import SIZES, llama
 from tests.families import write_checkpoint
 
@@ -24,10 +24,11 @@ def test_the_page_is_that_of_the_stored_results():
 
 
 def test_a_result_replaces_only_the_one_of_its_part_and_size():
-    stored = {"methods": {"1b": {"size": "1b"}, "30m": {"size": "30m"}}, "peers": {"1b": {"size": "1b"}}}
+    stored = {"methods": {"1b": {"size": "1b"}, "30m": {"size": "30m"}}, "processes": {"1b": {"size": "1b"}}}
     new = {"size": "30m", "rows": []}
     found = performance.with_result(stored, "methods", new)
     assert found == stored | {"methods": {"1b": {"size": "1b"}, "30m": new}}
+    assert list(performance.with_result(stored, "peers", new)) == ["methods", "peers", "processes"]
 
 
 @pytest.mark.slow
@@ -36,6 +37,14 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
     result = run.measure(tmp_path, tiny)
     assert [(row["method"], row["runs"]) for row in result["rows"]] == [("magmax", 1)]
     assert "| magmax | 1 |" in performance.page({"methods": {"30m": result}})
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "CHOSEN", ("average",))
+    result = processes.measure(tmp_path, tiny)
+    assert result["rows"][0]["same_files"] > 3
+    assert "| average |" in performance.page({"processes": {"30m": result}})
 
 
 @pytest.mark.slow

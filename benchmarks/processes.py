@@ -1,0 +1,88 @@
+"""Time one process against two that `accelerate launch` starts, and compare the bytes that they write.
+
+    python -m benchmarks.processes                     # 0.25B parameters
+    python -m benchmarks.processes --size 1b --write   # a table of docs/performance.md
+
+Each process has one thread (OMP_NUM_THREADS=1). Files are in the page cache, every number is the median of
+`--repeat` runs after one that may compile. Both are told twice: whole, and less `python -c "import torch"`.
+What launching costs beyond that (accelerate, and torch in the launcher before it is in the processes) counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import performance, timing
+from benchmarks.families import make_family
+from benchmarks.run import METHODS, NUM_TASKS, merge
+
+CHOSEN = ("average", "tunable_magmax, algorithm-1", "tunable_magmax, top-n")
+#: Small enough for two processes to share the files of a small model fairly.
+SHARD_SIZE = "100MB"
+LAUNCH = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    *("-m", "hub_magmax", "merge"),
+)
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+_ON_CPU = {**_ONE_THREAD, "ACCELERATE_USE_CPU": "1"}
+#: It tells times, memory and the number of processes.
+_DIFFERS = "merge_report.json"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a merged model that must not depend on who made it, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _DIFFERS:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
+    timing.read_all(inputs)  # into the page cache
+    starting = timing.start_seconds(sys.executable, options.repeat)
+    rows = []
+    for name in CHOSEN:
+        merging = partial(merge, folder, METHODS[name], shard_size=SHARD_SIZE)
+        one = timing.runs(partial(merging, environment=_ONE_THREAD), options.repeat)
+        expected = digests(folder / "merged")
+        two = timing.runs(partial(merging, command=LAUNCH, environment=_ON_CPU), options.repeat)
+        assert digests(folder / "merged") == expected, f"{name}: two processes wrote other bytes than one"
+        seconds, two_seconds = timing.median_seconds(one), timing.median_seconds(two)
+        rows.append(
+            {
+                "method": name,
+                "runs": len(one),
+                "seconds": seconds,
+                "two_runs": len(two),
+                "two_seconds": two_seconds,
+                "ratio": two_seconds / seconds,
+                "net_ratio": (two_seconds - starting) / (seconds - starting),
+                "same_files": len(expected),
+                "peak_memory_bytes": timing.most_memory(one),
+                "two_peak_memory_bytes": timing.most_memory(two),
+            }
+        )
+        print(f"{name:<30} {seconds:7.1f} s, two processes {two_seconds:7.1f} s", file=sys.stderr)
+    shutil.rmtree(folder / "merged")
+    shared = {"import_torch_seconds": starting, "shard_size": SHARD_SIZE, "rows": rows}
+    return timing.facts("processes", options) | shared
+
+
+def main() -> None:
+    options = timing.parser(__doc__, repeat=3).parse_args()
+    with timing.family_folder(options) as folder:
+        performance.show("processes", measure(folder, options), write=options.write)
+
+
+if __name__ == "__main__":
+    main()
