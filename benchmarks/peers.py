@@ -4,7 +4,7 @@
     python -m benchmarks.peers --python PYTHON --size 1b --write   # a table of docs/performance.md
 
 Both are treated alike: the same checkpoints in the page cache, weights, densities and size of shards; the
-largest resident set of the process; the whole process, less `import torch` in its own environment; medians of
+anonymous memory of the process; the whole process, less `import torch` in its own environment; medians of
 `--repeat` runs after a first one. What takes mergekit longer than a minute it does once. It computes in the
 checkpoints' dtype, which is its fastest way; we compute in float32.
 """

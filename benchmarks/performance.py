@@ -120,7 +120,7 @@ def _processes(result: Result) -> str:
         f"{result['import_torch_seconds']:.1f} s.",
         [
             *("method", "one: s", "two: s", "two / one", "without `import torch`"),
-            *("one: MB", "two: MB each", "same files"),
+            *("one: MB", "two: MB", "same files"),
         ],
         rows,
     )
@@ -153,7 +153,8 @@ named below fill. Measured on six checkpoints, a base model and five tasks, with
 names and shapes of real models, under the preference `{geometric: {ratio: 0.7}}`. Seconds are of whole
 processes, and medians of the runs stated, after one that may compile; what takes longer than a minute is
 measured once. Warm means that files are in the page cache, where they are if nothing else is said. Memory is
-the largest resident set of one process, with Python and torch in it.
+what the processes of a command hold together of their own, with Python and torch in it, looked at every
+hundredth of a second; files that they map are not in it, because the system can take them back.
 """
 
 _METHODS_PREFACE = """## Every method
@@ -178,9 +179,9 @@ _PEERS_PREFACE = """## Beside mergekit
 The same files, weights, densities and size of shards, for methods that both have; for both the whole process,
 less `import torch` in its own environment, and as many threads as there are cores. mergekit computes in the
 checkpoints' dtype, which is its fastest way, and we in float32; its `linear` does not read the base model.
-We force files to the disk, read them back and compare their sha256; it leaves writing to the system. Its
-memory counts the files that it maps, which the system could take back. Of the families here mergekit 0.1.5
-merges the Llamas; it asks for a pooler that `BertForMaskedLM` does not have, and does not load `CLIPModel`.
+We force files to the disk, read them back and compare their sha256; it leaves writing to the system. Of the
+families here mergekit 0.1.5 merges the Llamas; it asks for a pooler that `BertForMaskedLM` does not have, and
+does not load `CLIPModel`.
 """
 
 _PROCESSES_PREFACE = """## Two processes

@@ -29,6 +29,13 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in BUILT_IN if name not in ("single_task", "tunable_magmax")},
     "tunable_magmax, algorithm-1": {"name": "tunable_magmax", "selection": "algorithm-1"},
     "tunable_magmax, top-n": {"name": "tunable_magmax", "selection": "top-n"},
+    "ties, scope model": {"name": "ties", "scope": "model"},
+    "tunable_magmax, algorithm-1, scope model": {"name": "tunable_magmax", "scope": "model"},
+    "tunable_magmax, top-n, scope model": {
+        "name": "tunable_magmax",
+        "selection": "top-n",
+        "scope": "model",
+    },
 }
 NUM_TASKS = 5
 #: Of the geometric preference: each task weighs this much of the one before.

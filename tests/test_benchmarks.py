@@ -85,12 +85,17 @@ def test_models_are_compared_in_steps_of_their_dtype(tmp_path):
     assert found == {"largest_difference": 2**-6, "most_steps": 1, "different_share": 0.25}
 
 
-def test_memory_is_that_of_the_command_alone():
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_is_that_of_the_command_and_its_children():
     held = bytearray(200_000_000)
     small = timing.run([sys.executable, "-c", "pass"])
-    large = timing.run([sys.executable, "-c", "print(len(bytearray(100_000_000)))"])
+    code = "import time; held = bytearray(100_000_000); print(len(held)); time.sleep(1)"
+    large = timing.run([sys.executable, "-c", code])
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    of_child = timing.run([sys.executable, "-c", child])
     assert small.peak_memory_bytes < 50_000_000 < len(held)
     assert 100_000_000 < large.peak_memory_bytes < 150_000_000
+    assert 100_000_000 < of_child.peak_memory_bytes < 170_000_000
     assert (small.output, large.output) == ("", "100000000\n")
 
 
