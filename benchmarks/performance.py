@@ -169,7 +169,7 @@ Cold numbers are of one run each, and the disk is not as fast in each: below 1 m
 Methods of one pass, such as `average` and `magmax`, take as long as two cores need to read, convert, add and
 round; the rest of their time, about a second whatever the size, is Python's: modules, headers, plan. Those
 that trim, such as `ties`, read their files twice, for thresholds first, and so does `tunable_magmax` with
-`algorithm-1`. `top-n` reads them four times, and its markets cost most on tensors of a few million elements,
+`algorithm-1`. `top-n` reads them three times, and its markets cost most on tensors of a few million elements,
 where samples are a large part. The first large merge of an environment compiles for about ten seconds, which
 is not in the tables. Every merge report says how long threads read, computed, wrote and hashed (`profile`).
 """

@@ -143,6 +143,24 @@ def bits_of(values: Tensor) -> np.ndarray:
     return bits
 
 
+def bits(chunk: StoredChunk, check: Callable[[float], None]) -> selection.Bits:
+    """Return a chunk for loops over a whole tensor; `check` gets a number, finite only if all values are."""
+    rows = bits_of(stored_rows(chunk))
+    num_elements = rows.shape[1]
+    return selection.Bits(
+        rows[1:].reshape(-1),
+        num_elements,
+        rows[0],
+        num_elements,
+        lambda largest: check(_probe(largest)),
+    )
+
+
+def _probe(largest: int) -> float:
+    """Return a number that is finite if the bits of the largest magnitude are."""
+    return 0.0 if largest < loops.INFINITY_BITS else math.nan
+
+
 def is_narrow(chunk: StoredChunk) -> bool:
     """Say whether compiled passes can read a chunk's values."""
     return all(values.dtype in _NARROW for values in (chunk.base, *chunk.checkpoints))
@@ -151,7 +169,7 @@ def is_narrow(chunk: StoredChunk) -> bool:
 def task_vectors(chunk: StoredChunk, out: Float32[Tensor, "tasks chunk"]) -> float:
     """Write a chunk's task vectors by a compiled pass; return a number that is finite only if they are."""
     largest = loops.task_vectors(bits_of(stored_rows(chunk)), out.numpy(), np.empty(loops.BLOCK, np.float32))
-    return 0.0 if largest < loops.INFINITY_BITS else math.nan
+    return _probe(largest)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""The loops of `compiled` as machine code that outlasts the process, called without their compiler.
+"""Compiled loops as machine code that outlasts the process, called without their compiler.
 
 numba keeps what it compiled as well, but importing it and finding its way back takes .9 s in every process,
 measured, as long as merging 0.1B parameters; llvmlite alone, on which numba stands, takes .03 s.
 
     largest = loops.task_vectors(stored, rows, scratch)
 
-calls `compiled.task_vectors`. What may be called so takes arrays without gaps and numbers, allocates nothing,
-and returns an int64. It lets other threads run.
+calls `compiled.task_vectors`; others are in `compiled_rules`. What may be called so takes arrays without gaps
+and numbers, allocates nothing, and returns an int64. It lets other threads run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -29,13 +30,22 @@ import numpy as np
 #: Elements of all rows that are worked on at a time: they stay in the nearest caches.
 BLOCK = 2048
 
+#: Where places among a block are written, so many more are needed: they are written a few at a time.
+SPARE = 4
+
+#: High bits of a key that nearly always tell which task a mix draws.
+MIX_BITS = 12
+
+#: What the owner of an element may be besides a task: a group from the first mark on, or nobody.
+FIRST_MARK, NOBODY = 64, 254
+
 #: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
 INFINITY_BITS = 0x7F800000
 
 #: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
 WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 
-_SOURCE = Path(__file__).with_name("compiled.py")
+_MODULES = ("compiled", "compiled_rules", "bitmasks")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -98,12 +108,13 @@ merge_chunk = Loop("merge_chunk")
 task_vectors = Loop("task_vectors")
 rank = Loop("rank")
 draw = Loop("draw")
+rename = Loop("rename")
 mix = Loop("mix")
 drop = Loop("drop")
 count_magnitudes = Loop("count_magnitudes")
 largest = Loop("largest")
+gather = Loop("gather")
 settle = Loop("settle")
-group = Loop("group")
 weigh = Loop("weigh")
 
 
@@ -120,15 +131,14 @@ def _compile(name: str, kinds: tuple[Kind, ...]) -> bytes:
     import llvmlite.binding as llvm
     import numba
 
-    from hub_magmax import compiled
-
     signature = tuple(
         numba.types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "C")
         if ndim
         else numba.from_dtype(np.dtype(dtype))
         for dtype, ndim in kinds
     )
-    function = getattr(compiled, name)
+    modules = [import_module(f"hub_magmax.{module}") for module in _MODULES]
+    function = next(getattr(module, name) for module in modules if hasattr(module, name))
     function.compile(signature)
     module = llvm.parse_assembly(_closed(function.inspect_llvm(signature)))
     entry = module.get_function(function.overloads[signature].fndesc.llvm_func_name)
@@ -191,8 +201,10 @@ def _fingerprint() -> str:
     import llvmlite.binding as llvm
 
     parts = (
-        _SOURCE.read_text(encoding="utf-8"),
-        Path(__file__).read_text(encoding="utf-8"),
+        *(
+            Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+            for name in (*_MODULES, "loops")
+        ),
         version("numba"),
         version("llvmlite"),
         llvm.get_host_cpu_name(),

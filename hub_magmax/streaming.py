@@ -21,6 +21,7 @@ from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.source import RowMemory, TensorSource, tensor_place, torch_dtype
 from hub_magmax.planning import EXACT_REASON, TensorJob
 from hub_magmax.scratch import IN_MEMORY, Scratch
+from hub_magmax.selection import Bits
 
 T = TypeVar("T")
 
@@ -92,6 +93,20 @@ class StoredChunks:
             found, probe = self._task_vectors(chunk)
             self.check(probe, chunk.start, chunk.base, chunk.checkpoints)
             yield chunk.start, found
+
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        for chunk in self._stored(self._read, self._chunks()):
+            yield chunk.start, self._bits(chunk)
+
+    def _bits(self, chunk: StoredChunk) -> Bits:
+        def check(largest: float) -> None:
+            self.check(largest, chunk.start, chunk.base, chunk.checkpoints)
+
+        if fusing.is_narrow(chunk):
+            return fusing.bits(chunk, check)
+        stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
+        check(float(stacked.sum()))
+        return Bits.of_vectors(stacked)
 
     def _task_vectors(self, chunk: StoredChunk) -> tuple[Tensor, float]:
         if self.is_compiled and fusing.is_narrow(chunk):
@@ -218,11 +233,23 @@ class JoinedChunks:
         chunk_elements = self.tensors[0].chunk_elements
         return self.runs(chunk_elements, chunk_elements)
 
-    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
-        """Yield runs as `Chunks` says, one that reaches from tensor to tensor in pieces."""
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        for first, tensor in self._one_by_one():
+            for start, bits in tensor.bits():
+                yield first + start, bits
+
+    def _one_by_one(self) -> Iterator[tuple[int, StoredChunks]]:
+        """Yield the tensors with the indices of their first elements, each to be read once."""
         self.expect()
         first = 0
         for tensor in self.tensors:
+            yield first, tensor
+            tensor.release(tensor.num_elements)
+            first += tensor.num_elements
+
+    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
+        """Yield runs as `Chunks` says, one that reaches from tensor to tensor in pieces."""
+        for first, tensor in self._one_by_one():
             begun = first // every * every - first
             parts = (
                 (max(start, 0), min(start + length, tensor.num_elements))
@@ -231,8 +258,6 @@ class JoinedChunks:
             )
             for start, vectors in tensor.vectors(parts):
                 yield first + start, vectors
-            tensor.release(tensor.num_elements)
-            first += tensor.num_elements
 
 
 def copied_chunks(

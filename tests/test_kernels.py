@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -384,6 +385,29 @@ def test_compiled_loops_find_the_same_thresholds(keep, decimals):
     )
     assert torch.equal(slow, fast)
     assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, [keep - 1, 1999]].T)
+
+
+class ReadChunks(ArrayChunks):
+    """Task vectors that count how often they are read; the sample does not count."""
+
+    reads: ClassVar[list[int]] = []
+
+    def __iter__(self):
+        self.reads.append(1)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_tensors_whose_rows_differ_are_read_once(is_compiled):
+    rows = normal(2, 600, 4096) * normal(600, 1, seed=5).mul(0.5).exp()
+    task_vectors = rows.bfloat16().float().reshape(2, -1)
+    chunks = ReadChunks(task_vectors, 1 << 18, is_compiled)
+    chunks.reads.clear()
+
+    found = kernels.magnitude_thresholds(chunks, [500_000])[0]
+
+    assert len(chunks.reads) == 1
+    assert torch.equal(found, task_vectors.abs().sort(dim=1, descending=True).values[:, 499_999])
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (0.3, 0.0, 0.7), (1e-12, 1 - 1e-12), (0.2,) * 5])

@@ -10,6 +10,7 @@ from hub_magmax import loops
 
 KEYS = np.array([2**63], dtype=np.uint64)
 NAMES = np.array([3, 5], dtype=np.uint8)
+TABLE = np.full(1 << loops.MIX_BITS, 255, dtype=np.uint8)
 
 
 @pytest.fixture
@@ -20,7 +21,16 @@ def folder(tmp_path, monkeypatch):
 
 def mixed(loop):
     owner = np.empty(1000, dtype=np.uint8)
-    loop(7, np.uint64(1), np.uint64(2), KEYS, NAMES, owner, np.empty(loops.BLOCK, np.int64))
+    loop(
+        7,
+        np.uint64(1),
+        np.uint64(2),
+        KEYS,
+        NAMES,
+        TABLE,
+        owner,
+        np.empty((2, loops.BLOCK + loops.SPARE), np.int64),
+    )
     return owner.tolist()
 
 

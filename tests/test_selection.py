@@ -2,7 +2,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,6 +18,7 @@ from hub_magmax.randomness import CounterGenerator
 from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection import (
     ArrayChunks,
+    Bits,
     Chunks,
     Selection,
     algorithm_1,
@@ -59,6 +60,9 @@ class CountedChunks:
 
     def runs(self, length, every):
         return ArrayChunks(self.task_vectors).runs(length, every)
+
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        return ((start, Bits.of_vectors(chunk)) for start, chunk in self)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         self.reads.append(0)
@@ -734,8 +738,49 @@ def test_quotas_that_a_group_makes_impossible_are_recognised():
     assert meet(3, 1) is not None
 
 
-def test_top_n_reads_small_tensors_once_and_large_ones_three_times():
-    for num_elements, num_reads in ((50_000, 1), (400_000, 3)):
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_regret_is_claimed_only_where_a_look_at_all_elements_finds_none(kind, is_compiled, monkeypatch):
+    certain, claims = optimum._has_no_regret, []
+    for seed, preference in enumerate(("one-sided", "any", "with zeros")):
+        task_vectors, wanted = make_case(kind, preference, seed, 4, 20_000)
+        chunks = ArrayChunks(task_vectors, is_compiled=is_compiled)
+        found = top_n(chunks, wanted, GENERATOR)
+        with monkeypatch.context() as patch:
+            patch.setattr(optimum, "_has_no_regret", lambda *split: bool(claims.append(certain(*split))))
+            looked = top_n(chunks, wanted, GENERATOR)
+        assert found.duality_gap == looked.duality_gap
+    assert any(claims) or kind not in {"bf16 differences", "small whole numbers"}
+
+
+def test_regrets_are_noticed(monkeypatch):
+    certain, found = optimum._has_no_regret, []
+
+    def damaged(split, rest):
+        other = (rest.owners.owner + 1) % 4
+        owners = Owners(len(other))
+        owners.owner[:] = other
+        shares = np.roll(rest.shares, 1, axis=1)
+        found.append(
+            (
+                certain(split, rest),
+                certain(replace(split, is_exact=False), rest),
+                certain(split, replace(rest, owners=owners)),
+                certain(split, replace(rest, shares=shares)),
+                certain(split, replace(rest, prices=rest.prices + rest.prices.max() * np.arange(4) / 8)),
+            )
+        )
+        return False
+
+    monkeypatch.setattr(optimum, "_has_no_regret", damaged)
+    task_vectors, wanted = make_case("bf16 differences", "any", 6, 4, 20_000)
+    top_n(ArrayChunks(task_vectors), wanted, GENERATOR)
+
+    assert found == [(True, False, False, False, False)]
+
+
+def test_top_n_reads_small_tensors_once_and_large_ones_twice():
+    for num_elements, num_reads in ((50_000, 1), (400_000, 2)):
         task_vectors, wanted = make_case("normal", "any", 0, 4, num_elements)
         chunks = CountedChunks(task_vectors)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count, run_of
+from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count
 from hub_magmax.selection.draws import ALIGN, DROP, FILL
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
 
@@ -48,9 +48,8 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     num_tasks = chunks.num_tasks
     assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
     check_task_count(num_tasks, limit=MAX_TASKS)
-    owners, codes = _rank_tasks(chunks, quotas)
+    owners, codes, held = _rank_tasks(chunks, quotas)
     draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled)
-    held = owners.count(num_tasks)
     for task in range(num_tasks - 1, 0, -1):
         if held[task] > quotas[task]:
             received = _drop(draws, task, held, quotas, mark=0)
@@ -65,8 +64,10 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     return Selection(winners=winners, counts=tuple(held), num_unaligned=tuple(unaligned))
 
 
-def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[np.ndarray, " elements"]]:
-    """Return each element's winner, and a code of the tasks that own it as later ones drop it.
+def _rank_tasks(
+    chunks: Chunks, quotas: Sequence[int]
+) -> tuple[Owners, Shaped[np.ndarray, " elements"], list[int]]:
+    """Return each element's winner, a code of the tasks that own it as later ones drop it, and all wins.
 
     Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
     among equals. So the highest bit is the winner and the next lower bit is the owner after that.
@@ -77,10 +78,9 @@ def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[n
     owners = Owners(chunks.num_elements, chunks.scratch)
     codes = chunks.scratch.zeros(chunks.num_elements, _code_type(num_tasks))
     if num_tasks == 1:
-        return owners, codes
+        return owners, codes, [chunks.num_elements]
     if chunks.is_compiled and num_tasks <= _COMPILED_TASKS:
-        _rank_compiled(chunks, quotas, owners.owner, codes)
-        return owners, codes
+        return owners, codes, _rank_compiled(chunks, quotas, owners.owner, codes)
     for start, block in blocks(chunks):
         end = start + block.shape[1]
         magnitudes = [
@@ -88,7 +88,7 @@ def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[n
             for row, quota in zip(block.numpy(), quotas, strict=True)
         ]
         owners.owner[start:end], codes[start:end] = _rank_block(magnitudes, codes.dtype)
-    return owners, codes
+    return owners, codes, owners.count(num_tasks)
 
 
 def _rank_compiled(
@@ -96,12 +96,15 @@ def _rank_compiled(
     quotas: Sequence[int],
     owner: UInt8[np.ndarray, " elements"],
     codes: Shaped[np.ndarray, " elements"],
-) -> None:
+) -> list[int]:
     wanted = (np.array(quotas) > 0).astype(np.uint8)
-    scratch, zeros = np.empty((4, loops.BLOCK), np.int32), np.zeros(loops.BLOCK, np.float32)
-    for start, chunk in chunks:
-        end = start + chunk.shape[1]
-        loops.rank(*run_of(chunk), wanted, owner[start:end], codes[start:end], scratch, zeros)
+    counts, scratch = np.zeros(len(wanted), np.int64), np.empty((6, loops.BLOCK), np.int32)
+    for start, bits in chunks.bits():
+        end = start + bits.num_elements
+        stored = bits.rows, bits.stride, bits.base
+        bits.check(loops.rank(*stored, wanted, owner[start:end], codes[start:end], counts, scratch))
+    held: list[int] = counts.tolist()
+    return held
 
 
 def _rank_block(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from hub_magmax.errors import RecipeError
@@ -50,6 +50,38 @@ class Chunks(Protocol):
         """Yield the first `length` elements of every `every`, each with the index of the first one."""
         ...
 
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        """Yield the same chunks as iterating does, as compiled loops read them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bits:
+    """One chunk as compiled loops read it, so that task vectors need not be written to memory.
+
+    Bits are those of bfloat16 (uint16) or of float32 (uint32), and lie in memory that is used again.
+
+    Attributes:
+        rows: A row per task, each `stride` after the one before, from which the base model is yet to be
+            subtracted.
+        base: The base model's; empty where rows are task vectors already.
+        check: Takes the largest magnitude that a loop met, as bits of float32; raises if it is not finite.
+    """
+
+    rows: Shaped[np.ndarray, " memory"]
+    stride: int
+    base: Shaped[np.ndarray, " _"]
+    num_elements: int
+    check: Callable[[int], None]
+
+    @classmethod
+    def of_vectors(cls, chunk: Float32[Tensor, "tasks chunk"]) -> Bits:
+        """Return task vectors that are known to be finite."""
+        memory, stride = run_of(chunk)
+        return cls(
+            memory.view(np.uint32), stride, np.empty(0, np.uint32), chunk.shape[1], lambda largest: None
+        )
+
 
 @dataclass(frozen=True)
 class ArrayChunks:
@@ -77,6 +109,9 @@ class ArrayChunks:
         flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
         for start in range(0, self.num_elements, every):
             yield start, flat[:, start : start + length]
+
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        return ((start, Bits.of_vectors(chunk)) for start, chunk in self)
 
 
 @dataclass(frozen=True)
@@ -127,11 +162,13 @@ def blocks(chunks: Chunks) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]
         yield start, torch.cat(pieces, dim=1)
 
 
-def run_of(block: Float32[Tensor, "tasks block"]) -> tuple[np.ndarray, int]:
+def run_of(block: Shaped[Tensor, "tasks block"]) -> tuple[np.ndarray, int]:
     """Return the memory from a block's first row to its last, for a compiled loop, and their distance.
 
-    Rows may be parts of longer ones.
+    Rows may be parts of longer ones. Where the elements of a row do not lie side by side, rows are copied.
     """
+    if block.stride(1) != 1:
+        block = block.contiguous()
     stride = block.stride(0)
     return block.as_strided(((block.shape[0] - 1) * stride + block.shape[1],), (1,)).numpy(), stride
 

@@ -43,11 +43,16 @@ class Market:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Who gets each element, how many of each group, and prices that make this the best choice."""
+    """Who gets each element, how many of each group, and prices that make this the best choice.
+
+    `has_no_regret`: it is certain that at these prices no element's magnitude, as it is, not rounded to the
+    grid, exceeds another task's price by more than its owner's; and so the duality gap is zero.
+    """
 
     owners: Owners
     shares: Int64[np.ndarray, "groups tasks"]
     prices: Float64[np.ndarray, " tasks"]
+    has_no_regret: bool = False
 
 
 def in_memory(market: Market) -> Stock:

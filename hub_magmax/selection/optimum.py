@@ -20,7 +20,8 @@ market is solved in memory (`clearing`, `ledger`); a large one in these steps:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,12 +31,12 @@ from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count, run_of
 from hub_magmax.selection.clearing import solve_directly
-from hub_magmax.selection.draws import SHARE, Keys
+from hub_magmax.selection.draws import SHARE
 from hub_magmax.selection.estimate import Box, bound, sample_market
 from hub_magmax.selection.market import Allocation, Groups, Market, in_memory
-from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, PICKED, Owners
+from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, PICKED, Draws, Owners
 from hub_magmax.selection.settlement import Split, settle
-from hub_magmax.selection.sources import DIRECT_ELEMENTS, Source, active_magnitudes, on_grid, survey
+from hub_magmax.selection.sources import DIRECT_ELEMENTS, Source, Stream, active_magnitudes, on_grid, survey
 
 # Tensors of up to this many numbers (tasks times elements) are read once and held.
 _HELD_NUMBERS = 1 << 20
@@ -60,8 +61,9 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
     every price depends on every other.
 
     Args:
-        chunks: Read once if small, three times otherwise, and twice more if a sample misleads. Besides
-            a byte per element, some per cent of the elements are kept in memory.
+        chunks: Read once if small, twice otherwise, and twice more if a sample misleads; once more if it is
+            not certain that the duality gap is zero. Besides a byte per element, some per cent of the
+            elements are kept in memory.
         quotas: Elements per task, as `quotas` returns them. A task without a quota never wins.
         generator: Draws the samples and decides between equals.
 
@@ -87,7 +89,7 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
     assert allocation is not None
     prices = tuple((allocation.prices - allocation.prices.min()).tolist())
     unscaled = tuple(price / source.scale for price in prices)
-    gap = _duality_gap(chunks, active, allocation.owners, unscaled)
+    gap = 0.0 if allocation.has_no_regret else _duality_gap(chunks, active, allocation.owners, unscaled)
     return _describe(quotas, active, unscaled, allocation.owners, gap)
 
 
@@ -120,7 +122,7 @@ def _describe(
 
 
 def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices: tuple[float, ...]) -> float:
-    """Return how much the kept magnitude could at most grow, as a fraction of it.
+    """Return how much the kept magnitude could at most grow, as a fraction of it, by a look at all elements.
 
     With counts equal to quotas, dual minus primal value is the sum over elements of what the winner
     falls short of the best task, both net of prices; so nothing cancels.
@@ -171,7 +173,10 @@ def _solve(market: Market) -> Allocation | None:
         rest = _solve_rest(split, market.source.num_elements)
         if rest is not None:
             allocation = _merge(market, split, rest)
-            if box.contains(rest.prices) or _is_best(market.source, allocation):
+            if box.contains(rest.prices):
+                is_whole = isinstance(market.source, Stream)
+                return replace(allocation, has_no_regret=is_whole and _has_no_regret(split, rest))
+            if _is_best(market.source, allocation):
                 return allocation
             prices = rest.prices
     if allocation is None:
@@ -192,9 +197,40 @@ def _solve_rest(split: Split, num_elements: int) -> Allocation | None:
     return _solve(split.rest) if shrunk else solve_directly(split.rest)
 
 
+def _has_no_regret(split: Split, rest: Allocation) -> bool:
+    """Say whether it is certain that no element is better with another task than with its own.
+
+    This takes the place of a look at all elements. Prices p are those of the rest and lie in the box, up to
+    a number added to all. Then:
+
+    1. A settled element has none to regret. `settle` found |τ_w| − top_w > |τ_t| − bottom_t for its winner w
+       and every other task t, where tops and bottoms were rounded outwards and differences to float32, which
+       keeps their order. So |τ_w| − p_w > |τ_t| − p_t, and rounding both to float64 cannot turn them round.
+    2. The elements of the rest are in memory, as they are in the tensor, and are looked at one by one.
+    3. Members of a group are looked at once for each task that gets some. They have the distances of the
+       group's example, number by number, if no magnitude of theirs had to be rounded to the grid. A task out
+       of reach is worse than another one everywhere in the box.
+
+    Sums and differences of numbers on the grid are exact in float64, and a scale is a power of two.
+    """
+    if not split.is_exact:
+        return False
+    net = (split.rest.groups.rows - rest.prices[:, None]).T
+    if (net.max(axis=1, keepdims=True) > net)[rest.shares > 0].any():
+        return False
+    source = split.rest.source
+    prices = (rest.prices - rest.prices.min()) / source.scale
+    for start, block in source.blocks():
+        values = block.numpy().astype(np.float64)
+        regrets, _ = _weigh(values, prices, rest.owners.owner[start : start + values.shape[1]])
+        if regrets.any():
+            return False
+    return True
+
+
 def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
     """Fill in the winners of the rest, and share each group's members out at random."""
-    source, owners = market.source, split.owners
+    owners, give = split.owners, _giver(market.source, split.owners)
     num_outer = len(market.groups.sizes)
     owners.owner[split.positions.numpy()] = rest.owners.owner
     names = np.arange(256, dtype=np.uint8)
@@ -202,18 +238,31 @@ def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
         remaining = sum(shares)
         takers = [task for task, share in enumerate(shares) if share]
         for task in takers[1:]:
-            owners.pick(mark, shares[task], remaining, _source_keys(source, SHARE + task))
-            owners.replace(PICKED, task)
+            give(mark, shares[task], remaining, task)
             remaining -= shares[task]
         names[mark] = takers[0] if takers else mark
-    owners.rename(names)
+    if market.source.is_compiled:
+        loops.rename(owners.owner, names)
+    else:
+        owners.rename(names)
     return Allocation(owners, rest.shares[:num_outer], rest.prices)
 
 
-def _source_keys(source: Source, stream: int) -> Keys:
-    return lambda positions: source.generator.keys(
-        source.places_of(torch.from_numpy(positions)).numpy(), stream
-    )
+def _giver(source: Source, owners: Owners) -> Callable[[int, int, int, int], object]:
+    """Return what gives a task some of the elements with a mark, at random: mark, how many of all, task."""
+    if isinstance(source, Stream):
+        draws = Draws(owners, owners.owner, source.generator, is_compiled=source.is_compiled)
+        return lambda mark, count, total, task: draws.give(
+            mark, count, total, stream=SHARE + task, mask=0, mark=task
+        )
+
+    def give(mark: int, count: int, total: int, task: int) -> None:
+        owners.pick(
+            mark, count, total, lambda at: source.generator.keys(source.places[at].numpy(), SHARE + task)
+        )
+        owners.replace(PICKED, task)
+
+    return give
 
 
 def _is_best(source: Source, allocation: Allocation) -> bool:

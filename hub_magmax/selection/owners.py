@@ -17,9 +17,7 @@ from hub_magmax.selection.draws import Keys, keys_of
 # A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
 MAX_TASKS = 64
 # What `Owners` holds besides the tasks 0 to 63: marks from 64, and two with one meaning for all.
-FIRST_MARK = 64
-NOBODY = 254
-PICKED = 255
+FIRST_MARK, NOBODY, PICKED = loops.FIRST_MARK, loops.NOBODY, 255
 
 
 _BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
@@ -42,10 +40,12 @@ class Owners:
 
     def replace(self, old: int, new: int) -> None:
         for _, block in self.blocks():
-            block[np.flatnonzero(block == old)] = new
+            np.copyto(block, np.uint8(new), where=block == old)
 
     def rename(self, names: UInt8[np.ndarray, " values"]) -> None:
-        """Turn every byte into its entry of `names`."""
+        """Turn every byte into its entry of `names`; those beyond the last one do not occur."""
+        if np.array_equal(names, np.arange(len(names))):
+            return
         for _, block in self.blocks():
             np.take(names, block, out=block, mode="clip")
 
@@ -152,6 +152,7 @@ class Draws:
         low, high = _key_at((count - 1.5 * margin - 16) / total), _key_at((count + margin) / total)
         places, keys = np.empty((2, int(4 * margin) + 64), dtype=np.int64)
         mask, mark = np.uint32(to[0]), np.uint8(to[1])
+        in_turn = np.zeros((4, MAX_TASKS), dtype=np.int64)
         constants = self._generator.constants(stream)
         between = loops.draw(
             self._owners.owner,
@@ -162,11 +163,12 @@ class Draws:
             *constants,
             low,
             high,
-            received,
+            in_turn,
             places,
             keys,
-            np.empty((2, loops.BLOCK + 1), np.int64),
+            np.empty((3, loops.BLOCK + loops.SPARE), np.int64),
         )
+        received += in_turn.sum(axis=0)
         given = int(received.sum())
         rest = count - given
         assert rest >= 0, "nine standard deviations"

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from hub_magmax import loops
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, run_of, where
+from hub_magmax.selection.chunks import where
 from hub_magmax.selection.estimate import Box
 from hub_magmax.selection.market import Groups, Market
 from hub_magmax.selection.owners import FIRST_MARK, NOBODY, Owners
@@ -20,6 +20,8 @@ from hub_magmax.selection.sources import Source, Stock, active_magnitudes, on_gr
 # Elements of a sample that must be alike to be treated as a group, and how many groups there can be.
 _MIN_GROUP = 16
 _MAX_GROUPS = NOBODY - FIRST_MARK
+# Of a table in which compiled loops find them: a power of two, many times as many.
+_SLOTS = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -27,42 +29,35 @@ class Split:
     """A market after one pass: settled elements, and the market of the rest.
 
     `owners` has the winners of settled elements, and a mark for the members of each group. `positions`
-    says which elements of the market the rest consists of.
+    says which elements of the market the rest consists of. `is_exact` says whether no magnitude of a group's
+    member was rounded to the grid, so that members are alike to the last bit.
     """
 
     owners: Owners
     positions: Int64[Tensor, " rest"]
     rest: Market
+    is_exact: bool
 
 
 def settle(market: Market, box: Box, sample: Stock) -> Split:
     """Settle the elements whose winner is the same everywhere in the box, and group and collect the rest."""
     source, num_tasks = market.source, len(box.prices)
-    contest = (_CompiledContest if source.is_compiled else _Contest)(source, box)
-    grouping = _Grouping(box, sample)
+    contest = (_CompiledContest if source.is_compiled else _Contest)(source, box, _Grouping(box, sample))
     owners = Owners(source.num_elements, source.scratch)
     counts = np.zeros(256, dtype=np.int64)
     rest = _Rest(num_tasks)
-    for start, block in source.blocks():
-        owner = owners.owner[start : start + block.shape[1]]
-        open_ = contest.settle(block, owner, counts[:num_tasks])
-        marks = contest.marks(block, open_, grouping)
-        counts += np.bincount(marks, minlength=256)
-        owner[open_] = marks
-        single = open_[np.flatnonzero(marks == NOBODY)]
-        values = active_magnitudes(block.index_select(1, torch.from_numpy(single)), source.active)
-        rest.add(single + start, values.numpy())
+    num_off_grid = contest.settle(owners.owner, counts, rest)
     positions, collected = rest.take()
     places = source.places_of(positions)
     stock = Stock(collected, places, source.scale, source.generator, source.is_compiled)
-    groups = grouping.groups(counts[FIRST_MARK:])
+    groups = contest.grouping.groups(counts[FIRST_MARK:])
     quotas = market.quotas - counts[:num_tasks]
     inner = Market(stock, market.groups.and_also(groups), quotas, box.prices)
-    return Split(owners, positions, inner)
+    return Split(owners, positions, inner, is_exact=not num_off_grid)
 
 
 class _Rest:
-    """Collects positions and columns of values in two buffers that grow.
+    """Collects positions and their values in two buffers that grow.
 
     Keeping thousands of small tensors between large ones that come and go would leave the heap full of
     holes, ten times as large as what is collected.
@@ -72,9 +67,9 @@ class _Rest:
         self._num_tasks = num_tasks
         self._positions, self._values = bytearray(), bytearray()
 
-    def add(self, positions: Int64[np.ndarray, " count"], values: Float32[np.ndarray, "tasks count"]) -> None:
+    def add(self, positions: Int64[np.ndarray, " count"], values: Float32[np.ndarray, "count tasks"]) -> None:
         self._positions += positions.tobytes()
-        self._values += values.T.tobytes()
+        self._values += values.tobytes()
 
     def take(self) -> tuple[Int64[Tensor, " rest"], Float32[Tensor, "tasks rest"]]:
         positions = np.frombuffer(self._positions, dtype=np.int64)
@@ -101,12 +96,35 @@ class _Contest:
     Rounding to float32 keeps the order of numbers, so a strict inequality here holds exactly.
     """
 
-    def __init__(self, source: Source, box: Box) -> None:
-        self._source = source
+    def __init__(self, source: Source, box: Box, grouping: _Grouping) -> None:
+        self._source, self.grouping = source, grouping
         self._bottoms = _rounded_outwards(box.prices - box.down, source.scale, -1)
         self._tops = _rounded_outwards(box.prices + box.up, source.scale, 1)
 
     def settle(
+        self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
+    ) -> int:
+        """Write winners and marks, add up how many each has, and collect the elements of nobody.
+
+        Returns how many elements of groups have magnitudes that are not on the grid.
+        """
+        active, scale = self._source.active, self._source.scale
+        num_off_grid = 0
+        for start, block in self._source.blocks():
+            part = owner[start : start + block.shape[1]]
+            open_ = self._settle(block, part, counts[: len(active)])
+            candidates = active_magnitudes(block.index_select(1, torch.from_numpy(open_)), active)
+            rounded = on_grid(candidates, scale)
+            marks = self.grouping.marks(rounded).numpy()
+            counts += np.bincount(marks, minlength=len(counts))
+            part[open_] = marks
+            single = np.flatnonzero(marks == NOBODY)
+            rest.add(open_[single] + start, candidates.numpy()[:, single].T)
+            off_grid = (rounded != candidates.to(torch.float64) * scale).any(dim=0).numpy()
+            num_off_grid += int(np.count_nonzero(off_grid & (marks != NOBODY)))
+        return num_off_grid
+
+    def _settle(
         self,
         block: Float32[Tensor, "rows block"],
         owner: UInt8[np.ndarray, " block"],
@@ -129,40 +147,34 @@ class _Contest:
         counts -= np.bincount(owner[open_], minlength=len(values))
         return open_
 
-    def marks(
-        self, block: Float32[Tensor, "rows block"], open_: Int64[np.ndarray, " open"], grouping: _Grouping
-    ) -> UInt8[np.ndarray, " open"]:
-        """Return the group of each open element as a mark, or `NOBODY`."""
-        candidates = active_magnitudes(block.index_select(1, torch.from_numpy(open_)), self._source.active)
-        return grouping.marks(on_grid(candidates, self._source.scale)).numpy()
-
 
 class _CompiledContest(_Contest):
     """The same by compiled loops."""
 
-    def __init__(self, source: Source, box: Box) -> None:
-        super().__init__(source, box)
-        self._rows = np.array(source.active)
-        self._open = np.empty(BLOCK_ELEMENTS, np.int64)
-        self._scratch = np.empty((4, loops.BLOCK), np.int32)
-        self._places = np.empty(loops.BLOCK + 1, np.int64)
-
     def settle(
-        self,
-        block: Float32[Tensor, "rows block"],
-        owner: UInt8[np.ndarray, " block"],
-        counts: Int64[np.ndarray, " tasks"],
-    ) -> Int64[np.ndarray, " open"]:
-        box = self._bottoms, self._tops
-        num_open = loops.settle(
-            *run_of(block), self._rows, *box, owner, counts, self._open, self._scratch, self._places
+        self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
+    ) -> int:
+        active = np.array(self._source.active)
+        num_tasks = len(active)
+        edges = np.stack((self._bottoms, self._tops))
+        grouping, off_grid = self.grouping.for_loops(), np.zeros(1, np.int64)
+        scratch = (
+            np.empty((num_tasks, loops.BLOCK + 16), np.int32),
+            np.empty((5, loops.BLOCK), np.int32),
+            np.empty(loops.BLOCK, np.uint8),
+            np.empty(loops.BLOCK + loops.SPARE, np.int64),
+            np.empty(num_tasks),
         )
-        return self._open[:num_open]
-
-    def marks(
-        self, block: Float32[Tensor, "rows block"], open_: Int64[np.ndarray, " open"], grouping: _Grouping
-    ) -> UInt8[np.ndarray, " open"]:
-        return grouping.marks_compiled(block, self._rows, open_, self._source.scale)
+        for start, bits in self._source.bits():
+            stored = bits.rows, bits.stride, bits.base, active
+            part, single = owner[start : start + bits.num_elements], np.empty(bits.num_elements, np.int64)
+            number = loops.settle(
+                *stored, edges, self._source.scale, *grouping, part, counts, off_grid, single, *scratch
+            )
+            values = np.empty((number, num_tasks), np.float32)
+            loops.gather(*stored, single[:number], values)
+            rest.add(single[:number] + start, values)
+        return int(off_grid[0])
 
 
 class _Grouping:
@@ -195,20 +207,17 @@ class _Grouping:
         alike = (self._distances.index_select(1, group) == distances).all(dim=0)
         return (group + FIRST_MARK).to(torch.uint8).index_fill_(0, where(~alike), NOBODY)
 
-    def marks_compiled(
-        self,
-        block: Float32[Tensor, "rows block"],
-        rows: Int64[np.ndarray, " tasks"],
-        open_: Int64[np.ndarray, " open"],
-        scale: float,
-    ) -> UInt8[np.ndarray, " open"]:
-        """Return what `marks` does for the open elements of a block."""
-        marks = np.full(len(open_), NOBODY, dtype=np.uint8)
-        if self._codes.numel():
-            bounds = [prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)]
-            groups = self._codes.numpy(), self._distances.numpy(), FIRST_MARK
-            loops.group(*run_of(block), rows, open_, scale, *bounds, *groups, marks, np.empty(len(rows)))
-        return marks
+    def for_loops(self) -> tuple[np.ndarray, ...]:
+        """Return the box, and a table, codes and distances of the groups, as `loops.settle` takes them."""
+        codes = self._codes.numpy()
+        slots = np.full(_SLOTS, -1, dtype=np.int64)
+        for group, code in enumerate(codes.tolist()):
+            slot = code % _SLOTS
+            while slots[slot] >= 0:
+                slot = (slot + 1) % _SLOTS
+            slots[slot] = group
+        box = np.stack([prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)])
+        return box, slots, codes, np.ascontiguousarray(self._distances.numpy().T)
 
     def groups(self, sizes: Int64[np.ndarray, " marks"]) -> Groups:
         """Return the groups with their sizes."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.scratch import IN_MEMORY, Scratch
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Chunks, blocks, run_of
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, blocks
 from hub_magmax.selection.draws import SAMPLE
 
 # Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
@@ -50,6 +50,9 @@ class Stock:
     def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
         for start in range(0, self.num_elements, BLOCK_ELEMENTS):
             yield start, self.values[:, start : start + BLOCK_ELEMENTS]
+
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        return ((start, Bits.of_vectors(block)) for start, block in self.blocks())
 
     def take(self, chosen: Int64[Tensor, " chosen"]) -> Stock:
         values = self.values.index_select(1, chosen)
@@ -93,6 +96,9 @@ class Stream:
     def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
         return blocks(self.chunks)
 
+    def bits(self) -> Iterator[tuple[int, Bits]]:
+        return self.chunks.bits()
+
     def sample(self) -> Stock:
         return self.surveyed
 
@@ -111,21 +117,37 @@ def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator)
     places = torch.arange(num_elements) if small else _strata(num_elements, generator)
     sample = torch.empty((len(active), len(places)))
     largest = 0.0
-    for start, block in blocks(chunks):
-        largest = max(largest, _largest(block, active, is_compiled=chunks.is_compiled))
-        begin, end = torch.searchsorted(places, torch.tensor([start, start + block.shape[1]])).tolist()
-        sample[:, begin:end] = active_magnitudes(block.index_select(1, places[begin:end] - start), active)
+    look = _look_compiled if chunks.is_compiled else _look
+    for stop, above, values in look(chunks, active, places):
+        largest = max(largest, above)
+        sample[:, stop - values.shape[1] : stop] = values
     scale = math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
     stock = Stock(sample, places, scale, generator, chunks.is_compiled)
     return stock if small else Stream(chunks, active, stock)
 
 
-def _largest(block: Float32[Tensor, "tasks block"], active: tuple[int, ...], *, is_compiled: bool) -> float:
-    """Return the largest magnitude in some rows of a block."""
-    if is_compiled:
-        bits = loops.largest(*run_of(block), np.array(active), block.shape[1])
-        return float(np.int32(bits).view(np.float32))
-    return float(active_magnitudes(block, active).max())
+#: For every part of a tensor: how many places of the sample lie before its end, its largest magnitude, and
+#: the magnitudes at those places that lie in it.
+Look = Iterator[tuple[int, float, Float32[Tensor, "active places"]]]
+
+
+def _look(chunks: Chunks, active: tuple[int, ...], places: Int64[Tensor, " sample"]) -> Look:
+    for start, block in blocks(chunks):
+        begin, end = torch.searchsorted(places, torch.tensor([start, start + block.shape[1]])).tolist()
+        values = active_magnitudes(block.index_select(1, places[begin:end] - start), active)
+        yield end, float(active_magnitudes(block, active).max()), values
+
+
+def _look_compiled(chunks: Chunks, active: tuple[int, ...], places: Int64[Tensor, " sample"]) -> Look:
+    scratch = np.empty((2, loops.BLOCK), np.int32)
+    for start, bits in chunks.bits():
+        stored = bits.rows, bits.stride, bits.base, np.array(active)
+        largest = loops.largest(*stored, bits.num_elements, scratch)
+        bits.check(largest)
+        begin, end = np.searchsorted(places.numpy(), (start, start + bits.num_elements)).tolist()
+        values = np.empty((end - begin, len(active)), np.float32)
+        loops.gather(*stored, places[begin:end].numpy() - start, values)
+        yield end, float(np.int32(largest).view(np.float32)), torch.from_numpy(values.T)
 
 
 def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:

@@ -1,0 +1,58 @@
+"""One tensor of stored checkpoints: rules find the same in stored bits as in task vectors."""
+
+import pytest
+import torch
+
+from hub_magmax import kernels
+from hub_magmax.errors import NonFiniteError
+from hub_magmax.io.source import MemorySource
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection import algorithm_1, quotas, top_n
+from hub_magmax.streaming import StoredChunks
+
+NUM_TASKS, NUM_ELEMENTS = 4, 300_001
+WANTED = quotas([0.4, 0.3, 0.0, 0.3], NUM_ELEMENTS)
+DTYPES = {
+    "bfloat16": (torch.bfloat16,) * 5,
+    "float16": (torch.float16,) * 5,
+    "float32": (torch.float32,) * 5,
+    "float64": (torch.float64,) * 5,
+    "mixed": (torch.bfloat16, torch.float32, torch.bfloat16, torch.float16, torch.bfloat16),
+}
+RULES = {
+    "thresholds": lambda chunks: kernels.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
+    "algorithm-1": lambda chunks: algorithm_1(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
+    "top-n": lambda chunks: top_n(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
+}
+
+
+def stored(dtypes, *, is_compiled, damage=None):
+    """Five checkpoints of one tensor; half of what moves stays where it was."""
+    generator = torch.Generator().manual_seed(0)
+    base = 0.02 * torch.randn(NUM_ELEMENTS, generator=generator)
+    steps = 0.002 * torch.randn((NUM_TASKS, NUM_ELEMENTS), generator=generator)
+    steps *= torch.rand((NUM_TASKS, NUM_ELEMENTS), generator=generator) < 0.5
+    values = [base, *(base.bfloat16() + steps)]
+    if damage is not None:
+        values[2][NUM_ELEMENTS // 2] = damage
+    pairs = zip(values, dtypes, strict=True)
+    base_source, *tasks = [MemorySource.from_tensors({"w": one.to(dtype)}) for one, dtype in pairs]
+    return StoredChunks("w", NUM_ELEMENTS, base_source, tuple(tasks), 1 << 16, None, is_compiled)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_rules_find_the_same_in_stored_bits(dtypes, rule):
+    slow, fast = (
+        RULES[rule](stored(DTYPES[dtypes], is_compiled=is_compiled)) for is_compiled in (False, True)
+    )
+
+    assert slow == fast
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_values_that_are_not_finite_are_named(dtypes, damage, rule):
+    with pytest.raises(NonFiniteError, match="element 150,000 is"):
+        RULES[rule](stored(DTYPES[dtypes], is_compiled=True, damage=damage))
