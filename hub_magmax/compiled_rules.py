@@ -468,7 +468,7 @@ def _group(slots, codes, examples, code, distances):
 @_compiled
 def settle(
     rows, stride, base, active, edges, scale, box, slots, codes, examples,
-    owner, counts, off_grid, single, magnitudes, scratch, marks, places, distances,
+    owner, counts, off_grid, single, kept, magnitudes, scratch, marks, places, distances,
 ):  # fmt: skip
     """Write winners; where the winner depends on where in a box prices are, the mark of a group or `NOBODY`.
 
@@ -487,6 +487,7 @@ def settle(
         off_grid: int64, one number, added to: how many with the mark of a group have magnitudes that were
             rounded to whole numbers.
         single: int64 per element, takes the places of those that belong to nobody.
+        kept: float32, elements by tasks, takes their magnitudes, which are in the cache.
         magnitudes: int32, a row per task of `BLOCK` and some, lest all meet in the same places of a cache.
         scratch: int32, 5 rows of `BLOCK`.
         marks: uint8, `BLOCK`.
@@ -526,6 +527,8 @@ def settle(
             if mark < FIRST_MARK:
                 mark = NOBODY
                 single[num_single] = start + place
+                for task in range(num_tasks):
+                    kept[num_single, task] = values[task, place]
                 num_single += 1
             else:
                 off_grid[0] += _is_off_grid(values, place, scale)

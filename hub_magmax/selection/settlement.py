@@ -158,6 +158,7 @@ class _CompiledContest(_Contest):
         num_tasks = len(active)
         edges = np.stack((self._bottoms, self._tops))
         grouping, off_grid = self.grouping.for_loops(), np.zeros(1, np.int64)
+        single, values = np.empty(0, np.int64), np.empty((0, num_tasks), np.float32)
         scratch = (
             np.empty((num_tasks, loops.BLOCK + 16), np.int32),
             np.empty((5, loops.BLOCK), np.int32),
@@ -167,13 +168,23 @@ class _CompiledContest(_Contest):
         )
         for start, bits in self._source.bits():
             stored = bits.rows, bits.stride, bits.base, active
-            part, single = owner[start : start + bits.num_elements], np.empty(bits.num_elements, np.int64)
+            part = owner[start : start + bits.num_elements]
+            if len(single) < bits.num_elements:  # memory that is not written to costs nothing
+                single = np.empty(bits.num_elements, np.int64)
+                values = np.empty((bits.num_elements, num_tasks), np.float32)
             number = loops.settle(
-                *stored, edges, self._source.scale, *grouping, part, counts, off_grid, single, *scratch
+                *stored,
+                edges,
+                self._source.scale,
+                *grouping,
+                part,
+                counts,
+                off_grid,
+                single,
+                values,
+                *scratch,
             )
-            values = np.empty((number, num_tasks), np.float32)
-            loops.gather(*stored, single[:number], values)
-            rest.add(single[:number] + start, values)
+            rest.add(single[:number] + start, values[:number])
         return int(off_grid[0])
 
 
