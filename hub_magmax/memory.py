@@ -114,7 +114,7 @@ class Workbench:
         self, chunks: Mapping[str, StoredChunks], method: Mapping[str, Any], weights: tuple[float, ...]
     ) -> Callable[[str], TensorRule]:
         jobs, seed = {job.name: job for job in self.plan.jobs}, self.plan.lock.seed
-        if surveys_model(method):
+        if chunks and surveys_model(method):
             joined = JoinedChunks(tuple(chunks.values()), lambda: None)
             return survey([jobs[name] for name in chunks], joined, method, weights, seed).part
 

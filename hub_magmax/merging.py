@@ -154,7 +154,7 @@ def make_shards(
     engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
     with one_thread():
         try:
-            if missing and surveys_model(plan.lock.method):
+            if surveys_model(plan.lock.method) and any(job.merged for shard in missing for job in shard.jobs):
                 engine.survey()
             engine.expect(plan.tensors_read(missing))
             for record in engine.make(missing):

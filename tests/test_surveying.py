@@ -8,6 +8,7 @@ import torch
 from hub_magmax import kernels
 from hub_magmax.errors import RecipeError
 from hub_magmax.locking import plan
+from hub_magmax.memory import Workbench
 from hub_magmax.merging import merge
 from hub_magmax.methods import TensorRule
 from hub_magmax.planning import TensorJob
@@ -162,6 +163,16 @@ def test_checkpoints_on_the_hub_give_the_same_model(tmp_path, hub, method):
     here, there = read_merged(tmp_path / "merged"), read_merged(tmp_path / "far")
     assert here.keys() == there.keys()
     assert all(here[name].equal(there[name]) for name in here)
+
+
+@pytest.mark.parametrize("method", [METHOD, TOP_N, TIES], ids=str)
+def test_model_whose_tensors_are_all_copied_has_nothing_to_survey(family, method):
+    recipe = recipe_of(family, method=method, tensors=[{"match": "*", "take": "b"}])
+    assert merge(plan(recipe)).elements_merged == 0
+    copied, expected = read_merged(family / "merged"), read_merged(family / "b")
+    assert all(copied[name].equal(expected[name]) for name in expected)
+    with Workbench(recipe, lock(recipe)) as bench:
+        assert dict(bench.merge(method, WEIGHTS).task_vector) == {}
 
 
 def test_report_counts_the_model(family):
