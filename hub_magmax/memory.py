@@ -51,7 +51,8 @@ class MergedVector:
         bench = self.workbench
         if not job.merged:
             tasks = tuple(bench.plan.lock.tasks)
-            return torch.cat([*copied_chunks(job, bench.sources, tasks, CHUNK_ELEMENTS)])
+            copied = [*copied_chunks(job, bench.sources, tasks, CHUNK_ELEMENTS)]
+            return torch.cat(copied) if copied else torch.empty(0, dtype=torch_dtype(job.dtype))
         base = bench.sources["base_model"].read(job.name, 0, job.num_elements)
         factor = torch.tensor(scaling, dtype=torch.float64)
         return kernels.apply_update(base, self.task_vector[job.name], factor, torch_dtype(job.dtype))

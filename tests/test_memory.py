@@ -97,3 +97,13 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_merged(tmp_p
     recipe = load_recipe(write_recipe(tmp_path, names=("a", "b")))
     with pytest.raises(MismatchError, match=r"layer\.0\.bias"):
         Workbench(recipe, lock(recipe))
+
+
+def test_tensor_without_elements_is_copied(tmp_path):
+    write_family(tmp_path, "ab", shapes={"none": (0, 4), "some": (3, 4)}, dtype=torch.float16)
+    recipe = load_recipe(write_recipe(tmp_path, names=("a", "b"), method="average"))
+    locked = lock(recipe)
+    merge(plan(recipe, locked))
+    with Workbench(recipe, locked) as bench:
+        found = bench.merge(locked.method, locked.weights).weights(1.0)
+    assert same(found, load_file(recipe.output_path / "model.safetensors"))
