@@ -102,7 +102,8 @@ def survey(
 
 def _keep(folder: Path, rule: TensorRule, num_elements: int) -> None:
     """Store a rule: what it gives for each element in files, the rest as text, last."""
-    if _COMBINED_BY.get(rule.combine.__name__) is not rule.combine:
+    name = next((name for name, function in _COMBINED_BY.items() if function is rule.combine), None)
+    if name is None:
         raise RecipeError(
             "this method cannot look at the whole model", where="method.scope", expected="scope: tensor"
         )
@@ -119,20 +120,28 @@ def _keep(folder: Path, rule: TensorRule, num_elements: int) -> None:
             os.fsync(file.fileno())
         arrays.append({"dtype": str(first.numpy().dtype), "digest": digest.hexdigest()})
     facts = {
-        "combine": rule.combine.__name__,
+        "combine": name,
         "selects": rule.selects,
         "arrays": arrays,
         "per_task": [values.tolist() for values in rule.per_task],
         "num_unaligned": rule.num_unaligned,
         "duality_gap": rule.duality_gap,
     }
-    write_text(folder / "rule.json", json.dumps(facts))
+    text = json.dumps(facts)
+    write_text(folder / "rule.json", f"{_digest(text)}\n{text}")
+
+
+def _digest(text: str) -> str:
+    return xxh3_128(text.encode()).hexdigest()
 
 
 def _kept(folder: Path) -> TensorRule | None:
     """Return the rule that was stored, if it is there, whole and as it was."""
     try:
-        facts = json.loads((folder / "rule.json").read_text(encoding="utf-8"))
+        digest, text = (folder / "rule.json").read_text(encoding="utf-8").split("\n")
+        if _digest(text) != digest:
+            return None
+        facts = json.loads(text)
         found = [_opened(folder / str(number), **array) for number, array in enumerate(facts["arrays"])]
     except (OSError, ValueError, LookupError, TypeError):
         return None

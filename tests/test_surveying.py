@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -100,8 +101,19 @@ def test_damaged_rule_is_found_again(tmp_path, damage):
     assert (tmp_path / damage).read_bytes() == content
 
 
-def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch):
-    rule = TensorRule(kernels.agreeing_sum, per_task=(torch.ones(3),))
+def test_threshold_that_changed_where_it_was_kept_is_found_again(tmp_path):
+    chunks = ArrayChunks(vectors())
+    expected = given(survey(jobs(), chunks, TIES, WEIGHTS, 0, tmp_path).part("t1"), 40)
+    text = (tmp_path / "rule.json").read_text()
+    first = str(expected[0][0])
+    (tmp_path / "rule.json").write_text(text.replace(first, f"9{first[1:]}"))
+    assert given(survey(jobs(), chunks, TIES, WEIGHTS, 0, tmp_path).part("t1"), 40) == expected
+    assert (tmp_path / "rule.json").read_text() == text
+
+
+@pytest.mark.parametrize("combine", [kernels.agreeing_sum, partial(kernels.weighted_sum)])
+def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch, combine):
+    rule = TensorRule(combine, per_task=(torch.ones(3),))
     monkeypatch.setattr("hub_magmax.surveying.tensor_rule", lambda *arguments: rule)
     with pytest.raises(RecipeError, match="cannot look at the whole model"):
         survey(jobs(), ArrayChunks(vectors()), METHOD, WEIGHTS, 0, tmp_path)
