@@ -486,7 +486,7 @@ def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
     # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.
     limit = planning.RUNTIME_BYTES + 900
     merged(family, "bound", chunk_elements=None, method="magmax", output={"memory": limit})
-    assert [(budget.num_threads, budget.chunk_elements) for budget in seen] == [(2, 2**18), (2, 8)]
+    assert [(budget.num_threads, budget.chunk_elements) for budget in seen] == [(2, 2**19), (2, 8)]
     assert hashes(family / "free") == hashes(family / "bound")
 
 

@@ -62,7 +62,8 @@ def test_attacked_merge_is_complete_or_absent_and_the_same_command_completes_it(
         pytest.skip("no mounts here")
     assert found["failures"] == []
     assert found["attacks"] >= 1
-    assert any("output absent" in outcome for outcome in found["outcomes"])
+    if part != "kills":  # whose moment is random, and may come after the end
+        assert any("output absent" in outcome for outcome in found["outcomes"])
 
 
 @pytest.mark.parametrize("part", HUB_SLICES)
