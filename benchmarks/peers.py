@@ -123,13 +123,14 @@ def _step(one: Tensor, two: Tensor) -> Tensor:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
-    facts = timing.facts("peers", options, "--python", "PYTHON")
+    chosen = ["--methods", *options.methods] if options.methods else []
+    facts = timing.facts("peers", options, "--python", "PYTHON", *chosen)
     timing.read_all(inputs)  # into the page cache
     starting = timing.start_seconds(sys.executable, options.repeat)
     peer_starting = timing.start_seconds(options.python, options.repeat)
     rows, agreement = [], {}
     for name, pair in PAIRS.items():
-        if name not in BUILT_IN:
+        if name not in (options.methods or BUILT_IN):
             continue
         config = configuration(pair, facts["dtype"])
         ours = timing.runs(partial(merge, folder, {"name": name, **pair.ours}), options.repeat)
@@ -174,6 +175,9 @@ def _version(python: str, package: str) -> str:
 def main() -> None:
     parser = timing.parser(__doc__, repeat=3)
     parser.add_argument("--python", required=True, help="Python of an environment that has mergekit")
+    parser.add_argument(
+        "--methods", nargs="+", choices=PAIRS, help="only these of ours; mergekit takes minutes"
+    )
     options = parser.parse_args()
     options.python = str(Path(options.python).absolute())  # a link, in an environment, that must stay one
     with timing.family_folder(options) as folder:

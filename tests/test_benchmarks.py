@@ -15,7 +15,7 @@ from tests.families import write_checkpoint
 def tiny(monkeypatch):
     model = llama(vocabulary=50, width=64, layers=1, inner=64, key_width=64)
     monkeypatch.setitem(SIZES, "30m", model)
-    return Namespace(size="30m", repeat=1)
+    return Namespace(size="30m", repeat=1, methods=None)
 
 
 def test_the_page_is_that_of_the_stored_results():
