@@ -106,7 +106,7 @@ def test_sums_and_means_by_hand():
 @given(
     st.sampled_from(["dare", "dare_ties", "breadcrumbs"]),
     st.integers(1, 10),
-    st.integers(0, 300),
+    st.integers(0, 60),
     st.integers(0, 10**6),
     DENSITIES,
 )
