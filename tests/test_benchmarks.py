@@ -15,6 +15,8 @@ from tests.families import write_checkpoint
 def tiny(monkeypatch):
     model = llama(vocabulary=50, width=64, layers=1, inner=64, key_width=64)
     monkeypatch.setitem(SIZES, "30m", model)
+    monkeypatch.setattr(timing, "start_seconds", lambda python, repeat: 0.5)
+    monkeypatch.setattr(timing, "SLOW_SECONDS", 0)  # so that what may not compile runs once
     return Namespace(size="30m", repeat=1, methods=None)
 
 
@@ -42,6 +44,7 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "CHOSEN", ("average",))
+    monkeypatch.setattr(processes, "LAUNCH", run.MERGE)  # launching takes long, and has tests of its own
     result = processes.measure(tmp_path, tiny)
     assert result["rows"][0]["same_files"] > 3
     assert "| average |" in performance.page({"processes": {"30m": result}})

@@ -70,7 +70,6 @@ def launch(*arguments: str, num_processes: int = 2) -> subprocess.CompletedProce
     [
         ("tunable_magmax", 2),
         ({"name": "tunable_magmax", "scope": "model"}, 4),
-        ({"name": "tunable_magmax", "scope": "model", "selection": "top-n"}, 2),
     ],
     ids=str,
 )

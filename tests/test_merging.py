@@ -94,7 +94,7 @@ def test_merge_is_base_plus_scaled_merged_task_vector(family, method):
 def test_chunk_size_does_not_change_a_byte(tmp_path, method, dtype):
     write_family(tmp_path, "abc", dtype=dtype)
     expected = merged(tmp_path, "whole", method=method).shards
-    sizes = (1, 7, 64) if dtype == torch.float32 else (7, 64)  # of single elements are hundreds of chunks
+    sizes = (1, 7, 64) if dtype == torch.float32 else (7,)  # of single elements are hundreds of chunks
     for chunk_elements in sizes:
         assert (
             merged(tmp_path, f"by{chunk_elements}", method=method, chunk_elements=chunk_elements).shards
