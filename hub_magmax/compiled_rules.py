@@ -254,18 +254,14 @@ def mix(start, before, middle, edges, names, table, owner, scratch):
 
 
 @_compiled
-def _draw_pair(start, before, middle, first, second):
-    """Write the lower and the upper half of each key."""
-    for i in range(first.shape[0]):
-        key = np.uint64(_key(start + i, before, middle))
-        first[i] = np.uint32(key)
-        second[i] = np.uint32(key >> np.uint64(32))
-
-
-@_compiled
-def _mark_kept(drawn, most, bit, kept):
+def _mark_kept(keys, most, bit, kept):
+    """Set a bit where the lower half of a key is at most `most`, and the next one where the upper half is."""
+    next_bit = np.uint8(bit << np.uint8(1))
     for i in range(kept.shape[0]):
-        kept[i] = np.uint8(kept[i] | (bit if drawn[i] <= most else np.uint8(0)))
+        key = np.uint64(keys[i])
+        first = bit if np.uint32(key) <= most else np.uint8(0)
+        second = next_bit if np.uint32(key >> np.uint64(32)) <= most else np.uint8(0)
+        kept[i] = np.uint8(np.uint8(kept[i] | first) | second)
 
 
 @_compiled
@@ -278,16 +274,15 @@ def drop(start, streams, most, kept, scratch):
         most: uint32; an element is kept for the first task of a pair if the lower half of its key is at most
             this, and for the second one if the upper half is.
         kept: uint8, elements in its columns, zero before.
-        scratch: uint32, 2 rows of `BLOCK`.
+        scratch: int64, `BLOCK`.
     """
     for begin in range(0, kept.shape[1], BLOCK):
         end = min(begin + BLOCK, kept.shape[1])
-        first, second = scratch[0, : end - begin], scratch[1, : end - begin]
+        keys = scratch[: end - begin]
         for pair in range(streams.shape[0]):
-            _draw_pair(start + begin, streams[pair, 0], streams[pair, 1], first, second)
+            _keys_from(start + begin, streams[pair, 0], streams[pair, 1], keys)
             bit = np.uint8(np.uint8(1) << np.uint8(pair % 4 * 2))
-            _mark_kept(first, most, bit, kept[pair // 4, begin:end])
-            _mark_kept(second, most, np.uint8(bit << np.uint8(1)), kept[pair // 4, begin:end])
+            _mark_kept(keys, most, bit, kept[pair // 4, begin:end])
     return np.int64(0)
 
 

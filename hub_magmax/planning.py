@@ -159,6 +159,11 @@ class Plan:
         return {job.module: job.rank for job in self.jobs if isinstance(job, FactorJob)}
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """The tasks that do not count for any merged tensor."""
+        return next((job.unread for job in self.jobs if job.unread), ())
+
+    @property
     def bytes_out(self) -> int:
         return sum(shard.data_bytes for shard in self.shards)
 
@@ -289,7 +294,7 @@ class Plan:
             "tensors_merged": len(merged),
             "tensors_copied": len(copied),
             "tensors_left_out": list(self.left_out),
-            "tasks_not_read": list(next((job.unread for job in self.jobs if job.unread), ())),
+            "tasks_not_read": list(self.unread),
             "ranks": self.ranks,
             "elements_merged": sum(job.num_elements for job in merged),
             "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
@@ -331,8 +336,8 @@ class Plan:
             lines.append(f"adapter      {len(ranks):,} layers, {rank}")
         if not methods.get_method(method["name"]).uses_preference:
             lines.append(f"note         {method['name']} ignores the preference")
-        if unread := next((job.unread for job in self.jobs if job.unread), ()):
-            lines.append(f"not read     {', '.join(unread)}: no part of the result")
+        if self.unread:
+            lines.append(f"not read     {', '.join(self.unread)}: no part of the result")
         lines += [f"note         {notice}" for notice in self.notices]
         return "\n".join(
             [

@@ -139,15 +139,11 @@ def _kept(folder: Path) -> TensorRule | None:
     """Return the rule that was stored, if it is there, whole and as it was."""
     try:
         digest, text = (folder / "rule.json").read_text(encoding="utf-8").split("\n")
-        if _digest(text) != digest:
-            return None
+        _check(_digest(text), digest)
         facts = json.loads(text)
-        found = [_opened(folder / str(number), **array) for number, array in enumerate(facts["arrays"])]
+        arrays = [_opened(folder / str(number), **array) for number, array in enumerate(facts["arrays"])]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    if any(array is None for array in found):
-        return None
-    arrays = [array for array in found if array is not None]
     return TensorRule(
         _COMBINED_BY[facts["combine"]],
         facts["selects"],
@@ -158,10 +154,16 @@ def _kept(folder: Path) -> TensorRule | None:
     )
 
 
-def _opened(path: Path, dtype: str, digest: str) -> Tensor | None:
-    """Return a file as a tensor that is read when it is used, or None if it is not what was stored."""
+def _check(found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError("this is not what was stored")
+
+
+def _opened(path: Path, dtype: str, digest: str) -> Tensor:
+    """Return a file as a tensor that is read when it is used; raise ValueError if it was changed."""
     array = np.memmap(path, dtype, mode="c")  # as nobody writes to it, no copy is ever made
     found = xxh3_128()
     for start in range(0, len(array), _PIECE_ELEMENTS):
         found.update(array[start : start + _PIECE_ELEMENTS].data)
-    return torch.from_numpy(np.asarray(array)) if found.hexdigest() == digest else None
+    _check(found.hexdigest(), digest)
+    return torch.from_numpy(np.asarray(array))

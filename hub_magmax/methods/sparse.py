@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from hub_magmax.methods.linear import task_arithmetic
 from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def dare(
 
     probability = dropping.probability(density)
     multipliers = torch.tensor(
-        [weight * chunks.num_tasks / probability for weight in preference], dtype=torch.float32
+        [multiplier / probability for multiplier in task_arithmetic(chunks.num_tasks, preference=preference)],
+        dtype=torch.float32,
     )
     draw = _draw(chunks, density, generator)
     return TensorRule(dropping.dropped_sum, per_element=draw, per_task=(multipliers,))
@@ -136,7 +138,7 @@ def breadcrumbs(
     keep = math.ceil(_as_written(density) * num_elements)
     ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
     most, least = kernels.magnitude_thresholds(chunks, ranks)
-    multipliers = torch.tensor([weight * chunks.num_tasks for weight in preference], dtype=torch.float32)
+    multipliers = torch.tensor(task_arithmetic(chunks.num_tasks, preference=preference), dtype=torch.float32)
     return TensorRule(kernels.banded_sum, per_task=(least, most, multipliers))
 
 
