@@ -34,6 +34,13 @@ class Clock:
             self._note()
             self._thread.kinds.pop()
 
+    def count(self, kind: str, seconds: float) -> None:
+        """Count so much of what this thread did last as `kind`, not as what it is doing."""
+        with self._lock:
+            self._seconds[kind] += seconds
+            if self._thread.kinds:
+                self._seconds[self._thread.kinds[-1]] -= seconds
+
     def _note(self) -> None:
         """Count the time since the last change for what this thread is doing."""
         now, thread = time.perf_counter(), self._thread

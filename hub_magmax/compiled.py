@@ -21,12 +21,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 from hub_magmax.loops import AGREEING, BAND, BLOCK, DROPPED, DROPPED_TIES, LARGEST, TIES
 
 _compiled: Any = njit(nogil=True, error_model="numpy")
+
+# Of the C library; addresses are passed as numbers.
+_pread: Any = types.ExternalFunction("pread", numba.int64(numba.int32, numba.int64, numba.int64, numba.int64))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", numba.int32(numba.int32, numba.int64))
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 #: For comparisons: vectors of signed integers have them.
@@ -225,12 +230,78 @@ def _count(winners, task):
 
 
 @_compiled
-def merge_chunk(kind, stored, per_task, given, scaling, out, counts, scratch, whole):
+def _choose(kind, rows, given, best, winners, counts):
+    if kind == LARGEST:
+        _largest(rows, best, winners)
+    else:
+        copy(given[0], winners)
+    for task in range(rows.shape[0]):
+        counts[task] += _count(winners, np.int32(task))
+
+
+@_compiled
+def _now(spent):
+    """Return nanoseconds of the clock whose number comes first; the last two elements are overwritten."""
+    _clock_gettime(np.int32(spent[0]), spent[2:].ctypes.data)
+    return spent[2] * 1_000_000_000 + spent[3]
+
+
+@_compiled
+def _read(descriptor, place, row):
+    done, size = 0, row.size * row.itemsize
+    while done < size:
+        count = _pread(descriptor, row.ctypes.data + done, size - done, place + done)
+        if count <= 0:
+            return False
+        done += count
+    return True
+
+
+@_compiled
+def _read_all(descriptors, places, offset, size, rows, spent):
+    """Fill the first `size` columns of rows, `offset` bytes after `places`; return whether all is there."""
+    before = _now(spent)
+    complete = True
+    for row in range(rows.shape[0]):
+        if complete:
+            complete = _read(descriptors[row], places[row] + offset, rows[row, :size])
+    spent[1] += _now(spent) - before
+    return complete
+
+
+@_compiled
+def read_rows(descriptors, places, spent, offsets, length, rows):
+    """Fill rows from files, one part after the other; return 0, or -1 where not all could be read.
+
+    Args:
+        descriptors: int32, of the open file of each row.
+        places: int64, the byte of the file at which the tensor of each row begins.
+        spent: int64, 4: the number of a clock, nanoseconds that are added to, and two to be overwritten.
+        offsets: int64, the bytes from there to each part.
+        length: Bytes of each part; the last one may be shorter.
+        rows: uint8.
+    """
+    for part in range(offsets.shape[0]):
+        wanted = rows[:, part * length : (part + 1) * length]
+        if not _read_all(descriptors, places, offsets[part], wanted.shape[1], wanted, spent):
+            return np.int64(-1)
+    return np.int64(0)
+
+
+@_compiled
+def merge_chunk(
+    kind, descriptors, places, spent, offset, stored, per_task, given, scaling, out, counts, scratch, whole
+):
     """Merge one chunk into `out`, add up the elements of each task, and return the largest bits met.
+
+    Returns -1 where not all of the files could be read.
 
     Args:
         kind: One of the constants above.
+        descriptors, places, spent: As for `read_rows`; empty where `stored` holds all of the chunk.
+        offset: Bytes from `places` to the chunk.
         stored: A row of bits per checkpoint, the base model's first: float32 as uint32, bfloat16 as uint16.
+            For what is read from files: memory for as much as is read at a time.
         per_task: float32, tasks in its columns. The last row holds weights; before it `TIES` has thresholds,
             `BAND` the least and the largest magnitudes, `DROPPED_TIES` shares. `LARGEST` and `GIVEN` have no
             rows.
@@ -242,7 +313,7 @@ def merge_chunk(kind, stored, per_task, given, scaling, out, counts, scratch, wh
         scratch: float32, tasks + 6 rows of `BLOCK`.
         whole: int32, 2 rows of `BLOCK`.
     """
-    num_tasks, num_elements = stored.shape[0] - 1, stored.shape[1]
+    num_tasks, num_elements, held = stored.shape[0] - 1, out.shape[0], stored.shape[1]
     shift = np.uint32(32 - 8 * stored.itemsize)
     rows, spare = scratch[:num_tasks], scratch[num_tasks + 2 :]
     bases, merged = scratch[num_tasks], scratch[num_tasks + 1]
@@ -250,25 +321,26 @@ def merge_chunk(kind, stored, per_task, given, scaling, out, counts, scratch, wh
     for start in range(0, num_elements, BLOCK):
         size = min(BLOCK, num_elements - start)
         stop = start + size
+        first = start % held
+        last = first + size
+        if descriptors.shape[0] > 0 and first == 0:
+            wanted = min(held, num_elements - start)
+            if not _read_all(descriptors, places, offset + start * stored.itemsize, wanted, stored, spent):
+                return np.int64(-1)
         base, found, winners = bases[:size], merged[:size], whole[0, :size]
-        widen(stored[0, start:stop], shift, base)
+        widen(stored[0, first:last], shift, base)
         for task in range(num_tasks):
             row = rows[task, :size]
             # Not in place: that becomes a masked store.
             vector = spare[3, :size] if kind in _SPARSE else row
-            moved = _difference(stored[task + 1, start:stop], shift, base, vector)
+            moved = _difference(stored[task + 1, first:last], shift, base, vector)
             largest = max(largest, moved)
             if kind in _SPARSE:
                 _sparsify(kind, task, vector, per_task, given[:, start:stop], row)
         if kind < LARGEST:
             _add_up(kind, rows, per_task, found, spare)
         else:
-            if kind == LARGEST:
-                _largest(rows, whole[1, :size], winners)
-            else:
-                copy(given[0, start:stop], winners)
-            for task in range(num_tasks):
-                counts[task] += _count(winners, np.int32(task))
+            _choose(kind, rows, given[:, start:stop], whole[1, :size], winners, counts)
             _take(rows, winners, found)
         largest = max(largest, _finish(found, base, scaling, shift, out[start:stop]))
     return np.int64(largest)

@@ -37,7 +37,7 @@ from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
 from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
 from hub_magmax.selection import quotas
-from hub_magmax.streaming import StoredChunks, ahead
+from hub_magmax.streaming import StoredChunk, StoredChunks, ahead
 
 #: Tensors of up to this many elements are looked at whole; of larger ones, blocks of so many elements, one
 #: for so many and a few at least, evenly spread.
@@ -51,7 +51,6 @@ _PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
 
 #: Its first index in the tensor, and the values there of the base model and of every checkpoint.
-_Block = tuple[int, Tensor, list[Tensor]]
 
 
 def diagnose(
@@ -132,12 +131,12 @@ class _Look:
             probe = float(vectors.sum())
             if not math.isfinite(probe):
                 for block in blocks:
-                    chunks.check(probe, *block)
+                    chunks.check(probe, block)
             self._count(base.float(), vectors)
         if self.looked_at < self.job.num_elements and any(self.same):
             self._read_on(chunks)
-        for _, base, checkpoints in _read(chunks, self._rows_to_hold()):
-            self._rows.append(kernels.task_vectors(base, checkpoints))
+        for block in _read(chunks, self._rows_to_hold()):
+            self._rows.append(kernels.task_vectors(block.base, block.checkpoints))
 
     def _compare(self, base: Tensor, checkpoints: list[Tensor]) -> None:
         for task, checkpoint in enumerate(checkpoints):
@@ -147,8 +146,8 @@ class _Look:
         """Read the whole tensor until every task is known to differ."""
         step, size = chunks.chunk_elements, self.job.num_elements
         everything = [(start, min(start + step, size)) for start in range(0, size, step)]
-        for _, base, checkpoints in _read(chunks, everything):
-            self._compare(base, checkpoints)
+        for block in _read(chunks, everything):
+            self._compare(block.base, block.checkpoints)
             if not any(self.same):
                 return
 
@@ -194,16 +193,16 @@ class _Look:
         return Overlap(self.job.name, tuple(map(tuple, shares.tolist())), count / rows.shape[2])
 
 
-def _read(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[_Block]:
-    """Yield the first index of each block of a tensor, and base and checkpoint values as stored."""
+def _read(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[StoredChunk]:
+    """Yield blocks of a tensor as stored."""
     assert chunks.reader is not None
     return ahead(chunks.reader, (partial(_read_block, chunks, *block) for block in blocks))
 
 
-def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[list[_Block]]:
+def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[list[StoredChunk]]:
     """Yield what `_read` does, some blocks at a time: starting on one costs more than its few elements."""
 
-    def read(group: Sequence[tuple[int, int]]) -> list[_Block]:
+    def read(group: Sequence[tuple[int, int]]) -> list[StoredChunk]:
         return [_read_block(chunks, *block) for block in group]
 
     assert chunks.reader is not None
@@ -211,14 +210,14 @@ def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> I
     return ahead(chunks.reader, (partial(read, group) for group in groups))
 
 
-def _read_block(chunks: StoredChunks, start: int, stop: int) -> _Block:
-    base, *tasks = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
-    return start, base, tasks
+def _read_block(chunks: StoredChunks, start: int, stop: int) -> StoredChunk:
+    values = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
+    return StoredChunk([(start, stop)], lambda: values)
 
 
-def _joined(blocks: Sequence[_Block]) -> list[Tensor]:
+def _joined(blocks: Sequence[StoredChunk]) -> list[Tensor]:
     """Return the values of several blocks as one, of the base model and of every checkpoint."""
-    return [torch.cat(parts) for parts in zip(*((base, *tasks) for _, base, tasks in blocks), strict=True)]
+    return [torch.cat(parts) for parts in zip(*(block.values for block in blocks), strict=True)]
 
 
 def _equal(base: Tensor, checkpoint: Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,9 @@ LOAD_ABOVE_ELEMENTS = 2**21
 _BITS = {torch.bfloat16: (torch.int16, np.uint16), torch.float32: (torch.int32, np.uint32)}
 #: Dtypes that float32 holds exactly.
 _NARROW = (torch.bfloat16, torch.float16, torch.float32)
+
+#: Instead of what files are read by, where values were read already.
+_NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64), 0)
 
 #: Merges a chunk, given what the rule knows of each of its elements.
 Step = Callable[["StoredChunk", tuple[Tensor, ...]], Merged]
@@ -69,10 +72,17 @@ def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compil
     kind = _kind(rule) if is_compiled and dtype in _NARROW else None
     if kind is None:
         return eager
-    fast = partial(_merge_compiled, kind, rule, dtype, np.float32(scaling))
+    fast = _CompiledPass(kind, rule, dtype, scaling)
 
     def either(chunk: StoredChunk, per_element: tuple[Tensor, ...]) -> Merged:
-        return fast(chunk, per_element) if is_narrow(chunk) else eager(chunk, per_element)
+        found, files = None, chunk.files
+        if files is not None and files.dtype == dtype and dtype in _BITS:
+            offset, block = files.block(chunk.start)
+            with files.arguments() as arguments:
+                found = fast(block, per_element, chunk.num_elements, (*arguments, offset))
+        if found is None and is_narrow(chunk):
+            found = fast(stored_rows(chunk, dtype), per_element, chunk.num_elements)
+        return eager(chunk, per_element) if found is None else found
 
     return either
 
@@ -93,37 +103,46 @@ def _kind(rule: TensorRule) -> int | None:
     return kinds.get(rule.combine)
 
 
-def _merge_compiled(
-    kind: int,
-    rule: TensorRule,
-    dtype: torch.dtype,
-    scaling: np.float32,
-    chunk: StoredChunk,
-    per_element: tuple[Tensor, ...],
-) -> Merged:
-    rows = stored_rows(chunk, dtype)
-    num_tasks, num_elements = len(rows) - 1, rows.shape[1]
-    given = np.atleast_2d(per_element[0].numpy().T) if per_element else np.empty((0, 0), np.uint8)
-    per_task = torch.stack(rule.per_task).numpy() if rule.per_task else np.empty((0, 0), np.float32)
-    merged = torch.empty(num_elements, dtype=rows.dtype)
-    counts = np.zeros(num_tasks, np.int64)
-    largest = loops.merge_chunk(
-        kind,
-        bits_of(rows),
-        per_task,
-        given,
-        scaling,
-        bits_of(merged),
-        counts,
-        np.empty((num_tasks + 6, loops.BLOCK), np.float32),
-        np.empty((2, loops.BLOCK), np.int32),
-    )
-    finite = largest < loops.INFINITY_BITS
-    if rows.dtype != dtype:
-        merged = merged.to(dtype)
-        finite = finite and bool(torch.isfinite(merged).all())
-    found = torch.from_numpy(counts) if rule.selects else torch.empty(0, dtype=torch.int64)
-    return merged, found, 0.0 if finite else math.nan
+@dataclass(frozen=True)
+class _CompiledPass:
+    """A compiled pass over chunks; attributes as `make_step` has them."""
+
+    kind: int
+    rule: TensorRule
+    dtype: torch.dtype
+    scaling: float
+
+    def __call__(
+        self,
+        rows: Tensor,
+        per_element: tuple[Tensor, ...],
+        num_elements: int,
+        files: tuple[np.ndarray, np.ndarray, np.ndarray, int] = _NO_FILES,
+    ) -> Merged | None:
+        """Merge `rows`, or what is read into them from files in blocks; None where a file is too short."""
+        num_tasks, per_task = len(rows) - 1, self.rule.per_task
+        merged = torch.empty(num_elements, dtype=rows.dtype)
+        counts = np.zeros(num_tasks, np.int64)
+        largest = loops.merge_chunk(
+            self.kind,
+            *files,
+            bits_of(rows),
+            torch.stack(per_task).numpy() if per_task else np.empty((0, 0), np.float32),
+            np.atleast_2d(per_element[0].numpy().T) if per_element else np.empty((0, 0), np.uint8),
+            np.float32(self.scaling),
+            bits_of(merged),
+            counts,
+            np.empty((num_tasks + 6, loops.BLOCK), np.float32),
+            np.empty((2, loops.BLOCK), np.int32),
+        )
+        if largest < 0:
+            return None
+        finite = largest < loops.INFINITY_BITS
+        if rows.dtype != self.dtype:
+            merged = merged.to(self.dtype)
+            finite = finite and bool(torch.isfinite(merged).all())
+        found = torch.from_numpy(counts) if self.rule.selects else torch.empty(0, dtype=torch.int64)
+        return merged, found, 0.0 if finite else math.nan
 
 
 def stored_rows(chunk: StoredChunk, dtype: torch.dtype | None = None) -> Tensor:
@@ -146,7 +165,7 @@ def bits_of(values: Tensor) -> np.ndarray:
 def bits(chunk: StoredChunk, check: Callable[[float], None]) -> selection.Bits:
     """Return a chunk for loops over a whole tensor; `check` gets a number, finite only if all values are."""
     rows = bits_of(stored_rows(chunk))
-    num_elements = rows.shape[1]
+    num_elements = chunk.num_elements
     return selection.Bits(
         rows[1:].reshape(-1),
         num_elements,
@@ -163,7 +182,8 @@ def _probe(largest: int) -> float:
 
 def is_narrow(chunk: StoredChunk) -> bool:
     """Say whether compiled passes can read a chunk's values."""
-    return all(values.dtype in _NARROW for values in (chunk.base, *chunk.checkpoints))
+    rows = chunk.values
+    return all(v.dtype in _NARROW for v in ([rows] if isinstance(rows, Tensor) else rows))
 
 
 def task_vectors(chunk: StoredChunk, out: Float32[Tensor, "tasks chunk"]) -> float:

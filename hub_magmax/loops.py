@@ -45,6 +45,9 @@ INFINITY_BITS = 0x7F800000
 #: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
 WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 
+#: What loops call of the C library; everything else that they could call raises errors, which none does.
+_SYSTEM = ("pread", "clock_gettime")
+
 _MODULES = ("compiled", "compiled_rules", "bitmasks")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
@@ -105,6 +108,7 @@ class Loop:
 
 
 merge_chunk = Loop("merge_chunk")
+read_rows = Loop("read_rows")
 task_vectors = Loop("task_vectors")
 rank = Loop("rank")
 draw = Loop("draw")
@@ -153,7 +157,8 @@ def _compile(name: str, kinds: tuple[Kind, ...]) -> bytes:
 
 def _closed(text: str) -> str:
     """Replace what the code calls of numba by traps: what raises, which nothing here does."""
-    declared = re.compile(r'^declare (?!.*@llvm\.)(.*?) (@[\w.$"]+)\((.*)\).*$', re.MULTILINE)
+    kept = "|".join((r"llvm\.", *(rf"{name}\(" for name in _SYSTEM)))
+    declared = re.compile(rf'^declare (?!.*@(?:{kept}))(.*?) (@[\w.$"]+)\((.*)\).*$', re.MULTILINE)
     return declared.sub(r"define internal \1 \2(\3) { call void @llvm.trap() unreachable }", text) + (
         "" if "declare void @llvm.trap()" in text else "\ndeclare void @llvm.trap()\n"
     )

@@ -319,8 +319,8 @@ class _Engine:
         scaling = float(lock.method["scaling"])
         step = make_step(rule, torch_dtype(job.dtype), scaling, is_compiled=self.is_compiled)
         for chunk in chunks.last_pass():
-            merged, counts, probe = step(chunk, rule.per_element(chunk.start, len(chunk.base)))
-            chunks.check(probe, chunk.start, chunk.base, chunk.checkpoints, merged)
+            merged, counts, probe = step(chunk, rule.per_element(chunk.start, chunk.num_elements))
+            chunks.check(probe, chunk, merged)
             tally.count(counts)
             yield merged
 

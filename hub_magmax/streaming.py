@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TypeVar
@@ -18,6 +19,7 @@ from torch import Tensor
 from hub_magmax import fusing, kernels
 from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import RowMemory, TensorSource, tensor_place, torch_dtype
 from hub_magmax.planning import EXACT_REASON, TensorJob
 from hub_magmax.scratch import IN_MEMORY, Scratch
@@ -26,20 +28,61 @@ from hub_magmax.selection import Bits
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoredChunk:
-    """Some elements of one tensor of all checkpoints, as stored.
+    """Some elements of one tensor of all checkpoints, as stored; one thread's.
 
     Attributes:
-        start: Index of the first element.
-        base, checkpoints: Values, all of the same length.
-        rows: The same values as one tensor, the base model's first, where all have one dtype.
+        parts: Which elements: from one to before another, one part after the other.
+        read: Returns a row of values per checkpoint, the base model's first; one tensor if of one dtype.
+        files: Where the values lie, if a pass may read them itself instead.
     """
 
-    start: int
-    base: Tensor
-    checkpoints: list[Tensor]
-    rows: Tensor | None = None
+    parts: Sequence[tuple[int, int]]
+    read: Callable[[], Tensor | list[Tensor]]
+    files: FileRows | None = None
+    _values: Tensor | list[Tensor] | None = None
+
+    @property
+    def start(self) -> int:
+        return self.parts[0][0]
+
+    @property
+    def num_elements(self) -> int:
+        return sum(stop - start for start, stop in self.parts)
+
+    @property
+    def values(self) -> Tensor | list[Tensor]:
+        """The rows, read when they are first asked for."""
+        if self._values is None:  # no cached_property: threads would wait for each other's reading
+            self._values = self.read()
+        return self._values
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The values as one tensor, where all have one dtype."""
+        return self.values if isinstance(self.values, Tensor) else None
+
+    @property
+    def base(self) -> Tensor:
+        return self.values[0]
+
+    @property
+    def checkpoints(self) -> list[Tensor]:
+        return [*self.values[1:]]
+
+    def element(self, place: int) -> int:
+        """Return the index in the tensor of what is at a place in the rows."""
+        for start, stop in self.parts:
+            if place < stop - start:
+                return start + place
+            place -= stop - start
+        raise IndexError(place)
+
+    def cut(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield each part's first element, and its columns of `rows`."""
+        lengths = [stop - start for start, stop in self.parts]
+        yield from zip((start for start, _ in self.parts), rows.split(lengths, dim=-1), strict=True)
 
 
 @dataclass(frozen=True)
@@ -89,18 +132,19 @@ class StoredChunks:
 
     def vectors(self, parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, Float[Tensor, "tasks part"]]]:
         """Yield parts, each from one element to before another, as task vectors."""
-        for chunk in self._stored(self._read, parts):
+        groups = _alone(parts) if self._files is None else _together(parts, self.chunk_elements)
+        for chunk in self._stored(groups):
             found, probe = self._task_vectors(chunk)
-            self.check(probe, chunk.start, chunk.base, chunk.checkpoints)
-            yield chunk.start, found
+            self.check(probe, chunk)
+            yield from chunk.cut(found)
 
     def bits(self) -> Iterator[tuple[int, Bits]]:
-        for chunk in self._stored(self._read, self._chunks()):
+        for chunk in self._stored(_alone(self._chunks())):
             yield chunk.start, self._bits(chunk)
 
     def _bits(self, chunk: StoredChunk) -> Bits:
         def check(largest: float) -> None:
-            self.check(largest, chunk.start, chunk.base, chunk.checkpoints)
+            self.check(largest, chunk)
 
         if fusing.is_narrow(chunk):
             return fusing.bits(chunk, check)
@@ -111,57 +155,76 @@ class StoredChunks:
     def _task_vectors(self, chunk: StoredChunk) -> tuple[Tensor, float]:
         if self.is_compiled and fusing.is_narrow(chunk):
             memory = (self.memory or ChunkMemory()).vectors
-            found = memory.rows(torch.float32, len(chunk.base), [0] * self.num_tasks)
+            found = memory.rows(torch.float32, chunk.num_elements, [0] * self.num_tasks)
             return found, fusing.task_vectors(chunk, found)
         stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
         return stacked, float(stacked.sum())
 
     def last_pass(self) -> Iterator[StoredChunk]:
         """Yield the chunks as stored."""
-        return self._stored(self._read_last, self._chunks())
+        return self._stored(_alone(self._chunks()), is_last=True)
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         return _runs(self.num_elements, self.chunk_elements, self.chunk_elements)
 
     def _stored(
-        self, read: Callable[[int, int], StoredChunk], parts: Iterable[tuple[int, int]]
+        self, groups: Iterable[Sequence[tuple[int, int]]], *, is_last: bool = False
     ) -> Iterator[StoredChunk]:
-        if self.reader is None:
-            return (read(*part) for part in parts)
-        return ahead(self.reader, (partial(read, *part) for part in parts), clock=self.clock)
-
-    def _read_last(self, start: int, stop: int) -> StoredChunk:
-        found = self._read(start, stop)
-        self.release(stop)
-        return found
+        """Read groups of parts; in a last pass let go of what was read."""
+        read = partial(self._read, is_last=is_last)
+        with self._files.opened() if self._files is not None else nullcontext():
+            if self.reader is None:
+                yield from map(read, groups)
+            else:
+                yield from ahead(self.reader, (partial(read, group) for group in groups), clock=self.clock)
 
     def release(self, stop: int) -> None:
         """Note that nothing before the element `stop` is going to be read again."""
-        for source in (self.base, *self.tasks):
+        for source in self._sources:
             source.release(self.name, stop)
 
-    def _read(self, start: int, stop: int) -> StoredChunk:
-        with self.clock.spend("read"):
-            return self._read_rows(start, stop)
+    @property
+    def _sources(self) -> tuple[TensorSource, ...]:
+        return (self.base, *self.tasks)
 
-    def _read_rows(self, start: int, stop: int) -> StoredChunk:
-        sources = (self.base, *self.tasks)
-        infos = [source.index.tensors[self.name] for source in sources]
+    @cached_property
+    def _files(self) -> FileRows | None:
+        if not self.is_compiled:
+            return None
+        return FileRows.find(
+            self._sources, self.name, self.clock, self.memory.stored if self.memory else None
+        )
+
+    def _read(self, parts: Sequence[tuple[int, int]], *, is_last: bool) -> StoredChunk:
+        # What compiled passes read themselves is read by the thread that merges, in its own memory.
+        files = self._files if is_last and self.reader is None else None
+        chunk = StoredChunk(parts, partial(self._values, parts), files)
+        if files is None:
+            chunk.values  # noqa: B018, read now, by this thread
+        if is_last:
+            self.release(parts[-1][1])
+        return chunk
+
+    def _values(self, parts: Sequence[tuple[int, int]]) -> Tensor | list[Tensor]:
+        with self.clock.spend("read"):
+            return self._read_one_by_one(parts) if self._files is None else self._files.read(parts)
+
+    def _read_one_by_one(self, parts: Sequence[tuple[int, int]]) -> Tensor | list[Tensor]:
+        (start, stop), *others = parts
+        assert not others, "parts are read together by compiled loops only"
+        infos = [source.index.tensors[self.name] for source in self._sources]
         if len({info.dtype for info in infos}) > 1:
-            base, *checkpoints = [source.read(self.name, start, stop) for source in sources]
-            return StoredChunk(start, base, checkpoints)
+            return [source.read(self.name, start, stop) for source in self._sources]
         dtype = torch_dtype(infos[0].dtype)
         places = [info.start_byte + start * dtype.itemsize for info in infos]
         rows = (self.memory or ChunkMemory()).stored.rows(dtype, stop - start, places)
         wanted = [*rows]
-        pairs = zip(sources, wanted, strict=True)
+        pairs = zip(self._sources, wanted, strict=True)
         found = [source.read(self.name, start, stop, row) for source, row in pairs]
         together = all(values is row for values, row in zip(found, wanted, strict=True))
-        return StoredChunk(start, found[0], found[1:], rows if together else None)
+        return rows if together else found
 
-    def check(
-        self, probe: float, start: int, base: Tensor, checkpoints: list[Tensor], merged: Tensor | None = None
-    ) -> None:
+    def check(self, probe: float, chunk: StoredChunk, merged: Tensor | None = None) -> None:
         """Raise for the first value that is not finite, of the inputs or of what they were merged into.
 
         Finite task vectors mean finite inputs, and a finite sum of them (`probe`) means finite
@@ -170,10 +233,12 @@ class StoredChunks:
         """
         if math.isfinite(probe):
             return
-        for source, values in zip((self.base, *self.tasks), (base, *checkpoints), strict=True):
+        if self._files is not None:
+            self._files.verify()
+        for source, values in zip(self._sources, chunk.values, strict=True):
             bad = torch.nonzero(~torch.isfinite(values))
             if len(bad):
-                element = start + int(bad[0])
+                element = chunk.element(int(bad[0]))
                 raise NonFiniteError(
                     f"element {element:,} is {float(values[bad[0]])}",
                     where=tensor_place(source, source.index.tensors[self.name], element),
@@ -181,15 +246,15 @@ class StoredChunks:
                     hint="The checkpoint is damaged or its training diverged; use an earlier one. If it is "
                     f"meant, copy it: tensors: [{{match: {json.dumps(self.name)}, take: base_model}}]",
                 )
-        if not torch.isfinite(kernels.task_vectors(base, checkpoints)).all():
+        if not torch.isfinite(kernels.task_vectors(chunk.base, chunk.checkpoints)).all():
             raise NonFiniteError(
                 "the checkpoints differ by more than float32 can hold",
-                where=f"tensor {self.name!r}, elements from {start:,}",
+                where=f"tensor {self.name!r}, elements from {chunk.start:,}",
             )
         if merged is not None and not torch.isfinite(merged).all():
-            element = int(torch.nonzero(~torch.isfinite(merged))[0])
+            first = int(torch.nonzero(~torch.isfinite(merged))[0])
             raise NonFiniteError(
-                f"merged element {start + element:,} is {float(merged[element])}, from finite checkpoints",
+                f"merged element {chunk.start + first:,} is {float(merged[first])}, from finite checkpoints",
                 where=f"tensor {self.name!r}",
                 expected=f"numbers that {str(merged.dtype).removeprefix('torch.')} can hold",
                 hint="Lower method.scaling, choose a wider output.dtype, or look at the method.",
@@ -199,6 +264,22 @@ class StoredChunks:
 def _runs(size: int, length: int, every: int) -> Iterator[tuple[int, int]]:
     """Yield the bounds of the first `length` elements of every `every`, of so many in all."""
     return ((start, min(start + length, size)) for start in range(0, size, every))
+
+
+def _alone(parts: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    return ([part] for part in parts)
+
+
+def _together(parts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield neighbours together, up to `most` elements: to begin reading takes longer than to read a run."""
+    group: list[tuple[int, int]] = []
+    for start, stop in parts:
+        if group and sum(b - a for a, b in group) + stop - start > most:
+            yield group
+            group = []
+        group.append((start, stop))
+    if group:
+        yield group
 
 
 @dataclass(frozen=True)

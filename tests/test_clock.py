@@ -30,6 +30,15 @@ def test_work_inside_other_work_counts_for_itself_alone(tick):
     assert found.seconds == {"compute": 5.0, "read": 10.0}
 
 
+def test_what_was_told_apart_afterwards_counts_for_itself_alone(tick):
+    found = Clock()
+    with found.spend("compute"):
+        tick(5)
+        found.count("read", 2)
+    found.count("wait", 1)
+    assert found.seconds == {"compute": 3.0, "read": 2.0, "wait": 1.0}
+
+
 def test_what_fails_counts_too(tick):
     found = Clock()
     with pytest.raises(KeyError), found.spend("write"):

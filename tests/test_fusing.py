@@ -38,8 +38,8 @@ def chunk_of(length, dtype, seed=0, other=None):
         base[:2], checkpoints[0][1] = torch.tensor([0.0, -0.0]), 0.0
     if other is None:
         rows = torch.stack([base, *checkpoints])
-        return StoredChunk(0, rows[0], list(rows[1:]), rows)
-    return StoredChunk(0, base, [checkpoints[0].to(other), *checkpoints[1:]])
+        return StoredChunk([(0, length)], lambda: rows)
+    return StoredChunk([(0, length)], lambda: [base, checkpoints[0].to(other), *checkpoints[1:]])
 
 
 def given_for(rule, length):
@@ -140,7 +140,7 @@ def test_probe_is_not_finite_where_an_input_is_not(rule, value, is_compiled):
 def test_probe_is_not_finite_where_the_merged_value_is_too_large(dtype, is_compiled):
     rows = torch.zeros((2, 10), dtype=dtype)
     rows[1, 3] = 0.4 * torch.finfo(dtype).max
-    chunk = StoredChunk(0, rows[0], [rows[1]], rows)
+    chunk = StoredChunk([(0, 10)], lambda: rows)
     rule = TensorRule(kernels.weighted_sum, per_task=(torch.ones(1),))
     assert not math.isfinite(make_step(rule, dtype, 3.0, is_compiled=is_compiled)(chunk, ())[2])
     assert math.isfinite(make_step(rule, dtype, 0.5, is_compiled=is_compiled)(chunk, ())[2])

@@ -237,10 +237,22 @@ class LocalSource(_Source):
         return (folder,)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+        with self.reading(path) as descriptor:
+            done = _read_fully(descriptor, start, buffer)
+        if done < len(buffer):
+            raise CheckpointError(
+                f"ends at byte {start + done:,}; {start + len(buffer):,} were there when the header was read",
+                where=f"{self.label}, {path}",
+                hint=_START_AGAIN,
+            )
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[int]:
+        """Lend a file's descriptor. What was read meanwhile counts if this ends without an error."""
         where = f"{self.label}, {path}"
         try:
             with self._open(path) as descriptor:
-                done = _read_fully(descriptor, start, buffer)
+                yield descriptor
                 version = _version(descriptor)
         except OSError as error:
             raise SourceError(
@@ -251,12 +263,6 @@ class LocalSource(_Source):
         if version != self._versions[path]:
             raise CheckpointError(
                 "the file was changed or replaced while it was being read", where=where, hint=_START_AGAIN
-            )
-        if done < len(buffer):
-            raise CheckpointError(
-                f"ends at byte {start + done:,}; {start + len(buffer):,} were there when the header was read",
-                where=where,
-                hint=_START_AGAIN,
             )
 
     def version(self, path: str) -> tuple[int, ...]:

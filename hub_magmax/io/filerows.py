@@ -1,0 +1,120 @@
+"""One tensor of several checkpoints on this machine, read by compiled loops.
+
+Read by Python, a chunk of six checkpoints takes six calls into the system, each of which gives Python's lock
+away and waits for it again; two threads that merged so spent a fifth of their time on it, measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hub_magmax import loops
+from hub_magmax.clock import Clock
+from hub_magmax.io.source import LocalSource, RowMemory, TensorSource, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
+#: cache. Half and twice as many took a tenth longer. A multiple of `loops.BLOCK`.
+BLOCK_ELEMENTS = 2**16
+
+
+class FileRows:
+    """Where one tensor lies in the files of several checkpoints: a row for each.
+
+    Attributes:
+        dtype: Of all rows.
+    """
+
+    def __init__(
+        self, sources: Sequence[LocalSource], name: str, clock: Clock, memory: RowMemory | None
+    ) -> None:
+        infos = [source.index.tensors[name] for source in sources]
+        self.dtype: torch.dtype = torch_dtype(infos[0].dtype)
+        self._files = [(source, info.file) for source, info in zip(sources, infos, strict=True)]
+        self._places = np.array([info.start_byte for info in infos], np.int64)
+        self._name, self._clock, self._memory = name, clock, memory
+        self._descriptors = np.empty(0, np.int32)
+
+    @classmethod
+    def find(
+        cls, sources: Sequence[TensorSource], name: str, clock: Clock, memory: RowMemory | None
+    ) -> FileRows | None:
+        """Return the rows of a tensor, or None if they are not all in files here, or of several dtypes.
+
+        Args:
+            sources: Checkpoints that have the tensor.
+            name: Of the tensor.
+            clock: Told how long the reading takes.
+            memory: For one chunk after the other, where none is needed once the next one is read.
+        """
+        local = [source for source in sources if isinstance(source, LocalSource)]
+        dtypes = {source.index.tensors[name].dtype for source in sources}
+        return cls(local, name, clock, memory) if len(local) == len(sources) and len(dtypes) == 1 else None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the files open. What was read meanwhile counts if this ends without an error.
+
+        Raises:
+            CheckpointError, SourceError: As `LocalSource.reading` does.
+        """
+        with ExitStack() as stack:
+            descriptors = [stack.enter_context(source.reading(file)) for source, file in self._files]
+            self._descriptors = np.array(descriptors, np.int32)
+            yield
+
+    def read(self, parts: Sequence[tuple[int, int]]) -> Tensor:
+        """Return elements of all rows, from files that are open.
+
+        Args:
+            parts: From which element to before which; all as long as the first, but for a shorter last one.
+
+        Raises:
+            CheckpointError, SourceError: Where a file does not hold them all.
+        """
+        import torch
+
+        rows = self._rows(parts[0][0], sum(stop - start for start, stop in parts))
+        offsets = np.array([start for start, _ in parts], np.int64) * self.dtype.itemsize
+        length = (parts[0][1] - parts[0][0]) * self.dtype.itemsize
+        with self.arguments() as arguments:
+            status = loops.read_rows(*arguments, offsets, length, rows.view(torch.uint8).numpy())
+        if status < 0:
+            self._read_one_by_one(parts, rows)
+        return rows
+
+    def _read_one_by_one(self, parts: Sequence[tuple[int, int]], rows: Tensor) -> None:
+        """Read again, by what says which file is wrong, and why."""
+        for (source, _), row in zip(self._files, rows, strict=True):
+            pieces = row.split([stop - start for start, stop in parts])
+            for (start, stop), piece in zip(parts, pieces, strict=True):
+                source.read(self._name, start, stop, piece)
+
+    def verify(self) -> None:
+        """Raise CheckpointError if a file was changed since it was opened."""
+        for source, file in self._files:
+            with source.reading(file):
+                pass
+
+    def block(self, start: int) -> tuple[int, Tensor]:
+        """Return how many bytes of a row lie before an element, and memory for what a loop reads there."""
+        return start * self.dtype.itemsize, self._rows(start, BLOCK_ELEMENTS)
+
+    @contextmanager
+    def arguments(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Give what compiled loops read rows by: descriptors, places of the tensor, and a clock."""
+        spent = np.array([time.CLOCK_MONOTONIC, 0, 0, 0], np.int64)
+        yield self._descriptors, self._places, spent
+        self._clock.count("read", int(spent[1]) / 1e9)
+
+    def _rows(self, start: int, length: int) -> Tensor:
+        places = [place + start * self.dtype.itemsize for place in self._places.tolist()]
+        return (self._memory or RowMemory()).rows(self.dtype, length, places)

@@ -1,0 +1,171 @@
+"""Rows of one tensor in several files, read by compiled loops: the values, and what goes wrong meanwhile."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub_magmax import kernels, loops
+from hub_magmax.clock import Clock
+from hub_magmax.errors import CheckpointError, NonFiniteError
+from hub_magmax.fusing import make_step
+from hub_magmax.io import filerows
+from hub_magmax.io.filerows import FileRows
+from hub_magmax.io.source import LocalSource, MemorySource
+from hub_magmax.methods import TensorRule
+from hub_magmax.streaming import ChunkMemory, StoredChunks
+from tests.families import write_checkpoint
+
+NUM_ELEMENTS = 5000
+RULE = TensorRule(kernels.weighted_sum, per_task=(torch.tensor([0.5, 0.25]),))
+
+
+def write(folder, dtype=torch.bfloat16, others=None):
+    """A base model and two tasks, whose headers are of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn((3, NUM_ELEMENTS), generator=generator).to(dtype)
+    for number, row in enumerate(values):
+        tensors = {"w": row, "x" * (number + 1): torch.arange(number)}
+        write_checkpoint(folder / str(number), {**tensors, **(others or {})})
+    return values
+
+
+def sources(folder):
+    return [LocalSource(folder / str(number)) for number in range(3)]
+
+
+def chunks(found, chunk_elements=1000, clock=None, memory=None):
+    base, *tasks = found
+    own = clock or Clock()
+    return StoredChunks("w", NUM_ELEMENTS, base, tuple(tasks), chunk_elements, None, True, memory, own)
+
+
+def merged(found):
+    step = make_step(RULE, torch.bfloat16, 1.0, is_compiled=True)
+    parts = []
+    for chunk in found.last_pass():
+        assert chunk.files is not None
+        values, _, probe = step(chunk, ())
+        found.check(probe, chunk, values)
+        parts.append(values)
+    return torch.cat(parts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rows")
+
+
+@pytest.fixture(scope="module")
+def values(folder):
+    return write(folder)
+
+
+@given(st.integers(0, NUM_ELEMENTS - 1), st.integers(1, 700), st.integers(1, 900))
+def test_parts_are_read_as_one_by_one(folder, values, start, length, every):
+    found = FileRows.find(sources(folder), "w", Clock(), None)
+    parts = [
+        (first, min(first + length, NUM_ELEMENTS)) for first in range(start, NUM_ELEMENTS, max(every, length))
+    ]
+    with found.opened():
+        rows = found.read(parts)
+    assert rows.equal(torch.cat([values[:, first:stop] for first, stop in parts], dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8])
+def test_any_dtype_is_read(tmp_path, dtype):
+    values = write(tmp_path, dtype)
+    found = FileRows.find(sources(tmp_path), "w", Clock(), None)
+    with found.opened():
+        assert found.read([(3, 4000)]).equal(values[:, 3:4000])
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 7, 4096, 1 << 20])
+@pytest.mark.parametrize("block_elements", [loops.BLOCK, 1 << 16])
+def test_merging_from_files_gives_what_merging_values_gives(
+    folder, values, chunk_elements, block_elements, monkeypatch
+):
+    monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", block_elements)
+    base, *tasks = values
+    update = kernels.weighted_sum(kernels.task_rows(base, tasks), RULE.per_task[0])
+    expected = kernels.apply_update(base, update, 1.0, torch.bfloat16)
+    found = chunks(sources(folder), chunk_elements, memory=ChunkMemory())
+    assert merged(found).equal(expected)
+
+
+def test_checkpoints_that_are_not_all_in_files_of_one_dtype_have_no_rows(folder, values, tmp_path):
+    found = sources(folder)
+    assert FileRows.find([*found, MemorySource.from_tensors({"w": values[0]})], "w", Clock(), None) is None
+    write_checkpoint(tmp_path / "other", {"w": values[0].float()})
+    assert FileRows.find([*found, LocalSource(tmp_path / "other")], "w", Clock(), None) is None
+
+
+def test_reading_is_told_from_computing(folder, values):
+    clock = Clock()
+    with clock.spend("compute"):
+        merged(chunks(sources(folder), clock=clock))
+    assert clock.seconds["read"] > 0 and clock.seconds["compute"] > 0
+
+
+def run(folder, action):
+    """Do something to a file between two chunks of a pass that merges, and of one that reads."""
+    for use in (merged, lambda found: [block.sum() for _, block in found]):
+        write(folder)
+        found = chunks(sources(folder))
+        passed = found._read
+
+        def read(parts, found=passed, **options):
+            if parts[0][0] == 3000:
+                action(folder / "2" / "model.safetensors")
+            return found(parts, **options)
+
+        object.__setattr__(found, "_read", read)
+        yield lambda use=use, found=found: use(found)
+
+
+def test_file_that_is_cut_meanwhile_is_an_error(tmp_path):
+    for use in run(tmp_path, lambda path: os.truncate(path, 4000)):
+        with pytest.raises(CheckpointError, match=r"changed or replaced|ends at byte 4,000"):
+            use()
+
+
+def test_file_that_is_written_to_meanwhile_is_an_error(tmp_path):
+    def change(path):
+        os.utime(path, ns=(0, 0))
+
+    for use in run(tmp_path, change):
+        with pytest.raises(CheckpointError, match="changed or replaced"):
+            use()
+
+
+def test_nan_in_a_file_that_was_changed_is_not_told_of(tmp_path):
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[-2 * NUM_ELEMENTS :] = b"\xff" * (2 * NUM_ELEMENTS)
+        path.write_bytes(content)
+        os.utime(path, ns=(0, 0))
+
+    for use in run(tmp_path, damage):
+        with pytest.raises(CheckpointError, match="changed or replaced"):
+            use()
+
+
+def test_value_that_is_not_finite_is_named_where_runs_are_read_together(tmp_path):
+    values = write(tmp_path)
+    values[1, 3210] = torch.inf
+    write_checkpoint(tmp_path / "1", {"w": values[1]})
+    with pytest.raises(NonFiniteError, match=r"element 3,210 is inf"):
+        list(chunks(sources(tmp_path), 4000).runs(100, 200))
+    with pytest.raises(NonFiniteError, match=r"element 3,210 is inf"):
+        merged(chunks(sources(tmp_path)))
+
+
+def test_runs_are_read_together_and_given_one_by_one(folder, values):
+    found = chunks(sources(folder), 450)
+    runs = list(found.runs(100, 300))
+    assert [start for start, _ in runs] == list(range(0, NUM_ELEMENTS, 300))
+    for start, vectors in runs:
+        base, *tasks = values[:, start : start + 100]
+        assert vectors.equal(kernels.task_vectors(base, tasks))
