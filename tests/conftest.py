@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # huggingface_hub reads these once, when it is imported, so they come before any import of ours.
 _home = tempfile.TemporaryDirectory(prefix="hub_magmax_tests_")
@@ -19,6 +20,10 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     TOKENIZERS_PARALLELISM="false",
 )
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Workers share the cores. Threads of both that wait for each other spin: four times the work, measured.
+    _threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _threads)))
 
 from hub_magmax.testing.hub import LocalHub  # noqa: E402
 
@@ -53,10 +58,16 @@ def quickstart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `hub-magmax quickstart` leaves behind, made once in about 40 s; tests copy what they change."""
     from hub_magmax.quickstart import quickstart
 
-    folder = tmp_path_factory.mktemp("session") / "quickstart"
-    values, text = quickstart(folder)
-    (folder.parent / "table.json").write_text(json.dumps({"values": values, "text": text}))
-    return folder
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which the workers share
+    table = root / "session" / "table.json"
+    table.parent.mkdir(exist_ok=True)
+    with FileLock(root / "session.lock"):
+        if not table.exists():
+            values, text = quickstart(table.parent / "quickstart")
+            table.write_text(json.dumps({"values": values, "text": text}))
+    return table.parent / "quickstart"
 
 
 @pytest.fixture(scope="session")

@@ -330,8 +330,8 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_learning_one_task_after_the_other_forgets_and_merging_recovers(tmp_path: Path):
-    family = make_family(tmp_path)
+def test_learning_one_task_after_the_other_forgets_and_merging_recovers(quickstart_folder: Path):
+    family = make_family(quickstart_folder)  # which was made with the same settings
     models = [AutoModelForImageClassification.from_pretrained(c) for c in checkpoints(family)]
     base, *tasks = [dict(model.named_parameters()) for model in models]
     weights = torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025])
@@ -362,7 +362,7 @@ def test_learning_one_task_after_the_other_forgets_and_merging_recovers(tmp_path
     assert last["eight-nine"] > 0.9
     assert mean(last) + 0.2 < mean(together) < mean(learned)
     assert first["zero-one"] > max(0.9, together["zero-one"] + 0.1)
-    assert json.loads((tmp_path / "family.json").read_text())["num_tasks"] == 5
+    assert json.loads((family.folder / "family.json").read_text())["num_tasks"] == 5
 
 
 @torch.no_grad()
