@@ -270,7 +270,7 @@ def _read_all(descriptors, places, offset, size, rows, spent):
 
 
 @_compiled
-def read_rows(descriptors, places, spent, offsets, length, rows):
+def read_rows(descriptors, places, spent, offsets, lengths, rows):
     """Fill rows from files, one part after the other; return 0, or -1 where not all could be read.
 
     Args:
@@ -278,13 +278,15 @@ def read_rows(descriptors, places, spent, offsets, length, rows):
         places: int64, the byte of the file at which the tensor of each row begins.
         spent: int64, 4: the number of a clock, nanoseconds that are added to, and two to be overwritten.
         offsets: int64, the bytes from there to each part.
-        length: Bytes of each part; the last one may be shorter.
+        lengths: int64, the bytes of each part.
         rows: uint8.
     """
+    first = 0
     for part in range(offsets.shape[0]):
-        wanted = rows[:, part * length : (part + 1) * length]
-        if not _read_all(descriptors, places, offsets[part], wanted.shape[1], wanted, spent):
+        length = lengths[part]
+        if not _read_all(descriptors, places, offsets[part], length, rows[:, first : first + length], spent):
             return np.int64(-1)
+        first += length
     return np.int64(0)
 
 

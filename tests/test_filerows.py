@@ -1,6 +1,7 @@
 """Rows of one tensor in several files, read by compiled loops: the values, and what goes wrong meanwhile."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from hub_magmax.io import filerows
 from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.methods import TensorRule
-from hub_magmax.streaming import ChunkMemory, StoredChunks
-from tests.families import write_checkpoint
+from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
+from tests.families import make_tensors, write_checkpoint
 
 NUM_ELEMENTS = 5000
 RULE = TensorRule(kernels.weighted_sum, per_task=(torch.tensor([0.5, 0.25]),))
@@ -63,12 +64,10 @@ def values(folder):
     return write(folder)
 
 
-@given(st.integers(0, NUM_ELEMENTS - 1), st.integers(1, 700), st.integers(1, 900))
-def test_parts_are_read_as_one_by_one(folder, values, start, length, every):
+@given(st.sets(st.integers(0, NUM_ELEMENTS), min_size=2, max_size=20).map(sorted))
+def test_parts_of_any_lengths_are_read(folder, values, bounds):
     found = FileRows.find(sources(folder), "w", Clock(), None)
-    parts = [
-        (first, min(first + length, NUM_ELEMENTS)) for first in range(start, NUM_ELEMENTS, max(every, length))
-    ]
+    parts = [*zip(bounds[:-1:2], bounds[1::2], strict=False)]
     with found.opened():
         rows = found.read(parts)
     assert rows.equal(torch.cat([values[:, first:stop] for first, stop in parts], dim=1))
@@ -169,3 +168,26 @@ def test_runs_are_read_together_and_given_one_by_one(folder, values):
     for start, vectors in runs:
         base, *tasks = values[:, start : start + 100]
         assert vectors.equal(kernels.task_vectors(base, tasks))
+
+
+@pytest.mark.parametrize("chunk_elements", [7, 1000, 1 << 19])
+def test_several_tensors_are_read_as_one(tmp_path, chunk_elements):
+    """Chunks and runs reach from tensor to tensor, so they begin and end with pieces of any length."""
+    shapes = {"a": (900,), "b": (7,), "c": (700,), "d": (30, 61)}
+    base = make_tensors(0, shapes=shapes)
+    checkpoints = [base, *(make_tensors(seed, base=base, shapes=shapes) for seed in (1, 2))]
+    for number, tensors in enumerate(checkpoints):
+        write_checkpoint(tmp_path / str(number), tensors)
+    expected = torch.stack(
+        [torch.cat([(own[name] - base[name]).flatten() for name in shapes]) for own in checkpoints[1:]]
+    )
+    own, *tasks = sources(tmp_path)
+    with ThreadPoolExecutor(1) as reader:
+        parts = [
+            StoredChunks(name, base[name].numel(), own, tuple(tasks), chunk_elements, reader, True)
+            for name in shapes
+        ]
+        joined = JoinedChunks(tuple(parts), lambda: None)
+        assert torch.cat([vectors for _, vectors in joined], dim=1).equal(expected)
+        for start, vectors in joined.runs(500, 800):
+            assert vectors.equal(expected[:, start : start + vectors.shape[1]])

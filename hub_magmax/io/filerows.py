@@ -75,7 +75,7 @@ class FileRows:
         """Return elements of all rows, from files that are open.
 
         Args:
-            parts: From which element to before which; all as long as the first, but for a shorter last one.
+            parts: From which element to before which.
 
         Raises:
             CheckpointError, SourceError: Where a file does not hold them all.
@@ -83,10 +83,10 @@ class FileRows:
         import torch
 
         rows = self._rows(parts[0][0], sum(stop - start for start, stop in parts))
-        offsets = np.array([start for start, _ in parts], np.int64) * self.dtype.itemsize
-        length = (parts[0][1] - parts[0][0]) * self.dtype.itemsize
+        bounds = np.array(parts, np.int64) * self.dtype.itemsize
+        offsets, lengths = np.ascontiguousarray(bounds[:, 0]), np.diff(bounds)[:, 0]
         with self.arguments() as arguments:
-            status = loops.read_rows(*arguments, offsets, length, rows.view(torch.uint8).numpy())
+            status = loops.read_rows(*arguments, offsets, lengths, rows.view(torch.uint8).numpy())
         if status < 0:
             self._read_one_by_one(parts, rows)
         return rows
