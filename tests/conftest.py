@@ -21,7 +21,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    # Workers share the cores. Threads of both that wait for each other spin: some recipes took 3 to 4 times the work.
+    # Workers share the cores. Threads that wait for each other spin: recipes took up to 4 times the work.
     _threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _threads)))
 
