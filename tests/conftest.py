@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any speed", settings(deadline=None))
+settings.load_profile("any speed")
 
 # huggingface_hub reads these once, when it is imported, so they come before any import of ours.
 _home = tempfile.TemporaryDirectory(prefix="hub_magmax_tests_")
