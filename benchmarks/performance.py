@@ -69,8 +69,7 @@ def _methods(result: Result) -> str:
         result,
         f"500 MB shards: {result['bytes_in'] / 1e9:.1f} GB in, {result['bytes_out'] / 1e9:.2f} GB out. "
         f"Without `import torch` ({result['import_torch_seconds']:.1f} s). Floor: "
-        f"{result['floor_seconds']:.1f} s warm, {result['cold_floor_seconds']:.1f} s cold."
-        f"{' ' + result['remark'] if 'remark' in result else ''}",
+        f"{result['floor_seconds']:.1f} s warm, {result['cold_floor_seconds']:.1f} s cold.",
         ["method", "runs", "warm: s", "times the floor", "cold: s", "times the floor", "peak memory, MB"],
         rows,
     )

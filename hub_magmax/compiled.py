@@ -21,17 +21,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
-from numba import njit, types
+from numba import int32, int64, njit, types
 
 from hub_magmax.loops import AGREEING, BAND, BLOCK, DROPPED, DROPPED_TIES, LARGEST, TIES
 
 _compiled: Any = njit(nogil=True, error_model="numpy")
 
 # Of the C library; addresses are passed as numbers.
-_pread: Any = types.ExternalFunction("pread", numba.int64(numba.int32, numba.int64, numba.int64, numba.int64))
-_clock_gettime: Any = types.ExternalFunction("clock_gettime", numba.int32(numba.int32, numba.int64))
+_pread: Any = types.ExternalFunction("pread", int64(int32, int64, int64, int64))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", int32(int32, int64))
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 #: For comparisons: vectors of signed integers have them.
@@ -263,8 +262,7 @@ def _read_all(descriptors, places, offset, size, rows, spent):
     before = _now(spent)
     complete = True
     for row in range(rows.shape[0]):
-        if complete:
-            complete = _read(descriptors[row], places[row] + offset, rows[row, :size])
+        complete = complete and _read(descriptors[row], places[row] + offset, rows[row, :size])
     spent[1] += _now(spent) - before
     return complete
 

@@ -50,8 +50,6 @@ _PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 #: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
 
-#: Its first index in the tensor, and the values there of the base model and of every checkpoint.
-
 
 def diagnose(
     plan: Plan,

@@ -23,13 +23,12 @@ NUM_ELEMENTS = 5000
 RULE = TensorRule(kernels.weighted_sum, per_task=(torch.tensor([0.5, 0.25]),))
 
 
-def write(folder, dtype=torch.bfloat16, others=None):
+def write(folder, dtype=torch.bfloat16):
     """A base model and two tasks, whose headers are of different lengths."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn((3, NUM_ELEMENTS), generator=generator).to(dtype)
     for number, row in enumerate(values):
-        tensors = {"w": row, "x" * (number + 1): torch.arange(number)}
-        write_checkpoint(folder / str(number), {**tensors, **(others or {})})
+        write_checkpoint(folder / str(number), {"w": row, "x" * (number + 1): torch.arange(number)})
     return values
 
 
