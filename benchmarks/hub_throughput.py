@@ -69,7 +69,7 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
 
     def read(planned: Plan) -> None:
         with open_checkpoints(recipe, planned.lock, HubSources()) as sources:
-            for name, names in planned.tensors_read(planned.shards).items():
+            for name, names in planned.tensors_read(planned.jobs).items():
                 sources[name].expect(names, READ_AHEAD_BYTES // len(sources))
             for job in planned.jobs:
                 for start in range(0, job.num_elements, CHUNK_ELEMENTS):

@@ -8,7 +8,7 @@ a result is the same to the bit for any chunk size and number of threads. Fused 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection import Chunks, Rows
+from hub_magmax.selection import Bits, Chunks, Rows
 
 #: One number per task.
 Weights = Sequence[float] | Float32[Tensor, " tasks"]
@@ -176,18 +176,21 @@ def _count_compiled(chunks: Chunks, brackets: Sequence[_Bracket], num_ranks: int
     """
     edges = np.cumsum([0, *(len(bracket.bins) for bracket in brackets)])
     bounds = [(bracket.low, bracket.high, bracket.shift) for bracket in brackets]
-    bins = np.zeros(edges[-1], dtype=np.int64)
-    most, least = np.zeros((2, edges[-1]), dtype=np.int32)
-    above = np.zeros(len(brackets), dtype=np.int64)
-    scratch = np.empty((3, loops.BLOCK + loops.SPARE), np.int32), np.empty(loops.BLOCK, np.uint8)
-    counts = num_ranks, np.array(bounds, dtype=np.int32), edges, bins, most, least, above
-    for _, bits in chunks.bits():
-        bits.check(
-            loops.count_magnitudes(bits.rows, bits.stride, bits.base, bits.num_elements, *counts, *scratch)
-        )
-    for bracket, first, end, number in zip(brackets, edges[:-1], edges[1:], above.tolist(), strict=True):
-        bracket.bins, bracket.most, bracket.least = (part[first:end] for part in (bins, most, least))
-        bracket.num_above = number
+
+    def count(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        bins, above = np.zeros(edges[-1], np.int64), np.zeros(len(brackets), np.int64)
+        most, least = np.zeros((2, edges[-1]), np.int32)
+        counts = num_ranks, np.array(bounds, np.int32), edges, bins, most, least, above
+        scratch = np.empty((3, loops.BLOCK + loops.SPARE), np.int32), np.empty(loops.BLOCK, np.uint8)
+        for _, bits in part:
+            stored = bits.rows, bits.stride, bits.base, bits.num_elements
+            bits.check(loops.count_magnitudes(*stored, *counts, *scratch))
+        return bins, most, least, above
+
+    for bins, most, least, above in chunks.map(count):
+        for bracket, first, end, number in zip(brackets, edges[:-1], edges[1:], above.tolist(), strict=True):
+            own = slice(first, end)
+            bracket.add(bins[own], most[own], least[own], number)
 
 
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
@@ -246,6 +249,13 @@ class _Bracket:
         self.bins += np.bincount(places, minlength=len(self.bins))
         np.maximum.at(self.most, places, inside - self.low + 1)
         np.maximum.at(self.least, places, self.high - inside + 1)
+
+    def add(self, bins: np.ndarray, most: np.ndarray, least: np.ndarray, num_above: int) -> None:
+        """Add what was counted of a part of the tensor."""
+        self.bins += bins
+        np.maximum(self.most, most, out=self.most)
+        np.maximum(self.least, least, out=self.least)
+        self.num_above += num_above
 
     def narrowed(self) -> _Bracket:
         """Return the bracket of the next pass; the threshold alone, where it is found."""

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock, local
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -155,8 +155,8 @@ def make_shards(
     with one_thread():
         try:
             if surveys_model(plan.lock.method) and any(job.merged for shard in missing for job in shard.jobs):
-                engine.survey()
-            engine.expect(plan.tensors_read(missing))
+                engine.survey(place.survey_folder if processes.count > 1 else None)
+            engine.expect(plan.tensors_read([job for shard in missing for job in engine.in_turn(shard)]))
             for record in engine.make(missing):
                 with os_errors(place.folder / record.file), engine.clock.spend("store"):
                     shelf.record(record)
@@ -221,7 +221,7 @@ class _Engine:
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.makers = ThreadPoolExecutor(budget.num_threads)
         self._progress, self._progress_lock = progress, Lock()
-        self._thread = _Thread()
+        self._memory = ChunkMemory()
         self.clock = Clock()
 
     def expect(self, names: Mapping[str, Iterable[str]]) -> None:
@@ -229,16 +229,18 @@ class _Engine:
         for name, source in self.sources.items():
             source.expect(names[name], self.budget.read_ahead_bytes // len(self.sources))
 
-    def survey(self) -> None:
-        """Find the rule of a method whose scope is the model."""
+    def survey(self, folder: Path | None) -> None:
+        """Find the rule of a method whose scope is the model; a folder keeps it for other processes."""
         lock, jobs = self.plan.lock, [job for job in self.plan.jobs if job.merged]
-        names = {source: [name for job in jobs for name in job.inputs(source)] for source in lock.sources}
-        with ThreadPoolExecutor(1) as reader, torch.inference_mode(), self.clock.spend("compute"):
-            tensors = tuple(self._chunks(job, reader) for job in jobs)
-            chunks = JoinedChunks(tensors, partial(self.expect, names))
-            self.model_rule = survey(
-                jobs, chunks, lock.method, lock.weights, lock.seed, self.place.survey_folder
-            )
+        names = self.plan.tensors_read(jobs)
+        with torch.inference_mode(), self.clock.spend("compute"):
+            tensors = tuple(self._chunks(job, self.reader) for job in jobs)
+            chunks = JoinedChunks(tensors, partial(self.expect, names), self.budget.num_threads)
+            self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
+
+    def in_turn(self, shard: Shard) -> Sequence[TensorJob]:
+        """Return a file's tensors as they are begun: the largest first, so that all threads end together."""
+        return shard.jobs if self.in_order else sorted(shard.jobs, key=lambda job: -job.num_elements)
 
     def close(self) -> None:
         self.makers.shutdown(cancel_futures=True)
@@ -271,9 +273,10 @@ class _Engine:
         for job in shard.jobs:
             places[job.name] = position
             position += job.num_bytes
-        # The largest first, so that all threads end at about the same time.
-        order = shard.jobs if self.in_order else sorted(shard.jobs, key=lambda job: -job.num_elements)
-        begun = {job.name: self.makers.submit(self._tensor, file, job, places[job.name]) for job in order}
+        begun = {
+            job.name: self.makers.submit(self._tensor, file, job, places[job.name])
+            for job in self.in_turn(shard)
+        }
 
         def wait() -> ShardRecord:
             with os_errors(path):
@@ -337,17 +340,10 @@ class _Engine:
             self.budget.chunk_elements,
             reader,
             self.is_compiled,
-            self._thread.memory if reader is None else None,
+            self._memory if reader is None else None,
             self.clock,
             self.scratch,
         )
-
-
-class _Thread(local):
-    """What each thread has for itself."""
-
-    def __init__(self) -> None:
-        self.memory = ChunkMemory()
 
 
 class _Tally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -247,9 +247,8 @@ class Plan:
         repeated = 0 if form in ("elementwise", "linear") else num_remote * largest
         return min(budget.read_ahead_bytes, self.bytes_in) + repeated if num_remote else 0
 
-    def tensors_read(self, shards: Iterable[Shard]) -> dict[str, tuple[str, ...]]:
-        """Return which tensors making `shards` reads from each source, in order."""
-        jobs = [job for shard in shards for job in shard.jobs]
+    def tensors_read(self, jobs: Sequence[TensorJob]) -> dict[str, tuple[str, ...]]:
+        """Return which tensors making `jobs` one after the other reads from each source, in order."""
         return {
             source: tuple(name for job in jobs for name in job.inputs(source)) for source in self.lock.sources
         }

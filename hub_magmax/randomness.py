@@ -67,11 +67,15 @@ class CounterGenerator:
         keys = self.bits(start, count, stream).numpy().view(np.uint64)
         return torch.from_numpy((keys >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
-    def constants(self, stream: int) -> tuple[np.uint64, np.uint64]:
-        """Return what makes a stream different: what is added before the mix, and mixed in in its middle."""
+    def constants(self, stream: int, first: int = 0) -> tuple[np.uint64, np.uint64]:
+        """Return what makes a stream different: what is added before the mix, and mixed in in its middle.
+
+        Indices are counted from `first` on.
+        """
         label = ascii((self.seed, self.name, stream)).encode("ascii")
         digest = hashlib.blake2b(label, digest_size=16).digest()
+        before = int.from_bytes(digest[:8], "little") + first * int(_INCREMENT)
         return (
-            np.uint64(int.from_bytes(digest[:8], "little")),
+            np.uint64(before % 2**64),
             np.uint64(int.from_bytes(digest[8:], "little")),
         )

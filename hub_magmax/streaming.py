@@ -6,10 +6,12 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import accumulate
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -87,7 +89,7 @@ class StoredChunk:
 
 @dataclass(frozen=True)
 class ChunkMemory:
-    """Memory for one chunk after the other, as stored and as task vectors; one thread's."""
+    """Memory for one chunk after the other, as stored and as task vectors; every thread has its own."""
 
     stored: RowMemory = field(default_factory=RowMemory)
     vectors: RowMemory = field(default_factory=RowMemory)
@@ -119,6 +121,7 @@ class StoredChunks:
     memory: ChunkMemory | None = None
     clock: Clock = field(default_factory=Clock)
     scratch: Scratch = IN_MEMORY
+    num_threads: int = 1
 
     @property
     def num_tasks(self) -> int:
@@ -138,7 +141,11 @@ class StoredChunks:
             self.check(probe, chunk)
             yield from chunk.cut(found)
 
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        yield work(self.bits())
+
     def bits(self) -> Iterator[tuple[int, Bits]]:
+        """Yield the chunks as compiled loops read them."""
         for chunk in self._stored(_alone(self._chunks())):
             yield chunk.start, self._bits(chunk)
 
@@ -289,10 +296,12 @@ class JoinedChunks:
     Attributes:
         tensors: None without elements.
         expect: Called before every reading: tells sources that all tensors are read once, in order.
+        num_threads: Among which tensors are shared out, where rules let them be.
     """
 
     tensors: tuple[StoredChunks, ...]
     expect: Callable[[], None]
+    num_threads: int = 1
 
     @property
     def num_tasks(self) -> int:
@@ -314,19 +323,51 @@ class JoinedChunks:
         chunk_elements = self.tensors[0].chunk_elements
         return self.runs(chunk_elements, chunk_elements)
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
-        for first, tensor in self._one_by_one():
-            for start, bits in tensor.bits():
-                yield first + start, bits
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        todo = iter([*self._placed()])
+        lock, errors = Lock(), list[tuple[int, Exception]]()
+        self.expect()
+
+        def take() -> tuple[int, StoredChunks] | None:
+            with lock:
+                return None if errors else next(todo, None)
+
+        def in_one_thread() -> T:
+            first = 0
+
+            def share() -> Iterator[tuple[int, Bits]]:
+                nonlocal first
+                while (taken := take()) is not None:
+                    first, tensor = taken
+                    for start, bits in tensor.bits():
+                        yield first + start, bits
+                    tensor.release(tensor.num_elements)
+
+            with self.tensors[0].clock.spend("compute"), torch.inference_mode():
+                try:
+                    return work(share())
+                except Exception as error:
+                    errors.append((first, error))
+                    raise
+
+        with ThreadPoolExecutor(self.num_threads) as pool, self.tensors[0].clock.spend("wait"):
+            done = [pool.submit(in_one_thread) for _ in range(self.num_threads)]
+            wait(done)
+        if errors:  # all before the first in order were taken before it, so it is always the same one
+            raise min(errors, key=lambda error: error[0])[1]
+        yield from (one.result() for one in done)
+
+    def _placed(self) -> Iterator[tuple[int, StoredChunks]]:
+        """Yield the tensors with the indices of their first elements."""
+        firsts = accumulate((tensor.num_elements for tensor in self.tensors), initial=0)
+        return zip(firsts, self.tensors, strict=False)
 
     def _one_by_one(self) -> Iterator[tuple[int, StoredChunks]]:
         """Yield the tensors with the indices of their first elements, each to be read once."""
         self.expect()
-        first = 0
-        for tensor in self.tensors:
+        for first, tensor in self._placed():
             yield first, tensor
             tensor.release(tensor.num_elements)
-            first += tensor.num_elements
 
     def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
         """Yield runs as `Chunks` says, one that reaches from tensor to tensor in pieces."""

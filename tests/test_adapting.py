@@ -427,7 +427,7 @@ def test_plan_tells_what_is_read_and_written(tmp_path):
     assert planned.bytes_out == shard.data_bytes == sum(tensor.nbytes for tensor in written.values())
     assert report.elements_merged == sum(tensor.numel() for tensor in written.values())
     assert report.bytes_out == (tmp_path / "out" / ADAPTER_NAME).stat().st_size
-    assert not planned.tensors_read(planned.shards)["base_model"]
+    assert not planned.tensors_read(planned.jobs)["base_model"]
     assert "adapter      8 layers, rank 12" in planned.explain()
     assert 350e6 < planned.peak_memory_bytes < 351e6
     assert plan(recipe_of(tmp_path, output={"format": "weights"})).digest != planned.digest

@@ -1,12 +1,16 @@
 import json
+import os
 import struct
+from contextlib import closing
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from hub_magmax.checkpoint import CheckpointIndex, read_index
-from hub_magmax.errors import CheckpointError, HubMagmaxError
+from hub_magmax.errors import CheckpointError, HubMagmaxError, SourceError
 from hub_magmax.io.source import LocalSource, MemorySource
 from tests.families import make_tensors, write_checkpoint
 
@@ -153,3 +157,36 @@ def test_reading_an_index_reads_headers_only():
 
     read_index("model", {path: len(data) for path, data in content.items()}, read_bytes)
     assert max(stop for _, stop in ranges) == len(content["model.safetensors"]) - 16
+
+
+def test_what_is_read_next_is_told_to_the_system(tmp_path, monkeypatch):
+    save_file({"a": torch.zeros(5_000_000), "b": torch.zeros(1_000_000)}, tmp_path / "model.safetensors")
+    advice = []
+    monkeypatch.setattr("hub_magmax.io.source._is_cached", lambda descriptor, place: False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, what: advice.append((start, length)))
+
+    def told() -> int:
+        return sum(length for _, length in advice)
+
+    with closing(LocalSource(tmp_path)) as source:
+        first, second = (source.index.tensors[name].start_byte for name in "ab")
+        source.expect(["b", "a"], 16_000_000)
+        assert [start for start, _ in advice[:3]] == [second, second + 2**21, first]
+        assert 16_000_000 <= told() < 16_000_000 + 2**21
+        for stop in (500_000, 500_000, 1_000_000):
+            source.release("b", stop)
+        assert 20_000_000 <= told() < 20_000_000 + 2**21
+        source.release("a", 5_000_000)
+        assert told() == 24_000_000
+    assert advice == sorted(advice[:2]) + sorted(advice[2:])
+
+
+def test_file_that_is_gone_is_an_error_when_it_is_read(tmp_path):
+    save_file({"a": torch.zeros(10)}, tmp_path / "model.safetensors")
+    with closing(LocalSource(tmp_path)) as source:
+        source.index  # noqa: B018
+        source.close()
+        (tmp_path / "model.safetensors").unlink()
+        source.expect(["a"], 1000)
+        with pytest.raises(SourceError, match="cannot be read"):
+            source.read("a", 0, 10)

@@ -1,8 +1,10 @@
 """Rows of one tensor in several files, read by compiled loops: the values, and what goes wrong meanwhile."""
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,12 +12,15 @@ from hypothesis import strategies as st
 
 from hub_magmax import kernels, loops
 from hub_magmax.clock import Clock
+from hub_magmax.core import tensor_rule
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.fusing import make_step
 from hub_magmax.io import filerows
 from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.methods import TensorRule
+from hub_magmax.randomness import CounterGenerator
+from hub_magmax.selection import optimum
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
 from tests.families import make_tensors, write_checkpoint
 
@@ -190,3 +195,67 @@ def test_several_tensors_are_read_as_one(tmp_path, chunk_elements):
         assert torch.cat([vectors for _, vectors in joined], dim=1).equal(expected)
         for start, vectors in joined.runs(500, 800):
             assert vectors.equal(expected[:, start : start + vectors.shape[1]])
+
+
+def joined(folder, shapes, num_threads, *, spoiled=()):
+    """Tensors of a base model and two tasks; those named have a NaN in their second half."""
+    base = make_tensors(0, shapes=shapes)
+    for number in range(3):
+        tensors = base if number == 0 else make_tensors(number, base=base, shapes=shapes)
+        for name in spoiled if number == 2 else ():
+            tensors[name].view(-1)[tensors[name].numel() // 2] = torch.nan
+        write_checkpoint(folder / str(number), tensors)
+    own, *tasks = sources(folder)
+    memory = ChunkMemory()
+    parts = [
+        StoredChunks(name, base[name].numel(), own, tuple(tasks), 4096, None, True, memory) for name in shapes
+    ]
+    return JoinedChunks(tuple(parts), lambda: None, num_threads)
+
+
+SEVERAL = {f"w{number}": (300 + 10 * number, 61) for number in range(16)}
+RULES = [
+    {"name": "tunable_magmax", "selection": "algorithm-1", "scope": "model", "scaling": 1.0},
+    {"name": "tunable_magmax", "selection": "top-n", "scope": "model", "scaling": 1.0},
+    {"name": "ties", "density": 0.2, "scope": "model", "scaling": 1.0},
+    {"name": "breadcrumbs", "density": 0.5, "outliers": 0.1, "scope": "model", "scaling": 1.0},
+]
+
+
+@pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
+def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
+    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    found = []
+    for num_threads in (1, 3):
+        chunks_of_all = joined(tmp_path, SEVERAL, num_threads)
+        shape, generator = (chunks_of_all.num_elements,), CounterGenerator(0, "m")
+        rule = tensor_rule(chunks_of_all, shape, method, (0.7, 0.3), generator)
+        per_element = [values.tolist() for values in rule.per_element(0, *shape)]
+        per_task = [values.tolist() for values in rule.per_task]
+        found.append((per_element, per_task, rule.num_unaligned, rule.duality_gap))
+    assert found[0] == found[1]
+
+
+def test_every_chunk_has_one_thread(tmp_path):
+    chunks_of_all = joined(tmp_path, SEVERAL, 3)
+    shares = [*chunks_of_all.map(lambda share: [(start, start + bits.num_elements) for start, bits in share])]
+    assert len(shares) == 3
+    assert all(share == sorted(share) for share in shares)
+    bounds = sorted(itertools.chain(*shares))
+    assert [0, *(stop for _, stop in bounds)] == [*(start for start, _ in bounds), chunks_of_all.num_elements]
+
+
+def test_of_several_errors_in_threads_the_first_in_order_is_told(tmp_path):
+    for _ in range(10):
+        chunks_of_all = joined(tmp_path, SEVERAL, 3, spoiled=("w3", "w4", "w5"))
+
+        def look(share):
+            for _, bits in share:
+                counts = np.zeros(2, np.int64), np.empty((6, loops.BLOCK), np.int32)
+                owner, codes = np.empty((2, bits.num_elements), np.uint8)
+                wanted = np.ones(2, np.uint8)
+                bits.check(loops.rank(bits.rows, bits.stride, bits.base, wanted, owner, codes, *counts))
+
+        with pytest.raises(NonFiniteError, match="element 10,065 is nan"):
+            list(chunks_of_all.map(look))

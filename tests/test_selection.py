@@ -49,6 +49,7 @@ class CountedChunks:
     reads: list[int] = field(default_factory=list)
     is_compiled: bool = False
     scratch: Scratch = IN_MEMORY
+    num_threads: int = 1
 
     @property
     def num_tasks(self) -> int:
@@ -61,8 +62,8 @@ class CountedChunks:
     def runs(self, length, every):
         return ArrayChunks(self.task_vectors).runs(length, every)
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
-        return ((start, Bits.of_vectors(chunk)) for start, chunk in self)
+    def map(self, work):
+        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         self.reads.append(0)

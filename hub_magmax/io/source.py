@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import TYPE_CHECKING, Protocol
 
 from hub_magmax.checkpoint import CheckpointIndex, TensorInfo, read_index
@@ -23,10 +23,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+#: What the system is told at a time that it will be read: of more it heeds a part only, on many systems.
+_ADVICE_BYTES = 2**21
+
 #: Files that one source keeps open. Many sources of hundreds of shards would meet the system's limit.
 _OPEN_FILES = 3
 
 _START_AGAIN = "Let what changes the file come to its end, then run the same command again."
+
+
+#: Of a file, the byte it begins at, and its length.
+_Piece = tuple[str, int, int]
 
 
 class TensorSource(Protocol):
@@ -94,8 +101,8 @@ _NEAR_BYTES = 64
 _PAGE_BYTES = 4096
 
 
-class RowMemory:
-    """Memory for rows of values that are read from files, used again by every call; one thread's.
+class RowMemory(local):
+    """Memory for rows of values that are read from files, used again by every call; each thread has its own.
 
     Fresh memory for every chunk costs as much as reading into it: the system gives and takes it page by page.
 
@@ -168,7 +175,7 @@ class _Source:
             self.read_into(info.file, start_byte, buffer)
         return tensor
 
-    # What lies on this machine, or in memory, is read when it is wanted.
+    # What lies in memory is there when it is wanted.
 
     def expect(self, names: Iterable[str], budget_bytes: int) -> None:
         pass
@@ -201,6 +208,9 @@ class LocalSource(_Source):
         self._versions: dict[str, tuple[int, ...]] = {}
         self._readers: Counter[str] = Counter()
         self._lock = Lock()  # threads share the descriptors, and none may close what another reads
+        self._ahead: Iterator[_Piece] = iter(())
+        self._ahead_bytes = 0
+        self._released: Counter[str] = Counter()
         if not is_folder(folder):
             raise SourceError(
                 "this is a file, not a folder" if is_there(folder) else "there is no such folder",
@@ -245,6 +255,39 @@ class LocalSource(_Source):
                 where=f"{self.label}, {path}",
                 hint=_START_AGAIN,
             )
+
+    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+        """Have the system fetch what is read next, while something else is computed, where it can be told."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        infos = [self.index.tensors[name] for name in names]
+        with self._lock:
+            self._ahead = _pieces(infos)
+            self._ahead_bytes = budget_bytes
+            self._released.clear()
+        self._advise()
+
+    def release(self, name: str, stop: int) -> None:
+        info = self.index.tensors[name]
+        with self._lock:
+            done = stop * info.num_bytes // max(info.num_elements, 1)
+            self._ahead_bytes += max(0, done - self._released[name])
+            self._released[name] = max(done, self._released[name])
+        self._advise()
+
+    def _advise(self) -> None:
+        """Tell the system of as much more as there is room for. What is wrong shows when a file is read."""
+        while (piece := self._next_piece()) is not None:
+            path, start, length = piece
+            with suppress(OSError), self._open(path) as descriptor:
+                if not _is_cached(descriptor, start + length - 1):
+                    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+
+    def _next_piece(self) -> _Piece | None:
+        with self._lock:
+            piece = next(self._ahead, None) if self._ahead_bytes > 0 else None
+            self._ahead_bytes -= piece[2] if piece else 0
+            return piece
 
     @contextmanager
     def reading(self, path: str) -> Iterator[int]:
@@ -292,6 +335,20 @@ class LocalSource(_Source):
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
+
+
+def _pieces(infos: Iterable[TensorInfo]) -> Iterator[_Piece]:
+    for info in infos:
+        stop = info.start_byte + info.num_bytes
+        for start in range(info.start_byte, stop, _ADVICE_BYTES):
+            yield info.file, start, min(_ADVICE_BYTES, stop - start)
+
+
+def _is_cached(descriptor: int, place: int) -> bool:
+    """Say whether a byte is known to be in the page cache, where advice would cost more than to ask."""
+    with suppress(OSError):
+        return os.preadv(descriptor, [bytearray(1)], place, getattr(os, "RWF_NOWAIT", 0)) > 0
+    return False
 
 
 def _read_fully(descriptor: int, start: int, buffer: memoryview) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection.chunks import Chunks, Selection, blocks, check_task_count
+from hub_magmax.selection.chunks import Bits, Chunks, Selection, blocks, check_task_count
 from hub_magmax.selection.draws import ALIGN, DROP, FILL
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
 
@@ -49,7 +49,7 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
     check_task_count(num_tasks, limit=MAX_TASKS)
     owners, codes, held = _rank_tasks(chunks, quotas)
-    draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled)
+    draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads)
     for task in range(num_tasks - 1, 0, -1):
         if held[task] > quotas[task]:
             received = _drop(draws, task, held, quotas, mark=0)
@@ -98,12 +98,16 @@ def _rank_compiled(
     codes: Shaped[np.ndarray, " elements"],
 ) -> list[int]:
     wanted = (np.array(quotas) > 0).astype(np.uint8)
-    counts, scratch = np.zeros(len(wanted), np.int64), np.empty((6, loops.BLOCK), np.int32)
-    for start, bits in chunks.bits():
-        end = start + bits.num_elements
-        stored = bits.rows, bits.stride, bits.base
-        bits.check(loops.rank(*stored, wanted, owner[start:end], codes[start:end], counts, scratch))
-    held: list[int] = counts.tolist()
+
+    def rank(part: Iterator[tuple[int, Bits]]) -> Int64[np.ndarray, " tasks"]:
+        counts, scratch = np.zeros(len(wanted), np.int64), np.empty((6, loops.BLOCK), np.int32)
+        for start, bits in part:
+            end = start + bits.num_elements
+            stored = bits.rows, bits.stride, bits.base
+            bits.check(loops.rank(*stored, wanted, owner[start:end], codes[start:end], counts, scratch))
+        return counts
+
+    held: list[int] = sum(chunks.map(rank), np.zeros(len(wanted), np.int64)).tolist()
     return held
 
 

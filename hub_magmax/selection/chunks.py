@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.scratch import IN_MEMORY, Scratch
+
+T = TypeVar("T")
 
 # Elements decided at a time: temporaries of this size stay in the cache.
 BLOCK_ELEMENTS = 1 << 16
@@ -40,6 +42,11 @@ class Chunks(Protocol):
     def is_compiled(self) -> bool: ...
 
     @property
+    def num_threads(self) -> int:
+        """How many threads a rule may work with."""
+        ...
+
+    @property
     def scratch(self) -> Scratch:
         """Where arrays with a number for each element lie."""
         ...
@@ -50,8 +57,11 @@ class Chunks(Protocol):
         """Yield the first `length` elements of every `every`, each with the index of the first one."""
         ...
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
-        """Yield the same chunks as iterating does, as compiled loops read them."""
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        """Share the chunks out between threads, as compiled loops read them, and yield what `work` returns.
+
+        It is called once in each thread, with the thread's share in order; most often there is one thread.
+        """
         ...
 
 
@@ -91,6 +101,7 @@ class ArrayChunks:
     chunk_elements: int = 1 << 18
     is_compiled: bool = False
     scratch: Scratch = IN_MEMORY
+    num_threads: int = 1
 
     @property
     def num_tasks(self) -> int:
@@ -110,8 +121,8 @@ class ArrayChunks:
         for start in range(0, self.num_elements, every):
             yield start, flat[:, start : start + length]
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
-        return ((start, Bits.of_vectors(chunk)) for start, chunk in self)
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self)
 
 
 @dataclass(frozen=True)

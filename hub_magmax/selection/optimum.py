@@ -251,7 +251,13 @@ def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
 def _giver(source: Source, owners: Owners) -> Callable[[int, int, int, int], object]:
     """Return what gives a task some of the elements with a mark, at random: mark, how many of all, task."""
     if isinstance(source, Stream):
-        draws = Draws(owners, owners.owner, source.generator, is_compiled=source.is_compiled)
+        draws = Draws(
+            owners,
+            owners.owner,
+            source.generator,
+            is_compiled=source.is_compiled,
+            num_threads=source.chunks.num_threads,
+        )
         return lambda mark, count, total, task: draws.give(
             mark, count, total, stream=SHARE + task, mask=0, mark=task
         )

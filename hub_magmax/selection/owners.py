@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
@@ -98,6 +99,7 @@ class Draws:
         codes: Unsigned integers, with a bit for every task that an element can go to.
         generator: The tensor's.
         is_compiled: Use compiled loops where there are any.
+        num_threads: Among which elements are shared out.
     """
 
     def __init__(
@@ -107,8 +109,10 @@ class Draws:
         generator: CounterGenerator,
         *,
         is_compiled: bool,
+        num_threads: int,
     ) -> None:
         self._owners, self._codes, self._generator = owners, codes, generator
+        self._num_threads = num_threads
         self._is_compiled = is_compiled and 8 * codes.itemsize <= _COMPILED_BITS
 
     def give(self, value: int, count: int, total: int, *, stream: int, mask: int, mark: int) -> list[int]:
@@ -150,32 +154,41 @@ class Draws:
         """
         margin = _margin(count, total)
         low, high = _key_at((count - 1.5 * margin - 16) / total), _key_at((count + margin) / total)
-        places, keys = np.empty((2, int(4 * margin) + 64), dtype=np.int64)
-        mask, mark = np.uint32(to[0]), np.uint8(to[1])
-        in_turn = np.zeros((4, MAX_TASKS), dtype=np.int64)
-        constants = self._generator.constants(stream)
-        between = loops.draw(
-            self._owners.owner,
-            self._codes,
-            np.uint8(value),
-            mask,
-            mark,
-            *constants,
-            low,
-            high,
-            in_turn,
-            places,
-            keys,
-            np.empty((3, loops.BLOCK + loops.SPARE), np.int64),
-        )
-        received += in_turn.sum(axis=0)
+        room, owner = int(4 * margin) + 64, self._owners.owner
+
+        def draw(first: int, last: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+            in_turn, (places, keys) = np.zeros((4, MAX_TASKS), np.int64), np.empty((2, room), np.int64)
+            between = loops.draw(
+                owner[first:last],
+                self._codes[first:last],
+                np.uint8(value),
+                np.uint32(to[0]),
+                np.uint8(to[1]),
+                *self._generator.constants(stream, first),
+                low,
+                high,
+                in_turn,
+                places,
+                keys,
+                np.empty((3, loops.BLOCK + loops.SPARE), np.int64),
+            )
+            return between, places[:between] + first, keys[:between], in_turn.sum(axis=0)
+
+        edges = [len(owner) * part // self._num_threads for part in range(self._num_threads + 1)]
+        if self._num_threads == 1:
+            shares = [draw(0, len(owner))]
+        else:
+            with ThreadPoolExecutor(self._num_threads) as pool:
+                shares = [*pool.map(draw, edges[:-1], edges[1:])]
+        between, places, keys, drawn = zip(*shares, strict=True)
+        received += np.sum(drawn, axis=0)
         given = int(received.sum())
         rest = count - given
         assert rest >= 0, "nine standard deviations"
-        if not rest <= between <= len(places):
+        if max(between) > room or rest > sum(between):
             return given
-        order = keys[:between].argsort()
-        self._hand_over(places[order[:rest]], *to, received)
+        order = np.concatenate(keys).argsort()
+        self._hand_over(np.concatenate(places)[order[:rest]], *to, received)
         return count
 
 

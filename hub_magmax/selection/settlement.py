@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from hub_magmax import loops
-from hub_magmax.selection.chunks import where
+from hub_magmax.selection.chunks import Bits, where
 from hub_magmax.selection.estimate import Box
 from hub_magmax.selection.market import Groups, Market
 from hub_magmax.selection.owners import FIRST_MARK, NOBODY, Owners
@@ -71,9 +72,17 @@ class _Rest:
         self._positions += positions.tobytes()
         self._values += values.tobytes()
 
+    def extend(self, other: _Rest) -> None:
+        self._positions += other._positions
+        self._values += other._values
+
     def take(self) -> tuple[Int64[Tensor, " rest"], Float32[Tensor, "tasks rest"]]:
+        """Return positions in order, and their values."""
         positions = np.frombuffer(self._positions, dtype=np.int64)
         values = np.frombuffer(self._values, dtype=np.float32).reshape(-1, self._num_tasks)
+        if (positions[1:] < positions[:-1]).any():  # the shares of several threads
+            order = positions.argsort(kind="stable")
+            positions, values = positions[order], values[order]
         return torch.from_numpy(positions), torch.from_numpy(np.ascontiguousarray(values.T))
 
 
@@ -155,37 +164,45 @@ class _CompiledContest(_Contest):
         self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
     ) -> int:
         active = np.array(self._source.active)
-        num_tasks = len(active)
-        edges = np.stack((self._bottoms, self._tops))
-        grouping, off_grid = self.grouping.for_loops(), np.zeros(1, np.int64)
-        single, values = np.empty(0, np.int64), np.empty((0, num_tasks), np.float32)
-        scratch = (
-            np.empty((num_tasks, loops.BLOCK + 16), np.int32),
-            np.empty((5, loops.BLOCK), np.int32),
-            np.empty(loops.BLOCK, np.uint8),
-            np.empty(loops.BLOCK + loops.SPARE, np.int64),
-            np.empty(num_tasks),
-        )
-        for start, bits in self._source.bits():
-            stored = bits.rows, bits.stride, bits.base, active
-            part = owner[start : start + bits.num_elements]
-            if len(single) < bits.num_elements:  # memory that is not written to costs nothing
-                single = np.empty(bits.num_elements, np.int64)
-                values = np.empty((bits.num_elements, num_tasks), np.float32)
-            number = loops.settle(
-                *stored,
-                edges,
-                self._source.scale,
-                *grouping,
-                part,
-                counts,
-                off_grid,
-                single,
-                values,
-                *scratch,
+        edges, grouping = np.stack((self._bottoms, self._tops)), self.grouping.for_loops()
+
+        def settle(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, int, _Rest]:
+            found, off_grid, left = np.zeros_like(counts), np.zeros(1, np.int64), _Rest(len(active))
+            single, values = np.empty(0, np.int64), np.empty((0, len(active)), np.float32)
+            scratch = (
+                np.empty((len(active), loops.BLOCK + 16), np.int32),
+                np.empty((5, loops.BLOCK), np.int32),
+                np.empty(loops.BLOCK, np.uint8),
+                np.empty(loops.BLOCK + loops.SPARE, np.int64),
+                np.empty(len(active)),
             )
-            rest.add(single[:number] + start, values[:number])
-        return int(off_grid[0])
+            for start, bits in part:
+                if len(single) < bits.num_elements:  # memory that is not written to costs nothing
+                    single = np.empty(bits.num_elements, np.int64)
+                    values = np.empty((bits.num_elements, len(active)), np.float32)
+                stored = bits.rows, bits.stride, bits.base, active
+                winners = owner[start : start + bits.num_elements]
+                number = loops.settle(
+                    *stored,
+                    edges,
+                    self._source.scale,
+                    *grouping,
+                    winners,
+                    found,
+                    off_grid,
+                    single,
+                    values,
+                    *scratch,
+                )
+                left.add(single[:number] + start, values[:number])
+            return found, int(off_grid[0]), left
+
+        num_off_grid = 0
+        for found, off_grid, left in self._source.map(settle):
+            counts += found
+            num_off_grid += off_grid
+            rest.extend(left)
+        return num_off_grid
 
 
 class _Grouping:

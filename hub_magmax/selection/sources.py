@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.scratch import IN_MEMORY, Scratch
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, blocks
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks
 from hub_magmax.selection.draws import SAMPLE
 
 # Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
@@ -51,8 +51,8 @@ class Stock:
         for start in range(0, self.num_elements, BLOCK_ELEMENTS):
             yield start, self.values[:, start : start + BLOCK_ELEMENTS]
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
-        return ((start, Bits.of_vectors(block)) for start, block in self.blocks())
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        yield work((start, Bits.of_vectors(block)) for start, block in self.blocks())
 
     def take(self, chosen: Int64[Tensor, " chosen"]) -> Stock:
         values = self.values.index_select(1, chosen)
@@ -96,8 +96,8 @@ class Stream:
     def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
         return blocks(self.chunks)
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
-        return self.chunks.bits()
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        return self.chunks.map(work)
 
     def sample(self) -> Stock:
         return self.surveyed
@@ -139,15 +139,20 @@ def _look(chunks: Chunks, active: tuple[int, ...], places: Int64[Tensor, " sampl
 
 
 def _look_compiled(chunks: Chunks, active: tuple[int, ...], places: Int64[Tensor, " sample"]) -> Look:
-    scratch = np.empty((2, loops.BLOCK), np.int32)
-    for start, bits in chunks.bits():
-        stored = bits.rows, bits.stride, bits.base, np.array(active)
-        largest = loops.largest(*stored, bits.num_elements, scratch)
-        bits.check(largest)
-        begin, end = np.searchsorted(places.numpy(), (start, start + bits.num_elements)).tolist()
-        values = np.empty((end - begin, len(active)), np.float32)
-        loops.gather(*stored, places[begin:end].numpy() - start, values)
-        yield end, float(np.int32(largest).view(np.float32)), torch.from_numpy(values.T)
+    def look(part: Iterator[tuple[int, Bits]]) -> list[tuple[int, float, Tensor]]:
+        scratch, found = np.empty((2, loops.BLOCK), np.int32), []
+        for start, bits in part:
+            stored = bits.rows, bits.stride, bits.base, np.array(active)
+            largest = loops.largest(*stored, bits.num_elements, scratch)
+            bits.check(largest)
+            begin, end = np.searchsorted(places.numpy(), (start, start + bits.num_elements)).tolist()
+            values = np.empty((end - begin, len(active)), np.float32)
+            loops.gather(*stored, places[begin:end].numpy() - start, values)
+            found.append((end, float(np.int32(largest).view(np.float32)), torch.from_numpy(values.T)))
+        return found
+
+    for found in chunks.map(look):
+        yield from found
 
 
 def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
