@@ -25,8 +25,6 @@ _MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
-#: Below every float, as `_in_order` has them.
-_LEAST = np.int32(-(2**31))
 _SPREAD = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
@@ -349,50 +347,10 @@ def count_magnitudes(
 
 
 @_compiled
-def largest(rows, stride, base, active, num_elements, scratch):
-    """Return the largest magnitude, as bits, of some tasks.
-
-    Args:
-        rows, stride, base, num_elements: As `selection.Bits` has them.
-        active: int64, which tasks count.
-        scratch: int32, 2 rows of `BLOCK`.
-    """
-    found = np.int32(0)
-    for start in range(0, num_elements, BLOCK):
-        stop = min(start + BLOCK, num_elements)
-        widened = _widened_base(base, start, stop, scratch[1])
-        for task in active:
-            stored = rows[task * stride + start : task * stride + stop]
-            found = max(found, _magnitudes(stored, widened, scratch[0, : stop - start]))
-    return np.int64(found)
-
-
-@_compiled
-def gather(rows, stride, base, active, places, values):
-    """Write the magnitudes of some tasks at some places: float32, places by tasks."""
-    shift = np.uint32(32 - 8 * base.itemsize)
-    for n in range(places.shape[0]):
-        start = np.float32(0.0)
-        if base.shape[0]:
-            start = np.uint32(np.uint32(base[places[n]]) << shift).view(np.float32)
-        for task in range(active.shape[0]):
-            stored = np.uint32(rows[active[task] * stride + places[n]])
-            values[n, task] = abs(np.float32(np.uint32(stored << shift).view(np.float32) - start))
-    return np.int64(0)
-
-
-@_compiled
-def _in_order(number):
-    """Return an integer for each float32, in the same order: vectors of integers have a maximum."""
-    bits = np.float32(number).view(np.int32)
-    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & _MAGNITUDE_SIGNED))
-
-
-@_compiled
-def _lead(row, lowest, task, best, second, winners):
+def _lead(row, bonus, task, best, second, winners):
     """Let a task win where it reaches the best so far, and the best so far be second. Tasks come in order."""
     for i in range(winners.shape[0]):
-        high = _in_order(np.float32(row[i] - lowest))
+        high = np.float32(row[i] + bonus).view(np.int32)
         so_far = best[i]
         second[i] = max(second[i], min(so_far, high))
         best[i] = max(high, so_far)
@@ -400,9 +358,9 @@ def _lead(row, lowest, task, best, second, winners):
 
 
 @_compiled
-def _assure(row, highest, surest):
+def _assure(row, bonus, surest):
     for i in range(surest.shape[0]):
-        surest[i] = max(surest[i], _in_order(np.float32(row[i] - highest)))
+        surest[i] = max(surest[i], np.float32(row[i] + bonus).view(np.int32))
 
 
 @_compiled
@@ -436,6 +394,26 @@ def _describe(values, place, scale, box, distances):
 
 
 @_compiled
+def describe(values, scale, box, distances, codes, in_reach):
+    """Write the distances and the code of each element, and how many tasks have it in reach.
+
+    Args:
+        values: float32, tasks by elements, magnitudes.
+        scale, box: As for `settle`.
+        distances: float64, elements by tasks.
+        codes: int64 per element.
+        in_reach: uint8 per element.
+    """
+    for place in range(codes.shape[0]):
+        codes[place] = _describe(values, place, scale, box, distances[place])
+        reached = np.uint8(0)
+        for distance in distances[place]:
+            reached = np.uint8(reached + np.uint8(distance >= 0))
+        in_reach[place] = reached
+    return np.int64(0)
+
+
+@_compiled
 def _is_off_grid(values, place, scale):
     """Return 1 if a magnitude is not a whole number by this scale."""
     off = np.int64(0)
@@ -462,15 +440,16 @@ def _group(slots, codes, examples, code, distances):
 
 @_compiled
 def settle(
-    rows, stride, base, active, edges, scale, box, slots, codes, examples,
-    owner, counts, off_grid, single, kept, magnitudes, scratch, marks, places, distances,
+    rows, stride, base, active, bonuses, scale, box, slots, codes, examples,
+    owner, counts, facts, single, kept, magnitudes, scratch, marks, places, distances,
 ):  # fmt: skip
     """Write winners; where the winner depends on where in a box prices are, the mark of a group or `NOBODY`.
 
     Args:
         rows, stride, base: As `selection.Bits` has them.
         active: int64, the tasks that take part; below, they are numbered as they are here.
-        edges: float32, 2 rows of a number per task, bottom and top of the box in the unit of the rows.
+        bonuses: float32, 2 rows of a non-negative number per task, the most and the least in the box of what
+            is added to its magnitudes, in the unit of the rows.
         scale: float64, turns magnitudes into whole numbers.
         box: float64, 3 rows of a number per task, prices and the bottom and the top of the box.
         slots: int64, as many as a power of two: at a code's low bits or after them, the number of its group,
@@ -479,8 +458,8 @@ def settle(
         examples: float64, groups by tasks, the distances of each group.
         owner: uint8 per element.
         counts: int64 for each byte, added to.
-        off_grid: int64, one number, added to: how many with the mark of a group have magnitudes that were
-            rounded to whole numbers.
+        facts: int64, two numbers: how many with the mark of a group have magnitudes that were rounded to
+            whole numbers, added to; and the largest bits met, raised.
         single: int64 per element, takes the places of those that belong to nobody.
         kept: float32, elements by tasks, takes their magnitudes, which are in the cache.
         magnitudes: int32, a row per task of `BLOCK` and some, lest all meet in the same places of a cache.
@@ -501,16 +480,17 @@ def settle(
         best, second, surest = scratch[0, :size], scratch[1, :size], scratch[2, :size]
         winners, part = scratch[3, :size], owner[start:stop]
         widened = _widened_base(base, start, stop, scratch[4])
-        best[:] = _LEAST
-        second[:] = _LEAST
-        surest[:] = _LEAST
+        best[:] = -1
+        second[:] = -1
+        surest[:] = -1
         winners[:] = 0
         for task in range(num_tasks):
             begin = active[task] * stride + start
-            _magnitudes(rows[begin : begin + size], widened, magnitudes[task, :size])
+            largest = _magnitudes(rows[begin : begin + size], widened, magnitudes[task, :size])
+            facts[1] = max(facts[1], np.int64(largest))
             row = values[task, :size]
-            _lead(row, edges[0, task], np.int32(task), best, second, winners)
-            _assure(row, edges[1, task], surest)
+            _lead(row, bonuses[0, task], np.int32(task), best, second, winners)
+            _assure(row, bonuses[1, task], surest)
         copy(winners, part)
         for task in range(num_tasks):
             counts[task] += count(part, np.uint8(task))
@@ -526,7 +506,7 @@ def settle(
                     kept[num_single, task] = values[task, place]
                 num_single += 1
             else:
-                off_grid[0] += _is_off_grid(values, place, scale)
+                facts[0] += _is_off_grid(values, place, scale)
             counts[part[place]] -= 1
             counts[mark] += 1
             part[place] = mark
@@ -556,7 +536,7 @@ def weigh(run, stride, rows, prices, owner, regrets, kept, scratch):
     """Add up what winners fall short of the best task, net of prices, and their magnitudes.
 
     Args:
-        run, stride, rows: As for `largest`.
+        run, stride, rows: Magnitudes less the base model, and which of them count, as for `settle`.
         prices: float64 per row.
         owner: uint8 per element.
         regrets, kept: float64, 8 sums each, added to.

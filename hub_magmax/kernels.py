@@ -196,10 +196,10 @@ def _count_compiled(chunks: Chunks, brackets: Sequence[_Bracket], num_ranks: int
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
     stride = max(_SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
-    runs = [block.abs().numpy().view(np.int32) for _, block in chunks.runs(_SAMPLE_RUN, stride)]
+    rows = chunks.runs(_SAMPLE_RUN, stride).abs().numpy().view(np.int32)
     most_bins = min(_MOST_BINS, max(chunks.num_elements // _ELEMENTS_PER_BIN, _FEWEST_BINS))
     brackets = []
-    for task, row in enumerate(np.concatenate(runs, axis=1)):
+    for task, row in enumerate(rows):
         bits = np.sort(row)[::-1]
         whole = row[: len(row) // _SAMPLE_RUN * _SAMPLE_RUN].reshape(-1, _SAMPLE_RUN)
         for rank in ranks:

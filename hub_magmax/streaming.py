@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float32
 from torch import Tensor
 
 from hub_magmax import fusing, kernels
@@ -81,11 +81,6 @@ class StoredChunk:
             place -= stop - start
         raise IndexError(place)
 
-    def cut(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield each part's first element, and its columns of `rows`."""
-        lengths = [stop - start for start, stop in self.parts]
-        yield from zip((start for start, _ in self.parts), rows.split(lengths, dim=-1), strict=True)
-
 
 @dataclass(frozen=True)
 class ChunkMemory:
@@ -127,19 +122,26 @@ class StoredChunks:
     def num_tasks(self) -> int:
         return len(self.tasks)
 
-    def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
+    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
         return self.vectors(self._chunks())
 
-    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
-        return self.vectors(_runs(self.num_elements, length, every))
+    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
+        return self.parts(_runs(self.num_elements, length, every))
 
-    def vectors(self, parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, Float[Tensor, "tasks part"]]]:
-        """Yield parts, each from one element to before another, as task vectors."""
+    def parts(self, bounds: Iterable[tuple[int, int]]) -> Float32[Tensor, "tasks in_parts"]:
+        """Return parts, each from one element to before another, as task vectors side by side."""
+        found = [vectors.clone() for _, vectors in self.vectors(bounds)]
+        return torch.cat(found, dim=1) if found else torch.empty((self.num_tasks, 0))
+
+    def vectors(
+        self, parts: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, Float32[Tensor, "tasks some"]]]:
+        """Yield parts as task vectors, some of them side by side, and the index of the first element."""
         groups = _alone(parts) if self._files is None else _together(parts, self.chunk_elements)
         for chunk in self._stored(groups):
             found, probe = self._task_vectors(chunk)
             self.check(probe, chunk)
-            yield from chunk.cut(found)
+            yield chunk.start, found
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
         yield work(self.bits())
@@ -280,10 +282,12 @@ def _alone(parts: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
 def _together(parts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
     """Yield neighbours together, up to `most` elements: to begin reading takes longer than to read a run."""
     group: list[tuple[int, int]] = []
+    length = 0
     for start, stop in parts:
-        if group and sum(b - a for a, b in group) + stop - start > most:
+        length += stop - start
+        if group and length > most:
             yield group
-            group = []
+            group, length = [], stop - start
         group.append((start, stop))
     if group:
         yield group
@@ -319,9 +323,10 @@ class JoinedChunks:
     def scratch(self) -> Scratch:
         return self.tensors[0].scratch
 
-    def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "tasks chunk"]]]:
-        chunk_elements = self.tensors[0].chunk_elements
-        return self.runs(chunk_elements, chunk_elements)
+    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
+        for first, tensor in self._one_by_one():
+            for start, vectors in tensor:
+                yield first + start, vectors
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
         todo = iter([*self._placed()])
@@ -369,17 +374,17 @@ class JoinedChunks:
             yield first, tensor
             tensor.release(tensor.num_elements)
 
-    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float[Tensor, "tasks run"]]]:
-        """Yield runs as `Chunks` says, one that reaches from tensor to tensor in pieces."""
+    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
+        found = []
         for first, tensor in self._one_by_one():
-            begun = first // every * every - first
+            begun = first // every * every - first  # a run may reach from tensor to tensor
             parts = (
                 (max(start, 0), min(start + length, tensor.num_elements))
                 for start in range(begun, tensor.num_elements, every)
                 if start + length > 0
             )
-            for start, vectors in tensor.vectors(parts):
-                yield first + start, vectors
+            found.append(tensor.parts(parts))
+        return torch.cat(found, dim=1)
 
 
 def copied_chunks(

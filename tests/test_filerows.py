@@ -3,6 +3,7 @@
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.methods import TensorRule
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection import optimum
+from hub_magmax.selection import optimum, top_n
+from hub_magmax.selection.chunks import places_in_runs
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
 from tests.families import make_tensors, write_checkpoint
 
@@ -165,13 +167,10 @@ def test_value_that_is_not_finite_is_named_where_runs_are_read_together(tmp_path
         merged(chunks(sources(tmp_path)))
 
 
-def test_runs_are_read_together_and_given_one_by_one(folder, values):
+def test_runs_are_read_together(folder, values):
     found = chunks(sources(folder), 450)
-    runs = list(found.runs(100, 300))
-    assert [start for start, _ in runs] == list(range(0, NUM_ELEMENTS, 300))
-    for start, vectors in runs:
-        base, *tasks = values[:, start : start + 100]
-        assert vectors.equal(kernels.task_vectors(base, tasks))
+    base, *tasks = values[:, places_in_runs(NUM_ELEMENTS, 100, 300)]
+    assert found.runs(100, 300).equal(kernels.task_vectors(base, tasks))
 
 
 @pytest.mark.parametrize("chunk_elements", [7, 1000, 1 << 19])
@@ -193,8 +192,8 @@ def test_several_tensors_are_read_as_one(tmp_path, chunk_elements):
         ]
         joined = JoinedChunks(tuple(parts), lambda: None)
         assert torch.cat([vectors for _, vectors in joined], dim=1).equal(expected)
-        for start, vectors in joined.runs(500, 800):
-            assert vectors.equal(expected[:, start : start + vectors.shape[1]])
+        places = places_in_runs(expected.shape[1], 500, 800)
+        assert joined.runs(500, 800).equal(expected[:, places])
 
 
 def joined(folder, shapes, num_threads, *, spoiled=()):
@@ -259,3 +258,13 @@ def test_of_several_errors_in_threads_the_first_in_order_is_told(tmp_path):
 
         with pytest.raises(NonFiniteError, match="element 10,065 is nan"):
             list(chunks_of_all.map(look))
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_nan_that_no_sample_has_seen_is_named(tmp_path, is_compiled):
+    chunks_of_all = joined(tmp_path, {"w": (5000, 61)}, 1, spoiled=("w",))
+    found = replace(chunks_of_all.tensors[0], is_compiled=is_compiled)
+    wanted = (200_000, 105_000)
+    assert not found.runs(64, 64 * found.num_elements // 9000).isnan().any()
+    with pytest.raises(NonFiniteError, match="element 152,500 is nan"):
+        top_n(found, wanted, CounterGenerator(0, "w"))

@@ -27,8 +27,12 @@ from hub_magmax.selection import (
     quotas,
     top_n,
 )
+from hub_magmax.selection.chunks import places_in_runs
+from hub_magmax.selection.estimate import bound
 from hub_magmax.selection.ledger import Ledger
+from hub_magmax.selection.market import Groups, Market
 from hub_magmax.selection.owners import PICKED, Owners
+from hub_magmax.selection.sources import survey
 from tests import oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -728,15 +732,112 @@ def test_a_sample_that_misleads_about_zeros_costs_few_moves(deviations, jointly,
     assert torch.equal(found[0].winners, found[1].winners)
 
 
-def test_quotas_that_a_group_makes_impossible_are_recognised():
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_quotas_that_a_group_makes_impossible_are_recognised(is_compiled):
     # Only task 1 can own the group of three, which leaves one element to task 2.
     rows = np.array([[4.0, 0.0], [3.0, -math.inf]])
 
     def meet(*wanted: int):
-        return Ledger(rows, np.array([1, 3]), np.zeros(2)).meet(np.array(wanted))
+        ledger = Ledger(rows, np.array([1, 3]), np.zeros(2), is_compiled=is_compiled)
+        return ledger.meet(np.array(wanted))
 
     assert meet(2, 2) is None
     assert meet(3, 1) is not None
+
+
+@st.composite
+def markets(draw):
+    """Values of lots (none for some tasks), their sizes, prices and quotas."""
+    num_tasks, num_lots = draw(st.integers(2, 6)), draw(st.integers(1, 30))
+    values = st.one_of(st.integers(0, 6).map(float), st.just(-math.inf))
+    rows = draw(
+        st.lists(
+            st.lists(values, min_size=num_tasks, max_size=num_tasks), min_size=num_lots, max_size=num_lots
+        )
+    )
+    sizes = draw(st.lists(st.integers(1, 9), min_size=num_lots, max_size=num_lots))
+    prices = draw(st.lists(st.integers(0, 3).map(float), min_size=num_tasks, max_size=num_tasks))
+    cuts = sorted(draw(st.lists(st.integers(0, sum(sizes)), min_size=num_tasks - 1, max_size=num_tasks - 1)))
+    wanted = np.diff([0, *cuts, sum(sizes)])
+    table = np.array(rows).T
+    table[0] = np.abs(table[0])  # somebody can own each of them
+    return table, np.array(sizes), np.array(prices), wanted
+
+
+@given(markets())
+def test_compiled_loops_move_the_same_elements(market):
+    table, sizes, prices, wanted = market
+    table[0][np.isinf(table[0])] = 0
+    ledgers = [Ledger(table, sizes, prices, is_compiled=is_compiled) for is_compiled in (False, True)]
+    slow, fast = (ledger.meet(wanted) for ledger in ledgers)
+    assert (slow is None) == (fast is None)
+    if slow is not None:
+        assert np.array_equal(slow, fast)
+        (slow_owners, slow_shares), (fast_owners, fast_shares) = (ledger.outcome(0) for ledger in ledgers)
+        assert np.array_equal(slow_owners, fast_owners)
+        assert np.array_equal(slow_shares, fast_shares)
+
+
+def test_where_there_is_no_room_for_lots_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr("hub_magmax.selection.ledger._NO_LOTS", np.zeros(0, np.int64))
+    rows, wanted = np.zeros((3, 1)), np.array([4, 3, 2])
+    ledger = Ledger(rows, np.array([9]), np.zeros(3), is_compiled=True)
+    assert ledger.meet(wanted) is not None
+    assert ledger.outcome(0)[1].tolist() == [[4, 3, 2]]
+
+
+def unlike(num_elements: int) -> Tensor:
+    """Rows of a matrix of different sizes: elements are like their neighbours."""
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.standard_normal((4, num_elements // 500, 1)))
+    values = rng.standard_normal((4, num_elements // 500, 500)) * sizes
+    return torch.from_numpy(values.reshape(4, -1).astype(np.float32))
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_sample_of_neighbours_that_are_alike_is_trusted_less(is_compiled, monkeypatch):
+    attempts = []
+    task_vectors, wanted = unlike(400_000), quotas([0.4, 0.3, 0.2, 0.1], 400_000)
+
+    def noted(sample, prices, deviations):
+        attempts.append(deviations)
+        return bound(sample, prices, deviations)
+
+    monkeypatch.setattr(optimum, "bound", noted)
+    assert_best(
+        top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), wanted, GENERATOR), task_vectors, wanted
+    )
+    assert set(attempts) == {3.0}
+    stock = survey(ArrayChunks(task_vectors), (0, 1, 2, 3), GENERATOR).sample()
+    prices, inner = np.zeros(4), np.array([stock.num_elements // 4] * 4)
+    alike, independent = (
+        bound(Market(replace(stock, run=run), Groups.none(4), inner, prices), prices, 3.0)
+        for run in (stock.run, 1)
+    )
+    assert (alike.down + alike.up > 1.5 * (independent.down + independent.up)).all()
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("rest", [0.0, 1.0], ids=["zeros", "normal"])
+def test_magnitude_far_beyond_the_sample_is_on_a_grid_of_its_own(rest, is_compiled, monkeypatch):
+    task_vectors, wanted = make_case("normal", "any", 0, 4, 400_000)
+    task_vectors *= rest
+    looked_at = places_in_runs(400_000, *_runs_of(monkeypatch, task_vectors, is_compiled))
+    unseen = np.setdiff1d(np.arange(400_000), looked_at)[::1000]
+    task_vectors[torch.arange(len(unseen)) % 4, torch.from_numpy(unseen)] = 3e30
+    found = top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), wanted, GENERATOR)
+    assert_best(found, task_vectors, wanted)
+    taken = found.winners[torch.from_numpy(unseen)]
+    assert torch.equal(taken, (torch.arange(len(unseen)) % 4).to(torch.uint8))
+
+
+def _runs_of(monkeypatch, task_vectors, is_compiled) -> tuple[int, int]:
+    """Return the runs that are looked at of a tensor."""
+    seen, runs = [], ArrayChunks.runs
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayChunks, "runs", lambda own, *bounds: seen.append(bounds) or runs(own, *bounds))
+        survey(ArrayChunks(task_vectors, is_compiled=is_compiled), (0, 1, 2, 3), GENERATOR)
+    return seen[0]
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -780,10 +881,10 @@ def test_regrets_are_noticed(monkeypatch):
     assert found == [(True, False, False, False, False)]
 
 
-def test_top_n_reads_small_tensors_once_and_large_ones_twice():
-    for num_elements, num_reads in ((50_000, 1), (400_000, 2)):
+def test_top_n_reads_tensors_once():
+    for num_elements, num_reads in ((50_000, 1), (400_000, 1)):
         task_vectors, wanted = make_case("normal", "any", 0, 4, num_elements)
-        chunks = CountedChunks(task_vectors)
+        chunks = CountedChunks(task_vectors, is_compiled=True)
 
         top_n(chunks, wanted, GENERATOR)
 

@@ -53,8 +53,8 @@ class Chunks(Protocol):
 
     def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]: ...
 
-    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float32[Tensor, "tasks run"]]]:
-        """Yield the first `length` elements of every `every`, each with the index of the first one."""
+    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
+        """Return the first `length` elements of every `every`, those that `places_in_runs` names."""
         ...
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
@@ -116,10 +116,9 @@ class ArrayChunks:
         for start in range(0, self.num_elements, self.chunk_elements):
             yield start, flat[:, start : start + self.chunk_elements]
 
-    def runs(self, length: int, every: int) -> Iterator[tuple[int, Float32[Tensor, "tasks run"]]]:
+    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
         flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
-        for start in range(0, self.num_elements, every):
-            yield start, flat[:, start : start + length]
+        return flat.index_select(1, places_in_runs(self.num_elements, length, every))
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
         yield work((start, Bits.of_vectors(chunk)) for start, chunk in self)
@@ -144,6 +143,12 @@ class Selection:
     num_unaligned: tuple[int, ...]
     duality_gap: float | None = None
     prices: tuple[float, ...] | None = None
+
+
+def places_in_runs(num_elements: int, length: int, every: int) -> Int64[Tensor, " in_runs"]:
+    """Return which elements are among the first `length` of every `every`."""
+    places = torch.arange(0, num_elements, every)[:, None] + torch.arange(min(length, num_elements))
+    return places[places < num_elements]
 
 
 def check_task_count(num_tasks: int, limit: int) -> None:

@@ -20,7 +20,7 @@ def solve_directly(market: Market) -> Allocation | None:
     order = stock.generator.bits_at(stock.places, ORDER).argsort()
     rows, sizes = in_a_table(stock.take(order), market.groups)
     prices = _balance(rows, sizes, market.quotas, market.guess)
-    ledger = Ledger(rows, sizes, prices)
+    ledger = Ledger(rows, sizes, prices, is_compiled=stock.is_compiled)
     losses = ledger.meet(market.quotas)
     if losses is None:
         return None

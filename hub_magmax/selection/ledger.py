@@ -8,6 +8,11 @@ import math
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
+from hub_magmax import loops
+
+#: Room for lots that come of splitting others. Where it is not enough, nothing is compiled.
+_NO_LOTS = np.zeros(1024, np.int64)
+
 
 class Ledger:
     """Who owns what of a market in memory: lots of one or more alike elements, each with one owner.
@@ -21,7 +26,10 @@ class Ledger:
         rows: Float64[np.ndarray, "tasks count"],
         sizes: Int64[np.ndarray, " count"] | None,
         prices: Float64[np.ndarray, " tasks"],
+        *,
+        is_compiled: bool,
     ) -> None:
+        self._is_compiled = is_compiled
         self._num_tasks, num_items = rows.shape
         self._values = np.ascontiguousarray(rows.T)
         self._sizes = np.ones(num_items, dtype=np.int64) if sizes is None else sizes.copy()
@@ -36,6 +44,12 @@ class Ledger:
         """
         counts = np.bincount(self._owners, weights=self._sizes, minlength=self._num_tasks)
         surplus = counts.astype(np.int64) - quotas
+        if self._is_compiled:
+            lots = [np.append(part, _NO_LOTS) for part in (self._sizes, self._items, self._owners)]
+            number, losses = self._meet_compiled(surplus.copy(), *lots)
+            if number != loops.NO_ROOM:
+                self._sizes, self._items, self._owners = (part[:number] for part in lots)
+                return None if number == loops.NO_PATH else losses
         losses = np.stack([self._losses(task) for task in range(self._num_tasks)])
         while surplus.any():
             path = _cheapest_path(losses, surplus)
@@ -48,6 +62,19 @@ class Ledger:
             for task in path:
                 losses[task] = self._losses(task)
         return losses
+
+    def _meet_compiled(
+        self,
+        surplus: Int64[np.ndarray, " tasks"],
+        sizes: Int64[np.ndarray, " lots"],
+        items: Int64[np.ndarray, " lots"],
+        owners: Int64[np.ndarray, " lots"],
+    ) -> tuple[int, Float64[np.ndarray, "tasks tasks"]]:
+        """Do the same in lots that have room for some more; return their number, and the losses."""
+        num_tasks = self._num_tasks
+        losses, floats = np.empty((num_tasks, num_tasks)), np.empty((2, num_tasks))
+        whole, number = np.empty((3, num_tasks), np.int64), len(self._sizes)
+        return loops.meet(self._values, sizes, items, owners, number, surplus, losses, floats, whole), losses
 
     def outcome(
         self, num_elements: int
@@ -77,7 +104,8 @@ class Ledger:
             lots = lots[values[:, source] - values[:, target] == losses[source, target]]
             moves.append((lots, target))
             limit = min(limit, int(self._sizes[lots].sum()))
-        for lots, target in moves:
+        # From the end, as compiled loops do, which look for lots that move when they move them.
+        for lots, target in reversed(moves):
             self._give(lots, target, limit)
         return limit
 

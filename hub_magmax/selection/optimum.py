@@ -36,7 +36,15 @@ from hub_magmax.selection.estimate import Box, bound, sample_market
 from hub_magmax.selection.market import Allocation, Groups, Market, in_memory
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, PICKED, Draws, Owners
 from hub_magmax.selection.settlement import Split, settle
-from hub_magmax.selection.sources import DIRECT_ELEMENTS, Source, Stream, active_magnitudes, on_grid, survey
+from hub_magmax.selection.sources import (
+    DIRECT_ELEMENTS,
+    OffScaleError,
+    Source,
+    Stream,
+    active_magnitudes,
+    on_grid,
+    survey,
+)
 
 # Tensors of up to this many numbers (tasks times elements) are read once and held.
 _HELD_NUMBERS = 1 << 20
@@ -55,15 +63,15 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
     solve the dual of a transportation problem. With equal prices this is MAGMAX. Elements that are
     worth the same to several tasks are shared out between these at random.
 
-    Magnitudes are compared at a resolution of 2**-44 of the tensor's largest, and at that resolution
-    the result is optimal unless samples misled every attempt. `duality_gap` is measured afterwards on
-    all elements and says what holds. Task vectors that are multiples of each other make it slow: then
-    every price depends on every other.
+    Magnitudes are compared at a resolution of 2**-42 of the tensor's largest or finer, and at that
+    resolution the result is optimal unless samples misled every attempt. `duality_gap` is measured
+    afterwards on all elements and says what holds. Task vectors that are multiples of each other make it
+    slow: then every price depends on every other.
 
     Args:
-        chunks: Read once if small, twice otherwise, and twice more if a sample misleads; once more if it is
-            not certain that the duality gap is zero. Besides a byte per element, some per cent of the
-            elements are kept in memory.
+        chunks: Read once, and a sample of them before if they are not small; twice more if the sample
+            misleads; once more if it is not certain that the duality gap is zero. Besides a byte per element,
+            some per cent of the elements are kept in memory.
         quotas: Elements per task, as `quotas` returns them. A task without a quota never wins.
         generator: Draws the samples and decides between equals.
 
@@ -85,7 +93,13 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
     chunks = _hold(chunks)
     source = survey(chunks, active, generator)
     wanted = np.array([quotas[task] for task in active], dtype=np.int64)
-    allocation = _solve(Market(source, Groups.none(len(active)), wanted, np.zeros(len(active))))
+    market = Market(source, Groups.none(len(active)), wanted, np.zeros(len(active)))
+    try:
+        allocation = _solve(market)
+    except OffScaleError:
+        assert isinstance(source, Stream)
+        source = source.rescaled()
+        allocation = _solve(replace(market, source=source))
     assert allocation is not None
     prices = tuple((allocation.prices - allocation.prices.min()).tolist())
     unscaled = tuple(price / source.scale for price in prices)
@@ -203,9 +217,10 @@ def _has_no_regret(split: Split, rest: Allocation) -> bool:
     This takes the place of a look at all elements. Prices p are those of the rest and lie in the box, up to
     a number added to all. Then:
 
-    1. A settled element has none to regret. `settle` found |τ_w| − top_w > |τ_t| − bottom_t for its winner w
-       and every other task t, where tops and bottoms were rounded outwards and differences to float32, which
-       keeps their order. So |τ_w| − p_w > |τ_t| − p_t, and rounding both to float64 cannot turn them round.
+    1. A settled element has none to regret. `settle` found |τ_w| + least_w > |τ_t| + most_t for its winner w
+       and every other task t, where `least` and `most` are a number c less the top or the bottom of a price's
+       range. They were rounded outwards, and sums to float32, which keeps their order. So
+       |τ_w| + c − p_w > |τ_t| + c − p_t, and rounding both to float64 cannot turn them round.
     2. The elements of the rest are in memory, as they are in the tensor, and are looked at one by one.
     3. Members of a group are looked at once for each task that gets some. They have the distances of the
        group's example, number by number, if no magnitude of theirs had to be rounded to the grid. A task out

@@ -16,7 +16,7 @@ from hub_magmax.selection.chunks import Bits, where
 from hub_magmax.selection.estimate import Box
 from hub_magmax.selection.market import Groups, Market
 from hub_magmax.selection.owners import FIRST_MARK, NOBODY, Owners
-from hub_magmax.selection.sources import Source, Stock, active_magnitudes, on_grid
+from hub_magmax.selection.sources import Source, Stock, active_magnitudes, check_scale, on_grid
 
 # Elements of a sample that must be alike to be treated as a group, and how many groups there can be.
 _MIN_GROUP = 16
@@ -86,12 +86,16 @@ class _Rest:
         return torch.from_numpy(positions), torch.from_numpy(np.ascontiguousarray(values.T))
 
 
+#: Stands for an infinite distance on the grid: beyond every magnitude, and a number that can be subtracted.
+_FAR = 2.0**60
+
+
 def _rounded_outwards(
-    bounds: Float64[np.ndarray, " tasks"], scale: float, direction: int
+    bonuses: Float64[np.ndarray, " tasks"], scale: float, direction: int
 ) -> Float32[np.ndarray, " tasks"]:
-    """Turn bounds on the grid into float32 numbers in the unit of the tensor, never closer."""
+    """Turn numbers on the grid into float32 numbers in the unit of the tensor, never closer."""
     # One more step, because magnitudes are rounded to the grid.
-    exact = (bounds + direction) / scale
+    exact = (bonuses + direction) / scale
     with np.errstate(over="ignore", invalid="ignore"):
         near = exact.astype(np.float32)
         closer = (near - exact) * direction < 0
@@ -102,13 +106,17 @@ def _rounded_outwards(
 class _Contest:
     """Who wins where, everywhere in the box.
 
-    Rounding to float32 keeps the order of numbers, so a strict inequality here holds exactly.
+    Instead of a price that is subtracted, each task has a bonus that is added: what its price is below a
+    number that is above all prices. So nothing is negative, and bits of float32 sort like the numbers.
+    Rounding keeps the order of numbers, so a strict inequality here holds exactly.
     """
 
     def __init__(self, source: Source, box: Box, grouping: _Grouping) -> None:
         self._source, self.grouping = source, grouping
-        self._bottoms = _rounded_outwards(box.prices - box.down, source.scale, -1)
-        self._tops = _rounded_outwards(box.prices + box.up, source.scale, 1)
+        bottoms, tops = np.maximum(box.prices - box.down, -_FAR), np.minimum(box.prices + box.up, _FAR)
+        above = tops.max() + 1
+        self._most = _rounded_outwards(above - bottoms, source.scale, 1)
+        self._least = _rounded_outwards(above - tops, source.scale, -1)
 
     def settle(
         self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
@@ -141,16 +149,17 @@ class _Contest:
     ) -> Int64[np.ndarray, " open"]:
         """Write winners, add up how many each task is sure of, and return the other elements' places."""
         values = active_magnitudes(block, self._source.active).numpy()
-        best = values[0] - self._bottoms[0]
-        second = np.full_like(best, -math.inf)
-        surest = values[0] - self._tops[0]
+        check_scale(float(values.max()), self._source.scale)
+        best = values[0] + self._most[0]
+        second = np.full_like(best, -1)
+        surest = values[0] + self._least[0]
         owner[:] = 0
         for task in range(1, len(values)):
-            high = values[task] - self._bottoms[task]
+            high = values[task] + self._most[task]
             np.maximum(owner, (high >= best).view(np.uint8) * np.uint8(task), out=owner)
             np.maximum(second, np.minimum(best, high), out=second)
             np.maximum(best, high, out=best)
-            np.maximum(surest, values[task] - self._tops[task], out=surest)
+            np.maximum(surest, values[task] + self._least[task], out=surest)
         open_ = np.flatnonzero(surest <= second)
         counts += np.array([np.count_nonzero(owner == task) for task in range(len(values))])
         counts -= np.bincount(owner[open_], minlength=len(values))
@@ -164,10 +173,10 @@ class _CompiledContest(_Contest):
         self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
     ) -> int:
         active = np.array(self._source.active)
-        edges, grouping = np.stack((self._bottoms, self._tops)), self.grouping.for_loops()
+        bonuses, grouping = np.stack((self._most, self._least)), self.grouping.for_loops()
 
         def settle(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, int, _Rest]:
-            found, off_grid, left = np.zeros_like(counts), np.zeros(1, np.int64), _Rest(len(active))
+            found, facts, left = np.zeros_like(counts), np.zeros(2, np.int64), _Rest(len(active))
             single, values = np.empty(0, np.int64), np.empty((0, len(active)), np.float32)
             scratch = (
                 np.empty((len(active), loops.BLOCK + 16), np.int32),
@@ -184,18 +193,20 @@ class _CompiledContest(_Contest):
                 winners = owner[start : start + bits.num_elements]
                 number = loops.settle(
                     *stored,
-                    edges,
+                    bonuses,
                     self._source.scale,
                     *grouping,
                     winners,
                     found,
-                    off_grid,
+                    facts,
                     single,
                     values,
                     *scratch,
                 )
+                bits.check(int(facts[1]))
+                check_scale(float(np.int32(facts[1]).view(np.float32)), self._source.scale)
                 left.add(single[:number] + start, values[:number])
-            return found, int(off_grid[0]), left
+            return found, int(facts[0]), left
 
         num_off_grid = 0
         for found, off_grid, left in self._source.map(settle):
@@ -203,6 +214,11 @@ class _CompiledContest(_Contest):
             num_off_grid += off_grid
             rest.extend(left)
         return num_off_grid
+
+
+#: Of the elements of a sample: distances and codes as `_Grouping._describe` has them, and the places of those
+#: that several tasks have in reach.
+_Description = tuple[Float64[np.ndarray, "tasks count"], Int64[np.ndarray, " count"], Int64[np.ndarray, " _"]]
 
 
 class _Grouping:
@@ -217,14 +233,13 @@ class _Grouping:
             torch.from_numpy(prices)[:, None]
             for prices in (box.prices, box.prices - box.down, box.prices + box.up)
         )
-        distances, codes = self._describe(on_grid(sample.values, sample.scale))
-        shared = codes[where((distances >= 0).sum(dim=0) > 1)]
-        distinct, counts = np.unique(shared.numpy(), return_counts=True)
+        describe = self._describe_compiled if sample.is_compiled else self._describe_sample
+        distances, codes, shared = describe(sample)
+        distinct, first, counts = np.unique(codes[shared], return_index=True, return_counts=True)
         frequent = (-counts).argsort(kind="stable")[:_MAX_GROUPS]
-        frequent = frequent[counts[frequent] >= _MIN_GROUP]
-        self._codes = torch.from_numpy(np.sort(distinct[frequent]))
-        examples = [int(where(codes == code)[0]) for code in self._codes.tolist()]
-        self._distances = distances[:, examples].contiguous()
+        frequent = np.sort(frequent[counts[frequent] >= _MIN_GROUP])
+        self._codes = torch.from_numpy(distinct[frequent])
+        self._distances = torch.from_numpy(distances[:, shared[first[frequent]]])
 
     def marks(self, values: Float64[Tensor, "tasks open"]) -> UInt8[Tensor, " open"]:
         """Return each element's group as a mark, or `NOBODY`."""
@@ -244,13 +259,28 @@ class _Grouping:
             while slots[slot] >= 0:
                 slot = (slot + 1) % _SLOTS
             slots[slot] = group
-        box = np.stack([prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)])
-        return box, slots, codes, np.ascontiguousarray(self._distances.numpy().T)
+        return self._box, slots, codes, np.ascontiguousarray(self._distances.numpy().T)
 
     def groups(self, sizes: Int64[np.ndarray, " marks"]) -> Groups:
         """Return the groups with their sizes."""
         rows = (self._prices - self._distances).masked_fill_(self._distances < 0, -math.inf)
         return Groups(rows.numpy(), sizes[: rows.shape[1]])
+
+    @property
+    def _box(self) -> Float64[np.ndarray, "3 tasks"]:
+        return np.stack([prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)])
+
+    def _describe_sample(self, sample: Stock) -> _Description:
+        distances, codes = self._describe(on_grid(sample.values, sample.scale))
+        return distances.numpy(), codes.numpy(), np.flatnonzero((distances >= 0).sum(dim=0).numpy() > 1)
+
+    def _describe_compiled(self, sample: Stock) -> _Description:
+        num_tasks, num_elements = sample.values.shape
+        distances, codes = np.empty((num_elements, num_tasks)), np.empty(num_elements, np.int64)
+        in_reach = np.empty(num_elements, np.uint8)
+        values = sample.values.contiguous().numpy()
+        loops.describe(values, sample.scale, self._box, distances, codes, in_reach)
+        return distances.T, codes, np.flatnonzero(in_reach > 1)
 
     def _describe(
         self, values: Float64[Tensor, "tasks count"]

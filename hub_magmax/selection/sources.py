@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.scratch import IN_MEMORY, Scratch
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks
+from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks, places_in_runs
 from hub_magmax.selection.draws import SAMPLE
 
 # Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
 DIRECT_ELEMENTS = 1 << 12
-# Magnitudes are rounded to whole numbers of this many bits, relative to the tensor's largest. Sums and
-# differences of them and of prices are then exact in float64, so equal means equal.
-_GRID_BITS = 44
+# Magnitudes are rounded to whole numbers of this many bits, relative to the largest of a sample; none may
+# have more than the second number. Sums and differences of 64 of them are then exact in float64, so equal
+# means equal.
+_GRID_BITS, _MOST_BITS = 42, 47
 _MIN_SAMPLE = 1 << 11
+# A sample of a tensor consists of runs of so many elements, which lie side by side in a file.
+_RUN = 64
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Stock:
     """Elements in memory: their magnitudes, one row per task, and their places in the tensor.
 
     A magnitude times `scale`, rounded, is a whole number: its place on the grid on which all are compared.
+    `run`: so many in a row are neighbours in the tensor, and perhaps more alike than others.
     """
 
     values: Float32[Tensor, "tasks elements"]
@@ -37,6 +39,7 @@ class Stock:
     scale: float
     generator: CounterGenerator
     is_compiled: bool
+    run: int = 1
     scratch = IN_MEMORY
 
     @property
@@ -105,62 +108,59 @@ class Stream:
     def places_of(self, positions: Int64[Tensor, " count"]) -> Int64[Tensor, " count"]:
         return positions
 
+    def rescaled(self) -> Stream:
+        """Return the same elements, on a grid that is made for the largest of all."""
+        largest = max(float(active_magnitudes(chunk, self.active).max()) for _, chunk in self.chunks)
+        return replace(self, surveyed=replace(self.surveyed, scale=_scale(largest)))
+
 
 #: Read in blocks by `blocks`, whose rows `active` count; positions count from zero in both.
 Source = Stock | Stream
 
 
+class OffScaleError(Exception):
+    """A tensor has a magnitude that is far beyond those of its sample."""
+
+
 def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator) -> Source:
-    """Read a tensor once: all of it if it is small, else its largest magnitude and a sample."""
+    """Read a tensor if it is small, else a sample of it."""
     num_elements = chunks.num_elements
-    small = num_elements <= DIRECT_ELEMENTS
-    places = torch.arange(num_elements) if small else _strata(num_elements, generator)
-    sample = torch.empty((len(active), len(places)))
-    largest = 0.0
-    look = _look_compiled if chunks.is_compiled else _look
-    for stop, above, values in look(chunks, active, places):
-        largest = max(largest, above)
-        sample[:, stop - values.shape[1] : stop] = values
-    scale = math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
-    stock = Stock(sample, places, scale, generator, chunks.is_compiled)
-    return stock if small else Stream(chunks, active, stock)
+    is_small = num_elements <= DIRECT_ELEMENTS
+    # Odd, so that the runs begin in ever other columns of a matrix.
+    length, every = _RUN, num_elements * _RUN // _sample_size(num_elements) | 1
+    if is_small:
+        length = every = num_elements
+    values = active_magnitudes(chunks.runs(length, every), active)
+    places, largest = places_in_runs(num_elements, length, every), float(values.max())
+    stock = Stock(values, places, _scale(largest), generator, chunks.is_compiled, length)
+    if is_small:
+        return stock
+    stream = Stream(chunks, active, stock)
+    return stream if largest else stream.rescaled()
 
 
-#: For every part of a tensor: how many places of the sample lie before its end, its largest magnitude, and
-#: the magnitudes at those places that lie in it.
-Look = Iterator[tuple[int, float, Float32[Tensor, "active places"]]]
+def check_scale(largest: float, scale: float) -> None:
+    """Raise OffScaleError if a magnitude is so large that sums on the grid are not exact."""
+    if largest * scale >= 2.0**_MOST_BITS:
+        raise OffScaleError
 
 
-def _look(chunks: Chunks, active: tuple[int, ...], places: Int64[Tensor, " sample"]) -> Look:
-    for start, block in blocks(chunks):
-        begin, end = torch.searchsorted(places, torch.tensor([start, start + block.shape[1]])).tolist()
-        values = active_magnitudes(block.index_select(1, places[begin:end] - start), active)
-        yield end, float(active_magnitudes(block, active).max()), values
-
-
-def _look_compiled(chunks: Chunks, active: tuple[int, ...], places: Int64[Tensor, " sample"]) -> Look:
-    def look(part: Iterator[tuple[int, Bits]]) -> list[tuple[int, float, Tensor]]:
-        scratch, found = np.empty((2, loops.BLOCK), np.int32), []
-        for start, bits in part:
-            stored = bits.rows, bits.stride, bits.base, np.array(active)
-            largest = loops.largest(*stored, bits.num_elements, scratch)
-            bits.check(largest)
-            begin, end = np.searchsorted(places.numpy(), (start, start + bits.num_elements)).tolist()
-            values = np.empty((end - begin, len(active)), np.float32)
-            loops.gather(*stored, places[begin:end].numpy() - start, values)
-            found.append((end, float(np.int32(largest).view(np.float32)), torch.from_numpy(values.T)))
-        return found
-
-    for found in chunks.map(look):
-        yield from found
+def _scale(largest: float) -> float:
+    """Return what turns magnitudes into numbers on the grid: a power of two."""
+    return math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
 
 
 def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
-    """Draw one position from each of equal parts, so many that sample and rest cost about the same."""
-    size = max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3)))
+    """Draw one position from each of equal parts."""
+    size = _sample_size(num_elements)
     edges = torch.arange(size + 1) * num_elements // size
     offsets = generator.uniform(0, size, SAMPLE) * (edges[1:] - edges[:-1])
     return edges[:-1] + offsets.to(torch.int64)
+
+
+def _sample_size(num_elements: int) -> int:
+    """Return of how many elements a sample costs about the same as the rest that it leaves."""
+    return max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3)))
 
 
 def active_magnitudes(
