@@ -25,6 +25,8 @@ _MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
+#: So few elements that a row of numbers for each of several tasks stays in the nearest cache as well.
+_NEAR_BLOCK = BLOCK // 4
 _SPREAD = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
@@ -474,8 +476,8 @@ def settle(
     num_tasks = active.shape[0]
     values = magnitudes.view(np.float32)
     num_single = np.int64(0)
-    for start in range(0, owner.shape[0], BLOCK):
-        stop = min(start + BLOCK, owner.shape[0])
+    for start in range(0, owner.shape[0], _NEAR_BLOCK):
+        stop = min(start + _NEAR_BLOCK, owner.shape[0])
         size = stop - start
         best, second, surest = scratch[0, :size], scratch[1, :size], scratch[2, :size]
         winners, part = scratch[3, :size], owner[start:stop]
