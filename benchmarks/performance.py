@@ -69,7 +69,8 @@ def _methods(result: Result) -> str:
         result,
         f"500 MB shards: {result['bytes_in'] / 1e9:.1f} GB in, {result['bytes_out'] / 1e9:.2f} GB out. "
         f"Without `import torch` ({result['import_torch_seconds']:.1f} s). Floor: "
-        f"{result['floor_seconds']:.1f} s warm, {result['cold_floor_seconds']:.1f} s cold.",
+        f"{result['floor_seconds']:.1f} s warm ({result['fastest_floor_seconds']:.1f} at the fastest), "
+        f"{result['cold_floor_seconds']:.1f} s cold.",
         ["method", "runs", "warm: s", "times the floor", "cold: s", "times the floor", "peak memory, MB"],
         rows,
     )
@@ -160,21 +161,21 @@ hundredth of a second; files that they map are not in it, because the system can
 _METHODS_PREFACE = """## Every method
 
 The floor is reading every byte of the inputs, and writing as many as the output has, plainly. The aim is to
-stay near it for every method: at most 1.5 times for those that read the files once, 2.5 for quotas and
-thresholds, with a warm page cache. The tables say how far each one is: none is there. The floor is strict:
-its reads go into a buffer of 1 MB that stays in the nearest cache, begins at a page, and is thrown away, so
-it moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory; and it is the
-fastest of several times, where the methods' are medians. Cold numbers are of one run each, and the disk is
-not as fast in each: below 1 means no more than that.
+stay near it for every method: with a warm page cache at most 1.5 times for those that read the files once,
+2.5 for quotas and thresholds, 3.5 for the scope `model`; cold 1.15, 1.3 and 2.2. The floor is strict: its
+reads go into a buffer of 1 MB that stays in the nearest cache, begins at a page, and is thrown away, so it
+moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory. It is the median of as
+many times before and after the methods as they have runs, and it varies: half of it is the disk's. Cold
+numbers are of one run each, and the disk is not as fast in each: below 1 means no more than that.
 
 Methods of one pass, such as `average` and `magmax`, take as long as two cores need to read, convert, add and
 round; the rest of their time, about a second whatever the size, is Python's: modules, headers, plan. Those
-that trim, such as `ties`, read their files twice, for thresholds first, and so does `tunable_magmax` with
-`algorithm-1`. `top-n` reads them three times, and its markets cost most on tensors of a few million elements,
-where samples are a large part. What has the scope `model` is decided by one thread, which the others wait
-for, and keeps a byte or more per element in files. The first large merge of an environment compiles for about
-ten seconds, which is not in the tables. Every merge report says how long threads read, computed, wrote and
-hashed (`profile`).
+that trim, such as `ties`, read their files twice, for thresholds first, and so does `tunable_magmax`. The
+markets of `top-n` cost most on tensors of a few million elements, where samples are a large part. The scope
+`model` keeps a byte or more per element in files. While a tensor is looked at the system reads the next ones
+from the disk, so methods that compute longer wait less. The first large merge of an environment compiles for
+about ten seconds, which is not in the tables. Every merge report says how long threads read, computed, wrote
+and hashed (`profile`).
 """
 
 _PEERS_PREFACE = """## Beside mergekit

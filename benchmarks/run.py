@@ -4,16 +4,17 @@
     python -m benchmarks.run --size 1b --write   # a table of docs/performance.md
 
 What counts is the whole process, less `python -c "import torch"` in the same run. Warm: files are in
-the page cache. Cold: they were dropped from it before. The floor is the fastest of `--repeat` times before
-the methods and as many after them, since a disk is not as fast at all times. Every warm number is the median
-of `--repeat` runs after one that may compile; what takes longer than a minute, and everything cold, is
-measured once.
+the page cache. Cold: they were dropped from it before. The floor is the median of `--repeat` times before
+the methods and as many after them, since a disk is not as fast at all times; the fastest is told as well.
+Every warm number is the median of `--repeat` runs after one that may compile; what takes longer than a
+minute, and everything cold, is measured once.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -71,17 +72,17 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     bytes_in = sum(path.stat().st_size for path in inputs)
     bytes_out = bytes_in // (NUM_TASKS + 1)
 
-    def floor() -> tuple[float, float]:
-        """Return the least times to read and to write plainly: a disk is not as fast at all times."""
-        timing.read_all(inputs)  # into the page cache
-        reading = [timing.timed(lambda: timing.read_all(inputs)) for _ in range(options.repeat)]
-        writing = [
-            timing.timed(lambda: timing.write_plain(folder / "plain", bytes_out))
-            for _ in range(options.repeat)
-        ]
-        return min(reading), min(writing)
+    reading: list[float] = []
+    writing: list[float] = []
 
-    before, starting = floor(), timing.start_seconds(sys.executable, options.repeat)
+    def measure_floor() -> None:
+        timing.read_all(inputs)  # into the page cache
+        for _ in range(options.repeat):
+            reading.append(timing.timed(lambda: timing.read_all(inputs)))
+            writing.append(timing.timed(lambda: timing.write_plain(folder / "plain", bytes_out)))
+
+    measure_floor()
+    starting = timing.start_seconds(sys.executable, options.repeat)
     timing.drop(inputs)
     cold_reading = timing.timed(lambda: timing.read_all(inputs))
     rows: list[dict[str, Any]] = []
@@ -101,14 +102,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         )
         print(f"{name:<30} {seconds:7.1f} s", file=sys.stderr)
     shutil.rmtree(folder / "merged")
-    reading, writing = map(min, before, floor())
-    warm, cold_floor = reading + writing, cold_reading + writing
+    measure_floor()
+    warm = statistics.median(reading) + statistics.median(writing)
+    cold_floor = cold_reading + statistics.median(writing)
     for row in rows:
         row |= {"ratio": row["seconds"] / warm, "cold_ratio": row["cold_seconds"] / cold_floor}
     return timing.facts("run", options) | {
         "bytes_in": bytes_in,
         "bytes_out": bytes_out,
         "floor_seconds": warm,
+        "fastest_floor_seconds": min(reading) + min(writing),
         "cold_floor_seconds": cold_floor,
         "import_torch_seconds": starting,
         "rows": rows,

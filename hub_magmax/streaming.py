@@ -357,7 +357,10 @@ class JoinedChunks:
 
         with ThreadPoolExecutor(self.num_threads) as pool, self.tensors[0].clock.spend("wait"):
             done = [pool.submit(in_one_thread) for _ in range(self.num_threads)]
-            wait(done)
+            try:
+                wait(done)
+            finally:
+                todo = iter(())  # after an interruption nobody takes another tensor
         if errors:  # all before the first in order were taken before it, so it is always the same one
             raise min(errors, key=lambda error: error[0])[1]
         yield from (one.result() for one in done)

@@ -346,8 +346,9 @@ def _pieces(infos: Iterable[TensorInfo]) -> Iterator[_Piece]:
 
 def _is_cached(descriptor: int, place: int) -> bool:
     """Say whether a byte is known to be in the page cache, where advice would cost more than to ask."""
-    with suppress(OSError):
-        return os.preadv(descriptor, [bytearray(1)], place, getattr(os, "RWF_NOWAIT", 0)) > 0
+    if hasattr(os, "RWF_NOWAIT"):
+        with suppress(OSError):
+            return os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT) > 0
     return False
 
 
