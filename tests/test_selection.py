@@ -30,7 +30,7 @@ from hub_magmax.selection import (
 from hub_magmax.selection.chunks import places_in_runs
 from hub_magmax.selection.estimate import bound
 from hub_magmax.selection.ledger import Ledger
-from hub_magmax.selection.market import Groups, Market
+from hub_magmax.selection.market import Groups, Market, ranked
 from hub_magmax.selection.owners import PICKED, Owners
 from hub_magmax.selection.sources import survey
 from tests import oracles
@@ -776,6 +776,23 @@ def test_compiled_loops_move_the_same_elements(market):
         (slow_owners, slow_shares), (fast_owners, fast_shares) = (ledger.outcome(0) for ledger in ledgers)
         assert np.array_equal(slow_owners, fast_owners)
         assert np.array_equal(slow_shares, fast_shares)
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.integers(-3, 3), st.sampled_from([-math.inf, math.inf])), st.integers(1, 5)),
+        min_size=1,
+    ),
+    st.lists(st.integers(-1, 60), min_size=1),
+)
+def test_ranks_count_values_as_often_as_they_occur(counted_values, ranks):
+    values, sizes = np.array(counted_values, float).T
+    ordered = sorted(np.repeat(values, sizes.astype(int)).tolist(), reverse=True)
+    expected = [
+        math.inf if rank < 1 else ordered[rank - 1] if rank <= len(ordered) else -math.inf for rank in ranks
+    ]
+    assert ranked(values, sizes.astype(np.int64), tuple(ranks)) == expected
+    assert ranked(np.array(ordered), None, tuple(ranks)) == expected
 
 
 def test_where_there_is_no_room_for_lots_nothing_is_compiled(monkeypatch):

@@ -84,12 +84,33 @@ def ranked(
     if sizes is None:
         inside = [len(values) - rank for rank in ranks if 1 <= rank <= len(values)]
         ordered = np.partition(values, inside)[::-1] if inside else values
-        places = [rank - 1 for rank in ranks]
+        found = [ordered[rank - 1] if 1 <= rank <= len(values) else -math.inf for rank in ranks]
     else:
-        order = (-values).argsort(kind="stable")
-        ordered = values[order]
-        places = np.searchsorted(sizes[order].cumsum(), ranks).tolist()
-    return [
-        math.inf if rank < 1 else float(ordered[place]) if place < len(values) else -math.inf
-        for rank, place in zip(ranks, places, strict=True)
-    ]
+        found = _ranked_with_groups(values, sizes, ranks)
+    return [math.inf if rank < 1 else float(value) for rank, value in zip(ranks, found, strict=True)]
+
+
+def _ranked_with_groups(
+    values: Float64[np.ndarray, " count"], sizes: Int64[np.ndarray, " count"], ranks: tuple[int, ...]
+) -> list[float]:
+    """Rank values of which few count more than once: to sort numbers is ten times as fast as their places."""
+    is_group = sizes > 1
+    alone, grouped = np.sort(values[~is_group]), values[is_group]
+    order = (-grouped).argsort(kind="stable")
+    grouped, totals = grouped[order], np.concatenate(([0], sizes[is_group][order].cumsum()))
+    # How many values lie above each group, and how many are reached with it.
+    above = (
+        len(alone) - np.searchsorted(alone, grouped, "right") + totals[np.searchsorted(-grouped, -grouped)]
+    )
+    reached = (
+        len(alone) - np.searchsorted(alone, grouped) + totals[np.searchsorted(-grouped, -grouped, "right")]
+    )
+    found = []
+    for rank in ranks:
+        hit = np.flatnonzero((above < rank) & (rank <= reached))
+        place = len(alone) - rank + int(totals[np.count_nonzero(reached < rank)])
+        if len(hit):
+            found.append(float(grouped[hit[0]]))
+        else:
+            found.append(float(alone[place]) if 0 <= place < len(alone) else -math.inf)
+    return found

@@ -62,7 +62,7 @@ class Stock:
         return Stock(values, self.places[chosen], self.scale, self.generator, self.is_compiled)
 
     def sample(self) -> Stock:
-        return self.take(_strata(self.num_elements, self.generator))
+        return self.take(_strata(self.num_elements, len(self.values), self.generator))
 
     def places_of(self, positions: Int64[Tensor, " count"]) -> Int64[Tensor, " count"]:
         return self.places[positions]
@@ -127,7 +127,7 @@ def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator)
     num_elements = chunks.num_elements
     is_small = num_elements <= DIRECT_ELEMENTS
     # Odd, so that the runs begin in ever other columns of a matrix.
-    length, every = _RUN, num_elements * _RUN // _sample_size(num_elements) | 1
+    length, every = _RUN, num_elements * _RUN // _sample_size(num_elements, len(active)) | 1
     if is_small:
         length = every = num_elements
     values = active_magnitudes(chunks.runs(length, every), active)
@@ -150,17 +150,20 @@ def _scale(largest: float) -> float:
     return math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
 
 
-def _strata(num_elements: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
+def _strata(num_elements: int, num_tasks: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
     """Draw one position from each of equal parts."""
-    size = _sample_size(num_elements)
+    size = _sample_size(num_elements, num_tasks)
     edges = torch.arange(size + 1) * num_elements // size
     offsets = generator.uniform(0, size, SAMPLE) * (edges[1:] - edges[:-1])
     return edges[:-1] + offsets.to(torch.int64)
 
 
-def _sample_size(num_elements: int) -> int:
-    """Return of how many elements a sample costs about the same as the rest that it leaves."""
-    return max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3)))
+def _sample_size(num_elements: int, num_tasks: int) -> int:
+    """Return of how many elements a sample costs about the same as the rest that it leaves.
+
+    The more tasks there are, the nearer to each other are those that compete for an element.
+    """
+    return max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3) * max(1, num_tasks / 5)))
 
 
 def active_magnitudes(
