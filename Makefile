@@ -25,7 +25,7 @@ check: $(VENV)/installed-dev  ## Format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-test  ## Time every method against reading and writing the files, in five to eight minutes
+bench: $(VENV)/installed-test  ## Time every method against reading and writing the files, in four to seven minutes
 	$(BIN)/python -m benchmarks.run --repeat 1
 
 cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its card

@@ -1,6 +1,6 @@
 """Time every method against the floor: reading every input byte and writing every output byte.
 
-    python -m benchmarks.run --repeat 1          # 0.25B parameters, in five to eight minutes
+    python -m benchmarks.run --repeat 1          # 0.25B parameters, in four to seven minutes
     python -m benchmarks.run --size 1b --write   # a table of docs/performance.md
 
 What counts is the whole process, less `python -c "import torch"` in the same run. Warm: files are in

@@ -82,7 +82,7 @@ def diagnose(
         held = {job.name for job in largest[:_NUM_MATRICES]}
         ordered = [opened[name] for name in plan.lock.sources]
         for source in ordered:
-            source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered))
+            source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
         base, *tasks = ordered
         looks = []
         for job in jobs:

@@ -116,7 +116,7 @@ class Workbench:
     ) -> Callable[[str], TensorRule]:
         jobs, seed = {job.name: job for job in self.plan.jobs}, self.plan.lock.seed
         if chunks and surveys_model(method):
-            joined = JoinedChunks(tuple(chunks.values()), lambda: None)
+            joined = JoinedChunks(tuple(chunks.values()), lambda in_part: None)
             return survey([jobs[name] for name in chunks], joined, method, weights, seed).part
 
         def rule_of(name: str) -> TensorRule:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -224,10 +223,11 @@ class _Engine:
         self._memory = ChunkMemory()
         self.clock = Clock()
 
-    def expect(self, names: Mapping[str, Iterable[str]]) -> None:
+    def expect(self, names: Mapping[str, Iterable[str]], *, in_part: bool = False) -> None:
         """Tell each source which of its tensors are read next, in order."""
+        budget_bytes = self.budget.read_ahead_bytes // len(self.sources)
         for name, source in self.sources.items():
-            source.expect(names[name], self.budget.read_ahead_bytes // len(self.sources))
+            source.expect(names[name], budget_bytes, in_part=in_part)
 
     def survey(self, folder: Path | None) -> None:
         """Find the rule of a method whose scope is the model; a folder keeps it for other processes."""
@@ -235,7 +235,11 @@ class _Engine:
         names = self.plan.tensors_read(jobs)
         with torch.inference_mode(), self.clock.spend("compute"):
             tensors = tuple(self._chunks(job, self.reader) for job in jobs)
-            chunks = JoinedChunks(tensors, partial(self.expect, names), self.budget.num_threads)
+
+            def expect(in_part: bool) -> None:
+                self.expect(names, in_part=in_part)
+
+            chunks = JoinedChunks(tensors, expect, self.budget.num_threads)
             self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
 
     def in_turn(self, shard: Shard) -> Sequence[TensorJob]:

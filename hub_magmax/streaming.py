@@ -299,12 +299,13 @@ class JoinedChunks:
 
     Attributes:
         tensors: None without elements.
-        expect: Called before every reading: tells sources that all tensors are read once, in order.
+        expect: Called before every reading: tells sources that all tensors are read once, in order; with True
+            where they are read in part.
         num_threads: Among which tensors are shared out, where rules let them be.
     """
 
     tensors: tuple[StoredChunks, ...]
-    expect: Callable[[], None]
+    expect: Callable[[bool], None]
     num_threads: int = 1
 
     @property
@@ -324,14 +325,14 @@ class JoinedChunks:
         return self.tensors[0].scratch
 
     def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
-        for first, tensor in self._one_by_one():
+        for first, tensor in self._one_by_one(in_part=False):
             for start, vectors in tensor:
                 yield first + start, vectors
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
         todo = iter([*self._placed()])
         lock, errors = Lock(), list[tuple[int, Exception]]()
-        self.expect()
+        self.expect(False)
 
         def take() -> tuple[int, StoredChunks] | None:
             with lock:
@@ -370,16 +371,16 @@ class JoinedChunks:
         firsts = accumulate((tensor.num_elements for tensor in self.tensors), initial=0)
         return zip(firsts, self.tensors, strict=False)
 
-    def _one_by_one(self) -> Iterator[tuple[int, StoredChunks]]:
+    def _one_by_one(self, *, in_part: bool) -> Iterator[tuple[int, StoredChunks]]:
         """Yield the tensors with the indices of their first elements, each to be read once."""
-        self.expect()
+        self.expect(in_part)
         for first, tensor in self._placed():
             yield first, tensor
             tensor.release(tensor.num_elements)
 
     def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
         found = []
-        for first, tensor in self._one_by_one():
+        for first, tensor in self._one_by_one(in_part=True):
             begun = first // every * every - first  # a run may reach from tensor to tensor
             parts = (
                 (max(start, 0), min(start + length, tensor.num_elements))

@@ -170,6 +170,8 @@ def test_what_is_read_next_is_told_to_the_system(tmp_path, monkeypatch):
 
     with closing(LocalSource(tmp_path)) as source:
         first, second = (source.index.tensors[name].start_byte for name in "ab")
+        source.expect(["b", "a"], 16_000_000, in_part=True)
+        assert not advice
         source.expect(["b", "a"], 16_000_000)
         assert [start for start, _ in advice[:3]] == [second, second + 2**21, first]
         assert 16_000_000 <= told() < 16_000_000 + 2**21

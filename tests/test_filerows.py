@@ -190,7 +190,7 @@ def test_several_tensors_are_read_as_one(tmp_path, chunk_elements):
             StoredChunks(name, base[name].numel(), own, tuple(tasks), chunk_elements, reader, True)
             for name in shapes
         ]
-        joined = JoinedChunks(tuple(parts), lambda: None)
+        joined = JoinedChunks(tuple(parts), lambda in_part: None)
         assert torch.cat([vectors for _, vectors in joined], dim=1).equal(expected)
         places = places_in_runs(expected.shape[1], 500, 800)
         assert joined.runs(500, 800).equal(expected[:, places])
@@ -209,7 +209,7 @@ def joined(folder, shapes, num_threads, *, spoiled=()):
     parts = [
         StoredChunks(name, base[name].numel(), own, tuple(tasks), 4096, None, True, memory) for name in shapes
     ]
-    return JoinedChunks(tuple(parts), lambda: None, num_threads)
+    return JoinedChunks(tuple(parts), lambda in_part: None, num_threads)
 
 
 SEVERAL = {f"w{number}": (300 + 10 * number, 61) for number in range(16)}

@@ -367,14 +367,14 @@ class AdapterSource:
         self._factors = (name, *made)
         return made
 
-    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         stored: list[str] = []
         for name in names:
             if product := self.products.get(name):
                 stored += [product.second, product.first]
             if name in self.whole:
                 stored.append(self.whole[name])
-        self.adapter.expect(stored, budget_bytes)
+        self.adapter.expect(stored, budget_bytes)  # products are made of whole factors
 
     def release(self, name: str, stop: int) -> None:
         if name in self.whole:

@@ -168,7 +168,7 @@ class HubSource(_Source):
         self._tensor = name
         return super().read(name, start, stop, out)
 
-    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Fetch the tensors `names` ahead, in this order; see `TensorSource`."""
         self._forget()
         infos = [self.index.tensors[name] for name in names]

@@ -67,11 +67,17 @@ class TensorSource(Protocol):
         """
         ...
 
-    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Note that these tensors are going to be read, in this order and each from front to back.
 
         A source that is far away fetches them ahead, holding about `budget_bytes`. What was read of a
         tensor is kept until `release`, or until the next tensor is read, so that it can be read again.
+
+        Args:
+            names: Of the tensors.
+            budget_bytes: How much may be held of what is not read yet.
+            in_part: Only some elements of each are going to be read. Where these alone can be fetched,
+                nothing is fetched ahead.
         """
         ...
 
@@ -177,7 +183,7 @@ class _Source:
 
     # What lies in memory is there when it is wanted.
 
-    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         pass
 
     def release(self, name: str, stop: int) -> None:
@@ -256,11 +262,11 @@ class LocalSource(_Source):
                 hint=_START_AGAIN,
             )
 
-    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Have the system fetch what is read next, while something else is computed, where it can be told."""
         if not hasattr(os, "posix_fadvise"):
             return
-        infos = [self.index.tensors[name] for name in names]
+        infos = [] if in_part else [self.index.tensors[name] for name in names]
         with self._lock:
             self._ahead = _pieces(infos)
             self._ahead_bytes = budget_bytes

@@ -222,9 +222,10 @@ class TokenRows:
                 found.append(rows.read(name, place, 1).to(torch.float64))
         return torch.stack(found).mean(0).to(torch_dtype(self.index.tensors[name].dtype))
 
-    def expect(self, names: Iterable[str], budget_bytes: int) -> None:
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         # Rows may come in any order, so they are read when they are wanted.
-        self._source.expect([name for name in names if name not in self._names], budget_bytes)
+        read = [name for name in names if name not in self._names]
+        self._source.expect(read, budget_bytes, in_part=in_part)
 
     def release(self, name: str, stop: int) -> None:
         if name not in self._names:
