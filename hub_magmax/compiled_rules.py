@@ -538,7 +538,8 @@ def weigh(run, stride, rows, prices, owner, regrets, kept, scratch):
     """Add up what winners fall short of the best task, net of prices, and their magnitudes.
 
     Args:
-        run, stride, rows: Magnitudes less the base model, and which of them count, as for `settle`.
+        run, stride: Task vectors as `selection.chunks.run_of` has them, float32.
+        rows: int64, which of them count.
         prices: float64 per row.
         owner: uint8 per element.
         regrets, kept: float64, 8 sums each, added to.

@@ -187,10 +187,16 @@ def _count_compiled(chunks: Chunks, brackets: Sequence[_Bracket], num_ranks: int
             bits.check(loops.count_magnitudes(*stored, *counts, *scratch))
         return bins, most, least, above
 
-    for bins, most, least, above in chunks.map(count):
-        for bracket, first, end, number in zip(brackets, edges[:-1], edges[1:], above.tolist(), strict=True):
-            own = slice(first, end)
-            bracket.add(bins[own], most[own], least[own], number)
+    counted = chunks.map(count)
+    bins, most, least, above = next(counted)
+    for others in counted:
+        bins += others[0]
+        np.maximum(most, others[1], out=most)
+        np.maximum(least, others[2], out=least)
+        above += others[3]
+    for bracket, first, end, number in zip(brackets, edges[:-1], edges[1:], above.tolist(), strict=True):
+        bracket.bins, bracket.most, bracket.least = (part[first:end] for part in (bins, most, least))
+        bracket.num_above = number
 
 
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
@@ -249,13 +255,6 @@ class _Bracket:
         self.bins += np.bincount(places, minlength=len(self.bins))
         np.maximum.at(self.most, places, inside - self.low + 1)
         np.maximum.at(self.least, places, self.high - inside + 1)
-
-    def add(self, bins: np.ndarray, most: np.ndarray, least: np.ndarray, num_above: int) -> None:
-        """Add what was counted of a part of the tensor."""
-        self.bins += bins
-        np.maximum(self.most, most, out=self.most)
-        np.maximum(self.least, least, out=self.least)
-        self.num_above += num_above
 
     def narrowed(self) -> _Bracket:
         """Return the bracket of the next pass; the threshold alone, where it is found."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -223,7 +224,7 @@ class _Engine:
         self._memory = ChunkMemory()
         self.clock = Clock()
 
-    def expect(self, names: Mapping[str, Iterable[str]], *, in_part: bool = False) -> None:
+    def expect(self, names: Mapping[str, Iterable[str]], in_part: bool = False) -> None:
         """Tell each source which of its tensors are read next, in order."""
         budget_bytes = self.budget.read_ahead_bytes // len(self.sources)
         for name, source in self.sources.items():
@@ -235,11 +236,7 @@ class _Engine:
         names = self.plan.tensors_read(jobs)
         with torch.inference_mode(), self.clock.spend("compute"):
             tensors = tuple(self._chunks(job, self.reader) for job in jobs)
-
-            def expect(in_part: bool) -> None:
-                self.expect(names, in_part=in_part)
-
-            chunks = JoinedChunks(tensors, expect, self.budget.num_threads)
+            chunks = JoinedChunks(tensors, partial(self.expect, names), self.budget.num_threads)
             self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
 
     def in_turn(self, shard: Shard) -> Sequence[TensorJob]:

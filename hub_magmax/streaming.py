@@ -116,7 +116,7 @@ class StoredChunks:
     memory: ChunkMemory | None = None
     clock: Clock = field(default_factory=Clock)
     scratch: Scratch = IN_MEMORY
-    num_threads: int = 1
+    num_threads = 1
 
     @property
     def num_tasks(self) -> int:
@@ -330,7 +330,7 @@ class JoinedChunks:
                 yield first + start, vectors
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
-        todo = iter([*self._placed()])
+        todo = self._placed()
         lock, errors = Lock(), list[tuple[int, Exception]]()
         self.expect(False)
 

@@ -70,8 +70,9 @@ class TensorSource(Protocol):
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Note that these tensors are going to be read, in this order and each from front to back.
 
-        A source that is far away fetches them ahead, holding about `budget_bytes`. What was read of a
-        tensor is kept until `release`, or until the next tensor is read, so that it can be read again.
+        A source that is far away fetches them ahead, holding about `budget_bytes`; one on this machine has
+        the system do so. What was read of a tensor is kept until `release`, or until the next tensor is
+        read, so that it can be read again.
 
         Args:
             names: Of the tensors.

@@ -101,7 +101,7 @@ class ArrayChunks:
     chunk_elements: int = 1 << 18
     is_compiled: bool = False
     scratch: Scratch = IN_MEMORY
-    num_threads: int = 1
+    num_threads = 1
 
     @property
     def num_tasks(self) -> int:

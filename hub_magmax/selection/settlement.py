@@ -46,8 +46,7 @@ def settle(market: Market, box: Box, sample: Stock) -> Split:
     contest = (_CompiledContest if source.is_compiled else _Contest)(source, box, _Grouping(box, sample))
     owners = Owners(source.num_elements, source.scratch)
     counts = np.zeros(256, dtype=np.int64)
-    rest = _Rest(num_tasks)
-    num_off_grid = contest.settle(owners.owner, counts, rest)
+    num_off_grid, rest = contest.settle(owners.owner, counts)
     positions, collected = rest.take()
     places = source.places_of(positions)
     stock = Stock(collected, places, source.scale, source.generator, source.is_compiled)
@@ -119,14 +118,14 @@ class _Contest:
         self._least = _rounded_outwards(above - tops, source.scale, -1)
 
     def settle(
-        self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
-    ) -> int:
-        """Write winners and marks, add up how many each has, and collect the elements of nobody.
+        self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"]
+    ) -> tuple[int, _Rest]:
+        """Write winners and marks, and add up how many each has.
 
-        Returns how many elements of groups have magnitudes that are not on the grid.
+        Returns how many elements of groups have magnitudes that are not on the grid, and those of nobody.
         """
         active, scale = self._source.active, self._source.scale
-        num_off_grid = 0
+        num_off_grid, rest = 0, _Rest(len(active))
         for start, block in self._source.blocks():
             part = owner[start : start + block.shape[1]]
             open_ = self._settle(block, part, counts[: len(active)])
@@ -139,7 +138,7 @@ class _Contest:
             rest.add(open_[single] + start, candidates.numpy()[:, single].T)
             off_grid = (rounded != candidates.to(torch.float64) * scale).any(dim=0).numpy()
             num_off_grid += int(np.count_nonzero(off_grid & (marks != NOBODY)))
-        return num_off_grid
+        return num_off_grid, rest
 
     def _settle(
         self,
@@ -170,8 +169,8 @@ class _CompiledContest(_Contest):
     """The same by compiled loops."""
 
     def settle(
-        self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"], rest: _Rest
-    ) -> int:
+        self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"]
+    ) -> tuple[int, _Rest]:
         active = np.array(self._source.active)
         bonuses, grouping = np.stack((self._most, self._least)), self.grouping.for_loops()
 
@@ -208,12 +207,13 @@ class _CompiledContest(_Contest):
                 left.add(single[:number] + start, values[:number])
             return found, int(facts[0]), left
 
-        num_off_grid = 0
-        for found, off_grid, left in self._source.map(settle):
+        (found, num_off_grid, rest), *others = self._source.map(settle)
+        counts += found
+        for found, off_grid, left in others:
             counts += found
             num_off_grid += off_grid
             rest.extend(left)
-        return num_off_grid
+        return num_off_grid, rest
 
 
 #: Of the elements of a sample: distances and codes as `_Grouping._describe` has them, and the places of those
