@@ -21,7 +21,8 @@ from hub_magmax import methods
 from hub_magmax.checkpoint import ADAPTER_NAME, shown
 from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
 from hub_magmax.io.adapter import AdapterSource, Product, config_of, with_adapters
-from hub_magmax.io.source import TensorSource, tensor_place, torch_dtype
+from hub_magmax.io.source import TensorSource, tensor_place
+from hub_magmax.io.stored import torch_dtype
 from hub_magmax.lockfile import Lock
 from hub_magmax.planning import (
     OUTPUT_DTYPES,

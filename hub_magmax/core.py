@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from pydantic import ValidationError
-from torch import Tensor
 
 from hub_magmax import kernels, methods
 from hub_magmax.errors import RecipeError
+from hub_magmax.lazily import torch
 from hub_magmax.methods import TensorRule
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import ArrayChunks, Chunks, quotas
@@ -31,14 +30,14 @@ def tensor_rule(
 
 
 def merge_tensors(
-    task_vectors: Float[Tensor, "tasks *shape"],
+    task_vectors: Float[torch.Tensor, "tasks *shape"],
     *,
     preference: tuple[float, ...] | None = None,
     method: str = "tunable_magmax",
     seed: int = 0,
     name: str = "",
     **options: Any,
-) -> Float[Tensor, "*shape"]:
+) -> Float[torch.Tensor, "*shape"]:
     """Merge stacked task vectors by any method; the result is not scaled: add λ times it to the base.
 
     Args:
@@ -75,7 +74,10 @@ def merge_tensors(
     return torch.cat(merged).reshape(task_vectors.shape[1:])
 
 
-def apply_rule(rule: TensorRule, start: int, chunk: Float[Tensor, "tasks chunk"]) -> Float[Tensor, " chunk"]:
+def apply_rule(
+    rule: TensorRule, start: int, chunk: Float[torch.Tensor, "tasks chunk"]
+) -> Float[torch.Tensor, " chunk"]:
     """Return the merged task vector of one chunk, whose first element has the index `start`."""
-    found = rule.combine(chunk, *rule.per_element(start, chunk.shape[1]), *rule.per_task)
+    given = (*rule.per_element(start, chunk.shape[1]), *rule.per_task)
+    found = rule.combine(chunk, *map(torch.as_tensor, given))
     return kernels.select_rows(chunk, found) if rule.selects else found

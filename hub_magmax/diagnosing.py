@@ -209,7 +209,7 @@ def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> I
 
 
 def _read_block(chunks: StoredChunks, start: int, stop: int) -> StoredChunk:
-    values = [source.read(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
+    values = [source.read_stored(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
     return StoredChunk([(start, stop)], lambda: values)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
-from torch import Tensor
 
 from hub_magmax import loops
 from hub_magmax.kernels import Weights, elected_mean, weighted_sum
+from hub_magmax.lazily import torch
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import Rows
 from hub_magmax.selection.draws import DARE
@@ -36,7 +35,7 @@ def draw_kept(
     generator: CounterGenerator,
     *,
     is_compiled: bool = False,
-) -> UInt8[Tensor, "count bytes"]:
+) -> UInt8[np.ndarray, "count bytes"]:
     """Draw which elements are kept for which tasks: a bit each, eight tasks in a byte, the first one lowest.
 
     Args:
@@ -53,26 +52,26 @@ def draw_kept(
     if is_compiled:
         streams = np.array([generator.constants(DARE + pair) for pair in pairs])
         loops.drop(start, streams, most, kept, np.empty(loops.BLOCK, np.int64))
-        return torch.from_numpy(kept).T
+        return kept.T
     indices = np.arange(start, start + count, dtype=np.int64)
     for pair in pairs:
         keys = generator.keys(indices, DARE + pair).view(np.uint64)
         halves = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
         for task, drawn in enumerate(halves, 2 * pair):
             kept[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
-    return torch.from_numpy(kept).T
+    return kept.T
 
 
 def dropped_sum(
-    rows: Rows, kept: UInt8[Tensor, "chunk bytes"], multipliers: Weights
-) -> Float32[Tensor, " chunk"]:
+    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], multipliers: Weights
+) -> Float32[torch.Tensor, " chunk"]:
     """Return Σ m_t τ_t over the tasks that keep the element; the m_t hold the rescaling."""
     return weighted_sum(_masked(rows, kept), multipliers)
 
 
 def dropped_ties(
-    rows: Rows, kept: UInt8[Tensor, "chunk bytes"], shares: Weights, weights: Weights
-) -> Float32[Tensor, " chunk"]:
+    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], shares: Weights, weights: Weights
+) -> Float32[torch.Tensor, " chunk"]:
     """Return the `elected_mean` over the tasks that keep the element; the shares hold the rescaling.
 
     Elements that were rescaled each by itself, and rounded, would no longer cancel where the masses of both
@@ -81,6 +80,6 @@ def dropped_ties(
     return elected_mean(_masked(rows, kept), weights, shares)
 
 
-def _masked(rows: Rows, kept: UInt8[Tensor, "chunk bytes"]) -> list[Tensor]:
+def _masked(rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"]) -> list[torch.Tensor]:
     is_kept = [(kept[:, task // 8] & (1 << task % 8)).bool() for task in range(len(rows))]
     return [torch.where(keep, row, 0.0) for keep, row in zip(is_kept, rows, strict=True)]

@@ -8,17 +8,18 @@ Compiling takes about ten seconds, once per environment. Both ways give the same
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float32
-from torch import Tensor
 
 from hub_magmax import dropping, kernels, loops, selection
+from hub_magmax.io.stored import Stored, torch_dtype
+from hub_magmax.lazily import Array, is_imported, torch
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Merged, Pass
 
@@ -31,16 +32,18 @@ COMPILE_ABOVE_ELEMENTS = 2**27
 #: was, the rest is compiled, once.
 LOAD_ABOVE_ELEMENTS = 2**21
 
-#: Dtypes that compiled passes read and write, and what holds their bits.
-_BITS = {torch.bfloat16: (torch.int16, np.uint16), torch.float32: (torch.int32, np.uint32)}
+#: Dtypes that compiled passes read and write.
+_COMPILED = ("BF16", "F32")
 #: Dtypes that float32 holds exactly.
-_NARROW = (torch.bfloat16, torch.float16, torch.float32)
+_NARROW = ("BF16", "F16", "F32")
 
+#: What a rule without numbers per task, or per element, gives.
+_NOTHING = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint8)
 #: Instead of what files are read by, where values were read already.
 _NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64), 0)
 
 #: Merges a chunk, given what the rule knows of each of its elements.
-Step = Callable[["StoredChunk", tuple[Tensor, ...]], Merged]
+Step = Callable[["StoredChunk", tuple[Array, ...]], Merged]
 
 
 def compiles(num_elements: int) -> bool:
@@ -54,19 +57,19 @@ def _is_compiled() -> bool:
     return loops.merge_chunk.is_kept()
 
 
-def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compiled: bool) -> Step:
+def make_step(rule: TensorRule, dtype: str, scaling: float, *, is_compiled: bool) -> Step:
     """Return what merges the chunks of a tensor.
 
     Args:
         rule: Of the tensor.
-        dtype: Of the output.
+        dtype: Of the output, as safetensors calls it.
         scaling: Scaling coefficient.
         is_compiled: Use a compiled pass where there is one for the rule.
     """
     step = Pass(rule.combine, rule.selects, dtype)
-    factor = torch.tensor(scaling, dtype=torch.float64)
 
-    def eager(chunk: StoredChunk, per_element: tuple[Tensor, ...]) -> Merged:
+    def eager(chunk: StoredChunk, per_element: tuple[Array, ...]) -> Merged:
+        factor = torch.tensor(scaling, dtype=torch.float64)
         return step(chunk.base, chunk.checkpoints, per_element, rule.per_task, factor)
 
     kind = _kind(rule) if is_compiled and dtype in _NARROW else None
@@ -74,9 +77,9 @@ def make_step(rule: TensorRule, dtype: torch.dtype, scaling: float, *, is_compil
         return eager
     fast = _CompiledPass(kind, rule, dtype, scaling)
 
-    def either(chunk: StoredChunk, per_element: tuple[Tensor, ...]) -> Merged:
+    def either(chunk: StoredChunk, per_element: tuple[Array, ...]) -> Merged:
         found, files = None, chunk.files
-        if files is not None and files.dtype == dtype and dtype in _BITS:
+        if files is not None and files.dtype == dtype and dtype in _COMPILED:
             offset, block = files.block(chunk.start)
             with files.arguments() as arguments:
                 found = fast(block, per_element, chunk.num_elements, (*arguments, offset))
@@ -109,62 +112,55 @@ class _CompiledPass:
 
     kind: int
     rule: TensorRule
-    dtype: torch.dtype
+    dtype: str
     scaling: float
 
     def __call__(
         self,
-        rows: Tensor,
-        per_element: tuple[Tensor, ...],
+        rows: np.ndarray,
+        per_element: tuple[Array, ...],
         num_elements: int,
         files: tuple[np.ndarray, np.ndarray, np.ndarray, int] = _NO_FILES,
     ) -> Merged | None:
         """Merge `rows`, or what is read into them from files in blocks; None where a file is too short."""
         num_tasks, per_task = len(rows) - 1, self.rule.per_task
-        merged = torch.empty(num_elements, dtype=rows.dtype)
+        merged = np.empty(num_elements, rows.dtype)
         counts = np.zeros(num_tasks, np.int64)
         largest = loops.merge_chunk(
             self.kind,
             *files,
-            bits_of(rows),
-            torch.stack(per_task).numpy() if per_task else np.empty((0, 0), np.float32),
-            np.atleast_2d(per_element[0].numpy().T) if per_element else np.empty((0, 0), np.uint8),
+            rows,
+            np.stack([np.asarray(values) for values in per_task]) if per_task else _NOTHING[0],
+            np.atleast_2d(np.asarray(per_element[0]).T) if per_element else _NOTHING[1],
             np.float32(self.scaling),
-            bits_of(merged),
+            merged,
             counts,
             np.empty((num_tasks + 6, loops.BLOCK), np.float32),
             np.empty((2, loops.BLOCK), np.int32),
         )
         if largest < 0:
             return None
+        found = Stored(merged, "BF16" if merged.dtype == np.uint16 else "F32")
         finite = largest < loops.INFINITY_BITS
-        if rows.dtype != self.dtype:
-            merged = merged.to(self.dtype)
-            finite = finite and bool(torch.isfinite(merged).all())
-        found = torch.from_numpy(counts) if self.rule.selects else torch.empty(0, dtype=torch.int64)
-        return merged, found, 0.0 if finite else math.nan
+        if found.dtype != self.dtype:
+            found = Stored.of(found.tensor.to(torch_dtype(self.dtype)))
+            finite = finite and found.is_finite()
+        return found, counts if self.rule.selects else counts[:0], 0.0 if finite else math.nan
 
 
-def stored_rows(chunk: StoredChunk, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a chunk's values, the base model's in the first row: as stored where a compiled pass can read
-    them and, if `dtype` is given, write them in that dtype; else in float32.
+def stored_rows(chunk: StoredChunk, dtype: str | None = None) -> np.ndarray:
+    """Return the bits of a chunk's values, the base model's in the first row: as stored where a compiled pass
+    can read them and, if `dtype` is given, write them in that dtype; else in float32.
     """
-    rows = chunk.rows
-    if rows is not None and rows.dtype in _BITS and dtype in (None, rows.dtype):
-        return rows
-    return torch.stack([values.float() for values in (chunk.base, *chunk.checkpoints)])
-
-
-def bits_of(values: Tensor) -> np.ndarray:
-    """Return bfloat16 as uint16 and float32 as uint32; the same memory."""
-    signed, unsigned = _BITS[values.dtype]
-    bits: np.ndarray = values.view(signed).numpy().view(unsigned)
-    return bits
+    found = chunk.stored
+    if isinstance(found, Stored) and found.dtype in _COMPILED and dtype in (None, found.dtype):
+        return found.bits
+    return Stored.of(torch.stack([values.float() for values in chunk.values])).bits
 
 
 def bits(chunk: StoredChunk, check: Callable[[float], None]) -> selection.Bits:
     """Return a chunk for loops over a whole tensor; `check` gets a number, finite only if all values are."""
-    rows = bits_of(stored_rows(chunk))
+    rows = stored_rows(chunk)
     num_elements = chunk.num_elements
     return selection.Bits(
         rows[1:].reshape(-1),
@@ -182,19 +178,31 @@ def _probe(largest: int) -> float:
 
 def is_narrow(chunk: StoredChunk) -> bool:
     """Say whether compiled passes can read a chunk's values."""
-    rows = chunk.values
-    return all(v.dtype in _NARROW for v in ([rows] if isinstance(rows, Tensor) else rows))
+    rows = chunk.stored
+    return all(row.dtype in _NARROW for row in ([rows] if isinstance(rows, Stored) else rows))
 
 
-def task_vectors(chunk: StoredChunk, out: Float32[Tensor, "tasks chunk"]) -> float:
+def task_vectors(chunk: StoredChunk, out: Float32[np.ndarray, "tasks chunk"]) -> float:
     """Write a chunk's task vectors by a compiled pass; return a number that is finite only if they are."""
-    largest = loops.task_vectors(bits_of(stored_rows(chunk)), out.numpy(), np.empty(loops.BLOCK, np.float32))
-    return _probe(largest)
+    return _probe(loops.task_vectors(stored_rows(chunk), out, np.empty(loops.BLOCK, np.float32)))
+
+
+def num_threads() -> int:
+    """Return how many threads to work with: as many as torch does, or would."""
+    if is_imported():
+        return torch.get_num_threads()
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit):
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one thread: work is shared between threads by tensor, and more would be in the way."""
+    if not is_imported():
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -11,16 +11,15 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Float64, Shaped, UInt8
-from torch import Tensor
 
 from hub_magmax import loops
+from hub_magmax.lazily import Array, torch
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import Bits, Chunks, Rows
 
 #: One number per task.
-Weights = Sequence[float] | Float32[Tensor, " tasks"]
+Weights = Sequence[float] | Array
 
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
 _HELD_NUMBERS = 1 << 20
@@ -33,8 +32,8 @@ _ELEMENTS_PER_BIN, _FEWEST_BINS, _MOST_BINS = 32, 1 << 12, 1 << 20
 
 
 def task_rows(
-    base: Float[Tensor, " chunk"], checkpoints: Sequence[Float[Tensor, " chunk"]]
-) -> list[Float32[Tensor, " chunk"]]:
+    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
+) -> list[Float32[torch.Tensor, " chunk"]]:
     """Subtract the base model from each checkpoint, in float32: one row per task.
 
     Where a float64 tensor takes part, its difference is formed in float64 and then rounded.
@@ -49,18 +48,18 @@ def task_rows(
 
 
 def task_vectors(
-    base: Float[Tensor, " chunk"], checkpoints: Sequence[Float[Tensor, " chunk"]]
-) -> Float32[Tensor, "tasks chunk"]:
+    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
+) -> Float32[torch.Tensor, "tasks chunk"]:
     """Return the rows of `task_rows` as one tensor."""
     return torch.stack(task_rows(base, checkpoints))
 
 
 def apply_update(
-    base: Float[Tensor, " chunk"],
-    merged: Float32[Tensor, " chunk"],
-    scaling: float | Float64[Tensor, ""],
+    base: Float[torch.Tensor, " chunk"],
+    merged: Float32[torch.Tensor, " chunk"],
+    scaling: float | Float64[torch.Tensor, ""],
     dtype: torch.dtype,
-) -> Float[Tensor, " chunk"]:
+) -> Float[torch.Tensor, " chunk"]:
     """Return base + scaling · merged, cast once to `dtype` (round to nearest even).
 
     Computed in float32, or in float64 where the base model or the output is. Elements whose
@@ -76,7 +75,7 @@ def apply_update(
     return updated.to(dtype)
 
 
-def _odd_float32(values: Float64[Tensor, " chunk"]) -> Float32[Tensor, " chunk"]:
+def _odd_float32(values: Float64[torch.Tensor, " chunk"]) -> Float32[torch.Tensor, " chunk"]:
     """Cast so that a second rounding to fewer bits is right: of two neighbours take the odd one."""
     near = values.to(torch.float32)
     too_far = (near.double().abs() > values.abs()).int()
@@ -85,7 +84,7 @@ def _odd_float32(values: Float64[Tensor, " chunk"]) -> Float32[Tensor, " chunk"]
     return ((near.view(torch.int32) - too_far) | inexact).view(torch.float32)
 
 
-def weighted_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
+def weighted_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
     """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out.
 
     A weight of one among zeros returns that task vector bit for bit.
@@ -97,7 +96,7 @@ def weighted_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
     return total
 
 
-def agreeing_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
+def agreeing_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
     """Return s · |s| / Σ w_t |τ_t| with s = Σ w_t τ_t: what all tasks agree about is kept whole.
 
     Zero where every weighted element is zero. A single weight of one returns its row, bit for bit.
@@ -107,13 +106,13 @@ def agreeing_sum(rows: Rows, weights: Weights) -> Float32[Tensor, "*shape"]:
     return torch.where(size > 0, total * (total.abs() / size), total)
 
 
-def _as_tensor(weights: Weights) -> Float32[Tensor, " tasks"]:
+def _as_tensor(weights: Weights) -> Float32[torch.Tensor, " tasks"]:
     return torch.as_tensor(weights, dtype=torch.float32)
 
 
 def select_rows(
-    rows: Rows, winners: Float32[Tensor, " chunk"] | UInt8[Tensor, " chunk"]
-) -> Float32[Tensor, " chunk"]:
+    rows: Rows, winners: Float32[torch.Tensor, " chunk"] | UInt8[torch.Tensor, " chunk"]
+) -> Float32[torch.Tensor, " chunk"]:
     """Return each element from the row of its winner."""
     selected = rows[0]
     for task, row in enumerate(rows):
@@ -121,12 +120,12 @@ def select_rows(
     return selected
 
 
-def given(rows: Rows, found: Shaped[Tensor, " chunk"]) -> Shaped[Tensor, " chunk"]:
+def given(rows: Rows, found: Shaped[torch.Tensor, " chunk"]) -> Shaped[torch.Tensor, " chunk"]:
     """Return what a survey of the tensor has found already."""
     return found
 
 
-def magnitude_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[Tensor, "ranks tasks"]:
+def magnitude_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[np.ndarray, "ranks tasks"]:
     """Return the magnitudes of some ranks in each task's part of a tensor, exactly.
 
     Memory does not grow with the tensor's size.
@@ -139,16 +138,19 @@ def magnitude_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[Tensor
     assert all(0 <= rank <= chunks.num_elements for rank in ranks)
     shape = len(ranks), chunks.num_tasks
     if chunks.num_elements == 0:
-        return torch.full(shape, math.inf)
+        return np.full(shape, np.float32(math.inf))
     if chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
         return _count_thresholds(chunks, ranks)
-    above_all = torch.full((chunks.num_tasks, 1), math.inf)
-    magnitudes = torch.cat([*(block.abs() for _, block in chunks), above_all], dim=1)
-    found = [magnitudes.kthvalue(chunks.num_elements - rank + 1, dim=1).values for rank in ranks]
-    return torch.stack(found) if found else torch.empty(shape)
+    size = chunks.num_elements
+    above_all = np.full((chunks.num_tasks, 1), np.float32(math.inf))
+    magnitudes = np.concatenate([np.abs(chunks.runs(size, size)), above_all], axis=1)
+    places = [size - rank for rank in ranks]
+    if places:
+        magnitudes.partition(sorted({*places}), axis=1)
+    return magnitudes[:, places].T
 
 
-def _count_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[Tensor, "ranks tasks"]:
+def _count_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[np.ndarray, "ranks tasks"]:
     """Find the thresholds of a tensor of any size by counting.
 
     The bits of a non-negative float32 sort like the number. A sample brackets each threshold; one pass
@@ -160,12 +162,12 @@ def _count_thresholds(chunks: Chunks, ranks: Sequence[int]) -> Float32[Tensor, "
         if chunks.is_compiled:
             _count_compiled(chunks, brackets, len(ranks))
         else:
-            for _, block in chunks:
+            for _, block in chunks.arrays():
                 for bracket in brackets:
                     bracket.count(block[bracket.task])
         brackets = [bracket.narrowed() for bracket in brackets]
-    bits = torch.tensor([bracket.low for bracket in brackets], dtype=torch.int32)
-    return bits.view(torch.float32).view(chunks.num_tasks, len(ranks)).T.contiguous()
+    bits = np.array([bracket.low for bracket in brackets], np.int32)
+    return bits.view(np.float32).reshape(chunks.num_tasks, len(ranks)).T
 
 
 def _count_compiled(chunks: Chunks, brackets: Sequence[_Bracket], num_ranks: int) -> None:
@@ -202,7 +204,7 @@ def _count_compiled(chunks: Chunks, brackets: Sequence[_Bracket], num_ranks: int
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
     stride = max(_SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
-    rows = chunks.runs(_SAMPLE_RUN, stride).abs().numpy().view(np.int32)
+    rows = np.abs(chunks.runs(_SAMPLE_RUN, stride)).view(np.int32)
     most_bins = min(_MOST_BINS, max(chunks.num_elements // _ELEMENTS_PER_BIN, _FEWEST_BINS))
     brackets = []
     for task, row in enumerate(rows):
@@ -243,11 +245,11 @@ class _Bracket:
         # The largest and the smallest magnitude of each bin, as distances from `low` and `high`, plus 1.
         self.most, self.least = np.zeros((2, num_bins), dtype=np.int32)
 
-    def count(self, row: Float32[Tensor, " chunk"]) -> None:
+    def count(self, row: Float32[np.ndarray, " chunk"]) -> None:
         """Count the magnitudes of a chunk of the task; nothing where the threshold is found."""
         if self.is_found:
             return
-        bits = row.abs().numpy().view(np.int32)
+        bits = np.abs(row).view(np.int32)
         # numpy compares at .04 ns per element, and finds few places among many at .2 ns.
         inside = bits[np.flatnonzero((bits >= self.low) & (bits <= self.high))]
         self.num_above += int(np.count_nonzero(bits > self.high))
@@ -281,9 +283,7 @@ class _Bracket:
         return _Bracket(self.task, self.rank, self.most_bins, low, high, is_found=is_found)
 
 
-def ties_merge(
-    rows: Rows, thresholds: Float32[Tensor, " tasks"], weights: Weights
-) -> Float32[Tensor, " chunk"]:
+def ties_merge(rows: Rows, thresholds: Weights, weights: Weights) -> Float32[torch.Tensor, " chunk"]:
     """Trim, elect a sign, and average the tasks that agree with it.
 
     Args:
@@ -293,11 +293,12 @@ def ties_merge(
 
     Source: TIES (arXiv:2306.01708), section 4, with weights.
     """
-    trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in zip(rows, thresholds, strict=True)]
+    pairs = zip(rows, _as_tensor(thresholds), strict=True)
+    trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]
     return elected_mean(trimmed, weights, weights)
 
 
-def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[Tensor, " chunk"]:
+def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch.Tensor, " chunk"]:
     """Return Σ w_t τ_t / Σ s_t over the tasks whose element has the sign of Σ w_t τ_t over all.
 
     Zero where that sum is zero.
@@ -318,10 +319,13 @@ def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[Tenso
 
 
 def banded_sum(
-    rows: Rows, least: Float32[Tensor, " tasks"], most: Float32[Tensor, " tasks"], weights: Weights
-) -> Float32[Tensor, " chunk"]:
+    rows: Rows,
+    least: Weights,
+    most: Weights,
+    weights: Weights,
+) -> Float32[torch.Tensor, " chunk"]:
     """Return Σ w_t τ_t over the elements whose magnitude is from `least` to `most` of their task."""
-    bounds = zip(rows, least, most, strict=True)
+    bounds = zip(rows, _as_tensor(least), _as_tensor(most), strict=True)
     kept = [torch.where((row.abs() >= low) & (row.abs() <= high), row, 0.0) for row, low, high in bounds]
     return weighted_sum(kept, weights)
 
@@ -333,7 +337,7 @@ def random_mix(
     generator: CounterGenerator,
     *,
     is_compiled: bool = False,
-) -> UInt8[Tensor, " count"]:
+) -> UInt8[np.ndarray, " count"]:
     """Return a task for each element, drawn with `weights` as probabilities.
 
     Args:
@@ -344,7 +348,7 @@ def random_mix(
         is_compiled: Use a compiled loop.
     """
     wanted = np.array([task for task, weight in enumerate(weights) if weight > 0], dtype=np.uint8)
-    edges = torch.tensor([weights[task] for task in wanted], dtype=torch.float64).cumsum(0)
+    edges = np.array([weights[task] for task in wanted]).cumsum()
     # The last edge is left out: sums of floats may end just below 1. A draw is the 53 high bits of a key, so
     # it reaches an edge where the key reaches this:
     least = [math.ceil(math.ldexp(edge, 53)) << 11 for edge in edges[:-1].tolist()]
@@ -353,12 +357,12 @@ def random_mix(
         owner, scratch = np.empty(count, np.uint8), np.empty((2, loops.BLOCK + loops.SPARE), np.int64)
         table = _mix_table(reachable, wanted)
         loops.mix(start, *generator.constants(0), reachable, wanted, table, owner, scratch)
-        return torch.from_numpy(owner)
-    keys = generator.bits(start, count, stream=0).numpy().view(np.uint64)
+        return owner
+    keys = generator.keys(np.arange(start, start + count), stream=0).view(np.uint64)
     places = np.zeros(count, dtype=np.uint8)
     for edge in reachable:
         places += keys >= edge
-    return torch.from_numpy(np.take(wanted, places, mode="clip"))
+    return np.take(wanted, places, mode="clip")
 
 
 def _mix_table(edges: Shaped[np.ndarray, " edges"], tasks: UInt8[np.ndarray, " tasks"]) -> np.ndarray:

@@ -21,7 +21,8 @@ from hub_magmax.core import apply_rule, tensor_rule
 from hub_magmax.fusing import one_thread
 from hub_magmax.io.opening import as_checkpoints, open_source
 from hub_magmax.io.remote import HubSource
-from hub_magmax.io.source import MemorySource, TensorSource, torch_dtype
+from hub_magmax.io.source import MemorySource, TensorSource
+from hub_magmax.io.stored import torch_dtype
 from hub_magmax.io.vocabulary import TOKENIZER_NAME
 from hub_magmax.lockfile import Lock
 from hub_magmax.methods import TensorRule, get_method, surveys_model
@@ -51,7 +52,7 @@ class MergedVector:
         bench = self.workbench
         if not job.merged:
             tasks = tuple(bench.plan.lock.tasks)
-            copied = [*copied_chunks(job, bench.sources, tasks, CHUNK_ELEMENTS)]
+            copied = [part.tensor for part in copied_chunks(job, bench.sources, tasks, CHUNK_ELEMENTS)]
             return torch.cat(copied) if copied else torch.empty(0, dtype=torch_dtype(job.dtype))
         base = bench.sources["base_model"].read(job.name, 0, job.num_elements)
         factor = torch.tensor(scaling, dtype=torch.float64)

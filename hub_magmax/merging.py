@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from hub_magmax.adapting import adapter_config, factor_values
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, INDEX_NAME
@@ -25,7 +23,7 @@ from hub_magmax.clock import Clock
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
-from hub_magmax.fusing import compiles, make_step, one_thread
+from hub_magmax.fusing import compiles, make_step, num_threads, one_thread
 from hub_magmax.io.opening import (
     CONFIG_NAME,
     HubSources,
@@ -34,8 +32,10 @@ from hub_magmax.io.opening import (
     read_side_file,
     versions_of,
 )
-from hub_magmax.io.source import TensorSource, torch_dtype
+from hub_magmax.io.source import TensorSource
+from hub_magmax.io.stored import Stored
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
+from hub_magmax.lazily import inference
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule, surveys_model
 from hub_magmax.planning import Budget, FactorJob, Plan, Shard, TensorJob
@@ -45,8 +45,11 @@ from hub_magmax.recipe import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
 from hub_magmax.scratch import Scratch
 from hub_magmax.sidefiles import is_side_file
-from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks, is_finite
+from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks
 from hub_magmax.surveying import ModelRule, survey
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Progress = Callable[[int], None]
 
@@ -148,10 +151,12 @@ def make_shards(
         else:
             advance(shard.data_bytes)
     in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
-    budget = plan.budget(1 if in_order else min(torch.get_num_threads(), _MAX_THREADS))
+    budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
     if chunk_elements:
         budget = replace(budget, chunk_elements=chunk_elements)
     engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
+    if not engine.is_compiled:
+        import_module("torch")  # now, by one thread, for its settings to hold from the beginning
     with one_thread():
         try:
             if surveys_model(plan.lock.method) and any(job.merged for shard in missing for job in shard.jobs):
@@ -234,7 +239,7 @@ class _Engine:
         """Find the rule of a method whose scope is the model; a folder keeps it for other processes."""
         lock, jobs = self.plan.lock, [job for job in self.plan.jobs if job.merged]
         names = self.plan.tensors_read(jobs)
-        with torch.inference_mode(), self.clock.spend("compute"):
+        with inference(), self.clock.spend("compute"):
             tensors = tuple(self._chunks(job, self.reader) for job in jobs)
             chunks = JoinedChunks(tensors, partial(self.expect, names), self.budget.num_threads)
             self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
@@ -290,11 +295,11 @@ class _Engine:
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> _Tally:
         """Write one tensor at `position` of a file."""
         tally = _Tally(len(self.plan.lock.tasks))
-        with torch.inference_mode(), self.clock.spend("compute"):
+        with inference(), self.clock.spend("compute"):
             for values in self._values(job, tally):
-                if not job.merged and not is_finite(values):
+                if not job.merged and not values.is_finite():
                     tally.not_finite = [job.name]
-                content = values.contiguous().view(torch.uint8).numpy().data
+                content = values.content
                 with self.clock.spend("write"):
                     file.write(content, position)
                 position += len(content)
@@ -302,17 +307,17 @@ class _Engine:
                     self._progress(len(content))
         return tally
 
-    def _values(self, job: TensorJob, tally: _Tally) -> Iterable[Tensor]:
+    def _values(self, job: TensorJob, tally: _Tally) -> Iterable[Stored]:
         """Return one tensor's values in pieces, in order."""
         if isinstance(job, FactorJob):
-            return (factor_values(job, self.sources),)
+            return (Stored.of(factor_values(job, self.sources)),)
         if job.merged:
             return self._merged(job, tally)
         return copied_chunks(
             job, self.sources, tuple(self.plan.lock.tasks), self.budget.chunk_elements, self.clock
         )
 
-    def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Tensor]:
+    def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Stored]:
         lock, chunks = self.plan.lock, self._chunks(job, self.reader)
         if self.model_rule is not None:
             rule = self.model_rule.part(job.name)
@@ -321,7 +326,7 @@ class _Engine:
             rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
         tally.add(rule)
         scaling = float(lock.method["scaling"])
-        step = make_step(rule, torch_dtype(job.dtype), scaling, is_compiled=self.is_compiled)
+        step = make_step(rule, job.dtype, scaling, is_compiled=self.is_compiled)
         for chunk in chunks.last_pass():
             merged, counts, probe = step(chunk, rule.per_element(chunk.start, chunk.num_elements))
             chunks.check(probe, chunk, merged)
@@ -361,9 +366,9 @@ class _Tally:
             self.unaligned[task] += count
         self.gap = rule.duality_gap
 
-    def count(self, counts: Tensor) -> None:
+    def count(self, counts: np.ndarray) -> None:
         for task, count in enumerate(counts.tolist()):
-            self.counts[task] += int(count)
+            self.counts[task] += count
 
 
 def _record(name: str, file: ShardFile, tallies: Sequence[_Tally]) -> ShardRecord:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from hub_magmax import kernels
+from hub_magmax.io.stored import Stored, torch_dtype
+from hub_magmax.lazily import Array, torch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: What a pass returns: merged values in the output's dtype, elements per task (int64; empty unless tasks
 #: are selected), and a number that is finite only if all task vectors and all merged values are.
-Merged = tuple[Tensor, Tensor, float]
+Merged = tuple[Stored, "np.ndarray", float]
 
 #: What stays in the caches, operation by operation.
 PIECE_ELEMENTS = 2**16
@@ -26,20 +29,20 @@ class Pass:
         combine: Takes one row per task (float32, elements) and the rule's inputs; returns the
             merged task vector, or the winners (uint8) if `selects`.
         selects: What `combine` returns.
-        dtype: Of the output.
+        dtype: Of the output, as safetensors calls it.
     """
 
-    combine: Callable[..., Tensor]
+    combine: Callable[..., torch.Tensor]
     selects: bool
-    dtype: torch.dtype
+    dtype: str
 
     def __call__(
         self,
-        base: Tensor,
-        checkpoints: Sequence[Tensor],
-        per_element: Sequence[Tensor],
-        per_task: Sequence[Tensor],
-        scaling: Tensor,
+        base: torch.Tensor,
+        checkpoints: Sequence[torch.Tensor],
+        per_element: Sequence[Array],
+        per_task: Sequence[Array],
+        scaling: torch.Tensor,
     ) -> Merged:
         """Merge one chunk.
 
@@ -49,27 +52,29 @@ class Pass:
             scaling: Scaling coefficient; float64, no dimensions.
         """
         parts = []
+        found, facts = ([torch.as_tensor(values) for values in given] for given in (per_element, per_task))
         for start in range(0, max(1, len(base)), PIECE_ELEMENTS):
             piece = slice(start, start + PIECE_ELEMENTS)
             stored = base[piece], [checkpoint[piece] for checkpoint in checkpoints]
-            parts.append(self._piece(*stored, [v[piece] for v in per_element], per_task, scaling))
+            parts.append(self._piece(*stored, [v[piece] for v in found], facts, scaling))
         merged, counts, probes = zip(*parts, strict=True)
-        return torch.cat(merged), torch.stack(counts).sum(dim=0), float(torch.stack(probes).sum())
+        whole = Stored.of(torch.cat(merged))
+        return whole, torch.stack(counts).sum(dim=0).numpy(), float(torch.stack(probes).sum())
 
     def _piece(
         self,
-        base: Tensor,
-        checkpoints: Sequence[Tensor],
-        per_element: Sequence[Tensor],
-        per_task: Sequence[Tensor],
-        scaling: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        base: torch.Tensor,
+        checkpoints: Sequence[torch.Tensor],
+        per_element: Sequence[torch.Tensor],
+        per_task: Sequence[torch.Tensor],
+        scaling: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = kernels.task_rows(base, checkpoints)
         found = self.combine(rows, *per_element, *per_task)
         counts = torch.empty(0, dtype=torch.int64)
         if self.selects:
             counts = torch.bincount(found, minlength=len(rows))
             found = kernels.select_rows(rows, found)
-        merged = kernels.apply_update(base, found, scaling, self.dtype)
+        merged = kernels.apply_update(base, found, scaling, torch_dtype(self.dtype))
         probe = torch.stack([row.sum() for row in (*rows, merged.float())]).sum()
         return merged, counts, probe

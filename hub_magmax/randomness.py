@@ -12,9 +12,9 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor
+
+from hub_magmax.lazily import torch
 
 # The increment and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
@@ -38,11 +38,11 @@ class CounterGenerator:
     seed: int
     name: str
 
-    def bits(self, start: int, count: int, stream: int) -> Int64[Tensor, " count"]:
+    def bits(self, start: int, count: int, stream: int) -> Int64[torch.Tensor, " count"]:
         """Return the keys of elements `start` to `start + count - 1`: int64, uniform, all different."""
         return self.bits_at(torch.arange(start, start + count, dtype=torch.int64), stream)
 
-    def bits_at(self, indices: Int64[Tensor, " count"], stream: int) -> Int64[Tensor, " count"]:
+    def bits_at(self, indices: Int64[torch.Tensor, " count"], stream: int) -> Int64[torch.Tensor, " count"]:
         """Return the keys of the elements at `indices` (CPU). Equal indices, equal keys."""
         return torch.from_numpy(self.keys(indices.numpy(), stream))
 
@@ -62,10 +62,9 @@ class CounterGenerator:
         keys: Int64[np.ndarray, " count"] = mixed.view(np.int64)
         return keys
 
-    def uniform(self, start: int, count: int, stream: int) -> Float64[Tensor, " count"]:
+    def uniform(self, start: int, count: int, stream: int) -> Float64[torch.Tensor, " count"]:
         """Return numbers in [0, 1) for elements `start` to `start + count - 1`: 53 bits of each key."""
-        keys = self.bits(start, count, stream).numpy().view(np.uint64)
-        return torch.from_numpy((keys >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+        return torch.from_numpy(fractions(self.keys(np.arange(start, start + count), stream)))
 
     def constants(self, stream: int, first: int = 0) -> tuple[np.uint64, np.uint64]:
         """Return what makes a stream different: what is added before the mix, and mixed in in its middle.
@@ -79,3 +78,8 @@ class CounterGenerator:
             np.uint64(before % 2**64),
             np.uint64(int.from_bytes(digest[8:], "little")),
         )
+
+
+def fractions(keys: Int64[np.ndarray, " count"]) -> Float64[np.ndarray, " count"]:
+    """Turn keys into numbers in [0, 1), from 53 bits of each."""
+    return (keys.view(np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53

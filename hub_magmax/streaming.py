@@ -14,15 +14,16 @@ from itertools import accumulate
 from threading import Lock
 from typing import TypeVar
 
-import torch
+import numpy as np
 from jaxtyping import Float32
-from torch import Tensor
 
 from hub_magmax import fusing, kernels
 from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.filerows import FileRows
-from hub_magmax.io.source import RowMemory, TensorSource, tensor_place, torch_dtype
+from hub_magmax.io.source import RowMemory, TensorSource, tensor_place
+from hub_magmax.io.stored import Stored, bits_dtype, torch_dtype
+from hub_magmax.lazily import inference, torch
 from hub_magmax.planning import EXACT_REASON, TensorJob
 from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection import Bits
@@ -36,14 +37,14 @@ class StoredChunk:
 
     Attributes:
         parts: Which elements: from one to before another, one part after the other.
-        read: Returns a row of values per checkpoint, the base model's first; one tensor if of one dtype.
+        read: Returns a row of values per checkpoint, the base model's first; together if of one dtype.
         files: Where the values lie, if a pass may read them itself instead.
     """
 
     parts: Sequence[tuple[int, int]]
-    read: Callable[[], Tensor | list[Tensor]]
+    read: Callable[[], Stored | list[Stored]]
     files: FileRows | None = None
-    _values: Tensor | list[Tensor] | None = None
+    _stored: Stored | list[Stored] | None = None
 
     @property
     def start(self) -> int:
@@ -54,24 +55,26 @@ class StoredChunk:
         return sum(stop - start for start, stop in self.parts)
 
     @property
-    def values(self) -> Tensor | list[Tensor]:
+    def stored(self) -> Stored | list[Stored]:
         """The rows, read when they are first asked for."""
-        if self._values is None:  # no cached_property: threads would wait for each other's reading
-            self._values = self.read()
-        return self._values
+        if self._stored is None:  # no cached_property: threads would wait for each other's reading
+            self._stored = self.read()
+        return self._stored
 
     @property
-    def rows(self) -> Tensor | None:
-        """The values as one tensor, where all have one dtype."""
-        return self.values if isinstance(self.values, Tensor) else None
+    def values(self) -> list[torch.Tensor]:
+        """The rows as torch's."""
+        return (
+            [*self.stored.tensor] if isinstance(self.stored, Stored) else [row.tensor for row in self.stored]
+        )
 
     @property
-    def base(self) -> Tensor:
+    def base(self) -> torch.Tensor:
         return self.values[0]
 
     @property
-    def checkpoints(self) -> list[Tensor]:
-        return [*self.values[1:]]
+    def checkpoints(self) -> list[torch.Tensor]:
+        return self.values[1:]
 
     def element(self, place: int) -> int:
         """Return the index in the tensor of what is at a place in the rows."""
@@ -122,20 +125,24 @@ class StoredChunks:
     def num_tasks(self) -> int:
         return len(self.tasks)
 
-    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
+    def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]:
+        for start, vectors in self.arrays():
+            yield start, torch.from_numpy(vectors)
+
+    def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
         return self.vectors(self._chunks())
 
-    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
+    def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
         return self.parts(_runs(self.num_elements, length, every))
 
-    def parts(self, bounds: Iterable[tuple[int, int]]) -> Float32[Tensor, "tasks in_parts"]:
+    def parts(self, bounds: Iterable[tuple[int, int]]) -> Float32[np.ndarray, "tasks in_parts"]:
         """Return parts, each from one element to before another, as task vectors side by side."""
-        found = [vectors.clone() for _, vectors in self.vectors(bounds)]
-        return torch.cat(found, dim=1) if found else torch.empty((self.num_tasks, 0))
+        found = [vectors.copy() for _, vectors in self.vectors(bounds)]
+        return np.concatenate([np.empty((self.num_tasks, 0), np.float32), *found], axis=1)
 
     def vectors(
         self, parts: Iterable[tuple[int, int]]
-    ) -> Iterator[tuple[int, Float32[Tensor, "tasks some"]]]:
+    ) -> Iterator[tuple[int, Float32[np.ndarray, "tasks some"]]]:
         """Yield parts as task vectors, some of them side by side, and the index of the first element."""
         groups = _alone(parts) if self._files is None else _together(parts, self.chunk_elements)
         for chunk in self._stored(groups):
@@ -159,15 +166,15 @@ class StoredChunks:
             return fusing.bits(chunk, check)
         stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
         check(float(stacked.sum()))
-        return Bits.of_vectors(stacked)
+        return Bits.of_vectors(stacked.numpy())
 
-    def _task_vectors(self, chunk: StoredChunk) -> tuple[Tensor, float]:
+    def _task_vectors(self, chunk: StoredChunk) -> tuple[np.ndarray, float]:
         if self.is_compiled and fusing.is_narrow(chunk):
             memory = (self.memory or ChunkMemory()).vectors
-            found = memory.rows(torch.float32, chunk.num_elements, [0] * self.num_tasks)
+            found = memory.rows(np.dtype(np.float32), chunk.num_elements, [0] * self.num_tasks)
             return found, fusing.task_vectors(chunk, found)
         stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
-        return stacked, float(stacked.sum())
+        return stacked.numpy(), float(stacked.sum())
 
     def last_pass(self) -> Iterator[StoredChunk]:
         """Yield the chunks as stored."""
@@ -209,31 +216,31 @@ class StoredChunks:
         files = self._files if is_last and self.reader is None else None
         chunk = StoredChunk(parts, partial(self._values, parts), files)
         if files is None:
-            chunk.values  # noqa: B018, read now, by this thread
+            chunk.stored  # noqa: B018, read now, by this thread
         if is_last:
             self.release(parts[-1][1])
         return chunk
 
-    def _values(self, parts: Sequence[tuple[int, int]]) -> Tensor | list[Tensor]:
+    def _values(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
         with self.clock.spend("read"):
             return self._read_one_by_one(parts) if self._files is None else self._files.read(parts)
 
-    def _read_one_by_one(self, parts: Sequence[tuple[int, int]]) -> Tensor | list[Tensor]:
+    def _read_one_by_one(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
         (start, stop), *others = parts
         assert not others, "parts are read together by compiled loops only"
         infos = [source.index.tensors[self.name] for source in self._sources]
         if len({info.dtype for info in infos}) > 1:
-            return [source.read(self.name, start, stop) for source in self._sources]
-        dtype = torch_dtype(infos[0].dtype)
+            return [source.read_stored(self.name, start, stop) for source in self._sources]
+        dtype = bits_dtype(infos[0].dtype)
         places = [info.start_byte + start * dtype.itemsize for info in infos]
         rows = (self.memory or ChunkMemory()).stored.rows(dtype, stop - start, places)
         wanted = [*rows]
         pairs = zip(self._sources, wanted, strict=True)
-        found = [source.read(self.name, start, stop, row) for source, row in pairs]
-        together = all(values is row for values, row in zip(found, wanted, strict=True))
-        return rows if together else found
+        found = [source.read_stored(self.name, start, stop, row) for source, row in pairs]
+        together = all(values.bits is row for values, row in zip(found, wanted, strict=True))
+        return Stored(rows, infos[0].dtype) if together else found
 
-    def check(self, probe: float, chunk: StoredChunk, merged: Tensor | None = None) -> None:
+    def check(self, probe: float, chunk: StoredChunk, merged: Stored | None = None) -> None:
         """Raise for the first value that is not finite, of the inputs or of what they were merged into.
 
         Finite task vectors mean finite inputs, and a finite sum of them (`probe`) means finite
@@ -260,12 +267,13 @@ class StoredChunks:
                 "the checkpoints differ by more than float32 can hold",
                 where=f"tensor {self.name!r}, elements from {chunk.start:,}",
             )
-        if merged is not None and not torch.isfinite(merged).all():
-            first = int(torch.nonzero(~torch.isfinite(merged))[0])
+        if merged is not None and not merged.is_finite():
+            values = merged.tensor
+            first = int(torch.nonzero(~torch.isfinite(values))[0])
             raise NonFiniteError(
-                f"merged element {chunk.start + first:,} is {float(merged[first])}, from finite checkpoints",
+                f"merged element {chunk.start + first:,} is {float(values[first])}, from finite checkpoints",
                 where=f"tensor {self.name!r}",
-                expected=f"numbers that {str(merged.dtype).removeprefix('torch.')} can hold",
+                expected=f"numbers that {str(values.dtype).removeprefix('torch.')} can hold",
                 hint="Lower method.scaling, choose a wider output.dtype, or look at the method.",
             )
 
@@ -324,9 +332,13 @@ class JoinedChunks:
     def scratch(self) -> Scratch:
         return self.tensors[0].scratch
 
-    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
+    def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]:
+        for start, vectors in self.arrays():
+            yield start, torch.from_numpy(vectors)
+
+    def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
         for first, tensor in self._one_by_one(in_part=False):
-            for start, vectors in tensor:
+            for start, vectors in tensor.arrays():
                 yield first + start, vectors
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
@@ -349,7 +361,7 @@ class JoinedChunks:
                         yield first + start, bits
                     tensor.release(tensor.num_elements)
 
-            with self.tensors[0].clock.spend("compute"), torch.inference_mode():
+            with self.tensors[0].clock.spend("compute"), inference():
                 try:
                     return work(share())
                 except Exception as error:
@@ -378,7 +390,7 @@ class JoinedChunks:
             yield first, tensor
             tensor.release(tensor.num_elements)
 
-    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
+    def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
         found = []
         for first, tensor in self._one_by_one(in_part=True):
             begun = first // every * every - first  # a run may reach from tensor to tensor
@@ -388,7 +400,7 @@ class JoinedChunks:
                 if start + length > 0
             )
             found.append(tensor.parts(parts))
-        return torch.cat(found, dim=1)
+        return np.concatenate(found, axis=1)
 
 
 def copied_chunks(
@@ -397,7 +409,7 @@ def copied_chunks(
     tasks: tuple[str, ...],
     chunk_elements: int,
     clock: Clock | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[Stored]:
     """Yield the values of a tensor that is copied, in the output's dtype.
 
     A NaN or an infinity is copied like any other value.
@@ -406,48 +418,39 @@ def copied_chunks(
         MismatchError: If values that cannot be merged differ between the checkpoints.
         NonFiniteError: If a finite value is too large for the output's dtype.
     """
-    dtype, clock = torch_dtype(job.dtype), clock or Clock()
+    source, clock = sources[job.source], clock or Clock()
     for start in range(0, job.num_elements, chunk_elements):
         stop = min(start + chunk_elements, job.num_elements)
         with clock.spend("read"):
-            values = sources[job.source].read(job.name, start, stop)
-        sources[job.source].release(job.name, stop)
+            found = source.read_stored(job.name, start, stop)
+        source.release(job.name, stop)
         if job.reason == EXACT_REASON:
-            _check_equal(job, start, values, [sources[task] for task in tasks])
-        yield values if values.dtype == dtype else _cast(job, sources[job.source], start, values, dtype)
+            _check_equal(job, start, found, [sources[task] for task in tasks])
+        yield found if found.dtype == job.dtype else _cast(job, source, start, found.tensor)
 
 
-def _cast(job: TensorJob, source: TensorSource, start: int, values: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = values.to(dtype)
-    if not is_finite(cast):
+def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor) -> Stored:
+    cast = values.to(torch_dtype(job.dtype))
+    found = Stored.of(cast)
+    if not found.is_finite():
         overflown = torch.nonzero(torch.isfinite(values) & ~torch.isfinite(cast))
         if len(overflown):
             element = int(overflown[0])
             raise NonFiniteError(
                 f"element {start + element:,} is {float(values[element])}",
                 where=tensor_place(source, source.index.tensors[job.name], start + element),
-                expected=f"numbers that {str(dtype).removeprefix('torch.')} can hold",
+                expected=f"numbers that {str(cast.dtype).removeprefix('torch.')} can hold",
                 hint="Choose a wider output.dtype.",
             )
-    return cast
+    return found
 
 
-def is_finite(values: Tensor) -> bool:
-    """Say whether no value is a NaN or an infinity."""
-    if not values.is_floating_point():
-        return True
-    if values.element_size() == 1:
-        values = values.float()  # eight bits are for storage only
-    # One fast pass, where isfinite takes ten times as long; float64 holds any sum of shorter numbers.
-    total = float(values.sum(dtype=torch.float64))
-    return math.isfinite(total) or bool(torch.isfinite(values).all())
-
-
-def _check_equal(job: TensorJob, start: int, values: Tensor, others: Sequence[TensorSource]) -> None:
+def _check_equal(job: TensorJob, start: int, values: Stored, others: Sequence[TensorSource]) -> None:
+    stop = start + len(values.bits)
     for source in others:
-        found = source.read(job.name, start, start + len(values))
-        source.release(job.name, start + len(values))
-        if not torch.equal(values, found):
+        found = source.read_stored(job.name, start, stop)
+        source.release(job.name, stop)
+        if not np.array_equal(values.bits, found.bits):
             raise MismatchError(
                 f"{job.dtype} values differ from the base model's",
                 where=f"{source.label}, tensor {job.name!r}",

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
-from torch import Tensor
 from xxhash import xxh3_128
 
 from hub_magmax import kernels
@@ -113,12 +111,12 @@ def _keep(folder: Path, rule: TensorRule, num_elements: int) -> None:
             digest = xxh3_128()
             for start in range(0, num_elements, _PIECE_ELEMENTS):
                 count = min(_PIECE_ELEMENTS, num_elements - start)
-                content = rule.per_element(start, count)[number].numpy().tobytes()
+                content = np.asarray(rule.per_element(start, count)[number]).tobytes()
                 digest.update(content)
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        arrays.append({"dtype": str(first.numpy().dtype), "digest": digest.hexdigest()})
+        arrays.append({"dtype": str(first.dtype), "digest": digest.hexdigest()})
     facts = {
         "combine": name,
         "selects": rule.selects,
@@ -148,7 +146,7 @@ def _kept(folder: Path) -> TensorRule | None:
         _COMBINED_BY[facts["combine"]],
         facts["selects"],
         lambda start, count: tuple(array[start : start + count] for array in arrays),
-        tuple(torch.tensor(values, dtype=torch.float32) for values in facts["per_task"]),
+        tuple(np.array(values, np.float32) for values in facts["per_task"]),
         tuple(facts["num_unaligned"]),
         facts["duality_gap"],
     )
@@ -159,11 +157,11 @@ def _check(found: str, expected: str) -> None:
         raise ValueError("this is not what was stored")
 
 
-def _opened(path: Path, dtype: str, digest: str) -> Tensor:
-    """Return a file as a tensor that is read when it is used; raise ValueError if it was changed."""
+def _opened(path: Path, dtype: str, digest: str) -> np.ndarray:
+    """Return a file as an array that is read when it is used; raise ValueError if it was changed."""
     array = np.memmap(path, dtype, mode="c")  # as nobody writes to it, no copy is ever made
     found = xxh3_128()
     for start in range(0, len(array), _PIECE_ELEMENTS):
         found.update(array[start : start + _PIECE_ELEMENTS].data)
     _check(found.hexdigest(), digest)
-    return torch.from_numpy(np.asarray(array))
+    return np.asarray(array)

@@ -257,6 +257,33 @@ def test_what_answers_from_headers_does_not_load_torch(family, verb):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "average"},
+        {"name": "random_mix"},
+        {"name": "single_task"},
+        {"name": "magmax"},
+        {"name": "dare_ties"},
+        {"name": "breadcrumbs", "scope": "model"},
+        {"name": "tunable_magmax"},
+        {"name": "tunable_magmax", "selection": "top-n"},
+    ],
+    ids=str,
+)
+def test_merging_by_compiled_loops_does_not_load_torch(family, method):
+    recipe = write_recipe(family, method=method, preference={"weights": {"a": 0.5, "b": 0.3, "c": 0.2}})
+    code = (
+        "import sys, hub_magmax.merging\n"
+        "hub_magmax.merging.compiles = lambda num_elements: True\n"
+        f"sys.argv = ['hub-magmax', 'merge', {str(recipe)!r}]\n"
+        "from hub_magmax.cli import main\n"
+        "main(standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_help_answers_in_a_real_process():
     started = time.perf_counter()
     done = subprocess.run(

@@ -29,7 +29,7 @@ def normal(*shape: int) -> Tensor:
 def masks(start: int, count: int, num_tasks: int, density: float, *, is_compiled: bool = False) -> np.ndarray:
     """What is kept, a row per task."""
     found = dropping.draw_kept(start, count, num_tasks, density, GENERATOR, is_compiled=is_compiled)
-    return np.unpackbits(found.numpy(), axis=1, bitorder="little").T[:num_tasks].astype(bool)
+    return np.unpackbits(found, axis=1, bitorder="little").T[:num_tasks].astype(bool)
 
 
 @SETTINGS

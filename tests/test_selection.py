@@ -64,16 +64,22 @@ class CountedChunks:
         return self.task_vectors.shape[1]
 
     def runs(self, length, every):
+        if length >= self.num_elements:
+            self.reads.append(1)
         return ArrayChunks(self.task_vectors).runs(length, every)
 
     def map(self, work):
-        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self)
+        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return ((start, torch.from_numpy(chunk)) for start, chunk in self.arrays())
+
+    def arrays(self) -> Iterator[tuple[int, np.ndarray]]:
         self.reads.append(0)
         start = 0
         while start < self.num_elements:
-            chunk = self.task_vectors[:, start : start + self.sizes[self.reads[-1] % len(self.sizes)]]
+            stop = start + self.sizes[self.reads[-1] % len(self.sizes)]
+            chunk = self.task_vectors[:, start:stop].numpy()
             yield start, chunk
             self.reads[-1] += 1
             start += chunk.shape[1]

@@ -26,8 +26,10 @@ from hub_magmax.checkpoint import (
 )
 from hub_magmax.errors import CheckpointError, MismatchError
 from hub_magmax.io.source import TensorSource
+from hub_magmax.io.stored import Stored
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 #: Elements of a product that are in memory at a time.
@@ -299,18 +301,24 @@ class AdapterSource:
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         return self.adapter.read_bytes(path, start, stop)
 
-    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+    def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat; in float32 where the adapter adds to it."""
         product = self.products.get(name)
-        if product is None or stop == start:
-            return self._below(name, start, stop, out)
-        return self._sum(name, product, start, stop)
+        if product is not None and stop > start:
+            return self._sum(name, product, start, stop)
+        source, below = self._below(name)
+        return source.read(below, start, stop)
 
-    def _below(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Return what a product is added to: PEFT saves embeddings and heads that it adapts, too."""
-        if name in self.whole:
-            return self.adapter.read(self.whole[name], start, stop, out)
-        return self.base.read(name, start, stop, out)
+    def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
+        """Return what `read` does, as a file has it."""
+        if name in self.products and stop > start:
+            return Stored.of(self.read(name, start, stop))
+        source, below = self._below(name)
+        return source.read_stored(below, start, stop, out)
+
+    def _below(self, name: str) -> tuple[TensorSource, str]:
+        """Return where to find what a product is added to: PEFT saves embeddings that it adapts, too."""
+        return (self.adapter, self.whole[name]) if name in self.whole else (self.base, name)
 
     def _sum(self, name: str, product: Product, start: int, stop: int) -> Tensor:
         import torch
@@ -321,7 +329,8 @@ class AdapterSource:
             first, block = self._product_block(name, product, position)
             pieces.append(block[position - first : stop - first])
             position += len(pieces[-1])
-        return self._below(name, start, stop).to(torch.float32) + torch.cat(pieces)
+        source, below = self._below(name)
+        return source.read(below, start, stop).to(torch.float32) + torch.cat(pieces)
 
     def _product_block(self, name: str, product: Product, element: int) -> tuple[int, Tensor]:
         """Return the scaled product around an element, flat, and the index of its first element.

@@ -9,17 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hub_magmax import loops
 from hub_magmax.clock import Clock
-from hub_magmax.io.source import LocalSource, RowMemory, TensorSource, torch_dtype
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from hub_magmax.io.source import LocalSource, RowMemory, TensorSource
+from hub_magmax.io.stored import Stored, bits_dtype
 
 #: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
 #: cache. Half and twice as many took a tenth longer. A multiple of `loops.BLOCK`.
@@ -30,14 +26,15 @@ class FileRows:
     """Where one tensor lies in the files of several checkpoints: a row for each.
 
     Attributes:
-        dtype: Of all rows.
+        dtype: Of all rows, as safetensors calls it.
     """
 
     def __init__(
         self, sources: Sequence[LocalSource], name: str, clock: Clock, memory: RowMemory | None
     ) -> None:
         infos = [source.index.tensors[name] for source in sources]
-        self.dtype: torch.dtype = torch_dtype(infos[0].dtype)
+        self.dtype = infos[0].dtype
+        self._bits = bits_dtype(self.dtype)
         self._files = [(source, info.file) for source, info in zip(sources, infos, strict=True)]
         self._places = np.array([info.start_byte for info in infos], np.int64)
         self._name, self._clock, self._memory = name, clock, memory
@@ -71,7 +68,7 @@ class FileRows:
             self._descriptors = np.array(descriptors, np.int32)
             yield
 
-    def read(self, parts: Sequence[tuple[int, int]]) -> Tensor:
+    def read(self, parts: Sequence[tuple[int, int]]) -> Stored:
         """Return elements of all rows, from files that are open.
 
         Args:
@@ -80,23 +77,21 @@ class FileRows:
         Raises:
             CheckpointError, SourceError: Where a file does not hold them all.
         """
-        import torch
-
         rows = self._rows(parts[0][0], sum(stop - start for start, stop in parts))
-        bounds = np.array(parts, np.int64) * self.dtype.itemsize
+        bounds = np.array(parts, np.int64) * self._bits.itemsize
         offsets, lengths = np.ascontiguousarray(bounds[:, 0]), np.diff(bounds)[:, 0]
         with self.arguments() as arguments:
-            status = loops.read_rows(*arguments, offsets, lengths, rows.view(torch.uint8).numpy())
+            status = loops.read_rows(*arguments, offsets, lengths, rows.view(np.uint8))
         if status < 0:
             self._read_one_by_one(parts, rows)
-        return rows
+        return Stored(rows, self.dtype)
 
-    def _read_one_by_one(self, parts: Sequence[tuple[int, int]], rows: Tensor) -> None:
+    def _read_one_by_one(self, parts: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
         """Read again, by what says which file is wrong, and why."""
         for (source, _), row in zip(self._files, rows, strict=True):
-            pieces = row.split([stop - start for start, stop in parts])
+            pieces = np.split(row, np.cumsum([stop - start for start, stop in parts])[:-1])
             for (start, stop), piece in zip(parts, pieces, strict=True):
-                source.read(self._name, start, stop, piece)
+                source.read_stored(self._name, start, stop, piece)
 
     def verify(self) -> None:
         """Raise CheckpointError if a file was changed since it was opened."""
@@ -104,9 +99,9 @@ class FileRows:
             with source.reading(file):
                 pass
 
-    def block(self, start: int) -> tuple[int, Tensor]:
+    def block(self, start: int) -> tuple[int, np.ndarray]:
         """Return how many bytes of a row lie before an element, and memory for what a loop reads there."""
-        return start * self.dtype.itemsize, self._rows(start, BLOCK_ELEMENTS)
+        return start * self._bits.itemsize, self._rows(start, BLOCK_ELEMENTS)
 
     @contextmanager
     def arguments(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -115,6 +110,6 @@ class FileRows:
         yield self._descriptors, self._places, spent
         self._clock.count("read", int(spent[1]) / 1e9)
 
-    def _rows(self, start: int, length: int) -> Tensor:
-        places = [place + start * self.dtype.itemsize for place in self._places.tolist()]
-        return (self._memory or RowMemory()).rows(self.dtype, length, places)
+    def _rows(self, start: int, length: int) -> np.ndarray:
+        places = [place + start * self._bits.itemsize for place in self._places.tolist()]
+        return (self._memory or RowMemory()).rows(self._bits, length, places)

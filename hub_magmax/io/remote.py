@@ -14,6 +14,7 @@ from hub_magmax.errors import SourceError
 from hub_magmax.io.fetching import TIMEOUT_SECONDS, FileFetcher, hub_api, hub_errors, persistently
 from hub_magmax.io.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.io.source import LocalSource, TensorSource, _Source
+from hub_magmax.io.stored import Stored
 from hub_magmax.references import split_part
 
 #: Bytes fetched at least in one request where nobody said what is read next: neighbours come along.
@@ -157,7 +158,7 @@ class HubSource(_Source):
             else:
                 self._fetch(path, start, buffer)
 
-    def read(self, name: str, start: int, stop: int, out: Any = None) -> Any:
+    def read_stored(self, name: str, start: int, stop: int, out: Any = None) -> Stored:
         info = self.index.tensors[name]
         if self._ahead is not None:
             if name != self._tensor and info.num_elements:
@@ -166,7 +167,7 @@ class HubSource(_Source):
             # The whole tensor at once, so that later chunks and passes find it here.
             self._hold(info.file, info.start_byte, info.stop_byte)
         self._tensor = name
-        return super().read(name, start, stop, out)
+        return super().read_stored(name, start, stop, out)
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Fetch the tensors `names` ahead, in this order; see `TensorSource`."""

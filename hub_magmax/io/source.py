@@ -10,17 +10,19 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from threading import Lock, local
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from hub_magmax.checkpoint import CheckpointIndex, TensorInfo, read_index
 from hub_magmax.errors import CheckpointError, SourceError
+from hub_magmax.io.stored import Stored, bits_dtype
 from hub_magmax.references import is_folder, is_there
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 #: What the system is told at a time that it will be read: of more it heeds a part only, on many systems.
@@ -56,14 +58,18 @@ class TensorSource(Protocol):
         """Return the bytes `[start, stop)` of a file, all of them or an error."""
         ...
 
-    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype.
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
+        ...
+
+    def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
+        """Return what `read` does, as a file has it.
 
         Args:
             name: Of the tensor.
             start, stop: First element, and the one after the last.
-            out: What to fill and return, contiguous and of the stored dtype; a source whose values are not
-                stored anywhere returns a tensor of its own all the same.
+            out: What to fill with bits, without gaps, and return; a source whose values are not stored
+                anywhere returns an array of its own all the same.
         """
         ...
 
@@ -89,20 +95,6 @@ class TensorSource(Protocol):
     def close(self) -> None: ...
 
 
-@cache
-def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype for a safetensors dtype such as "BF16"."""
-    import torch
-
-    return {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-        "BOOL": torch.bool, "C64": torch.complex64,
-    }[name]  # fmt: skip
-
-
 #: Places in memory and in a file that are this near, seen from the start of a page, are slow to copy between.
 _NEAR_BYTES = 64
 _PAGE_BYTES = 4096
@@ -120,22 +112,20 @@ class RowMemory(local):
     """
 
     def __init__(self) -> None:
-        self._memory: Tensor | None = None
+        self._memory = np.empty(0, np.uint8)
 
-    def rows(self, dtype: torch.dtype, length: int, start_bytes: Sequence[int]) -> Tensor:
+    def rows(self, dtype: np.dtype[Any], length: int, start_bytes: Sequence[int]) -> np.ndarray:
         """Return memory for values that lie at these places in their files: contiguous rows, not filled."""
-        import torch
-
         row_bytes = length * dtype.itemsize
         num_bytes = len(start_bytes) * row_bytes
-        if self._memory is None or len(self._memory) < num_bytes + _PAGE_BYTES:
-            self._memory = torch.empty(num_bytes + _PAGE_BYTES, dtype=torch.uint8)
-        first = self._memory.data_ptr()
+        if len(self._memory) < num_bytes + _PAGE_BYTES:
+            self._memory = np.empty(num_bytes + _PAGE_BYTES, np.uint8)
+        first = self._memory.ctypes.data
         apart = [first + row * row_bytes - start for row, start in enumerate(start_bytes)]
         shifts = range(-first % _NEAR_BYTES, _PAGE_BYTES, _NEAR_BYTES)
         good = (s for s in shifts if not any(0 < (s + a) % _PAGE_BYTES < _NEAR_BYTES for a in apart))
         shift = next(good, shifts[0])
-        return self._memory[shift : shift + num_bytes].view(dtype).view(len(start_bytes), length)
+        return self._memory[shift : shift + num_bytes].view(dtype).reshape(len(start_bytes), length)
 
 
 class _Source:
@@ -168,19 +158,19 @@ class _Source:
         self.read_into(path, start, memoryview(buffer))
         return bytes(buffer)
 
-    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        import torch
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self.read_stored(name, start, stop).tensor
 
+    def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
         info = self.index.tensors[name]
-        dtype = torch_dtype(info.dtype)
+        dtype = bits_dtype(info.dtype)
         start_byte = info.start_byte + start * dtype.itemsize
-        tensor = RowMemory().rows(dtype, stop - start, [start_byte])[0] if out is None else out
-        assert tensor.shape == (stop - start,) and tensor.dtype == dtype
+        bits = RowMemory().rows(dtype, stop - start, [start_byte])[0] if out is None else out
+        assert bits.shape == (stop - start,) and bits.dtype == dtype
         if stop > start:
-            # The tensor's own memory is the read buffer: no copy, no zeroing.
-            buffer = memoryview(tensor.view(torch.uint8).numpy().data)
-            self.read_into(info.file, start_byte, buffer)
-        return tensor
+            # The array's own memory is the read buffer: no copy, no zeroing.
+            self.read_into(info.file, start_byte, bits.view(np.uint8).data)
+        return Stored(bits, info.dtype)
 
     # What lies in memory is there when it is wanted.
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoint import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo, shown
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
-from hub_magmax.io.source import TensorSource, torch_dtype
+from hub_magmax.io.source import TensorSource
+from hub_magmax.io.stored import Stored, torch_dtype
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 #: The file that knows every token's row.
@@ -181,12 +183,21 @@ class TokenRows:
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         return self._source.read_bytes(path, start, stop)
 
-    def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+    def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat."""
         if name not in self._names or stop == start:
-            return self._source.read(name, start, stop, out)
-        values = self._rows(name, start, stop)
-        return values if out is None else out.copy_(values)
+            return self._source.read(name, start, stop)
+        return self._rows(name, start, stop)
+
+    def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
+        """Return what `read` does, as a file has it."""
+        if name not in self._names or stop == start:
+            return self._source.read_stored(name, start, stop, out)
+        found = Stored.of(self._rows(name, start, stop))
+        if out is None:
+            return found
+        out[:] = found.bits
+        return Stored(out, found.dtype)
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         import torch

@@ -44,10 +44,10 @@ def agreement(
     gives uniform weights; a preference for one task alone returns its vector. Ours: what lost to it, and
     by how much, is in docs/experiments.md.
     """
-    import torch
+    import numpy as np
 
     from hub_magmax import kernels
 
     flat = [weight**flattening if weight > 0 else 0.0 for weight in preference]
-    weights = torch.tensor([weight / math.fsum(flat) for weight in flat], dtype=torch.float32)
+    weights = np.array([weight / math.fsum(flat) for weight in flat], np.float32)
     return TensorRule(kernels.agreeing_sum, per_task=(weights,))

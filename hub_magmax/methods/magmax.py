@@ -45,5 +45,5 @@ def tunable_magmax(
     select = {"algorithm-1": rules.algorithm_1, "top-n": rules.top_n}[selection]
     found = select(chunks, quotas, generator)
     return given_rule(
-        found.winners, selects=True, num_unaligned=found.num_unaligned, duality_gap=found.duality_gap
+        found.owner, selects=True, num_unaligned=found.num_unaligned, duality_gap=found.duality_gap
     )

@@ -20,6 +20,7 @@ from hub_magmax.plugins import Options, Registry, options_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hub_magmax.lazily import Array
     from hub_magmax.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
 
@@ -50,7 +51,7 @@ SUPPLIED = ("preference", "generator")
 Form = Literal["tensor", "elementwise", "rule", "linear"]
 
 
-def _nothing(start: int, count: int) -> tuple[Tensor, ...]:
+def _nothing(start: int, count: int) -> tuple[Array, ...]:
     return ()
 
 
@@ -63,17 +64,17 @@ class TensorRule:
             `per_element` gives for it, then `per_task`. Returns the merged task vector (float32)
             or, when `selects` is set, the number of each element's winner (uint8, from zero).
         selects: Every element comes from exactly one task; the merge then counts winners.
-        per_element: Takes the index of a chunk's first element and its length; returns tensors
-            of that length, along their first axis.
-        per_task: Tensors that are the same for all chunks.
+        per_element: Takes the index of a chunk's first element and its length; returns tensors, or arrays,
+            of that length, along their first axis. `combine` gets tensors.
+        per_task: Tensors, or arrays, that are the same for all chunks.
         num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
         duality_gap: Relative distance of `top-n` from the optimum, or None.
     """
 
     combine: Callable[..., Tensor]
     selects: bool = False
-    per_element: Callable[[int, int], tuple[Tensor, ...]] = _nothing
-    per_task: tuple[Tensor, ...] = ()
+    per_element: Callable[[int, int], tuple[Array, ...]] = _nothing
+    per_task: tuple[Array, ...] = ()
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
 
@@ -184,11 +185,11 @@ def _failures(where: str) -> Iterator[None]:
 
 
 def _weighted_rule(weights: tuple[float, ...]) -> TensorRule:
-    import torch
+    import numpy as np
 
     from hub_magmax import kernels
 
-    return TensorRule(kernels.weighted_sum, per_task=(torch.tensor(weights, dtype=torch.float32),))
+    return TensorRule(kernels.weighted_sum, per_task=(np.array(weights, np.float32),))
 
 
 def _whole_tensor_rule(
@@ -222,7 +223,7 @@ def _elementwise_rule(function: Callable[..., Tensor], call: dict[str, Any]) -> 
     return TensorRule(lambda rows: function(torch.stack(list(rows)), **call))
 
 
-def given_rule(found: Tensor, **facts: Any) -> TensorRule:
+def given_rule(found: Array, **facts: Any) -> TensorRule:
     """Return a rule whose answer for every element is known: merged values, or winners.
 
     Args:
@@ -231,7 +232,7 @@ def given_rule(found: Tensor, **facts: Any) -> TensorRule:
     """
     from hub_magmax import kernels
 
-    def per_element(start: int, count: int) -> tuple[Tensor, ...]:
+    def per_element(start: int, count: int) -> tuple[Array, ...]:
         return (found[start : start + count],)
 
     return TensorRule(kernels.given, per_element=per_element, **facts)

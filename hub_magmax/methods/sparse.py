@@ -12,7 +12,7 @@ from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    import numpy as np
 
     from hub_magmax.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
@@ -32,13 +32,13 @@ def ties(
     smallest of them. The preference weights both the election and the average; uniform preference and the
     scope `model` give TIES as published (Yadav et al. 2023).
     """
-    import torch
+    import numpy as np
 
     from hub_magmax import kernels
 
     keep = math.ceil(_as_written(density) * chunks.num_elements)
     (thresholds,) = kernels.magnitude_thresholds(chunks, (keep,))
-    weights = torch.tensor(preference, dtype=torch.float32)
+    weights = np.array(preference, np.float32)
     return TensorRule(kernels.ties_merge, per_task=(thresholds, weights))
 
 
@@ -59,14 +59,14 @@ def dare(
     with task arithmetic as published (Yu et al. 2023); the default is the drop rate of 0.2 of their
     released code.
     """
-    import torch
+    import numpy as np
 
     from hub_magmax import dropping
 
     probability = dropping.probability(density)
-    multipliers = torch.tensor(
+    multipliers = np.array(
         [multiplier / probability for multiplier in task_arithmetic(chunks.num_tasks, preference=preference)],
-        dtype=torch.float32,
+        np.float32,
     )
     draw = _draw(chunks, density, generator)
     return TensorRule(dropping.dropped_sum, per_element=draw, per_task=(multipliers,))
@@ -86,23 +86,23 @@ def dare_ties(
     uniform preference gives DARE with the election and the disjoint mean of TIES. A density of 1 is `ties`
     with a density of 1, bit for bit.
     """
-    import torch
+    import numpy as np
 
     from hub_magmax import dropping
 
     probability = dropping.probability(density)
-    weights = torch.tensor(preference, dtype=torch.float32)
-    shares = torch.tensor([weight * probability for weight in preference], dtype=torch.float32)
+    weights = np.array(preference, np.float32)
+    shares = np.array([weight * probability for weight in preference], np.float32)
     draw = _draw(chunks, density, generator)
     return TensorRule(dropping.dropped_ties, per_element=draw, per_task=(shares, weights))
 
 
 def _draw(
     chunks: "Chunks", density: float, generator: "CounterGenerator"
-) -> "Callable[[int, int], tuple[Tensor]]":
+) -> "Callable[[int, int], tuple[np.ndarray]]":
     from hub_magmax import dropping
 
-    def draw(start: int, count: int) -> "tuple[Tensor]":
+    def draw(start: int, count: int) -> "tuple[np.ndarray]":
         num_tasks, is_compiled = chunks.num_tasks, chunks.is_compiled
         kept = dropping.draw_kept(start, count, num_tasks, density, generator, is_compiled=is_compiled)
         return (kept,)
@@ -129,7 +129,7 @@ def breadcrumbs(
     Breadcrumbs as published (Davari and Belilovsky 2023), tensor by tensor; the released code masks each
     row of a matrix by itself. The defaults are where that code begins its search.
     """
-    import torch
+    import numpy as np
 
     from hub_magmax import kernels
 
@@ -138,7 +138,7 @@ def breadcrumbs(
     keep = math.ceil(_as_written(density) * num_elements)
     ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
     most, least = kernels.magnitude_thresholds(chunks, ranks)
-    multipliers = torch.tensor(task_arithmetic(chunks.num_tasks, preference=preference), dtype=torch.float32)
+    multipliers = np.array(task_arithmetic(chunks.num_tasks, preference=preference), np.float32)
     return TensorRule(kernels.banded_sum, per_task=(least, most, multipliers))
 
 

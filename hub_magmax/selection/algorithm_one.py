@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from hub_magmax import loops
@@ -60,8 +59,7 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
         _fill_aligned(owners, draws, held, available, quotas)
         unaligned = _fill_unaligned(draws, held, quotas)
     assert held == list(quotas)
-    winners = torch.from_numpy(owners.owner)
-    return Selection(winners=winners, counts=tuple(held), num_unaligned=tuple(unaligned))
+    return Selection(owner=owners.owner, counts=tuple(held), num_unaligned=tuple(unaligned))
 
 
 def _rank_tasks(
@@ -84,8 +82,7 @@ def _rank_tasks(
     for start, block in blocks(chunks):
         end = start + block.shape[1]
         magnitudes = [
-            np.abs(row) if quota else np.zeros_like(row)
-            for row, quota in zip(block.numpy(), quotas, strict=True)
+            np.abs(row) if quota else np.zeros_like(row) for row, quota in zip(block, quotas, strict=True)
         ]
         owners.owner[start:end], codes[start:end] = _rank_block(magnitudes, codes.dtype)
     return owners, codes, owners.count(num_tasks)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
-from torch import Tensor
+from jaxtyping import Float32, Int64, Shaped, UInt8
+from numpy.lib.stride_tricks import as_strided
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.lazily import Array, is_imported, torch
 from hub_magmax.scratch import IN_MEMORY, Scratch
 
 T = TypeVar("T")
 
 # Elements decided at a time: temporaries of this size stay in the cache.
 BLOCK_ELEMENTS = 1 << 16
-#: One task vector per task: a list of rows, or a tensor with the tasks along its first axis.
-Rows = Sequence[Float32[Tensor, "*shape"]] | Float32[Tensor, " tasks *shape"]
+if TYPE_CHECKING or is_imported():
+    #: One task vector per task: a list of rows, or a tensor with the tasks along its first axis.
+    Rows = Sequence[Float32[torch.Tensor, "*shape"]] | Float32[torch.Tensor, " tasks *shape"]
+else:  # what nothing checks is not worth importing torch
+    Rows = Any
 
 
 @runtime_checkable
@@ -51,9 +54,13 @@ class Chunks(Protocol):
         """Where arrays with a number for each element lie."""
         ...
 
-    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]: ...
+    def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]: ...
 
-    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
+    def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
+        """Yield the same as arrays."""
+        ...
+
+    def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
         """Return the first `length` elements of every `every`, those that `places_in_runs` names."""
         ...
 
@@ -85,7 +92,7 @@ class Bits:
     check: Callable[[int], None]
 
     @classmethod
-    def of_vectors(cls, chunk: Float32[Tensor, "tasks chunk"]) -> Bits:
+    def of_vectors(cls, chunk: Float32[np.ndarray, "tasks chunk"]) -> Bits:
         """Return task vectors that are known to be finite."""
         memory, stride = run_of(chunk)
         return cls(
@@ -95,9 +102,9 @@ class Bits:
 
 @dataclass(frozen=True)
 class ArrayChunks:
-    """Task vectors in memory, cut into chunks of `chunk_elements`."""
+    """Task vectors in memory, float32 and stacked, cut into chunks of `chunk_elements`."""
 
-    task_vectors: Float32[Tensor, " tasks *shape"]
+    task_vectors: Array
     chunk_elements: int = 1 << 18
     is_compiled: bool = False
     scratch: Scratch = IN_MEMORY
@@ -111,17 +118,24 @@ class ArrayChunks:
     def num_elements(self) -> int:
         return math.prod(self.task_vectors.shape[1:])
 
-    def __iter__(self) -> Iterator[tuple[int, Float32[Tensor, "tasks chunk"]]]:
-        flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
+    def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]:
+        for start, chunk in self.arrays():
+            yield start, torch.from_numpy(chunk)
+
+    def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
+        return self._flat.take(places_in_runs(self.num_elements, length, every), axis=1)
+
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
+
+    def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
+        flat = self._flat
         for start in range(0, self.num_elements, self.chunk_elements):
             yield start, flat[:, start : start + self.chunk_elements]
 
-    def runs(self, length: int, every: int) -> Float32[Tensor, "tasks in_runs"]:
-        flat = self.task_vectors.reshape(self.num_tasks, self.num_elements)
-        return flat.index_select(1, places_in_runs(self.num_elements, length, every))
-
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
-        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self)
+    @property
+    def _flat(self) -> Float32[np.ndarray, "tasks elements"]:
+        return np.asarray(self.task_vectors).reshape(self.num_tasks, self.num_elements)
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ class Selection:
     """What a rule decided for one tensor.
 
     Attributes:
-        winners: The task (from zero) that each element is taken from; CPU.
+        owner: The task (from zero) that each element is taken from.
         counts: Elements per task; equal to the quotas.
         num_unaligned: Elements per task that `algorithm_1` filled without regard to magnitude.
         duality_gap: `top_n` only: how far at most the kept magnitude is below the optimum, as a
@@ -138,16 +152,21 @@ class Selection:
             the unit of the task vectors; the lowest is 0, and a task without a quota has infinity.
     """
 
-    winners: UInt8[Tensor, " elements"]
+    owner: UInt8[np.ndarray, " elements"]
     counts: tuple[int, ...]
     num_unaligned: tuple[int, ...]
     duality_gap: float | None = None
     prices: tuple[float, ...] | None = None
 
+    @property
+    def winners(self) -> UInt8[torch.Tensor, " elements"]:
+        """`owner` as torch's, in the same memory."""
+        return torch.from_numpy(self.owner)
 
-def places_in_runs(num_elements: int, length: int, every: int) -> Int64[Tensor, " in_runs"]:
+
+def places_in_runs(num_elements: int, length: int, every: int) -> Int64[np.ndarray, " in_runs"]:
     """Return which elements are among the first `length` of every `every`."""
-    places = torch.arange(0, num_elements, every)[:, None] + torch.arange(min(length, num_elements))
+    places = np.arange(0, num_elements, every)[:, None] + np.arange(min(length, num_elements))
     return places[places < num_elements]
 
 
@@ -159,36 +178,32 @@ def check_task_count(num_tasks: int, limit: int) -> None:
         raise RecipeError(what, where="tasks", expected=f"at most {limit}", hint=hint)
 
 
-def blocks(chunks: Chunks) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+def blocks(chunks: Chunks) -> Iterator[tuple[int, Float32[np.ndarray, "tasks block"]]]:
     """Cut chunks of any size again, at multiples of the block size; a block lives as long as a chunk."""
-    pieces: list[Tensor] = []
+    pieces: list[np.ndarray] = []
     start = num_pending = 0
-    for _, chunk in chunks:
+    for _, chunk in chunks.arrays():
         taken = 0
         while taken < chunk.shape[1]:
             piece = chunk[:, taken : taken + BLOCK_ELEMENTS - num_pending]
             taken += piece.shape[1]
             num_pending += piece.shape[1]
             if num_pending == BLOCK_ELEMENTS:
-                yield start, torch.cat([*pieces, piece], dim=1) if pieces else piece
+                yield start, np.concatenate([*pieces, piece], axis=1) if pieces else piece
                 start, num_pending, pieces = start + num_pending, 0, []
             else:
-                pieces.append(piece.clone())
+                pieces.append(piece.copy())
     if num_pending:
-        yield start, torch.cat(pieces, dim=1)
+        yield start, np.concatenate(pieces, axis=1)
 
 
-def run_of(block: Shaped[Tensor, "tasks block"]) -> tuple[np.ndarray, int]:
+def run_of(block: Shaped[np.ndarray, "tasks block"]) -> tuple[np.ndarray, int]:
     """Return the memory from a block's first row to its last, for a compiled loop, and their distance.
 
     Rows may be parts of longer ones. Where the elements of a row do not lie side by side, rows are copied.
     """
-    if block.stride(1) != 1:
-        block = block.contiguous()
-    stride = block.stride(0)
-    return block.as_strided(((block.shape[0] - 1) * stride + block.shape[1],), (1,)).numpy(), stride
-
-
-def where(mask: Bool[Tensor, " elements"]) -> Int64[Tensor, " count"]:
-    """Return the positions at which a mask is set; numpy does it several times faster than torch."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    size = block.itemsize
+    if block.strides[1] != size or block.strides[0] % size:
+        block = np.ascontiguousarray(block)
+    stride, length = block.strides[0] // size, block.shape[1]
+    return as_strided(block, ((block.shape[0] - 1) * stride + length,), (size,)), stride

@@ -17,7 +17,7 @@ def solve_directly(market: Market) -> Allocation | None:
     """Solve a market in memory: prices by coordinate ascent, then the last elements one by one."""
     stock = in_memory(market)
     # In the order of their keys, so that "the first of several equals" is a random one.
-    order = stock.generator.bits_at(stock.places, ORDER).argsort()
+    order = stock.generator.keys(stock.places, ORDER).argsort()
     rows, sizes = in_a_table(stock.take(order), market.groups)
     prices = _balance(rows, sizes, market.quotas, market.guess)
     ledger = Ledger(rows, sizes, prices, is_compiled=stock.is_compiled)
@@ -26,7 +26,7 @@ def solve_directly(market: Market) -> Allocation | None:
         return None
     owner, shares = ledger.outcome(stock.num_elements)
     owners = Owners(stock.num_elements)
-    owners.owner[order.numpy()] = owner
+    owners.owner[order] = owner
     return Allocation(owners, shares, lowered(prices, losses))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
+from hub_magmax.lazily import torch
 from hub_magmax.selection.chunks import Rows, check_task_count
 
 
-def largest_magnitude(rows: Rows) -> UInt8[Tensor, "*shape"]:
+def largest_magnitude(rows: Rows) -> UInt8[torch.Tensor, "*shape"]:
     """Return MAGMAX's winners: the task of largest magnitude, the later one where they are equal.
 
     Args:

@@ -65,7 +65,7 @@ def in_a_table(
     stock: Stock, groups: Groups
 ) -> tuple[Float64[np.ndarray, "tasks count"], Int64[np.ndarray, " count"] | None]:
     """Return the values of single elements and then of groups, and their sizes if there are groups."""
-    values = on_grid(stock.values, stock.scale).numpy()
+    values = on_grid(stock.values, stock.scale)
     if not len(groups.sizes):
         return values, None
     sizes = np.concatenate((np.ones(stock.num_elements, dtype=np.int64), groups.sizes))

@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from jaxtyping import Float64, UInt8
 
 from hub_magmax import loops
@@ -111,9 +110,8 @@ def _hold(chunks: Chunks) -> Chunks:
     """Read a small tensor into memory."""
     if isinstance(chunks, ArrayChunks) or chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
         return chunks
-    return ArrayChunks(
-        torch.cat([chunk.clone() for _, chunk in chunks], dim=1), is_compiled=chunks.is_compiled
-    )
+    size = chunks.num_elements
+    return ArrayChunks(chunks.runs(size, size), is_compiled=chunks.is_compiled)
 
 
 def _describe(
@@ -127,7 +125,7 @@ def _describe(
     price_of = dict(zip(active, prices, strict=True))
     owners.rename(np.array(active or (0,), dtype=np.uint8))
     return Selection(
-        winners=torch.from_numpy(owners.owner),
+        owner=owners.owner,
         counts=tuple(quotas),
         num_unaligned=(0,) * len(quotas),
         duality_gap=gap,
@@ -151,7 +149,7 @@ def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices
             sums = np.zeros((2, _LANES))
             loops.weigh(*run_of(block), rows, price, owner, sums[0], sums[1], scratch)
         else:
-            sums = _weigh(active_magnitudes(block, active).numpy().astype(np.float64), price, owner)
+            sums = _weigh(active_magnitudes(block, active).astype(np.float64), price, owner)
         regrets += sums[0].tolist()
         kept += sums[1].tolist()
     regret, total = math.fsum(regrets), math.fsum(kept)
@@ -236,7 +234,7 @@ def _has_no_regret(split: Split, rest: Allocation) -> bool:
     source = split.rest.source
     prices = (rest.prices - rest.prices.min()) / source.scale
     for start, block in source.blocks():
-        values = block.numpy().astype(np.float64)
+        values = block.astype(np.float64)
         regrets, _ = _weigh(values, prices, rest.owners.owner[start : start + values.shape[1]])
         if regrets.any():
             return False
@@ -247,7 +245,7 @@ def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
     """Fill in the winners of the rest, and share each group's members out at random."""
     owners, give = split.owners, _giver(market.source, split.owners)
     num_outer = len(market.groups.sizes)
-    owners.owner[split.positions.numpy()] = rest.owners.owner
+    owners.owner[split.positions] = rest.owners.owner
     names = np.arange(256, dtype=np.uint8)
     for mark, shares in enumerate(rest.shares[num_outer:].tolist(), start=FIRST_MARK):
         remaining = sum(shares)
@@ -278,9 +276,7 @@ def _giver(source: Source, owners: Owners) -> Callable[[int, int, int, int], obj
         )
 
     def give(mark: int, count: int, total: int, task: int) -> None:
-        owners.pick(
-            mark, count, total, lambda at: source.generator.keys(source.places[at].numpy(), SHARE + task)
-        )
+        owners.pick(mark, count, total, lambda at: source.generator.keys(source.places[at], SHARE + task))
         owners.replace(PICKED, task)
 
     return give
@@ -288,11 +284,11 @@ def _giver(source: Source, owners: Owners) -> Callable[[int, int, int, int], obj
 
 def _is_best(source: Source, allocation: Allocation) -> bool:
     """Say whether every element is with a task that is best for it at the allocation's prices."""
-    prices = torch.from_numpy(allocation.prices)[:, None]
+    prices = allocation.prices[:, None]
     for start, block in source.blocks():
         values = active_magnitudes(block, source.active)
-        owner = torch.from_numpy(allocation.owners.owner[start : start + values.shape[1]]).to(torch.int64)
+        owner = allocation.owners.owner[start : start + values.shape[1]].astype(np.int64)
         reduced = on_grid(values, source.scale) - prices
-        if (reduced.amax(dim=0) > reduced.gather(0, owner[None])[0]).any():
+        if (reduced.max(axis=0) > np.take_along_axis(reduced, owner[None], axis=0)[0]).any():
             return False
     return True

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
-from torch import Tensor
 
 from hub_magmax import loops
-from hub_magmax.selection.chunks import Bits, where
+from hub_magmax.selection.chunks import Bits
 from hub_magmax.selection.estimate import Box
 from hub_magmax.selection.market import Groups, Market
 from hub_magmax.selection.owners import FIRST_MARK, NOBODY, Owners
@@ -35,7 +33,7 @@ class Split:
     """
 
     owners: Owners
-    positions: Int64[Tensor, " rest"]
+    positions: Int64[np.ndarray, " rest"]
     rest: Market
     is_exact: bool
 
@@ -75,14 +73,14 @@ class _Rest:
         self._positions += other._positions
         self._values += other._values
 
-    def take(self) -> tuple[Int64[Tensor, " rest"], Float32[Tensor, "tasks rest"]]:
+    def take(self) -> tuple[Int64[np.ndarray, " rest"], Float32[np.ndarray, "tasks rest"]]:
         """Return positions in order, and their values."""
         positions = np.frombuffer(self._positions, dtype=np.int64)
         values = np.frombuffer(self._values, dtype=np.float32).reshape(-1, self._num_tasks)
         if (positions[1:] < positions[:-1]).any():  # the shares of several threads
             order = positions.argsort(kind="stable")
             positions, values = positions[order], values[order]
-        return torch.from_numpy(positions), torch.from_numpy(np.ascontiguousarray(values.T))
+        return positions, np.ascontiguousarray(values.T)
 
 
 #: Stands for an infinite distance on the grid: beyond every magnitude, and a number that can be subtracted.
@@ -129,25 +127,25 @@ class _Contest:
         for start, block in self._source.blocks():
             part = owner[start : start + block.shape[1]]
             open_ = self._settle(block, part, counts[: len(active)])
-            candidates = active_magnitudes(block.index_select(1, torch.from_numpy(open_)), active)
+            candidates = active_magnitudes(block.take(open_, axis=1), active)
             rounded = on_grid(candidates, scale)
-            marks = self.grouping.marks(rounded).numpy()
+            marks = self.grouping.marks(rounded)
             counts += np.bincount(marks, minlength=len(counts))
             part[open_] = marks
             single = np.flatnonzero(marks == NOBODY)
-            rest.add(open_[single] + start, candidates.numpy()[:, single].T)
-            off_grid = (rounded != candidates.to(torch.float64) * scale).any(dim=0).numpy()
+            rest.add(open_[single] + start, candidates[:, single].T)
+            off_grid = (rounded != candidates.astype(np.float64) * scale).any(axis=0)
             num_off_grid += int(np.count_nonzero(off_grid & (marks != NOBODY)))
         return num_off_grid, rest
 
     def _settle(
         self,
-        block: Float32[Tensor, "rows block"],
+        block: Float32[np.ndarray, "rows block"],
         owner: UInt8[np.ndarray, " block"],
         counts: Int64[np.ndarray, " tasks"],
     ) -> Int64[np.ndarray, " open"]:
         """Write winners, add up how many each task is sure of, and return the other elements' places."""
-        values = active_magnitudes(block, self._source.active).numpy()
+        values = active_magnitudes(block, self._source.active)
         check_scale(float(values.max()), self._source.scale)
         best = values[0] + self._most[0]
         second = np.full_like(best, -1)
@@ -230,68 +228,67 @@ class _Grouping:
 
     def __init__(self, box: Box, sample: Stock) -> None:
         self._prices, self._bottoms, self._tops = (
-            torch.from_numpy(prices)[:, None]
-            for prices in (box.prices, box.prices - box.down, box.prices + box.up)
+            prices[:, None] for prices in (box.prices, box.prices - box.down, box.prices + box.up)
         )
         describe = self._describe_compiled if sample.is_compiled else self._describe_sample
         distances, codes, shared = describe(sample)
         distinct, first, counts = np.unique(codes[shared], return_index=True, return_counts=True)
         frequent = (-counts).argsort(kind="stable")[:_MAX_GROUPS]
         frequent = np.sort(frequent[counts[frequent] >= _MIN_GROUP])
-        self._codes = torch.from_numpy(distinct[frequent])
-        self._distances = torch.from_numpy(distances[:, shared[first[frequent]]])
+        self._codes = distinct[frequent]
+        self._distances = distances[:, shared[first[frequent]]]
 
-    def marks(self, values: Float64[Tensor, "tasks open"]) -> UInt8[Tensor, " open"]:
+    def marks(self, values: Float64[np.ndarray, "tasks open"]) -> UInt8[np.ndarray, " open"]:
         """Return each element's group as a mark, or `NOBODY`."""
-        if not self._codes.numel():
-            return torch.full((values.shape[1],), NOBODY, dtype=torch.uint8)
+        if not len(self._codes):
+            return np.full(values.shape[1], NOBODY, np.uint8)
         distances, codes = self._describe(values)
-        group = torch.searchsorted(self._codes, codes).clamp_max_(self._codes.numel() - 1)
-        alike = (self._distances.index_select(1, group) == distances).all(dim=0)
-        return (group + FIRST_MARK).to(torch.uint8).index_fill_(0, where(~alike), NOBODY)
+        group = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        alike = (self._distances.take(group, axis=1) == distances).all(axis=0)
+        return np.where(alike, group + FIRST_MARK, NOBODY).astype(np.uint8)
 
     def for_loops(self) -> tuple[np.ndarray, ...]:
         """Return the box, and a table, codes and distances of the groups, as `loops.settle` takes them."""
-        codes = self._codes.numpy()
+        codes = self._codes
         slots = np.full(_SLOTS, -1, dtype=np.int64)
         for group, code in enumerate(codes.tolist()):
             slot = code % _SLOTS
             while slots[slot] >= 0:
                 slot = (slot + 1) % _SLOTS
             slots[slot] = group
-        return self._box, slots, codes, np.ascontiguousarray(self._distances.numpy().T)
+        return self._box, slots, codes, np.ascontiguousarray(self._distances.T)
 
     def groups(self, sizes: Int64[np.ndarray, " marks"]) -> Groups:
         """Return the groups with their sizes."""
-        rows = (self._prices - self._distances).masked_fill_(self._distances < 0, -math.inf)
-        return Groups(rows.numpy(), sizes[: rows.shape[1]])
+        rows = np.where(self._distances < 0, -math.inf, self._prices - self._distances)
+        return Groups(rows, sizes[: rows.shape[1]])
 
     @property
     def _box(self) -> Float64[np.ndarray, "3 tasks"]:
-        return np.stack([prices[:, 0].numpy() for prices in (self._prices, self._bottoms, self._tops)])
+        return np.stack([prices[:, 0] for prices in (self._prices, self._bottoms, self._tops)])
 
     def _describe_sample(self, sample: Stock) -> _Description:
         distances, codes = self._describe(on_grid(sample.values, sample.scale))
-        return distances.numpy(), codes.numpy(), np.flatnonzero((distances >= 0).sum(dim=0).numpy() > 1)
+        return distances, codes, np.flatnonzero(np.count_nonzero(distances >= 0, axis=0) > 1)
 
     def _describe_compiled(self, sample: Stock) -> _Description:
         num_tasks, num_elements = sample.values.shape
         distances, codes = np.empty((num_elements, num_tasks)), np.empty(num_elements, np.int64)
         in_reach = np.empty(num_elements, np.uint8)
-        values = sample.values.contiguous().numpy()
+        values = np.ascontiguousarray(sample.values)
         loops.describe(values, sample.scale, self._box, distances, codes, in_reach)
         return distances.T, codes, np.flatnonzero(in_reach > 1)
 
     def _describe(
-        self, values: Float64[Tensor, "tasks count"]
-    ) -> tuple[Float64[Tensor, "tasks count"], Int64[Tensor, " count"]]:
+        self, values: Float64[np.ndarray, "tasks count"]
+    ) -> tuple[Float64[np.ndarray, "tasks count"], Int64[np.ndarray, " count"]]:
         """Return each task's distance below the best, −1 if out of reach, and a code of them."""
-        in_reach = values - self._bottoms >= (values - self._tops).amax(dim=0)
+        in_reach = values - self._bottoms >= (values - self._tops).max(axis=0)
         reduced = values - self._prices
-        distances = (reduced.amax(dim=0) + 1 - reduced) * in_reach - 1
-        codes = torch.zeros(values.shape[1], dtype=torch.int64)
-        for row in distances.to(torch.int64):
+        distances = (reduced.max(axis=0) + 1 - reduced) * in_reach - 1
+        codes = np.zeros(values.shape[1], np.int64)
+        for row in distances.astype(np.int64):
             codes ^= row
-            codes *= 0x9E3779B97F4A7C15 - 2**64
+            codes *= np.int64(0x9E3779B97F4A7C15 - 2**64)
             codes ^= codes >> 29
         return distances, codes

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 from jaxtyping import Float32, Float64, Int64
-from torch import Tensor
 
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.randomness import CounterGenerator, fractions
 from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks, places_in_runs
 from hub_magmax.selection.draws import SAMPLE
@@ -34,8 +33,8 @@ class Stock:
     `run`: so many in a row are neighbours in the tensor, and perhaps more alike than others.
     """
 
-    values: Float32[Tensor, "tasks elements"]
-    places: Int64[Tensor, " elements"]
+    values: Float32[np.ndarray, "tasks elements"]
+    places: Int64[np.ndarray, " elements"]
     scale: float
     generator: CounterGenerator
     is_compiled: bool
@@ -44,28 +43,28 @@ class Stock:
 
     @property
     def num_elements(self) -> int:
-        return self.values.shape[1]
+        return len(self.places)
 
     @property
     def active(self) -> tuple[int, ...]:
         return tuple(range(self.values.shape[0]))
 
-    def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+    def blocks(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks block"]]]:
         for start in range(0, self.num_elements, BLOCK_ELEMENTS):
             yield start, self.values[:, start : start + BLOCK_ELEMENTS]
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
         yield work((start, Bits.of_vectors(block)) for start, block in self.blocks())
 
-    def take(self, chosen: Int64[Tensor, " chosen"]) -> Stock:
-        values = self.values.index_select(1, chosen)
+    def take(self, chosen: Int64[np.ndarray, " chosen"]) -> Stock:
+        values = self.values.take(chosen, axis=1)
         return Stock(values, self.places[chosen], self.scale, self.generator, self.is_compiled)
 
     def sample(self) -> Stock:
         return self.take(_strata(self.num_elements, len(self.values), self.generator))
 
-    def places_of(self, positions: Int64[Tensor, " count"]) -> Int64[Tensor, " count"]:
-        return self.places[positions]
+    def places_of(self, positions: Int64[np.ndarray, " count"]) -> Int64[np.ndarray, " count"]:
+        return self.places.take(positions)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Stream:
     def scratch(self) -> Scratch:
         return self.chunks.scratch
 
-    def blocks(self) -> Iterator[tuple[int, Float32[Tensor, "tasks block"]]]:
+    def blocks(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks block"]]]:
         return blocks(self.chunks)
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
@@ -105,12 +104,12 @@ class Stream:
     def sample(self) -> Stock:
         return self.surveyed
 
-    def places_of(self, positions: Int64[Tensor, " count"]) -> Int64[Tensor, " count"]:
+    def places_of(self, positions: Int64[np.ndarray, " count"]) -> Int64[np.ndarray, " count"]:
         return positions
 
     def rescaled(self) -> Stream:
         """Return the same elements, on a grid that is made for the largest of all."""
-        largest = max(float(active_magnitudes(chunk, self.active).max()) for _, chunk in self.chunks)
+        largest = max(float(active_magnitudes(block, self.active).max()) for _, block in self.blocks())
         return replace(self, surveyed=replace(self.surveyed, scale=_scale(largest)))
 
 
@@ -150,12 +149,13 @@ def _scale(largest: float) -> float:
     return math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
 
 
-def _strata(num_elements: int, num_tasks: int, generator: CounterGenerator) -> Int64[Tensor, " sample"]:
+def _strata(num_elements: int, num_tasks: int, generator: CounterGenerator) -> Int64[np.ndarray, " sample"]:
     """Draw one position from each of equal parts."""
     size = _sample_size(num_elements, num_tasks)
-    edges = torch.arange(size + 1) * num_elements // size
-    offsets = generator.uniform(0, size, SAMPLE) * (edges[1:] - edges[:-1])
-    return edges[:-1] + offsets.to(torch.int64)
+    edges = np.arange(size + 1) * num_elements // size
+    offsets = fractions(generator.keys(np.arange(size), SAMPLE)) * (edges[1:] - edges[:-1])
+    strata: np.ndarray = edges[:-1] + offsets.astype(np.int64)
+    return strata
 
 
 def _sample_size(num_elements: int, num_tasks: int) -> int:
@@ -167,12 +167,14 @@ def _sample_size(num_elements: int, num_tasks: int) -> int:
 
 
 def active_magnitudes(
-    block: Float32[Tensor, "tasks block"], active: tuple[int, ...]
-) -> Float32[Tensor, "active block"]:
+    block: Float32[np.ndarray, "tasks block"], active: tuple[int, ...]
+) -> Float32[np.ndarray, "active block"]:
     """Return the magnitudes of the tasks that have a quota."""
-    return (block if len(active) == block.shape[0] else block[list(active)]).abs()
+    magnitudes: np.ndarray = np.abs(block if len(active) == block.shape[0] else block[list(active)])
+    return magnitudes
 
 
-def on_grid(values: Float32[Tensor, "tasks count"], scale: float) -> Float64[Tensor, "tasks count"]:
+def on_grid(values: Float32[np.ndarray, "tasks count"], scale: float) -> Float64[np.ndarray, "tasks count"]:
     """Return magnitudes as whole multiples of the resolution, the grid on which prices are too."""
-    return values.to(torch.float64).mul_(scale).round_()
+    rounded: np.ndarray = np.rint(values.astype(np.float64) * scale)
+    return rounded
