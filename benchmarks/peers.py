@@ -4,9 +4,9 @@
     python -m benchmarks.peers --python PYTHON --size 1b --write   # a table of docs/performance.md
 
 Both are treated alike: the same checkpoints in the page cache, weights, densities and size of shards; the
-anonymous memory of the process; the whole process, less `import torch` in its own environment; medians of
-`--repeat` runs after a first one. What takes mergekit longer than a minute it does once. It computes in the
-checkpoints' dtype, which is its fastest way; we compute in float32.
+anonymous memory of the process; the whole process; medians of `--repeat` runs after a first one. What takes
+mergekit longer than a minute it does once. It computes in the checkpoints' dtype, which is its fastest way;
+we compute in float32.
 """
 
 from __future__ import annotations
@@ -126,8 +126,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     chosen = ["--methods", *options.methods] if options.methods else []
     facts = timing.facts("peers", options, "--python", "PYTHON", *chosen)
     timing.read_all(inputs)  # into the page cache
-    starting = timing.start_seconds(sys.executable, options.repeat)
-    peer_starting = timing.start_seconds(options.python, options.repeat)
     rows, agreement = [], {}
     for name, pair in PAIRS.items():
         if name not in (options.methods or BUILT_IN):
@@ -136,8 +134,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         ours = timing.runs(partial(merge, folder, {"name": name, **pair.ours}), options.repeat)
         by_peer = partial(merge_by_peer, folder, options.python, config)
         theirs = timing.runs(by_peer, options.repeat, may_compile=False)
-        seconds = timing.median_seconds(ours) - starting
-        peer_seconds = timing.median_seconds(theirs) - peer_starting
+        seconds = timing.median_seconds(ours)
+        peer_seconds = timing.median_seconds(theirs)
         rows.append(
             {
                 "method": name,
@@ -158,8 +156,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder / "merged")
     shutil.rmtree(folder / "peer")
     return facts | {
-        "import_torch_seconds": starting,
-        "peer_import_torch_seconds": peer_starting,
         "peer": f"mergekit {_version(options.python, 'mergekit')}, torch {_version(options.python, 'torch')}",
         "peer_command": f"python -m {_SCRIPT} CONFIG FOLDER {FLAGS}",
         "average_and_linear": agreement,

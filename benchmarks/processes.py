@@ -4,8 +4,8 @@
     python -m benchmarks.processes --size 1b --write   # a table of docs/performance.md
 
 Each process has one thread (OMP_NUM_THREADS=1). Files are in the page cache, every number is the median of
-`--repeat` runs after one that may compile. Both are told twice: whole, and less `python -c "import torch"`.
-What launching costs beyond that (accelerate, and torch in the launcher before it is in the processes) counts.
+`--repeat` runs after one that may compile. What launching costs (accelerate, and torch in the launcher before
+it is in the processes) counts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ def digests(folder: Path) -> dict[str, str]:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
     timing.read_all(inputs)  # into the page cache
-    starting = timing.start_seconds(sys.executable, options.repeat)
     rows = []
     for name in CHOSEN:
         merging = partial(merge, folder, METHODS[name], shard_size=SHARD_SIZE)
@@ -66,7 +65,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 "two_runs": len(two),
                 "two_seconds": two_seconds,
                 "ratio": two_seconds / seconds,
-                "net_ratio": (two_seconds - starting) / (seconds - starting),
                 "same_files": len(expected),
                 "peak_memory_bytes": timing.most_memory(one),
                 "two_peak_memory_bytes": timing.most_memory(two),
@@ -74,8 +72,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         )
         print(f"{name:<30} {seconds:7.1f} s, two processes {two_seconds:7.1f} s", file=sys.stderr)
     shutil.rmtree(folder / "merged")
-    shared = {"import_torch_seconds": starting, "shard_size": SHARD_SIZE, "rows": rows}
-    return timing.facts("processes", options) | shared
+    return timing.facts("processes", options) | {"shard_size": SHARD_SIZE, "rows": rows}
 
 
 def main() -> None:

@@ -257,7 +257,7 @@ def _read(descriptor, place, row):
 
 
 @_compiled
-def _read_all(descriptors, places, offset, size, rows, spent):
+def read_all(descriptors, places, offset, size, rows, spent):
     """Fill the first `size` columns of rows, `offset` bytes after `places`; return whether all is there."""
     before = _now(spent)
     complete = True
@@ -282,7 +282,7 @@ def read_rows(descriptors, places, spent, offsets, lengths, rows):
     first = 0
     for part in range(offsets.shape[0]):
         length = lengths[part]
-        if not _read_all(descriptors, places, offsets[part], length, rows[:, first : first + length], spent):
+        if not read_all(descriptors, places, offsets[part], length, rows[:, first : first + length], spent):
             return np.int64(-1)
         first += length
     return np.int64(0)
@@ -325,7 +325,7 @@ def merge_chunk(
         last = first + size
         if descriptors.shape[0] > 0 and first == 0:
             wanted = min(held, num_elements - start)
-            if not _read_all(descriptors, places, offset + start * stored.itemsize, wanted, stored, spent):
+            if not read_all(descriptors, places, offset + start * stored.itemsize, wanted, stored, spent):
                 return np.int64(-1)
         base, found, winners = bases[:size], merged[:size], whole[0, :size]
         widen(stored[0, first:last], shift, base)

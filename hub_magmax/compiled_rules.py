@@ -301,6 +301,12 @@ def _mark_between(magnitudes, low, high, marks):
 
 
 @_compiled
+def _mark_also(inside, marks):
+    for i in range(marks.shape[0]):
+        marks[i] = np.uint8(marks[i] | inside[i])
+
+
+@_compiled
 def _count_bins(magnitudes, places, low, high, shift, bins, most, least):
     for place in places:
         magnitude = magnitudes[place]
@@ -312,7 +318,20 @@ def _count_bins(magnitudes, places, low, high, shift, bins, most, least):
 
 @_compiled
 def count_magnitudes(
-    rows, stride, base, num_elements, num_ranks, bounds, edges, bins, most, least, above, scratch, marks
+    rows,
+    stride,
+    base,
+    num_elements,
+    num_ranks,
+    bounds,
+    edges,
+    bins,
+    most,
+    least,
+    above,
+    opened,
+    scratch,
+    marks,
 ):
     """Add each task's magnitudes between bounds to the bins of histograms; return the largest bits met.
 
@@ -325,6 +344,7 @@ def count_magnitudes(
         bins: int64, changed.
         most, least: int32 per bin, changed: its largest less `low`, `high` less its smallest, plus 1 each.
         above: int64 per histogram, added to: how many lie above `high`.
+        opened: uint8 per element, or none: set to 1 where a magnitude lies between bounds that are not equal.
         scratch: int32, 3 rows of `BLOCK` + `SPARE`.
         marks: uint8, `BLOCK`.
     """
@@ -342,6 +362,8 @@ def count_magnitudes(
                 largest = max(largest, _magnitudes(stored, widened, magnitudes))
             above[number] += _count_above(magnitudes, high)
             _mark_between(magnitudes, low, high, inside)
+            if low < high and opened.shape[0]:
+                _mark_also(inside, opened[start:stop])
             places = found[: find(inside, np.uint8(1), found)]
             own = slice(edges[number], edges[number + 1])
             _count_bins(magnitudes, places, low, high, shift, bins[own], most[own], least[own])

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,12 +33,12 @@ COMPILE_ABOVE_ELEMENTS = 2**27
 LOAD_ABOVE_ELEMENTS = 2**21
 
 #: Dtypes that compiled passes read and write.
-_COMPILED = ("BF16", "F32")
+COMPILED_DTYPES = ("BF16", "F32")
 #: Dtypes that float32 holds exactly.
 _NARROW = ("BF16", "F16", "F32")
 
-#: What a rule without numbers per task, or per element, gives.
-_NOTHING = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint8)
+#: What a rule without a number for each element gives.
+_NOTHING_GIVEN = np.empty((0, 0), np.uint8)
 #: Instead of what files are read by, where values were read already.
 _NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64), 0)
 
@@ -72,14 +72,14 @@ def make_step(rule: TensorRule, dtype: str, scaling: float, *, is_compiled: bool
         factor = torch.tensor(scaling, dtype=torch.float64)
         return step(chunk.base, chunk.checkpoints, per_element, rule.per_task, factor)
 
-    kind = _kind(rule) if is_compiled and dtype in _NARROW else None
+    kind = kind_of(rule) if is_compiled and dtype in _NARROW else None
     if kind is None:
         return eager
     fast = _CompiledPass(kind, rule, dtype, scaling)
 
     def either(chunk: StoredChunk, per_element: tuple[Array, ...]) -> Merged:
         found, files = None, chunk.files
-        if files is not None and files.dtype == dtype and dtype in _COMPILED:
+        if files is not None and files.dtype == dtype and dtype in COMPILED_DTYPES:
             offset, block = files.block(chunk.start)
             with files.arguments() as arguments:
                 found = fast(block, per_element, chunk.num_elements, (*arguments, offset))
@@ -90,7 +90,7 @@ def make_step(rule: TensorRule, dtype: str, scaling: float, *, is_compiled: bool
     return either
 
 
-def _kind(rule: TensorRule) -> int | None:
+def kind_of(rule: TensorRule) -> int | None:
     """Return the number of the rule's compiled pass, or None where there is none, as for a plugin's rule."""
     if rule.combine is kernels.given:
         return loops.GIVEN if rule.selects else None
@@ -123,21 +123,10 @@ class _CompiledPass:
         files: tuple[np.ndarray, np.ndarray, np.ndarray, int] = _NO_FILES,
     ) -> Merged | None:
         """Merge `rows`, or what is read into them from files in blocks; None where a file is too short."""
-        num_tasks, per_task = len(rows) - 1, self.rule.per_task
-        merged = np.empty(num_elements, rows.dtype)
-        counts = np.zeros(num_tasks, np.int64)
-        largest = loops.merge_chunk(
-            self.kind,
-            *files,
-            rows,
-            np.stack([np.asarray(values) for values in per_task]) if per_task else _NOTHING[0],
-            np.atleast_2d(np.asarray(per_element[0]).T) if per_element else _NOTHING[1],
-            np.float32(self.scaling),
-            merged,
-            counts,
-            np.empty((num_tasks + 6, loops.BLOCK), np.float32),
-            np.empty((2, loops.BLOCK), np.int32),
-        )
+        per_task, *others = merging_arguments(self.rule, self.scaling, rows, num_elements)
+        merged, counts = others[1:3]
+        given = np.atleast_2d(np.asarray(per_element[0]).T) if per_element else _NOTHING_GIVEN
+        largest = loops.merge_chunk(self.kind, *files, rows, per_task, given, *others)
         if largest < 0:
             return None
         found = Stored(merged, "BF16" if merged.dtype == np.uint16 else "F32")
@@ -148,12 +137,29 @@ class _CompiledPass:
         return found, counts if self.rule.selects else counts[:0], 0.0 if finite else math.nan
 
 
+def merging_arguments(
+    rule: TensorRule, scaling: float, rows: np.ndarray, num_elements: int
+) -> tuple[Any, ...]:
+    """Return most of what `loops.merge_chunk` takes: numbers per task, the scaling coefficient, room for
+    merged elements and for counts, and scratch. `rows` are what it reads into.
+    """
+    num_tasks, per_task = len(rows) - 1, rule.per_task
+    return (
+        np.stack([np.asarray(values) for values in per_task]) if per_task else np.empty((0, 0), np.float32),
+        np.float32(scaling),
+        np.empty(num_elements, rows.dtype),
+        np.zeros(num_tasks, np.int64),
+        np.empty((num_tasks + 6, loops.BLOCK), np.float32),
+        np.empty((2, loops.BLOCK), np.int32),
+    )
+
+
 def stored_rows(chunk: StoredChunk, dtype: str | None = None) -> np.ndarray:
     """Return the bits of a chunk's values, the base model's in the first row: as stored where a compiled pass
     can read them and, if `dtype` is given, write them in that dtype; else in float32.
     """
     found = chunk.stored
-    if isinstance(found, Stored) and found.dtype in _COMPILED and dtype in (None, found.dtype):
+    if isinstance(found, Stored) and found.dtype in COMPILED_DTYPES and dtype in (None, found.dtype):
         return found.bits
     return Stored.of(torch.stack([values.float() for values in chunk.values])).bits
 
@@ -169,6 +175,14 @@ def bits(chunk: StoredChunk, check: Callable[[float], None]) -> selection.Bits:
         num_elements,
         lambda largest: check(_probe(largest)),
     )
+
+
+def unread_bits(
+    num_elements: int, check: Callable[[float], None], early: selection.EarlyChunk
+) -> selection.Bits:
+    """Return what `bits` does of a chunk that is yet to be read."""
+    nothing = np.empty(0, np.uint32)
+    return selection.Bits(nothing, 0, nothing, num_elements, lambda largest: check(_probe(largest)), early)
 
 
 def _probe(largest: int) -> float:

@@ -5,8 +5,9 @@ measured, as long as merging 0.1B parameters; llvmlite alone, on which numba sta
 
     largest = loops.task_vectors(stored, rows, scratch)
 
-calls `compiled.task_vectors`; others are in `compiled_rules` and `compiled_market`. What may be called so
-takes arrays without gaps and numbers, allocates nothing, and returns an int64. It lets other threads run.
+calls `compiled.task_vectors`; others are in `compiled_rules`, `compiled_early` and `compiled_market`. What
+may be called so takes arrays without gaps and numbers, allocates nothing, and returns an int64. It lets other
+threads run.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("compiled", "compiled_rules", "compiled_market", "bitmasks")
+_MODULES = ("compiled", "compiled_rules", "compiled_early", "compiled_market", "bitmasks")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -123,6 +124,8 @@ settle = Loop("settle")
 describe = Loop("describe")
 meet = Loop("meet")
 weigh = Loop("weigh")
+count_and_merge = Loop("count_and_merge")
+settle_and_merge = Loop("settle_and_merge")
 
 
 def _arguments(kinds: tuple[Kind, ...]) -> list[Any]:

@@ -18,10 +18,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from hub_magmax.adapting import adapter_config, factor_values
-from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, INDEX_NAME
+from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, INDEX_NAME, ITEM_BYTES
 from hub_magmax.clock import Clock
 from hub_magmax.core import tensor_rule
 from hub_magmax.distributed import Processes, find_processes, share
+from hub_magmax.early import EarlyMerge
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.fusing import compiles, make_step, num_threads, one_thread
 from hub_magmax.io.opening import (
@@ -38,7 +39,7 @@ from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of,
 from hub_magmax.lazily import inference
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule, surveys_model
-from hub_magmax.planning import Budget, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning import OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
@@ -295,43 +296,69 @@ class _Engine:
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> _Tally:
         """Write one tensor at `position` of a file."""
         tally = _Tally(len(self.plan.lock.tasks))
-        with inference(), self.clock.spend("compute"):
-            for values in self._values(job, tally):
-                if not job.merged and not values.is_finite():
-                    tally.not_finite = [job.name]
-                content = values.content
-                with self.clock.spend("write"):
-                    file.write(content, position)
-                position += len(content)
+        written = set[int]()
+
+        def write(start: int, values: Stored) -> None:
+            """Write values from an element on, perhaps once more."""
+            with self.clock.spend("write"):
+                file.write(values.content, position + start * values.bits.itemsize)
+            if start not in written:
+                written.add(start)
                 with self._progress_lock:
-                    self._progress(len(content))
+                    self._progress(len(values.content))
+
+        def read_again(start: int) -> bytearray:
+            with self.clock.spend("write"):
+                return file.read_again(position + start * ITEM_BYTES[job.dtype])
+
+        with inference(), self.clock.spend("compute"):
+            if job.merged and not isinstance(job, FactorJob):
+                self._merge(job, tally, write, read_again)
+            else:
+                self._copy(job, tally, write)
         return tally
 
-    def _values(self, job: TensorJob, tally: _Tally) -> Iterable[Stored]:
-        """Return one tensor's values in pieces, in order."""
+    def _copy(self, job: TensorJob, tally: _Tally, write: Callable[[int, Stored], None]) -> None:
+        """Write what needs no task vectors."""
         if isinstance(job, FactorJob):
-            return (Stored.of(factor_values(job, self.sources)),)
-        if job.merged:
-            return self._merged(job, tally)
-        return copied_chunks(
-            job, self.sources, tuple(self.plan.lock.tasks), self.budget.chunk_elements, self.clock
-        )
+            write(0, Stored.of(factor_values(job, self.sources)))
+            return
+        tasks, start = tuple(self.plan.lock.tasks), 0
+        for values in copied_chunks(job, self.sources, tasks, self.budget.chunk_elements, self.clock):
+            if not values.is_finite():
+                tally.not_finite = [job.name]
+            write(start, values)
+            start += len(values.bits)
 
-    def _merged(self, job: TensorJob, tally: _Tally) -> Iterator[Stored]:
+    def _merge(
+        self,
+        job: TensorJob,
+        tally: _Tally,
+        write: Callable[[int, Stored], None],
+        read_again: Callable[[int], bytearray],
+    ) -> None:
         lock, chunks = self.plan.lock, self._chunks(job, self.reader)
+        scaling = float(lock.method["scaling"])
         if self.model_rule is not None:
             rule = self.model_rule.part(job.name)
         else:
+            most_open = OPEN_CHUNKS * self.budget.chunk_elements
+            early = EarlyMerge(job.num_elements, job.dtype, scaling, most_open, write, read_again)
+            chunks = replace(chunks, early=early.chunk)
             generator = CounterGenerator(lock.seed, job.name)
             rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
+            if (counts := early.finish(rule)) is not None:
+                chunks.release(job.num_elements)
+                tally.add(rule)
+                tally.count(counts)
+                return
         tally.add(rule)
-        scaling = float(lock.method["scaling"])
         step = make_step(rule, job.dtype, scaling, is_compiled=self.is_compiled)
         for chunk in chunks.last_pass():
             merged, counts, probe = step(chunk, rule.per_element(chunk.start, chunk.num_elements))
             chunks.check(probe, chunk, merged)
             tally.count(counts)
-            yield merged
+            write(chunk.start, merged)
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
         # The base model in place of a checkpoint makes its task vector zero.

@@ -30,6 +30,9 @@ CHUNK_ELEMENTS = 2**19
 #: Bytes that a merge may hold ahead of what is being read from the Hub.
 READ_AHEAD_BYTES = 256 * 2**20
 
+#: Of elements that are not decided when they are first seen, so many chunks' are held of a tensor at most.
+OPEN_CHUNKS = 8
+
 #: Measured: the process with torch imported and no tensors (docs/design.md).
 RUNTIME_BYTES = 350_000_000
 
@@ -206,6 +209,9 @@ class Plan:
         chunks = per_chunk_element * sum(min(size, budget.chunk_elements) for size in sizes)
         if methods.surveys_model(self.lock.method):
             sizes = [sum(job.num_elements for job in self.jobs if job.merged)]
+        elif method.merges_early:  # what is stored of open elements, and their places
+            most_open = OPEN_CHUNKS * budget.chunk_elements
+            chunks += (4 * (num_tasks + 1) + 8) * sum(min(size, most_open) for size in sizes)
         held = sum(_held_bytes(method, num_tasks, size) for size in sizes)
         return RUNTIME_BYTES + chunks + held + self._held_from_hub_bytes(method.form, budget)
 

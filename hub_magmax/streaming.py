@@ -26,7 +26,7 @@ from hub_magmax.io.stored import Stored, bits_dtype, torch_dtype
 from hub_magmax.lazily import inference, torch
 from hub_magmax.planning import EXACT_REASON, TensorJob
 from hub_magmax.scratch import IN_MEMORY, Scratch
-from hub_magmax.selection import Bits
+from hub_magmax.selection import Bits, EarlyChunk
 
 T = TypeVar("T")
 
@@ -104,6 +104,8 @@ class StoredChunks:
         is_compiled: Whether rules and passes use compiled loops.
         clock: Told when values are read and when they are waited for.
         memory: Holds the chunk that was read last, where no chunk is needed once the next one is read.
+        early: Gives what merges a chunk, which is yet to be read, while it is looked at, or None; None where
+            nothing is merged before the last pass.
 
     Raises:
         NonFiniteError: While iterating, at the first NaN or infinity, with its place.
@@ -119,6 +121,7 @@ class StoredChunks:
     memory: ChunkMemory | None = None
     clock: Clock = field(default_factory=Clock)
     scratch: Scratch = IN_MEMORY
+    early: Callable[[StoredChunk], EarlyChunk | None] | None = None
     num_threads = 1
 
     @property
@@ -150,18 +153,21 @@ class StoredChunks:
             self.check(probe, chunk)
             yield chunk.start, found
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
-        yield work(self.bits())
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
+        yield work(self.bits(is_early=is_early))
 
-    def bits(self) -> Iterator[tuple[int, Bits]]:
+    def bits(self, *, is_early: bool = False) -> Iterator[tuple[int, Bits]]:
         """Yield the chunks as compiled loops read them."""
-        for chunk in self._stored(_alone(self._chunks())):
-            yield chunk.start, self._bits(chunk)
+        for chunk in self._stored(_alone(self._chunks()), is_unread=is_early and self.early is not None):
+            early = self.early(chunk) if is_early and self.early else None
+            yield chunk.start, self._bits(chunk, early)
 
-    def _bits(self, chunk: StoredChunk) -> Bits:
+    def _bits(self, chunk: StoredChunk, early: EarlyChunk | None) -> Bits:
         def check(largest: float) -> None:
             self.check(largest, chunk)
 
+        if early is not None:
+            return fusing.unread_bits(chunk.num_elements, check, early)
         if fusing.is_narrow(chunk):
             return fusing.bits(chunk, check)
         stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
@@ -178,16 +184,18 @@ class StoredChunks:
 
     def last_pass(self) -> Iterator[StoredChunk]:
         """Yield the chunks as stored."""
-        return self._stored(_alone(self._chunks()), is_last=True)
+        for chunk in self._stored(_alone(self._chunks()), is_unread=True):
+            self.release(chunk.parts[-1][1])
+            yield chunk
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         return _runs(self.num_elements, self.chunk_elements, self.chunk_elements)
 
     def _stored(
-        self, groups: Iterable[Sequence[tuple[int, int]]], *, is_last: bool = False
+        self, groups: Iterable[Sequence[tuple[int, int]]], *, is_unread: bool = False
     ) -> Iterator[StoredChunk]:
-        """Read groups of parts; in a last pass let go of what was read."""
-        read = partial(self._read, is_last=is_last)
+        """Read groups of parts, or leave it to compiled loops where these can."""
+        read = partial(self._read, is_unread=is_unread)
         with self._files.opened() if self._files is not None else nullcontext():
             if self.reader is None:
                 yield from map(read, groups)
@@ -211,14 +219,12 @@ class StoredChunks:
             self._sources, self.name, self.clock, self.memory.stored if self.memory else None
         )
 
-    def _read(self, parts: Sequence[tuple[int, int]], *, is_last: bool) -> StoredChunk:
+    def _read(self, parts: Sequence[tuple[int, int]], *, is_unread: bool) -> StoredChunk:
         # What compiled passes read themselves is read by the thread that merges, in its own memory.
-        files = self._files if is_last and self.reader is None else None
+        files = self._files if is_unread and self.reader is None else None
         chunk = StoredChunk(parts, partial(self._values, parts), files)
         if files is None:
             chunk.stored  # noqa: B018, read now, by this thread
-        if is_last:
-            self.release(parts[-1][1])
         return chunk
 
     def _values(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
@@ -341,7 +347,7 @@ class JoinedChunks:
             for start, vectors in tensor.arrays():
                 yield first + start, vectors
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
         todo = self._placed()
         lock, errors = Lock(), list[tuple[int, Exception]]()
         self.expect(False)

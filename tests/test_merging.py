@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +42,17 @@ PREFERENCE = {"weights": {"a": 0.6, "b": 0.3, "c": 0.1}}
 
 
 def merged(
-    folder: Path, to: str = "merged", *, chunk_elements: int | None = 2**18, **changes: object
+    folder: Path,
+    to: str = "merged",
+    *,
+    chunk_elements: int | None = 2**18,
+    progress: Callable[[int], None] | None = None,
+    **changes: object,
 ) -> MergeReport:
     changes = {"preference": PREFERENCE, **changes}
     changes["output"] = {"path": to, **changes.get("output", {})}  # type: ignore[dict-item]
-    return merge(plan(load_recipe(write_recipe(folder, **changes))), chunk_elements=chunk_elements)
+    made = plan(load_recipe(write_recipe(folder, **changes)))
+    return merge(made, chunk_elements=chunk_elements, progress=progress)
 
 
 def hashes(folder: Path) -> dict[str, str]:

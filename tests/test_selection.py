@@ -68,7 +68,7 @@ class CountedChunks:
             self.reads.append(1)
         return ArrayChunks(self.task_vectors).runs(length, every)
 
-    def map(self, work):
+    def map(self, work, *, is_early=False):
         yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
 import numpy as np
 
 from hub_magmax import loops
 from hub_magmax.clock import Clock
-from hub_magmax.io.source import LocalSource, RowMemory, TensorSource
+from hub_magmax.errors import CheckpointError
+from hub_magmax.io.source import START_AGAIN, LocalSource, RowMemory, TensorSource
 from hub_magmax.io.stored import Stored, bits_dtype
 
 #: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
@@ -92,6 +94,17 @@ class FileRows:
             pieces = np.split(row, np.cumsum([stop - start for start, stop in parts])[:-1])
             for (start, stop), piece in zip(parts, pieces, strict=True):
                 source.read_stored(self._name, start, stop, piece)
+
+    def raise_for(self, parts: Sequence[tuple[int, int]]) -> NoReturn:
+        """Raise for elements that a loop could not read, naming the file.
+
+        Raises:
+            CheckpointError, SourceError: Always.
+        """
+        self._read_one_by_one(parts, self._rows(parts[0][0], sum(stop - start for start, stop in parts)))
+        raise CheckpointError(
+            "could not be read before, and can be now", where=f"tensor {self._name!r}", hint=START_AGAIN
+        )
 
     def verify(self) -> None:
         """Raise CheckpointError if a file was changed since it was opened."""

@@ -31,7 +31,7 @@ _ADVICE_BYTES = 2**21
 #: Files that one source keeps open. Many sources of hundreds of shards would meet the system's limit.
 _OPEN_FILES = 3
 
-_START_AGAIN = "Let what changes the file come to its end, then run the same command again."
+START_AGAIN = "Let what changes the file come to its end, then run the same command again."
 
 
 #: Of a file, the byte it begins at, and its length.
@@ -250,7 +250,7 @@ class LocalSource(_Source):
             raise CheckpointError(
                 f"ends at byte {start + done:,}; {start + len(buffer):,} were there when the header was read",
                 where=f"{self.label}, {path}",
-                hint=_START_AGAIN,
+                hint=START_AGAIN,
             )
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
@@ -302,7 +302,7 @@ class LocalSource(_Source):
             ) from error
         if version != self._versions[path]:
             raise CheckpointError(
-                "the file was changed or replaced while it was being read", where=where, hint=_START_AGAIN
+                "the file was changed or replaced while it was being read", where=where, hint=START_AGAIN
             )
 
     def version(self, path: str) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class ShardFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
-        self._file = self._temporary.open("wb", buffering=0)
+        self._file = self._temporary.open("w+b", buffering=0)
         self._pieces: dict[int, tuple[int, bytes]] = {}
         self._lock = Lock()
 
@@ -49,13 +49,31 @@ class ShardFile:
         return sum(length for length, _ in self._pieces.values())
 
     def write(self, content: bytes | memoryview, start: int) -> None:
-        """Write `content` at the byte `start`. Pieces may not overlap, and in the end leave no hole."""
+        """Write `content` at the byte `start`. Pieces may not overlap, and in the end leave no hole.
+
+        A piece may be written again, whole.
+        """
         rest = memoryview(content)
         with self._lock:
             self._pieces[start] = len(rest), xxh3_128_digest(rest)
         while rest:
             done = os.pwrite(self._file.fileno(), rest, start)
             rest, start = rest[done:], start + done
+
+    def read_again(self, start: int) -> bytearray:
+        """Return the piece that was written at the byte `start`, in memory of its own.
+
+        Raises:
+            OutputError: If it is not what was written.
+        """
+        with self._lock:
+            length, expected = self._pieces[start]
+        content = bytearray(length)
+        rest, position = memoryview(content), start
+        while rest and (done := os.preadv(self._file.fileno(), [rest], position)):
+            rest, position = rest[done:], position + done
+        self._check(start, content, expected)
+        return content
 
     def finish(self) -> str:
         """Put the file in its place, durably, and return its sha256.
@@ -77,15 +95,18 @@ class ShardFile:
                 assert start == position, "pieces leave no hole"
                 length, expected = self._pieces[start]
                 content = file.read(length)
-                if xxh3_128_digest(content) != expected:
-                    raise OutputError(
-                        f"bytes {start:,} to {start + length:,} are not what was written when read back",
-                        where=str(self._path),
-                        hint="The disk or the memory of this machine loses data; use another one.",
-                    )
+                self._check(start, content, expected)
                 digest.update(content)
                 position += length
         return digest.hexdigest()
+
+    def _check(self, start: int, content: bytes | bytearray, expected: bytes) -> None:
+        if xxh3_128_digest(content) != expected:
+            raise OutputError(
+                f"bytes {start:,} to {start + len(content):,} are not what was written when read back",
+                where=str(self._path),
+                hint="The disk or the memory of this machine loses data; use another one.",
+            )
 
     def abandon(self) -> None:
         self._file.close()

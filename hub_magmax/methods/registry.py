@@ -89,6 +89,7 @@ class MergeMethod:
         scaling: Default scaling coefficient λ.
         form: What `function` receives; see `merge_method`.
         held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it.
+        merges_early: Whether plans count what is kept of elements that are open at a first look.
         uses: Takes the preference and returns the numbers of the tasks that count; None: all.
         options: Recipe options as pydantic field definitions, (annotation, default) by name.
         supplied: Which of `SUPPLIED` the function asks for.
@@ -104,6 +105,7 @@ class MergeMethod:
     supplied: tuple[str, ...]
     summary: str
     held_bytes: int = 0
+    merges_early: bool = False
     uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None
 
     def unread(self, preference: tuple[float, ...]) -> tuple[int, ...]:
@@ -250,6 +252,7 @@ def merge_method(
     scaling: float = 1.0,
     form: Form = "tensor",
     held_bytes: int = 0,
+    merges_early: bool = False,
     uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a function into a merge method.
@@ -273,6 +276,8 @@ def merge_method(
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
         held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it; what plans
             say and `output.memory` limits.
+        merges_early: A rule that merges chunks while it looks at them (`Chunks.map`); plans then count what
+            is stored of the elements that it leaves open, unless that is in `held_bytes`.
         uses: Takes the preference and returns the tasks, from zero, on whose vectors the result depends; the
             others are not read, and the function gets zeros in their place. None: all.
     """
@@ -290,6 +295,7 @@ def merge_method(
             options=MappingProxyType(options_of(function, without=SUPPLIED)),
             supplied=tuple(name for name in inspect.signature(function).parameters if name in SUPPLIED),
             held_bytes=held_bytes,
+            merges_early=merges_early,
             uses=uses,
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )

@@ -21,7 +21,7 @@ Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scope = Literal["tensor", "model"]
 
 
-@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule", uses=preferred)
+@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule", merges_early=True, uses=preferred)
 def ties(
     chunks: "Chunks", *, preference: tuple[float, ...], density: Density = 0.2, scope: Scope = "tensor"
 ) -> TensorRule:
@@ -37,9 +37,12 @@ def ties(
     from hub_magmax import kernels
 
     keep = math.ceil(_as_written(density) * chunks.num_elements)
-    (thresholds,) = kernels.magnitude_thresholds(chunks, (keep,))
     weights = np.array(preference, np.float32)
-    return TensorRule(kernels.ties_merge, per_task=(thresholds, weights))
+
+    def rule_of(thresholds: "np.ndarray") -> TensorRule:
+        return TensorRule(kernels.ties_merge, per_task=(thresholds[0], weights))
+
+    return rule_of(kernels.magnitude_thresholds(chunks, (keep,), rule_of))
 
 
 @merge_method("dare", source="arXiv:2311.03099", scaling=0.3, form="rule", uses=preferred)
@@ -110,7 +113,9 @@ def _draw(
     return draw
 
 
-@merge_method("breadcrumbs", source="arXiv:2312.06795", scaling=0.3, form="rule", uses=preferred)
+@merge_method(
+    "breadcrumbs", source="arXiv:2312.06795", scaling=0.3, form="rule", merges_early=True, uses=preferred
+)
 def breadcrumbs(
     chunks: "Chunks",
     *,
@@ -137,9 +142,13 @@ def breadcrumbs(
     removed = math.floor(_as_written(outliers) * num_elements)
     keep = math.ceil(_as_written(density) * num_elements)
     ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
-    most, least = kernels.magnitude_thresholds(chunks, ranks)
     multipliers = np.array(task_arithmetic(chunks.num_tasks, preference=preference), np.float32)
-    return TensorRule(kernels.banded_sum, per_task=(least, most, multipliers))
+
+    def rule_of(thresholds: "np.ndarray") -> TensorRule:
+        most, least = thresholds
+        return TensorRule(kernels.banded_sum, per_task=(least, most, multipliers))
+
+    return rule_of(kernels.magnitude_thresholds(chunks, ranks, rule_of))
 
 
 def _as_written(share: float) -> Fraction:

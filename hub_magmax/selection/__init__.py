@@ -13,7 +13,7 @@ Source: MAGMAX (arXiv:2407.06322), Tunable MAGMAX (arXiv:2605.20803).
 
 from hub_magmax.selection.algorithm_one import algorithm_1
 from hub_magmax.selection.apportionment import quotas
-from hub_magmax.selection.chunks import ArrayChunks, Bits, Chunks, Rows, Selection
+from hub_magmax.selection.chunks import ArrayChunks, Bits, Chunks, EarlyChunk, Rows, Selection
 from hub_magmax.selection.magmax import largest_magnitude
 from hub_magmax.selection.optimum import top_n
 
@@ -21,6 +21,7 @@ __all__ = [
     "ArrayChunks",
     "Bits",
     "Chunks",
+    "EarlyChunk",
     "Rows",
     "Selection",
     "algorithm_1",

@@ -64,10 +64,29 @@ class Chunks(Protocol):
         """Return the first `length` elements of every `every`, those that `places_in_runs` names."""
         ...
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
         """Share the chunks out between threads, as compiled loops read them, and yield what `work` returns.
 
         It is called once in each thread, with the thread's share in order; most often there is one thread.
+        `is_early`: it merges chunks while it looks at them, where they have `Bits.early`.
+        """
+        ...
+
+
+@runtime_checkable
+class EarlyChunk(Protocol):
+    """A chunk that is yet to be read, by a loop that looks at it and merges it meanwhile."""
+
+    def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: Any) -> int:
+        """Call a loop of `compiled_early`, and return what it returns.
+
+        Args:
+            loop: Takes what it reads from, `looking`, and what it merges with.
+            looking: What else it looks with.
+            rule: A method's, right for every element that the loop does not find open.
+
+        Raises:
+            CheckpointError, SourceError: If not all of it could be read.
         """
         ...
 
@@ -83,6 +102,7 @@ class Bits:
             subtracted.
         base: The base model's; empty where rows are task vectors already.
         check: Takes the largest magnitude that a loop met, as bits of float32; raises if it is not finite.
+        early: Merges the chunk while a loop looks at it; then nothing is in `rows` and `base`.
     """
 
     rows: Shaped[np.ndarray, " memory"]
@@ -90,6 +110,7 @@ class Bits:
     base: Shaped[np.ndarray, " _"]
     num_elements: int
     check: Callable[[int], None]
+    early: EarlyChunk | None = None
 
     @classmethod
     def of_vectors(cls, chunk: Float32[np.ndarray, "tasks chunk"]) -> Bits:
@@ -125,7 +146,7 @@ class ArrayChunks:
     def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
         return self._flat.take(places_in_runs(self.num_elements, length, every), axis=1)
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
         yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:

@@ -38,6 +38,7 @@ from hub_magmax.selection.settlement import Split, settle
 from hub_magmax.selection.sources import (
     DIRECT_ELEMENTS,
     OffScaleError,
+    RuleOf,
     Source,
     Stream,
     active_magnitudes,
@@ -54,7 +55,9 @@ _MAX_ATTEMPTS = 4
 _LANES = 8
 
 
-def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) -> Selection:
+def top_n(
+    chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator, *, rule_of: RuleOf | None = None
+) -> Selection:
     """Select so that the kept magnitude is the largest that the quotas allow.
 
     Every task has a price, and an element goes to the task whose magnitude exceeds its price the most:
@@ -73,6 +76,8 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
             some per cent of the elements are kept in memory.
         quotas: Elements per task, as `quotas` returns them. A task without a quota never wins.
         generator: Draws the samples and decides between equals.
+        rule_of: Turns winners of a chunk (uint8) into the rule that takes each element from its winner, for
+            those that may be merged while they are looked at.
 
     Returns:
         The selection; its counts equal `quotas`.
@@ -90,7 +95,7 @@ def top_n(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) ->
             quotas, active, (0.0,) * len(active), Owners(chunks.num_elements, chunks.scratch), 0.0
         )
     chunks = _hold(chunks)
-    source = survey(chunks, active, generator)
+    source = survey(chunks, active, generator, rule_of)
     wanted = np.array([quotas[task] for task in active], dtype=np.int64)
     market = Market(source, Groups.none(len(active)), wanted, np.zeros(len(active)))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
@@ -169,7 +170,9 @@ class _CompiledContest(_Contest):
     def settle(
         self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"]
     ) -> tuple[int, _Rest]:
-        active = np.array(self._source.active)
+        active, rule_of = np.array(self._source.active), self._source.rule_of
+        names = np.zeros(256, np.uint8)
+        names[: len(active)] = active
         bonuses, grouping = np.stack((self._most, self._least)), self.grouping.for_loops()
 
         def settle(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, int, _Rest]:
@@ -186,10 +189,9 @@ class _CompiledContest(_Contest):
                 if len(single) < bits.num_elements:  # memory that is not written to costs nothing
                     single = np.empty(bits.num_elements, np.int64)
                     values = np.empty((bits.num_elements, len(active)), np.float32)
-                stored = bits.rows, bits.stride, bits.base, active
                 winners = owner[start : start + bits.num_elements]
-                number = loops.settle(
-                    *stored,
+                looking: tuple[Any, ...] = (
+                    active,
                     bonuses,
                     self._source.scale,
                     *grouping,
@@ -200,12 +202,18 @@ class _CompiledContest(_Contest):
                     values,
                     *scratch,
                 )
+                if bits.early is not None and rule_of is not None:
+                    named = np.empty((1, bits.num_elements), np.uint8)  # which the loop fills
+                    rule = rule_of(named[0])
+                    number = bits.early.merge(loops.settle_and_merge, (*looking, names, named), rule)
+                else:
+                    number = loops.settle(bits.rows, bits.stride, bits.base, *looking)
                 bits.check(int(facts[1]))
                 check_scale(float(np.int32(facts[1]).view(np.float32)), self._source.scale)
                 left.add(single[:number] + start, values[:number])
             return found, int(facts[0]), left
 
-        (found, num_off_grid, rest), *others = self._source.map(settle)
+        (found, num_off_grid, rest), *others = self._source.map(settle, is_early=rule_of is not None)
         counts += found
         for found, off_grid, left in others:
             counts += found

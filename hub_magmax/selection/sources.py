@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -25,6 +26,10 @@ _MIN_SAMPLE = 1 << 11
 _RUN = 64
 
 
+#: Turns the winners of some elements (uint8) into the rule that takes each from its winner.
+RuleOf = Callable[[np.ndarray], Any]
+
+
 @dataclass(frozen=True)
 class Stock:
     """Elements in memory: their magnitudes, one row per task, and their places in the tensor.
@@ -40,6 +45,7 @@ class Stock:
     is_compiled: bool
     run: int = 1
     scratch = IN_MEMORY
+    rule_of = None
 
     @property
     def num_elements(self) -> int:
@@ -53,7 +59,7 @@ class Stock:
         for start in range(0, self.num_elements, BLOCK_ELEMENTS):
             yield start, self.values[:, start : start + BLOCK_ELEMENTS]
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
         yield work((start, Bits.of_vectors(block)) for start, block in self.blocks())
 
     def take(self, chosen: Int64[np.ndarray, " chosen"]) -> Stock:
@@ -69,11 +75,15 @@ class Stock:
 
 @dataclass(frozen=True)
 class Stream:
-    """All elements of a tensor, read from its chunks, and the sample that was taken of them."""
+    """All elements of a tensor, read from its chunks, and the sample that was taken of them.
+
+    `rule_of`: as `top_n` takes it.
+    """
 
     chunks: Chunks
     active: tuple[int, ...]
     surveyed: Stock
+    rule_of: RuleOf | None = None
 
     @property
     def scale(self) -> float:
@@ -98,8 +108,8 @@ class Stream:
     def blocks(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks block"]]]:
         return blocks(self.chunks)
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T]) -> Iterator[T]:
-        return self.chunks.map(work)
+    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
+        return self.chunks.map(work, is_early=is_early)
 
     def sample(self) -> Stock:
         return self.surveyed
@@ -121,7 +131,9 @@ class OffScaleError(Exception):
     """A tensor has a magnitude that is far beyond those of its sample."""
 
 
-def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator) -> Source:
+def survey(
+    chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator, rule_of: RuleOf | None = None
+) -> Source:
     """Read a tensor if it is small, else a sample of it."""
     num_elements = chunks.num_elements
     is_small = num_elements <= DIRECT_ELEMENTS
@@ -134,7 +146,7 @@ def survey(chunks: Chunks, active: tuple[int, ...], generator: CounterGenerator)
     stock = Stock(values, places, _scale(largest), generator, chunks.is_compiled, length)
     if is_small:
         return stock
-    stream = Stream(chunks, active, stock)
+    stream = Stream(chunks, active, stock, rule_of)
     return stream if largest else stream.rescaled()
 
 

@@ -1,0 +1,173 @@
+"""Merging a tensor's chunks while they are looked at, before it is known of every element how.
+
+Prices and thresholds come from a look at a whole tensor, and merging it takes another one. But a sample
+tells them nearly, so most elements are decided as soon as they are seen. These are merged while they are in
+the cache. Of the others, some per cent, what is stored is kept, and they are merged when the rule is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_128_digest
+
+from hub_magmax import loops
+from hub_magmax.fusing import COMPILED_DTYPES, kind_of, make_step, merging_arguments
+from hub_magmax.io.stored import Stored
+from hub_magmax.lazily import Array
+from hub_magmax.methods import TensorRule
+from hub_magmax.streaming import StoredChunk
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """A chunk that was merged but for its open elements.
+
+    Attributes:
+        num_elements: Of the chunk.
+        places: Of the open elements in it, int64.
+        rows: What is stored of them: bits, a row for each checkpoint, the base model's first.
+        counts: Of the decided elements, by task; none where tasks are not selected.
+        given: Digest of what the rule gave for the decided ones.
+    """
+
+    num_elements: int
+    places: np.ndarray
+    rows: np.ndarray
+    counts: np.ndarray
+    given: bytes
+
+
+class EarlyMerge:
+    """What was merged early of one tensor, and its open elements.
+
+    Args:
+        num_elements: Of the tensor.
+        dtype: Of the output, as safetensors calls it.
+        scaling: Scaling coefficient.
+        most_open: As many elements as may be kept.
+        write: Takes the index of a chunk's first element, and its merged values.
+        read_again: Returns what was written there.
+    """
+
+    def __init__(
+        self,
+        num_elements: int,
+        dtype: str,
+        scaling: float,
+        most_open: int,
+        write: Callable[[int, Stored], None],
+        read_again: Callable[[int], bytearray],
+    ) -> None:
+        self.dtype, self.scaling = dtype, scaling
+        self._num_elements, self._most_open = num_elements, most_open
+        self._write, self._read_again = write, read_again
+        self._merged: dict[int, _Merged] = {}
+        self._has_failed = False
+
+    def chunk(self, chunk: StoredChunk) -> EarlyChunk | None:
+        """Return what merges a chunk early, or None where that cannot be; a chunk given again counts anew."""
+        self._merged.pop(chunk.start, None)
+        files = chunk.files
+        if (
+            self._has_failed
+            or files is None
+            or files.dtype != self.dtype
+            or self.dtype not in COMPILED_DTYPES
+        ):
+            return None
+        return EarlyChunk(self, chunk)
+
+    def note(self, start: int, merged: _Merged, values: Stored) -> None:
+        """Write a chunk, unless more is open than may be kept; then the rest is left to a second look."""
+        self._merged[start] = merged
+        num_open = sum(len(merged.places) for merged in self._merged.values())
+        if num_open > self._most_open or len(merged.places) * self._num_elements > (
+            self._most_open * merged.num_elements
+        ):
+            self.give_up()
+        else:
+            self._write(start, values)
+
+    def give_up(self) -> None:
+        """Leave the tensor to a second look."""
+        self._has_failed = True
+        self._merged.clear()
+
+    def finish(self, rule: TensorRule) -> np.ndarray | None:
+        """Merge the open elements by the rule of the tensor, and return how many come from each task.
+
+        None where the tensor has to be looked at again: not all of it was merged, or what the rule gives for
+        decided elements is not what it gave then.
+        """
+        if sum(merged.num_elements for merged in self._merged.values()) < self._num_elements:
+            return None
+        step = make_step(rule, self.dtype, self.scaling, is_compiled=True)
+        total: np.ndarray = np.zeros(1, np.int64)
+        for start, merged in self._merged.items():
+            given = rule.per_element(start, merged.num_elements)
+            if _digest(given, merged.places) != merged.given:
+                return None
+            total = total + merged.counts
+            if len(merged.places):
+                bounds, rows = [(0, len(merged.places))], self._stored(merged.rows)
+                open_ones = StoredChunk(bounds, partial(lambda stored: stored, rows))
+                values, counts, probe = step(open_ones, tuple(np.asarray(v)[merged.places] for v in given))
+                if probe != 0:  # what is not finite is told of by the second look
+                    return None
+                total = total + counts
+                content = np.frombuffer(self._read_again(start), values.bits.dtype)
+                content[merged.places] = values.bits
+                self._write(start, self._stored(content))
+        return total
+
+    def _stored(self, bits: np.ndarray) -> Stored:
+        return Stored(bits, self.dtype)
+
+
+@dataclass(frozen=True)
+class EarlyChunk:
+    """A chunk of files that are open; a `selection.EarlyChunk`."""
+
+    whole: EarlyMerge
+    chunk: StoredChunk
+
+    def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: TensorRule) -> int:
+        """Call a loop of `compiled_early`, as `selection.EarlyChunk` says."""
+        files, size, kind = self.chunk.files, self.chunk.num_elements, kind_of(rule)
+        assert files is not None and kind is not None
+        offset, block = files.block(self.chunk.start)
+        merging = merging_arguments(rule, self.whole.scaling, block, size)
+        values, counts = merging[2:4]
+        places, rows = np.empty(size, np.int64), np.empty((len(block), size), block.dtype)
+        facts, found = np.zeros(2, np.int64), np.empty(loops.BLOCK + loops.SPARE, np.int64)
+        with files.arguments() as reading:
+            stored = offset, block, block.reshape(-1)
+            result = loop(*reading, *stored, *looking, kind, *merging, facts, found, places, rows)
+        if result < 0:
+            files.raise_for(self.chunk.parts)
+        if facts[1] >= loops.INFINITY_BITS:
+            self.whole.give_up()
+            return result
+        places, rows = places[: facts[0]].copy(), rows[:, : facts[0]].copy()
+        given = rule.per_element(0, size)
+        if rule.selects:
+            counts = counts - np.bincount(np.asarray(given[0])[places], minlength=len(counts))
+        else:
+            counts = counts[:0]
+        merged = _Merged(size, places, rows, counts, _digest(given, places))
+        self.whole.note(self.chunk.start, merged, Stored(values, self.whole.dtype))
+        return result
+
+
+def _digest(given: tuple[Array, ...], places: np.ndarray) -> bytes:
+    """Identify what a rule gives for the elements of a chunk, but for some of them."""
+    if not given:
+        return b""
+    decided = np.array(given[0])
+    decided[places] = 0
+    return xxh3_128_digest(decided.data)

@@ -1,0 +1,284 @@
+"""Merging while looking: the bytes are those of a second look, whatever samples say and how much is open."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hub_magmax import compiled_early, early, kernels, loops, merging
+from hub_magmax.early import EarlyMerge
+from hub_magmax.errors import CheckpointError, NonFiniteError
+from hub_magmax.io import filerows
+from hub_magmax.io.source import LocalSource
+from hub_magmax.io.stored import Stored
+from hub_magmax.methods import TensorRule
+from hub_magmax.methods.registry import given_rule
+from hub_magmax.selection import optimum, sources
+from hub_magmax.streaming import StoredChunks
+from tests.families import write_checkpoint
+from tests.test_merging import hashes, merged
+
+SHAPES = {"wide": (70, 301), "long": (41_003,), "small": (5,)}
+METHODS = [
+    {"name": "ties", "density": 0.3},
+    {"name": "breadcrumbs", "density": 0.3, "outliers": 0.1},
+    {"name": "tunable_magmax", "selection": "top-n"},
+]
+PREFERENCE = {"weights": {"a": 0.5, "b": 0.3, "c": 0.2}}
+
+
+def write(folder, kind, dtype=torch.bfloat16):
+    """A base model and three tasks; rows can be unlike, or nearly all magnitudes alike."""
+    generator = torch.Generator().manual_seed(0)
+    for number, name in enumerate(("base", "a", "b", "c")):
+        tensors = {}
+        for title, shape in SHAPES.items():
+            base = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+            step = 0.1 * torch.randn(shape, generator=generator)
+            if kind == "tied":
+                step = 0.25 * (step / 0.1).round()
+                base = base.round()
+            if kind == "unlike":
+                step *= torch.linspace(0, 4, step.numel()).exp().view(shape)
+            tensors[title] = (base + step * (number > 0)).to(dtype)
+        write_checkpoint(folder / name, tensors)
+
+
+@pytest.fixture
+def small_samples(monkeypatch):
+    """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
+    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(kernels, "_SAMPLE_RUN", 64)
+    monkeypatch.setattr(kernels, "_SAMPLE_STRIDE", 300)
+    monkeypatch.setattr(sources, "DIRECT_ELEMENTS", 1000)
+    monkeypatch.setattr(optimum, "DIRECT_ELEMENTS", 1000)
+    monkeypatch.setattr(sources, "_MIN_SAMPLE", 500)
+    monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * loops.BLOCK)
+    monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """Which tensors were merged early, True or False for each."""
+    seen = []
+    finish = EarlyMerge.finish
+
+    def noted(self, rule):
+        counts = finish(self, rule)
+        seen.append(counts is not None)
+        return counts
+
+    monkeypatch.setattr(EarlyMerge, "finish", noted)
+    return seen
+
+
+def late(monkeypatch):
+    monkeypatch.setattr(EarlyMerge, "chunk", lambda self, chunk: None)
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("chunk_elements", [1000, 4096, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["normal", "tied", "unlike"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_bytes_are_those_of_a_second_look(
+    tmp_path, finished, monkeypatch, method, kind, dtype, chunk_elements
+):
+    write(tmp_path, kind, dtype)
+    monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    options = {"method": method, "preference": PREFERENCE, "chunk_elements": chunk_elements}
+    found = merged(tmp_path, "early", **options)
+    assert finished.count(True) >= 2  # all but the smallest
+    late(monkeypatch)
+    expected = merged(tmp_path, "late", **options)
+    assert found.shards == expected.shards
+    assert hashes(tmp_path / "early") == hashes(tmp_path / "late")
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("chunk_elements", [1, 7])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_tiny_chunks_give_the_same_bytes(tmp_path, finished, monkeypatch, method, chunk_elements):
+    monkeypatch.setitem(SHAPES, "wide", (20, 61))
+    monkeypatch.setitem(SHAPES, "long", (1003,))
+    monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    write(tmp_path, "normal")
+    options = {"method": method, "preference": PREFERENCE}
+    found = merged(tmp_path, "early", chunk_elements=chunk_elements, **options)
+    assert any(finished)
+    late(monkeypatch)
+    assert found.shards == merged(tmp_path, "late", chunk_elements=4096, **options).shards
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_what_leaves_too_much_open_is_looked_at_again(tmp_path, finished, monkeypatch, method):
+    write(tmp_path, "normal")
+    options = {"method": method, "preference": PREFERENCE, "chunk_elements": 4096}
+    expected = merged(tmp_path, "expected", **options)
+    assert any(finished)
+    finished.clear()
+    monkeypatch.setattr(merging, "OPEN_CHUNKS", 0)
+    found = merged(tmp_path, "found", **options)
+    assert not any(finished)
+    assert found.shards == expected.shards
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_a_sample_that_misleads_changes_nothing(tmp_path, monkeypatch, method):
+    """The runs of a sample hold the smallest magnitudes only, and boxes are tiny: both are wrong at first."""
+    monkeypatch.setattr(optimum, "_DEVIATIONS", 1e-4)
+    write(tmp_path, "normal")
+    for name in ("a", "b", "c"):
+        base, own = (LocalSource(tmp_path / folder) for folder in ("base", name))
+        tensors = {}
+        for title, shape in SHAPES.items():
+            size = int(np.prod(shape))
+            before, after = (source.read(title, 0, size) for source in (base, own))
+            step = (after.float() - before.float()) * torch.where(torch.arange(size) % 300 < 64, 1e-3, 1.0)
+            tensors[title] = (before.float() + step).view(shape)
+        write_checkpoint(tmp_path / name, tensors)
+    write_checkpoint(
+        tmp_path / "base",
+        {
+            title: base.read(title, 0, int(np.prod(shape))).view(shape).float()
+            for title, shape in SHAPES.items()
+        },
+    )
+    monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    seen, chunk = [], EarlyMerge.chunk
+    monkeypatch.setattr(EarlyMerge, "chunk", lambda self, of: seen.append(of.start) or chunk(self, of))
+    options = {"method": method, "preference": PREFERENCE, "chunk_elements": 4096}
+    found = merged(tmp_path, "early", **options)
+    assert seen.count(0) > len(SHAPES)  # a tensor was looked at more than once
+    late(monkeypatch)
+    assert found.shards == merged(tmp_path, "late", **options).shards
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_progress_counts_every_byte_once(tmp_path, finished, method):
+    write(tmp_path, "normal")
+    counted = []
+    options = {"method": method, "preference": PREFERENCE, "chunk_elements": 4096}
+    merged(tmp_path, "out", progress=counted.append, **options)
+    assert any(finished)
+    assert sum(counted) == 2 * sum(int(np.prod(shape)) for shape in SHAPES.values())
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_values_that_are_not_finite_are_named(tmp_path, method):
+    write(tmp_path, "normal")
+    source = LocalSource(tmp_path / "b")
+    tensors = {title: source.read(title, 0, int(np.prod(shape))).clone() for title, shape in SHAPES.items()}
+    tensors["long"][35_001] = torch.nan
+    write_checkpoint(tmp_path / "b", {title: one.view(SHAPES[title]) for title, one in tensors.items()})
+    with pytest.raises(NonFiniteError, match="element 35,001 is nan"):
+        merged(tmp_path, "out", method=method, preference=PREFERENCE, chunk_elements=4096)
+
+
+@pytest.mark.usefixtures("small_samples")
+def test_a_file_that_is_cut_meanwhile_is_named(tmp_path, monkeypatch):
+    write(tmp_path, "normal")
+    chunk = EarlyMerge.chunk
+
+    def cut(self, stored):
+        if stored.start:
+            os.truncate(tmp_path / "b" / "model.safetensors", 20_000)
+        return chunk(self, stored)
+
+    monkeypatch.setattr(EarlyMerge, "chunk", cut)
+    with pytest.raises(CheckpointError, match=r"\./b, model\.safetensors: the file was changed"):
+        merged(tmp_path, "out", method=METHODS[0], preference=PREFERENCE, chunk_elements=4096)
+
+
+class Tensor:
+    """Three rows of one tensor in files, and what is written of it."""
+
+    def __init__(self, folder, rows, chunk_elements):
+        for number, row in enumerate(rows):
+            write_checkpoint(folder / str(number), {"w": torch.tensor(row, dtype=torch.float32)})
+        base, *tasks = (LocalSource(folder / str(number)) for number in range(len(rows)))
+        self.written = {}
+        self.early = EarlyMerge(
+            len(rows[0]),
+            "F32",
+            1.0,
+            100,
+            self.written.__setitem__,
+            lambda start: bytearray(self.written[start].content),
+        )
+        self.chunks = StoredChunks(
+            "w", len(rows[0]), base, tuple(tasks), chunk_elements, None, True, early=self.early.chunk
+        )
+
+    @property
+    def values(self):
+        return [value for start in sorted(self.written) for value in self.written[start].tensor.tolist()]
+
+
+def look(share):
+    """Merge early by thresholds of 2, with magnitudes from 1 to 3 open."""
+    rule = TensorRule(kernels.ties_merge, per_task=(np.full(2, 2, np.float32), np.full(2, 0.5, np.float32)))
+    bounds = np.array(
+        [[np.float32(low).view(np.int32), np.float32(3).view(np.int32), 24] for low in (1, 1)], np.int32
+    )
+    for _, bits in share:
+        bins, most = np.zeros(4, np.int64), np.zeros((2, 4), np.int32)
+        counts = 1, bounds, np.array([0, 2, 4]), bins, *most, np.zeros(2, np.int64)
+        scratch = np.empty((3, loops.BLOCK + loops.SPARE), np.int32), np.empty(loops.BLOCK, np.uint8)
+        opened = np.empty(bits.num_elements, np.uint8)
+        looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
+        bits.check(bits.early.merge(loops.count_and_merge, looking, rule))
+
+
+def test_open_elements_wait_for_the_rule(tmp_path):
+    tensor = Tensor(tmp_path, [[1] * 6, [5, 1, 3, -3, 1.5, 9], [1, 5, 3.5, 1, 1, 1]], 4)
+    list(tensor.chunks.map(look, is_early=True))
+    # Task vectors: 4 0 2 -4 .5 8 and 0 4 2.5 0 0 0; open is the third element alone.
+    assert tensor.values == [5, 5, 3.25, -3, 1, 9]
+    final = TensorRule(
+        kernels.ties_merge, per_task=(np.full(2, 2.25, np.float32), np.full(2, 0.5, np.float32))
+    )
+    assert tensor.early.finish(final) is not None
+    assert tensor.values == [5, 5, 3.5, -3, 1, 9]
+
+
+def test_a_tensor_that_was_not_offered_whole_is_not_finished(tmp_path):
+    tensor = Tensor(tmp_path, [[1] * 6, [2] * 6, [3] * 6], 4)
+    list(tensor.chunks.map(lambda share: look([next(iter(share))]), is_early=True))
+    assert tensor.early.finish(TensorRule(kernels.ties_merge)) is None
+
+
+def test_a_rule_that_changed_its_mind_is_not_finished(tmp_path):
+    tensor = Tensor(tmp_path, [[1] * 3, [2] * 3, [3] * 3], 4)
+    owner = np.array([0, 1, 1], np.uint8)
+    tensor.early._merged[0] = early._Merged(
+        3, np.array([1]), np.array([[1.0], [2.0], [3.0]], np.float32).view(np.uint32),
+        np.array([1, 1]), early._digest((owner,), np.array([1])),
+    )  # fmt: skip
+    tensor.written[0] = Stored.of(torch.tensor([2.0, 0.0, 3.0]))
+    assert tensor.early.finish(given_rule(np.array([0, 1, 0], np.uint8), selects=True)) is None
+    assert tensor.early.finish(given_rule(np.array([0, 0, 1], np.uint8), selects=True)).tolist() == [2, 1]
+    assert tensor.values == [2, 2, 3]
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 100), st.integers(0, 10**6))
+def test_open_columns_are_kept_in_order(size, share, seed):
+    rng = np.random.default_rng(seed)
+    marks = (rng.integers(0, 100, size) < share).astype(np.uint8) * 70
+    stored = rng.integers(0, 2**16, (3, size), np.uint16)
+    facts, places, rows = np.zeros(2, np.int64), np.empty(size, np.int64), np.empty((3, size), np.uint16)
+    scratch = np.empty(loops.BLOCK, np.uint8), np.empty(loops.BLOCK + loops.SPARE, np.int64)
+    compiled_early._keep_open(marks, np.uint8(64), 5, stored, *scratch, facts, places, rows)
+    expected = np.flatnonzero(marks)
+    assert facts[0] == len(expected)
+    assert places[: facts[0]].tolist() == (expected + 5).tolist()
+    assert np.array_equal(rows[:, : facts[0]], stored[:, expected])
