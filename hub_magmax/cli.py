@@ -306,7 +306,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
     processes, hub = find_processes(), HubSources()
     locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
     planned = make_plan(found, locked, hub=hub)
-    with _progress(planned.bytes_out if processes.is_first else 0) as progress:
+    with _progress(planned.progress_bytes if processes.is_first else 0) as progress:
         report = do_merge(planned, progress=progress, processes=processes, hub=hub)
     return json.loads(report.to_json()), _summary(found, report) if processes.is_first else ""
 

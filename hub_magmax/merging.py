@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -80,7 +80,8 @@ def merge(
         plan: From `planning.make_plan`.
         output: Folder to create; by default the recipe's `output.path`.
         sources: Open checkpoints by name, instead of those the lock names; for an adapter, the adapters.
-        progress: Called with the number of bytes each finished chunk wrote.
+        progress: Called with the number of bytes each finished chunk wrote; where a method looks at the whole
+            model, before that with as many for each tensor. `Plan.progress_bytes` in all.
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
         hub: Repositories that are open already.
@@ -144,32 +145,54 @@ def make_shards(
     Returns:
         Seconds by kind of work, as the merge report has them.
     """
-    advance = progress or (lambda num_bytes: None)
-    missing = []
-    for shard in share(plan.shards, processes):
-        if shelf.intact(shard.file) is None:
-            missing.append(shard)
-        else:
-            advance(shard.data_bytes)
-    in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
-    budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
-    if chunk_elements:
-        budget = replace(budget, chunk_elements=chunk_elements)
-    engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
-    if not engine.is_compiled:
-        import_module("torch")  # now, by one thread, for its settings to hold from the beginning
-    with one_thread():
-        try:
-            if surveys_model(plan.lock.method) and any(job.merged for shard in missing for job in shard.jobs):
-                engine.survey(place.survey_folder if processes.count > 1 else None)
-            engine.expect(plan.tensors_read([job for shard in missing for job in engine.in_turn(shard)]))
-            for record in engine.make(missing):
-                with os_errors(place.folder / record.file), engine.clock.spend("store"):
-                    shelf.record(record)
-        except DamagedError:
-            place.forget()  # what is finished may be made of the same bytes
-            raise
+    with _raising(progress or (lambda num_bytes: None)) as advance:
+        missing = []
+        for shard in share(plan.shards, processes):
+            if shelf.intact(shard.file) is None:
+                missing.append(shard)
+            else:
+                advance(shard.data_bytes)
+        in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
+        budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
+        if chunk_elements:
+            budget = replace(budget, chunk_elements=chunk_elements)
+        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
+        if not engine.is_compiled:
+            import_module("torch")  # now, by one thread, for its settings to hold from the beginning
+        with one_thread():
+            try:
+                engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
+                for record in engine.make(missing):
+                    with os_errors(place.folder / record.file), engine.clock.spend("store"):
+                        shelf.record(record)
+            except DamagedError:
+                place.forget()  # what is finished may be made of the same bytes
+                raise
     return engine.clock.seconds
+
+
+class _Cancelled(BaseException):
+    """What a progress raised, on its way through code that turns the errors of methods into messages."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _raising(progress: Progress) -> Iterator[Progress]:
+    """Give a progress that may be called from anywhere; what it raises comes out as it is."""
+
+    def advance(num_bytes: int) -> None:
+        try:
+            progress(num_bytes)
+        except Exception as error:
+            raise _Cancelled(error) from error
+
+    try:
+        yield advance
+    except _Cancelled as cancelled:
+        raise cancelled.error from None
 
 
 def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
@@ -224,6 +247,7 @@ class _Engine:
         self.budget, self.in_order = budget, in_order
         self.scratch = Scratch(place.folder)
         self.model_rule: ModelRule | None = None
+        self._not_looked_at = plan.looked_at_bytes
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.makers = ThreadPoolExecutor(budget.num_threads)
         self._progress, self._progress_lock = progress, Lock()
@@ -236,14 +260,36 @@ class _Engine:
         for name, source in self.sources.items():
             source.expect(names[name], budget_bytes, in_part=in_part)
 
-    def survey(self, folder: Path | None) -> None:
-        """Find the rule of a method whose scope is the model; a folder keeps it for other processes."""
-        lock, jobs = self.plan.lock, [job for job in self.plan.jobs if job.merged]
-        names = self.plan.tensors_read(jobs)
-        with inference(), self.clock.spend("compute"):
-            tensors = tuple(self._chunks(job, self.reader) for job in jobs)
-            chunks = JoinedChunks(tensors, partial(self.expect, names), self.budget.num_threads)
-            self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
+    def look_at_model(self, missing: Sequence[Shard], folder: Path | None) -> None:
+        """Find the rule of a method whose scope is the model, where any of these files needs it.
+
+        A folder keeps it for other processes.
+        """
+        lock = self.plan.lock
+        if surveys_model(lock.method) and any(job.merged for shard in missing for job in shard.jobs):
+            jobs = [job for job in self.plan.jobs if job.merged]
+            with inference(), self.clock.spend("compute"):
+                chunks = self._all_chunks(jobs)
+                self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
+        if self._not_looked_at:  # by another process, or earlier
+            self._progress(self._not_looked_at)
+
+    def _all_chunks(self, jobs: Sequence[TensorJob]) -> JoinedChunks:
+        """Return the chunks of these tensors, one after the other."""
+        num_bytes = {job.name: job.num_bytes for job in jobs}
+
+        def looked_at(name: str) -> None:
+            with self._progress_lock:
+                if found := num_bytes.pop(name, 0):
+                    self._not_looked_at -= found
+                    self._progress(found)
+
+        return JoinedChunks(
+            tuple(self._chunks(job, self.reader) for job in jobs),
+            partial(self.expect, self.plan.tensors_read(jobs)),
+            self.budget.num_threads,
+            looked_at,
+        )
 
     def in_turn(self, shard: Shard) -> Sequence[TensorJob]:
         """Return a file's tensors as they are begun: the largest first, so that all threads end together."""
@@ -254,8 +300,9 @@ class _Engine:
         if self.reader is not None:
             self.reader.shutdown(cancel_futures=True)
 
-    def make(self, shards: Iterable[Shard]) -> Iterator[ShardRecord]:
+    def make(self, shards: Sequence[Shard]) -> Iterator[ShardRecord]:
         """Write files, and yield their records in order; of several errors the first in order is raised."""
+        self.expect(self.plan.tensors_read([job for shard in shards for job in self.in_turn(shard)]))
         with ExitStack() as unfinished:
             begun: deque[Callable[[], ShardRecord]] = deque()
             try:

@@ -167,6 +167,18 @@ class Plan:
         return next((job.unread for job in self.jobs if job.unread), ())
 
     @property
+    def looked_at_bytes(self) -> int:
+        """Bytes of the output whose tensors are looked at before the first is merged; mostly none."""
+        if not methods.surveys_model(self.lock.method):
+            return 0
+        return sum(job.num_bytes for job in self.jobs if job.merged)
+
+    @property
+    def progress_bytes(self) -> int:
+        """What a merge tells its progress of, in all."""
+        return self.bytes_out + self.looked_at_bytes
+
+    @property
     def bytes_out(self) -> int:
         return sum(shard.data_bytes for shard in self.shards)
 

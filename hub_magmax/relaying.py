@@ -62,7 +62,7 @@ def relay(
         destination: Where to.
         head: The branch as it is now; of the first process.
         write_card: As `running.write_card`.
-        progress: Called with the number of bytes each finished chunk wrote.
+        progress: As for `merging.merge`.
         processes: Which of how many processes this is; the first one commits.
         hub: Repositories that are open already.
 

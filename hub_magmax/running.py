@@ -66,7 +66,7 @@ def run(
         recipe: What to do.
         locked: Its lock; made now where it is not given.
         report: Called with a line of text at each step.
-        progress: Called with the bytes to write; opens what is called with the bytes of each chunk.
+        progress: Called with `Plan.progress_bytes`; opens what is called with the bytes of each chunk.
         processes: Which of how many processes this is; found from the launcher by default.
         push_anyway: Push also where a guard regressed.
         destination: Where on the Hub the model goes, and how; by default as the recipe says.
@@ -88,7 +88,7 @@ def run(
         from hub_magmax.relaying import relay  # loads torch
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
-        with progress(planned.bytes_out) as advance:
+        with progress(planned.progress_bytes) as advance:
             merged, published = relay(planned, destination, head, write_card, advance, processes, hub)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
@@ -96,7 +96,7 @@ def run(
 
     if finished(PartialFolder(output, planned.digest)) is None:
         report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
-    with progress(planned.bytes_out) as advance:
+    with progress(planned.progress_bytes) as advance:
         merged = merge(planned, output, progress=advance, processes=processes, hub=hub)
     scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
     if not processes.is_first:

@@ -316,11 +316,13 @@ class JoinedChunks:
         expect: Called before every reading: tells sources that all tensors are read once, in order; with True
             where they are read in part.
         num_threads: Among which tensors are shared out, where rules let them be.
+        looked_at: Called with the name of each tensor that was read to its end.
     """
 
     tensors: tuple[StoredChunks, ...]
     expect: Callable[[bool], None]
     num_threads: int = 1
+    looked_at: Callable[[str], None] = lambda name: None
 
     @property
     def num_tasks(self) -> int:
@@ -346,6 +348,7 @@ class JoinedChunks:
         for first, tensor in self._one_by_one(in_part=False):
             for start, vectors in tensor.arrays():
                 yield first + start, vectors
+            self.looked_at(tensor.name)
 
     def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
         todo = self._placed()
@@ -366,6 +369,7 @@ class JoinedChunks:
                     for start, bits in tensor.bits():
                         yield first + start, bits
                     tensor.release(tensor.num_elements)
+                    self.looked_at(tensor.name)
 
             with self.tensors[0].clock.spend("compute"), inference():
                 try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hub_magmax import kernels
+from hub_magmax import kernels, merging
 from hub_magmax.errors import RecipeError
 from hub_magmax.locking import plan
 from hub_magmax.memory import Workbench
@@ -15,7 +15,7 @@ from hub_magmax.methods import TensorRule
 from hub_magmax.planning import TensorJob
 from hub_magmax.recipe import load_recipe
 from hub_magmax.running import lock
-from hub_magmax.selection import ArrayChunks, quotas
+from hub_magmax.selection import ArrayChunks, optimum, quotas
 from hub_magmax.surveying import survey
 from tests.families import read_merged, write_family, write_recipe
 from tests.test_merging import Interrupted
@@ -142,6 +142,34 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
     assert found.shards == expected.shards
     assert (found.shares, found.num_unaligned) == (expected.shares, expected.num_unaligned)
     assert not (family / "merged.partial").exists()
+
+
+@pytest.mark.parametrize("method", [METHOD, TOP_N, TIES], ids=str)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compiled):
+    monkeypatch.setattr(merging, "compiles", lambda num_elements: is_compiled)
+    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    made, seen = plan(recipe_of(family, method=method)), []
+    merge(made, progress=lambda num_bytes: seen.append((num_bytes, [*family.glob("*/model/*")])))
+    looked_at = [num_bytes for num_bytes, written in seen if not written]
+    assert sum(looked_at) == made.looked_at_bytes > 0
+    assert sum(num_bytes for num_bytes, _ in seen) == made.progress_bytes
+    again = []
+    merge(made, family / "again", progress=again.append)
+    assert sum(again) == made.progress_bytes
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_what_a_progress_raises_comes_out_as_it_is(family, monkeypatch, scope):
+    monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
+    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
+
+    def interrupt(num_bytes: int) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge(plan(recipe_of(family, method=TIES | {"scope": scope})), progress=interrupt)
 
 
 def test_rule_of_another_merge_is_not_used(family):
