@@ -17,7 +17,7 @@ from xxhash import xxh3_128_digest
 
 from hub_magmax import loops
 from hub_magmax.fusing import COMPILED_DTYPES, kind_of, make_step, merging_arguments
-from hub_magmax.io.stored import Stored
+from hub_magmax.io.stored import Stored, bits_dtype
 from hub_magmax.lazily import Array
 from hub_magmax.methods import TensorRule
 from hub_magmax.streaming import StoredChunk
@@ -50,6 +50,8 @@ class EarlyMerge:
         dtype: Of the output, as safetensors calls it.
         scaling: Scaling coefficient.
         most_open: As many elements as may be kept.
+        held: Memory for all merged elements, as bits; None where each chunk is written when it is merged, and
+            written again with what was open.
         write: Takes the index of a chunk's first element, and its merged values.
         read_again: Returns what was written there.
     """
@@ -60,11 +62,12 @@ class EarlyMerge:
         dtype: str,
         scaling: float,
         most_open: int,
+        held: np.ndarray | None,
         write: Callable[[int, Stored], None],
         read_again: Callable[[int], bytearray],
     ) -> None:
         self.dtype, self.scaling = dtype, scaling
-        self._num_elements, self._most_open = num_elements, most_open
+        self._num_elements, self._most_open, self._held = num_elements, most_open, held
         self._write, self._read_again = write, read_again
         self._merged: dict[int, _Merged] = {}
         self._has_failed = False
@@ -82,16 +85,21 @@ class EarlyMerge:
             return None
         return EarlyChunk(self, chunk)
 
-    def note(self, start: int, merged: _Merged, values: Stored) -> None:
-        """Write a chunk, unless more is open than may be kept; then the rest is left to a second look."""
+    def room(self, start: int, size: int) -> np.ndarray:
+        """Return memory for the merged elements of a chunk."""
+        if self._held is not None:
+            return self._held[start : start + size]
+        return np.empty(size, bits_dtype(self.dtype))
+
+    def note(self, start: int, merged: _Merged, values: np.ndarray) -> None:
+        """Keep a chunk, unless more is open than may be; then the tensor is left to a second look."""
         self._merged[start] = merged
         num_open = sum(len(merged.places) for merged in self._merged.values())
-        if num_open > self._most_open or len(merged.places) * self._num_elements > (
-            self._most_open * merged.num_elements
-        ):
+        share = len(merged.places) / merged.num_elements
+        if max(num_open, share * self._num_elements) > self._most_open:
             self.give_up()
-        else:
-            self._write(start, values)
+        elif self._held is None:
+            self._write(start, self._stored(values))
 
     def give_up(self) -> None:
         """Leave the tensor to a second look."""
@@ -120,10 +128,18 @@ class EarlyMerge:
                 if probe != 0:  # what is not finite is told of by the second look
                     return None
                 total = total + counts
-                content = np.frombuffer(self._read_again(start), values.bits.dtype)
-                content[merged.places] = values.bits
-                self._write(start, self._stored(content))
+                whole = self._again(start, merged)
+                whole[merged.places] = values.bits
+                self._write(start, self._stored(whole))
+            elif self._held is not None:
+                self._write(start, self._stored(self._again(start, merged)))
         return total
+
+    def _again(self, start: int, merged: _Merged) -> np.ndarray:
+        """Return the merged elements of a chunk, as they are before those that were open are put in."""
+        if self._held is not None:
+            return self._held[start : start + merged.num_elements]
+        return np.frombuffer(self._read_again(start), bits_dtype(self.dtype))
 
     def _stored(self, bits: np.ndarray) -> Stored:
         return Stored(bits, self.dtype)
@@ -141,8 +157,9 @@ class EarlyChunk:
         files, size, kind = self.chunk.files, self.chunk.num_elements, kind_of(rule)
         assert files is not None and kind is not None
         offset, block = files.block(self.chunk.start)
-        merging = merging_arguments(rule, self.whole.scaling, block, size)
-        values, counts = merging[2:4]
+        values = self.whole.room(self.chunk.start, size)
+        merging = merging_arguments(rule, self.whole.scaling, len(block) - 1, values)
+        counts = merging[3]
         places, rows = np.empty(size, np.int64), np.empty((len(block), size), block.dtype)
         facts, found = np.zeros(2, np.int64), np.empty(loops.BLOCK + loops.SPARE, np.int64)
         with files.arguments() as reading:
@@ -160,7 +177,7 @@ class EarlyChunk:
         else:
             counts = counts[:0]
         merged = _Merged(size, places, rows, counts, _digest(given, places))
-        self.whole.note(self.chunk.start, merged, Stored(values, self.whole.dtype))
+        self.whole.note(self.chunk.start, merged, values)
         return result
 
 

@@ -123,7 +123,8 @@ class _CompiledPass:
         files: tuple[np.ndarray, np.ndarray, np.ndarray, int] = _NO_FILES,
     ) -> Merged | None:
         """Merge `rows`, or what is read into them from files in blocks; None where a file is too short."""
-        per_task, *others = merging_arguments(self.rule, self.scaling, rows, num_elements)
+        out = np.empty(num_elements, rows.dtype)
+        per_task, *others = merging_arguments(self.rule, self.scaling, len(rows) - 1, out)
         merged, counts = others[1:3]
         given = np.atleast_2d(np.asarray(per_element[0]).T) if per_element else _NOTHING_GIVEN
         largest = loops.merge_chunk(self.kind, *files, rows, per_task, given, *others)
@@ -137,17 +138,15 @@ class _CompiledPass:
         return found, counts if self.rule.selects else counts[:0], 0.0 if finite else math.nan
 
 
-def merging_arguments(
-    rule: TensorRule, scaling: float, rows: np.ndarray, num_elements: int
-) -> tuple[Any, ...]:
+def merging_arguments(rule: TensorRule, scaling: float, num_tasks: int, out: np.ndarray) -> tuple[Any, ...]:
     """Return most of what `loops.merge_chunk` takes: numbers per task, the scaling coefficient, room for
-    merged elements and for counts, and scratch. `rows` are what it reads into.
+    merged elements (`out`) and for counts, and scratch.
     """
-    num_tasks, per_task = len(rows) - 1, rule.per_task
+    per_task = rule.per_task
     return (
         np.stack([np.asarray(values) for values in per_task]) if per_task else np.empty((0, 0), np.float32),
         np.float32(scaling),
-        np.empty(num_elements, rows.dtype),
+        out,
         np.zeros(num_tasks, np.int64),
         np.empty((num_tasks + 6, loops.BLOCK), np.float32),
         np.empty((2, loops.BLOCK), np.int32),

@@ -28,9 +28,9 @@ _HELD_NUMBERS = 1 << 20
 #: many. Each run is a read of its own. Measured with five tasks of 11 million elements: 48 runs leave 8
 #: elements in 100 in brackets of six deviations, 86 leave 5 in brackets of four.
 _SAMPLE_RUN, _SAMPLE_STRIDE, _MOST_RUNS = 1 << 12, 1 << 17, 512
-#: Bins of a histogram: one for so many elements, within bounds. A bracket of more different magnitudes is
-#: narrowed first.
-_ELEMENTS_PER_BIN, _FEWEST_BINS, _MOST_BINS = 32, 1 << 12, 1 << 20
+#: Bins of a histogram: so many for each element that is thought to be in the bracket, within bounds. Where
+#: the bin of a threshold has more than two different magnitudes, another pass narrows the bracket.
+_BINS_PER_ELEMENT, _FEWEST_BINS, _MOST_BINS = 4, 1 << 12, 1 << 20
 
 
 def task_rows(
@@ -227,8 +227,8 @@ def _count_compiled(
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
     stride = max(_SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
-    rows = np.abs(chunks.runs(_SAMPLE_RUN, stride)).view(np.int32)
-    most_bins = min(_MOST_BINS, max(chunks.num_elements // _ELEMENTS_PER_BIN, _FEWEST_BINS))
+    vectors = chunks.runs(_SAMPLE_RUN, stride)
+    rows = np.abs(vectors, out=vectors).view(np.int32)
     brackets = []
     for task, row in enumerate(rows):
         bits = np.sort(row)[::-1]
@@ -245,6 +245,8 @@ def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
             above, below = math.floor(share * len(bits) - margin), math.ceil(share * len(bits) + margin)
             high = int(bits[above]) if above >= 0 else _MOST_BITS
             low = int(bits[below]) if below < len(bits) else 0
+            inside = (min(below, len(bits)) - max(above, 0)) * chunks.num_elements // len(bits)
+            most_bins = min(_MOST_BINS, max(_BINS_PER_ELEMENT * inside, _FEWEST_BINS))
             brackets.append(_Bracket(task, rank, most_bins, low, high))
     return brackets
 

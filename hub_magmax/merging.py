@@ -33,13 +33,13 @@ from hub_magmax.io.opening import (
     read_side_file,
     versions_of,
 )
-from hub_magmax.io.source import TensorSource
-from hub_magmax.io.stored import Stored
+from hub_magmax.io.source import RowMemory, TensorSource
+from hub_magmax.io.stored import Stored, bits_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.lazily import inference
 from hub_magmax.lockfile import LOCK_NAME
 from hub_magmax.methods import TensorRule, surveys_model
-from hub_magmax.planning import OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe import RECIPE_NAME
@@ -251,7 +251,7 @@ class _Engine:
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.makers = ThreadPoolExecutor(budget.num_threads)
         self._progress, self._progress_lock = progress, Lock()
-        self._memory = ChunkMemory()
+        self._memory, self._merged_memory = ChunkMemory(), RowMemory()
         self.clock = Clock()
 
     def expect(self, names: Mapping[str, Iterable[str]], in_part: bool = False) -> None:
@@ -389,8 +389,7 @@ class _Engine:
         if self.model_rule is not None:
             rule = self.model_rule.part(job.name)
         else:
-            most_open = OPEN_CHUNKS * self.budget.chunk_elements
-            early = EarlyMerge(job.num_elements, job.dtype, scaling, most_open, write, read_again)
+            early = self._early(job, scaling, write, read_again)
             chunks = replace(chunks, early=early.chunk)
             generator = CounterGenerator(lock.seed, job.name)
             rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
@@ -406,6 +405,19 @@ class _Engine:
             chunks.check(probe, chunk, merged)
             tally.count(counts)
             write(chunk.start, merged)
+
+    def _early(
+        self,
+        job: TensorJob,
+        scaling: float,
+        write: Callable[[int, Stored], None],
+        read_again: Callable[[int], bytearray],
+    ) -> EarlyMerge:
+        most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))
+        held = None
+        if job.num_elements <= most_held and job.num_elements:
+            held = self._merged_memory.rows(bits_dtype(job.dtype), job.num_elements, [0])[0]
+        return EarlyMerge(job.num_elements, job.dtype, scaling, most_open, held, write, read_again)
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
         # The base model in place of a checkpoint makes its task vector zero.

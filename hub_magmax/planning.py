@@ -33,6 +33,10 @@ READ_AHEAD_BYTES = 256 * 2**20
 #: Of elements that are not decided when they are first seen, so many chunks' are held of a tensor at most.
 OPEN_CHUNKS = 8
 
+#: A tensor of up to so many chunks is not written before all of its elements are merged. To write it, read it
+#: and write it again takes a twenty-fifth of a merge, measured.
+HELD_CHUNKS = 32
+
 #: Measured: the process with torch imported and no tensors (docs/design.md).
 RUNTIME_BYTES = 350_000_000
 
@@ -221,9 +225,10 @@ class Plan:
         chunks = per_chunk_element * sum(min(size, budget.chunk_elements) for size in sizes)
         if methods.surveys_model(self.lock.method):
             sizes = [sum(job.num_elements for job in self.jobs if job.merged)]
-        elif method.merges_early:  # what is stored of open elements, and their places
-            most_open = OPEN_CHUNKS * budget.chunk_elements
+        elif method.merges_early:  # what is stored of open elements, their places, and merged chunks
+            most_open, most_held = OPEN_CHUNKS * budget.chunk_elements, HELD_CHUNKS * budget.chunk_elements
             chunks += (4 * (num_tasks + 1) + 8) * sum(min(size, most_open) for size in sizes)
+            chunks += 4 * sum(size for size in sizes if size <= most_held)
         held = sum(_held_bytes(method, num_tasks, size) for size in sizes)
         return RUNTIME_BYTES + chunks + held + self._held_from_hub_bytes(method.form, budget)
 

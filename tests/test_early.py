@@ -81,15 +81,15 @@ def late(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_samples")
-@pytest.mark.parametrize("chunk_elements", [1000, 4096, 1 << 20])
+@pytest.mark.parametrize("chunks", [(1000, 0), (4096, 32), (1 << 20, 32)], ids=["written", "held", "one"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", ["normal", "tied", "unlike"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
-def test_bytes_are_those_of_a_second_look(
-    tmp_path, finished, monkeypatch, method, kind, dtype, chunk_elements
-):
+def test_bytes_are_those_of_a_second_look(tmp_path, finished, monkeypatch, method, kind, dtype, chunks):
     write(tmp_path, kind, dtype)
     monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    chunk_elements, held = chunks
+    monkeypatch.setattr(merging, "HELD_CHUNKS", held)
     options = {"method": method, "preference": PREFERENCE, "chunk_elements": chunk_elements}
     found = merged(tmp_path, "early", **options)
     assert finished.count(True) >= 2  # all but the smallest
@@ -201,16 +201,17 @@ def test_a_file_that_is_cut_meanwhile_is_named(tmp_path, monkeypatch):
 class Tensor:
     """Three rows of one tensor in files, and what is written of it."""
 
-    def __init__(self, folder, rows, chunk_elements):
+    def __init__(self, folder, rows, chunk_elements, held=None):
         for number, row in enumerate(rows):
             write_checkpoint(folder / str(number), {"w": torch.tensor(row, dtype=torch.float32)})
         base, *tasks = (LocalSource(folder / str(number)) for number in range(len(rows)))
-        self.written = {}
+        self.written: dict[int, Stored] = {}
         self.early = EarlyMerge(
             len(rows[0]),
             "F32",
             1.0,
             100,
+            held,
             self.written.__setitem__,
             lambda start: bytearray(self.written[start].content),
         )
@@ -238,11 +239,12 @@ def look(share):
         bits.check(bits.early.merge(loops.count_and_merge, looking, rule))
 
 
-def test_open_elements_wait_for_the_rule(tmp_path):
-    tensor = Tensor(tmp_path, [[1] * 6, [5, 1, 3, -3, 1.5, 9], [1, 5, 3.5, 1, 1, 1]], 4)
+@pytest.mark.parametrize("held", [None, np.empty(6, np.uint32)], ids=["written", "held"])
+def test_open_elements_wait_for_the_rule(tmp_path, held):
+    tensor = Tensor(tmp_path, [[1] * 6, [5, 1, 3, -3, 1.5, 9], [1, 5, 3.5, 1, 1, 1]], 4, held)
     list(tensor.chunks.map(look, is_early=True))
     # Task vectors: 4 0 2 -4 .5 8 and 0 4 2.5 0 0 0; open is the third element alone.
-    assert tensor.values == [5, 5, 3.25, -3, 1, 9]
+    assert tensor.values == ([5, 5, 3.25, -3, 1, 9] if held is None else [])
     final = TensorRule(
         kernels.ties_merge, per_task=(np.full(2, 2.25, np.float32), np.full(2, 0.5, np.float32))
     )
