@@ -112,6 +112,9 @@ def _processes(result: Result) -> str:
             f"{row['seconds']:.1f}",
             f"{row['two_seconds']:.1f}",
             f"{row['ratio']:.2f}",
+            f"{row['merging_seconds']:.1f}",
+            f"{row['two_merging_seconds']:.1f}",
+            f"{row['two_merging_seconds'] / row['merging_seconds']:.2f}",
             _megabytes(row["peak_memory_bytes"]),
             _megabytes(row["two_peak_memory_bytes"]),
             row["same_files"],
@@ -121,7 +124,10 @@ def _processes(result: Result) -> str:
     return _section(
         result,
         f"{result['shard_size'].removesuffix('MB')} MB shards.",
-        ["method", "one: s", "two: s", "two / one", "one: MB", "two: MB", "same files"],
+        [
+            *("method", "one: s", "two: s", "two / one", "one, merging: s", "two, merging: s", "two / one"),
+            *("one: MB", "two: MB", "same files"),
+        ],
         rows,
     )
 
@@ -193,10 +199,10 @@ does not load `CLIPModel`.
 _PROCESSES_PREFACE = """## Two processes
 
 One process with one thread beside two of one thread each (`ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu
---num_processes 2 -m hub_magmax merge ...`). Seconds are of whole commands. What launching costs counts:
-accelerate, and torch, which is imported by the launcher and then by the processes, while one process alone
-needs neither. Every file is the same by sha256, besides the merge report, which
-tells times. One process uses up to eight cores without a launcher.
+--num_processes 2 -m hub_magmax merge ...`). Seconds are of whole commands, and then of the merge alone, as
+its report has them. Launching costs some three seconds: accelerate, and torch, which is imported by the
+launcher and then by the processes, while one process alone needs neither. Every file is the same by sha256,
+besides the merge report, which tells times. One process uses up to eight cores without a launcher.
 """
 
 #: By part: what is said of it, and how a result of it is shown.

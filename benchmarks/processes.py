@@ -5,13 +5,14 @@
 
 Each process has one thread (OMP_NUM_THREADS=1). Files are in the page cache, every number is the median of
 `--repeat` runs after one that may compile. What launching costs (accelerate, and torch in the launcher before
-it is in the processes) counts.
+it is in the processes) counts; the merge alone is told as well, as the last run's report has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 from functools import partial
@@ -46,6 +47,11 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
+def merging_seconds(folder: Path) -> float:
+    """Return how long the first process of a merge merged."""
+    return float(json.loads((folder / _DIFFERS).read_text())["seconds"])
+
+
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
     timing.read_all(inputs)  # into the page cache
@@ -53,7 +59,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     for name in CHOSEN:
         merging = partial(merge, folder, METHODS[name], shard_size=SHARD_SIZE)
         one = timing.runs(partial(merging, environment=_ONE_THREAD), options.repeat)
-        expected = digests(folder / "merged")
+        expected, alone = digests(folder / "merged"), merging_seconds(folder / "merged")
         two = timing.runs(partial(merging, command=LAUNCH, environment=_ON_CPU), options.repeat)
         assert digests(folder / "merged") == expected, f"{name}: two processes wrote other bytes than one"
         seconds, two_seconds = timing.median_seconds(one), timing.median_seconds(two)
@@ -65,6 +71,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 "two_runs": len(two),
                 "two_seconds": two_seconds,
                 "ratio": two_seconds / seconds,
+                "merging_seconds": alone,
+                "two_merging_seconds": merging_seconds(folder / "merged"),
                 "same_files": len(expected),
                 "peak_memory_bytes": timing.most_memory(one),
                 "two_peak_memory_bytes": timing.most_memory(two),
