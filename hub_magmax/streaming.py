@@ -191,18 +191,20 @@ class StoredChunks:
 
     def last_pass(self) -> Iterator[StoredChunk]:
         """Yield the chunks as stored."""
-        for chunk in self._stored(_alone(self._chunks()), is_unread=True):
-            self.release(chunk.parts[-1][1])
-            yield chunk
+        return self._stored(_alone(self._chunks()), is_unread=True, is_last=True)
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         return _runs(self.num_elements, self.chunk_elements, self.chunk_elements)
 
     def _stored(
-        self, groups: Iterable[Sequence[tuple[int, int]]], *, is_unread: bool = False
+        self,
+        groups: Iterable[Sequence[tuple[int, int]]],
+        *,
+        is_unread: bool = False,
+        is_last: bool = False,
     ) -> Iterator[StoredChunk]:
-        """Read groups of parts, or leave it to compiled loops where these can."""
-        read = partial(self._read, is_unread=is_unread)
+        """Read groups of parts, or leave it to compiled loops where these can; at last let go of them."""
+        read = partial(self._read, is_unread=is_unread, is_last=is_last)
         with self._files.opened() if self._files is not None else nullcontext():
             if self.reader is None:
                 yield from map(read, groups)
@@ -226,12 +228,14 @@ class StoredChunks:
             self._sources, self.name, self.clock, self.memory.stored if self.memory else None
         )
 
-    def _read(self, parts: Sequence[tuple[int, int]], *, is_unread: bool) -> StoredChunk:
+    def _read(self, parts: Sequence[tuple[int, int]], *, is_unread: bool, is_last: bool) -> StoredChunk:
         # What compiled passes read themselves is read by the thread that merges, in its own memory.
         files = self._files if is_unread and self.reader is None else None
         chunk = StoredChunk(parts, partial(self._values, parts), files)
         if files is None:
             chunk.stored  # noqa: B018, read now, by this thread
+        if is_last:  # by this thread, too: what is far away is read and let go of by one
+            self.release(parts[-1][1])
         return chunk
 
     def _values(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
