@@ -2,7 +2,7 @@
 
 Measured on one thread, 2^18 elements, five bfloat16 checkpoints: operation by operation a pass costs 60 to
 140 ns per element, because every operation moves the chunk through memory; compiled it costs 1 to 3 ns.
-Compiling takes about ten seconds, once per environment. Both ways give the same bits.
+Compiling takes ten to fifteen seconds, once per environment. Both ways give the same bits.
 """
 
 from __future__ import annotations
