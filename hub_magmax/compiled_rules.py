@@ -318,21 +318,9 @@ def _count_bins(magnitudes, places, low, high, shift, bins, most, least):
 
 @_compiled
 def count_magnitudes(
-    rows,
-    stride,
-    base,
-    num_elements,
-    num_ranks,
-    bounds,
-    edges,
-    bins,
-    most,
-    least,
-    above,
-    opened,
-    scratch,
-    marks,
-):
+    rows, stride, base, num_elements, num_ranks, bounds, edges, bins, most, least, above, opened,
+    scratch, marks,
+):  # fmt: skip
     """Add each task's magnitudes between bounds to the bins of histograms; return the largest bits met.
 
     Args:

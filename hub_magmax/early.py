@@ -121,18 +121,17 @@ class EarlyMerge:
             if _digest(given, merged.places) != merged.given:
                 return None
             total = total + merged.counts
-            if len(merged.places):
-                bounds, rows = [(0, len(merged.places))], self._stored(merged.rows)
-                open_ones = StoredChunk(bounds, partial(lambda stored: stored, rows))
-                values, counts, probe = step(open_ones, tuple(np.asarray(v)[merged.places] for v in given))
-                if probe != 0:  # what is not finite is told of by the second look
-                    return None
-                total = total + counts
-                whole = self._again(start, merged)
-                whole[merged.places] = values.bits
-                self._write(start, self._stored(whole))
-            elif self._held is not None:
-                self._write(start, self._stored(self._again(start, merged)))
+            if self._held is None and not len(merged.places):
+                continue  # it is written as it is
+            bounds, rows = [(0, len(merged.places))], self._stored(merged.rows)
+            open_ones = StoredChunk(bounds, partial(lambda stored: stored, rows))
+            values, counts, probe = step(open_ones, tuple(np.asarray(v)[merged.places] for v in given))
+            if probe != 0:  # what is not finite is told of by the second look
+                return None
+            total = total + counts
+            whole = self._again(start, merged)
+            whole[merged.places] = values.bits
+            self._write(start, self._stored(whole))
         return total
 
     def _again(self, start: int, merged: _Merged) -> np.ndarray:

@@ -344,10 +344,7 @@ def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch
 
 
 def banded_sum(
-    rows: Rows,
-    least: Weights,
-    most: Weights,
-    weights: Weights,
+    rows: Rows, least: Weights, most: Weights, weights: Weights
 ) -> Float32[torch.Tensor, " chunk"]:
     """Return Σ w_t τ_t over the elements whose magnitude is from `least` to `most` of their task."""
     bounds = zip(rows, _as_tensor(least), _as_tensor(most), strict=True)

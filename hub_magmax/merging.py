@@ -343,81 +343,57 @@ class _Engine:
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> _Tally:
         """Write one tensor at `position` of a file."""
         tally = _Tally(len(self.plan.lock.tasks))
-        written = set[int]()
-
-        def write(start: int, values: Stored) -> None:
-            """Write values from an element on, perhaps once more."""
-            with self.clock.spend("write"):
-                file.write(values.content, position + start * values.bits.itemsize)
-            if start not in written:
-                written.add(start)
-                with self._progress_lock:
-                    self._progress(len(values.content))
-
-        def read_again(start: int) -> bytearray:
-            with self.clock.spend("write"):
-                return file.read_again(position + start * ITEM_BYTES[job.dtype])
-
+        slot = _Slot(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
         with inference(), self.clock.spend("compute"):
             if job.merged and not isinstance(job, FactorJob):
-                self._merge(job, tally, write, read_again)
+                self._merge(job, tally, slot)
             else:
-                self._copy(job, tally, write)
+                self._copy(job, tally, slot)
         return tally
 
-    def _copy(self, job: TensorJob, tally: _Tally, write: Callable[[int, Stored], None]) -> None:
+    def _advance(self, num_bytes: int) -> None:
+        with self._progress_lock:
+            self._progress(num_bytes)
+
+    def _copy(self, job: TensorJob, tally: _Tally, slot: _Slot) -> None:
         """Write what needs no task vectors."""
         if isinstance(job, FactorJob):
-            write(0, Stored.of(factor_values(job, self.sources)))
+            slot.write(0, Stored.of(factor_values(job, self.sources)))
             return
         tasks, start = tuple(self.plan.lock.tasks), 0
         for values in copied_chunks(job, self.sources, tasks, self.budget.chunk_elements, self.clock):
             if not values.is_finite():
                 tally.not_finite = [job.name]
-            write(start, values)
+            slot.write(start, values)
             start += len(values.bits)
 
-    def _merge(
-        self,
-        job: TensorJob,
-        tally: _Tally,
-        write: Callable[[int, Stored], None],
-        read_again: Callable[[int], bytearray],
-    ) -> None:
-        lock, chunks = self.plan.lock, self._chunks(job, self.reader)
+    def _merge(self, job: TensorJob, tally: _Tally, slot: _Slot) -> None:
+        lock, chunks, early = self.plan.lock, self._chunks(job, self.reader), None
         scaling = float(lock.method["scaling"])
         if self.model_rule is not None:
             rule = self.model_rule.part(job.name)
         else:
-            early = self._early(job, scaling, write, read_again)
+            early = self._early(job, scaling, slot)
             chunks = replace(chunks, early=early.chunk)
             generator = CounterGenerator(lock.seed, job.name)
             rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
-            if (counts := early.finish(rule)) is not None:
-                chunks.release(job.num_elements)
-                tally.add(rule)
-                tally.count(counts)
-                return
         tally.add(rule)
+        if early is not None and (total := early.finish(rule)) is not None:
+            tally.count(total)
+            return
         step = make_step(rule, job.dtype, scaling, is_compiled=self.is_compiled)
         for chunk in chunks.last_pass():
             merged, counts, probe = step(chunk, rule.per_element(chunk.start, chunk.num_elements))
             chunks.check(probe, chunk, merged)
             tally.count(counts)
-            write(chunk.start, merged)
+            slot.write(chunk.start, merged)
 
-    def _early(
-        self,
-        job: TensorJob,
-        scaling: float,
-        write: Callable[[int, Stored], None],
-        read_again: Callable[[int], bytearray],
-    ) -> EarlyMerge:
+    def _early(self, job: TensorJob, scaling: float, slot: _Slot) -> EarlyMerge:
         most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))
         held = None
         if job.num_elements <= most_held and job.num_elements:
             held = self._merged_memory.rows(bits_dtype(job.dtype), job.num_elements, [0])[0]
-        return EarlyMerge(job.num_elements, job.dtype, scaling, most_open, held, write, read_again)
+        return EarlyMerge(job.num_elements, job.dtype, scaling, most_open, held, slot.write, slot.read_again)
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
         # The base model in place of a checkpoint makes its task vector zero.
@@ -436,6 +412,33 @@ class _Engine:
             self.clock,
             self.scratch,
         )
+
+
+class _Slot:
+    """Where one tensor lies in a file: at `position`, so many bytes per item."""
+
+    def __init__(
+        self, file: ShardFile, position: int, item_bytes: int, clock: Clock, progress: Progress
+    ) -> None:
+        self._file, self._position, self._item_bytes = file, position, item_bytes
+        self._clock, self._progress = clock, progress
+        self._written: set[int] = set()
+
+    def write(self, start: int, values: Stored) -> None:
+        """Write values from an element on, perhaps once more."""
+        with self._clock.spend("write"):
+            self._file.write(values.content, self._place(start))
+        if start not in self._written:
+            self._written.add(start)
+            self._progress(len(values.content))
+
+    def read_again(self, start: int) -> bytearray:
+        """Return what was written from an element on."""
+        with self._clock.spend("write"):
+            return self._file.read_again(self._place(start))
+
+    def _place(self, start: int) -> int:
+        return self._position + start * self._item_bytes
 
 
 class _Tally:

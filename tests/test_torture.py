@@ -89,7 +89,7 @@ def reference(family: Path, **changes: object) -> dict[str, str]:
 
 def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Carry out `action` just before the given read of any source."""
-    original, seen = source_module._read_fully, []
+    original, seen = source_module.read_fully, []
 
     def read(*arguments):
         seen.append(1)
@@ -97,7 +97,7 @@ def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], N
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(source_module, "_read_fully", read)
+    monkeypatch.setattr(source_module, "read_fully", read)
 
 
 def change_byte(path: Path) -> None:

@@ -245,7 +245,7 @@ class LocalSource(_Source):
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         with self.reading(path) as descriptor:
-            done = _read_fully(descriptor, start, buffer)
+            done = read_fully(descriptor, start, buffer)
         if done < len(buffer):
             raise CheckpointError(
                 f"ends at byte {start + done:,}; {start + len(buffer):,} were there when the header was read",
@@ -349,7 +349,7 @@ def _is_cached(descriptor: int, place: int) -> bool:
     return False
 
 
-def _read_fully(descriptor: int, start: int, buffer: memoryview) -> int:
+def read_fully(descriptor: int, start: int, buffer: memoryview) -> int:
     """Fill `buffer` from a file's byte `start` on; return the bytes read, fewer only at its end."""
     done = 0
     while done < len(buffer):  # one call moves at most 2 GiB

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from xxhash import xxh3_128_digest
 
 from hub_magmax.errors import OutputError
+from hub_magmax.io.source import read_fully
 from hub_magmax.reports import ShardRecord
 
 #: What the system says when there is no room left: on the disk, in the quota, under the size limit.
@@ -69,9 +70,7 @@ class ShardFile:
         with self._lock:
             length, expected = self._pieces[start]
         content = bytearray(length)
-        rest, position = memoryview(content), start
-        while rest and (done := os.preadv(self._file.fileno(), [rest], position)):
-            rest, position = rest[done:], position + done
+        read_fully(self._file.fileno(), start, memoryview(content))
         self._check(start, content, expected)
         return content
 
