@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from hub_magmax.jit import compiled
 from hub_magmax.loops import SPARE
 
-_compiled: Any = njit(nogil=True, error_model="numpy")
 _intrinsic: Any = intrinsic
 
 _WIDTH = 64
@@ -73,13 +73,13 @@ def _leading_zeros(context, bits):
     return types.uint32(types.uint32), generate
 
 
-@_compiled
+@compiled
 def highest(bits):
     """Return the place of the highest bit that is set in 32, 0 if none is."""
     return np.int64(31) - np.int64(_leading_zeros(np.uint32(bits) | np.uint32(1)))
 
 
-@_compiled
+@compiled
 def count(values, value):
     """Return how many bytes equal `value` (uint8)."""
     found = np.uint64(0)
@@ -91,7 +91,7 @@ def count(values, value):
     return np.int64(found)
 
 
-@_compiled
+@compiled
 def find(values, value, found):
     """Write the places at which bytes equal `value` (uint8), and return how many there are.
 

@@ -1,16 +1,12 @@
-"""The elementwise passes as machine code: what `kernels` and `selection` do, one cached block at a time.
+"""The elementwise passes as machine code: what `kernels` and `selection` do, sixteen elements at a time.
 
 Compiled by numba where a merge is large enough to be worth it; `loops` keeps and calls what comes out, and
 the first large merge of a new environment waits some seconds for it. The results are the same to the bit as
 without: every operation is rounded alone, in the same order.
 
 Rows are checkpoints or task vectors, one below the other, so that nothing is compiled anew for another number
-of tasks. What `loops` calls allocates nothing: `scratch` are numbers that may be overwritten.
-
-How the loops are written decides whether they become vector instructions; measured on five bfloat16
-checkpoints and one thread: one short loop per step over a block that stays in the nearest cache (a loop
-with two rows in it: 4 times as long); values chosen by arithmetic and stored always (a choice between a new
-value and the old one becomes a masked store: 5 times); every integer cast back to 32 bits (else 64: twice).
+of tasks. What `loops` calls allocates nothing: `scratch` are numbers that may be overwritten. What takes
+`start` and `number` works on sixteen elements from `start` on, as `lanes.load` does.
 """
 
 # numba compiles what types it finds, so functions here have none.
@@ -22,230 +18,187 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import int32, int64, njit, types
+from numba import int32, int64, types
 
-from hub_magmax.loops import AGREEING, BAND, BLOCK, DROPPED, DROPPED_TIES, LARGEST, TIES
-
-_compiled: Any = njit(nogil=True, error_model="numpy")
+from hub_magmax.bitmasks import count
+from hub_magmax.jit import compiled, inlined
+from hub_magmax.lanes import (
+    as_floats,
+    as_ints,
+    choose,
+    floats,
+    ints,
+    larger,
+    largest,
+    load,
+    store,
+)
+from hub_magmax.loops import AGREEING, BAND, BLOCK, DROPPED, DROPPED_TIES, GIVEN, LANES, LARGEST, TIES
 
 # Of the C library; addresses are passed as numbers.
 _pread: Any = types.ExternalFunction("pread", int64(int32, int64, int64, int64))
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", int32(int32, int64))
 
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
-#: For comparisons: vectors of signed integers have them.
-_MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
-#: What leaves elements of the task vectors out.
-_SPARSE = (TIES, BAND, DROPPED, DROPPED_TIES)
+_MAGNITUDE = 0x7FFFFFFF
+#: Bits of 2**127: differences of smaller numbers are finite.
+_FAR_BITS = 0x7F000000
 
 
-@_compiled
-def widen(stored, shift, floats):
-    """Turn stored bits into float32: bfloat16 is its upper half, and float32 itself."""
-    for i in range(stored.shape[0]):
-        floats[i] = np.uint32(np.uint32(stored[i]) << shift).view(np.float32)
+@inlined
+def widened(stored, start, number):
+    """Return stored bits as float32: bfloat16 is its upper half, and float32 itself."""
+    return as_floats(load(stored, start, number) << ints(32 - 8 * stored.itemsize))
 
 
-@_compiled
-def _difference(stored, shift, base, row):
-    """Widen, subtract the base model, and return the largest magnitude as bits."""
-    largest = np.uint32(0)
-    for i in range(row.shape[0]):
-        moved = np.float32(np.uint32(np.uint32(stored[i]) << shift).view(np.float32) - base[i])
-        row[i] = moved
-        largest = max(largest, np.uint32(moved.view(np.uint32) & _MAGNITUDE))
-    return largest
+@inlined
+def magnitude(values):
+    """Return magnitudes as bits, which sort like the numbers."""
+    return as_ints(abs(values))
 
 
-@_compiled
-def _finish(merged, base, scaling, shift, out):
-    """Scale, add to the base model, round once, and return the largest magnitude of it as bits.
+@inlined
+def _finish(merged, base, scaling, out, start, number):
+    """Scale, add to the base model, round once, write, and return the magnitudes of it as bits.
 
     bfloat16 is rounded to nearest even, float32 not at all. An update of zero keeps the base model's bits.
     """
-    half = np.uint32(0x7FFF) if shift else np.uint32(0)
-    lowest = np.uint32(1) if shift else np.uint32(0)
-    largest = np.uint32(0)
-    for i in range(out.shape[0]):
-        update = np.float32(merged[i] * scaling)
-        moved = np.float32(base[i] if update == 0 else base[i] + update)
-        bits = moved.view(np.uint32)
-        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & lowest)
-        rounded = np.uint32(np.uint32(bits + half) + odd)
-        out[i] = np.uint32(rounded >> shift)
-        largest = max(largest, np.uint32(rounded & _MAGNITUDE))
-    return largest
+    update = merged * floats(scaling)
+    bits = as_ints(choose(update == floats(0.0), base, base + update))
+    if out.itemsize == 2:
+        bits = bits + ints(0x7FFF) + (bits >> ints(16) & ints(1))
+    store(out, start, number, bits >> ints(32 - 8 * out.itemsize))
+    return bits & ints(_MAGNITUDE)
 
 
-@_compiled
-def _add(row, weight, total):
-    for i in range(total.shape[0]):
-        total[i] = total[i] + row[i] * weight
-
-
-@_compiled
-def _add_magnitude(row, weight, total):
-    for i in range(total.shape[0]):
-        total[i] = total[i] + abs(row[i]) * weight
-
-
-@_compiled
-def _weighted_sum(rows, weights, total):
-    size = total.shape[0]
-    total[:] = np.float32(-0.0)
-    for task in range(rows.shape[0]):
-        if weights[task] != 0:
-            _add(rows[task, :size], weights[task], total)
-
-
-@_compiled
-def _agreeing_sum(rows, weights, found, total, mass):
-    size = total.shape[0]
-    _weighted_sum(rows, weights, total)
-    mass[:] = np.float32(-0.0)
-    for task in range(rows.shape[0]):
-        if weights[task] != 0:
-            _add_magnitude(rows[task, :size], weights[task], mass)
-    _scale_by_agreement(total, mass, found)
-
-
-@_compiled
-def _scale_by_agreement(total, mass, found):
-    for i in range(total.shape[0]):
-        scaled = total[i] * (abs(total[i]) / mass[i])
-        found[i] = scaled if mass[i] > 0 else total[i]
-
-
-@_compiled
-def _trim(row, least, trimmed):
-    for i in range(trimmed.shape[0]):
-        trimmed[i] = row[i] if abs(row[i]) >= least else np.float32(0.0)
-
-
-@_compiled
-def _trim_both(row, least, most, trimmed):
-    for i in range(trimmed.shape[0]):
-        magnitude = abs(row[i])
-        trimmed[i] = row[i] if (magnitude >= least) & (magnitude <= most) else np.float32(0.0)
-
-
-@_compiled
-def _mask(row, kept, bit, masked):
-    for i in range(masked.shape[0]):
-        masked[i] = row[i] if kept[i] & bit else np.float32(0.0)
-
-
-@_compiled
-def _sparsify(kind, task, row, per_task, kept, found):
-    """Set what a rule leaves out of a task vector to zero; `kept` are its bits of this block."""
+@inlined
+def _kept(kind, task, moved, per_task, given, place, number):
+    """Set what a rule leaves out of a task vector to zero."""
     if kind == TIES:
-        _trim(row, per_task[0, task], found)
+        is_kept = abs(moved) >= floats(per_task[0, task])
     elif kind == BAND:
-        _trim_both(row, per_task[0, task], per_task[1, task], found)
+        size = abs(moved)
+        is_kept = (size >= floats(per_task[0, task])) & (size <= floats(per_task[1, task]))
     else:
-        bit = np.uint8(np.uint8(1) << np.uint8(task % 8))
-        _mask(row, kept[task // 8], bit, found)
+        is_kept = load(given, task // 8 * given.shape[1] + place, number) & ints(1 << task % 8) > ints(0)
+    return choose(is_kept, moved, floats(0.0))
 
 
-@_compiled
-def _add_agreeing(row, weight, share, elected, total, mass):
-    zero = np.float32(0.0)
-    for i in range(total.shape[0]):
-        agrees = ((row[i] > 0) & (elected[i] > 0)) | ((row[i] < 0) & (elected[i] < 0))
-        total[i] = total[i] + (row[i] * weight if agrees else zero)
-        mass[i] = mass[i] + (share if agrees else zero)
-
-
-@_compiled
-def _divide(total, mass, found):
-    for i in range(total.shape[0]):
-        mean = total[i] / mass[i]
-        found[i] = mean if mass[i] > 0 else np.float32(0.0)
-
-
-@_compiled
-def _elected_mean(rows, weights, shares, found, spare):
-    size = found.shape[0]
-    total, mass, elected = spare[0, :size], spare[1, :size], spare[2, :size]
-    _weighted_sum(rows, weights, elected)
-    total[:] = np.float32(0.0)
-    mass[:] = np.float32(0.0)
-    for task in range(rows.shape[0]):
-        _add_agreeing(rows[task, :size], weights[task], shares[task], elected, total, mass)
-    _divide(total, mass, found)
-
-
-@_compiled
-def _add_up(kind, rows, per_task, found, spare):
-    size, weights = found.shape[0], per_task[per_task.shape[0] - 1]
+@inlined
+def _sum(kind, stored, start, number, base, per_task, given, place):
+    """Return the weighted sum of task vectors, and the largest magnitudes of these."""
+    weights, top = per_task.shape[0] - 1, ints(0)
+    total, mass = floats(-0.0), floats(-0.0)
+    for task in range(stored.shape[0] - 1):
+        moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
+        top = larger(top, magnitude(moved))
+        weight = per_task[weights, task]
+        if weight != 0:
+            if kind in (BAND, DROPPED):
+                moved = _kept(kind, task, moved, per_task, given, place, number)
+            total = total + moved * floats(weight)
+            if kind == AGREEING:
+                mass = mass + abs(moved) * floats(weight)
     if kind == AGREEING:
-        _agreeing_sum(rows, weights, found, spare[0, :size], spare[1, :size])
-    elif kind == TIES:
-        _elected_mean(rows, weights, weights, found, spare)
-    elif kind == DROPPED_TIES:
-        _elected_mean(rows, weights, per_task[0], found, spare)
+        total = choose(mass > floats(0.0), total * (abs(total) / mass), total)
+    return total, top
+
+
+@inlined
+def _elected_mean(kind, stored, start, number, base, per_task, given, place, scratch):
+    """Return the weighted mean of what has the sign of the weighted sum, and the largest magnitudes."""
+    weights, zero = per_task.shape[0] - 1, floats(0.0)
+    shares = weights if kind == TIES else 0
+    top, elected, total, mass = ints(0), floats(-0.0), zero, zero
+    for task in range(stored.shape[0] - 1):
+        moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
+        top = larger(top, magnitude(moved))
+        moved = _kept(kind, task, moved, per_task, given, place, number)
+        store(scratch, task * LANES, None, as_ints(moved))
+        if per_task[weights, task] != 0:
+            elected = elected + moved * floats(per_task[weights, task])
+    for task in range(stored.shape[0] - 1):
+        moved = as_floats(load(scratch, task * LANES, None))
+        agrees = (moved > zero) & (elected > zero) | (moved < zero) & (elected < zero)
+        total = total + choose(agrees, moved * floats(per_task[weights, task]), zero)
+        mass = mass + choose(agrees, floats(per_task[shares, task]), zero)
+    return choose(mass > zero, total / mass, zero), top
+
+
+@inlined
+def _largest(stored, start, number, base, winners, place):
+    """Return what the task with the largest magnitude stores, and the magnitude; the last of several wins."""
+    best, taken, winner = ints(0), ints(0), ints(0)
+    for task in range(stored.shape[0] - 1):
+        bits = load(stored, (task + 1) * stored.shape[1] + start, number)
+        found = magnitude(as_floats(bits << ints(32 - 8 * stored.itemsize)) - base)
+        leads = found >= best
+        best = larger(best, found)
+        taken = choose(leads, bits, taken)
+        winner = choose(leads, ints(task), winner)
+    store(winners, place, number, winner)
+    return taken, best
+
+
+@inlined
+def _given(stored, start, number, winners, place):
+    """Return what winners store, and the largest bits of all rows."""
+    winner, taken = load(winners, place, number), ints(0)
+    top = load(stored, start, number) & ints(_MAGNITUDE >> (32 - 8 * stored.itemsize))
+    for task in range(stored.shape[0] - 1):
+        bits = load(stored, (task + 1) * stored.shape[1] + start, number)
+        top = larger(top, bits & ints(_MAGNITUDE >> (32 - 8 * stored.itemsize)))
+        taken = choose(winner == ints(task), bits, taken)
+    return taken, top << ints(32 - 8 * stored.itemsize)
+
+
+@inlined
+def _merge(kind, stored, start, number, per_task, given, place, scaling, out, scratch, winners, near):
+    """Merge sixteen elements or fewer, and return the largest bits met.
+
+    `start`, `place` and `near` say where they are in `stored`, in `given` and `out`, and in `winners`.
+    """
+    base = widened(stored, start, number)
+    if kind in (TIES, DROPPED_TIES):
+        merged, top = _elected_mean(kind, stored, start, number, base, per_task, given, place, scratch)
+    elif kind < LARGEST:
+        merged, top = _sum(kind, stored, start, number, base, per_task, given, place)
     else:
-        _weighted_sum(rows, weights, found)
+        if kind == LARGEST:
+            bits, top = _largest(stored, start, number, base, winners, near)
+        else:
+            bits, top = _given(stored, start, number, given, place)
+        merged = as_floats(bits << ints(32 - 8 * stored.itemsize)) - base
+        top = larger(top, magnitude(merged))
+    return larger(top, _finish(merged, base, scaling, out, place, number))
 
 
-@_compiled
-def _win(row, task, best, winners):
-    """Let a task win where its magnitude reaches the best so far. Tasks come in order."""
-    for i in range(winners.shape[0]):
-        magnitude = np.int32(np.float32(row[i]).view(np.int32) & _MAGNITUDE_SIGNED)
-        so_far = best[i]
-        best[i] = max(magnitude, so_far)
-        winners[i] = max(winners[i], task if magnitude >= so_far else np.int32(0))
+@compiled
+def _merge_block(kind, stored, first, size, per_task, given, start, scaling, out, scratch, winners):
+    """Merge a block, and return the largest bits met."""
+    top, whole = ints(0), size // LANES * LANES
+    what = per_task, given
+    for place in range(0, whole, LANES):
+        found = _merge(
+            kind, stored, first + place, None, *what, start + place, scaling, out, scratch, winners, place
+        )
+        top = larger(top, found)
+    if whole < size:
+        found = _merge(
+            kind, stored, first + whole, size - whole, *what, start + whole, scaling, out, scratch, winners,
+            whole,
+        )  # fmt: skip
+        top = larger(top, found)
+    return largest(top)
 
 
-@_compiled
-def _largest(rows, best, winners):
-    size = winners.shape[0]
-    best[:] = 0
-    winners[:] = 0
-    for task in range(rows.shape[0]):
-        _win(rows[task, :size], np.int32(task), best, winners)
-
-
-@_compiled
-def _take(rows, winners, found):
-    for i in range(found.shape[0]):
-        found[i] = rows[winners[i], i]
-
-
-@_compiled
-def copy(values, copied):
-    """Copy numbers, cast to another type."""
-    for i in range(copied.shape[0]):
-        copied[i] = values[i]
-
-
-@_compiled
-def _count(winners, task):
-    count = np.uint32(0)
-    for i in range(winners.shape[0]):
-        count = np.uint32(count + np.uint32(winners[i] == task))
-    return count
-
-
-@_compiled
-def _choose(kind, rows, given, best, winners, counts):
-    if kind == LARGEST:
-        _largest(rows, best, winners)
-    else:
-        copy(given[0], winners)
-    for task in range(rows.shape[0]):
-        counts[task] += _count(winners, np.int32(task))
-
-
-@_compiled
+@compiled
 def _now(spent):
     """Return nanoseconds of the clock whose number comes first; the last two elements are overwritten."""
     _clock_gettime(np.int32(spent[0]), spent[2:].ctypes.data)
     return spent[2] * 1_000_000_000 + spent[3]
 
 
-@_compiled
+@compiled
 def _read(descriptor, place, row):
     done, size = 0, row.size * row.itemsize
     while done < size:
@@ -256,7 +209,7 @@ def _read(descriptor, place, row):
     return True
 
 
-@_compiled
+@compiled
 def read_all(descriptors, places, offset, size, rows, spent):
     """Fill the first `size` columns of rows, `offset` bytes after `places`; return whether all is there."""
     before = _now(spent)
@@ -267,7 +220,7 @@ def read_all(descriptors, places, offset, size, rows, spent):
     return complete
 
 
-@_compiled
+@compiled
 def read_rows(descriptors, places, spent, offsets, lengths, rows):
     """Fill rows from files, one part after the other; return 0, or -1 where not all could be read.
 
@@ -288,10 +241,10 @@ def read_rows(descriptors, places, spent, offsets, lengths, rows):
     return np.int64(0)
 
 
-@_compiled
+@compiled
 def merge_chunk(
-    kind, descriptors, places, spent, offset, stored, per_task, given, scaling, out, counts, scratch, whole
-):
+    kind, descriptors, places, spent, offset, stored, per_task, given, scaling, out, counts, scratch, winners
+):  # fmt: skip
     """Merge one chunk into `out`, add up the elements of each task, and return the largest bits met.
 
     Returns -1 where not all of the files could be read.
@@ -301,7 +254,7 @@ def merge_chunk(
         descriptors, places, spent: As for `read_rows`; empty where `stored` holds all of the chunk.
         offset: Bytes from `places` to the chunk.
         stored: A row of bits per checkpoint, the base model's first: float32 as uint32, bfloat16 as uint16.
-            For what is read from files: memory for as much as is read at a time.
+            For what is read from files: memory for as much as is read at a time, a multiple of `BLOCK`.
         per_task: float32, tasks in its columns. The last row holds weights; before it `TIES` has thresholds,
             `BAND` the least and the largest magnitudes, `DROPPED_TIES` shares. `LARGEST` and `GIVEN` have no
             rows.
@@ -310,56 +263,59 @@ def merge_chunk(
         scaling: Scaling coefficient, float32.
         out: Merged elements as bits, of the same dtype.
         counts: int64 per task; changed for `LARGEST` and `GIVEN`.
-        scratch: float32, tasks + 6 rows of `BLOCK`.
-        whole: int32, 2 rows of `BLOCK`.
+        scratch: int32, tasks by `LANES`.
+        winners: uint8, `BLOCK`.
     """
-    num_tasks, num_elements, held = stored.shape[0] - 1, out.shape[0], stored.shape[1]
-    shift = np.uint32(32 - 8 * stored.itemsize)
-    rows, spare = scratch[:num_tasks], scratch[num_tasks + 2 :]
-    bases, merged = scratch[num_tasks], scratch[num_tasks + 1]
-    largest = np.uint32(0)
+    num_elements, held, most = out.shape[0], stored.shape[1], np.int64(0)
     for start in range(0, num_elements, BLOCK):
-        size = min(BLOCK, num_elements - start)
-        stop = start + size
-        first = start % held
-        last = first + size
+        size, first = min(BLOCK, num_elements - start), start % held
         if descriptors.shape[0] > 0 and first == 0:
             wanted = min(held, num_elements - start)
             if not read_all(descriptors, places, offset + start * stored.itemsize, wanted, stored, spent):
                 return np.int64(-1)
-        base, found, winners = bases[:size], merged[:size], whole[0, :size]
-        widen(stored[0, first:last], shift, base)
-        for task in range(num_tasks):
-            row = rows[task, :size]
-            # Not in place: that becomes a masked store.
-            vector = spare[3, :size] if kind in _SPARSE else row
-            moved = _difference(stored[task + 1, first:last], shift, base, vector)
-            largest = max(largest, moved)
-            if kind in _SPARSE:
-                _sparsify(kind, task, vector, per_task, given[:, start:stop], row)
-        if kind < LARGEST:
-            _add_up(kind, rows, per_task, found, spare)
-        else:
-            _choose(kind, rows, given[:, start:stop], whole[1, :size], winners, counts)
-            _take(rows, winners, found)
-        largest = max(largest, _finish(found, base, scaling, shift, out[start:stop]))
-    return np.int64(largest)
+        met = np.int64(
+            _merge_block(kind, stored, first, size, per_task, given, start, scaling, out, scratch, winners)
+        )
+        if kind == GIVEN and met >= _FAR_BITS:
+            met = max(met, _largest_difference(stored, first, first + size))
+        most = max(most, met)
+        if kind >= LARGEST:
+            chosen = winners[:size] if kind == LARGEST else given[0, start : start + size]
+            for task in range(counts.shape[0]):
+                counts[task] += count(chosen, np.uint8(task))
+    return most
 
 
-@_compiled
-def task_vectors(stored, rows, scratch):
-    """Subtract the first row of bits from each other one, into float32 `rows`; return the largest bits.
+@compiled
+def _largest_difference(stored, start, stop):
+    """Return the bits of the largest magnitude in a block of all task vectors."""
+    top, whole = ints(0), start + (stop - start) // LANES * LANES
+    for row in range(stored.shape[1], stored.size, stored.shape[1]):
+        for place in range(start, whole, LANES):
+            top = larger(top, magnitude(_moved(stored, row, place, None)))
+        if whole < stop:
+            top = larger(top, magnitude(_moved(stored, row, whole, stop - whole)))
+    return np.int64(largest(top))
 
-    `scratch`: float32, `BLOCK`.
-    """
-    num_tasks, num_elements = rows.shape
-    shift = np.uint32(32 - 8 * stored.itemsize)
-    largest = np.uint32(0)
-    for start in range(0, num_elements, BLOCK):
-        stop = min(start + BLOCK, num_elements)
-        base = scratch[: stop - start]
-        widen(stored[0, start:stop], shift, base)
-        for task in range(num_tasks):
-            moved = _difference(stored[task + 1, start:stop], shift, base, rows[task, start:stop])
-            largest = max(largest, moved)
-    return np.int64(largest)
+
+@inlined
+def _moved(stored, row, start, number):
+    """Return elements of the task vector of a row that begins at `row`."""
+    return widened(stored, row + start, number) - widened(stored, start, number)
+
+
+@compiled
+def task_vectors(stored, rows):
+    """Subtract the first row of bits from each other one, into float32 `rows`; return the largest bits."""
+    top, size = ints(0), rows.shape[1]
+    whole = size // LANES * LANES
+    for task in range(rows.shape[0]):
+        for start in range(0, whole, LANES):
+            moved = _moved(stored, (task + 1) * size, start, None)
+            store(rows, task * size + start, None, as_ints(moved))
+            top = larger(top, magnitude(moved))
+        if whole < size:
+            moved = _moved(stored, (task + 1) * size, whole, size - whole)
+            store(rows, task * size + whole, size - whole, as_ints(moved))
+            top = larger(top, magnitude(moved))
+    return np.int64(largest(top))

@@ -9,26 +9,22 @@ A chunk is too large for it: merging one that was looked at before took as long 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
 from hub_magmax.bitmasks import find
 from hub_magmax.compiled import merge_chunk, read_all
 from hub_magmax.compiled_rules import count_magnitudes, settle
+from hub_magmax.jit import compiled
 from hub_magmax.loops import BLOCK, FIRST_MARK
 
-_compiled: Any = njit(nogil=True, error_model="numpy")
 
-
-@_compiled
+@compiled
 def _mark_from(values, least, marks):
     for i in range(marks.shape[0]):
         marks[i] = np.uint8(values[i] >= least)
 
 
-@_compiled
+@compiled
 def _keep_open(values, least, first, stored, marks, found, facts, places, rows):
     """Keep the columns of `stored` at which a byte is `least` or more; the first one's place is `first`."""
     for start in range(0, values.shape[0], BLOCK):
@@ -44,11 +40,11 @@ def _keep_open(values, least, first, stored, marks, found, facts, places, rows):
         facts[0] += number
 
 
-@_compiled
+@compiled
 def count_and_merge(
     descriptors, places, spent, offset, stored, flat,
-    num_ranks, bounds, edges, bins, most, least, above, opened, magnitudes, marks, given,
-    kind, per_task, scaling, out, counts, scratch, whole,
+    num_ranks, bounds, edges, bins, most, least, above, opened, near, marks, given,
+    kind, per_task, scaling, out, counts, scratch, chosen,
     facts, found, open_places, open_rows,
 ):  # fmt: skip
     """Count magnitudes as `count_magnitudes` does, merge as `merge_chunk` does, and keep what is open.
@@ -56,9 +52,10 @@ def count_and_merge(
     Args:
         descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
         flat: The same memory as `stored`, row after row.
-        num_ranks, bounds, edges, bins, most, least, above, opened, magnitudes, marks: As for
-            `count_magnitudes`; magnitudes in `opened` are open.
-        given, kind, per_task, scaling, out, counts, scratch, whole: As for `merge_chunk`.
+        num_ranks, bounds, edges, bins, most, least, above, opened, near, marks: As for
+            `count_magnitudes`, where `near` is called places; magnitudes in `opened` are open.
+        given, kind, per_task, scaling, out, counts, scratch, chosen: As for `merge_chunk`, where the last is
+            called winners.
         facts: int64, two numbers: how many elements are open, added to, and the largest bits merged, raised.
         found: int64, `BLOCK` + `SPARE`.
         open_places: int64 per element, takes the places of open elements.
@@ -76,25 +73,25 @@ def count_and_merge(
         part[:] = 0
         met = count_magnitudes(
             flat[held:], held, flat[:held], size,
-            num_ranks, bounds, edges, bins, most, least, above, part, magnitudes, marks,
+            num_ranks, bounds, edges, bins, most, least, above, part, near, marks,
         )  # fmt: skip
         largest = max(largest, met)
         met = merge_chunk(
             kind, descriptors[:0], places[:0], spent, 0, stored, per_task, given,
-            scaling, out[start : start + size], counts, scratch, whole,
+            scaling, out[start : start + size], counts, scratch, chosen,
         )  # fmt: skip
         facts[1] = max(facts[1], met)
         _keep_open(part, np.uint8(1), start, stored, marks, found, facts, open_places, open_rows)
     return largest
 
 
-@_compiled
+@compiled
 def settle_and_merge(
     descriptors, places, spent, offset, stored, flat,
     active, bonuses, scale, box, slots, codes, examples,
-    owner, tally, noted, single, kept, magnitudes, near, marks, found, distances,
+    owner, tally, noted, single, kept, marks, found, distances,
     names, winners,
-    kind, per_task, scaling, out, counts, scratch, whole,
+    kind, per_task, scaling, out, counts, scratch, chosen,
     facts, open_found, open_places, open_rows,
 ):  # fmt: skip
     """Write winners as `settle` does, merge by them as `merge_chunk` does, and keep what has no winner yet.
@@ -102,12 +99,13 @@ def settle_and_merge(
     Args:
         descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
         flat: The same memory as `stored`, row after row.
-        active, bonuses, scale, box, slots, codes, examples, owner, tally, noted, single, kept, magnitudes,
-            near, marks, found, distances: As for `settle`, where `tally` is called counts, `noted` facts,
-            `near` scratch and `found` places.
+        active, bonuses, scale, box, slots, codes, examples, owner, tally, noted, single, kept, marks,
+            found, distances: As for `settle`, where `tally` is called counts, `noted` facts and `found`
+            places.
         names: uint8 for each byte that an owner can be: the task to merge by; of marks, any.
         winners: uint8, one row, elements in its columns: takes these tasks.
-        kind, per_task, scaling, out, counts, scratch, whole: As for `merge_chunk`.
+        kind, per_task, scaling, out, counts, scratch, chosen: As for `merge_chunk`, where the last is called
+            winners.
         facts, open_found, open_places, open_rows: As for `count_and_merge`, where the second is called found.
 
     Returns:
@@ -121,7 +119,7 @@ def settle_and_merge(
         part = owner[start : start + size]
         more = settle(
             flat[held:], held, flat[:held], active, bonuses, scale, box, slots, codes, examples,
-            part, tally, noted, single[number:], kept[number:], magnitudes, near, marks, found, distances,
+            part, tally, noted, single[number:], kept[number:], marks, found, distances,
         )  # fmt: skip
         for n in range(number, number + more):
             single[n] += start
@@ -130,7 +128,7 @@ def settle_and_merge(
             winners[0, start + i] = names[part[i]]
         met = merge_chunk(
             kind, descriptors[:0], places[:0], spent, 0, stored, per_task, winners[:, start : start + size],
-            scaling, out[start : start + size], counts, scratch, whole,
+            scaling, out[start : start + size], counts, scratch, chosen,
         )  # fmt: skip
         facts[1] = max(facts[1], met)
         _keep_open(

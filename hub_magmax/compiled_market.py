@@ -10,17 +10,13 @@ nothing is allocated and that other threads run.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from hub_magmax.jit import compiled
 from hub_magmax.loops import NO_PATH, NO_ROOM
 
-_compiled: Any = njit(nogil=True, error_model="numpy")
 
-
-@_compiled
+@compiled
 def _least_losses(task, values, items, owners, num_lots, losses):
     """Write the least that is lost by moving one of a task's elements to each other task."""
     row = losses[task]
@@ -34,7 +30,7 @@ def _least_losses(task, values, items, owners, num_lots, losses):
     row[task] = np.inf
 
 
-@_compiled
+@compiled
 def _improve(losses, distance, parent, reached, best):
     """Let every task be reached by one more move; return whether that made anything less (Bellman-Ford)."""
     num_tasks = distance.shape[0]
@@ -55,7 +51,7 @@ def _improve(losses, distance, parent, reached, best):
     return is_better
 
 
-@_compiled
+@compiled
 def _cheapest_path(losses, surplus, floats, path, parent, best):
     """Write the path of smallest total loss from a task that is short back to one with surplus.
 
@@ -80,13 +76,13 @@ def _cheapest_path(losses, surplus, floats, path, parent, best):
     return length
 
 
-@_compiled
+@compiled
 def _moves(lot, source, target, values, items, owners, losses):
     own = values[items[lot]]
     return owners[lot] == source and own[source] - own[target] == losses[source, target]
 
 
-@_compiled
+@compiled
 def _total(source, target, values, sizes, items, owners, num_lots, losses):
     """Return how many elements are in the lots that can move at the least loss."""
     total = 0
@@ -96,7 +92,7 @@ def _total(source, target, values, sizes, items, owners, num_lots, losses):
     return total
 
 
-@_compiled
+@compiled
 def _give(source, target, count, values, sizes, items, owners, num_lots, losses):
     """Give `count` elements of these lots away, the first ones first; split the last; count all lots."""
     for lot in range(num_lots):
@@ -114,7 +110,7 @@ def _give(source, target, count, values, sizes, items, owners, num_lots, losses)
     return num_lots
 
 
-@_compiled
+@compiled
 def _move(path, length, limit, values, sizes, items, owners, num_lots, losses):
     """Move as many elements along a path as its losses hold for, at most `limit`.
 
@@ -130,7 +126,7 @@ def _move(path, length, limit, values, sizes, items, owners, num_lots, losses):
     return limit, num_lots
 
 
-@_compiled
+@compiled
 def _most(numbers):
     most = np.int64(0)
     for number in numbers:
@@ -138,7 +134,7 @@ def _most(numbers):
     return most
 
 
-@_compiled
+@compiled
 def meet(values, sizes, items, owners, num_lots, surplus, losses, floats, whole):
     """Move elements until no task has a surplus; return how many lots there are then, or one of two signs.
 

@@ -9,86 +9,63 @@ Written like those of `compiled`, for the same reasons.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
 from hub_magmax.bitmasks import count, find, highest
-from hub_magmax.compiled import copy, widen
-from hub_magmax.loops import BLOCK, FIRST_MARK, MIX_BITS, NOBODY
+from hub_magmax.compiled import magnitude, widened
+from hub_magmax.jit import compiled, inlined
+from hub_magmax.lanes import (
+    as_ints,
+    as_numbers,
+    choose,
+    floats,
+    ints,
+    larger,
+    largest,
+    load,
+    smaller,
+    store,
+)
+from hub_magmax.loops import BLOCK, FIRST_MARK, LANES, MIX_BITS, NOBODY
 
-_compiled: Any = njit(nogil=True, error_model="numpy")
-
-#: For comparisons: vectors of signed integers have them.
-_MAGNITUDE_SIGNED = np.int32(0x7FFFFFFF)
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
-#: So few elements that a row of numbers for each of several tasks stays in the nearest cache as well.
-_NEAR_BLOCK = BLOCK // 4
 _SPREAD = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
-@_compiled
-def _widened_base(base, start, stop, scratch):
-    """Return a block of the base model as float32, in `scratch` (int32); nothing where there is none."""
-    size = min(base.shape[0], stop) - min(base.shape[0], start)
-    widened = scratch[:size].view(np.float32)
-    widen(base[start : start + size], np.uint32(32 - 8 * base.itemsize), widened)
-    return widened
+@inlined
+def _base_at(base, start, number):
+    """Return the base model's elements, zeros where it is subtracted already."""
+    return widened(base, start, number) if base.shape[0] else floats(0.0)
 
 
-@_compiled
-def _magnitudes(stored, base, found):
-    """Write the magnitudes of a block as bits (int32), and return the largest.
-
-    Args:
-        stored: Bits of a checkpoint, or of a task vector if `base` is empty.
-        base: float32, as `_widened_base` returns it.
-    """
-    shift = np.uint32(32 - 8 * stored.itemsize)
-    largest = np.int32(0)
-    if base.shape[0]:
-        for i in range(found.shape[0]):
-            moved = np.float32(np.uint32(np.uint32(stored[i]) << shift).view(np.float32) - base[i])
-            magnitude = np.int32(moved.view(np.int32) & _MAGNITUDE_SIGNED)
-            found[i] = magnitude
-            largest = max(largest, magnitude)
-    else:
-        for i in range(found.shape[0]):
-            magnitude = np.int32(np.int32(np.uint32(stored[i]) << shift) & _MAGNITUDE_SIGNED)
-            found[i] = magnitude
-            largest = max(largest, magnitude)
-    return largest
-
-
-@_compiled
-def _rank_next(magnitudes, task, first, best, best_task, code):
-    """Note a task's rise to the largest magnitude so far; `first` are the magnitudes of task 0."""
-    bit = np.int32(np.int32(1) << task)
-    for i in range(code.shape[0]):
-        magnitude = magnitudes[i]
-        so_far = best[i]
-        best[i] = max(magnitude, so_far)
-        best_task[i] = max(best_task[i], task if magnitude >= so_far else np.int32(0))
-        # The larger of both thresholds: reached only where it rises and reaches task 0.
-        bound = max(so_far, first[i])
-        code[i] = np.int32(code[i] | (bit if magnitude >= bound else np.int32(0)))
+@inlined
+def _rank(rows, stride, base, start, number, wanted, owner, codes):
+    """Write winners and codes of sixteen elements, and return the largest magnitudes."""
+    below = _base_at(base, start, number)
+    first, best, best_task, code, top = ints(0), ints(0), ints(1), ints(0), ints(0)
+    for task in range(wanted.shape[0]):
+        found = ints(0)
+        if wanted[task]:
+            found = magnitude(widened(rows, task * stride + start, number) - below)
+            top = larger(top, found)
+        if task == 0:
+            first = found
+        else:
+            best_task = choose(found >= best, ints(task), best_task)
+            # The larger of both thresholds: reached only where it rises and reaches task 0.
+            code = code | choose(found >= larger(best, first), ints(1 << task), ints(0))
+            best = larger(best, found)
+    # Where task 0 wins, name it, and in its place the best of the others.
+    wins = first > best
+    store(owner, start, number, choose(wins, ints(0), best_task))
+    store(codes, start, number, choose(wins, ints(1) << best_task | ints(1), code))
+    return top
 
 
-@_compiled
-def _rank_first(first, best, best_task, code, owner, codes):
-    """Where task 0 wins, name it, and in its place the best of the others."""
-    for i in range(owner.shape[0]):
-        wins = first[i] > best[i]
-        alone = np.int32(np.int32(np.int32(1) << best_task[i]) | np.int32(1))
-        owner[i] = np.int32(0) if wins else best_task[i]
-        codes[i] = alone if wins else code[i]
-
-
-@_compiled
-def rank(rows, stride, base, wanted, owner, codes, counts, scratch):
+@compiled
+def rank(rows, stride, base, wanted, owner, codes, counts):
     """Write winners and codes of a chunk, as `algorithm_one` describes them; return the largest bits met.
 
     Args:
@@ -97,34 +74,20 @@ def rank(rows, stride, base, wanted, owner, codes, counts, scratch):
         owner: uint8 per element.
         codes: Unsigned integers with a bit per task.
         counts: int64 per task, added to: how many elements each wins.
-        scratch: int32, 6 rows of `BLOCK`.
     """
-    largest = np.int32(0)
-    for start in range(0, owner.shape[0], BLOCK):
-        stop = min(start + BLOCK, owner.shape[0])
-        size = stop - start
-        first, best, best_task = scratch[0, :size], scratch[1, :size], scratch[2, :size]
-        code, magnitudes = scratch[3, :size], scratch[4, :size]
-        widened = _widened_base(base, start, stop, scratch[5])
-        best[:] = 0
-        best_task[:] = 1
-        code[:] = 0
+    top, size = ints(0), owner.shape[0]
+    whole = size // LANES * LANES
+    for start in range(0, whole, LANES):
+        top = larger(top, _rank(rows, stride, base, start, None, wanted, owner, codes))
+    if whole < size:
+        top = larger(top, _rank(rows, stride, base, whole, size - whole, wanted, owner, codes))
+    for start in range(0, size, BLOCK):
         for task in range(wanted.shape[0]):
-            found = magnitudes if task else first
-            if wanted[task]:
-                stored = rows[task * stride + start : task * stride + stop]
-                largest = max(largest, _magnitudes(stored, widened, found))
-            else:
-                found[:] = 0
-            if task:
-                _rank_next(magnitudes, np.int32(task), first, best, best_task, code)
-        _rank_first(first, best, best_task, code, owner[start:stop], codes[start:stop])
-        for task in range(wanted.shape[0]):
-            counts[task] += count(owner[start:stop], np.uint8(task))
-    return np.int64(largest)
+            counts[task] += count(owner[start : start + BLOCK], np.uint8(task))
+    return np.int64(largest(top))
 
 
-@_compiled
+@compiled
 def _scrambled(mixed, middle):
     mixed ^= mixed >> np.uint64(30)
     mixed *= _MULTIPLY_FIRST
@@ -135,19 +98,19 @@ def _scrambled(mixed, middle):
     return np.int64(mixed)
 
 
-@_compiled
+@compiled
 def _key(index, before, middle):
     """Return the key of an element, which `randomness.CounterGenerator.keys` gives as signed."""
     return _scrambled(np.uint64(index) * _INCREMENT + before, middle)
 
 
-@_compiled
+@compiled
 def _draw_keys(start, places, before, middle, keys):
     for n in range(places.shape[0]):
         keys[n] = _key(start + places[n], before, middle)
 
 
-@_compiled
+@compiled
 def _at_most(keys, high, chosen):
     """Write the places of keys that are at most `high`, and return how many there are."""
     number = np.uint64(0)
@@ -157,7 +120,7 @@ def _at_most(keys, high, chosen):
     return np.int64(number)
 
 
-@_compiled
+@compiled
 def draw(owner, codes, value, mask, mark, before, middle, low, high, received, places, keys, scratch):
     """Give the elements of `value` whose keys lie below `low` to their heirs; collect those up to `high`.
 
@@ -196,7 +159,7 @@ def draw(owner, codes, value, mask, mark, before, middle, low, high, received, p
     return between
 
 
-@_compiled
+@compiled
 def rename(owner, names):
     """Turn every byte into its entry of `names` (uint8, 256)."""
     for i in range(owner.shape[0]):
@@ -204,7 +167,7 @@ def rename(owner, names):
     return np.int64(0)
 
 
-@_compiled
+@compiled
 def _keys_from(start, before, middle, keys):
     """Write the keys of elements in a row: their first product is a sum, .6 ns for each instead of 1.1."""
     mixed = np.uint64(start) * _INCREMENT + before
@@ -213,13 +176,13 @@ def _keys_from(start, before, middle, keys):
         mixed += _INCREMENT
 
 
-@_compiled
+@compiled
 def _look_up(keys, shift, table, owner):
     for i in range(owner.shape[0]):
         owner[i] = table[np.uint64(keys[i]) >> shift]
 
 
-@_compiled
+@compiled
 def _name(key, edges, names):
     """Return the name of the part between two edges in which a key lies."""
     place = 0
@@ -228,7 +191,7 @@ def _name(key, edges, names):
     return names[place]
 
 
-@_compiled
+@compiled
 def mix(start, before, middle, edges, names, table, owner, scratch):
     """Write a task for each element, drawn by its key: 1.2 ns for each, where edge after edge takes 3.8.
 
@@ -253,7 +216,7 @@ def mix(start, before, middle, edges, names, table, owner, scratch):
     return np.int64(0)
 
 
-@_compiled
+@compiled
 def _mark_kept(keys, most, bit, kept):
     """Set a bit where the lower half of a key is at most `most`, and the next one where the upper half is."""
     next_bit = np.uint8(bit << np.uint8(1))
@@ -264,7 +227,7 @@ def _mark_kept(keys, most, bit, kept):
         kept[i] = np.uint8(np.uint8(kept[i] | first) | second)
 
 
-@_compiled
+@compiled
 def drop(start, streams, most, kept, scratch):
     """Set a bit for every task and element that is kept: for 8 tasks in each row, the first one's lowest.
 
@@ -286,40 +249,47 @@ def drop(start, streams, most, kept, scratch):
     return np.int64(0)
 
 
-@_compiled
-def _count_above(magnitudes, bound):
-    count = np.int32(0)
-    for i in range(magnitudes.shape[0]):
-        count = np.int32(count + np.int32(magnitudes[i] > bound))
-    return count
+@compiled
+def _magnitude_at(stored, place, base, start):
+    """Return the magnitude of one element, which is at one place in `stored` and at another in `base`."""
+    shift = np.uint32(32 - 8 * stored.itemsize)
+    value = np.uint32(np.uint32(stored[place]) << shift).view(np.float32)
+    below = np.float32(0.0)
+    if base.shape[0]:
+        below = np.uint32(np.uint32(base[start]) << shift).view(np.float32)
+    return np.float32(abs(np.float32(value - below)))
 
 
-@_compiled
-def _mark_between(magnitudes, low, high, marks):
-    for i in range(marks.shape[0]):
-        marks[i] = np.uint8((magnitudes[i] >= low) & (magnitudes[i] <= high))
+@inlined
+def _mark(stored, first, base, start, number, low, high, marks, near, opened):
+    """Mark magnitudes between two bounds by 1 and those above by 2, and return them all."""
+    found = magnitude(widened(stored, first + start, number) - _base_at(base, start, number))
+    inside = as_numbers((found >= ints(low)) & (found <= ints(high)))
+    store(marks, near, number, choose(found > ints(high), ints(2), inside))
+    if opened.shape[0] and low < high:
+        store(opened, start, number, load(opened, start, number) | inside)
+    return found
 
 
-@_compiled
-def _mark_also(inside, marks):
-    for i in range(marks.shape[0]):
-        marks[i] = np.uint8(marks[i] | inside[i])
+@compiled
+def _mark_block(stored, first, base, start, stop, low, high, marks, opened):
+    top, size = ints(0), stop - start
+    whole = size // LANES * LANES
+    for near in range(0, whole, LANES):
+        found = _mark(stored, first, base, start + near, None, low, high, marks, near, opened)
+        top = larger(top, found)
+    if whole < size:
+        found = _mark(
+            stored, first, base, start + whole, size - whole, low, high, marks, whole, opened
+        )  # fmt: skip
+        top = larger(top, found)
+    return np.int64(largest(top))
 
 
-@_compiled
-def _count_bins(magnitudes, places, low, high, shift, bins, most, least):
-    for place in places:
-        magnitude = magnitudes[place]
-        number = (magnitude - low) >> shift
-        bins[number] += 1
-        most[number] = max(most[number], magnitude - low + 1)
-        least[number] = max(least[number], high - magnitude + 1)
-
-
-@_compiled
+@compiled
 def count_magnitudes(
     rows, stride, base, num_elements, num_ranks, bounds, edges, bins, most, least, above, opened,
-    scratch, marks,
+    places, marks,
 ):  # fmt: skip
     """Add each task's magnitudes between bounds to the bins of histograms; return the largest bits met.
 
@@ -333,62 +303,67 @@ def count_magnitudes(
         most, least: int32 per bin, changed: its largest less `low`, `high` less its smallest, plus 1 each.
         above: int64 per histogram, added to: how many lie above `high`.
         opened: uint8 per element, or none: set to 1 where a magnitude lies between bounds that are not equal.
-        scratch: int32, 3 rows of `BLOCK` + `SPARE`.
+        places: int64, `BLOCK` + `SPARE`.
         marks: uint8, `BLOCK`.
     """
-    largest = np.int32(0)
+    met = np.int64(0)
     for start in range(0, num_elements, BLOCK):
         stop = min(start + BLOCK, num_elements)
-        size = stop - start
-        magnitudes, found, inside = scratch[0, :size], scratch[1], marks[:size]
-        widened = _widened_base(base, start, stop, scratch[2])
+        marked = marks[: stop - start]
         for number in range(bounds.shape[0]):
             low, high, shift = bounds[number, 0], bounds[number, 1], bounds[number, 2]
-            if number % num_ranks == 0:
-                first = number // num_ranks * stride
-                stored = rows[first + start : first + stop]
-                largest = max(largest, _magnitudes(stored, widened, magnitudes))
-            above[number] += _count_above(magnitudes, high)
-            _mark_between(magnitudes, low, high, inside)
-            if low < high and opened.shape[0]:
-                _mark_also(inside, opened[start:stop])
-            places = found[: find(inside, np.uint8(1), found)]
-            own = slice(edges[number], edges[number + 1])
-            _count_bins(magnitudes, places, low, high, shift, bins[own], most[own], least[own])
-    return np.int64(largest)
+            first, begin = number // num_ranks * stride, edges[number]
+            met = max(met, _mark_block(rows, first, base, start, stop, low, high, marked, opened))
+            above[number] += count(marked, np.uint8(2))
+            for k in range(find(marked, np.uint8(1), places)):
+                place = start + places[k]
+                found = np.float32(_magnitude_at(rows, first + place, base, place)).view(np.int32)
+                bin_ = begin + ((found - low) >> shift)
+                bins[bin_] += 1
+                most[bin_] = max(most[bin_], found - low + 1)
+                least[bin_] = max(least[bin_], high - found + 1)
+    return met
 
 
-@_compiled
-def _lead(row, bonus, task, best, second, winners):
-    """Let a task win where it reaches the best so far, and the best so far be second. Tasks come in order."""
-    for i in range(winners.shape[0]):
-        high = np.float32(row[i] + bonus).view(np.int32)
-        so_far = best[i]
-        second[i] = max(second[i], min(so_far, high))
-        best[i] = max(high, so_far)
-        winners[i] = max(winners[i], task if high >= so_far else np.int32(0))
+@inlined
+def _lead(rows, stride, base, start, number, active, bonuses, owner, marks, near):
+    """Name who reaches furthest with the most, and mark the elements that nobody is sure to win.
+
+    Returns the largest magnitudes.
+    """
+    below, top, winner = _base_at(base, start, number), ints(0), ints(0)
+    best, second, surest = ints(-1), ints(-1), ints(-1)
+    for task in range(active.shape[0]):
+        found = abs(widened(rows, active[task] * stride + start, number) - below)
+        top = larger(top, as_ints(found))
+        high = as_ints(found + floats(bonuses[0, task]))
+        winner = choose(high >= best, ints(task), winner)
+        second = larger(second, smaller(best, high))
+        best = larger(best, high)
+        surest = larger(surest, as_ints(found + floats(bonuses[1, task])))
+    store(owner, start, number, winner)
+    store(marks, near, number, as_numbers(surest <= second))
+    return top
 
 
-@_compiled
-def _assure(row, bonus, surest):
-    for i in range(surest.shape[0]):
-        surest[i] = max(surest[i], np.float32(row[i] + bonus).view(np.int32))
+@compiled
+def _lead_block(rows, stride, base, start, stop, active, bonuses, owner, marks):
+    top, size, what = ints(0), stop - start, (active, bonuses, owner, marks)
+    whole = size // LANES * LANES
+    for near in range(0, whole, LANES):
+        top = larger(top, _lead(rows, stride, base, start + near, None, *what, near))
+    if whole < size:
+        top = larger(top, _lead(rows, stride, base, start + whole, size - whole, *what, whole))
+    return np.int64(largest(top))
 
 
-@_compiled
-def _mark_open(surest, second, marks):
-    """Mark the elements that nobody is sure to win."""
-    for i in range(marks.shape[0]):
-        marks[i] = np.uint8(surest[i] <= second[i])
-
-
-@_compiled
-def _describe(values, place, scale, box, distances):
+@compiled
+def _describe(values, scale, box, distances):
     """Write each task's distance below the best, -1 if out of reach, and return a code of them."""
     # Which tasks are in reach is not foreseeable: branches, as of `max`, take half as long again.
     highest, leader = -np.inf, -np.inf
     for task in range(values.shape[0]):
-        value = np.rint(np.float64(values[task, place]) * scale)
+        value = np.rint(np.float64(values[task]) * scale)
         distances[task] = value
         high, net = value - box[2, task], value - box[0, task]
         highest = high if high > highest else highest
@@ -405,19 +380,19 @@ def _describe(values, place, scale, box, distances):
     return code
 
 
-@_compiled
+@compiled
 def describe(values, scale, box, distances, codes, in_reach):
     """Write the distances and the code of each element, and how many tasks have it in reach.
 
     Args:
-        values: float32, tasks by elements, magnitudes.
+        values: float32, elements by tasks, magnitudes.
         scale, box: As for `settle`.
         distances: float64, elements by tasks.
         codes: int64 per element.
         in_reach: uint8 per element.
     """
     for place in range(codes.shape[0]):
-        codes[place] = _describe(values, place, scale, box, distances[place])
+        codes[place] = _describe(values[place], scale, box, distances[place])
         reached = np.uint8(0)
         for distance in distances[place]:
             reached = np.uint8(reached + np.uint8(distance >= 0))
@@ -425,17 +400,17 @@ def describe(values, scale, box, distances, codes, in_reach):
     return np.int64(0)
 
 
-@_compiled
-def _is_off_grid(values, place, scale):
+@compiled
+def _is_off_grid(values, scale):
     """Return 1 if a magnitude is not a whole number by this scale."""
     off = np.int64(0)
     for task in range(values.shape[0]):
-        value = np.float64(values[task, place]) * scale
+        value = np.float64(values[task]) * scale
         off |= np.int64(value != np.rint(value))
     return off
 
 
-@_compiled
+@compiled
 def _group(slots, codes, examples, code, distances):
     """Return the group of these distances, or -1."""
     slot = np.uint64(code) & np.uint64(slots.shape[0] - 1)
@@ -450,10 +425,10 @@ def _group(slots, codes, examples, code, distances):
     return np.int64(-1)
 
 
-@_compiled
+@compiled
 def settle(
     rows, stride, base, active, bonuses, scale, box, slots, codes, examples,
-    owner, counts, facts, single, kept, magnitudes, scratch, marks, places, distances,
+    owner, counts, facts, single, kept, marks, places, distances,
 ):  # fmt: skip
     """Write winners; where the winner depends on where in a box prices are, the mark of a group or `NOBODY`.
 
@@ -473,9 +448,7 @@ def settle(
         facts: int64, two numbers: how many with the mark of a group have magnitudes that were rounded to
             whole numbers, added to; and the largest bits met, raised.
         single: int64 per element, takes the places of those that belong to nobody.
-        kept: float32, elements by tasks, takes their magnitudes, which are in the cache.
-        magnitudes: int32, a row per task of `BLOCK` and some, lest all meet in the same places of a cache.
-        scratch: int32, 5 rows of `BLOCK`.
+        kept: float32, elements by tasks, takes their magnitudes.
         marks: uint8, `BLOCK`.
         places: int64, `BLOCK` + `SPARE`.
         distances: float64 per task.
@@ -483,56 +456,41 @@ def settle(
     Returns:
         How many belong to nobody.
     """
-    num_tasks = active.shape[0]
-    values = magnitudes.view(np.float32)
-    num_single = np.int64(0)
-    for start in range(0, owner.shape[0], _NEAR_BLOCK):
-        stop = min(start + _NEAR_BLOCK, owner.shape[0])
-        size = stop - start
-        best, second, surest = scratch[0, :size], scratch[1, :size], scratch[2, :size]
-        winners, part = scratch[3, :size], owner[start:stop]
-        widened = _widened_base(base, start, stop, scratch[4])
-        best[:] = -1
-        second[:] = -1
-        surest[:] = -1
-        winners[:] = 0
-        for task in range(num_tasks):
-            begin = active[task] * stride + start
-            largest = _magnitudes(rows[begin : begin + size], widened, magnitudes[task, :size])
-            facts[1] = max(facts[1], np.int64(largest))
-            row = values[task, :size]
-            _lead(row, bonuses[0, task], np.int32(task), best, second, winners)
-            _assure(row, bonuses[1, task], surest)
-        copy(winners, part)
+    num_tasks, num_single = active.shape[0], np.int64(0)
+    for start in range(0, owner.shape[0], BLOCK):
+        stop = min(start + BLOCK, owner.shape[0])
+        part, marked = owner[start:stop], marks[: stop - start]
+        met = _lead_block(rows, stride, base, start, stop, active, bonuses, owner, marked)
+        facts[1] = max(facts[1], met)
         for task in range(num_tasks):
             counts[task] += count(part, np.uint8(task))
-        _mark_open(surest, second, marks[:size])
-        for n in range(find(marks[:size], np.uint8(1), places)):
-            place = places[n]
-            code = _describe(values, place, scale, box, distances)
+        for n in range(find(marked, np.uint8(1), places)):
+            place, values = places[n], kept[num_single]
+            for task in range(num_tasks):
+                at = active[task] * stride + start + place
+                values[task] = _magnitude_at(rows, at, base, start + place)
+            code = _describe(values, scale, box, distances)
             mark = FIRST_MARK + _group(slots, codes, examples, code, distances)
             if mark < FIRST_MARK:
                 mark = NOBODY
                 single[num_single] = start + place
-                for task in range(num_tasks):
-                    kept[num_single, task] = values[task, place]
                 num_single += 1
             else:
-                facts[0] += _is_off_grid(values, place, scale)
+                facts[0] += _is_off_grid(values, scale)
             counts[part[place]] -= 1
             counts[mark] += 1
             part[place] = mark
     return num_single
 
 
-@_compiled
+@compiled
 def _net(row, price, best):
     """Let a task's magnitudes less its price be the best so far, where they are."""
     for i in range(best.shape[0]):
         best[i] = np.maximum(best[i], np.float64(abs(row[i])) - price)
 
 
-@_compiled
+@compiled
 def _add_lanes(values, lanes):
     """Add each eighth element to one of eight sums, in order."""
     whole = values.shape[0] // 8 * 8
@@ -543,7 +501,7 @@ def _add_lanes(values, lanes):
         lanes[i - whole] += values[i]
 
 
-@_compiled
+@compiled
 def weigh(run, stride, rows, prices, owner, regrets, kept, scratch):
     """Add up what winners fall short of the best task, net of prices, and their magnitudes.
 

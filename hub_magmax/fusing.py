@@ -148,8 +148,8 @@ def merging_arguments(rule: TensorRule, scaling: float, num_tasks: int, out: np.
         np.float32(scaling),
         out,
         np.zeros(num_tasks, np.int64),
-        np.empty((num_tasks + 6, loops.BLOCK), np.float32),
-        np.empty((2, loops.BLOCK), np.int32),
+        np.empty((num_tasks, loops.LANES), np.int32),
+        np.empty(loops.BLOCK, np.uint8),
     )
 
 
@@ -197,7 +197,7 @@ def is_narrow(chunk: StoredChunk) -> bool:
 
 def task_vectors(chunk: StoredChunk, out: Float32[np.ndarray, "tasks chunk"]) -> float:
     """Write a chunk's task vectors by a compiled pass; return a number that is finite only if they are."""
-    return _probe(loops.task_vectors(stored_rows(chunk), out, np.empty(loops.BLOCK, np.float32)))
+    return _probe(loops.task_vectors(stored_rows(chunk), out))
 
 
 def num_threads() -> int:

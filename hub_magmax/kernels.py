@@ -201,7 +201,7 @@ def _count_compiled(
         bins, above = np.zeros(edges[-1], np.int64), np.zeros(len(brackets), np.int64)
         most, least = np.zeros((2, edges[-1]), np.int32)
         counts = num_ranks, np.array(bounds, np.int32), edges, bins, most, least, above
-        scratch = np.empty((3, loops.BLOCK + loops.SPARE), np.int32), np.empty(loops.BLOCK, np.uint8)
+        scratch = np.empty(loops.BLOCK + loops.SPARE, np.int64), np.empty(loops.BLOCK, np.uint8)
         for _, bits in part:
             if bits.early is not None:
                 opened = np.empty(bits.num_elements, np.uint8)

@@ -31,6 +31,10 @@ import numpy as np
 #: Elements of all rows that are worked on at a time: they stay in the nearest caches.
 BLOCK = 2048
 
+#: Elements of a row that are worked on at once: as many float32 numbers as the widest registers hold. Of
+#: narrower ones, some together do.
+LANES = 16
+
 #: Where places among a block are written, so many more are needed: they are written a few at a time.
 SPARE = 4
 
@@ -52,7 +56,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("compiled", "compiled_rules", "compiled_early", "compiled_market", "bitmasks")
+_MODULES = ("compiled", "compiled_rules", "compiled_early", "compiled_market", "bitmasks", "lanes", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 

@@ -233,7 +233,7 @@ def look(share):
     for _, bits in share:
         bins, most = np.zeros(4, np.int64), np.zeros((2, 4), np.int32)
         counts = 1, bounds, np.array([0, 2, 4]), bins, *most, np.zeros(2, np.int64)
-        scratch = np.empty((3, loops.BLOCK + loops.SPARE), np.int32), np.empty(loops.BLOCK, np.uint8)
+        scratch = np.empty(loops.BLOCK + loops.SPARE, np.int64), np.empty(loops.BLOCK, np.uint8)
         opened = np.empty(bits.num_elements, np.uint8)
         looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
         bits.check(bits.early.merge(loops.count_and_merge, looking, rule))

@@ -251,10 +251,10 @@ def test_of_several_errors_in_threads_the_first_in_order_is_told(tmp_path):
 
         def look(share):
             for _, bits in share:
-                counts = np.zeros(2, np.int64), np.empty((6, loops.BLOCK), np.int32)
+                counts = np.zeros(2, np.int64)
                 owner, codes = np.empty((2, bits.num_elements), np.uint8)
                 wanted = np.ones(2, np.uint8)
-                bits.check(loops.rank(bits.rows, bits.stride, bits.base, wanted, owner, codes, *counts))
+                bits.check(loops.rank(bits.rows, bits.stride, bits.base, wanted, owner, codes, counts))
 
         with pytest.raises(NonFiniteError, match="element 10,065 is nan"):
             list(chunks_of_all.map(look))

@@ -1,6 +1,7 @@
 """One pass per chunk: what it counts and notices, and that compiled loops change nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,40 @@ def test_probe_is_not_finite_where_the_merged_value_is_too_large(dtype, is_compi
     rule = TensorRule(kernels.weighted_sum, per_task=(torch.ones(1),))
     assert not math.isfinite(make_step(rule, dtype_name(dtype), 3.0, is_compiled=is_compiled)(chunk, ())[2])
     assert math.isfinite(make_step(rule, dtype_name(dtype), 0.5, is_compiled=is_compiled)(chunk, ())[2])
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[::2])
+@pytest.mark.parametrize(("base", "other", "is_finite"), [(3e38, 3e38, True), (3e38, -3e38, False)])
+def test_probe_counts_task_vectors_that_are_not_chosen(base, other, is_finite, dtype, is_compiled):
+    """A number that is far from the base model's is told of, as are all that are not finite."""
+    length = loops.BLOCK + 5
+    stored = torch.ones(3, length, dtype=dtype)
+    stored[0, -1], stored[2, -1] = base, other
+    stored[1, -1] = base
+    rows = Stored.of(stored)
+    chunk = StoredChunk([(0, length)], lambda: rows)
+    step = make_step(RULES["given winners"], dtype_name(dtype), 0.5, is_compiled=is_compiled)
+    merged, counts, probe = step(chunk, (torch.zeros(length, dtype=torch.uint8),))
+    assert math.isfinite(probe) == is_finite
+    assert torch.equal(merged.tensor, stored[1]) and counts.tolist() == [length, 0]
+
+
+@pytest.mark.parametrize("name", ["dropped sum", "dropped ties", "given winners", "magmax", "ties"])
+def test_many_tasks_are_compiled_to_the_same_bits(name):
+    """What is kept for more than eight tasks takes two bytes for each element."""
+    num_tasks, length = 11, loops.BLOCK + 7
+    generator = torch.Generator().manual_seed(3)
+    rows = Stored.of(torch.randn(num_tasks + 1, length, generator=generator).bfloat16())
+    chunk = StoredChunk([(0, length)], lambda: rows)
+    numbers = tuple(torch.rand(num_tasks, generator=generator) for _ in RULES[name].per_task)
+    kept = torch.randint(0, 256, (2, length), generator=generator, dtype=torch.uint8)
+    given = {"dropped": (kept.T,), "given": (kept[0] % num_tasks,)}.get(name.split()[0], ())
+    rule = replace(RULES[name], per_task=numbers)
+    fast, slow = (
+        make_step(rule, "BF16", 0.3, is_compiled=is_compiled)(chunk, given) for is_compiled in (True, False)
+    )
+    assert fast[0].bits.tobytes() == slow[0].bits.tobytes() and fast[1].tolist() == slow[1].tolist()
 
 
 def test_a_pass_alone_is_what_it_is_made_of():

@@ -97,11 +97,11 @@ def _rank_compiled(
     wanted = (np.array(quotas) > 0).astype(np.uint8)
 
     def rank(part: Iterator[tuple[int, Bits]]) -> Int64[np.ndarray, " tasks"]:
-        counts, scratch = np.zeros(len(wanted), np.int64), np.empty((6, loops.BLOCK), np.int32)
+        counts = np.zeros(len(wanted), np.int64)
         for start, bits in part:
             end = start + bits.num_elements
             stored = bits.rows, bits.stride, bits.base
-            bits.check(loops.rank(*stored, wanted, owner[start:end], codes[start:end], counts, scratch))
+            bits.check(loops.rank(*stored, wanted, owner[start:end], codes[start:end], counts))
         return counts
 
     held: list[int] = sum(chunks.map(rank), np.zeros(len(wanted), np.int64)).tolist()

@@ -179,8 +179,6 @@ class _CompiledContest(_Contest):
             found, facts, left = np.zeros_like(counts), np.zeros(2, np.int64), _Rest(len(active))
             single, values = np.empty(0, np.int64), np.empty((0, len(active)), np.float32)
             scratch = (
-                np.empty((len(active), loops.BLOCK + 16), np.int32),
-                np.empty((5, loops.BLOCK), np.int32),
                 np.empty(loops.BLOCK, np.uint8),
                 np.empty(loops.BLOCK + loops.SPARE, np.int64),
                 np.empty(len(active)),
@@ -283,7 +281,7 @@ class _Grouping:
         num_tasks, num_elements = sample.values.shape
         distances, codes = np.empty((num_elements, num_tasks)), np.empty(num_elements, np.int64)
         in_reach = np.empty(num_elements, np.uint8)
-        values = np.ascontiguousarray(sample.values)
+        values = np.ascontiguousarray(sample.values.T)
         loops.describe(values, sample.scale, self._box, distances, codes, in_reach)
         return distances.T, codes, np.flatnonzero(in_reach > 1)
 

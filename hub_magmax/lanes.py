@@ -1,0 +1,271 @@
+"""Sixteen numbers at a time, for compiled loops: `Ints` are int32, `Floats` float32, and a `Mask` is bits.
+
+Short loops, one for each step over a block in memory, become vector instructions by themselves, but spend
+most of their time on loads and stores, and on starting. Written with these, one loop takes all steps on
+sixteen elements, which stay in registers: choosing the winners among five tasks takes .7 ns per element
+instead of 2.9, and merging by winners .4 instead of 1.6, measured.
+
+    total = floats(0.0)
+    for row in range(rows.shape[0]):
+        total = total + as_floats(load(rows[row], start, None)) * floats(weights[row])
+    store(merged, start, None, as_ints(total))
+
+`+`, `-`, `*`, `/` and `abs` are of floats, `&`, `|`, `+`, `<<` and `>>` of integers, and comparisons of both.
+Integers wrap around, are compared as signed, and zeros are shifted in. Floats are rounded after each
+operation, and nothing is reordered or fused.
+"""
+
+# numba compiles what types it finds, so functions here have none.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+from hub_magmax.loops import LANES
+
+_intrinsic: Any = intrinsic
+
+
+def _lanes_of(element):
+    return ir.VectorType(element, LANES)
+
+
+_INT = ir.IntType(32)
+
+
+class _Lanes(types.Type):
+    """The type of sixteen numbers."""
+
+    def __init__(self, name, element):
+        super().__init__(name=name)
+        self.element = element
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _lanes_of(kind.element))
+
+
+INTS, FLOATS, MASK = _Lanes("Ints", _INT), _Lanes("Floats", ir.FloatType()), _Lanes("Mask", ir.IntType(1))
+
+#: What writes the instructions of an operation, for each type of its arguments, and the type of its result.
+_EMITTERS = {
+    operator.add: {
+        FLOATS: (FLOATS, lambda builder, a, b: builder.fadd(a, b)),
+        INTS: (INTS, lambda builder, a, b: builder.add(a, b)),
+    },
+    operator.sub: {FLOATS: (FLOATS, lambda builder, a, b: builder.fsub(a, b))},
+    operator.mul: {FLOATS: (FLOATS, lambda builder, a, b: builder.fmul(a, b))},
+    operator.truediv: {FLOATS: (FLOATS, lambda builder, a, b: builder.fdiv(a, b))},
+    operator.and_: {
+        INTS: (INTS, lambda builder, a, b: builder.and_(a, b)),
+        MASK: (MASK, lambda builder, a, b: builder.and_(a, b)),
+    },
+    operator.or_: {
+        INTS: (INTS, lambda builder, a, b: builder.or_(a, b)),
+        MASK: (MASK, lambda builder, a, b: builder.or_(a, b)),
+    },
+    operator.lshift: {INTS: (INTS, lambda builder, a, b: builder.shl(a, b))},
+    operator.rshift: {INTS: (INTS, lambda builder, a, b: builder.lshr(a, b))},
+} | {
+    compare: {
+        FLOATS: (MASK, lambda builder, a, b, sign=sign: builder.fcmp_ordered(sign, a, b)),
+        INTS: (MASK, lambda builder, a, b, sign=sign: builder.icmp_signed(sign, a, b)),
+    }
+    for compare, sign in (
+        (operator.eq, "=="),
+        (operator.lt, "<"),
+        (operator.le, "<="),
+        (operator.gt, ">"),
+        (operator.ge, ">="),
+    )
+}  # fmt: skip
+
+
+def _operation(gives, takes, emit):
+    @_intrinsic
+    def operation(context, left, right):
+        return gives(takes, takes), lambda context, builder, signature, values: emit(builder, *values)
+
+    return operation
+
+
+def _let_numba_compile(operator_, emitters):
+    operations = {takes: _operation(gives, takes, emit) for takes, (gives, emit) in emitters.items()}
+
+    @overload(operator_)
+    def overloaded(left, right):
+        operation = operations.get(left) if left == right else None
+        # numba looks at the names of an implementation's arguments.
+        return None if operation is None else lambda left, right: operation(left, right)  # noqa: PLW0108
+
+
+for _operator, _emitters in _EMITTERS.items():
+    _let_numba_compile(_operator, _emitters)
+
+
+def _splat(builder, value):
+    nothing = ir.Constant(_lanes_of(value.type), ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_lanes_of(_INT), [0] * LANES))
+
+
+@_intrinsic
+def ints(context, value):
+    """Return sixteen times the same integer."""
+
+    def emit(context, builder, signature, values):
+        return _splat(builder, context.cast(builder, values[0], signature.args[0], types.int32))
+
+    return INTS(value), emit
+
+
+@_intrinsic
+def floats(context, value):
+    """Return sixteen times the same number."""
+
+    def emit(context, builder, signature, values):
+        return _splat(builder, context.cast(builder, values[0], signature.args[0], types.float32))
+
+    return FLOATS(value), emit
+
+
+@_intrinsic
+def _magnitude(context, value):
+    def emit(context, builder, signature, values):
+        bits = builder.bitcast(values[0], _lanes_of(_INT))
+        without_sign = builder.and_(bits, ir.Constant(_lanes_of(_INT), [0x7FFFFFFF] * LANES))
+        return builder.bitcast(without_sign, _lanes_of(FLOATS.element))
+
+    return FLOATS(FLOATS), emit
+
+
+@overload(abs)
+def _abs(value):
+    return (lambda value: _magnitude(value)) if value == FLOATS else None  # noqa: PLW0108
+
+
+@_intrinsic
+def as_floats(context, value):
+    """Take the bits of integers for those of floats."""
+    return FLOATS(INTS), lambda context, builder, signature, values: builder.bitcast(
+        values[0], _lanes_of(FLOATS.element)
+    )
+
+
+@_intrinsic
+def as_ints(context, value):
+    """Return the bits of floats."""
+    return INTS(FLOATS), lambda context, builder, signature, values: builder.bitcast(
+        values[0], _lanes_of(INTS.element)
+    )
+
+
+@_intrinsic
+def choose(context, mask, chosen, other):
+    """Return what is in `chosen` where a bit is set, else what is in `other`."""
+    return chosen(MASK, chosen, chosen), lambda context, builder, signature, values: builder.select(*values)
+
+
+@_intrinsic
+def larger(context, left, right):
+    """Return the larger integer of each two."""
+
+    def emit(context, builder, signature, values):
+        return builder.select(builder.icmp_signed(">", *values), *values)
+
+    return INTS(INTS, INTS), emit
+
+
+@_intrinsic
+def smaller(context, left, right):
+    """Return the smaller integer of each two."""
+
+    def emit(context, builder, signature, values):
+        return builder.select(builder.icmp_signed("<", *values), *values)
+
+    return INTS(INTS, INTS), emit
+
+
+@_intrinsic
+def largest(context, value):
+    """Return the largest of sixteen integers."""
+
+    def emit(context, builder, signature, values):
+        found, distance = values[0], LANES // 2
+        while distance:
+            places = ir.Constant(_lanes_of(_INT), [(place + distance) % LANES for place in range(LANES)])
+            moved = builder.shuffle_vector(found, found, places)
+            found = builder.select(builder.icmp_signed(">", found, moved), found, moved)
+            distance //= 2
+        return builder.extract_element(found, ir.Constant(_INT, 0))
+
+    return types.int32(INTS), emit
+
+
+def _copy(builder, number, source, target):
+    """Copy elements one by one."""
+    with cgutils.for_range(builder, number) as loop:
+        value = builder.load(builder.gep(source, [loop.index]))
+        builder.store(value, builder.gep(target, [loop.index]))
+
+
+def _memory(builder, element):
+    """Return memory for sixteen elements, with zeros in it."""
+    zeros = ir.Constant(_lanes_of(element), None)
+    memory = cgutils.alloca_once_value(builder, zeros)
+    return builder.bitcast(memory, element.as_pointer())
+
+
+@_intrinsic
+def load(context, array, start, number):
+    """Return sixteen integers, which have up to 32 bits in an array and none for a sign, from `start` on.
+
+    `number`: if not None, the array has so many there, fewer than sixteen, and zeros follow. That is slow.
+    """
+    element = ir.IntType(array.dtype.bitwidth)
+
+    def emit(context, builder, signature, values):
+        memory = builder.gep(context.make_array(array)(context, builder, values[0]).data, [values[1]])
+        memory = builder.bitcast(memory, element.as_pointer())
+        if number != types.none:
+            some, memory = memory, _memory(builder, element)
+            _copy(builder, values[2], some, memory)
+        found = builder.load(builder.bitcast(memory, _lanes_of(element).as_pointer()), align=1)
+        return found if element == _INT else builder.zext(found, _lanes_of(_INT))
+
+    return INTS(array, types.intp, number), emit
+
+
+@_intrinsic
+def store(context, array, start, number, value):
+    """Write the low bits of sixteen integers, or of the first `number`, to an array from `start` on."""
+    element = ir.IntType(array.dtype.bitwidth)
+
+    def emit(context, builder, signature, values):
+        memory = builder.gep(context.make_array(array)(context, builder, values[0]).data, [values[1]])
+        memory = builder.bitcast(memory, element.as_pointer())
+        found = values[3] if element == _INT else builder.trunc(values[3], _lanes_of(element))
+        if number == types.none:
+            builder.store(found, builder.bitcast(memory, _lanes_of(element).as_pointer()), align=1)
+        else:
+            whole = _memory(builder, element)
+            builder.store(found, builder.bitcast(whole, _lanes_of(element).as_pointer()), align=1)
+            _copy(builder, values[2], whole, memory)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, number, INTS), emit
+
+
+@_intrinsic
+def as_numbers(context, mask):
+    """Return 1 for each bit that is set, else 0."""
+    return INTS(MASK), lambda context, builder, signature, values: builder.zext(values[0], _lanes_of(_INT))

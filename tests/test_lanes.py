@@ -1,0 +1,142 @@
+"""Sixteen numbers at a time: each operation gives what numpy gives, and nothing beyond the end is touched."""
+
+import operator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hub_magmax import lanes
+from hub_magmax.jit import compiled
+from hub_magmax.lanes import as_floats, as_ints, as_numbers, choose, floats, ints, larger, load, store
+from hub_magmax.loops import LANES
+
+SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, 2**-149, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
+EDGES = np.array([0, 1, -1, 2**31 - 1, -(2**31), 0x7F800000, 12345], np.int32)
+RANDOM = np.random.default_rng(0)
+FLOATS = [
+    np.concatenate([RANDOM.choice(SPECIAL, 40), RANDOM.standard_normal(40)]).astype(np.float32) for _ in "ab"
+]
+INTS = [np.concatenate([RANDOM.choice(EDGES, 40), RANDOM.integers(-9, 9, 40)]).astype(np.int32) for _ in "ab"]
+
+
+def over(operation, kind):
+    """Compile a binary operation over arrays, whose results are bits or, of comparisons, 0 and 1."""
+    take = {"floats": as_floats, "ints": compiled(lambda value: value)}[kind]
+    is_comparison = operation in (operator.eq, operator.lt, operator.le, operator.gt, operator.ge)
+    give = as_numbers if is_comparison else {"floats": as_ints, "ints": take}[kind]
+
+    @compiled
+    def run(left, right, found):
+        for start in range(0, found.shape[0], LANES):
+            store(
+                found,
+                start,
+                None,
+                give(operation(take(load(left, start, None)), take(load(right, start, None)))),
+            )
+
+    def call(left, right):
+        found = np.empty(len(left), np.int32)
+        run(left.view(np.int32), right.view(np.int32), found)
+        return found
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv", "eq", "lt", "le", "gt", "ge"])
+def test_floats_are_rounded_and_compared_as_numpy_does(name):
+    operation = getattr(operator, name)
+    with np.errstate(all="ignore"):
+        expected = operation(*FLOATS)
+    found = over(operation, "floats")(*FLOATS)
+    if expected.dtype == bool:
+        assert found.tolist() == expected.tolist()
+    else:
+        is_nan = np.isnan(expected)
+        assert np.isnan(found.view(np.float32)[is_nan]).all()
+        assert np.array_equal(found[~is_nan], expected.view(np.int32)[~is_nan])
+
+
+@pytest.mark.parametrize("name", ["add", "and_", "or_", "eq", "lt", "le", "gt", "ge"])
+def test_integers_wrap_and_are_compared_as_numpy_does(name):
+    operation = getattr(operator, name)
+    with np.errstate(all="ignore"):
+        expected = operation(*INTS)
+    assert over(operation, "ints")(*INTS).tolist() == expected.astype(np.int32).tolist()
+
+
+def test_shifts_bring_zeros():
+    distance = RANDOM.integers(0, 32, 80).astype(np.int32)
+    bits, by = INTS[0].view(np.uint32), distance.view(np.uint32)
+    assert over(operator.lshift, "ints")(INTS[0], distance).view(np.uint32).tolist() == (bits << by).tolist()
+    assert over(operator.rshift, "ints")(INTS[0], distance).view(np.uint32).tolist() == (bits >> by).tolist()
+
+
+@compiled
+def _reduced(values, number):
+    return lanes.largest(load(values, 0, number))
+
+
+@compiled
+def _mixed(left, right, found):
+    chosen = choose(
+        load(left, 0, None) > load(right, 0, None), ints(7), lanes.smaller(ints(9), load(left, 0, None))
+    )
+    store(found, 0, None, larger(chosen, ints(-3)))
+    store(found, LANES, None, as_ints(abs(as_floats(load(left, 0, None)))))
+    store(found, 2 * LANES, None, as_ints(floats(0.1)))
+
+
+def test_choices_and_magnitudes_are_those_of_numpy():
+    left, right = (values[:LANES] for values in INTS)
+    found = np.empty((3, LANES), np.int32)
+    _mixed(left, right, found)
+    assert found[0].tolist() == np.maximum(np.where(left > right, 7, np.minimum(9, left)), -3).tolist()
+    assert found[1].tolist() == (left & 0x7FFFFFFF).tolist()
+    assert found[2].view(np.float32).tolist() == [np.float32(0.1)] * LANES
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=LANES))
+def test_the_largest_counts_zeros_beyond_the_end(values):
+    expected = max(values) if len(values) == LANES else max(0, *values)
+    assert _reduced(np.array(values, np.int32), len(values)) == expected
+
+
+@compiled
+def _moved(values, start, number, found):
+    store(found, start, number, load(values, start, number))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32])
+@pytest.mark.parametrize("number", [0, 1, 7, 15])
+def test_nothing_beyond_a_number_is_read_or_written(dtype, number):
+    values = RANDOM.integers(1, 200, 40).astype(dtype)
+    found = np.zeros(40, dtype)
+    _moved(values, 3, number, found)
+    assert found.tolist() == [0] * 3 + values[3 : 3 + number].tolist() + [0] * (37 - number)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+def test_stored_values_have_no_sign_and_lose_high_bits(dtype):
+    values, found = np.full(LANES, np.iinfo(dtype).max, dtype), np.zeros(LANES, np.int32)
+
+    @compiled
+    def widen(values, found):
+        store(found, 0, None, load(values, 0, None))
+
+    widen(values, found)
+    assert found.view(np.uint32).tolist() == values.tolist()
+    narrow = np.zeros(LANES, dtype)
+    widen(np.full(LANES, 0x12345678, np.int32), narrow)
+    assert narrow.tolist() == [0x12345678 % (np.iinfo(dtype).max + 1)] * LANES
+
+
+def test_other_types_are_left_to_numba():
+    @compiled
+    def plain(left, right):
+        return abs(left - right) + (left & right) + (left > right)
+
+    assert plain(5, 7) == 2 + 5
