@@ -57,7 +57,7 @@ def magnitude(values):
 
 
 @inlined
-def _finish(merged, base, scaling, out, start, number):
+def finish(merged, base, scaling, out, start, number):
     """Scale, add to the base model, round once, write, and return the magnitudes of it as bits.
 
     bfloat16 is rounded to nearest even, float32 not at all. An update of zero keeps the base model's bits.
@@ -169,7 +169,7 @@ def _merge(kind, stored, start, number, per_task, given, place, scaling, out, sc
             bits, top = _given(stored, start, number, given, place)
         merged = as_floats(bits << ints(32 - 8 * stored.itemsize)) - base
         top = larger(top, magnitude(merged))
-    return larger(top, _finish(merged, base, scaling, out, place, number))
+    return larger(top, finish(merged, base, scaling, out, place, number))
 
 
 @compiled
@@ -277,7 +277,7 @@ def merge_chunk(
             _merge_block(kind, stored, first, size, per_task, given, start, scaling, out, scratch, winners)
         )
         if kind == GIVEN and met >= _FAR_BITS:
-            met = max(met, _largest_difference(stored, first, first + size))
+            met = max(met, largest_difference(stored, first, first + size))
         most = max(most, met)
         if kind >= LARGEST:
             chosen = winners[:size] if kind == LARGEST else given[0, start : start + size]
@@ -287,7 +287,7 @@ def merge_chunk(
 
 
 @compiled
-def _largest_difference(stored, start, stop):
+def largest_difference(stored, start, stop):
     """Return the bits of the largest magnitude in a block of all task vectors."""
     top, whole = ints(0), start + (stop - start) // LANES * LANES
     for row in range(stored.shape[1], stored.size, stored.shape[1]):

@@ -12,32 +12,22 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.bitmasks import find
-from hub_magmax.compiled import merge_chunk, read_all
+from hub_magmax.compiled import largest_difference, merge_chunk, read_all
 from hub_magmax.compiled_rules import count_magnitudes, settle
 from hub_magmax.jit import compiled
-from hub_magmax.loops import BLOCK, FIRST_MARK
+from hub_magmax.loops import BLOCK
 
 
 @compiled
-def _mark_from(values, least, marks):
-    for i in range(marks.shape[0]):
-        marks[i] = np.uint8(values[i] >= least)
-
-
-@compiled
-def _keep_open(values, least, first, stored, marks, found, facts, places, rows):
-    """Keep the columns of `stored` at which a byte is `least` or more; the first one's place is `first`."""
-    for start in range(0, values.shape[0], BLOCK):
-        part = values[start : start + BLOCK]
-        _mark_from(part, least, marks[: part.shape[0]])
-        number = find(marks[: part.shape[0]], np.uint8(1), found)
-        kept = facts[0]
-        for n in range(number):
-            places[kept + n] = first + start + found[n]
-        for row in range(stored.shape[0]):
-            for n in range(number):
-                rows[row, kept + n] = stored[row, start + found[n]]
-        facts[0] += number
+def _keep_open(found, begin, first, stored, facts, places, rows):
+    """Keep the columns of `stored` that `found` names, counted from `begin`; column 0 is at `first`."""
+    kept = facts[0]
+    for n in range(found.shape[0]):
+        places[kept + n] = first + begin + found[n]
+    for row in range(stored.shape[0]):
+        for n in range(found.shape[0]):
+            rows[row, kept + n] = stored[row, begin + found[n]]
+    facts[0] += found.shape[0]
 
 
 @compiled
@@ -45,7 +35,7 @@ def count_and_merge(
     descriptors, places, spent, offset, stored, flat,
     num_ranks, bounds, edges, bins, most, least, above, opened, near, marks, given,
     kind, per_task, scaling, out, counts, scratch, chosen,
-    facts, found, open_places, open_rows,
+    facts, open_places, open_rows,
 ):  # fmt: skip
     """Count magnitudes as `count_magnitudes` does, merge as `merge_chunk` does, and keep what is open.
 
@@ -57,7 +47,6 @@ def count_and_merge(
         given, kind, per_task, scaling, out, counts, scratch, chosen: As for `merge_chunk`, where the last is
             called winners.
         facts: int64, two numbers: how many elements are open, added to, and the largest bits merged, raised.
-        found: int64, `BLOCK` + `SPARE`.
         open_places: int64 per element, takes the places of open elements.
         open_rows: Takes what is stored of them, in rows as long as that.
 
@@ -81,7 +70,9 @@ def count_and_merge(
             scaling, out[start : start + size], counts, scratch, chosen,
         )  # fmt: skip
         facts[1] = max(facts[1], met)
-        _keep_open(part, np.uint8(1), start, stored, marks, found, facts, open_places, open_rows)
+        for begin in range(0, size, BLOCK):
+            number = find(part[begin : begin + BLOCK], np.uint8(1), near)
+            _keep_open(near[:number], begin, start, stored, facts, open_places, open_rows)
     return largest
 
 
@@ -89,49 +80,44 @@ def count_and_merge(
 def settle_and_merge(
     descriptors, places, spent, offset, stored, flat,
     active, bonuses, scale, box, slots, codes, examples,
-    owner, tally, noted, single, kept, marks, found, distances,
-    names, winners,
-    kind, per_task, scaling, out, counts, scratch, chosen,
-    facts, open_found, open_places, open_rows,
+    owner, tally, noted, single, kept, marks, opened, distances, tasks,
+    scaling, out, counts,
+    facts, open_places, open_rows,
 ):  # fmt: skip
-    """Write winners as `settle` does, merge by them as `merge_chunk` does, and keep what has no winner yet.
+    """Write winners as `settle` does, merge by them, and keep what has no winner yet.
 
     Args:
         descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
         flat: The same memory as `stored`, row after row.
         active, bonuses, scale, box, slots, codes, examples, owner, tally, noted, single, kept, marks,
-            found, distances: As for `settle`, where `tally` is called counts, `noted` facts and `found`
-            places.
-        names: uint8 for each byte that an owner can be: the task to merge by; of marks, any.
-        winners: uint8, one row, elements in its columns: takes these tasks.
-        kind, per_task, scaling, out, counts, scratch, chosen: As for `merge_chunk`, where the last is called
-            winners.
-        facts, open_found, open_places, open_rows: As for `count_and_merge`, where the second is called found.
+            opened, distances, tasks: As for `settle`, where `tally` is called counts and `noted` facts;
+            `opened` takes those among as many elements as are read at a time.
+        scaling, out, counts: As for `merge_chunk`.
+        facts, open_places, open_rows: As for `count_and_merge`.
 
     Returns:
         How many belong to nobody, or -1 where not all could be read.
     """
     held, number = stored.shape[1], np.int64(0)
+    for task in range(active.shape[0]):
+        counts[active[task]] -= tally[task]
     for start in range(0, out.shape[0], held):
         size = min(held, out.shape[0] - start)
+        stop = start + size
         if not read_all(descriptors, places, offset + start * stored.itemsize, size, stored, spent):
             return np.int64(-1)
-        part = owner[start : start + size]
         more = settle(
             flat[held:], held, flat[:held], active, bonuses, scale, box, slots, codes, examples,
-            part, tally, noted, single[number:], kept[number:], marks, found, distances,
+            owner[start:stop], tally, noted, single[number:], kept[number:], marks, opened, distances,
+            scaling, out[start:stop], tasks[start:stop],
         )  # fmt: skip
         for n in range(number, number + more):
             single[n] += start
         number += more
-        for i in range(size):
-            winners[0, start + i] = names[part[i]]
-        met = merge_chunk(
-            kind, descriptors[:0], places[:0], spent, 0, stored, per_task, winners[:, start : start + size],
-            scaling, out[start : start + size], counts, scratch, chosen,
-        )  # fmt: skip
-        facts[1] = max(facts[1], met)
-        _keep_open(
-            part, np.uint8(FIRST_MARK), start, stored, marks, open_found, facts, open_places, open_rows
-        )
+        facts[1] = max(facts[1], noted[3])
+        if active.shape[0] < stored.shape[0] - 1:
+            facts[1] = max(facts[1], largest_difference(stored, 0, size))
+        _keep_open(opened[: noted[2]], 0, start, stored, facts, open_places, open_rows)
+    for task in range(active.shape[0]):
+        counts[active[task]] += tally[task]
     return number

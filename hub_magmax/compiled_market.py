@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.jit import compiled
-from hub_magmax.loops import NO_PATH, NO_ROOM
+from hub_magmax.loops import BLOCK, NO_PATH, NO_ROOM
 
 
 @compiled
@@ -166,3 +166,41 @@ def meet(values, sizes, items, owners, num_lots, surplus, losses, floats, whole)
         for step in range(length):
             _least_losses(path[step], values, items, owners, num_lots, losses)
     return np.int64(num_lots)
+
+
+@compiled
+def _rank_best(row, price, best, second):
+    for i in range(best.shape[0]):
+        net = row[i] - price
+        low = net if net < best[i] else best[i]
+        second[i] = low if low > second[i] else second[i]
+        best[i] = net if net > best[i] else best[i]
+
+
+@compiled
+def _gain(row, price, best, second, found):
+    for i in range(found.shape[0]):
+        net = row[i] - price
+        found[i] = net - (second[i] if net == best[i] else best[i])
+
+
+@compiled
+def gains(rows, prices, found, scratch):
+    """Write how much better each element is with a task than with the best other one, net of prices.
+
+    Args:
+        rows: float64, tasks by elements.
+        prices: float64 per task.
+        found: As rows.
+        scratch: float64, 2 rows of `BLOCK`.
+    """
+    for start in range(0, rows.shape[1], BLOCK):
+        stop = min(start + BLOCK, rows.shape[1])
+        best, second = scratch[0, : stop - start], scratch[1, : stop - start]
+        best[:] = -np.inf
+        second[:] = -np.inf
+        for task in range(rows.shape[0]):
+            _rank_best(rows[task, start:stop], prices[task], best, second)
+        for task in range(rows.shape[0]):
+            _gain(rows[task, start:stop], prices[task], best, second, found[task, start:stop])
+    return np.int64(0)

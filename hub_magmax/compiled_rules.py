@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.bitmasks import count, find, highest
-from hub_magmax.compiled import magnitude, widened
+from hub_magmax.compiled import finish, magnitude, widened
 from hub_magmax.jit import compiled, inlined
 from hub_magmax.lanes import (
     as_ints,
@@ -326,35 +326,48 @@ def count_magnitudes(
 
 
 @inlined
-def _lead(rows, stride, base, start, number, active, bonuses, owner, marks, near):
-    """Name who reaches furthest with the most, and mark the elements that nobody is sure to win.
+def _lead(rows, stride, base, start, number, active, bonuses, owner, marks, near, scaling, out, tasks):
+    """Name who reaches furthest with the most, mark the elements that nobody is sure to win, and merge.
 
-    Returns the largest magnitudes.
+    Returns the largest magnitudes of task vectors and of what was merged.
     """
-    below, top, winner = _base_at(base, start, number), ints(0), ints(0)
+    below, top, met = _base_at(base, start, number), ints(0), ints(0)
     best, second, surest = ints(-1), ints(-1), ints(-1)
+    winner, winning_task, update = ints(0), ints(0), floats(0.0)
     for task in range(active.shape[0]):
-        found = abs(widened(rows, active[task] * stride + start, number) - below)
+        moved = widened(rows, active[task] * stride + start, number) - below
+        found = abs(moved)
         top = larger(top, as_ints(found))
         high = as_ints(found + floats(bonuses[0, task]))
-        winner = choose(high >= best, ints(task), winner)
+        leads = high >= best
+        winner = choose(leads, ints(task), winner)
+        winning_task = choose(leads, ints(active[task]), winning_task)
+        update = choose(leads, moved, update)
         second = larger(second, smaller(best, high))
         best = larger(best, high)
         surest = larger(surest, as_ints(found + floats(bonuses[1, task])))
+    is_open = surest <= second
     store(owner, start, number, winner)
-    store(marks, near, number, as_numbers(surest <= second))
-    return top
+    store(marks, near, number, as_numbers(is_open))
+    if out.shape[0]:
+        store(tasks, start, number, choose(is_open, ints(0), winning_task))
+        met = finish(update, below, scaling, out, start, number)
+    return top, met
 
 
 @compiled
-def _lead_block(rows, stride, base, start, stop, active, bonuses, owner, marks):
-    top, size, what = ints(0), stop - start, (active, bonuses, owner, marks)
+def _lead_block(rows, stride, base, start, stop, active, bonuses, owner, marks, facts, scaling, out, tasks):
+    top, met, size = ints(0), ints(0), stop - start
     whole = size // LANES * LANES
+    who, merging = (active, bonuses, owner, marks), (scaling, out, tasks)
     for near in range(0, whole, LANES):
-        top = larger(top, _lead(rows, stride, base, start + near, None, *what, near))
+        found, merged = _lead(rows, stride, base, start + near, None, *who, near, *merging)
+        top, met = larger(top, found), larger(met, merged)
     if whole < size:
-        top = larger(top, _lead(rows, stride, base, start + whole, size - whole, *what, whole))
-    return np.int64(largest(top))
+        found, merged = _lead(rows, stride, base, start + whole, size - whole, *who, whole, *merging)
+        top, met = larger(top, found), larger(met, merged)
+    facts[1] = max(facts[1], np.int64(largest(top)))
+    facts[3] = max(facts[3], np.int64(largest(met)))
 
 
 @compiled
@@ -428,7 +441,7 @@ def _group(slots, codes, examples, code, distances):
 @compiled
 def settle(
     rows, stride, base, active, bonuses, scale, box, slots, codes, examples,
-    owner, counts, facts, single, kept, marks, places, distances,
+    owner, counts, facts, single, kept, marks, opened, distances, scaling, out, tasks,
 ):  # fmt: skip
     """Write winners; where the winner depends on where in a box prices are, the mark of a group or `NOBODY`.
 
@@ -445,41 +458,49 @@ def settle(
         examples: float64, groups by tasks, the distances of each group.
         owner: uint8 per element.
         counts: int64 for each byte, added to.
-        facts: int64, two numbers: how many with the mark of a group have magnitudes that were rounded to
-            whole numbers, added to; and the largest bits met, raised.
+        facts: int64, four numbers: how many with the mark of a group have magnitudes that were rounded to
+            whole numbers, added to; the largest bits of a magnitude, raised; how many nobody is sure to win;
+            and the largest bits of what was merged, raised.
         single: int64 per element, takes the places of those that belong to nobody.
         kept: float32, elements by tasks, takes their magnitudes.
         marks: uint8, `BLOCK`.
-        places: int64, `BLOCK` + `SPARE`.
+        opened: int64 per element, and `SPARE`, takes the places of those that nobody is sure to win.
         distances: float64 per task.
+        scaling, out, tasks: As `merge_chunk` has the first two; and uint8, takes the row that an element was
+            merged from. Of those that nobody is sure to win it is 0, and what is merged is anything. Nothing
+            is merged if there are no elements in `out`.
 
     Returns:
         How many belong to nobody.
     """
     num_tasks, num_single = active.shape[0], np.int64(0)
+    facts[2] = 0
     for start in range(0, owner.shape[0], BLOCK):
         stop = min(start + BLOCK, owner.shape[0])
         part, marked = owner[start:stop], marks[: stop - start]
-        met = _lead_block(rows, stride, base, start, stop, active, bonuses, owner, marked)
-        facts[1] = max(facts[1], met)
+        who = active, bonuses, owner, marked
+        _lead_block(rows, stride, base, start, stop, *who, facts, scaling, out, tasks)
         for task in range(num_tasks):
             counts[task] += count(part, np.uint8(task))
-        for n in range(find(marked, np.uint8(1), places)):
-            place, values = places[n], kept[num_single]
+        places = opened[facts[2] :]
+        number = find(marked, np.uint8(1), places)
+        facts[2] += number
+        for n in range(number):
+            place, values = start + places[n], kept[num_single]
+            places[n] = place
             for task in range(num_tasks):
-                at = active[task] * stride + start + place
-                values[task] = _magnitude_at(rows, at, base, start + place)
+                values[task] = _magnitude_at(rows, active[task] * stride + place, base, place)
             code = _describe(values, scale, box, distances)
             mark = FIRST_MARK + _group(slots, codes, examples, code, distances)
             if mark < FIRST_MARK:
                 mark = NOBODY
-                single[num_single] = start + place
+                single[num_single] = place
                 num_single += 1
             else:
                 facts[0] += _is_off_grid(values, scale)
-            counts[part[place]] -= 1
+            counts[owner[place]] -= 1
             counts[mark] += 1
-            part[place] = mark
+            owner[place] = mark
     return num_single
 
 

@@ -157,33 +157,33 @@ class EarlyChunk:
         assert files is not None and kind is not None
         offset, block = files.block(self.chunk.start)
         values = self.whole.room(self.chunk.start, size)
-        merging = merging_arguments(rule, self.whole.scaling, len(block) - 1, values)
-        counts = merging[3]
+        merging = kind, *merging_arguments(rule, self.whole.scaling, len(block) - 1, values)
+        counts = merging[4]
+        if rule.selects:  # it takes each element from its winner, and that is all to know
+            merging = merging[2:5]
         places, rows = np.empty(size, np.int64), np.empty((len(block), size), block.dtype)
-        facts, found = np.zeros(2, np.int64), np.empty(loops.BLOCK + loops.SPARE, np.int64)
+        facts = np.zeros(2, np.int64)
         with files.arguments() as reading:
             stored = offset, block, block.reshape(-1)
-            result = loop(*reading, *stored, *looking, kind, *merging, facts, found, places, rows)
+            result = loop(*reading, *stored, *looking, *merging, facts, places, rows)
         if result < 0:
             files.raise_for(self.chunk.parts)
         if facts[1] >= loops.INFINITY_BITS:
             self.whole.give_up()
             return result
         places, rows = places[: facts[0]].copy(), rows[:, : facts[0]].copy()
-        given = rule.per_element(0, size)
-        if rule.selects:
-            counts = counts - np.bincount(np.asarray(given[0])[places], minlength=len(counts))
-        else:
-            counts = counts[:0]
-        merged = _Merged(size, places, rows, counts, _digest(given, places))
+        counts = counts if rule.selects else counts[:0]
+        merged = _Merged(size, places, rows, counts, _digest(rule.per_element(0, size)))
         self.whole.note(self.chunk.start, merged, values)
         return result
 
 
-def _digest(given: tuple[Array, ...], places: np.ndarray) -> bytes:
-    """Identify what a rule gives for the elements of a chunk, but for some of them."""
+def _digest(given: tuple[Array, ...], open_places: np.ndarray | None = None) -> bytes:
+    """Identify what a rule gives for the elements of a chunk, where open ones have 0, or are to have it."""
     if not given:
         return b""
-    decided = np.array(given[0])
-    decided[places] = 0
+    decided = np.asarray(given[0])
+    if open_places is not None:
+        decided = decided.copy()
+        decided[open_places] = 0
     return xxh3_128_digest(decided.data)

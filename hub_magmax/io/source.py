@@ -206,7 +206,7 @@ class LocalSource(_Source):
         self._readers: Counter[str] = Counter()
         self._lock = Lock()  # threads share the descriptors, and none may close what another reads
         self._ahead: Iterator[_Piece] = iter(())
-        self._ahead_bytes = 0
+        self._ahead_bytes = self._least_ahead_bytes = 0
         self._released: Counter[str] = Counter()
         if not is_folder(folder):
             raise SourceError(
@@ -261,6 +261,8 @@ class LocalSource(_Source):
         with self._lock:
             self._ahead = _pieces(infos)
             self._ahead_bytes = budget_bytes
+            # Advice for each chunk takes a tenth of the time of reading it.
+            self._least_ahead_bytes = min(4 * _ADVICE_BYTES, budget_bytes // 2)
             self._released.clear()
         self._advise()
 
@@ -270,7 +272,9 @@ class LocalSource(_Source):
             done = stop * info.num_bytes // max(info.num_elements, 1)
             self._ahead_bytes += max(0, done - self._released[name])
             self._released[name] = max(done, self._released[name])
-        self._advise()
+            is_much = self._ahead_bytes >= self._least_ahead_bytes
+        if is_much:
+            self._advise()
 
     def _advise(self) -> None:
         """Tell the system of as much more as there is room for. What is wrong shows when a file is read."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from hub_magmax import loops
 from hub_magmax.selection.market import Groups, Market, in_a_table, in_memory, ranked
 
 
@@ -49,15 +50,10 @@ def bound(sample: Market, prices: Float64[np.ndarray, " tasks"], deviations: flo
     """
     stock = in_memory(sample)
     rows, sizes = in_a_table(stock, sample.groups)
-    reduced = rows - prices[:, None]
-    best, second = reduced[0], np.full_like(reduced[0], -math.inf)
-    for row in reduced[1:]:
-        second = np.maximum(second, np.minimum(best, row))
-        best = np.maximum(best, row)
     total = int(sample.quotas.sum())
     down, up = np.empty_like(prices), np.empty_like(prices)
-    for task, quota in enumerate(sample.quotas.tolist()):
-        gains = reduced[task] - np.where(reduced[task] == best, second, best)
+    gained = _gains_compiled(rows, prices) if stock.is_compiled else _gains(rows, prices)
+    for task, (gains, quota) in enumerate(zip(gained, sample.quotas.tolist(), strict=True)):
         spread = math.sqrt(quota * (total - quota) / total)
         if stock.run > 1:
             wins = (gains[: len(gains) // stock.run * stock.run] >= 0).reshape(-1, stock.run).sum(axis=1)
@@ -67,3 +63,24 @@ def bound(sample: Market, prices: Float64[np.ndarray, " tasks"], deviations: flo
         highest, lowest = ranked(gains, sizes, (quota - ranks, quota + ranks))
         up[task], down[task] = max(0.0, highest), max(0.0, -lowest)
     return Box(prices, down, up)
+
+
+def _gains(
+    rows: Float64[np.ndarray, "tasks count"], prices: Float64[np.ndarray, " tasks"]
+) -> Float64[np.ndarray, "tasks count"]:
+    """Return how much better each element is with a task than with the best other one, net of prices."""
+    net = rows - prices[:, None]
+    best, second = net[0], np.full_like(net[0], -math.inf)
+    for row in net[1:]:
+        second = np.maximum(second, np.minimum(best, row))
+        best = np.maximum(best, row)
+    gains: np.ndarray = net - np.where(net == best, second, best)
+    return gains
+
+
+def _gains_compiled(
+    rows: Float64[np.ndarray, "tasks count"], prices: Float64[np.ndarray, " tasks"]
+) -> Float64[np.ndarray, "tasks count"]:
+    gains = np.empty_like(rows)
+    loops.gains(np.ascontiguousarray(rows), prices, gains, np.empty((2, loops.BLOCK)))
+    return gains

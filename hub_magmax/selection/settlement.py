@@ -171,21 +171,16 @@ class _CompiledContest(_Contest):
         self, owner: UInt8[np.ndarray, " elements"], counts: Int64[np.ndarray, " owners"]
     ) -> tuple[int, _Rest]:
         active, rule_of = np.array(self._source.active), self._source.rule_of
-        names = np.zeros(256, np.uint8)
-        names[: len(active)] = active
         bonuses, grouping = np.stack((self._most, self._least)), self.grouping.for_loops()
 
         def settle(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, int, _Rest]:
-            found, facts, left = np.zeros_like(counts), np.zeros(2, np.int64), _Rest(len(active))
+            found, facts, left = np.zeros_like(counts), np.zeros(4, np.int64), _Rest(len(active))
             single, values = np.empty(0, np.int64), np.empty((0, len(active)), np.float32)
-            scratch = (
-                np.empty(loops.BLOCK, np.uint8),
-                np.empty(loops.BLOCK + loops.SPARE, np.int64),
-                np.empty(len(active)),
-            )
+            opened, marks, distances = single, np.empty(loops.BLOCK, np.uint8), np.empty(len(active))
             for start, bits in part:
                 if len(single) < bits.num_elements:  # memory that is not written to costs nothing
                     single = np.empty(bits.num_elements, np.int64)
+                    opened = np.empty(bits.num_elements + loops.SPARE, np.int64)
                     values = np.empty((bits.num_elements, len(active)), np.float32)
                 winners = owner[start : start + bits.num_elements]
                 looking: tuple[Any, ...] = (
@@ -198,14 +193,17 @@ class _CompiledContest(_Contest):
                     facts,
                     single,
                     values,
-                    *scratch,
+                    marks,
+                    opened,
+                    distances,
                 )
                 if bits.early is not None and rule_of is not None:
-                    named = np.empty((1, bits.num_elements), np.uint8)  # which the loop fills
-                    rule = rule_of(named[0])
-                    number = bits.early.merge(loops.settle_and_merge, (*looking, names, named), rule)
+                    tasks = np.empty(bits.num_elements, np.uint8)  # which the loop fills
+                    rule = rule_of(tasks)
+                    number = bits.early.merge(loops.settle_and_merge, (*looking, tasks), rule)
                 else:
-                    number = loops.settle(bits.rows, bits.stride, bits.base, *looking)
+                    nothing = np.float32(0), np.empty(0, bits.rows.dtype), np.empty(0, np.uint8)
+                    number = loops.settle(bits.rows, bits.stride, bits.base, *looking, *nothing)
                 bits.check(int(facts[1]))
                 check_scale(float(np.int32(facts[1]).view(np.float32)), self._source.scale)
                 left.add(single[:number] + start, values[:number])

@@ -22,8 +22,9 @@ DIRECT_ELEMENTS = 1 << 12
 # means equal.
 _GRID_BITS, _MOST_BITS = 42, 47
 _MIN_SAMPLE = 1 << 11
-# A sample of a tensor consists of runs of so many elements, which lie side by side in a file.
-_RUN = 64
+# A sample of a tensor is read in runs of elements that lie side by side in a file. To read 256 takes as long
+# as to read 64; but neighbours can be alike, so there are as many runs as this, if they have 64 or more.
+_RUNS, _SHORTEST, _LONGEST = 256, 64, 256
 
 
 #: Turns the winners of some elements (uint8) into the rule that takes each from its winner.
@@ -137,8 +138,10 @@ def survey(
     """Read a tensor if it is small, else a sample of it."""
     num_elements = chunks.num_elements
     is_small = num_elements <= DIRECT_ELEMENTS
+    size = _sample_size(num_elements, len(active))
+    length = min(max(_SHORTEST, size // _RUNS), _LONGEST)
     # Odd, so that the runs begin in ever other columns of a matrix.
-    length, every = _RUN, num_elements * _RUN // _sample_size(num_elements, len(active)) | 1
+    every = num_elements * length // size | 1
     if is_small:
         length = every = num_elements
     values = active_magnitudes(chunks.runs(length, every), active)
