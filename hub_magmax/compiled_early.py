@@ -80,7 +80,7 @@ def count_and_merge(
 def settle_and_merge(
     descriptors, places, spent, offset, stored, flat,
     active, bonuses, scale, box, slots, codes, examples,
-    owner, tally, noted, single, kept, marks, opened, distances, tasks,
+    owner, tally, noted, single, kept, marks, opened, near, distances, found, tasks,
     scaling, out, counts,
     facts, open_places, open_rows,
 ):  # fmt: skip
@@ -90,8 +90,8 @@ def settle_and_merge(
         descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
         flat: The same memory as `stored`, row after row.
         active, bonuses, scale, box, slots, codes, examples, owner, tally, noted, single, kept, marks,
-            opened, distances, tasks: As for `settle`, where `tally` is called counts and `noted` facts;
-            `opened` takes those among as many elements as are read at a time.
+            opened, near, distances, found, tasks: As for `settle`, where `tally` is called counts and `noted`
+            facts; `opened` takes those among as many elements as are read at a time.
         scaling, out, counts: As for `merge_chunk`.
         facts, open_places, open_rows: As for `count_and_merge`.
 
@@ -108,8 +108,8 @@ def settle_and_merge(
             return np.int64(-1)
         more = settle(
             flat[held:], held, flat[:held], active, bonuses, scale, box, slots, codes, examples,
-            owner[start:stop], tally, noted, single[number:], kept[number:], marks, opened, distances,
-            scaling, out[start:stop], tasks[start:stop],
+            owner[start:stop], tally, noted, single[number:], kept[number:], marks, opened, near,
+            distances, found, scaling, out[start:stop], tasks[start:stop],
         )  # fmt: skip
         for n in range(number, number + more):
             single[n] += start

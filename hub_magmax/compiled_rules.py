@@ -15,14 +15,20 @@ from hub_magmax.bitmasks import count, find, highest
 from hub_magmax.compiled import finish, magnitude, widened
 from hub_magmax.jit import compiled, inlined
 from hub_magmax.lanes import (
+    as_doubles,
+    as_floats,
     as_ints,
+    as_longs,
     as_numbers,
     choose,
+    doubles,
     floats,
     ints,
     larger,
     largest,
     load,
+    longs,
+    nearest,
     smaller,
     store,
 )
@@ -370,27 +376,38 @@ def _lead_block(rows, stride, base, start, stop, active, bonuses, owner, marks, 
     facts[3] = max(facts[3], np.int64(largest(met)))
 
 
-@compiled
-def _describe(values, scale, box, distances):
-    """Write each task's distance below the best, -1 if out of reach, and return a code of them."""
-    # Which tasks are in reach is not foreseeable: branches, as of `max`, take half as long again.
-    highest, leader = -np.inf, -np.inf
-    for task in range(values.shape[0]):
-        value = np.rint(np.float64(values[task]) * scale)
-        distances[task] = value
-        high, net = value - box[2, task], value - box[0, task]
-        highest = high if high > highest else highest
-        leader = net if net > leader else leader
-    code = np.int64(0)
-    for task in range(values.shape[0]):
-        value = distances[task]
-        distance = leader - (value - box[0, task])
-        distance = distance if value - box[1, task] >= highest else -1.0
-        distances[task] = distance
-        code ^= np.int64(distance)
-        code *= _SPREAD
-        code ^= code >> 29
-    return code
+@inlined
+def _describe(values, stride, start, number, scale, box, distances):
+    """Write how far each task of sixteen elements is below the best, -1 if out of reach.
+
+    Returns codes of that, and how many tasks are in reach.
+
+    Args:
+        values: float32, magnitudes: of each task from `start` on, `stride` after the one before.
+        scale, box: As for `settle`.
+        distances: float64, as values.
+    """
+    highest, leader, zero = doubles(-np.inf), doubles(-np.inf), doubles(0.0)
+    for task in range(box.shape[1]):
+        value = _on_grid(values, task * stride + start, number, scale)
+        high, net = value - doubles(box[2, task]), value - doubles(box[0, task])
+        highest = choose(high > highest, high, highest)
+        leader = choose(net > leader, net, leader)
+    code, reached = longs(0), ints(0)
+    for task in range(box.shape[1]):
+        value = _on_grid(values, task * stride + start, number, scale)
+        is_reached = value - doubles(box[1, task]) >= highest
+        distance = choose(is_reached, leader - (value - doubles(box[0, task])), doubles(-1.0))
+        store(distances, task * stride + start, number, distance)
+        reached = reached + as_numbers(distance >= zero)
+        code = (code ^ as_longs(distance)) * longs(_SPREAD)
+        code = code ^ code >> longs(29)
+    return code, reached
+
+
+@inlined
+def _on_grid(values, start, number, scale):
+    return nearest(as_doubles(as_floats(load(values, start, number))) * doubles(scale))
 
 
 @compiled
@@ -398,50 +415,63 @@ def describe(values, scale, box, distances, codes, in_reach):
     """Write the distances and the code of each element, and how many tasks have it in reach.
 
     Args:
-        values: float32, elements by tasks, magnitudes.
+        values: float32, tasks by elements, magnitudes.
         scale, box: As for `settle`.
-        distances: float64, elements by tasks.
+        distances: float64, as values.
         codes: int64 per element.
         in_reach: uint8 per element.
     """
-    for place in range(codes.shape[0]):
-        codes[place] = _describe(values[place], scale, box, distances[place])
-        reached = np.uint8(0)
-        for distance in distances[place]:
-            reached = np.uint8(reached + np.uint8(distance >= 0))
-        in_reach[place] = reached
+    size = codes.shape[0]
+    whole = size // LANES * LANES
+    for start in range(0, whole, LANES):
+        code, reached = _describe(values, size, start, None, scale, box, distances)
+        store(codes, start, None, code)
+        store(in_reach, start, None, reached)
+    if whole < size:
+        code, reached = _describe(values, size, whole, size - whole, scale, box, distances)
+        store(codes, whole, size - whole, code)
+        store(in_reach, whole, size - whole, reached)
     return np.int64(0)
 
 
 @compiled
-def _is_off_grid(values, scale):
-    """Return 1 if a magnitude is not a whole number by this scale."""
+def _is_off_grid(near, place, scale):
+    """Return 1 if a magnitude in a column is not a whole number by this scale."""
     off = np.int64(0)
-    for task in range(values.shape[0]):
-        value = np.float64(values[task]) * scale
+    for task in range(near.shape[0]):
+        value = np.float64(near[task, place]) * scale
         off |= np.int64(value != np.rint(value))
     return off
 
 
 @compiled
-def _group(slots, codes, examples, code, distances):
-    """Return the group of these distances, or -1."""
+def _group(slots, codes, examples, code, distances, place):
+    """Return the group of the distances in a column, or -1."""
     slot = np.uint64(code) & np.uint64(slots.shape[0] - 1)
     while slots[slot] >= 0:
         group = slots[slot]
         if codes[group] == code:
             for task in range(distances.shape[0]):
-                if examples[group, task] != distances[task]:
+                if examples[group, task] != distances[task, place]:
                     return np.int64(-1)
             return np.int64(group)
         slot = (slot + np.uint64(1)) & np.uint64(slots.shape[0] - 1)
     return np.int64(-1)
 
 
+@inlined
+def _gather(rows, stride, base, active, places, near):
+    """Write the magnitudes of up to sixteen elements, each into a column."""
+    for column in range(places.shape[0]):
+        for task in range(active.shape[0]):
+            at = active[task] * stride + places[column]
+            near[task, column] = _magnitude_at(rows, at, base, places[column])
+
+
 @compiled
 def settle(
     rows, stride, base, active, bonuses, scale, box, slots, codes, examples,
-    owner, counts, facts, single, kept, marks, opened, distances, scaling, out, tasks,
+    owner, counts, facts, single, kept, marks, opened, near, distances, found, scaling, out, tasks,
 ):  # fmt: skip
     """Write winners; where the winner depends on where in a box prices are, the mark of a group or `NOBODY`.
 
@@ -465,7 +495,7 @@ def settle(
         kept: float32, elements by tasks, takes their magnitudes.
         marks: uint8, `BLOCK`.
         opened: int64 per element, and `SPARE`, takes the places of those that nobody is sure to win.
-        distances: float64 per task.
+        near, distances, found: float32 and float64, tasks by `LANES`, and int64, `LANES`; zero at first.
         scaling, out, tasks: As `merge_chunk` has the first two; and uint8, takes the row that an element was
             merged from. Of those that nobody is sure to win it is 0, and what is merged is anything. Nothing
             is merged if there are no elements in `out`.
@@ -485,22 +515,26 @@ def settle(
         places = opened[facts[2] :]
         number = find(marked, np.uint8(1), places)
         facts[2] += number
-        for n in range(number):
-            place, values = start + places[n], kept[num_single]
-            places[n] = place
-            for task in range(num_tasks):
-                values[task] = _magnitude_at(rows, active[task] * stride + place, base, place)
-            code = _describe(values, scale, box, distances)
-            mark = FIRST_MARK + _group(slots, codes, examples, code, distances)
-            if mark < FIRST_MARK:
-                mark = NOBODY
-                single[num_single] = place
-                num_single += 1
-            else:
-                facts[0] += _is_off_grid(values, scale)
-            counts[owner[place]] -= 1
-            counts[mark] += 1
-            owner[place] = mark
+        for first in range(0, number, LANES):
+            some = places[first : min(first + LANES, number)]
+            some += start
+            _gather(rows, stride, base, active, some, near)
+            code, _ = _describe(near, LANES, 0, None, scale, box, distances)
+            store(found, 0, None, code)
+            for column in range(some.shape[0]):
+                place = some[column]
+                mark = FIRST_MARK + _group(slots, codes, examples, found[column], distances, column)
+                if mark < FIRST_MARK:
+                    mark = NOBODY
+                    single[num_single] = place
+                    for task in range(num_tasks):
+                        kept[num_single, task] = near[task, column]
+                    num_single += 1
+                else:
+                    facts[0] += _is_off_grid(near, column, scale)
+                counts[owner[place]] -= 1
+                counts[mark] += 1
+                owner[place] = mark
     return num_single
 
 

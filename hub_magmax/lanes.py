@@ -1,4 +1,5 @@
-"""Sixteen numbers at a time, for compiled loops: `Ints` are int32, `Floats` float32, and a `Mask` is bits.
+"""Sixteen numbers at a time, for compiled loops: `Ints` are int32, `Floats` float32, a `Mask` is bits; and
+where 32 bits are too few, `Longs` are int64, and `Doubles` float64.
 
 Short loops, one for each step over a block in memory, become vector instructions by themselves, but spend
 most of their time on loads and stores, and on starting. Written with these, one loop takes all steps on
@@ -55,6 +56,7 @@ class _LanesModel(models.PrimitiveModel):
 
 
 INTS, FLOATS, MASK = _Lanes("Ints", _INT), _Lanes("Floats", ir.FloatType()), _Lanes("Mask", ir.IntType(1))
+LONGS, DOUBLES = _Lanes("Longs", ir.IntType(64)), _Lanes("Doubles", ir.DoubleType())
 
 #: What writes the instructions of an operation, for each type of its arguments, and the type of its result.
 _EMITTERS = {
@@ -62,8 +64,15 @@ _EMITTERS = {
         FLOATS: (FLOATS, lambda builder, a, b: builder.fadd(a, b)),
         INTS: (INTS, lambda builder, a, b: builder.add(a, b)),
     },
-    operator.sub: {FLOATS: (FLOATS, lambda builder, a, b: builder.fsub(a, b))},
-    operator.mul: {FLOATS: (FLOATS, lambda builder, a, b: builder.fmul(a, b))},
+    operator.sub: {
+        FLOATS: (FLOATS, lambda builder, a, b: builder.fsub(a, b)),
+        DOUBLES: (DOUBLES, lambda builder, a, b: builder.fsub(a, b)),
+    },
+    operator.mul: {
+        FLOATS: (FLOATS, lambda builder, a, b: builder.fmul(a, b)),
+        DOUBLES: (DOUBLES, lambda builder, a, b: builder.fmul(a, b)),
+        LONGS: (LONGS, lambda builder, a, b: builder.mul(a, b)),
+    },
     operator.truediv: {FLOATS: (FLOATS, lambda builder, a, b: builder.fdiv(a, b))},
     operator.and_: {
         INTS: (INTS, lambda builder, a, b: builder.and_(a, b)),
@@ -73,11 +82,16 @@ _EMITTERS = {
         INTS: (INTS, lambda builder, a, b: builder.or_(a, b)),
         MASK: (MASK, lambda builder, a, b: builder.or_(a, b)),
     },
+    operator.xor: {LONGS: (LONGS, lambda builder, a, b: builder.xor(a, b))},
     operator.lshift: {INTS: (INTS, lambda builder, a, b: builder.shl(a, b))},
-    operator.rshift: {INTS: (INTS, lambda builder, a, b: builder.lshr(a, b))},
+    operator.rshift: {
+        INTS: (INTS, lambda builder, a, b: builder.lshr(a, b)),
+        LONGS: (LONGS, lambda builder, a, b: builder.lshr(a, b)),
+    },
 } | {
     compare: {
         FLOATS: (MASK, lambda builder, a, b, sign=sign: builder.fcmp_ordered(sign, a, b)),
+        DOUBLES: (MASK, lambda builder, a, b, sign=sign: builder.fcmp_ordered(sign, a, b)),
         INTS: (MASK, lambda builder, a, b, sign=sign: builder.icmp_signed(sign, a, b)),
     }
     for compare, sign in (
@@ -118,24 +132,22 @@ def _splat(builder, value):
     return builder.shuffle_vector(first, nothing, ir.Constant(_lanes_of(_INT), [0] * LANES))
 
 
-@_intrinsic
-def ints(context, value):
-    """Return sixteen times the same integer."""
+def _same(lanes, number):
+    """Return what gives sixteen times the same number; `number` is the type of one, and `lanes` of all."""
 
-    def emit(context, builder, signature, values):
-        return _splat(builder, context.cast(builder, values[0], signature.args[0], types.int32))
+    @_intrinsic
+    def splat(context, value):
+        def emit(context, builder, signature, values):
+            return _splat(builder, context.cast(builder, values[0], signature.args[0], number))
 
-    return INTS(value), emit
+        return lanes(value), emit
+
+    return splat
 
 
-@_intrinsic
-def floats(context, value):
-    """Return sixteen times the same number."""
-
-    def emit(context, builder, signature, values):
-        return _splat(builder, context.cast(builder, values[0], signature.args[0], types.float32))
-
-    return FLOATS(value), emit
+#: Sixteen times the same number.
+ints, floats = _same(INTS, types.int32), _same(FLOATS, types.float32)
+longs, doubles = _same(LONGS, types.int64), _same(DOUBLES, types.float64)
 
 
 @_intrinsic
@@ -153,20 +165,34 @@ def _abs(value):
     return (lambda value: _magnitude(value)) if value == FLOATS else None  # noqa: PLW0108
 
 
-@_intrinsic
-def as_floats(context, value):
-    """Take the bits of integers for those of floats."""
-    return FLOATS(INTS), lambda context, builder, signature, values: builder.bitcast(
-        values[0], _lanes_of(FLOATS.element)
-    )
+def _cast(gives, takes, instruction):
+    @_intrinsic
+    def cast(context, value):
+        return gives(takes), lambda context, builder, signature, values: getattr(builder, instruction)(
+            values[0], _lanes_of(gives.element)
+        )
+
+    return cast
+
+
+#: Take the bits of integers for those of floats, and the other way round.
+as_floats, as_ints = _cast(FLOATS, INTS, "bitcast"), _cast(INTS, FLOATS, "bitcast")
+#: Widen floats; turn whole numbers into integers.
+as_doubles, as_longs = _cast(DOUBLES, FLOATS, "fpext"), _cast(LONGS, DOUBLES, "fptosi")
+#: Return 1 for each bit that is set, else 0.
+as_numbers = _cast(INTS, MASK, "zext")
 
 
 @_intrinsic
-def as_ints(context, value):
-    """Return the bits of floats."""
-    return INTS(FLOATS), lambda context, builder, signature, values: builder.bitcast(
-        values[0], _lanes_of(INTS.element)
-    )
+def nearest(context, value):
+    """Round to whole numbers, to the even one of two."""
+
+    def emit(context, builder, signature, values):
+        kind = ir.FunctionType(_lanes_of(DOUBLES.element), [_lanes_of(DOUBLES.element)])
+        rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f64")
+        return builder.call(rint, values)
+
+    return DOUBLES(DOUBLES), emit
 
 
 @_intrinsic
@@ -175,24 +201,19 @@ def choose(context, mask, chosen, other):
     return chosen(MASK, chosen, chosen), lambda context, builder, signature, values: builder.select(*values)
 
 
-@_intrinsic
-def larger(context, left, right):
-    """Return the larger integer of each two."""
+def _one_of(sign):
+    @_intrinsic
+    def one(context, left, right):
+        def emit(context, builder, signature, values):
+            return builder.select(builder.icmp_signed(sign, *values), *values)
 
-    def emit(context, builder, signature, values):
-        return builder.select(builder.icmp_signed(">", *values), *values)
+        return INTS(INTS, INTS), emit
 
-    return INTS(INTS, INTS), emit
+    return one
 
 
-@_intrinsic
-def smaller(context, left, right):
-    """Return the smaller integer of each two."""
-
-    def emit(context, builder, signature, values):
-        return builder.select(builder.icmp_signed("<", *values), *values)
-
-    return INTS(INTS, INTS), emit
+#: Return the larger integer of each two, and the smaller one.
+larger, smaller = _one_of(">"), _one_of("<")
 
 
 @_intrinsic
@@ -247,13 +268,14 @@ def load(context, array, start, number):
 
 @_intrinsic
 def store(context, array, start, number, value):
-    """Write the low bits of sixteen integers, or of the first `number`, to an array from `start` on."""
-    element = ir.IntType(array.dtype.bitwidth)
+    """Write sixteen numbers, or the first `number`, to an array from `start` on; of integers the low bits."""
+    element = ir.IntType(array.dtype.bitwidth) if value == INTS else value.element
 
     def emit(context, builder, signature, values):
         memory = builder.gep(context.make_array(array)(context, builder, values[0]).data, [values[1]])
         memory = builder.bitcast(memory, element.as_pointer())
-        found = values[3] if element == _INT else builder.trunc(values[3], _lanes_of(element))
+        is_narrow = value == INTS and element != _INT
+        found = builder.trunc(values[3], _lanes_of(element)) if is_narrow else values[3]
         if number == types.none:
             builder.store(found, builder.bitcast(memory, _lanes_of(element).as_pointer()), align=1)
         else:
@@ -262,10 +284,4 @@ def store(context, array, start, number, value):
             _copy(builder, values[2], whole, memory)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, number, INTS), emit
-
-
-@_intrinsic
-def as_numbers(context, mask):
-    """Return 1 for each bit that is set, else 0."""
-    return INTS(MASK), lambda context, builder, signature, values: builder.zext(values[0], _lanes_of(_INT))
+    return types.void(array, types.intp, number, value), emit

@@ -9,7 +9,22 @@ from hypothesis import strategies as st
 
 from hub_magmax import lanes
 from hub_magmax.jit import compiled
-from hub_magmax.lanes import as_floats, as_ints, as_numbers, choose, floats, ints, larger, load, store
+from hub_magmax.lanes import (
+    as_doubles,
+    as_floats,
+    as_ints,
+    as_longs,
+    as_numbers,
+    choose,
+    doubles,
+    floats,
+    ints,
+    larger,
+    load,
+    longs,
+    nearest,
+    store,
+)
 from hub_magmax.loops import LANES
 
 SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, 2**-149, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
@@ -87,6 +102,31 @@ def _mixed(left, right, found):
     store(found, 0, None, larger(chosen, ints(-3)))
     store(found, LANES, None, as_ints(abs(as_floats(load(left, 0, None)))))
     store(found, 2 * LANES, None, as_ints(floats(0.1)))
+
+
+DOUBLES = np.concatenate([RANDOM.integers(-(2**50), 2**50, 28), [-0.5, 0.5, 1.5, 2.5]]).astype(np.float64)
+
+
+@compiled
+def _wide(values, scale, products, rounded, codes):
+    for start in range(0, values.shape[0], LANES):
+        product = as_doubles(as_floats(load(values, start, None))) * doubles(scale) - doubles(0.25)
+        store(products, start, None, product)
+        store(rounded, start, None, choose(product >= doubles(0.0), nearest(product), doubles(-1.0)))
+        code = (as_longs(nearest(product)) ^ longs(12345)) * longs(0x9E3779B97F4A7C15 - 2**64)
+        store(codes, start, None, code ^ code >> longs(29))
+
+
+def test_wide_numbers_are_those_of_numpy():
+    values = DOUBLES.astype(np.float32)
+    products, rounded, codes = np.empty(32), np.empty(32), np.empty(32, np.int64)
+    _wide(values.view(np.int32), 3.5, products, rounded, codes)
+    expected = values.astype(np.float64) * 3.5 - 0.25
+    assert products.tolist() == expected.tolist()
+    assert rounded.tolist() == np.where(expected >= 0, np.rint(expected), -1).tolist()
+    mixed = (np.rint(expected).astype(np.int64) ^ 12345) * np.int64(0x9E3779B97F4A7C15 - 2**64)
+    shifted = (mixed.view(np.uint64) >> np.uint64(29)).view(np.int64)
+    assert codes.tolist() == (mixed ^ shifted).tolist()
 
 
 def test_choices_and_magnitudes_are_those_of_numpy():

@@ -34,8 +34,11 @@ class Ledger:
         self._values = np.ascontiguousarray(rows.T)
         self._sizes = np.ones(num_items, dtype=np.int64) if sizes is None else sizes.copy()
         self._items = np.arange(num_items)
-        # The last of several best tasks, as MAGMAX has it.
-        self._owners = self._num_tasks - 1 - (rows - prices[:, None])[::-1].argmax(axis=0)
+        best, self._owners = rows[0] - prices[0], np.zeros(num_items, dtype=np.int64)
+        for task in range(1, self._num_tasks):  # the last of several best tasks, as MAGMAX has it
+            net = rows[task] - prices[task]
+            np.copyto(self._owners, task, where=net >= best)
+            np.maximum(best, net, out=best)
 
     def meet(self, quotas: Int64[np.ndarray, " tasks"]) -> Float64[np.ndarray, "tasks tasks"] | None:
         """Move elements until all quotas are met; return the least loss of moving one more.

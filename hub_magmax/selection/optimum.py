@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
@@ -43,6 +43,7 @@ from hub_magmax.selection.sources import (
     Stream,
     active_magnitudes,
     on_grid,
+    sample_size,
     survey,
 )
 
@@ -51,6 +52,10 @@ _HELD_NUMBERS = 1 << 20
 # Standard deviations of a sample's counts by which its prices may at first be wrong.
 _DEVIATIONS = 3.0
 _MAX_ATTEMPTS = 4
+# A sample of what is left must be so much denser to be taken: 1.2 to 2 do, 2.5 takes three times as long.
+_DENSER = 1.7
+# Of more than this, it is taken if anything was settled: solving directly needs memory.
+_MOST_DIRECTLY = 1 << 17
 # Sums run side by side, as in the registers of a processor.
 _LANES = 8
 
@@ -146,27 +151,34 @@ def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices
     """
     regrets: list[float] = []
     kept: list[float] = []
-    price, rows = np.array(prices), np.array(active)
-    scratch = np.empty((2, loops.BLOCK))
+    weigh = _weigh_compiled if chunks.is_compiled else _weigh_block
     for start, block in blocks(chunks):
-        owner = owners.owner[start : start + block.shape[1]]
-        if chunks.is_compiled:
-            sums = np.zeros((2, _LANES))
-            loops.weigh(*run_of(block), rows, price, owner, sums[0], sums[1], scratch)
-        else:
-            sums = _weigh(active_magnitudes(block, active).astype(np.float64), price, owner)
+        sums = weigh(block, active, np.array(prices), owners.owner[start : start + block.shape[1]])
         regrets += sums[0].tolist()
         kept += sums[1].tolist()
     regret, total = math.fsum(regrets), math.fsum(kept)
     return regret / total if total else (math.inf if regret else 0.0)
 
 
-def _weigh(
-    values: Float64[np.ndarray, "active block"],
+def _weigh_compiled(
+    block: Float32[np.ndarray, "tasks block"],
+    active: tuple[int, ...],
+    prices: Float64[np.ndarray, " active"],
+    owner: UInt8[np.ndarray, " block"],
+) -> Float64[np.ndarray, "2 lanes"]:
+    sums, scratch = np.zeros((2, _LANES)), np.empty((2, loops.BLOCK))
+    loops.weigh(*run_of(block), np.array(active), prices, owner, sums[0], sums[1], scratch)
+    return sums
+
+
+def _weigh_block(
+    block: Float32[np.ndarray, "tasks block"],
+    active: tuple[int, ...],
     prices: Float64[np.ndarray, " active"],
     owner: UInt8[np.ndarray, " block"],
 ) -> Float64[np.ndarray, "2 lanes"]:
     """Return the sums of each eighth element's regret and value: an order that compiled loops can keep to."""
+    values = active_magnitudes(block, active).astype(np.float64)
     count = values.shape[1]
     chosen = values.ravel().take(owner.astype(np.int64) * count + np.arange(count))
     net = values - prices[:, None]
@@ -187,7 +199,7 @@ def _solve(market: Market) -> Allocation | None:
     for attempt in range(_MAX_ATTEMPTS):
         box = bound(sample, prices, _DEVIATIONS * 4**attempt)
         split = settle(market, box, in_memory(sample))
-        rest = _solve_rest(split, market.source.num_elements)
+        rest = _solve_rest(split, market, sample)
         if rest is not None:
             allocation = _merge(market, split, rest)
             if box.contains(rest.prices):
@@ -205,13 +217,15 @@ def _solve(market: Market) -> Allocation | None:
     return allocation
 
 
-def _solve_rest(split: Split, num_elements: int) -> Allocation | None:
+def _solve_rest(split: Split, market: Market, sample: Market) -> Allocation | None:
     """Solve the market of the rest; None if a task got more than its quota when elements were settled."""
-    if split.rest.quotas.min() < 0:
+    size, whole, quotas = split.rest.source.num_elements, market.source.num_elements, split.rest.quotas
+    if quotas.min() < 0:
         return None
-    # Where a sample settles little, a sample of the rest would settle little again.
-    shrunk = split.rest.source.num_elements <= 3 * num_elements // 4
-    return _solve(split.rest) if shrunk else solve_directly(split.rest)
+    # All that is left is near a tie: a sample of it settles some only if it is denser than the one before.
+    is_denser = sample_size(size, len(quotas)) * whole > _DENSER * sample.source.num_elements * size
+    has_shrunk = size <= (3 * whole // 4 if size > _MOST_DIRECTLY else 0)
+    return _solve(split.rest) if is_denser or has_shrunk else solve_directly(split.rest)
 
 
 def _has_no_regret(split: Split, rest: Allocation) -> bool:
@@ -238,10 +252,10 @@ def _has_no_regret(split: Split, rest: Allocation) -> bool:
         return False
     source = split.rest.source
     prices = (rest.prices - rest.prices.min()) / source.scale
+    weigh = _weigh_compiled if source.is_compiled else _weigh_block
     for start, block in source.blocks():
-        values = block.astype(np.float64)
-        regrets, _ = _weigh(values, prices, rest.owners.owner[start : start + values.shape[1]])
-        if regrets.any():
+        owner = rest.owners.owner[start : start + block.shape[1]]
+        if weigh(block, source.active, prices, owner)[0].any():
             return False
     return True
 

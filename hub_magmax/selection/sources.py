@@ -138,7 +138,7 @@ def survey(
     """Read a tensor if it is small, else a sample of it."""
     num_elements = chunks.num_elements
     is_small = num_elements <= DIRECT_ELEMENTS
-    size = _sample_size(num_elements, len(active))
+    size = sample_size(num_elements, len(active))
     length = min(max(_SHORTEST, size // _RUNS), _LONGEST)
     # Odd, so that the runs begin in ever other columns of a matrix.
     every = num_elements * length // size | 1
@@ -166,19 +166,19 @@ def _scale(largest: float) -> float:
 
 def _strata(num_elements: int, num_tasks: int, generator: CounterGenerator) -> Int64[np.ndarray, " sample"]:
     """Draw one position from each of equal parts."""
-    size = _sample_size(num_elements, num_tasks)
+    size = sample_size(num_elements, num_tasks)
     edges = np.arange(size + 1) * num_elements // size
     offsets = fractions(generator.keys(np.arange(size), SAMPLE)) * (edges[1:] - edges[:-1])
     strata: np.ndarray = edges[:-1] + offsets.astype(np.int64)
     return strata
 
 
-def _sample_size(num_elements: int, num_tasks: int) -> int:
+def sample_size(num_elements: int, num_tasks: int) -> int:
     """Return of how many elements a sample costs about the same as the rest that it leaves.
 
     The more tasks there are, the nearer to each other are those that compete for an element.
     """
-    return max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3) * max(1, num_tasks / 5)))
+    return max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3) * max(1, (num_tasks / 5) ** 0.5)))
 
 
 def active_magnitudes(
@@ -191,5 +191,6 @@ def active_magnitudes(
 
 def on_grid(values: Float32[np.ndarray, "tasks count"], scale: float) -> Float64[np.ndarray, "tasks count"]:
     """Return magnitudes as whole multiples of the resolution, the grid on which prices are too."""
-    rounded: np.ndarray = np.rint(values.astype(np.float64) * scale)
+    scaled: np.ndarray = np.multiply(values, scale, dtype=np.float64)
+    rounded: np.ndarray = np.rint(scaled, out=scaled)
     return rounded
