@@ -182,7 +182,7 @@ before, and the few per cent that stay open are merged when the tensor is known.
 `model` read their files twice. The markets of `top-n` cost most on tensors of a few million elements, where
 samples are a large part. The scope `model` keeps a byte or more per element in files. While a tensor is
 looked at the system reads the next ones from the disk, so methods that compute longer wait less. The first
-large merge of an environment compiles for some 15 seconds, which is not in the tables. Every merge report
+large merge of an environment compiles for 6 to 15 seconds, which is not in the tables. Every merge report
 says how long threads read, computed, wrote and hashed (`profile`).
 """
 

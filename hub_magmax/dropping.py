@@ -51,7 +51,7 @@ def draw_kept(
     kept = np.zeros(((num_tasks + 7) // 8, count), dtype=np.uint8)
     if is_compiled:
         streams = np.array([generator.constants(DARE + pair) for pair in pairs])
-        loops.drop(start, streams, most, kept, np.empty(loops.BLOCK, np.int64))
+        loops.drop(start, streams, most, kept)
         return kept.T
     indices = np.arange(start, start + count, dtype=np.int64)
     for pair in pairs:

@@ -58,62 +58,46 @@ class _LanesModel(models.PrimitiveModel):
 INTS, FLOATS, MASK = _Lanes("Ints", _INT), _Lanes("Floats", ir.FloatType()), _Lanes("Mask", ir.IntType(1))
 LONGS, DOUBLES = _Lanes("Longs", ir.IntType(64)), _Lanes("Doubles", ir.DoubleType())
 
-#: What writes the instructions of an operation, for each type of its arguments, and the type of its result.
-_EMITTERS = {
-    operator.add: {
-        FLOATS: (FLOATS, lambda builder, a, b: builder.fadd(a, b)),
-        INTS: (INTS, lambda builder, a, b: builder.add(a, b)),
-    },
-    operator.sub: {
-        FLOATS: (FLOATS, lambda builder, a, b: builder.fsub(a, b)),
-        DOUBLES: (DOUBLES, lambda builder, a, b: builder.fsub(a, b)),
-    },
-    operator.mul: {
-        FLOATS: (FLOATS, lambda builder, a, b: builder.fmul(a, b)),
-        DOUBLES: (DOUBLES, lambda builder, a, b: builder.fmul(a, b)),
-        LONGS: (LONGS, lambda builder, a, b: builder.mul(a, b)),
-    },
-    operator.truediv: {FLOATS: (FLOATS, lambda builder, a, b: builder.fdiv(a, b))},
-    operator.and_: {
-        INTS: (INTS, lambda builder, a, b: builder.and_(a, b)),
-        MASK: (MASK, lambda builder, a, b: builder.and_(a, b)),
-    },
-    operator.or_: {
-        INTS: (INTS, lambda builder, a, b: builder.or_(a, b)),
-        MASK: (MASK, lambda builder, a, b: builder.or_(a, b)),
-    },
-    operator.xor: {LONGS: (LONGS, lambda builder, a, b: builder.xor(a, b))},
-    operator.lshift: {INTS: (INTS, lambda builder, a, b: builder.shl(a, b))},
-    operator.rshift: {
-        INTS: (INTS, lambda builder, a, b: builder.lshr(a, b)),
-        LONGS: (LONGS, lambda builder, a, b: builder.lshr(a, b)),
-    },
-} | {
-    compare: {
-        FLOATS: (MASK, lambda builder, a, b, sign=sign: builder.fcmp_ordered(sign, a, b)),
-        DOUBLES: (MASK, lambda builder, a, b, sign=sign: builder.fcmp_ordered(sign, a, b)),
-        INTS: (MASK, lambda builder, a, b, sign=sign: builder.icmp_signed(sign, a, b)),
-    }
-    for compare, sign in (
-        (operator.eq, "=="),
-        (operator.lt, "<"),
-        (operator.le, "<="),
-        (operator.gt, ">"),
-        (operator.ge, ">="),
-    )
-}  # fmt: skip
+#: By operator and type of both arguments: the type of the result, and the instruction of `llvmlite.ir`.
+_INSTRUCTIONS = {
+    operator.add: {FLOATS: (FLOATS, "fadd"), INTS: (INTS, "add"), LONGS: (LONGS, "add")},
+    operator.sub: {FLOATS: (FLOATS, "fsub"), DOUBLES: (DOUBLES, "fsub")},
+    operator.mul: {FLOATS: (FLOATS, "fmul"), DOUBLES: (DOUBLES, "fmul"), LONGS: (LONGS, "mul")},
+    operator.truediv: {FLOATS: (FLOATS, "fdiv")},
+    operator.and_: {INTS: (INTS, "and_"), MASK: (MASK, "and_")},
+    operator.or_: {INTS: (INTS, "or_"), MASK: (MASK, "or_")},
+    operator.xor: {LONGS: (LONGS, "xor")},
+    operator.lshift: {INTS: (INTS, "shl")},
+    operator.rshift: {INTS: (INTS, "lshr"), LONGS: (LONGS, "lshr")},
+}
+_COMPARISONS = {operator.eq: "==", operator.lt: "<", operator.le: "<=", operator.gt: ">", operator.ge: ">="}
 
 
-def _operation(gives, takes, emit):
+def _operation(gives, takes, instruction):
     @_intrinsic
     def operation(context, left, right):
-        return gives(takes, takes), lambda context, builder, signature, values: emit(builder, *values)
+        def emit(context, builder, signature, values):
+            return getattr(builder, instruction)(*values)
+
+        return gives(takes, takes), emit
 
     return operation
 
 
-def _let_numba_compile(operator_, emitters):
-    operations = {takes: _operation(gives, takes, emit) for takes, (gives, emit) in emitters.items()}
+def _comparison(takes, sign):
+    @_intrinsic
+    def comparison(context, left, right):
+        def emit(context, builder, signature, values):
+            compare = builder.icmp_signed if takes in (INTS, LONGS) else builder.fcmp_ordered
+            return compare(sign, *values)
+
+        return MASK(takes, takes), emit
+
+    return comparison
+
+
+def _let_numba_compile(operator_, operations):
+    """Have an operator compiled by the one of `operations` that takes the type of its arguments."""
 
     @overload(operator_)
     def overloaded(left, right):
@@ -122,8 +106,14 @@ def _let_numba_compile(operator_, emitters):
         return None if operation is None else lambda left, right: operation(left, right)  # noqa: PLW0108
 
 
-for _operator, _emitters in _EMITTERS.items():
-    _let_numba_compile(_operator, _emitters)
+for _operator, _by_type in _INSTRUCTIONS.items():
+    _let_numba_compile(
+        _operator, {takes: _operation(gives, takes, name) for takes, (gives, name) in _by_type.items()}
+    )
+for _operator, _sign in _COMPARISONS.items():
+    _let_numba_compile(
+        _operator, {takes: _comparison(takes, _sign) for takes in (FLOATS, DOUBLES, INTS, LONGS)}
+    )
 
 
 def _splat(builder, value):
@@ -168,9 +158,10 @@ def _abs(value):
 def _cast(gives, takes, instruction):
     @_intrinsic
     def cast(context, value):
-        return gives(takes), lambda context, builder, signature, values: getattr(builder, instruction)(
-            values[0], _lanes_of(gives.element)
-        )
+        def emit(context, builder, signature, values):
+            return getattr(builder, instruction)(values[0], _lanes_of(gives.element))
+
+        return gives(takes), emit
 
     return cast
 
@@ -181,6 +172,18 @@ as_floats, as_ints = _cast(FLOATS, INTS, "bitcast"), _cast(INTS, FLOATS, "bitcas
 as_doubles, as_longs = _cast(DOUBLES, FLOATS, "fpext"), _cast(LONGS, DOUBLES, "fptosi")
 #: Return 1 for each bit that is set, else 0.
 as_numbers = _cast(INTS, MASK, "zext")
+#: Return the lower halves.
+lower = _cast(INTS, LONGS, "trunc")
+
+
+@_intrinsic
+def steps(context):
+    """Return the numbers from 0 to 15."""
+
+    def emit(context, builder, signature, values):
+        return ir.Constant(_lanes_of(LONGS.element), list(range(LANES)))
+
+    return LONGS(), emit
 
 
 @_intrinsic
@@ -248,9 +251,12 @@ def _memory(builder, element):
 
 @_intrinsic
 def load(context, array, start, number):
-    """Return sixteen integers, which have up to 32 bits in an array and none for a sign, from `start` on.
+    """Return sixteen integers from `start` on: of up to 32 bits, without a sign, or of 64.
 
-    `number`: if not None, the array has so many there, fewer than sixteen, and zeros follow. That is slow.
+    Args:
+        array: Without gaps; where it has rows, elements are counted row after row.
+        start: Of the first element.
+        number: If not None, there are so many, fewer than sixteen, and zeros follow. That is slow.
     """
     element = ir.IntType(array.dtype.bitwidth)
 
@@ -261,9 +267,9 @@ def load(context, array, start, number):
             some, memory = memory, _memory(builder, element)
             _copy(builder, values[2], some, memory)
         found = builder.load(builder.bitcast(memory, _lanes_of(element).as_pointer()), align=1)
-        return found if element == _INT else builder.zext(found, _lanes_of(_INT))
+        return builder.zext(found, _lanes_of(_INT)) if element.width < _INT.width else found
 
-    return INTS(array, types.intp, number), emit
+    return (LONGS if element.width > _INT.width else INTS)(array, types.intp, number), emit
 
 
 @_intrinsic

@@ -22,7 +22,9 @@ from hub_magmax.lanes import (
     larger,
     load,
     longs,
+    lower,
     nearest,
+    steps,
     store,
 )
 from hub_magmax.loops import LANES
@@ -127,6 +129,23 @@ def test_wide_numbers_are_those_of_numpy():
     mixed = (np.rint(expected).astype(np.int64) ^ 12345) * np.int64(0x9E3779B97F4A7C15 - 2**64)
     shifted = (mixed.view(np.uint64) >> np.uint64(29)).view(np.int64)
     assert codes.tolist() == (mixed ^ shifted).tolist()
+
+
+@compiled
+def _halves(values, found, order):
+    store(found, 0, None, lower(load(values, 0, None)))
+    store(found, LANES, None, as_numbers(load(values, 0, None) + steps() > longs(7)))
+    store(order, 0, None, steps())
+
+
+def test_halves_and_steps_are_those_of_numpy():
+    values = RANDOM.integers(-20, 20, LANES)
+    values[:3] = 2**40 + 5, -(2**40) - 5, -1
+    found, order = np.empty((2, LANES), np.int32), np.empty(LANES, np.int64)
+    _halves(values, found, order)
+    assert found[0].tolist() == values.astype(np.int32).tolist()
+    assert found[1].tolist() == (values + np.arange(LANES) > 7).tolist()
+    assert order.tolist() == list(range(LANES))
 
 
 def test_choices_and_magnitudes_are_those_of_numpy():
