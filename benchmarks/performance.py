@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance   # write the page again
 
-`python -m benchmarks.run`, `.peers` and `.processes` measure. With `--write` each stores its own part for
-its own size, and the others stay.
+`python -m benchmarks.run`, `.peers`, `.processes` and `.selecting` measure. With `--write` each stores its
+own part for its own size, and the others stay.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def load() -> dict[str, dict[str, Any]]:
 def with_result(results: Mapping[str, Result], part: str, result: Result) -> dict[str, Any]:
     """Return results with one more, instead of an earlier one of the same part and size."""
     sizes = {**results.get(part, {}), result["size"]: result}
-    parts = {**results, part: {size: sizes[size] for size in SIZES if size in sizes}}
+    parts = {
+        **results,
+        part: {size: sizes[size] for size in dict.fromkeys([*SIZES, *sizes]) if size in sizes},
+    }
     return {name: parts[name] for name in _PARTS if name in parts}
 
 
@@ -132,16 +135,33 @@ def _processes(result: Result) -> str:
     )
 
 
+def _selecting(result: Result) -> str:
+    titles = ["rule", "tasks", "flat: ns", "one-sided: ns", "one-hot: ns", "aim: ns"]
+    rows = [
+        [
+            row["rule"],
+            row["tasks"],
+            *(f"{row[preference]:.1f}" for preference in ("flat", "one-sided", "one-hot")),
+            row["aim_nanoseconds"],
+        ]
+        for row in result["rows"]
+    ]
+    facts = f"{result['size']}. {result['machine']}. `{result['command']}`"
+    return "\n".join([f"{facts}\n", *_table(titles, rows)]) + "\n"
+
+
 def _section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
-    """Return a heading, what was measured, and a table whose numbers are on the right."""
+    """Return a heading, what was measured, and a table."""
     lines = [
         f"### {result['model']}, {result['parameters'] / 1e9:.2f}B parameters in {result['dtype']}\n",
         f"{facts} {result['machine']}. `{result['command']}`\n",
-        _line(titles),
-        "|---|" + "---:|" * (len(titles) - 1),
-        *map(_line, rows),
+        *_table(titles, rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _table(titles: list[str], rows: list[list[Any]]) -> list[str]:
+    return [_line(titles), "|---|" + "---:|" * (len(titles) - 1), *map(_line, rows)]
 
 
 def _line(cells: list[Any]) -> str:
@@ -176,7 +196,7 @@ many times before and after the methods as they have runs, and it varies: half o
 numbers are of one run each, and the disk is not as fast in each: below 1 means no more than that.
 
 Methods of one pass, such as `average` and `magmax`, take as long as two cores need to read, convert, add and
-round; the rest of their time, some .6 s whatever the size, is Python's: modules, headers, plan. Those that
+round; the rest of their time, some .5 s whatever the size, is Python's: modules, headers, plan. Those that
 trim, such as `ties`, and `top-n` look at a tensor and merge it meanwhile: a sample decides most elements
 before, and the few per cent that stay open are merged when the tensor is known. `algorithm-1` and the scope
 `model` read their files twice. The markets of `top-n` cost most on tensors of a few million elements, where
@@ -204,11 +224,19 @@ launcher and then by the processes, while one process alone needs neither. Every
 besides the merge report, which tells times. One process uses up to eight cores without a launcher.
 """
 
+_SELECTING_PREFACE = """## The rules alone
+
+Nanoseconds per element that the rules of `tunable_magmax` take on one thread, from task vectors in memory to
+the winner of each element. Task vectors are random, normal and float32, so few elements tie. Preferences are
+flat; one-sided, each task seven tenths of the one before; and one-hot, all but one task a thousandth each.
+"""
+
 #: By part: what is said of it, and how a result of it is shown.
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "methods": (_METHODS_PREFACE, _methods),
     "peers": (_PEERS_PREFACE, _peers),
     "processes": (_PROCESSES_PREFACE, _processes),
+    "selecting": (_SELECTING_PREFACE, _selecting),
 }
 
 

@@ -169,6 +169,10 @@ def family_folder(options: argparse.Namespace) -> Iterator[Path]:
         yield options.folder or Path(temporary)
 
 
+def machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
 def facts(module: str, options: argparse.Namespace, *extra: str) -> dict[str, Any]:
     """Return what was measured, by which command, on which machine."""
     model = SIZES[options.size]
@@ -188,6 +192,6 @@ def facts(module: str, options: argparse.Namespace, *extra: str) -> dict[str, An
         "parameters": model.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
         "repeat": options.repeat,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine(),
         "command": " ".join(map(str, words)),
     }

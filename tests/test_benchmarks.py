@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks import peers, performance, processes, run, timing
+from benchmarks import peers, performance, processes, run, selecting, timing
 from benchmarks.families import SIZES, llama
 from tests.families import write_checkpoint
 
@@ -67,6 +67,16 @@ def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     assert result["average_and_linear"]["most_steps"] == 0
     assert sys.executable not in str(result)
     assert "| average / linear |" in performance.page({"peers": {"30m": result}})
+
+
+def test_rules_alone_are_measured(tiny):
+    result = selecting.measure(1000, tiny)
+    assert [(row["rule"], row["tasks"]) for row in result["rows"]] == [
+        *(("algorithm-1", 5), ("top-n", 5), ("algorithm-1", 20), ("top-n", 20)),
+    ]
+    stored = performance.with_result({}, "selecting", result)
+    assert "| top-n | 20 |" in performance.page(stored)
+    assert all(sum(weights) == pytest.approx(1) for weights in selecting.preferences(20).values())
 
 
 def test_the_peers_weights_are_our_preference():
