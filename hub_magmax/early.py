@@ -157,10 +157,11 @@ class EarlyChunk:
         assert files is not None and kind is not None
         offset, block = files.block(self.chunk.start)
         values = self.whole.room(self.chunk.start, size)
-        merging = kind, *merging_arguments(rule, self.whole.scaling, len(block) - 1, values)
-        counts = merging[4]
-        if rule.selects:  # it takes each element from its winner, and that is all to know
-            merging = merging[2:5]
+        arguments = merging_arguments(rule, self.whole.scaling, len(block) - 1, values)
+        per_task, scaling, out, counts, *scratch = arguments
+        merging = scaling, out, counts
+        if not rule.selects:  # else each element is taken from its winner, and that is all to know
+            merging = kind, per_task, *merging, *scratch
         places, rows = np.empty(size, np.int64), np.empty((len(block), size), block.dtype)
         facts = np.zeros(2, np.int64)
         with files.arguments() as reading:

@@ -151,33 +151,29 @@ def _duality_gap(chunks: Chunks, active: tuple[int, ...], owners: Owners, prices
     """
     regrets: list[float] = []
     kept: list[float] = []
-    weigh = _weigh_compiled if chunks.is_compiled else _weigh_block
+    price = np.array(prices)
     for start, block in blocks(chunks):
-        sums = weigh(block, active, np.array(prices), owners.owner[start : start + block.shape[1]])
+        owner = owners.owner[start : start + block.shape[1]]
+        sums = _weigh(block, active, price, owner, is_compiled=chunks.is_compiled)
         regrets += sums[0].tolist()
         kept += sums[1].tolist()
     regret, total = math.fsum(regrets), math.fsum(kept)
     return regret / total if total else (math.inf if regret else 0.0)
 
 
-def _weigh_compiled(
+def _weigh(
     block: Float32[np.ndarray, "tasks block"],
     active: tuple[int, ...],
     prices: Float64[np.ndarray, " active"],
     owner: UInt8[np.ndarray, " block"],
-) -> Float64[np.ndarray, "2 lanes"]:
-    sums, scratch = np.zeros((2, _LANES)), np.empty((2, loops.BLOCK))
-    loops.weigh(*run_of(block), np.array(active), prices, owner, sums[0], sums[1], scratch)
-    return sums
-
-
-def _weigh_block(
-    block: Float32[np.ndarray, "tasks block"],
-    active: tuple[int, ...],
-    prices: Float64[np.ndarray, " active"],
-    owner: UInt8[np.ndarray, " block"],
+    *,
+    is_compiled: bool,
 ) -> Float64[np.ndarray, "2 lanes"]:
     """Return the sums of each eighth element's regret and value: an order that compiled loops can keep to."""
+    if is_compiled:
+        found, scratch = np.zeros((2, _LANES)), np.empty((2, loops.BLOCK))
+        loops.weigh(*run_of(block), np.array(active), prices, owner, found[0], found[1], scratch)
+        return found
     values = active_magnitudes(block, active).astype(np.float64)
     count = values.shape[1]
     chosen = values.ravel().take(owner.astype(np.int64) * count + np.arange(count))
@@ -252,10 +248,10 @@ def _has_no_regret(split: Split, rest: Allocation) -> bool:
         return False
     source = split.rest.source
     prices = (rest.prices - rest.prices.min()) / source.scale
-    weigh = _weigh_compiled if source.is_compiled else _weigh_block
     for start, block in source.blocks():
         owner = rest.owners.owner[start : start + block.shape[1]]
-        if weigh(block, source.active, prices, owner)[0].any():
+        regrets, _ = _weigh(block, source.active, prices, owner, is_compiled=source.is_compiled)
+        if regrets.any():
             return False
     return True
 
