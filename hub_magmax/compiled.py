@@ -45,9 +45,15 @@ _FAR_BITS = 0x7F000000
 
 
 @inlined
-def widened(stored, start, number):
+def _widen(bits, itemsize):
     """Return stored bits as float32: bfloat16 is its upper half, and float32 itself."""
-    return as_floats(load(stored, start, number) << ints(32 - 8 * stored.itemsize))
+    return as_floats(bits << ints(32 - 8 * itemsize))
+
+
+@inlined
+def widened(stored, start, number):
+    """Return stored values as float32."""
+    return _widen(load(stored, start, number), stored.itemsize)
 
 
 @inlined
@@ -130,7 +136,7 @@ def _largest(stored, start, number, base, winners, place):
     best, taken, winner = ints(0), ints(0), ints(0)
     for task in range(stored.shape[0] - 1):
         bits = load(stored, (task + 1) * stored.shape[1] + start, number)
-        found = magnitude(as_floats(bits << ints(32 - 8 * stored.itemsize)) - base)
+        found = magnitude(_widen(bits, stored.itemsize) - base)
         leads = found >= best
         best = larger(best, found)
         taken = choose(leads, bits, taken)
@@ -143,10 +149,11 @@ def _largest(stored, start, number, base, winners, place):
 def _given(stored, start, number, winners, place):
     """Return what winners store, and the largest bits of all rows."""
     winner, taken = load(winners, place, number), ints(0)
-    top = load(stored, start, number) & ints(_MAGNITUDE >> (32 - 8 * stored.itemsize))
+    without_sign = ints(_MAGNITUDE >> (32 - 8 * stored.itemsize))
+    top = load(stored, start, number) & without_sign
     for task in range(stored.shape[0] - 1):
         bits = load(stored, (task + 1) * stored.shape[1] + start, number)
-        top = larger(top, bits & ints(_MAGNITUDE >> (32 - 8 * stored.itemsize)))
+        top = larger(top, bits & without_sign)
         taken = choose(winner == ints(task), bits, taken)
     return taken, top << ints(32 - 8 * stored.itemsize)
 
@@ -167,7 +174,7 @@ def _merge(kind, stored, start, number, per_task, given, place, scaling, out, sc
             bits, top = _largest(stored, start, number, base, winners, near)
         else:
             bits, top = _given(stored, start, number, given, place)
-        merged = as_floats(bits << ints(32 - 8 * stored.itemsize)) - base
+        merged = _widen(bits, stored.itemsize) - base
         top = larger(top, magnitude(merged))
     return larger(top, finish(merged, base, scaling, out, place, number))
 

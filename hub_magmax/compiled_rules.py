@@ -39,7 +39,6 @@ from hub_magmax.loops import BLOCK, FIRST_MARK, LANES, MIX_BITS, NOBODY
 _INCREMENT = np.int64(0x9E3779B97F4A7C15 - 2**64)
 _MULTIPLY_FIRST = np.int64(0xBF58476D1CE4E5B9 - 2**64)
 _MULTIPLY_SECOND = np.int64(0x94D049BB133111EB - 2**64)
-_SPREAD = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
 @inlined
@@ -409,7 +408,7 @@ def _describe(values, stride, start, number, scale, box, distances):
         distance = choose(is_reached, leader - (value - doubles(box[0, task])), doubles(-1.0))
         store(distances, task * stride + start, number, distance)
         reached = reached + as_numbers(distance >= zero)
-        code = (code ^ as_longs(distance)) * longs(_SPREAD)
+        code = (code ^ as_longs(distance)) * longs(_INCREMENT)
         code = code ^ code >> longs(29)
     return code, reached
 
