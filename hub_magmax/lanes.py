@@ -66,7 +66,7 @@ _INSTRUCTIONS = {
     operator.truediv: {FLOATS: (FLOATS, "fdiv")},
     operator.and_: {INTS: (INTS, "and_"), MASK: (MASK, "and_")},
     operator.or_: {INTS: (INTS, "or_"), MASK: (MASK, "or_")},
-    operator.xor: {LONGS: (LONGS, "xor")},
+    operator.xor: {INTS: (INTS, "xor"), LONGS: (LONGS, "xor")},
     operator.lshift: {INTS: (INTS, "shl")},
     operator.rshift: {INTS: (INTS, "lshr"), LONGS: (LONGS, "lshr")},
 }
