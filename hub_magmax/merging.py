@@ -219,6 +219,10 @@ def finished(place: PartialFolder) -> MergeReport | None:
     return None
 
 
+#: A tensor is large that is more than this part of its file.
+_LARGE_PART = 16
+
+
 class _Engine:
     """Makes files: each thread merges one tensor after the other, and complete files are read back meanwhile.
 
@@ -292,8 +296,13 @@ class _Engine:
         )
 
     def in_turn(self, shard: Shard) -> Sequence[TensorJob]:
-        """Return a file's tensors as they are begun: the largest first, so that all threads end together."""
-        return shard.jobs if self.in_order else sorted(shard.jobs, key=lambda job: -job.num_elements)
+        """Return a file's tensors as they are begun: large ones first, so that all threads end together, and
+        the others as they lie in the file, which is read back in that order.
+        """
+        if self.in_order:
+            return shard.jobs
+        large = sum(job.num_elements for job in shard.jobs) // _LARGE_PART
+        return sorted(shard.jobs, key=lambda job: -job.num_elements if job.num_elements > large else 0)
 
     def close(self) -> None:
         self.makers.shutdown(cancel_futures=True)
@@ -333,8 +342,12 @@ class _Engine:
         }
 
         def wait() -> ShardRecord:
+            tallies = []
             with os_errors(path):
-                tallies = [begun[job.name].result() for job in shard.jobs]
+                for job in shard.jobs:
+                    tallies.append(begun[job.name].result())
+                    with self.clock.spend("store"):
+                        file.read_back(places[job.name] + job.num_bytes)
                 with self.clock.spend("store"):
                     return _record(shard.file, file, tallies)
 
