@@ -193,9 +193,9 @@ times of the floor, which are of whole processes, may be more than these numbers
 reads go into a buffer of 1 MB that stays in the nearest cache, begins at a page, and is thrown away, so it
 moves 15 to 20 GB/s, where any use of the values starts with fetching them from memory. It is the median of as
 many times before and after the methods as they have runs, and it varies: half of it is the disk's, and what
-its output takes of new memory, which costs 2 s of a processor per GB where a hypervisor takes free memory back.
-A merge notices that, and lets go of what it stored. Cold numbers are of one run each, and the disk is not as
-fast in each: below 1 means no more than that.
+its output takes of new memory, which costs 2 s of a processor per GB where a hypervisor takes back what is
+free. A merge notices that, and lets go of what it stored. Cold numbers are of one run each, and the disk is
+not as fast in each: below 1 means no more than that.
 
 Methods of one pass, such as `average` and `magmax`, take as long as two cores need to read, convert, add and
 round; the rest of their time, some .5 s whatever the size, is Python's: modules, headers, plan. Those that
