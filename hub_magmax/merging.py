@@ -224,7 +224,7 @@ _LARGE_PART = 16
 
 
 class _Engine:
-    """Makes files: each thread merges one tensor after the other, and complete files are read back meanwhile.
+    """Makes files: each thread merges one tensor after the other, and what they wrote is read back meanwhile.
 
     No tensor depends on another, so which thread makes which, and when, changes no byte. What is read from
     the Hub comes in order, so there one thread makes all tensors, and a second one reads ahead.

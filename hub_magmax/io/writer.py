@@ -102,7 +102,7 @@ class ShardFile:
         Raises:
             OutputError: If what can be read back is not what was written.
         """
-        with self._file, ThreadPoolExecutor(1) as disk:  # which takes about as long as hashing does
+        with self._file, ThreadPoolExecutor(1) as disk:  # which works while the rest is hashed
             stored = disk.submit(os.fsync, self._file.fileno())
             self._hash(self.size_bytes)
             stored.result()
