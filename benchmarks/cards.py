@@ -24,8 +24,8 @@ from unittest.mock import patch
 from hub_magmax.cards import render_card
 from hub_magmax.evaluation import OUTCOMES_NAME, SCORES_NAME, read_scores
 from hub_magmax.io.writer import write_text
-from hub_magmax.lockfile import LOCK_NAME, read_lock
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
+from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.reports import REPORT_NAME, read_report
 from hub_magmax.running import CARD_NAME, PICTURE_NAME
 from hub_magmax.testing.hub import LocalHub

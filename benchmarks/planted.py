@@ -26,7 +26,7 @@ from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.mixture import Space
-from hub_magmax.recipe import Comparison, Cosine, Data, Mmd, Transport
+from hub_magmax.recipe.schema import Comparison, Cosine, Data, Mmd, Transport
 
 MIXTURE = (0.8, 0.2)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.pareto import hypervolume
-from hub_magmax.recipe import Recipe, parse_recipe
+from hub_magmax.recipe.schema import Recipe, parse_recipe
 from hub_magmax.surface import Surface
 from hub_magmax.sweeping import sweep
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from hub_magmax.publishing import push as push
     from hub_magmax.publishing import verify as verify
     from hub_magmax.rebuilding import rebuild as rebuild
-    from hub_magmax.recipe import Recipe as Recipe
-    from hub_magmax.recipe import load_recipe as load_recipe
-    from hub_magmax.recipe import parse_recipe as parse_recipe
+    from hub_magmax.recipe.schema import Recipe as Recipe
+    from hub_magmax.recipe.schema import load_recipe as load_recipe
+    from hub_magmax.recipe.schema import parse_recipe as parse_recipe
     from hub_magmax.restoring import rollback as rollback
     from hub_magmax.running import lock as lock
     from hub_magmax.running import run as run
@@ -33,15 +33,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "HubMagmaxError": "errors",
-    "Recipe": "recipe",
+    "Recipe": "recipe.schema",
     "canary": "canaries",
     "evaluate": "evaluation",
-    "load_recipe": "recipe",
+    "load_recipe": "recipe.schema",
     "lock": "running",
     "merge": "merging",
     "merge_method": "methods",
     "merge_tensors": "core",
-    "parse_recipe": "recipe",
+    "parse_recipe": "recipe.schema",
     "preference_from_labels": "preference.labels",
     "plan": "locking",
     "push": "publishing",

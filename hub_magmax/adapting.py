@@ -23,7 +23,6 @@ from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
 from hub_magmax.io.adapter import AdapterSource, Product, config_of, with_adapters
 from hub_magmax.io.source import TensorSource, tensor_place
 from hub_magmax.io.stored import torch_dtype
-from hub_magmax.lockfile import Lock
 from hub_magmax.planning import (
     OUTPUT_DTYPES,
     FactorJob,
@@ -35,7 +34,8 @@ from hub_magmax.planning import (
     check_globs,
     rule_for,
 )
-from hub_magmax.recipe import Recipe, TensorRule
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Recipe, TensorRule
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,7 +26,6 @@ from hub_magmax.evaluation import MERGED, Score, Scores, quantized_name
 from hub_magmax.guarding import check_guards
 from hub_magmax.intervals import NUM_RESAMPLES, Difference
 from hub_magmax.licensing import License, combined_license
-from hub_magmax.lockfile import Lock, LockedSource
 from hub_magmax.markdown import (
     Markdown,
     code,
@@ -38,7 +37,8 @@ from hub_magmax.markdown import (
     visible_json,
 )
 from hub_magmax.planning import format_bytes
-from hub_magmax.recipe import DatasetId, Language, Recipe
+from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.schema import DatasetId, Language, Recipe
 from hub_magmax.reports import MergeReport
 from hub_magmax.surface import EXPLORER_NAME
 from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage

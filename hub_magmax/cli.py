@@ -18,8 +18,8 @@ from hub_magmax.errors import HubMagmaxError, OutputError, RecipeError, explaine
 from hub_magmax.secrecy import holds_control, printable, spelled_out, without_secrets
 
 if TYPE_CHECKING:
-    from hub_magmax.lockfile import Lock
-    from hub_magmax.recipe import Recipe
+    from hub_magmax.recipe.lockfile import Lock
+    from hub_magmax.recipe.schema import Recipe
 
 Answer = tuple[Any, str]
 
@@ -126,9 +126,9 @@ def _read(
     path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
 ) -> tuple[Recipe, Lock | None]:
     """Return the recipe, with what the command line says instead, and its lock, if there is one."""
-    from hub_magmax.lockfile import read_lock
     from hub_magmax.locking import check_lock
-    from hub_magmax.recipe import load_recipe
+    from hub_magmax.recipe.lockfile import read_lock
+    from hub_magmax.recipe.schema import load_recipe
 
     recipe = load_recipe(path)
     instead = {"path": output and str(output.absolute()), "memory": memory}
@@ -177,7 +177,7 @@ def _quiet(line: str) -> None:
 @recipe_argument
 def validate(recipe: Path) -> Answer:
     """Check RECIPE without looking at any checkpoint."""
-    from hub_magmax.recipe import load_recipe
+    from hub_magmax.recipe.schema import load_recipe
 
     found = load_recipe(recipe)
     facts = {"recipe": str(recipe), "digest": found.digest, "tasks": list(found.task_names)}
@@ -190,7 +190,7 @@ def validate(recipe: Path) -> Answer:
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
 def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
-    from hub_magmax.recipe import load_recipe
+    from hub_magmax.recipe.schema import load_recipe
     from hub_magmax.running import lock as make_lock
 
     locked = make_lock(load_recipe(recipe), hash_files=hash_files, report=_say)
@@ -206,7 +206,7 @@ def prefer(recipe: Path) -> Answer:
     from dataclasses import asdict
 
     from hub_magmax.preference import resolve_preference
-    from hub_magmax.recipe import load_recipe
+    from hub_magmax.recipe.schema import load_recipe
     from hub_magmax.running import lock
 
     asked = load_recipe(recipe)
@@ -236,7 +236,7 @@ def compare(recipe: Path) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.comparing import compare as do_compare
     from hub_magmax.comparing import write_comparison
-    from hub_magmax.recipe import load_recipe
+    from hub_magmax.recipe.schema import load_recipe
 
     asked = load_recipe(recipe)
     comparison = do_compare(asked, report=_say)
@@ -451,8 +451,8 @@ def _write_card(recipe: Recipe, locked: Lock) -> Path:
 
 def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[Recipe, Lock]:
     """Return the recipe and the lock that its merged model was made from."""
-    from hub_magmax.lockfile import LOCK_NAME, read_lock
     from hub_magmax.locking import check_lock
+    from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 
     found, _ = _read(recipe, lock_path, output)
     if not (found.output_path / LOCK_NAME).is_file():
@@ -592,7 +592,7 @@ def methods() -> Answer:
 @verb
 def schema() -> Answer:
     """Print the JSON schema of recipes, for editors."""
-    from hub_magmax.recipe import json_schema
+    from hub_magmax.recipe.schema import json_schema
 
     found = json_schema()
     return found, json.dumps(found, indent=2)

@@ -15,9 +15,9 @@ from hub_magmax.evaluation import Score, make_score
 from hub_magmax.evaluators import Evaluator
 from hub_magmax.intervals import Difference, paired_difference
 from hub_magmax.io.writer import write_text
-from hub_magmax.lockfile import Lock
 from hub_magmax.preference import resolve_preference
-from hub_magmax.recipe import Compare, Recipe
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.tuning import Arena, Candidate, MemoryTuner, Trial, best, best_by_label, candidates
 
 #: What weights are called that the recipe itself asks for, and equal ones.

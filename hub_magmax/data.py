@@ -13,8 +13,8 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluators.loading import without_bars
 from hub_magmax.io.fetching import TIMEOUT_SECONDS, hub_api, persistently
 from hub_magmax.io.writer import sha256_of
-from hub_magmax.recipe import Data, Preference, Recipe
-from hub_magmax.references import is_there
+from hub_magmax.recipe.references import is_there
+from hub_magmax.recipe.schema import Data, Preference, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset

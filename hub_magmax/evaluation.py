@@ -26,9 +26,9 @@ from hub_magmax.io.adapter import AdapterSource
 from hub_magmax.io.opening import open_checkpoints, open_model, open_source
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
-from hub_magmax.lockfile import Lock, LockedSource
-from hub_magmax.recipe import Data, Evaluation, Recipe
-from hub_magmax.references import LocalFolder
+from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.references import LocalFolder
+from hub_magmax.recipe.schema import Data, Evaluation, Recipe
 
 SCORES_NAME = "scores.json"
 

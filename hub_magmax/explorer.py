@@ -8,7 +8,7 @@ from typing import Any
 
 from hub_magmax.evaluation import Score
 from hub_magmax.markdown import one_line, publishable_values
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.surface import Surface
 
 PAGE_NAME = "tradeoffs.html"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hub_magmax.evaluation import MERGED, Score, Scores
 from hub_magmax.intervals import Difference, paired_difference
-from hub_magmax.recipe import Evaluation
+from hub_magmax.recipe.schema import Evaluation
 
 Verdict = Literal["held", "not shown", "regressed"]
 

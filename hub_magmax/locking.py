@@ -20,11 +20,11 @@ from hub_magmax.io.opening import (
     lock_source,
     open_inputs,
 )
-from hub_magmax.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer
-from hub_magmax.recipe import AUTO, Method, Recipe
+from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
+from hub_magmax.recipe.schema import AUTO, Method, Recipe
 from hub_magmax.reports import lock_versions
 
 

@@ -24,11 +24,11 @@ from hub_magmax.io.remote import HubSource
 from hub_magmax.io.source import MemorySource, TensorSource
 from hub_magmax.io.stored import torch_dtype
 from hub_magmax.io.vocabulary import TOKENIZER_NAME
-from hub_magmax.lockfile import Lock
 from hub_magmax.methods import TensorRule, get_method, surveys_model
 from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.streaming import JoinedChunks, StoredChunks, copied_chunks
 from hub_magmax.surveying import survey
 

@@ -15,8 +15,8 @@ from hub_magmax.io.committing import Destination, Head, Published, commit, hashe
 from hub_magmax.io.opening import file_sha256, read_small_file
 from hub_magmax.io.remote import open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
-from hub_magmax.lockfile import LOCK_NAME, read_lock
-from hub_magmax.recipe import RECIPE_NAME, load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
+from hub_magmax.recipe.schema import RECIPE_NAME, load_recipe
 from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.sidefiles import is_side_file
 

@@ -14,11 +14,11 @@ from hub_magmax.data import changed_local_data
 from hub_magmax.errors import LockError, OutputError, SourceError
 from hub_magmax.io.opening import file_sha256, open_model, read_small_file
 from hub_magmax.io.source import LocalSource, TensorSource
-from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.locking import check_lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.provenance import PROVENANCE_NAME
-from hub_magmax.recipe import RECIPE_NAME, Recipe, load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe, load_recipe
 from hub_magmax.reports import MergeReport
 
 _CHANGED = "The model was changed after the merge, or another version of the software made it."

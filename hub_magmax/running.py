@@ -23,12 +23,12 @@ from hub_magmax.guarding import Guard, check_guards, regressed
 from hub_magmax.io.committing import Destination, Published
 from hub_magmax.io.opening import HubSources
 from hub_magmax.io.writer import PartialFolder, write_text
-from hub_magmax.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.locking import plan
 from hub_magmax.planning import Plan
 from hub_magmax.preparing import Finding, check
 from hub_magmax.publishing import push_to
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reports import MergeReport
 from hub_magmax.tuning import MemoryTuner
 

@@ -15,12 +15,12 @@ from hub_magmax.data import check_local_data, load_examples, pinned
 from hub_magmax.evaluation import model_place
 from hub_magmax.evaluators import Outcome, brings_data, needs_labels
 from hub_magmax.evaluators.loading import load_model
-from hub_magmax.lockfile import Lock
 from hub_magmax.locking import Choice, comparison_digest, locked_method
 from hub_magmax.merits import Merits, merits, within
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
-from hub_magmax.recipe import AUTO, Compare, Data, Evaluation, Method, Recipe
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import AUTO, Compare, Data, Evaluation, Method, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset

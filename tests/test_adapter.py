@@ -18,7 +18,7 @@ from hub_magmax.io.adapter import AdapterSource, parse_config, with_adapters
 from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.locking import check_lock, lock, plan
 from hub_magmax.merging import merge
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from tests.families import read_merged, recipe_values, write_checkpoint
 
 #: Attention layers as T5, CLIP and a plain transformer name them, and their adapters' targets.

@@ -23,7 +23,7 @@ from hub_magmax.memory import Workbench
 from hub_magmax.merging import merge
 from hub_magmax.publishing import push, verify
 from hub_magmax.rebuilding import rebuild
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.running import rehearse, run
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe

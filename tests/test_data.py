@@ -15,7 +15,7 @@ from hub_magmax.data import (
     pinned,
 )
 from hub_magmax.errors import EvaluationError, LockError
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from tests.families import recipe_values
 
 _numbers = itertools.count()

@@ -13,7 +13,7 @@ from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DistributedError
 from hub_magmax.evaluation import read_scores
 from hub_magmax.planning import Shard, TensorJob
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import run
 from tests.classifiers import classifier_recipe, write_classifiers
 from tests.families import read_merged, recipe_values, write_family, write_recipe, yaml_text

@@ -24,7 +24,7 @@ from hub_magmax.evaluators import make_evaluator
 from hub_magmax.evaluators.loading import ModelPlace, load_model
 from hub_magmax.intervals import wilson_interval
 from hub_magmax.locking import lock
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from tests.families import recipe_values
 
 CLASSES = ["cat", "dog", "emu"]

@@ -34,7 +34,7 @@ from hub_magmax.evaluators import Columns, Outcome, evaluator, evaluator_names, 
 from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.evaluators.registry import EVALUATORS
 from hub_magmax.locking import lock
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from tests.families import recipe_values
 
 WORDS = ("[pad]", "</s>", "[unk]", "the", "cat", "dog", "sat", "ran", "red", "blue")

@@ -12,7 +12,7 @@ import yaml
 from hub_magmax import explorer
 from hub_magmax.evaluation import Score
 from hub_magmax.explorer import render_explorer
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.surface import Point, Surface
 from tests.browser import Page, find_browser
 from tests.families import recipe_values

@@ -4,11 +4,11 @@ import json
 import pytest
 
 from hub_magmax.errors import LockError
-from hub_magmax.lockfile import read_lock
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.rebuilding import rebuild
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.lockfile import read_lock
+from hub_magmax.recipe.schema import load_recipe
 from tests.families import write_recipe
 from tests.test_cli import call
 

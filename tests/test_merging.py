@@ -15,7 +15,7 @@ from hub_magmax.io.source import MemorySource
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.methods import get_method, method_names
-from hub_magmax.recipe import Recipe, load_recipe
+from hub_magmax.recipe.schema import Recipe, load_recipe
 from hub_magmax.reports import MergeReport, read_report
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
 
@@ -400,7 +400,7 @@ def test_report_says_what_was_done(family):
 
 def test_recipe_and_lock_in_the_output_make_the_same_model(family):
     report = merged(family)
-    from hub_magmax.lockfile import read_lock
+    from hub_magmax.recipe.lockfile import read_lock
 
     stored = load_recipe(family / "merged" / "recipe.yaml")
     assert isinstance(stored, Recipe)

@@ -22,10 +22,10 @@ from hub_magmax.data import fingerprint
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluators import Outcome
 from hub_magmax.evaluators.loading import ModelPlace
-from hub_magmax.lockfile import LockedSource
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.features import FeatureModel, features, find_head, load_feature_model
-from hub_magmax.recipe import Preference, parse_recipe
+from hub_magmax.recipe.lockfile import LockedSource
+from hub_magmax.recipe.schema import Preference, parse_recipe
 from tests.families import recipe_values
 
 KINDS = [

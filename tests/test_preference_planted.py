@@ -12,7 +12,7 @@ from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.mixture import Space
-from hub_magmax.recipe import Transport, parse_recipe
+from hub_magmax.recipe.schema import Transport, parse_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def family(tmp_path_factory):
 def seen(family):
     """Features of every example under the base model, by split and task."""
     from hub_magmax.data import load_examples
-    from hub_magmax.recipe import Data
+    from hub_magmax.recipe.schema import Data
 
     model = load_feature_model(ModelPlace(str(family.base_model)), images=True)
     return {

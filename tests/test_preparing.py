@@ -10,7 +10,7 @@ from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.io.committing import Destination
 from hub_magmax.locking import plan
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import rehearse, run
 from tests.families import write_recipe
 

@@ -6,7 +6,7 @@ import pytest
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
-from hub_magmax.recipe import load_recipe, parse_recipe
+from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.reports import MergeReport, ShardRecord
 from tests.families import recipe_values, write_recipe
 

@@ -17,7 +17,7 @@ import yaml
 import hub_magmax as hm
 from hub_magmax.cli import main
 from hub_magmax.evaluators import evaluator_names, get_evaluator
-from hub_magmax.recipe import Recipe, json_schema, parse_recipe
+from hub_magmax.recipe.schema import Recipe, json_schema, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.recipe import Recipe, json_schema, load_recipe, parse_recipe, parse_size
+from hub_magmax.recipe.schema import Recipe, json_schema, load_recipe, parse_recipe, parse_size
 from tests.families import recipe_values
 
 
@@ -188,7 +188,7 @@ def test_schema_for_editors_knows_the_keys():
 
 def test_checking_a_recipe_does_not_load_torch():
     heavy = "{'torch', 'transformers', 'huggingface_hub'}"
-    code = f"import sys, hub_magmax.recipe; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, hub_magmax.recipe.schema; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from benchmarks.cards import RECIPES, lay_out, recipe_names
 from hub_magmax.quickstart import shipped_recipe
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import run
 
 ON_THE_HUB = ("hub-to-hub", "revisions")

@@ -1,7 +1,7 @@
 import pytest
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.references import HubModel, LocalFolder, parse_reference, split_part, variant_of
+from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference, split_part, variant_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

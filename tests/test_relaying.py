@@ -14,7 +14,7 @@ from hub_magmax.errors import HubMagmaxError, PublishError, RecipeError
 from hub_magmax.io.committing import Destination
 from hub_magmax.io.writer import PartialFolder
 from hub_magmax.publishing import verify
-from hub_magmax.recipe import load_recipe, parse_recipe
+from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.running import run
 from tests.families import recipe_values, write_family, write_recipe
 

@@ -8,7 +8,7 @@ from hub_magmax.io.remote import WINDOW_BYTES, HubSource, resolve_commit
 from hub_magmax.io.source import LocalSource
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family
 
 _numbers = itertools.count()

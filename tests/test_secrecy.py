@@ -13,7 +13,7 @@ from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
 from hub_magmax.plugins import Registry
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.recipe import Data
+from hub_magmax.recipe.schema import Data
 from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
 from hub_magmax.selection.chunks import ArrayChunks
 from hub_magmax.signing import _signature_errors
@@ -215,7 +215,7 @@ def test_traceback_names_no_token_whatever_it_quotes(family, monkeypatch, how):
         except OSError as error:
             raise KeyError("a token of another kind \x1b[2J") from error
 
-    monkeypatch.setattr("hub_magmax.recipe.load_recipe", fail)
+    monkeypatch.setattr("hub_magmax.recipe.schema.load_recipe", fail)
     found = CliRunner().invoke(main, ["validate", str(write_recipe(family)), *how])
     assert (found.exit_code, found.stdout) == (1, "")
     assert found.stderr.startswith("Traceback") and "KeyError: 'hf_… " in found.stderr

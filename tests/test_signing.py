@@ -10,7 +10,7 @@ import pytest
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
 from hub_magmax.locking import plan
 from hub_magmax.merging import merge
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.signing import SIGNATURE_NAME, check_signature, sign
 from tests.families import write_recipe
 from tests.test_cli import call

@@ -13,7 +13,7 @@ from hub_magmax.memory import Workbench
 from hub_magmax.merging import merge
 from hub_magmax.methods import TensorRule
 from hub_magmax.planning import TensorJob
-from hub_magmax.recipe import load_recipe
+from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import lock
 from hub_magmax.selection import ArrayChunks, optimum, quotas
 from hub_magmax.surveying import survey

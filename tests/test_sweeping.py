@@ -19,7 +19,7 @@ from hub_magmax.figures import front_figure
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.pareto import hypervolume
-from hub_magmax.recipe import load_recipe, parse_recipe
+from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.sweeping import sweep
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.test_explorer import make_surface

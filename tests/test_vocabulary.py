@@ -13,7 +13,7 @@ from hub_magmax.io.source import MemorySource
 from hub_magmax.io.vocabulary import read_vocabulary, with_token_rows
 from hub_magmax.locking import check_lock, lock, plan
 from hub_magmax.merging import merge
-from hub_magmax.recipe import parse_recipe
+from hub_magmax.recipe.schema import parse_recipe
 from tests.families import read_merged, recipe_values, write_checkpoint
 
 NAMES = ("embed.weight", "head.bias")

@@ -16,7 +16,7 @@ from benchmarks.continual.sources import Family
 from hub_magmax import methods
 from hub_magmax.evaluators import Outcome
 from hub_magmax.preference.explicit import KINDS, normalise
-from hub_magmax.recipe import Method, Recipe, Schedule, parse_recipe
+from hub_magmax.recipe.schema import Method, Recipe, Schedule, parse_recipe
 from hub_magmax.tuning import Trial
 
 AVERAGE = Method(name="average")

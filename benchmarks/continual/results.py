@@ -26,7 +26,7 @@ from hub_magmax.digest import digest
 from hub_magmax.evaluators import Outcome
 from hub_magmax.io.writer import write_text
 from hub_magmax.locking import locked_method
-from hub_magmax.recipe import Compare, Method
+from hub_magmax.recipe.schema import Compare, Method
 from hub_magmax.tuning import Candidate, Trial, best, candidates
 
 ROOT = Path(__file__).parents[2]

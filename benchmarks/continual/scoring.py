@@ -12,10 +12,10 @@ from torch import Tensor
 from hub_magmax.evaluation import model_place
 from hub_magmax.evaluators import Outcome
 from hub_magmax.evaluators.loading import LoadedModel, load_model
-from hub_magmax.lockfile import Lock
 from hub_magmax.locking import lock, locked_method
 from hub_magmax.memory import Workbench
-from hub_magmax.recipe import Data, Evaluation, Method, Recipe
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Data, Evaluation, Method, Recipe
 from hub_magmax.tuning import Candidate, Trial
 
 if TYPE_CHECKING:

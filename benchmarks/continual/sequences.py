@@ -24,7 +24,7 @@ from hub_magmax.evaluators.loading import ModelPlace, load_model
 from hub_magmax.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.io.writer import write_text
 from hub_magmax.preference.safeguards import draw
-from hub_magmax.recipe import Data
+from hub_magmax.recipe.schema import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset

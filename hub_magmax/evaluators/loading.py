@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.references import split_part, variant_of
+from hub_magmax.recipe.references import split_part, variant_of
 
 if TYPE_CHECKING:
     from torch import Tensor

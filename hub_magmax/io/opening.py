@@ -17,9 +17,9 @@ from hub_magmax.io.adapter import config_of, parse_config, with_adapters
 from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
 from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.io.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
-from hub_magmax.lockfile import Lock, LockedFile, LockedSource
-from hub_magmax.recipe import Recipe
-from hub_magmax.references import HubModel
+from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource
+from hub_magmax.recipe.references import HubModel
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.sidefiles import content_hashes, is_side_file, same_content
 
 CONFIG_NAME = "config.json"

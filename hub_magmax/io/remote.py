@@ -15,7 +15,7 @@ from hub_magmax.io.fetching import TIMEOUT_SECONDS, FileFetcher, hub_api, hub_er
 from hub_magmax.io.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.io.source import LocalSource, TensorSource, _Source
 from hub_magmax.io.stored import Stored
-from hub_magmax.references import split_part
+from hub_magmax.recipe.references import split_part
 
 #: Bytes fetched at least in one request where nobody said what is read next: neighbours come along.
 WINDOW_BYTES = 16 * 2**20

@@ -20,7 +20,7 @@ import numpy as np
 from hub_magmax.checkpoint import CheckpointIndex, TensorInfo, read_index
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.io.stored import Stored, bits_dtype
-from hub_magmax.references import is_folder, is_there
+from hub_magmax.recipe.references import is_folder, is_there
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hub_magmax.lockfile import LockedSource, ResolvedPreference
-from hub_magmax.recipe import Recipe
+from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
+from hub_magmax.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from hub_magmax.preference.samples import Scorer

@@ -17,7 +17,6 @@ from jaxtyping import Float64
 from hub_magmax.data import fingerprint, load_examples
 from hub_magmax.digest import digest
 from hub_magmax.evaluators.loading import ModelPlace
-from hub_magmax.lockfile import LockedSource, ResolvedPreference
 from hub_magmax.preference.distance import (
     Features,
     Shares,
@@ -36,8 +35,9 @@ from hub_magmax.preference.features import (
 from hub_magmax.preference.mixture import Space, mixture_by_mmd, mixture_by_transport, whiten
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude, draw, rounded
 from hub_magmax.preference.samples import Scorer, split_target
-from hub_magmax.recipe import Comparison, Cosine, Data, Mixture, Mmd, Recipe, Transport
-from hub_magmax.references import LocalFolder
+from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
+from hub_magmax.recipe.references import LocalFolder
+from hub_magmax.recipe.schema import Comparison, Cosine, Data, Mixture, Mmd, Recipe, Transport
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.lockfile import ResolvedPreference
-from hub_magmax.recipe import Power, Schedule
+from hub_magmax.recipe.lockfile import ResolvedPreference
+from hub_magmax.recipe.schema import Power, Schedule
 
 
 def normalise(masses: Sequence[float]) -> tuple[float, ...]:

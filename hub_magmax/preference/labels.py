@@ -15,10 +15,10 @@ from jaxtyping import Float64
 from hub_magmax.digest import digest
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluators.examples import label_names
-from hub_magmax.lockfile import ResolvedPreference
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude
 from hub_magmax.preference.samples import Scorer, split_target
-from hub_magmax.recipe import Labels, Recipe
+from hub_magmax.recipe.lockfile import ResolvedPreference
+from hub_magmax.recipe.schema import Labels, Recipe
 
 
 def preference_from_labels(

@@ -17,9 +17,9 @@ from jaxtyping import Float64, Int64
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluators import Outcome
 from hub_magmax.intervals import PERCENTILES, paired_difference
-from hub_magmax.lockfile import ResolvedPreference
 from hub_magmax.preference.explicit import normalise
-from hub_magmax.recipe import Estimate, Recipe
+from hub_magmax.recipe.lockfile import ResolvedPreference
+from hub_magmax.recipe.schema import Estimate, Recipe
 
 #: Fewer target examples say nothing: with n examples, a task that none of them belongs to still makes
 #: up at most 1 − 0.05^(1/n) of the target at 95 % confidence, and below 5 that is more than half.

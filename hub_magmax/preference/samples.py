@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.data import load_examples
 from hub_magmax.preference.safeguards import Score, check_sample_size, draw
-from hub_magmax.recipe import Data, Estimate, Recipe
+from hub_magmax.recipe.schema import Data, Estimate, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset

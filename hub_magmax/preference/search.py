@@ -12,11 +12,11 @@ from jaxtyping import Float64
 from hub_magmax.data import fingerprint
 from hub_magmax.digest import digest
 from hub_magmax.errors import EvaluationError, RecipeError
-from hub_magmax.lockfile import ResolvedPreference
 from hub_magmax.merits import merits
 from hub_magmax.preference.safeguards import bootstrap_shares, conclude, rounded
 from hub_magmax.preference.samples import Scorer, split_target
-from hub_magmax.recipe import Recipe, Search
+from hub_magmax.recipe.lockfile import ResolvedPreference
+from hub_magmax.recipe.schema import Recipe, Search
 
 Weights = Float64[np.ndarray, " tasks"]
 

@@ -35,7 +35,7 @@ from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluators import Columns, Evaluator, brings_data, get_evaluator, make_evaluator
 from hub_magmax.plugins import check_options
-from hub_magmax.references import HubModel, LocalFolder, parse_reference, relative_path
+from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference, relative_path
 from hub_magmax.secrecy import holds_token
 
 #: What the recipe of a merged model is called.
