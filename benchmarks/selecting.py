@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import performance, timing
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import ArrayChunks, Selection, algorithm_1, quotas, top_n
 
 NUM_ELEMENTS = 4_000_000

@@ -8,11 +8,12 @@ from typing import Any
 from jaxtyping import Float
 from pydantic import ValidationError
 
-from hub_magmax import kernels, methods
+from hub_magmax import methods
 from hub_magmax.errors import RecipeError
-from hub_magmax.lazily import torch
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
-from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import ArrayChunks, Chunks, quotas
 
 
@@ -80,4 +81,4 @@ def apply_rule(
     """Return the merged task vector of one chunk, whose first element has the index `start`."""
     given = (*rule.per_element(start, chunk.shape[1]), *rule.per_task)
     found = rule.combine(chunk, *map(torch.as_tensor, given))
-    return kernels.select_rows(chunk, found) if rule.selects else found
+    return reference.select_rows(chunk, found) if rule.selects else found

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hub_magmax import kernels
 from hub_magmax.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
@@ -35,6 +34,7 @@ from hub_magmax.fusing import one_thread
 from hub_magmax.io.opening import open_checkpoints
 from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
+from hub_magmax.kernels import reference
 from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
 from hub_magmax.selection import quotas
 from hub_magmax.streaming import StoredChunk, StoredChunks, ahead
@@ -125,7 +125,7 @@ class _Look:
         for blocks in _read_together(chunks, self._blocks()):
             base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
-            vectors = kernels.task_vectors(base, checkpoints)
+            vectors = reference.task_vectors(base, checkpoints)
             probe = float(vectors.sum())
             if not math.isfinite(probe):
                 for block in blocks:
@@ -134,7 +134,7 @@ class _Look:
         if self.looked_at < self.job.num_elements and any(self.same):
             self._read_on(chunks)
         for block in _read(chunks, self._rows_to_hold()):
-            self._rows.append(kernels.task_vectors(block.base, block.checkpoints))
+            self._rows.append(reference.task_vectors(block.base, block.checkpoints))
 
     def _compare(self, base: Tensor, checkpoints: list[Tensor]) -> None:
         for task, checkpoint in enumerate(checkpoints):

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from hub_magmax import loops
-from hub_magmax.kernels import Weights, elected_mean, weighted_sum
-from hub_magmax.lazily import torch
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Weights, elected_mean, weighted_sum
 from hub_magmax.selection import Rows
 from hub_magmax.selection.draws import DARE
 

@@ -18,7 +18,7 @@ from xxhash import xxh3_128_digest
 from hub_magmax import loops
 from hub_magmax.fusing import COMPILED_DTYPES, kind_of, make_step, merging_arguments
 from hub_magmax.io.stored import Stored, bits_dtype
-from hub_magmax.lazily import Array
+from hub_magmax.kernels.lazy_imports import Array
 from hub_magmax.methods import TensorRule
 from hub_magmax.streaming import StoredChunk
 

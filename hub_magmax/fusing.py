@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax import dropping, kernels, loops, selection
+from hub_magmax import dropping, loops, selection
 from hub_magmax.io.stored import Stored, torch_dtype
-from hub_magmax.lazily import Array, is_imported, torch
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.lazy_imports import Array, is_imported, torch
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Merged, Pass
 
@@ -92,13 +93,13 @@ def make_step(rule: TensorRule, dtype: str, scaling: float, *, is_compiled: bool
 
 def kind_of(rule: TensorRule) -> int | None:
     """Return the number of the rule's compiled pass, or None where there is none, as for a plugin's rule."""
-    if rule.combine is kernels.given:
+    if rule.combine is reference.given:
         return loops.GIVEN if rule.selects else None
     kinds = {
-        kernels.weighted_sum: loops.WEIGHTED,
-        kernels.agreeing_sum: loops.AGREEING,
-        kernels.ties_merge: loops.TIES,
-        kernels.banded_sum: loops.BAND,
+        reference.weighted_sum: loops.WEIGHTED,
+        reference.agreeing_sum: loops.AGREEING,
+        reference.ties_merge: loops.TIES,
+        reference.banded_sum: loops.BAND,
         dropping.dropped_sum: loops.DROPPED,
         dropping.dropped_ties: loops.DROPPED_TIES,
         selection.largest_magnitude: loops.LARGEST,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hub_magmax import kernels
 from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME
 from hub_magmax.core import apply_rule, tensor_rule
 from hub_magmax.fusing import one_thread
@@ -24,9 +23,10 @@ from hub_magmax.io.remote import HubSource
 from hub_magmax.io.source import MemorySource, TensorSource
 from hub_magmax.io.stored import torch_dtype
 from hub_magmax.io.vocabulary import TOKENIZER_NAME
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule, get_method, surveys_model
 from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
-from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.streaming import JoinedChunks, StoredChunks, copied_chunks
@@ -56,7 +56,7 @@ class MergedVector:
             return torch.cat(copied) if copied else torch.empty(0, dtype=torch_dtype(job.dtype))
         base = bench.sources["base_model"].read(job.name, 0, job.num_elements)
         factor = torch.tensor(scaling, dtype=torch.float64)
-        return kernels.apply_update(base, self.task_vector[job.name], factor, torch_dtype(job.dtype))
+        return reference.apply_update(base, self.task_vector[job.name], factor, torch_dtype(job.dtype))
 
 
 class Workbench:

@@ -36,15 +36,15 @@ from hub_magmax.io.opening import (
 from hub_magmax.io.source import RowMemory, TensorSource
 from hub_magmax.io.stored import Stored, bits_dtype
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
-from hub_magmax.lazily import inference
+from hub_magmax.kernels.arrays import Scratch
+from hub_magmax.kernels.lazy_imports import inference
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule, surveys_model
 from hub_magmax.planning import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
-from hub_magmax.randomness import CounterGenerator
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
-from hub_magmax.scratch import Scratch
 from hub_magmax.sidefiles import is_side_file
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks
 from hub_magmax.surveying import ModelRule, survey

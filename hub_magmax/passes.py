@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hub_magmax import kernels
 from hub_magmax.io.stored import Stored, torch_dtype
-from hub_magmax.lazily import Array, torch
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.lazy_imports import Array, torch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,12 +69,12 @@ class Pass:
         per_task: Sequence[torch.Tensor],
         scaling: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = kernels.task_rows(base, checkpoints)
+        rows = reference.task_rows(base, checkpoints)
         found = self.combine(rows, *per_element, *per_task)
         counts = torch.empty(0, dtype=torch.int64)
         if self.selects:
             counts = torch.bincount(found, minlength=len(rows))
-            found = kernels.select_rows(rows, found)
-        merged = kernels.apply_update(base, found, scaling, torch_dtype(self.dtype))
+            found = reference.select_rows(rows, found)
+        merged = reference.apply_update(base, found, scaling, torch_dtype(self.dtype))
         probe = torch.stack([row.sum() for row in (*rows, merged.float())]).sum()
         return merged, counts, probe

@@ -18,9 +18,9 @@ from hub_magmax import methods
 from hub_magmax.checkpoint import EXACT_DTYPES, ITEM_BYTES, MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
 from hub_magmax.digest import digest
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule
-from hub_magmax.scratch import IN_MEMORY_BYTES
 from hub_magmax.sidefiles import tokenizer_notices
 
 #: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two

@@ -17,15 +17,16 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax import fusing, kernels
+from hub_magmax import fusing
 from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import RowMemory, TensorSource, tensor_place
 from hub_magmax.io.stored import Stored, bits_dtype, torch_dtype
-from hub_magmax.lazily import inference, torch
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.lazy_imports import inference, torch
 from hub_magmax.planning import EXACT_REASON, TensorJob
-from hub_magmax.scratch import IN_MEMORY, Scratch
 from hub_magmax.selection import Bits, EarlyChunk
 
 T = TypeVar("T")
@@ -177,7 +178,7 @@ class StoredChunks:
             return fusing.unread_bits(chunk.num_elements, check, early)
         if fusing.is_narrow(chunk):
             return fusing.bits(chunk, check)
-        stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
+        stacked = reference.task_vectors(chunk.base, chunk.checkpoints)
         check(float(stacked.sum()))
         return Bits.of_vectors(stacked.numpy())
 
@@ -186,7 +187,7 @@ class StoredChunks:
             memory = (self.memory or ChunkMemory()).vectors
             found = memory.rows(np.dtype(np.float32), chunk.num_elements, [0] * self.num_tasks)
             return found, fusing.task_vectors(chunk, found)
-        stacked = kernels.task_vectors(chunk.base, chunk.checkpoints)
+        stacked = reference.task_vectors(chunk.base, chunk.checkpoints)
         return stacked.numpy(), float(stacked.sum())
 
     def last_pass(self) -> Iterator[StoredChunk]:
@@ -279,7 +280,7 @@ class StoredChunks:
                     hint="The checkpoint is damaged or its training diverged; use an earlier one. If it is "
                     f"meant, copy it: tensors: [{{match: {json.dumps(self.name)}, take: base_model}}]",
                 )
-        if not torch.isfinite(kernels.task_vectors(chunk.base, chunk.checkpoints)).all():
+        if not torch.isfinite(reference.task_vectors(chunk.base, chunk.checkpoints)).all():
             raise NonFiniteError(
                 "the checkpoints differ by more than float32 can hold",
                 where=f"tensor {self.name!r}, elements from {chunk.start:,}",

@@ -18,13 +18,13 @@ import numpy as np
 from filelock import FileLock
 from xxhash import xxh3_128
 
-from hub_magmax import kernels
 from hub_magmax.core import tensor_rule
 from hub_magmax.errors import RecipeError
 from hub_magmax.io.writer import os_errors, write_text
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
 from hub_magmax.planning import TensorJob
-from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import Chunks
 
 #: What draws of a whole model are named after; tensors' own draws are named after the tensor.
@@ -32,7 +32,7 @@ _GENERATOR_NAME = "the whole model"
 _PIECE_ELEMENTS = 2**20
 #: What rules may combine rows with, so that a stored rule can be found again.
 _COMBINED_BY = {
-    function.__name__: function for function in (kernels.given, kernels.ties_merge, kernels.banded_sum)
+    function.__name__: function for function in (reference.given, reference.ties_merge, reference.banded_sum)
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hub_magmax import dropping, methods
 from hub_magmax.core import apply_rule, merge_tensors
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import ArrayChunks
 from tests import oracles
 

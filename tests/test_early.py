@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax import compiled_early, early, kernels, loops, merging
+from hub_magmax import compiled_early, early, loops, merging
 from hub_magmax.early import EarlyMerge
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.io import filerows
 from hub_magmax.io.source import LocalSource
 from hub_magmax.io.stored import Stored
+from hub_magmax.kernels import reference
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.registry import given_rule
 from hub_magmax.selection import optimum, sources
@@ -50,10 +51,10 @@ def write(folder, kind, dtype=torch.bfloat16):
 @pytest.fixture
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
-    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(kernels, "_SAMPLE_RUN", 64)
-    monkeypatch.setattr(kernels, "_SAMPLE_STRIDE", 300)
+    monkeypatch.setattr(reference, "_SAMPLE_RUN", 64)
+    monkeypatch.setattr(reference, "_SAMPLE_STRIDE", 300)
     monkeypatch.setattr(sources, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(optimum, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(sources, "_MIN_SAMPLE", 500)
@@ -226,7 +227,7 @@ class Tensor:
 
 def look(share):
     """Merge early by thresholds of 2, with magnitudes from 1 to 3 open."""
-    rule = TensorRule(kernels.ties_merge, per_task=(np.full(2, 2, np.float32), np.full(2, 0.5, np.float32)))
+    rule = TensorRule(reference.ties_merge, per_task=(np.full(2, 2, np.float32), np.full(2, 0.5, np.float32)))
     bounds = np.array(
         [[np.float32(low).view(np.int32), np.float32(3).view(np.int32), 24] for low in (1, 1)], np.int32
     )
@@ -246,7 +247,7 @@ def test_open_elements_wait_for_the_rule(tmp_path, held):
     # Task vectors: 4 0 2 -4 .5 8 and 0 4 2.5 0 0 0; open is the third element alone.
     assert tensor.values == ([5, 5, 3.25, -3, 1, 9] if held is None else [])
     final = TensorRule(
-        kernels.ties_merge, per_task=(np.full(2, 2.25, np.float32), np.full(2, 0.5, np.float32))
+        reference.ties_merge, per_task=(np.full(2, 2.25, np.float32), np.full(2, 0.5, np.float32))
     )
     assert tensor.early.finish(final) is not None
     assert tensor.values == [5, 5, 3.5, -3, 1, 9]
@@ -255,7 +256,7 @@ def test_open_elements_wait_for_the_rule(tmp_path, held):
 def test_a_tensor_that_was_not_offered_whole_is_not_finished(tmp_path):
     tensor = Tensor(tmp_path, [[1] * 6, [2] * 6, [3] * 6], 4)
     list(tensor.chunks.map(lambda share: look([next(iter(share))]), is_early=True))
-    assert tensor.early.finish(TensorRule(kernels.ties_merge)) is None
+    assert tensor.early.finish(TensorRule(reference.ties_merge)) is None
 
 
 def test_a_rule_that_changed_its_mind_is_not_finished(tmp_path):

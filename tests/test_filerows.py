@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax import kernels, loops
+from hub_magmax import loops
 from hub_magmax.clock import Clock
 from hub_magmax.core import tensor_rule
 from hub_magmax.errors import CheckpointError, NonFiniteError
@@ -19,15 +19,16 @@ from hub_magmax.fusing import make_step
 from hub_magmax.io import filerows
 from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import LocalSource, MemorySource
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
-from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection import optimum, top_n
 from hub_magmax.selection.chunks import places_in_runs
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
 from tests.families import make_tensors, write_checkpoint
 
 NUM_ELEMENTS = 5000
-RULE = TensorRule(kernels.weighted_sum, per_task=(torch.tensor([0.5, 0.25]),))
+RULE = TensorRule(reference.weighted_sum, per_task=(torch.tensor([0.5, 0.25]),))
 
 
 def write(folder, dtype=torch.bfloat16):
@@ -94,8 +95,8 @@ def test_merging_from_files_gives_what_merging_values_gives(
 ):
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", block_elements)
     base, *tasks = values
-    update = kernels.weighted_sum(kernels.task_rows(base, tasks), RULE.per_task[0])
-    expected = kernels.apply_update(base, update, 1.0, torch.bfloat16)
+    update = reference.weighted_sum(reference.task_rows(base, tasks), RULE.per_task[0])
+    expected = reference.apply_update(base, update, 1.0, torch.bfloat16)
     found = chunks(sources(folder), chunk_elements, memory=ChunkMemory())
     assert merged(found).equal(expected)
 
@@ -170,7 +171,7 @@ def test_value_that_is_not_finite_is_named_where_runs_are_read_together(tmp_path
 def test_runs_are_read_together(folder, values):
     found = chunks(sources(folder), 450)
     base, *tasks = values[:, places_in_runs(NUM_ELEMENTS, 100, 300)]
-    assert found.runs(100, 300).tolist() == kernels.task_vectors(base, tasks).tolist()
+    assert found.runs(100, 300).tolist() == reference.task_vectors(base, tasks).tolist()
 
 
 @pytest.mark.parametrize("chunk_elements", [7, 1000, 1 << 19])
@@ -223,7 +224,7 @@ RULES = [
 
 @pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
 def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
-    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
     found = []
     for num_threads in (1, 3):

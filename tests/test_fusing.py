@@ -6,25 +6,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hub_magmax import dropping, fusing, kernels, loops, passes, selection
+from hub_magmax import dropping, fusing, loops, passes, selection
 from hub_magmax.fusing import compiles, make_step
 from hub_magmax.io.stored import Stored, dtype_name
+from hub_magmax.kernels import reference
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Pass
 from hub_magmax.streaming import StoredChunk
 
 WEIGHTS = torch.tensor([0.5, 0.0, 0.5])
 RULES = {
-    "weighted sum": TensorRule(kernels.weighted_sum, per_task=(WEIGHTS,)),
-    "agreeing sum": TensorRule(kernels.agreeing_sum, per_task=(WEIGHTS,)),
-    "ties": TensorRule(kernels.ties_merge, per_task=(torch.tensor([0.05, 0.0, 0.1]), WEIGHTS)),
+    "weighted sum": TensorRule(reference.weighted_sum, per_task=(WEIGHTS,)),
+    "agreeing sum": TensorRule(reference.agreeing_sum, per_task=(WEIGHTS,)),
+    "ties": TensorRule(reference.ties_merge, per_task=(torch.tensor([0.05, 0.0, 0.1]), WEIGHTS)),
     "banded sum": TensorRule(
-        kernels.banded_sum, per_task=(torch.tensor([0.05, 0.0, 0.1]), torch.tensor([0.1, 0.2, 0.1]), WEIGHTS)
+        reference.banded_sum,
+        per_task=(torch.tensor([0.05, 0.0, 0.1]), torch.tensor([0.1, 0.2, 0.1]), WEIGHTS),
     ),
     "dropped sum": TensorRule(dropping.dropped_sum, per_task=(WEIGHTS / 0.3,)),
     "dropped ties": TensorRule(dropping.dropped_ties, per_task=(WEIGHTS * 0.3, WEIGHTS)),
     "magmax": TensorRule(selection.largest_magnitude, selects=True),
-    "given winners": TensorRule(kernels.given, selects=True),
+    "given winners": TensorRule(reference.given, selects=True),
 }
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -88,7 +90,7 @@ def test_compiled_task_vectors_are_the_same_bits(dtype):
     chunk = chunk_of(3 * loops.BLOCK + 1, dtype)
     found = torch.empty((3, len(chunk.base)))
     probe = fusing.task_vectors(chunk, found.numpy())
-    assert same_bits(found, kernels.task_vectors(chunk.base, chunk.checkpoints)) and probe == 0.0
+    assert same_bits(found, reference.task_vectors(chunk.base, chunk.checkpoints)) and probe == 0.0
 
 
 def test_rows_that_float32_cannot_hold_are_not_compiled():
@@ -144,7 +146,7 @@ def test_probe_is_not_finite_where_the_merged_value_is_too_large(dtype, is_compi
     rows = torch.zeros((2, 10), dtype=dtype)
     rows[1, 3] = 0.4 * torch.finfo(dtype).max
     chunk = StoredChunk([(0, 10)], lambda: Stored.of(rows))
-    rule = TensorRule(kernels.weighted_sum, per_task=(torch.ones(1),))
+    rule = TensorRule(reference.weighted_sum, per_task=(torch.ones(1),))
     assert not math.isfinite(make_step(rule, dtype_name(dtype), 3.0, is_compiled=is_compiled)(chunk, ())[2])
     assert math.isfinite(make_step(rule, dtype_name(dtype), 0.5, is_compiled=is_compiled)(chunk, ())[2])
 
@@ -188,11 +190,11 @@ def test_a_pass_alone_is_what_it_is_made_of():
     merged, counts, _ = Pass(selection.largest_magnitude, True, "F32")(
         chunk.base, chunk.checkpoints, (), (), torch.tensor(0.5, dtype=torch.float64)
     )
-    rows = kernels.task_vectors(chunk.base, chunk.checkpoints)
+    rows = reference.task_vectors(chunk.base, chunk.checkpoints)
     winners = selection.largest_magnitude(rows)
     assert counts.tolist() == torch.bincount(winners, minlength=3).tolist()
     assert merged.tensor.equal(
-        kernels.apply_update(chunk.base, kernels.select_rows(rows, winners), 0.5, torch.float32)
+        reference.apply_update(chunk.base, reference.select_rows(rows, winners), 0.5, torch.float32)
     )
 
 

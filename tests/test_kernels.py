@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from hub_magmax import kernels
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import ArrayChunks
 from tests import oracles
 
@@ -49,7 +49,7 @@ def test_task_vectors_by_hand():
     first = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
     second = torch.tensor([0.0, 3.0], dtype=torch.float16)
 
-    found = kernels.task_vectors(base, [first, second])
+    found = reference.task_vectors(base, [first, second])
 
     assert found.tolist() == [[0.5, 0.0], [-1.0, 5.0]]
     assert found.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_task_vectors_by_hand():
 
 def test_task_vectors_of_16_bit_numbers_are_differences_in_float32():
     # 256 − 1/256 has 17 bits: neither 16-bit format could hold it.
-    found = kernels.task_vectors(torch.tensor([2.0**-8]).bfloat16(), [torch.tensor([256.0]).bfloat16()])
+    found = reference.task_vectors(torch.tensor([2.0**-8]).bfloat16(), [torch.tensor([256.0]).bfloat16()])
 
     assert found.item() == 256 - 2.0**-8
 
@@ -66,14 +66,14 @@ def test_task_vectors_of_float64_are_rounded_after_the_difference():
     base = torch.tensor([1.0], dtype=torch.float64)
     checkpoint = torch.tensor([1 + 2.0**-40], dtype=torch.float64)
 
-    assert kernels.task_vectors(base, [checkpoint, base]).tolist() == [[2.0**-40], [0.0]]
-    assert kernels.task_vectors(base.float(), [checkpoint]).item() == 2.0**-40
+    assert reference.task_vectors(base, [checkpoint, base]).tolist() == [[2.0**-40], [0.0]]
+    assert reference.task_vectors(base.float(), [checkpoint]).item() == 2.0**-40
 
 
 def test_task_vectors_of_a_checkpoint_in_eight_bits():
     base = torch.tensor([1.0, 2.0])
 
-    found = kernels.task_vectors(base, [torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)])
+    found = reference.task_vectors(base, [torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)])
 
     assert found.tolist() == [[0.5, -4.0]]
 
@@ -85,7 +85,7 @@ def test_an_update_is_computed_wide_and_rounded_once(stored, output):
     base, merged, scaling = normal(200, dtype=torch.float64).to(stored), normal(200, seed=1), 0.3
     factor = oracles.nearest(Fraction(scaling), *wide)
 
-    found = kernels.apply_update(base, merged, scaling, output)
+    found = reference.apply_update(base, merged, scaling, output)
 
     for start, change, result in zip(base.tolist(), merged.tolist(), found.tolist(), strict=True):
         update = oracles.nearest(factor * Fraction(change), *wide)
@@ -101,7 +101,7 @@ def test_a_near_tie_in_float64_is_not_rounded_twice(output, sign):
     near_ties = [1 + step / 2 + 2.0**-40, 1 + 3 * step / 2 - 2.0**-40, 1 + step / 2, 1 + 3 * step / 2]
     base = sign * torch.tensor(near_ties, dtype=torch.float64)
 
-    found = kernels.apply_update(base, torch.zeros(4), 1.0, output)
+    found = reference.apply_update(base, torch.zeros(4), 1.0, output)
 
     assert (sign * found.double()).tolist() == [1 + step, 1 + step, 1, 1 + 2 * step]
 
@@ -109,7 +109,7 @@ def test_a_near_tie_in_float64_is_not_rounded_twice(output, sign):
 def test_an_update_of_float64_that_16_bits_cannot_hold_overflows_as_a_cast_does():
     base = torch.tensor([1e300, -1e300, 1e-300, 65519.999], dtype=torch.float64)
 
-    found = kernels.apply_update(base, torch.zeros(4), 1.0, torch.float16)
+    found = reference.apply_update(base, torch.zeros(4), 1.0, torch.float16)
 
     assert found.tolist() == [math.inf, -math.inf, 0.0, 65504.0]
 
@@ -119,7 +119,7 @@ def test_where_the_update_is_zero_the_base_model_keeps_its_bits(dtype):
     base = torch.tensor([-0.0, 0.0, 1e-30, -3.0, -0.0]).to(dtype)
     merged = torch.tensor([0.0, -0.0, 0.0, -0.0, -1e-45])
 
-    found = kernels.apply_update(base, merged, 0.5, dtype)
+    found = reference.apply_update(base, merged, 0.5, dtype)
 
     if dtype == torch.float64:
         base[-1] = -0.5 * merged[-1].double().abs()
@@ -129,7 +129,7 @@ def test_where_the_update_is_zero_the_base_model_keeps_its_bits(dtype):
 def test_a_scaling_of_zero_returns_the_base_model():
     base = normal(1000).bfloat16()
 
-    assert bits(kernels.apply_update(base, normal(1000, seed=1), 0.0, torch.bfloat16)) == bits(base)
+    assert bits(reference.apply_update(base, normal(1000, seed=1), 0.0, torch.bfloat16)) == bits(base)
 
 
 # Sums
@@ -141,7 +141,7 @@ def test_weighted_sums_are_those_of_separate_products_and_sums(num_tasks, num_el
     task_vectors = normal(num_tasks, num_elements, seed=seed)
     weights = np.random.default_rng(seed).dirichlet(np.ones(num_tasks)).tolist()
 
-    found = kernels.weighted_sum(task_vectors, weights)
+    found = reference.weighted_sum(task_vectors, weights)
 
     assert (found.numpy() == oracles.weighted_sum(task_vectors.numpy(), weights)).all()
 
@@ -150,24 +150,24 @@ def test_a_one_hot_sum_returns_the_task_vector_bit_for_bit():
     task_vectors = normal(3, 100)
     task_vectors[1, :4] = torch.tensor([-0.0, 0.0, 1e-45, -3e38])
 
-    assert bits(kernels.weighted_sum(task_vectors, [0.0, 1.0, 0.0])) == bits(task_vectors[1])
+    assert bits(reference.weighted_sum(task_vectors, [0.0, 1.0, 0.0])) == bits(task_vectors[1])
 
 
 def test_a_weight_of_zero_keeps_even_infinities_out():
-    found = kernels.weighted_sum(torch.tensor([[math.inf], [2.0]]), [0.0, 0.5])
+    found = reference.weighted_sum(torch.tensor([[math.inf], [2.0]]), [0.0, 0.5])
 
     assert found.item() == 1.0
 
 
 def test_a_sum_without_weights_is_zero():
-    assert kernels.weighted_sum(normal(2, 3), [0.0, 0.0]).tolist() == [0.0] * 3
+    assert reference.weighted_sum(normal(2, 3), [0.0, 0.0]).tolist() == [0.0] * 3
 
 
 def test_a_sum_keeps_the_shape_and_its_argument():
     task_vectors = normal(2, 3, 4)
     before = task_vectors.clone()
 
-    assert kernels.weighted_sum(task_vectors, [0.25, 0.75]).shape == (3, 4)
+    assert reference.weighted_sum(task_vectors, [0.25, 0.75]).shape == (3, 4)
     assert torch.equal(task_vectors, before)
 
 
@@ -179,17 +179,17 @@ def thresholds_of(chunks: ArrayChunks, rank: int) -> Tensor:
 
 
 def thresholds_at(chunks: ArrayChunks, ranks: list[int]) -> Tensor:
-    return torch.from_numpy(kernels.magnitude_thresholds(chunks, ranks))
+    return torch.from_numpy(reference.magnitude_thresholds(chunks, ranks))
 
 
 def random_mix(start: int, count: int, weights: list[float], *, is_compiled: bool = False) -> Tensor:
-    return torch.from_numpy(kernels.random_mix(start, count, weights, GENERATOR, is_compiled=is_compiled))
+    return torch.from_numpy(reference.random_mix(start, count, weights, GENERATOR, is_compiled=is_compiled))
 
 
 @pytest.fixture(params=["held", "counted"])
 def size(request, monkeypatch):
     """Make every tensor a small or a large one."""
-    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 1 << 20 if request.param == "held" else 0)
+    monkeypatch.setattr(reference, "_HELD_NUMBERS", 1 << 20 if request.param == "held" else 0)
 
 
 @pytest.mark.usefixtures("size")
@@ -231,10 +231,10 @@ def test_thresholds_do_not_depend_on_the_chunks(chunk_elements):
 @pytest.mark.parametrize("sampled", [0.0, 1e-3, 1e3])
 @pytest.mark.parametrize("bins", [1 << 20, 4])
 def test_a_sample_that_misleads_costs_passes_and_changes_nothing(keep, sampled, bins, monkeypatch):
-    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(kernels, "_MOST_BINS", bins)
+    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(reference, "_MOST_BINS", bins)
     task_vectors = normal(2, 6000)
-    task_vectors[:, : kernels._SAMPLE_RUN] *= sampled
+    task_vectors[:, : reference._SAMPLE_RUN] *= sampled
 
     found = thresholds_at(ArrayChunks(task_vectors, 1000), [keep, 300])
 
@@ -256,19 +256,19 @@ def test_ties_by_hand():
     # Trimmed: 3 and −4 and 5; 3 and −1; nothing. The sum of the first is +, of the second +.
     task_vectors = torch.tensor([[3.0, 3.0, 0.5], [-4.0, -1.0, 0.5], [5.0, 0.5, -0.5]])
 
-    found = kernels.ties_merge(task_vectors, torch.tensor([1.0, 1.0, 1.0]), [0.5, 0.25, 0.25])
+    found = reference.ties_merge(task_vectors, torch.tensor([1.0, 1.0, 1.0]), [0.5, 0.25, 0.25])
 
     assert found.tolist() == [pytest.approx((0.5 * 3 + 0.25 * 5) / 0.75), 3.0, 0.0]
 
 
 def test_elements_equal_to_the_threshold_are_kept():
-    found = kernels.ties_merge(torch.tensor([[2.0, -2.0, 1.9]]), torch.tensor([2.0]), [1.0])
+    found = reference.ties_merge(torch.tensor([[2.0, -2.0, 1.9]]), torch.tensor([2.0]), [1.0])
 
     assert found.tolist() == [2.0, -2.0, 0.0]
 
 
 def test_masses_that_cancel_exactly_elect_nobody():
-    found = kernels.ties_merge(torch.tensor([[2.0], [-1.0]]), torch.zeros(2), [0.25, 0.5])
+    found = reference.ties_merge(torch.tensor([[2.0], [-1.0]]), torch.zeros(2), [0.25, 0.5])
 
     assert found.tolist() == [0.0]
 
@@ -281,7 +281,7 @@ def test_ties_agrees_with_exact_arithmetic(num_tasks, num_elements, seed, densit
     weights = (np.random.default_rng(seed).multinomial(8, np.ones(num_tasks) / num_tasks) / 8).tolist()
     thresholds = thresholds_of(ArrayChunks(task_vectors), math.ceil(density * num_elements))
 
-    found = kernels.ties_merge(task_vectors, thresholds, weights)
+    found = reference.ties_merge(task_vectors, thresholds, weights)
 
     expected = oracles.ties_merge(task_vectors.numpy(), thresholds.tolist(), weights)
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
@@ -291,7 +291,7 @@ def test_ties_with_a_one_hot_preference_is_that_task_trimmed():
     task_vectors = normal(3, 100)
     thresholds = thresholds_of(ArrayChunks(task_vectors), 20)
 
-    found = kernels.ties_merge(task_vectors, thresholds, [0.0, 1.0, 0.0])
+    found = reference.ties_merge(task_vectors, thresholds, [0.0, 1.0, 0.0])
 
     kept = task_vectors[1].abs() >= thresholds[1]
     assert kept.sum() == 20
@@ -304,7 +304,7 @@ def test_ties_with_a_one_hot_preference_is_that_task_trimmed():
 def test_magnitudes_that_equal_a_bound_are_in_the_band():
     task_vectors = torch.tensor([[3.0, -3.0, 3.1, 2.0, -1.9], [1.0, 2.0, -4.0, 0.0, 1.0]])
 
-    found = kernels.banded_sum(task_vectors, torch.tensor([2.0, 0.0]), torch.tensor([3.0, 1.0]), [1.0, 0.5])
+    found = reference.banded_sum(task_vectors, torch.tensor([2.0, 0.0]), torch.tensor([3.0, 1.0]), [1.0, 0.5])
 
     assert found.tolist() == [3.5, -3.0, 0.0, 2.0, 0.5]
 
@@ -330,7 +330,7 @@ class FixedDraws(CounterGenerator):
 
 
 def test_a_draw_between_two_shares_belongs_to_the_later_one():
-    assert kernels.random_mix(0, 4, [0.25, 0.25, 0.5], FixedDraws(0, "")).tolist() == [0, 1, 2, 2]
+    assert reference.random_mix(0, 4, [0.25, 0.25, 0.5], FixedDraws(0, "")).tolist() == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("weights", [[0.7, 0.2, 0.1], [0.0, 1 / 3, 1 / 3, 0.0, 1 / 3, 0.0], [1 / 49] * 49])
@@ -368,13 +368,13 @@ def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
     weights, thresholds = [0.1, 0.3, 0.6], torch.tensor([0.5, 0.7, 0.9])
 
     def merged(part: slice) -> Tensor:
-        task_vectors = kernels.task_vectors(base[part], [checkpoint[part] for checkpoint in checkpoints])
+        task_vectors = reference.task_vectors(base[part], [checkpoint[part] for checkpoint in checkpoints])
         found = (
-            kernels.weighted_sum(task_vectors, weights),
-            kernels.ties_merge(task_vectors, thresholds, weights),
-            kernels.banded_sum(task_vectors, thresholds, 2 * thresholds, weights),
+            reference.weighted_sum(task_vectors, weights),
+            reference.ties_merge(task_vectors, thresholds, weights),
+            reference.banded_sum(task_vectors, thresholds, 2 * thresholds, weights),
         )
-        return torch.stack([kernels.apply_update(base[part], one, 0.3, stored) for one in found])
+        return torch.stack([reference.apply_update(base[part], one, 0.3, stored) for one in found])
 
     parts = [merged(slice(start, start + step)) for start in range(0, 2000, step)]
     assert torch.equal(torch.cat(parts, dim=1), merged(slice(0, 2000)))
@@ -418,7 +418,7 @@ def test_tensors_whose_rows_differ_are_read_once(is_compiled):
 @pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (0.3, 0.0, 0.7), (1e-12, 1 - 1e-12), (0.2,) * 5])
 def test_compiled_loops_draw_the_same_mix(weights):
     slow, fast = (
-        kernels.random_mix(123_456, 5000, weights, CounterGenerator(7, "t"), is_compiled=is_compiled)
+        reference.random_mix(123_456, 5000, weights, CounterGenerator(7, "t"), is_compiled=is_compiled)
         for is_compiled in (False, True)
     )
     assert np.array_equal(slow, fast)

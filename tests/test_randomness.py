@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator
 from tests import oracles
 
 # A change of these changes every merge that draws: it would need a new version of the lock.

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from hub_magmax.randomness import CounterGenerator
-from hub_magmax.scratch import IN_MEMORY, Scratch
+from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import ArrayChunks, algorithm_1, quotas, top_n
 
 

@@ -14,8 +14,8 @@ from scipy import stats
 from torch import Tensor
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.randomness import CounterGenerator
-from hub_magmax.scratch import IN_MEMORY, Scratch
+from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import (
     ArrayChunks,
     Bits,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hub_magmax import kernels
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.io.source import MemorySource
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels import reference
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import algorithm_1, quotas, top_n
 from hub_magmax.streaming import StoredChunks
 
@@ -20,7 +20,7 @@ DTYPES = {
     "mixed": (torch.bfloat16, torch.float32, torch.bfloat16, torch.float16, torch.bfloat16),
 }
 RULES = {
-    "thresholds": lambda chunks: kernels.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
+    "thresholds": lambda chunks: reference.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
     "algorithm-1": lambda chunks: algorithm_1(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
     "top-n": lambda chunks: top_n(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
 }

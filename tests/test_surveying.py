@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hub_magmax import kernels, merging
+from hub_magmax import merging
 from hub_magmax.errors import RecipeError
+from hub_magmax.kernels import reference
 from hub_magmax.locking import plan
 from hub_magmax.memory import Workbench
 from hub_magmax.merging import merge
@@ -111,7 +112,7 @@ def test_threshold_that_changed_where_it_was_kept_is_found_again(tmp_path):
     assert (tmp_path / "rule.json").read_text() == text
 
 
-@pytest.mark.parametrize("combine", [kernels.agreeing_sum, partial(kernels.weighted_sum)])
+@pytest.mark.parametrize("combine", [reference.agreeing_sum, partial(reference.weighted_sum)])
 def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch, combine):
     rule = TensorRule(combine, per_task=(torch.ones(3),))
     monkeypatch.setattr("hub_magmax.surveying.tensor_rule", lambda *arguments: rule)
@@ -148,7 +149,7 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compiled):
     monkeypatch.setattr(merging, "compiles", lambda num_elements: is_compiled)
-    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
     merge(made, progress=lambda num_bytes: seen.append((num_bytes, [*family.glob("*/model/*")])))
@@ -163,7 +164,7 @@ def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compil
 @pytest.mark.parametrize("scope", ["tensor", "model"])
 def test_what_a_progress_raises_comes_out_as_it_is(family, monkeypatch, scope):
     monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
-    monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
+    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
 
     def interrupt(num_bytes: int) -> None:
         raise Interrupted

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from hub_magmax.checkpoint import ITEM_BYTES
-from hub_magmax.lazily import torch
+from hub_magmax.kernels.lazy_imports import torch
 
 #: The bits of an exponent, all of which are set in an infinity and in a NaN.
 _EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
-    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
 
 
@@ -17,13 +17,13 @@ def random_mix(
 
     Uniform preference gives every task the same chance. A weight of zero never wins.
     """
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
     return TensorRule(
-        kernels.given,
+        reference.given,
         selects=True,
         per_element=lambda start, count: (
-            kernels.random_mix(start, count, preference, generator, is_compiled=chunks.is_compiled),
+            reference.random_mix(start, count, preference, generator, is_compiled=chunks.is_compiled),
         ),
     )
 
@@ -58,10 +58,10 @@ def last_task(chunks: "Chunks") -> TensorRule:
 def _always(task: int) -> TensorRule:
     import numpy as np
 
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
     return TensorRule(
-        kernels.given,
+        reference.given,
         selects=True,
         per_element=lambda start, count: (np.full(count, task, np.uint8),),
     )

@@ -46,8 +46,8 @@ def agreement(
     """
     import numpy as np
 
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
     flat = [weight**flattening if weight > 0 else 0.0 for weight in preference]
     weights = np.array([weight / math.fsum(flat) for weight in flat], np.float32)
-    return TensorRule(kernels.agreeing_sum, per_task=(weights,))
+    return TensorRule(reference.agreeing_sum, per_task=(weights,))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from hub_magmax.methods.registry import TensorRule, given_rule, merge_method, preferred
 
 if TYPE_CHECKING:
-    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
 
 

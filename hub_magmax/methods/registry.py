@@ -20,8 +20,8 @@ from hub_magmax.plugins import Options, Registry, options_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hub_magmax.lazily import Array
-    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.kernels.lazy_imports import Array
+    from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
 
 #: The group in which another package announces its methods.
@@ -189,9 +189,9 @@ def _failures(where: str) -> Iterator[None]:
 def _weighted_rule(weights: tuple[float, ...]) -> TensorRule:
     import numpy as np
 
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
-    return TensorRule(kernels.weighted_sum, per_task=(np.array(weights, np.float32),))
+    return TensorRule(reference.weighted_sum, per_task=(np.array(weights, np.float32),))
 
 
 def _whole_tensor_rule(
@@ -232,12 +232,12 @@ def given_rule(found: Array, **facts: Any) -> TensorRule:
         found: float32 merged values or uint8 winners, one per element of the tensor.
         facts: `selects`, `num_unaligned` or `duality_gap` of the rule.
     """
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
     def per_element(start: int, count: int) -> tuple[Array, ...]:
         return (found[start : start + count],)
 
-    return TensorRule(kernels.given, per_element=per_element, **facts)
+    return TensorRule(reference.given, per_element=per_element, **facts)
 
 
 def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.selection import Chunks
 
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -34,15 +34,15 @@ def ties(
     """
     import numpy as np
 
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
     keep = math.ceil(_as_written(density) * chunks.num_elements)
     weights = np.array(preference, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> TensorRule:
-        return TensorRule(kernels.ties_merge, per_task=(thresholds[0], weights))
+        return TensorRule(reference.ties_merge, per_task=(thresholds[0], weights))
 
-    return rule_of(kernels.magnitude_thresholds(chunks, (keep,), rule_of))
+    return rule_of(reference.magnitude_thresholds(chunks, (keep,), rule_of))
 
 
 @merge_method("dare", source="arXiv:2311.03099", scaling=0.3, form="rule", uses=preferred)
@@ -136,7 +136,7 @@ def breadcrumbs(
     """
     import numpy as np
 
-    from hub_magmax import kernels
+    from hub_magmax.kernels import reference
 
     num_elements = chunks.num_elements
     removed = math.floor(_as_written(outliers) * num_elements)
@@ -146,9 +146,9 @@ def breadcrumbs(
 
     def rule_of(thresholds: "np.ndarray") -> TensorRule:
         most, least = thresholds
-        return TensorRule(kernels.banded_sum, per_task=(least, most, multipliers))
+        return TensorRule(reference.banded_sum, per_task=(least, most, multipliers))
 
-    return rule_of(kernels.magnitude_thresholds(chunks, ranks, rule_of))
+    return rule_of(reference.magnitude_thresholds(chunks, ranks, rule_of))
 
 
 def _as_written(share: float) -> Fraction:

@@ -53,7 +53,7 @@ def draw(num_examples: int, num_drawn: int, seed: int, purpose: str) -> list[int
 
     The subset depends on the seed and the purpose alone, and a smaller one is part of a larger one.
     """
-    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.kernels.randomness import CounterGenerator
 
     keys = CounterGenerator(seed, f"preference/{purpose}").bits(0, num_examples, 0)
     return sorted(keys.argsort()[:num_drawn].tolist())
@@ -63,7 +63,7 @@ def bootstrap_shares(
     num_examples: int, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Float64[np.ndarray, "draws examples"]:
     """Return how much each example counts: uniformly in the first row, then in each resample."""
-    from hub_magmax.randomness import CounterGenerator
+    from hub_magmax.kernels.randomness import CounterGenerator
 
     uniform = CounterGenerator(seed, "preference/bootstrap").uniform(0, num_resamples * num_examples, 0)
     drawn: Int64[np.ndarray, " picks"] = (uniform * num_examples).long().numpy()

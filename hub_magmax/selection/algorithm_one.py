@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from hub_magmax import loops
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection.chunks import Bits, Chunks, Selection, blocks, check_task_count
 from hub_magmax.selection.draws import ALIGN, DROP, FILL
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners

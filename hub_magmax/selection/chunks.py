@@ -12,8 +12,8 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from numpy.lib.stride_tricks import as_strided
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.lazily import Array, is_imported, torch
-from hub_magmax.scratch import IN_MEMORY, Scratch
+from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.lazy_imports import Array, is_imported, torch
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator
 
 # Streams, one for each use and task: the stream of a use is this number plus the task.
 # Samples and orders need no task. DARE adds the number of a pair of tasks, which share a key, and comes last:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import UInt8
 
-from hub_magmax.lazily import torch
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.selection.chunks import Rows, check_task_count
 
 

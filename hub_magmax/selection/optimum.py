@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from hub_magmax import loops
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count, run_of
 from hub_magmax.selection.clearing import solve_directly
 from hub_magmax.selection.draws import SHARE

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
 from hub_magmax import loops
-from hub_magmax.randomness import CounterGenerator
-from hub_magmax.scratch import IN_MEMORY, Scratch
+from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS
 from hub_magmax.selection.draws import Keys, keys_of
 

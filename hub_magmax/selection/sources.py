@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from hub_magmax.randomness import CounterGenerator, fractions
-from hub_magmax.scratch import IN_MEMORY, Scratch
+from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.randomness import CounterGenerator, fractions
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks, places_in_runs
 from hub_magmax.selection.draws import SAMPLE
 

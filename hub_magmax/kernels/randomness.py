@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from hub_magmax.lazily import torch
+from hub_magmax.kernels.lazy_imports import torch
 
 # The increment and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)

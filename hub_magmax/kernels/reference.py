@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Shaped, UInt8
 
 from hub_magmax import loops
-from hub_magmax.lazily import Array, torch
-from hub_magmax.randomness import CounterGenerator
+from hub_magmax.kernels.lazy_imports import Array, torch
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import Bits, Chunks, Rows
 
 #: One number per task.
