@@ -11,7 +11,7 @@ import math
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Weights, elected_mean, weighted_sum
@@ -51,7 +51,7 @@ def draw_kept(
     kept = np.zeros(((num_tasks + 7) // 8, count), dtype=np.uint8)
     if is_compiled:
         streams = np.array([generator.constants(DARE + pair) for pair in pairs])
-        loops.drop(start, streams, most, kept)
+        cache.drop(start, streams, most, kept)
         return kept.T
     indices = np.arange(start, start + count, dtype=np.int64)
     for pair in pairs:

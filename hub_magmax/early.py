@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_128_digest
 
-from hub_magmax import loops
 from hub_magmax.fusing import COMPILED_DTYPES, kind_of, make_step, merging_arguments
 from hub_magmax.io.stored import Stored, bits_dtype
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array
 from hub_magmax.methods import TensorRule
 from hub_magmax.streaming import StoredChunk
@@ -169,7 +169,7 @@ class EarlyChunk:
             result = loop(*reading, *stored, *looking, *merging, facts, places, rows)
         if result < 0:
             files.raise_for(self.chunk.parts)
-        if facts[1] >= loops.INFINITY_BITS:
+        if facts[1] >= cache.INFINITY_BITS:
             self.whole.give_up()
             return result
         places, rows = places[: facts[0]].copy(), rows[:, : facts[0]].copy()

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax import dropping, loops, selection
+from hub_magmax import dropping, selection
 from hub_magmax.io.stored import Stored, torch_dtype
 from hub_magmax.kernels import reference
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array, is_imported, torch
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Merged, Pass
@@ -55,7 +56,7 @@ def compiles(num_elements: int) -> bool:
 
 
 def _is_compiled() -> bool:
-    return loops.merge_chunk.is_kept()
+    return cache.merge_chunk.is_kept()
 
 
 def make_step(rule: TensorRule, dtype: str, scaling: float, *, is_compiled: bool) -> Step:
@@ -94,15 +95,15 @@ def make_step(rule: TensorRule, dtype: str, scaling: float, *, is_compiled: bool
 def kind_of(rule: TensorRule) -> int | None:
     """Return the number of the rule's compiled pass, or None where there is none, as for a plugin's rule."""
     if rule.combine is reference.given:
-        return loops.GIVEN if rule.selects else None
+        return cache.GIVEN if rule.selects else None
     kinds = {
-        reference.weighted_sum: loops.WEIGHTED,
-        reference.agreeing_sum: loops.AGREEING,
-        reference.ties_merge: loops.TIES,
-        reference.banded_sum: loops.BAND,
-        dropping.dropped_sum: loops.DROPPED,
-        dropping.dropped_ties: loops.DROPPED_TIES,
-        selection.largest_magnitude: loops.LARGEST,
+        reference.weighted_sum: cache.WEIGHTED,
+        reference.agreeing_sum: cache.AGREEING,
+        reference.ties_merge: cache.TIES,
+        reference.banded_sum: cache.BAND,
+        dropping.dropped_sum: cache.DROPPED,
+        dropping.dropped_ties: cache.DROPPED_TIES,
+        selection.largest_magnitude: cache.LARGEST,
     }
     return kinds.get(rule.combine)
 
@@ -128,11 +129,11 @@ class _CompiledPass:
         per_task, *others = merging_arguments(self.rule, self.scaling, len(rows) - 1, out)
         merged, counts = others[1:3]
         given = np.atleast_2d(np.asarray(per_element[0]).T) if per_element else _NOTHING_GIVEN
-        largest = loops.merge_chunk(self.kind, *files, rows, per_task, given, *others)
+        largest = cache.merge_chunk(self.kind, *files, rows, per_task, given, *others)
         if largest < 0:
             return None
         found = Stored(merged, "BF16" if merged.dtype == np.uint16 else "F32")
-        finite = largest < loops.INFINITY_BITS
+        finite = largest < cache.INFINITY_BITS
         if found.dtype != self.dtype:
             found = Stored.of(found.tensor.to(torch_dtype(self.dtype)))
             finite = finite and found.is_finite()
@@ -149,8 +150,8 @@ def merging_arguments(rule: TensorRule, scaling: float, num_tasks: int, out: np.
         np.float32(scaling),
         out,
         np.zeros(num_tasks, np.int64),
-        np.empty((num_tasks, loops.LANES), np.int32),
-        np.empty(loops.BLOCK, np.uint8),
+        np.empty((num_tasks, cache.LANES), np.int32),
+        np.empty(cache.BLOCK, np.uint8),
     )
 
 
@@ -187,7 +188,7 @@ def unread_bits(
 
 def _probe(largest: int) -> float:
     """Return a number that is finite if the bits of the largest magnitude are."""
-    return 0.0 if largest < loops.INFINITY_BITS else math.nan
+    return 0.0 if largest < cache.INFINITY_BITS else math.nan
 
 
 def is_narrow(chunk: StoredChunk) -> bool:
@@ -198,7 +199,7 @@ def is_narrow(chunk: StoredChunk) -> bool:
 
 def task_vectors(chunk: StoredChunk, out: Float32[np.ndarray, "tasks chunk"]) -> float:
     """Write a chunk's task vectors by a compiled pass; return a number that is finite only if they are."""
-    return _probe(loops.task_vectors(stored_rows(chunk), out))
+    return _probe(cache.task_vectors(stored_rows(chunk), out))
 
 
 def num_threads() -> int:

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax import compiled_early, early, loops, merging
+from hub_magmax import early, merging
 from hub_magmax.early import EarlyMerge
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.io import filerows
 from hub_magmax.io.source import LocalSource
 from hub_magmax.io.stored import Stored
 from hub_magmax.kernels import reference
+from hub_magmax.kernels.compiled import cache, one_pass
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.registry import given_rule
 from hub_magmax.selection import optimum, sources
@@ -58,7 +59,7 @@ def small_samples(monkeypatch):
     monkeypatch.setattr(sources, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(optimum, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(sources, "_MIN_SAMPLE", 500)
-    monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * loops.BLOCK)
+    monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * cache.BLOCK)
     monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
 
 
@@ -234,10 +235,10 @@ def look(share):
     for _, bits in share:
         bins, most = np.zeros(4, np.int64), np.zeros((2, 4), np.int32)
         counts = 1, bounds, np.array([0, 2, 4]), bins, *most, np.zeros(2, np.int64)
-        scratch = np.empty(loops.BLOCK + loops.SPARE, np.int64), np.empty(loops.BLOCK, np.uint8)
+        scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
         opened = np.empty(bits.num_elements, np.uint8)
         looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
-        bits.check(bits.early.merge(loops.count_and_merge, looking, rule))
+        bits.check(bits.early.merge(cache.count_and_merge, looking, rule))
 
 
 @pytest.mark.parametrize("held", [None, np.empty(6, np.uint32)], ids=["written", "held"])
@@ -281,7 +282,7 @@ def test_open_columns_are_kept_in_order(size, share, seed):
     facts, places, rows = np.zeros(2, np.int64), np.empty(size, np.int64), np.empty((3, size), np.uint16)
     half = len(found) // 2
     for some in (found[:half], found[half:]):
-        compiled_early._keep_open(some, 9, 5, stored, facts, places, rows)
+        one_pass._keep_open(some, 9, 5, stored, facts, places, rows)
     assert facts[0] == len(found)
     assert places[: facts[0]].tolist() == (found + 14).tolist()
     assert np.array_equal(rows[:, : facts[0]], stored[:, found + 9])

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax import loops
 from hub_magmax.clock import Clock
 from hub_magmax.core import tensor_rule
 from hub_magmax.errors import CheckpointError, NonFiniteError
@@ -20,6 +19,7 @@ from hub_magmax.io import filerows
 from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.kernels import reference
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
 from hub_magmax.selection import optimum, top_n
@@ -89,7 +89,7 @@ def test_any_dtype_is_read(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7, 4096, 1 << 20])
-@pytest.mark.parametrize("block_elements", [loops.BLOCK, 1 << 16])
+@pytest.mark.parametrize("block_elements", [cache.BLOCK, 1 << 16])
 def test_merging_from_files_gives_what_merging_values_gives(
     folder, values, chunk_elements, block_elements, monkeypatch
 ):
@@ -255,7 +255,7 @@ def test_of_several_errors_in_threads_the_first_in_order_is_told(tmp_path):
                 counts = np.zeros(2, np.int64)
                 owner, codes = np.empty((2, bits.num_elements), np.uint8)
                 wanted = np.ones(2, np.uint8)
-                bits.check(loops.rank(bits.rows, bits.stride, bits.base, wanted, owner, codes, counts))
+                bits.check(cache.rank(bits.rows, bits.stride, bits.base, wanted, owner, codes, counts))
 
         with pytest.raises(NonFiniteError, match="element 10,065 is nan"):
             list(chunks_of_all.map(look))

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hub_magmax import dropping, fusing, loops, passes, selection
+from hub_magmax import dropping, fusing, passes, selection
 from hub_magmax.fusing import compiles, make_step
 from hub_magmax.io.stored import Stored, dtype_name
 from hub_magmax.kernels import reference
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.methods import TensorRule
 from hub_magmax.passes import Pass
 from hub_magmax.streaming import StoredChunk
@@ -61,7 +62,7 @@ def same_bits(one, other):
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, loops.BLOCK, 5 * loops.BLOCK + 3])
+@pytest.mark.parametrize("length", [0, 1, 7, cache.BLOCK, 5 * cache.BLOCK + 3])
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
@@ -87,7 +88,7 @@ def test_checkpoints_of_several_dtypes_are_compiled_too(rule):
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_compiled_task_vectors_are_the_same_bits(dtype):
-    chunk = chunk_of(3 * loops.BLOCK + 1, dtype)
+    chunk = chunk_of(3 * cache.BLOCK + 1, dtype)
     found = torch.empty((3, len(chunk.base)))
     probe = fusing.task_vectors(chunk, found.numpy())
     assert same_bits(found, reference.task_vectors(chunk.base, chunk.checkpoints)) and probe == 0.0
@@ -156,7 +157,7 @@ def test_probe_is_not_finite_where_the_merged_value_is_too_large(dtype, is_compi
 @pytest.mark.parametrize(("base", "other", "is_finite"), [(3e38, 3e38, True), (3e38, -3e38, False)])
 def test_probe_counts_task_vectors_that_are_not_chosen(base, other, is_finite, dtype, is_compiled):
     """A number that is far from the base model's is told of, as are all that are not finite."""
-    length = loops.BLOCK + 5
+    length = cache.BLOCK + 5
     stored = torch.ones(3, length, dtype=dtype)
     stored[0, -1], stored[2, -1] = base, other
     stored[1, -1] = base
@@ -171,7 +172,7 @@ def test_probe_counts_task_vectors_that_are_not_chosen(base, other, is_finite, d
 @pytest.mark.parametrize("name", ["dropped sum", "dropped ties", "given winners", "magmax", "ties"])
 def test_many_tasks_are_compiled_to_the_same_bits(name):
     """What is kept for more than eight tasks takes two bytes for each element."""
-    num_tasks, length = 11, loops.BLOCK + 7
+    num_tasks, length = 11, cache.BLOCK + 7
     generator = torch.Generator().manual_seed(3)
     rows = Stored.of(torch.randn(num_tasks + 1, length, generator=generator).bfloat16())
     chunk = StoredChunk([(0, length)], lambda: rows)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax import lanes
-from hub_magmax.jit import compiled
-from hub_magmax.lanes import (
+from hub_magmax.kernels.compiled import simd
+from hub_magmax.kernels.compiled.cache import LANES
+from hub_magmax.kernels.compiled.jit import compiled
+from hub_magmax.kernels.compiled.simd import (
     as_doubles,
     as_floats,
     as_ints,
@@ -27,7 +28,6 @@ from hub_magmax.lanes import (
     steps,
     store,
 )
-from hub_magmax.loops import LANES
 
 SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, 2**-149, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
 EDGES = np.array([0, 1, -1, 2**31 - 1, -(2**31), 0x7F800000, 12345], np.int32)
@@ -93,13 +93,13 @@ def test_shifts_bring_zeros():
 
 @compiled
 def _reduced(values, number):
-    return lanes.largest(load(values, 0, number))
+    return simd.largest(load(values, 0, number))
 
 
 @compiled
 def _mixed(left, right, found):
     chosen = choose(
-        load(left, 0, None) > load(right, 0, None), ints(7), lanes.smaller(ints(9), load(left, 0, None))
+        load(left, 0, None) > load(right, 0, None), ints(7), simd.smaller(ints(9), load(left, 0, None))
     )
     store(found, 0, None, larger(chosen, ints(-3)))
     store(found, LANES, None, as_ints(abs(as_floats(load(left, 0, None)))))

@@ -6,16 +6,16 @@ import sys
 import numpy as np
 import pytest
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 
 KEYS = np.array([2**63], dtype=np.uint64)
 NAMES = np.array([3, 5], dtype=np.uint8)
-TABLE = np.full(1 << loops.MIX_BITS, 255, dtype=np.uint8)
+TABLE = np.full(1 << cache.MIX_BITS, 255, dtype=np.uint8)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(loops, "_folders", lambda: (tmp_path / "absent" / "cache",))
+    monkeypatch.setattr(cache, "_folders", lambda: (tmp_path / "absent" / "cache",))
     return tmp_path / "absent" / "cache"
 
 
@@ -29,56 +29,56 @@ def mixed(loop):
         NAMES,
         TABLE,
         owner,
-        np.empty((2, loops.BLOCK + loops.SPARE), np.int64),
+        np.empty((2, cache.BLOCK + cache.SPARE), np.int64),
     )
     return owner.tolist()
 
 
 def test_what_was_compiled_is_kept_and_used_again(folder, monkeypatch):
-    loop = loops.Loop("mix")
+    loop = cache.Loop("mix")
     assert not loop.is_kept()
     found = mixed(loop)
-    assert set(found) == {3, 5} and loop.is_kept() and not loops.Loop("rank").is_kept()
-    monkeypatch.setattr(loops, "_compile", None)
-    assert mixed(loops.Loop("mix")) == found
+    assert set(found) == {3, 5} and loop.is_kept() and not cache.Loop("rank").is_kept()
+    monkeypatch.setattr(cache, "_compile", None)
+    assert mixed(cache.Loop("mix")) == found
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:100], lambda c: b"", lambda c: c[:-1] + b"?"])
 def test_damaged_code_is_compiled_again(folder, damage):
-    found = mixed(loops.Loop("mix"))
+    found = mixed(cache.Loop("mix"))
     (file,) = folder.iterdir()
     content = file.read_bytes()
     file.write_bytes(damage(content))
-    assert mixed(loops.Loop("mix")) == found
+    assert mixed(cache.Loop("mix")) == found
     assert len(file.read_bytes()) == len(content)
 
 
 def test_without_a_place_to_keep_it_code_is_compiled_all_the_same(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(loops, "_folders", lambda: (tmp_path / "file" / "cache",))
-    assert set(mixed(loops.Loop("mix"))) == {3, 5}
+    monkeypatch.setattr(cache, "_folders", lambda: (tmp_path / "file" / "cache",))
+    assert set(mixed(cache.Loop("mix"))) == {3, 5}
 
 
 def test_code_of_another_source_is_not_used(folder, monkeypatch):
-    loop = loops.Loop("mix")
+    loop = cache.Loop("mix")
     mixed(loop)
-    monkeypatch.setattr(loops, "_fingerprint", lambda: "another")
+    monkeypatch.setattr(cache, "_fingerprint", lambda: "another")
     assert not loop.is_kept()
 
 
 def test_arrays_with_gaps_are_refused():
     with pytest.raises(AssertionError):
-        loops.mix(0, np.uint64(1), np.uint64(2), KEYS, NAMES, np.empty(20, np.uint8)[::2], np.empty(2048))
+        cache.mix(0, np.uint64(1), np.uint64(2), KEYS, NAMES, np.empty(20, np.uint8)[::2], np.empty(2048))
 
 
 def test_another_way_of_passing_arguments_is_noticed(folder, monkeypatch):
-    monkeypatch.setattr(loops, "_ARRAY", loops._ARRAY[1:])
+    monkeypatch.setattr(cache, "_ARRAY", cache._ARRAY[1:])
     with pytest.raises(AssertionError, match="numba passes"):
-        mixed(loops.Loop("mix"))
+        mixed(cache.Loop("mix"))
 
 
 def test_kept_code_runs_without_its_compiler():
-    mixed(loops.mix)  # kept from here on
+    mixed(cache.mix)  # kept from here on
     program = (
         "import sys; from tests.test_loops import mixed, loops\n"
         "mixed(loops.mix); print('numba' in sys.modules)"

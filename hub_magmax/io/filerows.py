@@ -13,11 +13,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from hub_magmax import loops
 from hub_magmax.clock import Clock
 from hub_magmax.errors import CheckpointError
 from hub_magmax.io.source import START_AGAIN, LocalSource, RowMemory, TensorSource
 from hub_magmax.io.stored import Stored, bits_dtype
+from hub_magmax.kernels.compiled import cache
 
 #: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
 #: cache. Half and twice as many took a tenth longer. A multiple of `loops.BLOCK`.
@@ -83,7 +83,7 @@ class FileRows:
         bounds = np.array(parts, np.int64) * self._bits.itemsize
         offsets, lengths = np.ascontiguousarray(bounds[:, 0]), np.diff(bounds)[:, 0]
         with self.arguments() as arguments:
-            status = loops.read_rows(*arguments, offsets, lengths, rows.view(np.uint8))
+            status = cache.read_rows(*arguments, offsets, lengths, rows.view(np.uint8))
         if status < 0:
             self._read_one_by_one(parts, rows)
         return Stored(rows, self.dtype)

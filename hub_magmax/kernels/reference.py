@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Shaped, UInt8
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array, torch
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection import Bits, Chunks, Rows
@@ -201,15 +201,15 @@ def _count_compiled(
         bins, above = np.zeros(edges[-1], np.int64), np.zeros(len(brackets), np.int64)
         most, least = np.zeros((2, edges[-1]), np.int32)
         counts = num_ranks, np.array(bounds, np.int32), edges, bins, most, least, above
-        scratch = np.empty(loops.BLOCK + loops.SPARE, np.int64), np.empty(loops.BLOCK, np.uint8)
+        scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
         for _, bits in part:
             if bits.early is not None:
                 opened = np.empty(bits.num_elements, np.uint8)
                 looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
-                bits.check(bits.early.merge(loops.count_and_merge, looking, rule))
+                bits.check(bits.early.merge(cache.count_and_merge, looking, rule))
             else:
                 stored = bits.rows, bits.stride, bits.base, bits.num_elements
-                bits.check(loops.count_magnitudes(*stored, *counts, np.empty(0, np.uint8), *scratch))
+                bits.check(cache.count_magnitudes(*stored, *counts, np.empty(0, np.uint8), *scratch))
         return bins, most, least, above
 
     counted = chunks.map(count, is_early=rule is not None)
@@ -376,9 +376,9 @@ def random_mix(
     least = [math.ceil(math.ldexp(edge, 53)) << 11 for edge in edges[:-1].tolist()]
     reachable = np.array([key for key in least if key < 1 << 64], dtype=np.uint64)
     if is_compiled:
-        owner, scratch = np.empty(count, np.uint8), np.empty((2, loops.BLOCK + loops.SPARE), np.int64)
+        owner, scratch = np.empty(count, np.uint8), np.empty((2, cache.BLOCK + cache.SPARE), np.int64)
         table = _mix_table(reachable, wanted)
-        loops.mix(start, *generator.constants(0), reachable, wanted, table, owner, scratch)
+        cache.mix(start, *generator.constants(0), reachable, wanted, table, owner, scratch)
         return owner
     keys = generator.keys(np.arange(start, start + count), stream=0).view(np.uint64)
     places = np.zeros(count, dtype=np.uint8)
@@ -389,8 +389,8 @@ def random_mix(
 
 def _mix_table(edges: Shaped[np.ndarray, " edges"], tasks: UInt8[np.ndarray, " tasks"]) -> np.ndarray:
     """Return the task that the high bits of a key stand for, 255 where an edge lies among such keys."""
-    cells = (edges >> np.uint64(64 - loops.MIX_BITS)).astype(np.int64)
-    lengths = np.diff(np.concatenate(([0], cells, [1 << loops.MIX_BITS])))
+    cells = (edges >> np.uint64(64 - cache.MIX_BITS)).astype(np.int64)
+    lengths = np.diff(np.concatenate(([0], cells, [1 << cache.MIX_BITS])))
     table = np.repeat(tasks[: len(lengths)], lengths)
     table[cells] = 255
     return table

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection.chunks import Bits, Chunks, Selection, blocks, check_task_count
 from hub_magmax.selection.draws import ALIGN, DROP, FILL
@@ -101,7 +101,7 @@ def _rank_compiled(
         for start, bits in part:
             end = start + bits.num_elements
             stored = bits.rows, bits.stride, bits.base
-            bits.check(loops.rank(*stored, wanted, owner[start:end], codes[start:end], counts))
+            bits.check(cache.rank(*stored, wanted, owner[start:end], codes[start:end], counts))
         return counts
 
     held: list[int] = sum(chunks.map(rank), np.zeros(len(wanted), np.int64)).tolist()

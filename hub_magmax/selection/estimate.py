@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.selection.market import Groups, Market, in_a_table, in_memory, ranked
 
 
@@ -82,5 +82,5 @@ def _gains_compiled(
     rows: Float64[np.ndarray, "tasks count"], prices: Float64[np.ndarray, " tasks"]
 ) -> Float64[np.ndarray, "tasks count"]:
     gains = np.empty_like(rows)
-    loops.gains(np.ascontiguousarray(rows), prices, gains, np.empty((2, loops.BLOCK)))
+    cache.gains(np.ascontiguousarray(rows), prices, gains, np.empty((2, cache.BLOCK)))
     return gains

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 
 #: Room for lots that come of splitting others. Where it is not enough, nothing is compiled.
 _NO_LOTS = np.zeros(1024, np.int64)
@@ -50,9 +50,9 @@ class Ledger:
         if self._is_compiled:
             lots = [np.append(part, _NO_LOTS) for part in (self._sizes, self._items, self._owners)]
             number, losses = self._meet_compiled(surplus.copy(), *lots)
-            if number != loops.NO_ROOM:
+            if number != cache.NO_ROOM:
                 self._sizes, self._items, self._owners = (part[:number] for part in lots)
-                return None if number == loops.NO_PATH else losses
+                return None if number == cache.NO_PATH else losses
         losses = np.stack([self._losses(task) for task in range(self._num_tasks)])
         while surplus.any():
             path = _cheapest_path(losses, surplus)
@@ -77,7 +77,7 @@ class Ledger:
         num_tasks = self._num_tasks
         losses, floats = np.empty((num_tasks, num_tasks)), np.empty((2, num_tasks))
         whole, number = np.empty((3, num_tasks), np.int64), len(self._sizes)
-        return loops.meet(self._values, sizes, items, owners, number, surplus, losses, floats, whole), losses
+        return cache.meet(self._values, sizes, items, owners, number, surplus, losses, floats, whole), losses
 
     def outcome(
         self, num_elements: int

@@ -26,7 +26,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count, run_of
 from hub_magmax.selection.clearing import solve_directly
@@ -171,8 +171,8 @@ def _weigh(
 ) -> Float64[np.ndarray, "2 lanes"]:
     """Return the sums of each eighth element's regret and value: an order that compiled loops can keep to."""
     if is_compiled:
-        found, scratch = np.zeros((2, _LANES)), np.empty((2, loops.BLOCK))
-        loops.weigh(*run_of(block), np.array(active), prices, owner, found[0], found[1], scratch)
+        found, scratch = np.zeros((2, _LANES)), np.empty((2, cache.BLOCK))
+        cache.weigh(*run_of(block), np.array(active), prices, owner, found[0], found[1], scratch)
         return found
     values = active_magnitudes(block, active).astype(np.float64)
     count = values.shape[1]
@@ -270,7 +270,7 @@ def _merge(market: Market, split: Split, rest: Allocation) -> Allocation:
             remaining -= shares[task]
         names[mark] = takers[0] if takers else mark
     if market.source.is_compiled:
-        loops.rename(owners.owner, names)
+        cache.rename(owners.owner, names)
     else:
         owners.rename(names)
     return Allocation(owners, rest.shares[:num_outer], rest.prices)

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from hub_magmax import loops
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.selection.chunks import BLOCK_ELEMENTS
 from hub_magmax.selection.draws import Keys, keys_of
@@ -18,7 +18,7 @@ from hub_magmax.selection.draws import Keys, keys_of
 # A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
 MAX_TASKS = 64
 # What `Owners` holds besides the tasks 0 to 63: marks from 64, and two with one meaning for all.
-FIRST_MARK, NOBODY, PICKED = loops.FIRST_MARK, loops.NOBODY, 255
+FIRST_MARK, NOBODY, PICKED = cache.FIRST_MARK, cache.NOBODY, 255
 
 
 _BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
@@ -158,7 +158,7 @@ class Draws:
 
         def draw(first: int, last: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
             in_turn, (places, keys) = np.zeros((4, MAX_TASKS), np.int64), np.empty((2, room), np.int64)
-            between = loops.draw(
+            between = cache.draw(
                 owner[first:last],
                 self._codes[first:last],
                 np.uint8(value),
@@ -170,7 +170,7 @@ class Draws:
                 in_turn,
                 places,
                 keys,
-                np.empty((3, loops.BLOCK + loops.SPARE), np.int64),
+                np.empty((3, cache.BLOCK + cache.SPARE), np.int64),
             )
             return between, places[:between] + first, keys[:between], in_turn.sum(axis=0)
 

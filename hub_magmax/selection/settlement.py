@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
-from hub_magmax import loops
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.selection.chunks import Bits
 from hub_magmax.selection.estimate import Box
 from hub_magmax.selection.market import Groups, Market
@@ -83,8 +83,8 @@ class _Rest:
             order = positions.argsort(kind="stable")
             positions, values = positions[order], values[order]
         found = np.empty((self._num_tasks, len(positions)), np.float32)
-        for start in range(0, len(positions), loops.BLOCK):  # in the cache: four times as fast as all at once
-            found[:, start : start + loops.BLOCK] = values[start : start + loops.BLOCK].T
+        for start in range(0, len(positions), cache.BLOCK):  # in the cache: four times as fast as all at once
+            found[:, start : start + cache.BLOCK] = values[start : start + cache.BLOCK].T
         return positions, found
 
 
@@ -180,13 +180,13 @@ class _CompiledContest(_Contest):
         def settle(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, int, _Rest]:
             found, facts, left = np.zeros_like(counts), np.zeros(4, np.int64), _Rest(len(active))
             single, values = np.empty(0, np.int64), np.empty((0, len(active)), np.float32)
-            opened, marks = single, np.empty(loops.BLOCK, np.uint8)
-            lanes = len(active), loops.LANES
-            near = np.zeros(lanes, np.float32), np.zeros(lanes), np.zeros(loops.LANES, np.int64)
+            opened, marks = single, np.empty(cache.BLOCK, np.uint8)
+            lanes = len(active), cache.LANES
+            near = np.zeros(lanes, np.float32), np.zeros(lanes), np.zeros(cache.LANES, np.int64)
             for start, bits in part:
                 if len(single) < bits.num_elements:  # memory that is not written to costs nothing
                     single = np.empty(bits.num_elements, np.int64)
-                    opened = np.empty(bits.num_elements + loops.SPARE, np.int64)
+                    opened = np.empty(bits.num_elements + cache.SPARE, np.int64)
                     values = np.empty((bits.num_elements, len(active)), np.float32)
                 winners = owner[start : start + bits.num_elements]
                 looking: tuple[Any, ...] = (
@@ -206,10 +206,10 @@ class _CompiledContest(_Contest):
                 if bits.early is not None and rule_of is not None:
                     tasks = np.empty(bits.num_elements, np.uint8)  # which the loop fills
                     rule = rule_of(tasks)
-                    number = bits.early.merge(loops.settle_and_merge, (*looking, tasks), rule)
+                    number = bits.early.merge(cache.settle_and_merge, (*looking, tasks), rule)
                 else:
                     nothing = np.float32(0), np.empty(0, bits.rows.dtype), np.empty(0, np.uint8)
-                    number = loops.settle(bits.rows, bits.stride, bits.base, *looking, *nothing)
+                    number = cache.settle(bits.rows, bits.stride, bits.base, *looking, *nothing)
                 bits.check(int(facts[1]))
                 check_scale(float(np.int32(facts[1]).view(np.float32)), self._source.scale)
                 left.add(single[:number] + start, values[:number])
@@ -285,7 +285,7 @@ class _Grouping:
         distances, codes = np.empty(sample.values.shape), np.empty(sample.num_elements, np.int64)
         in_reach = np.empty(sample.num_elements, np.uint8)
         values = np.ascontiguousarray(sample.values)
-        loops.describe(values, sample.scale, self._box, distances, codes, in_reach)
+        cache.describe(values, sample.scale, self._box, distances, codes, in_reach)
         return distances, codes, np.flatnonzero(in_reach > 1)
 
     def _describe(

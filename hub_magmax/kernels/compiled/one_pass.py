@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub_magmax.bitmasks import find
-from hub_magmax.compiled import largest_difference, merge_chunk, read_all
-from hub_magmax.compiled_rules import count_magnitudes, settle
-from hub_magmax.jit import compiled
-from hub_magmax.loops import BLOCK
+from hub_magmax.kernels.compiled.bits import find
+from hub_magmax.kernels.compiled.cache import BLOCK
+from hub_magmax.kernels.compiled.jit import compiled
+from hub_magmax.kernels.compiled.merge import largest_difference, merge_chunk, read_all
+from hub_magmax.kernels.compiled.winners import count_magnitudes, settle
 
 
 @compiled

@@ -29,7 +29,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from hub_magmax.loops import LANES
+from hub_magmax.kernels.compiled.cache import LANES
 
 _intrinsic: Any = intrinsic
 

@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hub_magmax.jit import compiled
-from hub_magmax.loops import SPARE
+from hub_magmax.kernels.compiled.cache import SPARE
+from hub_magmax.kernels.compiled.jit import compiled
 
 _intrinsic: Any = intrinsic
 

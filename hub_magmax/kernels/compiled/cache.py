@@ -56,7 +56,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("compiled", "compiled_rules", "compiled_early", "compiled_market", "bitmasks", "lanes", "jit")
+_MODULES = ("merge", "winners", "one_pass", "min_cost_flow", "bits", "simd", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -152,7 +152,7 @@ def _compile(name: str, kinds: tuple[Kind, ...]) -> bytes:
         else numba.from_dtype(np.dtype(dtype))
         for dtype, ndim in kinds
     )
-    modules = [import_module(f"hub_magmax.{module}") for module in _MODULES]
+    modules = [import_module(f"hub_magmax.kernels.compiled.{module}") for module in _MODULES]
     function = next(getattr(module, name) for module in modules if hasattr(module, name))
     function.compile(signature)
     module = llvm.parse_assembly(_closed(function.inspect_llvm(signature)))
@@ -219,7 +219,7 @@ def _fingerprint() -> str:
     parts = (
         *(
             Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-            for name in (*_MODULES, "loops")
+            for name in (*_MODULES, "cache")
         ),
         version("numba"),
         version("llvmlite"),

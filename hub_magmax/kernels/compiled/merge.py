@@ -20,9 +20,20 @@ from typing import Any
 import numpy as np
 from numba import int32, int64, types
 
-from hub_magmax.bitmasks import count
-from hub_magmax.jit import compiled, inlined
-from hub_magmax.lanes import (
+from hub_magmax.kernels.compiled.bits import count
+from hub_magmax.kernels.compiled.cache import (
+    AGREEING,
+    BAND,
+    BLOCK,
+    DROPPED,
+    DROPPED_TIES,
+    GIVEN,
+    LANES,
+    LARGEST,
+    TIES,
+)
+from hub_magmax.kernels.compiled.jit import compiled, inlined
+from hub_magmax.kernels.compiled.simd import (
     as_floats,
     as_ints,
     choose,
@@ -33,7 +44,6 @@ from hub_magmax.lanes import (
     load,
     store,
 )
-from hub_magmax.loops import AGREEING, BAND, BLOCK, DROPPED, DROPPED_TIES, GIVEN, LANES, LARGEST, TIES
 
 # Of the C library; addresses are passed as numbers.
 _pread: Any = types.ExternalFunction("pread", int64(int32, int64, int64, int64))

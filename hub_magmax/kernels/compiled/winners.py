@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub_magmax.bitmasks import count, find, highest
-from hub_magmax.compiled import finish, magnitude, widened
-from hub_magmax.jit import compiled, inlined
-from hub_magmax.lanes import (
+from hub_magmax.kernels.compiled.bits import count, find, highest
+from hub_magmax.kernels.compiled.cache import BLOCK, FIRST_MARK, LANES, MIX_BITS, NOBODY
+from hub_magmax.kernels.compiled.jit import compiled, inlined
+from hub_magmax.kernels.compiled.merge import finish, magnitude, widened
+from hub_magmax.kernels.compiled.simd import (
     as_doubles,
     as_floats,
     as_ints,
@@ -34,7 +35,6 @@ from hub_magmax.lanes import (
     steps,
     store,
 )
-from hub_magmax.loops import BLOCK, FIRST_MARK, LANES, MIX_BITS, NOBODY
 
 _INCREMENT = np.int64(0x9E3779B97F4A7C15 - 2**64)
 _MULTIPLY_FIRST = np.int64(0xBF58476D1CE4E5B9 - 2**64)

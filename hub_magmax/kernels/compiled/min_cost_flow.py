@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub_magmax.jit import compiled
-from hub_magmax.loops import BLOCK, NO_PATH, NO_ROOM
+from hub_magmax.kernels.compiled.cache import BLOCK, NO_PATH, NO_ROOM
+from hub_magmax.kernels.compiled.jit import compiled
 
 
 @compiled

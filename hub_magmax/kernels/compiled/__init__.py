@@ -1,0 +1,1 @@
+"""The compiled backend: loops for numba, compiled once and cached."""
