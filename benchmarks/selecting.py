@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import performance, timing
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import ArrayChunks, Selection, algorithm_1, quotas, top_n
+from hub_magmax.methods.selection import ArrayChunks, Selection, algorithm_1, quotas, top_n
 
 NUM_ELEMENTS = 4_000_000
 CHUNK_ELEMENTS = 2**20

@@ -14,7 +14,7 @@ from hub_magmax.kernels import reference
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
-from hub_magmax.selection import ArrayChunks, Chunks, quotas
+from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
 
 
 def tensor_rule(

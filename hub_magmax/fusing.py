@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax import dropping, selection
 from hub_magmax.io.stored import Stored, torch_dtype
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array, is_imported, torch
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import TensorRule, draws, selection
 from hub_magmax.passes import Merged, Pass
 
 if TYPE_CHECKING:
@@ -101,8 +100,8 @@ def kind_of(rule: TensorRule) -> int | None:
         reference.agreeing_sum: cache.AGREEING,
         reference.ties_merge: cache.TIES,
         reference.banded_sum: cache.BAND,
-        dropping.dropped_sum: cache.DROPPED,
-        dropping.dropped_ties: cache.DROPPED_TIES,
+        draws.dropped_sum: cache.DROPPED,
+        draws.dropped_ties: cache.DROPPED_TIES,
         selection.largest_magnitude: cache.LARGEST,
     }
     return kinds.get(rule.combine)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from hub_magmax import dropping, methods
+from hub_magmax import methods
 from hub_magmax.core import apply_rule, merge_tensors
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import ArrayChunks
+from hub_magmax.methods import draws
+from hub_magmax.methods.selection import ArrayChunks
 from tests import oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -28,7 +29,7 @@ def normal(*shape: int) -> Tensor:
 
 def masks(start: int, count: int, num_tasks: int, density: float, *, is_compiled: bool = False) -> np.ndarray:
     """What is kept, a row per task."""
-    found = dropping.draw_kept(start, count, num_tasks, density, GENERATOR, is_compiled=is_compiled)
+    found = draws.draw_kept(start, count, num_tasks, density, GENERATOR, is_compiled=is_compiled)
     return np.unpackbits(found, axis=1, bitorder="little").T[:num_tasks].astype(bool)
 
 
@@ -82,7 +83,7 @@ def test_each_task_keeps_its_share_and_tasks_keep_independently(density):
 
 @pytest.mark.parametrize("density", [2.0**-40, 2.0**-32, 0.1, 1 - 2.0**-40, 1.0])
 def test_density_is_rounded_up_to_the_resolution_of_the_draws(density):
-    found = dropping.probability(density)
+    found = draws.probability(density)
 
     assert density <= found < density + 2.0**-32 and found <= 1
     assert math.ldexp(found, 32).is_integer()
@@ -94,8 +95,8 @@ def test_sums_and_means_by_hand():
     rows = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 6.0], [1.0, -7.0, -2.0]])
     weights = torch.tensor([0.5, 0.25, 0.25])
 
-    total = dropping.dropped_sum(rows, kept, 2 * weights)
-    mean = dropping.dropped_ties(rows, kept, weights / 2, weights)
+    total = draws.dropped_sum(rows, kept, 2 * weights)
+    mean = draws.dropped_ties(rows, kept, weights / 2, weights)
 
     # 1 - 4/2; 2 - 7/2; 6/2 - 2/2. The mean is that of what has the same sign, twice as large.
     assert total.tolist() == [-1.0, -1.5, 2.0]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hub_magmax import dropping, fusing, passes, selection
+from hub_magmax import fusing, passes
 from hub_magmax.fusing import compiles, make_step
 from hub_magmax.io.stored import Stored, dtype_name
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import TensorRule, draws, selection
 from hub_magmax.passes import Pass
 from hub_magmax.streaming import StoredChunk
 
@@ -24,8 +24,8 @@ RULES = {
         reference.banded_sum,
         per_task=(torch.tensor([0.05, 0.0, 0.1]), torch.tensor([0.1, 0.2, 0.1]), WEIGHTS),
     ),
-    "dropped sum": TensorRule(dropping.dropped_sum, per_task=(WEIGHTS / 0.3,)),
-    "dropped ties": TensorRule(dropping.dropped_ties, per_task=(WEIGHTS * 0.3, WEIGHTS)),
+    "dropped sum": TensorRule(draws.dropped_sum, per_task=(WEIGHTS / 0.3,)),
+    "dropped ties": TensorRule(draws.dropped_ties, per_task=(WEIGHTS * 0.3, WEIGHTS)),
     "magmax": TensorRule(selection.largest_magnitude, selects=True),
     "given winners": TensorRule(reference.given, selects=True),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import ArrayChunks
+from hub_magmax.methods.selection import ArrayChunks
 from tests import oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)

@@ -7,7 +7,7 @@ import torch
 
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import ArrayChunks, algorithm_1, quotas, top_n
+from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
 
 
 def test_large_arrays_lie_in_a_file_that_leaves_nothing(tmp_path):

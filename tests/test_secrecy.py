@@ -12,10 +12,10 @@ from hub_magmax import data, methods
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.methods.chunks import ArrayChunks
 from hub_magmax.plugins import Registry
 from hub_magmax.recipe.schema import Data
 from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
-from hub_magmax.selection.chunks import ArrayChunks
 from hub_magmax.signing import _signature_errors
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import recipe_values, write_recipe

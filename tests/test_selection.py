@@ -16,22 +16,22 @@ from torch import Tensor
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import (
+from hub_magmax.methods.chunks import places_in_runs
+from hub_magmax.methods.selection import (
     ArrayChunks,
     Bits,
     Chunks,
     Selection,
     algorithm_1,
     largest_magnitude,
-    optimum,
     quotas,
     top_n,
 )
-from hub_magmax.selection.chunks import places_in_runs
+from hub_magmax.methods.selection.owners import PICKED, Owners
+from hub_magmax.selection import optimum
 from hub_magmax.selection.estimate import bound
 from hub_magmax.selection.ledger import Ledger
 from hub_magmax.selection.market import Groups, Market, ranked
-from hub_magmax.selection.owners import PICKED, Owners
 from hub_magmax.selection.sources import survey
 from tests import oracles
 
@@ -801,7 +801,7 @@ def test_ranks_count_values_as_often_as_they_occur(counted_values, ranks):
 
 
 def test_where_there_is_no_room_for_lots_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr("hub_magmax.selection.ledger._NO_LOTS", np.zeros(0, np.int64))
+    monkeypatch.setattr("hub_magmax.methods.selection.ledger._NO_LOTS", np.zeros(0, np.int64))
     rows, wanted = np.zeros((3, 1)), np.array([4, 3, 2])
     ledger = Ledger(rows, np.array([9]), np.zeros(3), is_compiled=True)
     assert ledger.meet(wanted) is not None

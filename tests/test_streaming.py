@@ -7,7 +7,7 @@ from hub_magmax.errors import NonFiniteError
 from hub_magmax.io.source import MemorySource
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import algorithm_1, quotas, top_n
+from hub_magmax.methods.selection import algorithm_1, quotas, top_n
 from hub_magmax.streaming import StoredChunks
 
 NUM_TASKS, NUM_ELEMENTS = 4, 300_001

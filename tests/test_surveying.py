@@ -13,10 +13,11 @@ from hub_magmax.locking import plan
 from hub_magmax.memory import Workbench
 from hub_magmax.merging import merge
 from hub_magmax.methods import TensorRule
+from hub_magmax.methods.selection import ArrayChunks, quotas
 from hub_magmax.planning import TensorJob
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import lock
-from hub_magmax.selection import ArrayChunks, optimum, quotas
+from hub_magmax.selection import optimum
 from hub_magmax.surveying import survey
 from tests.families import read_merged, write_family, write_recipe
 from tests.test_merging import Interrupted

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Float64, Shaped, UInt8
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array, torch
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection import Bits, Chunks, Rows
+from hub_magmax.methods.selection import Bits, Chunks, Rows
 
 #: One number per task.
 Weights = Sequence[float] | Array

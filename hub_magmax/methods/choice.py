@@ -6,7 +6,7 @@ from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.selection import Chunks
+    from hub_magmax.methods.selection import Chunks
 
 
 @merge_method("random_mix", source="arXiv:2407.06322", scaling=1.0, form="rule", uses=preferred)

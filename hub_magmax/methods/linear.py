@@ -8,7 +8,7 @@ from pydantic import Field
 from hub_magmax.methods.registry import TensorRule, merge_method, preferred
 
 if TYPE_CHECKING:
-    from hub_magmax.selection import Chunks
+    from hub_magmax.methods.selection import Chunks
 
 
 @merge_method("average", source="arXiv:2203.05482", scaling=1.0, form="linear", uses=preferred)

@@ -7,7 +7,7 @@ from hub_magmax.methods.registry import TensorRule, given_rule, merge_method, pr
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.selection import Chunks
+    from hub_magmax.methods.selection import Chunks
 
 
 @merge_method("magmax", source="arXiv:2407.06322", scaling=0.5, form="rule")
@@ -16,7 +16,7 @@ def magmax(chunks: "Chunks") -> TensorRule:
 
     Equal magnitudes go to the later task.
     """
-    from hub_magmax import selection
+    from hub_magmax.methods import selection
 
     return TensorRule(selection.largest_magnitude, selects=True)
 
@@ -40,7 +40,7 @@ def tunable_magmax(
     merged tensors together: then a task gets more of the tensors in which it moved most. Uniform
     preference gives every task the same number of elements, which is not MAGMAX: that has no quotas.
     """
-    from hub_magmax import selection as rules
+    from hub_magmax.methods import selection as rules
 
     quotas = rules.quotas(preference, chunks.num_elements)
     if selection == "algorithm-1":

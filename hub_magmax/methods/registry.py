@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hub_magmax.kernels.lazy_imports import Array
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.selection import Chunks
+    from hub_magmax.methods.selection import Chunks
 
 #: The group in which another package announces its methods.
 ENTRY_POINT_GROUP = "hub_magmax.methods"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.selection import Chunks
+    from hub_magmax.methods.selection import Chunks
 
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scope = Literal["tensor", "model"]
@@ -64,15 +64,15 @@ def dare(
     """
     import numpy as np
 
-    from hub_magmax import dropping
+    from hub_magmax.methods import draws
 
-    probability = dropping.probability(density)
+    probability = draws.probability(density)
     multipliers = np.array(
         [multiplier / probability for multiplier in task_arithmetic(chunks.num_tasks, preference=preference)],
         np.float32,
     )
     draw = _draw(chunks, density, generator)
-    return TensorRule(dropping.dropped_sum, per_element=draw, per_task=(multipliers,))
+    return TensorRule(draws.dropped_sum, per_element=draw, per_task=(multipliers,))
 
 
 @merge_method("dare_ties", source="arXiv:2311.03099", scaling=1.0, form="rule", uses=preferred)
@@ -91,23 +91,23 @@ def dare_ties(
     """
     import numpy as np
 
-    from hub_magmax import dropping
+    from hub_magmax.methods import draws
 
-    probability = dropping.probability(density)
+    probability = draws.probability(density)
     weights = np.array(preference, np.float32)
     shares = np.array([weight * probability for weight in preference], np.float32)
     draw = _draw(chunks, density, generator)
-    return TensorRule(dropping.dropped_ties, per_element=draw, per_task=(shares, weights))
+    return TensorRule(draws.dropped_ties, per_element=draw, per_task=(shares, weights))
 
 
 def _draw(
     chunks: "Chunks", density: float, generator: "CounterGenerator"
 ) -> "Callable[[int, int], tuple[np.ndarray]]":
-    from hub_magmax import dropping
+    from hub_magmax.methods import draws
 
     def draw(start: int, count: int) -> "tuple[np.ndarray]":
         num_tasks, is_compiled = chunks.num_tasks, chunks.is_compiled
-        kept = dropping.draw_kept(start, count, num_tasks, density, generator, is_compiled=is_compiled)
+        kept = draws.draw_kept(start, count, num_tasks, density, generator, is_compiled=is_compiled)
         return (kept,)
 
     return draw

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from hub_magmax.selection.owners import Owners
+from hub_magmax.methods.selection.owners import Owners
 from hub_magmax.selection.sources import Source, Stock, on_grid
 
 

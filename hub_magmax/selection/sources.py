@@ -12,8 +12,8 @@ from jaxtyping import Float32, Float64, Int64
 
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.randomness import CounterGenerator, fractions
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks, places_in_runs
-from hub_magmax.selection.draws import SAMPLE
+from hub_magmax.methods.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks, places_in_runs
+from hub_magmax.methods.selection.streams import SAMPLE
 
 # Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
 DIRECT_ELEMENTS = 1 << 12

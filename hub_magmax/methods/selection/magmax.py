@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import UInt8
 
 from hub_magmax.kernels.lazy_imports import torch
-from hub_magmax.selection.chunks import Rows, check_task_count
+from hub_magmax.methods.chunks import Rows, check_task_count
 
 
 def largest_magnitude(rows: Rows) -> UInt8[torch.Tensor, "*shape"]:

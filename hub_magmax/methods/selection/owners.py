@@ -12,8 +12,8 @@ from jaxtyping import Int64, Shaped, UInt8
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection.chunks import BLOCK_ELEMENTS
-from hub_magmax.selection.draws import Keys, keys_of
+from hub_magmax.methods.chunks import BLOCK_ELEMENTS
+from hub_magmax.methods.selection.streams import Keys, keys_of
 
 # A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
 MAX_TASKS = 64

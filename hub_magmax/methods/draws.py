@@ -15,8 +15,8 @@ from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Weights, elected_mean, weighted_sum
-from hub_magmax.selection import Rows
-from hub_magmax.selection.draws import DARE
+from hub_magmax.methods.selection import Rows
+from hub_magmax.methods.selection.streams import DARE
 
 #: A key of 64 bits serves two tasks.
 _DRAWS = 2**32

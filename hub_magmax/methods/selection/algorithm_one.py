@@ -10,9 +10,9 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.selection.chunks import Bits, Chunks, Selection, blocks, check_task_count
-from hub_magmax.selection.draws import ALIGN, DROP, FILL
-from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
+from hub_magmax.methods.chunks import Bits, Chunks, Selection, blocks, check_task_count
+from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
+from hub_magmax.methods.selection.streams import ALIGN, DROP, FILL
 
 #: More tasks have no compiled loops.
 _COMPILED_TASKS = 32
