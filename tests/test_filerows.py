@@ -24,7 +24,7 @@ from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import top_n
-from hub_magmax.selection import optimum
+from hub_magmax.methods.selection.exact import top_n as optimum
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
 from tests.families import make_tensors, write_checkpoint
 

@@ -27,12 +27,12 @@ from hub_magmax.methods.selection import (
     quotas,
     top_n,
 )
+from hub_magmax.methods.selection.exact import top_n as optimum
+from hub_magmax.methods.selection.exact.elements import survey
+from hub_magmax.methods.selection.exact.market import Groups, Market, ranked
+from hub_magmax.methods.selection.exact.min_cost_flow import Ledger
+from hub_magmax.methods.selection.exact.price_bounds import bound
 from hub_magmax.methods.selection.owners import PICKED, Owners
-from hub_magmax.selection import optimum
-from hub_magmax.selection.estimate import bound
-from hub_magmax.selection.ledger import Ledger
-from hub_magmax.selection.market import Groups, Market, ranked
-from hub_magmax.selection.sources import survey
 from tests import oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)

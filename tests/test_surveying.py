@@ -14,10 +14,10 @@ from hub_magmax.memory import Workbench
 from hub_magmax.merging import merge
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.selection import ArrayChunks, quotas
+from hub_magmax.methods.selection.exact import top_n
 from hub_magmax.planning import TensorJob
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import lock
-from hub_magmax.selection import optimum
 from hub_magmax.surveying import survey
 from tests.families import read_merged, write_family, write_recipe
 from tests.test_merging import Interrupted
@@ -151,7 +151,7 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compiled):
     monkeypatch.setattr(merging, "compiles", lambda num_elements: is_compiled)
     monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(top_n, "_HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
     merge(made, progress=lambda num_bytes: seen.append((num_bytes, [*family.glob("*/model/*")])))
     looked_at = [num_bytes for num_bytes, written in seen if not written]

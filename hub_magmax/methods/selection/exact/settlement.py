@@ -12,10 +12,10 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.methods.chunks import Bits
+from hub_magmax.methods.selection.exact.elements import Source, Stock, active_magnitudes, check_scale, on_grid
+from hub_magmax.methods.selection.exact.market import Groups, Market
+from hub_magmax.methods.selection.exact.price_bounds import Box
 from hub_magmax.methods.selection.owners import FIRST_MARK, NOBODY, Owners
-from hub_magmax.selection.estimate import Box
-from hub_magmax.selection.market import Groups, Market
-from hub_magmax.selection.sources import Source, Stock, active_magnitudes, check_scale, on_grid
 
 # Elements of a sample that must be alike to be treated as a group, and how many groups there can be.
 _MIN_GROUP = 16

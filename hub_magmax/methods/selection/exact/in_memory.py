@@ -7,10 +7,10 @@ import math
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from hub_magmax.methods.selection.exact.market import Allocation, Market, in_a_table, in_memory, ranked
+from hub_magmax.methods.selection.exact.min_cost_flow import Ledger, lowered
 from hub_magmax.methods.selection.owners import Owners
 from hub_magmax.methods.selection.streams import ORDER
-from hub_magmax.selection.ledger import Ledger, lowered
-from hub_magmax.selection.market import Allocation, Market, in_a_table, in_memory, ranked
 
 
 def solve_directly(market: Market) -> Allocation | None:

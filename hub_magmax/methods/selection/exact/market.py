@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from hub_magmax.methods.selection.exact.elements import Source, Stock, on_grid
 from hub_magmax.methods.selection.owners import Owners
-from hub_magmax.selection.sources import Source, Stock, on_grid
 
 
 @dataclass(frozen=True)

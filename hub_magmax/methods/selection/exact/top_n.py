@@ -29,13 +29,7 @@ from jaxtyping import Float32, Float64, UInt8
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count, run_of
-from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, PICKED, Draws, Owners
-from hub_magmax.methods.selection.streams import SHARE
-from hub_magmax.selection.clearing import solve_directly
-from hub_magmax.selection.estimate import Box, bound, sample_market
-from hub_magmax.selection.market import Allocation, Groups, Market, in_memory
-from hub_magmax.selection.settlement import Split, settle
-from hub_magmax.selection.sources import (
+from hub_magmax.methods.selection.exact.elements import (
     DIRECT_ELEMENTS,
     OffScaleError,
     RuleOf,
@@ -46,6 +40,12 @@ from hub_magmax.selection.sources import (
     sample_size,
     survey,
 )
+from hub_magmax.methods.selection.exact.in_memory import solve_directly
+from hub_magmax.methods.selection.exact.market import Allocation, Groups, Market, in_memory
+from hub_magmax.methods.selection.exact.price_bounds import Box, bound, sample_market
+from hub_magmax.methods.selection.exact.settlement import Split, settle
+from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, PICKED, Draws, Owners
+from hub_magmax.methods.selection.streams import SHARE
 
 # Tensors of up to this many numbers (tasks times elements) are read once and held.
 _HELD_NUMBERS = 1 << 20

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from hub_magmax.kernels.compiled import cache
-from hub_magmax.selection.market import Groups, Market, in_a_table, in_memory, ranked
+from hub_magmax.methods.selection.exact.market import Groups, Market, in_a_table, in_memory, ranked
 
 
 @dataclass(frozen=True)
