@@ -210,8 +210,8 @@ def read_good() -> None:
 
 def read_all(files: dict[str, bytes]) -> None:
     """Read a checkpoint as a merge does: index, quantisation, then every tensor."""
-    from hub_magmax.checkpoint import refuse_quantised
-    from hub_magmax.io.source import MemorySource
+    from hub_magmax.checkpoints.index import refuse_quantised
+    from hub_magmax.checkpoints.source import MemorySource
 
     source = MemorySource(files, "model")
     index = source.index

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.torture import STRUCK, Tally, Victim, finish_child, one_paragraph, start_child, strike_at
-from hub_magmax.sidefiles import content_hashes
+from hub_magmax.checkpoints.side_files import content_hashes
 
 
 class _Hub:

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoint import ADAPTER_NAME, shown
+from hub_magmax.checkpoints.adapter import AdapterSource, Product, config_of, with_adapters
+from hub_magmax.checkpoints.index import ADAPTER_NAME, shown
+from hub_magmax.checkpoints.source import TensorSource, tensor_place
+from hub_magmax.checkpoints.stored import torch_dtype
 from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
-from hub_magmax.io.adapter import AdapterSource, Product, config_of, with_adapters
-from hub_magmax.io.source import TensorSource, tensor_place
-from hub_magmax.io.stored import torch_dtype
 from hub_magmax.planning import (
     OUTPUT_DTYPES,
     FactorJob,

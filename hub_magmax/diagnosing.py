@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hub_magmax.checkpoints.opening import open_checkpoints
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
@@ -31,8 +33,6 @@ from hub_magmax.diagnosis import (
     total,
 )
 from hub_magmax.fusing import one_thread
-from hub_magmax.io.opening import open_checkpoints
-from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
 from hub_magmax.kernels import reference
 from hub_magmax.methods.selection import quotas

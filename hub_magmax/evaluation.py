@@ -15,6 +15,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.checkpoints.adapter import AdapterSource
+from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.digest import digest
 from hub_magmax.distributed import Processes, find_processes
@@ -22,9 +25,6 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluators import Evaluator, Outcome, needs_labels
 from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.intervals import mean_interval
-from hub_magmax.io.adapter import AdapterSource
-from hub_magmax.io.opening import open_checkpoints, open_model, open_source
-from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import write_text
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.references import LocalFolder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax.io.stored import Stored, torch_dtype
+from hub_magmax.checkpoints.stored import Stored, torch_dtype
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array, is_imported, torch

@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 from hub_magmax import methods
 from hub_magmax.adapting import plan_adapter
-from hub_magmax.data import pin_datasets, pin_local_data, with_pinned_data
-from hub_magmax.digest import digest
-from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
-from hub_magmax.io.opening import (
+from hub_magmax.checkpoints.opening import (
     PARALLEL_SOURCES,
     HubSources,
     check_side_files,
     lock_source,
     open_inputs,
 )
+from hub_magmax.data import pin_datasets, pin_local_data, with_pinned_data
+from hub_magmax.digest import digest
+from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer

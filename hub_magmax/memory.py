@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.hub import HubSource
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.opening import as_checkpoints, open_source
+from hub_magmax.checkpoints.source import MemorySource, TensorSource
+from hub_magmax.checkpoints.stored import torch_dtype
+from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME
 from hub_magmax.core import apply_rule, tensor_rule
 from hub_magmax.fusing import one_thread
-from hub_magmax.io.opening import as_checkpoints, open_source
-from hub_magmax.io.remote import HubSource
-from hub_magmax.io.source import MemorySource, TensorSource
-from hub_magmax.io.stored import torch_dtype
-from hub_magmax.io.vocabulary import TOKENIZER_NAME
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule, get_method, surveys_model

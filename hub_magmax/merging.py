@@ -18,14 +18,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from hub_magmax.adapting import adapter_config, factor_values
-from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, INDEX_NAME, ITEM_BYTES
-from hub_magmax.clock import Clock
-from hub_magmax.core import tensor_rule
-from hub_magmax.distributed import Processes, find_processes, share
-from hub_magmax.early import EarlyMerge
-from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
-from hub_magmax.fusing import compiles, make_step, num_threads, one_thread
-from hub_magmax.io.opening import (
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME, ITEM_BYTES
+from hub_magmax.checkpoints.opening import (
     CONFIG_NAME,
     HubSources,
     check_hashes,
@@ -33,8 +27,15 @@ from hub_magmax.io.opening import (
     read_side_file,
     versions_of,
 )
-from hub_magmax.io.source import RowMemory, TensorSource
-from hub_magmax.io.stored import Stored, bits_dtype
+from hub_magmax.checkpoints.side_files import is_side_file
+from hub_magmax.checkpoints.source import RowMemory, TensorSource
+from hub_magmax.checkpoints.stored import Stored, bits_dtype
+from hub_magmax.clock import Clock
+from hub_magmax.core import tensor_rule
+from hub_magmax.distributed import Processes, find_processes, share
+from hub_magmax.early import EarlyMerge
+from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
+from hub_magmax.fusing import compiles, make_step, num_threads, one_thread
 from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.lazy_imports import inference
@@ -45,7 +46,6 @@ from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
-from hub_magmax.sidefiles import is_side_file
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks
 from hub_magmax.surveying import ModelRule, survey
 

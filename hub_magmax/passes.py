@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hub_magmax.io.stored import Stored, torch_dtype
+from hub_magmax.checkpoints.stored import Stored, torch_dtype
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.lazy_imports import Array, torch
 

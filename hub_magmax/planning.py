@@ -15,13 +15,19 @@ from functools import cached_property
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoint import EXACT_DTYPES, ITEM_BYTES, MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
+from hub_magmax.checkpoints.index import (
+    EXACT_DTYPES,
+    ITEM_BYTES,
+    MERGEABLE_DTYPES,
+    CheckpointIndex,
+    TensorInfo,
+)
+from hub_magmax.checkpoints.side_files import tokenizer_notices
 from hub_magmax.digest import digest
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule
-from hub_magmax.sidefiles import tokenizer_notices
 
 #: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two
 #: threads, because each call into the system gives the interpreter away; twice as many leave the caches.

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
-from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.hub import open_hub, resolve_commit
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.opening import file_sha256, read_small_file
+from hub_magmax.checkpoints.side_files import is_side_file
+from hub_magmax.checkpoints.source import LocalSource, TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation import SCORES_NAME, read_scores
 from hub_magmax.io.committing import Destination, Head, Published, commit, hashes_of, prepare_repository
-from hub_magmax.io.opening import file_sha256, read_small_file
-from hub_magmax.io.remote import open_hub, resolve_commit
-from hub_magmax.io.source import LocalSource, TensorSource
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, load_recipe
 from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
-from hub_magmax.sidefiles import is_side_file
 
 
 def push(

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from hub_magmax.checkpoints.hub import open_hub
+from hub_magmax.checkpoints.opening import HubSources, open_inputs
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.distributed import Processes, share
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.io.committing import (
@@ -27,9 +30,6 @@ from hub_magmax.io.committing import (
     upload,
     uploaded,
 )
-from hub_magmax.io.opening import HubSources, open_inputs
-from hub_magmax.io.remote import open_hub
-from hub_magmax.io.source import TensorSource
 from hub_magmax.io.writer import PartialFolder
 from hub_magmax.merging import Progress, make_shards, prepare, report_of, write_beside_weights
 from hub_magmax.planning import Plan

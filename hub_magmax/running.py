@@ -10,6 +10,7 @@ from typing import Any
 
 from hub_magmax import locking, preparing
 from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
+from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
 from hub_magmax.evaluation import (
@@ -21,7 +22,6 @@ from hub_magmax.evaluation import (
 )
 from hub_magmax.guarding import Guard, check_guards, regressed
 from hub_magmax.io.committing import Destination, Published
-from hub_magmax.io.opening import HubSources
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.locking import plan
 from hub_magmax.planning import Plan

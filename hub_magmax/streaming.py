@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from hub_magmax import fusing
+from hub_magmax.checkpoints.source import RowMemory, TensorSource, tensor_place
+from hub_magmax.checkpoints.stored import Stored, bits_dtype, torch_dtype
 from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.io.filerows import FileRows
-from hub_magmax.io.source import RowMemory, TensorSource, tensor_place
-from hub_magmax.io.stored import Stored, bits_dtype, torch_dtype
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.lazy_imports import inference, torch

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hub_magmax.checkpoints import adapter as adapter_module
+from hub_magmax.checkpoints.adapter import AdapterSource, parse_config, with_adapters
+from hub_magmax.checkpoints.source import LocalSource, MemorySource
 from hub_magmax.diagnosing import diagnose
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
-from hub_magmax.io import adapter as adapter_module
-from hub_magmax.io.adapter import AdapterSource, parse_config, with_adapters
-from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.locking import check_lock, lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.recipe.schema import parse_recipe

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_magmax.checkpoint import ITEM_BYTES, CheckpointIndex, TensorInfo, refuse_quantised
+from hub_magmax.checkpoints.index import ITEM_BYTES, CheckpointIndex, TensorInfo, refuse_quantised
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError
-from hub_magmax.io.source import MemorySource
 from hub_magmax.io.writer import sha256_of
 from hub_magmax.reports import read_report
 from hub_magmax.testing.hub import LocalHub

@@ -949,8 +949,8 @@ def test_languages_and_data_sets_of_the_sources_are_on_the_card():
 
 
 def test_what_a_card_says_is_read_as_text_or_list():
-    from hub_magmax.io.opening import _card_facts
-    from hub_magmax.io.source import MemorySource
+    from hub_magmax.checkpoints.opening import _card_facts
+    from hub_magmax.checkpoints.source import MemorySource
 
     card = b"---\nlicense: mit\nlanguage: no\ndatasets: [org/a, {b: c}, org/d]\n---\n"
     facts = _card_facts(MemorySource({"README.md": card}))

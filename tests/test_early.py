@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_magmax import early, merging
+from hub_magmax.checkpoints.source import LocalSource
+from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.early import EarlyMerge
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.io import filerows
-from hub_magmax.io.source import LocalSource
-from hub_magmax.io.stored import Stored
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache, one_pass
 from hub_magmax.methods import TensorRule

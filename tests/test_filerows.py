@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hub_magmax.checkpoints.source import LocalSource, MemorySource
 from hub_magmax.clock import Clock
 from hub_magmax.core import tensor_rule
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.fusing import make_step
 from hub_magmax.io import filerows
 from hub_magmax.io.filerows import FileRows
-from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hub_magmax import fusing, passes
+from hub_magmax.checkpoints.stored import Stored, dtype_name
 from hub_magmax.fusing import compiles, make_step
-from hub_magmax.io.stored import Stored, dtype_name
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.methods import TensorRule, draws, selection

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import hostile, torture
-from hub_magmax.checkpoint import MAX_DIMENSIONS, read_index
+from hub_magmax.checkpoints.index import MAX_DIMENSIONS, read_index
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, HubMagmaxError
-from hub_magmax.io.source import MemorySource
 
 SLICES = {"headers": 1500, "indexes": 500, "recipes": 120}
 
@@ -143,7 +143,7 @@ def test_large_hostile_headers_are_answered_soon():
 
 
 def test_card_of_a_source_cannot_explode(tmp_path):
-    from hub_magmax.io.opening import _card_facts
+    from hub_magmax.checkpoints.opening import _card_facts
 
     levels = [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 40)]
     card = "---\nl0: &l0 {license: mit}\n" + "\n".join(levels) + "\nlicense: apache-2.0\n---\n"

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax import merging, planning
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.core import merge_tensors
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
-from hub_magmax.io.source import MemorySource
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.methods import get_method, method_names

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
-from hub_magmax.io.source import MemorySource
 from hub_magmax.locking import lock, plan
 from hub_magmax.planning import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan, format_bytes, make_plan
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
@@ -190,7 +190,7 @@ def test_plan_of_a_method_that_ignores_the_preference_says_so(family):
 
 
 def test_plan_reads_headers_only(family, monkeypatch):
-    from hub_magmax.io.source import LocalSource
+    from hub_magmax.checkpoints.source import LocalSource
 
     longest = []
     original = LocalSource.read_into

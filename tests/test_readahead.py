@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted, segments
 from hub_magmax.errors import DamagedError
-from hub_magmax.io.readahead import ReadAhead, Segment, Wanted, segments
 
 CONTENT = bytes(number * 7 % 251 for number in range(1000))
 HEADER = 100
@@ -53,7 +53,7 @@ def test_segments_hold_every_byte_that_is_asked_for_as_often_as_it_is(parts):
 
 
 def test_every_byte_is_fetched_once_and_arrives(monkeypatch):
-    monkeypatch.setattr("hub_magmax.io.readahead._SEGMENT_BYTES", (64, 64))
+    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (64, 64))
     server = Server()
     ahead = ReadAhead([Segment("file", HEADER, 1000)], server.fetch, wanted(), 256, "me/model")
     found = b"".join(read(ahead, start, start + 90) for start in range(HEADER, 1000, 90))
@@ -63,7 +63,7 @@ def test_every_byte_is_fetched_once_and_arrives(monkeypatch):
 
 
 def test_what_was_not_released_can_be_read_again_without_a_request(monkeypatch):
-    monkeypatch.setattr("hub_magmax.io.readahead._SEGMENT_BYTES", (64, 64))
+    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (64, 64))
     server = Server()
     ahead = ReadAhead([Segment("file", HEADER, 1000)], server.fetch, wanted(), 256, "me/model")
     first = read(ahead, HEADER, 1000)
@@ -74,7 +74,7 @@ def test_what_was_not_released_can_be_read_again_without_a_request(monkeypatch):
 
 
 def test_no_more_is_held_than_the_budget_and_what_is_not_released(monkeypatch):
-    monkeypatch.setattr("hub_magmax.io.readahead._SEGMENT_BYTES", (50, 50))
+    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (50, 50))
     server = Server()
     ahead = ReadAhead([Segment("file", 0, 1000)], server.fetch, {}, 200, "me/model")
     for start in range(0, 1000, 50):
@@ -85,7 +85,7 @@ def test_no_more_is_held_than_the_budget_and_what_is_not_released(monkeypatch):
 
 
 def test_what_is_skipped_is_not_fetched(monkeypatch):
-    monkeypatch.setattr("hub_magmax.io.readahead._SEGMENT_BYTES", (50, 50))
+    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (50, 50))
     server = Server()
     ahead = ReadAhead([Segment("file", 0, 1000)], server.fetch, {}, 100, "me/model")
     read(ahead, 0, 50)
@@ -96,7 +96,7 @@ def test_what_is_skipped_is_not_fetched(monkeypatch):
 
 
 def test_tensors_in_another_order_than_the_files_are_fetched_once(monkeypatch):
-    monkeypatch.setattr("hub_magmax.io.readahead._SEGMENT_BYTES", (50, 50))
+    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (50, 50))
     server = Server()
     tensors = [(100, 200), (0, 100), (300, 400), (200, 300)]
     ahead = ReadAhead([Segment("file", *tensor) for tensor in tensors], server.fetch, {}, 150, "me/model")

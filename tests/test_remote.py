@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
+from hub_magmax.checkpoints.hub import WINDOW_BYTES, HubSource, resolve_commit
+from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, SourceError
-from hub_magmax.io.remote import WINDOW_BYTES, HubSource, resolve_commit
-from hub_magmax.io.source import LocalSource
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.recipe.schema import parse_recipe
@@ -327,7 +327,7 @@ def test_quarter_of_all_requests_failing_gives_the_right_bytes_or_one_paragraph(
 
 def test_server_that_always_ignores_ranges_is_refused_and_not_read_whole(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr("hub_magmax.io.fetching._MAX_SKIPPED_BYTES", 100_000)
+    monkeypatch.setattr("hub_magmax.checkpoints.fetching._MAX_SKIPPED_BYTES", 100_000)
     names = sharded_family(hub, tmp_path, "a")
     recipe = parse_recipe(
         recipe_values(base_model=names["base"], tasks=[{"name": "a", "model": names["a"]}], method="average")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import NonFiniteError
-from hub_magmax.io.source import MemorySource
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.selection import algorithm_1, quotas, top_n

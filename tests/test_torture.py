@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import torture
+from hub_magmax.checkpoints import source as source_module
+from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
-from hub_magmax.io import source as source_module
 from hub_magmax.io import writer
-from hub_magmax.io.source import LocalSource
 from hub_magmax.io.writer import PartialFolder, ShardFile
 from hub_magmax.locking import plan
 from hub_magmax.merging import merge
@@ -217,7 +217,7 @@ def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
 def test_process_that_comes_second_is_told_so(family):
     recipe = write_recipe(family)
     code = (
-        "import sys; from pathlib import Path; from hub_magmax.io.writer import PartialFolder\n"
+        "import sys; from pathlib import Path; from hub_magmax.checkpoints.writer import PartialFolder\n"
         "place = PartialFolder(Path(sys.argv[1]), 'sha256:other'); place.prepare()\n"
         "print('ready', flush=True); sys.stdin.read()"
     )

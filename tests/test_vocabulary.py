@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.checkpoints.vocabulary import read_vocabulary, with_token_rows
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
-from hub_magmax.io.source import MemorySource
-from hub_magmax.io.vocabulary import read_vocabulary, with_token_rows
 from hub_magmax.locking import check_lock, lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.recipe.schema import parse_recipe

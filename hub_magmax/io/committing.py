@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
 from hub_magmax.io.fetching import hub_api, is_passing, persistently
 from hub_magmax.reports import ShardRecord
-from hub_magmax.sidefiles import content_hashes, same_content
 
 _SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
 

@@ -12,9 +12,9 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import SourceError
 from hub_magmax.secrecy import TOKEN_VARIABLES
-from hub_magmax.sidefiles import content_hashes, same_content
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

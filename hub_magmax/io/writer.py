@@ -23,8 +23,8 @@ from threading import Lock
 from filelock import FileLock, Timeout
 from xxhash import xxh3_128, xxh3_128_digest
 
+from hub_magmax.checkpoints.source import read_fully
 from hub_magmax.errors import OutputError
-from hub_magmax.io.source import read_fully
 from hub_magmax.reports import ShardRecord
 
 #: What the system says when there is no room left: on the disk, in the quota, under the size limit.

@@ -10,17 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoint import ADAPTER_CONFIG_NAME, is_adapter, refuse_quantised, stated_architecture
+from hub_magmax.checkpoints.adapter import config_of, parse_config, with_adapters
+from hub_magmax.checkpoints.hub import HubSource, open_hub, resolve_commit
+from hub_magmax.checkpoints.index import (
+    ADAPTER_CONFIG_NAME,
+    is_adapter,
+    refuse_quantised,
+    stated_architecture,
+)
+from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same_content
+from hub_magmax.checkpoints.source import LocalSource, TensorSource
+from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
 from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, LockError
-from hub_magmax.io.adapter import config_of, parse_config, with_adapters
-from hub_magmax.io.remote import HubSource, open_hub, resolve_commit
-from hub_magmax.io.source import LocalSource, TensorSource
-from hub_magmax.io.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource
 from hub_magmax.recipe.references import HubModel
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.sidefiles import content_hashes, is_side_file, same_content
 
 CONFIG_NAME = "config.json"
 

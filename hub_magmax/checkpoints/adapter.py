@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.checkpoint import (
+from hub_magmax.checkpoints.index import (
     ADAPTER_CONFIG_NAME,
     MERGEABLE_DTYPES,
     CheckpointIndex,
@@ -24,9 +24,9 @@ from hub_magmax.checkpoint import (
     is_adapter,
     shown,
 )
+from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.errors import CheckpointError, MismatchError
-from hub_magmax.io.source import TensorSource
-from hub_magmax.io.stored import Stored
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from hub_magmax.checkpoint import ITEM_BYTES
+from hub_magmax.checkpoints.index import ITEM_BYTES
 from hub_magmax.kernels.lazy_imports import torch
 
 #: The bits of an exponent, all of which are set in an infinity and in a NaN.

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hub_magmax.checkpoint import CheckpointIndex, TensorInfo, read_index
+from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo, read_index
+from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.errors import CheckpointError, SourceError
-from hub_magmax.io.stored import Stored, bits_dtype
 from hub_magmax.recipe.references import is_folder, is_there
 
 if TYPE_CHECKING:
