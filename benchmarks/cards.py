@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 from hub_magmax.cards import render_card
-from hub_magmax.evaluation import OUTCOMES_NAME, SCORES_NAME, read_scores
+from hub_magmax.evaluation.scoring import OUTCOMES_NAME, SCORES_NAME, read_scores
 from hub_magmax.io.writer import write_text
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe.schema import load_recipe

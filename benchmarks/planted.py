@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hub_magmax.data import load_examples
 from hub_magmax.digits import make_family
-from hub_magmax.evaluators.loading import ModelPlace
+from hub_magmax.evaluation.data import load_examples
+from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model

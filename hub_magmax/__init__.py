@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hub_magmax.cards import render_card as render_card
     from hub_magmax.core import merge_tensors as merge_tensors
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
-    from hub_magmax.evaluation import evaluate as evaluate
+    from hub_magmax.evaluation.scoring import evaluate as evaluate
     from hub_magmax.locking import plan as plan
     from hub_magmax.merging import merge as merge
     from hub_magmax.methods import merge_method as merge_method
@@ -35,7 +35,7 @@ _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe.schema",
     "canary": "canaries",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.scoring",
     "load_recipe": "recipe.schema",
     "lock": "running",
     "merge": "merging",

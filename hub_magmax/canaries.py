@@ -16,9 +16,17 @@ from typing import Any
 from hub_magmax.checkpoints.opening import open_model, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, evaluate, read_scores
-from hub_magmax.evaluators.loading import ModelPlace
-from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.evaluation.evaluators.loading import ModelPlace
+from hub_magmax.evaluation.intervals import Difference, paired_difference
+from hub_magmax.evaluation.scoring import (
+    MERGED,
+    OUTCOMES_NAME,
+    SCORES_NAME,
+    Score,
+    Scores,
+    evaluate,
+    read_scores,
+)
 from hub_magmax.rebuilding import recipe_and_lock
 
 #: How much worse a task may get, in units of the metric: a hundredth is one point of accuracy.

@@ -22,9 +22,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from hub_magmax import methods
 from hub_magmax.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, THRESHOLDS, Diagnosis, read_diagnosis, verdict
-from hub_magmax.evaluation import MERGED, Score, Scores, quantized_name
-from hub_magmax.guarding import check_guards
-from hub_magmax.intervals import NUM_RESAMPLES, Difference
+from hub_magmax.evaluation.guards import check_guards
+from hub_magmax.evaluation.intervals import NUM_RESAMPLES, Difference
+from hub_magmax.evaluation.scoring import MERGED, Score, Scores, quantized_name
+from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
+from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.licensing import License, combined_license
 from hub_magmax.markdown import (
     Markdown,
@@ -41,8 +43,6 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import DatasetId, Language, Recipe
 from hub_magmax.reports import MergeReport
 from hub_magmax.surface import EXPLORER_NAME
-from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
-from hub_magmax.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.units import Unit
 
 TEMPLATE_NAME = "model_card.md.jinja"

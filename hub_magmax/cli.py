@@ -409,8 +409,8 @@ def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
 def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
     from hub_magmax.distributed import find_processes
-    from hub_magmax.evaluation import evaluate as do_evaluate
-    from hub_magmax.evaluation import write_scores
+    from hub_magmax.evaluation.scoring import evaluate as do_evaluate
+    from hub_magmax.evaluation.scoring import write_scores
 
     found, locked = _merged(recipe, lock_path, output)
     processes = find_processes()
@@ -440,7 +440,7 @@ def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> l
 
 
 def _write_card(recipe: Recipe, locked: Lock) -> Path:
-    from hub_magmax.evaluation import SCORES_NAME, read_scores
+    from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
     from hub_magmax.reports import REPORT_NAME, read_report
     from hub_magmax.running import write_card
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking
-from hub_magmax.data import with_pinned_data
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation import Score, make_score
-from hub_magmax.evaluators import Evaluator
-from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.evaluation.data import with_pinned_data
+from hub_magmax.evaluation.evaluators import Evaluator
+from hub_magmax.evaluation.intervals import Difference, paired_difference
+from hub_magmax.evaluation.scoring import Score, make_score
 from hub_magmax.io.writer import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.evaluation import Score
+from hub_magmax.evaluation.scoring import Score
 from hub_magmax.markdown import one_line, publishable_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.surface import Surface

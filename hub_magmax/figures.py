@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.diagnosis import Diagnosis
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation import Score, Scores
+from hub_magmax.evaluation.scoring import Score, Scores
+from hub_magmax.evaluation.tradeoff import Tradeoff, task_tradeoffs
 from hub_magmax.surface import Surface
-from hub_magmax.tradeoff import Tradeoff, task_tradeoffs
 from hub_magmax.units import Unit
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from hub_magmax.checkpoints.opening import (
     lock_source,
     open_inputs,
 )
-from hub_magmax.data import pin_datasets, pin_local_data, with_pinned_data
 from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
+from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_pinned_data
 from hub_magmax.planning import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.digits import make_family
-from hub_magmax.evaluation import MERGED, Scores, evaluate, score_table
-from hub_magmax.evaluators.loading import ModelPlace
+from hub_magmax.evaluation.evaluators.loading import ModelPlace
+from hub_magmax.evaluation.scoring import MERGED, Scores, evaluate, score_table
 from hub_magmax.io.writer import write_text
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge

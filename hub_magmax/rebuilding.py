@@ -12,8 +12,8 @@ import torch
 
 from hub_magmax.checkpoints.opening import file_sha256, open_model, read_small_file
 from hub_magmax.checkpoints.source import LocalSource, TensorSource
-from hub_magmax.data import changed_local_data
 from hub_magmax.errors import LockError, OutputError, SourceError
+from hub_magmax.evaluation.data import changed_local_data
 from hub_magmax.locking import check_lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.provenance import PROVENANCE_NAME

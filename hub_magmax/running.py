@@ -13,14 +13,8 @@ from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
-from hub_magmax.evaluation import (
-    Scores,
-    evaluate,
-    load_evaluation_data,
-    read_scores,
-    write_scores,
-)
-from hub_magmax.guarding import Guard, check_guards, regressed
+from hub_magmax.evaluation.guards import Guard, check_guards, regressed
+from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data, read_scores, write_scores
 from hub_magmax.io.committing import Destination, Published
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.locking import plan

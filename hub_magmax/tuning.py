@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
-from hub_magmax.data import check_local_data, load_examples, pinned
-from hub_magmax.evaluation import model_place
-from hub_magmax.evaluators import Outcome, brings_data, needs_labels
-from hub_magmax.evaluators.loading import load_model
+from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
+from hub_magmax.evaluation.evaluators import Outcome, brings_data, needs_labels
+from hub_magmax.evaluation.evaluators.loading import load_model
+from hub_magmax.evaluation.margins import Merits, merits, within
+from hub_magmax.evaluation.scoring import model_place
 from hub_magmax.locking import Choice, comparison_digest, locked_method
-from hub_magmax.merits import Merits, merits, within
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock

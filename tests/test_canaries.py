@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from hub_magmax.canaries import canary
 from hub_magmax.errors import EvaluationError, LockError
-from hub_magmax.evaluation import MERGED, make_score, read_scores, write_scores
-from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.scoring import MERGED, make_score, read_scores, write_scores
 from hub_magmax.publishing import push
 from hub_magmax.running import lock, rehearse, run
 from tests.test_cli import call

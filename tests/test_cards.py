@@ -22,14 +22,14 @@ from hub_magmax import cards
 from hub_magmax.cards import Beside, render_card
 from hub_magmax.diagnosis import THRESHOLDS, Diagnosis, make_group
 from hub_magmax.errors import RecipeError
-from hub_magmax.evaluation import Score, Scores, make_score
-from hub_magmax.evaluators import Outcome
-from hub_magmax.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
+from hub_magmax.evaluation.scoring import Score, Scores, make_score
+from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
 from hub_magmax.markdown import is_invisible
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.reports import MergeReport, ShardRecord
-from hub_magmax.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
 from hub_magmax.testing.metadata import validate
 from hub_magmax.units import Unit
 

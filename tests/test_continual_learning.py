@@ -14,7 +14,7 @@ from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
 from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family
 from hub_magmax.errors import EvaluationError, OutputError
-from hub_magmax.evaluators.loading import ModelPlace
+from hub_magmax.evaluation.evaluators.loading import ModelPlace
 
 COURSE = Course(epochs=1, batch_size=8, learning_rate=1e-2)
 PROTOCOL = Protocol(
@@ -226,9 +226,9 @@ def test_learning_teaches_what_it_is_shown(t5, sequence, tmp_path):
     examples = _texts(task, "train", 8, 0, tmp_path)
     course = Course(epochs=60, batch_size=8, learning_rate=3e-2)
     _, learned = learn_sequence(TextLearner(), t5, {"mood": examples}, tmp_path / "c", course=course, seed=0)
-    from hub_magmax.evaluators.generation import TextToText
-    from hub_magmax.evaluators.loading import load_model
-    from hub_magmax.evaluators.registry import Columns
+    from hub_magmax.evaluation.evaluators.generation import TextToText
+    from hub_magmax.evaluation.evaluators.loading import load_model
+    from hub_magmax.evaluation.evaluators.registry import Columns
 
     kind = TextToText(max_new_tokens=2)
     model = load_model(ModelPlace(str(learned["mood"])), kind.model_class, kind.processor_class, "tests")

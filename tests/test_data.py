@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from hub_magmax.data import (
+from hub_magmax.errors import EvaluationError, LockError
+from hub_magmax.evaluation.data import (
     changed_local_data,
     check_local_data,
     load_examples,
@@ -14,7 +15,6 @@ from hub_magmax.data import (
     pin_local_data,
     pinned,
 )
-from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.recipe.schema import parse_recipe
 from tests.families import recipe_values
 
@@ -130,7 +130,7 @@ def test_local_data_that_cannot_be_read_is_told_so(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("hub_magmax.data.sha256_of", refuse)
+    monkeypatch.setattr("hub_magmax.evaluation.data.sha256_of", refuse)
     with pytest.raises(EvaluationError, match=r"rows\.csv: the data cannot be read \(Permission denied\)"):
         pin_local_data(local_recipe(tmp_path, "./rows.csv"))
 

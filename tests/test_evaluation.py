@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation import Scores, evaluate, read_scores, write_scores
-from hub_magmax.evaluators import make_evaluator
-from hub_magmax.evaluators.loading import ModelPlace, load_model
-from hub_magmax.intervals import wilson_interval
+from hub_magmax.evaluation.evaluators import make_evaluator
+from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.intervals import wilson_interval
+from hub_magmax.evaluation.scoring import Scores, evaluate, read_scores, write_scores
 from hub_magmax.locking import lock
 from hub_magmax.recipe.schema import parse_recipe
 from tests.families import recipe_values
@@ -118,7 +118,7 @@ def test_outcomes_are_one_number_per_example_whatever_the_batch(images):
     kinds = evaluator.model_class, evaluator.processor_class
     model = load_model(ModelPlace(str(images / "a")), *kinds, "a test")
     recipe = image_recipe(images)
-    from hub_magmax.data import load_examples
+    from hub_magmax.evaluation.data import load_examples
 
     data = recipe.evaluation.tasks["a"]
     examples = load_examples(data, images)

@@ -29,10 +29,17 @@ from transformers import (
 )
 
 from hub_magmax.errors import EvaluationError, MissingDependencyError, RecipeError
-from hub_magmax.evaluation import evaluate
-from hub_magmax.evaluators import Columns, Outcome, evaluator, evaluator_names, get_evaluator, make_evaluator
-from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
-from hub_magmax.evaluators.registry import EVALUATORS
+from hub_magmax.evaluation.evaluators import (
+    Columns,
+    Outcome,
+    evaluator,
+    evaluator_names,
+    get_evaluator,
+    make_evaluator,
+)
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.registry import EVALUATORS
+from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.locking import lock
 from hub_magmax.recipe.schema import parse_recipe
 from tests.families import recipe_values
@@ -323,7 +330,7 @@ class Length:
 
 
 def test_plugin_is_an_evaluator_like_any_other(monkeypatch, causal, tmp_path):
-    point = EntryPoint("length", f"{__name__}:Length", "hub_magmax.evaluators")
+    point = EntryPoint("length", f"{__name__}:Length", "hub_magmax.evaluation.evaluators")
     monkeypatch.setitem(vars(EVALUATORS), "plugins", {"length": point})
     assert evaluator_names()[-1] == "length"
     Dataset.from_dict({"text": ["ab", "abcd"]}).to_json(tmp_path / "rows.jsonl")

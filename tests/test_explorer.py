@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hub_magmax import explorer
-from hub_magmax.evaluation import Score
+from hub_magmax.evaluation.scoring import Score
 from hub_magmax.explorer import render_explorer
 from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.surface import Point, Surface

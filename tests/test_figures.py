@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation import Score, Scores
+from hub_magmax.evaluation.scoring import Score, Scores
 from hub_magmax.figures import draw_tradeoff, tradeoff_figure
 
 PIXELS = 800
@@ -168,7 +168,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_pyplot_is_never_imported(tmp_path):
     program = (
         "import sys, pathlib\n"
-        "from hub_magmax.evaluation import Scores\n"
+        "from hub_magmax.evaluation.scoring import Scores\n"
         "from hub_magmax.figures import draw_tradeoff\n"
         "assert 'matplotlib' not in sys.modules\n"
         "draw_tradeoff(Scores('accuracy', '', (), {}), {'a': 1.0}, pathlib.Path(sys.argv[1]))\n"

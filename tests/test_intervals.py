@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp, wilcoxon
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.intervals import bootstrap_means, mean_interval, paired_difference
+from hub_magmax.evaluation.intervals import bootstrap_means, mean_interval, paired_difference
 
 
 def test_mcnemar_by_hand():
@@ -52,7 +52,7 @@ def test_resamples_have_the_mean_and_the_spread_of_theory():
 def test_resamples_depend_on_the_seed_alone(monkeypatch):
     values = np.arange(50.0)
     found = bootstrap_means(values, seed=3)
-    monkeypatch.setattr("hub_magmax.intervals._DRAWS_AT_ONCE", 170)
+    monkeypatch.setattr("hub_magmax.evaluation.intervals._DRAWS_AT_ONCE", 170)
     assert (bootstrap_means(values, seed=3) == found).all()
     assert (bootstrap_means(values, seed=4) != found).any()
 

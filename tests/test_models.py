@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hub_magmax.errors import MismatchError
-from hub_magmax.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.locking import plan
 from hub_magmax.merging import merge
 from hub_magmax.recipe.schema import load_recipe

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hub_magmax.digits import Settings, Training, make_family
-from hub_magmax.evaluators.loading import ModelPlace
+from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
@@ -33,7 +33,7 @@ def family(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seen(family):
     """Features of every example under the base model, by split and task."""
-    from hub_magmax.data import load_examples
+    from hub_magmax.evaluation.data import load_examples
     from hub_magmax.recipe.schema import Data
 
     model = load_feature_model(ModelPlace(str(family.base_model)), images=True)

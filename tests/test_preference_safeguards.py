@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.safeguards import (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hub_magmax.quantizing import round_rows, rounded
+from hub_magmax.evaluation.quantizing import round_rows, rounded
 
 
 def test_rows_are_rounded_by_hand():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hub_magmax import data, methods
+from hub_magmax import methods
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
+from hub_magmax.evaluation import data
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
 from hub_magmax.plugins import Registry

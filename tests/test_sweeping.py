@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from benchmarks.sweeps import METHODS, RESULTS
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, RecipeError
-from hub_magmax.evaluation import evaluate
+from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.figures import front_figure
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax.evaluation import make_score
-from hub_magmax.evaluators import Outcome
-from hub_magmax.tails import LEVELS, cvar, damage, tails
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.scoring import make_score
+from hub_magmax.evaluation.tails import LEVELS, cvar, damage, tails
 
 
 def score(model, scores, probabilities=None):

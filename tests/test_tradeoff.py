@@ -2,8 +2,8 @@
 
 import pytest
 
-from hub_magmax.evaluation import Score, Scores
-from hub_magmax.tradeoff import best_single, task_tradeoffs, weighted_mean
+from hub_magmax.evaluation.scoring import Score, Scores
+from hub_magmax.evaluation.tradeoff import best_single, task_tradeoffs, weighted_mean
 
 
 def score(model, task, value, num_examples=100):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
-from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.margins import merits, within
 from hub_magmax.locking import check_lock
 from hub_magmax.locking import lock as lock_only
-from hub_magmax.merits import merits, within
 from hub_magmax.preference.search import on_simplex, search_weights
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.schema import Compare, Method, parse_recipe

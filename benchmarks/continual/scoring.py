@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hub_magmax.evaluation import model_place
-from hub_magmax.evaluators import Outcome
-from hub_magmax.evaluators.loading import LoadedModel, load_model
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
+from hub_magmax.evaluation.scoring import model_place
 from hub_magmax.locking import lock, locked_method
 from hub_magmax.memory import Workbench
 from hub_magmax.recipe.lockfile import Lock

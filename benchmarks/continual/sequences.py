@@ -17,11 +17,11 @@ import yaml
 
 from benchmarks.continual.learning import Course, ImageLearner, TextLearner, learn_sequence
 from benchmarks.continual.sources import Family, joined
-from hub_magmax.data import load_examples
 from hub_magmax.errors import EvaluationError, OutputError
-from hub_magmax.evaluators.examples import label_names, label_text
-from hub_magmax.evaluators.loading import ModelPlace, load_model
-from hub_magmax.evaluators.zero_shot import ZeroShotImageClassification
+from hub_magmax.evaluation.data import load_examples
+from hub_magmax.evaluation.evaluators.examples import label_names, label_text
+from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.io.writer import write_text
 from hub_magmax.preference.safeguards import draw
 from hub_magmax.recipe.schema import Data

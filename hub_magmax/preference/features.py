@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluators.classification import ImageClassification, TextClassification
-from hub_magmax.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.classification import ImageClassification, TextClassification
+from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.recipe.schema import Data
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluators import Outcome
-from hub_magmax.intervals import PERCENTILES, paired_difference
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.intervals import PERCENTILES, paired_difference
 from hub_magmax.preference.explicit import normalise
 from hub_magmax.recipe.lockfile import ResolvedPreference
 from hub_magmax.recipe.schema import Estimate, Recipe

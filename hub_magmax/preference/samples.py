@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hub_magmax.data import load_examples
+from hub_magmax.evaluation.data import load_examples
 from hub_magmax.preference.safeguards import Score, check_sample_size, draw
 from hub_magmax.recipe.schema import Data, Estimate, Recipe
 

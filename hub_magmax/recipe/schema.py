@@ -33,7 +33,7 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.evaluators import Columns, Evaluator, brings_data, get_evaluator, make_evaluator
+from hub_magmax.evaluation.evaluators import Columns, Evaluator, brings_data, get_evaluator, make_evaluator
 from hub_magmax.plugins import check_options
 from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference, relative_path
 from hub_magmax.secrecy import holds_token

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hub_magmax.evaluation import MERGED, Score, Scores
-from hub_magmax.intervals import Difference, paired_difference
+from hub_magmax.evaluation.intervals import Difference, paired_difference
+from hub_magmax.evaluation.scoring import MERGED, Score, Scores
 from hub_magmax.recipe.schema import Evaluation
 
 Verdict = Literal["held", "not shown", "regressed"]

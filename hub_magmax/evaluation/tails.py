@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.evaluation import Score
-from hub_magmax.intervals import (
+from hub_magmax.evaluation.intervals import (
     PERCENTILES,
     Difference,
     paired_difference,
     resampled_ranks,
     wilson_interval,
 )
+from hub_magmax.evaluation.scoring import Score
 
 #: CVaR is told at these levels.
 LEVELS = (0.90, 0.95, 0.99)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.digest import canonical_json
 from hub_magmax.errors import EvaluationError, LockError
-from hub_magmax.evaluators.loading import without_bars
+from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.io.fetching import TIMEOUT_SECONDS, hub_api, persistently
 from hub_magmax.io.writer import sha256_of
 from hub_magmax.recipe.references import is_there

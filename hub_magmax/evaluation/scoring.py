@@ -18,13 +18,13 @@ from typing import Any
 from hub_magmax.checkpoints.adapter import AdapterSource
 from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.digest import digest
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluators import Evaluator, Outcome, needs_labels
-from hub_magmax.evaluators.loading import LoadedModel, ModelPlace, load_model
-from hub_magmax.intervals import mean_interval
+from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
+from hub_magmax.evaluation.evaluators import Evaluator, Outcome, needs_labels
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
+from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.io.writer import write_text
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.references import LocalFolder
@@ -248,7 +248,7 @@ def _asked(
     guarded = tuple(spec.guard) if name in ("base_model", MERGED) else ()
     yield name, loaded, (*spec.tasks, *guarded)
     if name == MERGED and shrink:
-        from hub_magmax.quantizing import rounded
+        from hub_magmax.evaluation.quantizing import rounded
 
         for bits in dict.fromkeys(spec.quantized):
             shrunk = replace(loaded, network=rounded(loaded.network, int(bits.removeprefix("int"))))

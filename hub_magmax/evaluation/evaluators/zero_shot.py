@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hub_magmax.evaluators.classification import class_outcomes
-from hub_magmax.evaluators.examples import batches_of, class_lookup, label_names
-from hub_magmax.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.classification import class_outcomes
+from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
+from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from hub_magmax.evaluators.loading import LoadedModel
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
 @evaluator("zero-shot-image-classification")

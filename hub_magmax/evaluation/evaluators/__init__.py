@@ -1,6 +1,6 @@
 """Evaluators: one class for each way to score a kind of model, found by name through `registry`."""
 
-from hub_magmax.evaluators.registry import (
+from hub_magmax.evaluation.evaluators.registry import (
     Columns,
     Evaluator,
     EvaluatorKind,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.evaluators import Outcome
+from hub_magmax.evaluation.evaluators import Outcome
 
 Merits = Float64[np.ndarray, " examples"]
 

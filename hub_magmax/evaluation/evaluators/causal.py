@@ -9,13 +9,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluators.examples import batches_of
-from hub_magmax.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.examples import batches_of
+from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hub_magmax.evaluators.loading import LoadedModel
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
 @evaluator("log-likelihood")

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from hub_magmax.plugins import Options, Registry, check_options, options_of
 
 if TYPE_CHECKING:
-    from hub_magmax.evaluators.loading import LoadedModel
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 #: The group in which another package announces its evaluators.
-ENTRY_POINT_GROUP = "hub_magmax.evaluators"
+ENTRY_POINT_GROUP = "hub_magmax.evaluation.evaluators"
 
 #: Built-in evaluators and the module that defines each; add a line here for a new one.
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
-        "image-classification": "hub_magmax.evaluators.classification",
-        "text-classification": "hub_magmax.evaluators.classification",
-        "zero-shot-image-classification": "hub_magmax.evaluators.zero_shot",
-        "text-to-text": "hub_magmax.evaluators.generation",
-        "log-likelihood": "hub_magmax.evaluators.causal",
-        "multiple-choice": "hub_magmax.evaluators.causal",
-        "lm-eval": "hub_magmax.evaluators.harness",
+        "image-classification": "hub_magmax.evaluation.evaluators.classification",
+        "text-classification": "hub_magmax.evaluation.evaluators.classification",
+        "zero-shot-image-classification": "hub_magmax.evaluation.evaluators.zero_shot",
+        "text-to-text": "hub_magmax.evaluation.evaluators.generation",
+        "log-likelihood": "hub_magmax.evaluation.evaluators.causal",
+        "multiple-choice": "hub_magmax.evaluation.evaluators.causal",
+        "lm-eval": "hub_magmax.evaluation.evaluators.harness",
     }
 )
 

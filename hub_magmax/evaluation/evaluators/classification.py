@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hub_magmax.evaluators.examples import batches_of, class_lookup, label_names
-from hub_magmax.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
+from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from hub_magmax.evaluators.loading import LoadedModel
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
 class _Classification:

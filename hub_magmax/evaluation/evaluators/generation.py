@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hub_magmax.evaluators.examples import batches_of, label_names, label_text
-from hub_magmax.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.examples import batches_of, label_names, label_text
+from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hub_magmax.evaluators.loading import LoadedModel
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
 @evaluator("text-to-text")

@@ -1,0 +1,1 @@
+"""Scores of models on data, and the statistics beside them."""
