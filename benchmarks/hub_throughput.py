@@ -59,7 +59,7 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     from hub_magmax.checkpoints.opening import HubSources, open_checkpoints
     from hub_magmax.locking import lock, plan
     from hub_magmax.merging import merge
-    from hub_magmax.planning import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan
+    from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan
     from hub_magmax.recipe.schema import parse_recipe
 
     tasks = [{"name": f"t{n}", "model": f"me/task-{n}"} for n in range(1, num_tasks + 1)]

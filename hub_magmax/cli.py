@@ -312,7 +312,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
 
 
 def _summary(recipe: Recipe, report: Any) -> str:
-    from hub_magmax.planning import format_bytes
+    from hub_magmax.planning.plan import format_bytes
 
     lines = [
         f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "

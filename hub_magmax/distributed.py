@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from hub_magmax.errors import DistributedError
-from hub_magmax.planning import Shard
+from hub_magmax.planning.plan import Shard
 
 T = TypeVar("T")
 

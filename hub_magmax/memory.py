@@ -26,7 +26,7 @@ from hub_magmax.fusing import one_thread
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule, get_method, surveys_model
-from hub_magmax.planning import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
+from hub_magmax.planning.plan import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.streaming import JoinedChunks, StoredChunks, copied_chunks

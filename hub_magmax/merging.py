@@ -17,7 +17,6 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
-from hub_magmax.adapting import adapter_config, factor_values
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME, ITEM_BYTES
 from hub_magmax.checkpoints.opening import (
     CONFIG_NAME,
@@ -41,7 +40,8 @@ from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule, surveys_model
-from hub_magmax.planning import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning.adapters import adapter_config, factor_values
+from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME

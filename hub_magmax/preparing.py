@@ -12,7 +12,7 @@ from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.io.committing import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.io.fetching import hub_api, persistently
 from hub_magmax.io.writer import PartialFolder, os_errors, refuse_taken
-from hub_magmax.planning import Plan, format_bytes
+from hub_magmax.planning.plan import Plan, format_bytes
 from hub_magmax.reports import MergeReport, ShardRecord, software_versions
 
 #: The Hub's own limits.

@@ -18,7 +18,7 @@ from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data
 from hub_magmax.io.committing import Destination, Published
 from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.locking import plan
-from hub_magmax.planning import Plan
+from hub_magmax.planning.plan import Plan
 from hub_magmax.preparing import Finding, check
 from hub_magmax.publishing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock

@@ -27,7 +27,7 @@ from hub_magmax.kernels import reference
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.lazy_imports import inference, torch
 from hub_magmax.methods.selection import Bits, EarlyChunk
-from hub_magmax.planning import EXACT_REASON, TensorJob
+from hub_magmax.planning.plan import EXACT_REASON, TensorJob
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.selection import Chunks
-from hub_magmax.planning import TensorJob
+from hub_magmax.planning.plan import TensorJob
 
 #: What draws of a whole model are named after; tensors' own draws are named after the tensor.
 _GENERATOR_NAME = "the whole model"

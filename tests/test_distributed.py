@@ -12,7 +12,7 @@ from safetensors.torch import load
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DistributedError
 from hub_magmax.evaluation.scoring import read_scores
-from hub_magmax.planning import Shard, TensorJob
+from hub_magmax.planning.plan import Shard, TensorJob
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import run
 from tests.classifiers import classifier_recipe, write_classifiers

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_magmax import merging, planning
+from hub_magmax import merging
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.core import merge_tensors
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import merge
 from hub_magmax.methods import get_method, method_names
+from hub_magmax.planning import plan as planning
 from hub_magmax.recipe.schema import Recipe, load_recipe
 from hub_magmax.reports import MergeReport, read_report
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe

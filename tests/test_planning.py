@@ -9,7 +9,7 @@ from torch import Tensor
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.locking import lock, plan
-from hub_magmax.planning import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan, format_bytes, make_plan
+from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan, format_bytes, make_plan
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from tests.families import make_tensors, recipe_values, write_recipe

@@ -15,7 +15,7 @@ from hub_magmax.merging import merge
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.selection import ArrayChunks, quotas
 from hub_magmax.methods.selection.exact import top_n
-from hub_magmax.planning import TensorJob
+from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import lock
 from hub_magmax.surveying import survey

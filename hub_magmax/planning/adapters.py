@@ -23,7 +23,7 @@ from hub_magmax.checkpoints.index import ADAPTER_NAME, shown
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.checkpoints.stored import torch_dtype
 from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
-from hub_magmax.planning import (
+from hub_magmax.planning.plan import (
     OUTPUT_DTYPES,
     FactorJob,
     Part,

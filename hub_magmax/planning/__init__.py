@@ -1,0 +1,1 @@
+"""A plan: tensors to read, merge and write, and the memory that takes."""
