@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hub_magmax.canaries import canary as canary
     from hub_magmax.cards import render_card as render_card
-    from hub_magmax.core import merge_tensors as merge_tensors
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation.scoring import evaluate as evaluate
     from hub_magmax.locking import plan as plan
-    from hub_magmax.merging import merge as merge
+    from hub_magmax.merging.engine import merge as merge
+    from hub_magmax.merging.tensors import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing import push as push
@@ -38,9 +38,9 @@ _HOMES = {
     "evaluate": "evaluation.scoring",
     "load_recipe": "recipe.schema",
     "lock": "running",
-    "merge": "merging",
+    "merge": "merging.engine",
     "merge_method": "methods",
-    "merge_tensors": "core",
+    "merge_tensors": "merging.tensors",
     "parse_recipe": "recipe.schema",
     "preference_from_labels": "preference.labels",
     "plan": "locking",

@@ -299,7 +299,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
     from hub_magmax.checkpoints.opening import HubSources
     from hub_magmax.distributed import find_processes
     from hub_magmax.locking import plan as make_plan
-    from hub_magmax.merging import merge as do_merge
+    from hub_magmax.merging.engine import merge as do_merge
     from hub_magmax.running import lock
 
     found, locked = _read(recipe, lock_path, output, memory)

@@ -32,12 +32,12 @@ from hub_magmax.diagnosis import (
     make_group,
     total,
 )
-from hub_magmax.fusing import one_thread
 from hub_magmax.io.writer import write_text
 from hub_magmax.kernels import reference
+from hub_magmax.merging.chunks import StoredChunk, StoredChunks, ahead
+from hub_magmax.merging.combine import one_thread
 from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
-from hub_magmax.streaming import StoredChunk, StoredChunks, ahead
 
 #: Tensors of up to this many elements are looked at whole; of larger ones, blocks of so many elements, one
 #: for so many and a few at least, evenly spread.

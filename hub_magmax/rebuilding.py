@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.source import LocalSource, TensorSource
 from hub_magmax.errors import LockError, OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
 from hub_magmax.locking import check_lock, plan
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
 from hub_magmax.provenance import PROVENANCE_NAME
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe, load_recipe

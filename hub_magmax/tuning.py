@@ -117,7 +117,7 @@ class Arena:
     """
 
     def __init__(self, recipe: Recipe, lock: Lock) -> None:
-        from hub_magmax.memory import Workbench  # loads torch
+        from hub_magmax.merging.in_memory import Workbench  # loads torch
 
         spec = recipe.evaluation or Evaluation(tasks={})
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size

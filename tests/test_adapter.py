@@ -17,7 +17,7 @@ from hub_magmax.checkpoints.source import LocalSource, MemorySource
 from hub_magmax.diagnosing import diagnose
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.locking import check_lock, lock, plan
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
 from hub_magmax.recipe.schema import parse_recipe
 from tests.families import read_merged, recipe_values, write_checkpoint
 

@@ -19,8 +19,8 @@ from hub_magmax.cli import main
 from hub_magmax.diagnosing import diagnose
 from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, OutputError, RecipeError
 from hub_magmax.locking import lock, plan
-from hub_magmax.memory import Workbench
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
+from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.publishing import push, verify
 from hub_magmax.rebuilding import rebuild
 from hub_magmax.recipe.schema import parse_recipe

@@ -274,8 +274,8 @@ def test_what_answers_from_headers_does_not_load_torch(family, verb):
 def test_merging_by_compiled_loops_does_not_load_torch(family, method):
     recipe = write_recipe(family, method=method, preference={"weights": {"a": 0.5, "b": 0.3, "c": 0.2}})
     code = (
-        "import sys, hub_magmax.merging\n"
-        "hub_magmax.merging.compiles = lambda num_elements: True\n"
+        "import sys, hub_magmax.merging.engine\n"
+        "hub_magmax.merging.engine.compiles = lambda num_elements: True\n"
         f"sys.argv = ['hub-magmax', 'merge', {str(recipe)!r}]\n"
         "from hub_magmax.cli import main\n"
         "main(standalone_mode=False)\n"

@@ -4,15 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hub_magmax import clock
-from hub_magmax.clock import Clock
+from hub_magmax.merging import profile
+from hub_magmax.merging.profile import Clock
 
 
 @pytest.fixture
 def tick(monkeypatch):
     """Time that passes when told to."""
     now = [100.0]
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 

@@ -12,8 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from hub_magmax import methods
-from hub_magmax.core import apply_rule, merge_tensors
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.merging.tensors import apply_rule, merge_tensors
 from hub_magmax.methods import draws
 from hub_magmax.methods.selection import ArrayChunks
 from tests import oracles

@@ -8,18 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax import early, merging
 from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.checkpoints.stored import Stored
-from hub_magmax.early import EarlyMerge
 from hub_magmax.errors import CheckpointError, NonFiniteError
-from hub_magmax.io import filerows
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache, one_pass
+from hub_magmax.merging import engine
+from hub_magmax.merging import one_pass as early
+from hub_magmax.merging import rows as filerows
+from hub_magmax.merging.chunks import StoredChunks
+from hub_magmax.merging.one_pass import EarlyMerge
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.registry import given_rule
 from hub_magmax.methods.selection.exact import elements, top_n
-from hub_magmax.streaming import StoredChunks
 from tests.families import write_checkpoint
 from tests.test_merging import hashes, merged
 
@@ -60,7 +61,7 @@ def small_samples(monkeypatch):
     monkeypatch.setattr(top_n, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(elements, "_MIN_SAMPLE", 500)
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * cache.BLOCK)
-    monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
+    monkeypatch.setattr(engine, "compiles", lambda num_elements: True)
 
 
 @pytest.fixture
@@ -89,9 +90,9 @@ def late(monkeypatch):
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_bytes_are_those_of_a_second_look(tmp_path, finished, monkeypatch, method, kind, dtype, chunks):
     write(tmp_path, kind, dtype)
-    monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    monkeypatch.setattr(engine, "OPEN_CHUNKS", 1 << 20)
     chunk_elements, held = chunks
-    monkeypatch.setattr(merging, "HELD_CHUNKS", held)
+    monkeypatch.setattr(engine, "HELD_CHUNKS", held)
     options = {"method": method, "preference": PREFERENCE, "chunk_elements": chunk_elements}
     found = merged(tmp_path, "early", **options)
     assert finished.count(True) >= 2  # all but the smallest
@@ -107,7 +108,7 @@ def test_bytes_are_those_of_a_second_look(tmp_path, finished, monkeypatch, metho
 def test_tiny_chunks_give_the_same_bytes(tmp_path, finished, monkeypatch, method, chunk_elements):
     monkeypatch.setitem(SHAPES, "wide", (20, 61))
     monkeypatch.setitem(SHAPES, "long", (1003,))
-    monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    monkeypatch.setattr(engine, "OPEN_CHUNKS", 1 << 20)
     write(tmp_path, "normal")
     options = {"method": method, "preference": PREFERENCE}
     found = merged(tmp_path, "early", chunk_elements=chunk_elements, **options)
@@ -124,7 +125,7 @@ def test_what_leaves_too_much_open_is_looked_at_again(tmp_path, finished, monkey
     expected = merged(tmp_path, "expected", **options)
     assert any(finished)
     finished.clear()
-    monkeypatch.setattr(merging, "OPEN_CHUNKS", 0)
+    monkeypatch.setattr(engine, "OPEN_CHUNKS", 0)
     found = merged(tmp_path, "found", **options)
     assert not any(finished)
     assert found.shards == expected.shards
@@ -152,7 +153,7 @@ def test_a_sample_that_misleads_changes_nothing(tmp_path, monkeypatch, method):
             for title, shape in SHAPES.items()
         },
     )
-    monkeypatch.setattr(merging, "OPEN_CHUNKS", 1 << 20)
+    monkeypatch.setattr(engine, "OPEN_CHUNKS", 1 << 20)
     seen, chunk = [], EarlyMerge.chunk
     monkeypatch.setattr(EarlyMerge, "chunk", lambda self, of: seen.append(of.start) or chunk(self, of))
     options = {"method": method, "preference": PREFERENCE, "chunk_elements": 4096}

@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.checkpoints.source import LocalSource, MemorySource
-from hub_magmax.clock import Clock
-from hub_magmax.core import tensor_rule
 from hub_magmax.errors import CheckpointError, NonFiniteError
-from hub_magmax.fusing import make_step
-from hub_magmax.io import filerows
-from hub_magmax.io.filerows import FileRows
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.merging import rows as filerows
+from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.combine import make_step
+from hub_magmax.merging.profile import Clock
+from hub_magmax.merging.rows import FileRows
+from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import top_n
 from hub_magmax.methods.selection.exact import top_n as optimum
-from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
 from tests.families import make_tensors, write_checkpoint
 
 NUM_ELEMENTS = 5000

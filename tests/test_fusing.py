@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hub_magmax import fusing, passes
 from hub_magmax.checkpoints.stored import Stored, dtype_name
-from hub_magmax.fusing import compiles, make_step
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
+from hub_magmax.merging import combine, passes
+from hub_magmax.merging.chunks import StoredChunk
+from hub_magmax.merging.combine import compiles, make_step
+from hub_magmax.merging.passes import Pass
 from hub_magmax.methods import TensorRule, draws, selection
-from hub_magmax.passes import Pass
-from hub_magmax.streaming import StoredChunk
 
 WEIGHTS = torch.tensor([0.5, 0.0, 0.5])
 RULES = {
@@ -90,27 +90,29 @@ def test_checkpoints_of_several_dtypes_are_compiled_too(rule):
 def test_compiled_task_vectors_are_the_same_bits(dtype):
     chunk = chunk_of(3 * cache.BLOCK + 1, dtype)
     found = torch.empty((3, len(chunk.base)))
-    probe = fusing.task_vectors(chunk, found.numpy())
+    probe = combine.task_vectors(chunk, found.numpy())
     assert same_bits(found, reference.task_vectors(chunk.base, chunk.checkpoints)) and probe == 0.0
 
 
 def test_rows_that_float32_cannot_hold_are_not_compiled():
-    assert fusing.is_narrow(chunk_of(10, torch.float16)) and not fusing.is_narrow(chunk_of(10, torch.float64))
+    assert combine.is_narrow(chunk_of(10, torch.float16)) and not combine.is_narrow(
+        chunk_of(10, torch.float64)
+    )
 
 
 def test_small_merges_are_not_compiled(monkeypatch):
-    monkeypatch.setattr(fusing, "_is_compiled", lambda: True)
-    assert not compiles(fusing.LOAD_ABOVE_ELEMENTS - 1) and compiles(fusing.LOAD_ABOVE_ELEMENTS)
+    monkeypatch.setattr(combine, "_is_compiled", lambda: True)
+    assert not compiles(combine.LOAD_ABOVE_ELEMENTS - 1) and compiles(combine.LOAD_ABOVE_ELEMENTS)
 
 
 def test_middling_merges_do_not_wait_for_a_compiler(monkeypatch):
-    monkeypatch.setattr(fusing, "_is_compiled", lambda: False)
-    assert not compiles(fusing.COMPILE_ABOVE_ELEMENTS - 1) and compiles(fusing.COMPILE_ABOVE_ELEMENTS)
+    monkeypatch.setattr(combine, "_is_compiled", lambda: False)
+    assert not compiles(combine.COMPILE_ABOVE_ELEMENTS - 1) and compiles(combine.COMPILE_ABOVE_ELEMENTS)
 
 
 def test_what_was_compiled_is_found_again():
     make_step(RULES["magmax"], "F32", 0.3, is_compiled=True)(chunk_of(10, torch.float32), ())
-    assert fusing._is_compiled()
+    assert combine._is_compiled()
 
 
 def test_rules_of_plugins_run_operation_by_operation():
@@ -201,6 +203,6 @@ def test_a_pass_alone_is_what_it_is_made_of():
 
 def test_number_of_threads_is_restored():
     before = torch.get_num_threads()
-    with fusing.one_thread():
+    with combine.one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before

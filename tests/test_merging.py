@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_magmax import merging
 from hub_magmax.checkpoints.source import MemorySource
-from hub_magmax.core import merge_tensors
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
 from hub_magmax.locking import lock, plan
-from hub_magmax.merging import merge
+from hub_magmax.merging import engine as merging
+from hub_magmax.merging.engine import merge
+from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.planning import plan as planning
 from hub_magmax.recipe.schema import Recipe, load_recipe
@@ -267,7 +267,7 @@ def test_source_that_changed_since_the_lock_is_refused(family):
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_compiled_loops_merge_to_the_same_bytes(family, method, monkeypatch):
     slow = merged(family, "slow", method=method, preference=PREFERENCE)
-    monkeypatch.setattr("hub_magmax.merging.compiles", lambda num_elements: True)
+    monkeypatch.setattr("hub_magmax.merging.engine.compiles", lambda num_elements: True)
     fast = merged(family, "fast", method=method, preference=PREFERENCE)
     assert fast.shards == slow.shards
 
@@ -471,7 +471,7 @@ def test_notice_about_copied_values_survives_an_interruption(tmp_path, monkeypat
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hub_magmax.merging.write_beside_weights", interrupt)
+    monkeypatch.setattr("hub_magmax.merging.engine.write_beside_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         merge(made)
     monkeypatch.undo()

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from hub_magmax import methods
-from hub_magmax.core import merge_tensors
 from hub_magmax.errors import RecipeError
+from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import merge_method, method_names, registry
 from tests import oracles
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from hub_magmax.locking import lock, plan
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
 from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.reports import MergeReport, ShardRecord

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.errors import LockError, OutputError
 from hub_magmax.io.writer import sha256_of
 from hub_magmax.locking import plan
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
 from hub_magmax.publishing import push, verify
 from hub_magmax.rebuilding import rebuild
 from hub_magmax.recipe.schema import load_recipe

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hub_magmax.errors import OutputError
 from hub_magmax.io import writer
 from hub_magmax.io.writer import ShardFile
-from hub_magmax.merging import _Engine
+from hub_magmax.merging.engine import _Engine
 
 
 @pytest.fixture(autouse=True)

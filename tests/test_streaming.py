@@ -7,8 +7,8 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.methods.selection import algorithm_1, quotas, top_n
-from hub_magmax.streaming import StoredChunks
 
 NUM_TASKS, NUM_ELEMENTS = 4, 300_001
 WANTED = quotas([0.4, 0.3, 0.0, 0.3], NUM_ELEMENTS)

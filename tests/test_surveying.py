@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from hub_magmax import merging
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels import reference
 from hub_magmax.locking import plan
-from hub_magmax.memory import Workbench
-from hub_magmax.merging import merge
+from hub_magmax.merging import engine
+from hub_magmax.merging.engine import merge
+from hub_magmax.merging.in_memory import Workbench
+from hub_magmax.merging.survey import survey
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.selection import ArrayChunks, quotas
 from hub_magmax.methods.selection.exact import top_n
 from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import lock
-from hub_magmax.surveying import survey
 from tests.families import read_merged, write_family, write_recipe
 from tests.test_merging import Interrupted
 
@@ -116,7 +116,7 @@ def test_threshold_that_changed_where_it_was_kept_is_found_again(tmp_path):
 @pytest.mark.parametrize("combine", [reference.agreeing_sum, partial(reference.weighted_sum)])
 def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch, combine):
     rule = TensorRule(combine, per_task=(torch.ones(3),))
-    monkeypatch.setattr("hub_magmax.surveying.tensor_rule", lambda *arguments: rule)
+    monkeypatch.setattr("hub_magmax.merging.survey.tensor_rule", lambda *arguments: rule)
     with pytest.raises(RecipeError, match="cannot look at the whole model"):
         survey(jobs(), ArrayChunks(vectors()), METHOD, WEIGHTS, 0, tmp_path)
 
@@ -149,7 +149,7 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 @pytest.mark.parametrize("method", [METHOD, TOP_N, TIES], ids=str)
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compiled):
-    monkeypatch.setattr(merging, "compiles", lambda num_elements: is_compiled)
+    monkeypatch.setattr(engine, "compiles", lambda num_elements: is_compiled)
     monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(top_n, "_HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
@@ -164,7 +164,7 @@ def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compil
 
 @pytest.mark.parametrize("scope", ["tensor", "model"])
 def test_what_a_progress_raises_comes_out_as_it_is(family, monkeypatch, scope):
-    monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
+    monkeypatch.setattr(engine, "compiles", lambda num_elements: True)
     monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
 
     def interrupt(num_bytes: int) -> None:

@@ -22,7 +22,7 @@ from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, Sour
 from hub_magmax.io import writer
 from hub_magmax.io.writer import PartialFolder, ShardFile
 from hub_magmax.locking import plan
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.reports import ShardRecord
 from tests.families import write_family, write_recipe

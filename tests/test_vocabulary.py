@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.checkpoints.vocabulary import read_vocabulary, with_token_rows
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.locking import check_lock, lock, plan
-from hub_magmax.merging import merge
+from hub_magmax.merging.engine import merge
 from hub_magmax.recipe.schema import parse_recipe
 from tests.families import read_merged, recipe_values, write_checkpoint
 

@@ -21,16 +21,16 @@ from hub_magmax.checkpoints.opening import as_checkpoints, open_source
 from hub_magmax.checkpoints.source import MemorySource, TensorSource
 from hub_magmax.checkpoints.stored import torch_dtype
 from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME
-from hub_magmax.core import apply_rule, tensor_rule
-from hub_magmax.fusing import one_thread
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.merging.chunks import JoinedChunks, StoredChunks, copied_chunks
+from hub_magmax.merging.combine import one_thread
+from hub_magmax.merging.survey import survey
+from hub_magmax.merging.tensors import apply_rule, tensor_rule
 from hub_magmax.methods import TensorRule, get_method, surveys_model
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, Plan, TensorJob, make_plan
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.streaming import JoinedChunks, StoredChunks, copied_chunks
-from hub_magmax.surveying import survey
 
 
 @dataclass(frozen=True)

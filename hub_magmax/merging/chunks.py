@@ -17,15 +17,15 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax import fusing
 from hub_magmax.checkpoints.source import RowMemory, TensorSource, tensor_place
 from hub_magmax.checkpoints.stored import Stored, bits_dtype, torch_dtype
-from hub_magmax.clock import Clock
 from hub_magmax.errors import MismatchError, NonFiniteError
-from hub_magmax.io.filerows import FileRows
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.lazy_imports import inference, torch
+from hub_magmax.merging import combine
+from hub_magmax.merging.profile import Clock
+from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.selection import Bits, EarlyChunk
 from hub_magmax.planning.plan import EXACT_REASON, TensorJob
 
@@ -175,18 +175,18 @@ class StoredChunks:
             self.check(largest, chunk)
 
         if early is not None:
-            return fusing.unread_bits(chunk.num_elements, check, early)
-        if fusing.is_narrow(chunk):
-            return fusing.bits(chunk, check)
+            return combine.unread_bits(chunk.num_elements, check, early)
+        if combine.is_narrow(chunk):
+            return combine.bits(chunk, check)
         stacked = reference.task_vectors(chunk.base, chunk.checkpoints)
         check(float(stacked.sum()))
         return Bits.of_vectors(stacked.numpy())
 
     def _task_vectors(self, chunk: StoredChunk) -> tuple[np.ndarray, float]:
-        if self.is_compiled and fusing.is_narrow(chunk):
+        if self.is_compiled and combine.is_narrow(chunk):
             memory = (self.memory or ChunkMemory()).vectors
             found = memory.rows(np.dtype(np.float32), chunk.num_elements, [0] * self.num_tasks)
-            return found, fusing.task_vectors(chunk, found)
+            return found, combine.task_vectors(chunk, found)
         stacked = reference.task_vectors(chunk.base, chunk.checkpoints)
         return stacked.numpy(), float(stacked.sum())
 

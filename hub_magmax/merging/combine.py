@@ -21,11 +21,11 @@ from hub_magmax.checkpoints.stored import Stored, torch_dtype
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array, is_imported, torch
+from hub_magmax.merging.passes import Merged, Pass
 from hub_magmax.methods import TensorRule, draws, selection
-from hub_magmax.passes import Merged, Pass
 
 if TYPE_CHECKING:
-    from hub_magmax.streaming import StoredChunk
+    from hub_magmax.merging.chunks import StoredChunk
 
 #: Merging so many elements takes longer operation by operation than compiling does ...
 COMPILE_ABOVE_ELEMENTS = 2**27

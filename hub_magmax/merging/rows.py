@@ -15,9 +15,9 @@ import numpy as np
 
 from hub_magmax.checkpoints.source import START_AGAIN, LocalSource, RowMemory, TensorSource
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
-from hub_magmax.clock import Clock
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.compiled import cache
+from hub_magmax.merging.profile import Clock
 
 #: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
 #: cache. Half and twice as many took a tenth longer. A multiple of `loops.BLOCK`.
