@@ -209,7 +209,7 @@ def _said(victim: Victim) -> Path:
 
 def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
     """Call `strike` before each change of the file system below `folder` that this process makes."""
-    from hub_magmax.io import writer
+    from hub_magmax.merging.output import folder as writer
 
     below = str(folder)
 

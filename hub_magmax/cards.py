@@ -38,10 +38,10 @@ from hub_magmax.markdown import (
     publishable_values,
     visible_json,
 )
+from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.plan import format_bytes
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import DatasetId, Language, Recipe
-from hub_magmax.reports import MergeReport
 from hub_magmax.surface import EXPLORER_NAME
 from hub_magmax.units import Unit
 

@@ -148,7 +148,7 @@ def lock_beside(recipe: Path) -> Path:
 
 
 def _write_lock(locked: Lock, path: Path) -> Path:
-    from hub_magmax.io.writer import write_text
+    from hub_magmax.merging.output.folder import write_text
 
     write_text(path, locked.to_json())
     return path
@@ -441,7 +441,7 @@ def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> l
 
 def _write_card(recipe: Recipe, locked: Lock) -> Path:
     from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
-    from hub_magmax.reports import REPORT_NAME, read_report
+    from hub_magmax.merging.output.report import REPORT_NAME, read_report
     from hub_magmax.running import write_card
 
     folder = recipe.output_path

@@ -32,10 +32,10 @@ from hub_magmax.diagnosis import (
     make_group,
     total,
 )
-from hub_magmax.io.writer import write_text
 from hub_magmax.kernels import reference
 from hub_magmax.merging.chunks import StoredChunk, StoredChunks, ahead
 from hub_magmax.merging.combine import one_thread
+from hub_magmax.merging.output.folder import write_text
 from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
 

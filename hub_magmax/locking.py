@@ -19,13 +19,13 @@ from hub_magmax.checkpoints.opening import (
 from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_pinned_data
+from hub_magmax.merging.output.report import lock_versions
 from hub_magmax.planning.adapters import plan_adapter
 from hub_magmax.planning.plan import Plan, make_plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import AUTO, Method, Recipe
-from hub_magmax.reports import lock_versions
 
 
 @dataclass(frozen=True)

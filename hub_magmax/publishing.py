@@ -16,9 +16,9 @@ from hub_magmax.checkpoints.source import LocalSource, TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
 from hub_magmax.io.committing import Destination, Head, Published, commit, hashes_of, prepare_repository
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, load_recipe
-from hub_magmax.reports import REPORT_NAME, MergeReport, parse_report, read_report
 
 
 def push(

@@ -30,11 +30,11 @@ from hub_magmax.io.committing import (
     upload,
     uploaded,
 )
-from hub_magmax.io.writer import PartialFolder
 from hub_magmax.merging.engine import Progress, make_shards, prepare, report_of, write_beside_weights
+from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.planning.plan import Plan
 from hub_magmax.publishing import compare_reported, contents_of, operations
-from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, parse_report
 
 #: Writes the card of a merge, which nobody scored, into a folder.
 WriteCard = Callable[..., Any]

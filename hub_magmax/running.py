@@ -16,14 +16,14 @@ from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeEr
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data, read_scores, write_scores
 from hub_magmax.io.committing import Destination, Published
-from hub_magmax.io.writer import PartialFolder, write_text
 from hub_magmax.locking import plan
+from hub_magmax.merging.output.folder import PartialFolder, write_text
+from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preparing import Finding, check
 from hub_magmax.publishing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reports import MergeReport
 from hub_magmax.tuning import MemoryTuner
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]

@@ -12,7 +12,7 @@ import numpy as np
 from hub_magmax import locking, methods, walks
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import Score, load_evaluation_data, make_score
-from hub_magmax.io.writer import write_text
+from hub_magmax.merging.output.folder import write_text
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, Sweep
 from hub_magmax.surface import EXPLORER_NAME, FRONT_PICTURE_NAME, TABLE_NAME, Point, Surface

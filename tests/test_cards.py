@@ -27,9 +27,9 @@ from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wi
 from hub_magmax.evaluation.scoring import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
 from hub_magmax.markdown import is_invisible
+from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import parse_recipe
-from hub_magmax.reports import MergeReport, ShardRecord
 from hub_magmax.testing.metadata import validate
 from hub_magmax.units import Unit
 

@@ -32,7 +32,7 @@ from hub_magmax.errors import (
     OutputError,
     RecipeError,
 )
-from hub_magmax.io.writer import sha256_of
+from hub_magmax.merging.output.folder import sha256_of
 
 TINY = Settings(
     hidden_size=16,

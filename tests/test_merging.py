@@ -13,11 +13,11 @@ from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputEr
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import engine as merging
 from hub_magmax.merging.engine import merge
+from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.planning import plan as planning
 from hub_magmax.recipe.schema import Recipe, load_recipe
-from hub_magmax.reports import MergeReport, read_report
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
 
 METHODS = [
@@ -356,7 +356,7 @@ def test_damaged_finished_shard_is_made_again(family):
 
 
 def test_two_merges_of_one_output_do_not_mix(family):
-    from hub_magmax.io.writer import PartialFolder
+    from hub_magmax.merging.output.folder import PartialFolder
 
     first = PartialFolder(family / "merged", "sha256:one")
     first.prepare()

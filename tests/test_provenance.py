@@ -5,9 +5,9 @@ import pytest
 
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.provenance import PROVENANCE_NAME, provenance
+from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
+from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
-from hub_magmax.reports import MergeReport, ShardRecord
 from tests.families import recipe_values, write_recipe
 
 REPORT = MergeReport(

@@ -12,7 +12,7 @@ import torch
 from hub_magmax import relaying
 from hub_magmax.errors import HubMagmaxError, PublishError, RecipeError
 from hub_magmax.io.committing import Destination
-from hub_magmax.io.writer import PartialFolder
+from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.publishing import verify
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.running import run

@@ -372,7 +372,7 @@ def parts_recipe(repo, **changes):
 
 
 def test_folders_and_variants_of_one_repository_are_merged_as_folders_of_their_own(hub, tmp_path):
-    from hub_magmax.provenance import provenance
+    from hub_magmax.merging.output.provenance import provenance
     from tests.families import read_merged
 
     repo = several_models(hub, tmp_path)

@@ -266,7 +266,7 @@ def test_control_characters_of_a_report_do_not_reach_the_terminal(family):
     assert call("merge", write_recipe(family))[0] == 0
     from dataclasses import replace
 
-    from hub_magmax.reports import read_report
+    from hub_magmax.merging.output.report import read_report
 
     path = family / "merged" / "merge_report.json"
     report = read_report(path)

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import OutputError
-from hub_magmax.io import writer
-from hub_magmax.io.writer import ShardFile
 from hub_magmax.merging.engine import _Engine
+from hub_magmax.merging.output import folder
+from hub_magmax.merging.output.folder import ShardFile
 
 
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch):
-    monkeypatch.setattr(writer, "_READ_BYTES", 4)
-    monkeypatch.setattr(writer, "_HASHED_BYTES", 3)
+    monkeypatch.setattr(folder, "_READ_BYTES", 4)
+    monkeypatch.setattr(folder, "_HASHED_BYTES", 3)
     monkeypatch.setattr(ShardFile, "_new_memory_is_slow", False)
 
 
@@ -56,7 +56,7 @@ def test_what_is_stored_is_let_go_of_only_where_new_memory_is_slow(
     tmp_path, monkeypatch, seconds_per_byte, is_slow
 ):
     asked, time = [], iter([0.0, 8 * seconds_per_byte, 1.0, 1.0 + 2 * seconds_per_byte])
-    monkeypatch.setattr(writer.time, "thread_time", lambda: next(time))
+    monkeypatch.setattr(folder.time, "thread_time", lambda: next(time))
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[1:]), raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
     file = ShardFile(tmp_path / "model.safetensors")

@@ -19,12 +19,12 @@ from benchmarks import torture
 from hub_magmax.checkpoints import source as source_module
 from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
-from hub_magmax.io import writer
-from hub_magmax.io.writer import PartialFolder, ShardFile
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
+from hub_magmax.merging.output import folder as writer
+from hub_magmax.merging.output.folder import PartialFolder, ShardFile
+from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.recipe.schema import load_recipe
-from hub_magmax.reports import ShardRecord
 from tests.families import write_family, write_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -31,23 +31,29 @@ from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
-from hub_magmax.io.writer import PartialFolder, ShardFile, os_errors, sha256_of, write_text
 from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks
 from hub_magmax.merging.combine import compiles, make_step, num_threads, one_thread
 from hub_magmax.merging.one_pass import EarlyMerge
+from hub_magmax.merging.output.folder import PartialFolder, ShardFile, os_errors, sha256_of, write_text
+from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
+from hub_magmax.merging.output.report import (
+    REPORT_NAME,
+    MergeReport,
+    ShardRecord,
+    read_report,
+    software_versions,
+)
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import TensorRule, surveys_model
 from hub_magmax.planning.adapters import adapter_config, factor_values
 from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
-from hub_magmax.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
-from hub_magmax.reports import REPORT_NAME, MergeReport, ShardRecord, read_report, software_versions
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,7 +25,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from hub_magmax.checkpoints.source import read_fully
 from hub_magmax.errors import OutputError
-from hub_magmax.reports import ShardRecord
+from hub_magmax.merging.output.report import ShardRecord
 
 #: What the system says when there is no room left: on the disk, in the quota, under the size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
