@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hub_magmax.canaries import canary as canary
-    from hub_magmax.cards import render_card as render_card
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation.scoring import evaluate as evaluate
     from hub_magmax.locking import plan as plan
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.recipe.schema import load_recipe as load_recipe
     from hub_magmax.recipe.schema import parse_recipe as parse_recipe
+    from hub_magmax.reporting.card import render_card as render_card
     from hub_magmax.restoring import rollback as rollback
     from hub_magmax.running import lock as lock
     from hub_magmax.running import run as run
@@ -46,7 +46,7 @@ _HOMES = {
     "plan": "locking",
     "push": "publishing",
     "rebuild": "rebuilding",
-    "render_card": "cards",
+    "render_card": "reporting.card",
     "rollback": "restoring",
     "run": "running",
     "verify": "publishing",

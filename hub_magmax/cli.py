@@ -431,7 +431,7 @@ def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 
 def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> list[Path]:
     """Write the card of the merged model again where there is one, since it links to what lies beside it."""
-    from hub_magmax.cards import CARD_NAME
+    from hub_magmax.reporting.card import CARD_NAME
 
     found, _ = _read(recipe, lock_path, output)
     if not (found.output_path / CARD_NAME).is_file():

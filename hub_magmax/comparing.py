@@ -213,7 +213,7 @@ def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
 
 def write_comparison(recipe: Recipe, comparison: Comparison, path: Path) -> tuple[Path, Path, Path]:
     """Write the report, its picture, and the winning recipe beside the recipe `path`, and return where."""
-    from hub_magmax.figures import draw_comparison
+    from hub_magmax.reporting.figures import draw_comparison
 
     report, picture, winner = (
         path.with_name(path.stem + ending)

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.diagnosis import (
+from hub_magmax.kernels import reference
+from hub_magmax.merging.chunks import StoredChunk, StoredChunks, ahead
+from hub_magmax.merging.combine import one_thread
+from hub_magmax.merging.output.folder import write_text
+from hub_magmax.methods.selection import quotas
+from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
+from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
     THRESHOLDS,
@@ -32,12 +38,6 @@ from hub_magmax.diagnosis import (
     make_group,
     total,
 )
-from hub_magmax.kernels import reference
-from hub_magmax.merging.chunks import StoredChunk, StoredChunks, ahead
-from hub_magmax.merging.combine import one_thread
-from hub_magmax.merging.output.folder import write_text
-from hub_magmax.methods.selection import quotas
-from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
 
 #: Tensors of up to this many elements are looked at whole; of larger ones, blocks of so many elements, one
 #: for so many and a few at least, evenly spread.
@@ -285,7 +285,7 @@ def _standardised(prints: Tensor) -> Tensor:
 
 def write_diagnosis(found: Diagnosis, folder: Path) -> tuple[Path, Path]:
     """Write the numbers and the heat map into `folder`, and return where."""
-    from hub_magmax.figures import draw_cosines
+    from hub_magmax.reporting.figures import draw_cosines
 
     numbers, picture = folder / DIAGNOSIS_NAME, folder / HEAT_MAP_NAME
     write_text(numbers, found.to_json())

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.checkpoints.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.opening import file_sha256, read_small_file
@@ -19,6 +18,7 @@ from hub_magmax.io.committing import Destination, Head, Published, commit, hashe
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, load_recipe
+from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
 
 
 def push(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking, preparing
-from hub_magmax.cards import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
@@ -24,6 +23,7 @@ from hub_magmax.preparing import Finding, check
 from hub_magmax.publishing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.tuning import MemoryTuner
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
@@ -237,7 +237,7 @@ def write_card(
     picture = None
     if scores is not None:
         write_scores(scores, output)
-        from hub_magmax.figures import draw_tradeoff
+        from hub_magmax.reporting.figures import draw_tradeoff
 
         draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
         picture = PICTURE_NAME

@@ -15,7 +15,13 @@ from hub_magmax.evaluation.scoring import Score, load_evaluation_data, make_scor
 from hub_magmax.merging.output.folder import write_text
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, Sweep
-from hub_magmax.surface import EXPLORER_NAME, FRONT_PICTURE_NAME, TABLE_NAME, Point, Surface
+from hub_magmax.reporting.tradeoff_surface import (
+    EXPLORER_NAME,
+    FRONT_PICTURE_NAME,
+    TABLE_NAME,
+    Point,
+    Surface,
+)
 from hub_magmax.tuning import Arena, Candidate, MemoryTuner
 
 Report = Callable[[str], None]
@@ -150,8 +156,8 @@ def _weights(
 
 def write_sweep(recipe: Recipe, surface: Surface, folder: Path) -> tuple[Path, Path, Path]:
     """Write the table, the picture of the front and the explorer into `folder`, and return where."""
-    from hub_magmax.explorer import render_explorer
-    from hub_magmax.figures import draw_front
+    from hub_magmax.reporting.explorer import render_explorer
+    from hub_magmax.reporting.figures import draw_front
 
     table, picture, explorer = (folder / name for name in (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME))
     write_text(table, surface.to_csv())

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.pareto import covered, front
+from hub_magmax.reporting.pareto import covered, front
 
 Weights = Float64[np.ndarray, "points tasks"]
 Values = Float64[np.ndarray, "points scores"]

@@ -18,9 +18,6 @@ from huggingface_hub.repocard import metadata_load
 from markdown_it import MarkdownIt
 from pydantic import TypeAdapter
 
-from hub_magmax import cards
-from hub_magmax.cards import Beside, render_card
-from hub_magmax.diagnosis import THRESHOLDS, Diagnosis, make_group
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
@@ -30,8 +27,11 @@ from hub_magmax.markdown import is_invisible
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.reporting import card as cards
+from hub_magmax.reporting.card import Beside, render_card
+from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
+from hub_magmax.reporting.units import Unit
 from hub_magmax.testing.metadata import validate
-from hub_magmax.units import Unit
 
 PARSER = MarkdownIt("commonmark").enable("table")
 
@@ -890,7 +890,9 @@ def test_no_token_appears():
 
 def test_importing_the_module_is_light():
     heavy = "torch", "matplotlib", "transformers", "datasets"
-    program = f"import sys, hub_magmax.cards; print([name for name in {heavy} if name in sys.modules])"
+    program = (
+        f"import sys, hub_magmax.reporting.card; print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,15 +10,15 @@ import torch
 from click.testing import CliRunner
 
 from hub_magmax import diagnosing
-from hub_magmax.cards import Beside, render_card
 from hub_magmax.cli import main
 from hub_magmax.diagnosing import diagnose, layer_of
-from hub_magmax.diagnosis import THRESHOLDS, read_diagnosis
 from hub_magmax.errors import NonFiniteError, OutputError
-from hub_magmax.figures import cosines_figure
 from hub_magmax.locking import lock, plan
 from hub_magmax.methods.selection import quotas
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
+from hub_magmax.reporting.card import Beside, render_card
+from hub_magmax.reporting.diagnosis import THRESHOLDS, read_diagnosis
+from hub_magmax.reporting.figures import cosines_figure
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.test_cards import make_lock, make_recipe, make_report
 from tests.test_figures import texts

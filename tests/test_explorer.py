@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from hub_magmax import explorer
 from hub_magmax.evaluation.scoring import Score
-from hub_magmax.explorer import render_explorer
 from hub_magmax.recipe.schema import parse_recipe
-from hub_magmax.surface import Point, Surface
+from hub_magmax.reporting import explorer
+from hub_magmax.reporting.explorer import render_explorer
+from hub_magmax.reporting.tradeoff_surface import Point, Surface
 from tests.browser import Page, find_browser
 from tests.families import recipe_values
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scoring import Score, Scores
-from hub_magmax.figures import draw_tradeoff, tradeoff_figure
+from hub_magmax.reporting.figures import draw_tradeoff, tradeoff_figure
 
 PIXELS = 800
 
@@ -169,7 +169,7 @@ def test_pyplot_is_never_imported(tmp_path):
     program = (
         "import sys, pathlib\n"
         "from hub_magmax.evaluation.scoring import Scores\n"
-        "from hub_magmax.figures import draw_tradeoff\n"
+        "from hub_magmax.reporting.figures import draw_tradeoff\n"
         "assert 'matplotlib' not in sys.modules\n"
         "draw_tradeoff(Scores('accuracy', '', (), {}), {'a': 1.0}, pathlib.Path(sys.argv[1]))\n"
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from hub_magmax.licensing import HUB_LICENSES, PERMISSIVE, combined_license
+from hub_magmax.reporting.licence import HUB_LICENSES, PERMISSIVE, combined_license
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax.pareto import covered, front, hypervolume
+from hub_magmax.reporting.pareto import covered, front, hypervolume
 
 
 def inclusion_exclusion(points, reference):

@@ -7,12 +7,12 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from benchmarks.cards import CARDS, recipe_names
-from hub_magmax.cards import render_card
 from hub_magmax.evaluation.scoring import read_scores
 from hub_magmax.locking import check_lock
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.reporting.card import render_card
 from hub_magmax.testing.metadata import validate
 
 NAMES = recipe_names()

@@ -109,7 +109,7 @@ def test_tokenizer_that_differs_is_noted_in_plan_report_and_card(family):
     assert f"note         {expected}" in made.explain()
     report = merge(made)
     assert report.notices == (expected,)
-    from hub_magmax.cards import render_card
+    from hub_magmax.reporting.card import render_card
 
     assert expected in render_card(recipe, made.lock, report)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hub_magmax.units import Unit
+from hub_magmax.reporting.units import Unit
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax.pareto import hypervolume
+from hub_magmax.reporting.pareto import hypervolume
 from hub_magmax.walks import as_written, first_design, grid, lattice, propose, schedule
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hub_magmax.evaluation.scoring import Score
 from hub_magmax.markdown import one_line, publishable_values
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.surface import Surface
+from hub_magmax.reporting.tradeoff_surface import Surface
 
 PAGE_NAME = "tradeoffs.html"
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.diagnosis import Diagnosis
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scoring import Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff, task_tradeoffs
-from hub_magmax.surface import Surface
-from hub_magmax.units import Unit
+from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.tradeoff_surface import Surface
+from hub_magmax.reporting.units import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,13 +21,11 @@ from urllib.parse import quote
 from pydantic import TypeAdapter, ValidationError
 
 from hub_magmax import methods
-from hub_magmax.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, THRESHOLDS, Diagnosis, read_diagnosis, verdict
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, Difference
 from hub_magmax.evaluation.scoring import MERGED, Score, Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
-from hub_magmax.licensing import License, combined_license
 from hub_magmax.markdown import (
     Markdown,
     code,
@@ -42,8 +40,17 @@ from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.plan import format_bytes
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import DatasetId, Language, Recipe
-from hub_magmax.surface import EXPLORER_NAME
-from hub_magmax.units import Unit
+from hub_magmax.reporting.diagnosis import (
+    DIAGNOSIS_NAME,
+    HEAT_MAP_NAME,
+    THRESHOLDS,
+    Diagnosis,
+    read_diagnosis,
+    verdict,
+)
+from hub_magmax.reporting.licence import License, combined_license
+from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
+from hub_magmax.reporting.units import Unit
 
 TEMPLATE_NAME = "model_card.md.jinja"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hub_magmax.evaluation.scoring import Score
-from hub_magmax.pareto import front, hypervolume
+from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.
 TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME = "tradeoffs.csv", "tradeoffs.png", "tradeoffs.html"

@@ -1,0 +1,1 @@
+"""A merge explained to people: card, figures, pages."""
