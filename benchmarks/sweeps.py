@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.analysis.sweeping import sweep
 from hub_magmax.recipe.schema import Recipe, parse_recipe
 from hub_magmax.reporting.pareto import hypervolume
 from hub_magmax.reporting.tradeoff_surface import Surface
-from hub_magmax.sweeping import sweep
 
 RESULTS = Path(__file__).parent / "results" / "sweeps.json"
 

@@ -234,8 +234,8 @@ def _plainly(value: Any) -> str:
 @recipe_argument
 def compare(recipe: Path) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
-    from hub_magmax.comparing import compare as do_compare
-    from hub_magmax.comparing import write_comparison
+    from hub_magmax.analysis.comparing import compare as do_compare
+    from hub_magmax.analysis.comparing import write_comparison
     from hub_magmax.recipe.schema import load_recipe
 
     asked = load_recipe(recipe)
@@ -248,9 +248,9 @@ def compare(recipe: Path) -> Answer:
 @recipe_verb
 def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
+    from hub_magmax.analysis.sweeping import sweep as do_sweep
+    from hub_magmax.analysis.sweeping import write_sweep
     from hub_magmax.running import result_folder
-    from hub_magmax.sweeping import sweep as do_sweep
-    from hub_magmax.sweeping import write_sweep
 
     found, locked = _read(recipe, lock_path, output)
     surface = do_sweep(found, locked=locked, report=_say)
@@ -263,8 +263,8 @@ def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 @recipe_verb
 def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Read RECIPE's checkpoints once, and say what is odd about them before they are merged."""
-    from hub_magmax.diagnosing import diagnose as do_diagnose
-    from hub_magmax.diagnosing import write_diagnosis
+    from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
+    from hub_magmax.analysis.diagnosing import write_diagnosis
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.running import lock, result_folder
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking, preparing
+from hub_magmax.analysis.tuning import MemoryTuner
 from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
@@ -24,7 +25,6 @@ from hub_magmax.publishing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
-from hub_magmax.tuning import MemoryTuner
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hub_magmax.analysis.diagnosing import diagnose
 from hub_magmax.checkpoints import adapter as adapter_module
 from hub_magmax.checkpoints.adapter import AdapterSource, parse_config, with_adapters
 from hub_magmax.checkpoints.source import LocalSource, MemorySource
-from hub_magmax.diagnosing import diagnose
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.locking import check_lock, lock, plan
 from hub_magmax.merging.engine import merge

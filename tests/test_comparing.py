@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from hub_magmax.analysis.comparing import compare, winning_recipe
 from hub_magmax.cli import main
-from hub_magmax.comparing import compare, winning_recipe
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import paired_difference
 from hub_magmax.recipe.schema import load_recipe, parse_recipe

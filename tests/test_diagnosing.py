@@ -9,9 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hub_magmax import diagnosing
+from hub_magmax.analysis import diagnosing
+from hub_magmax.analysis.diagnosing import diagnose, layer_of
 from hub_magmax.cli import main
-from hub_magmax.diagnosing import diagnose, layer_of
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.locking import lock, plan
 from hub_magmax.methods.selection import quotas

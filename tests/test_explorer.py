@@ -22,7 +22,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028&
 
 def make_surface(num_tasks=3, metric="accuracy", is_share=True):
     """A surface whose scores are the weights' square roots, on a coarse lattice."""
-    from hub_magmax.walks import lattice
+    from hub_magmax.analysis.simplex import lattice
 
     tasks = tuple(f"task-{number}" for number in range(num_tasks))
 

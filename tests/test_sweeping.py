@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.sweeps import METHODS, RESULTS
+from hub_magmax.analysis.sweeping import sweep
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import evaluate
@@ -20,7 +21,6 @@ from hub_magmax.merging.engine import merge
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume
-from hub_magmax.sweeping import sweep
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.test_explorer import make_surface
 from tests.test_figures import texts

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hub_magmax.analysis.simplex import as_written, first_design, grid, lattice, propose, schedule
 from hub_magmax.reporting.pareto import hypervolume
-from hub_magmax.walks import as_written, first_design, grid, lattice, propose, schedule
 
 
 def test_lattices_by_hand():

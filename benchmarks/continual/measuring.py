@@ -14,10 +14,10 @@ from benchmarks.continual.protocol import Protocol, draw_subsets, draw_targets
 from benchmarks.continual.scoring import Scorer
 from benchmarks.continual.sources import Family
 from hub_magmax import methods
+from hub_magmax.analysis.tuning import Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference.explicit import KINDS, normalise
 from hub_magmax.recipe.schema import Method, Recipe, Schedule, parse_recipe
-from hub_magmax.tuning import Trial
 
 AVERAGE = Method(name="average")
 MAGMAX = Method(name="magmax")

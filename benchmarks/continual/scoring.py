@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hub_magmax.analysis.tuning import Candidate, Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scoring import model_place
@@ -16,7 +17,6 @@ from hub_magmax.locking import lock, locked_method
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Data, Evaluation, Method, Recipe
-from hub_magmax.tuning import Candidate, Trial
 
 if TYPE_CHECKING:
     from datasets import Dataset

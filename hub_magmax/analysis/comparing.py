@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking
+from hub_magmax.analysis.tuning import Arena, Candidate, MemoryTuner, Trial, best, best_by_label, candidates
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
@@ -18,7 +19,6 @@ from hub_magmax.merging.output.folder import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe
-from hub_magmax.tuning import Arena, Candidate, MemoryTuner, Trial, best, best_by_label, candidates
 
 #: What weights are called that the recipe itself asks for, and equal ones.
 RECIPE, UNIFORM = "recipe", "uniform"

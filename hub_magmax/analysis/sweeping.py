@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hub_magmax import locking, methods, walks
+from hub_magmax import locking, methods
+from hub_magmax.analysis import simplex
+from hub_magmax.analysis.tuning import Arena, Candidate, MemoryTuner
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import Score, load_evaluation_data, make_score
 from hub_magmax.merging.output.folder import write_text
@@ -22,7 +24,6 @@ from hub_magmax.reporting.tradeoff_surface import (
     Point,
     Surface,
 )
-from hub_magmax.tuning import Arena, Candidate, MemoryTuner
 
 Report = Callable[[str], None]
 
@@ -143,15 +144,15 @@ def _weights(
     spec: Sweep, num_tasks: int, floor: list[float], points: list[Point]
 ) -> Iterator[tuple[float, ...]]:
     """Yield the preferences to try; `points` is what was measured by then."""
-    fixed = {"grid": walks.grid, "schedule": walks.schedule, "adaptive": walks.first_design}[spec.walk]
-    yield from dict.fromkeys(walks.as_written(weights) for weights in fixed(num_tasks, spec.budget))
+    fixed = {"grid": simplex.grid, "schedule": simplex.schedule, "adaptive": simplex.first_design}[spec.walk]
+    yield from dict.fromkeys(simplex.as_written(weights) for weights in fixed(num_tasks, spec.budget))
     while spec.walk == "adaptive" and len(points) < spec.budget:
         tried = np.array([point.weights for point in points])
         values = np.array([[score.value for score in point.scores] for point in points])
-        found = walks.propose(tried, values, floor)
+        found = simplex.propose(tried, values, floor)
         if found is None:
             return
-        yield walks.as_written(found)
+        yield simplex.as_written(found)
 
 
 def write_sweep(recipe: Recipe, surface: Surface, folder: Path) -> tuple[Path, Path, Path]:

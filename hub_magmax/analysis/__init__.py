@@ -1,0 +1,1 @@
+"""Many merges, compared, to choose one."""
