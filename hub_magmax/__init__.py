@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
-    from hub_magmax.publishing import push as push
-    from hub_magmax.publishing import verify as verify
+    from hub_magmax.publishing.pushing import push as push
+    from hub_magmax.publishing.pushing import verify as verify
     from hub_magmax.rebuilding import rebuild as rebuild
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.recipe.schema import load_recipe as load_recipe
@@ -44,12 +44,12 @@ _HOMES = {
     "parse_recipe": "recipe.schema",
     "preference_from_labels": "preference.labels",
     "plan": "locking",
-    "push": "publishing",
+    "push": "publishing.pushing",
     "rebuild": "rebuilding",
     "render_card": "reporting.card",
     "rollback": "restoring",
     "run": "running",
-    "verify": "publishing",
+    "verify": "publishing.pushing",
     "write_card": "running",
 }
 

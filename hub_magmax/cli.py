@@ -470,8 +470,8 @@ def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[
 @destination_options
 def push(folder: Path, repo_id: str, **how: Any) -> Answer:
     """Publish a merged FOLDER as REPO_ID, in one commit."""
-    from hub_magmax.io.committing import Destination
-    from hub_magmax.publishing import push_to
+    from hub_magmax.publishing.commits import Destination
+    from hub_magmax.publishing.pushing import push_to
 
     said = {key: value for key, value in how.items() if value is not None}
     published = push_to(Destination(repo_id, **said), folder)
@@ -493,7 +493,7 @@ def verify(
     model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
 ) -> Answer:
     """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
-    from hub_magmax.publishing import verify as do_verify
+    from hub_magmax.publishing.pushing import verify as do_verify
 
     hashes = do_verify(model, revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]

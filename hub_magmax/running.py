@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hub_magmax import locking, preparing
+from hub_magmax import locking
 from hub_magmax.analysis.tuning import MemoryTuner
 from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data, read_scores, write_scores
-from hub_magmax.io.committing import Destination, Published
 from hub_magmax.locking import plan
 from hub_magmax.merging.output.folder import PartialFolder, write_text
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.plan import Plan
-from hub_magmax.preparing import Finding, check
-from hub_magmax.publishing import push_to
+from hub_magmax.publishing import preflight
+from hub_magmax.publishing.commits import Destination, Published
+from hub_magmax.publishing.preflight import Finding, check
+from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
@@ -79,7 +80,7 @@ def run(
         head = check(planned, destination, num_processes=processes.count)
         load_evaluation_data(recipe, _with_kept_data(locked, recipe.output_path))
     if destination is not None and not recipe.output.keep:
-        from hub_magmax.relaying import relay  # loads torch
+        from hub_magmax.publishing.streaming_push import relay  # loads torch
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
         with progress(planned.progress_bytes) as advance:
@@ -123,10 +124,10 @@ def rehearse(
     """
     hub = HubSources()
     planned = plan(recipe, locked or lock(recipe, report=report, hub=hub), hub=hub)
-    findings = preparing.rehearse(planned, destination or destination_of(recipe))
+    findings = preflight.rehearse(planned, destination or destination_of(recipe))
     if recipe.evaluation is None:
         return planned, findings
-    return planned, (*findings, preparing.look("data", lambda: _data_found(recipe, planned.lock)))
+    return planned, (*findings, preflight.look("data", lambda: _data_found(recipe, planned.lock)))
 
 
 def _data_found(recipe: Recipe, locked: Lock) -> str:

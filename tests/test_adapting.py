@@ -21,7 +21,7 @@ from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, Out
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.in_memory import Workbench
-from hub_magmax.publishing import push, verify
+from hub_magmax.publishing.pushing import push, verify
 from hub_magmax.rebuilding import rebuild
 from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.running import rehearse, run

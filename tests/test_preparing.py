@@ -5,11 +5,11 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from hub_magmax import preparing
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
-from hub_magmax.io.committing import Destination
 from hub_magmax.locking import plan
+from hub_magmax.publishing import preflight
+from hub_magmax.publishing.commits import Destination
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import rehearse, run
 from tests.families import write_recipe
@@ -29,7 +29,7 @@ def recipe_for(family, repo=None, **output):
 
 def disk_of(monkeypatch, free_bytes):
     usage = shutil.disk_usage("/")._replace(free=free_bytes)
-    monkeypatch.setattr("hub_magmax.preparing.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("hub_magmax.publishing.preflight.shutil.disk_usage", lambda path: usage)
 
 
 def test_disk_that_is_too_small_is_known_before_anything_is_written(family, monkeypatch):
@@ -42,30 +42,30 @@ def test_disk_that_is_too_small_is_known_before_anything_is_written(family, monk
 def test_straight_to_the_hub_needs_room_for_two_files(family, repo, monkeypatch):
     planned = plan(recipe_for(family, repo, keep=False, shard_size="600B"))
     two = sum(sorted(shard.data_bytes for shard in planned.shards)[-2:])
-    assert preparing.check_room(planned) == two + preparing._SMALL_BYTES
+    assert preflight.check_room(planned) == two + preflight._SMALL_BYTES
     assert planned.bytes_out > two
-    disk_of(monkeypatch, two + preparing._SMALL_BYTES - 1)
+    disk_of(monkeypatch, two + preflight._SMALL_BYTES - 1)
     with pytest.raises(OutputError, match=r"lower output\.shard_size"):
-        preparing.check_room(planned)
+        preflight.check_room(planned)
 
 
 def test_what_is_finished_needs_no_room_again(family):
     planned = plan(recipe_for(family))
-    needed = preparing.check_room(planned)
+    needed = preflight.check_room(planned)
     (family / "merged.partial").mkdir()
     (family / "merged.partial" / "x").write_bytes(bytes(1000))
-    assert preparing.check_room(planned) == needed - 1000
+    assert preflight.check_room(planned) == needed - 1000
 
 
 def test_file_that_the_hub_would_not_take_is_refused(family, repo, monkeypatch):
-    monkeypatch.setattr(preparing, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(preflight, "MAX_FILE_BYTES", 1000)
     with pytest.raises(PublishError, match=r"at most 1\.0 kB in a file on the Hub. Lower output.shard_size"):
         run(recipe_for(family, repo))
     assert not (family / "merged").exists()
 
 
 def test_too_many_files_are_refused(family, repo, monkeypatch):
-    monkeypatch.setattr(preparing, "MAX_FILES", 3)
+    monkeypatch.setattr(preflight, "MAX_FILES", 3)
     with pytest.raises(PublishError, match=r"4 files.*Raise output.shard_size"):
         run(recipe_for(family, repo, shard_size="600B"))
 
@@ -74,7 +74,7 @@ def test_too_many_files_are_refused(family, repo, monkeypatch):
 def bad_card(monkeypatch):
     """A card that the Hub refuses."""
     monkeypatch.setattr(
-        preparing, "render_card", lambda *facts, **options: "---\nlicense: my-own\n---\n# x\n"
+        preflight, "render_card", lambda *facts, **options: "---\nlicense: my-own\n---\n# x\n"
     )
 
 

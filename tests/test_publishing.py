@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from hub_magmax.errors import OutputError, PublishError
-from hub_magmax.publishing import push, verify
+from hub_magmax.publishing.pushing import push, verify
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.running import run
 from tests.families import write_recipe

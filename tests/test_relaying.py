@@ -9,11 +9,11 @@ import threading
 import pytest
 import torch
 
-from hub_magmax import relaying
 from hub_magmax.errors import HubMagmaxError, PublishError, RecipeError
-from hub_magmax.io.committing import Destination
 from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.publishing import verify
+from hub_magmax.publishing import streaming_push
+from hub_magmax.publishing.commits import Destination
+from hub_magmax.publishing.pushing import verify
 from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.running import run
 from tests.families import recipe_values, write_family, write_recipe
@@ -256,13 +256,13 @@ def test_of_two_that_push_to_one_branch_one_wins_and_the_other_is_told(family, h
             outcomes[number] = error
 
     ready = threading.Barrier(2, timeout=120)
-    original = relaying.commit
+    original = streaming_push.commit
 
     def wait_for_the_other(*arguments):
         ready.wait()
         return original(*arguments)
 
-    relaying.commit = wait_for_the_other
+    streaming_push.commit = wait_for_the_other
     try:
         threads = [threading.Thread(target=push, args=(number,)) for number in (0, 1)]
         for thread in threads:
@@ -270,7 +270,7 @@ def test_of_two_that_push_to_one_branch_one_wins_and_the_other_is_told(family, h
         for thread in threads:
             thread.join()
     finally:
-        relaying.commit = original
+        streaming_push.commit = original
     told = [outcome for outcome in outcomes if isinstance(outcome, PublishError)]
     won = [outcome for outcome in outcomes if not isinstance(outcome, PublishError)]
     assert len(told) == len(won) == 1

@@ -19,7 +19,11 @@ from hub_magmax.checkpoints.opening import HubSources, open_inputs
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.distributed import Processes, share
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.io.committing import (
+from hub_magmax.merging.engine import Progress, make_shards, prepare, report_of, write_beside_weights
+from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
+from hub_magmax.planning.plan import Plan
+from hub_magmax.publishing.commits import (
     CollectedError,
     Destination,
     Head,
@@ -30,11 +34,7 @@ from hub_magmax.io.committing import (
     upload,
     uploaded,
 )
-from hub_magmax.merging.engine import Progress, make_shards, prepare, report_of, write_beside_weights
-from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
-from hub_magmax.planning.plan import Plan
-from hub_magmax.publishing import compare_reported, contents_of, operations
+from hub_magmax.publishing.pushing import compare_reported, contents_of, operations
 
 #: Writes the card of a merge, which nobody scored, into a folder.
 WriteCard = Callable[..., Any]

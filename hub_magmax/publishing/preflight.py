@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
-from hub_magmax.io.committing import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.io.fetching import hub_api, persistently
 from hub_magmax.merging.output.folder import PartialFolder, os_errors, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan, format_bytes
+from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.reporting.card import render_card
 
 #: The Hub's own limits.

@@ -1,0 +1,1 @@
+"""A folder pushed to the Hub."""
