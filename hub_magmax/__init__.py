@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hub_magmax.canaries import canary as canary
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation.scoring import evaluate as evaluate
+    from hub_magmax.fleet.canaries import canary as canary
+    from hub_magmax.fleet.rebuilding import rebuild as rebuild
+    from hub_magmax.fleet.rollback import rollback as rollback
     from hub_magmax.locking import plan as plan
     from hub_magmax.merging.engine import merge as merge
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
@@ -19,12 +21,10 @@ if TYPE_CHECKING:
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
     from hub_magmax.publishing.pushing import verify as verify
-    from hub_magmax.rebuilding import rebuild as rebuild
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.recipe.schema import load_recipe as load_recipe
     from hub_magmax.recipe.schema import parse_recipe as parse_recipe
     from hub_magmax.reporting.card import render_card as render_card
-    from hub_magmax.restoring import rollback as rollback
     from hub_magmax.running import lock as lock
     from hub_magmax.running import run as run
     from hub_magmax.running import write_card as write_card
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe.schema",
-    "canary": "canaries",
+    "canary": "fleet.canaries",
     "evaluate": "evaluation.scoring",
     "load_recipe": "recipe.schema",
     "lock": "running",
@@ -45,9 +45,9 @@ _HOMES = {
     "preference_from_labels": "preference.labels",
     "plan": "locking",
     "push": "publishing.pushing",
-    "rebuild": "rebuilding",
+    "rebuild": "fleet.rebuilding",
     "render_card": "reporting.card",
-    "rollback": "restoring",
+    "rollback": "fleet.rollback",
     "run": "running",
     "verify": "publishing.pushing",
     "write_card": "running",

@@ -499,7 +499,7 @@ def verify(
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
     lines.append(f"{model}: {len(hashes)} file(s), all as merged")
     if public_key is not None:
-        from hub_magmax.signing import check_signature
+        from hub_magmax.fleet.signing import check_signature
 
         check_signature(model, public_key)
         lines.append(f"{model}: signed by the owner of {public_key}")
@@ -509,8 +509,8 @@ def verify(
         "signature_checked": public_key is not None,
     }
     if rebuild:
-        from hub_magmax.rebuilding import changed_data
-        from hub_magmax.rebuilding import rebuild as do_rebuild
+        from hub_magmax.fleet.rebuilding import changed_data
+        from hub_magmax.fleet.rebuilding import rebuild as do_rebuild
 
         do_rebuild(model, revision=revision, folder=folder)
         lines.append(f"{model}: merged again from its sources, every byte the same")
@@ -524,7 +524,7 @@ def verify(
 @click.option("--private-key", required=True, type=Path, help="PEM file of the key.")
 def sign(folder: Path, private_key: Path) -> Answer:
     """Sign a merged FOLDER with a key file, by OpenSSF model-signing."""
-    from hub_magmax.signing import sign as do_sign
+    from hub_magmax.fleet.signing import sign as do_sign
 
     path = do_sign(folder, private_key)
     return {"signature": str(path)}, f"wrote {path}"
@@ -536,7 +536,7 @@ def sign(folder: Path, private_key: Path) -> Answer:
 @click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
 def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
     """Move REPO back to an earlier model that passes `verify`, in one commit."""
-    from hub_magmax.restoring import rollback as do_rollback
+    from hub_magmax.fleet.rollback import rollback as do_rollback
 
     published = do_rollback(repo_id, branch=branch, to=to)
     return {"commit": published.commit, "url": published.url}, f"restored {published.url}"
@@ -555,7 +555,7 @@ def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
 )
 def canary(model: str, folder: Path | None, **options: Any) -> Answer:
     """Score a merged MODEL again; exit 1 if a task is worse than pinned results by more than the margin."""
-    from hub_magmax.canaries import canary as do_canary
+    from hub_magmax.fleet.canaries import canary as do_canary
 
     found = do_canary(model, folder=folder, report=_say, **options)
     if found.regressed:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.analysis.diagnosing import diagnose
-from hub_magmax.canaries import canary
 from hub_magmax.checkpoints.adapter import AdapterSource
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, OutputError, RecipeError
+from hub_magmax.fleet.canaries import canary
+from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.publishing.pushing import push, verify
-from hub_magmax.rebuilding import rebuild
 from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.running import rehearse, run
 from tests.classifiers import write_classifiers

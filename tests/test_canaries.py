@@ -8,10 +8,10 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file, save_file
 
-from hub_magmax.canaries import canary
 from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scoring import MERGED, make_score, read_scores, write_scores
+from hub_magmax.fleet.canaries import canary
 from hub_magmax.publishing.pushing import push
 from hub_magmax.running import lock, rehearse, run
 from tests.test_cli import call

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError, OutputError
+from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.output.folder import sha256_of
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.publishing.pushing import push, verify
-from hub_magmax.rebuilding import rebuild
 from hub_magmax.recipe.schema import load_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family, write_recipe
 

@@ -12,12 +12,12 @@ from hub_magmax import methods
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
 from hub_magmax.evaluation import data
+from hub_magmax.fleet.signing import _signature_errors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
 from hub_magmax.plugins import Registry
 from hub_magmax.recipe.schema import Data
 from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
-from hub_magmax.signing import _signature_errors
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
@@ -360,7 +360,7 @@ def test_temporary_file_that_finds_no_room_is_one_paragraph(family, monkeypatch)
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "/tmp/x")
 
-    monkeypatch.setattr("hub_magmax.rebuilding.TemporaryDirectory", full)
+    monkeypatch.setattr("hub_magmax.fleet.rebuilding.TemporaryDirectory", full)
     code, out, err = call("verify", family / "merged", "--rebuild", "--from", family)
     assert (code, out) == (1, "")
     assert err.startswith("Error: /tmp/x: the system refuses this (No space left on device).")

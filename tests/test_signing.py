@@ -8,10 +8,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
+from hub_magmax.fleet.signing import SIGNATURE_NAME, check_signature, sign
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.recipe.schema import load_recipe
-from hub_magmax.signing import SIGNATURE_NAME, check_signature, sign
 from tests.families import write_recipe
 from tests.test_cli import call
 

@@ -27,7 +27,7 @@ from hub_magmax.evaluation.scoring import (
     evaluate,
     read_scores,
 )
-from hub_magmax.rebuilding import recipe_and_lock
+from hub_magmax.fleet.rebuilding import recipe_and_lock
 
 #: How much worse a task may get, in units of the metric: a hundredth is one point of accuracy.
 MARGIN = 0.01

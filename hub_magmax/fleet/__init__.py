@@ -1,0 +1,1 @@
+"""Models in use: verified, rebuilt, signed, watched, rolled back."""
