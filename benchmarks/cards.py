@@ -76,7 +76,7 @@ def make_cards(family: Path | None) -> None:
     with TemporaryDirectory(prefix="hub_magmax_") as folder:
         workspace = Path(folder)
         if family is None:
-            from hub_magmax.digits import make_family
+            from hub_magmax.quickstart import make_family
 
             family = make_family(workspace / "quickstart", report=_say).folder
             recipes = lay_out(workspace / "work", family)

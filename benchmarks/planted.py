@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hub_magmax.digits import make_family
 from hub_magmax.evaluation.data import load_examples
 from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference.comparison import compare_samples
@@ -26,6 +25,7 @@ from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.mixture import Space
+from hub_magmax.quickstart import make_family
 from hub_magmax.recipe.schema import Comparison, Cosine, Data, Mmd, Transport
 
 MIXTURE = (0.8, 0.2)

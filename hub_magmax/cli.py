@@ -602,6 +602,6 @@ def schema() -> Answer:
 @click.argument("folder", type=Path, default=Path("quickstart"))
 def quickstart(folder: Path) -> Answer:
     """Make five small checkpoints in FOLDER, merge them, and show what the preference does."""
-    from hub_magmax.quickstart import quickstart as do_quickstart
+    from hub_magmax.quickstart.demo import quickstart as do_quickstart
 
     return do_quickstart(folder, report=_say)

@@ -61,7 +61,7 @@ def family(tmp_path: Path):
 @pytest.fixture(scope="session")
 def quickstart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `hub-magmax quickstart` leaves behind, made once in about 40 s; tests copy what they change."""
-    from hub_magmax.quickstart import quickstart
+    from hub_magmax.quickstart.demo import quickstart
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -21,9 +21,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hub_magmax.digits import DigitsFamily, Settings, Training, make_family
-from hub_magmax.digits import family as family_module
-from hub_magmax.digits.data import load_examples
 from hub_magmax.distributed import Processes
 from hub_magmax.errors import (
     CheckpointError,
@@ -33,6 +30,9 @@ from hub_magmax.errors import (
     RecipeError,
 )
 from hub_magmax.merging.output.folder import sha256_of
+from hub_magmax.quickstart import DigitsFamily, Settings, Training, make_family
+from hub_magmax.quickstart import family as family_module
+from hub_magmax.quickstart.digits import load_examples
 
 TINY = Settings(
     hidden_size=16,

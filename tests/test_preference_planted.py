@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from hub_magmax.digits import Settings, Training, make_family
 from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.mixture import Space
+from hub_magmax.quickstart import Settings, Training, make_family
 from hub_magmax.recipe.schema import Transport, parse_recipe
 
 pytestmark = pytest.mark.slow

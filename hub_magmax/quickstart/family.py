@@ -16,12 +16,12 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from hub_magmax.digits.checkpoints import make_base, make_task
-from hub_magmax.digits.data import divide, load_examples, make_data, prepare
-from hub_magmax.digits.settings import DEFAULTS, Settings
 from hub_magmax.distributed import find_processes
 from hub_magmax.errors import DistributedError, OutputError
 from hub_magmax.merging.output.folder import os_errors, write_text
+from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepare
+from hub_magmax.quickstart.settings import DEFAULTS, Settings
+from hub_magmax.quickstart.training import make_base, make_task
 
 SETTINGS_NAME = "family.json"
 _FORMAT = 1  # of the folder; counts up when the same settings would no longer give the same bytes

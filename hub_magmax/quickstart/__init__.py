@@ -9,7 +9,7 @@ The same settings give the same bytes, whatever the number of threads and howeve
 interrupted; another processor or another version of PyTorch may round differently.
 """
 
-from hub_magmax.digits.family import DigitsFamily, make_family
-from hub_magmax.digits.settings import Settings, Training
+from hub_magmax.quickstart.family import DigitsFamily, make_family
+from hub_magmax.quickstart.settings import Settings, Training
 
 __all__ = ["DigitsFamily", "Settings", "Training", "make_family"]

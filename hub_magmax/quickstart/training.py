@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification, get_cosine_schedule_with_warmup
 
-from hub_magmax.digits.data import NAMES, NUM_CLASSES, SOURCE, Examples, Lesson
-from hub_magmax.digits.settings import Settings, Training, generator_of, seed_of
 from hub_magmax.errors import CheckpointError
+from hub_magmax.quickstart.digits import NAMES, NUM_CLASSES, SOURCE, Examples, Lesson
+from hub_magmax.quickstart.settings import Settings, Training, generator_of, seed_of
 
 #: Read by AutoImageProcessor. Written by hand because the class that would write it depends on whether
 #: torchvision is installed. An image of another size is scaled to 8 by 8.

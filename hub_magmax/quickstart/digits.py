@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from hub_magmax.digits.settings import Settings, generator_of
 from hub_magmax.errors import MissingDependencyError, RecipeError
+from hub_magmax.quickstart.settings import Settings, generator_of
 
 NUM_CLASSES = 10
 NAMES = tuple(str(digit) for digit in range(NUM_CLASSES))
