@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hub_magmax.merging.engine import merge as merge
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
+    from hub_magmax.pipeline import lock as lock
+    from hub_magmax.pipeline import run as run
+    from hub_magmax.pipeline import write_card as write_card
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
     from hub_magmax.publishing.pushing import verify as verify
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
     from hub_magmax.recipe.schema import load_recipe as load_recipe
     from hub_magmax.recipe.schema import parse_recipe as parse_recipe
     from hub_magmax.reporting.card import render_card as render_card
-    from hub_magmax.running import lock as lock
-    from hub_magmax.running import run as run
-    from hub_magmax.running import write_card as write_card
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOMES = {
     "canary": "fleet.canaries",
     "evaluate": "evaluation.scoring",
     "load_recipe": "recipe.schema",
-    "lock": "running",
+    "lock": "pipeline",
     "merge": "merging.engine",
     "merge_method": "methods",
     "merge_tensors": "merging.tensors",
@@ -48,9 +48,9 @@ _HOMES = {
     "rebuild": "fleet.rebuilding",
     "render_card": "reporting.card",
     "rollback": "fleet.rollback",
-    "run": "running",
+    "run": "pipeline",
     "verify": "publishing.pushing",
-    "write_card": "running",
+    "write_card": "pipeline",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys

@@ -15,7 +15,7 @@ import click
 
 from hub_magmax import __version__
 from hub_magmax.errors import HubMagmaxError, OutputError, RecipeError, explained
-from hub_magmax.secrecy import holds_control, printable, spelled_out, without_secrets
+from hub_magmax.text import holds_control, printable, spelled_out, without_secrets
 
 if TYPE_CHECKING:
     from hub_magmax.recipe.lockfile import Lock
@@ -190,8 +190,8 @@ def validate(recipe: Path) -> Answer:
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
 def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
+    from hub_magmax.pipeline import lock as make_lock
     from hub_magmax.recipe.schema import load_recipe
-    from hub_magmax.running import lock as make_lock
 
     locked = make_lock(load_recipe(recipe), hash_files=hash_files, report=_say)
     path = _write_lock(locked, out or lock_beside(recipe))
@@ -205,9 +205,9 @@ def prefer(recipe: Path) -> Answer:
     """Show the preference that RECIPE resolves to; an estimate is kept in the lock beside it."""
     from dataclasses import asdict
 
+    from hub_magmax.pipeline import lock
     from hub_magmax.preference import resolve_preference
     from hub_magmax.recipe.schema import load_recipe
-    from hub_magmax.running import lock
 
     asked = load_recipe(recipe)
     estimated = asked.preference is not None and asked.preference.is_estimated
@@ -250,7 +250,7 @@ def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import write_sweep
-    from hub_magmax.running import result_folder
+    from hub_magmax.pipeline import result_folder
 
     found, locked = _read(recipe, lock_path, output)
     surface = do_sweep(found, locked=locked, report=_say)
@@ -266,7 +266,7 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
     from hub_magmax.locking import plan as make_plan
-    from hub_magmax.running import lock, result_folder
+    from hub_magmax.pipeline import lock, result_folder
 
     found, locked = _read(recipe, lock_path, output)
     planned = make_plan(found, locked or lock(found, report=_say))
@@ -284,7 +284,7 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.checkpoints.opening import HubSources
     from hub_magmax.locking import plan as make_plan
-    from hub_magmax.running import lock
+    from hub_magmax.pipeline import lock
 
     found, locked = _read(recipe, lock_path, output, memory)
     hub = HubSources()
@@ -297,10 +297,10 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
 def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.opening import HubSources
-    from hub_magmax.distributed import find_processes
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging.engine import merge as do_merge
-    from hub_magmax.running import lock
+    from hub_magmax.pipeline import lock
+    from hub_magmax.processes import find_processes
 
     found, locked = _read(recipe, lock_path, output, memory)
     processes, hub = find_processes(), HubSources()
@@ -356,9 +356,9 @@ def run(
     **how: Any,
 ) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
-    from hub_magmax.distributed import find_processes
-    from hub_magmax.running import destination_of
-    from hub_magmax.running import run as do_run
+    from hub_magmax.pipeline import destination_of
+    from hub_magmax.pipeline import run as do_run
+    from hub_magmax.processes import find_processes
 
     found, locked = _read(recipe, lock_path, output, memory)
     destination = destination_of(found, **how)
@@ -390,7 +390,7 @@ def run(
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
-    from hub_magmax.running import rehearse
+    from hub_magmax.pipeline import rehearse
 
     planned, findings = rehearse(recipe, locked, destination, report=_say)
     values = planned.to_dict() | {
@@ -408,9 +408,9 @@ def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
 @recipe_verb
 def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
-    from hub_magmax.distributed import find_processes
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
     from hub_magmax.evaluation.scoring import write_scores
+    from hub_magmax.processes import find_processes
 
     found, locked = _merged(recipe, lock_path, output)
     processes = find_processes()
@@ -442,7 +442,7 @@ def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> l
 def _write_card(recipe: Recipe, locked: Lock) -> Path:
     from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
     from hub_magmax.merging.output.report import REPORT_NAME, read_report
-    from hub_magmax.running import write_card
+    from hub_magmax.pipeline import write_card
 
     folder = recipe.output_path
     scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None

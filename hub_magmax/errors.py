@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from hub_magmax.secrecy import without_secrets
+from hub_magmax.text import without_secrets
 
 
 class HubMagmaxError(Exception):

@@ -16,9 +16,9 @@ from hub_magmax.checkpoints.opening import (
     lock_source,
     open_inputs,
 )
-from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, EvaluationError, LockError, MismatchError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_pinned_data
+from hub_magmax.files import digest
 from hub_magmax.merging.output.report import lock_versions
 from hub_magmax.planning.adapters import plan_adapter
 from hub_magmax.planning.plan import Plan, make_plan

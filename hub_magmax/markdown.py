@@ -12,7 +12,7 @@ import re
 import unicodedata
 from typing import Any
 
-from hub_magmax.secrecy import without_tokens
+from hub_magmax.text import without_tokens
 
 #: Longest foreign text shown in a line or a table cell.
 MAX_INLINE = 120

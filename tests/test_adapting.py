@@ -22,9 +22,9 @@ from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.in_memory import Workbench
+from hub_magmax.pipeline import rehearse, run
 from hub_magmax.publishing.pushing import push, verify
 from hub_magmax.recipe.schema import parse_recipe
-from hub_magmax.running import rehearse, run
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe
 from tests.test_adapter import FAMILIES, write_adapter, write_base

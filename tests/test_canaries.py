@@ -12,8 +12,8 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scoring import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
+from hub_magmax.pipeline import lock, rehearse, run
 from hub_magmax.publishing.pushing import push
-from hub_magmax.running import lock, rehearse, run
 from tests.test_cli import call
 from tests.test_evaluation import image_recipe, images  # noqa: F401  (a fixture)
 

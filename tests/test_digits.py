@@ -21,7 +21,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hub_magmax.distributed import Processes
 from hub_magmax.errors import (
     CheckpointError,
     DistributedError,
@@ -30,6 +29,7 @@ from hub_magmax.errors import (
     RecipeError,
 )
 from hub_magmax.merging.output.folder import sha256_of
+from hub_magmax.processes import Processes
 from hub_magmax.quickstart import DigitsFamily, Settings, Training, make_family
 from hub_magmax.quickstart import family as family_module
 from hub_magmax.quickstart.digits import load_examples

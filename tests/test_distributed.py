@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DistributedError
 from hub_magmax.evaluation.scoring import read_scores
+from hub_magmax.pipeline import run
 from hub_magmax.planning.plan import Shard, TensorJob
+from hub_magmax.processes import Processes, find_processes, share
 from hub_magmax.recipe.schema import load_recipe
-from hub_magmax.running import run
 from tests.classifiers import classifier_recipe, write_classifiers
 from tests.families import read_merged, recipe_values, write_family, write_recipe, yaml_text
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hub_magmax import running
+from hub_magmax import pipeline
 from hub_magmax.errors import PublishError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.guards import check_guards, regressed
@@ -71,7 +71,7 @@ def regressing(images, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(images, tmp_path / "work")
     recipe = image_recipe(tmp_path / "work")
     spec = recipe.to_dict()["evaluation"] | {"guard": {"general": {"dataset": "./rows.parquet"}}}
-    real = running.evaluate
+    real = pipeline.evaluate
 
     def worse(*arguments, **options):
         scores = real(*arguments, **options)
@@ -79,14 +79,14 @@ def regressing(images, tmp_path, monkeypatch):  # noqa: F811
         kept = [lost if (s.model, s.task) == ("merged", "general") else s for s in scores.scores]
         return Scores(scores.metric, scores.pipeline_tag, tuple(kept), scores.data, scores.evaluation_digest)
 
-    monkeypatch.setattr(running, "evaluate", worse)
+    monkeypatch.setattr(pipeline, "evaluate", worse)
     output = {"path": "merged", "push_to_hub": f"me/{tmp_path.name.replace('_', '-')}"}
     return recipe.updated(evaluation=spec, output=output)
 
 
 def test_a_regression_is_written_and_told_but_not_pushed(regressing, hub):
     with pytest.raises(PublishError, match=r"falls behind the base model on general by 0\.4.*--push-anyway"):
-        running.run(regressing)
+        pipeline.run(regressing)
     card = (regressing.output_path / "README.md").read_text()
     assert (
         "**It falls behind the base model on `general` by more than the margin of 1.0 points: −40.0" in card
@@ -98,8 +98,8 @@ def test_a_regression_is_written_and_told_but_not_pushed(regressing, hub):
 
 def test_it_is_pushed_if_told_to(regressing, hub):
     with pytest.raises(PublishError):
-        running.run(regressing)
-    done = running.run(regressing, push_anyway=True)
+        pipeline.run(regressing)
+    done = pipeline.run(regressing, push_anyway=True)
     assert done.published and [guard.verdict for guard in done.guards] == ["regressed"]
     scores = json.loads(hub.read(regressing.output.push_to_hub, "scores.json"))
     assert scores["data"]["general"]["examples"] == 10

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.locking import plan
+from hub_magmax.pipeline import rehearse, run
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination
 from hub_magmax.recipe.schema import load_recipe
-from hub_magmax.running import rehearse, run
 from tests.families import write_recipe
 
 _numbers = itertools.count()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from hub_magmax.pipeline import run
 from hub_magmax.recipe.schema import load_recipe
-from hub_magmax.running import run
 from hub_magmax.testing.faults import FaultKind
 from hub_magmax.testing.hub import LocalHub
 from hub_magmax.testing.wire import Request

@@ -198,7 +198,7 @@ def files_and_bytes(hub, names):
 
 @pytest.mark.parametrize("method", ["average", "tunable_magmax", "ties"])
 def test_run_fetches_every_byte_once_with_few_requests(hub, tmp_path, method):
-    from hub_magmax.running import run
+    from hub_magmax.pipeline import run
 
     names = sharded_family(hub, tmp_path, "abcde")
     tasks = [{"name": name, "model": names[name]} for name in "abcde"]
@@ -214,7 +214,7 @@ def test_run_fetches_every_byte_once_with_few_requests(hub, tmp_path, method):
 
 @pytest.mark.parametrize("method", ["average", "tunable_magmax"])
 def test_checkpoints_sharded_in_other_orders_are_fetched_once_too(hub, tmp_path, method):
-    from hub_magmax.running import run
+    from hub_magmax.pipeline import run
 
     shapes = {f"layer.{number:02d}.weight": (256, 256) for number in range(24)}
     base = make_tensors(0, shapes=shapes)

@@ -15,9 +15,9 @@ from hub_magmax.evaluation import data
 from hub_magmax.fleet.signing import _signature_errors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
-from hub_magmax.plugins import Registry
 from hub_magmax.recipe.schema import Data
-from hub_magmax.secrecy import holds_token, printable, without_secrets, without_tokens
+from hub_magmax.registry import Registry
+from hub_magmax.text import holds_token, printable, without_secrets, without_tokens
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
@@ -342,7 +342,7 @@ def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_the
     with pytest.raises(MemoryError):
         data.load_examples(Data(dataset="./x"), tmp_path)
     point = type("Point", (), {"name": "x", "load": hungry})()
-    monkeypatch.setattr("hub_magmax.plugins.entry_points", lambda group: [point])
+    monkeypatch.setattr("hub_magmax.registry.entry_points", lambda group: [point])
     with pytest.raises(MemoryError):
         Registry("method", "group", {}, object, "attribute").get("x")
     with pytest.raises(MemoryError), _signature_errors("x", "no signature"):

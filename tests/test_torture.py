@@ -196,7 +196,7 @@ def test_push_under_a_clock_that_runs_backwards_publishes_the_same_in_one_commit
     expected = reference(family)
     clock = iter(range(10**9, 0, -1))
     monkeypatch.setattr("time.time", lambda: float(next(clock)))
-    from hub_magmax.running import run
+    from hub_magmax.pipeline import run
 
     output = {"path": "merged", "push_to_hub": "me/torture-clock"}
     run(load_recipe(write_recipe(family, output=output)))

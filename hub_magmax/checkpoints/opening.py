@@ -21,8 +21,8 @@ from hub_magmax.checkpoints.index import (
 from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same_content
 from hub_magmax.checkpoints.source import LocalSource, TensorSource
 from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
-from hub_magmax.digest import digest
 from hub_magmax.errors import CheckpointError, LockError
+from hub_magmax.files import digest
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource
 from hub_magmax.recipe.references import HubModel
 from hub_magmax.recipe.schema import Recipe

@@ -18,14 +18,14 @@ from typing import Any
 from hub_magmax.checkpoints.adapter import AdapterSource
 from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.digest import digest
-from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.evaluation.evaluators import Evaluator, Outcome, needs_labels
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.evaluation.intervals import mean_interval
+from hub_magmax.files import digest
 from hub_magmax.merging.output.folder import write_text
+from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.references import LocalFolder
 from hub_magmax.recipe.schema import Data, Evaluation, Recipe

@@ -6,7 +6,7 @@ from typing import Any
 
 from hub_magmax.checkpoints.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.io.fetching import hub_api
+from hub_magmax.hub import hub_api
 from hub_magmax.publishing.commits import Published, publish_errors
 from hub_magmax.publishing.pushing import verify
 

@@ -29,7 +29,6 @@ from hub_magmax.checkpoints.opening import (
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
-from hub_magmax.distributed import Processes, find_processes, share
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.lazy_imports import inference
@@ -52,6 +51,7 @@ from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import TensorRule, surveys_model
 from hub_magmax.planning.adapters import adapter_config, factor_values
 from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.processes import Processes, find_processes, share
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 

@@ -9,7 +9,7 @@ from hub_magmax.methods.registry import (
     method_names,
     surveys_model,
 )
-from hub_magmax.plugins import check_options
+from hub_magmax.registry import check_options
 
 __all__ = [
     "MergeMethod",

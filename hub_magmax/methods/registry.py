@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.plugins import Options, Registry, options_of
+from hub_magmax.registry import Options, Registry, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,8 +23,8 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.checkpoints.side_files import tokenizer_notices
-from hub_magmax.digest import digest
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.files import digest
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.digest import digest
 from hub_magmax.evaluation.data import fingerprint, load_examples
 from hub_magmax.evaluation.evaluators.loading import ModelPlace
+from hub_magmax.files import digest
 from hub_magmax.preference.distance import (
     Features,
     Shares,

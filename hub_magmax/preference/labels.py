@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.digest import digest
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators.examples import label_names
+from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.digest import digest
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.margins import merits
+from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, conclude, rounded
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference

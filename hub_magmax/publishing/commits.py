@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
-from hub_magmax.io.fetching import hub_api, is_passing, persistently
+from hub_magmax.hub import hub_api, is_passing, persistently
 from hub_magmax.merging.output.report import ShardRecord
 
 _SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."

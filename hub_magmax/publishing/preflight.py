@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
-from hub_magmax.io.fetching import hub_api, persistently
+from hub_magmax.hub import hub_api, persistently
 from hub_magmax.merging.output.folder import PartialFolder, os_errors, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan, format_bytes

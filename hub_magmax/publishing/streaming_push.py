@@ -17,12 +17,12 @@ from uuid import uuid4
 from hub_magmax.checkpoints.hub import open_hub
 from hub_magmax.checkpoints.opening import HubSources, open_inputs
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.distributed import Processes, share
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.merging.engine import Progress, make_shards, prepare, report_of, write_beside_weights
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.planning.plan import Plan
+from hub_magmax.processes import Processes, share
 from hub_magmax.publishing.commits import (
     CollectedError,
     Destination,

@@ -13,10 +13,10 @@ from hub_magmax.evaluation.scoring import MERGED, Scores, evaluate, score_table
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.output.folder import write_text
+from hub_magmax.pipeline import run
 from hub_magmax.quickstart import make_family
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, load_recipe
-from hub_magmax.running import run
 
 Report = Callable[[str], None]
 

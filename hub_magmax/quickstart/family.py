@@ -16,9 +16,9 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from hub_magmax.distributed import find_processes
 from hub_magmax.errors import DistributedError, OutputError
 from hub_magmax.merging.output.folder import os_errors, write_text
+from hub_magmax.processes import find_processes
 from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepare
 from hub_magmax.quickstart.settings import DEFAULTS, Settings
 from hub_magmax.quickstart.training import make_base, make_task

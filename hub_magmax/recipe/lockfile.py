@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from hub_magmax.digest import digest
 from hub_magmax.errors import LockError
+from hub_magmax.files import digest
 
 LOCK_NAME = "recipe.lock.json"
 

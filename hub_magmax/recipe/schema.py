@@ -31,12 +31,12 @@ from pydantic import (
 )
 
 from hub_magmax import methods
-from hub_magmax.digest import digest
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, Evaluator, brings_data, get_evaluator, make_evaluator
-from hub_magmax.plugins import check_options
+from hub_magmax.files import digest
 from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference, relative_path
-from hub_magmax.secrecy import holds_token
+from hub_magmax.registry import check_options
+from hub_magmax.text import holds_token
 
 #: What the recipe of a merged model is called.
 RECIPE_NAME = "recipe.yaml"

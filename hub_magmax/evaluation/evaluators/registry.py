@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from hub_magmax.plugins import Options, Registry, check_options, options_of
+from hub_magmax.registry import Options, Registry, check_options, options_of
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hub_magmax.digest import digest
 from hub_magmax.errors import OutputError
+from hub_magmax.files import digest
 
 REPORT_NAME = "merge_report.json"
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import SourceError
-from hub_magmax.secrecy import TOKEN_VARIABLES
+from hub_magmax.text import TOKEN_VARIABLES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

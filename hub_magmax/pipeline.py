@@ -11,7 +11,6 @@ from typing import Any
 from hub_magmax import locking
 from hub_magmax.analysis.tuning import MemoryTuner
 from hub_magmax.checkpoints.opening import HubSources
-from hub_magmax.distributed import Processes, find_processes
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data, read_scores, write_scores
@@ -19,6 +18,7 @@ from hub_magmax.locking import plan
 from hub_magmax.merging.output.folder import PartialFolder, write_text
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.plan import Plan
+from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination, Published
 from hub_magmax.publishing.preflight import Finding, check
