@@ -28,7 +28,7 @@ from hub_magmax.pipeline import CARD_NAME, PICTURE_NAME
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.reporting.card import render_card
-from hub_magmax.testing.hub import LocalHub
+from tests.local_hub.hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

@@ -58,7 +58,7 @@ class _Hub:
 def _running_hub() -> Iterator[_Hub]:
     """Start a Hub, and have this process and its children use it."""
     assert "huggingface_hub" not in sys.modules, "it reads the environment once, when it is imported"
-    command = [sys.executable, "-m", "hub_magmax.testing.hub"]
+    command = [sys.executable, "-m", "tests.local_hub.hub"]
     with (
         tempfile.TemporaryDirectory() as home,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
@@ -73,9 +73,8 @@ def _running_hub() -> Iterator[_Hub]:
                 "HF_HOME": home,
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             }
-            from huggingface_hub import HfApi  # noqa: F401  (loaded before children are forked)
-
             import hub_magmax.running  # noqa: F401
+            from huggingface_hub import HfApi  # noqa: F401  (loaded before children are forked)
 
             yield _Hub(endpoint)
         finally:

@@ -30,7 +30,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _threads)))
 
-from hub_magmax.testing.hub import LocalHub  # noqa: E402
+from tests.local_hub.hub import LocalHub  # noqa: E402
 
 _hub = LocalHub().start()
 os.environ.update(HF_ENDPOINT=_hub.endpoint, HF_TOKEN=_hub.token)

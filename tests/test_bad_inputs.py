@@ -23,8 +23,8 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError
 from hub_magmax.merging.output.folder import sha256_of
 from hub_magmax.merging.output.report import read_report
-from hub_magmax.testing.hub import LocalHub
 from tests.families import make_tensors, write_checkpoint, write_recipe
+from tests.local_hub.hub import LocalHub
 from tests.test_cli import call
 
 EXPECTED = Path(__file__).parent / "bad_inputs"

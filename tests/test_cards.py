@@ -31,7 +31,7 @@ from hub_magmax.reporting import card as cards
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
 from hub_magmax.reporting.units import Unit
-from hub_magmax.testing.metadata import validate
+from tests.local_hub.metadata import validate
 
 PARSER = MarkdownIt("commonmark").enable("table")
 

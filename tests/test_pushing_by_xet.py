@@ -15,11 +15,11 @@ import torch
 
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.schema import load_recipe
-from hub_magmax.testing.faults import FaultKind
-from hub_magmax.testing.hub import LocalHub
-from hub_magmax.testing.wire import Request
 from tests import xet_client
 from tests.families import write_family, write_recipe
+from tests.local_hub.faults import FaultKind
+from tests.local_hub.hub import LocalHub
+from tests.local_hub.wire import Request
 from tests.xet_client import Client
 
 # Files of several chunks of about 64 KiB.

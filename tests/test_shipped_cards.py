@@ -13,7 +13,7 @@ from hub_magmax.merging.output.report import read_report
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.reporting.card import render_card
-from hub_magmax.testing.metadata import validate
+from tests.local_hub.metadata import validate
 
 NAMES = recipe_names()
 

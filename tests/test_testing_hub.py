@@ -37,11 +37,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import HubMagmaxError, OutputError, SourceError
-from hub_magmax.testing.faults import Faults
-from hub_magmax.testing.hub import LocalHub, main
-from hub_magmax.testing.metadata import validate
-from hub_magmax.testing.objects import belongs_in_lfs
-from hub_magmax.testing.wire import Body, FileSlice, RefusalError, Request, file_response
+from tests.local_hub.faults import Faults
+from tests.local_hub.hub import LocalHub, main
+from tests.local_hub.metadata import validate
+from tests.local_hub.objects import belongs_in_lfs
+from tests.local_hub.wire import Body, FileSlice, RefusalError, Request, file_response
 
 # The client's own upload code still passes files as `data`.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -767,7 +767,7 @@ def test_a_taken_port_and_a_wrong_name_are_explained(
 
 def test_the_command_prints_what_to_export_and_stops_on_an_interrupt(tmp_path: Path) -> None:
     script = (
-        "import sys; from hub_magmax.testing.hub import main; code = main(sys.argv[1:]);"
+        "import sys; from tests.local_hub.hub import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'pyarrow'} & {*sys.modules}; raise SystemExit(code)"
     )
     command = [sys.executable, "-c", script, "--root", str(tmp_path / "root")]

@@ -15,9 +15,9 @@ from huggingface_hub.utils import get_session, httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax.testing import shards, xorbs
-from hub_magmax.testing.hub import LocalHub
-from hub_magmax.testing.wire import RefusalError
+from tests.local_hub import shards, xorbs
+from tests.local_hub.hub import LocalHub
+from tests.local_hub.wire import RefusalError
 from tests.xet_client import Client
 
 # Of about 60 chunks, packed in all three ways: not, by LZ4, and by LZ4 after sorting.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from hub_magmax.testing.hub import LocalHub
+from tests.local_hub.hub import LocalHub
 
 _PROGRAM = """
 import json, sys

@@ -25,12 +25,12 @@ from pathlib import Path
 from types import TracebackType
 
 from hub_magmax.errors import HubMagmaxError, OutputError, SourceError
-from hub_magmax.testing.access import ADMIN, Core, Signer
-from hub_magmax.testing.faults import Faults
-from hub_magmax.testing.objects import Commit, Gate, Kind, Repo, RepoId
-from hub_magmax.testing.server import Exchange, HubServer
-from hub_magmax.testing.store import Store
-from hub_magmax.testing.xetstore import XetStore
+from tests.local_hub.access import ADMIN, Core, Signer
+from tests.local_hub.faults import Faults
+from tests.local_hub.objects import Commit, Gate, Kind, Repo, RepoId
+from tests.local_hub.server import Exchange, HubServer
+from tests.local_hub.store import Store
+from tests.local_hub.xetstore import XetStore
 
 DEFAULT_TOKEN = "hf_local"  # noqa: S105  (guards nothing: the server listens on this machine only)
 
@@ -255,7 +255,7 @@ def _files_below(folder: Path | None) -> dict[str, Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; give the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m hub_magmax.testing.hub", description=__doc__.splitlines()[0]
+        prog="python -m tests.local_hub.hub", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--port", type=int, default=0, help="port to listen on (any that is free)")
     parser.add_argument("--root", type=Path, help="folder that keeps the repositories (a temporary one)")

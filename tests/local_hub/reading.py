@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from hub_magmax.testing.access import Call
-from hub_magmax.testing.metadata import card_data, tags
-from hub_magmax.testing.objects import Commit, Entry, Repo, folder_oids, pointer
-from hub_magmax.testing.wire import RefusalError, Response, file_response, json_response
+from tests.local_hub.access import Call
+from tests.local_hub.metadata import card_data, tags
+from tests.local_hub.objects import Commit, Entry, Repo, folder_oids, pointer
+from tests.local_hub.wire import RefusalError, Response, file_response, json_response
 
 
 def whoami(call: Call) -> Response:

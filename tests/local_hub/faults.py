@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from hub_magmax.errors import HubMagmaxError
-from hub_magmax.testing.wire import Request, Response
+from tests.local_hub.wire import Request, Response
 
 FaultKind = Literal[
     "status",  # answer with `status` and do nothing

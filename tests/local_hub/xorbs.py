@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hub_magmax.testing.wire import RefusalError
+from tests.local_hub.wire import RefusalError
 
 _HEADER_BYTES = 8
 _FOOTER_TAG = b"XETBLOB"

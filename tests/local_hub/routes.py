@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from hub_magmax.testing import plans, reading, writing, xet
-from hub_magmax.testing.access import Call, Core
-from hub_magmax.testing.wire import RefusalError, Request, Response
+from tests.local_hub import plans, reading, writing, xet
+from tests.local_hub.access import Call, Core
+from tests.local_hub.wire import RefusalError, Request, Response
 
 _REPO = r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)"
 _API = rf"/api/(?P<kind>models|datasets|spaces)/{_REPO}"

@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hub_magmax.testing import xorbs
-from hub_magmax.testing.shards import Shard, XetFile, XorbRows, parse
-from hub_magmax.testing.store import Store
-from hub_magmax.testing.wire import RefusalError
+from tests.local_hub import xorbs
+from tests.local_hub.shards import Shard, XetFile, XorbRows, parse
+from tests.local_hub.store import Store
+from tests.local_hub.wire import RefusalError
 
 
 class XetStore:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hub_magmax.testing.access import Call, StorageRefusalError
-from hub_magmax.testing.metadata import validate
-from hub_magmax.testing.objects import (
+from tests.local_hub.access import Call, StorageRefusalError
+from tests.local_hub.metadata import validate
+from tests.local_hub.objects import (
     MAX_REGULAR_BYTES,
     Entry,
     Kind,
@@ -22,7 +22,7 @@ from hub_magmax.testing.objects import (
     gitattributes,
     lfs_entry,
 )
-from hub_magmax.testing.wire import RefusalError, Response, json_response
+from tests.local_hub.wire import RefusalError, Response, json_response
 
 Change = Callable[[dict[str, Entry]], None]
 """One line of a commit, applied to the tree so far."""

@@ -16,10 +16,10 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs
 
-from hub_magmax.testing.access import Core, StorageRefusalError
-from hub_magmax.testing.faults import Fault, FaultKind, Faults
-from hub_magmax.testing.routes import answer, route_name
-from hub_magmax.testing.wire import BLOCK_BYTES, Body, RefusalError, Request, Response, json_response
+from tests.local_hub.access import Core, StorageRefusalError
+from tests.local_hub.faults import Fault, FaultKind, Faults
+from tests.local_hub.routes import answer, route_name
+from tests.local_hub.wire import BLOCK_BYTES, Body, RefusalError, Request, Response, json_response
 
 # A slowed transfer moves evenly: this many blocks a second.
 _PACED_BLOCKS_PER_SECOND = 20

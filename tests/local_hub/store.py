@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from hub_magmax.testing.objects import (
+from tests.local_hub.objects import (
     SAMPLE_BYTES,
     Commit,
     Entry,
@@ -32,7 +32,7 @@ from hub_magmax.testing.objects import (
     git_oid,
     lfs_entry,
 )
-from hub_magmax.testing.wire import BLOCK_BYTES, RefusalError
+from tests.local_hub.wire import BLOCK_BYTES, RefusalError
 
 _COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 

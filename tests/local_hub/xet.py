@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import uuid
 
-from hub_magmax.testing.access import Call, StorageRefusalError
-from hub_magmax.testing.shards import describe
-from hub_magmax.testing.wire import RefusalError, Response, json_response
+from tests.local_hub.access import Call, StorageRefusalError
+from tests.local_hub.shards import describe
+from tests.local_hub.wire import RefusalError, Response, json_response
 
 _KNOWN_FOR_SECONDS = 7 * 24 * 3600
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode
 
-from hub_magmax.testing.objects import Commit, Kind, Repo, RepoId
-from hub_magmax.testing.store import Store
-from hub_magmax.testing.wire import RefusalError, Request, Response
-from hub_magmax.testing.xetstore import XetStore
+from tests.local_hub.objects import Commit, Kind, Repo, RepoId
+from tests.local_hub.store import Store
+from tests.local_hub.wire import RefusalError, Request, Response
+from tests.local_hub.xetstore import XetStore
 
 _KINDS: dict[str, Kind] = {"datasets": "dataset", "dataset": "dataset", "spaces": "space", "space": "space"}
 ADMIN = "me"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from hub_magmax.testing.wire import RefusalError
+from tests.local_hub.wire import RefusalError
 
 Kind = Literal["model", "dataset", "space"]
 Gate = Literal[False, "auto", "manual"]

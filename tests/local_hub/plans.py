@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hub_magmax.testing.access import Call
-from hub_magmax.testing.objects import Repo
-from hub_magmax.testing.shards import Term, XetFile
-from hub_magmax.testing.wire import RefusalError, Response, bounds, json_response
+from tests.local_hub.access import Call
+from tests.local_hub.objects import Repo
+from tests.local_hub.shards import Term, XetFile
+from tests.local_hub.wire import RefusalError, Response, bounds, json_response
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hub_magmax.testing.wire import RefusalError
+from tests.local_hub.wire import RefusalError
 
 _ROW = struct.Struct("<32s4I")
 _WORDS = struct.Struct("<4Q")
