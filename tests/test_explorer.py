@@ -2,8 +2,6 @@
 
 import json
 import re
-import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import yaml
 
 from hub_magmax.evaluation.scoring import Score
 from hub_magmax.recipe.schema import parse_recipe
-from hub_magmax.reporting import explorer
 from hub_magmax.reporting.explorer import render_explorer
 from hub_magmax.reporting.tradeoff_surface import Point, Surface
 from tests.browser import Page, find_browser
@@ -80,14 +77,6 @@ def test_no_path_of_this_machine_is_in_the_page(tmp_path):
     places = {"base_model": str(tmp_path / "base"), "output": {"path": str(tmp_path / "out")}}
     recipe = parse_recipe(recipe_values(["a", "b", "c"], **places), folder=tmp_path)
     assert str(tmp_path.parent) not in render_explorer(recipe, make_surface())
-
-
-def test_the_page_is_where_the_wheel_puts_it():
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    packaged, repository = (folder / explorer.PAGE_NAME for folder in explorer._PAGE_FOLDERS)
-    root = Path(explorer.__file__).parent.parent
-    assert included[repository.relative_to(root).as_posix()] == packaged.relative_to(root).as_posix()
 
 
 @pytest.fixture(scope="module")

@@ -46,11 +46,7 @@ def quickstart(folder: Path, *, report: Report = lambda line: None) -> tuple[dic
 
 def shipped_recipe() -> str:
     """Return the text of the recipe that the quickstart runs."""
-    packaged = files("hub_magmax") / "_recipes" / "quickstart.yaml"
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    # An editable install has the repository's own folder instead.
-    return (Path(__file__).parents[1] / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+    return files("hub_magmax.quickstart").joinpath("recipe.yaml").read_text(encoding="utf-8")
 
 
 def _rows(recipe: Recipe, scores: Scores) -> dict[str, dict[str, float]]:

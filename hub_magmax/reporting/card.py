@@ -58,9 +58,6 @@ TEMPLATE_NAME = "model_card.md.jinja"
 CARD_NAME = "README.md"
 PICTURE_NAME = "tradeoff.png"
 
-#: Where the template is: inside an installed package, or beside it in the repository.
-_TEMPLATE_FOLDERS = (Path(__file__).parent / "_cards", Path(__file__).parent.parent / "cards")
-
 #: By the Hub's name for a kind of model: the class that loads it and the class of its inputs.
 _LOADERS = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
@@ -218,11 +215,11 @@ def render_card(
 
 
 def _environment(unit: Unit) -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Not HTML: in place of autoescaping, `_shown` makes every value inert that is not `Markdown`.
     environment = Environment(  # noqa: S701
-        loader=FileSystemLoader(_TEMPLATE_FOLDERS),
+        loader=PackageLoader("hub_magmax.reporting", ""),
         undefined=StrictUndefined,
         finalize=_shown,
         trim_blocks=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from hub_magmax.reporting.tradeoff_surface import Surface
 PAGE_NAME = "tradeoffs.html"
 
 #: Where the page is: inside an installed package, or beside it in the repository.
-_PAGE_FOLDERS = (Path(__file__).parent / "_cards", Path(__file__).parent.parent / "cards")
-
 #: What the page holds where the measured values go.
 _PLACE = "__MEASURED__"
 
@@ -27,8 +26,8 @@ def render_explorer(recipe: Recipe, surface: Surface) -> str:
         recipe: Of the sweep; the page shows it with the preference of each measured point.
         surface: What was measured.
     """
-    page = next(folder / PAGE_NAME for folder in _PAGE_FOLDERS if (folder / PAGE_NAME).is_file())
-    return page.read_text(encoding="utf-8").replace(_PLACE, inert_json(_facts(recipe, surface)), 1)
+    page = files("hub_magmax.reporting").joinpath(PAGE_NAME).read_text(encoding="utf-8")
+    return page.replace(_PLACE, inert_json(_facts(recipe, surface)), 1)
 
 
 def inert_json(value: Any) -> str:

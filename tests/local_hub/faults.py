@@ -78,7 +78,7 @@ class _Rule:
         if self.times is not None and self.num_struck >= self.times:
             return None
         key = f"{request.method} {request.path} {request.range}"
-        generator = random.Random(f"{self.seed} {key} {self.seen[key]}")  # noqa: S311  (no secret)
+        generator = random.Random(f"{self.seed} {key} {self.seen[key]}")
         self.seen[key] += 1
         if generator.random() >= self.probability:
             return None
@@ -93,7 +93,7 @@ class Faults:
         self._lock = threading.Lock()
         self._rules: list[_Rule] = []
 
-    def add(  # noqa: PLR0913  (one flat call reads best in a test)
+    def add(
         self,
         match: Match,
         kind: FaultKind,

@@ -32,7 +32,7 @@ from tests.local_hub.server import Exchange, HubServer
 from tests.local_hub.store import Store
 from tests.local_hub.xetstore import XetStore
 
-DEFAULT_TOKEN = "hf_local"  # noqa: S105  (guards nothing: the server listens on this machine only)
+DEFAULT_TOKEN = "hf_local"
 
 
 class LocalHub:
@@ -147,7 +147,7 @@ class LocalHub:
         self._users[token] = name
         return token
 
-    def add_repo(  # noqa: PLR0913  (what a repository may be, in one flat call)
+    def add_repo(
         self,
         repo: str,
         *,

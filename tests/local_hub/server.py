@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.server.journal.finish(_written_down(request, tally))
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815  (where http.server looks)
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing on stderr; the journal holds it all."""
