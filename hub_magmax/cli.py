@@ -148,7 +148,7 @@ def lock_beside(recipe: Path) -> Path:
 
 
 def _write_lock(locked: Lock, path: Path) -> Path:
-    from hub_magmax.merging.output.folder import write_text
+    from hub_magmax.files import write_text
 
     write_text(path, locked.to_json())
     return path
@@ -312,7 +312,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
 
 
 def _summary(recipe: Recipe, report: Any) -> str:
-    from hub_magmax.planning.plan import format_bytes
+    from hub_magmax.text import format_bytes
 
     lines = [
         f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "

@@ -14,8 +14,9 @@ from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data, read_scores, write_scores
+from hub_magmax.files import write_text
 from hub_magmax.locking import plan
-from hub_magmax.merging.output.folder import PartialFolder, write_text
+from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.plan import Plan
 from hub_magmax.processes import Processes, find_processes

@@ -23,7 +23,6 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
 from hub_magmax.evaluation.scoring import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
-from hub_magmax.markdown import is_invisible
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import parse_recipe
@@ -31,6 +30,7 @@ from hub_magmax.reporting import card as cards
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
 from hub_magmax.reporting.units import Unit
+from hub_magmax.text import is_invisible
 from tests.local_hub.metadata import validate
 
 PARSER = MarkdownIt("commonmark").enable("table")

@@ -28,7 +28,7 @@ from hub_magmax.errors import (
     OutputError,
     RecipeError,
 )
-from hub_magmax.merging.output.folder import sha256_of
+from hub_magmax.files import sha256_of
 from hub_magmax.processes import Processes
 from hub_magmax.quickstart import DigitsFamily, Settings, Training, make_family
 from hub_magmax.quickstart import family as family_module

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hub_magmax.markdown import (
+from hub_magmax.text import (
     MAX_INLINE,
     code,
     fenced,

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError, OutputError
+from hub_magmax.files import sha256_of
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.merging.output.folder import sha256_of
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.publishing.pushing import push, verify
 from hub_magmax.recipe.schema import load_recipe

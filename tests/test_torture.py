@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import torture
+from hub_magmax import files
 from hub_magmax.checkpoints import source as source_module
 from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.merging.output import folder as writer
 from hub_magmax.merging.output.folder import PartialFolder, ShardFile
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.recipe.schema import load_recipe
@@ -240,7 +240,7 @@ def test_only_finished_shards_of_this_merge_are_kept(tmp_path):
     for name in ("finished.safetensors", "unfinished.safetensors.tmp", "config.json"):
         (place.folder / name).write_bytes(b"x")
     (place.folder / "folder").mkdir()
-    place.record(ShardRecord("finished.safetensors", 1, writer.sha256_of(place.folder / "config.json")))
+    place.record(ShardRecord("finished.safetensors", 1, files.sha256_of(place.folder / "config.json")))
     place.release()
     PartialFolder(tmp_path / "out", "sha256:one").prepare()
     assert [path.name for path in place.folder.iterdir()] == ["finished.safetensors"]

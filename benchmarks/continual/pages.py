@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.continual.tables import AGREEMENT, CLAIMED, OURS, TOP_N, WAYS, make_tables
-from hub_magmax.merging.output.folder import write_text
+from hub_magmax.files import write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"

@@ -22,7 +22,7 @@ from hub_magmax.evaluation.data import load_examples
 from hub_magmax.evaluation.evaluators.examples import label_names, label_text
 from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
-from hub_magmax.merging.output.folder import write_text
+from hub_magmax.files import write_text
 from hub_magmax.preference.safeguards import draw
 from hub_magmax.recipe.schema import Data
 

@@ -22,11 +22,11 @@ from hub_magmax.checkpoints.index import (
     CheckpointIndex,
     TensorInfo,
     is_adapter,
-    shown,
 )
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.errors import CheckpointError, MismatchError
+from hub_magmax.text import shown
 
 if TYPE_CHECKING:
     import numpy as np

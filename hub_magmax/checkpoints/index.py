@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import CheckpointError
+from hub_magmax.text import shown
 
 #: Bytes per element. What is missing here (packed 4-bit formats, say) has no whole-byte elements.
 ITEM_BYTES: Mapping[str, int] = {
@@ -242,11 +243,6 @@ def _quantised_tensors(index: CheckpointIndex) -> Iterator[tuple[str, str]]:
                 tensor = index.tensors.get(match.expand(values))
                 if tensor is not None and tensor.dtype in dtypes:
                     yield kind, name
-
-
-def shown(text: str) -> str:
-    """Return a name from a file as messages show it: quoted, on one line, and not endless."""
-    return repr(text) if len(text) <= 100 else f"{text[:97]!r}..."
 
 
 def weight_map(

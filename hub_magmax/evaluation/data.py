@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators.loading import without_bars
-from hub_magmax.files import canonical_json
+from hub_magmax.files import canonical_json, sha256_of
 from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, persistently
-from hub_magmax.merging.output.folder import sha256_of
 from hub_magmax.recipe.references import is_there
 from hub_magmax.recipe.schema import Data, Preference, Recipe
 

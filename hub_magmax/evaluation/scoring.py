@@ -23,8 +23,7 @@ from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examp
 from hub_magmax.evaluation.evaluators import Evaluator, Outcome, needs_labels
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.evaluation.intervals import mean_interval
-from hub_magmax.files import digest
-from hub_magmax.merging.output.folder import write_text
+from hub_magmax.files import digest, write_text
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.references import LocalFolder

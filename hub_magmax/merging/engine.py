@@ -30,13 +30,14 @@ from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
+from hub_magmax.files import os_errors, sha256_of, write_text
 from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks
 from hub_magmax.merging.combine import compiles, make_step, num_threads, one_thread
 from hub_magmax.merging.one_pass import EarlyMerge
-from hub_magmax.merging.output.folder import PartialFolder, ShardFile, os_errors, sha256_of, write_text
+from hub_magmax.merging.output.folder import PartialFolder, ShardFile
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import (
     REPORT_NAME,

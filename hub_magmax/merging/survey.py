@@ -19,9 +19,9 @@ from filelock import FileLock
 from xxhash import xxh3_128
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.files import os_errors, write_text
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.merging.output.folder import os_errors, write_text
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.selection import Chunks

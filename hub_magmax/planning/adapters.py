@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.adapter import AdapterSource, Product, config_of, with_adapters
-from hub_magmax.checkpoints.index import ADAPTER_NAME, shown
+from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.checkpoints.stored import torch_dtype
 from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
@@ -36,6 +36,7 @@ from hub_magmax.planning.plan import (
 )
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule
+from hub_magmax.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

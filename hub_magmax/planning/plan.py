@@ -28,6 +28,7 @@ from hub_magmax.files import digest
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule
+from hub_magmax.text import format_bytes
 
 #: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two
 #: threads, because each call into the system gives the interpreter away; twice as many leave the caches.
@@ -392,16 +393,6 @@ def _halved(most: int, least: int) -> Iterator[int]:
     while most >= least:
         yield most
         most //= 2
-
-
-def format_bytes(count: int) -> str:
-    """Return `count` in the unit people read: 1.5 GB is 1.5·10⁹ bytes."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]) -> Plan:

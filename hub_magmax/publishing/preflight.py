@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
+from hub_magmax.files import os_errors
 from hub_magmax.hub import hub_api, persistently
-from hub_magmax.merging.output.folder import PartialFolder, os_errors, refuse_taken
+from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
-from hub_magmax.planning.plan import Plan, format_bytes
+from hub_magmax.planning.plan import Plan
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.reporting.card import render_card
+from hub_magmax.text import format_bytes
 
 #: The Hub's own limits.
 MAX_FILE_BYTES = 200 * 10**9

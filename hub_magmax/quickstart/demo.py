@@ -10,9 +10,9 @@ from typing import Any
 
 from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.evaluation.scoring import MERGED, Scores, evaluate, score_table
+from hub_magmax.files import write_text
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.merging.output.folder import write_text
 from hub_magmax.pipeline import run
 from hub_magmax.quickstart import make_family
 from hub_magmax.recipe.lockfile import Lock

@@ -17,7 +17,7 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hub_magmax.errors import DistributedError, OutputError
-from hub_magmax.merging.output.folder import os_errors, write_text
+from hub_magmax.files import os_errors, write_text
 from hub_magmax.processes import find_processes
 from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepare
 from hub_magmax.quickstart.settings import DEFAULTS, Settings

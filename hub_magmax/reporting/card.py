@@ -26,18 +26,7 @@ from hub_magmax.evaluation.intervals import NUM_RESAMPLES, Difference
 from hub_magmax.evaluation.scoring import MERGED, Score, Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
-from hub_magmax.markdown import (
-    Markdown,
-    code,
-    fenced,
-    is_invisible,
-    one_line,
-    publishable,
-    publishable_values,
-    visible_json,
-)
 from hub_magmax.merging.output.report import MergeReport
-from hub_magmax.planning.plan import format_bytes
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import DatasetId, Language, Recipe
 from hub_magmax.reporting.diagnosis import (
@@ -51,6 +40,17 @@ from hub_magmax.reporting.diagnosis import (
 from hub_magmax.reporting.licence import License, combined_license
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.units import Unit
+from hub_magmax.text import (
+    Markdown,
+    code,
+    fenced,
+    format_bytes,
+    is_invisible,
+    one_line,
+    publishable,
+    publishable_values,
+    visible_json,
+)
 
 TEMPLATE_NAME = "model_card.md.jinja"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.evaluation.scoring import Score
-from hub_magmax.markdown import one_line, publishable_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.tradeoff_surface import Surface
+from hub_magmax.text import one_line, publishable_values
 
 PAGE_NAME = "tradeoffs.html"
 

@@ -8,13 +8,12 @@ again, goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,10 +24,8 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from hub_magmax.checkpoints.source import read_fully
 from hub_magmax.errors import OutputError
+from hub_magmax.files import _sync, _write_durably, os_errors, sha256_of, write_text
 from hub_magmax.merging.output.report import ShardRecord
-
-#: What the system says when there is no room left: on the disk, in the quota, under the size limit.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Read at a time: it stays in the nearest caches, and its memory is used again.
 _READ_BYTES = 1 << 20
@@ -342,12 +339,6 @@ class PartialFolder:
         self._lock.release()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def refuse_taken(output: Path) -> None:
     """Raise OutputError unless `output` is absent or an empty folder that a rename can replace."""
     with os_errors(output):
@@ -378,54 +369,3 @@ def _can_be_made(path: Path) -> bool:
         return b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
         return False
-
-
-@contextlib.contextmanager
-def os_errors(where: Path) -> Iterator[None]:
-    """Turn an error of the file system while writing into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written ({error.strerror or type(error).__name__})",
-            where=str(where),
-            hint="Free some space or choose another output.path; finished shards are kept, "
-            "and the same command goes on from there."
-            if error.errno in _NO_ROOM
-            else "Check the path and its permissions, or choose another one.",
-        ) from error
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old content or the new one.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    if path.is_dir():
-        raise OutputError("this is a folder, not a file", where=str(path), hint="Name a file in it.")
-    with os_errors(path):
-        _write_durably(path, text)

@@ -13,11 +13,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from hub_magmax.markdown import publishable_values
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.references import split_part
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import publishable_values
 
 PROVENANCE_NAME = "provenance.json"
 
