@@ -25,8 +25,8 @@ from hub_magmax.evaluation.scoring import OUTCOMES_NAME, SCORES_NAME, read_score
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.pipeline import CARD_NAME, PICTURE_NAME
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
-from hub_magmax.recipe.schema import load_recipe
 from hub_magmax.reporting.card import render_card
 from tests.local_hub.hub import LocalHub
 

@@ -202,7 +202,7 @@ def index_case(generator: random.Random) -> Callable[[], None]:
 
 def read_good() -> None:
     """Read a checkpoint and a recipe with nothing wrong."""
-    from hub_magmax.recipe.schema import parse_recipe
+    from hub_magmax.recipe.loading import parse_recipe
 
     read_all({"model.safetensors": safetensors_bytes(tensors(1, _ROWS))})
     parse_recipe({"schema": 1, "base_model": "./base", "tasks": [{"name": "a", "model": "./a"}]})
@@ -251,7 +251,7 @@ def recipe_case(generator: random.Random, folder: Path) -> Callable[[], None]:
 
 def load(content: bytes, folder: Path) -> None:
     """Load a recipe from `folder`, and if it is accepted, use all that is derived from it."""
-    from hub_magmax.recipe.schema import load_recipe
+    from hub_magmax.recipe.loading import load_recipe
 
     path = folder / "recipe.yaml"
     path.write_bytes(content)

@@ -60,7 +60,7 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     from hub_magmax.locking import lock, plan
     from hub_magmax.merging.engine import merge
     from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan
-    from hub_magmax.recipe.schema import parse_recipe
+    from hub_magmax.recipe.loading import parse_recipe
 
     tasks = [{"name": f"t{n}", "model": f"me/task-{n}"} for n in range(1, num_tasks + 1)]
     values = {"schema": 1, "base_model": "me/base", "tasks": tasks, "method": "average"}

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.analysis.sweeping import sweep
-from hub_magmax.recipe.schema import Recipe, parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.pareto import hypervolume
 from hub_magmax.reporting.tradeoff_surface import Surface
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
     from hub_magmax.publishing.pushing import verify as verify
+    from hub_magmax.recipe.loading import load_recipe as load_recipe
+    from hub_magmax.recipe.loading import parse_recipe as parse_recipe
     from hub_magmax.recipe.schema import Recipe as Recipe
-    from hub_magmax.recipe.schema import load_recipe as load_recipe
-    from hub_magmax.recipe.schema import parse_recipe as parse_recipe
     from hub_magmax.reporting.card import render_card as render_card
 
 __version__ = "0.1.0"

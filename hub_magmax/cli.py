@@ -126,9 +126,9 @@ def _read(
     path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
 ) -> tuple[Recipe, Lock | None]:
     """Return the recipe, with what the command line says instead, and its lock, if there is one."""
-    from hub_magmax.locking import check_lock
+    from hub_magmax.recipe.loading import load_recipe
     from hub_magmax.recipe.lockfile import read_lock
-    from hub_magmax.recipe.schema import load_recipe
+    from hub_magmax.recipe.matching import check_lock
 
     recipe = load_recipe(path)
     instead = {"path": output and str(output.absolute()), "memory": memory}
@@ -177,7 +177,7 @@ def _quiet(line: str) -> None:
 @recipe_argument
 def validate(recipe: Path) -> Answer:
     """Check RECIPE without looking at any checkpoint."""
-    from hub_magmax.recipe.schema import load_recipe
+    from hub_magmax.recipe.loading import load_recipe
 
     found = load_recipe(recipe)
     facts = {"recipe": str(recipe), "digest": found.digest, "tasks": list(found.task_names)}
@@ -191,7 +191,7 @@ def validate(recipe: Path) -> Answer:
 def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
     from hub_magmax.pipeline import lock as make_lock
-    from hub_magmax.recipe.schema import load_recipe
+    from hub_magmax.recipe.loading import load_recipe
 
     locked = make_lock(load_recipe(recipe), hash_files=hash_files, report=_say)
     path = _write_lock(locked, out or lock_beside(recipe))
@@ -207,7 +207,7 @@ def prefer(recipe: Path) -> Answer:
 
     from hub_magmax.pipeline import lock
     from hub_magmax.preference import resolve_preference
-    from hub_magmax.recipe.schema import load_recipe
+    from hub_magmax.recipe.loading import load_recipe
 
     asked = load_recipe(recipe)
     estimated = asked.preference is not None and asked.preference.is_estimated
@@ -236,7 +236,7 @@ def compare(recipe: Path) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import compare as do_compare
     from hub_magmax.analysis.comparing import write_comparison
-    from hub_magmax.recipe.schema import load_recipe
+    from hub_magmax.recipe.loading import load_recipe
 
     asked = load_recipe(recipe)
     comparison = do_compare(asked, report=_say)
@@ -451,8 +451,8 @@ def _write_card(recipe: Recipe, locked: Lock) -> Path:
 
 def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[Recipe, Lock]:
     """Return the recipe and the lock that its merged model was made from."""
-    from hub_magmax.locking import check_lock
     from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
+    from hub_magmax.recipe.matching import check_lock
 
     found, _ = _read(recipe, lock_path, output)
     if not (found.output_path / LOCK_NAME).is_file():
@@ -592,7 +592,7 @@ def methods() -> Answer:
 @verb
 def schema() -> Answer:
     """Print the JSON schema of recipes, for editors."""
-    from hub_magmax.recipe.schema import json_schema
+    from hub_magmax.recipe.loading import json_schema
 
     found = json_schema()
     return found, json.dumps(found, indent=2)

@@ -16,9 +16,10 @@ from hub_magmax.checkpoints import adapter as adapter_module
 from hub_magmax.checkpoints.adapter import AdapterSource, parse_config, with_adapters
 from hub_magmax.checkpoints.source import LocalSource, MemorySource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
-from hub_magmax.locking import check_lock, lock, plan
+from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.matching import check_lock
 from tests.families import read_merged, recipe_values, write_checkpoint
 
 #: Attention layers as T5, CLIP and a plain transformer name them, and their adapters' targets.

@@ -24,7 +24,7 @@ from hub_magmax.merging.engine import merge
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.pipeline import rehearse, run
 from hub_magmax.publishing.pushing import push, verify
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe
 from tests.test_adapter import FAMILIES, write_adapter, write_base

@@ -24,8 +24,8 @@ from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wi
 from hub_magmax.evaluation.scoring import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
+from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
-from hub_magmax.recipe.schema import parse_recipe
 from hub_magmax.reporting import card as cards
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group

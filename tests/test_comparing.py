@@ -9,7 +9,7 @@ from hub_magmax.analysis.comparing import compare, winning_recipe
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import paired_difference
-from hub_magmax.recipe.schema import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import yaml_text
 

@@ -15,7 +15,7 @@ from hub_magmax.evaluation.data import (
     pin_local_data,
     pinned,
 )
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 
 _numbers = itertools.count()

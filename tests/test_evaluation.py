@@ -24,7 +24,7 @@ from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.evaluation.intervals import wilson_interval
 from hub_magmax.evaluation.scoring import Scores, evaluate, read_scores, write_scores
 from hub_magmax.locking import lock
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 
 CLASSES = ["cat", "dog", "emu"]

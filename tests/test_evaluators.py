@@ -41,7 +41,7 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, lo
 from hub_magmax.evaluation.evaluators.registry import EVALUATORS
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.locking import lock
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 
 WORDS = ("[pad]", "</s>", "[unk]", "the", "cat", "dog", "sat", "ran", "red", "blue")

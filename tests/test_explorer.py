@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hub_magmax.evaluation.scoring import Score
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.reporting.explorer import render_explorer
 from hub_magmax.reporting.tradeoff_surface import Point, Surface
 from tests.browser import Page, find_browser

@@ -7,8 +7,8 @@ from hub_magmax.errors import LockError
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from hub_magmax.recipe.schema import load_recipe
 from tests.families import write_recipe
 from tests.test_cli import call
 

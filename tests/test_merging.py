@@ -17,7 +17,8 @@ from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.planning import plan as planning
-from hub_magmax.recipe.schema import Recipe, load_recipe
+from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.schema import Recipe
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
 
 METHODS = [

@@ -10,7 +10,7 @@ from hub_magmax.errors import MismatchError
 from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 
 

@@ -10,8 +10,8 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.locking import lock, plan
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan, make_plan
+from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
-from hub_magmax.recipe.schema import load_recipe, parse_recipe
 from hub_magmax.text import format_bytes
 from tests.families import make_tensors, recipe_values, write_recipe
 

@@ -9,7 +9,7 @@ from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.explicit import normalise
 from hub_magmax.preference.labels import preference_from_labels
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 
 

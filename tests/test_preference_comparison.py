@@ -24,8 +24,9 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.features import FeatureModel, features, find_head, load_feature_model
+from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.schema import Preference, parse_recipe
+from hub_magmax.recipe.schema import Preference
 from tests.families import recipe_values
 
 KINDS = [

@@ -12,7 +12,8 @@ from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.mixture import Space
 from hub_magmax.quickstart import Settings, Training, make_family
-from hub_magmax.recipe.schema import Transport, parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.schema import Transport
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from hub_magmax.preference.safeguards import (
     intervals,
     shrink,
 )
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 
 CLASSES = {"a": [0, 1], "b": [2, 3]}

@@ -11,7 +11,7 @@ from hub_magmax.locking import plan
 from hub_magmax.pipeline import rehearse, run
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 
 _numbers = itertools.count()

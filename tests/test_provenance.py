@@ -7,7 +7,7 @@ from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
-from hub_magmax.recipe.schema import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from tests.families import recipe_values, write_recipe
 
 REPORT = MergeReport(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hub_magmax.pipeline import run
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests import xet_client
 from tests.families import write_family, write_recipe
 from tests.local_hub.faults import FaultKind

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hub_magmax.quickstart.demo import quickstart
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.test_secrecy import leaks, written_below
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,8 @@ import yaml
 import hub_magmax as hm
 from hub_magmax.cli import main
 from hub_magmax.evaluation.evaluators import evaluator_names, get_evaluator
-from hub_magmax.recipe.schema import Recipe, json_schema, parse_recipe
+from hub_magmax.recipe.loading import json_schema, parse_recipe
+from hub_magmax.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -13,7 +13,7 @@ from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.publishing.pushing import push, verify
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family, write_recipe
 
 _numbers = itertools.count()
@@ -107,7 +107,7 @@ def test_published_model_is_rebuilt_from_the_hub_after_its_sources_moved(hub, tm
     for name in ("base", "a", "b"):
         hub.add_repo(f"{prefix}-{name}", folder=tmp_path / name)
     tasks = [{"name": name, "model": f"{prefix}-{name}"} for name in "ab"]
-    from hub_magmax.recipe.schema import parse_recipe
+    from hub_magmax.recipe.loading import parse_recipe
 
     recipe = parse_recipe(recipe_values(base_model=f"{prefix}-base", tasks=tasks), folder=tmp_path)
     merge(plan(recipe))

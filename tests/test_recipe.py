@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.recipe.schema import Recipe, json_schema, load_recipe, parse_recipe, parse_size
+from hub_magmax.recipe.loading import json_schema, load_recipe, parse_recipe
+from hub_magmax.recipe.schema import Recipe, parse_size
 from tests.families import recipe_values
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from benchmarks.cards import RECIPES, lay_out, recipe_names
 from hub_magmax.pipeline import run
 from hub_magmax.quickstart.demo import shipped_recipe
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 
 ON_THE_HUB = ("hub-to-hub", "revisions")
 

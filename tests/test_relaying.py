@@ -15,7 +15,7 @@ from hub_magmax.pipeline import run
 from hub_magmax.publishing import streaming_push
 from hub_magmax.publishing.commits import Destination
 from hub_magmax.publishing.pushing import verify
-from hub_magmax.recipe.schema import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from tests.families import recipe_values, write_family, write_recipe
 
 _numbers = itertools.count()

@@ -8,7 +8,7 @@ from hub_magmax.checkpoints.source import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, SourceError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.recipe.schema import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family
 
 _numbers = itertools.count()

@@ -8,10 +8,10 @@ from huggingface_hub import ModelCard, constants
 
 from benchmarks.cards import CARDS, recipe_names
 from hub_magmax.evaluation.scoring import read_scores
-from hub_magmax.locking import check_lock
 from hub_magmax.merging.output.report import read_report
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.matching import check_lock
 from hub_magmax.reporting.card import render_card
 from tests.local_hub.metadata import validate
 

@@ -9,7 +9,7 @@ from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same
 from hub_magmax.errors import LockError, MismatchError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 
 ONE, OTHER = content_hashes(b"one"), content_hashes(b"other")

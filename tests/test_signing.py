@@ -11,7 +11,7 @@ from hub_magmax.errors import MissingDependencyError, OutputError, SignatureErro
 from hub_magmax.fleet.signing import SIGNATURE_NAME, check_signature, sign
 from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 from tests.test_cli import call
 

@@ -18,7 +18,7 @@ from hub_magmax.methods.selection import ArrayChunks, quotas
 from hub_magmax.methods.selection.exact import top_n
 from hub_magmax.pipeline import lock
 from hub_magmax.planning.plan import TensorJob
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import read_merged, write_family, write_recipe
 from tests.test_merging import Interrupted
 

@@ -18,7 +18,7 @@ from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
-from hub_magmax.recipe.schema import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows

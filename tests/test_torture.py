@@ -24,7 +24,7 @@ from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.output.folder import PartialFolder, ShardFile
 from hub_magmax.merging.output.report import ShardRecord
-from hub_magmax.recipe.schema import load_recipe
+from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_family, write_recipe
 
 ROOT = Path(__file__).parent.parent

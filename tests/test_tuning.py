@@ -7,12 +7,13 @@ from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.margins import merits, within
-from hub_magmax.locking import check_lock
 from hub_magmax.locking import lock as lock_only
 from hub_magmax.pipeline import lock, run
 from hub_magmax.preference.search import on_simplex, search_weights
+from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from hub_magmax.recipe.schema import Compare, Method, parse_recipe
+from hub_magmax.recipe.matching import check_lock
+from hub_magmax.recipe.schema import Compare, Method
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 
 ROWS = {"dataset": "./rows.parquet"}

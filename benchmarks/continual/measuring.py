@@ -17,7 +17,8 @@ from hub_magmax import methods
 from hub_magmax.analysis.tuning import Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference.explicit import KINDS, normalise
-from hub_magmax.recipe.schema import Method, Recipe, Schedule, parse_recipe
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.schema import Method, Recipe, Schedule
 
 AVERAGE = Method(name="average")
 MAGMAX = Method(name="magmax")

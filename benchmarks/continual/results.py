@@ -25,7 +25,7 @@ from benchmarks.continual.sources import Family
 from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.files import digest, write_text
-from hub_magmax.locking import locked_method
+from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Method
 
 ROOT = Path(__file__).parents[2]

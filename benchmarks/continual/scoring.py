@@ -13,9 +13,10 @@ from hub_magmax.analysis.tuning import Candidate, Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scoring import model_place
-from hub_magmax.locking import lock, locked_method
+from hub_magmax.locking import lock
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Data, Evaluation, Method, Recipe
 
 if TYPE_CHECKING:

@@ -14,12 +14,14 @@ from hub_magmax.checkpoints.opening import file_sha256, open_model, read_small_f
 from hub_magmax.checkpoints.source import LocalSource, TensorSource
 from hub_magmax.errors import LockError, OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
-from hub_magmax.locking import check_lock, plan
+from hub_magmax.locking import plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
-from hub_magmax.recipe.schema import RECIPE_NAME, Recipe, load_recipe
+from hub_magmax.recipe.matching import check_lock
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
 _CHANGED = "The model was changed after the merge, or another version of the software made it."
 

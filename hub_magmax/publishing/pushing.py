@@ -16,8 +16,9 @@ from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
-from hub_magmax.recipe.schema import RECIPE_NAME, load_recipe
+from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
 
 

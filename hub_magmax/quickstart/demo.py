@@ -15,8 +15,9 @@ from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge
 from hub_magmax.pipeline import run
 from hub_magmax.quickstart import make_family
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe, load_recipe
+from hub_magmax.recipe.schema import Recipe
 
 Report = Callable[[str], None]
 

@@ -1,0 +1,216 @@
+"""Checks across the keys of a recipe."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from hub_magmax import methods
+from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.evaluation.evaluators import get_evaluator
+from hub_magmax.recipe.problems import KeyPath, Problem, _explain, _shorten
+from hub_magmax.recipe.schema import (
+    _MAX_TRIED,
+    AUTO,
+    Compare,
+    Comparison,
+    EvaluatorChoice,
+    Method,
+    Named,
+    Preference,
+    Recipe,
+)
+from hub_magmax.registry import check_options
+from hub_magmax.text import holds_token
+
+
+def _token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
+    """Return where an access token is written: a recipe is published with its model."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _token_problems(key, path)
+            yield from _token_problems(item, (*path, key))
+    elif isinstance(value, str) and holds_token(value):
+        yield (
+            path,
+            "this holds an access token or a password, and recipes are published: name the model as "
+            "org/model, and give the token by `hf auth login` or HF_TOKEN",
+        )
+
+
+def _option_problems(values: dict[str, Any]) -> Iterator[Problem]:
+    """Return what is wrong with the names and options of methods and the evaluator."""
+    method = values.get("method", {})
+    if method != AUTO and not (isinstance(method, dict) and method.get("name") == AUTO):
+        yield from _named_problems(method, ("method",), Method, methods.get_method)
+    evaluation, compare = (values.get(key) for key in ("evaluation", "compare"))
+    if isinstance(evaluation, dict):
+        found = evaluation.get("evaluator", {})
+        yield from _named_problems(found, ("evaluation", "evaluator"), EvaluatorChoice, get_evaluator)
+    if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
+        for index, tried in enumerate(compare["methods"][:_MAX_TRIED]):
+            yield from _named_problems(tried, ("compare", "methods", index), Method, methods.get_method)
+
+
+def _named_problems(
+    value: Any,
+    prefix: KeyPath,
+    model: type[Named],
+    get: Callable[[str], Any],
+) -> Iterator[Problem]:
+    values = {"name": value} if isinstance(value, str) else value
+    if not isinstance(values, dict) or not isinstance(values.get("name", ""), str):
+        return  # already reported by the schema
+    try:
+        entry = get(values.get("name", model.model_fields["name"].default))
+        check_options(entry, {k: v for k, v in values.items() if k not in model.model_fields})
+    except RecipeError as error:
+        yield (*prefix, "name"), str(error).rstrip(".")
+    except ValidationError as error:
+        options = [*model.model_fields, *entry.options]
+        for path, text in _explain(error, model, prefix):
+            nearest = difflib.get_close_matches(str(path[-1]), options, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(options)}"
+            unknown = text.startswith("unknown key")
+            yield path, f"{entry.name} has no option {_shorten(path[-1])}; {hint}" if unknown else text
+
+
+def _name_problems(recipe: Recipe) -> Iterator[Problem]:
+    names = recipe.task_names
+    for index, name in enumerate(names):
+        if name in names[:index] or name == "base_model":
+            yield (
+                ("tasks", index, "name"),
+                f"the name {name!r} is used twice"
+                if name != "base_model"
+                else ("'base_model' is taken; choose another name"),
+            )
+    references: dict[KeyPath, str] = {("base_model",): recipe.base_model}
+    references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
+    for path, written in references.items():
+        try:
+            recipe.reference(written)
+        except HubMagmaxError as error:
+            yield path, str(error).rstrip(".")
+    for path, name in _used_names(recipe):
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the tasks are {', '.join(names)}"
+            yield path, f"there is no task {_shorten(name)}; {hint}"
+    yield from _weight_problems(recipe)
+    yield from _comparison_problems(recipe)
+    yield from _output_problems(recipe)
+    yield from _adapter_problems(recipe)
+    yield from _guard_problems(recipe)
+
+
+def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
+    for name in recipe.evaluation.guard if recipe.evaluation else ():
+        if name in recipe.task_names:
+            yield ("evaluation", "guard", name), "this is the name of a task; choose another one"
+
+
+def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
+    """Yield every preference in the recipe with its key path."""
+    if recipe.preference is not None:
+        yield ("preference",), recipe.preference
+    if recipe.compare is not None:
+        for name, preference in recipe.compare.preferences.items():
+            yield ("compare", "preferences", name), preference
+
+
+def _names_in(preference: Preference, path: KeyPath) -> Iterator[Problem]:
+    if preference.weights is not None:
+        yield from (((*path, "weights", name), name) for name in preference.weights)
+    elif preference.is_estimated:
+        for key in ("classes", "train", "towards"):
+            names = getattr(preference.spec, key, None) or ()
+            yield from (((*path, preference.kind, key, name), name) for name in names)
+
+
+def _used_names(recipe: Recipe) -> Iterator[Problem]:
+    for path, preference in _preferences(recipe):
+        yield from _names_in(preference, path)
+    if recipe.evaluation:
+        yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
+    if recipe.output.files_from != "base_model":
+        yield ("output", "files_from"), recipe.output.files_from
+    for index, rule in enumerate(recipe.tensors):
+        if rule.take not in ("base_model", "nothing"):
+            yield ("tensors", index, "take"), rule.take
+
+
+def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
+    for prefix, preference in _preferences(recipe):
+        written: dict[KeyPath, Mapping[str, float] | None] = {(*prefix, "weights"): preference.weights}
+        if preference.is_estimated:
+            written[*prefix, preference.kind, "towards"] = preference.spec.towards
+        for path, weights in written.items():
+            if weights is not None and abs(math.fsum(weights.values()) - 1) > 1e-6:
+                yield path, _wrong_sum(weights)
+        if isinstance(preference.spec, Comparison):
+            missing = [name for name in recipe.task_names if name not in preference.spec.train]
+            if missing:
+                yield (*prefix, preference.kind, "train"), f"there is no data for {', '.join(missing)}"
+
+
+def _wrong_sum(weights: Mapping[str, float]) -> str:
+    total = math.fsum(weights.values())
+    shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items() if total)
+    hint = f"; in the same proportions: {{{shares}}}" if shares else ""
+    return f"the weights sum to {total:.6g}, expected 1{hint}"
+
+
+def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Return what keeps a comparison from choosing, where the recipe leaves a choice to one."""
+    if recipe.method.is_auto and recipe.tuning_data is None:
+        key = "name" if recipe.method.name == AUTO else "scaling"
+        yield ("method", key), "there is no labelled sample of the target to choose by: compare: {tune: ...}"
+    searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
+    if searched and recipe.method.name == AUTO:
+        yield searched[0], "a search needs a method; name one in place of auto"
+    for index, method in enumerate(recipe.compare.methods if recipe.compare else ()):
+        if method.is_auto:
+            yield ("compare", "methods", index), "auto is no method to try"
+
+
+def _output_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.output.keep:
+        return
+    if recipe.output.push_to_hub is None:
+        yield ("output", "keep"), "without a folder the model must go to the Hub: name output.push_to_hub"
+    if recipe.evaluation is not None:
+        hint = "set it to true, or leave `evaluation` out"
+        yield ("output", "keep"), f"scoring loads the merged model from its folder, so keep it: {hint}"
+
+
+def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Return what cannot be written as an adapter, where the recipe asks for one."""
+    if not recipe.output.is_adapter:
+        return
+    if recipe.token_rows:
+        yield ("token_rows",), "an adapter has no rows of tokens: leave this out, or output.format: adapter"
+    used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
+    if recipe.compare is not None or recipe.method.name == AUTO:
+        tried = (recipe.compare or Compare()).methods
+        used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
+    for path, name in used.items():
+        if name != AUTO and not _is_linear(name):
+            yield (
+                path,
+                f"{name} is not linear, so what it gives is no adapter; linear are "
+                f"{', '.join(methods.linear_names())}, and output.format: weights takes every method",
+            )
+
+
+def _is_linear(name: str) -> bool:
+    try:
+        return methods.get_method(name).form == "linear"
+    except RecipeError:
+        return True  # reported with the name

@@ -1,0 +1,104 @@
+"""Recipes loaded from YAML files and mappings."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from hub_magmax.errors import RecipeError
+from hub_magmax.recipe.checks import _name_problems, _option_problems, _token_problems
+from hub_magmax.recipe.problems import KeyPath, Problem, _all_problems, _explain
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.strict_yaml import _read_yaml
+
+#: A recipe is written by hand; anything larger is not one.
+MAX_RECIPE_BYTES = 1_000_000
+
+
+def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
+    """Read and check the recipe in the YAML file `path`.
+
+    Args:
+        path: A YAML file.
+        folder: Where its relative paths start; the file's own folder by default.
+
+    Raises:
+        RecipeError: With every problem found, each at its line and key path.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is", where=str(path))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(
+            f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
+        ) from error
+    values, lines = _read_yaml(text, str(path))
+    return parse_recipe(values, folder=folder or path.parent, where=str(path), lines=lines)
+
+
+def parse_recipe(
+    values: Any,
+    *,
+    folder: Path | None = None,
+    where: str = "recipe",
+    lines: Mapping[KeyPath, int] | None = None,
+) -> Recipe:
+    """Check plain values and return the recipe they describe.
+
+    Args:
+        values: What YAML or JSON gave.
+        folder: Where relative paths start; the current folder by default.
+        where: What to call the recipe in messages.
+        lines: Line number by key path, where known.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    if not isinstance(values, dict):
+        raise RecipeError("not a mapping of keys to values", where=where, expected="base_model:, tasks:, ...")
+    problems: list[Problem] = []
+    recipe = None
+    folder = (folder or Path()).absolute()
+    try:
+        recipe = Recipe.model_validate(values, context={"folder": folder})
+    except ValidationError as error:
+        problems += _explain(error, Recipe)
+        recipe = _without_unknown_keys(values, error)
+    problems += _option_problems(values)
+    problems += _token_problems(values, ())
+    if recipe is not None:
+        recipe._folder = folder
+        problems += _name_problems(recipe)
+    if problems or recipe is None:
+        raise _all_problems(problems, where, lines or {})
+    return recipe
+
+
+def _without_unknown_keys(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """Return the recipe without its unknown keys, so that what else is wrong is found in the same run."""
+    rest = copy.deepcopy(values)
+    for entry in error.errors():
+        if entry["type"] == "extra_forbidden":
+            *parents, key = entry["loc"]
+            holder: Any = rest
+            for part in parents:
+                holder = holder[part]
+            del holder[key]
+    try:
+        return Recipe.model_validate(rest)
+    except ValidationError:
+        return None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, for editors."""
+    return Recipe.model_json_schema(by_alias=True)

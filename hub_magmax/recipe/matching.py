@@ -1,0 +1,73 @@
+"""Whether a recipe and a lock belong together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hub_magmax import methods
+from hub_magmax.errors import LockError
+from hub_magmax.files import digest
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import AUTO, Method, Recipe
+
+
+def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
+    """Raise LockError unless `locked` was made from `recipe`: sources, method, rules, seed, kind.
+
+    The output and the evaluation may change without a new lock.
+    """
+    written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
+    same = {
+        "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
+        "their order": list(locked.tasks) == list(recipe.task_names),
+        "method": _method_fits(recipe, locked),
+        "preference": locked.preference.spec_digest == _preference_digest(recipe),
+        "tensors": locked.tensors == _rules(recipe),
+        "adapters": locked.adapters == (recipe.adapters or "each"),
+        "token_rows": locked.token_rows == (recipe.token_rows or ()),
+        "seed": locked.seed == recipe.seed,
+    }
+    changed = [key for key, equal in same.items() if not equal]
+    if changed:
+        raise LockError(
+            f"the recipe changed since this lock was written: {', '.join(changed)}",
+            where=where,
+            hint="Run `hub-magmax lock` again, or delete the lock.",
+        )
+
+
+def locked_method(written: Method) -> dict[str, Any]:
+    """Return a method with its scaling coefficient and every option filled in.
+
+    In place of `auto`, which only a comparison can fill in, stands the default.
+    """
+    method = methods.get_method(Method().name if written.name == AUTO else written.name)
+    scaling = method.scaling if written.scaling in (None, AUTO) else written.scaling
+    options = methods.check_options(method, written.options)
+    return {"name": method.name, "scaling": scaling, **options}
+
+
+def _method_fits(recipe: Recipe, locked: Lock) -> bool:
+    """Say whether the locked method is the recipe's, or was chosen by the comparison it asks for."""
+    if not recipe.method.is_auto:
+        return dict(locked.method) == locked_method(recipe.method)
+    if locked.chosen.get("spec_digest") != comparison_digest(recipe):
+        return False
+    if recipe.method.name == AUTO:
+        return True
+    written = locked_method(recipe.method)
+    return {**locked.method, "scaling": None} == {**written, "scaling": None}
+
+
+def comparison_digest(recipe: Recipe) -> str:
+    """Return the digest of what a choice depends on beside the sources."""
+    values = recipe.to_dict()
+    return digest([values.get(key) for key in ("method", "compare", "preference")])
+
+
+def _rules(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    return tuple((rule.match, rule.take) for rule in recipe.tensors)
+
+
+def _preference_digest(recipe: Recipe) -> str:
+    return digest(recipe.to_dict().get("preference"))

@@ -1,0 +1,114 @@
+"""YAML read strictly: one document, no aliases, no duplicate keys, bounded depth and size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from hub_magmax.errors import RecipeError
+from hub_magmax.recipe.problems import KeyPath, _shorten
+
+#: Levels of lists and mappings; recipes need six.
+_MAX_DEPTH = 30
+
+#: Values, keys included. With 255 tasks and data for each it takes some ten thousand, and for the labels of
+#: the largest data sets twenty thousand more; every thousand cost a tenth of a second.
+_MAX_VALUES = 50_000
+
+#: Characters of a number.
+_MAX_NUMBER_LENGTH = 100
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values: each part of the text is looked at before anything is made of it, and once."""
+
+    depth = num_values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self.num_values += 1
+        self.depth += 1  # PyYAML's time grows with the square of the depth
+        for too_much, what in (
+            (self.depth > _MAX_DEPTH, "nested too deeply"),
+            (self.num_values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values, which no recipe has"),
+        ):
+            if too_much:
+                raise RecipeError(what, where=f"line {event.start_mark.line + 1}")
+        # Shared nodes can make a small file explode; a tag can make any value another kind.
+        for kind, what in (("anchor", "anchors and aliases"), ("tag", "not valid YAML for a recipe: tags")):
+            if getattr(event, kind, None):
+                raise RecipeError(
+                    f"{what} are not allowed",
+                    where=f"line {event.start_mark.line + 1}",
+                    hint="Write the value out; put text that starts with such a sign in quotes.",
+                )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
+    """Return the values in `text` and the line on which each key path starts."""
+    lines: dict[KeyPath, int] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _note_lines(node, (), lines)
+        return None if node is None else loader.construct_document(node), lines
+    except RecipeError as error:
+        place = f"{where}, {error.where}"
+        raise RecipeError(error.what, where=place, expected=error.expected, hint=error.hint) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise RecipeError(
+            f"not valid YAML: {problem}", where=place, hint="Check the indentation there."
+        ) from error
+    except RecursionError as error:
+        raise RecipeError("nested too deeply", where=where) from error
+    except ValueError as error:  # a timestamp or an integer that YAML recognises and cannot build
+        raise RecipeError(
+            f"a value that YAML cannot read: {error}", where=where, hint="Put it in quotes."
+        ) from error
+
+
+def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(node)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError("a key that is not a name", where=f"line {line}", expected="key: value")
+            _check_scalar(key)
+            inner = (*path, key.value)
+            if inner in lines:
+                raise RecipeError(
+                    f"the key {_shorten(key.value)} appears twice, first on line {lines[inner]}",
+                    where=f"line {line}",
+                    hint="Keep one of them.",
+                )
+            lines[inner] = line
+            _note_lines(value, inner, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[*path, index] = value.start_mark.line + 1
+            _note_lines(value, (*path, index), lines)
+
+
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    where = f"line {node.start_mark.line + 1}"
+    try:
+        node.value.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError("text that holds half a character", where=where) from error
+    # Hours pass before YAML has built a number of a million digits, and Python does not print one of 5,000.
+    if node.tag.endswith((":int", ":float")) and len(node.value) > _MAX_NUMBER_LENGTH:
+        raise RecipeError(
+            f"a number of {len(node.value):,} characters",
+            where=where,
+            expected=f"at most {_MAX_NUMBER_LENGTH}",
+            hint="Put it in quotes if it is text.",
+        )
