@@ -210,7 +210,7 @@ def read_good() -> None:
 
 def read_all(files: dict[str, bytes]) -> None:
     """Read a checkpoint as a merge does: index, quantisation, then every tensor."""
-    from hub_magmax.checkpoints.index import refuse_quantised
+    from hub_magmax.checkpoints.config import refuse_quantised
     from hub_magmax.checkpoints.source import MemorySource
 
     source = MemorySource(files, "model")

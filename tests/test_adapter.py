@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.analysis.diagnosing import diagnose
 from hub_magmax.checkpoints import adapter as adapter_module
 from hub_magmax.checkpoints.adapter import AdapterSource, parse_config, with_adapters
-from hub_magmax.checkpoints.source import LocalSource, MemorySource
+from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge

@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_magmax.checkpoints.index import ITEM_BYTES, CheckpointIndex, TensorInfo, refuse_quantised
+from hub_magmax.checkpoints.config import refuse_quantised
+from hub_magmax.checkpoints.index import ITEM_BYTES, CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError
 from hub_magmax.files import sha256_of

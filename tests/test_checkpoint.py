@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hub_magmax.checkpoints.index import CheckpointIndex, read_index
-from hub_magmax.checkpoints.source import LocalSource, MemorySource
+from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, SourceError
 from tests.families import make_tensors, write_checkpoint
 
@@ -162,7 +163,7 @@ def test_reading_an_index_reads_headers_only():
 def test_what_is_read_next_is_told_to_the_system(tmp_path, monkeypatch):
     save_file({"a": torch.zeros(5_000_000), "b": torch.zeros(1_000_000)}, tmp_path / "model.safetensors")
     advice = []
-    monkeypatch.setattr("hub_magmax.checkpoints.source._is_cached", lambda descriptor, place: False)
+    monkeypatch.setattr("hub_magmax.checkpoints.local._is_cached", lambda descriptor, place: False)
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, what: advice.append((start, length)))
 
     def told() -> int:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax.checkpoints.source import LocalSource
+from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.kernels import reference

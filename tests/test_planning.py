@@ -191,7 +191,7 @@ def test_plan_of_a_method_that_ignores_the_preference_says_so(family):
 
 
 def test_plan_reads_headers_only(family, monkeypatch):
-    from hub_magmax.checkpoints.source import LocalSource
+    from hub_magmax.checkpoints.local import LocalSource
 
     longest = []
     original = LocalSource.read_into

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hub_magmax.checkpoints.hub import WINDOW_BYTES, HubSource, resolve_commit
-from hub_magmax.checkpoints.source import LocalSource
+from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, SourceError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge

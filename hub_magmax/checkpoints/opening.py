@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.adapter import config_of, parse_config, with_adapters
+from hub_magmax.checkpoints.config import refuse_quantised, stated_architecture
 from hub_magmax.checkpoints.hub import HubSource, open_hub, resolve_commit
-from hub_magmax.checkpoints.index import (
-    ADAPTER_CONFIG_NAME,
-    is_adapter,
-    refuse_quantised,
-    stated_architecture,
-)
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
+from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same_content
-from hub_magmax.checkpoints.source import LocalSource, TensorSource
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.files import digest

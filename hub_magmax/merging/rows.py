@@ -13,7 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from hub_magmax.checkpoints.source import START_AGAIN, LocalSource, RowMemory, TensorSource
+from hub_magmax.checkpoints.local import START_AGAIN, LocalSource
+from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.compiled import cache

@@ -9,9 +9,10 @@ from typing import Any
 
 from hub_magmax.checkpoints.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.opening import file_sha256, read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
-from hub_magmax.checkpoints.source import LocalSource, TensorSource
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report

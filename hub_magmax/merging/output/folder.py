@@ -22,7 +22,7 @@ from threading import Lock
 from filelock import FileLock, Timeout
 from xxhash import xxh3_128, xxh3_128_digest
 
-from hub_magmax.checkpoints.source import read_fully
+from hub_magmax.checkpoints.local import read_fully
 from hub_magmax.errors import OutputError
 from hub_magmax.files import _sync, _write_durably, os_errors, sha256_of, write_text
 from hub_magmax.merging.output.report import ShardRecord
