@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-from hub_magmax.evaluation.scoring import OUTCOMES_NAME, SCORES_NAME, read_scores
+from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, read_scores
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.pipeline import CARD_NAME, PICTURE_NAME

@@ -408,8 +408,8 @@ def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
 @recipe_verb
 def evaluate(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
+    from hub_magmax.evaluation.scores import write_scores
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
-    from hub_magmax.evaluation.scoring import write_scores
     from hub_magmax.processes import find_processes
 
     found, locked = _merged(recipe, lock_path, output)
@@ -440,7 +440,7 @@ def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> l
 
 
 def _write_card(recipe: Recipe, locked: Lock) -> Path:
-    from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
+    from hub_magmax.evaluation.scores import SCORES_NAME, read_scores
     from hub_magmax.merging.output.report import REPORT_NAME, read_report
     from hub_magmax.pipeline import write_card
 

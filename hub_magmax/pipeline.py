@@ -13,7 +13,8 @@ from hub_magmax.analysis.tuning import MemoryTuner
 from hub_magmax.checkpoints.opening import HubSources
 from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
-from hub_magmax.evaluation.scoring import Scores, evaluate, load_evaluation_data, read_scores, write_scores
+from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
+from hub_magmax.evaluation.scoring import evaluate, load_evaluation_data
 from hub_magmax.files import write_text
 from hub_magmax.locking import plan
 from hub_magmax.merging.output.folder import PartialFolder

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.evaluation.scoring import MERGED, make_score, read_scores, write_scores
+from hub_magmax.evaluation.scores import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
 from hub_magmax.pipeline import lock, rehearse, run
 from hub_magmax.publishing.pushing import push

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
-from hub_magmax.evaluation.scoring import Score, Scores, make_score
+from hub_magmax.evaluation.scores import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.recipe.loading import parse_recipe

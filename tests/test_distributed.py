@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from hub_magmax.errors import DistributedError
-from hub_magmax.evaluation.scoring import read_scores
+from hub_magmax.evaluation.scores import read_scores
 from hub_magmax.pipeline import run
 from hub_magmax.planning.plan import Shard, TensorJob
 from hub_magmax.processes import Processes, find_processes, share

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hub_magmax.evaluation.scoring import Score
+from hub_magmax.evaluation.scores import Score
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.reporting.explorer import render_explorer
 from hub_magmax.reporting.tradeoff_surface import Point, Surface

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation.scoring import Score, Scores
+from hub_magmax.evaluation.scores import Score, Scores
 from hub_magmax.reporting.figures import draw_tradeoff, tradeoff_figure
 
 PIXELS = 800

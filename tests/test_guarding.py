@@ -10,7 +10,7 @@ from hub_magmax import pipeline
 from hub_magmax.errors import PublishError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.guards import check_guards, regressed
-from hub_magmax.evaluation.scoring import Scores, make_score
+from hub_magmax.evaluation.scores import Scores, make_score
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 from tests.test_evaluation import image_recipe, images  # noqa: F401 - a fixture

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from benchmarks.cards import CARDS, recipe_names
-from hub_magmax.evaluation.scoring import read_scores
+from hub_magmax.evaluation.scores import read_scores
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock

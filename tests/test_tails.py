@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.evaluation.scoring import make_score
+from hub_magmax.evaluation.scores import make_score
 from hub_magmax.evaluation.tails import LEVELS, cvar, damage, tails
 
 

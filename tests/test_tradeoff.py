@@ -2,7 +2,7 @@
 
 import pytest
 
-from hub_magmax.evaluation.scoring import Score, Scores
+from hub_magmax.evaluation.scores import Score, Scores
 from hub_magmax.evaluation.tradeoff import best_single, task_tradeoffs, weighted_mean
 
 

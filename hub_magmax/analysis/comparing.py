@@ -14,7 +14,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.intervals import Difference, paired_difference
-from hub_magmax.evaluation.scoring import Score, make_score
+from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hub_magmax.evaluation.intervals import Difference, paired_difference
-from hub_magmax.evaluation.scoring import MERGED, Score, Scores
+from hub_magmax.evaluation.scores import MERGED, Score, Scores
 from hub_magmax.recipe.schema import Evaluation
 
 Verdict = Literal["held", "not shown", "regressed"]

@@ -24,7 +24,7 @@ from hub_magmax.evaluation.intervals import (
     resampled_ranks,
     wilson_interval,
 )
-from hub_magmax.evaluation.scoring import Score
+from hub_magmax.evaluation.scores import Score
 
 #: CVaR is told at these levels.
 LEVELS = (0.90, 0.95, 0.99)

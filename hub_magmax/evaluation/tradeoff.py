@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hub_magmax.evaluation.intervals import Difference, paired_difference
-from hub_magmax.evaluation.scoring import MERGED, Score, Scores
+from hub_magmax.evaluation.scores import MERGED, Score, Scores
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hub_magmax.checkpoints.opening import file_sha256, read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
-from hub_magmax.evaluation.scoring import SCORES_NAME, read_scores
+from hub_magmax.evaluation.scores import SCORES_NAME, read_scores
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
 from hub_magmax.recipe.loading import load_recipe

@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.evaluation.evaluators.loading import ModelPlace
-from hub_magmax.evaluation.scoring import MERGED, Scores, evaluate, score_table
+from hub_magmax.evaluation.scores import MERGED, Scores, score_table
+from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import write_text
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.engine import merge

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from hub_magmax import methods
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, Difference
-from hub_magmax.evaluation.scoring import MERGED, Score, Scores, quantized_name
+from hub_magmax.evaluation.scores import MERGED, Score, Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.merging.output.report import MergeReport

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.evaluation.scoring import Score
+from hub_magmax.evaluation.scores import Score
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.tradeoff_surface import Surface
 from hub_magmax.text import one_line, publishable_values

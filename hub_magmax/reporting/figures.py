@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation.scoring import Score, Scores
+from hub_magmax.evaluation.scores import Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff, task_tradeoffs
 from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.tradeoff_surface import Surface

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hub_magmax.evaluation.scoring import Score
+from hub_magmax.evaluation.scores import Score
 from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.

@@ -1,0 +1,167 @@
+"""Scores of an evaluation: stored, read, shown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.intervals import mean_interval
+from hub_magmax.files import digest, write_text
+
+SCORES_NAME = "scores.json"
+
+#: Beside it: what every model scored on every example.
+OUTCOMES_NAME = "outcomes.json"
+
+#: What the merged model is called among the models that are scored.
+MERGED = "merged"
+
+
+def quantized_name(bits: str) -> str:
+    """Return what the merged model is called with weights of so many bits, such as `merged:int4`."""
+    return f"{MERGED}:{bits}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one task.
+
+    Attributes:
+        model: `base_model`, `merged`, the name of the task whose own checkpoint it is, or what
+            `quantized_name` says.
+        task: Whose examples these are: of a task, or of a guard.
+        value: Mean outcome.
+        low, high: 95 % interval of the mean: Wilson for shares, Student's t otherwise.
+        num_examples: How many examples it is a mean of.
+        outcomes: What the model scored on each of them, in order; empty where that was not kept.
+        probabilities: Of the right answers, likewise; also empty where the evaluator tells none.
+    """
+
+    model: str
+    task: str
+    value: float
+    low: float
+    high: float
+    num_examples: int
+    outcomes: tuple[float, ...] = field(default=(), repr=False)
+    probabilities: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that was measured.
+
+    Attributes:
+        metric: What the values are, such as "accuracy".
+        pipeline_tag: The Hub's name for the kind of model.
+        scores: Every model on every task that has examples.
+        data: By task, the data set, split and revision that were used, and a fingerprint of the examples.
+        evaluation_digest: Of the recipe's `evaluation` that asked for them.
+        is_share: Values are shares, to be shown in per cent.
+    """
+
+    metric: str
+    pipeline_tag: str
+    scores: tuple[Score, ...]
+    data: Mapping[str, Mapping[str, Any]] = field(hash=False)
+    evaluation_digest: str = ""
+    is_share: bool = True
+
+    def get(self, model: str, task: str) -> Score | None:
+        return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
+
+    def table(self) -> str:
+        """Return everything that was measured as text."""
+        rows: dict[str, dict[str, float]] = {}
+        for score in self.scores:
+            rows.setdefault(score.model, {})[score.task] = score.value
+        return score_table(self.metric, rows, tuple(self.data))
+
+    @property
+    def digest(self) -> str:
+        return digest(asdict(self))
+
+    def to_json(self) -> str:
+        """Return everything but the single outcomes."""
+        short = tuple(replace(score, outcomes=(), probabilities=()) for score in self.scores)
+        values = asdict(replace(self, scores=short))
+        for score in values["scores"]:
+            del score["outcomes"], score["probabilities"]
+        return json.dumps({"digest": self.digest, **values}, indent=2, ensure_ascii=False) + "\n"
+
+    def outcomes_json(self) -> str:
+        """Return the single outcomes, one model and task a line."""
+        rows = []
+        for score in self.scores:
+            row: dict[str, Any] = {"model": score.model, "task": score.task, "outcomes": score.outcomes}
+            if score.probabilities:
+                row["probabilities"] = score.probabilities
+            rows.append(json.dumps(row, ensure_ascii=False))
+        return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def write_scores(scores: Scores, folder: Path) -> None:
+    """Write the scores and their single outcomes into `folder`."""
+    write_text(folder / OUTCOMES_NAME, scores.outcomes_json())
+    write_text(folder / SCORES_NAME, scores.to_json())
+
+
+def score_table(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> str:
+    """Return scores as text: a row per model, a column per task, a dash where nothing was measured."""
+    width = max(len(name) for name in (*rows, corner))
+    columns = {task: max(len(task), 5) for task in tasks}
+    lines = ["  ".join([f"{corner:<{width}}", *(f"{task:>{c}}" for task, c in columns.items())])]
+    for name, values in rows.items():
+        cells = (f"{values[task]:>{c}.3f}" if task in values else "-" * c for task, c in columns.items())
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
+    return "\n".join(lines)
+
+
+def read_scores(folder: Path) -> Scores:
+    """Return the scores that `write_scores` stored in `folder`.
+
+    Raises:
+        EvaluationError: If a file is missing, or not what `write_scores` writes.
+    """
+    try:
+        values = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))
+        rows = json.loads((folder / OUTCOMES_NAME).read_text(encoding="utf-8"))
+        single: dict[tuple[str, str], dict[str, Any]] = {
+            (row["model"], row["task"]): {
+                "outcomes": tuple(row["outcomes"]),
+                "probabilities": tuple(row.get("probabilities", ())),
+            }
+            for row in rows
+        }
+        stored = values.pop("digest")
+        scores = [Score(**score) for score in values.pop("scores")]
+        whole = tuple(replace(score, **single[score.model, score.task]) for score in scores)
+        found = Scores(scores=whole, **values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EvaluationError(
+            f"{SCORES_NAME} and {OUTCOMES_NAME} do not hold scores", where=str(folder), hint="Evaluate again."
+        ) from error
+    if found.digest != stored:
+        raise EvaluationError(
+            "the digest does not fit the scores, so one of the files was changed",
+            where=f"{SCORES_NAME} and {OUTCOMES_NAME} in {folder}",
+            hint="Evaluate again.",
+        )
+    return found
+
+
+def make_score(model: str, task: str, outcomes: Sequence[Outcome], *, is_share: bool) -> Score:
+    """Return the mean outcome with its interval."""
+    values = tuple(outcome.score for outcome in outcomes)
+    low, high = mean_interval(values, is_share=is_share)
+    # Six digits: nobody reads more, and the file is a third as long.
+    probabilities = tuple(round(o.probability, 6) for o in outcomes if o.probability is not None)
+    if len(probabilities) < len(values):
+        probabilities = ()
+    return Score(model, task, math.fsum(values) / len(values), low, high, len(values), values, probabilities)
