@@ -209,7 +209,7 @@ def _said(victim: Victim) -> Path:
 
 def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
     """Call `strike` before each change of the file system below `folder` that this process makes."""
-    from hub_magmax.merging.output import folder as writer
+    from hub_magmax.merging.output import shard
 
     below = str(folder)
 
@@ -220,7 +220,7 @@ def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
         elif event in _CHANGES:
             strike(event)
 
-    original_write, original_sync = writer.ShardFile.write, os.fsync
+    original_write, original_sync = shard.ShardFile.write, os.fsync
 
     def write(self: Any, content: Any, start: int) -> None:
         strike("write")
@@ -230,7 +230,7 @@ def _watch_changes(folder: Path, strike: Callable[[str], None]) -> None:
         strike("fsync")
         original_sync(fd)
 
-    writer.ShardFile.write = write  # type: ignore[method-assign]
+    shard.ShardFile.write = write  # type: ignore[method-assign]
     os.fsync = fsync
     sys.addaudithook(hook)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
     from hub_magmax.fleet.rollback import rollback as rollback
     from hub_magmax.locking import plan as plan
-    from hub_magmax.merging.engine import merge as merge
+    from hub_magmax.merging.execution import merge as merge
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.pipeline import lock as lock

@@ -298,7 +298,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.opening import HubSources
     from hub_magmax.locking import plan as make_plan
-    from hub_magmax.merging.engine import merge as do_merge
+    from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
     from hub_magmax.processes import find_processes
 

@@ -89,7 +89,7 @@ def run(
             merged, published = relay(planned, destination, head, write_card, advance, processes, hub)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
-    from hub_magmax.merging.engine import finished, merge  # loads torch
+    from hub_magmax.merging.execution import finished, merge  # loads torch
 
     if finished(PartialFolder(output, planned.digest)) is None:
         report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from hub_magmax.errors import DistributedError
-from hub_magmax.planning.plan import Shard
 
 T = TypeVar("T")
 
@@ -79,19 +78,3 @@ def find_processes() -> Processes:
         # Its threads free tensors after the interpreter is gone, and 1 exit in 50 ended with SIGABRT.
         atexit.register(state.destroy_process_group)
     return Processes(state.process_index, state.num_processes, state)
-
-
-def share(shards: tuple[Shard, ...], processes: Processes) -> tuple[Shard, ...]:
-    """Return the shards that this process makes, in order.
-
-    The largest go first, each to the process with the fewest bytes so far (the lowest rank of
-    equal ones), so that all of them end at about the same time.
-    """
-    loads = [0] * processes.count
-    mine = set()
-    for shard in sorted(shards, key=lambda shard: (-shard.data_bytes, shard.file)):
-        rank = min(range(processes.count), key=lambda rank: (loads[rank], rank))
-        loads[rank] += shard.data_bytes
-        if rank == processes.rank:
-            mine.add(shard.file)
-    return tuple(shard for shard in shards if shard.file in mine)

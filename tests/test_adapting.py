@@ -20,7 +20,7 @@ from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, Out
 from hub_magmax.fleet.canaries import canary
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import lock, plan
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.pipeline import rehearse, run
 from hub_magmax.publishing.pushing import push, verify

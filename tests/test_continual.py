@@ -16,8 +16,9 @@ from benchmarks.continual.results import measure
 from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
-from hub_magmax.analysis.tuning import Arena, Candidate
+from hub_magmax.analysis.tuning import Arena
 from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.methods import method_names
 from hub_magmax.quickstart import Settings, Training
 from hub_magmax.recipe.matching import locked_method

@@ -11,9 +11,10 @@ from safetensors.torch import load
 
 from hub_magmax.errors import DistributedError
 from hub_magmax.evaluation.scores import read_scores
+from hub_magmax.merging.execution import share
 from hub_magmax.pipeline import run
 from hub_magmax.planning.plan import Shard, TensorJob
-from hub_magmax.processes import Processes, find_processes, share
+from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.loading import load_recipe
 from tests.classifiers import classifier_recipe, write_classifiers
 from tests.families import read_merged, recipe_values, write_family, write_recipe, yaml_text

@@ -18,7 +18,8 @@ from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging import rows as filerows
-from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.chunk import ChunkMemory
+from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import make_step
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows

@@ -10,7 +10,7 @@ from hub_magmax.checkpoints.stored import Stored, dtype_name
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.merging import combine, passes
-from hub_magmax.merging.chunks import StoredChunk
+from hub_magmax.merging.chunk import StoredChunk
 from hub_magmax.merging.combine import compiles, make_step
 from hub_magmax.merging.passes import Pass
 from hub_magmax.methods import TensorRule, draws, selection

@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.locking import plan
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import load_recipe

@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging import engine as merging
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
@@ -472,7 +472,7 @@ def test_notice_about_copied_values_survives_an_interruption(tmp_path, monkeypat
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hub_magmax.merging.engine.write_beside_weights", interrupt)
+    monkeypatch.setattr("hub_magmax.merging.output.side_files.write_beside_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         merge(made)
     monkeypatch.undo()

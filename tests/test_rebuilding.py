@@ -10,7 +10,7 @@ from hub_magmax.errors import LockError, OutputError
 from hub_magmax.files import sha256_of
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.locking import plan
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.publishing.pushing import push, verify
 from hub_magmax.recipe.loading import load_recipe

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from hub_magmax.errors import OutputError
 from hub_magmax.merging.engine import _Engine
-from hub_magmax.merging.output import folder
-from hub_magmax.merging.output.folder import ShardFile
+from hub_magmax.merging.output import folder, shard
+from hub_magmax.merging.output.shard import ShardFile
 
 
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch):
-    monkeypatch.setattr(folder, "_READ_BYTES", 4)
-    monkeypatch.setattr(folder, "_HASHED_BYTES", 3)
+    monkeypatch.setattr(shard, "_READ_BYTES", 4)
+    monkeypatch.setattr(shard, "_HASHED_BYTES", 3)
     monkeypatch.setattr(ShardFile, "_new_memory_is_slow", False)
 
 

@@ -10,7 +10,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.kernels import reference
 from hub_magmax.locking import plan
 from hub_magmax.merging import engine
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.merging.survey import survey
 from hub_magmax.methods import TensorRule

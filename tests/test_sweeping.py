@@ -17,7 +17,7 @@ from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.locking import lock, plan
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume

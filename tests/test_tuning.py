@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
+from hub_magmax.analysis.tuning import Trial, best, candidates
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.margins import merits, within
 from hub_magmax.locking import lock as lock_only
+from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.pipeline import lock, run
 from hub_magmax.preference.search import on_simplex, search_weights
 from hub_magmax.recipe.loading import parse_recipe

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import locking
-from hub_magmax.analysis.tuning import Arena, Candidate, MemoryTuner, Trial, best, best_by_label, candidates
+from hub_magmax.analysis.tuning import Arena, MemoryTuner, Trial, best, best_by_label, candidates
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.files import write_text
+from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe

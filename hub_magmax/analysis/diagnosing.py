@@ -23,7 +23,8 @@ from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import write_text
 from hub_magmax.kernels import reference
-from hub_magmax.merging.chunks import StoredChunk, StoredChunks, ahead
+from hub_magmax.merging.chunk import StoredChunk
+from hub_magmax.merging.chunks import StoredChunks, ahead
 from hub_magmax.merging.combine import one_thread
 from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan

@@ -11,11 +11,12 @@ import numpy as np
 
 from hub_magmax import locking, methods
 from hub_magmax.analysis import simplex
-from hub_magmax.analysis.tuning import Arena, Candidate, MemoryTuner
+from hub_magmax.analysis.tuning import Arena, MemoryTuner
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
+from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, Sweep
 from hub_magmax.reporting.tradeoff_surface import (

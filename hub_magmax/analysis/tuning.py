@@ -25,42 +25,12 @@ from hub_magmax.recipe.schema import AUTO, Compare, Data, Evaluation, Method, Re
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from hub_magmax.merging.in_memory import Candidate
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
 METHOD_ERRORS = 1.0
 #: ... and by which a scaling coefficient may be worse than the method's best, for being nearer to its own.
 SCALING_ERRORS = 0.25
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to merge.
-
-    Attributes:
-        method: `name`, `scaling` and every option.
-        preference: What the weights are called: `recipe`, `uniform`, or a name from `compare`.
-        weights: One per task.
-    """
-
-    method: Mapping[str, Any]
-    preference: str
-    weights: tuple[float, ...]
-
-    def same_as(self, other: Candidate) -> bool:
-        """Say whether both give the same model."""
-        return (self.method, self.weights) == (other.method, other.weights)
-
-    @property
-    def distance_to_default(self) -> float:
-        """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
-        ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
-        return abs(math.log(ratio)) if ratio > 0 else math.inf
-
-    @property
-    def label(self) -> str:
-        """Return the method as a person would name it: without what most share."""
-        selection = self.method.get("selection")
-        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import LockError, OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
 from hub_magmax.locking import plan
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.loading import load_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,85 +17,23 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax.checkpoints.source import RowMemory, TensorSource, tensor_place
-from hub_magmax.checkpoints.stored import Stored, bits_dtype, torch_dtype
-from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.checkpoints.source import TensorSource, tensor_place
+from hub_magmax.checkpoints.stored import Stored, bits_dtype
+from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.lazy_imports import inference, torch
 from hub_magmax.merging import combine
+from hub_magmax.merging.chunk import ChunkMemory, StoredChunk
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.selection import Bits, EarlyChunk
-from hub_magmax.planning.plan import EXACT_REASON, TensorJob
 
 T = TypeVar("T")
 
 #: Elements from run to run where reading only the runs is faster than reading all: of a disk, 128 KB are as
 #: fast as 4.
 _FAR_APART = 2**16
-
-
-@dataclass
-class StoredChunk:
-    """Some elements of one tensor of all checkpoints, as stored; one thread's.
-
-    Attributes:
-        parts: Which elements: from one to before another, one part after the other.
-        read: Returns a row of values per checkpoint, the base model's first; together if of one dtype.
-        files: Where the values lie, if a pass may read them itself instead.
-    """
-
-    parts: Sequence[tuple[int, int]]
-    read: Callable[[], Stored | list[Stored]]
-    files: FileRows | None = None
-    _stored: Stored | list[Stored] | None = None
-
-    @property
-    def start(self) -> int:
-        return self.parts[0][0]
-
-    @property
-    def num_elements(self) -> int:
-        return sum(stop - start for start, stop in self.parts)
-
-    @property
-    def stored(self) -> Stored | list[Stored]:
-        """The rows, read when they are first asked for."""
-        if self._stored is None:  # no cached_property: threads would wait for each other's reading
-            self._stored = self.read()
-        return self._stored
-
-    @property
-    def values(self) -> list[torch.Tensor]:
-        """The rows as torch's."""
-        return (
-            [*self.stored.tensor] if isinstance(self.stored, Stored) else [row.tensor for row in self.stored]
-        )
-
-    @property
-    def base(self) -> torch.Tensor:
-        return self.values[0]
-
-    @property
-    def checkpoints(self) -> list[torch.Tensor]:
-        return self.values[1:]
-
-    def element(self, place: int) -> int:
-        """Return the index in the tensor of what is at a place in the rows."""
-        for start, stop in self.parts:
-            if place < stop - start:
-                return start + place
-            place -= stop - start
-        raise IndexError(place)
-
-
-@dataclass(frozen=True)
-class ChunkMemory:
-    """Memory for one chunk after the other, as stored and as task vectors; every thread has its own."""
-
-    stored: RowMemory = field(default_factory=RowMemory)
-    vectors: RowMemory = field(default_factory=RowMemory)
 
 
 @dataclass(frozen=True)
@@ -423,62 +361,6 @@ class JoinedChunks:
             )
             found.append(tensor.parts(parts))
         return np.concatenate(found, axis=1)
-
-
-def copied_chunks(
-    job: TensorJob,
-    sources: Mapping[str, TensorSource],
-    tasks: tuple[str, ...],
-    chunk_elements: int,
-    clock: Clock | None = None,
-) -> Iterator[Stored]:
-    """Yield the values of a tensor that is copied, in the output's dtype.
-
-    A NaN or an infinity is copied like any other value.
-
-    Raises:
-        MismatchError: If values that cannot be merged differ between the checkpoints.
-        NonFiniteError: If a finite value is too large for the output's dtype.
-    """
-    source, clock = sources[job.source], clock or Clock()
-    for start in range(0, job.num_elements, chunk_elements):
-        stop = min(start + chunk_elements, job.num_elements)
-        with clock.spend("read"):
-            found = source.read_stored(job.name, start, stop)
-        source.release(job.name, stop)
-        if job.reason == EXACT_REASON:
-            _check_equal(job, start, found, [sources[task] for task in tasks])
-        yield found if found.dtype == job.dtype else _cast(job, source, start, found.tensor)
-
-
-def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor) -> Stored:
-    cast = values.to(torch_dtype(job.dtype))
-    found = Stored.of(cast)
-    if not found.is_finite():
-        overflown = torch.nonzero(torch.isfinite(values) & ~torch.isfinite(cast))
-        if len(overflown):
-            element = int(overflown[0])
-            raise NonFiniteError(
-                f"element {start + element:,} is {float(values[element])}",
-                where=tensor_place(source, source.index.tensors[job.name], start + element),
-                expected=f"numbers that {str(cast.dtype).removeprefix('torch.')} can hold",
-                hint="Choose a wider output.dtype.",
-            )
-    return found
-
-
-def _check_equal(job: TensorJob, start: int, values: Stored, others: Sequence[TensorSource]) -> None:
-    stop = start + len(values.bits)
-    for source in others:
-        found = source.read_stored(job.name, start, stop)
-        source.release(job.name, stop)
-        if not np.array_equal(values.bits, found.bits):
-            raise MismatchError(
-                f"{job.dtype} values differ from the base model's",
-                where=f"{source.label}, tensor {job.name!r}",
-                expected="the same counts or positions everywhere, since they cannot be merged",
-                hint=f"Say which to take: tensors: [{{match: {json.dumps(job.name)}, take: base_model}}]",
-            )
 
 
 def ahead(

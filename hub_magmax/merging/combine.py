@@ -25,7 +25,7 @@ from hub_magmax.merging.passes import Merged, Pass
 from hub_magmax.methods import TensorRule, draws, selection
 
 if TYPE_CHECKING:
-    from hub_magmax.merging.chunks import StoredChunk
+    from hub_magmax.merging.chunk import StoredChunk
 
 #: Merging so many elements takes longer operation by operation than compiling does ...
 COMPILE_ABOVE_ELEMENTS = 2**27

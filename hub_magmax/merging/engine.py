@@ -2,229 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME, ITEM_BYTES
-from hub_magmax.checkpoints.opening import (
-    CONFIG_NAME,
-    HubSources,
-    check_hashes,
-    open_inputs,
-    read_side_file,
-    versions_of,
-)
-from hub_magmax.checkpoints.side_files import is_side_file
+from hub_magmax.checkpoints.index import ITEM_BYTES
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
-from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
-from hub_magmax.files import os_errors, sha256_of, write_text
+from hub_magmax.files import os_errors
 from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks, copied_chunks
-from hub_magmax.merging.combine import compiles, make_step, num_threads, one_thread
+from hub_magmax.merging.adapters import factor_values
+from hub_magmax.merging.chunk import ChunkMemory
+from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
+from hub_magmax.merging.combine import compiles, make_step
+from hub_magmax.merging.copying import copied_chunks
 from hub_magmax.merging.one_pass import EarlyMerge
-from hub_magmax.merging.output.folder import PartialFolder, ShardFile
-from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
+from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
-    REPORT_NAME,
-    MergeReport,
     ShardRecord,
-    read_report,
-    software_versions,
 )
+from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import TensorRule, surveys_model
-from hub_magmax.planning.adapters import adapter_config, factor_values
 from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
-from hub_magmax.processes import Processes, find_processes, share
-from hub_magmax.recipe.lockfile import LOCK_NAME
-from hub_magmax.recipe.schema import RECIPE_NAME
 
 if TYPE_CHECKING:
     import numpy as np
-
-Progress = Callable[[int], None]
-
-#: Each holds chunks of its own, and what a rule remembers of a whole tensor.
-_MAX_THREADS = 8
-
-
-def merge(
-    plan: Plan,
-    output: Path | str | None = None,
-    *,
-    sources: Mapping[str, TensorSource] | None = None,
-    progress: Progress | None = None,
-    chunk_elements: int | None = None,
-    processes: Processes | None = None,
-    hub: HubSources | None = None,
-) -> MergeReport:
-    """Carry out `plan` and return what was done.
-
-    Writes shards, index, the files that belong to the model, the recipe, the lock and the report
-    into a folder that appears by one rename at the end. Called again after an interruption it
-    goes on with the first unfinished shard; called after its end it returns the stored report.
-    Under `accelerate launch` every process makes its share of the shards; the bytes are the same
-    for any number of processes and any chunk size.
-
-    Args:
-        plan: From `planning.make_plan`.
-        output: Folder to create; by default the recipe's `output.path`.
-        sources: Open checkpoints by name, instead of those the lock names; for an adapter, the adapters.
-        progress: Called with the number of bytes each finished chunk wrote; where a method looks at the whole
-            model, before that with as many for each tensor. `Plan.progress_bytes` in all.
-        chunk_elements: Elements per task in memory at a time; by default what is fastest.
-        processes: Which of how many processes this is; found from the launcher by default.
-        hub: Repositories that are open already.
-
-    Raises:
-        LockError: If a file is not what was locked.
-        NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
-        OutputError: If `output` is taken or cannot be written.
-    """
-    started = time.perf_counter()
-    processes = processes or find_processes()
-    place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
-    if (done := processes.first_decides(lambda: finished(place))) is not None:
-        return done
-    own = plan if sources is None else None
-    if (refusal := processes.first_decides(lambda: prepare(place, own))) is not None:
-        raise refusal
-    with ExitStack() as stack:
-        stack.callback(place.abandon)
-        if sources is None:
-            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
-        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes)
-        processes.wait()
-        report = report_of(plan, place, time.perf_counter() - started, profile)
-        if processes.is_first:
-            report = write_beside_weights(plan, sources, place.folder, report)
-            place.publish()
-    processes.wait()
-    return report
-
-
-class Shelf(Protocol):
-    """Where finished files of a merge are kept.
-
-    Attributes:
-        num_open: Files that may be in the making at a time.
-    """
-
-    num_open: int
-
-    def intact(self, file: str) -> ShardRecord | None:
-        """Return the record of a file that was finished earlier and is as it was then, else None."""
-        ...
-
-    def record(self, record: ShardRecord) -> None:
-        """Note that a file is finished."""
-        ...
-
-
-def make_shards(
-    plan: Plan,
-    sources: Mapping[str, TensorSource],
-    place: PartialFolder,
-    shelf: Shelf,
-    progress: Progress | None,
-    chunk_elements: int | None,
-    processes: Processes,
-) -> dict[str, float]:
-    """Make this process's share of the output's files in `place`, but those that `shelf` has.
-
-    Returns:
-        Seconds by kind of work, as the merge report has them.
-    """
-    with _raising(progress or (lambda num_bytes: None)) as advance:
-        missing = []
-        for shard in share(plan.shards, processes):
-            if shelf.intact(shard.file) is None:
-                missing.append(shard)
-            else:
-                advance(shard.data_bytes)
-        in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
-        budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
-        if chunk_elements:
-            budget = replace(budget, chunk_elements=chunk_elements)
-        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
-        if not engine.is_compiled:
-            import_module("torch")  # now, by one thread, for its settings to hold from the beginning
-        with one_thread():
-            try:
-                engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
-                for record in engine.make(missing):
-                    with os_errors(place.folder / record.file), engine.clock.spend("store"):
-                        shelf.record(record)
-            except DamagedError:
-                place.forget()  # what is finished may be made of the same bytes
-                raise
-    return engine.clock.seconds
-
-
-class _Cancelled(BaseException):
-    """What a progress raised, on its way through code that turns the errors of methods into messages."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-@contextmanager
-def _raising(progress: Progress) -> Iterator[Progress]:
-    """Give a progress that may be called from anywhere; what it raises comes out as it is."""
-
-    def advance(num_bytes: int) -> None:
-        try:
-            progress(num_bytes)
-        except Exception as error:
-            raise _Cancelled(error) from error
-
-    try:
-        yield advance
-    except _Cancelled as cancelled:
-        raise cancelled.error from None
-
-
-def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
-    """Prepare the output, or return why not, so that every process ends with the same message.
-
-    Whole files whose sha256 the lock of `plan` holds are compared first.
-    """
-    try:
-        if plan is not None:
-            check_hashes(plan.recipe, plan.lock)
-        place.prepare(versions_of(plan.recipe, plan.lock) if plan is not None else "")
-    except HubMagmaxError as error:
-        return error
-    return None
-
-
-def finished(place: PartialFolder) -> MergeReport | None:
-    """Return the stored report if the output is this very merge, complete; else None."""
-    with suppress(OutputError):
-        report = read_report(place.output / REPORT_NAME)
-        if report.plan_digest == place.plan_digest:
-            place.clean_up()  # left by a process that was killed after the rename
-            return report
-    return None
-
+from hub_magmax.merging.execution import Progress
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16
@@ -488,88 +302,3 @@ def _record(name: str, file: ShardFile, tallies: Sequence[_Tally]) -> ShardRecor
     odd = tuple(name for tally in tallies for name in tally.not_finite)
     sha256 = file.finish()
     return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap, odd)
-
-
-def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
-    """Return what a merge did whose files are all recorded in `place`."""
-    records = tuple(place.recorded(shard.file) for shard in plan.shards)
-    shards = tuple(record for record in records if record is not None)
-    assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
-    names = tuple(plan.lock.tasks)
-    elements = sum(job.num_elements for job in plan.jobs if job.merged)
-    counts = [sum(column) for column in zip(*(s.counts for s in shards if s.counts), strict=True)]
-    unaligned = [sum(column) for column in zip(*(s.num_unaligned for s in shards), strict=True)]
-    gaps = [shard.duality_gap for shard in shards if shard.duality_gap is not None]
-    return MergeReport(
-        plan_digest=plan.digest,
-        shards=shards,
-        shares={name: count / elements for name, count in zip(names, counts, strict=False)},
-        num_unaligned=dict(zip(names, unaligned, strict=True)) if any(unaligned) else {},
-        duality_gap=max(gaps, default=None),
-        elements_merged=elements,
-        bytes_in=plan.bytes_in,
-        bytes_out=sum(shard.size_bytes for shard in shards),
-        seconds=seconds,
-        profile=dict(profile),
-        peak_memory_bytes=peak_memory_bytes(),
-        versions=software_versions(),
-        notices=(*plan.notices, *_not_finite_notice(plan, shards)),
-    )
-
-
-def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, ...]:
-    """Return a line about copied tensors that hold a NaN or an infinity, if there are any."""
-    names = {name for shard in shards for name in shard.not_finite}
-    places = [f"{job.name} of {job.source}" for job in plan.jobs if job.name in names]
-    if not places:
-        return ()
-    listed = ", ".join(places[:5]) + (f" and {len(places) - 5:,} more" if len(places) > 5 else "")
-    return (f"copied as they are, with NaN or infinity among their values: {listed}",)
-
-
-def write_beside_weights(
-    plan: Plan, sources: Mapping[str, TensorSource], folder: Path, report: MergeReport
-) -> MergeReport:
-    """Write what lies beside the weights, and return the report with the hashes of all of it."""
-    _write_side_files(plan, sources, folder)
-    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
-    report = replace(report, files=_hashes(folder, report))
-    write_text(folder / REPORT_NAME, report.to_json())
-    return report
-
-
-def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
-    """Return the sha256 of the files in `folder` that hold no weights, by name."""
-    names = sorted({path.name for path in folder.iterdir()} - {shard.file for shard in report.shards})
-    return {name: sha256_of(folder / name) for name in names}
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident set this process had."""
-    with suppress(OSError, StopIteration):
-        # Not from getrusage, which on Linux counts from before the program was started: the parent's.
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
-    """Write the index, what the model needs besides weights, and what the merge was made from."""
-    files_from = plan.recipe.output.files_from
-    source, locked = sources[files_from], plan.lock.sources[files_from]
-    # transformers takes a folder with both configurations for a whole model with an adapter beside it.
-    kept_out = CONFIG_NAME if plan.ranks else ADAPTER_CONFIG_NAME
-    for path in filter(is_side_file, source.sizes):
-        if path == kept_out:
-            continue
-        with os_errors(folder / path):
-            (folder / path).write_bytes(read_side_file(source, path, locked))
-    if len(plan.shards) > 1:
-        weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
-        index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
-        write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
-    if plan.ranks:
-        write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
-    write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
-    write_text(folder / LOCK_NAME, plan.lock.to_json())

@@ -18,7 +18,7 @@ from xxhash import xxh3_128_digest
 from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.lazy_imports import Array
-from hub_magmax.merging.chunks import StoredChunk
+from hub_magmax.merging.chunk import StoredChunk
 from hub_magmax.merging.combine import COMPILED_DTYPES, kind_of, make_step, merging_arguments
 from hub_magmax.methods import TensorRule
 

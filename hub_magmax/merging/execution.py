@@ -1,0 +1,220 @@
+"""A plan executed: the public `merge`, from sources to a finished folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hub_magmax.checkpoints.opening import (
+    HubSources,
+    check_hashes,
+    open_inputs,
+    versions_of,
+)
+from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
+from hub_magmax.files import os_errors
+from hub_magmax.merging.combine import num_threads, one_thread
+from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.report import (
+    REPORT_NAME,
+    MergeReport,
+    ShardRecord,
+    read_report,
+)
+from hub_magmax.planning.plan import Plan
+from hub_magmax.processes import Processes, find_processes, share
+
+if TYPE_CHECKING:
+    pass
+
+from hub_magmax.merging.engine import _Engine
+from hub_magmax.merging.output.side_files import report_of, write_beside_weights
+from hub_magmax.planning.plan import Shard
+
+Progress = Callable[[int], None]
+
+#: Each holds chunks of its own, and what a rule remembers of a whole tensor.
+_MAX_THREADS = 8
+
+
+def merge(
+    plan: Plan,
+    output: Path | str | None = None,
+    *,
+    sources: Mapping[str, TensorSource] | None = None,
+    progress: Progress | None = None,
+    chunk_elements: int | None = None,
+    processes: Processes | None = None,
+    hub: HubSources | None = None,
+) -> MergeReport:
+    """Carry out `plan` and return what was done.
+
+    Writes shards, index, the files that belong to the model, the recipe, the lock and the report
+    into a folder that appears by one rename at the end. Called again after an interruption it
+    goes on with the first unfinished shard; called after its end it returns the stored report.
+    Under `accelerate launch` every process makes its share of the shards; the bytes are the same
+    for any number of processes and any chunk size.
+
+    Args:
+        plan: From `planning.make_plan`.
+        output: Folder to create; by default the recipe's `output.path`.
+        sources: Open checkpoints by name, instead of those the lock names; for an adapter, the adapters.
+        progress: Called with the number of bytes each finished chunk wrote; where a method looks at the whole
+            model, before that with as many for each tensor. `Plan.progress_bytes` in all.
+        chunk_elements: Elements per task in memory at a time; by default what is fastest.
+        processes: Which of how many processes this is; found from the launcher by default.
+        hub: Repositories that are open already.
+
+    Raises:
+        LockError: If a file is not what was locked.
+        NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
+        OutputError: If `output` is taken or cannot be written.
+    """
+    started = time.perf_counter()
+    processes = processes or find_processes()
+    place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
+    if (done := processes.first_decides(lambda: finished(place))) is not None:
+        return done
+    own = plan if sources is None else None
+    if (refusal := processes.first_decides(lambda: prepare(place, own))) is not None:
+        raise refusal
+    with ExitStack() as stack:
+        stack.callback(place.abandon)
+        if sources is None:
+            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
+        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes)
+        processes.wait()
+        report = report_of(plan, place, time.perf_counter() - started, profile)
+        if processes.is_first:
+            report = write_beside_weights(plan, sources, place.folder, report)
+            place.publish()
+    processes.wait()
+    return report
+
+
+class Shelf(Protocol):
+    """Where finished files of a merge are kept.
+
+    Attributes:
+        num_open: Files that may be in the making at a time.
+    """
+
+    num_open: int
+
+    def intact(self, file: str) -> ShardRecord | None:
+        """Return the record of a file that was finished earlier and is as it was then, else None."""
+        ...
+
+    def record(self, record: ShardRecord) -> None:
+        """Note that a file is finished."""
+        ...
+
+
+def make_shards(
+    plan: Plan,
+    sources: Mapping[str, TensorSource],
+    place: PartialFolder,
+    shelf: Shelf,
+    progress: Progress | None,
+    chunk_elements: int | None,
+    processes: Processes,
+) -> dict[str, float]:
+    """Make this process's share of the output's files in `place`, but those that `shelf` has.
+
+    Returns:
+        Seconds by kind of work, as the merge report has them.
+    """
+    with _raising(progress or (lambda num_bytes: None)) as advance:
+        missing = []
+        for shard in share(plan.shards, processes):
+            if shelf.intact(shard.file) is None:
+                missing.append(shard)
+            else:
+                advance(shard.data_bytes)
+        in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
+        budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
+        if chunk_elements:
+            budget = replace(budget, chunk_elements=chunk_elements)
+        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
+        if not engine.is_compiled:
+            import_module("torch")  # now, by one thread, for its settings to hold from the beginning
+        with one_thread():
+            try:
+                engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
+                for record in engine.make(missing):
+                    with os_errors(place.folder / record.file), engine.clock.spend("store"):
+                        shelf.record(record)
+            except DamagedError:
+                place.forget()  # what is finished may be made of the same bytes
+                raise
+    return engine.clock.seconds
+
+
+class _Cancelled(BaseException):
+    """What a progress raised, on its way through code that turns the errors of methods into messages."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _raising(progress: Progress) -> Iterator[Progress]:
+    """Give a progress that may be called from anywhere; what it raises comes out as it is."""
+
+    def advance(num_bytes: int) -> None:
+        try:
+            progress(num_bytes)
+        except Exception as error:
+            raise _Cancelled(error) from error
+
+    try:
+        yield advance
+    except _Cancelled as cancelled:
+        raise cancelled.error from None
+
+
+def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
+    """Prepare the output, or return why not, so that every process ends with the same message.
+
+    Whole files whose sha256 the lock of `plan` holds are compared first.
+    """
+    try:
+        if plan is not None:
+            check_hashes(plan.recipe, plan.lock)
+        place.prepare(versions_of(plan.recipe, plan.lock) if plan is not None else "")
+    except HubMagmaxError as error:
+        return error
+    return None
+
+
+def finished(place: PartialFolder) -> MergeReport | None:
+    """Return the stored report if the output is this very merge, complete; else None."""
+    with suppress(OutputError):
+        report = read_report(place.output / REPORT_NAME)
+        if report.plan_digest == place.plan_digest:
+            place.clean_up()  # left by a process that was killed after the rename
+            return report
+    return None
+
+
+def share(shards: tuple[Shard, ...], processes: Processes) -> tuple[Shard, ...]:
+    """Return the shards that this process makes, in order.
+
+    The largest go first, each to the process with the fewest bytes so far (the lowest rank of
+    equal ones), so that all of them end at about the same time.
+    """
+    loads = [0] * processes.count
+    mine = set()
+    for shard in sorted(shards, key=lambda shard: (-shard.data_bytes, shard.file)):
+        rank = min(range(processes.count), key=lambda rank: (loads[rank], rank))
+        loads[rank] += shard.data_bytes
+        if rank == processes.rank:
+            mine.add(shard.file)
+    return tuple(shard for shard in shards if shard.file in mine)

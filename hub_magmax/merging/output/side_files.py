@@ -1,0 +1,121 @@
+"""Files beside the weights: index, configuration, lock, provenance and report."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME
+from hub_magmax.checkpoints.opening import (
+    CONFIG_NAME,
+    read_side_file,
+)
+from hub_magmax.checkpoints.side_files import is_side_file
+from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.files import os_errors, sha256_of, write_text
+from hub_magmax.merging.adapters import adapter_config
+from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
+from hub_magmax.merging.output.report import (
+    REPORT_NAME,
+    MergeReport,
+    ShardRecord,
+    software_versions,
+)
+from hub_magmax.planning.plan import Plan
+from hub_magmax.recipe.lockfile import LOCK_NAME
+from hub_magmax.recipe.schema import RECIPE_NAME
+
+if TYPE_CHECKING:
+    pass
+
+
+def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
+    """Return what a merge did whose files are all recorded in `place`."""
+    records = tuple(place.recorded(shard.file) for shard in plan.shards)
+    shards = tuple(record for record in records if record is not None)
+    assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
+    names = tuple(plan.lock.tasks)
+    elements = sum(job.num_elements for job in plan.jobs if job.merged)
+    counts = [sum(column) for column in zip(*(s.counts for s in shards if s.counts), strict=True)]
+    unaligned = [sum(column) for column in zip(*(s.num_unaligned for s in shards), strict=True)]
+    gaps = [shard.duality_gap for shard in shards if shard.duality_gap is not None]
+    return MergeReport(
+        plan_digest=plan.digest,
+        shards=shards,
+        shares={name: count / elements for name, count in zip(names, counts, strict=False)},
+        num_unaligned=dict(zip(names, unaligned, strict=True)) if any(unaligned) else {},
+        duality_gap=max(gaps, default=None),
+        elements_merged=elements,
+        bytes_in=plan.bytes_in,
+        bytes_out=sum(shard.size_bytes for shard in shards),
+        seconds=seconds,
+        profile=dict(profile),
+        peak_memory_bytes=peak_memory_bytes(),
+        versions=software_versions(),
+        notices=(*plan.notices, *_not_finite_notice(plan, shards)),
+    )
+
+
+def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, ...]:
+    """Return a line about copied tensors that hold a NaN or an infinity, if there are any."""
+    names = {name for shard in shards for name in shard.not_finite}
+    places = [f"{job.name} of {job.source}" for job in plan.jobs if job.name in names]
+    if not places:
+        return ()
+    listed = ", ".join(places[:5]) + (f" and {len(places) - 5:,} more" if len(places) > 5 else "")
+    return (f"copied as they are, with NaN or infinity among their values: {listed}",)
+
+
+def write_beside_weights(
+    plan: Plan, sources: Mapping[str, TensorSource], folder: Path, report: MergeReport
+) -> MergeReport:
+    """Write what lies beside the weights, and return the report with the hashes of all of it."""
+    _write_side_files(plan, sources, folder)
+    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
+    report = replace(report, files=_hashes(folder, report))
+    write_text(folder / REPORT_NAME, report.to_json())
+    return report
+
+
+def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
+    """Return the sha256 of the files in `folder` that hold no weights, by name."""
+    names = sorted({path.name for path in folder.iterdir()} - {shard.file for shard in report.shards})
+    return {name: sha256_of(folder / name) for name in names}
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident set this process had."""
+    with suppress(OSError, StopIteration):
+        # Not from getrusage, which on Linux counts from before the program was started: the parent's.
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
+    """Write the index, what the model needs besides weights, and what the merge was made from."""
+    files_from = plan.recipe.output.files_from
+    source, locked = sources[files_from], plan.lock.sources[files_from]
+    # transformers takes a folder with both configurations for a whole model with an adapter beside it.
+    kept_out = CONFIG_NAME if plan.ranks else ADAPTER_CONFIG_NAME
+    for path in filter(is_side_file, source.sizes):
+        if path == kept_out:
+            continue
+        with os_errors(folder / path):
+            (folder / path).write_bytes(read_side_file(source, path, locked))
+    if len(plan.shards) > 1:
+        weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
+        index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
+        write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+    if plan.ranks:
+        write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
+    write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
+    write_text(folder / LOCK_NAME, plan.lock.to_json())
