@@ -19,7 +19,8 @@ from hub_magmax.errors import CheckpointError, EvaluationError, MismatchError, R
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_pinned_data
 from hub_magmax.merging.output.report import lock_versions
 from hub_magmax.planning.adapters import plan_adapter
-from hub_magmax.planning.plan import Plan, make_plan
+from hub_magmax.planning.layout import make_plan
+from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference

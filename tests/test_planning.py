@@ -9,7 +9,8 @@ from torch import Tensor
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.locking import lock, plan
-from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan, make_plan
+from hub_magmax.planning.layout import make_plan
+from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.text import format_bytes

@@ -27,7 +27,8 @@ from hub_magmax.merging.chunk import StoredChunk
 from hub_magmax.merging.chunks import StoredChunks, ahead
 from hub_magmax.merging.combine import one_thread
 from hub_magmax.methods.selection import quotas
-from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob, make_plan
+from hub_magmax.planning.layout import make_plan
+from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,

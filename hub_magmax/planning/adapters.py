@@ -20,17 +20,8 @@ from hub_magmax.checkpoints.adapter import AdapterSource, Product, with_adapters
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
-from hub_magmax.planning.plan import (
-    OUTPUT_DTYPES,
-    FactorJob,
-    Part,
-    Plan,
-    Shard,
-    TensorJob,
-    bytes_read,
-    check_globs,
-    rule_for,
-)
+from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read, check_globs, rule_for
+from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard, TensorJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule
 from hub_magmax.text import shown

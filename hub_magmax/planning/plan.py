@@ -9,25 +9,21 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.index import (
-    EXACT_DTYPES,
     ITEM_BYTES,
-    MERGEABLE_DTYPES,
-    CheckpointIndex,
-    TensorInfo,
 )
 from hub_magmax.checkpoints.side_files import tokenizer_notices
-from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.errors import RecipeError
 from hub_magmax.files import digest
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe, TensorRule
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import format_bytes
 
 #: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two
@@ -49,8 +45,6 @@ RUNTIME_BYTES = 350_000_000
 
 #: A merge that must not take much works on pieces no smaller than these.
 _LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
-
-OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -395,195 +389,5 @@ def _halved(most: int, least: int) -> Iterator[int]:
         most //= 2
 
 
-def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]) -> Plan:
-    """Check that the checkpoints fit each other and lay out the output.
-
-    Args:
-        recipe: For the output's dtype and shard size.
-        lock: For sources, method, preference and rules.
-        indexes: Index of each source by name: `base_model` and every task.
-
-    Raises:
-        MismatchError: If tensors are missing, surplus, or differ in shape or kind, naming them
-            and the rule that would settle it.
-        RecipeError: If a rule matches nothing, or the rules leave nothing.
-    """
-    rules = recipe.tensors
-    check_globs(indexes.values(), rules)
-    _check_names(indexes, rules)
-    base = indexes["base_model"].tensors
-    names = [*base, *_added_names(indexes, rules)]
-    decided = [(name, rule_for(name, rules)) for name in names]
-    method = methods.get_method(lock.method["name"])
-    unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
-    jobs = [
-        _job(name, rule, indexes, recipe.output.dtype, unread)
-        for name, rule in decided
-        if rule is None or rule.take != "nothing"
-    ]
-    if not jobs:
-        raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
-    left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
-    shards = _layout(jobs, recipe.output.shard_size)
-    made = Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
-    made.budget(1)  # more than there is may be needed
-    return made
-
-
-def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:
-    """Return the bytes of all tensors that `jobs` read of the sources, by name."""
-    return sum(
-        index.tensors[read].num_bytes
-        for job in jobs
-        for source, index in indexes.items()
-        for read in job.inputs(source)
-    )
-
-
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
-
-
-def rule_for(name: str, rules: Iterable[TensorRule]) -> TensorRule | None:
-    """Return the rule that decides about a tensor, None where it is merged."""
-    return next((rule for rule in rules if rule.covers(name)), None)
-
-
-def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> list[str]:
-    """Return tensors that the base model lacks and a rule takes from a task."""
-    base = indexes["base_model"].tensors
-    added = []
-    for task, index in indexes.items():
-        for name in index.tensors:
-            rule = rule_for(name, rules)
-            if name not in base and rule is not None and rule.take == task:
-                added.append(name)
-    return added
-
-
-def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
-    """Raise RecipeError for a rule that matches no tensor of any checkpoint."""
-    every_name = {name for index in indexes for name in index.tensors}
-    for position, rule in enumerate(rules):
-        if not any(rule.covers(name) for name in every_name):
-            raise RecipeError(
-                f"the glob {rule.match!r} matches no tensor",
-                where=f"recipe, tensors.{position}.match",
-                expected=f"a glob over names such as {min(every_name)!r}",
-            )
-
-
-def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
-    base = indexes["base_model"]
-    for index in indexes.values():
-        missing = [name for name in base.tensors if name not in index.tensors and not rule_for(name, rules)]
-        extra = [name for name in index.tensors if name not in base.tensors and not rule_for(name, rules)]
-        if missing or extra:
-            raise _name_mismatch(index.label, base.label, missing, extra)
-
-
-def _name_mismatch(label: str, base: str, missing: list[str], extra: list[str]) -> MismatchError:
-    facts = []
-    if missing:
-        facts.append(f"lacks {_listed(missing)} of the base model")
-    if extra:
-        facts.append(f"has {_listed(extra)} that the base model lacks")
-    name = (missing or extra)[0]
-    take = "base_model" if missing else "nothing"
-    return MismatchError(
-        " and ".join(facts),
-        where=label,
-        expected=f"the tensors of {base}",
-        hint=f"Check that it was fine-tuned from this base model; if the difference is meant, add to the "
-        f"recipe: tensors: [{{match: {json.dumps(name)}, take: {take}}}]",
-    )
-
-
-def _token_rows_hint(tensor: TensorInfo, base: TensorInfo) -> str:
-    """Return what to write if the rows are tokens' and the vocabularies differ, as after adding tokens."""
-    if len(base.shape) != 2 or tensor.shape[1:] != base.shape[1:]:
-        return ""
-    return f"; if its rows are tokens, averaged by their strings: token_rows: [{json.dumps(base.name)}]"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return (
-        f"tensor {shown}"
-        if len(names) == 1
-        else f"{len(names)} tensors ({shown}{', ...' * (len(names) > 3)})"
-    )
-
-
-def _job(
-    name: str,
-    rule: TensorRule | None,
-    indexes: Mapping[str, CheckpointIndex],
-    dtype: str,
-    unread: tuple[str, ...],
-) -> TensorJob:
-    if rule is not None:
-        if name not in indexes[rule.take].tensors:
-            raise MismatchError(
-                f"tensor {name!r} is not there, and the rule {rule.match!r} takes it from there",
-                where=indexes[rule.take].label,
-            )
-        return _copy(indexes[rule.take].tensors[name], rule.take, f"rule {rule.match!r}", dtype)
-    base = indexes["base_model"].tensors[name]
-    for index in indexes.values():
-        _check_same(base, index, indexes["base_model"].label)
-    if base.dtype in EXACT_DTYPES:
-        return _copy(base, "base_model", EXACT_REASON, dtype)
-    if base.num_elements == 0:
-        return _copy(base, "base_model", "no elements", dtype)
-    out = base.dtype if dtype == "auto" else OUTPUT_DTYPES[dtype]
-    return TensorJob(name, base.shape, out, base.num_elements, "merge", unread=unread)
-
-
-def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:
-    # A cast of the whole model includes its copied weights, but never counts or packed formats.
-    cast = dtype != "auto" and info.dtype in MERGEABLE_DTYPES
-    out = OUTPUT_DTYPES[dtype] if cast else info.dtype
-    return TensorJob(info.name, info.shape, out, info.num_elements, source, reason)
-
-
-def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> None:
-    tensor = index.tensors[base.name]
-    where = f"{index.label}, tensor {base.name!r}"
-    rule = f"tensors: [{{match: {json.dumps(base.name)}, take: base_model}}]"
-    if tensor.shape != base.shape:
-        raise MismatchError(
-            f"shape {list(tensor.shape)}",
-            where=where,
-            expected=f"{list(base.shape)} as in {base_label}",
-            hint=f"To keep one of them whole, add to the recipe: {rule} (or a task's name in place of "
-            f"base_model, or nothing to leave it out){_token_rows_hint(tensor, base)}",
-        )
-    kinds = [MERGEABLE_DTYPES, EXACT_DTYPES]
-    if not any(tensor.dtype in kind and base.dtype in kind for kind in kinds) or (
-        base.dtype in EXACT_DTYPES and tensor.dtype != base.dtype
-    ):
-        raise MismatchError(
-            f"dtype {tensor.dtype} cannot be merged with {base.dtype} of {base_label}",
-            where=where,
-            expected=f"one of {', '.join(MERGEABLE_DTYPES)} everywhere, or the same integers everywhere",
-            hint=f"Dequantise the checkpoint first; to keep the tensor as it is, add to the recipe: {rule}",
-        )
-
-
-def _layout(jobs: list[TensorJob], shard_size: int) -> tuple[Shard, ...]:
-    """Fill files in order; one larger than `shard_size` holds a single tensor."""
-    groups: list[list[TensorJob]] = [[]]
-    size = 0
-    for job in jobs:
-        if groups[-1] and size + job.num_bytes > shard_size:
-            groups.append([])
-            size = 0
-        groups[-1].append(job)
-        size += job.num_bytes
-    if len(groups) == 1:
-        return (Shard("model.safetensors", tuple(jobs)),)
-    return tuple(
-        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
-        for number, group in enumerate(groups, 1)
-    )
