@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.canaries import canary as canary
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
     from hub_magmax.fleet.rollback import rollback as rollback
+    from hub_magmax.fleet.verifying import verify as verify
     from hub_magmax.locking import plan as plan
     from hub_magmax.merging.execution import merge as merge
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from hub_magmax.pipeline import write_card as write_card
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
-    from hub_magmax.publishing.pushing import verify as verify
     from hub_magmax.recipe.loading import load_recipe as load_recipe
     from hub_magmax.recipe.loading import parse_recipe as parse_recipe
     from hub_magmax.recipe.schema import Recipe as Recipe

@@ -493,7 +493,7 @@ def verify(
     model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
 ) -> Answer:
     """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
-    from hub_magmax.publishing.pushing import verify as do_verify
+    from hub_magmax.fleet.verifying import verify as do_verify
 
     hashes = do_verify(model, revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]

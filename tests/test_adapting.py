@@ -19,11 +19,12 @@ from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, OutputError, RecipeError
 from hub_magmax.fleet.canaries import canary
 from hub_magmax.fleet.rebuilding import rebuild
+from hub_magmax.fleet.verifying import verify
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
 from hub_magmax.pipeline import rehearse, run
-from hub_magmax.publishing.pushing import push, verify
+from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import parse_recipe
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe

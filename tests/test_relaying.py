@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hub_magmax.errors import HubMagmaxError, PublishError, RecipeError
+from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.pipeline import run
 from hub_magmax.publishing import streaming_push
 from hub_magmax.publishing.commits import Destination
-from hub_magmax.publishing.pushing import verify
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from tests.families import recipe_values, write_family, write_recipe
 

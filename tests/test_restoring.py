@@ -5,8 +5,9 @@ from huggingface_hub import HfApi
 
 from hub_magmax.errors import PublishError, SourceError
 from hub_magmax.fleet.rollback import rollback
+from hub_magmax.fleet.verifying import verify
 from hub_magmax.pipeline import run
-from hub_magmax.publishing.pushing import push, verify
+from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 from tests.test_cli import call

@@ -5,9 +5,10 @@ import itertools
 import pytest
 
 from hub_magmax.errors import OutputError, PublishError
+from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.pipeline import run
-from hub_magmax.publishing.pushing import push, verify
+from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 

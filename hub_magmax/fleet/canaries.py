@@ -20,7 +20,7 @@ from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.fleet.rebuilding import recipe_and_lock
+from hub_magmax.fleet.verifying import recipe_and_lock
 
 #: How much worse a task may get, in units of the metric: a hundredth is one point of accuracy.
 MARGIN = 0.01

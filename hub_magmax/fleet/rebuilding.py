@@ -13,16 +13,15 @@ import torch
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.opening import file_sha256, open_model, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.errors import LockError, OutputError, SourceError
+from hub_magmax.errors import OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
+from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
-from hub_magmax.recipe.loading import load_recipe
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
-from hub_magmax.recipe.matching import check_lock
-from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME
+from hub_magmax.recipe.schema import RECIPE_NAME
 
 _CHANGED = "The model was changed after the merge, or another version of the software made it."
 
@@ -73,28 +72,6 @@ def changed_data(model: str, *, revision: str | None = None, folder: Path | None
     ):
         recipe, locked = recipe_and_lock(stored, Path(temporary), folder or Path())
         return changed_local_data(recipe, locked.local_data)
-
-
-def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
-    """Return what a model was made from, with its relative paths starting at `folder`.
-
-    The files are kept in `temporary`.
-
-    Raises:
-        LockError: If one is missing, or they do not belong together.
-    """
-    for name in (RECIPE_NAME, LOCK_NAME):
-        if name not in stored.sizes:
-            raise LockError(
-                f"there is no {name}, so what the model was made from is not known",
-                where=stored.label,
-                hint="Give a model that `hub-magmax` merged.",
-            )
-        (temporary / name).write_bytes(read_small_file(stored, name))
-    recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
-    locked = read_lock(temporary / LOCK_NAME)
-    check_lock(recipe, locked, f"{stored.label}, {LOCK_NAME}")
-    return recipe, locked
 
 
 def _compare(stored: TensorSource, again: TensorSource) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from hub_magmax.checkpoints.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
+from hub_magmax.fleet.verifying import verify
 from hub_magmax.hub import hub_api
 from hub_magmax.publishing.commits import Published, publish_errors
-from hub_magmax.publishing.pushing import verify
 
 #: Reasons that are shown where no earlier revision can be restored.
 _SHOWN_REASONS = 3

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
+from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
-from hub_magmax.publishing.pushing import verify
 
 #: What the signature beside the weights is called.
 SIGNATURE_NAME = "model.sig"

@@ -1,0 +1,115 @@
+"""A published or local model compared with the report of its merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from hub_magmax.checkpoints.hub import open_hub, resolve_commit
+from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.opening import file_sha256, read_small_file
+from hub_magmax.checkpoints.side_files import is_side_file
+from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
+from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.matching import check_lock
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
+
+
+def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
+    """Compare every file that a merge wrote with the sha256 in the model's merge report.
+
+    What people may write afterwards (the card, its picture, the scores) is not compared. Weights and other
+    files that loaders read, and that the merge did not write, are errors.
+
+    Args:
+        model: A folder, or a repository id.
+        revision: Of the repository; the default branch if None.
+
+    Returns:
+        The sha256 of each file that was compared; all of them are as recorded.
+
+    Raises:
+        OutputError: If there is no report, or a file of the folder differs, is missing or was added.
+        PublishError: The same of a repository.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        report = read_report(folder / REPORT_NAME)
+        with closing(LocalSource(folder, model)) as source:
+            return _compare(source, report, OutputError)
+    commit = resolve_commit(model, revision)
+    with closing(open_hub(model, commit)) as source:
+        if REPORT_NAME not in source.sizes:
+            raise PublishError(
+                f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made",
+                where=source.label,
+            )
+        content = read_small_file(source, REPORT_NAME)
+        return _compare(source, parse_report(content, f"{source.label}, {REPORT_NAME}"), PublishError)
+
+
+_AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
+    OutputError: "The folder changed after the merge; merge again into a new folder.",
+    PublishError: "Do not use this revision; push again.",
+}
+
+
+def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> None:
+    """Raise `kind` unless a source holds every file that a merge wrote, as its report says."""
+    expected = report.sha256
+    found = {path: file_sha256(source, path) if path in source.sizes else "missing" for path in expected}
+    changed = [path for path in expected if found[path] != expected[path]]
+    if changed:
+        others = f"; also changed: {', '.join(changed[1:])}" if len(changed) > 1 else ""
+        raise kind(
+            f"sha256 is {found[changed[0]]}, the merge report says {expected[changed[0]]}{others}",
+            where=f"{source.label}, {changed[0]}",
+            hint=_AFTER_CHANGE[kind],
+        )
+
+
+def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> dict[str, str]:
+    compare_reported(source, report, kind)
+    expected = report.sha256
+    # A report of an earlier version lists the weights only.
+    added = [path for path in source.sizes if _is_loaded(path, weights_only=not report.files)]
+    if surplus := [path for path in added if path not in expected]:
+        raise kind(
+            "the merge did not write this file, and what loads the model reads it",
+            where=f"{source.label}, {surplus[0]}",
+            hint=_AFTER_CHANGE[kind],
+        )
+    return expected
+
+
+def _is_loaded(path: str, *, weights_only: bool) -> bool:
+    """Say whether loading a model reads a file of this name: weights, code, or what lies beside them."""
+    if weights_only or path.endswith((".safetensors", ".bin")):
+        return path.endswith((".safetensors", ".bin"))
+    return path.endswith((".index.json", ".py")) or is_side_file(path)
+
+
+def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
+    """Return what a model was made from, with its relative paths starting at `folder`.
+
+    The files are kept in `temporary`.
+
+    Raises:
+        LockError: If one is missing, or they do not belong together.
+    """
+    for name in (RECIPE_NAME, LOCK_NAME):
+        if name not in stored.sizes:
+            raise LockError(
+                f"there is no {name}, so what the model was made from is not known",
+                where=stored.label,
+                hint="Give a model that `hub-magmax` merged.",
+            )
+        (temporary / name).write_bytes(read_small_file(stored, name))
+    recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
+    locked = read_lock(temporary / LOCK_NAME)
+    check_lock(recipe, locked, f"{stored.label}, {LOCK_NAME}")
+    return recipe, locked
