@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.pipeline import lock as lock
     from hub_magmax.pipeline import run as run
-    from hub_magmax.pipeline import write_card as write_card
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
     from hub_magmax.recipe.loading import load_recipe as load_recipe
     from hub_magmax.recipe.loading import parse_recipe as parse_recipe
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.reporting.card import render_card as render_card
+    from hub_magmax.reporting.card import write_card as write_card
 
 __version__ = "0.1.0"
 

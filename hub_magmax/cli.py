@@ -442,7 +442,7 @@ def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> l
 def _write_card(recipe: Recipe, locked: Lock) -> Path:
     from hub_magmax.evaluation.scores import SCORES_NAME, read_scores
     from hub_magmax.merging.output.report import REPORT_NAME, read_report
-    from hub_magmax.pipeline import write_card
+    from hub_magmax.reporting.card import write_card
 
     folder = recipe.output_path
     scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None

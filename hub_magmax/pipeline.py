@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +10,20 @@ from typing import Any
 
 from hub_magmax import locking
 from hub_magmax.analysis.tuning import MemoryTuner
-from hub_magmax.checkpoints.opening import HubSources
-from hub_magmax.errors import EvaluationError, LockError, PublishError, RecipeError
+from hub_magmax.checkpoints.opening import (
+    HubSources,
+)
+from hub_magmax.errors import (
+    CheckpointError,
+    EvaluationError,
+    LockError,
+    MismatchError,
+    PublishError,
+    RecipeError,
+)
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
-from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
+from hub_magmax.evaluation.scores import Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate, load_evaluation_data
-from hub_magmax.files import write_text
 from hub_magmax.locking import plan
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import MergeReport
@@ -25,9 +33,9 @@ from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination, Published
 from hub_magmax.publishing.preflight import Finding, check
 from hub_magmax.publishing.pushing import push_to
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, read_lock
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
+from hub_magmax.reporting.card import write_card
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
@@ -233,19 +241,65 @@ def result_folder(recipe: Recipe) -> Path:
     return recipe.output_path if (recipe.output_path / LOCK_NAME).is_file() else recipe.folder
 
 
-def write_card(
-    recipe: Recipe, locked: Lock, merged: MergeReport, scores: Scores | None, output: Path
-) -> Path:
-    """Write the card into the output folder, and the scores with their picture where there are any."""
-    picture = None
-    if scores is not None:
-        write_scores(scores, output)
-        from hub_magmax.reporting.figures import draw_tradeoff
+def _check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
+    """Raise where an adapter stands for what only a whole checkpoint can be."""
+    adapters = [name for name, source in sources.items() if source.adapter_config]
+    if "base_model" in adapters:
+        raise CheckpointError(
+            "the base model is an adapter",
+            where=sources["base_model"].label,
+            expected="the whole model that the adapters were trained on",
+        )
+    if (name := recipe.output.files_from) in adapters:
+        raise RecipeError(
+            f"{name} is an adapter, and the merged model needs the config of a whole model",
+            where="recipe, output.files_from",
+            hint="Leave it out: the base model's files are copied.",
+        )
+    if recipe.adapters and not adapters:
+        raise RecipeError(
+            "none of the tasks is an adapter",
+            where="recipe, adapters",
+            hint="Leave it out, or check the tasks' models.",
+        )
+    whole = [name for name in sources if name != "base_model" and name not in adapters]
+    if recipe.output.is_adapter and whole:
+        raise RecipeError(
+            f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
+            where="recipe, output.format",
+            expected="LoRA adapters only, to write an adapter",
+            hint="Write whole weights: output.format: weights.",
+        )
 
-        draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
-        picture = PICTURE_NAME
-    beside = found_beside(output)
-    write_text(
-        output / CARD_NAME, render_card(recipe, locked, merged, scores, picture=picture, beside=beside)
+
+def _check_architectures(sources: Mapping[str, LockedSource], *, rules: bool) -> None:
+    """Raise MismatchError where two configurations name different kinds of model.
+
+    Models of different types can have tensors of the same names and shapes (llama and mistral, say), and
+    so can models of one type with different heads. The latter may be meant where the recipe has rules for
+    tensors, which say which head is kept.
+    """
+    stated: dict[str, dict[str, Any]] = {
+        "model_type": {name: source.model_type for name, source in sources.items()},
+        "architectures": {} if rules else {name: s.architectures for name, s in sources.items()},
+    }
+    for key, values in stated.items():
+        known = {name: value for name, value in values.items() if value}
+        for name, value in known.items():
+            first = next(iter(known))
+            if value != known[first]:
+                raise _different_architectures(
+                    key, sources[first].label, known[first], sources[name].label, value
+                )
+
+
+def _different_architectures(key: str, one: str, ones: Any, other: str, others: Any) -> MismatchError:
+    shown = [value if isinstance(value, str) else ", ".join(value) for value in (ones, others)]
+    return MismatchError(
+        f"`{key}` is {shown[1]}, and {shown[0]} in {one}",
+        where=f"{other}, config.json",
+        expected="checkpoints of one architecture",
+        hint="Check that it was fine-tuned from this base model."
+        if key == "model_type"
+        else "If the models differ in their heads only, say under `tensors` which head to keep.",
     )
-    return output / CARD_NAME

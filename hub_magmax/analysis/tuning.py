@@ -25,6 +25,8 @@ from hub_magmax.recipe.schema import AUTO, Compare, Data, Evaluation, Method, Re
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from typing import Protocol
+
 from hub_magmax.merging.in_memory import Candidate
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
@@ -237,3 +239,28 @@ def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
     """Return each method's trial to prefer, in the order in which methods were tried."""
     labels = dict.fromkeys(trial.candidate.label for trial in trials)
     return {label: best([t for t in trials if t.candidate.label == label]) for label in labels}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a comparison chose for a recipe that says `auto`.
+
+    Attributes:
+        method: `name`, `scaling` and every option.
+        seen: What was compared, as plain values.
+    """
+
+    method: Mapping[str, Any]
+    seen: Mapping[str, Any]
+
+
+class Tuner(Protocol):
+    """What merges in memory and scores, where a lock depends on how merged models do."""
+
+    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
+        """Return what scores weights under the recipe's method, with `lock`'s sources."""
+        ...
+
+    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
+        """Return the method that does best on the recipe's tuning data, under `lock`'s preference."""
+        ...
