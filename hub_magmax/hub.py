@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_magmax.errors import SourceError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
+
+#: How requests name the library that sends them.
+LIBRARY_NAME = "hub_magmax"
 
 TIMEOUT_SECONDS = 60.0
 
@@ -37,10 +41,8 @@ def hub_api() -> HfApi:
     """
     from huggingface_hub import HfApi
 
-    from hub_magmax import __version__
-
     _check_token()
-    return HfApi(library_name="hub_magmax", library_version=__version__)
+    return HfApi(library_name=LIBRARY_NAME, library_version=version(LIBRARY_NAME))
 
 
 def _check_token() -> None:

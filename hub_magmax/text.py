@@ -8,8 +8,6 @@ import re
 import unicodedata
 from typing import Any
 
-from hub_magmax.text import without_tokens
-
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
 _CREDENTIALS = re.compile(r"(https?://)[^/@\s]+@", re.IGNORECASE)
 

@@ -330,7 +330,7 @@ class Length:
 
 
 def test_plugin_is_an_evaluator_like_any_other(monkeypatch, causal, tmp_path):
-    point = EntryPoint("length", f"{__name__}:Length", "hub_magmax.evaluation.evaluators")
+    point = EntryPoint("length", f"{__name__}:Length", "hub_magmax.evaluators")
     monkeypatch.setitem(vars(EVALUATORS), "plugins", {"length": point})
     assert evaluator_names()[-1] == "length"
     Dataset.from_dict({"text": ["ab", "abcd"]}).to_json(tmp_path / "rows.jsonl")

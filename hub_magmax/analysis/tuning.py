@@ -16,7 +16,6 @@ from hub_magmax.evaluation.evaluators import Outcome, brings_data, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.margins import Merits, merits, within
 from hub_magmax.evaluation.scoring import model_place
-from hub_magmax.locking import Choice
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock

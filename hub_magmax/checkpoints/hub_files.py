@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import SourceError
-
-if TYPE_CHECKING:
-    pass
 from hub_magmax.hub import (
     _PASSING_STATUSES,
     _WAITS_SECONDS,
+    LIBRARY_NAME,
     TIMEOUT_SECONDS,
     ChangedError,
     _asked_wait,
@@ -149,12 +148,12 @@ def _headers(location: str | None) -> dict[str, str]:
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 
-    from hub_magmax import __version__
-
     own = location is None or urlsplit(location).netloc == urlsplit(constants.ENDPOINT).netloc
     # A signed address needs no token, and must not see it.
     return dict(
-        build_hf_headers(token=None if own else False, library_name="hub_magmax", library_version=__version__)
+        build_hf_headers(
+            token=None if own else False, library_name=LIBRARY_NAME, library_version=version(LIBRARY_NAME)
+        )
     )
 
 

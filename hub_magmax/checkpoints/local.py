@@ -9,15 +9,11 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import TensorInfo
+from hub_magmax.checkpoints.source import _Source
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.recipe.references import is_folder, is_there
-
-if TYPE_CHECKING:
-    pass
-from hub_magmax.checkpoints.source import _Source
 
 #: What the system is told at a time that it will be read: of more it heeds a part only, on many systems.
 _ADVICE_BYTES = 2**21

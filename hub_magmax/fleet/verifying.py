@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 from hub_magmax.checkpoints.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.checkpoints.opening import file_sha256, read_small_file
+from hub_magmax.checkpoints.opening import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
+from hub_magmax.publishing.comparing import _AFTER_CHANGE, compare_reported
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
@@ -50,26 +50,6 @@ def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
             )
         content = read_small_file(source, REPORT_NAME)
         return _compare(source, parse_report(content, f"{source.label}, {REPORT_NAME}"), PublishError)
-
-
-_AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
-    OutputError: "The folder changed after the merge; merge again into a new folder.",
-    PublishError: "Do not use this revision; push again.",
-}
-
-
-def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> None:
-    """Raise `kind` unless a source holds every file that a merge wrote, as its report says."""
-    expected = report.sha256
-    found = {path: file_sha256(source, path) if path in source.sizes else "missing" for path in expected}
-    changed = [path for path in expected if found[path] != expected[path]]
-    if changed:
-        others = f"; also changed: {', '.join(changed[1:])}" if len(changed) > 1 else ""
-        raise kind(
-            f"sha256 is {found[changed[0]]}, the merge report says {expected[changed[0]]}{others}",
-            where=f"{source.label}, {changed[0]}",
-            hint=_AFTER_CHANGE[kind],
-        )
 
 
 def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> dict[str, str]:

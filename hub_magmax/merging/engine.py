@@ -38,7 +38,13 @@ from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob
 
 if TYPE_CHECKING:
     import numpy as np
-from hub_magmax.merging.execution import Progress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Takes the bytes that were done since it was last called.
+Progress = Callable[[int], None]
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16

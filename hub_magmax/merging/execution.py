@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from hub_magmax.checkpoints.opening import (
     HubSources,
@@ -20,6 +20,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import os_errors
 from hub_magmax.merging.combine import num_threads, one_thread
+from hub_magmax.merging.engine import Progress, _Engine
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
     REPORT_NAME,
@@ -27,17 +28,9 @@ from hub_magmax.merging.output.report import (
     ShardRecord,
     read_report,
 )
-from hub_magmax.planning.plan import Plan
-from hub_magmax.processes import Processes, find_processes, share
-
-if TYPE_CHECKING:
-    pass
-
-from hub_magmax.merging.engine import _Engine
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
-from hub_magmax.planning.plan import Shard
-
-Progress = Callable[[int], None]
+from hub_magmax.planning.plan import Plan, Shard
+from hub_magmax.processes import Processes, find_processes
 
 #: Each holds chunks of its own, and what a rule remembers of a whole tensor.
 _MAX_THREADS = 8

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, Plan, TensorJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

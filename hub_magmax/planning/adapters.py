@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.adapter import AdapterSource, Product, with_adapters
@@ -25,9 +25,6 @@ from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard, TensorJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, TensorRule
 from hub_magmax.text import shown
-
-if TYPE_CHECKING:
-    pass
 
 _AS_WEIGHTS = "Or write whole weights: output.format: weights."
 

@@ -18,8 +18,8 @@ from hub_magmax.checkpoints.hub import open_hub
 from hub_magmax.checkpoints.opening import HubSources, open_inputs
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.fleet.verifying import compare_reported
-from hub_magmax.merging.execution import Progress, make_shards, prepare, share
+from hub_magmax.merging.engine import Progress
+from hub_magmax.merging.execution import make_shards, prepare, share
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
@@ -36,6 +36,7 @@ from hub_magmax.publishing.commits import (
     upload,
     uploaded,
 )
+from hub_magmax.publishing.comparing import compare_reported
 from hub_magmax.publishing.pushing import contents_of, operations
 
 #: Writes the card of a merge, which nobody scored, into a folder.

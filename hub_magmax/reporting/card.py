@@ -30,7 +30,6 @@ from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import DatasetId, Language, Recipe
-from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 #: The group in which another package announces its evaluators.
-ENTRY_POINT_GROUP = "hub_magmax.evaluation.evaluators"
+ENTRY_POINT_GROUP = "hub_magmax.evaluators"
 
 #: Built-in evaluators and the module that defines each; add a line here for a new one.
 BUILT_IN: Mapping[str, str] = MappingProxyType(

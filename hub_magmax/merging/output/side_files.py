@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME
 from hub_magmax.checkpoints.opening import (
@@ -31,9 +30,6 @@ from hub_magmax.merging.output.report import (
 from hub_magmax.planning.plan import Plan
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
-
-if TYPE_CHECKING:
-    pass
 
 
 def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
