@@ -20,10 +20,10 @@ from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, Out
 from hub_magmax.fleet.canaries import canary
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
-from hub_magmax.pipeline import rehearse, run
+from hub_magmax.pipeline import lock, plan, run
+from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.classifiers import write_classifiers
@@ -468,7 +468,7 @@ def test_folder_is_verified_rebuilt_and_described(tmp_path):
 
 def test_dry_run_and_command_line(tmp_path):
     write_tasks(tmp_path)
-    _, findings = rehearse(recipe_of(tmp_path))
+    findings = rehearse(plan(recipe_of(tmp_path)), None)
     assert not any(finding.error for finding in findings)
     path = write_recipe(tmp_path, method="average", output={"format": "adapter", "path": "out"})
     for verb in (["plan", path], ["run", path], ["verify", tmp_path / "out"]):

@@ -12,7 +12,8 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
-from hub_magmax.pipeline import lock, rehearse, run
+from hub_magmax.pipeline import lock, plan, run
+from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import updated
 from tests.test_cli import call
@@ -160,7 +161,7 @@ def test_scores_of_a_finished_merge_are_not_kept_for_other_data(images, tmp_path
     for given in (None, locked):
         with pytest.raises(LockError, match="merge into another folder"):
             run(recipe, locked=given)
-    _, findings = rehearse(recipe)
+    findings = rehearse(plan(recipe), None)
     assert isinstance(findings[-1].error, LockError)
     elsewhere = run(updated(recipe, {"output": {"path": "./new"}}))
     assert elsewhere.scores.get(MERGED, "a").num_examples == 11

@@ -24,7 +24,7 @@ from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.evaluation.intervals import wilson_interval
 from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.locking import lock
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.families import recipe_values
 

@@ -40,7 +40,7 @@ from hub_magmax.evaluation.evaluators import (
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.locking import lock
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.registry import EVALUATORS
 from tests.families import recipe_values

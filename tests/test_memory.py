@@ -3,10 +3,9 @@ import torch
 from safetensors.torch import load_file
 
 from hub_magmax.errors import MismatchError, NonFiniteError
-from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
-from hub_magmax.pipeline import lock
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.matching import locked_method
 from tests.families import make_tensors, write_checkpoint, write_family, write_recipe

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
-from hub_magmax.locking import lock, plan
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan
 from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated

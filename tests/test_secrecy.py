@@ -344,7 +344,7 @@ def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_the
     point = type("Point", (), {"name": "x", "load": hungry})()
     monkeypatch.setattr("hub_magmax.registry.entry_points", lambda group: [point])
     with pytest.raises(MemoryError):
-        Registry("method", "group", {}, object, "attribute").get("x")
+        Registry("method", "group", {}, "attribute").get("x")
     with pytest.raises(MemoryError), _signature_errors("x", "no signature"):
         hungry()
 

@@ -8,7 +8,6 @@ import torch
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels import reference
-from hub_magmax.locking import plan
 from hub_magmax.merging import engine
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import Workbench
@@ -16,7 +15,7 @@ from hub_magmax.merging.survey import survey
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.selection import ArrayChunks, quotas
 from hub_magmax.methods.selection.exact import top_n
-from hub_magmax.pipeline import lock
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import read_merged, write_family, write_recipe

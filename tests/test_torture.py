@@ -20,11 +20,11 @@ from hub_magmax import files
 from hub_magmax.checkpoints import local
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
-from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_family, write_recipe
 

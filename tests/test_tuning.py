@@ -3,13 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hub_magmax.analysis.tuning import Trial, best, candidates
+from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.margins import merits, within
-from hub_magmax.locking import lock as lock_only
-from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.pipeline import lock, run
+from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.search import on_simplex, search_weights
 from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
@@ -125,11 +124,9 @@ def test_auto_is_no_method_to_try_and_a_search_needs_a_method(folder):
         recipe(folder, method="auto", preference={"search": {"target": ROWS}})
 
 
-def test_a_lock_from_headers_alone_says_that_it_cannot_choose(folder):
-    with pytest.raises(EvaluationError, match="auto needs models that are merged and scored"):
-        lock_only(recipe(folder, method="auto", compare={"tune": ROWS}))
+def test_a_search_without_a_scorer_says_that_it_cannot_choose(folder):
     with pytest.raises(EvaluationError, match="a search needs models that are merged and scored"):
-        lock_only(recipe(folder, preference={"search": {"target": ROWS}}))
+        resolve_preference(recipe(folder, preference={"search": {"target": ROWS}}))
 
 
 def test_a_search_finds_the_weights_that_serve_the_target(folder, tmp_path):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hub_magmax.analysis.tuning import Trial
+from hub_magmax.analysis.tuning import Candidate, Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scoring import model_place
-from hub_magmax.locking import lock
-from hub_magmax.merging.in_memory import Candidate, Workbench
+from hub_magmax.merging.in_memory import Workbench
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Evaluation, Method, Recipe

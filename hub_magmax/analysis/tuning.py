@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
-from hub_magmax.evaluation.evaluators import Outcome, brings_data, needs_labels
+from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.margins import Merits, merits, within
 from hub_magmax.evaluation.scoring import model_place
@@ -25,15 +25,42 @@ from hub_magmax.recipe.values import AUTO, Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from typing import Protocol
-
-from hub_magmax.evaluation.evaluators import columns_of, evaluator_of
-from hub_magmax.merging.in_memory import Candidate
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
 METHOD_ERRORS = 1.0
 #: ... and by which a scaling coefficient may be worse than the method's best, for being nearer to its own.
 SCALING_ERRORS = 0.25
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to merge.
+
+    Attributes:
+        method: `name`, `scaling` and every option.
+        preference: What the weights are called: `recipe`, `uniform`, or a name from `compare`.
+        weights: One per task.
+    """
+
+    method: Mapping[str, Any]
+    preference: str
+    weights: tuple[float, ...]
+
+    def same_as(self, other: Candidate) -> bool:
+        """Say whether both give the same model."""
+        return (self.method, self.weights) == (other.method, other.weights)
+
+    @property
+    def distance_to_default(self) -> float:
+        """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
+        ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
+        return abs(math.log(ratio)) if ratio > 0 else math.inf
+
+    @property
+    def label(self) -> str:
+        """Return the method as a person would name it: without what most share."""
+        selection = self.method.get("selection")
+        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
 
 
 @dataclass(frozen=True)
@@ -180,60 +207,51 @@ def candidates(
     return [c for i, c in enumerate(found) if not any(c.same_as(earlier) for earlier in found[:i])]
 
 
-@dataclass(frozen=True)
-class MemoryTuner:
-    """The `locking.Tuner` that merges in memory.
+def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
+    """Return what merges with any weights and scores the result on given examples.
 
-    Attributes:
-        report: Called with a line of text at each step.
+    Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
     """
+    written = recipe.method
+    scalings = (recipe.compare or Compare()).scaling if written.scaling == AUTO else (written.scaling,)
+    tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
-    report: Callable[[str], None] = lambda line: None
+    def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
+        arena = Arena(recipe, lock)
+        batches = arena.encode(examples, data)
 
-    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
-        """Return what merges with any weights and scores the result on given examples.
+        def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
+            vector = tuple(weights[task] for task in lock.tasks)
+            found = [Candidate(method, "estimate", vector) for method in tried]
+            return max(arena.run(found, batches), key=lambda trial: trial.merit).outcomes
 
-        Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
-        """
-        written = recipe.method
-        scalings = (recipe.compare or Compare()).scaling if written.scaling == AUTO else (written.scaling,)
-        tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
+        return score
 
-        def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-            arena = Arena(recipe, lock)
-            batches = arena.encode(examples, data)
+    return on_examples
 
-            def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
-                vector = tuple(weights[task] for task in lock.tasks)
-                found = [Candidate(method, "estimate", vector) for method in tried]
-                return max(arena.run(found, batches), key=lambda trial: trial.merit).outcomes
 
-            return score
-
-        return on_examples
-
-    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
-        """Return the best of what the recipe's comparison tries, under the lock's preference."""
-        data = recipe.tuning_data
-        assert data is not None, "checked with the recipe"
-        tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
-        self.report(f"trying {len(tried)} ways to merge")
-        with Arena(recipe, lock) as arena:
-            batches = arena.load(data, "compare.tune")
-            trials = list(arena.run(tried, batches))
-        winner = best(trials)
-        seen = {
-            "examples": len(winner.outcomes),
-            "tried": len(trials),
-            "best": {
-                label: rounded(
-                    {"scaling": trial.candidate.method["scaling"], arena.evaluator.metric: trial.value}
-                )
-                for label, trial in best_by_label(trials).items()
-            },
-            "spec_digest": comparison_digest(recipe),
-        }
-        return Choice(winner.candidate.method, seen)
+def choose(recipe: Recipe, lock: Lock, report: Callable[[str], None] = lambda line: None) -> Choice:
+    """Return the best of what the recipe's comparison tries, under the lock's preference."""
+    data = recipe.tuning_data
+    assert data is not None, "checked with the recipe"
+    tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
+    report(f"trying {len(tried)} ways to merge")
+    with Arena(recipe, lock) as arena:
+        batches = arena.load(data, "compare.tune")
+        trials = list(arena.run(tried, batches))
+    winner = best(trials)
+    seen = {
+        "examples": len(winner.outcomes),
+        "tried": len(trials),
+        "best": {
+            label: rounded(
+                {"scaling": trial.candidate.method["scaling"], arena.evaluator.metric: trial.value}
+            )
+            for label, trial in best_by_label(trials).items()
+        },
+        "spec_digest": comparison_digest(recipe),
+    }
+    return Choice(winner.candidate.method, seen)
 
 
 def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
@@ -253,15 +271,3 @@ class Choice:
 
     method: Mapping[str, Any]
     seen: Mapping[str, Any]
-
-
-class Tuner(Protocol):
-    """What merges in memory and scores, where a lock depends on how merged models do."""
-
-    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
-        """Return what scores weights under the recipe's method, with `lock`'s sources."""
-        ...
-
-    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
-        """Return the method that does best on the recipe's tuning data, under `lock`'s preference."""
-        ...

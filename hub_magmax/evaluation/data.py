@@ -20,6 +20,10 @@ from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from contextlib import suppress
+from dataclasses import replace
+
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 
 #: Single files by ending, and the `datasets` reader for each.
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -255,3 +259,16 @@ def _parts(value: Any) -> tuple[bytes, ...]:
     if hasattr(value, "tobytes") and hasattr(value, "mode"):
         return f"{value.mode} {value.size}".encode(), value.tobytes()
     return (canonical_json(value).encode(),)
+
+
+def with_kept_data(locked: Lock, output: Path) -> Lock:
+    """Return `locked` with the data of the lock that a finished merge keeps: its scores are of that."""
+    with suppress(LockError):
+        kept = read_lock(output / LOCK_NAME)
+        if kept.digest == locked.digest:
+            return replace(
+                locked,
+                datasets={**locked.datasets, **kept.datasets},
+                local_data={**locked.local_data, **kept.local_data},
+            )
+    return locked

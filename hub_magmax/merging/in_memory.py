@@ -6,7 +6,6 @@ follow from it, the same to the bit as the files that `merging.merge` writes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hub_magmax import methods
 from hub_magmax.checkpoints.hub import HubSource
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.opening import as_checkpoints, open_source
@@ -149,34 +147,3 @@ def _held(source: HubSource) -> MemorySource:
         or path in (source.weights, ADAPTER_CONFIG_NAME, TOKENIZER_NAME)
     }
     return MemorySource(files, source.label, source.weights)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to merge.
-
-    Attributes:
-        method: `name`, `scaling` and every option.
-        preference: What the weights are called: `recipe`, `uniform`, or a name from `compare`.
-        weights: One per task.
-    """
-
-    method: Mapping[str, Any]
-    preference: str
-    weights: tuple[float, ...]
-
-    def same_as(self, other: Candidate) -> bool:
-        """Say whether both give the same model."""
-        return (self.method, self.weights) == (other.method, other.weights)
-
-    @property
-    def distance_to_default(self) -> float:
-        """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
-        ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
-        return abs(math.log(ratio)) if ratio > 0 else math.inf
-
-    @property
-    def label(self) -> str:
-        """Return the method as a person would name it: without what most share."""
-        selection = self.method.get("selection")
-        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])

@@ -12,9 +12,8 @@ from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.evaluation.scores import MERGED, Scores, score_table
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import write_text
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
-from hub_magmax.pipeline import run
+from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.quickstart import make_family
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import Lock
