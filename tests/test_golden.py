@@ -18,6 +18,8 @@ CHOSEN = (
     "ties scope=model source=adapter backend=*",
     "average source=adapter output=adapter backend=eager",
     "average source=adapter_sequence backend=memory",
+    "agreement source=adapter_forms backend=*",
+    "task_arithmetic source=rules backend=compiled",
     "random_mix source=folder output=*",
 )
 
