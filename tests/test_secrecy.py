@@ -158,12 +158,12 @@ def test_nothing_that_any_command_writes_names_a_token_or_a_folder_of_this_machi
 
 
 def test_no_file_of_a_merge_that_was_cut_off_names_a_folder_of_this_machine(family, monkeypatch):
-    from hub_magmax.merging.output import side_files
+    from hub_magmax.merging import execution
 
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(side_files, "write_beside_weights", fail)
+    monkeypatch.setattr(execution, "write_beside_weights", fail)
     recipe = write_recipe(family, **absolute(family))
     sources = set(written_below(family))
     code, out, err = call("merge", recipe)
