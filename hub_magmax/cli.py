@@ -332,15 +332,22 @@ def _summary(recipe: Recipe, report: Any) -> str:
 
 
 def destination_options(function: Callable[..., Answer]) -> Any:
-    """Add what says how a model is committed to its repository."""
+    """Add the options of a commit; the function gets those that were given as one mapping, `how`."""
+
+    @wraps(function)
+    def call(**arguments: Any) -> Answer:
+        how = {key: arguments.pop(key) for key in ("commit_message", "create_pr", "revision", "private")}
+        said = {key: value for key, value in how.items() if value is not None}
+        return function(**arguments, how=said)
+
     for option in (
         click.option("--commit-message", help="Title of the commit; `Add merged model`."),
         click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
         click.option("--revision", help="Branch to commit to."),
         click.option("--private", is_flag=True, default=None, help="Make a new repository private."),
     ):
-        function = option(function)
-    return function
+        call = option(call)
+    return call
 
 
 @recipe_verb
@@ -356,7 +363,7 @@ def run(
     memory: str | None,
     push_anyway: bool,
     dry_run: bool,
-    **how: Any,
+    how: Mapping[str, Any],
 ) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
     from hub_magmax.pipeline import destination_of
@@ -476,13 +483,12 @@ def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[
 @click.argument("folder", type=Path)
 @click.argument("repo_id")
 @destination_options
-def push(folder: Path, repo_id: str, **how: Any) -> Answer:
+def push(folder: Path, repo_id: str, how: Mapping[str, Any]) -> Answer:
     """Publish a merged FOLDER as REPO_ID, in one commit."""
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.publishing.pushing import push_to
 
-    said = {key: value for key, value in how.items() if value is not None}
-    published = push_to(Destination(repo_id, **said), folder)
+    published = push_to(Destination(repo_id, **how), folder)
     return {"commit": published.commit, "url": published.url}, f"published {published.url}"
 
 
@@ -561,11 +567,13 @@ def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
     type=Path,
     help="Where relative paths of local data start; the current folder.",
 )
-def canary(model: str, folder: Path | None, **options: Any) -> Answer:
+def canary(
+    model: str, revision: str | None, against: str | None, margin: float, folder: Path | None
+) -> Answer:
     """Score a merged MODEL again; exit 1 if a task is worse than pinned results by more than the margin."""
     from hub_magmax.fleet.canaries import canary as do_canary
 
-    found = do_canary(model, folder=folder, report=_say, **options)
+    found = do_canary(model, revision=revision, against=against, margin=margin, folder=folder, report=_say)
     if found.regressed:
         raise RegressionError(found.to_dict(), found.table())
     return found.to_dict(), found.table()

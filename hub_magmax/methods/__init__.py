@@ -2,6 +2,7 @@
 
 from hub_magmax.methods.registry import (
     MergeMethod,
+    Paper,
     TensorRule,
     get_method,
     linear_names,
@@ -13,6 +14,7 @@ from hub_magmax.registry import check_options
 
 __all__ = [
     "MergeMethod",
+    "Paper",
     "TensorRule",
     "check_options",
     "get_method",

@@ -69,48 +69,6 @@ _LOADERS = {
     "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification", "AutoProcessor"),
 }
 
-#: By arXiv number: key, first author, year and title.
-_PAPERS = {
-    "2203.05482": (
-        "modelsoups",
-        "Wortsman, Mitchell",
-        2022,
-        "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing "
-        "inference time",
-    ),
-    "2212.04089": ("taskarithmetic", "Ilharco, Gabriel", 2022, "Editing Models with Task Arithmetic"),
-    "2306.01708": (
-        "tiesmerging",
-        "Yadav, Prateek",
-        2023,
-        "{TIES}-Merging: Resolving Interference When Merging Models",
-    ),
-    "2311.03099": (
-        "dare",
-        "Yu, Le",
-        2023,
-        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
-    ),
-    "2312.06795": (
-        "breadcrumbs",
-        "Davari, MohammadReza",
-        2023,
-        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
-    ),
-    "2407.06322": (
-        "magmax",
-        "Marczak, Daniel",
-        2024,
-        "{MagMax}: Leveraging Model Merging for Seamless Continual Learning",
-    ),
-    "2605.20803": (
-        "tunablemagmax",
-        "Hiroshima, Kei",
-        2026,
-        "Tunable {MAGMAX}: Preference-Aware Model Merging for Continual Learning",
-    ),
-}
-
 #: Tasks named in the first sentence; the table names all of them.
 _MAX_NAMED = 6
 
@@ -207,7 +165,7 @@ def render_card(
         "license": license_,
         "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),
         "paper": _arxiv_number(method.source),
-        "bibtex": _bibtex(_arxiv_number(method.source)),
+        "bibtex": method.paper and method.paper.bibtex,
         "loading": _loading(named, lock, scores),
         "rebuild_arguments": Markdown(_rebuild_arguments(named, lock)),
         "recipe_text": _recipe_text(recipe),
@@ -521,16 +479,6 @@ def _eval_results(scores: Scores) -> list[Any]:
 def _arxiv_number(source: str) -> Markdown | None:
     match = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", source)
     return Markdown(match[1]) if match else None
-
-
-def _bibtex(paper: str | None) -> str | None:
-    if paper not in _PAPERS:
-        return None
-    key, author, year, title = _PAPERS[paper]
-    return (
-        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{author} and others}},\n  year = {{{year}}},\n"
-        f"  eprint = {{{paper}}},\n  archivePrefix = {{arXiv}},\n}}"
-    )
 
 
 def _loading(recipe: Recipe, lock: Lock, scores: Scores | None) -> str:
