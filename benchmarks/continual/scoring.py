@@ -14,7 +14,7 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scoring import model_place
 from hub_magmax.locking import lock
-from hub_magmax.merging.in_memory import Candidate, Workbench
+from hub_magmax.merging.in_memory import Candidate, InMemoryMerger
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Data, Evaluation, Method, Recipe
@@ -36,7 +36,7 @@ class Scorer(AbstractContextManager["Scorer"]):
         self._batch_size = spec.batch_size
         self._evaluator = spec.make_evaluator()
         with ExitStack() as stack:
-            self._workbench = stack.enter_context(Workbench(recipe, locked))
+            self._merger = stack.enter_context(InMemoryMerger(recipe, locked))
             kinds = self._evaluator.model_class, self._evaluator.processor_class
             place = model_place(recipe, locked.base_model)
             self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name))
@@ -54,7 +54,7 @@ class Scorer(AbstractContextManager["Scorer"]):
     ) -> Iterator[Trial]:
         """Yield one trial per scaling coefficient; merged once."""
         filled = locked_method(method)
-        merged = self._workbench.merge(filled, weights)
+        merged = self._merger.merge(filled, weights)
         for scaling in scalings:
             model = self._model.with_weights(merged.weights(scaling))
             candidate = Candidate(filled | {"scaling": scaling}, "given", weights)
