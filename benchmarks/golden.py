@@ -259,7 +259,7 @@ def merge_tensor_by_tensor(recipe: Any, locked: Any) -> dict[str, Tensor]:
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, "pt") as file:
             found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merger = Merger(folder, hub, options.chunk_elements)
         found = run(options.only, merger, print if options.verbose else lambda line: None)
     problems = unequal(found)
-    stored = load() if RESULTS.exists() else {"processor": "", "merges": {}}
+    stored: dict[str, Any] = load() if RESULTS.exists() else {"processor": "", "merges": {}}
     if options.record:
         kept = {key: entry for key, entry in stored["merges"].items() if options.only and key not in found}
         store(found, kept)

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def large_tensors(names: Sequence[str]) -> dict[str, Tensors]:
 def write(folder: Path, tensors: Tensors, num_shards: int = 1) -> None:
     """Write a checkpoint's folder."""
     folder.mkdir(parents=True)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(num_shards):
         file = f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors"
         part = {name: tensors[name] for name in list(tensors)[number::num_shards]}
@@ -117,29 +118,47 @@ def write(folder: Path, tensors: Tensors, num_shards: int = 1) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "golden"}))
 
 
-def write_adapter(folder: Path, base: Tensors, *, exact: bool) -> None:
-    """Write a LoRA adapter for all matrices of `base`.
+def write_adapter(
+    folder: Path,
+    base: Tensors,
+    *,
+    exact: bool = True,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    whole: Sequence[str] = (),
+) -> None:
+    """Write a LoRA adapter for the blocks of `base`, and for its embedding if it has one.
 
     Args:
         folder: Its last part is the adapter's name.
         base: Tensors of the base model.
         exact: Factors are small multiples of 1/8 and 1/64. Float32 holds every sum of their products exactly,
             so the order in which a processor adds does not matter.
+        config: What the configuration says besides.
+        whole: Tensors that the adapter holds whole.
     """
     stored = {}
     for name, values in base.items():
-        if values.dim() == 2:
-            first = noise((RANK, values.shape[1]), folder.name, name, "A")
-            second = noise((values.shape[0], RANK), folder.name, name, "B")
-            if exact:
-                first, second = (8 * first).round() / 8, (4 * second).round() / 64
-            layer = f"base_model.model.{name.removesuffix('.weight')}"
-            stored[f"{layer}.lora_A.weight"] = first.float()
-            stored[f"{layer}.lora_B.weight"] = second.float() if exact else 0.05 * second.float()
+        is_embedding = name == "embed.weight"
+        if not (is_embedding or (name.startswith("block") and values.dim() == 2)):
+            continue
+        turned = is_embedding or config.get("fan_in_fan_out", False)
+        outputs, inputs = reversed(values.shape) if turned else values.shape
+        first = noise((RANK, inputs), folder.name, name, "A")
+        second = noise((outputs, RANK), folder.name, name, "B")
+        if exact:
+            first, second = (8 * first).round() / 8, (4 * second).round() / 64
+        else:
+            second = 0.05 * second
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        kind = "lora_embedding_{}" if is_embedding else "lora_{}.weight"
+        stored[f"{layer}.{kind.format('A')}"] = first.float().contiguous()
+        stored[f"{layer}.{kind.format('B')}"] = second.float().contiguous()
+    for name in whole:
+        stored[f"base_model.model.{name}"] = task_tensors({name: base[name]}, folder.name)[name]
     folder.mkdir(parents=True)
     save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": ["q", "v"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    written = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": ["q", "v"]}
+    (folder / "adapter_config.json").write_text(json.dumps({**written, **config}))
 
 
 def write_token_rows(folder: Path, tokens: Mapping[str, Sequence[str]]) -> None:
@@ -213,6 +232,25 @@ def adapters(exact: bool, **keys: Any) -> Callable[[Path], dict[str, Any]]:
     return write_adapters
 
 
+def write_forms(folder: Path) -> dict[str, Any]:
+    """Write adapters of several forms, and a whole checkpoint."""
+    layers = {"embed.weight": (torch.bfloat16, (30, 24)), "head.weight": (torch.float32, (12, 24))}
+    base = base_tensors({**ADAPTED, **layers})
+    write(folder / "base", base)
+    write_adapter(folder / "a", base, config={"use_rslora": True, "fan_in_fan_out": True})
+    scales = {"alpha_pattern": {"q": 4}, "modules_to_save": ["head"], "bias": "all"}
+    write_adapter(folder / "b", base, config=scales, whole=("head.weight", "final.bias"))
+    write(folder / "c", task_tensors(base, "c"))
+    return recipe(folder, {"a": 0.5, "b": 0.3, "c": 0.2})
+
+
+def write_ruled(folder: Path) -> dict[str, Any]:
+    """Write a family with tensors that are copied, or left out, by rules."""
+    taken = {"layer.0.*": "b", "embed.*": "base_model", "scale": "nothing"}
+    rules = [{"match": match, "take": take} for match, take in taken.items()]
+    return write_folders(folder) | {"tensors": rules, "output": {"dtype": "float16"}}
+
+
 def recipe(folder: Path, weights: Mapping[str, float]) -> dict[str, Any]:
     """Return the values of a recipe over checkpoints that are folders of these names."""
     return {
@@ -235,4 +273,6 @@ SOURCES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "adapter": adapters(exact=True),
     "adapter_sequence": adapters(exact=True, adapters="sequence"),
     "adapter_rounded": adapters(exact=False),
+    "adapter_forms": write_forms,
+    "rules": write_ruled,
 }

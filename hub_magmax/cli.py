@@ -126,14 +126,14 @@ def _read(
     path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
 ) -> tuple[Recipe, Lock | None]:
     """Return the recipe, with what the command line says instead, and its lock, if there is one."""
-    from hub_magmax.recipe.loading import load_recipe
+    from hub_magmax.recipe.loading import load_recipe, updated
     from hub_magmax.recipe.lockfile import read_lock
     from hub_magmax.recipe.matching import check_lock
 
     recipe = load_recipe(path)
     instead = {"path": output and str(output.absolute()), "memory": memory}
     if said := {key: value for key, value in instead.items() if value is not None}:
-        recipe = recipe.updated(output=recipe.to_dict()["output"] | said)
+        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
     beside = lock_beside(path)
     if lock_path is None and not beside.is_file():
         return recipe, None

@@ -23,7 +23,7 @@ from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock, ResolvedPreference
-from hub_magmax.recipe.matching import _preference_digest, _rules, locked_method
+from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of
 from hub_magmax.recipe.schema import Recipe
 
 
@@ -63,7 +63,7 @@ def lock(
         tasks=tasks,
         method=locked_method(recipe.method),
         preference=uniform,
-        tensors=_rules(recipe),
+        tensors=rules_of(recipe),
         seed=recipe.seed,
         datasets=pin_datasets(recipe),
         local_data=pin_local_data(recipe),
@@ -73,7 +73,7 @@ def lock(
     )
     scorer = tuner.scorer(recipe, found) if tuner else None
     preference = resolve_preference(with_pinned_data(recipe, found.datasets), sources=sources, scorer=scorer)
-    found = replace(found, preference=replace(preference, spec_digest=_preference_digest(recipe)))
+    found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     if not recipe.method.is_auto:
         return found
     if tuner is None:

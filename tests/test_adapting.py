@@ -25,7 +25,7 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import rehearse, run
 from hub_magmax.publishing.pushing import push
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe
 from tests.test_adapter import FAMILIES, write_adapter, write_base
@@ -440,7 +440,7 @@ def test_the_same_merge_again_is_the_stored_one_and_nothing_is_overwritten(tmp_p
     first = merge(plan(recipe))
     assert merge(plan(recipe)) == first
     with pytest.raises(OutputError, match="already holds a model"):
-        merge(plan(recipe.updated(method={"name": "average", "scaling": 0.5})))
+        merge(plan(updated(recipe, {"method": {"name": "average", "scaling": 0.5}})))
 
 
 def test_folder_is_verified_rebuilt_and_described(tmp_path):

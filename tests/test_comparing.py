@@ -9,7 +9,7 @@ from hub_magmax.analysis.comparing import compare, winning_recipe
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import paired_difference
-from hub_magmax.recipe.loading import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import yaml_text
 
@@ -57,11 +57,14 @@ def test_everything_that_was_tried_is_reported(folder):
 
 def test_preferences_of_the_comparison_are_tried_too(folder):
     asked = parse_recipe(values(preferences={"other": {"weights": {"b": 1.0}}}), folder=folder)
-    found = compare(asked.updated(preference={"weights": {"b": 1.0}}))
+    found = compare(updated(asked, {"preference": {"weights": {"b": 1.0}}}))
     assert {row["preference"] for row in found.tried} == {"recipe", "uniform"}
-    asked = asked.updated(
-        preference={"weights": {"b": 1.0}},
-        compare=asked.to_dict()["compare"] | {"preferences": {"cats": {"weights": {"a": 1.0}}}},
+    asked = updated(
+        asked,
+        {
+            "preference": {"weights": {"b": 1.0}},
+            "compare": asked.to_dict()["compare"] | {"preferences": {"cats": {"weights": {"a": 1.0}}}},
+        },
     )
     found = compare(asked)
     winner = next(m for m in found.methods if m.label == found.winner)

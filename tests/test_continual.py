@@ -17,6 +17,7 @@ from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
 from hub_magmax.analysis.tuning import Arena
+from hub_magmax.evaluation.evaluators import columns_of
 from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.methods import method_names
@@ -123,7 +124,7 @@ def test_a_row_is_what_the_arena_of_compare_finds_for_each_target(family):
             for target, own, trials in zip(bench.targets, weights, row.trials, strict=True):
                 method = locked_method(measuring.TUNABLE)
                 tried = [Candidate(method | {"scaling": s}, "given", own) for s in PROTOCOL.scalings]
-                batches = arena.encode(family.test.select(target.rows), family.columns)
+                batches = arena.encode(family.test.select(target.rows), columns_of(family.columns))
                 # Probabilities depend on the batch in their last digits.
                 for mine, theirs in zip(trials, arena.run(tried, batches), strict=True):
                     assert [o.score for o in mine.outcomes] == [o.score for o in theirs.outcomes]

@@ -206,7 +206,8 @@ def joined(folder, shapes, num_threads, *, spoiled=()):
     own, *tasks = sources(folder)
     memory = ChunkMemory()
     parts = [
-        StoredChunks(name, base[name].numel(), own, tuple(tasks), 4096, None, Compiled(), memory) for name in shapes
+        StoredChunks(name, base[name].numel(), own, tuple(tasks), 4096, None, Compiled(), memory)
+        for name in shapes
     ]
     return JoinedChunks(tuple(parts), lambda in_part: None, num_threads)
 

@@ -9,7 +9,9 @@ from hub_magmax.methods import method_names
 
 #: Every method from folders, and each kind of source, output and backend by one method at least.
 CHOSEN = (
-    "*source=folder backend=*",
+    "*source=folder backend=compiled",
+    "t* scope=tensor source=folder backend=eager",
+    "dare* source=folder backend=tensors",
     "magmax source=hub backend=compiled",
     "tunable_magmax/top-n scope=* source=large backend=eager",
     "breadcrumbs scope=tensor source=sharded backend=eager",
@@ -18,6 +20,8 @@ CHOSEN = (
     "ties scope=model source=adapter backend=*",
     "average source=adapter output=adapter backend=eager",
     "average source=adapter_sequence backend=memory",
+    "agreement source=adapter_forms backend=*",
+    "task_arithmetic source=rules backend=compiled",
     "random_mix source=folder output=*",
 )
 

@@ -15,7 +15,7 @@ from hub_magmax.evaluation import data
 from hub_magmax.fleet.signing import _signature_errors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 from hub_magmax.registry import Registry
 from hub_magmax.text import holds_token, printable, without_secrets, without_tokens
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows

@@ -18,7 +18,7 @@ from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
-from hub_magmax.recipe.loading import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
@@ -64,7 +64,7 @@ def test_every_point_is_what_a_written_merge_scores(family, tmp_path):
         (1, 0),
     ]
     for number, point in enumerate(surface.points[1:4:2]):
-        written = recipe.updated(preference={"weights": dict(zip("ab", point.weights, strict=True))})
+        written = updated(recipe, {"preference": {"weights": dict(zip("ab", point.weights, strict=True))}})
         locked = lock(written)
         merge(plan(written, locked), tmp_path / str(number))
         scores = evaluate(written, locked, tmp_path / str(number))

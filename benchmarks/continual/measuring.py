@@ -15,10 +15,11 @@ from benchmarks.continual.scoring import Scorer
 from benchmarks.continual.sources import Family
 from hub_magmax import methods
 from hub_magmax.analysis.tuning import Trial
-from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.evaluators import Outcome, columns_of
 from hub_magmax.preference.explicit import KINDS, normalise
 from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.recipe.schema import Method, Recipe, Schedule
+from hub_magmax.recipe.preferences import Schedule
+from hub_magmax.recipe.schema import Method, Recipe
 
 AVERAGE = Method(name="average")
 MAGMAX = Method(name="magmax")
@@ -74,7 +75,7 @@ class Bench(AbstractContextManager["Bench"]):
         self._scorer.__exit__(*exception)
 
     def _encode(self, rows: Iterable[int]) -> list[Any]:
-        return self._scorer.encode(self.family.test.select(rows), self.family.columns)
+        return self._scorer.encode(self.family.test.select(rows), columns_of(self.family.columns))
 
     @property
     def uniform(self) -> Weights:

@@ -17,10 +17,12 @@ from hub_magmax.locking import lock
 from hub_magmax.merging.in_memory import Candidate, InMemoryMerger
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
-from hub_magmax.recipe.schema import Data, Evaluation, Method, Recipe
+from hub_magmax.recipe.schema import Evaluation, Method, Recipe
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from hub_magmax.evaluation.evaluators import columns_of, evaluator_of
 
 
 class Scorer(AbstractContextManager["Scorer"]):
@@ -34,7 +36,7 @@ class Scorer(AbstractContextManager["Scorer"]):
         spec = recipe.evaluation or Evaluation(tasks={})
         locked: Lock = lock(recipe)
         self._batch_size = spec.batch_size
-        self._evaluator = spec.make_evaluator()
+        self._evaluator = evaluator_of(spec)
         with ExitStack() as stack:
             self._merger = stack.enter_context(InMemoryMerger(recipe, locked))
             kinds = self._evaluator.model_class, self._evaluator.processor_class
@@ -47,7 +49,7 @@ class Scorer(AbstractContextManager["Scorer"]):
 
     def encode(self, examples: Dataset, data: Data) -> list[Any]:
         """Return examples as batches that `trials` takes."""
-        return list(self._evaluator.encode(self._model.loaded, examples, data.columns, self._batch_size))
+        return list(self._evaluator.encode(self._model.loaded, examples, columns_of(data), self._batch_size))
 
     def trials(
         self, method: Method, scalings: Sequence[float], weights: tuple[float, ...], batches: Sequence[Any]

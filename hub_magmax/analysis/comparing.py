@@ -18,6 +18,7 @@ from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.files import write_text
 from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe
 
@@ -184,7 +185,7 @@ def _conclude(
 
 def _without_auto(recipe: Recipe) -> Recipe:
     """Return a recipe whose lock needs no choice: a comparison makes its own."""
-    return recipe.updated(method="average") if recipe.method.is_auto else recipe
+    return updated(recipe, {"method": "average"}) if recipe.method.is_auto else recipe
 
 
 def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[float, ...]]:
@@ -192,7 +193,7 @@ def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[f
     found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}
     for name, preference in spec.preferences.items():
         asked = with_pinned_data(
-            recipe.updated(preference=preference.model_dump(exclude_none=True)), lock.datasets
+            updated(recipe, {"preference": preference.model_dump(exclude_none=True)}), lock.datasets
         )
         resolved = resolve_preference(
             asked, sources=lock.sources, scorer=MemoryTuner().scorer(asked, lock)
@@ -209,7 +210,7 @@ def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
         changes["preference"] = None
     elif won.preference != RECIPE and recipe.compare is not None:
         changes["preference"] = recipe.compare.preferences[won.preference].model_dump(exclude_none=True)
-    return recipe.updated(**changes)
+    return updated(recipe, changes)
 
 
 def write_comparison(recipe: Recipe, comparison: Comparison, path: Path) -> tuple[Path, Path, Path]:

@@ -17,6 +17,7 @@ from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
 from hub_magmax.merging.in_memory import Candidate
+from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, Sweep
 from hub_magmax.reporting.tradeoff_surface import (
@@ -74,7 +75,7 @@ def sweep(recipe: Recipe, *, locked: Lock | None = None, report: Report = lambda
 def _lock(recipe: Recipe, report: Report) -> Lock:
     """Pin what a sweep needs: the preference only where a comparison chooses the method under it."""
     report("pinning")
-    asked = recipe if recipe.method.is_auto else recipe.updated(preference=None)
+    asked = recipe if recipe.method.is_auto else updated(recipe, {"preference": None})
     return locking.lock(asked, tuner=MemoryTuner(report))
 
 

@@ -20,12 +20,14 @@ from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import comparison_digest, locked_method
-from hub_magmax.recipe.schema import AUTO, Compare, Data, Evaluation, Method, Recipe
+from hub_magmax.recipe.schema import Compare, Evaluation, Method, Recipe
+from hub_magmax.recipe.values import AUTO, Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
 from typing import Protocol
 
+from hub_magmax.evaluation.evaluators import columns_of, evaluator_of
 from hub_magmax.merging.in_memory import Candidate
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
@@ -93,7 +95,7 @@ class Arena:
 
         spec = recipe.evaluation or Evaluation(tasks={})
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
-        self.evaluator = spec.make_evaluator()
+        self.evaluator = evaluator_of(spec)
         with ExitStack() as stack:
             self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
             place = model_place(recipe, lock.sources[recipe.output.files_from])
@@ -114,7 +116,7 @@ class Arena:
             EvaluationError: If they cannot be loaded, or are too few to say anything.
         """
         if brings_data(self.evaluator):
-            return list(self.evaluator.encode(self._model, data.dataset, data.columns, self._batch_size))
+            return list(self.evaluator.encode(self._model, data.dataset, columns_of(data), self._batch_size))
         check_local_data([data], self._recipe.folder, self._lock.local_data)
         examples = load_examples(
             pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
@@ -124,7 +126,7 @@ class Arena:
 
     def encode(self, examples: Dataset, data: Data) -> list[Any]:
         """Return examples as batches that `run` takes."""
-        return list(self.evaluator.encode(self._model, examples, data.columns, self._batch_size))
+        return list(self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size))
 
     def run(self, candidates: Sequence[Candidate], batches: Sequence[Any]) -> Iterator[Trial]:
         """Yield what each candidate did, in order.

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError, LockError
+from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.files import canonical_json, sha256_of
 from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, persistently
+from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.references import is_there
-from hub_magmax.recipe.schema import Data, Preference, Recipe
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,7 +164,7 @@ def data_of(recipe: Recipe) -> list[Data]:
         found += [data for data in (recipe.compare.tune, recipe.compare.report) if data is not None]
         for preference in recipe.compare.preferences.values():
             found += _data_in(preference)
-    if recipe.evaluation is not None and not recipe.evaluation.brings_data:
+    if recipe.evaluation is not None and not brings_data(evaluator_of(recipe.evaluation)):
         found += recipe.evaluation.data.values()
     return found
 

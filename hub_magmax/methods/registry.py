@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.registry import Options, Registry, options_of
+from hub_magmax.registry import METHODS, Options, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,27 +24,6 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
-
-#: The group in which another package announces its methods.
-ENTRY_POINT_GROUP = "hub_magmax.methods"
-
-#: Built-in methods and the module that defines each; add a line here for a new one.
-BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {
-        "agreement": "hub_magmax.methods.linear",
-        "average": "hub_magmax.methods.linear",
-        "task_arithmetic": "hub_magmax.methods.linear",
-        "ties": "hub_magmax.methods.sparse",
-        "dare": "hub_magmax.methods.sparse",
-        "dare_ties": "hub_magmax.methods.sparse",
-        "breadcrumbs": "hub_magmax.methods.sparse",
-        "random_mix": "hub_magmax.methods.choice",
-        "single_task": "hub_magmax.methods.choice",
-        "last_task": "hub_magmax.methods.choice",
-        "magmax": "hub_magmax.methods.magmax",
-        "tunable_magmax": "hub_magmax.methods.magmax",
-    }
-)
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
 SUPPLIED = ("preference", "generator")
@@ -308,12 +287,6 @@ def merge_method(
     return register
 
 
-#: Every method there is.
-METHODS: Registry[MergeMethod] = Registry(
-    "merge method", ENTRY_POINT_GROUP, BUILT_IN, MergeMethod, "merge_method"
-)
-
-
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, the built-in ones first, then those of other packages."""
     return METHODS.names()
@@ -326,7 +299,7 @@ def surveys_model(method: Mapping[str, Any]) -> bool:
 
 def linear_names() -> tuple[str, ...]:
     """Return the names of the built-in methods that are linear."""
-    return tuple(name for name in BUILT_IN if get_method(name).form == "linear")
+    return tuple(name for name in METHODS.built_in if get_method(name).form == "linear")
 
 
 def get_method(name: str) -> MergeMethod:
@@ -335,4 +308,5 @@ def get_method(name: str) -> MergeMethod:
     Raises:
         RecipeError: If there is none, with the nearest name.
     """
-    return METHODS.get(name)
+    method: MergeMethod = METHODS.get(name)
+    return method
