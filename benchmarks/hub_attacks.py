@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.torture import STRUCK, Tally, Victim, finish_child, one_paragraph, start_child, strike_at
+from benchmarks.victims import STRUCK, Tally, Victim, finish_child, one_paragraph, start_child, strike_at
 from hub_magmax.sidefiles import content_hashes
 
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import torture
+from benchmarks import reliability, torture, victims
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
 from hub_magmax.io import source as source_module
 from hub_magmax.io import writer
@@ -75,7 +75,7 @@ def test_push_that_is_killed_leaves_no_part_of_a_model_and_the_same_command_make
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return torture.contents(folder)
+    return victims.contents(folder)
 
 
 def reference(family: Path, **changes: object) -> dict[str, str]:
@@ -390,16 +390,16 @@ def test_everything_that_run_writes_is_free_of_tokens_and_of_this_machines_folde
 
 
 def test_report_of_the_attacks_is_what_the_stored_results_say():
-    results = json.loads(torture.RESULTS.read_text())
-    assert torture.PAGE.read_text() == torture.page(results)
-    assert set(results["parts"]) == set(torture.MERGES) | set(torture.READERS)
+    results = reliability.load()
+    assert reliability.PAGE.read_text() == reliability.page(results)
+    assert set(results["parts"]) == set(torture.MERGES) | set(torture.READERS) == set(reliability.PARTS)
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> Path:
     """Where the attacks' results and page are for a test: a copy of those that are stored."""
     for name in ("RESULTS", "PAGE"):
-        monkeypatch.setattr(torture, name, Path(shutil.copy(getattr(torture, name), tmp_path)))
+        monkeypatch.setattr(reliability, name, Path(shutil.copy(getattr(reliability, name), tmp_path)))
     return tmp_path
 
 
@@ -414,17 +414,17 @@ def test_attacks_end_when_their_time_is_over_and_what_is_missing_is_named(elsewh
     said = capfd.readouterr().out
     assert "kills: cut off, 0.01 minutes are over" in said
     assert "recipes: not begun, 0.01 minutes are over" in said
-    results, page = (json.loads(torture.RESULTS.read_text()), torture.PAGE.read_text())
+    results, page = (json.loads(reliability.RESULTS.read_text()), reliability.PAGE.read_text())
     assert results["unmeasured"] == ["kills", "recipes"]
     assert results["parts"].keys() == torture.MERGES.keys() | torture.READERS.keys(), "earlier ones stay"
     assert "Not measured in the latest run" in page and page.rstrip().count("Mutated recipes") == 2
     assert measured(monkeypatch, "--write") == 1
     # Measured after all:
-    tally = torture.Tally(attacks=1).to_dict()
+    tally = victims.Tally(attacks=1).to_dict()
     monkeypatch.setattr(torture, "in_a_process", lambda parts, limit: dict.fromkeys(parts, tally))
     assert measured(monkeypatch, *asked) == 0
-    assert "unmeasured" not in json.loads(torture.RESULTS.read_text())
-    assert "Not measured" not in torture.PAGE.read_text()
+    assert "unmeasured" not in json.loads(reliability.RESULTS.read_text())
+    assert "Not measured" not in reliability.PAGE.read_text()
 
 
 def test_every_process_of_a_part_that_is_cut_off_is_killed(tmp_path, monkeypatch):
@@ -440,8 +440,8 @@ def test_every_process_of_a_part_that_is_cut_off_is_killed(tmp_path, monkeypatch
 
 
 def test_child_that_hangs_is_ended_and_its_attack_is_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(torture, "ATTACK_SECONDS", 1)
+    monkeypatch.setattr(victims, "ATTACK_SECONDS", 1)
     victim = SimpleNamespace(folder=tmp_path / "victim", arguments=[])
-    child = torture.start_child(victim, lambda: time.sleep(60))
-    code, _ = torture.finish_child(victim, child)
+    child = victims.start_child(victim, lambda: time.sleep(60))
+    code, _ = victims.finish_child(victim, child)
     assert code == -signal.SIGALRM
