@@ -159,6 +159,7 @@ def _undisturbed(victim: Victim, hub: _Hub) -> float:
     return seconds
 
 
+# Complex because it has a condition for each promise that an attack may have broken.
 def _judge(victim: Victim, tally: Tally, hub: _Hub, repo: str, code: int, said: str) -> None:
     """Look at what one kill left, run the same command again, and look again."""
     found, problems = _visible(victim, hub, repo)

@@ -222,6 +222,7 @@ def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
     return tally
 
 
+# Complex because it has a condition for each promise that an attack may have broken.
 def _judge(
     victim: Victim,
     tally: Tally,

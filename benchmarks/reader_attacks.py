@@ -35,6 +35,7 @@ def recipes(count: int = 5_000, seed: int = 0) -> Tally:
         return fuzz(lambda generator: hostile.recipe_case(generator, Path(folder)), count, seed)
 
 
+# Complex because it has a branch for each way in which a case may end.
 def fuzz(
     case: Callable[[random.Random], Callable[[], None]], count: int, seed: int, limit_seconds: int = 10
 ) -> Tally:

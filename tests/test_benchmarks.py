@@ -54,7 +54,7 @@ def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
 def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     """What stands for mergekit copies what was merged before."""
     monkeypatch.setattr(peers, "PAIRS", {"average": peers.PAIRS["average"]})
-    monkeypatch.setattr(peers, "_version", lambda python, package: "1")
+    monkeypatch.setattr(peers, "package_version", lambda python, package: "1")
 
     def copy(folder, python, config):
         assert [model["model"] for model in config["models"]] == [f"task-{n}" for n in range(1, 6)]
