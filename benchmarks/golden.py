@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +43,26 @@ Entry = dict[str, Any]
 # What depends on the package's inside: the backend, merging in memory, the local Hub, the compiler.
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Have merges of any size compute operation by operation ("eager") or by compiled loops ("compiled")."""
-    merging: Any = import_module("hub_magmax.merging")
-    chosen = merging.compiles
-    merging.compiles = lambda num_elements: name == "compiled"
-    try:
-        yield
-    finally:
-        merging.compiles = chosen
+def backend(name: str) -> Any:
+    """Return what computes operation by operation ("eager") or by compiled loops ("compiled")."""
+    from hub_magmax.kernels.compiled.backend import Compiled
+    from hub_magmax.kernels.reference import Reference
+
+    return Compiled() if name == "compiled" else Reference()
 
 
 def merge_in_memory(recipe: Any, locked: Any) -> Mapping[str, Tensor]:
     """Return the tensors of the merged model by name, without files."""
-    from hub_magmax.memory import Workbench
+    from hub_magmax.merging.in_memory import InMemoryMerger
 
-    with Workbench(recipe, locked) as bench:
-        return bench.merge(locked.method, locked.weights).weights(locked.method["scaling"])
+    with InMemoryMerger(recipe, locked) as merger:
+        return merger.merge(locked.method, locked.weights).weights(locked.method["scaling"])
 
 
 @contextmanager
 def local_hub() -> Iterator[Any]:
     """Start a Hub on this machine and point huggingface_hub to it, which must not be imported yet."""
-    from hub_magmax.testing.hub import LocalHub
+    from tests.local_hub.hub import LocalHub
 
     assert "huggingface_hub" not in sys.modules
     with tempfile.TemporaryDirectory() as home, LocalHub() as hub:
@@ -202,8 +197,13 @@ class Merger:
             return {"weights": weights_digest(merge_in_memory(recipe, locked))}
         if case.backend == "tensors":
             return {"weights": weights_digest(merge_tensor_by_tensor(recipe, locked))}
-        with tempfile.TemporaryDirectory(dir=self._folder) as place, backend(case.backend):
-            merge(plan(recipe, locked), Path(place) / "merged", chunk_elements=self._chunk_elements)
+        with tempfile.TemporaryDirectory(dir=self._folder) as place:
+            merge(
+                plan(recipe, locked),
+                Path(place) / "merged",
+                chunk_elements=self._chunk_elements,
+                backend=backend(case.backend),
+            )
             files = sorted((Path(place) / "merged").glob("*.safetensors"))
             entry: Entry = {"weights": weights_digest(stored_tensors(files))}
             if case.source != "hub":

@@ -21,7 +21,7 @@ from hub_magmax.fleet.canaries import canary
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import merge
-from hub_magmax.merging.in_memory import Workbench
+from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
@@ -521,7 +521,7 @@ def test_merging_in_memory_and_a_diagnosis_see_the_checkpoints(tmp_path):
     write_tasks(tmp_path)
     recipe = recipe_of(tmp_path)
     locked = lock(recipe)
-    with Workbench(recipe, locked) as bench:
+    with InMemoryMerger(recipe, locked) as bench:
         found = bench.merge({"name": "average"}, (1 / 3,) * 3).weights(1.0)
     expected = read_merged(merged_adapter(tmp_path, output={"format": "weights", "path": "whole"}))
     assert all(found[name].equal(expected[name]) for name in expected)

@@ -13,7 +13,7 @@ from hub_magmax.analysis.tuning import Candidate, Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scoring import model_place
-from hub_magmax.merging.in_memory import Workbench
+from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
@@ -38,7 +38,7 @@ class Scorer(AbstractContextManager["Scorer"]):
         self._batch_size = spec.batch_size
         self._evaluator = evaluator_of(spec)
         with ExitStack() as stack:
-            self._workbench = stack.enter_context(Workbench(recipe, locked))
+            self._merger = stack.enter_context(InMemoryMerger(recipe, locked))
             kinds = self._evaluator.model_class, self._evaluator.processor_class
             place = model_place(recipe, locked.base_model)
             self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name))
@@ -56,7 +56,7 @@ class Scorer(AbstractContextManager["Scorer"]):
     ) -> Iterator[Trial]:
         """Yield one trial per scaling coefficient; merged once."""
         filled = locked_method(method)
-        merged = self._workbench.merge(filled, weights)
+        merged = self._merger.merge(filled, weights)
         for scaling in scalings:
             model = self._model.with_weights(merged.weights(scaling))
             candidate = Candidate(filled | {"scaling": scaling}, "given", weights)

@@ -118,13 +118,13 @@ class Arena:
     """
 
     def __init__(self, recipe: Recipe, lock: Lock) -> None:
-        from hub_magmax.merging.in_memory import Workbench  # loads torch
+        from hub_magmax.merging.in_memory import InMemoryMerger  # loads torch
 
         spec = recipe.evaluation or Evaluation(tasks={})
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
         self.evaluator = evaluator_of(spec)
         with ExitStack() as stack:
-            self._workbench = stack.enter_context(Workbench(recipe, lock))
+            self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
             place = model_place(recipe, lock.sources[recipe.output.files_from])
             kinds = self.evaluator.model_class, self.evaluator.processor_class
             self._model = load_model(place, *kinds, spec.evaluator.name)
@@ -165,7 +165,7 @@ class Arena:
             return {k: v for k, v in candidate.method.items() if k != "scaling"}, candidate.weights
 
         for (method, weights), group in groupby(candidates, key=unscaled):
-            merged = self._workbench.merge(method, weights)
+            merged = self._merger.merge(method, weights)
             for candidate in group:
                 model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
                 yield Trial(candidate, tuple(self.evaluator.outcomes(model, batches)))
@@ -174,7 +174,7 @@ class Arena:
         self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]
     ) -> dict[str, tuple[Outcome, ...]]:
         """Return what one candidate did on each of several data sets; it is merged once."""
-        merged = self._workbench.merge(candidate.method, candidate.weights)
+        merged = self._merger.merge(candidate.method, candidate.weights)
         model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
         return {name: tuple(self.evaluator.outcomes(model, found)) for name, found in batches.items()}
 

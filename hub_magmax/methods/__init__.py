@@ -3,7 +3,7 @@
 from hub_magmax.methods.registry import (
     MergeMethod,
     Paper,
-    TensorRule,
+    Rule,
     get_method,
     linear_names,
     merge_method,
@@ -15,7 +15,7 @@ from hub_magmax.registry import check_options
 __all__ = [
     "MergeMethod",
     "Paper",
-    "TensorRule",
+    "Rule",
     "check_options",
     "get_method",
     "linear_names",
