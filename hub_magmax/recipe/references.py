@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.text import shown
 
 #: What the Hub accepts as a repository id (huggingface_hub.utils.validate_repo_id, restated).
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -123,7 +124,7 @@ def parse_reference(written: str, folder: Path) -> LocalFolder | HubModel:
     repo_id, revision, part = _split_hub_name(written)
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         raise RecipeError(
-            f"{_shown(written)} is neither an existing folder nor a repository id",
+            f"{shown(written, 200)} is neither an existing folder nor a repository id",
             expected="org/model, org/model@revision, hf://org/model@revision/part, or a folder",
             hint="Relative folders start at the recipe's own folder; start them with ./"
             + (f" : ./{written}" if written.isprintable() and len(written) <= 200 else ""),
@@ -135,10 +136,6 @@ def _local(path: Path, written: str) -> LocalFolder:
     if _WEIGHTS.fullmatch(path.name) and not is_folder(path):
         return LocalFolder(path.parent, written, path.name)
     return LocalFolder(path, written)
-
-
-def _shown(written: str) -> str:
-    return repr(written) if len(written) <= 200 else f"{written[:197]!r}..."
 
 
 def _split_hub_name(written: str) -> tuple[str, str | None, str]:
@@ -165,11 +162,11 @@ def _parse_hf_uri(uri: str, written: str) -> tuple[str, str | None, str]:
     try:
         found = parse_hf_uri(uri)
     except ValueError as error:
-        raise RecipeError(f"{_shown(written)} is not a valid hf:// path ({str(error)[:200]})") from error
+        raise RecipeError(f"{shown(written, 200)} is not a valid hf:// path ({str(error)[:200]})") from error
     part = unquote(found.path_in_repo or "").strip("/")
     if found.type != "model" or {"", ".", ".."} & set(part.split("/") if part else ()):
         raise RecipeError(
-            f"{_shown(written)} does not name a model repository, or a part of one",
+            f"{shown(written, 200)} does not name a model repository, or a part of one",
             expected="hf://org/model@revision, and /folder or /file.safetensors where it holds several",
         )
     return found.id, found.revision, part
