@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hub_magmax.recipe.loading import parse_recipe as parse_recipe
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.reporting.card import render_card as render_card
-    from hub_magmax.reporting.card import write_card as write_card
+    from hub_magmax.reporting.card_file import write_card as write_card
 
 __version__ = "0.1.0"
 
@@ -36,12 +36,12 @@ _HOMES = {
     "Recipe": "recipe.schema",
     "canary": "fleet.canaries",
     "evaluate": "evaluation.scoring",
-    "load_recipe": "recipe.schema",
+    "load_recipe": "recipe.loading",
     "lock": "pipeline",
-    "merge": "merging.engine",
+    "merge": "merging.execution",
     "merge_method": "methods",
     "merge_tensors": "merging.tensors",
-    "parse_recipe": "recipe.schema",
+    "parse_recipe": "recipe.loading",
     "preference_from_labels": "preference.labels",
     "plan": "locking",
     "push": "publishing.pushing",
@@ -49,8 +49,8 @@ _HOMES = {
     "render_card": "reporting.card",
     "rollback": "fleet.rollback",
     "run": "pipeline",
-    "verify": "publishing.pushing",
-    "write_card": "pipeline",
+    "verify": "fleet.verifying",
+    "write_card": "reporting.card_file",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys

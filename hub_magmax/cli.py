@@ -431,22 +431,23 @@ def card(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
 
 def _linked_card(recipe: Path, lock_path: Path | None, output: Path | None) -> list[Path]:
     """Write the card of the merged model again where there is one, since it links to what lies beside it."""
-    from hub_magmax.reporting.card import CARD_NAME
+    from hub_magmax.reporting.card_file import CARD_NAME
 
     found, _ = _read(recipe, lock_path, output)
     if not (found.output_path / CARD_NAME).is_file():
         return []
-    return [_write_card(*_merged(recipe, lock_path, output))]
+    return [_write_card(*_merged(recipe, lock_path, output), keep_edited=True)]
 
 
-def _write_card(recipe: Recipe, locked: Lock) -> Path:
+def _write_card(recipe: Recipe, locked: Lock, *, keep_edited: bool = False) -> Path:
     from hub_magmax.evaluation.scores import SCORES_NAME, read_scores
     from hub_magmax.merging.output.report import REPORT_NAME, read_report
-    from hub_magmax.reporting.card import write_card
+    from hub_magmax.reporting.card_file import write_card
 
     folder = recipe.output_path
     scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
-    return write_card(recipe, locked, read_report(folder / REPORT_NAME), scores, folder)
+    report = read_report(folder / REPORT_NAME)
+    return write_card(recipe, locked, report, scores, folder, keep_edited=keep_edited)
 
 
 def _merged(recipe: Path, lock_path: Path | None, output: Path | None) -> tuple[Recipe, Lock]:
