@@ -56,6 +56,14 @@ def write_card(
     return card
 
 
+def write_stored_card(recipe: Recipe, locked: Lock, *, keep_edited: bool = False) -> Path:
+    """Write the card of the values stored in the recipe's output folder, as `write_card`."""
+    folder = recipe.output_path
+    scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
+    report = read_report(folder / REPORT_NAME)
+    return write_card(recipe, locked, report, scores, folder, keep_edited=keep_edited)
+
+
 def stored_card(folder: Path, repo_id: str) -> str:
     """Return the card of the values stored in a merged folder, for the repository `repo_id`.
 
