@@ -145,12 +145,14 @@ def _plainly(value: Any) -> str:
 @recipe_argument
 def compare(recipe: Path) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
+    from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
-    from hub_magmax.analysis.comparing import write_comparison
+    from hub_magmax.pipeline import lock
     from hub_magmax.recipe.loading import load_recipe
 
     asked = load_recipe(recipe)
-    comparison = do_compare(asked, report=say)
+    locked = lock(comparable(asked), report=say)
+    comparison = do_compare(asked, locked, report=say)
     files = write_comparison(asked, comparison, recipe)
     return Answer(json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote(files)}")
 
@@ -160,12 +162,13 @@ def compare(recipe: Path) -> Answer:
 def sweep(asked: RecipeOptions) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
-    from hub_magmax.analysis.sweeping import write_sweep
-    from hub_magmax.pipeline import result_folder
+    from hub_magmax.analysis.sweeping import sweepable, write_sweep
+    from hub_magmax.pipeline import lock, result_folder
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    surface = do_sweep(found, locked=locked, report=say)
+    locked = locked or lock(sweepable(found), report=say)
+    surface = do_sweep(found, locked, report=say)
     files = [*write_sweep(found, surface, result_folder(found))]
     files += _linked_card(asked)
     return Answer(surface.to_dict(), f"{surface.table()}\n{wrote(files)}")
@@ -177,8 +180,8 @@ def diagnose(asked: RecipeOptions) -> Answer:
     """Read RECIPE's checkpoints once, and say what is odd about them before they are merged."""
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
-    from hub_magmax.locking import plan as make_plan
     from hub_magmax.pipeline import lock, result_folder
+    from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
@@ -196,8 +199,8 @@ def diagnose(asked: RecipeOptions) -> Answer:
 def plan(asked: RecipeOptions) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.checkpoints.opening import HubSources
-    from hub_magmax.locking import plan as make_plan
     from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
@@ -212,9 +215,9 @@ def plan(asked: RecipeOptions) -> Answer:
 def merge(asked: RecipeOptions) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.opening import HubSources
-    from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
     from hub_magmax.recipe.stored import read_asked
 
@@ -258,7 +261,7 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    destination = destination_of(found, **to.given())
+    destination = destination_of(found, to.given())
     if dry_run:
         return _dry_run(found, locked, destination)
     processes = find_processes()
@@ -286,9 +289,14 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | None) -> Answer:
-    from hub_magmax.pipeline import rehearse
+    from hub_magmax.checkpoints.opening import HubSources
+    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.publishing.preflight import rehearse
 
-    planned, findings = rehearse(recipe, locked, destination, report=say)
+    hub = HubSources()
+    planned = make_plan(recipe, locked or lock(recipe, report=say, hub=hub), hub=hub)
+    findings = rehearse(planned, destination)
     values = planned.to_dict() | {
         "checks": [
             {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}

@@ -24,7 +24,7 @@ from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.files import write_text
 from hub_magmax.preference.safeguards import draw
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -234,7 +234,7 @@ def text_family(
     _claim(folder / name, settings)
     parts = {
         split: {
-            task["name"]: _texts(
+            task["name"]: labelled_texts(
                 task, task.get(split, split), listed[f"{split}_examples"], seed, sequence.parent
             )
             for task in listed["tasks"]
@@ -249,7 +249,9 @@ def text_family(
     return Family(name, seed, base, learned, examples, owners, Data(dataset="-"), evaluator, kinds=("known",))
 
 
-def _texts(task: Mapping[str, Any], split: str, num_examples: int, seed: int, folder: Path) -> Dataset:
+def labelled_texts(
+    task: Mapping[str, Any], split: str, num_examples: int, seed: int, folder: Path
+) -> Dataset:
     """Return at most so many examples as a text, which names its parts, and the text of its label."""
     from datasets import Dataset, Features, Value
 

@@ -24,8 +24,8 @@ from hub_magmax.checkpoints.index import (
     is_adapter,
 )
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.errors import CheckpointError, MismatchError
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from hub_magmax.checkpoints.index import CheckpointIndex, read_index, weight_map
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.checkpoints.source import TensorSource, _Source
-from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.errors import SourceError
 from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, hub_errors, persistently
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.references import split_part
 
 #: Bytes fetched at least in one request where nobody said what is read next: neighbours come along.

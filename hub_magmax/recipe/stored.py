@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hub_magmax.errors import OutputError
-from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
 from hub_magmax.recipe.schema import Recipe
@@ -27,7 +27,7 @@ def read_asked(asked: RecipeOptions) -> tuple[Recipe, Lock | None]:
     recipe = load_recipe(asked.recipe)
     instead = {"path": asked.output and str(asked.output.absolute()), "memory": asked.memory}
     if said := {key: value for key, value in instead.items() if value is not None}:
-        recipe = recipe.updated(output=recipe.to_dict()["output"] | said)
+        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
     path = asked.lock_path or lock_beside(asked.recipe)
     if asked.lock_path is None and not path.is_file():
         return recipe, None
