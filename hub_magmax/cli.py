@@ -282,7 +282,7 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
 @memory_option
 def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
-    from hub_magmax.checkpoints.opening import HubSources
+    from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.pipeline import lock
 
@@ -296,7 +296,7 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
 @memory_option
 def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
-    from hub_magmax.checkpoints.opening import HubSources
+    from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock

@@ -7,17 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from hub_magmax.analysis.tuning import Tuner
-from hub_magmax.checkpoints.opening import (
-    PARALLEL_SOURCES,
-    HubSources,
-    check_side_files,
-    lock_source,
-    open_inputs,
-)
+from hub_magmax.checkpoints.opening import open_inputs
+from hub_magmax.checkpoints.pinning import check_side_files, lock_source
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_pinned_data
 from hub_magmax.merging.output.report import lock_versions
-from hub_magmax.pipeline import _check_adapters, _check_architectures
 from hub_magmax.planning.adapters import plan_adapter
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan
@@ -48,6 +43,8 @@ def lock(
         RecipeError, EvaluationError: If the preference cannot be formed, or merging and scoring is
             asked for and there is no `tuner`.
     """
+    from hub_magmax.pipeline import _check_adapters, _check_architectures
+
     hub = hub or HubSources()
     written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
     with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
@@ -99,6 +96,8 @@ def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None =
         RecipeError: If an adapter is asked for, and the tasks cannot become one.
         LockError: If a source is no longer what was locked.
     """
+    from hub_magmax.pipeline import _check_adapters
+
     hub = hub or HubSources()
     locked = locked or lock(recipe, hub=hub)
     _check_adapters(recipe, locked.sources)

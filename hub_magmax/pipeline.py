@@ -10,9 +10,7 @@ from typing import Any
 
 from hub_magmax import locking
 from hub_magmax.analysis.tuning import MemoryTuner
-from hub_magmax.checkpoints.opening import (
-    HubSources,
-)
+from hub_magmax.checkpoints.source_cache import HubSources
 from hub_magmax.errors import (
     CheckpointError,
     EvaluationError,

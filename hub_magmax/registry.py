@@ -23,10 +23,14 @@ Options = Mapping[str, tuple[Any, Any]]
 
 
 class Named(Protocol):
-    """Something that recipes call by name and give options."""
+    """Something that recipes call by name."""
 
     @property
     def name(self) -> str: ...
+
+
+class WithOptions(Named, Protocol):
+    """Something that recipes call by name and give options."""
 
     @property
     def options(self) -> Options: ...
@@ -126,7 +130,7 @@ def _field(owner: str, namespace: dict[str, Any], parameter: inspect.Parameter) 
     return (annotation, default)
 
 
-def check_options(entry: Named, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(entry: WithOptions, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return `options` with types checked and defaults filled in.
 
     Raises:

@@ -17,12 +17,9 @@ import torch
 from torch import Tensor
 
 from hub_magmax import methods
-from hub_magmax.checkpoints.hub import HubSource
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
-from hub_magmax.checkpoints.opening import as_checkpoints, open_source
-from hub_magmax.checkpoints.source import MemorySource, TensorSource
+from hub_magmax.checkpoints.opening import as_checkpoints, open_held
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.stored import torch_dtype
-from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME
 from hub_magmax.kernels import reference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
@@ -80,10 +77,10 @@ class Workbench:
 
     def __init__(self, recipe: Recipe, lock: Lock) -> None:
         with ExitStack() as stack:
-            opened: dict[str, TensorSource] = {}
-            for name, locked in lock.sources.items():
-                source = stack.enter_context(closing(open_source(recipe, locked)))
-                opened[name] = _held(source) if isinstance(source, HubSource) else source
+            opened = {
+                name: stack.enter_context(closing(open_held(recipe, locked)))
+                for name, locked in lock.sources.items()
+            }
             whole = as_checkpoints(recipe, lock, opened)
             self.sources: Mapping[str, TensorSource] = whole
             indexes = {name: source.index for name, source in whole.items()}
@@ -137,18 +134,6 @@ class Workbench:
 def _merged(rule: TensorRule, chunks: StoredChunks) -> Tensor:
     found = [apply_rule(rule, start, task_vectors) for start, task_vectors in chunks]
     return torch.cat(found) if found else torch.empty(0)
-
-
-def _held(source: HubSource) -> MemorySource:
-    weight_files = {shard.file for shard in source.index.shards}
-    files = {
-        path: source.read_bytes(path, 0, size)
-        for path, size in source.sizes.items()
-        if path in weight_files
-        or path.endswith(".index.json")
-        or path in (source.weights, ADAPTER_CONFIG_NAME, TOKENIZER_NAME)
-    }
-    return MemorySource(files, source.label, source.weights)
 
 
 @dataclass(frozen=True)

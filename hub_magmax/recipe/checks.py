@@ -15,6 +15,7 @@ from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluation.evaluators import get_evaluator
 from hub_magmax.recipe.problems import KeyPath, Problem, _explain, _shorten
+from hub_magmax.recipe.references import parse_reference
 from hub_magmax.recipe.schema import (
     _MAX_TRIED,
     AUTO,
@@ -95,7 +96,7 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
     references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
     for path, written in references.items():
         try:
-            recipe.reference(written)
+            parse_reference(written, recipe.folder)
         except HubMagmaxError as error:
             yield path, str(error).rstrip(".")
     for path, name in _used_names(recipe):

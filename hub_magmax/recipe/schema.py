@@ -29,8 +29,7 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.evaluation.evaluators import Columns, Evaluator, brings_data, make_evaluator
 from hub_magmax.files import digest
-from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference, relative_path
+from hub_magmax.recipe.references import relative_path
 
 #: What the recipe of a merged model is called.
 RECIPE_NAME = "recipe.yaml"
@@ -504,9 +503,6 @@ class Recipe(Spec):
             return self.compare.tune
         return self.preference.spec.target if self.preference and self.preference.is_estimated else None
 
-    def reference(self, written: str) -> LocalFolder | HubModel:
-        return parse_reference(written, self.folder)
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `parse_recipe` turns into an equal recipe."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -516,4 +512,6 @@ class Recipe(Spec):
 
     def updated(self, **changes: Any) -> Recipe:
         """Return a checked copy with top-level keys replaced, e.g. `updated(method="average")`."""
+        from hub_magmax.recipe.loading import parse_recipe
+
         return parse_recipe(self.to_dict() | changes, folder=self.folder)
