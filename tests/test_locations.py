@@ -1,6 +1,7 @@
 import pytest
 
-from hub_magmax.checkpoints.locations import HubModel, LocalFolder, ModelPlace, split_part
+from hub_magmax.checkpoints.locations import HubModel, LocalFolder, ModelPlace
+from hub_magmax.checkpoints.weight_files import split_part
 from hub_magmax.errors import RecipeError
 from hub_magmax.recipe.references import parse_reference
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
-from hub_magmax.checkpoints.headers import HEADER_READERS
+from hub_magmax.checkpoints.weight_files import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.references import LOCATIONS, LocationKind, expanded, is_folder, parse_reference
@@ -32,12 +32,6 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEB_URL = re.compile(
     r"https?://(?P<host>[^/@]+)/(?P<id>(?!datasets/|spaces/)[^/]+/[^/]+?)"
     r"(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?"
-)
-
-#: A file of weights, or the index of several, with its variant as transformers calls it.
-_WEIGHTS = re.compile(
-    r"[^/]*?(\.(?P<variant>[\w-]+?))?"
-    rf"\.({'|'.join(HEADER_READERS)})(\.index(\.(?P<index_variant>[\w-]+))?\.json)?"
 )
 
 
@@ -70,8 +64,7 @@ class ModelPlace:
     @property
     def variant(self) -> str | None:
         """The name of the file of weights in transformers; None for the usual one."""
-        match = _WEIGHTS.fullmatch(split_part(self.part)[1])
-        return match and (match["index_variant"] or match["variant"])
+        return variant_of(split_part(self.part)[1])
 
 
 class Location(ABC):
@@ -160,7 +153,7 @@ class LocalFolder(Location, kind="local"):
     @classmethod
     def parse(cls, written: str, folder: Path) -> Self:
         path = Path(os.path.normpath((folder / expanded(written)).absolute()))
-        if _WEIGHTS.fullmatch(path.name) and not is_folder(path):
+        if is_weights(path.name) and not is_folder(path):
             return cls(path.parent, written, path.name)
         return cls(path, written)
 
@@ -263,12 +256,6 @@ def location_of(locked: LockedSource, folder: Path) -> Location:
     """
     location: Location = LOCATIONS.get(locked.kind).make.of_lock(locked, folder)
     return location
-
-
-def split_part(part: str) -> tuple[str, str]:
-    """Return the folder, and the file of weights in it, that a part of a repository names; empty for none."""
-    folder, _, name = part.rpartition("/")
-    return (folder, name) if _WEIGHTS.fullmatch(name) else (part, "")
 
 
 def _split_hub_name(written: str) -> tuple[str, str | None, str]:

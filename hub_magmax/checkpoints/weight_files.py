@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ from hub_magmax.text import shown
 _SUFFIXES = tuple(f".{suffix}" for suffix in HEADER_READERS)
 
 
+#: A file of weights, or the index of several, with its variant as transformers calls it.
+_WEIGHTS = re.compile(
+    r"[^/]*?(\.(?P<variant>[\w-]+?))?"
+    rf"\.({'|'.join(HEADER_READERS)})(\.index(\.(?P<index_variant>[\w-]+))?\.json)?"
+)
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files of a checkpoint, from whose headers its index is read.
@@ -48,6 +56,23 @@ class Listing:
     read_bytes: ReadBytes
     weights: str = ""
     origin: str = ""
+
+
+def is_weights(name: str) -> bool:
+    """Say whether a file of this name holds weights, or is an index of such files."""
+    return _WEIGHTS.fullmatch(name) is not None
+
+
+def split_part(part: str) -> tuple[str, str]:
+    """Return the folder, and the file of weights in it, that a part of a repository names; empty for none."""
+    folder, _, name = part.rpartition("/")
+    return (folder, name) if is_weights(name) else (part, "")
+
+
+def variant_of(name: str) -> str | None:
+    """Return the variant of a file of weights as transformers calls it; None for the usual one."""
+    match = _WEIGHTS.fullmatch(name)
+    return match and (match["index_variant"] or match["variant"])
 
 
 def read_index(listing: Listing) -> CheckpointIndex:
