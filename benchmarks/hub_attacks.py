@@ -24,6 +24,9 @@ from typing import Any
 from benchmarks.torture import STRUCK, Tally, Victim, finish_child, one_paragraph, start_child, strike_at
 from hub_magmax.checkpoints.side_files import content_hashes
 
+#: Where `tests.local_hub` is found from.
+ROOT = Path(__file__).parents[1]
+
 
 class _Hub:
     """The repositories of a local Hub, as anybody sees them."""
@@ -58,10 +61,10 @@ class _Hub:
 def _running_hub() -> Iterator[_Hub]:
     """Start a Hub, and have this process and its children use it."""
     assert "huggingface_hub" not in sys.modules, "it reads the environment once, when it is imported"
-    command = [sys.executable, "-m", "tests.local_hub.hub"]
+    command = [sys.executable, "-m", "tests.local_hub"]
     with (
         tempfile.TemporaryDirectory() as home,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process,
     ):
         try:
             assert process.stdout is not None
@@ -73,8 +76,9 @@ def _running_hub() -> Iterator[_Hub]:
                 "HF_HOME": home,
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             }
-            import hub_magmax.running  # noqa: F401
             from huggingface_hub import HfApi  # noqa: F401  (loaded before children are forked)
+
+            import hub_magmax.pipeline  # noqa: F401
 
             yield _Hub(endpoint)
         finally:

@@ -25,12 +25,13 @@ from typing import Any
 
 from benchmarks.timing import timed
 
-RESULTS = Path(__file__).parent / "results" / "hub_throughput.json"
+ROOT = Path(__file__).parents[1]  # where `tests.local_hub` is found from
+RESULTS = ROOT / "benchmarks" / "results" / "hub_throughput.json"
 _PIECE, _REQUESTS = 8 * 2**20, 32
 _SERVER = """
 import sys, threading
 from pathlib import Path
-from hub_magmax.testing.hub import LocalHub
+from tests.local_hub.hub import LocalHub
 with LocalHub() as hub:
     for folder in sorted(Path(sys.argv[1]).iterdir()):
         hub.add_repo(f"me/{folder.name}", folder=folder, link=True)
@@ -58,8 +59,8 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     """Return the medians of all three; a Hub must be running at HF_ENDPOINT."""
     from hub_magmax.checkpoints.opening import open_checkpoints
     from hub_magmax.checkpoints.source_cache import HubSources
-    from hub_magmax.locking import lock, plan
     from hub_magmax.merging.execution import merge
+    from hub_magmax.pipeline import lock, plan
     from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan
     from hub_magmax.recipe.loading import parse_recipe
 
@@ -141,7 +142,8 @@ def main() -> None:
         make_checkpoints(folder / "models", options.tasks, options.elements)
         arguments = [str(folder / "models"), str(options.latency), str(options.bandwidth)]
         command = [sys.executable, "-c", _SERVER, *arguments]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes, text=True, cwd=ROOT) as server:
             assert server.stdin is not None and server.stdout is not None
             os.environ |= {
                 "HF_ENDPOINT": server.stdout.readline().strip(),

@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks import performance, timing
 from benchmarks.families import make_family
 from benchmarks.run import NUM_TASKS, RATIO, merge
-from hub_magmax.methods.registry import BUILT_IN
+from hub_magmax.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     timing.read_all(inputs)  # into the page cache
     rows, agreement = [], {}
     for name, pair in PAIRS.items():
-        if name not in (options.methods or BUILT_IN):
+        if name not in (options.methods or METHODS.built_in):
             continue
         config = configuration(pair, facts["dtype"])
         ours = timing.runs(partial(merge, folder, {"name": name, **pair.ours}), options.repeat)

@@ -26,12 +26,13 @@ from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.mixture import Space
 from hub_magmax.quickstart import make_family
-from hub_magmax.recipe.schema import Comparison, Cosine, Data, Mmd, Transport
+from hub_magmax.recipe.preferences import Cosine, DistanceEstimate, Mmd, Transport
+from hub_magmax.recipe.values import Data
 
 MIXTURE = (0.8, 0.2)
 
 _NOWHERE = {"target": {"dataset": "-"}, "train": {}}
-KINDS: Mapping[str, Comparison] = {
+KINDS: Mapping[str, DistanceEstimate] = {
     "transport": Transport.model_validate(_NOWHERE),
     "transport, base model's features": Transport.model_validate(_NOWHERE | {"features": "base_model"}),
     "transport, not whitened": Transport.model_validate(_NOWHERE | {"whiten": False}),

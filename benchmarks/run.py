@@ -26,11 +26,11 @@ import yaml
 
 from benchmarks import performance, timing
 from benchmarks.families import make_family
-from hub_magmax.methods.registry import BUILT_IN
+from hub_magmax.registry import METHODS as REGISTERED
 
 #: By title. `single_task` is left out: it copies what one task has, as `last_task` does.
 METHODS: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in BUILT_IN if name not in ("single_task", "tunable_magmax")},
+    **{name: {"name": name} for name in REGISTERED.built_in if name not in ("single_task", "tunable_magmax")},
     "tunable_magmax, algorithm-1": {"name": "tunable_magmax", "selection": "algorithm-1"},
     "tunable_magmax, top-n": {"name": "tunable_magmax", "selection": "top-n"},
     "ties, scope model": {"name": "ties", "scope": "model"},

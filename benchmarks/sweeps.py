@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.analysis.sweeping import sweep
+from hub_magmax.analysis.sweeping import sweep, sweepable
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.pareto import hypervolume
@@ -41,10 +42,14 @@ def recipe_of(folder: Path, method: dict[str, Any], walk: str, budget: int) -> R
     return parse_recipe(values, folder=folder)
 
 
+def swept(recipe: Recipe) -> Surface:
+    return sweep(recipe, lock(sweepable(recipe)))
+
+
 def compared(folder: Path, method: dict[str, Any]) -> dict[str, Any]:
-    found = sweep(recipe_of(folder, method, "adaptive", BUDGET))
-    dense = sweep(recipe_of(folder, method, "grid", DENSE))
-    even = sweep(recipe_of(folder, method, "grid", BUDGET))
+    found = swept(recipe_of(folder, method, "adaptive", BUDGET))
+    dense = swept(recipe_of(folder, method, "grid", DENSE))
+    even = swept(recipe_of(folder, method, "grid", BUDGET))
     floor = [score.value for score in dense.base_model]
 
     def share(surface: Surface, reference: Sequence[float]) -> float:

@@ -623,7 +623,6 @@ def run_part(name: str, **options: Any) -> Tally:
     else:
         import torch
 
-        import hub_magmax.locking
         import hub_magmax.merging  # noqa: F401  (loaded before children are forked)
 
         torch.set_num_threads(1)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
     from hub_magmax.fleet.rollback import rollback as rollback
     from hub_magmax.fleet.verifying import verify as verify
-    from hub_magmax.locking import plan as plan
     from hub_magmax.merging.execution import merge as merge
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.pipeline import lock as lock
+    from hub_magmax.pipeline import plan as plan
     from hub_magmax.pipeline import run as run
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
@@ -36,21 +36,21 @@ _HOMES = {
     "Recipe": "recipe.schema",
     "canary": "fleet.canaries",
     "evaluate": "evaluation.scoring",
-    "load_recipe": "recipe.schema",
+    "load_recipe": "recipe.loading",
     "lock": "pipeline",
-    "merge": "merging.engine",
+    "merge": "merging.execution",
     "merge_method": "methods",
     "merge_tensors": "merging.tensors",
-    "parse_recipe": "recipe.schema",
+    "parse_recipe": "recipe.loading",
     "preference_from_labels": "preference.labels",
-    "plan": "locking",
+    "plan": "pipeline",
     "push": "publishing.pushing",
     "rebuild": "fleet.rebuilding",
     "render_card": "reporting.card",
     "rollback": "fleet.rollback",
     "run": "pipeline",
-    "verify": "publishing.pushing",
-    "write_card": "pipeline",
+    "verify": "fleet.verifying",
+    "write_card": "reporting.card",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys

@@ -126,14 +126,14 @@ def _read(
     path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
 ) -> tuple[Recipe, Lock | None]:
     """Return the recipe, with what the command line says instead, and its lock, if there is one."""
-    from hub_magmax.recipe.loading import load_recipe
+    from hub_magmax.recipe.loading import load_recipe, updated
     from hub_magmax.recipe.lockfile import read_lock
     from hub_magmax.recipe.matching import check_lock
 
     recipe = load_recipe(path)
     instead = {"path": output and str(output.absolute()), "memory": memory}
     if said := {key: value for key, value in instead.items() if value is not None}:
-        recipe = recipe.updated(output=recipe.to_dict()["output"] | said)
+        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
     beside = lock_beside(path)
     if lock_path is None and not beside.is_file():
         return recipe, None
@@ -234,12 +234,14 @@ def _plainly(value: Any) -> str:
 @recipe_argument
 def compare(recipe: Path) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
+    from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
-    from hub_magmax.analysis.comparing import write_comparison
+    from hub_magmax.pipeline import lock
     from hub_magmax.recipe.loading import load_recipe
 
     asked = load_recipe(recipe)
-    comparison = do_compare(asked, report=_say)
+    locked = lock(comparable(asked), report=_say)
+    comparison = do_compare(asked, locked, report=_say)
     files = write_comparison(asked, comparison, recipe)
     wrote = "\n".join(f"wrote {path}" for path in files)
     return json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote}"
@@ -249,11 +251,12 @@ def compare(recipe: Path) -> Answer:
 def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
-    from hub_magmax.analysis.sweeping import write_sweep
-    from hub_magmax.pipeline import result_folder
+    from hub_magmax.analysis.sweeping import sweepable, write_sweep
+    from hub_magmax.pipeline import lock, result_folder
 
     found, locked = _read(recipe, lock_path, output)
-    surface = do_sweep(found, locked=locked, report=_say)
+    asked = sweepable(found)
+    surface = do_sweep(found, locked or lock(asked, report=_say), report=_say)
     files = [*write_sweep(found, surface, result_folder(found))]
     files += _linked_card(recipe, lock_path, output)
     wrote = "\n".join(f"wrote {path}" for path in files)
@@ -265,8 +268,8 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
     """Read RECIPE's checkpoints once, and say what is odd about them before they are merged."""
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
-    from hub_magmax.locking import plan as make_plan
     from hub_magmax.pipeline import lock, result_folder
+    from hub_magmax.pipeline import plan as make_plan
 
     found, locked = _read(recipe, lock_path, output)
     planned = make_plan(found, locked or lock(found, report=_say))
@@ -283,8 +286,8 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
 def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.checkpoints.source_cache import HubSources
-    from hub_magmax.locking import plan as make_plan
     from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
 
     found, locked = _read(recipe, lock_path, output, memory)
     hub = HubSources()
@@ -297,9 +300,9 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
 def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.source_cache import HubSources
-    from hub_magmax.locking import plan as make_plan
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
 
     found, locked = _read(recipe, lock_path, output, memory)
@@ -361,7 +364,7 @@ def run(
     from hub_magmax.processes import find_processes
 
     found, locked = _read(recipe, lock_path, output, memory)
-    destination = destination_of(found, **how)
+    destination = destination_of(found, how)
     if dry_run:
         return _dry_run(found, locked, destination)
     processes = find_processes()
@@ -390,9 +393,14 @@ def run(
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
-    from hub_magmax.pipeline import rehearse
+    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.publishing.preflight import rehearse
 
-    planned, findings = rehearse(recipe, locked, destination, report=_say)
+    hub = HubSources()
+    planned = make_plan(recipe, locked or lock(recipe, report=_say, hub=hub), hub=hub)
+    findings = rehearse(planned, destination)
     values = planned.to_dict() | {
         "checks": [
             {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}

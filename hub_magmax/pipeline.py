@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hub_magmax import locking
-from hub_magmax.analysis.tuning import MemoryTuner
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.analysis.tuning import choose, scorer_of
+from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
 from hub_magmax.errors import (
-    CheckpointError,
     EvaluationError,
-    LockError,
-    MismatchError,
     PublishError,
     RecipeError,
 )
+from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
-from hub_magmax.evaluation.scoring import evaluate, load_evaluation_data
-from hub_magmax.locking import plan
+from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.merging.output.report import MergeReport, lock_versions
+from hub_magmax.planning.headers import check_adapters, check_architectures, plan_from_headers
 from hub_magmax.planning.plan import Plan
+from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
-from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination, Published
-from hub_magmax.publishing.preflight import Finding, check
+from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, read_lock
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, ResolvedPreference
+from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card import write_card
 
@@ -86,7 +87,6 @@ def run(
     head = None
     if processes.is_first:
         head = check(planned, destination, num_processes=processes.count)
-        load_evaluation_data(recipe, _with_kept_data(locked, recipe.output_path))
     if destination is not None and not recipe.output.keep:
         from hub_magmax.publishing.streaming_push import relay  # loads torch
 
@@ -115,45 +115,17 @@ def run(
     return Run(planned, merged, output, scores, published, guards)
 
 
-def rehearse(
-    recipe: Recipe,
-    locked: Lock | None = None,
-    destination: Destination | None = None,
-    *,
-    report: Callable[[str], None] = lambda line: None,
-) -> tuple[Plan, tuple[Finding, ...]]:
-    """Return what `run` would do, and whether anything would keep it from doing so; changes nothing.
-
-    Args:
-        recipe: What would be done.
-        locked: Its lock; made now where it is not given.
-        destination: Where the model would go; by default as the recipe says.
-        report: Called with a line of text at each long step.
-    """
-    hub = HubSources()
-    planned = plan(recipe, locked or lock(recipe, report=report, hub=hub), hub=hub)
-    findings = preflight.rehearse(planned, destination or destination_of(recipe))
-    if recipe.evaluation is None:
-        return planned, findings
-    return planned, (*findings, preflight.look("data", lambda: _data_found(recipe, planned.lock)))
-
-
-def _data_found(recipe: Recipe, locked: Lock) -> str:
-    examples = load_evaluation_data(recipe, _with_kept_data(locked, recipe.output_path))
-    return f"examples of {', '.join(examples)} are there"
-
-
-def destination_of(recipe: Recipe, **changes: Any) -> Destination | None:
+def destination_of(recipe: Recipe, changes: Mapping[str, Any] | None = None) -> Destination | None:
     """Return where the recipe publishes, None where it does not.
 
     Args:
         recipe: Its `output` names the repository.
-        changes: Other attributes of the destination; None stands for what the recipe says.
+        changes: Other attributes of the destination; a value of None keeps what the recipe says.
 
     Raises:
         RecipeError: If there are changes, and the recipe names no repository.
     """
-    said = {key: value for key, value in changes.items() if value is not None}
+    said = {key: value for key, value in (changes or {}).items() if value is not None}
     if recipe.output.push_to_hub is None:
         if said:
             raise RecipeError(
@@ -200,7 +172,53 @@ def lock(
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    return locking.lock(recipe, tuner=MemoryTuner(report), hash_files=hash_files, hub=hub)
+    hub = hub or HubSources()
+    written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
+    with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
+        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, hub=hub), written)
+        pinned = dict(zip(written, found_sources, strict=True))
+    tasks = {task.name: pinned[task.model] for task in recipe.tasks}
+    sources = {"base_model": pinned[recipe.base_model], **tasks}
+    check_adapters(recipe, sources)
+    check_architectures(sources, rules=bool(recipe.tensors))
+    uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
+    found = Lock(
+        base_model=pinned[recipe.base_model],
+        tasks=tasks,
+        method=locked_method(recipe.method),
+        preference=uniform,
+        tensors=rules_of(recipe),
+        seed=recipe.seed,
+        datasets=pin_datasets(recipe),
+        local_data=pin_local_data(recipe),
+        adapters=recipe.adapters or "each",
+        token_rows=recipe.token_rows or (),
+        versions=lock_versions(),
+    )
+    asked = with_pinned_data(recipe, found.datasets)
+    preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
+    found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
+    if not recipe.method.is_auto:
+        return found
+    choice = choose(recipe, found, report)
+    return replace(found, method=choice.method, chosen=choice.seen)
+
+
+def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None = None) -> Plan:
+    """Return everything that merging `recipe` will do, from its checkpoints' headers.
+
+    Args:
+        recipe: What to merge.
+        locked: Its lock; made now where it is not given.
+        hub: Repositories that are open already, and stay open for later calls.
+
+    Raises:
+        MismatchError: If the checkpoints do not fit each other.
+        RecipeError: If an adapter is asked for, and the tasks cannot become one.
+        LockError: If a source is no longer what was locked.
+    """
+    hub = hub or HubSources()
+    return plan_from_headers(recipe, locked or lock(recipe, hub=hub), hub=hub)
 
 
 def _scores(
@@ -209,20 +227,7 @@ def _scores(
     stored = processes.first_decides(lambda: _stored_scores(recipe, output))
     if stored is not None:
         return stored
-    return evaluate(recipe, _with_kept_data(locked, output), output, processes=processes, report=report)
-
-
-def _with_kept_data(locked: Lock, output: Path) -> Lock:
-    """Return `locked` with the data of the lock that a finished merge keeps: its scores are of that."""
-    with suppress(LockError):
-        kept = read_lock(output / LOCK_NAME)
-        if kept.digest == locked.digest:
-            return replace(
-                locked,
-                datasets={**locked.datasets, **kept.datasets},
-                local_data={**locked.local_data, **kept.local_data},
-            )
-    return locked
+    return evaluate(recipe, with_kept_data(locked, output), output, processes=processes, report=report)
 
 
 def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
@@ -237,67 +242,3 @@ def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
 def result_folder(recipe: Recipe) -> Path:
     """Return where to write what was found out: beside the merged model, or else beside the recipe."""
     return recipe.output_path if (recipe.output_path / LOCK_NAME).is_file() else recipe.folder
-
-
-def _check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
-    """Raise where an adapter stands for what only a whole checkpoint can be."""
-    adapters = [name for name, source in sources.items() if source.adapter_config]
-    if "base_model" in adapters:
-        raise CheckpointError(
-            "the base model is an adapter",
-            where=sources["base_model"].label,
-            expected="the whole model that the adapters were trained on",
-        )
-    if (name := recipe.output.files_from) in adapters:
-        raise RecipeError(
-            f"{name} is an adapter, and the merged model needs the config of a whole model",
-            where="recipe, output.files_from",
-            hint="Leave it out: the base model's files are copied.",
-        )
-    if recipe.adapters and not adapters:
-        raise RecipeError(
-            "none of the tasks is an adapter",
-            where="recipe, adapters",
-            hint="Leave it out, or check the tasks' models.",
-        )
-    whole = [name for name in sources if name != "base_model" and name not in adapters]
-    if recipe.output.is_adapter and whole:
-        raise RecipeError(
-            f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
-            where="recipe, output.format",
-            expected="LoRA adapters only, to write an adapter",
-            hint="Write whole weights: output.format: weights.",
-        )
-
-
-def _check_architectures(sources: Mapping[str, LockedSource], *, rules: bool) -> None:
-    """Raise MismatchError where two configurations name different kinds of model.
-
-    Models of different types can have tensors of the same names and shapes (llama and mistral, say), and
-    so can models of one type with different heads. The latter may be meant where the recipe has rules for
-    tensors, which say which head is kept.
-    """
-    stated: dict[str, dict[str, Any]] = {
-        "model_type": {name: source.model_type for name, source in sources.items()},
-        "architectures": {} if rules else {name: s.architectures for name, s in sources.items()},
-    }
-    for key, values in stated.items():
-        known = {name: value for name, value in values.items() if value}
-        for name, value in known.items():
-            first = next(iter(known))
-            if value != known[first]:
-                raise _different_architectures(
-                    key, sources[first].label, known[first], sources[name].label, value
-                )
-
-
-def _different_architectures(key: str, one: str, ones: Any, other: str, others: Any) -> MismatchError:
-    shown = [value if isinstance(value, str) else ", ".join(value) for value in (ones, others)]
-    return MismatchError(
-        f"`{key}` is {shown[1]}, and {shown[0]} in {one}",
-        where=f"{other}, config.json",
-        expected="checkpoints of one architecture",
-        hint="Check that it was fine-tuned from this base model."
-        if key == "model_type"
-        else "If the models differ in their heads only, say under `tensors` which head to keep.",
-    )

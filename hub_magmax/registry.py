@@ -1,7 +1,7 @@
-"""What recipes find by name: the package's own table first, then what other packages announce.
+"""Merge methods, evaluators and kinds of locations by name: tables, entry points of other packages, options.
 
-Built-in modules are imported when one of their names is looked up, and other packages by their entry
-points, so that a recipe is checked without paying for what it does not use.
+A module is imported when a name in it is looked up, so that a recipe is checked without paying for
+torch, for other packages, or for methods that it does not use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from hub_magmax.errors import RecipeError
 
@@ -22,46 +23,37 @@ from hub_magmax.errors import RecipeError
 Options = Mapping[str, tuple[Any, Any]]
 
 
-class Named(Protocol):
-    """Something that recipes call by name."""
+class Registered(Protocol):
+    """A merge method or an evaluator, as its decorator registers it."""
 
     @property
     def name(self) -> str: ...
-
-
-class WithOptions(Named, Protocol):
-    """Something that recipes call by name and give options."""
 
     @property
     def options(self) -> Options: ...
 
 
-Entry = TypeVar("Entry", bound=Named)
-
-
 @dataclass(frozen=True)
-class Registry(Generic[Entry]):
+class Registry:
     """All entries of one kind.
 
     Attributes:
-        noun: What an entry is called in messages.
-        group: Entry points in which another package announces its own.
-        built_in: Names of the built-in ones, and the module that defines each.
-        kind: Class of an entry.
-        attribute: Where a decorated function or class keeps its entry.
+        noun: Name of the kind in messages.
+        group: Group of entry points in which another package announces its own.
+        built_in: Module of each built-in entry, by name.
+        attribute: Attribute in which the decorator of a function or class keeps the entry.
     """
 
     noun: str
     group: str
     built_in: Mapping[str, str]
-    kind: type[Entry]
     attribute: str
 
     def names(self) -> tuple[str, ...]:
         """Return all names, the built-in ones first, then those of other packages."""
         return (*self.built_in, *sorted(self.plugins.keys() - self.built_in.keys()))
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> Any:
         """Return the entry that recipes call `name`.
 
         Raises:
@@ -70,7 +62,7 @@ class Registry(Generic[Entry]):
         if name in self.built_in:
             module = importlib.import_module(self.built_in[name])
             entries = (getattr(value, self.attribute, None) for value in vars(module).values())
-            return next(entry for entry in entries if isinstance(entry, self.kind) and entry.name == name)
+            return next(entry for entry in entries if entry is not None and entry.name == name)
         if name in self.plugins:
             return self._load(name)
         nearest = difflib.get_close_matches(name, self.names(), n=1)
@@ -85,7 +77,7 @@ class Registry(Generic[Entry]):
         """Entry points by name."""
         return {point.name: point for point in entry_points(group=self.group)}
 
-    def _load(self, name: str) -> Entry:
+    def _load(self, name: str) -> Any:
         try:
             entry = getattr(self.plugins[name].load(), self.attribute, None)
         except MemoryError:
@@ -97,12 +89,62 @@ class Registry(Generic[Entry]):
                 where=f"entry point in {self.group!r}",
                 hint="Repair or uninstall the package that announces it.",
             ) from error
-        if not isinstance(entry, self.kind) or entry.name != name:
+        if getattr(entry, "name", None) != name:
             raise RecipeError(
                 f"the entry point {name!r} in {self.group!r} is not a {self.noun} of that name",
                 expected=f"something decorated with @{self.attribute}",
             )
         return entry
+
+
+#: Kinds of locations of checkpoints (`checkpoints.locations.Location`).
+LOCATIONS = Registry(
+    "kind of source",
+    "hub_magmax.sources",
+    MappingProxyType(dict.fromkeys(("local", "hub"), "hub_magmax.checkpoints.locations")),
+    "location_kind",
+)
+
+#: Built-in methods and the module that defines each; add a line here for a new one.
+METHODS = Registry(
+    "merge method",
+    "hub_magmax.methods",
+    MappingProxyType(
+        {
+            "agreement": "hub_magmax.methods.linear",
+            "average": "hub_magmax.methods.linear",
+            "task_arithmetic": "hub_magmax.methods.linear",
+            "ties": "hub_magmax.methods.sparse",
+            "dare": "hub_magmax.methods.sparse",
+            "dare_ties": "hub_magmax.methods.sparse",
+            "breadcrumbs": "hub_magmax.methods.sparse",
+            "random_mix": "hub_magmax.methods.choice",
+            "single_task": "hub_magmax.methods.choice",
+            "last_task": "hub_magmax.methods.choice",
+            "magmax": "hub_magmax.methods.magmax",
+            "tunable_magmax": "hub_magmax.methods.magmax",
+        }
+    ),
+    "merge_method",
+)
+
+#: Built-in evaluators and the module that defines each; add a line here for a new one.
+EVALUATORS = Registry(
+    "evaluator",
+    "hub_magmax.evaluators",
+    MappingProxyType(
+        {
+            "image-classification": "hub_magmax.evaluation.evaluators.classification",
+            "text-classification": "hub_magmax.evaluation.evaluators.classification",
+            "zero-shot-image-classification": "hub_magmax.evaluation.evaluators.zero_shot",
+            "text-to-text": "hub_magmax.evaluation.evaluators.generation",
+            "log-likelihood": "hub_magmax.evaluation.evaluators.causal",
+            "multiple-choice": "hub_magmax.evaluation.evaluators.causal",
+            "lm-eval": "hub_magmax.evaluation.evaluators.harness",
+        }
+    ),
+    "evaluator",
+)
 
 
 def options_of(function: Callable[..., Any], *, without: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
@@ -130,7 +172,7 @@ def _field(owner: str, namespace: dict[str, Any], parameter: inspect.Parameter) 
     return (annotation, default)
 
 
-def check_options(entry: WithOptions, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(entry: Registered, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return `options` with types checked and defaults filled in.
 
     Raises:

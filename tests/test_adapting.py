@@ -20,12 +20,12 @@ from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, Out
 from hub_magmax.fleet.canaries import canary
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
-from hub_magmax.merging.in_memory import Workbench
-from hub_magmax.pipeline import rehearse, run
+from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.pipeline import lock, plan, run
+from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe
 from tests.test_checkpoints_adapter import FAMILIES, write_adapter, write_base
@@ -440,7 +440,7 @@ def test_the_same_merge_again_is_the_stored_one_and_nothing_is_overwritten(tmp_p
     first = merge(plan(recipe))
     assert merge(plan(recipe)) == first
     with pytest.raises(OutputError, match="already holds a model"):
-        merge(plan(recipe.updated(method={"name": "average", "scaling": 0.5})))
+        merge(plan(updated(recipe, {"method": {"name": "average", "scaling": 0.5}})))
 
 
 def test_folder_is_verified_rebuilt_and_described(tmp_path):
@@ -468,7 +468,7 @@ def test_folder_is_verified_rebuilt_and_described(tmp_path):
 
 def test_dry_run_and_command_line(tmp_path):
     write_tasks(tmp_path)
-    _, findings = rehearse(recipe_of(tmp_path))
+    findings = rehearse(plan(recipe_of(tmp_path)), None)
     assert not any(finding.error for finding in findings)
     path = write_recipe(tmp_path, method="average", output={"format": "adapter", "path": "out"})
     for verb in (["plan", path], ["run", path], ["verify", tmp_path / "out"]):
@@ -521,7 +521,7 @@ def test_merging_in_memory_and_a_diagnosis_see_the_checkpoints(tmp_path):
     write_tasks(tmp_path)
     recipe = recipe_of(tmp_path)
     locked = lock(recipe)
-    with Workbench(recipe, locked) as bench:
+    with InMemoryMerger(recipe, locked) as bench:
         found = bench.merge({"name": "average"}, (1 / 3,) * 3).weights(1.0)
     expected = read_merged(merged_adapter(tmp_path, output={"format": "weights", "path": "whole"}))
     assert all(found[name].equal(expected[name]) for name in expected)

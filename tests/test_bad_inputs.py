@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.checkpoints.config import refuse_quantised
-from hub_magmax.checkpoints.index import ITEM_BYTES, CheckpointIndex, TensorInfo
+from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError
 from hub_magmax.files import sha256_of
+from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.merging.output.report import read_report
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.local_hub.hub import LocalHub

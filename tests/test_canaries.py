@@ -12,8 +12,10 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
-from hub_magmax.pipeline import lock, rehearse, run
+from hub_magmax.pipeline import lock, plan, run
+from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
+from hub_magmax.recipe.loading import updated
 from tests.test_cli import call
 from tests.test_evaluation import image_recipe, images  # noqa: F401  (a fixture)
 
@@ -24,7 +26,7 @@ _numbers = itertools.count()
 def scored(images, tmp_path_factory):  # noqa: F811
     """A merged folder that was scored: right on the first four of ten examples, on both tasks."""
     folder = tmp_path_factory.mktemp("scored") / "merged"
-    run(image_recipe(images).updated(output={"path": str(folder)}))
+    run(updated(image_recipe(images), {"output": {"path": str(folder)}}))
     return folder
 
 
@@ -159,9 +161,9 @@ def test_scores_of_a_finished_merge_are_not_kept_for_other_data(images, tmp_path
     for given in (None, locked):
         with pytest.raises(LockError, match="merge into another folder"):
             run(recipe, locked=given)
-    _, findings = rehearse(recipe)
+    findings = rehearse(plan(recipe), None)
     assert isinstance(findings[-1].error, LockError)
-    elsewhere = run(recipe.updated(output={"path": "./new"}))
+    elsewhere = run(updated(recipe, {"output": {"path": "./new"}}))
     assert elsewhere.scores.get(MERGED, "a").num_examples == 11
     assert elsewhere.plan.lock.digest == first.plan.lock.digest, "the same weights"
     assert elsewhere.plan.lock.local_data != locked.local_data

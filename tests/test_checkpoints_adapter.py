@@ -17,8 +17,8 @@ from hub_magmax.checkpoints.adapter_config import parse_config
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.matching import check_lock
 from tests.families import read_merged, recipe_values, write_checkpoint

@@ -7,8 +7,8 @@ from hub_magmax.checkpoints.hub import HubSource, resolve_commit
 from hub_magmax.checkpoints.hub_files import WINDOW_BYTES
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, SourceError
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family
 

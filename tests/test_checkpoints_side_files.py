@@ -7,8 +7,8 @@ import pytest
 
 from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same_content, tokenizer_notices
 from hub_magmax.errors import LockError, MismatchError
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 

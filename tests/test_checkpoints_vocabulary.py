@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.checkpoints.vocabulary import read_vocabulary, with_token_rows
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.matching import check_lock
 from tests.families import read_merged, recipe_values, write_checkpoint

@@ -5,11 +5,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from hub_magmax.analysis.comparing import compare, winning_recipe
+from hub_magmax.analysis.comparing import comparable, compare, winning_recipe
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import paired_difference
-from hub_magmax.recipe.loading import load_recipe, parse_recipe
+from hub_magmax.pipeline import lock
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import yaml_text
 
@@ -35,8 +36,12 @@ def values(**changes):
     return classifier_recipe(compare=spec, preference={"weights": {"a": 1.0}}, method="average")
 
 
+def compared(recipe):
+    return compare(recipe, lock(comparable(recipe)))
+
+
 def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
-    found = compare(parse_recipe(values(), folder=folder))
+    found = compared(parse_recipe(values(), folder=folder))
     rows = {method.label: method for method in found.methods}
     assert set(rows) == set(METHODS) and found.winner == "average"
     # Weights for task `a` say cat: right on 6 of the 10, and on 5 of the 8 others.
@@ -49,7 +54,7 @@ def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
 
 
 def test_everything_that_was_tried_is_reported(folder):
-    found = compare(parse_recipe(values(), folder=folder))
+    found = compared(parse_recipe(values(), folder=folder))
     # average and single_task under two preferences, last_task ignores them; two scalings each.
     assert len(found.tried) == 2 * (2 + 2 + 1)
     assert len(json.loads(found.to_json())["tried"]) == 10
@@ -57,13 +62,16 @@ def test_everything_that_was_tried_is_reported(folder):
 
 def test_preferences_of_the_comparison_are_tried_too(folder):
     asked = parse_recipe(values(preferences={"other": {"weights": {"b": 1.0}}}), folder=folder)
-    found = compare(asked.updated(preference={"weights": {"b": 1.0}}))
+    found = compared(updated(asked, {"preference": {"weights": {"b": 1.0}}}))
     assert {row["preference"] for row in found.tried} == {"recipe", "uniform"}
-    asked = asked.updated(
-        preference={"weights": {"b": 1.0}},
-        compare=asked.to_dict()["compare"] | {"preferences": {"cats": {"weights": {"a": 1.0}}}},
+    asked = updated(
+        asked,
+        {
+            "preference": {"weights": {"b": 1.0}},
+            "compare": asked.to_dict()["compare"] | {"preferences": {"cats": {"weights": {"a": 1.0}}}},
+        },
     )
-    found = compare(asked)
+    found = compared(asked)
     winner = next(m for m in found.methods if m.label == found.winner)
     assert winner.candidate.preference == "cats"
     assert winning_recipe(asked, found).preference.weights == {"a": 1.0}
@@ -90,7 +98,7 @@ def test_uniform_winners_are_written_without_a_preference(folder):
     write_rows(folder / "emus.parquet", [2] * 6)
     emus = {"dataset": "./emus.parquet"}
     asked = parse_recipe(values(tune=emus, report=emus, methods=["average"], scaling=[1.0]), folder=folder)
-    found = compare(asked)
+    found = compared(asked)
     assert next(iter(found.methods)).candidate.preference == "uniform"
     assert winning_recipe(asked, found).preference is None
 
@@ -100,15 +108,15 @@ def test_a_comparison_without_a_sample_says_what_to_add(folder, missing):
     asked = values()
     del asked["compare"][missing]
     with pytest.raises(EvaluationError, match="one labelled sample of the target to choose by, and another"):
-        compare(parse_recipe(asked, folder=folder))
+        compared(parse_recipe(asked, folder=folder))
 
 
 def test_samples_that_are_too_small_are_refused(folder):
     write_rows(folder / "few.parquet", [0, 1, 2])
     with pytest.raises(EvaluationError, match=r"compare\.tune: 3 examples cannot say"):
-        compare(parse_recipe(values(tune={"dataset": "./few.parquet"}), folder=folder))
+        compared(parse_recipe(values(tune={"dataset": "./few.parquet"}), folder=folder))
 
 
 def test_the_same_recipe_gives_the_same_report(folder):
     asked = parse_recipe(values(), folder=folder)
-    assert compare(asked).to_json() == compare(asked).to_json()
+    assert compared(asked).to_json() == compared(asked).to_json()

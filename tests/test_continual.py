@@ -16,10 +16,9 @@ from benchmarks.continual.results import measure
 from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
-from hub_magmax.analysis.tuning import Arena
+from hub_magmax.analysis.tuning import Arena, Candidate
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.methods import method_names
 from hub_magmax.quickstart import Settings, Training
 from hub_magmax.recipe.matching import locked_method
@@ -118,7 +117,7 @@ def test_a_row_is_what_the_arena_of_compare_finds_for_each_target(family):
         weights = [bench.estimator.weights("labels", target, target.meta) for target in bench.targets]
         row = bench.row(measuring.TUNABLE, "labels", weights)
         recipe = measuring.recipe_of(family)
-        from hub_magmax.locking import lock
+        from hub_magmax.pipeline import lock
 
         with Arena(recipe, lock(recipe)) as arena:
             for target, own, trials in zip(bench.targets, weights, row.trials, strict=True):

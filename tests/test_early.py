@@ -1,6 +1,7 @@
 """Merging while looking: the bytes are those of a second look, whatever samples say and how much is open."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,20 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.errors import CheckpointError, NonFiniteError
-from hub_magmax.kernels import reference
+from hub_magmax.kernels import ops
 from hub_magmax.kernels.compiled import cache, one_pass
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging import engine
 from hub_magmax.merging import one_pass as early
 from hub_magmax.merging import rows as filerows
 from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.merging.one_pass import EarlyMerge
-from hub_magmax.methods import TensorRule
-from hub_magmax.methods.registry import given_rule
+from hub_magmax.methods import Rule, thresholds
+from hub_magmax.methods.registry import chosen_rule
 from hub_magmax.methods.selection.exact import elements, top_n
+from tests import test_merging
 from tests.families import write_checkpoint
-from tests.test_merging import hashes, merged
+from tests.test_merging import hashes
 
 SHAPES = {"wide": (70, 301), "long": (41_003,), "small": (5,)}
 METHODS = [
@@ -30,6 +33,7 @@ METHODS = [
     {"name": "breadcrumbs", "density": 0.3, "outliers": 0.1},
     {"name": "tunable_magmax", "selection": "top-n"},
 ]
+merged = partial(test_merging.merged, backend=Compiled())
 PREFERENCE = {"weights": {"a": 0.5, "b": 0.3, "c": 0.2}}
 
 
@@ -53,15 +57,14 @@ def write(folder, kind, dtype=torch.bfloat16):
 @pytest.fixture
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
-    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(top_n, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(reference, "_SAMPLE_RUN", 64)
-    monkeypatch.setattr(reference, "_SAMPLE_STRIDE", 300)
+    monkeypatch.setattr(thresholds, "_SAMPLE_RUN", 64)
+    monkeypatch.setattr(thresholds, "_SAMPLE_STRIDE", 300)
     monkeypatch.setattr(elements, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(top_n, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(elements, "_MIN_SAMPLE", 500)
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * cache.BLOCK)
-    monkeypatch.setattr(engine, "compiles", lambda num_elements: True)
 
 
 @pytest.fixture
@@ -219,7 +222,7 @@ class Tensor:
             lambda start: bytearray(self.written[start].content),
         )
         self.chunks = StoredChunks(
-            "w", len(rows[0]), base, tuple(tasks), chunk_elements, None, True, early=self.early.chunk
+            "w", len(rows[0]), base, tuple(tasks), chunk_elements, None, Compiled(), one_pass=self.early.chunk
         )
 
     @property
@@ -229,17 +232,17 @@ class Tensor:
 
 def look(share):
     """Merge early by thresholds of 2, with magnitudes from 1 to 3 open."""
-    rule = TensorRule(reference.ties_merge, per_task=(np.full(2, 2, np.float32), np.full(2, 0.5, np.float32)))
+    rule = Rule(ops.TIES, per_task=(np.full(2, 2, np.float32), np.full(2, 0.5, np.float32)))
     bounds = np.array(
         [[np.float32(low).view(np.int32), np.float32(3).view(np.int32), 24] for low in (1, 1)], np.int32
     )
-    for _, bits in share:
+    for _, chunk in share:
         bins, most = np.zeros(4, np.int64), np.zeros((2, 4), np.int32)
         counts = 1, bounds, np.array([0, 2, 4]), bins, *most, np.zeros(2, np.int64)
         scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
-        opened = np.empty(bits.num_elements, np.uint8)
+        opened = np.empty(chunk.num_elements, np.uint8)
         looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
-        bits.check(bits.early.merge(cache.count_and_merge, looking, rule))
+        chunk.check_bits(chunk.one_pass.merge(cache.count_and_merge, looking, rule))
 
 
 @pytest.mark.parametrize("held", [None, np.empty(6, np.uint32)], ids=["written", "held"])
@@ -248,9 +251,7 @@ def test_open_elements_wait_for_the_rule(tmp_path, held):
     list(tensor.chunks.map(look, is_early=True))
     # Task vectors: 4 0 2 -4 .5 8 and 0 4 2.5 0 0 0; open is the third element alone.
     assert tensor.values == ([5, 5, 3.25, -3, 1, 9] if held is None else [])
-    final = TensorRule(
-        reference.ties_merge, per_task=(np.full(2, 2.25, np.float32), np.full(2, 0.5, np.float32))
-    )
+    final = Rule(ops.TIES, per_task=(np.full(2, 2.25, np.float32), np.full(2, 0.5, np.float32)))
     assert tensor.early.finish(final) is not None
     assert tensor.values == [5, 5, 3.5, -3, 1, 9]
 
@@ -258,7 +259,7 @@ def test_open_elements_wait_for_the_rule(tmp_path, held):
 def test_a_tensor_that_was_not_offered_whole_is_not_finished(tmp_path):
     tensor = Tensor(tmp_path, [[1] * 6, [2] * 6, [3] * 6], 4)
     list(tensor.chunks.map(lambda share: look([next(iter(share))]), is_early=True))
-    assert tensor.early.finish(TensorRule(reference.ties_merge)) is None
+    assert tensor.early.finish(Rule(ops.TIES)) is None
 
 
 def test_a_rule_that_changed_its_mind_is_not_finished(tmp_path):
@@ -269,8 +270,8 @@ def test_a_rule_that_changed_its_mind_is_not_finished(tmp_path):
         np.array([1, 1]), early._digest((owner,), np.array([1])),
     )  # fmt: skip
     tensor.written[0] = Stored.of(torch.tensor([2.0, 0.0, 3.0]))
-    assert tensor.early.finish(given_rule(np.array([0, 1, 0], np.uint8), selects=True)) is None
-    assert tensor.early.finish(given_rule(np.array([0, 0, 1], np.uint8), selects=True)).tolist() == [2, 1]
+    assert tensor.early.finish(chosen_rule(np.array([0, 1, 0], np.uint8))) is None
+    assert tensor.early.finish(chosen_rule(np.array([0, 0, 1], np.uint8))).tolist() == [2, 1]
     assert tensor.values == [2, 2, 3]
 
 

@@ -20,13 +20,13 @@ from transformers import (
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.evaluators import make_evaluator
+from hub_magmax.evaluation.evaluators import columns_of, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.intervals import wilson_interval
 from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.locking import lock
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.pipeline import lock
+from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.families import recipe_values
 
 CLASSES = ["cat", "dog", "emu"]
@@ -83,7 +83,7 @@ def test_guards_and_rounded_weights_are_scored_where_they_say_something(images):
         "quantized": ["int4", "int2", "int4"],
         "guard": {"general": {"dataset": "./rows.parquet", "split": "test[:5]"}},
     }
-    recipe = recipe.updated(evaluation=spec)
+    recipe = updated(recipe, {"evaluation": spec})
     locked = lock(recipe)
     scores = evaluate(recipe, locked, images / "a")
     found = {model: [s.task for s in scores.scores if s.model == model] for model in
@@ -110,8 +110,8 @@ def test_probabilities_are_kept_beside_the_scores(images, tmp_path):
 def test_the_margin_does_not_change_what_is_measured(images):
     recipe = image_recipe(images)
     spec = recipe.to_dict()["evaluation"]
-    wider = recipe.updated(evaluation=spec | {"margin": 0.5})
-    guarded = recipe.updated(evaluation=spec | {"guard": {"general": {"dataset": "./rows.parquet"}}})
+    wider = updated(recipe, {"evaluation": spec | {"margin": 0.5}})
+    guarded = updated(recipe, {"evaluation": spec | {"guard": {"general": {"dataset": "./rows.parquet"}}}})
     assert wider.evaluation.digest == recipe.evaluation.digest != guarded.evaluation.digest
 
 
@@ -125,7 +125,7 @@ def test_outcomes_are_one_number_per_example_whatever_the_batch(images):
     data = recipe.evaluation.tasks["a"]
     examples = load_examples(data, images)
     for batch_size in (1, 4, 64):
-        batches = evaluator.encode(model, examples, data.columns, batch_size)
+        batches = evaluator.encode(model, examples, columns_of(data), batch_size)
         outcomes = evaluator.outcomes(model, batches)
         assert [outcome.score for outcome in outcomes] == [1.0] * 4 + [0.0] * 6
         # Two logits of 0 and one of 1: the softmax by hand.

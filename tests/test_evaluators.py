@@ -35,14 +35,15 @@ from hub_magmax.evaluation.evaluators import (
     Outcome,
     evaluator,
     evaluator_names,
+    evaluator_of,
     get_evaluator,
     make_evaluator,
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
-from hub_magmax.evaluation.evaluators.registry import EVALUATORS
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.locking import lock
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.registry import EVALUATORS
 from tests.families import recipe_values
 
 WORDS = ("[pad]", "</s>", "[unk]", "the", "cat", "dog", "sat", "ran", "red", "blue")
@@ -371,4 +372,4 @@ def test_recipes_store_evaluators_with_their_options():
     evaluation = {"evaluator": {"name": "text-to-text", "prefix": "classify: "}, "tasks": {}}
     recipe = parse_recipe(recipe_values(("a",), evaluation=evaluation))
     assert json.loads(json.dumps(recipe.to_dict()))["evaluation"]["evaluator"] == evaluation["evaluator"]
-    assert recipe.evaluation.make_evaluator().prefix == "classify: "
+    assert evaluator_of(recipe.evaluation).prefix == "classify: "

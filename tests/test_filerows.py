@@ -14,24 +14,25 @@ from hypothesis import strategies as st
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, NonFiniteError
-from hub_magmax.kernels import reference
+from hub_magmax.kernels import ops, reference
 from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging import rows as filerows
-from hub_magmax.merging.chunk import ChunkMemory
-from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
-from hub_magmax.merging.combine import make_step
+from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import top_n
 from hub_magmax.methods.selection.exact import top_n as optimum
 from tests.families import make_tensors, write_checkpoint
 
 NUM_ELEMENTS = 5000
-RULE = TensorRule(reference.weighted_sum, per_task=(torch.tensor([0.5, 0.25]),))
+RULE = Rule(ops.WEIGHTED_SUM, per_task=(torch.tensor([0.5, 0.25]),))
 
 
 def write(folder, dtype=torch.bfloat16):
@@ -50,18 +51,12 @@ def sources(folder):
 def chunks(found, chunk_elements=1000, clock=None, memory=None):
     base, *tasks = found
     own = clock or Clock()
-    return StoredChunks("w", NUM_ELEMENTS, base, tuple(tasks), chunk_elements, None, True, memory, own)
+    return StoredChunks("w", NUM_ELEMENTS, base, tuple(tasks), chunk_elements, None, Compiled(), memory, own)
 
 
 def merged(found):
-    step = make_step(RULE, "BF16", 1.0, is_compiled=True)
-    parts = []
-    for chunk in found.last_pass():
-        assert chunk.files is not None
-        values, _, probe = step(chunk, ())
-        found.check(probe, chunk, values)
-        parts.append(values.tensor)
-    return torch.cat(parts)
+    assert all(chunk.files is not None for chunk in found.last_pass())
+    return torch.cat([one.values.tensor for _, one in merged_chunks(found, RULE, "BF16", 1.0)])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +93,7 @@ def test_merging_from_files_gives_what_merging_values_gives(
 ):
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", block_elements)
     base, *tasks = values
-    update = reference.weighted_sum(reference.task_rows(base, tasks), RULE.per_task[0])
+    update = ops.weighted_sum(reference.task_rows(base, tasks), RULE.per_task[0])
     expected = reference.apply_update(base, update, 1.0, torch.bfloat16)
     found = chunks(sources(folder), chunk_elements, memory=ChunkMemory())
     assert merged(found).equal(expected)
@@ -191,7 +186,7 @@ def test_several_tensors_are_read_as_one(tmp_path, chunk_elements):
     own, *tasks = sources(tmp_path)
     with ThreadPoolExecutor(1) as reader:
         parts = [
-            StoredChunks(name, base[name].numel(), own, tuple(tasks), chunk_elements, reader, True)
+            StoredChunks(name, base[name].numel(), own, tuple(tasks), chunk_elements, reader, Compiled())
             for name in shapes
         ]
         joined = JoinedChunks(tuple(parts), lambda in_part: None)
@@ -211,7 +206,8 @@ def joined(folder, shapes, num_threads, *, spoiled=()):
     own, *tasks = sources(folder)
     memory = ChunkMemory()
     parts = [
-        StoredChunks(name, base[name].numel(), own, tuple(tasks), 4096, None, True, memory) for name in shapes
+        StoredChunks(name, base[name].numel(), own, tuple(tasks), 4096, None, Compiled(), memory)
+        for name in shapes
     ]
     return JoinedChunks(tuple(parts), lambda in_part: None, num_threads)
 
@@ -227,7 +223,7 @@ RULES = [
 
 @pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
 def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
-    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
     found = []
     for num_threads in (1, 3):
@@ -242,7 +238,9 @@ def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeyp
 
 def test_every_chunk_has_one_thread(tmp_path):
     chunks_of_all = joined(tmp_path, SEVERAL, 3)
-    shares = [*chunks_of_all.map(lambda share: [(start, start + bits.num_elements) for start, bits in share])]
+    shares = [
+        *chunks_of_all.map(lambda share: [(start, start + chunk.num_elements) for start, chunk in share])
+    ]
     assert len(shares) == 3
     assert all(share == sorted(share) for share in shares)
     bounds = sorted(itertools.chain(*shares))
@@ -254,20 +252,20 @@ def test_of_several_errors_in_threads_the_first_in_order_is_told(tmp_path):
         chunks_of_all = joined(tmp_path, SEVERAL, 3, spoiled=("w3", "w4", "w5"))
 
         def look(share):
-            for _, bits in share:
+            for _, chunk in share:
                 counts = np.zeros(2, np.int64)
-                owner, codes = np.empty((2, bits.num_elements), np.uint8)
+                owner, codes = np.empty((2, chunk.num_elements), np.uint8)
                 wanted = np.ones(2, np.uint8)
-                bits.check(cache.rank(bits.rows, bits.stride, bits.base, wanted, owner, codes, counts))
+                chunk.check_bits(cache.rank(*chunk.bits(), wanted, owner, codes, counts))
 
         with pytest.raises(NonFiniteError, match="element 10,065 is nan"):
             list(chunks_of_all.map(look))
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_nan_that_no_sample_has_seen_is_named(tmp_path, is_compiled):
+@pytest.mark.parametrize("backend", [Reference(), Compiled()])
+def test_nan_that_no_sample_has_seen_is_named(tmp_path, backend):
     chunks_of_all = joined(tmp_path, {"w": (5000, 61)}, 1, spoiled=("w",))
-    found = replace(chunks_of_all.tensors[0], is_compiled=is_compiled)
+    found = replace(chunks_of_all.tensors[0], backend=backend)
     wanted = (200_000, 105_000)
     assert np.isfinite(found.runs(64, 64 * found.num_elements // 9000)).all()
     with pytest.raises(NonFiniteError, match="element 152,500 is nan"):

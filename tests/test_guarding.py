@@ -11,7 +11,7 @@ from hub_magmax.errors import PublishError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.guards import check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, make_score
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.families import recipe_values
 from tests.test_evaluation import image_recipe, images  # noqa: F401 - a fixture
 
@@ -81,7 +81,7 @@ def regressing(images, tmp_path, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(pipeline, "evaluate", worse)
     output = {"path": "merged", "push_to_hub": f"me/{tmp_path.name.replace('_', '-')}"}
-    return recipe.updated(evaluation=spec, output=output)
+    return updated(recipe, {"evaluation": spec, "output": output})
 
 
 def test_a_regression_is_written_and_told_but_not_pushed(regressing, hub):

@@ -3,10 +3,12 @@ import torch
 from safetensors.torch import load_file
 
 from hub_magmax.errors import MismatchError, NonFiniteError
-from hub_magmax.locking import plan
+from hub_magmax.kernels import ops
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.execution import merge
-from hub_magmax.merging.in_memory import Workbench
-from hub_magmax.pipeline import lock
+from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.matching import locked_method
 from tests.families import make_tensors, write_checkpoint, write_family, write_recipe
@@ -27,15 +29,16 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("scaling", [0.3, 1.0])
-def test_models_in_memory_are_those_of_the_files_to_the_bit(family, method, scaling):
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
+def test_models_in_memory_are_those_of_the_files_to_the_bit(family, method, scaling, backend):
     written = {"name": method} if isinstance(method, str) else method
     recipe = load_recipe(
         write_recipe(family, method={**written, "scaling": scaling}, preference=PREFERENCE, seed=7)
     )
     locked = lock(recipe)
     merge(plan(recipe, locked))
-    with Workbench(recipe, locked) as bench:
-        found = bench.merge(locked_method(recipe.method), locked.weights).weights(scaling)
+    with InMemoryMerger(recipe, locked, backend) as merger:
+        found = merger.merge(locked_method(recipe.method), locked.weights).weights(scaling)
     assert same(found, load_file(recipe.output_path / "model.safetensors"))
 
 
@@ -48,22 +51,24 @@ def test_rules_and_output_dtypes_hold_in_memory(tmp_path, dtype):
     )
     locked = lock(recipe)
     merge(plan(recipe, locked))
-    with Workbench(recipe, locked) as bench:
-        found = bench.merge(locked.method, locked.weights).weights(0.5)
+    with InMemoryMerger(recipe, locked) as merger:
+        found = merger.merge(locked.method, locked.weights).weights(0.5)
     assert "layer.0.bias" not in found
     assert same(found, load_file(tmp_path / "out" / "model.safetensors"))
 
 
-def test_one_vector_serves_every_scaling(family):
+def test_one_survey_serves_every_scaling(family):
     recipe = load_recipe(write_recipe(family, method="average"))
     locked = lock(recipe)
-    with Workbench(recipe, locked) as bench:
-        vector = bench.merge(locked.method, locked.weights)
+    with InMemoryMerger(recipe, locked) as merger:
+        model = merger.merge(locked.method, locked.weights)
         base = load_file(family / "base" / "model.safetensors")
-        assert same(vector.weights(0.0), base)
+        assert same(model.weights(0.0), base)
+        tasks = [load_file(family / name / "model.safetensors")["layer.0.bias"] for name in locked.tasks]
+        start = base["layer.0.bias"]
+        update = ops.weighted_sum([task - start for task in tasks], locked.weights)
         for scaling in (0.25, 2.0):
-            wanted = base["layer.0.bias"] + vector.task_vector["layer.0.bias"] * scaling
-            assert vector.weights(scaling)["layer.0.bias"].equal(wanted)
+            assert model.weights(scaling)["layer.0.bias"].equal(start + update * scaling)
 
 
 def test_checkpoints_of_the_hub_are_fetched_once(tmp_path, hub):
@@ -73,10 +78,10 @@ def test_checkpoints_of_the_hub_are_fetched_once(tmp_path, hub):
     tasks = [{"name": n, "model": f"me/memory-{n}"} for n in "ab"]
     recipe = load_recipe(write_recipe(tmp_path, names=("a", "b"), base_model="me/memory-base", tasks=tasks))
     locked = lock(recipe)
-    with Workbench(recipe, locked) as bench:
+    with InMemoryMerger(recipe, locked) as merger:
         hub.reset_log()
-        first = bench.merge({"name": "average"}, (0.5, 0.5)).weights(1.0)
-        assert same(first, bench.merge({"name": "average"}, (0.5, 0.5)).weights(1.0))
+        first = merger.merge({"name": "average"}, (0.5, 0.5)).weights(1.0)
+        assert same(first, merger.merge({"name": "average"}, (0.5, 0.5)).weights(1.0))
         assert not hub.log
 
 
@@ -86,8 +91,8 @@ def test_values_that_are_not_finite_are_named(tmp_path):
     write_checkpoint(tmp_path / "b", family["b"])
     recipe = load_recipe(write_recipe(tmp_path, names=("a", "b")))
     locked = lock(recipe)
-    with Workbench(recipe, locked) as bench, pytest.raises(NonFiniteError, match="element 3 is nan"):
-        bench.merge(locked.method, locked.weights)
+    with InMemoryMerger(recipe, locked) as merger, pytest.raises(NonFiniteError, match="element 3 is nan"):
+        merger.merge(locked.method, locked.weights).weights(1.0)
 
 
 def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_merged(tmp_path):
@@ -97,7 +102,7 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_merged(tmp_p
     write_checkpoint(tmp_path / "b", other)
     recipe = load_recipe(write_recipe(tmp_path, names=("a", "b")))
     with pytest.raises(MismatchError, match=r"layer\.0\.bias"):
-        Workbench(recipe, lock(recipe))
+        InMemoryMerger(recipe, lock(recipe))
 
 
 def test_tensor_without_elements_is_copied(tmp_path):
@@ -105,6 +110,6 @@ def test_tensor_without_elements_is_copied(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, names=("a", "b"), method="average"))
     locked = lock(recipe)
     merge(plan(recipe, locked))
-    with Workbench(recipe, locked) as bench:
-        found = bench.merge(locked.method, locked.weights).weights(1.0)
+    with InMemoryMerger(recipe, locked) as merger:
+        found = merger.merge(locked.method, locked.weights).weights(1.0)
     assert same(found, load_file(recipe.output_path / "model.safetensors"))

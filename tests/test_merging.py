@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
-from hub_magmax.locking import lock, plan
+from hub_magmax.kernels.backend import Backend
 from hub_magmax.merging import engine as merging
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning import plan as planning
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.schema import Recipe
@@ -49,12 +50,13 @@ def merged(
     *,
     chunk_elements: int | None = 2**18,
     progress: Callable[[int], None] | None = None,
+    backend: Backend | None = None,
     **changes: object,
 ) -> MergeReport:
     changes = {"preference": PREFERENCE, **changes}
     changes["output"] = {"path": to, **changes.get("output", {})}  # type: ignore[dict-item]
     made = plan(load_recipe(write_recipe(folder, **changes)))
-    return merge(made, chunk_elements=chunk_elements, progress=progress)
+    return merge(made, chunk_elements=chunk_elements, progress=progress, backend=backend)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
 from hub_magmax.merging.tensors import merge_tensors
-from hub_magmax.methods import merge_method, method_names, registry
+from hub_magmax.methods import merge_method, method_names
+from hub_magmax.registry import METHODS as REGISTERED
 from tests import oracles
 
 Oracle = Callable[[np.ndarray, tuple[float, ...]], "np.ndarray | None"]
@@ -143,7 +144,7 @@ SELECTING = {"single_task", "last_task", "magmax", "random_mix", "tunable_magmax
 
 
 def test_every_method_is_in_the_table():
-    assert {name for name, _, _ in METHODS} == set(registry.BUILT_IN)
+    assert {name for name, _, _ in METHODS} == set(REGISTERED.built_in)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -230,7 +231,7 @@ def test_method_says_what_it_does_with_the_preference(name):
 
 
 def test_default_scaling_is_that_of_the_papers():
-    scalings = {name: methods.get_method(name).scaling for name in registry.BUILT_IN}
+    scalings = {name: methods.get_method(name).scaling for name in REGISTERED.built_in}
     half = dict.fromkeys(("magmax", "tunable_magmax"), 0.5)
     added = dict.fromkeys(("task_arithmetic", "dare", "breadcrumbs"), 0.3)
     assert scalings == dict.fromkeys(scalings, 1.0) | half | added | {"agreement": 0.6}
@@ -323,8 +324,8 @@ def fading(num_tasks: int, *, preference: tuple[float, ...], rate: float = 0.5) 
 @pytest.fixture
 def plugins(monkeypatch):
     names = "median", "clipped", "fading"
-    points = {name: EntryPoint(name, f"{__name__}:{name}", registry.ENTRY_POINT_GROUP) for name in names}
-    monkeypatch.setitem(vars(registry.METHODS), "plugins", points)
+    points = {name: EntryPoint(name, f"{__name__}:{name}", REGISTERED.group) for name in names}
+    monkeypatch.setitem(vars(REGISTERED), "plugins", points)
 
 
 def test_plugin_sees_whole_tensors_and_its_options_are_checked(plugins):
@@ -385,15 +386,15 @@ def test_annotations_kept_as_text_are_understood():
 
 
 def test_plugin_that_cannot_be_imported_is_one_sentence(monkeypatch):
-    point = EntryPoint("gone", "no_such_package:gone", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setitem(vars(registry.METHODS), "plugins", {"gone": point})
+    point = EntryPoint("gone", "no_such_package:gone", REGISTERED.group)
+    monkeypatch.setitem(vars(REGISTERED), "plugins", {"gone": point})
     with pytest.raises(RecipeError, match="cannot be imported"):
         methods.get_method("gone")
 
 
 def test_entry_point_that_is_no_method_is_refused(monkeypatch):
-    point = EntryPoint("preferences", f"{__name__}:preferences", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setitem(vars(registry.METHODS), "plugins", {"preferences": point})
+    point = EntryPoint("preferences", f"{__name__}:preferences", REGISTERED.group)
+    monkeypatch.setitem(vars(REGISTERED), "plugins", {"preferences": point})
     with pytest.raises(RecipeError, match="is not a merge method of that name"):
         methods.get_method("preferences")
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from hub_magmax.errors import CheckpointError
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import read_merged, recipe_values
 

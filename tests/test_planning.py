@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
-from hub_magmax.locking import lock, plan
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan
-from hub_magmax.recipe.loading import load_recipe, parse_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.text import format_bytes
 from tests.families import make_tensors, recipe_values, write_recipe
@@ -220,7 +220,7 @@ def large(**output):
     made = planned({"a": BASE, "b": BASE})
     job = next(job for job in made.jobs if job.merged)
     jobs = tuple(replace(job, name=name, shape=(2**20,), num_elements=2**20) for name in ("one", "two"))
-    recipe = made.recipe.updated(output=made.recipe.to_dict()["output"] | output)
+    recipe = updated(made.recipe, {"output": made.recipe.to_dict()["output"] | output})
     return replace(made, recipe=recipe, shards=(replace(made.shards[0], jobs=jobs),))
 
 

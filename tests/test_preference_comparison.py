@@ -24,9 +24,9 @@ from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.features import FeatureModel, features, find_head, load_feature_model
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.schema import Preference
+from hub_magmax.recipe.preferences import Preference
 from tests.families import recipe_values
 
 KINDS = [
@@ -118,7 +118,7 @@ def test_an_estimate_is_the_same_every_time_and_follows_the_seed(folder):
     assert found == resolve_preference(recipe)
     assert found.explanation == resolve_preference(recipe).explanation
     assert found.explanation["target_examples"] == 20
-    assert found.data_fingerprint != resolve_preference(recipe.updated(seed=1)).data_fingerprint
+    assert found.data_fingerprint != resolve_preference(updated(recipe, {"seed": 1})).data_fingerprint
 
 
 def test_labels_are_needed_only_for_a_holdout(folder):

@@ -13,7 +13,7 @@ from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.preference.mixture import Space
 from hub_magmax.quickstart import Settings, Training, make_family
 from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.recipe.schema import Transport
+from hub_magmax.recipe.preferences import Transport
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def family(tmp_path_factory):
 def seen(family):
     """Features of every example under the base model, by split and task."""
     from hub_magmax.evaluation.data import load_examples
-    from hub_magmax.recipe.schema import Data
+    from hub_magmax.recipe.values import Data
 
     model = load_feature_model(ModelPlace(str(family.base_model)), images=True)
     return {

@@ -7,8 +7,7 @@ from click.testing import CliRunner
 
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
-from hub_magmax.locking import plan
-from hub_magmax.pipeline import rehearse, run
+from hub_magmax.pipeline import destination_of, plan, run
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination
 from hub_magmax.recipe.loading import load_recipe
@@ -25,6 +24,10 @@ def repo():
 def recipe_for(family, repo=None, **output):
     named = {"push_to_hub": repo} if repo else {}
     return load_recipe(write_recipe(family, output={"path": "merged", **named, **output}))
+
+
+def rehearsed(recipe):
+    return preflight.rehearse(plan(recipe), destination_of(recipe))
 
 
 def disk_of(monkeypatch, free_bytes):
@@ -93,7 +96,7 @@ def test_branch_that_is_missing_is_refused_before_the_merge(family, hub, repo):
 
 def test_rehearsal_changes_nothing_and_finds_nothing_wrong(family, hub, repo):
     before = [*family.rglob("*"), family / "recipe.yaml"]
-    _, findings = rehearse(recipe_for(family, repo))
+    findings = rehearsed(recipe_for(family, repo))
     assert [finding.error for finding in findings] == [None] * len(findings)
     assert f"{repo} is not there, and will be created (public)" in {finding.found for finding in findings}
     with pytest.raises(HubMagmaxError):
@@ -105,11 +108,11 @@ def test_rehearsal_tells_everything_that_is_wrong_at_once(family, hub, monkeypat
     disk_of(monkeypatch, 0)
     (family / "merged").mkdir()
     (family / "merged" / "x").touch()
-    _, findings = rehearse(recipe_for(family, "stranger/model"))
+    findings = rehearsed(recipe_for(family, "stranger/model"))
     wrong = {finding.subject for finding in findings if finding.error}
     assert wrong == {"output", "repository", "card"}  # an output that is there needs no room
     monkeypatch.setenv("HF_TOKEN", hub.add_user("somebody"))
-    _, findings = rehearse(recipe_for(family, "stranger/model"))
+    findings = rehearsed(recipe_for(family, "stranger/model"))
     (error,) = [finding.error for finding in findings if finding.subject == "repository"]
     assert "can create one under somebody only" in str(error)
 

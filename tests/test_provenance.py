@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from tests.families import recipe_values, write_recipe
 

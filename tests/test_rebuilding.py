@@ -10,9 +10,9 @@ from hub_magmax.errors import LockError, OutputError
 from hub_magmax.files import sha256_of
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
-from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import read_report
+from hub_magmax.pipeline import plan
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family, write_recipe

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.recipe.loading import json_schema, load_recipe, parse_recipe
-from hub_magmax.recipe.schema import Recipe, parse_size
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import parse_size
 from tests.families import recipe_values
 
 

@@ -15,7 +15,7 @@ from hub_magmax.evaluation import data
 from hub_magmax.fleet.signing import _signature_errors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 from hub_magmax.registry import Registry
 from hub_magmax.text import holds_token, printable, without_secrets, without_tokens
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
@@ -158,12 +158,12 @@ def test_nothing_that_any_command_writes_names_a_token_or_a_folder_of_this_machi
 
 
 def test_no_file_of_a_merge_that_was_cut_off_names_a_folder_of_this_machine(family, monkeypatch):
-    from hub_magmax.merging.output import side_files
+    from hub_magmax.merging import execution
 
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(side_files, "write_beside_weights", fail)
+    monkeypatch.setattr(execution, "write_beside_weights", fail)
     recipe = write_recipe(family, **absolute(family))
     sources = set(written_below(family))
     code, out, err = call("merge", recipe)
@@ -344,7 +344,7 @@ def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_the
     point = type("Point", (), {"name": "x", "load": hungry})()
     monkeypatch.setattr("hub_magmax.registry.entry_points", lambda group: [point])
     with pytest.raises(MemoryError):
-        Registry("method", "group", {}, object, "attribute").get("x")
+        Registry("method", "group", {}, "attribute").get("x")
     with pytest.raises(MemoryError), _signature_errors("x", "no signature"):
         hungry()
 

@@ -9,8 +9,8 @@ import pytest
 
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
 from hub_magmax.fleet.signing import SIGNATURE_NAME, check_signature, sign
-from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 from tests.test_cli import call

@@ -5,9 +5,11 @@ import torch
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import NonFiniteError
-from hub_magmax.kernels import reference
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.chunks import StoredChunks
+from hub_magmax.methods import thresholds
 from hub_magmax.methods.selection import algorithm_1, quotas, top_n
 
 NUM_TASKS, NUM_ELEMENTS = 4, 300_001
@@ -20,13 +22,13 @@ DTYPES = {
     "mixed": (torch.bfloat16, torch.float32, torch.bfloat16, torch.float16, torch.bfloat16),
 }
 RULES = {
-    "thresholds": lambda chunks: reference.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
+    "thresholds": lambda chunks: thresholds.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
     "algorithm-1": lambda chunks: algorithm_1(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
     "top-n": lambda chunks: top_n(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
 }
 
 
-def stored(dtypes, *, is_compiled, damage=None):
+def stored(dtypes, backend, damage=None):
     """Five checkpoints of one tensor; half of what moves stays where it was."""
     generator = torch.Generator().manual_seed(0)
     base = 0.02 * torch.randn(NUM_ELEMENTS, generator=generator)
@@ -37,15 +39,13 @@ def stored(dtypes, *, is_compiled, damage=None):
         values[2][NUM_ELEMENTS // 2] = damage
     pairs = zip(values, dtypes, strict=True)
     base_source, *tasks = [MemorySource.from_tensors({"w": one.to(dtype)}) for one, dtype in pairs]
-    return StoredChunks("w", NUM_ELEMENTS, base_source, tuple(tasks), 1 << 16, None, is_compiled)
+    return StoredChunks("w", NUM_ELEMENTS, base_source, tuple(tasks), 1 << 16, None, backend)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_rules_find_the_same_in_stored_bits(dtypes, rule):
-    slow, fast = (
-        RULES[rule](stored(DTYPES[dtypes], is_compiled=is_compiled)) for is_compiled in (False, True)
-    )
+    slow, fast = (RULES[rule](stored(DTYPES[dtypes], backend)) for backend in (Reference(), Compiled()))
 
     assert slow == fast
 
@@ -57,4 +57,4 @@ def test_rules_find_the_same_in_stored_bits(dtypes, rule):
 )
 def test_values_that_are_not_finite_are_named(dtypes, damage, rule):
     with pytest.raises(NonFiniteError, match="element 150,000 is"):
-        RULES[rule](stored(DTYPES[dtypes], is_compiled=True, damage=damage))
+        RULES[rule](stored(DTYPES[dtypes], Compiled(), damage))

@@ -1,22 +1,21 @@
 import json
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.kernels import reference
-from hub_magmax.locking import plan
-from hub_magmax.merging import engine
+from hub_magmax.kernels import ops
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.execution import merge
-from hub_magmax.merging.in_memory import Workbench
+from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.survey import survey
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.selection import ArrayChunks, quotas
 from hub_magmax.methods.selection.exact import top_n
-from hub_magmax.pipeline import lock
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import read_merged, write_family, write_recipe
@@ -37,7 +36,7 @@ def vectors(sizes: Sequence[int] = SIZES) -> torch.Tensor:
     return torch.randn(3, sum(sizes), generator=torch.Generator().manual_seed(1))
 
 
-def given(rule: TensorRule, size: int) -> list[list[float]]:
+def given(rule: Rule, size: int) -> list[list[float]]:
     return [values.tolist() for values in (*rule.per_element(0, size), *rule.per_task)]
 
 
@@ -77,7 +76,7 @@ def test_kept_rule_is_the_rule(tmp_path, method):
         for job in jobs():
             one, other = fresh.part(job.name), again.part(job.name)
             assert given(one, job.num_elements) == given(other, job.num_elements)
-            assert (one.combine, one.selects) == (other.combine, other.selects)
+            assert one.op == other.op
             assert (one.num_unaligned, one.duality_gap) == (other.num_unaligned, other.duality_gap)
 
 
@@ -113,9 +112,9 @@ def test_threshold_that_changed_where_it_was_kept_is_found_again(tmp_path):
     assert (tmp_path / "rule.json").read_text() == text
 
 
-@pytest.mark.parametrize("combine", [reference.agreeing_sum, partial(reference.weighted_sum)])
-def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch, combine):
-    rule = TensorRule(combine, per_task=(torch.ones(3),))
+@pytest.mark.parametrize("op", [ops.AGREEING_SUM, ops.Op(ops.ties_merge)], ids=["built in", "a plug-in's"])
+def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch, op):
+    rule = Rule(op, per_task=(torch.ones(3),))
     monkeypatch.setattr("hub_magmax.merging.survey.tensor_rule", lambda *arguments: rule)
     with pytest.raises(RecipeError, match="cannot look at the whole model"):
         survey(jobs(), ArrayChunks(vectors()), METHOD, WEIGHTS, 0, tmp_path)
@@ -147,31 +146,33 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 
 
 @pytest.mark.parametrize("method", [METHOD, TOP_N, TIES], ids=str)
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compiled):
-    monkeypatch.setattr(engine, "compiles", lambda num_elements: is_compiled)
-    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
+def test_looking_at_the_model_is_progress(family, monkeypatch, method, backend):
+    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
     monkeypatch.setattr(top_n, "_HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
-    merge(made, progress=lambda num_bytes: seen.append((num_bytes, [*family.glob("*/model/*")])))
+
+    def note(num_bytes: int) -> None:
+        seen.append((num_bytes, [*family.glob("*/model/*")]))
+
+    merge(made, progress=note, backend=backend)
     looked_at = [num_bytes for num_bytes, written in seen if not written]
     assert sum(looked_at) == made.looked_at_bytes > 0
     assert sum(num_bytes for num_bytes, _ in seen) == made.progress_bytes
     again = []
-    merge(made, family / "again", progress=again.append)
+    merge(made, family / "again", progress=again.append, backend=backend)
     assert sum(again) == made.progress_bytes
 
 
 @pytest.mark.parametrize("scope", ["tensor", "model"])
 def test_what_a_progress_raises_comes_out_as_it_is(family, monkeypatch, scope):
-    monkeypatch.setattr(engine, "compiles", lambda num_elements: True)
-    monkeypatch.setattr(reference, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
+    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
 
     def interrupt(num_bytes: int) -> None:
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        merge(plan(recipe_of(family, method=TIES | {"scope": scope})), progress=interrupt)
+        merge(plan(recipe_of(family, method=TIES | {"scope": scope})), progress=interrupt, backend=Compiled())
 
 
 def test_rule_of_another_merge_is_not_used(family):
@@ -212,8 +213,8 @@ def test_model_whose_tensors_are_all_copied_has_nothing_to_survey(family, method
     assert merge(plan(recipe)).elements_merged == 0
     copied, expected = read_merged(family / "merged"), read_merged(family / "b")
     assert all(copied[name].equal(expected[name]) for name in expected)
-    with Workbench(recipe, lock(recipe)) as bench:
-        assert dict(bench.merge(method, WEIGHTS).task_vector) == {}
+    with InMemoryMerger(recipe, lock(recipe)) as bench:
+        assert bench.merge(method, WEIGHTS).weights(1.0).keys() == expected.keys()
 
 
 def test_report_counts_the_model(family):

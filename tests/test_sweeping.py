@@ -12,13 +12,13 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.sweeps import METHODS, RESULTS
-from hub_magmax.analysis.sweeping import sweep
+from hub_magmax.analysis.sweeping import sweep, sweepable
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
-from hub_magmax.recipe.loading import load_recipe, parse_recipe
+from hub_magmax.pipeline import lock, plan
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
@@ -53,9 +53,13 @@ def make_recipe(family, **changes):
     return parse_recipe(recipe_values_(**changes), folder=family)
 
 
+def swept(recipe):
+    return sweep(recipe, lock(sweepable(recipe)))
+
+
 def test_every_point_is_what_a_written_merge_scores(family, tmp_path):
     recipe = make_recipe(family)
-    surface = sweep(recipe)
+    surface = swept(recipe)
     assert [point.weights for point in surface.points] == [
         (0, 1),
         (0.25, 0.75),
@@ -64,7 +68,7 @@ def test_every_point_is_what_a_written_merge_scores(family, tmp_path):
         (1, 0),
     ]
     for number, point in enumerate(surface.points[1:4:2]):
-        written = recipe.updated(preference={"weights": dict(zip("ab", point.weights, strict=True))})
+        written = updated(recipe, {"preference": {"weights": dict(zip("ab", point.weights, strict=True))}})
         locked = lock(written)
         merge(plan(written, locked), tmp_path / str(number))
         scores = evaluate(written, locked, tmp_path / str(number))
@@ -74,7 +78,7 @@ def test_every_point_is_what_a_written_merge_scores(family, tmp_path):
 
 
 def test_base_model_and_own_checkpoints_are_scored_too(family):
-    surface = sweep(make_recipe(family))
+    surface = swept(make_recipe(family))
     # By hand: the base model says emu, `a` says cat, `b` says dog.
     assert [score.value for score in surface.base_model] == [0.1, 0.3]
     assert [(score.model, score.task, score.value) for score in surface.own] == [
@@ -89,7 +93,7 @@ def test_base_model_and_own_checkpoints_are_scored_too(family):
 
 
 def test_the_adaptive_walk_spends_its_budget_and_no_more(family):
-    surface = sweep(make_recipe(family, sweep={"budget": 9}))
+    surface = swept(make_recipe(family, sweep={"budget": 9}))
     assert len(surface.points) == len({point.weights for point in surface.points}) == 9
     assert all(sum(point.weights) == pytest.approx(1, abs=1e-12) for point in surface.points)
 
@@ -135,7 +139,7 @@ def test_sweeps_that_say_nothing_are_refused(family, changes, kind, message):
     if "tasks" in changes:
         changes = changes | {"evaluation": {"tasks": {"a": {"dataset": "./cats.parquet"}}}}
     with pytest.raises(kind, match=message):
-        sweep(make_recipe(family, **changes))
+        swept(make_recipe(family, **changes))
 
 
 def test_the_picture_of_the_front_shows_every_model_on_it():
@@ -182,7 +186,7 @@ def test_on_digits_a_few_tries_find_the_front_of_a_denser_grid(quickstart_folder
     }
     values["evaluation"]["tasks"] = {name: values["evaluation"]["tasks"][name] for name in names}
     few, many = (
-        sweep(parse_recipe(values | {"sweep": spec}, folder=quickstart_folder))
+        swept(parse_recipe(values | {"sweep": spec}, folder=quickstart_folder))
         for spec in ({"budget": 24}, {"walk": "grid", "budget": 105})
     )
     assert (len(few.points), len(many.points)) == (24, 105)

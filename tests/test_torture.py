@@ -20,11 +20,11 @@ from hub_magmax import files
 from hub_magmax.checkpoints import local
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
-from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_family, write_recipe
 
@@ -218,7 +218,7 @@ def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
 def test_process_that_comes_second_is_told_so(family):
     recipe = write_recipe(family)
     code = (
-        "import sys; from pathlib import Path; from hub_magmax.checkpoints.writer import PartialFolder\n"
+        "import sys; from pathlib import Path; from hub_magmax.merging.output.folder import PartialFolder\n"
         "place = PartialFolder(Path(sys.argv[1]), 'sha256:other'); place.prepare()\n"
         "print('ready', flush=True); sys.stdin.read()"
     )

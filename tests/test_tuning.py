@@ -3,15 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hub_magmax.analysis.tuning import Trial, best, candidates
+from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.margins import merits, within
-from hub_magmax.locking import lock as lock_only
-from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.pipeline import lock, run
+from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.search import on_simplex, search_weights
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.matching import check_lock
 from hub_magmax.recipe.schema import Compare, Method
@@ -88,7 +87,7 @@ def test_auto_scaling_is_chosen_and_the_lock_goes_with_the_recipe_alone(folder, 
     check_lock(asked, read_lock(path), "here")
     for changes in ({"compare": {"tune": ROWS, "scaling": [0.5]}}, {"method": "magmax"}):
         with pytest.raises(LockError, match="method"):
-            check_lock(asked.updated(**changes), found, "here")
+            check_lock(updated(asked, changes), found, "here")
 
 
 @pytest.mark.parametrize("method", ["average", "agreement", "ties", "magmax", "tunable_magmax"])
@@ -99,7 +98,7 @@ def test_a_lock_goes_with_an_auto_recipe_whichever_method_was_chosen(folder, met
     assert found.method["name"] == method
     check_lock(asked, found, "here")
     with pytest.raises(LockError, match="method"):
-        check_lock(asked.updated(method={"name": method, "scaling": 0.123}), found, "here")
+        check_lock(updated(asked, {"method": {"name": method, "scaling": 0.123}}), found, "here")
 
 
 def test_a_run_with_auto_makes_the_model_that_was_chosen(folder, tmp_path):
@@ -125,11 +124,9 @@ def test_auto_is_no_method_to_try_and_a_search_needs_a_method(folder):
         recipe(folder, method="auto", preference={"search": {"target": ROWS}})
 
 
-def test_a_lock_from_headers_alone_says_that_it_cannot_choose(folder):
-    with pytest.raises(EvaluationError, match="auto needs models that are merged and scored"):
-        lock_only(recipe(folder, method="auto", compare={"tune": ROWS}))
+def test_a_search_without_a_scorer_says_that_it_cannot_choose(folder):
     with pytest.raises(EvaluationError, match="a search needs models that are merged and scored"):
-        lock_only(recipe(folder, preference={"search": {"target": ROWS}}))
+        resolve_preference(recipe(folder, preference={"search": {"target": ROWS}}))
 
 
 def test_a_search_finds_the_weights_that_serve_the_target(folder, tmp_path):

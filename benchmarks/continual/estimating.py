@@ -14,7 +14,7 @@ from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.labels import preference_from_labels
 from hub_magmax.preference.mixture import Space
 from hub_magmax.preference.safeguards import draw
-from hub_magmax.recipe.schema import Transport
+from hub_magmax.recipe.preferences import Transport
 
 Weights = tuple[float, ...]
 

@@ -26,7 +26,7 @@ from hub_magmax.evaluation.evaluators.examples import class_lookup, label_names
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model, without_bars
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.quickstart.settings import generator_of, seed_of
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset

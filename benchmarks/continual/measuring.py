@@ -18,7 +18,8 @@ from hub_magmax.analysis.tuning import Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference.explicit import KINDS, normalise
 from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.recipe.schema import Method, Recipe, Schedule
+from hub_magmax.recipe.preferences import Schedule
+from hub_magmax.recipe.schema import Method, Recipe
 
 AVERAGE = Method(name="average")
 MAGMAX = Method(name="magmax")

@@ -22,10 +22,9 @@ from benchmarks.continual.estimating import Weights
 from benchmarks.continual.measuring import Bench, Row
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.sources import Family
-from hub_magmax.analysis.tuning import Trial, best, candidates
+from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.files import digest, write_text
-from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Method
 

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hub_magmax.analysis.tuning import Trial
+from hub_magmax.analysis.tuning import Candidate, Trial
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
-from hub_magmax.locking import lock
-from hub_magmax.merging.in_memory import Candidate, Workbench
+from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
-from hub_magmax.recipe.schema import Data, Evaluation, Method, Recipe
+from hub_magmax.recipe.schema import Evaluation, Method, Recipe
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from hub_magmax.evaluation.evaluators import columns_of, evaluator_of
 
 
 class Scorer(AbstractContextManager["Scorer"]):
@@ -34,9 +36,9 @@ class Scorer(AbstractContextManager["Scorer"]):
         spec = recipe.evaluation or Evaluation(tasks={})
         locked: Lock = lock(recipe)
         self._batch_size = spec.batch_size
-        self._evaluator = spec.make_evaluator()
+        self._evaluator = evaluator_of(spec)
         with ExitStack() as stack:
-            self._workbench = stack.enter_context(Workbench(recipe, locked))
+            self._merger = stack.enter_context(InMemoryMerger(recipe, locked))
             kinds = self._evaluator.model_class, self._evaluator.processor_class
             place = location_of(locked.base_model, recipe.folder).model_place
             self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name))
@@ -47,14 +49,14 @@ class Scorer(AbstractContextManager["Scorer"]):
 
     def encode(self, examples: Dataset, data: Data) -> list[Any]:
         """Return examples as batches that `trials` takes."""
-        return list(self._evaluator.encode(self._model.loaded, examples, data.columns, self._batch_size))
+        return list(self._evaluator.encode(self._model.loaded, examples, columns_of(data), self._batch_size))
 
     def trials(
         self, method: Method, scalings: Sequence[float], weights: tuple[float, ...], batches: Sequence[Any]
     ) -> Iterator[Trial]:
         """Yield one trial per scaling coefficient; merged once."""
         filled = locked_method(method)
-        merged = self._workbench.merge(filled, weights)
+        merged = self._merger.merge(filled, weights)
         for scaling in scalings:
             model = self._model.with_weights(merged.weights(scaling))
             candidate = Candidate(filled | {"scaling": scaling}, "given", weights)

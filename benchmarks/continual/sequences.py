@@ -25,7 +25,7 @@ from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.files import write_text
 from hub_magmax.preference.safeguards import draw
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset

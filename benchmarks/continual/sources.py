@@ -14,7 +14,7 @@ from hub_magmax.evaluation.data import load_examples
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.quickstart import Settings, make_family
 from hub_magmax.quickstart.settings import DEFAULTS
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset

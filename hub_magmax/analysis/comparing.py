@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hub_magmax import locking
-from hub_magmax.analysis.tuning import Arena, MemoryTuner, Trial, best, best_by_label, candidates
+from hub_magmax.analysis.tuning import Arena, Candidate, Trial, best, best_by_label, candidates, scorer_of
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.files import write_text
-from hub_magmax.merging.in_memory import Candidate
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe
 
@@ -100,7 +99,22 @@ def _interval(score: Score) -> str:
     return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
-def compare(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None) -> Comparison:
+def comparable(recipe: Recipe) -> Recipe:
+    """Return the recipe to lock for a comparison: `auto` needs no choice there, since a comparison makes it.
+
+    Raises:
+        EvaluationError: If a sample is missing.
+    """
+    if recipe.tuning_data is None or recipe.compare is None or recipe.compare.report is None:
+        raise EvaluationError(
+            "a comparison needs one labelled sample of the target to choose by, and another to report on",
+            where="compare",
+            expected="compare: {tune: {dataset: ...}, report: {dataset: ...}}",
+        )
+    return updated(recipe, {"method": "average"}) if recipe.method.is_auto else recipe
+
+
+def compare(recipe: Recipe, lock: Lock, *, report: Callable[[str], None] = lambda line: None) -> Comparison:
     """Try methods, scaling coefficients and preferences, and say which did best on other examples.
 
     Merges in memory and writes nothing. Every method is tuned alike: its scaling coefficient and its
@@ -108,20 +122,14 @@ def compare(recipe: Recipe, *, report: Callable[[str], None] = lambda line: None
 
     Args:
         recipe: Names what to try under `compare`, and the evaluator under `evaluation`.
+        lock: Of `comparable(recipe)`; its preference is tried beside the others.
         report: Called with a line of text at each step.
 
     Raises:
-        EvaluationError: If a sample is missing, too small, or cannot be used.
+        EvaluationError: If a sample is too small, or cannot be used.
     """
     spec = recipe.compare or Compare()
-    if recipe.tuning_data is None or spec.report is None:
-        raise EvaluationError(
-            "a comparison needs one labelled sample of the target to choose by, and another to report on",
-            where="compare",
-            expected="compare: {tune: {dataset: ...}, report: {dataset: ...}}",
-        )
-    report("pinning")
-    lock = locking.lock(_without_auto(recipe), tuner=MemoryTuner(report))
+    assert recipe.tuning_data is not None and spec.report is not None, "checked by `comparable`"
     weights = _preferences(recipe, spec, lock)
     tried = candidates(spec, recipe.method, weights)
     report(f"trying {len(tried)} ways to merge")
@@ -182,21 +190,14 @@ def _conclude(
     )
 
 
-def _without_auto(recipe: Recipe) -> Recipe:
-    """Return a recipe whose lock needs no choice: a comparison makes its own."""
-    return recipe.updated(method="average") if recipe.method.is_auto else recipe
-
-
 def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[float, ...]]:
     """Return the weights to try by name, without what is the same twice."""
     found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}
     for name, preference in spec.preferences.items():
         asked = with_pinned_data(
-            recipe.updated(preference=preference.model_dump(exclude_none=True)), lock.datasets
+            updated(recipe, {"preference": preference.model_dump(exclude_none=True)}), lock.datasets
         )
-        resolved = resolve_preference(
-            asked, sources=lock.sources, scorer=MemoryTuner().scorer(asked, lock)
-        ).weights
+        resolved = resolve_preference(asked, sources=lock.sources, scorer=scorer_of(asked, lock)).weights
         found[name] = tuple(resolved[task] for task in lock.tasks)
     return found
 
@@ -209,7 +210,7 @@ def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
         changes["preference"] = None
     elif won.preference != RECIPE and recipe.compare is not None:
         changes["preference"] = recipe.compare.preferences[won.preference].model_dump(exclude_none=True)
-    return recipe.updated(**changes)
+    return updated(recipe, changes)
 
 
 def write_comparison(recipe: Recipe, comparison: Comparison, path: Path) -> tuple[Path, Path, Path]:

@@ -23,9 +23,9 @@ from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import write_text
 from hub_magmax.kernels import reference
-from hub_magmax.merging.chunk import StoredChunk
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.chunks import StoredChunks, ahead
-from hub_magmax.merging.combine import one_thread
 from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob
@@ -193,16 +193,16 @@ class _Look:
         return Overlap(self.job.name, tuple(map(tuple, shares.tolist())), count / rows.shape[2])
 
 
-def _read(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[StoredChunk]:
+def _read(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[RawChunk]:
     """Yield blocks of a tensor as stored."""
     assert chunks.reader is not None
     return ahead(chunks.reader, (partial(_read_block, chunks, *block) for block in blocks))
 
 
-def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[list[StoredChunk]]:
+def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[list[RawChunk]]:
     """Yield what `_read` does, some blocks at a time: starting on one costs more than its few elements."""
 
-    def read(group: Sequence[tuple[int, int]]) -> list[StoredChunk]:
+    def read(group: Sequence[tuple[int, int]]) -> list[RawChunk]:
         return [_read_block(chunks, *block) for block in group]
 
     assert chunks.reader is not None
@@ -210,12 +210,12 @@ def _read_together(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> I
     return ahead(chunks.reader, (partial(read, group) for group in groups))
 
 
-def _read_block(chunks: StoredChunks, start: int, stop: int) -> StoredChunk:
+def _read_block(chunks: StoredChunks, start: int, stop: int) -> RawChunk:
     values = [source.read_stored(chunks.name, start, stop) for source in (chunks.base, *chunks.tasks)]
-    return StoredChunk([(start, stop)], lambda: values)
+    return RawChunk([(start, stop)], lambda: values)
 
 
-def _joined(blocks: Sequence[StoredChunk]) -> list[Tensor]:
+def _joined(blocks: Sequence[RawChunk]) -> list[Tensor]:
     """Return the values of several blocks as one, of the base model and of every checkpoint."""
     return [torch.cat(parts) for parts in zip(*(block.values for block in blocks), strict=True)]
 

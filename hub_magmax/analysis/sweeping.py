@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from hub_magmax import locking, methods
+from hub_magmax import methods
 from hub_magmax.analysis import simplex
-from hub_magmax.analysis.tuning import Arena, MemoryTuner
+from hub_magmax.analysis.tuning import Arena, Candidate
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
-from hub_magmax.merging.in_memory import Candidate
+from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, Sweep
 from hub_magmax.reporting.tradeoff_surface import (
@@ -30,23 +30,21 @@ from hub_magmax.reporting.tradeoff_surface import (
 Report = Callable[[str], None]
 
 
-def sweep(recipe: Recipe, *, locked: Lock | None = None, report: Report = lambda line: None) -> Surface:
+def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> Surface:
     """Merge in memory for many preferences, and score each on every task of the evaluation.
 
     Method and scaling coefficient are the recipe's; its own preference plays no part. Nothing is written.
 
     Args:
         recipe: `sweep` says which preferences, `evaluation` on which examples.
-        locked: Its lock; made now where it is not given.
+        lock: Of `sweepable(recipe)`, or of the recipe itself.
         report: Called with a line of text at each step.
 
     Raises:
-        RecipeError: If the method ignores the preference, or there are too few tasks or tries.
-        EvaluationError: If the recipe names no examples, or they cannot be used.
+        RecipeError: If the method ignores the preference.
+        EvaluationError: If the examples cannot be used.
     """
     spec = recipe.sweep or Sweep()
-    _check(recipe, spec)
-    lock = locked or _lock(recipe, report)
     _check_method(lock)
     with Arena(recipe, lock) as arena:
         course = _Course(recipe, lock, arena)
@@ -71,14 +69,14 @@ def sweep(recipe: Recipe, *, locked: Lock | None = None, report: Report = lambda
     )
 
 
-def _lock(recipe: Recipe, report: Report) -> Lock:
-    """Pin what a sweep needs: the preference only where a comparison chooses the method under it."""
-    report("pinning")
-    asked = recipe if recipe.method.is_auto else recipe.updated(preference=None)
-    return locking.lock(asked, tuner=MemoryTuner(report))
+def sweepable(recipe: Recipe) -> Recipe:
+    """Return the recipe to lock for a sweep: with its preference only where `auto` is chosen under it.
 
-
-def _check(recipe: Recipe, spec: Sweep) -> None:
+    Raises:
+        RecipeError: If there are too few tasks or tries.
+        EvaluationError: If the recipe names no examples.
+    """
+    spec = recipe.sweep or Sweep()
     num_tasks = len(recipe.tasks)
     if not recipe.evaluation or not recipe.evaluation.tasks:
         raise EvaluationError(
@@ -94,6 +92,7 @@ def _check(recipe: Recipe, spec: Sweep) -> None:
             where="sweep.budget",
             expected=f"at least {num_tasks + 1}, better {20 * num_tasks}",
         )
+    return recipe if recipe.method.is_auto else updated(recipe, {"preference": None})
 
 
 def _check_method(lock: Lock) -> None:

@@ -13,25 +13,54 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax import methods
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
-from hub_magmax.evaluation.evaluators import Outcome, brings_data, needs_labels
+from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.margins import Merits, merits, within
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import comparison_digest, locked_method
-from hub_magmax.recipe.schema import AUTO, Compare, Data, Evaluation, Method, Recipe
+from hub_magmax.recipe.schema import Compare, Evaluation, Method, Recipe
+from hub_magmax.recipe.values import AUTO, Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from typing import Protocol
-
-from hub_magmax.merging.in_memory import Candidate
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
 METHOD_ERRORS = 1.0
 #: ... and by which a scaling coefficient may be worse than the method's best, for being nearer to its own.
 SCALING_ERRORS = 0.25
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to merge.
+
+    Attributes:
+        method: `name`, `scaling` and every option.
+        preference: What the weights are called: `recipe`, `uniform`, or a name from `compare`.
+        weights: One per task.
+    """
+
+    method: Mapping[str, Any]
+    preference: str
+    weights: tuple[float, ...]
+
+    def same_as(self, other: Candidate) -> bool:
+        """Say whether both give the same model."""
+        return (self.method, self.weights) == (other.method, other.weights)
+
+    @property
+    def distance_to_default(self) -> float:
+        """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
+        ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
+        return abs(math.log(ratio)) if ratio > 0 else math.inf
+
+    @property
+    def label(self) -> str:
+        """Return the method as a person would name it: without what most share."""
+        selection = self.method.get("selection")
+        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
 
 
 @dataclass(frozen=True)
@@ -89,13 +118,13 @@ class Arena:
     """
 
     def __init__(self, recipe: Recipe, lock: Lock) -> None:
-        from hub_magmax.merging.in_memory import Workbench  # loads torch
+        from hub_magmax.merging.in_memory import InMemoryMerger  # loads torch
 
         spec = recipe.evaluation or Evaluation(tasks={})
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
-        self.evaluator = spec.make_evaluator()
+        self.evaluator = evaluator_of(spec)
         with ExitStack() as stack:
-            self._workbench = stack.enter_context(Workbench(recipe, lock))
+            self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
             place = location_of(lock.sources[recipe.output.files_from], recipe.folder).model_place
             kinds = self.evaluator.model_class, self.evaluator.processor_class
             self._model = load_model(place, *kinds, spec.evaluator.name)
@@ -114,7 +143,7 @@ class Arena:
             EvaluationError: If they cannot be loaded, or are too few to say anything.
         """
         if brings_data(self.evaluator):
-            return list(self.evaluator.encode(self._model, data.dataset, data.columns, self._batch_size))
+            return list(self.evaluator.encode(self._model, data.dataset, columns_of(data), self._batch_size))
         check_local_data([data], self._recipe.folder, self._lock.local_data)
         examples = load_examples(
             pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
@@ -124,7 +153,7 @@ class Arena:
 
     def encode(self, examples: Dataset, data: Data) -> list[Any]:
         """Return examples as batches that `run` takes."""
-        return list(self.evaluator.encode(self._model, examples, data.columns, self._batch_size))
+        return list(self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size))
 
     def run(self, candidates: Sequence[Candidate], batches: Sequence[Any]) -> Iterator[Trial]:
         """Yield what each candidate did, in order.
@@ -136,7 +165,7 @@ class Arena:
             return {k: v for k, v in candidate.method.items() if k != "scaling"}, candidate.weights
 
         for (method, weights), group in groupby(candidates, key=unscaled):
-            merged = self._workbench.merge(method, weights)
+            merged = self._merger.merge(method, weights)
             for candidate in group:
                 model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
                 yield Trial(candidate, tuple(self.evaluator.outcomes(model, batches)))
@@ -145,7 +174,7 @@ class Arena:
         self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]
     ) -> dict[str, tuple[Outcome, ...]]:
         """Return what one candidate did on each of several data sets; it is merged once."""
-        merged = self._workbench.merge(candidate.method, candidate.weights)
+        merged = self._merger.merge(candidate.method, candidate.weights)
         model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
         return {name: tuple(self.evaluator.outcomes(model, found)) for name, found in batches.items()}
 
@@ -178,60 +207,51 @@ def candidates(
     return [c for i, c in enumerate(found) if not any(c.same_as(earlier) for earlier in found[:i])]
 
 
-@dataclass(frozen=True)
-class MemoryTuner:
-    """The `locking.Tuner` that merges in memory.
+def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
+    """Return what merges with any weights and scores the result on given examples.
 
-    Attributes:
-        report: Called with a line of text at each step.
+    Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
     """
+    written = recipe.method
+    scalings = (recipe.compare or Compare()).scaling if written.scaling == AUTO else (written.scaling,)
+    tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
-    report: Callable[[str], None] = lambda line: None
+    def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
+        arena = Arena(recipe, lock)
+        batches = arena.encode(examples, data)
 
-    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
-        """Return what merges with any weights and scores the result on given examples.
+        def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
+            vector = tuple(weights[task] for task in lock.tasks)
+            found = [Candidate(method, "estimate", vector) for method in tried]
+            return max(arena.run(found, batches), key=lambda trial: trial.merit).outcomes
 
-        Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
-        """
-        written = recipe.method
-        scalings = (recipe.compare or Compare()).scaling if written.scaling == AUTO else (written.scaling,)
-        tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
+        return score
 
-        def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-            arena = Arena(recipe, lock)
-            batches = arena.encode(examples, data)
+    return on_examples
 
-            def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
-                vector = tuple(weights[task] for task in lock.tasks)
-                found = [Candidate(method, "estimate", vector) for method in tried]
-                return max(arena.run(found, batches), key=lambda trial: trial.merit).outcomes
 
-            return score
-
-        return on_examples
-
-    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
-        """Return the best of what the recipe's comparison tries, under the lock's preference."""
-        data = recipe.tuning_data
-        assert data is not None, "checked with the recipe"
-        tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
-        self.report(f"trying {len(tried)} ways to merge")
-        with Arena(recipe, lock) as arena:
-            batches = arena.load(data, "compare.tune")
-            trials = list(arena.run(tried, batches))
-        winner = best(trials)
-        seen = {
-            "examples": len(winner.outcomes),
-            "tried": len(trials),
-            "best": {
-                label: rounded(
-                    {"scaling": trial.candidate.method["scaling"], arena.evaluator.metric: trial.value}
-                )
-                for label, trial in best_by_label(trials).items()
-            },
-            "spec_digest": comparison_digest(recipe),
-        }
-        return Choice(winner.candidate.method, seen)
+def choose(recipe: Recipe, lock: Lock, report: Callable[[str], None] = lambda line: None) -> Choice:
+    """Return the best of what the recipe's comparison tries, under the lock's preference."""
+    data = recipe.tuning_data
+    assert data is not None, "checked with the recipe"
+    tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
+    report(f"trying {len(tried)} ways to merge")
+    with Arena(recipe, lock) as arena:
+        batches = arena.load(data, "compare.tune")
+        trials = list(arena.run(tried, batches))
+    winner = best(trials)
+    seen = {
+        "examples": len(winner.outcomes),
+        "tried": len(trials),
+        "best": {
+            label: rounded(
+                {"scaling": trial.candidate.method["scaling"], arena.evaluator.metric: trial.value}
+            )
+            for label, trial in best_by_label(trials).items()
+        },
+        "spec_digest": comparison_digest(recipe),
+    }
+    return Choice(winner.candidate.method, seen)
 
 
 def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
@@ -251,15 +271,3 @@ class Choice:
 
     method: Mapping[str, Any]
     seen: Mapping[str, Any]
-
-
-class Tuner(Protocol):
-    """What merges in memory and scores, where a lock depends on how merged models do."""
-
-    def scorer(self, recipe: Recipe, lock: Lock) -> Scorer:
-        """Return what scores weights under the recipe's method, with `lock`'s sources."""
-        ...
-
-    def choose(self, recipe: Recipe, lock: Lock) -> Choice:
-        """Return the method that does best on the recipe's tuning data, under `lock`'s preference."""
-        ...

@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.adapter_config import config_of, parse_config
 from hub_magmax.checkpoints.adapter_layout import Product, adapter_layout, damaged
 from hub_magmax.checkpoints.index import CheckpointIndex, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
-from hub_magmax.checkpoints.stored import Stored
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hub_magmax.checkpoints.index import ITEM_BYTES, ShardInfo, TensorInfo
+from hub_magmax.checkpoints.index import ShardInfo, TensorInfo
 from hub_magmax.errors import CheckpointError
+from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.text import shown
 
 #: The format's own limit; a larger header (or index) is an attack or a mistake.

@@ -22,9 +22,9 @@ from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.checkpoints.source import FileSource
-from hub_magmax.checkpoints.stored import Stored
 from hub_magmax.checkpoints.weight_files import read_index, split_part, weight_map
 from hub_magmax.hub import hub_api, hub_errors, retry
+from hub_magmax.kernels.stored import Stored
 
 #: Bytes of a header's first request; most headers are smaller.
 HEADER_WINDOW_BYTES = 2**16

@@ -6,14 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: Bytes per element. What is missing here (packed 4-bit formats, say) has no whole-byte elements.
-ITEM_BYTES: Mapping[str, int] = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4,
-    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
-
 #: Elements that have a task vector; all others are copied.
 MERGEABLE_DTYPES = ("F64", "F32", "F16", "BF16")
 

@@ -21,7 +21,8 @@ from urllib.parse import unquote, urlsplit
 from hub_magmax.checkpoints.weight_files import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.references import LOCATIONS, LocationKind, expanded, is_folder, parse_reference
+from hub_magmax.recipe.references import expanded, is_folder, parse_reference
+from hub_magmax.registry import LOCATIONS
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ _WEB_URL = re.compile(
     r"https?://(?P<host>[^/@]+)/(?P<id>(?!datasets/|spaces/)[^/]+/[^/]+?)"
     r"(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?"
 )
+
+
+class LocationKind(NamedTuple):
+    """A registered kind of location: its name in locks and before the colon of names, and its class."""
+
+    name: str
+    make: type[Location]
 
 
 class Pin(NamedTuple):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.checkpoints.weight_files import Listing, read_index
 from hub_magmax.errors import CheckpointError
+from hub_magmax.kernels.stored import Stored, bits_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
-from hub_magmax.checkpoints.stored import Stored, torch_dtype
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
+from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError, LockError
+from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.files import canonical_json, sha256_of
 from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, retry
+from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.references import is_there
-from hub_magmax.recipe.schema import Data, Preference, Recipe
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from contextlib import suppress
+from dataclasses import replace
+
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 
 #: Single files by ending, and the `datasets` reader for each.
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -159,7 +166,7 @@ def data_of(recipe: Recipe) -> list[Data]:
         found += [data for data in (recipe.compare.tune, recipe.compare.report) if data is not None]
         for preference in recipe.compare.preferences.values():
             found += _data_in(preference)
-    if recipe.evaluation is not None and not recipe.evaluation.brings_data:
+    if recipe.evaluation is not None and not brings_data(evaluator_of(recipe.evaluation)):
         found += recipe.evaluation.data.values()
     return found
 
@@ -250,3 +257,16 @@ def _parts(value: Any) -> tuple[bytes, ...]:
     if hasattr(value, "tobytes") and hasattr(value, "mode"):
         return f"{value.mode} {value.size}".encode(), value.tobytes()
     return (canonical_json(value).encode(),)
+
+
+def with_kept_data(locked: Lock, output: Path) -> Lock:
+    """Return `locked` with the data of the lock that a finished merge keeps: its scores are of that."""
+    with suppress(LockError):
+        kept = read_lock(output / LOCK_NAME)
+        if kept.digest == locked.digest:
+            return replace(
+                locked,
+                datasets={**locked.datasets, **kept.datasets},
+                local_data={**locked.local_data, **kept.local_data},
+            )
+    return locked

@@ -19,12 +19,20 @@ from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_so
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
-from hub_magmax.evaluation.evaluators import Evaluator, Outcome, needs_labels
+from hub_magmax.evaluation.evaluators import (
+    Evaluator,
+    Outcome,
+    brings_data,
+    columns_of,
+    evaluator_of,
+    needs_labels,
+)
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Data, Evaluation, Recipe
+from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.values import Data
 
 Report = Callable[[str], None]
 
@@ -65,7 +73,7 @@ def evaluate(
             where="recipe",
             hint="Name an evaluator and each task's examples under `evaluation`.",
         )
-    evaluator = spec.make_evaluator()
+    evaluator = evaluator_of(spec)
     processes = processes or find_processes()
     examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
@@ -122,11 +130,11 @@ def run_evaluator(
     A process runs every so many-th batch, so that batches are the same for any number of processes.
     """
     if processes.count == 1 or isinstance(examples, str):
-        return evaluator.outcomes(model, evaluator.encode(model, examples, data.columns, batch_size))
+        return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))
     starts = range(0, len(examples), batch_size)
     mine = [i for s in starts[processes.rank :: processes.count] for i in range(s, s + batch_size)]
     share = examples.select([index for index in mine if index < len(examples)])
-    found = evaluator.outcomes(model, evaluator.encode(model, share, data.columns, batch_size))
+    found = evaluator.outcomes(model, evaluator.encode(model, share, columns_of(data), batch_size))
     shares = [iter(outcomes) for outcomes in processes.gather(found)]
     batches = (islice(shares[n % processes.count], batch_size) for n in range(len(starts)))
     return list(chain.from_iterable(batches))
@@ -146,10 +154,10 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     spec = recipe.evaluation
     if spec is None:
         return {}
-    if spec.brings_data:
+    if brings_data(evaluator_of(spec)):
         return {task: data.dataset for task, data in spec.data.items()}
     check_local_data(spec.data.values(), recipe.folder, lock.local_data)
-    labelled = needs_labels(spec.make_evaluator())
+    labelled = needs_labels(evaluator_of(spec))
     return {
         task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)
         for task, data in spec.data.items()

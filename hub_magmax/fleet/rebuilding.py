@@ -17,10 +17,10 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
 from hub_magmax.fleet.verifying import recipe_and_lock
-from hub_magmax.locking import plan
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.planning.headers import plan_from_headers
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 
@@ -50,7 +50,7 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_rebuild_")))
         recipe, locked = recipe_and_lock(stored, temporary, folder or Path())
         try:
-            planned = plan(recipe, locked)
+            planned = plan_from_headers(recipe, locked)
         except SourceError as error:
             raise SourceError(
                 error.what, where=error.where, hint="Say where local checkpoints start: --from FOLDER."

@@ -1,4 +1,4 @@
-"""torch, imported when something of it is first used.
+"""torch, imported when something of it is first used, and its settings for the threads of a merge.
 
 A merge by compiled loops uses nothing of it, and is often over before it would be imported: that takes 1.6
 seconds, measured on two cores, as long as averaging six checkpoints of 0.25B parameters.
@@ -6,16 +6,19 @@ seconds, measured on two cores, as long as averaging six checkpoints of 0.25B pa
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import torch as torch  # noqa: PLC0414, so that others may import it from here
+    from jaxtyping import Float32
 
-    #: What compiled loops take as well as torch does.
+    #: Arrays that compiled loops and torch take alike.
     Array = torch.Tensor | np.ndarray
 else:
     Array = Any
@@ -32,6 +35,39 @@ def is_imported() -> bool:
     return "torch" in sys.modules
 
 
+if TYPE_CHECKING or is_imported():
+    from jaxtyping import Float32
+
+    #: One task vector per task: a list of rows, or a tensor with the tasks along its first axis.
+    Rows = Sequence[Float32[torch.Tensor, "*shape"]] | Float32[torch.Tensor, " tasks *shape"]
+else:  # nothing checks the annotation then, so torch need not be imported for it
+    Rows = Any
+
+
 def inference() -> AbstractContextManager[object]:
     """Return torch's mode without gradients, for this thread; nothing where torch is not imported."""
     return torch.inference_mode() if is_imported() else nullcontext()
+
+
+def num_threads() -> int:
+    """Return the number of threads to work with: torch's own, or its default where it is not imported."""
+    if is_imported():
+        return torch.get_num_threads()
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit):
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute on one thread: tensors are shared between threads already."""
+    if not is_imported():
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

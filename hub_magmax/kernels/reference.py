@@ -1,36 +1,23 @@
-"""The elementwise passes behind the methods.
-
-Every operation here is correctly rounded and looks at one element (and all tasks) at a time, so
-a result is the same to the bit for any chunk size and number of threads. Fused multiply-add
-(torch's `alpha=`, `addcmul`) is avoided: it rounds differently in a vector body and its tail.
-"""
+"""The reference backend: arithmetic in torch and numpy, operation by operation."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Shaped, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8, UInt64
 
-from hub_magmax.kernels.compiled import cache
-from hub_magmax.kernels.lazy_imports import Array, torch
+from hub_magmax.kernels.backend import Merged
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.ops import Inputs, Op, select_rows
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.selection import Bits, Chunks, Rows
+from hub_magmax.kernels.stored import Stored
 
-#: One number per task.
-Weights = Sequence[float] | Array
-
-#: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
-_HELD_NUMBERS = 1 << 20
-#: To bracket a threshold, so many elements are looked at of every so many, or of larger parts if these are
-#: many. Each run is a read of its own. Measured with five tasks of 11 million elements: 48 runs leave 8
-#: elements in 100 in brackets of six deviations, 86 leave 5 in brackets of four.
-_SAMPLE_RUN, _SAMPLE_STRIDE, _MOST_RUNS = 1 << 12, 1 << 17, 512
-#: Bins of a histogram: so many for each element that is thought to be in the bracket, within bounds. Where
-#: the bin of a threshold has more than two different magnitudes, another pass narrows the bracket.
-_BINS_PER_ELEMENT, _FEWEST_BINS, _MOST_BINS = 4, 1 << 12, 1 << 20
+#: Elements of all rows that stay in the caches, operation by operation.
+PIECE_ELEMENTS = 2**16
 
 
 def task_rows(
@@ -86,311 +73,80 @@ def _odd_float32(values: Float64[torch.Tensor, " chunk"]) -> Float32[torch.Tenso
     return ((near.view(torch.int32) - too_far) | inexact).view(torch.float32)
 
 
-def weighted_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
-    """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out.
+@dataclass(frozen=True)
+class Reference:
+    """Arithmetic in torch and numpy: the oracle of all backends, which fall back to it.
 
-    A weight of one among zeros returns that task vector bit for bit.
+    Attributes:
+        piece_elements: Elements that are worked on at a time.
     """
-    # Adding to a negative zero changes nothing; adding to a positive one would lose signs of zeros.
-    total = torch.full_like(rows[0], -0.0)
-    for row, weight in zip(rows, _as_tensor(weights), strict=True):
-        total = torch.where(weight != 0, total + row * weight, total)
-    return total
+
+    piece_elements: int = PIECE_ELEMENTS
+    reads_files = False
+
+    def merge(self, op: Op, chunk: RawChunk, inputs: Inputs, dtype: str, scaling: float) -> Merged:
+        """Merge one chunk, as `Backend.merge` says."""
+        per_element, per_task = (
+            tuple(map(torch.as_tensor, arrays)) for arrays in (inputs.per_element, inputs.per_task)
+        )
+        factor, values, parts = torch.tensor(scaling, dtype=torch.float64), chunk.values, []
+        for start in range(0, max(1, chunk.num_elements), self.piece_elements):
+            piece = slice(start, start + self.piece_elements)
+            numbers = Inputs(tuple(found[piece] for found in per_element), per_task)
+            parts.append(
+                _merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), factor)
+            )
+        merged, counts, probes = zip(*parts, strict=True)
+        total = torch.stack(counts).sum(dim=0).numpy()
+        return Merged(Stored.of(torch.cat(merged)), total, float(torch.stack(probes).sum()))
+
+    def task_vectors(
+        self, chunk: RawChunk, room: Callable[[], np.ndarray]
+    ) -> tuple[Float32[np.ndarray, "tasks chunk"], float]:
+        """Return the task vectors of a chunk and a probe, as `Backend.task_vectors` says."""
+        stacked = task_vectors(chunk.base, chunk.checkpoints)
+        return stacked.numpy(), float(stacked.sum())
+
+    def mix(
+        self,
+        start: int,
+        count: int,
+        generator: CounterGenerator,
+        edges: UInt64[np.ndarray, " edges"],
+        tasks: UInt8[np.ndarray, " tasks"],
+    ) -> UInt8[np.ndarray, " count"]:
+        """Return a task for each element, as `Backend.mix` says."""
+        keys = generator.keys(np.arange(start, start + count), stream=0).view(np.uint64)
+        places = np.zeros(count, dtype=np.uint8)
+        for edge in edges:
+            places += keys >= edge
+        return np.take(tasks, places, mode="clip")
+
+    def drop(
+        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: np.uint32
+    ) -> UInt8[np.ndarray, "bytes count"]:
+        """Return a bit for every task and element that is kept, as `Backend.drop` says."""
+        kept = np.zeros(((len(streams) + 3) // 4, count), dtype=np.uint8)
+        indices = np.arange(start, start + count, dtype=np.int64)
+        for pair, stream in enumerate(streams):
+            keys = generator.keys(indices, stream).view(np.uint64)
+            halves = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+            for task, drawn in enumerate(halves, 2 * pair):
+                kept[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
+        return kept
 
 
-def agreeing_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
-    """Return s · |s| / Σ w_t |τ_t| with s = Σ w_t τ_t: what all tasks agree about is kept whole.
-
-    Zero where every weighted element is zero. A single weight of one returns its row, bit for bit.
-    """
-    total = weighted_sum(rows, weights)
-    size = weighted_sum([row.abs() for row in rows], weights)
-    return torch.where(size > 0, total * (total.abs() / size), total)
-
-
-def _as_tensor(weights: Weights) -> Float32[torch.Tensor, " tasks"]:
-    return torch.as_tensor(weights, dtype=torch.float32)
-
-
-def select_rows(
-    rows: Rows, winners: Float32[torch.Tensor, " chunk"] | UInt8[torch.Tensor, " chunk"]
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return each element from the row of its winner."""
-    selected = rows[0]
-    for task, row in enumerate(rows):
-        selected = torch.where(winners == task, row, selected)
-    return selected
-
-
-def given(rows: Rows, found: Shaped[torch.Tensor, " chunk"]) -> Shaped[torch.Tensor, " chunk"]:
-    """Return what a survey of the tensor has found already."""
-    return found
-
-
-def magnitude_thresholds(
-    chunks: Chunks, ranks: Sequence[int], rule_of: Callable[[np.ndarray], Any] | None = None
-) -> Float32[np.ndarray, "ranks tasks"]:
-    """Return the magnitudes of some ranks in each task's part of a tensor, exactly.
-
-    Memory does not grow with the tensor's size.
-
-    Args:
-        chunks: The tensor's task vectors; read once, and a sample of them before if they are not small; more
-            often only where the sample misleads.
-        ranks: From 1, the largest magnitude, to the number of elements; 0 gives infinity.
-        rule_of: Turns thresholds into the rule by which elements may be merged that these decide already.
-    """
-    assert all(0 <= rank <= chunks.num_elements for rank in ranks)
-    shape = len(ranks), chunks.num_tasks
-    if chunks.num_elements == 0:
-        return np.full(shape, np.float32(math.inf))
-    if chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
-        return _count_thresholds(chunks, ranks, rule_of)
-    size = chunks.num_elements
-    above_all = np.full((chunks.num_tasks, 1), np.float32(math.inf))
-    magnitudes = np.concatenate([np.abs(chunks.runs(size, size)), above_all], axis=1)
-    places = [size - rank for rank in ranks]
-    if places:
-        magnitudes.partition(sorted({*places}), axis=1)
-    return magnitudes[:, places].T
-
-
-def _count_thresholds(
-    chunks: Chunks, ranks: Sequence[int], rule_of: Callable[[np.ndarray], Any] | None
-) -> Float32[np.ndarray, "ranks tasks"]:
-    """Find the thresholds of a tensor of any size by counting.
-
-    The bits of a non-negative float32 sort like the number. A sample brackets each threshold; one pass
-    counts what lies above its bracket and makes a histogram of what lies inside. Where the bracket is
-    wrong, or too wide to count every magnitude in it, another pass takes a better one.
-    """
-    brackets = _sampled_brackets(chunks, ranks)
-    while not all(bracket.is_found for bracket in brackets):
-        if chunks.is_compiled:
-            _count_compiled(chunks, brackets, len(ranks), rule_of)
-        else:
-            for _, block in chunks.arrays():
-                for bracket in brackets:
-                    bracket.count(block[bracket.task])
-        brackets = [bracket.narrowed() for bracket in brackets]
-    return _lower_ends(brackets, chunks.num_tasks)
-
-
-def _lower_ends(brackets: Sequence[_Bracket], num_tasks: int) -> Float32[np.ndarray, "ranks tasks"]:
-    """Return where brackets begin: their thresholds, for all magnitudes that are not in them."""
-    bits = np.array([bracket.low for bracket in brackets], np.int32)
-    return bits.view(np.float32).reshape(num_tasks, len(brackets) // num_tasks).T
-
-
-def _count_compiled(
-    chunks: Chunks,
-    brackets: Sequence[_Bracket],
-    num_ranks: int,
-    rule_of: Callable[[np.ndarray], Any] | None,
-) -> None:
-    """Count all magnitudes from stored bits, a block of every task while the base model's is in the cache.
-
-    Measured on five bfloat16 checkpoints: a call per task costs half as much again, task vectors in memory
-    twice as much.
-    """
-    edges = np.cumsum([0, *(len(bracket.bins) for bracket in brackets)])
-    bounds = [(bracket.low, bracket.high, bracket.shift) for bracket in brackets]
-    rule = rule_of(_lower_ends(brackets, chunks.num_tasks)) if rule_of is not None else None
-
-    def count(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        bins, above = np.zeros(edges[-1], np.int64), np.zeros(len(brackets), np.int64)
-        most, least = np.zeros((2, edges[-1]), np.int32)
-        counts = num_ranks, np.array(bounds, np.int32), edges, bins, most, least, above
-        scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
-        for _, bits in part:
-            if bits.early is not None:
-                opened = np.empty(bits.num_elements, np.uint8)
-                looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
-                bits.check(bits.early.merge(cache.count_and_merge, looking, rule))
-            else:
-                stored = bits.rows, bits.stride, bits.base, bits.num_elements
-                bits.check(cache.count_magnitudes(*stored, *counts, np.empty(0, np.uint8), *scratch))
-        return bins, most, least, above
-
-    counted = chunks.map(count, is_early=rule is not None)
-    bins, most, least, above = next(counted)
-    for others in counted:
-        bins += others[0]
-        np.maximum(most, others[1], out=most)
-        np.maximum(least, others[2], out=least)
-        above += others[3]
-    for bracket, first, end, number in zip(brackets, edges[:-1], edges[1:], above.tolist(), strict=True):
-        bracket.bins, bracket.most, bracket.least = (part[first:end] for part in (bins, most, least))
-        bracket.num_above = number
-
-
-def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
-    """Return a bracket for every rank of the first task, of the second one, and so on."""
-    stride = max(_SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
-    vectors = chunks.runs(_SAMPLE_RUN, stride)
-    rows = np.abs(vectors, out=vectors).view(np.int32)
-    brackets = []
-    for task, row in enumerate(rows):
-        bits = np.sort(row)[::-1]
-        whole = row[: len(row) // _SAMPLE_RUN * _SAMPLE_RUN].reshape(-1, _SAMPLE_RUN)
-        for rank in ranks:
-            share = rank / chunks.num_elements
-            # Four standard deviations of a count, and a few for samples in which it is small.
-            margin = 4 * math.sqrt(len(bits) * share * (1 - share)) + 16
-            # Rows of a matrix differ, and so do runs, more than chance has it: a wider bracket takes less
-            # time than another pass.
-            counts = np.count_nonzero(whole >= bits[math.floor(share * (len(bits) - 1))], axis=1)
-            if len(counts):
-                margin = max(margin, 3 * math.sqrt(len(counts) * counts.var()))
-            above, below = math.floor(share * len(bits) - margin), math.ceil(share * len(bits) + margin)
-            high = int(bits[above]) if above >= 0 else _MOST_BITS
-            low = int(bits[below]) if below < len(bits) else 0
-            inside = (min(below, len(bits)) - max(above, 0)) * chunks.num_elements // len(bits)
-            most_bins = min(_MOST_BINS, max(_BINS_PER_ELEMENT * inside, _FEWEST_BINS))
-            brackets.append(_Bracket(task, rank, most_bins, low, high))
-    return brackets
-
-
-#: The bits of infinity, above every magnitude.
-_MOST_BITS = 0x7F800000
-
-
-class _Bracket:
-    """Two magnitudes, as bits, between which that of a rank is thought to be, and counts of a pass."""
-
-    def __init__(
-        self, task: int, rank: int, most_bins: int, low: int, high: int, *, is_found: bool = False
-    ) -> None:
-        self.task, self.rank, self.most_bins = task, rank, most_bins
-        self.low, self.high, self.is_found = low, high, is_found
-        self.shift = max(0, (high - low).bit_length() - most_bins.bit_length() + 1)
-        self.num_above = 0
-        num_bins = ((high - low) >> self.shift) + 1
-        self.bins = np.zeros(num_bins, dtype=np.int64)
-        # The largest and the smallest magnitude of each bin, as distances from `low` and `high`, plus 1.
-        self.most, self.least = np.zeros((2, num_bins), dtype=np.int32)
-
-    def count(self, row: Float32[np.ndarray, " chunk"]) -> None:
-        """Count the magnitudes of a chunk of the task; nothing where the threshold is found."""
-        if self.is_found:
-            return
-        bits = np.abs(row).view(np.int32)
-        # numpy compares at .04 ns per element, and finds few places among many at .2 ns.
-        inside = bits[np.flatnonzero((bits >= self.low) & (bits <= self.high))]
-        self.num_above += int(np.count_nonzero(bits > self.high))
-        places = (inside - self.low) >> self.shift
-        self.bins += np.bincount(places, minlength=len(self.bins))
-        np.maximum.at(self.most, places, inside - self.low + 1)
-        np.maximum.at(self.least, places, self.high - inside + 1)
-
-    def narrowed(self) -> _Bracket:
-        """Return the bracket of the next pass; the threshold alone, where it is found."""
-        if self.is_found:
-            return self
-        rank = self.rank - self.num_above
-        if rank <= 0:
-            return self._between(self.high, _MOST_BITS, is_found=self.high == _MOST_BITS)
-        from_the_top = self.bins[::-1].cumsum()
-        if rank > from_the_top[-1]:
-            return self._between(0, self.low)
-        place = len(self.bins) - 1 - int(np.searchsorted(from_the_top, rank))
-        # From the top of this bin; its largest and its smallest magnitude are known.
-        rank -= int(from_the_top[len(self.bins) - 1 - place] - self.bins[place])
-        # Values of 16 bits are far apart as float32, so most bins hold one of them, many times.
-        low, high = self.high + 1 - int(self.least[place]), self.low - 1 + int(self.most[place])
-        if rank == 1:
-            low = high
-        elif rank == self.bins[place]:
-            high = low
-        return self._between(low, high, is_found=low == high)
-
-    def _between(self, low: int, high: int, *, is_found: bool = False) -> _Bracket:
-        return _Bracket(self.task, self.rank, self.most_bins, low, high, is_found=is_found)
-
-
-def ties_merge(rows: Rows, thresholds: Weights, weights: Weights) -> Float32[torch.Tensor, " chunk"]:
-    """Trim, elect a sign, and average the tasks that agree with it.
-
-    Args:
-        rows: One chunk of each task vector.
-        thresholds: Elements below their task's threshold count as zero.
-        weights: Weight of each task in the election and in the average.
-
-    Source: TIES (arXiv:2306.01708), section 4, with weights.
-    """
-    pairs = zip(rows, _as_tensor(thresholds), strict=True)
-    trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]
-    return elected_mean(trimmed, weights, weights)
-
-
-def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch.Tensor, " chunk"]:
-    """Return Σ w_t τ_t / Σ s_t over the tasks whose element has the sign of Σ w_t τ_t over all.
-
-    Zero where that sum is zero.
-
-    Args:
-        rows: One chunk of each task vector.
-        weights: The w_t.
-        shares: The s_t; equal to the weights for a mean.
-    """
-    elected = weighted_sum(rows, weights).sign()
-    total = torch.zeros_like(elected)
-    mass = torch.zeros_like(elected)
-    for row, weight, share in zip(rows, _as_tensor(weights), _as_tensor(shares), strict=True):
-        agrees = (row.sign() == elected) & (elected != 0)
-        total = total + torch.where(agrees, row * weight, 0.0)
-        mass = mass + torch.where(agrees, share, 0.0)
-    return torch.where(mass > 0, total / mass, 0.0)
-
-
-def banded_sum(
-    rows: Rows, least: Weights, most: Weights, weights: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return Σ w_t τ_t over the elements whose magnitude is from `least` to `most` of their task."""
-    bounds = zip(rows, _as_tensor(least), _as_tensor(most), strict=True)
-    kept = [torch.where((row.abs() >= low) & (row.abs() <= high), row, 0.0) for row, low, high in bounds]
-    return weighted_sum(kept, weights)
-
-
-def random_mix(
-    start: int,
-    count: int,
-    weights: Sequence[float],
-    generator: CounterGenerator,
-    *,
-    is_compiled: bool = False,
-) -> UInt8[np.ndarray, " count"]:
-    """Return a task for each element, drawn with `weights` as probabilities.
-
-    Args:
-        start: Index of the first element in its tensor.
-        count: Elements to draw for.
-        weights: Non-negative, sum to 1; a weight of zero is never drawn.
-        generator: The tensor's.
-        is_compiled: Use a compiled loop.
-    """
-    wanted = np.array([task for task, weight in enumerate(weights) if weight > 0], dtype=np.uint8)
-    edges = np.array([weights[task] for task in wanted]).cumsum()
-    # The last edge is left out: sums of floats may end just below 1. A draw is the 53 high bits of a key, so
-    # it reaches an edge where the key reaches this:
-    least = [math.ceil(math.ldexp(edge, 53)) << 11 for edge in edges[:-1].tolist()]
-    reachable = np.array([key for key in least if key < 1 << 64], dtype=np.uint64)
-    if is_compiled:
-        owner, scratch = np.empty(count, np.uint8), np.empty((2, cache.BLOCK + cache.SPARE), np.int64)
-        table = _mix_table(reachable, wanted)
-        cache.mix(start, *generator.constants(0), reachable, wanted, table, owner, scratch)
-        return owner
-    keys = generator.keys(np.arange(start, start + count), stream=0).view(np.uint64)
-    places = np.zeros(count, dtype=np.uint8)
-    for edge in reachable:
-        places += keys >= edge
-    return np.take(wanted, places, mode="clip")
-
-
-def _mix_table(edges: Shaped[np.ndarray, " edges"], tasks: UInt8[np.ndarray, " tasks"]) -> np.ndarray:
-    """Return the task that the high bits of a key stand for, 255 where an edge lies among such keys."""
-    cells = (edges >> np.uint64(64 - cache.MIX_BITS)).astype(np.int64)
-    lengths = np.diff(np.concatenate(([0], cells, [1 << cache.MIX_BITS])))
-    table = np.repeat(tasks[: len(lengths)], lengths)
-    table[cells] = 255
-    return table
+def _merge_piece(
+    op: Op, values: Sequence[torch.Tensor], inputs: Inputs, dtype: torch.dtype, scaling: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return merged values, elements per task, and the sum of everything, which overflows at worst."""
+    base, *checkpoints = values
+    rows = task_rows(base, checkpoints)
+    found = op.find(rows, inputs)
+    counts = torch.empty(0, dtype=torch.int64)
+    if op.selects:
+        counts = torch.bincount(found, minlength=len(rows))
+        found = select_rows(rows, found)
+    merged = apply_update(base, found, scaling, dtype)
+    probe = torch.stack([row.sum() for row in (*rows, merged.float())]).sum()
+    return merged, counts, probe

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.adapter_config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
-from hub_magmax.checkpoints.stored import torch_dtype
 from hub_magmax.errors import NonFiniteError
+from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.planning.plan import (
     FactorJob,
     Plan,

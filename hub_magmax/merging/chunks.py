@@ -17,23 +17,30 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from hub_magmax.checkpoints.source import TensorSource, tensor_place
-from hub_magmax.checkpoints.stored import Stored, bits_dtype
+from hub_magmax.checkpoints.source import RowMemory, TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
-from hub_magmax.kernels import reference
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.chunk import OnePass, RawChunk
 from hub_magmax.kernels.lazy_imports import inference, torch
-from hub_magmax.merging import combine
-from hub_magmax.merging.chunk import ChunkMemory, StoredChunk
+from hub_magmax.kernels.reference import Reference, task_vectors
+from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
-from hub_magmax.methods.selection import Bits, EarlyChunk
 
 T = TypeVar("T")
 
 #: Elements from run to run where reading only the runs is faster than reading all: of a disk, 128 KB are as
 #: fast as 4.
 _FAR_APART = 2**16
+
+
+@dataclass(frozen=True)
+class ChunkMemory:
+    """Memory for one chunk after the other, as stored and as task vectors; every thread has its own."""
+
+    stored: RowMemory = field(default_factory=RowMemory)
+    vectors: RowMemory = field(default_factory=RowMemory)
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,11 @@ class StoredChunks:
 
     Attributes:
         reader: Runs the reads, one at a time and a few ahead of what is asked for; None reads when asked.
-        is_compiled: Whether rules and passes use compiled loops.
+        backend: Surveys and merges the chunks.
         clock: Told when values are read and when they are waited for.
         memory: Holds the chunk that was read last, where no chunk is needed once the next one is read.
-        early: Gives what merges a chunk, which is yet to be read, while it is looked at, or None; None where
-            nothing is merged before the last pass.
+        one_pass: Returns what merges a chunk, which is yet to be read, while it is surveyed, or None; None
+            where nothing is merged before the last pass.
 
     Raises:
         NonFiniteError: While iterating, at the first NaN or infinity, with its place.
@@ -60,12 +67,16 @@ class StoredChunks:
     tasks: tuple[TensorSource, ...]
     chunk_elements: int
     reader: Executor | None
-    is_compiled: bool = False
+    backend: Backend = field(default_factory=Reference)
     memory: ChunkMemory | None = None
     clock: Clock = field(default_factory=Clock)
     scratch: Scratch = IN_MEMORY
-    early: Callable[[StoredChunk], EarlyChunk | None] | None = None
+    one_pass: Callable[[RawChunk], OnePass | None] | None = None
     num_threads = 1
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.backend.reads_files
 
     @property
     def num_tasks(self) -> int:
@@ -97,38 +108,28 @@ class StoredChunks:
             self.check(probe, chunk)
             yield chunk.start, found
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
-        yield work(self.bits(is_early=is_early))
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]:
+        yield work(self.stored(is_early=is_early))
 
-    def bits(self, *, is_early: bool = False) -> Iterator[tuple[int, Bits]]:
-        """Yield the chunks as compiled loops read them."""
-        for chunk in self._stored(_alone(self._chunks()), is_unread=is_early and self.early is not None):
-            early = self.early(chunk) if is_early and self.early else None
-            yield chunk.start, self._bits(chunk, early)
-            if early is not None:
+    def stored(self, *, is_early: bool = False) -> Iterator[tuple[int, RawChunk]]:
+        """Yield the chunks as stored, for a survey."""
+        one_pass = self.one_pass if is_early else None
+        for chunk in self._stored(_alone(self._chunks()), is_unread=one_pass is not None):
+            chunk.one_pass = one_pass(chunk) if one_pass is not None else None
+            yield chunk.start, chunk
+            if chunk.one_pass is not None:
                 self.release(chunk.parts[-1][1])
 
-    def _bits(self, chunk: StoredChunk, early: EarlyChunk | None) -> Bits:
-        def check(largest: float) -> None:
-            self.check(largest, chunk)
-
-        if early is not None:
-            return combine.unread_bits(chunk.num_elements, check, early)
-        if combine.is_narrow(chunk):
-            return combine.bits(chunk, check)
-        stacked = reference.task_vectors(chunk.base, chunk.checkpoints)
-        check(float(stacked.sum()))
-        return Bits.of_vectors(stacked.numpy())
-
-    def _task_vectors(self, chunk: StoredChunk) -> tuple[np.ndarray, float]:
-        if self.is_compiled and combine.is_narrow(chunk):
+    def _task_vectors(self, chunk: RawChunk) -> tuple[np.ndarray, float]:
+        def room() -> np.ndarray:
             memory = (self.memory or ChunkMemory()).vectors
-            found = memory.rows(np.dtype(np.float32), chunk.num_elements, [0] * self.num_tasks)
-            return found, combine.task_vectors(chunk, found)
-        stacked = reference.task_vectors(chunk.base, chunk.checkpoints)
-        return stacked.numpy(), float(stacked.sum())
+            return memory.rows(np.dtype(np.float32), chunk.num_elements, [0] * self.num_tasks)
 
-    def last_pass(self) -> Iterator[StoredChunk]:
+        return self.backend.task_vectors(chunk, room)
+
+    def last_pass(self) -> Iterator[RawChunk]:
         """Yield the chunks as stored."""
         return self._stored(_alone(self._chunks()), is_unread=True, is_last=True)
 
@@ -141,7 +142,7 @@ class StoredChunks:
         *,
         is_unread: bool = False,
         is_last: bool = False,
-    ) -> Iterator[StoredChunk]:
+    ) -> Iterator[RawChunk]:
         """Read groups of parts, or leave it to compiled loops where these can; at last let go of them."""
         read = partial(self._read, is_unread=is_unread, is_last=is_last)
         with self._files.opened() if self._files is not None else nullcontext():
@@ -161,16 +162,17 @@ class StoredChunks:
 
     @cached_property
     def _files(self) -> FileRows | None:
-        if not self.is_compiled:
+        if not self.backend.reads_files:
             return None
         return FileRows.find(
             self._sources, self.name, self.clock, self.memory.stored if self.memory else None
         )
 
-    def _read(self, parts: Sequence[tuple[int, int]], *, is_unread: bool, is_last: bool) -> StoredChunk:
+    def _read(self, parts: Sequence[tuple[int, int]], *, is_unread: bool, is_last: bool) -> RawChunk:
         # What compiled passes read themselves is read by the thread that merges, in its own memory.
         files = self._files if is_unread and self.reader is None else None
-        chunk = StoredChunk(parts, partial(self._values, parts), files)
+        chunk = RawChunk(parts, partial(self._values, parts), files)
+        chunk.check = partial(self.check, chunk=chunk)
         if files is None:
             chunk.stored  # noqa: B018, read now, by this thread
         if is_last:  # by this thread, too: what is far away is read and let go of by one
@@ -196,7 +198,7 @@ class StoredChunks:
         together = all(values.bits is row for values, row in zip(found, wanted, strict=True))
         return Stored(rows, infos[0].dtype) if together else found
 
-    def check(self, probe: float, chunk: StoredChunk, merged: Stored | None = None) -> None:
+    def check(self, probe: float, chunk: RawChunk, merged: Stored | None = None) -> None:
         """Raise for the first value that is not finite, of the inputs or of what they were merged into.
 
         Finite task vectors mean finite inputs, and a finite sum of them (`probe`) means finite
@@ -218,7 +220,7 @@ class StoredChunks:
                     hint="The checkpoint is damaged or its training diverged; use an earlier one. If it is "
                     f"meant, copy it: tensors: [{{match: {json.dumps(self.name)}, take: base_model}}]",
                 )
-        if not torch.isfinite(reference.task_vectors(chunk.base, chunk.checkpoints)).all():
+        if not torch.isfinite(task_vectors(chunk.base, chunk.checkpoints)).all():
             raise NonFiniteError(
                 "the checkpoints differ by more than float32 can hold",
                 where=f"tensor {self.name!r}, elements from {chunk.start:,}",
@@ -283,6 +285,10 @@ class JoinedChunks:
         return sum(tensor.num_elements for tensor in self.tensors)
 
     @property
+    def backend(self) -> Backend:
+        return self.tensors[0].backend
+
+    @property
     def is_compiled(self) -> bool:
         return self.tensors[0].is_compiled
 
@@ -300,7 +306,9 @@ class JoinedChunks:
                 yield first + start, vectors
             self.looked_at(tensor.name)
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]:
         todo = self._placed()
         lock, errors = Lock(), list[tuple[int, Exception]]()
         self.expect(False)
@@ -312,12 +320,12 @@ class JoinedChunks:
         def in_one_thread() -> T:
             first = 0
 
-            def share() -> Iterator[tuple[int, Bits]]:
+            def share() -> Iterator[tuple[int, RawChunk]]:
                 nonlocal first
                 while (taken := take()) is not None:
                     first, tensor = taken
-                    for start, bits in tensor.bits():
-                        yield first + start, bits
+                    for start, chunk in tensor.stored():
+                        yield first + start, chunk
                     tensor.release(tensor.num_elements)
                     self.looked_at(tensor.name)
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
-from hub_magmax.checkpoints.stored import Stored, torch_dtype
 from hub_magmax.errors import MismatchError, NonFiniteError
+from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.profile import Clock
 from hub_magmax.planning.plan import EXACT_REASON, TensorJob
 

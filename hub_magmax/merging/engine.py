@@ -12,17 +12,17 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from hub_magmax.checkpoints.index import ITEM_BYTES
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
-from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.files import os_errors
 from hub_magmax.kernels.arrays import Scratch
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.adapters import factor_values
-from hub_magmax.merging.chunk import ChunkMemory
-from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
-from hub_magmax.merging.combine import compiles, make_step
+from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import copied_chunks
 from hub_magmax.merging.one_pass import EarlyMerge
 from hub_magmax.merging.output.folder import PartialFolder
@@ -33,7 +33,7 @@ from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import TensorRule, surveys_model
+from hub_magmax.methods import Rule, surveys_model
 from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class _Engine:
     Args:
         budget: How much to work with at a time.
         num_open: Files that may be incomplete at a time.
+        backend: Computes.
         in_order: Some of what is read comes from the Hub.
     """
 
@@ -70,11 +71,12 @@ class _Engine:
         progress: Progress,
         budget: Budget,
         num_open: int,
+        backend: Backend,
         *,
         in_order: bool,
     ) -> None:
         self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
-        self.is_compiled = compiles(sum(job.num_elements for job in plan.jobs if job.merged))
+        self.backend = backend
         self.budget, self.in_order = budget, in_order
         self.scratch = Scratch(place.folder)
         self.model_rule: ModelRule | None = None
@@ -214,19 +216,16 @@ class _Engine:
             rule = self.model_rule.part(job.name)
         else:
             early = self._early(job, scaling, slot)
-            chunks = replace(chunks, early=early.chunk)
+            chunks = replace(chunks, one_pass=early.chunk)
             generator = CounterGenerator(lock.seed, job.name)
             rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
             tally.count(total)
             return
-        step = make_step(rule, job.dtype, scaling, is_compiled=self.is_compiled)
-        for chunk in chunks.last_pass():
-            merged, counts, probe = step(chunk, rule.per_element(chunk.start, chunk.num_elements))
-            chunks.check(probe, chunk, merged)
-            tally.count(counts)
-            slot.write(chunk.start, merged)
+        for start, merged in merged_chunks(chunks, rule, job.dtype, scaling):
+            tally.count(merged.counts)
+            slot.write(start, merged.values)
 
     def _early(self, job: TensorJob, scaling: float, slot: _Slot) -> EarlyMerge:
         most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))
@@ -247,7 +246,7 @@ class _Engine:
             tuple(tasks),
             self.budget.chunk_elements,
             reader,
-            self.is_compiled,
+            self.backend,
             self._memory if reader is None else None,
             self.clock,
             self.scratch,
@@ -290,7 +289,7 @@ class _Tally:
         self.gap: float | None = None
         self.not_finite: list[str] = []
 
-    def add(self, rule: TensorRule) -> None:
+    def add(self, rule: Rule) -> None:
         for task, count in enumerate(rule.num_unaligned):
             self.unaligned[task] += count
         self.gap = rule.duality_gap

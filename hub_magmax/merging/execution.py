@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +14,8 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import HubSources
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import os_errors
-from hub_magmax.merging.combine import num_threads, one_thread
+from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.lazy_imports import num_threads, one_thread
 from hub_magmax.merging.engine import Progress, _Engine
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
@@ -41,6 +41,7 @@ def merge(
     chunk_elements: int | None = None,
     processes: Processes | None = None,
     hub: HubSources | None = None,
+    backend: Backend | None = None,
 ) -> MergeReport:
     """Carry out `plan` and return what was done.
 
@@ -59,6 +60,7 @@ def merge(
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
         hub: Repositories that are open already.
+        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
 
     Raises:
         LockError: If a file is not what was locked.
@@ -77,7 +79,7 @@ def merge(
         stack.callback(place.abandon)
         if sources is None:
             sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
-        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes)
+        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes, backend)
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started, profile)
         if processes.is_first:
@@ -113,6 +115,7 @@ def make_shards(
     progress: Progress | None,
     chunk_elements: int | None,
     processes: Processes,
+    backend: Backend | None = None,
 ) -> dict[str, float]:
     """Make this process's share of the output's files in `place`, but those that `shelf` has.
 
@@ -130,9 +133,8 @@ def make_shards(
         budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, in_order=in_order)
-        if not engine.is_compiled:
-            import_module("torch")  # now, by one thread, for its settings to hold from the beginning
+        backend = backend or choose_backend(sum(job.num_elements for job in plan.jobs if job.merged))
+        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, backend, in_order=in_order)
         with one_thread():
             try:
                 engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_128_digest
 
-from hub_magmax.checkpoints.stored import Stored, bits_dtype
-from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.chunk import INFINITY_BITS, LOOP_DTYPES, RawChunk
+from hub_magmax.kernels.compiled.backend import KINDS, Compiled, merging_arguments
 from hub_magmax.kernels.lazy_imports import Array
-from hub_magmax.merging.chunk import StoredChunk
-from hub_magmax.merging.combine import COMPILED_DTYPES, kind_of, make_step, merging_arguments
-from hub_magmax.methods import TensorRule
+from hub_magmax.kernels.ops import Inputs
+from hub_magmax.kernels.stored import Stored, bits_dtype
+from hub_magmax.methods import Rule
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,11 @@ class EarlyMerge:
         self._merged: dict[int, _Merged] = {}
         self._has_failed = False
 
-    def chunk(self, chunk: StoredChunk) -> EarlyChunk | None:
+    def chunk(self, chunk: RawChunk) -> EarlyChunk | None:
         """Return what merges a chunk early, or None where that cannot be; a chunk given again counts anew."""
         self._merged.pop(chunk.start, None)
         files = chunk.files
-        if (
-            self._has_failed
-            or files is None
-            or files.dtype != self.dtype
-            or self.dtype not in COMPILED_DTYPES
-        ):
+        if self._has_failed or files is None or files.dtype != self.dtype or self.dtype not in LOOP_DTYPES:
             return None
         return EarlyChunk(self, chunk)
 
@@ -106,7 +101,7 @@ class EarlyMerge:
         self._has_failed = True
         self._merged.clear()
 
-    def finish(self, rule: TensorRule) -> np.ndarray | None:
+    def finish(self, rule: Rule) -> np.ndarray | None:
         """Merge the open elements by the rule of the tensor, and return how many come from each task.
 
         None where the tensor has to be looked at again: not all of it was merged, or what the rule gives for
@@ -114,7 +109,7 @@ class EarlyMerge:
         """
         if sum(merged.num_elements for merged in self._merged.values()) < self._num_elements:
             return None
-        step = make_step(rule, self.dtype, self.scaling, is_compiled=True)
+        backend = Compiled()
         total: np.ndarray = np.zeros(1, np.int64)
         for start, merged in self._merged.items():
             given = rule.per_element(start, merged.num_elements)
@@ -124,13 +119,14 @@ class EarlyMerge:
             if self._held is None and not len(merged.places):
                 continue  # it is written as it is
             bounds, rows = [(0, len(merged.places))], self._stored(merged.rows)
-            open_ones = StoredChunk(bounds, partial(lambda stored: stored, rows))
-            values, counts, probe = step(open_ones, tuple(np.asarray(v)[merged.places] for v in given))
-            if probe != 0:  # what is not finite is told of by the second look
+            open_ones = RawChunk(bounds, partial(lambda stored: stored, rows))
+            inputs = Inputs(tuple(np.asarray(v)[merged.places] for v in given), rule.per_task)
+            found = backend.merge(rule.op, open_ones, inputs, self.dtype, self.scaling)
+            if found.probe != 0:  # what is not finite is told of by the second look
                 return None
-            total = total + counts
+            total = total + found.counts
             whole = self._again(start, merged)
-            whole[merged.places] = values.bits
+            whole[merged.places] = found.values.bits
             self._write(start, self._stored(whole))
         return total
 
@@ -146,21 +142,21 @@ class EarlyMerge:
 
 @dataclass(frozen=True)
 class EarlyChunk:
-    """A chunk of files that are open; a `selection.EarlyChunk`."""
+    """A chunk of files that are open; an `OnePass`."""
 
     whole: EarlyMerge
-    chunk: StoredChunk
+    chunk: RawChunk
 
-    def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: TensorRule) -> int:
-        """Call a loop of `compiled_early`, as `selection.EarlyChunk` says."""
-        files, size, kind = self.chunk.files, self.chunk.num_elements, kind_of(rule)
-        assert files is not None and kind is not None
+    def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: Rule) -> int:
+        """Call a loop of `compiled_early`, as `OnePass` says."""
+        files, size, kind = self.chunk.files, self.chunk.num_elements, KINDS[rule.op]
+        assert files is not None
         offset, block = files.block(self.chunk.start)
         values = self.whole.room(self.chunk.start, size)
-        arguments = merging_arguments(rule, self.whole.scaling, len(block) - 1, values)
+        arguments = merging_arguments(Inputs((), rule.per_task), self.whole.scaling, len(block) - 1, values)
         per_task, scaling, out, counts, *scratch = arguments
         merging = scaling, out, counts
-        if not rule.selects:  # else each element is taken from its winner, and that is all to know
+        if not rule.op.selects:  # else each element is taken from its winner, and that is all to know
             merging = kind, per_task, *merging, *scratch
         places, rows = np.empty(size, np.int64), np.empty((len(block), size), block.dtype)
         facts = np.zeros(2, np.int64)
@@ -169,11 +165,11 @@ class EarlyChunk:
             result = loop(*reading, *stored, *looking, *merging, facts, places, rows)
         if result < 0:
             files.raise_for(self.chunk.parts)
-        if facts[1] >= cache.INFINITY_BITS:
+        if facts[1] >= INFINITY_BITS:
             self.whole.give_up()
             return result
         places, rows = places[: facts[0]].copy(), rows[:, : facts[0]].copy()
-        counts = counts if rule.selects else counts[:0]
+        counts = counts if rule.op.selects else counts[:0]
         merged = _Merged(size, places, rows, counts, _digest(rule.per_element(0, size)))
         self.whole.note(self.chunk.start, merged, values)
         return result

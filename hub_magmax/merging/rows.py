@@ -15,9 +15,9 @@ import numpy as np
 
 from hub_magmax.checkpoints.local import START_AGAIN
 from hub_magmax.checkpoints.source import RowMemory, TensorFile, TensorSource
-from hub_magmax.checkpoints.stored import Stored, bits_dtype
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.profile import Clock
 
 #: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
@@ -26,7 +26,7 @@ BLOCK_ELEMENTS = 2**16
 
 
 class FileRows:
-    """Where one tensor lies in the files of several checkpoints: a row for each.
+    """The place of one tensor in the files of several checkpoints: a row for each, as `Files` says.
 
     Attributes:
         dtype: Of all rows, as safetensors calls it.

@@ -20,20 +20,18 @@ from xxhash import xxh3_128
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import os_errors, write_text
-from hub_magmax.kernels import reference
+from hub_magmax.kernels.ops import BAND, CHOSEN, OPS, PRECOMPUTED, TIES
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import Chunks
 from hub_magmax.planning.plan import TensorJob
 
 #: What draws of a whole model are named after; tensors' own draws are named after the tensor.
 _GENERATOR_NAME = "the whole model"
 _PIECE_ELEMENTS = 2**20
-#: What rules may combine rows with, so that a stored rule can be found again.
-_COMBINED_BY = {
-    function.__name__: function for function in (reference.given, reference.ties_merge, reference.banded_sum)
-}
+#: Operations of rules that can be stored.
+_STORED = (PRECOMPUTED, CHOSEN, TIES, BAND)
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ class ModelRule:
         starts: Index of each tensor's first element among them, by name.
     """
 
-    rule: TensorRule
+    rule: Rule
     starts: Mapping[str, int]
 
-    def part(self, name: str) -> TensorRule:
+    def part(self, name: str) -> Rule:
         """Return one tensor's rule. What is known of the whole model is said by the first tensor's."""
         first, rule = self.starts[name], self.rule
         found = replace(rule, per_element=lambda start, count: rule.per_element(first + start, count))
@@ -82,7 +80,7 @@ def survey(
     starts = {job.name: start for job, start in zip(merged, ends, strict=False)}
     assert ends[-1] == chunks.num_elements
 
-    def find() -> TensorRule:
+    def find() -> Rule:
         shape = (chunks.num_elements,)
         return tensor_rule(chunks, shape, method, weights, CounterGenerator(seed, _GENERATOR_NAME))
 
@@ -98,10 +96,9 @@ def survey(
     return ModelRule(known, starts)
 
 
-def _keep(folder: Path, rule: TensorRule, num_elements: int) -> None:
+def _keep(folder: Path, rule: Rule, num_elements: int) -> None:
     """Store a rule: what it gives for each element in files, the rest as text, last."""
-    name = next((name for name, function in _COMBINED_BY.items() if function is rule.combine), None)
-    if name is None:
+    if rule.op not in _STORED:
         raise RecipeError(
             "this method cannot look at the whole model", where="method.scope", expected="scope: tensor"
         )
@@ -118,8 +115,7 @@ def _keep(folder: Path, rule: TensorRule, num_elements: int) -> None:
             os.fsync(file.fileno())
         arrays.append({"dtype": str(first.dtype), "digest": digest.hexdigest()})
     facts = {
-        "combine": name,
-        "selects": rule.selects,
+        "op": rule.op.name,
         "arrays": arrays,
         "per_task": [values.tolist() for values in rule.per_task],
         "num_unaligned": rule.num_unaligned,
@@ -133,18 +129,18 @@ def _digest(text: str) -> str:
     return xxh3_128(text.encode()).hexdigest()
 
 
-def _kept(folder: Path) -> TensorRule | None:
+def _kept(folder: Path) -> Rule | None:
     """Return the rule that was stored, if it is there, whole and as it was."""
     try:
         digest, text = (folder / "rule.json").read_text(encoding="utf-8").split("\n")
         _check(_digest(text), digest)
         facts = json.loads(text)
+        op = OPS[facts["op"]]
         arrays = [_opened(folder / str(number), **array) for number, array in enumerate(facts["arrays"])]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return TensorRule(
-        _COMBINED_BY[facts["combine"]],
-        facts["selects"],
+    return Rule(
+        op,
         lambda start, count: tuple(array[start : start + count] for array in arrays),
         tuple(np.array(values, np.float32) for values in facts["per_task"]),
         tuple(facts["num_unaligned"]),

@@ -10,10 +10,9 @@ from pydantic import ValidationError
 
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
-from hub_magmax.kernels import reference
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods import TensorRule
+from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
 
 
@@ -23,7 +22,7 @@ def tensor_rule(
     method: Mapping[str, Any],
     weights: tuple[float, ...],
     generator: CounterGenerator,
-) -> TensorRule:
+) -> Rule:
     """Return how the method that a lock describes merges one tensor."""
     options = {key: value for key, value in method.items() if key not in ("name", "scaling")}
     found = methods.get_method(method["name"])
@@ -71,14 +70,5 @@ def merge_tensors(
         tuple(weights),
         CounterGenerator(seed, name),
     )
-    merged = [apply_rule(rule, start, chunk) for start, chunk in chunks]
+    merged = [rule.op(chunk, rule.inputs(start, chunk.shape[1])) for start, chunk in chunks]
     return torch.cat(merged).reshape(task_vectors.shape[1:])
-
-
-def apply_rule(
-    rule: TensorRule, start: int, chunk: Float[torch.Tensor, "tasks chunk"]
-) -> Float[torch.Tensor, " chunk"]:
-    """Return the merged task vector of one chunk, whose first element has the index `start`."""
-    given = (*rule.per_element(start, chunk.shape[1]), *rule.per_task)
-    found = rule.combine(chunk, *map(torch.as_tensor, given))
-    return reference.select_rows(chunk, found) if rule.selects else found

@@ -2,7 +2,7 @@
 
 from hub_magmax.methods.registry import (
     MergeMethod,
-    TensorRule,
+    Rule,
     get_method,
     linear_names,
     merge_method,
@@ -13,7 +13,7 @@ from hub_magmax.registry import check_options
 
 __all__ = [
     "MergeMethod",
-    "TensorRule",
+    "Rule",
     "check_options",
     "get_method",
     "linear_names",

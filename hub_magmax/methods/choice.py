@@ -2,30 +2,28 @@
 
 from typing import TYPE_CHECKING
 
-from hub_magmax.methods.registry import TensorRule, merge_method, preferred
+from hub_magmax.methods.registry import Rule, merge_method, preferred
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
 
 
 @merge_method("random_mix", source="arXiv:2407.06322", scaling=1.0, form="rule", uses=preferred)
-def random_mix(
-    chunks: "Chunks", *, preference: tuple[float, ...], generator: "CounterGenerator"
-) -> TensorRule:
+def random_mix(chunks: "Chunks", *, preference: tuple[float, ...], generator: "CounterGenerator") -> Rule:
     """Take each element from a task drawn with the preference as probabilities.
 
     Uniform preference gives every task the same chance. A weight of zero never wins.
     """
-    from hub_magmax.kernels import reference
+    from hub_magmax.kernels.ops import CHOSEN
+    from hub_magmax.methods import draws
 
-    return TensorRule(
-        reference.given,
-        selects=True,
-        per_element=lambda start, count: (
-            reference.random_mix(start, count, preference, generator, is_compiled=chunks.is_compiled),
-        ),
-    )
+    def draw(start: int, count: int) -> "tuple[np.ndarray]":
+        return (draws.random_mix(start, count, preference, generator, chunks.backend),)
+
+    return Rule(CHOSEN, per_element=draw)
 
 
 def _most_preferred(preference: tuple[float, ...]) -> int:
@@ -39,7 +37,7 @@ def _most_preferred(preference: tuple[float, ...]) -> int:
     form="rule",
     uses=lambda weights: (_most_preferred(weights),),
 )
-def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> TensorRule:
+def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> Rule:
     """Take everything from the most preferred task; equal preferences go to the later task.
 
     Uniform preference therefore gives the last task.
@@ -50,18 +48,14 @@ def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> TensorRul
 @merge_method(
     "last_task", source="baseline", scaling=1.0, form="rule", uses=lambda weights: (len(weights) - 1,)
 )
-def last_task(chunks: "Chunks") -> TensorRule:
+def last_task(chunks: "Chunks") -> Rule:
     """Take everything from the last task: sequential fine-tuning as it is. Ignores the preference."""
     return _always(chunks.num_tasks - 1)
 
 
-def _always(task: int) -> TensorRule:
+def _always(task: int) -> Rule:
     import numpy as np
 
-    from hub_magmax.kernels import reference
+    from hub_magmax.kernels.ops import CHOSEN
 
-    return TensorRule(
-        reference.given,
-        selects=True,
-        per_element=lambda start, count: (np.full(count, task, np.uint8),),
-    )
+    return Rule(CHOSEN, per_element=lambda start, count: (np.full(count, task, np.uint8),))

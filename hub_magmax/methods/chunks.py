@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
-from numpy.lib.stride_tricks import as_strided
+from jaxtyping import Float32, Int64, UInt8
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
-from hub_magmax.kernels.lazy_imports import Array, is_imported, torch
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.lazy_imports import Array, torch
+from hub_magmax.kernels.reference import Reference
 
 T = TypeVar("T")
 
 # Elements decided at a time: temporaries of this size stay in the cache.
 BLOCK_ELEMENTS = 1 << 16
-if TYPE_CHECKING or is_imported():
-    #: One task vector per task: a list of rows, or a tensor with the tasks along its first axis.
-    Rows = Sequence[Float32[torch.Tensor, "*shape"]] | Float32[torch.Tensor, " tasks *shape"]
-else:  # what nothing checks is not worth importing torch
-    Rows = Any
 
 
 @runtime_checkable
@@ -31,8 +29,8 @@ class Chunks(Protocol):
     """One tensor's stacked task vectors, flattened, in order; iterating starts from the beginning.
 
     Yields the index of a chunk's first element and the chunk, on the CPU. Values must be finite.
-    A chunk keeps its values until the next one is asked for. Whether loops are compiled (`compiled`) changes
-    how long a rule takes, and nothing else.
+    A chunk keeps its values until the next one is asked for. The backend changes how long a rule takes, and
+    nothing else.
     """
 
     @property
@@ -40,6 +38,11 @@ class Chunks(Protocol):
 
     @property
     def num_elements(self) -> int: ...
+
+    @property
+    def backend(self) -> Backend:
+        """The arithmetic that a rule surveys the tensor with."""
+        ...
 
     @property
     def is_compiled(self) -> bool: ...
@@ -64,61 +67,15 @@ class Chunks(Protocol):
         """Return the first `length` elements of every `every`, those that `places_in_runs` names."""
         ...
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
-        """Share the chunks out between threads, as compiled loops read them, and yield what `work` returns.
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]:
+        """Share the chunks out between threads, as stored, and yield what `work` returns.
 
         It is called once in each thread, with the thread's share in order; most often there is one thread.
-        `is_early`: it merges chunks while it looks at them, where they have `Bits.early`.
+        `is_early`: it merges chunks while it surveys them, where they have `RawChunk.one_pass`.
         """
         ...
-
-
-@runtime_checkable
-class EarlyChunk(Protocol):
-    """A chunk that is yet to be read, by a loop that looks at it and merges it meanwhile."""
-
-    def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: Any) -> int:
-        """Call a loop of `compiled_early`, and return what it returns.
-
-        Args:
-            loop: Takes what it reads from, `looking`, and what it merges with.
-            looking: What else it looks with.
-            rule: A method's, right for every element that the loop does not find open.
-
-        Raises:
-            CheckpointError, SourceError: If not all of it could be read.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Bits:
-    """One chunk as compiled loops read it, so that task vectors need not be written to memory.
-
-    Bits are those of bfloat16 (uint16) or of float32 (uint32), and lie in memory that is used again.
-
-    Attributes:
-        rows: A row per task, each `stride` after the one before, from which the base model is yet to be
-            subtracted.
-        base: The base model's; empty where rows are task vectors already.
-        check: Takes the largest magnitude that a loop met, as bits of float32; raises if it is not finite.
-        early: Merges the chunk while a loop looks at it; then nothing is in `rows` and `base`.
-    """
-
-    rows: Shaped[np.ndarray, " memory"]
-    stride: int
-    base: Shaped[np.ndarray, " _"]
-    num_elements: int
-    check: Callable[[int], None]
-    early: EarlyChunk | None = None
-
-    @classmethod
-    def of_vectors(cls, chunk: Float32[np.ndarray, "tasks chunk"]) -> Bits:
-        """Return task vectors that are known to be finite."""
-        memory, stride = run_of(chunk)
-        return cls(
-            memory.view(np.uint32), stride, np.empty(0, np.uint32), chunk.shape[1], lambda largest: None
-        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +87,10 @@ class ArrayChunks:
     is_compiled: bool = False
     scratch: Scratch = IN_MEMORY
     num_threads = 1
+
+    @property
+    def backend(self) -> Backend:
+        return Compiled() if self.is_compiled else Reference()
 
     @property
     def num_tasks(self) -> int:
@@ -146,8 +107,10 @@ class ArrayChunks:
     def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
         return self._flat.take(places_in_runs(self.num_elements, length, every), axis=1)
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
-        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]:
+        yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
         flat = self._flat
@@ -216,15 +179,3 @@ def blocks(chunks: Chunks) -> Iterator[tuple[int, Float32[np.ndarray, "tasks blo
                 pieces.append(piece.copy())
     if num_pending:
         yield start, np.concatenate(pieces, axis=1)
-
-
-def run_of(block: Shaped[np.ndarray, "tasks block"]) -> tuple[np.ndarray, int]:
-    """Return the memory from a block's first row to its last, for a compiled loop, and their distance.
-
-    Rows may be parts of longer ones. Where the elements of a row do not lie side by side, rows are copied.
-    """
-    size = block.itemsize
-    if block.strides[1] != size or block.strides[0] % size:
-        block = np.ascontiguousarray(block)
-    stride, length = block.strides[0] // size, block.shape[1]
-    return as_strided(block, ((block.shape[0] - 1) * stride + length,), (size,)), stride

@@ -1,21 +1,19 @@
-"""Task vectors whose elements are dropped at random and rescaled: DARE (arXiv:2311.03099), step 1.
+"""Draws of methods: tasks picked at random, and elements dropped at random (DARE, arXiv:2311.03099, step 1).
 
-What is drawn for an element and a task depends on the generator, the element's index and the task's number
-alone. Other tasks, their number and the density change no draw: a higher density keeps what a lower one does.
+A draw for an element and a task depends on the generator, the element's index and the task's number alone.
+Other tasks, their number and the density change no draw: a higher density keeps what a lower one does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
-from hub_magmax.kernels.compiled import cache
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.kernels.reference import Weights, elected_mean, weighted_sum
-from hub_magmax.methods.selection import Rows
 from hub_magmax.methods.selection.streams import DARE
 
 #: A key of 64 bits serves two tasks.
@@ -28,58 +26,38 @@ def probability(density: float) -> float:
 
 
 def draw_kept(
-    start: int,
-    count: int,
-    num_tasks: int,
-    density: float,
-    generator: CounterGenerator,
-    *,
-    is_compiled: bool = False,
+    start: int, count: int, num_tasks: int, density: float, generator: CounterGenerator, backend: Backend
 ) -> UInt8[np.ndarray, "count bytes"]:
     """Draw which elements are kept for which tasks: a bit each, eight tasks in a byte, the first one lowest.
 
     Args:
         start: Index of the first element in its tensor.
         count: Elements to draw for.
-        num_tasks: Number of tasks; what is in the other bits of the last byte means nothing.
+        num_tasks: Number of tasks; the other bits of the last byte mean nothing.
         density: Probability of keeping an element, above 0 and up to 1, as `probability` rounds it.
         generator: The tensor's.
-        is_compiled: Use a compiled loop.
+        backend: Draws; every one draws the same.
     """
-    most = np.uint32(probability(density) * _DRAWS - 1)
-    pairs = range((num_tasks + 1) // 2)
-    kept = np.zeros(((num_tasks + 7) // 8, count), dtype=np.uint8)
-    if is_compiled:
-        streams = np.array([generator.constants(DARE + pair) for pair in pairs])
-        cache.drop(start, streams, most, kept)
-        return kept.T
-    indices = np.arange(start, start + count, dtype=np.int64)
-    for pair in pairs:
-        keys = generator.keys(indices, DARE + pair).view(np.uint64)
-        halves = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
-        for task, drawn in enumerate(halves, 2 * pair):
-            kept[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
-    return kept.T
+    streams = range(DARE, DARE + (num_tasks + 1) // 2)
+    return backend.drop(start, count, generator, streams, np.uint32(probability(density) * _DRAWS - 1)).T
 
 
-def dropped_sum(
-    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], multipliers: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return Σ m_t τ_t over the tasks that keep the element; the m_t hold the rescaling."""
-    return weighted_sum(_masked(rows, kept), multipliers)
+def random_mix(
+    start: int, count: int, weights: Sequence[float], generator: CounterGenerator, backend: Backend
+) -> UInt8[np.ndarray, " count"]:
+    """Return a task for each element, drawn with `weights` as probabilities.
 
-
-def dropped_ties(
-    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], shares: Weights, weights: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return the `elected_mean` over the tasks that keep the element; the shares hold the rescaling.
-
-    Elements that were rescaled each by itself, and rounded, would no longer cancel where the masses of both
-    signs are equal.
+    Args:
+        start: Index of the first element in its tensor.
+        count: Elements to draw for.
+        weights: Non-negative, sum to 1; a weight of zero is never drawn.
+        generator: The tensor's.
+        backend: Draws; every one draws the same.
     """
-    return elected_mean(_masked(rows, kept), weights, shares)
-
-
-def _masked(rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"]) -> list[torch.Tensor]:
-    is_kept = [(kept[:, task // 8] & (1 << task % 8)).bool() for task in range(len(rows))]
-    return [torch.where(keep, row, 0.0) for keep, row in zip(is_kept, rows, strict=True)]
+    wanted = np.array([task for task, weight in enumerate(weights) if weight > 0], dtype=np.uint8)
+    edges = np.array([weights[task] for task in wanted]).cumsum()
+    # The last edge is left out: sums of floats may end just below 1. A draw is the 53 high bits of a key, so
+    # it reaches an edge where the key reaches this:
+    least = [math.ceil(math.ldexp(edge, 53)) << 11 for edge in edges[:-1].tolist()]
+    reachable = np.array([key for key in least if key < 1 << 64], dtype=np.uint64)
+    return backend.mix(start, count, generator, reachable, wanted)

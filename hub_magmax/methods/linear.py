@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hub_magmax.methods.registry import TensorRule, merge_method, preferred
+from hub_magmax.methods.registry import Rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
@@ -35,7 +35,7 @@ def agreement(
     *,
     preference: tuple[float, ...],
     flattening: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.25,
-) -> TensorRule:
+) -> Rule:
     """Average with flattened weights, and lower each element by how much the tasks disagree about it.
 
     The weights are the preference to the power `flattening`, divided by their sum; a task without
@@ -46,8 +46,8 @@ def agreement(
     """
     import numpy as np
 
-    from hub_magmax.kernels import reference
+    from hub_magmax.kernels.ops import AGREEING_SUM
 
     flat = [weight**flattening if weight > 0 else 0.0 for weight in preference]
     weights = np.array([weight / math.fsum(flat) for weight in flat], np.float32)
-    return TensorRule(reference.agreeing_sum, per_task=(weights,))
+    return Rule(AGREEING_SUM, per_task=(weights,))

@@ -1,9 +1,8 @@
 """MAGMAX and its tunable form: every element comes from one task."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from hub_magmax.methods.registry import TensorRule, given_rule, merge_method, preferred
+from hub_magmax.methods.registry import Rule, chosen_rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
@@ -11,14 +10,16 @@ if TYPE_CHECKING:
 
 
 @merge_method("magmax", source="arXiv:2407.06322", scaling=0.5, form="rule")
-def magmax(chunks: "Chunks") -> TensorRule:
+def magmax(chunks: "Chunks") -> Rule:
     """Take each element from the task where it moved most. Ignores the preference.
 
     Equal magnitudes go to the later task.
     """
-    from hub_magmax.methods import selection
+    from hub_magmax.kernels.ops import LARGEST
+    from hub_magmax.methods.chunks import check_task_count
 
-    return TensorRule(selection.largest_magnitude, selects=True)
+    check_task_count(chunks.num_tasks, limit=255)
+    return Rule(LARGEST)
 
 
 # Measured at 1B parameters and five tasks: 2.4 bytes with `algorithm-1`, 3.3 with `top-n`, and .8 for what it
@@ -33,7 +34,7 @@ def tunable_magmax(
     generator: "CounterGenerator",
     selection: Literal["algorithm-1", "top-n"] = "algorithm-1",
     scope: Literal["tensor", "model"] = "tensor",
-) -> TensorRule:
+) -> Rule:
     """Give each task as many elements as the preference says, the largest first.
 
     The preference becomes quotas, exact to the element, for each tensor or, with the scope `model`, for all
@@ -46,7 +47,5 @@ def tunable_magmax(
     if selection == "algorithm-1":
         found = rules.algorithm_1(chunks, quotas, generator)
     else:
-        found = rules.top_n(chunks, quotas, generator, rule_of=partial(given_rule, selects=True))
-    return given_rule(
-        found.owner, selects=True, num_unaligned=found.num_unaligned, duality_gap=found.duality_gap
-    )
+        found = rules.top_n(chunks, quotas, generator, rule_of=chosen_rule)
+    return chosen_rule(found.owner, found.num_unaligned, found.duality_gap)

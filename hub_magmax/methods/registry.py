@@ -15,35 +15,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.registry import Options, Registry, options_of
+from hub_magmax.registry import METHODS, Options, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hub_magmax.kernels.lazy_imports import Array
+    from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
-
-#: The group in which another package announces its methods.
-ENTRY_POINT_GROUP = "hub_magmax.methods"
-
-#: Built-in methods and the module that defines each; add a line here for a new one.
-BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {
-        "agreement": "hub_magmax.methods.linear",
-        "average": "hub_magmax.methods.linear",
-        "task_arithmetic": "hub_magmax.methods.linear",
-        "ties": "hub_magmax.methods.sparse",
-        "dare": "hub_magmax.methods.sparse",
-        "dare_ties": "hub_magmax.methods.sparse",
-        "breadcrumbs": "hub_magmax.methods.sparse",
-        "random_mix": "hub_magmax.methods.choice",
-        "single_task": "hub_magmax.methods.choice",
-        "last_task": "hub_magmax.methods.choice",
-        "magmax": "hub_magmax.methods.magmax",
-        "tunable_magmax": "hub_magmax.methods.magmax",
-    }
-)
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
 SUPPLIED = ("preference", "generator")
@@ -56,27 +36,29 @@ def _nothing(start: int, count: int) -> tuple[Array, ...]:
 
 
 @dataclass(frozen=True)
-class TensorRule:
+class Rule:
     """How one tensor is merged, chunk by chunk, once its task vectors have been surveyed.
 
     Attributes:
-        combine: Takes a chunk of each task vector (one float32 row per task), then what
-            `per_element` gives for it, then `per_task`. Returns the merged task vector (float32)
-            or, when `selects` is set, the number of each element's winner (uint8, from zero).
-        selects: Every element comes from exactly one task; the merge then counts winners.
-        per_element: Takes the index of a chunk's first element and its length; returns tensors, or arrays,
-            of that length, along their first axis. `combine` gets tensors.
+        op: A built-in operation of `kernels.ops`, or `Op(function)` for one of your own.
+        per_element: Takes the index of a chunk's first element and its length; returns the numbers that `op`
+            takes for each element: tensors, or arrays, of that length, along their first axis.
         per_task: Tensors, or arrays, that are the same for all chunks.
         num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
         duality_gap: Relative distance of `top-n` from the optimum, or None.
     """
 
-    combine: Callable[..., Tensor]
-    selects: bool = False
+    op: Op
     per_element: Callable[[int, int], tuple[Array, ...]] = _nothing
     per_task: tuple[Array, ...] = ()
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
+
+    def inputs(self, start: int, count: int) -> Inputs:
+        """Return all numbers that `op` takes for some elements."""
+        from hub_magmax.kernels.ops import Inputs
+
+        return Inputs(self.per_element(start, count), self.per_task)
 
 
 @dataclass(frozen=True)
@@ -125,7 +107,7 @@ class MergeMethod:
         preference: tuple[float, ...],
         generator: CounterGenerator,
         options: Mapping[str, Any],
-    ) -> TensorRule:
+    ) -> Rule:
         """Survey one tensor and return how to merge it.
 
         Args:
@@ -144,7 +126,7 @@ class MergeMethod:
         with _failures(f"method {self.name}, tensor {generator.name!r}"):
             if self.form == "tensor":
                 return _whole_tensor_rule(self.function, chunks, shape, call)
-            rule: TensorRule = self.function(chunks, **call)
+            rule: Rule = self.function(chunks, **call)
             return rule
 
     def coefficients(
@@ -186,17 +168,17 @@ def _failures(where: str) -> Iterator[None]:
         ) from error
 
 
-def _weighted_rule(weights: tuple[float, ...]) -> TensorRule:
+def _weighted_rule(weights: tuple[float, ...]) -> Rule:
     import numpy as np
 
-    from hub_magmax.kernels import reference
+    from hub_magmax.kernels.ops import WEIGHTED_SUM
 
-    return TensorRule(reference.weighted_sum, per_task=(np.array(weights, np.float32),))
+    return Rule(WEIGHTED_SUM, per_task=(np.array(weights, np.float32),))
 
 
 def _whole_tensor_rule(
     function: Callable[..., Tensor], chunks: Chunks, shape: tuple[int, ...], call: dict[str, Any]
-) -> TensorRule:
+) -> Rule:
     import torch
 
     stacked = torch.empty((chunks.num_tasks, chunks.num_elements))
@@ -216,28 +198,29 @@ def _whole_tensor_rule(
             where=function.__name__,
             expected=f"torch.float32 of shape {list(shape)}",
         )
-    return given_rule(merged)
+    return precomputed_rule(merged)
 
 
-def _elementwise_rule(function: Callable[..., Tensor], call: dict[str, Any]) -> TensorRule:
+def _elementwise_rule(function: Callable[..., Tensor], call: dict[str, Any]) -> Rule:
     import torch
 
-    return TensorRule(lambda rows: function(torch.stack(list(rows)), **call))
+    from hub_magmax.kernels.ops import Op
+
+    return Rule(Op(lambda rows: function(torch.stack(list(rows)), **call)))
 
 
-def given_rule(found: Array, **facts: Any) -> TensorRule:
-    """Return a rule whose answer for every element is known: merged values, or winners.
+def precomputed_rule(found: Array) -> Rule:
+    """Return a rule whose merged values are known: float32, one per element of the tensor."""
+    from hub_magmax.kernels.ops import PRECOMPUTED
 
-    Args:
-        found: float32 merged values or uint8 winners, one per element of the tensor.
-        facts: `selects`, `num_unaligned` or `duality_gap` of the rule.
-    """
-    from hub_magmax.kernels import reference
+    return Rule(PRECOMPUTED, per_element=lambda start, count: (found[start : start + count],))
 
-    def per_element(start: int, count: int) -> tuple[Array, ...]:
-        return (found[start : start + count],)
 
-    return TensorRule(reference.given, per_element=per_element, **facts)
+def chosen_rule(owner: Array, num_unaligned: tuple[int, ...] = (), duality_gap: float | None = None) -> Rule:
+    """Return a rule whose winners are known: uint8, one per element of the tensor; the facts are `Rule`'s."""
+    from hub_magmax.kernels.ops import CHOSEN
+
+    return Rule(CHOSEN, lambda start, count: (owner[start : start + count],), (), num_unaligned, duality_gap)
 
 
 def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
@@ -270,7 +253,7 @@ def merge_method(
             "elementwise": the same for any run of elements, `"tasks chunk"` to `"chunk"`, so
             that memory does not grow with the tensor; every element must depend on its own
             column only.
-            "rule": a re-iterable of chunks; returns a `TensorRule` (see there). An option `scope` that is
+            "rule": a re-iterable of chunks; returns a `Rule` (see there). An option `scope` that is
             "model" gives it the chunks of all merged tensors, as if they were one.
             "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
@@ -304,12 +287,6 @@ def merge_method(
     return register
 
 
-#: Every method there is.
-METHODS: Registry[MergeMethod] = Registry(
-    "merge method", ENTRY_POINT_GROUP, BUILT_IN, MergeMethod, "merge_method"
-)
-
-
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, the built-in ones first, then those of other packages."""
     return METHODS.names()
@@ -322,7 +299,7 @@ def surveys_model(method: Mapping[str, Any]) -> bool:
 
 def linear_names() -> tuple[str, ...]:
     """Return the names of the built-in methods that are linear."""
-    return tuple(name for name in BUILT_IN if get_method(name).form == "linear")
+    return tuple(name for name in METHODS.built_in if get_method(name).form == "linear")
 
 
 def get_method(name: str) -> MergeMethod:
@@ -331,4 +308,5 @@ def get_method(name: str) -> MergeMethod:
     Raises:
         RecipeError: If there is none, with the nearest name.
     """
-    return METHODS.get(name)
+    method: MergeMethod = METHODS.get(name)
+    return method

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from hub_magmax.methods.linear import task_arithmetic
-from hub_magmax.methods.registry import TensorRule, merge_method, preferred
+from hub_magmax.methods.registry import Rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ Scope = Literal["tensor", "model"]
 @merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule", merges_early=True, uses=preferred)
 def ties(
     chunks: "Chunks", *, preference: tuple[float, ...], density: Density = 0.2, scope: Scope = "tensor"
-) -> TensorRule:
+) -> Rule:
     """Average, per element, the tasks that agree with the sign elected by weighted mass.
 
     Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor or, with the
@@ -34,15 +34,16 @@ def ties(
     """
     import numpy as np
 
-    from hub_magmax.kernels import reference
+    from hub_magmax.kernels.ops import TIES
+    from hub_magmax.methods.thresholds import magnitude_thresholds
 
     keep = math.ceil(_as_written(density) * chunks.num_elements)
     weights = np.array(preference, np.float32)
 
-    def rule_of(thresholds: "np.ndarray") -> TensorRule:
-        return TensorRule(reference.ties_merge, per_task=(thresholds[0], weights))
+    def rule_of(thresholds: "np.ndarray") -> Rule:
+        return Rule(TIES, per_task=(thresholds[0], weights))
 
-    return rule_of(reference.magnitude_thresholds(chunks, (keep,), rule_of))
+    return rule_of(magnitude_thresholds(chunks, (keep,), rule_of))
 
 
 @merge_method("dare", source="arXiv:2311.03099", scaling=0.3, form="rule", uses=preferred)
@@ -52,7 +53,7 @@ def dare(
     preference: tuple[float, ...],
     generator: "CounterGenerator",
     density: Density = 0.8,
-) -> TensorRule:
+) -> Rule:
     """Drop elements of each task vector at random, rescale the rest, and add as `task_arithmetic` does.
 
     Each element of each task is kept with probability `density` and divided by it, or else zero; the
@@ -64,6 +65,7 @@ def dare(
     """
     import numpy as np
 
+    from hub_magmax.kernels.ops import DROPPED
     from hub_magmax.methods import draws
 
     probability = draws.probability(density)
@@ -72,7 +74,7 @@ def dare(
         np.float32,
     )
     draw = _draw(chunks, density, generator)
-    return TensorRule(draws.dropped_sum, per_element=draw, per_task=(multipliers,))
+    return Rule(DROPPED, per_element=draw, per_task=(multipliers,))
 
 
 @merge_method("dare_ties", source="arXiv:2311.03099", scaling=1.0, form="rule", uses=preferred)
@@ -82,7 +84,7 @@ def dare_ties(
     preference: tuple[float, ...],
     generator: "CounterGenerator",
     density: Density = 0.8,
-) -> TensorRule:
+) -> Rule:
     """Drop elements of each task vector at random, rescale the rest, and average as `ties` without trimming.
 
     Elements are kept as by `dare`. The preference weights both the election of the sign and the average;
@@ -91,13 +93,14 @@ def dare_ties(
     """
     import numpy as np
 
+    from hub_magmax.kernels.ops import DROPPED_TIES
     from hub_magmax.methods import draws
 
     probability = draws.probability(density)
     weights = np.array(preference, np.float32)
     shares = np.array([weight * probability for weight in preference], np.float32)
     draw = _draw(chunks, density, generator)
-    return TensorRule(draws.dropped_ties, per_element=draw, per_task=(shares, weights))
+    return Rule(DROPPED_TIES, per_element=draw, per_task=(shares, weights))
 
 
 def _draw(
@@ -106,9 +109,7 @@ def _draw(
     from hub_magmax.methods import draws
 
     def draw(start: int, count: int) -> "tuple[np.ndarray]":
-        num_tasks, is_compiled = chunks.num_tasks, chunks.is_compiled
-        kept = draws.draw_kept(start, count, num_tasks, density, generator, is_compiled=is_compiled)
-        return (kept,)
+        return (draws.draw_kept(start, count, chunks.num_tasks, density, generator, chunks.backend),)
 
     return draw
 
@@ -123,7 +124,7 @@ def breadcrumbs(
     density: Density = 0.15,
     outliers: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.006,
     scope: Scope = "tensor",
-) -> TensorRule:
+) -> Rule:
     """Remove the largest and the small magnitudes of each task vector, and add as `task_arithmetic` does.
 
     Of the n magnitudes of a task in the tensor or, with the scope `model`, in all merged tensors, the largest
@@ -136,7 +137,8 @@ def breadcrumbs(
     """
     import numpy as np
 
-    from hub_magmax.kernels import reference
+    from hub_magmax.kernels.ops import BAND
+    from hub_magmax.methods.thresholds import magnitude_thresholds
 
     num_elements = chunks.num_elements
     removed = math.floor(_as_written(outliers) * num_elements)
@@ -144,11 +146,11 @@ def breadcrumbs(
     ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
     multipliers = np.array(task_arithmetic(chunks.num_tasks, preference=preference), np.float32)
 
-    def rule_of(thresholds: "np.ndarray") -> TensorRule:
+    def rule_of(thresholds: "np.ndarray") -> Rule:
         most, least = thresholds
-        return TensorRule(reference.banded_sum, per_task=(least, most, multipliers))
+        return Rule(BAND, per_task=(least, most, multipliers))
 
-    return rule_of(reference.magnitude_thresholds(chunks, ranks, rule_of))
+    return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 
 
 def _as_written(share: float) -> Fraction:

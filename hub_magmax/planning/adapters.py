@@ -24,7 +24,7 @@ from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read, check_globs, rule_for
 from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard, TensorJob
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe, TensorRule
+from hub_magmax.recipe.schema import GlobRule, Recipe
 from hub_magmax.text import shown
 
 _AS_WEIGHTS = "Or write whole weights: output.format: weights."
@@ -127,7 +127,7 @@ def _factor(product: Product, axis: int, coefficient: float) -> tuple[str, float
     return (product.second, coefficient * product.scale) if axis else (product.first, 1.0)
 
 
-def _check_whole(adapter: AdapterSource, rules: tuple[TensorRule, ...], base: Mapping[str, Any]) -> None:
+def _check_whole(adapter: AdapterSource, rules: tuple[GlobRule, ...], base: Mapping[str, Any]) -> None:
     """Raise unless rules leave out what is no product: trained heads, biases, a layer saved with factors."""
     for name in adapter.whole:
         rule, take = rule_for(name, rules), "base_model" if name in base else "nothing"
@@ -153,7 +153,7 @@ def _check_orientation(adapters: list[AdapterSource]) -> None:
             )
 
 
-def _left_out(tensor: str, rule: TensorRule) -> RecipeError:
+def _left_out(tensor: str, rule: GlobRule) -> RecipeError:
     return RecipeError(
         f"the rule {rule.match!r} leaves out {shown(tensor)}, and an adapter cannot take tensors away",
         where="recipe, tensors",

@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.index import (
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.plan import EXACT_REASON, Plan, Shard, TensorJob
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe, TensorRule
+from hub_magmax.recipe.schema import GlobRule, Recipe
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -65,12 +65,12 @@ def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]
     )
 
 
-def rule_for(name: str, rules: Iterable[TensorRule]) -> TensorRule | None:
+def rule_for(name: str, rules: Iterable[GlobRule]) -> GlobRule | None:
     """Return the rule that decides about a tensor, None where it is merged."""
     return next((rule for rule in rules if rule.covers(name)), None)
 
 
-def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> list[str]:
+def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> list[str]:
     """Return tensors that the base model lacks and a rule takes from a task."""
     base = indexes["base_model"].tensors
     added = []
@@ -82,7 +82,7 @@ def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule
     return added
 
 
-def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
+def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
     """Raise RecipeError for a rule that matches no tensor of any checkpoint."""
     every_name = {name for index in indexes for name in index.tensors}
     for position, rule in enumerate(rules):
@@ -94,7 +94,7 @@ def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[TensorRule, ...
             )
 
 
-def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
+def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
     base = indexes["base_model"]
     for index in indexes.values():
         missing = [name for name in base.tensors if name not in index.tensors and not rule_for(name, rules)]
@@ -138,7 +138,7 @@ def _listed(names: list[str]) -> str:
 
 def _job(
     name: str,
-    rule: TensorRule | None,
+    rule: GlobRule | None,
     indexes: Mapping[str, CheckpointIndex],
     dtype: str,
     unread: tuple[str, ...],

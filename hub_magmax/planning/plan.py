@@ -15,14 +15,12 @@ from functools import cached_property
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoints.index import (
-    ITEM_BYTES,
-)
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.side_files import tokenizer_notices
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import digest
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
+from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import format_bytes

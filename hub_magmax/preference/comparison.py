@@ -36,7 +36,9 @@ from hub_magmax.preference.mixture import Space, mixture_by_mmd, mixture_by_tran
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude, draw, rounded
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
-from hub_magmax.recipe.schema import Comparison, Cosine, Data, Mixture, Mmd, Recipe, Transport
+from hub_magmax.recipe.preferences import Cosine, DistanceEstimate, Mixture, Mmd, Transport
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,7 +57,7 @@ class Estimated:
     distances: Float64[np.ndarray, " tasks"]
 
 
-def compare_samples(spec: Comparison, spaces: Sequence[Space], target_shares: Shares) -> Estimated:
+def compare_samples(spec: DistanceEstimate, spaces: Sequence[Space], target_shares: Shares) -> Estimated:
     """Return the weights that `spec` asks for.
 
     Args:
@@ -85,7 +87,9 @@ def _mixture(
     return mixture_by_mmd(spaces, target_shares, bandwidth=spec.bandwidth)
 
 
-def _distance(spec: Comparison) -> Callable[[Features, Features, Shares], Float64[np.ndarray, " draws"]]:
+def _distance(
+    spec: DistanceEstimate,
+) -> Callable[[Features, Features, Shares], Float64[np.ndarray, " draws"]]:
     if isinstance(spec, Transport):
         regularisation = spec.regularisation
         return lambda *samples: transport_distance(*samples, regularisation=regularisation)
@@ -138,7 +142,7 @@ def _column(data: Data, examples: Dataset) -> str:
     return input_column(examples, data)
 
 
-def _training_sample(spec: Comparison, task: str, recipe: Recipe) -> Dataset:
+def _training_sample(spec: DistanceEstimate, task: str, recipe: Recipe) -> Dataset:
     where = f"preference.{recipe.preference.kind if recipe.preference else ''}.train.{task}"
     examples = load_examples(spec.train[task], recipe.folder, labelled=False)
     check_sample_size(len(examples), where)
@@ -146,7 +150,7 @@ def _training_sample(spec: Comparison, task: str, recipe: Recipe) -> Dataset:
 
 
 def _spaces(
-    spec: Comparison,
+    spec: DistanceEstimate,
     recipe: Recipe,
     target: Dataset,
     train: Mapping[str, Dataset],

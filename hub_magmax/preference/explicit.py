@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.recipe.lockfile import ResolvedPreference
-from hub_magmax.recipe.schema import Power, Schedule
+from hub_magmax.recipe.preferences import Power, Schedule
 
 
 def normalise(masses: Sequence[float]) -> tuple[float, ...]:

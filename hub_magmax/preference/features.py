@@ -19,7 +19,7 @@ from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.classification import ImageClassification, TextClassification
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.recipe.schema import Data
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,8 @@ from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference
-from hub_magmax.recipe.schema import Labels, Recipe
+from hub_magmax.recipe.preferences import Labels
+from hub_magmax.recipe.schema import Recipe
 
 
 def preference_from_labels(

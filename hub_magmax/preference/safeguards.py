@@ -19,7 +19,8 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import PERCENTILES, paired_difference
 from hub_magmax.preference.explicit import normalise
 from hub_magmax.recipe.lockfile import ResolvedPreference
-from hub_magmax.recipe.schema import Estimate, Recipe
+from hub_magmax.recipe.preferences import Estimate
+from hub_magmax.recipe.schema import Recipe
 
 #: Fewer target examples say nothing: with n examples, a task that none of them belongs to still makes
 #: up at most 1 − 0.05^(1/n) of the target at 95 % confidence, and below 5 that is more than half.

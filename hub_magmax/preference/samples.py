@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.evaluation.data import load_examples
 from hub_magmax.preference.safeguards import Score, check_sample_size, draw
-from hub_magmax.recipe.schema import Data, Estimate, Recipe
+from hub_magmax.recipe.preferences import Estimate
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset

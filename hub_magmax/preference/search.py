@@ -16,7 +16,8 @@ from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, conclude, rounded
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference
-from hub_magmax.recipe.schema import Recipe, Search
+from hub_magmax.recipe.preferences import Search
+from hub_magmax.recipe.schema import Recipe
 
 Weights = Float64[np.ndarray, " tasks"]
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
+from hub_magmax.evaluation.data import with_kept_data
+from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import os_errors
 from hub_magmax.hub import hub_api, retry
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
@@ -47,9 +49,11 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
 
     Raises:
         OutputError: If there is no room for the output.
+        EvaluationError: If examples of the evaluation cannot be loaded.
         PublishError: If this token may not write, there is no such branch, or the Hub would refuse the card.
     """
     check_room(plan, num_processes)
+    _check_data(plan)
     if destination is None:
         return None
     check_limits(plan)
@@ -64,18 +68,25 @@ def rehearse(plan: Plan, destination: Destination | None) -> tuple[Finding, ...]
 
 
 def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[Finding]:
-    yield look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
+    yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
     if plan.recipe.output.keep:
-        yield look("output", lambda: _free_output(plan))
+        yield _look("output", lambda: _free_output(plan))
     if destination is None:
         yield Finding("publishing", "not asked for: the recipe has no output.push_to_hub")
-        return
-    yield look("limits", lambda: check_limits(plan))
-    yield look("repository", lambda: _right_to_write(destination))
-    yield look("card", lambda: check_card(plan, destination))
+    else:
+        yield _look("limits", lambda: check_limits(plan))
+        yield _look("repository", lambda: _right_to_write(destination))
+        yield _look("card", lambda: check_card(plan, destination))
+    if plan.recipe.evaluation is not None:
+        yield _look("data", lambda: _check_data(plan))
 
 
-def look(subject: str, at: Callable[[], str]) -> Finding:
+def _check_data(plan: Plan) -> str:
+    examples = load_evaluation_data(plan.recipe, with_kept_data(plan.lock, plan.recipe.output_path))
+    return f"examples of {', '.join(examples)} are there"
+
+
+def _look(subject: str, at: Callable[[], str]) -> Finding:
     """Return what `at` finds, or what is wrong with it."""
     try:
         return Finding(subject, at())

@@ -12,11 +12,10 @@ from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.scores import MERGED, Scores, score_table
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import write_text
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
-from hub_magmax.pipeline import run
+from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.quickstart import make_family
-from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 
@@ -77,9 +76,9 @@ def _variants(recipe: Recipe, locked: Lock, report: Report) -> dict[str, dict[st
     mirrored = dict(zip(weights, reversed(list(weights.values())), strict=True))
     uniform: Mapping[str, Any] = {"geometric": {"ratio": 1.0}}
     recipes = {
-        "average": recipe.updated(method="average", preference=uniform),
-        "magmax": recipe.updated(method="magmax", preference=uniform),
-        "mirrored": recipe.updated(preference={"weights": mirrored}),
+        "average": updated(recipe, {"method": "average", "preference": uniform}),
+        "magmax": updated(recipe, {"method": "magmax", "preference": uniform}),
+        "mirrored": updated(recipe, {"preference": {"weights": mirrored}}),
     }
     with TemporaryDirectory(prefix="hub_magmax_") as folder:
         places = {}

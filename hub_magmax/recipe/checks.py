@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import (
@@ -13,30 +13,21 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, RecipeError
-from hub_magmax.evaluation.evaluators import get_evaluator
-from hub_magmax.recipe.problems import KeyPath, Problem, _explain, _shorten
+from hub_magmax.recipe.preferences import DistanceEstimate, Preference
+from hub_magmax.recipe.problems import KeyPath, Problem, explain, shorten
 from hub_magmax.recipe.references import parse_reference
-from hub_magmax.recipe.schema import (
-    _MAX_TRIED,
-    AUTO,
-    Compare,
-    Comparison,
-    EvaluatorChoice,
-    Method,
-    Named,
-    Preference,
-    Recipe,
-)
-from hub_magmax.registry import check_options
+from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
+from hub_magmax.recipe.values import AUTO
+from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
 from hub_magmax.text import holds_token
 
 
-def _token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
+def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
     """Return where an access token is written: a recipe is published with its model."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _token_problems(key, path)
-            yield from _token_problems(item, (*path, key))
+            yield from token_problems(key, path)
+            yield from token_problems(item, (*path, key))
     elif isinstance(value, str) and holds_token(value):
         yield (
             path,
@@ -45,44 +36,45 @@ def _token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
         )
 
 
-def _option_problems(values: dict[str, Any]) -> Iterator[Problem]:
+def option_problems(values: dict[str, Any]) -> Iterator[Problem]:
     """Return what is wrong with the names and options of methods and the evaluator."""
     method = values.get("method", {})
     if method != AUTO and not (isinstance(method, dict) and method.get("name") == AUTO):
-        yield from _named_problems(method, ("method",), Method, methods.get_method)
+        yield from _named_problems(method, ("method",), Method, METHODS)
     evaluation, compare = (values.get(key) for key in ("evaluation", "compare"))
     if isinstance(evaluation, dict):
         found = evaluation.get("evaluator", {})
-        yield from _named_problems(found, ("evaluation", "evaluator"), EvaluatorChoice, get_evaluator)
+        yield from _named_problems(found, ("evaluation", "evaluator"), EvaluatorChoice, EVALUATORS)
     if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
-        for index, tried in enumerate(compare["methods"][:_MAX_TRIED]):
-            yield from _named_problems(tried, ("compare", "methods", index), Method, methods.get_method)
+        for index, tried in enumerate(compare["methods"][:MAX_TRIED]):
+            yield from _named_problems(tried, ("compare", "methods", index), Method, METHODS)
 
 
 def _named_problems(
     value: Any,
     prefix: KeyPath,
     model: type[Named],
-    get: Callable[[str], Any],
+    registry: Registry,
 ) -> Iterator[Problem]:
     values = {"name": value} if isinstance(value, str) else value
     if not isinstance(values, dict) or not isinstance(values.get("name", ""), str):
         return  # already reported by the schema
     try:
-        entry = get(values.get("name", model.model_fields["name"].default))
+        entry = registry.get(values.get("name", model.model_fields["name"].default))
         check_options(entry, {k: v for k, v in values.items() if k not in model.model_fields})
     except RecipeError as error:
         yield (*prefix, "name"), str(error).rstrip(".")
     except ValidationError as error:
         options = [*model.model_fields, *entry.options]
-        for path, text in _explain(error, model, prefix):
+        for path, text in explain(error, model, prefix):
             nearest = difflib.get_close_matches(str(path[-1]), options, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(options)}"
             unknown = text.startswith("unknown key")
-            yield path, f"{entry.name} has no option {_shorten(path[-1])}; {hint}" if unknown else text
+            yield path, f"{entry.name} has no option {shorten(path[-1])}; {hint}" if unknown else text
 
 
-def _name_problems(recipe: Recipe) -> Iterator[Problem]:
+def name_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield contradictions between the keys of a recipe whose values are valid one by one."""
     names = recipe.task_names
     for index, name in enumerate(names):
         if name in names[:index] or name == "base_model":
@@ -103,7 +95,7 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"the tasks are {', '.join(names)}"
-            yield path, f"there is no task {_shorten(name)}; {hint}"
+            yield path, f"there is no task {shorten(name)}; {hint}"
     yield from _weight_problems(recipe)
     yield from _comparison_problems(recipe)
     yield from _output_problems(recipe)
@@ -155,7 +147,7 @@ def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
         for path, weights in written.items():
             if weights is not None and abs(math.fsum(weights.values()) - 1) > 1e-6:
                 yield path, _wrong_sum(weights)
-        if isinstance(preference.spec, Comparison):
+        if isinstance(preference.spec, DistanceEstimate):
             missing = [name for name in recipe.task_names if name not in preference.spec.train]
             if missing:
                 yield (*prefix, preference.kind, "train"), f"there is no data for {', '.join(missing)}"

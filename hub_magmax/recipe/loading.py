@@ -12,10 +12,10 @@ from pydantic import (
 )
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.checks import _name_problems, _option_problems, _token_problems
-from hub_magmax.recipe.problems import KeyPath, Problem, _all_problems, _explain
+from hub_magmax.recipe.checks import name_problems, option_problems, token_problems
+from hub_magmax.recipe.problems import KeyPath, Problem, all_problems, explain
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.recipe.strict_yaml import _read_yaml
+from hub_magmax.recipe.strict_yaml import read_yaml
 
 #: A recipe is written by hand; anything larger is not one.
 MAX_RECIPE_BYTES = 1_000_000
@@ -41,7 +41,7 @@ def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
         raise RecipeError(
             f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
         ) from error
-    values, lines = _read_yaml(text, str(path))
+    values, lines = read_yaml(text, str(path))
     return parse_recipe(values, folder=folder or path.parent, where=str(path), lines=lines)
 
 
@@ -71,16 +71,21 @@ def parse_recipe(
     try:
         recipe = Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
-        problems += _explain(error, Recipe)
+        problems += explain(error, Recipe)
         recipe = _without_unknown_keys(values, error)
-    problems += _option_problems(values)
-    problems += _token_problems(values, ())
+    problems += option_problems(values)
+    problems += token_problems(values, ())
     if recipe is not None:
         recipe._folder = folder
-        problems += _name_problems(recipe)
+        problems += name_problems(recipe)
     if problems or recipe is None:
-        raise _all_problems(problems, where, lines or {})
+        raise all_problems(problems, where, lines or {})
     return recipe
+
+
+def updated(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a checked copy with top-level keys replaced, e.g. `updated(recipe, {"method": "average"})`."""
+    return parse_recipe(recipe.to_dict() | dict(changes), folder=recipe.folder)
 
 
 def _without_unknown_keys(values: dict[str, Any], error: ValidationError) -> Recipe | None:

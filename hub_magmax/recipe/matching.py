@@ -8,7 +8,8 @@ from hub_magmax import methods
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import AUTO, Method, Recipe
+from hub_magmax.recipe.schema import Method, Recipe
+from hub_magmax.recipe.values import AUTO
 
 
 def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
@@ -21,8 +22,8 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
         "their order": list(locked.tasks) == list(recipe.task_names),
         "method": _method_fits(recipe, locked),
-        "preference": locked.preference.spec_digest == _preference_digest(recipe),
-        "tensors": locked.tensors == _rules(recipe),
+        "preference": locked.preference.spec_digest == preference_digest(recipe),
+        "tensors": locked.tensors == rules_of(recipe),
         "adapters": locked.adapters == (recipe.adapters or "each"),
         "token_rows": locked.token_rows == (recipe.token_rows or ()),
         "seed": locked.seed == recipe.seed,
@@ -65,9 +66,11 @@ def comparison_digest(recipe: Recipe) -> str:
     return digest([values.get(key) for key in ("method", "compare", "preference")])
 
 
-def _rules(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+def rules_of(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """Return the recipe's rules for tensors as a lock stores them: (glob, source) pairs."""
     return tuple((rule.match, rule.take) for rule in recipe.tensors)
 
 
-def _preference_digest(recipe: Recipe) -> str:
+def preference_digest(recipe: Recipe) -> str:
+    """Return the digest of the recipe's preference as written."""
     return digest(recipe.to_dict().get("preference"))

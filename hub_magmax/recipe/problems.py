@@ -25,9 +25,11 @@ _SHOWN_PROBLEMS = 20
 _SHOWN_CHARACTERS = 500
 
 
-def _all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, int]) -> RecipeError:
+def all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, int]) -> RecipeError:
+    """Return one error that lists the problems, each with its key path and the nearest known line."""
+
     def place(path: KeyPath) -> str:
-        key = ".".join(_shorten(str(part)).strip("'") for part in path) or "(top level)"
+        key = ".".join(shorten(str(part)).strip("'") for part in path) or "(top level)"
         known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
         return f"line {known}, {key}" if known else key
 
@@ -42,19 +44,20 @@ def _all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, i
     return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[Problem]:
+def explain(error: ValidationError, model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[Problem]:
+    """Yield pydantic's findings as problems, unknown keys with the nearest valid one."""
     for entry in error.errors():
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
             known = _known_keys(model, path[:-1])
             nearest = difflib.get_close_matches(str(path[-1]), known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
-            yield prefix + path, f"unknown key {_shorten(path[-1])}; {hint}"
+            yield prefix + path, f"unknown key {shorten(path[-1])}; {hint}"
         elif entry["type"] == "missing":
             yield prefix + path, f"the key {path[-1]!r} is required"
         else:
             text = entry["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
-            yield prefix + path, f"{_shorten(entry['input'])} {text}" if text.startswith("should") else text
+            yield prefix + path, f"{shorten(entry['input'])} {text}" if text.startswith("should") else text
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
@@ -73,6 +76,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return `repr(value)`, cut at 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from hub_magmax.registry import Registry
-
-
-@dataclass(frozen=True)
-class LocationKind:
-    """A registered kind of location.
-
-    Attributes:
-        name: In locks; names that another package reads begin with it and a colon.
-        make: The class, a `checkpoints.locations.Location`.
-    """
-
-    name: str
-    make: Any
-
-
-_MODULE = "hub_magmax.checkpoints.locations"
-
-#: Every kind of location; other packages announce theirs in the entry-point group `hub_magmax.sources`.
-LOCATIONS: Registry[LocationKind] = Registry(
-    "kind of source",
-    "hub_magmax.sources",
-    MappingProxyType({"local": _MODULE, "hub": _MODULE}),
-    LocationKind,
-    "location_kind",
-)
+from hub_magmax.registry import LOCATIONS
 
 
 def parse_reference(written: str, folder: Path) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.problems import KeyPath, _shorten
+from hub_magmax.recipe.problems import KeyPath, shorten
 
 #: Levels of lists and mappings; recipes need six.
 _MAX_DEPTH = 30
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
+def read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """Return the values in `text` and the line on which each key path starts."""
     lines: dict[KeyPath, int] = {}
     try:
@@ -86,7 +86,7 @@ def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]
             inner = (*path, key.value)
             if inner in lines:
                 raise RecipeError(
-                    f"the key {_shorten(key.value)} appears twice, first on line {lines[inner]}",
+                    f"the key {shorten(key.value)} appears twice, first on line {lines[inner]}",
                     where=f"line {line}",
                     hint="Keep one of them.",
                 )

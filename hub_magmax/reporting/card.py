@@ -29,7 +29,9 @@ from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock, LockedSource
-from hub_magmax.recipe.schema import DatasetId, Language, Recipe
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import DatasetId, Language
+from hub_magmax.registry import METHODS
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
@@ -200,7 +202,7 @@ def render_card(
         "scores": scores,
         "recipe": recipe,
         "method": method,
-        "summary": Markdown(method.summary) if method.name in methods.registry.BUILT_IN else method.summary,
+        "summary": Markdown(method.summary) if method.name in METHODS.built_in else method.summary,
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
         "license": license_,
         "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),

@@ -49,12 +49,12 @@ class Signer:
             raise StorageRefusalError(403, "AccessDenied", "Request has expired")
 
     def token(self, claims: Mapping[str, str]) -> tuple[str, int]:
-        """Sign a token that holds `claims`; give it and the second at which it ends."""
+        """Sign a token that holds `claims`; return it and the second at which it ends."""
         token = self._signed("TOKEN", "", claims)
         return token, int(dict(parse_qsl(token))["expires"])
 
     def claims(self, token: str) -> Mapping[str, str]:
-        """Give what a token holds.
+        """Return what a token holds.
 
         Raises:
             RefusalError: 401, if it was not signed here, or its time is over.
@@ -133,7 +133,7 @@ class Call:
         return self.core.users[token] if token else ""
 
     def require_user(self) -> str:
-        """Give who asks.
+        """Return who asks.
 
         Raises:
             RefusalError: 401, if nobody does.
@@ -161,7 +161,7 @@ class Call:
         return bool(self.user) and self.user in (ADMIN, namespace)
 
     def visible(self) -> Repo:
-        """Give the repository, for its metadata.
+        """Return the repository, for its metadata.
 
         Raises:
             RefusalError: As the Hub does for repositories that are missing or private: 401 or 404.
@@ -173,7 +173,7 @@ class Call:
         return repo
 
     def readable(self) -> Repo:
-        """Give the repository, for its files.
+        """Return the repository, for its files.
 
         Raises:
             RefusalError: Also 401 or 403 for gated repositories.
@@ -187,7 +187,7 @@ class Call:
         return repo
 
     def writable(self) -> Repo:
-        """Give the repository, for changes.
+        """Return the repository, for changes.
 
         Raises:
             RefusalError: Also 401 for nobody and 403 for users of another namespace.
@@ -201,14 +201,14 @@ class Call:
         return repo
 
     def proposable(self) -> Repo:
-        """Give the repository for a change that may be a pull request, which any user may open."""
+        """Return the repository for a change that may be a pull request, which any user may open."""
         if not self.request.flag("create_pr"):
             return self.writable()
         self.require_user()
         return self.readable()
 
     def xet_repo(self, scope: str) -> Repo:
-        """Give the repository that the request's token for Xet is for.
+        """Return the repository that the request's token for Xet is for.
 
         Raises:
             RefusalError: 401 or 403, if the token does not allow what `scope` names.
@@ -219,5 +219,5 @@ class Call:
         return self.core.store.repo(RepoId(_KINDS.get(claims["kind"], "model"), claims["name"]))
 
     def commit(self, repo: Repo) -> Commit:
-        """Give the commit that the path names; main when it names none."""
+        """Return the commit that the path names; main when it names none."""
         return self.core.store.resolve(repo, self.arguments.get("revision") or "main")

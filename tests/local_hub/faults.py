@@ -51,7 +51,7 @@ class Fault:
     """Drawn; places the fault in a body when `after_bytes` is None."""
 
     def position(self, num_bytes: int) -> int:
-        """Give the place in a body of `num_bytes` where the fault strikes, before its end."""
+        """Return the place in a body of `num_bytes` where the fault strikes, before its end."""
         wanted = int(self.fraction * num_bytes) if self.after_bytes is None else self.after_bytes
         return max(0, min(wanted, num_bytes - 1))
 
@@ -146,11 +146,11 @@ class Faults:
             self._rules.clear()
 
     def before(self, request: Request) -> tuple[Fault, ...]:
-        """Give what strikes a request before it is carried out, in the order of the rules."""
+        """Return what strikes a request before it is carried out, in the order of the rules."""
         return self._draw(request, lambda kind: kind not in _OF_RESPONSES and _applies(kind, request))
 
     def after(self, request: Request, response: Response) -> tuple[Fault, ...]:
-        """Give what strikes the answer on its way back."""
+        """Return what strikes the answer on its way back."""
         if request.method == "HEAD" or response.status not in (200, 206) or not len(response.content):
             return ()
         return self._draw(request, lambda kind: kind in _OF_RESPONSES)

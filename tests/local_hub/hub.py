@@ -3,7 +3,7 @@
 It speaks the Hub's protocol, so that huggingface_hub, transformers and datasets work against it
 through `HF_ENDPOINT`. Large files travel by Xet, or by LFS from clients with `HF_HUB_DISABLE_XET=1`.
 
-    python -m hub_magmax.testing.hub --root my-hub
+    python -m tests.local_hub --root my-hub
 
     with LocalHub() as hub:
         hub.add_repo("me/model", files={"config.json": b"{}"})
@@ -12,19 +12,16 @@ through `HF_ENDPOINT`. Large files travel by Xet, or by LFS from clients with `H
 
 from __future__ import annotations
 
-import argparse
 import secrets
-import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from hub_magmax.errors import HubMagmaxError, OutputError, SourceError
+from hub_magmax.errors import OutputError, SourceError
 from tests.local_hub.access import ADMIN, Core, Signer
 from tests.local_hub.faults import Faults
 from tests.local_hub.objects import Commit, Gate, Kind, Repo, RepoId
@@ -142,7 +139,7 @@ class LocalHub:
         return {**self.environment, "HF_HUB_DISABLE_XET": "0"}
 
     def add_user(self, name: str) -> str:
-        """Add a user who may write in the namespace `name` only; give the token."""
+        """Add a user who may write in the namespace `name` only; return the token."""
         token = f"hf_{name}"
         self._users[token] = name
         return token
@@ -203,15 +200,15 @@ class LocalHub:
         return commit.sha
 
     def head(self, repo: str, *, revision: str = "main", repo_type: Kind = "model") -> str:
-        """Give the commit that a revision names."""
+        """Return the commit that a revision names."""
         return self.commits(repo, revision=revision, repo_type=repo_type)[0].sha
 
     def files(self, repo: str, revision: str = "main", *, repo_type: Kind = "model") -> tuple[str, ...]:
-        """Give the paths of all files at a revision, sorted."""
+        """Return the paths of all files at a revision, sorted."""
         return tuple(self.commits(repo, revision=revision, repo_type=repo_type)[0].tree)
 
     def read(self, repo: str, path: str, revision: str = "main", *, repo_type: Kind = "model") -> bytes:
-        """Give the content of one file.
+        """Return the content of one file.
 
         Raises:
             SourceError: If there is no such file.
@@ -222,7 +219,7 @@ class LocalHub:
         return self._store.blob_path(entry.sha256).read_bytes()
 
     def commits(self, repo: str, *, revision: str = "main", repo_type: Kind = "model") -> tuple[Commit, ...]:
-        """Give a revision's history, newest first.
+        """Return a revision's history, newest first.
 
         Raises:
             SourceError: If there is no such repository or revision.
@@ -231,7 +228,7 @@ class LocalHub:
         return tuple(self._store.history(found, self._store.resolve(found, revision)))
 
     def forget_uploads(self, repo: str, *, repo_type: Kind = "model") -> tuple[str, ...]:
-        """Lose the uploads that no commit holds, as the Hub may after a day; give their sha256."""
+        """Lose the uploads that no commit holds, as the Hub may after a day; return their sha256."""
         return self._store.forget_uploads(_repo_id(repo, repo_type))
 
 
@@ -250,36 +247,3 @@ def _files_below(folder: Path | None) -> dict[str, Path]:
     if not folder.is_dir():
         raise SourceError("this is not a folder", where=str(folder))
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted; give the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.local_hub.hub", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--port", type=int, default=0, help="port to listen on (any that is free)")
-    parser.add_argument("--root", type=Path, help="folder that keeps the repositories (a temporary one)")
-    parser.add_argument("--token", default=DEFAULT_TOKEN, help=f"token of the user 'me' ({DEFAULT_TOKEN})")
-    options = parser.parse_args(arguments)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with LocalHub(options.root, port=options.port, token=options.token) as hub:
-            sys.stdout.write(
-                f"export HF_ENDPOINT={hub.endpoint}\n"
-                f"# To write, or to read what is private: export HF_TOKEN={hub.token}\n"
-                f"# Serving {hub.root}. Stop with Ctrl-C.\n"
-            )
-            sys.stdout.flush()
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        return 0
-    except HubMagmaxError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

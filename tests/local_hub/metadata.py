@@ -36,7 +36,7 @@ class Findings:
     warnings: tuple[str, ...] = ()
 
     def body(self) -> dict[str, Any]:
-        """Give the form in which the Hub answers."""
+        """Return the form in which the Hub answers."""
         body: dict[str, Any] = {
             "errors": [{"message": message} for message in self.errors],
             "warnings": [{"message": message} for message in self.warnings],
@@ -64,7 +64,7 @@ def validate(content: str) -> Findings:
 
 
 def card_data(content: str) -> dict[str, Any]:
-    """Give the front matter of a card; nothing when there is none or it is not valid."""
+    """Return the front matter of a card; nothing when there is none or it is not valid."""
     match = _FRONT_MATTER.match(content)
     if match is None or validate(content).errors:
         return {}
@@ -72,7 +72,7 @@ def card_data(content: str) -> dict[str, Any]:
 
 
 def tags(card: Mapping[str, Any]) -> list[str]:
-    """Give the tags by which the Hub would list a repository."""
+    """Return the tags by which the Hub would list a repository."""
     found = [str(card[key]) for key in ("library_name", "pipeline_tag") if key in card]
     found += [str(tag) for tag in _listed(card.get("tags"))]
     found += [f"license:{name}" for name in _listed(card.get("license"))]
@@ -147,7 +147,7 @@ def _items(value: object, key: str) -> list[Any]:
 
 
 def _listed(value: object) -> list[Any]:
-    """Give a list, whether one thing was written or several."""
+    """Return a list, whether one thing was written or several."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -100,12 +100,12 @@ class Repo:
 
 
 def git_oid(kind: str, content: bytes) -> str:
-    """Give git's object id of a blob, tree or commit."""
+    """Return git's object id of a blob, tree or commit."""
     return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
 
 
 def pointer(sha256: str, num_bytes: int) -> bytes:
-    """Give the text that git keeps in place of an LFS object."""
+    """Return the text that git keeps in place of an LFS object."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {num_bytes}\n".encode()
 
 
@@ -123,12 +123,12 @@ def belongs_in_lfs(path: str, num_bytes: int, sample: bytes) -> bool:
 
 
 def gitattributes() -> bytes:
-    """Give the first file of a repository made through the protocol."""
+    """Return the first file of a repository made through the protocol."""
     return "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LFS_PATTERNS).encode()
 
 
 def folder_oids(tree: Tree) -> dict[str, str]:
-    """Give git's object id of every folder, by path; the root is the empty path.
+    """Return git's object id of every folder, by path; the root is the empty path.
 
     Raises:
         RefusalError: 400, if a path names both a file and a folder.

@@ -33,7 +33,7 @@ _FORMS = {"v1": ("fetch_info", _Fetch.first_form), "v2": ("xorbs", _Fetch.second
 
 
 def plan(call: Call) -> Response:
-    """Give the terms of a file, or of one range of it, and where the chunks of each xorb are."""
+    """Return the terms of a file, or of one range of it, and where the chunks of each xorb are."""
     repo = call.xet_repo("read")
     file = _file(call, repo)
     start, stop = bounds(call.request.range, file.num_bytes) or (0, file.num_bytes)
@@ -60,7 +60,7 @@ def _file(call: Call, repo: Repo) -> XetFile:
 
 
 def _terms_of(file: XetFile, start: int, stop: int) -> tuple[int, list[Term]]:
-    """Give the terms that hold bytes from `start` up to `stop`, and how many bytes come before the first."""
+    """Return the terms that hold bytes from `start` up to `stop`, and the bytes before the first."""
     position, skipped, found = 0, 0, []
     for term in file.terms:
         if position + term.num_bytes <= start:

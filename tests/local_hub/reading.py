@@ -123,7 +123,7 @@ def paths_info(call: Call) -> Response:
 
 
 def resolve(call: Call) -> Response:
-    """Give a small file, or the way to a large one."""
+    """Return a small file, or the way to a large one."""
     repo = call.readable()
     commit = call.commit(repo)
     path = call.arguments["path"]
@@ -147,7 +147,7 @@ def resolve(call: Call) -> Response:
 
 
 def stored(call: Call) -> Response:
-    """Give an LFS object, on the storage host."""
+    """Return an LFS object, on the storage host."""
     call.core.signer.check(call.request)
     sha256 = call.arguments["oid"]
     path = call.core.store.blob_path(sha256)
@@ -156,7 +156,7 @@ def stored(call: Call) -> Response:
 
 
 def _ways_by_xet(call: Call, commit: Commit, entry: Entry) -> dict[str, str]:
-    """Give the headers that tell a client how to get a large file by Xet, if it came by Xet."""
+    """Return the headers that tell a client how to get a large file by Xet, if it came by Xet."""
     file_hash = call.core.xet.hash_of(entry.sha256)
     if not file_hash:
         return {}
@@ -213,7 +213,7 @@ def _refs_under(repo: Repo, prefix: str) -> list[dict[str, str]]:
 
 
 def _page(call: Call, rows: Sequence[object], *, page_size: int) -> Response:
-    """Give one page of a listing, with a link to the next."""
+    """Return one page of a listing, with a link to the next."""
     query = {name: values[-1] for name, values in call.request.query.items()}
     start = int(query.get("cursor", "0"))
     page_size = min(page_size, int(query.get("limit", page_size)))

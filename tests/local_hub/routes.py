@@ -72,7 +72,7 @@ ROUTES = (
 
 
 def route_name(request: Request) -> str:
-    """Give the name of the endpoint that a request is for; empty for none."""
+    """Return the name of the endpoint that a request is for; empty for none."""
     found = _find(request)
     return found[0].name if found else ""
 

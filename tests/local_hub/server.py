@@ -74,7 +74,7 @@ class Journal:
             self._changed.notify_all()
 
     def read(self) -> tuple[Exchange, ...]:
-        """Give all exchanges in the order in which they ended."""
+        """Return all exchanges in the order in which they ended."""
         with self._changed:
             # A client may hold its answer before the server has written it down.
             self._changed.wait_for(lambda: not self._num_open, timeout=_IDLE_WAIT_SECONDS)
@@ -280,7 +280,7 @@ def _flipped(block: bytes, position: int) -> bytes:
 
 
 def _refusal_of(struck: Sequence[Fault]) -> Response | None:
-    """Give the answer that a fault puts in the place of the real one."""
+    """Return the answer that a fault puts in the place of the real one."""
     for fault in struck:
         if fault.kind == "expired":
             return StorageRefusalError(403, "AccessDenied", "Request has expired").response()

@@ -99,7 +99,7 @@ class _Rows:
         return row
 
     def blocks(self) -> Iterator[tuple[bytes, int, int]]:
-        """Give hash, flags and number of entries of each block's first row, until the part ends."""
+        """Return hash, flags and number of entries of each block's first row, until the part ends."""
         while (first := self.next())[0] != b"\xff" * 32:
             yield first[:3]
 

@@ -54,11 +54,11 @@ class Store:
     # Contents.
 
     def blob_path(self, sha256: str) -> Path:
-        """Give the file that holds a content."""
+        """Return the file that holds a content."""
         return self._root / "blobs" / sha256[:2] / sha256
 
     def keep(self, blocks: Iterable[bytes]) -> tuple[str, int]:
-        """Write a content to disk; give its sha256 and its size."""
+        """Write a content to disk; return its sha256 and its size."""
         incoming = self._root / "incoming" / uuid.uuid4().hex
         digest, num_bytes = hashlib.sha256(), 0
         try:
@@ -107,11 +107,11 @@ class Store:
     # Repositories.
 
     def find(self, repo_id: RepoId) -> Repo | None:
-        """Give a repository as it is now, or None."""
+        """Return a repository as it is now, or None."""
         return self._repos.get(repo_id)
 
     def repo(self, repo_id: RepoId) -> Repo:
-        """Give a repository as it is now.
+        """Return a repository as it is now.
 
         Raises:
             RefusalError: 404, if there is none.
@@ -159,7 +159,7 @@ class Store:
             self._put(replace(repo, uploads=tuple(sorted({*repo.uploads, sha256}))))
 
     def forget_uploads(self, repo_id: RepoId) -> tuple[str, ...]:
-        """Drop the LFS objects that no commit of the repository holds; give their sha256."""
+        """Drop the LFS objects that no commit of the repository holds; return their sha256."""
         with self._lock:
             repo = self.repo(repo_id)
             commits = (_load_commit(path) for path in self._folder(repo_id).glob("commits/*.json"))
@@ -195,12 +195,12 @@ class Store:
     # Commits.
 
     def ref_of(self, repo: Repo, revision: str) -> str | None:
-        """Give the full name of the ref that `revision` names: full, branch or tag; None for none."""
+        """Return the full name of the ref that `revision` names: full, branch or tag; None for none."""
         candidates = (revision, f"refs/heads/{revision}", f"refs/tags/{revision}")
         return next((ref for ref in candidates if ref in repo.refs), None)
 
     def resolve(self, repo: Repo, revision: str) -> Commit:
-        """Give the commit that a branch, tag, full ref or commit id (7 digits suffice) names.
+        """Return the commit that a branch, tag, full ref or commit id (7 digits suffice) names.
 
         Raises:
             RefusalError: 404, if it names none.
@@ -217,14 +217,14 @@ class Store:
         return self._commits[found[0].stem]
 
     def history(self, repo: Repo, commit: Commit) -> Iterator[Commit]:
-        """Give a commit and its ancestors, newest first."""
+        """Return a commit and its ancestors, newest first."""
         yield commit
         while commit.parent:
             commit = self.resolve(repo, commit.parent)
             yield commit
 
     def last_change(self, repo: Repo, commit: Commit, path: str) -> Commit:
-        """Give the newest commit that changed a file or something in a folder."""
+        """Return the newest commit that changed a file or something in a folder."""
 
         def seen(tree: Tree) -> list[tuple[str, str]]:
             return sorted((p, e.oid) for p, e in tree.items() if p == path or p.startswith(f"{path}/"))

@@ -34,7 +34,7 @@ class RefusalError(SourceError):
         self.status, self.code, self.headers = status, code, dict(headers or {})
 
     def response(self) -> Response:
-        """Give the answer that carries this refusal."""
+        """Return the answer that carries this refusal."""
         headers = {"X-Error-Message": self.what, **self.headers}
         if self.code:
             headers["X-Error-Code"] = self.code
@@ -53,7 +53,7 @@ class FileSlice:
         return self.num_bytes
 
     def cut(self, start: int, num_bytes: int) -> FileSlice:
-        """Give the part of this slice that starts `start` bytes into it."""
+        """Return the part of this slice that starts `start` bytes into it."""
         return FileSlice(self.path, self.start + start, num_bytes)
 
     def blocks(self, block_bytes: int) -> Iterator[bytes]:
@@ -75,13 +75,13 @@ class Response:
     content: bytes | FileSlice = b""
 
     def cut(self, num_bytes: int) -> bytes | FileSlice:
-        """Give the first `num_bytes` of the content."""
+        """Return the first `num_bytes` of the content."""
         if isinstance(self.content, bytes):
             return self.content[:num_bytes]
         return self.content.cut(0, min(num_bytes, len(self.content)))
 
     def blocks(self, block_bytes: int) -> Iterator[bytes]:
-        """Give the content in order, `block_bytes` at a time."""
+        """Return the content in order, `block_bytes` at a time."""
         if isinstance(self.content, FileSlice):
             yield from self.content.blocks(block_bytes)
             return
@@ -193,19 +193,19 @@ class Request:
         return self.query.get(name, ("",))[-1].lower() in ("1", "true")
 
     def without_range(self) -> Request:
-        """Give the same request for the whole file."""
+        """Return the same request for the whole file."""
         headers = {name: value for name, value in self.headers.items() if name != "range"}
         return Request(self.method, self.target, self.query, headers, self.body)
 
 
 def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Give `value` as JSON; what JSON cannot hold (a date of a card) as text."""
+    """Return `value` as JSON; what JSON cannot hold (a date of a card) as text."""
     content = json.dumps(value, default=str).encode()
     return Response(status, {"Content-Type": "application/json; charset=utf-8", **(headers or {})}, content)
 
 
 def file_response(request: Request, path: Path, num_bytes: int, headers: Mapping[str, str]) -> Response:
-    """Give a file, or the one range of it that was asked for.
+    """Return a file, or the one range of it that was asked for.
 
     A range in a form that servers may ignore (several ranges, another unit) gives the whole file.
 
@@ -225,9 +225,9 @@ def file_response(request: Request, path: Path, num_bytes: int, headers: Mapping
 
 
 def bounds(range_header: str, num_bytes: int) -> tuple[int, int] | None:
-    """Give the first byte and the one after the last; None when there is no range to honour.
+    """Return the first byte and the one after the last; None when there is no range to honour.
 
-    The first may lie behind the end: then there is nothing to give.
+    The first may lie behind the end: then there is nothing to return.
     """
     match = _RANGE.match(range_header.replace(" ", ""))
     if match is None or not any(match.groups()):

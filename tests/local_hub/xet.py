@@ -19,7 +19,7 @@ _KNOWN_FOR_SECONDS = 7 * 24 * 3600
 
 
 def token(call: Call) -> Response:
-    """Give a token for Xet, with the scope that the path names, and the address where it is good."""
+    """Return a token for Xet, with the scope that the path names, and the address where it is good."""
     scope = call.arguments["scope"]
     repo = call.readable() if scope == "read" else call.proposable()
     if not call.request.flag("create_pr"):

@@ -55,7 +55,7 @@ class XetStore:
         return (self._root / "xorbs" / xorb).exists()
 
     def xorb_sha256(self, xorb: str) -> str:
-        """Give the sha256 of a xorb's bytes.
+        """Return the sha256 of a xorb's bytes.
 
         Raises:
             RefusalError: 400, if it was not uploaded.
@@ -65,11 +65,11 @@ class XetStore:
         return (self._root / "xorbs" / xorb).read_text()
 
     def layout(self, xorb: str) -> tuple[xorbs.Chunk, ...]:
-        """Give the chunks of a xorb."""
+        """Return the chunks of a xorb."""
         return xorbs.layout(self._store.blob_path(self.xorb_sha256(xorb)))
 
     def register(self, content: bytes) -> tuple[XetFile, ...]:
-        """Put the files of a shard together, keep their contents, and give them.
+        """Put the files of a shard together, keep their contents, and return them.
 
         Raises:
             RefusalError: 400, if a xorb is missing, or a file is not what the shard says; then none is known.
@@ -84,15 +84,15 @@ class XetStore:
         return shard.files
 
     def file(self, file_hash: str) -> XetFile | None:
-        """Give the file of an Xet hash, if it is known."""
+        """Return the file of an Xet hash, if it is known."""
         return self._files.get(file_hash)
 
     def hash_of(self, sha256: str) -> str:
-        """Give the Xet hash of a content; empty if it did not come by Xet."""
+        """Return the Xet hash of a content; empty if it did not come by Xet."""
         return self._hashes.get(sha256, "")
 
     def holder_of(self, chunk: str) -> XorbRows | None:
-        """Give a xorb that holds a chunk, if there is one."""
+        """Return a xorb that holds a chunk, if there is one."""
         return self._chunks.get(chunk)
 
     def _index(self, shard: Shard) -> None:

@@ -40,7 +40,7 @@ class Chunk:
 
 
 def layout(path: Path) -> tuple[Chunk, ...]:
-    """Give the chunks of a xorb in order, reading headers only.
+    """Return the chunks of a xorb in order, reading headers only.
 
     Raises:
         RefusalError: 400, if these are no chunks, or not all of the last one.
@@ -79,7 +79,7 @@ def _check_footer(file: BinaryIO, num_bytes: int) -> None:
 
 
 def contents(path: Path, chunks: tuple[Chunk, ...]) -> Iterator[bytes]:
-    """Give the unpacked content of chunks, one after the other.
+    """Return the unpacked content of chunks, one after the other.
 
     Raises:
         RefusalError: 400, if a body cannot be unpacked.

@@ -13,26 +13,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from hub_magmax.registry import Options, Registry, check_options, options_of
+from hub_magmax.recipe.schema import Evaluation
+from hub_magmax.recipe.values import Data
+from hub_magmax.registry import EVALUATORS, Options, check_options, options_of
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
-
-#: The group in which another package announces its evaluators.
-ENTRY_POINT_GROUP = "hub_magmax.evaluators"
-
-#: Built-in evaluators and the module that defines each; add a line here for a new one.
-BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {
-        "image-classification": "hub_magmax.evaluation.evaluators.classification",
-        "text-classification": "hub_magmax.evaluation.evaluators.classification",
-        "zero-shot-image-classification": "hub_magmax.evaluation.evaluators.zero_shot",
-        "text-to-text": "hub_magmax.evaluation.evaluators.generation",
-        "log-likelihood": "hub_magmax.evaluation.evaluators.causal",
-        "multiple-choice": "hub_magmax.evaluation.evaluators.causal",
-        "lm-eval": "hub_magmax.evaluation.evaluators.harness",
-    }
-)
 
 
 class Outcome(NamedTuple):
@@ -102,6 +88,20 @@ class Evaluator(Protocol):
         ...
 
 
+def columns_of(data: Data) -> Columns:
+    """Return the columns of inputs and labels that a recipe names for a data set."""
+    return Columns(data.input_column, data.label_column)
+
+
+def evaluator_of(spec: Evaluation) -> Evaluator:
+    """Return the evaluator that a recipe's `evaluation` names, with its options.
+
+    Raises:
+        RecipeError: If there is none of that name.
+    """
+    return make_evaluator(spec.evaluator.name, spec.evaluator.options)
+
+
 def needs_labels(evaluator: Evaluator) -> bool:
     """Say whether examples need their label column."""
     return bool(getattr(evaluator, "labelled", True))
@@ -144,12 +144,6 @@ def evaluator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
-#: Every evaluator there is.
-EVALUATORS: Registry[EvaluatorKind] = Registry(
-    "evaluator", ENTRY_POINT_GROUP, BUILT_IN, EvaluatorKind, "evaluator"
-)
-
-
 def evaluator_names() -> tuple[str, ...]:
     """Return the names of all evaluators, the built-in ones first, then those of other packages."""
     return EVALUATORS.names()
@@ -161,7 +155,8 @@ def get_evaluator(name: str) -> EvaluatorKind:
     Raises:
         RecipeError: If there is none, with the nearest name.
     """
-    return EVALUATORS.get(name)
+    kind: EvaluatorKind = EVALUATORS.get(name)
+    return kind
 
 
 def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:

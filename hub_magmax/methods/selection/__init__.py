@@ -5,27 +5,21 @@ needs a few bytes per element. Tasks are numbered from zero here, in the order t
 Every decision rests on exact comparisons of correctly rounded numbers and on keys drawn by element
 index, so chunk sizes and thread counts cannot change it.
 
-`quotas` says how many elements each task gets. `algorithm_1` and `top_n` meet the quotas;
-`largest_magnitude` needs none.
+`quotas` says how many elements each task gets. `algorithm_1` and `top_n` meet the quotas.
 
-Source: MAGMAX (arXiv:2407.06322), Tunable MAGMAX (arXiv:2605.20803).
+Source: Tunable MAGMAX (arXiv:2605.20803).
 """
 
-from hub_magmax.methods.chunks import ArrayChunks, Bits, Chunks, EarlyChunk, Rows, Selection
+from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection
 from hub_magmax.methods.selection.algorithm_one import algorithm_1
 from hub_magmax.methods.selection.exact.top_n import top_n
-from hub_magmax.methods.selection.magmax import largest_magnitude
 from hub_magmax.methods.selection.quotas import quotas
 
 __all__ = [
     "ArrayChunks",
-    "Bits",
     "Chunks",
-    "EarlyChunk",
-    "Rows",
     "Selection",
     "algorithm_1",
-    "largest_magnitude",
     "quotas",
     "top_n",
 ]

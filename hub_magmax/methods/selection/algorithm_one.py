@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
+from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.chunks import Bits, Chunks, Selection, blocks, check_task_count
+from hub_magmax.methods.chunks import Chunks, Selection, blocks, check_task_count
 from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
 from hub_magmax.methods.selection.streams import ALIGN, DROP, FILL
 
@@ -96,12 +97,11 @@ def _rank_compiled(
 ) -> list[int]:
     wanted = (np.array(quotas) > 0).astype(np.uint8)
 
-    def rank(part: Iterator[tuple[int, Bits]]) -> Int64[np.ndarray, " tasks"]:
+    def rank(part: Iterator[tuple[int, RawChunk]]) -> Int64[np.ndarray, " tasks"]:
         counts = np.zeros(len(wanted), np.int64)
-        for start, bits in part:
-            end = start + bits.num_elements
-            stored = bits.rows, bits.stride, bits.base
-            bits.check(cache.rank(*stored, wanted, owner[start:end], codes[start:end], counts))
+        for start, chunk in part:
+            end = start + chunk.num_elements
+            chunk.check_bits(cache.rank(*chunk.bits(), wanted, owner[start:end], codes[start:end], counts))
         return counts
 
     held: list[int] = sum(chunks.map(rank), np.zeros(len(wanted), np.int64)).tolist()

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.randomness import CounterGenerator, fractions
-from hub_magmax.methods.chunks import BLOCK_ELEMENTS, Bits, Chunks, T, blocks, places_in_runs
+from hub_magmax.methods.chunks import BLOCK_ELEMENTS, Chunks, T, blocks, places_in_runs
 from hub_magmax.methods.selection.streams import SAMPLE
 
 # Markets of up to this many elements are solved at once; larger ones start from a sample of themselves.
@@ -60,8 +61,10 @@ class Stock:
         for start in range(0, self.num_elements, BLOCK_ELEMENTS):
             yield start, self.values[:, start : start + BLOCK_ELEMENTS]
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
-        yield work((start, Bits.of_vectors(block)) for start, block in self.blocks())
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]:
+        yield work((start, RawChunk.of_vectors(block)) for start, block in self.blocks())
 
     def take(self, chosen: Int64[np.ndarray, " chosen"]) -> Stock:
         values = self.values.take(chosen, axis=1)
@@ -109,7 +112,9 @@ class Stream:
     def blocks(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks block"]]]:
         return blocks(self.chunks)
 
-    def map(self, work: Callable[[Iterator[tuple[int, Bits]]], T], *, is_early: bool = False) -> Iterator[T]:
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]:
         return self.chunks.map(work, is_early=is_early)
 
     def sample(self) -> Stock:

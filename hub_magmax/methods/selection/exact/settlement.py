@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
+from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
-from hub_magmax.methods.chunks import Bits
 from hub_magmax.methods.selection.exact.elements import Source, Stock, active_magnitudes, check_scale, on_grid
 from hub_magmax.methods.selection.exact.market import Groups, Market
 from hub_magmax.methods.selection.exact.price_bounds import Box
@@ -177,18 +177,18 @@ class _CompiledContest(_Contest):
         active, rule_of = np.array(self._source.active), self._source.rule_of
         bonuses, grouping = np.stack((self._most, self._least)), self.grouping.for_loops()
 
-        def settle(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, int, _Rest]:
+        def settle(part: Iterator[tuple[int, RawChunk]]) -> tuple[np.ndarray, int, _Rest]:
             found, facts, left = np.zeros_like(counts), np.zeros(4, np.int64), _Rest(len(active))
             single, values = np.empty(0, np.int64), np.empty((0, len(active)), np.float32)
             opened, marks = single, np.empty(cache.BLOCK, np.uint8)
             lanes = len(active), cache.LANES
             near = np.zeros(lanes, np.float32), np.zeros(lanes), np.zeros(cache.LANES, np.int64)
-            for start, bits in part:
-                if len(single) < bits.num_elements:  # memory that is not written to costs nothing
-                    single = np.empty(bits.num_elements, np.int64)
-                    opened = np.empty(bits.num_elements + cache.SPARE, np.int64)
-                    values = np.empty((bits.num_elements, len(active)), np.float32)
-                winners = owner[start : start + bits.num_elements]
+            for start, chunk in part:
+                if len(single) < chunk.num_elements:  # memory that is not written to costs nothing
+                    single = np.empty(chunk.num_elements, np.int64)
+                    opened = np.empty(chunk.num_elements + cache.SPARE, np.int64)
+                    values = np.empty((chunk.num_elements, len(active)), np.float32)
+                winners = owner[start : start + chunk.num_elements]
                 looking: tuple[Any, ...] = (
                     active,
                     bonuses,
@@ -203,14 +203,15 @@ class _CompiledContest(_Contest):
                     opened,
                     *near,
                 )
-                if bits.early is not None and rule_of is not None:
-                    tasks = np.empty(bits.num_elements, np.uint8)  # which the loop fills
+                if chunk.one_pass is not None and rule_of is not None:
+                    tasks = np.empty(chunk.num_elements, np.uint8)  # which the loop fills
                     rule = rule_of(tasks)
-                    number = bits.early.merge(cache.settle_and_merge, (*looking, tasks), rule)
+                    number = chunk.one_pass.merge(cache.settle_and_merge, (*looking, tasks), rule)
                 else:
+                    bits = chunk.bits()
                     nothing = np.float32(0), np.empty(0, bits.rows.dtype), np.empty(0, np.uint8)
-                    number = cache.settle(bits.rows, bits.stride, bits.base, *looking, *nothing)
-                bits.check(int(facts[1]))
+                    number = cache.settle(*bits, *looking, *nothing)
+                chunk.check_bits(int(facts[1]))
                 check_scale(float(np.int32(facts[1]).view(np.float32)), self._source.scale)
                 left.add(single[:number] + start, values[:number])
             return found, int(facts[0]), left

@@ -26,9 +26,10 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from hub_magmax.kernels.chunk import memory_of
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count, run_of
+from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection, blocks, check_task_count
 from hub_magmax.methods.selection.exact.elements import (
     DIRECT_ELEMENTS,
     OffScaleError,
@@ -172,7 +173,7 @@ def _weigh(
     """Return the sums of each eighth element's regret and value: an order that compiled loops can keep to."""
     if is_compiled:
         found, scratch = np.zeros((2, _LANES)), np.empty((2, cache.BLOCK))
-        cache.weigh(*run_of(block), np.array(active), prices, owner, found[0], found[1], scratch)
+        cache.weigh(*memory_of(block), np.array(active), prices, owner, found[0], found[1], scratch)
         return found
     values = active_magnitudes(block, active).astype(np.float64)
     count = values.shape[1]

@@ -5,8 +5,8 @@ import pytest
 
 from hub_magmax.errors import LockError
 from hub_magmax.fleet.rebuilding import rebuild
-from hub_magmax.locking import lock, plan
 from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock
 from tests.families import write_recipe

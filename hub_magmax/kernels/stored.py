@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
-from hub_magmax.checkpoints.index import ITEM_BYTES
+from hub_magmax.kernels.dtypes import ITEM_BYTES, dtype_name, torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 
 #: The bits of an exponent, all of which are set in an infinity and in a NaN.
 _EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
-
-
-@cache
-def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype for a safetensors dtype such as "BF16"."""
-    return {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-        "BOOL": torch.bool, "C64": torch.complex64,
-    }[name]  # fmt: skip
-
-
-@cache
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return what safetensors calls a dtype of torch."""
-    return next(name for name in ITEM_BYTES if torch_dtype(name) == dtype)
 
 
 def bits_dtype(name: str) -> np.dtype[np.unsignedinteger]:

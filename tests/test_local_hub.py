@@ -37,8 +37,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import HubMagmaxError, OutputError, SourceError
+from tests.local_hub.__main__ import main
 from tests.local_hub.faults import Faults
-from tests.local_hub.hub import LocalHub, main
+from tests.local_hub.hub import LocalHub
 from tests.local_hub.metadata import validate
 from tests.local_hub.objects import belongs_in_lfs
 from tests.local_hub.wire import Body, FileSlice, RefusalError, Request, file_response
@@ -46,6 +47,7 @@ from tests.local_hub.wire import Body, FileSlice, RefusalError, Request, file_re
 # The client's own upload code still passes files as `data`.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
+ROOT = Path(__file__).parents[1]
 WEIGHTS = bytes(range(256)) * 40
 FILES = {"config.json": b'{"model_type": "tiny"}', "w/model.safetensors": WEIGHTS}
 CARD = b"""---
@@ -766,15 +768,18 @@ def test_a_taken_port_and_a_wrong_name_are_explained(
 
 
 def test_the_command_prints_what_to_export_and_stops_on_an_interrupt(tmp_path: Path) -> None:
-    script = (
-        "import sys; from tests.local_hub.hub import main; code = main(sys.argv[1:]);"
-        "assert not {'torch', 'pyarrow'} & {*sys.modules}; raise SystemExit(code)"
-    )
-    command = [sys.executable, "-c", script, "--root", str(tmp_path / "root")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-X", "importtime", "-m", "tests.local_hub", "--root", str(tmp_path / "root")]
+    imported = tmp_path / "imported"
+    with (
+        imported.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT) as process,
+    ):
         assert process.stdout is not None
         lines = [process.stdout.readline().strip() for _ in range(3)]
         assert get(lines[0].removeprefix("export HF_ENDPOINT=") + "/api/models/me/x").status_code == 401
         assert lines[1].endswith("export HF_TOKEN=hf_local")
         process.terminate()
         assert process.wait(20) == 0
+    names = {line.rpartition("|")[2].strip() for line in imported.read_text().splitlines()}
+    assert "tests.local_hub.hub" in names
+    assert not {"torch", "pyarrow"} & names

@@ -1,0 +1,197 @@
+"""One chunk of a tensor: stored values of every checkpoint, as backends read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+from numpy.lib.stride_tricks import as_strided
+
+from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.stored import Stored
+
+#: Dtypes whose bits compiled loops read and write.
+LOOP_DTYPES = ("BF16", "F32")
+#: Dtypes that float32 holds exactly.
+NARROW_DTYPES = ("BF16", "F16", "F32")
+#: Bits of infinity as float32. Bits of non-negative floats sort like the numbers; those of NaN lie above.
+INFINITY_BITS = 0x7F800000
+
+
+class Files(Protocol):
+    """The place of one tensor in files that are open, a row for each checkpoint.
+
+    Attributes:
+        dtype: Of all rows, as safetensors calls it.
+    """
+
+    dtype: str
+
+    def block(self, start: int) -> tuple[int, np.ndarray]:
+        """Return the bytes of a row before the element `start`, and memory for a block read there."""
+        ...
+
+    def arguments(self) -> AbstractContextManager[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Give descriptors, places and a clock, as compiled loops take them."""
+        ...
+
+    def raise_for(self, parts: Sequence[tuple[int, int]]) -> NoReturn:
+        """Raise CheckpointError or SourceError for elements that a loop could not read, naming the file."""
+        ...
+
+
+class OnePass(Protocol):
+    """A chunk that one loop reads, surveys and merges."""
+
+    def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: Any) -> int:
+        """Call a loop of `compiled.one_pass`, and return what it returns.
+
+        Args:
+            loop: Takes what it reads from, `looking`, and what it merges with.
+            looking: What else it looks with.
+            rule: A method's, right for every element that the loop does not find open.
+
+        Raises:
+            CheckpointError, SourceError: If not all of it could be read.
+        """
+        ...
+
+
+class Bits(NamedTuple):
+    """Values of a chunk for compiled loops: bits of bfloat16 (uint16) or of float32 (uint32).
+
+    Attributes:
+        rows: A row per task, each `stride` after the one before.
+        base: The base model's row, yet to be subtracted; empty where `rows` are task vectors.
+    """
+
+    rows: Shaped[np.ndarray, " memory"]
+    stride: int
+    base: Shaped[np.ndarray, " _"]
+
+
+@dataclass
+class RawChunk:
+    """Some elements of one tensor of the base model and of every task; one thread's.
+
+    Values lie in memory that is used again for the next chunk.
+
+    Attributes:
+        parts: Bounds of the elements, from one to before another, one part after the other.
+        read: Returns a row of values per checkpoint, the base model's first; together if of one dtype.
+        files: Replaces `read` for loops that read files themselves.
+        check: Takes a number that is finite only if all values are; raises if it is not.
+        one_pass: Merges the chunk while a loop surveys it; nothing has been read then.
+        has_base: False where rows are task vectors, without a base model.
+    """
+
+    parts: Sequence[tuple[int, int]]
+    read: Callable[[], Stored | list[Stored]]
+    files: Files | None = None
+    check: Callable[[float], None] = lambda probe: None
+    one_pass: OnePass | None = None
+    has_base: bool = True
+    _stored: Stored | list[Stored] | None = None
+
+    @classmethod
+    def of_vectors(cls, vectors: Float32[np.ndarray, "tasks chunk"]) -> RawChunk:
+        """Return task vectors that are known to be finite."""
+        rows = Stored(vectors.view(np.uint32), "F32")
+        return cls([(0, vectors.shape[1])], lambda: rows, has_base=False)
+
+    @property
+    def start(self) -> int:
+        return self.parts[0][0]
+
+    @property
+    def num_elements(self) -> int:
+        return sum(stop - start for start, stop in self.parts)
+
+    @property
+    def stored(self) -> Stored | list[Stored]:
+        """The rows, read when they are first asked for."""
+        if self._stored is None:  # no cached_property: threads would wait for each other's reading
+            self._stored = self.read()
+        return self._stored
+
+    @property
+    def values(self) -> list[torch.Tensor]:
+        """The rows as torch tensors."""
+        rows = self.stored
+        return [*rows.tensor] if isinstance(rows, Stored) else [row.tensor for row in rows]
+
+    @property
+    def base(self) -> torch.Tensor:
+        return self.values[0]
+
+    @property
+    def checkpoints(self) -> list[torch.Tensor]:
+        return self.values[1:]
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether float32 holds all values."""
+        rows = self.stored
+        return all(row.dtype in NARROW_DTYPES for row in ([rows] if isinstance(rows, Stored) else rows))
+
+    def rows(self, dtype: str | None = None) -> np.ndarray:
+        """Return the bits of all narrow rows: as stored where loops can read them, else of float32.
+
+        Args:
+            dtype: If given, stored bits are returned in this dtype alone.
+        """
+        found = self.stored
+        if isinstance(found, Stored) and found.dtype in LOOP_DTYPES and dtype in (None, found.dtype):
+            return found.bits
+        return Stored.of(torch.stack([values.float() for values in self.values])).bits
+
+    def bits(self) -> Bits:
+        """Return the values for loops over a whole tensor; of wide values the task vectors.
+
+        Raises:
+            NonFiniteError: If task vectors that are formed here are not finite.
+        """
+        from hub_magmax.kernels.reference import task_vectors
+
+        if not self.has_base:
+            return Bits(*memory_of(self.rows()), np.empty(0, np.uint32))
+        if self.is_narrow:
+            memory, stride = memory_of(self.rows())
+            return Bits(memory[stride:], stride, memory[: self.num_elements])
+        vectors = task_vectors(self.base, self.checkpoints)
+        self.check(float(vectors.sum()))
+        return Bits(*memory_of(vectors.numpy().view(np.uint32)), np.empty(0, np.uint32))
+
+    def check_bits(self, largest: int) -> None:
+        """Raise NonFiniteError if the largest magnitude, as bits, is not finite."""
+        self.check(probe_of(largest))
+
+    def element(self, place: int) -> int:
+        """Return the index in the tensor of what is at a place in the rows."""
+        for start, stop in self.parts:
+            if place < stop - start:
+                return start + place
+            place -= stop - start
+        raise IndexError(place)
+
+
+def probe_of(largest: int) -> float:
+    """Return a number that is finite if the bits of the largest magnitude are."""
+    return 0.0 if largest < INFINITY_BITS else math.nan
+
+
+def memory_of(block: Shaped[np.ndarray, "tasks block"]) -> tuple[np.ndarray, int]:
+    """Return the memory from a block's first row to its last, for a compiled loop, and their distance.
+
+    Rows may be parts of longer ones. Where the elements of a row do not lie side by side, rows are copied.
+    """
+    size = block.itemsize
+    if block.strides[1] != size or block.strides[0] % size:
+        block = np.ascontiguousarray(block)
+    stride, length = block.strides[0] // size, block.shape[1]
+    return as_strided(block, ((block.shape[0] - 1) * stride + length,), (size,)), stride

@@ -1,0 +1,210 @@
+"""Elementwise operations that turn the task vectors of an element into its merged value, in torch.
+
+Every step is correctly rounded and looks at one element (and all tasks) at a time, so a result is the same
+to the bit for any chunk size and number of threads. Fused multiply-add (torch's `alpha=`, `addcmul`) is
+avoided: it rounds differently in a vector body and its tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float32, Shaped, UInt8
+
+from hub_magmax.kernels.lazy_imports import Array, Rows, torch
+
+#: One number per task.
+Weights = Sequence[float] | Array
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Numbers that an operation takes beside the task vectors.
+
+    Attributes:
+        per_element: Arrays as long as the chunk, along their first axis.
+        per_task: Arrays that are the same for all chunks.
+    """
+
+    per_element: tuple[Array, ...] = ()
+    per_task: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """An elementwise operation; its reference defines the bytes that every backend returns.
+
+    Attributes:
+        reference: Takes a chunk of each task vector (float32 torch tensors, one row per task), then
+            `Inputs.per_element`, then `Inputs.per_task`, as torch tensors. Returns the merged task vector
+            (float32) or, if `selects`, the number of each element's winner (uint8, from zero).
+        selects: Every element comes from exactly one task; the merge then counts winners.
+        name: Identifies an operation of this module, for instance in stored rules; "" for all others.
+    """
+
+    reference: Callable[..., torch.Tensor]
+    selects: bool = False
+    name: str = ""
+
+    def find(self, rows: Rows, inputs: Inputs) -> torch.Tensor:
+        """Return what the reference returns."""
+        numbers = (*inputs.per_element, *inputs.per_task)
+        return self.reference(rows, *map(torch.as_tensor, numbers))
+
+    def __call__(self, rows: Rows, inputs: Inputs) -> Float32[torch.Tensor, "*shape"]:
+        """Return the merged task vector of a chunk."""
+        found = self.find(rows, inputs)
+        return select_rows(rows, found) if self.selects else found
+
+
+def weighted_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
+    """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out.
+
+    A weight of one among zeros returns that task vector bit for bit.
+    """
+    # Adding to a negative zero changes nothing; adding to a positive one would lose signs of zeros.
+    total = torch.full_like(rows[0], -0.0)
+    for row, weight in zip(rows, _as_tensor(weights), strict=True):
+        total = torch.where(weight != 0, total + row * weight, total)
+    return total
+
+
+def agreeing_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
+    """Return s · |s| / Σ w_t |τ_t| with s = Σ w_t τ_t: what all tasks agree about is kept whole.
+
+    Zero where every weighted element is zero. A single weight of one returns its row, bit for bit.
+    """
+    total = weighted_sum(rows, weights)
+    size = weighted_sum([row.abs() for row in rows], weights)
+    return torch.where(size > 0, total * (total.abs() / size), total)
+
+
+def _as_tensor(weights: Weights) -> Float32[torch.Tensor, " tasks"]:
+    return torch.as_tensor(weights, dtype=torch.float32)
+
+
+def select_rows(
+    rows: Rows, winners: Float32[torch.Tensor, " chunk"] | UInt8[torch.Tensor, " chunk"]
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return each element from the row of its winner."""
+    selected = rows[0]
+    for task, row in enumerate(rows):
+        selected = torch.where(winners == task, row, selected)
+    return selected
+
+
+def ties_merge(rows: Rows, thresholds: Weights, weights: Weights) -> Float32[torch.Tensor, " chunk"]:
+    """Trim, elect a sign, and average the tasks that agree with it.
+
+    Args:
+        rows: One chunk of each task vector.
+        thresholds: Elements below their task's threshold count as zero.
+        weights: Weight of each task in the election and in the average.
+
+    Source: TIES (arXiv:2306.01708), section 4, with weights.
+    """
+    pairs = zip(rows, _as_tensor(thresholds), strict=True)
+    trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]
+    return elected_mean(trimmed, weights, weights)
+
+
+def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch.Tensor, " chunk"]:
+    """Return Σ w_t τ_t / Σ s_t over the tasks whose element has the sign of Σ w_t τ_t over all.
+
+    Zero where that sum is zero.
+
+    Args:
+        rows: One chunk of each task vector.
+        weights: The w_t.
+        shares: The s_t; equal to the weights for a mean.
+    """
+    elected = weighted_sum(rows, weights).sign()
+    total = torch.zeros_like(elected)
+    mass = torch.zeros_like(elected)
+    for row, weight, share in zip(rows, _as_tensor(weights), _as_tensor(shares), strict=True):
+        agrees = (row.sign() == elected) & (elected != 0)
+        total = total + torch.where(agrees, row * weight, 0.0)
+        mass = mass + torch.where(agrees, share, 0.0)
+    return torch.where(mass > 0, total / mass, 0.0)
+
+
+def banded_sum(
+    rows: Rows, least: Weights, most: Weights, weights: Weights
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return Σ w_t τ_t over the elements whose magnitude is from `least` to `most` of their task."""
+    bounds = zip(rows, _as_tensor(least), _as_tensor(most), strict=True)
+    kept = [torch.where((row.abs() >= low) & (row.abs() <= high), row, 0.0) for row, low, high in bounds]
+    return weighted_sum(kept, weights)
+
+
+def dropped_sum(
+    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], multipliers: Weights
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return Σ m_t τ_t over the tasks that keep the element; the m_t hold the rescaling."""
+    return weighted_sum(_masked(rows, kept), multipliers)
+
+
+def dropped_ties(
+    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], shares: Weights, weights: Weights
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return the `elected_mean` over the tasks that keep the element; the shares hold the rescaling.
+
+    Elements that were rescaled each by itself, and rounded, would no longer cancel where the masses of both
+    signs are equal.
+    """
+    return elected_mean(_masked(rows, kept), weights, shares)
+
+
+def _masked(rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"]) -> list[torch.Tensor]:
+    is_kept = [(kept[:, task // 8] & (1 << task % 8)).bool() for task in range(len(rows))]
+    return [torch.where(keep, row, 0.0) for keep, row in zip(is_kept, rows, strict=True)]
+
+
+def largest_magnitude(rows: Rows) -> UInt8[torch.Tensor, "*shape"]:
+    """Return the task of largest magnitude, the later one where they are equal; at most 255 tasks.
+
+    Source: MAGMAX (arXiv:2407.06322).
+    """
+    best = rows[0].abs()
+    # Winners as floats until the end: torch's compiler vectorises a choice of floats, not of bytes.
+    winners = torch.zeros_like(best)
+    for task, row in enumerate(rows):
+        magnitude = row.abs()
+        larger = magnitude >= best
+        winners = torch.where(larger, float(task), winners)
+        best = torch.where(larger, magnitude, best)
+    return winners.to(torch.uint8)
+
+
+def precomputed(rows: Rows, found: Shaped[torch.Tensor, " chunk"]) -> Shaped[torch.Tensor, " chunk"]:
+    """Return the values that a survey of the tensor has found already."""
+    return found
+
+
+WEIGHTED_SUM = Op(weighted_sum, name="weighted_sum")
+AGREEING_SUM = Op(agreeing_sum, name="agreeing_sum")
+TIES = Op(ties_merge, name="ties")
+BAND = Op(banded_sum, name="band")
+DROPPED = Op(dropped_sum, name="dropped")
+DROPPED_TIES = Op(dropped_ties, name="dropped_ties")
+LARGEST = Op(largest_magnitude, selects=True, name="largest")
+#: Takes merged values of each element (float32), or its winner (uint8).
+PRECOMPUTED = Op(precomputed, name="precomputed")
+CHOSEN = Op(precomputed, selects=True, name="chosen")
+
+#: All of them, by name.
+OPS = {
+    op.name: op
+    for op in (
+        WEIGHTED_SUM,
+        AGREEING_SUM,
+        TIES,
+        BAND,
+        DROPPED,
+        DROPPED_TIES,
+        LARGEST,
+        PRECOMPUTED,
+        CHOSEN,
+    )
+}

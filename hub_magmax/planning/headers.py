@@ -1,0 +1,107 @@
+"""A plan from the headers of a recipe's locked checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hub_magmax.checkpoints.opening import open_inputs
+from hub_magmax.checkpoints.pinning import check_side_files
+from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.errors import (
+    CheckpointError,
+    MismatchError,
+    RecipeError,
+)
+from hub_magmax.planning.adapters import plan_adapter
+from hub_magmax.planning.layout import make_plan
+from hub_magmax.planning.plan import Plan
+from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.schema import Recipe
+
+
+def check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
+    """Raise where an adapter stands for what only a whole checkpoint can be."""
+    adapters = [name for name, source in sources.items() if source.adapter_config]
+    if "base_model" in adapters:
+        raise CheckpointError(
+            "the base model is an adapter",
+            where=sources["base_model"].label,
+            expected="the whole model that the adapters were trained on",
+        )
+    if (name := recipe.output.files_from) in adapters:
+        raise RecipeError(
+            f"{name} is an adapter, and the merged model needs the config of a whole model",
+            where="recipe, output.files_from",
+            hint="Leave it out: the base model's files are copied.",
+        )
+    if recipe.adapters and not adapters:
+        raise RecipeError(
+            "none of the tasks is an adapter",
+            where="recipe, adapters",
+            hint="Leave it out, or check the tasks' models.",
+        )
+    whole = [name for name in sources if name != "base_model" and name not in adapters]
+    if recipe.output.is_adapter and whole:
+        raise RecipeError(
+            f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
+            where="recipe, output.format",
+            expected="LoRA adapters only, to write an adapter",
+            hint="Write whole weights: output.format: weights.",
+        )
+
+
+def check_architectures(sources: Mapping[str, LockedSource], *, rules: bool) -> None:
+    """Raise MismatchError where two configurations name different kinds of model.
+
+    Models of different types can have tensors of the same names and shapes (llama and mistral, say), and
+    so can models of one type with different heads. The latter may be meant where the recipe has rules for
+    tensors, which say which head is kept.
+    """
+    stated: dict[str, dict[str, Any]] = {
+        "model_type": {name: source.model_type for name, source in sources.items()},
+        "architectures": {} if rules else {name: s.architectures for name, s in sources.items()},
+    }
+    for key, values in stated.items():
+        known = {name: value for name, value in values.items() if value}
+        for name, value in known.items():
+            first = next(iter(known))
+            if value != known[first]:
+                raise _different_architectures(
+                    key, sources[first].label, known[first], sources[name].label, value
+                )
+
+
+def _different_architectures(key: str, one: str, ones: Any, other: str, others: Any) -> MismatchError:
+    shown = [value if isinstance(value, str) else ", ".join(value) for value in (ones, others)]
+    return MismatchError(
+        f"`{key}` is {shown[1]}, and {shown[0]} in {one}",
+        where=f"{other}, config.json",
+        expected="checkpoints of one architecture",
+        hint="Check that it was fine-tuned from this base model."
+        if key == "model_type"
+        else "If the models differ in their heads only, say under `tensors` which head to keep.",
+    )
+
+
+def plan_from_headers(recipe: Recipe, locked: Lock, *, hub: HubSources | None = None) -> Plan:
+    """Return everything that merging `recipe` will do, from its checkpoints' headers.
+
+    Args:
+        recipe: What to merge.
+        locked: Its lock.
+        hub: Repositories that are open already, and stay open for later calls.
+
+    Raises:
+        MismatchError: If the checkpoints do not fit each other.
+        RecipeError: If an adapter is asked for, and the tasks cannot become one.
+        LockError: If a source is no longer what was locked.
+    """
+    check_adapters(recipe, locked.sources)
+    with open_inputs(recipe, locked, hub or HubSources()) as opened:
+        files_from = recipe.output.files_from
+        check_side_files(opened[files_from], locked.sources[files_from])
+        if recipe.output.is_adapter:
+            return plan_adapter(recipe, locked, opened)
+        indexes = {name: source.index for name, source in opened.items()}
+    return make_plan(recipe, locked, indexes)

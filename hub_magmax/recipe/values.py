@@ -1,0 +1,126 @@
+"""Types of a recipe's values: sizes, numbers, names, places, data sets."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from hub_magmax.recipe.references import relative_path
+
+#: Tasks, and whatever there is one of for each.
+MAX_TASKS = 255
+
+#: Characters of a path or a name: what systems take at most.
+MAX_PLACE_LENGTH = 4096
+
+#: What a recipe writes where a comparison shall choose.
+AUTO = "auto"
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
+
+
+def parse_size(value: Any) -> Any:
+    """Return the bytes that "5GB", "500 MB", "2GiB" or a whole number mean; leave the rest as it is."""
+    pattern = r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
+    if not match:
+        return value
+    if match[2].upper() not in _UNITS:
+        raise ValueError(f"unknown unit {match[2]!r}; use KB, MB, GB, KiB, MiB or GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value  # YAML 1.1 reads 1e-5 as text; pydantic turns it into a number
+
+
+def _scaling(value: Any) -> float | str:
+    if value == AUTO:
+        return AUTO
+    try:
+        number = float(_number(value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("should be a finite number, or auto")
+    return number
+
+
+def _language(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch("[a-z]{2,3}|multilingual|code", value):
+        raise ValueError(
+            f'{value!r} should be an ISO 639 code such as en, or multilingual (and "no" in quotes)'
+        )
+    return value
+
+
+def _dataset_id(value: str) -> str:
+    name = "[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+    if not re.fullmatch(f"{name}(/{name})?", value):
+        raise ValueError(f"{value!r} should be a data set on the Hub, such as org/name")
+    return value
+
+
+def _relative(value: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    return relative_path(value, folder) if folder else value
+
+
+#: A path, or a name on the Hub; absolute paths are stored relative to the recipe's folder.
+Place = Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH), AfterValidator(_relative)]
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+Scaling = Annotated[
+    float | str,
+    BeforeValidator(_scaling),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"const": AUTO}]}),
+]
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+Language = Annotated[str, BeforeValidator(_language)]
+
+DatasetId = Annotated[str, AfterValidator(_dataset_id)]
+
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Spec(BaseModel):
+    """Part of a recipe: cannot be changed, and takes no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Spec):
+    """Examples as `datasets` names them: a Hub id, or a local folder or file, and a split."""
+
+    dataset: Place
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    input_column: str | None = None
+    label_column: str = "label"
+
+
+TaskData = Annotated[dict[TaskName, Data], Field(max_length=MAX_TASKS)]
+
+Share = Annotated[Number, Field(gt=0, lt=1)]
+
+Positive = Annotated[Number, Field(gt=0)]
+
+TaskWeights = Annotated[dict[TaskName, Annotated[Number, Field(ge=0)]], Field(max_length=MAX_TASKS)]

@@ -1,0 +1,210 @@
+"""Operations × backends: every backend returns the reference's bytes, counts and notices."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hub_magmax.kernels import backend as seam
+from hub_magmax.kernels import ops, reference
+from hub_magmax.kernels.backend import choose_backend
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.dtypes import dtype_name
+from hub_magmax.kernels.lazy_imports import one_thread
+from hub_magmax.kernels.ops import Inputs, Op
+from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
+from hub_magmax.kernels.stored import Stored
+
+REFERENCE = Reference()
+BACKENDS = {"pieces": Reference(piece_elements=77), "compiled": Compiled()}
+OWN = Op(lambda rows, weights: sum(row * weight for row, weight in zip(rows, weights, strict=True)))
+OWN_CHOICE = Op(lambda rows: torch.stack(list(rows)).abs().argmin(0).to(torch.uint8), selects=True)
+OPS = ops.OPS | {"a plug-in's": OWN, "a plug-in's that selects": OWN_CHOICE}
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+GENERATOR = CounterGenerator(7, "t")
+
+
+def chunk_of(length, dtype, num_tasks=3, other=None):
+    """A chunk in which ties, zeros of both signs and elements that do not move are common."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(length, generator=generator).to(dtype)
+    keep = [torch.rand(length, generator=generator) < 0.5 for _ in range(num_tasks)]
+    steps = [0.1 * torch.randn(length, generator=generator).round(decimals=1) * k for k in keep]
+    checkpoints = [(base.double() + step).to(dtype) for step in steps]
+    if length > 3:
+        base[:2], checkpoints[0][1] = torch.tensor([0.0, -0.0]), 0.0
+    if other is not None:
+        values = [base, checkpoints[0].to(other), *checkpoints[1:]]
+        return RawChunk([(0, length)], lambda: [Stored.of(row) for row in values])
+    return chunk_with(torch.stack([base, *checkpoints]))
+
+
+def chunk_with(values):
+    rows = Stored.of(values)
+    return RawChunk([(0, values.shape[1])], lambda: rows)
+
+
+def inputs_of(op, length, num_tasks=3):
+    """Numbers for an operation, one weight of them zero."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.tensor([0.5, 0.0, *[0.5] * (num_tasks - 2)])
+    bounds = 0.1 * torch.rand(num_tasks, generator=generator)
+    kept = torch.randint(0, 256, ((num_tasks + 7) // 8, length), generator=generator, dtype=torch.uint8)
+    return {
+        "ties": Inputs((), (bounds, weights)),
+        "band": Inputs((), (bounds, 2 * bounds, weights)),
+        "dropped": Inputs((kept.T,), (weights / 0.3,)),
+        "dropped_ties": Inputs((kept.T,), (weights * 0.3, weights)),
+        "largest": Inputs(),
+        "precomputed": Inputs((torch.randn(length, generator=generator),)),
+        "chosen": Inputs((kept[0] % num_tasks,)),
+    }.get(op.name, Inputs() if op is OWN_CHOICE else Inputs((), (weights,)))
+
+
+def assert_same(found, expected):
+    assert found.values.dtype == expected.values.dtype
+    assert found.values.bits.tobytes() == expected.values.bits.tobytes()
+    assert found.counts.tolist() == expected.counts.tolist()
+    assert math.isfinite(found.probe) and math.isfinite(expected.probe)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, cache.BLOCK, 5 * cache.BLOCK + 3])
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_every_backend_merges_to_the_same_bytes(op, backend, dtype, out, length):
+    chunk, inputs = chunk_of(length, dtype), inputs_of(OPS[op], length)
+    found, expected = (
+        one.merge(OPS[op], chunk, inputs, dtype_name(out), 0.3) for one in (BACKENDS[backend], REFERENCE)
+    )
+    assert_same(found, expected)
+    assert found.counts.sum() == (length if OPS[op].selects else 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_checkpoints_of_several_dtypes_merge_to_the_same_bytes(op, backend):
+    chunk, inputs = chunk_of(1000, torch.bfloat16, other=torch.float32), inputs_of(OPS[op], 1000)
+    found, expected = (
+        one.merge(OPS[op], chunk, inputs, "BF16", 0.3) for one in (BACKENDS[backend], REFERENCE)
+    )
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_eleven_tasks_merge_to_the_same_bytes(op, backend):
+    """Bits of what is kept for more than eight tasks take two bytes for each element."""
+    length = cache.BLOCK + 7
+    chunk, inputs = chunk_of(length, torch.bfloat16, num_tasks=11), inputs_of(OPS[op], length, num_tasks=11)
+    found, expected = (
+        one.merge(OPS[op], chunk, inputs, "BF16", 0.3) for one in (BACKENDS[backend], REFERENCE)
+    )
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("op", OPS)
+def test_probe_is_not_finite_where_an_input_is_not(op, value, backend):
+    chunk = chunk_of(5000, torch.float32)
+    chunk.checkpoints[1][4321] = value
+    inputs = inputs_of(OPS[op], 5000)
+    assert not math.isfinite(BACKENDS[backend].merge(OPS[op], chunk, inputs, "F32", 0.3).probe)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_probe_is_not_finite_where_the_merged_value_is_too_large(dtype, backend):
+    rows = torch.zeros((2, 10), dtype=dtype)
+    rows[1, 3] = 0.4 * torch.finfo(dtype).max
+    inputs = Inputs((), (torch.ones(1),))
+    probes = [
+        BACKENDS[backend].merge(ops.WEIGHTED_SUM, chunk_with(rows), inputs, dtype_name(dtype), scaling).probe
+        for scaling in (3.0, 0.5)
+    ]
+    assert [math.isfinite(probe) for probe in probes] == [False, True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES[::2])
+@pytest.mark.parametrize(("base", "other", "is_finite"), [(3e38, 3e38, True), (3e38, -3e38, False)])
+def test_probe_counts_task_vectors_that_are_not_chosen(base, other, is_finite, dtype, backend):
+    """A number that is far from the base model's is noticed, as are all that are not finite."""
+    stored = torch.ones(3, cache.BLOCK + 5, dtype=dtype)
+    stored[0, -1], stored[2, -1] = base, other
+    stored[1, -1] = base
+    length = stored.shape[1]
+    first = Inputs((torch.zeros(length, dtype=torch.uint8),))
+    found = BACKENDS[backend].merge(ops.CHOSEN, chunk_with(stored), first, dtype_name(dtype), 0.5)
+    assert math.isfinite(found.probe) == is_finite
+    assert torch.equal(found.values.tensor, stored[1]) and found.counts.tolist() == [length, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_task_vectors_are_the_same_bytes(dtype, backend):
+    chunk = chunk_of(3 * cache.BLOCK + 1, dtype)
+    room = np.empty((3, chunk.num_elements), np.float32)
+    found, probe = BACKENDS[backend].task_vectors(chunk, lambda: room)
+    expected = reference.task_vectors(chunk.base, chunk.checkpoints).numpy()
+    assert found.tobytes() == expected.tobytes() and math.isfinite(probe)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("count", [0, 1, 15, cache.BLOCK, 3 * cache.BLOCK + 5])
+@pytest.mark.parametrize("edges", [[], [1], [1 << 40, 1 << 63, (1 << 63) + 5], [1 << 52, 1 << 52]])
+def test_every_backend_mixes_alike(edges, count, backend):
+    call = 123_456, count, GENERATOR, np.array(edges, np.uint64), np.arange(len(edges) + 1, dtype=np.uint8)
+    assert BACKENDS[backend].mix(*call).tolist() == REFERENCE.mix(*call).tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("count", [0, 1, 15, cache.BLOCK + 5])
+@pytest.mark.parametrize("num_pairs", [1, 4, 5, 9])
+@pytest.mark.parametrize("most", [0, 1 << 31, (1 << 32) - 1])
+def test_every_backend_drops_alike(most, num_pairs, count, backend):
+    call = 123_456, count, GENERATOR, range(40, 40 + num_pairs), np.uint32(most)
+    assert BACKENDS[backend].drop(*call).tolist() == REFERENCE.drop(*call).tolist()
+
+
+def test_merging_by_the_reference_is_its_steps():
+    chunk = chunk_of(100, torch.float32)
+    rows = reference.task_vectors(chunk.base, chunk.checkpoints)
+    winners = ops.largest_magnitude(rows)
+    found = REFERENCE.merge(ops.LARGEST, chunk, Inputs(), "F32", 0.5)
+    assert found.counts.tolist() == torch.bincount(winners, minlength=3).tolist()
+    update = ops.select_rows(rows, winners)
+    assert found.values.tensor.equal(reference.apply_update(chunk.base, update, 0.5, torch.float32))
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize(
+    ("num_elements", "expected"),
+    [
+        (seam.LOAD_ABOVE_ELEMENTS - 1, (Reference, Reference)),
+        (seam.LOAD_ABOVE_ELEMENTS, (Reference, Compiled)),
+        (seam.COMPILE_ABOVE_ELEMENTS - 1, (Reference, Compiled)),
+        (seam.COMPILE_ABOVE_ELEMENTS, (Compiled, Compiled)),
+    ],
+)
+def test_merges_wait_for_a_compiler_where_it_pays(num_elements, expected, is_kept, monkeypatch):
+    monkeypatch.setattr(Compiled, "is_kept", lambda: is_kept)
+    assert type(choose_backend(num_elements)) is expected[is_kept]
+
+
+def test_compiled_loops_are_found_again():
+    Compiled().merge(ops.LARGEST, chunk_of(10, torch.float32), Inputs(), "F32", 0.3)
+    assert Compiled.is_kept()
+
+
+def test_number_of_threads_is_restored():
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
