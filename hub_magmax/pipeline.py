@@ -12,11 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.opening import (
-    PARALLEL_SOURCES,
-    HubSources,
-    lock_source,
-)
+from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
 from hub_magmax.errors import (
     EvaluationError,
     PublishError,

@@ -220,7 +220,7 @@ def _plain(value: Any) -> Markdown:
 def _rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
     """Return what follows `hub-magmax verify`, quoted for a shell."""
     target = recipe.output.push_to_hub or Path(recipe.output.path).name
-    local = any(source.kind == "local" for source in lock.sources.values())
+    local = any(source.commit is None for source in lock.sources.values())
     return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
 
 
@@ -398,7 +398,7 @@ def _repo_id(text: str | None) -> str | None:
 
 
 def _hub_id(source: LockedSource) -> str | None:
-    return _repo_id(source.repo_id) if source.kind == "hub" else None
+    return _repo_id(source.repo_id)
 
 
 def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: License) -> str:
