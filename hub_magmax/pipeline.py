@@ -12,11 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.opening import (
-    PARALLEL_SOURCES,
-    HubSources,
-    lock_source,
-)
+from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
 from hub_magmax.errors import (
     EvaluationError,
     PublishError,
@@ -38,7 +35,7 @@ from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, ResolvedPreference
 from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reporting.card import write_card
+from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
@@ -108,7 +105,9 @@ def run(
     scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
     if not processes.is_first:
         return Run(planned, merged, output, scores)
-    write_card(recipe, locked, merged, scores, output)
+    if is_edited(output / CARD_NAME):
+        report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
+    write_card(recipe, locked, merged, scores, output, keep_edited=True)
     published = None
     guards = check_guards(recipe.evaluation, scores)
     if destination is not None:

@@ -67,7 +67,7 @@ def mentions() -> list[str]:
 def command_of(line: str) -> tuple[click.Command, list[str]]:
     """Return the verb that a command line calls, and its arguments."""
     verb, *arguments = shlex.split(line[CALL.search(line).end() :], comments=True)
-    return main.commands[verb], arguments
+    return main.get_command(click.Context(main), verb), arguments
 
 
 def test_readme_is_short():

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from hub_magmax import methods
+from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.side_files import tokenizer_notices
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import digest
@@ -265,12 +266,17 @@ class Plan:
             )
         return fitting
 
+    @cached_property
+    def num_remote(self) -> int:
+        """Number of sources that are read over a network."""
+        folder = self.recipe.folder
+        return sum(location_of(source, folder).is_remote for source in self.lock.sources.values())
+
     def _held_from_hub_bytes(self, form: str, budget: Budget) -> int:
         """Return what is held of sources on the Hub: ahead, and of a tensor that is read more than once."""
-        num_remote = sum(source.repo_id is not None for source in self.lock.sources.values())
         largest = max((job.num_bytes for job in self.jobs if job.merged), default=0)
-        repeated = 0 if form in ("elementwise", "linear") else num_remote * largest
-        return min(budget.read_ahead_bytes, self.bytes_in) + repeated if num_remote else 0
+        repeated = 0 if form in ("elementwise", "linear") else self.num_remote * largest
+        return min(budget.read_ahead_bytes, self.bytes_in) + repeated if self.num_remote else 0
 
     def tensors_read(self, jobs: Sequence[TensorJob]) -> dict[str, tuple[str, ...]]:
         """Return which tensors making `jobs` one after the other reads from each source, in order."""

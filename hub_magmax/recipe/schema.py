@@ -18,7 +18,6 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.files import digest
 from hub_magmax.recipe.preferences import Preference
-from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference
 from hub_magmax.recipe.values import (
     AUTO,
     MAX_PLACE_LENGTH,
@@ -241,9 +240,6 @@ class Recipe(Spec):
         if self.compare is not None and self.compare.tune is not None:
             return self.compare.tune
         return self.preference.spec.target if self.preference and self.preference.is_estimated else None
-
-    def reference(self, written: str) -> LocalFolder | HubModel:
-        return parse_reference(written, self.folder)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `parse_recipe` turns into an equal recipe."""

@@ -23,21 +23,18 @@ from pydantic import TypeAdapter, ValidationError
 from hub_magmax import methods
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, Difference
-from hub_magmax.evaluation.scores import MERGED, Score, Scores, quantized_name, write_scores
+from hub_magmax.evaluation.scores import MERGED, Score, Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
-from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import DatasetId, Language
 from hub_magmax.registry import METHODS
 from hub_magmax.reporting.diagnosis import (
-    DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
     THRESHOLDS,
     Diagnosis,
-    read_diagnosis,
     verdict,
 )
 from hub_magmax.reporting.licence import License, combined_license
@@ -58,9 +55,6 @@ from hub_magmax.text import (
 
 TEMPLATE_NAME = "model_card.md.jinja"
 
-#: What a card and the picture beside it are called.
-CARD_NAME = "README.md"
-PICTURE_NAME = "tradeoff.png"
 
 #: By the Hub's name for a kind of model: the class that loads it and the class of its inputs.
 _LOADERS = {
@@ -88,14 +82,6 @@ class Beside:
 
 
 NOTHING = Beside()
-
-
-def found_beside(folder: Path) -> Beside:
-    """Return what lies in a merged model's folder."""
-    diagnosis = None
-    if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
-        diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
-    return Beside((folder / EXPLORER_NAME).is_file(), diagnosis)
 
 
 def render_card(
@@ -235,7 +221,7 @@ def _plain(value: Any) -> Markdown:
 def _rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
     """Return what follows `hub-magmax verify`, quoted for a shell."""
     target = recipe.output.push_to_hub or Path(recipe.output.path).name
-    local = any(source.kind == "local" for source in lock.sources.values())
+    local = any(source.commit is None for source in lock.sources.values())
     return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
 
 
@@ -406,7 +392,7 @@ def _repo_id(text: str | None) -> str | None:
 
 
 def _hub_id(source: LockedSource) -> str | None:
-    return _repo_id(source.repo_id) if source.kind == "hub" else None
+    return _repo_id(source.repo_id)
 
 
 def _front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: License) -> str:
@@ -515,21 +501,3 @@ def _recipe_text(recipe: Recipe) -> str:
     if any(is_invisible(character) and character != "\n" for character in text):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=False)
     return text
-
-
-def write_card(
-    recipe: Recipe, locked: Lock, merged: MergeReport, scores: Scores | None, output: Path
-) -> Path:
-    """Write the card into the output folder, and the scores with their picture where there are any."""
-    picture = None
-    if scores is not None:
-        write_scores(scores, output)
-        from hub_magmax.reporting.figures import draw_tradeoff
-
-        draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
-        picture = PICTURE_NAME
-    beside = found_beside(output)
-    write_text(
-        output / CARD_NAME, render_card(recipe, locked, merged, scores, picture=picture, beside=beside)
-    )
-    return output / CARD_NAME

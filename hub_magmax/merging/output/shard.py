@@ -12,8 +12,8 @@ from threading import Lock
 
 from xxhash import xxh3_128, xxh3_128_digest
 
-from hub_magmax.checkpoints.local import read_fully
 from hub_magmax.errors import OutputError
+from hub_magmax.files import read_fully
 
 #: Read at a time: it stays in the nearest caches, and its memory is used again.
 _READ_BYTES = 1 << 20
