@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import EXACT_REASON, Plan, Shard, TensorJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
@@ -52,7 +53,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
     shards = _layout(jobs, recipe.output.shard_size)
     made = Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
-    made.budget(1)  # more than there is may be needed
+    budget_of(made, 1)  # raises where more is needed than there is
     return made
 
 
