@@ -492,7 +492,7 @@ def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
     seen, engine = [], merging._Engine
     monkeypatch.setattr(merging, "_Engine", lambda *a, **k: seen.append(a[4]) or engine(*a, **k))
     monkeypatch.setattr(budget, "CHUNK_ELEMENTS", 64)
-    monkeypatch.setattr(budget, "_LEAST_CHUNK_ELEMENTS", 4)
+    monkeypatch.setattr(budget, "LEAST_CHUNK_ELEMENTS", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     merged(family, "free", chunk_elements=None, method="magmax")
     # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.

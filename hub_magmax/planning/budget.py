@@ -29,7 +29,7 @@ HELD_CHUNKS = 32
 RUNTIME_BYTES = 350_000_000
 
 #: A merge that must not take much works on pieces no smaller than these.
-_LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
+LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
 
 
 #: Bytes an element that `merging` allocates, by what holds them; tests/test_budget.py measures them.
@@ -127,7 +127,7 @@ def budget_of(plan: Plan, num_threads: int) -> Budget:
         Budget(threads, chunk, ahead)
         for ahead in _halved(READ_AHEAD_BYTES, _LEAST_READ_AHEAD_BYTES)
         for threads in range(num_threads, 0, -1)
-        for chunk in _halved(CHUNK_ELEMENTS, _LEAST_CHUNK_ELEMENTS)
+        for chunk in _halved(CHUNK_ELEMENTS, LEAST_CHUNK_ELEMENTS)
     ]
     fitting = next((choice for choice in choices if memory_bytes(plan, choice) <= limit), None)
     if fitting is None:

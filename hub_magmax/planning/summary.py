@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from hub_magmax import methods
@@ -10,6 +11,9 @@ from hub_magmax.checkpoints.side_files import tokenizer_notices
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.text import format_bytes
+
+#: A label and a text.
+Row = tuple[str, str]
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
@@ -53,35 +57,44 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 def explain(plan: Plan) -> str:
     """Return the plan in words, for a person to read before it is carried out."""
-    facts = describe(plan)
-    method = plan.lock.method
-    options = ", ".join(f"{k} {v}" for k, v in method.items() if k not in ("name", "scaling"))
-    preference = ", ".join(f"{name} {weight:.4g}" for name, weight in plan.lock.preference.weights.items())
-    lines = [
-        f"base model   {plan.lock.base_model.label}",
-        *(f"task {i:<7} {name}: {task.label}" for i, (name, task) in enumerate(plan.lock.tasks.items(), 1)),
-        f"method       {method['name']}, scaling {method['scaling']:g}" + (f", {options}" if options else ""),
-        f"preference   {preference} ({plan.lock.preference.kind})",
-        f"merged       {facts['tensors_merged']:,} tensors, {facts['elements_merged']:,} elements",
-        f"copied       {facts['tensors_copied']:,} tensors",
+    rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
+    rows += [
+        ("reads", format_bytes(plan.bytes_in)),
+        ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
+        ("memory", f"about {format_bytes(peak_memory_bytes(plan))} per process"),
     ]
+    return "\n".join(f"{label:<12} {text}" for label, text in rows)
+
+
+def _sources_and_method(plan: Plan) -> Iterator[Row]:
+    lock = plan.lock
+    yield "base model", lock.base_model.label
+    for number, (name, task) in enumerate(lock.tasks.items(), 1):
+        yield f"task {number}", f"{name}: {task.label}"
+    options = [f"{key} {value}" for key, value in lock.method.items() if key not in ("name", "scaling")]
+    yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
+    weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
+    yield "preference", f"{weights} ({lock.preference.kind})"
+
+
+def _tensors(plan: Plan) -> Iterator[Row]:
+    facts = describe(plan)
+    yield "merged", f"{facts['tensors_merged']:,} tensors, {facts['elements_merged']:,} elements"
+    yield "copied", f"{facts['tensors_copied']:,} tensors"
     reasons = Counter((job.reason, job.source) for job in plan.jobs if not job.merged)
-    lines += [f"             {count:,} from {source}: {why}" for (why, source), count in reasons.items()]
-    lines += [f"left out     {', '.join(plan.left_out)}"] if plan.left_out else []
+    yield from (("", f"{count:,} from {source}: {why}") for (why, source), count in reasons.items())
+    if plan.left_out:
+        yield "left out", ", ".join(plan.left_out)
     if ranks := plan.ranks.values():
         least, most = min(ranks), max(ranks)
         rank = f"rank {most}" if least == most else f"ranks from {least} to {most}"
-        lines.append(f"adapter      {len(ranks):,} layers, {rank}")
-    if not methods.get_method(method["name"]).uses_preference:
-        lines.append(f"note         {method['name']} ignores the preference")
+        yield "adapter", f"{len(ranks):,} layers, {rank}"
+
+
+def _notes(plan: Plan) -> Iterator[Row]:
+    name = plan.lock.method["name"]
+    if not methods.get_method(name).uses_preference:
+        yield "note", f"{name} ignores the preference"
     if plan.unread:
-        lines.append(f"not read     {', '.join(plan.unread)}: no part of the result")
-    lines += [f"note         {notice}" for notice in notices(plan)]
-    return "\n".join(
-        [
-            *lines,
-            f"reads        {format_bytes(plan.bytes_in)}",
-            f"writes       {format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)",
-            f"memory       about {format_bytes(peak_memory_bytes(plan))} per process",
-        ]
-    )
+        yield "not read", f"{', '.join(plan.unread)}: no part of the result"
+    yield from (("note", notice) for notice in notices(plan))
