@@ -85,9 +85,7 @@ def run(
     destination = destination or destination_of(recipe)
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, hub=hub))
     planned = plan(recipe, locked, hub=hub)
-    head = None
-    if processes.is_first:
-        head = check(planned, destination, num_processes=processes.count)
+    head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     if destination is not None and not recipe.output.keep:
         from hub_magmax.publishing.streaming_push import relay  # loads torch
 
@@ -96,26 +94,37 @@ def run(
             merged, published = relay(planned, destination, head, write_card, advance, processes, hub)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
-    from hub_magmax.merging.execution import finished, merge  # loads torch
-
-    if finished(PartialFolder(output, planned.digest)) is None:
-        report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
-    with progress(planned.progress_bytes) as advance:
-        merged = merge(planned, output, progress=advance, processes=processes, hub=hub)
-    scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
+    merged = _merge(planned, report, progress, processes, hub)
+    scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
     write_card(recipe, locked, merged, scores, output, keep_edited=True)
-    published = None
     guards = check_guards(recipe.evaluation, scores)
+    published = None
     if destination is not None:
-        if not push_anyway:
-            _refuse_regression(guards, recipe)
+        _refuse_regression(() if push_anyway else guards, recipe)
         report(f"pushing to {destination.name}")
         published = push_to(destination, output, head)
     return Run(planned, merged, output, scores, published, guards)
+
+
+def _merge(
+    planned: Plan,
+    report: Callable[[str], None],
+    progress: ProgressBar,
+    processes: Processes,
+    hub: HubSources,
+) -> MergeReport:
+    """Merge into the recipe's folder, unless that is done."""
+    from hub_magmax.merging.execution import finished, merge  # loads torch
+
+    output = planned.recipe.output_path
+    if finished(PartialFolder(output, planned.digest)) is None:
+        report(f"merging {len(planned.jobs)} tensors into {planned.recipe.output.path}")
+    with progress(planned.progress_bytes) as advance:
+        return merge(planned, output, progress=advance, processes=processes, hub=hub)
 
 
 def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType({})) -> Destination | None:
@@ -225,7 +234,10 @@ def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None =
 
 def _scores(
     recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None], processes: Processes
-) -> Scores:
+) -> Scores | None:
+    """Return the scores that the recipe asks for, if it does: those of an earlier run, or new ones."""
+    if recipe.evaluation is None:
+        return None
     stored = processes.first_decides(lambda: _stored_scores(recipe, output))
     if stored is not None:
         return stored

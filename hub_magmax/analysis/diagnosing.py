@@ -1,4 +1,4 @@
-"""Look at the checkpoints before merging them: one pass over the files, tensor by tensor.
+"""Diagnosis of checkpoints before a merge: one pass over the files, tensor by tensor.
 
 Small tensors are read whole. Of large ones blocks are read, 16,000 elements and at least one in 256, and the
 rest only where that shows no difference: so a tensor is called unchanged only if every value of it is.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,10 +43,31 @@ from hub_magmax.reporting.diagnosis import (
     total,
 )
 
-#: Tensors of up to this many elements are looked at whole; of larger ones, blocks of so many elements, one
-#: for so many and a few at least, evenly spread.
-_WHOLE_ELEMENTS = 1 << 16
-_BLOCK_ELEMENTS, _BLOCK_EVERY, _FEWEST_BLOCKS = 1 << 12, 1 << 20, 4
+
+@dataclass(frozen=True)
+class Sampling:
+    """Elements of a tensor that are looked at.
+
+    Attributes:
+        whole_elements: Tensors of up to so many elements are looked at whole.
+        block_elements, block_every, fewest_blocks: Of larger ones, blocks of so many elements, one for so
+            many and a few at least, evenly spread.
+    """
+
+    whole_elements: int = 1 << 16
+    block_elements: int = 1 << 12
+    block_every: int = 1 << 20
+    fewest_blocks: int = 4
+
+    def blocks(self, size: int) -> list[tuple[int, int]]:
+        """Return the blocks of a tensor of `size` elements: from one element to before another."""
+        if size <= self.whole_elements:
+            return [(0, size)]
+        count = max(self.fewest_blocks, size // self.block_every)
+        starts = [place * size // count for place in range(count)]
+        return [(start, min(start + self.block_elements, size)) for start in starts]
+
+
 #: Blocks that are worked on together.
 _AT_ONCE = 16
 #: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
@@ -59,6 +81,7 @@ def diagnose(
     *,
     sources: Mapping[str, TensorSource] | None = None,
     progress: Callable[[int], None] | None = None,
+    sampling: Sampling = Sampling(),
 ) -> Diagnosis:
     """Compare the checkpoints with the base model and with each other, in one pass.
 
@@ -68,6 +91,7 @@ def diagnose(
         plan: Which tensors are merged, and for which preference quotas are told.
         sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes that each finished tensor has.
+        sampling: Elements of each tensor that are looked at.
 
     Raises:
         NonFiniteError: At a NaN or infinity among the elements that are looked at.
@@ -80,9 +104,8 @@ def diagnose(
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())
-        jobs = [job for job in plan.jobs if job.merged and job.num_elements]
-        largest = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
-        held = {job.name for job in largest[:_NUM_MATRICES]}
+        jobs = _merged_jobs(plan)
+        held = _held_matrices(jobs)
         ordered = [opened[name] for name in plan.lock.sources]
         for source in ordered:
             source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
@@ -90,22 +113,42 @@ def diagnose(
         looks = []
         for job in jobs:
             chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
-            looks.append(_Look(job, chunks, plan.lock.weights, holds_rows=job.name in held))
-            for source in ordered:
-                source.release(job.name, job.num_elements)
-            if progress:
-                progress(job.num_bytes)
+            looks.append(_Look(job, chunks, plan.lock.weights, sampling, holds_rows=job.name in held))
+            _finish(job, ordered, progress)
         return _conclude(tuple(plan.lock.tasks), looks, started)
+
+
+def _finish(job: TensorJob, sources: Sequence[TensorSource], progress: Callable[[int], None] | None) -> None:
+    for source in sources:
+        source.release(job.name, job.num_elements)
+    if progress:
+        progress(job.num_bytes)
+
+
+def _merged_jobs(plan: Plan) -> list[TensorJob]:
+    return [job for job in plan.jobs if job.merged and job.num_elements]
+
+
+def _held_matrices(jobs: Sequence[TensorJob]) -> set[str]:
+    """Return the names of the matrices of which rows are held: the largest ones."""
+    matrices = (job for job in jobs if len(job.shape) == 2)
+    return {job.name for job in sorted(matrices, key=lambda job: -job.num_elements)[:_NUM_MATRICES]}
 
 
 class _Look:
     """What one tensor shows, gathered chunk by chunk."""
 
     def __init__(
-        self, job: TensorJob, chunks: StoredChunks, weights: tuple[float, ...], *, holds_rows: bool
+        self,
+        job: TensorJob,
+        chunks: StoredChunks,
+        weights: tuple[float, ...],
+        sampling: Sampling,
+        *,
+        holds_rows: bool,
     ) -> None:
         num_tasks = len(weights)
-        self.job = job
+        self.job, self._blocks = job, sampling.blocks(job.num_elements)
         self.looked_at = 0
         self.same = [True] * num_tasks
         self.prints: Tensor | None = None
@@ -125,7 +168,7 @@ class _Look:
         self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
     def _gather(self, chunks: StoredChunks) -> None:
-        for blocks in _read_together(chunks, self._blocks()):
+        for blocks in _read_together(chunks, self._blocks):
             base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
             vectors = reference.task_vectors(base, checkpoints)
@@ -151,15 +194,6 @@ class _Look:
             self._compare(block.base, block.checkpoints)
             if not any(self.same):
                 return
-
-    def _blocks(self) -> list[tuple[int, int]]:
-        """Return which elements are looked at: all, or blocks at even distances."""
-        size = self.job.num_elements
-        if size <= _WHOLE_ELEMENTS:
-            return [(0, size)]
-        count = max(_FEWEST_BLOCKS, size // _BLOCK_EVERY)
-        starts = [place * size // count for place in range(count)]
-        return [(start, min(start + _BLOCK_ELEMENTS, size)) for start in starts]
 
     def _rows_to_hold(self) -> list[tuple[int, int]]:
         if not self._max_rows:
@@ -234,22 +268,30 @@ def _directions(rows: Tensor, count: int) -> Tensor:
 
 
 def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Diagnosis:
+    matrices = [look.group for look in looks if len(look.job.shape) >= 2]
+    held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
+    return Diagnosis(
+        tasks,
+        tuple(total(name, groups) for name, groups in _by_layer(looks).items()),
+        total("matrices", matrices) if matrices else None,
+        _unchanged(len(tasks), looks),
+        len(looks),
+        tuple(look.overlap() for look in held),
+        _swaps(tasks, looks),
+        round(time.perf_counter() - started, 3),
+    )
+
+
+def _unchanged(num_tasks: int, looks: list[_Look]) -> tuple[int, ...]:
+    """Return by task how many tensors are those of the base model."""
+    return tuple(sum(look.same[task] for look in looks) for task in range(num_tasks))
+
+
+def _by_layer(looks: list[_Look]) -> dict[str, list[Group]]:
     layers: dict[str, list[Group]] = {}
     for look in looks:
         layers.setdefault(layer_of(look.job.name), []).append(look.group)
-    matrices = [look.group for look in looks if len(look.job.shape) >= 2]
-    held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
-    overlaps, swaps = tuple(look.overlap() for look in held), _swaps(tasks, looks)
-    return Diagnosis(
-        tasks,
-        tuple(total(name, groups) for name, groups in layers.items()),
-        total("matrices", matrices) if matrices else None,
-        tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
-        len(looks),
-        overlaps,
-        swaps,
-        round(time.perf_counter() - started, 3),
-    )
+    return layers
 
 
 def layer_of(tensor: str) -> str:
@@ -264,18 +306,19 @@ def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
     for look in looks:
         if look.prints is not None and look.prints.shape[1] >= _MIN_PRINT:
             alike.setdefault(look.job.shape, []).append(look)
-    found = []
-    for same_shape in (group for group in alike.values() if len(group) > 1):
-        prints = torch.stack([_standardised(look.prints) for look in same_shape if look.prints is not None])
-        for number, task in enumerate(tasks, 1):
-            # Rows: tensors of the checkpoint; columns: tensors of the base model.
-            likeness = prints[:, number] @ prints[:, 0].T
-            best, place = likeness.max(dim=1)
-            limit = THRESHOLDS["swapped"][0]
-            for row in torch.nonzero((best > limit) & (likeness.diagonal() < 0.5)).flatten().tolist():
-                names = same_shape[row].job.name, same_shape[int(place[row])].job.name
-                found.append(Swap(task, *names))
-    return tuple(found)
+    return tuple(swap for group in alike.values() if len(group) > 1 for swap in _swapped(tasks, group))
+
+
+def _swapped(tasks: tuple[str, ...], looks: list[_Look]) -> Iterator[Swap]:
+    """Yield the same for tensors of one shape."""
+    prints = torch.stack([_standardised(look.prints) for look in looks if look.prints is not None])
+    for number, task in enumerate(tasks, 1):
+        # Rows: tensors of the checkpoint; columns: tensors of the base model.
+        likeness = prints[:, number] @ prints[:, 0].T
+        best, place = likeness.max(dim=1)
+        odd = (best > THRESHOLDS["swapped"][0]) & (likeness.diagonal() < 0.5)
+        for row in torch.nonzero(odd).flatten().tolist():
+            yield Swap(task, looks[row].job.name, looks[int(place[row])].job.name)
 
 
 def _standardised(prints: Tensor) -> Tensor:
