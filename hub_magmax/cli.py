@@ -120,20 +120,34 @@ def recipe_verb(function: Callable[..., Answer]) -> Any:
 
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
+device_option = click.option(
+    "--device", help="Merge on cpu, cuda, cuda:1 or mps, by torch, instead of what is fastest on the CPU."
+)
+
+
+def _load(path: Path, instead: Mapping[str, str | None]) -> Recipe:
+    """Return the recipe, with what the command line says of its output instead, by key."""
+    from hub_magmax.recipe.loading import load_recipe, updated
+
+    recipe = load_recipe(path)
+    if said := {key: value for key, value in instead.items() if value is not None}:
+        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
+    return recipe
 
 
 def _read(
-    path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
+    path: Path,
+    lock_path: Path | None = None,
+    output: Path | None = None,
+    memory: str | None = None,
+    device: str | None = None,
 ) -> tuple[Recipe, Lock | None]:
     """Return the recipe, with what the command line says instead, and its lock, if there is one."""
-    from hub_magmax.recipe.loading import load_recipe, updated
     from hub_magmax.recipe.lockfile import read_lock
     from hub_magmax.recipe.matching import check_lock
 
-    recipe = load_recipe(path)
-    instead = {"path": output and str(output.absolute()), "memory": memory}
-    if said := {key: value for key, value in instead.items() if value is not None}:
-        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
+    place = None if output is None else str(output.absolute())
+    recipe = _load(path, {"path": place, "memory": memory, "device": device})
     beside = lock_beside(path)
     if lock_path is None and not beside.is_file():
         return recipe, None
@@ -232,29 +246,30 @@ def _plainly(value: Any) -> str:
 
 @verb
 @recipe_argument
-def compare(recipe: Path) -> Answer:
+@device_option
+def compare(recipe: Path, device: str | None) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
     from hub_magmax.pipeline import lock
-    from hub_magmax.recipe.loading import load_recipe
 
-    asked = load_recipe(recipe)
+    asked = _load(recipe, {"device": device})
     locked = lock(comparable(asked), report=_say)
     comparison = do_compare(asked, locked, report=_say)
-    files = write_comparison(asked, comparison, recipe)
+    files = write_comparison(_load(recipe, {}), comparison, recipe)
     wrote = "\n".join(f"wrote {path}" for path in files)
     return json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote}"
 
 
 @recipe_verb
-def sweep(recipe: Path, lock_path: Path | None, output: Path | None) -> Answer:
+@device_option
+def sweep(recipe: Path, lock_path: Path | None, output: Path | None, device: str | None) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
     from hub_magmax.pipeline import lock, result_folder
 
-    found, locked = _read(recipe, lock_path, output)
+    found, locked = _read(recipe, lock_path, output, device=device)
     asked = sweepable(found)
     surface = do_sweep(found, locked or lock(asked, report=_say), report=_say)
     files = [*write_sweep(found, surface, result_folder(found))]
@@ -283,13 +298,16 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
 
 @recipe_verb
 @memory_option
-def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
+@device_option
+def plan(
+    recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None, device: str | None
+) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.checkpoints.opening import HubSources
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
 
-    found, locked = _read(recipe, lock_path, output, memory)
+    found, locked = _read(recipe, lock_path, output, memory, device)
     hub = HubSources()
     planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
     return planned.to_dict(), planned.explain()
@@ -297,7 +315,10 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
 
 @recipe_verb
 @memory_option
-def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
+@device_option
+def merge(
+    recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None, device: str | None
+) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.opening import HubSources
     from hub_magmax.merging.execution import merge as do_merge
@@ -305,7 +326,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
 
-    found, locked = _read(recipe, lock_path, output, memory)
+    found, locked = _read(recipe, lock_path, output, memory, device)
     processes, hub = find_processes(), HubSources()
     locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
     planned = make_plan(found, locked, hub=hub)
@@ -347,6 +368,7 @@ def destination_options(function: Callable[..., Answer]) -> Any:
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
 @memory_option
+@device_option
 @destination_options
 def run(
     recipe: Path,
@@ -354,6 +376,7 @@ def run(
     output: Path | None,
     *,
     memory: str | None,
+    device: str | None,
     push_anyway: bool,
     dry_run: bool,
     **how: Any,
@@ -363,7 +386,7 @@ def run(
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
 
-    found, locked = _read(recipe, lock_path, output, memory)
+    found, locked = _read(recipe, lock_path, output, memory, device)
     destination = destination_of(found, how)
     if dry_run:
         return _dry_run(found, locked, destination)

@@ -12,6 +12,7 @@ from hub_magmax.kernels.backend import choose_backend
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.device import Device
 from hub_magmax.kernels.dtypes import dtype_name
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.kernels.ops import Inputs, Op
@@ -20,7 +21,11 @@ from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
 
 REFERENCE = Reference()
-BACKENDS = {"pieces": Reference(piece_elements=77), "compiled": Compiled()}
+BACKENDS = {
+    "pieces": Reference(piece_elements=77),
+    "compiled": Compiled(),
+    "device": Device(device=torch.device("cpu")),
+}
 OWN = Op(lambda rows, weights: sum(row * weight for row, weight in zip(rows, weights, strict=True)))
 OWN_CHOICE = Op(lambda rows: torch.stack(list(rows)).abs().argmin(0).to(torch.uint8), selects=True)
 OPS = ops.OPS | {"a plug-in's": OWN, "a plug-in's that selects": OWN_CHOICE}

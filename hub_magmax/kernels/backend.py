@@ -4,11 +4,12 @@
 has loops for the built-in operations and leaves all others to it. Measured on one thread, 2^18 elements, five
 bfloat16 checkpoints: 60 to 140 ns per element operation by operation, because each one moves the chunk
 through memory; .5 to 1.5 ns by a compiled loop. Compiling takes six to fifteen seconds, once per environment.
+`Device` has torch compute on a device that the recipe names, a GPU for instance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -26,6 +27,15 @@ COMPILE_ABOVE_ELEMENTS = 2**27
 #: ... and so many longer than loading what was compiled, a twentieth of a second; where only a part of it
 #: was, the rest is compiled, once.
 LOAD_ABOVE_ELEMENTS = 2**21
+
+
+#: Kinds of devices that a recipe may name, and the module whose `backend_on` takes such a name, with a number
+#: or without (`cuda:1`, `cuda`), and returns the backend there; add a line here for a new kind.
+DEVICES: Mapping[str, str] = {
+    "cpu": "hub_magmax.kernels.device",
+    "cuda": "hub_magmax.kernels.device",
+    "mps": "hub_magmax.kernels.device",
+}
 
 
 class Merged(NamedTuple):
@@ -113,8 +123,19 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(num_elements: int) -> Backend:
-    """Return the fastest backend for merging so many elements, compiling and loading included."""
+def choose_backend(num_elements: int, device: str | None = None) -> Backend:
+    """Return the fastest backend for merging so many elements, compiling and loading included.
+
+    Args:
+        num_elements: Elements of all tensors that are merged.
+        device: Names where to compute instead of choosing, such as `cuda:1`; one of `DEVICES`.
+
+    Raises:
+        RecipeError: If this machine has no such device.
+    """
+    if device is not None:
+        found: Backend = import_module(DEVICES[device.partition(":")[0]]).backend_on(device)
+        return found
     from hub_magmax.kernels.compiled.backend import Compiled
     from hub_magmax.kernels.reference import Reference
 

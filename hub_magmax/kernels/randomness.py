@@ -16,10 +16,10 @@ from jaxtyping import Float64, Int64
 
 from hub_magmax.kernels.lazy_imports import torch
 
-# The increment and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
-_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
+#: The increment and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class CounterGenerator:
         before, middle = self.constants(stream)
         # numpy takes 4.5 ns per key, torch 16 ns. Products and sums wrap modulo 2**64, which keeps
         # each step a bijection.
-        mixed = indices.view(np.uint64) * _INCREMENT
+        mixed = indices.view(np.uint64) * INCREMENT
         mixed += before
         mixed ^= mixed >> np.uint64(30)
-        mixed *= _MULTIPLY_FIRST
+        mixed *= MULTIPLY_FIRST
         mixed ^= middle
         mixed ^= mixed >> np.uint64(27)
-        mixed *= _MULTIPLY_SECOND
+        mixed *= MULTIPLY_SECOND
         mixed ^= mixed >> np.uint64(31)
         keys: Int64[np.ndarray, " count"] = mixed.view(np.int64)
         return keys
@@ -73,7 +73,7 @@ class CounterGenerator:
         """
         label = ascii((self.seed, self.name, stream)).encode("ascii")
         digest = hashlib.blake2b(label, digest_size=16).digest()
-        before = int.from_bytes(digest[:8], "little") + first * int(_INCREMENT)
+        before = int.from_bytes(digest[:8], "little") + first * int(INCREMENT)
         return (
             np.uint64(before % 2**64),
             np.uint64(int.from_bytes(digest[8:], "little")),

@@ -93,9 +93,7 @@ class Reference:
         for start in range(0, max(1, chunk.num_elements), self.piece_elements):
             piece = slice(start, start + self.piece_elements)
             numbers = Inputs(tuple(found[piece] for found in per_element), per_task)
-            parts.append(
-                _merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), factor)
-            )
+            parts.append(merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), factor))
         merged, counts, probes = zip(*parts, strict=True)
         total = torch.stack(counts).sum(dim=0).numpy()
         return Merged(Stored.of(torch.cat(merged)), total, float(torch.stack(probes).sum()))
@@ -136,10 +134,22 @@ class Reference:
         return kept
 
 
-def _merge_piece(
-    op: Op, values: Sequence[torch.Tensor], inputs: Inputs, dtype: torch.dtype, scaling: torch.Tensor
+def merge_piece(
+    op: Op,
+    values: Sequence[torch.Tensor],
+    inputs: Inputs,
+    dtype: torch.dtype,
+    scaling: float | Float64[torch.Tensor, ""],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return merged values, elements per task, and the sum of everything, which overflows at worst."""
+    """Return merged values, elements per task, and the sum of everything, which overflows at worst.
+
+    Args:
+        op: Any operation.
+        values: Elements of the base model and of every task, on one device.
+        inputs: Numbers of these elements and of the tasks, on the same device.
+        dtype: Of the output.
+        scaling: Scaling coefficient.
+    """
     base, *checkpoints = values
     rows = task_rows(base, checkpoints)
     found = op.find(rows, inputs)

@@ -64,10 +64,12 @@ def merge(
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
         hub: Repositories that are open already.
-        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
+        backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
+            for this many elements. The bytes are the same for all.
 
     Raises:
         LockError: If a file is not what was locked.
+        RecipeError: If this machine lacks the recipe's `output.device`.
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
         OutputError: If `output` is taken or cannot be written.
     """
@@ -137,7 +139,8 @@ def make_shards(
         budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        backend = backend or choose_backend(sum(job.num_elements for job in plan.jobs if job.merged))
+        num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
+        backend = backend or choose_backend(num_elements, plan.recipe.output.device)
         engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, backend, in_order=in_order)
         with one_thread():
             try:

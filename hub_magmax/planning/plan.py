@@ -325,6 +325,7 @@ class Plan:
                 {"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in self.shards
             ],
             "peak_memory_bytes": self.peak_memory_bytes,
+            "device": self.recipe.output.device,
             "notices": list(self.notices),
         }
 
@@ -366,6 +367,7 @@ class Plan:
                 f"reads        {format_bytes(self.bytes_in)}",
                 f"writes       {format_bytes(self.bytes_out)} in {len(self.shards)} file(s)",
                 f"memory       about {format_bytes(self.peak_memory_bytes)} per process",
+                *([f"device       {facts['device']}"] if facts["device"] else []),
             ]
         )
 
