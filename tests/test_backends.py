@@ -169,6 +169,18 @@ def test_every_backend_mixes_alike(edges, count, backend):
     assert BACKENDS[backend].mix(*call).tolist() == REFERENCE.mix(*call).tolist()
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("num_tasks", [11, 12])
+def test_a_key_on_an_edge_is_of_the_part_above_it(num_tasks, backend):
+    """A task more than there are parts is never drawn."""
+    keys = GENERATOR.keys(np.arange(100), stream=0).view(np.uint64)
+    order = np.argsort(keys)
+    edges = keys[order[9::10]]
+    tasks = np.arange(num_tasks, dtype=np.uint8)
+    found = {**BACKENDS, "reference": REFERENCE}[backend].mix(0, 100, GENERATOR, edges, tasks)
+    assert found[order].tolist() == ((np.arange(100) + 1) // 10).tolist()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("count", [0, 1, 15, cache.BLOCK + 5])
 @pytest.mark.parametrize("num_pairs", [1, 4, 5, 9])

@@ -103,7 +103,7 @@ class Backend(Protocol):
             count: Elements to draw for.
             generator: The tensor's; stream 0 is used.
             edges: The least key, without a sign, of every part but the first, ascending.
-            tasks: The task of each part; at least one, and one after the last edge or none.
+            tasks: The task of each part: at least one more than there are edges.
         """
         ...
 

@@ -78,7 +78,7 @@ class Device(Reference):
         places = torch.zeros(count, dtype=torch.int64, device=self.device)
         for edge in edges.tolist():
             places += keys >= edge - 2**63
-        drawn: np.ndarray = self._place(tasks)[places.clamp_(max=len(tasks) - 1)].cpu().numpy()
+        drawn: np.ndarray = self._place(tasks)[places].cpu().numpy()
         return drawn
 
     def drop(
