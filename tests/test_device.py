@@ -91,6 +91,12 @@ def test_the_command_line_names_a_device(family, mine, verb):
     assert Counted.num_merged > 0
 
 
+@pytest.mark.parametrize("verb", ["plan", "merge", "run", "compare", "sweep"])
+def test_every_verb_that_merges_takes_a_device(family, verb):
+    code, _, told = call(verb, write_recipe(family), "--device", "tpu")
+    assert code == 1 and "output.device: 'tpu' should be one of cpu, cuda, mps" in told
+
+
 def test_plans_show_the_device(family):
     recipe = write_recipe(family)
     assert json.loads(call("plan", recipe, "--json")[1])["device"] is None
