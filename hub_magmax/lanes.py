@@ -177,6 +177,20 @@ lower = _cast(INTS, LONGS, "trunc")
 
 
 @_intrinsic
+def highest_bits(context, value):
+    """Return the place of the highest bit that is set in each of sixteen integers, 0 if none is."""
+
+    def emit(context, builder, signature, values):
+        vector = _lanes_of(_INT)
+        kind = ir.FunctionType(vector, [vector, MASK.element])
+        count = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctlz.v{LANES}i32")
+        above = builder.call(count, [builder.or_(values[0], ir.Constant(vector, [1] * LANES)), MASK.element(1)])
+        return builder.sub(ir.Constant(vector, [_INT.width - 1] * LANES), above)
+
+    return INTS(INTS), emit
+
+
+@_intrinsic
 def steps(context):
     """Return the numbers from 0 to 15."""
 
