@@ -34,6 +34,7 @@ from hub_magmax.lanes import (
     smaller,
     steps,
     store,
+    total,
 )
 from hub_magmax.loops import BLOCK, FIRST_MARK, LANES, MIX_BITS, NOBODY
 
@@ -118,8 +119,8 @@ def _draw(owner, codes, start, number, value, mask, mark, before, middle, low, h
 def draw(owner, codes, value, mask, mark, before, middle, low, high, places, found, marks):
     """Give the elements of `value` whose keys lie below `low` to their heirs; collect those up to `high`.
 
-    An heir is the highest task in an element's code among those in `mask`, plus `mark`. Keys are drawn for all
-    elements: .3 ns for each, where finding those of `value` first takes 2 to 5 for each that is found.
+    An heir is the highest task in an element's code among those in `mask`, plus `mark`. Keys are drawn for
+    all elements: .3 ns for each, where finding those of `value` first takes 2 to 5 for each that is found.
 
     Args:
         owner: uint8 per element, changed.
@@ -252,48 +253,65 @@ def _magnitude_at(stored, place, base, start):
 
 
 @inlined
-def _mark(stored, first, base, start, number, low, high, marks, near, opened):
-    """Mark magnitudes between two bounds by 1 and those above by 2, and return them all."""
+def _mark(stored, first, base, start, number, bound, marks, near, opened, tally):
+    """Mark magnitudes between two bounds, and return what `tally` is with them.
+
+    Args:
+        tally: The largest magnitudes, and how many lie above the bounds, at the upper and at the lower one.
+            Elements after the first `number` count as zeros.
+    """
     found = magnitude(widened(stored, first + start, number) - _base_at(base, start, number))
-    inside = as_numbers((found >= ints(low)) & (found <= ints(high)))
-    store(marks, near, number, choose(found > ints(high), ints(2), inside))
-    if opened.shape[0] and low < high:
-        store(opened, start, number, load(opened, start, number) | inside)
-    return found
+    low, high = ints(bound[0]), ints(bound[1])
+    store(marks, near, number, as_numbers((found > low) & (found < high)))
+    if opened.shape[0] and bound[3] <= bound[4]:
+        is_open = as_numbers((found >= ints(bound[3])) & (found <= ints(bound[4])))
+        store(opened, start, number, load(opened, start, number) | is_open)
+    top, above, at_high, at_low = tally
+    return (
+        larger(top, found),
+        above + as_numbers(found > high),
+        at_high + as_numbers(found == high),
+        at_low + as_numbers(found == low),
+    )
 
 
 @compiled
-def _mark_block(stored, first, base, start, stop, low, high, marks, opened):
-    top, size = ints(0), stop - start
+def _mark_block(stored, first, base, start, stop, bound, marks, opened, outside):
+    """Mark a block, count what lies outside, and return the largest bits met."""
+    tally, size = (ints(0), ints(0), ints(0), ints(0)), stop - start
     whole = size // LANES * LANES
     for near in range(0, whole, LANES):
-        found = _mark(stored, first, base, start + near, None, low, high, marks, near, opened)
-        top = larger(top, found)
+        tally = _mark(stored, first, base, start + near, None, bound, marks, near, opened, tally)
     if whole < size:
-        found = _mark(
-            stored, first, base, start + whole, size - whole, low, high, marks, whole, opened
-        )  # fmt: skip
-        top = larger(top, found)
-    return np.int64(largest(top))
+        rest = size - whole
+        tally = _mark(stored, first, base, start + whole, rest, bound, marks, whole, opened, tally)
+        outside[1] -= (LANES - rest) * (bound[1] == 0)
+        outside[2] -= (LANES - rest) * (bound[0] == 0)
+    for number in range(3):
+        outside[number] += total(tally[number + 1])
+    return np.int64(largest(tally[0]))
 
 
 @compiled
 def count_magnitudes(
-    rows, stride, base, num_elements, num_ranks, bounds, edges, bins, most, least, above, opened,
+    rows, stride, base, num_elements, num_ranks, bounds, edges, bins, most, least, outside, opened,
     places, marks,
 ):  # fmt: skip
     """Add each task's magnitudes between bounds to the bins of histograms; return the largest bits met.
 
+    What equals a bound is only counted: often it is one value of very many elements.
+
     Args:
         rows, stride, base, num_elements: As `selection.Bits` has them.
         num_ranks: Histograms per task.
-        bounds: int32, three numbers per histogram, the first task's first: `low` and `high`, as bits, and
-            `shift`: a bin holds 2**shift neighbouring magnitudes, the first one beginning at `low`.
+        bounds: int32, five numbers per histogram, the first task's first: `low` and `high`, as bits, and
+            `shift`: a bin holds 2**shift neighbouring magnitudes, the first one beginning at `low`; and the
+            least and the largest magnitude that leaves an element open.
         edges: int64 per histogram and one more, where its bins begin, and where they end.
         bins: int64, changed.
         most, least: int32 per bin, changed: its largest less `low`, `high` less its smallest, plus 1 each.
-        above: int64 per histogram, added to: how many lie above `high`.
-        opened: uint8 per element, or none: set to 1 where a magnitude lies between bounds that are not equal.
+        outside: int64, three numbers per histogram, added to: how many lie above `high`, at it, and at `low`.
+        opened: uint8 per element, or none: set to 1 where a magnitude leaves it open.
         places: int64, `BLOCK` + `SPARE`.
         marks: uint8, `BLOCK`.
     """
@@ -302,10 +320,12 @@ def count_magnitudes(
         stop = min(start + BLOCK, num_elements)
         marked = marks[: stop - start]
         for number in range(bounds.shape[0]):
-            low, high, shift = bounds[number, 0], bounds[number, 1], bounds[number, 2]
-            first, begin = number // num_ranks * stride, edges[number]
-            met = max(met, _mark_block(rows, first, base, start, stop, low, high, marked, opened))
-            above[number] += count(marked, np.uint8(2))
+            bound, first, begin = bounds[number], number // num_ranks * stride, edges[number]
+            low, high, shift = bound[0], bound[1], bound[2]
+            met = max(
+                met,
+                _mark_block(rows, first, base, start, stop, bound, marked, opened, outside[number]),
+            )
             for k in range(find(marked, np.uint8(1), places)):
                 place = start + places[k]
                 found = np.float32(_magnitude_at(rows, first + place, base, place)).view(np.int32)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
@@ -51,10 +51,11 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads)
     held, surplus = [0] * num_tasks, 0
     for task in range(num_tasks - 1, -1, -1):
-        held[task] = owners.count(task)
+        held[task] = draws.count(task)
         surplus = max(0, held[task] - quotas[task])
         if surplus:
-            # Without bit 0: it names no owner, and no other bit means task 0. Below it are all others, marked.
+            # Without bit 0: it names no owner, and no other bit means task 0. Below that are all others,
+            # with a mark.
             mask, mark = (1 << (task or num_tasks)) - 2, 0 if task else FIRST_MARK
             draws.give(task, surplus, held[task], stream=DROP + task, mask=mask, mark=mark)
             held[task] -= surplus
@@ -66,9 +67,7 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     return Selection(owner=owners.owner, counts=tuple(held), num_unaligned=tuple(unaligned))
 
 
-def _rank_tasks(
-    chunks: Chunks, quotas: Sequence[int]
-) -> tuple[Owners, Shaped[np.ndarray, " elements"]]:
+def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[np.ndarray, " elements"]]:
     """Return each element's winner, and a code of the tasks that own it as later ones drop it.
 
     Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
@@ -142,7 +141,7 @@ def _code_type(num_tasks: int) -> np.dtype[Any]:
 def _fill_aligned(owners: Owners, draws: Draws, held: list[int], quotas: Sequence[int]) -> None:
     """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
     for task in range(len(held) - 1, 0, -1):
-        value, total = FIRST_MARK + task, owners.count(FIRST_MARK + task)
+        value, total = FIRST_MARK + task, draws.count(FIRST_MARK + task)
         taken = min(quotas[task] - held[task], total)
         if taken:
             draws.give(value, taken, total, stream=ALIGN + task, mask=0, mark=task)

@@ -50,9 +50,6 @@ class Owners:
         for _, block in self.blocks():
             np.take(names, block, out=block, mode="clip")
 
-    def count(self, value: int) -> int:
-        return sum(int(np.count_nonzero(block == value)) for _, block in self.blocks())
-
     def pick(self, value: int, count: int, total: int, keys: Keys) -> None:
         """Turn `value` into `PICKED` for the `count` elements of smallest key among its `total`.
 
@@ -111,6 +108,12 @@ class Draws:
         self._num_threads = num_threads
         self._is_compiled = is_compiled and 8 * codes.itemsize <= _COMPILED_BITS
 
+    def count(self, value: int) -> int:
+        """Return how many elements `value` holds."""
+        if self._is_compiled:
+            return loops.count(self._owners.owner, np.uint8(value))
+        return sum(int(np.count_nonzero(block == value)) for _, block in self._owners.blocks())
+
     def give(self, value: int, count: int, total: int, *, stream: int, mask: int, mark: int) -> None:
         """Take the `count` elements of smallest key off `value`, which holds `total`.
 
@@ -162,7 +165,7 @@ class Draws:
             with ThreadPoolExecutor(self._num_threads) as pool:
                 shares = [*pool.map(draw, edges[:-1], edges[1:])]
         between, places = zip(*shares, strict=True)
-        given = total - self._owners.count(value)
+        given = total - self.count(value)
         rest = count - given
         assert rest >= 0, "nine standard deviations"
         if max(between) > room or rest > sum(between):
