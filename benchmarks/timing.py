@@ -191,6 +191,7 @@ def facts(module: str, options: argparse.Namespace, *extra: str) -> dict[str, An
         "model": model.title,
         "parameters": model.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "deviation": model.deviation,
         "repeat": options.repeat,
         "machine": machine(),
         "command": " ".join(map(str, words)),
