@@ -115,16 +115,14 @@ class Draws:
         return sum(int(np.count_nonzero(block == value)) for _, block in self._owners.blocks())
 
     def give(self, value: int, count: int, total: int, *, stream: int, mask: int, mark: int) -> None:
-        """Take the `count` elements of smallest key off `value`, which holds `total`.
+        """Take the `count` elements of smallest key off `value`, which holds exactly `total`.
 
         An element goes to the highest task in its code among those in `mask`, to task 0 where there is none;
         the mark that it gets is that task plus `mark`.
         """
-        keys, given = keys_of(self._generator, stream), 0
-        if self._is_compiled:
-            given = self._give_compiled(value, count, total, stream, mask, mark)
+        given = self._give_compiled(value, count, total, stream, mask, mark) if self._is_compiled else 0
         if given < count:
-            self._owners.pick(value, count - given, total - given, keys)
+            self._owners.pick(value, count - given, total - given, keys_of(self._generator, stream))
             for start, block in self._owners.blocks():
                 self._hand_over(start + np.flatnonzero(block == PICKED), mask, mark)
 
