@@ -1,0 +1,248 @@
+"""Prices of tasks at which every task gets its quota, for elements in memory.
+
+An element goes to a task that attains max_t (magnitude − price), net for short. Prices, and magnitudes rounded
+to whole numbers (`sampling.on_grid`), are whole numbers in float64, so sums are exact and equal means equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+Prices = Float64[np.ndarray, " tasks"]
+
+#: Stands for an infinite difference of prices: beyond every magnitude.
+FAR = 2.0**60
+_MOST_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Box:
+    """Prices, and how far below and above them the right ones may lie."""
+
+    prices: Prices
+    down: Prices
+    up: Prices
+
+    @classmethod
+    def around(cls, prices: Prices, width: float) -> Box:
+        return cls(prices, np.full_like(prices, width), np.full_like(prices, width))
+
+    def contains(self, prices: Prices) -> bool:
+        """Say whether prices lie in the box when a number is added to all of them: only differences count."""
+        moved = prices - self.prices
+        return bool((moved - self.up).max() <= (moved + self.down).min())
+
+
+@dataclass(frozen=True)
+class Market:
+    """Elements and classes of equal elements.
+
+    Attributes:
+        values: Magnitudes on the grid; −inf where a class cannot go.
+        sizes: Elements in each column.
+        quotas: Elements per task. They sum to those of all columns, and are negative where a task got too
+            many before.
+    """
+
+    values: Float64[np.ndarray, "tasks columns"]
+    sizes: Int64[np.ndarray, " columns"]
+    quotas: Int64[np.ndarray, " tasks"]
+
+
+#: Returns the elements with several possible winners somewhere in a box, and what is left of the quotas.
+Look = Callable[[Box], Market]
+
+
+def solve(look: Look, prices: Prices, width: float) -> Prices | None:
+    """Return prices at which the quotas can be met; None where no prices do that.
+
+    Newton's method comes near. Then only elements within `width` of a tie are looked at, and prices are
+    moved exactly; where they move by more than that, `width` was too small.
+
+    Args:
+        look: At all elements.
+        prices: To begin with.
+        width: How far the prices may be off; a guess.
+    """
+    prices, width = _approach(look, prices, width)
+    while True:
+        found = clear(look(Box.around(prices, width)), prices)
+        if width >= FAR or (found is not None and Box.around(prices, width).contains(found)):
+            return found
+        width = min(8 * width, FAR)
+
+
+def _approach(look: Look, prices: Prices, width: float) -> tuple[Prices, float]:
+    """Return prices at which counts are nearly the quotas, and a width in which the right ones should lie."""
+    best, best_merit, num_failures, few = prices, np.inf, 0, 4 * len(prices)
+    for _ in range(_MOST_STEPS):
+        market = look(Box.around(prices, width))
+        errors, densities, weight = _tally(market, prices, width)
+        merit = float(np.abs(errors).sum())
+        if merit < best_merit:
+            best, best_merit = prices, merit
+        else:
+            num_failures += 1
+        width = max(1.0, np.rint(width * min(max(4 * (merit + few) / (weight + 1), 1 / 16), 4.0)))
+        if merit <= few or num_failures > 2:
+            break
+        prices = prices + np.rint(np.clip(_eliminate(densities, errors), -4 * width, 4 * width))
+        prices -= prices.min()
+    return best, width
+
+
+def _tally(
+    market: Market, prices: Prices, width: float
+) -> tuple[Prices, Float64[np.ndarray, "tasks tasks"], float]:
+    """Return by how many elements counts exceed quotas, how fast prices change that, and how many were seen."""
+    num_tasks = len(prices)
+    if not len(market.sizes):
+        return -market.quotas.astype(np.float64), np.zeros((num_tasks, num_tasks)), 0.0
+    net = market.values - prices[:, None]
+    winner, columns = net.argmax(axis=0), np.arange(net.shape[1])
+    net[winner, columns] = -np.inf
+    second = net.argmax(axis=0)
+    errors = np.bincount(winner, market.sizes, num_tasks) - market.quotas
+    pairs = np.bincount(winner * num_tasks + second, market.sizes, num_tasks**2)
+    pairs = pairs.reshape(num_tasks, num_tasks) / (4 * width)
+    pairs += pairs.T
+    np.fill_diagonal(pairs, 0)
+    return errors, np.diag(pairs.sum(axis=1)) - pairs, float(market.sizes.sum())
+
+
+def _eliminate(matrix: Float64[np.ndarray, "n n"], right: Prices) -> Prices:
+    """Solve a symmetric, nearly singular system, the same to the bit on every machine."""
+    ridge = 1e-6 * matrix.diagonal().max() + 1e-300
+    table = np.concatenate((matrix + ridge * np.eye(len(right)), right[:, None]), axis=1)
+    for row in range(len(right)):
+        table[row] /= table[row, row]
+        factors = table[:, row].copy()
+        factors[row] = 0
+        table -= factors[:, None] * table[row]
+    return table[:, -1]
+
+
+def clear(market: Market, prices: Prices) -> Prices | None:
+    """Move prices until the quotas can be met, by exact line searches; None where no prices do that.
+
+    Where they cannot be met, the elements that can only go to some tasks outnumber the quotas of these. Raising
+    their prices together, up to where enough elements tie with other tasks, is a step of steepest descent on
+    the dual, which is convex. So the last prices are optimal.
+    """
+    values, sizes, quotas = market.values, market.sizes, market.quotas
+    if quotas.min(initial=0) < 0:
+        return None
+    prices, least, caution = prices.copy(), np.inf, 1
+    while True:
+        net = values - prices[:, None]
+        masks, inverse = np.unique(tied_masks(net), return_inverse=True)
+        counts = np.bincount(inverse, sizes, len(masks)).astype(np.int64)
+        shares, crowded = split(masks, counts, quotas)
+        if crowded is None:
+            return prices
+        globals()["STEPS"]=globals().get("STEPS",0)+1
+        excess = int((shares.sum(axis=0) - quotas)[crowded].sum())
+        caution *= 1 if excess < least else 2
+        least = min(least, excess)
+        if crowded.all():
+            return None
+        leads = net[crowded].max(axis=0) - net[~crowded].max(axis=0)
+        lead = _smallest(leads, sizes, -(-excess // caution))
+        if lead >= FAR:
+            return None
+        prices[crowded] += lead
+        prices -= prices.min()
+
+
+def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, " columns"]:
+    """Return a bit for each task that attains the maximum."""
+    best, masks = net.max(axis=0, initial=-np.inf), np.zeros(net.shape[1], np.int64)
+    for task, row in enumerate(net):
+        masks |= (row == best).astype(np.int64) << np.int64(task)
+    return masks
+
+
+def _smallest(
+    leads: Float64[np.ndarray, " columns"], sizes: Int64[np.ndarray, " columns"], count: int
+) -> float:
+    """Return the least positive lead that at most `count` − 1 elements of smaller positive ones come before."""
+    ahead = np.flatnonzero(leads > 0)
+    order = ahead[leads[ahead].argsort(kind="stable")]
+    return float(leads[order[sizes[order].cumsum().searchsorted(count)]])
+
+
+def split(
+    masks: Int64[np.ndarray, " classes"], counts: Int64[np.ndarray, " classes"], quotas: Int64[np.ndarray, " tasks"]
+) -> tuple[Int64[np.ndarray, "classes tasks"], Bool[np.ndarray, " tasks"] | None]:
+    """Share classes out between the tasks in their masks: a flow.
+
+    Most classes go to one task.
+
+    Returns:
+        Shares, and None if they meet the quotas; else the tasks that are crowded, whatever is done: the
+        elements that they alone can have are more than their quotas.
+    """
+    member = (masks[:, None] >> np.arange(len(quotas))) & 1 == 1
+    shares, left = np.zeros(member.shape, np.int64), quotas.copy()
+    several = member.sum(axis=1) > 1
+    shares[~several] = member[~several] * counts[~several, None]
+    left -= shares.sum(axis=0)
+    for row in np.flatnonzero(several):
+        task = np.where(member[row], left, np.iinfo(np.int64).min).argmax()
+        shares[row, task] = counts[row]
+        left[task] -= counts[row]
+    while (left < 0).any():
+        path, reached = _path(shares, member, left)
+        if not path:
+            return shares, reached
+        _move(path, shares, member, left)
+    return shares, None
+
+
+def _path(
+    shares: Int64[np.ndarray, "classes tasks"],
+    member: Bool[np.ndarray, "classes tasks"],
+    left: Int64[np.ndarray, " tasks"],
+) -> tuple[list[int], Bool[np.ndarray, " tasks"]]:
+    """Return the shortest path from the most crowded task to one with too few elements, and all in reach."""
+    leads_to = (shares > 0).T.astype(np.float32) @ member.astype(np.float32) > 0
+    reached, parent = left < 0, np.full(len(left), -1)
+    ends = np.flatnonzero(reached)
+    while len(ends):
+        before = reached.copy()
+        for task in ends:
+            new = leads_to[task] & ~reached
+            parent[new] = task
+            reached |= new
+        found = np.flatnonzero(reached & (left > 0))
+        if len(found):
+            path = [int(found[0])]
+            while parent[path[-1]] >= 0:
+                path.append(int(parent[path[-1]]))
+            return path[::-1], reached
+        ends = np.flatnonzero(reached & ~before)
+    return [], reached
+
+
+def _move(
+    path: list[int],
+    shares: Int64[np.ndarray, "classes tasks"],
+    member: Bool[np.ndarray, "classes tasks"],
+    left: Int64[np.ndarray, " tasks"],
+) -> None:
+    """Move as many elements as can be along a path."""
+    steps = list(zip(path[:-1], path[1:], strict=True))
+    amount = min(-left[path[0]], left[path[-1]], *(shares[member[:, to], of].sum() for of, to in steps))
+    for of, to in steps:
+        rest = amount
+        for row in np.flatnonzero(member[:, to] & (shares[:, of] > 0)):
+            some = min(rest, shares[row, of])
+            shares[row, of] -= some
+            shares[row, to] += some
+            rest -= some
+    left[path[0]] += amount
+    left[path[-1]] -= amount
