@@ -273,6 +273,17 @@ def load(context, array, start, number):
 
 
 @_intrinsic
+def load_doubles(context, array, start):
+    """Return sixteen numbers of an array of float64 from `start` on."""
+
+    def emit(context, builder, signature, values):
+        memory = builder.gep(context.make_array(array)(context, builder, values[0]).data, [values[1]])
+        return builder.load(builder.bitcast(memory, _lanes_of(DOUBLES.element).as_pointer()), align=1)
+
+    return DOUBLES(array, types.intp), emit
+
+
+@_intrinsic
 def store(context, array, start, number, value):
     """Write sixteen numbers, or the first `number`, to an array from `start` on; of integers the low bits."""
     element = ir.IntType(array.dtype.bitwidth) if value == INTS else value.element

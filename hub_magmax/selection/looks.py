@@ -18,6 +18,8 @@ from hub_magmax.selection.prices import FAR, Box
 RuleOf = Callable[[np.ndarray], Any]
 
 MAX_CLASSES = NOBODY - FIRST_MARK
+# Of the table in which compiled loops find classes: many times as many slots.
+_SLOT_BITS, _HASH = 10, 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class Contest:
         box = self.box
         lowest, highest = np.maximum(box.prices - box.down, -FAR), np.minimum(box.prices + box.up, FAR)
         return np.stack((box.prices, lowest, highest))
+
+    def for_loops(self) -> loops.Contest:
+        """Return the same, as compiled loops take it."""
+        sets, marks = np.zeros(1 << _SLOT_BITS, np.int64), np.zeros(1 << _SLOT_BITS, np.uint8)
+        for number, tasks in enumerate(self.classes.tolist()):
+            slot = (tasks * _HASH & 2**64 - 1) >> 64 - _SLOT_BITS
+            while sets[slot]:
+                slot = (slot + 1) % len(sets)
+            sets[slot], marks[slot] = tasks, FIRST_MARK + number
+        return loops.Contest(self.active, self.scale, self.bounds, sets, marks, _SLOT_BITS)
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,8 @@ def compare(
 
 def look(chunks: Chunks, contest: Contest, rule_of: RuleOf | None = None) -> Seen:
     """Settle the elements whose winner is the same everywhere in the box, and collect the others."""
+    if chunks.is_compiled:
+        return _look_compiled(chunks, contest, rule_of)
     owner = chunks.scratch.zeros(chunks.num_elements, np.uint8)
     counts = np.zeros(256, np.int64)
     kept = _Kept(len(contest.active))
@@ -105,6 +119,44 @@ def look(chunks: Chunks, contest: Contest, rule_of: RuleOf | None = None) -> See
         single = places[part[places] == NOBODY]
         kept.add(single + start, values.take(single, axis=1).T)
     return Seen(owner, counts, *kept.take(), largest)
+
+
+def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> Seen:
+    owner = chunks.scratch.zeros(chunks.num_elements, np.uint8)
+    arguments = contest.for_loops()
+
+    def share(part: Iterator[tuple[int, Bits]]) -> tuple[np.ndarray, np.ndarray, _Kept]:
+        num_tasks, size = len(contest.active), 0
+        counts, largest, kept = np.zeros(256, np.int64), np.zeros(2, np.int64), _Kept(num_tasks)
+        scratch = (
+            np.empty((num_tasks, loops.LANES)),
+            np.empty(loops.BLOCK, np.int64),
+            np.empty(loops.BLOCK + loops.SPARE, np.int64),
+        )
+        for start, bits in part:
+            if size < bits.num_elements:  # memory that is not written to costs nothing
+                size = bits.num_elements
+                places, values = np.empty(size, np.int64), np.empty((size, num_tasks), np.float32)
+            winners = owner[start : start + bits.num_elements]
+            found = loops.Found(winners, counts, largest, places, values, *scratch)
+            if bits.early is not None and rule_of is not None:
+                tasks = np.empty(bits.num_elements, np.uint8)  # which the loop fills
+                number = bits.early.merge(loops.look_and_merge, (arguments, found, tasks), rule_of(tasks))
+            else:
+                nothing = loops.MergedEarly(np.float32(0), bits.rows[:0], np.empty(0, np.uint8))
+                number = loops.look(
+                    loops.StoredRows(bits.rows, bits.stride, bits.base), arguments, found, nothing
+                )
+            bits.check(int(largest[0]))
+            kept.add(places[:number] + start, values[:number])
+        return counts, largest, kept
+
+    shares = list(chunks.map(share, is_early=rule_of is not None))
+    counts, largest, (kept, *others) = zip(*shares, strict=True)
+    for other in others:
+        kept.extend(other)
+    most = float(np.max(largest, axis=0)[:1].astype(np.int32).view(np.float32)[0])
+    return Seen(owner, np.sum(counts, axis=0), *kept.take(), most)
 
 
 def _marks(masks: Int64[np.ndarray, " open"], classes: Int64[np.ndarray, " classes"]) -> UInt8[np.ndarray, " open"]:
