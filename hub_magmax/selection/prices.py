@@ -16,7 +16,7 @@ Prices = Float64[np.ndarray, " tasks"]
 
 #: Stands for an infinite difference of prices: beyond every magnitude.
 FAR = 2.0**60
-_MOST_STEPS = 30
+_MOST_STEPS, _SWEEPS, _BATCHES = 30, 10, 64
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,43 @@ def solve(look: Look, prices: Prices, width: float) -> Prices | None:
         width = min(8 * width, FAR)
 
 
+def rough(values: Float64[np.ndarray, "tasks columns"], quotas: Int64[np.ndarray, " tasks"]) -> Prices:
+    """Return prices by coordinate descent: each is the quantile at which its task wins its quota, in turn."""
+    prices, count = np.zeros(len(values)), values.shape[1]
+    for _ in range(_SWEEPS):
+        before = prices.copy()
+        for task, quota in enumerate(quotas.tolist()):
+            net = values - prices[:, None]
+            net[task] = -np.inf
+            leads, place = values[task] - net.max(axis=0), min(max(count - quota, 0), count - 1)
+            prices[task] = np.partition(leads, place)[place]
+        prices -= prices.min()
+        if np.array_equal(prices, before):
+            break
+    return prices
+
+
 def _approach(look: Look, prices: Prices, width: float) -> tuple[Prices, float]:
     """Return prices at which counts are nearly the quotas, and a width in which the right ones should lie."""
-    best, best_merit, num_failures, few = prices, np.inf, 0, 4 * len(prices)
+    few, damping, best_merit, found = 4 * len(prices), 1.0, np.inf, (prices, width)
+    step = np.zeros_like(prices)
     for _ in range(_MOST_STEPS):
         market = look(Box.around(prices, width))
         errors, densities, weight = _tally(market, prices, width)
         merit = float(np.abs(errors).sum())
         if merit < best_merit:
-            best, best_merit = prices, merit
+            wider = min(max(4 * (merit + few) / (weight + 1), 1 / 16), 4.0)
+            step, damping, best_merit = _eliminate(densities, errors), 1.0, merit
+            width = max(1.0, np.rint(width * wider), np.rint(min(np.abs(step).max() / 4, 4 * width)))
+            found = prices, width
         else:
-            num_failures += 1
-        width = max(1.0, np.rint(width * min(max(4 * (merit + few) / (weight + 1), 1 / 16), 4.0)))
-        if merit <= few or num_failures > 2:
+            damping /= 4
+        if merit <= few or damping < 1 / 50:
             break
-        prices = prices + np.rint(np.clip(_eliminate(densities, errors), -4 * width, 4 * width))
+        prices, width = found
+        prices = prices + np.rint(np.clip(step, -4 * width, 4 * width) * damping)
         prices -= prices.min()
-    return best, width
+    return found
 
 
 def _tally(
@@ -160,9 +180,10 @@ def clear(market: Market, prices: Prices) -> Prices | None:
 
 def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, " columns"]:
     """Return a bit for each task that attains the maximum."""
-    best, masks = net.max(axis=0, initial=-np.inf), np.zeros(net.shape[1], np.int64)
-    for task, row in enumerate(net):
-        masks |= (row == best).astype(np.int64) << np.int64(task)
+    bits = np.packbits(net == net.max(axis=0, initial=-np.inf), axis=0, bitorder="little")
+    octets = np.zeros((net.shape[1], 8), np.uint8)
+    octets[:, : len(bits)] = bits.T
+    masks: np.ndarray = octets.view("<i8")[:, 0]
     return masks
 
 
@@ -191,10 +212,11 @@ def split(
     several = member.sum(axis=1) > 1
     shares[~several] = member[~several] * counts[~several, None]
     left -= shares.sum(axis=0)
-    for row in np.flatnonzero(several):
-        task = np.where(member[row], left, np.iinfo(np.int64).min).argmax()
-        shares[row, task] = counts[row]
-        left[task] -= counts[row]
+    rows = np.flatnonzero(several)
+    for some in np.array_split(rows, min(len(rows), _BATCHES) or 1):
+        tasks = np.where(member[some], left, np.iinfo(np.int64).min).argmax(axis=1)
+        shares[some, tasks] = counts[some]
+        left -= np.bincount(tasks, counts[some], len(left)).astype(np.int64)
     while (left < 0).any():
         path, reached = _path(shares, member, left)
         if not path:

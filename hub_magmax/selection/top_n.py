@@ -36,7 +36,7 @@ from hub_magmax.selection.chunks import (
 from hub_magmax.selection.draws import SHARE
 from hub_magmax.selection.looks import MAX_CLASSES, Contest, RuleOf, Seen, compare, look, on_grid
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, Draws, Owners
-from hub_magmax.selection.prices import FAR, Box, Market, Prices, solve, split, tied_masks
+from hub_magmax.selection.prices import FAR, Box, Market, Prices, rough, solve, split, tied_masks
 
 #: Tensors of up to this many numbers (tasks times elements) are read once and held.
 HELD_NUMBERS = 1 << 20
@@ -51,6 +51,7 @@ _GRID_BITS, _LEAST_BITS, _MOST_BITS = 42, 40, 47
 # so there are as many runs as this, if they have 64 or more.
 _RUNS, _SHORTEST, _LONGEST = 256, 64, 256
 _MIN_SAMPLE = 1 << 11
+_FEW = 1 << 10
 _NO_CLASSES = np.empty(0, np.int64)
 
 
@@ -156,7 +157,7 @@ def _solve(
     box, classes = Box.around(np.zeros(len(quotas)), FAR), _NO_CLASSES
     prices, width = box.prices, float(np.rint(sample.stock.values.mean(dtype=np.float64) * sample.stock.scale)) + 1
     if not sample.is_whole:
-        prices = sample.stock.solve(prices, width)
+        prices = sample.stock.solve(_rough(sample.stock), width)
         assert prices is not None, "elements of a sample can go to every task"
     for attempt in itertools.count():
         if not sample.is_whole and attempt < _MAX_ATTEMPTS:
@@ -184,6 +185,13 @@ def _solve(
                 return contest, seen, rest, found
             prices = found
     raise AssertionError("everywhere, prices can be found")
+
+
+def _rough(stock: _Stock) -> Prices:
+    """Return prices that are right for a few of the elements."""
+    every = -(-stock.values.shape[1] // _FEW)
+    values = on_grid(stock.values[:, ::every], stock.scale)
+    return rough(values, np.rint(stock.quotas * (values.shape[1] / stock.values.shape[1])).astype(np.int64))
 
 
 def _width(box: Box) -> float:
