@@ -28,8 +28,13 @@ class Box:
     up: Prices
 
     @classmethod
-    def around(cls, prices: Prices, width: float) -> Box:
-        return cls(prices, np.full_like(prices, width), np.full_like(prices, width))
+    def around(cls, prices: Prices, widths: Prices | float) -> Box:
+        widths = np.minimum(np.broadcast_to(widths, prices.shape), FAR)
+        return cls(prices, widths, widths)
+
+    @classmethod
+    def everywhere(cls, prices: Prices) -> Box:
+        return cls(prices, np.full_like(prices, FAR), np.full_like(prices, FAR))
 
     def contains(self, prices: Prices) -> bool:
         """Say whether prices lie in the box when a number is added to all of them: only differences count."""
@@ -57,23 +62,26 @@ class Market:
 Look = Callable[[Box], Market]
 
 
-def solve(look: Look, prices: Prices, width: float) -> Prices | None:
-    """Return prices at which the quotas can be met; None where no prices do that.
+def solve(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Prices] | None:
+    """Return prices at which the quotas can be met, and elements per unit of each; None where no prices do that.
 
-    Newton's method comes near. Then only elements within `width` of a tie are looked at, and prices are
-    moved exactly; where they move by more than that, `width` was too small.
+    Newton's method comes near. Then only elements that are near a tie are looked at, and prices are moved exactly.
+    Where they move by more than was looked at, that was too little.
 
     Args:
         look: At all elements.
         prices: To begin with.
-        width: How far the prices may be off; a guess.
+        widths: How far they may be off; a guess.
     """
-    prices, width = _approach(look, prices, width)
+    prices, widths, densities = _approach(look, prices, widths)
     while True:
-        found = clear(look(Box.around(prices, width)), prices)
-        if width >= FAR or (found is not None and Box.around(prices, width).contains(found)):
-            return found
-        width = min(8 * width, FAR)
+        box = Box.around(prices, widths)
+        found = clear(look(box), prices)
+        if found is not None and box.contains(found):
+            return found, densities
+        if widths.min() >= FAR:
+            return None
+        widths = 8 * widths
 
 
 def rough(values: Float64[np.ndarray, "tasks columns"], quotas: Int64[np.ndarray, " tasks"]) -> Prices:
@@ -92,46 +100,53 @@ def rough(values: Float64[np.ndarray, "tasks columns"], quotas: Int64[np.ndarray
     return prices
 
 
-def _approach(look: Look, prices: Prices, width: float) -> tuple[Prices, float]:
-    """Return prices at which counts are nearly the quotas, and a width in which the right ones should lie."""
-    few, damping, best_merit, found = 4 * len(prices), 1.0, np.inf, (prices, width)
-    step = np.zeros_like(prices)
+def _approach(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Prices, Prices]:
+    """Return prices at which counts are nearly the quotas, in what widths the right ones should lie, and how
+    many elements each price moves per unit.
+    """
+    few, damping, least = 2 * len(prices), 1.0, np.inf
     for _ in range(_MOST_STEPS):
-        market = look(Box.around(prices, width))
-        errors, densities, weight = _tally(market, prices, width)
+        errors, matrix = _tally(look(Box.around(prices, widths)), prices, widths)
         merit = float(np.abs(errors).sum())
-        if merit < best_merit:
-            wider = min(max(4 * (merit + few) / (weight + 1), 1 / 16), 4.0)
-            step, damping, best_merit = _eliminate(densities, errors), 1.0, merit
-            width = max(1.0, np.rint(width * wider), np.rint(min(np.abs(step).max() / 4, 4 * width)))
-            found = prices, width
+        if merit < least:
+            damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
+            wanted = 2 * (np.abs(errors) / 8 + 8) / densities
+            widths = np.rint(np.clip(wanted, widths / 16, 8 * widths)) + 1
+            step = np.clip(_eliminate(matrix, errors), -4 * widths, 4 * widths)
+            found = prices, widths, densities
         else:
             damping /= 4
         if merit <= few or damping < 1 / 50:
             break
-        prices, width = found
-        prices = prices + np.rint(np.clip(step, -4 * width, 4 * width) * damping)
+        prices = found[0] + np.rint(step * damping)
         prices -= prices.min()
     return found
 
 
 def _tally(
-    market: Market, prices: Prices, width: float
-) -> tuple[Prices, Float64[np.ndarray, "tasks tasks"], float]:
-    """Return by how many elements counts exceed quotas, how fast prices change that, and how many were seen."""
+    market: Market, prices: Prices, widths: Prices
+) -> tuple[Prices, Float64[np.ndarray, "tasks tasks"]]:
+    """Return by how many elements counts exceed quotas, and how fast prices change that."""
     num_tasks = len(prices)
-    if not len(market.sizes):
-        return -market.quotas.astype(np.float64), np.zeros((num_tasks, num_tasks)), 0.0
-    net = market.values - prices[:, None]
-    winner, columns = net.argmax(axis=0), np.arange(net.shape[1])
-    net[winner, columns] = -np.inf
-    second = net.argmax(axis=0)
+    winner, second, _ = leaders(market.values - prices[:, None])
     errors = np.bincount(winner, market.sizes, num_tasks) - market.quotas
-    pairs = np.bincount(winner * num_tasks + second, market.sizes, num_tasks**2)
-    pairs = pairs.reshape(num_tasks, num_tasks) / (4 * width)
-    pairs += pairs.T
+    pairs = np.bincount(winner * num_tasks + second, market.sizes, num_tasks**2).reshape(num_tasks, num_tasks)
+    pairs = (pairs + pairs.T) / (2 * (widths + widths[:, None]))
     np.fill_diagonal(pairs, 0)
-    return errors, np.diag(pairs.sum(axis=1)) - pairs, float(market.sizes.sum())
+    return errors, np.diag(pairs.sum(axis=1)) - pairs
+
+
+def leaders(
+    net: Float64[np.ndarray, "tasks columns"],
+) -> tuple[Int64[np.ndarray, " columns"], Int64[np.ndarray, " columns"], Float64[np.ndarray, " columns"]]:
+    """Return the best task of each column, the second best, and by how much the first is better."""
+    winner = net.argmax(axis=0)
+    best = np.take_along_axis(net, winner[None], axis=0)
+    np.put_along_axis(net, winner[None], -np.inf, axis=0)
+    second = net.argmax(axis=0)
+    leads = (best - np.take_along_axis(net, second[None], axis=0))[0]
+    np.put_along_axis(net, winner[None], best, axis=0)
+    return winner, second, leads
 
 
 def _eliminate(matrix: Float64[np.ndarray, "n n"], right: Prices) -> Prices:

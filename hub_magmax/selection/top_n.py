@@ -16,7 +16,6 @@ dual of a transportation problem. A tensor is solved in these steps:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from hub_magmax.selection.chunks import (
 from hub_magmax.selection.draws import SHARE
 from hub_magmax.selection.looks import MAX_CLASSES, Contest, RuleOf, Seen, compare, look, on_grid
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, Draws, Owners
-from hub_magmax.selection.prices import FAR, Box, Market, Prices, rough, solve, split, tied_masks
+from hub_magmax.selection.prices import FAR, Box, Market, Prices, leaders, rough, solve, split, tied_masks
 
 #: Tensors of up to this many numbers (tasks times elements) are read once and held.
 HELD_NUMBERS = 1 << 20
@@ -146,25 +145,26 @@ class _Stock:
         sizes = np.concatenate((np.ones(len(seen.places), np.int64), self.sizes))
         return Market(values, sizes, self.quotas - seen.counts[: len(self.quotas)])
 
-    def solve(self, prices: Prices, width: float) -> Prices | None:
-        return solve(lambda box: self.market(self.seen(box)), prices, width)
+    def solve(self, prices: Prices, widths: Prices) -> tuple[Prices, Prices] | None:
+        return solve(lambda box: self.market(self.seen(box)), prices, widths)
 
 
 def _solve(
     chunks: Chunks, quotas: Int64[np.ndarray, " tasks"], sample: _Sample, rule_of: RuleOf | None
 ) -> tuple[Contest, Seen, _Stock, Prices]:
     """Return a look at all elements, what it left open, and prices at which the quotas can be met."""
-    box, classes = Box.around(np.zeros(len(quotas)), FAR), _NO_CLASSES
-    prices, width = box.prices, float(np.rint(sample.stock.values.mean(dtype=np.float64) * sample.stock.scale)) + 1
+    box, classes = Box.everywhere(np.zeros(len(quotas))), _NO_CLASSES
+    prices, widths, densities = box.prices, box.up, box.up
     if not sample.is_whole:
-        prices = sample.stock.solve(_rough(sample.stock), width)
-        assert prices is not None, "elements of a sample can go to every task"
-    for attempt in itertools.count():
+        solved = sample.stock.solve(*_rough(sample.stock))
+        assert solved is not None, "elements of a sample can go to every task"
+        prices, densities = solved
+    for attempt in range(_MAX_ATTEMPTS + 1):
         if not sample.is_whole and attempt < _MAX_ATTEMPTS:
-            box = _bound(sample, prices, DEVIATIONS * 4**attempt, width)
-            classes, width = _classes(sample.stock, box), _width(box)
+            box = _bound(sample, prices, DEVIATIONS * 4**attempt, densities)
+            classes, widths = _classes(sample.stock, box), np.rint(np.minimum(box.down, box.up) / 8) + 1
         else:
-            box, classes = Box.around(prices, FAR), _NO_CLASSES
+            box, classes = Box.everywhere(prices), _NO_CLASSES
         contest = Contest(sample.active, sample.stock.scale, box, classes)
         seen = look(chunks, contest, rule_of)
         if seen.largest and not 2.0**_LEAST_BITS <= seen.largest * contest.scale < 2.0**_MOST_BITS:
@@ -179,25 +179,20 @@ def _solve(
             seen.counts[FIRST_MARK : FIRST_MARK + len(classes)],
             box.prices,
         )
-        found = rest.solve(prices, width) if rest.quotas.min() >= 0 else None
-        if found is not None:
-            if box.contains(found):
-                return contest, seen, rest, found
-            prices = found
+        solved = rest.solve(prices, widths) if rest.quotas.min() >= 0 else None
+        if solved is not None:
+            prices = solved[0]
+            if box.contains(prices):
+                return contest, seen, rest, prices
     raise AssertionError("everywhere, prices can be found")
 
 
-def _rough(stock: _Stock) -> Prices:
-    """Return prices that are right for a few of the elements."""
+def _rough(stock: _Stock) -> tuple[Prices, Prices]:
+    """Return prices that are right for a few of the elements, and how far they may be off."""
     every = -(-stock.values.shape[1] // _FEW)
     values = on_grid(stock.values[:, ::every], stock.scale)
-    return rough(values, np.rint(stock.quotas * (values.shape[1] / stock.values.shape[1])).astype(np.int64))
-
-
-def _width(box: Box) -> float:
-    sides = np.concatenate((box.down, box.up))
-    sides = sides[sides < FAR / 2]
-    return float(np.rint(np.median(sides) / 8)) + 1 if len(sides) else FAR
+    quotas = np.rint(stock.quotas * (values.shape[1] / stock.values.shape[1])).astype(np.int64)
+    return rough(values, quotas), np.full(len(values), np.rint(values.mean() / 16) + 1)
 
 
 @dataclass(frozen=True)
@@ -236,7 +231,7 @@ def _scale(largest: float) -> float:
     return math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
 
 
-def _bound(sample: _Sample, prices: Prices, deviations: float, width: float) -> Box:
+def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices) -> Box:
     """Bound the error of prices that solve a sample.
 
     A sample's count above the right price is off by a few standard deviations, so the right price lies between
@@ -255,13 +250,13 @@ def _bound(sample: _Sample, prices: Prices, deviations: float, width: float) -> 
         spread = max(quota * (total - quota) / total, len(runs) * runs.var()) ** 0.5
         # The second term matters for small quotas: how far their counts spread is itself uncertain.
         ranks[task] = math.ceil(deviations * spread + deviations**2 / 2)
+    widths = np.rint(ranks / densities) + 1
     while True:
-        market = stock.market(stock.seen(Box.around(prices, width)))
-        box = _ranges(market, prices, stock.quotas, ranks, total)
-        is_near = np.concatenate((box.down, box.up))
-        if width >= FAR or (is_near[is_near < FAR] <= 2 * width).all():
+        box = _ranges(stock.market(stock.seen(Box.around(prices, widths))), prices, stock.quotas, ranks, total)
+        sides = np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
+        if widths.min() >= FAR or (sides <= widths + widths.min()).all():
             return box
-        width = min(4 * width, FAR)
+        widths = 4 * widths
 
 
 def _ranges(
@@ -273,13 +268,12 @@ def _ranges(
 ) -> Box:
     """Return how far each price moves until its task wins so many more or fewer elements than its quota."""
     net = market.values - prices[:, None]
-    best, second = np.sort(net, axis=0)[-1:-3:-1] if net.size else np.empty((2, 0))
-    box, settled = Box.around(prices, FAR), quotas - market.quotas
+    winner, _, leads = leaders(net)
+    best, box, settled = net.max(axis=0, initial=-np.inf), Box.everywhere(prices), quotas - market.quotas
     for task, (row, quota, rank) in enumerate(zip(net, quotas.tolist(), ranks.tolist(), strict=True)):
-        gains = row - np.where(row == best, second, best)
-        won, lost = gains[gains > 0], -gains[gains < 0]
+        won, lost = leads[(winner == task) & (leads > 0)], (best - row)[row < best]
         above = int(settled[task]) + len(won)
-        level = above + len(gains) - len(won) - len(lost)
+        level = above + len(row) - len(won) - len(lost)
         if quota > rank:
             box.up[task] = _ranked(won, above - (quota - rank))
         if quota + rank <= total:
