@@ -19,7 +19,7 @@ from hub_magmax.loops import BLOCK
 
 
 @compiled
-def _keep_open(found, begin, first, stored, facts, places, rows):
+def keep_open(found, begin, first, stored, facts, places, rows):
     """Keep the columns of `stored` that `found` names, counted from `begin`; column 0 is at `first`."""
     kept = facts[0]
     for n in range(found.shape[0]):
@@ -72,7 +72,7 @@ def count_and_merge(
         facts[1] = max(facts[1], met)
         for begin in range(0, size, BLOCK):
             number = find(part[begin : begin + BLOCK], np.uint8(1), near)
-            _keep_open(near[:number], begin, start, stored, facts, open_places, open_rows)
+            keep_open(near[:number], begin, start, stored, facts, open_places, open_rows)
     return largest
 
 
@@ -117,7 +117,7 @@ def settle_and_merge(
         facts[1] = max(facts[1], noted[3])
         if active.shape[0] < stored.shape[0] - 1:
             facts[1] = max(facts[1], largest_difference(stored, 0, size))
-        _keep_open(opened[: noted[2]], 0, start, stored, facts, open_places, open_rows)
+        keep_open(opened[: noted[2]], 0, start, stored, facts, open_places, open_rows)
     for task in range(active.shape[0]):
         counts[active[task]] += tally[task]
     return number

@@ -172,6 +172,8 @@ as_floats, as_ints = _cast(FLOATS, INTS, "bitcast"), _cast(INTS, FLOATS, "bitcas
 as_doubles, as_longs = _cast(DOUBLES, FLOATS, "fpext"), _cast(LONGS, DOUBLES, "fptosi")
 #: Return 1 for each bit that is set, else 0.
 as_numbers = _cast(INTS, MASK, "zext")
+#: Widen integers.
+as_wide = _cast(LONGS, INTS, "sext")
 #: Return the lower halves.
 lower = _cast(INTS, LONGS, "trunc")
 

@@ -93,6 +93,8 @@ class Contest(NamedTuple):
         scale: float64, a power of two, turns magnitudes into numbers on the grid.
         bounds: float64, 3 rows of a number per task on the grid: prices, and the least and the most that they
             may be.
+        bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what is
+            added to its magnitudes, instead of a price that is subtracted from them; so bits sort like numbers.
         sets, marks: int64 and uint8, a hash table of classes: sets of tasks as bits, 0 in a free slot.
         slot_bits: It has 2**slot_bits slots.
     """
@@ -100,6 +102,7 @@ class Contest(NamedTuple):
     active: np.ndarray
     scale: float
     bounds: np.ndarray
+    bonuses: np.ndarray
     sets: np.ndarray
     marks: np.ndarray
     slot_bits: int
@@ -110,36 +113,26 @@ class Found(NamedTuple):
 
     Attributes:
         owner: uint8 per element: its winner, the mark of its class, or `NOBODY`.
+        tasks: uint8 per element, takes the row that it was merged from, 0 where that is open; none where nothing
+            is merged.
         counts: int64 for each byte, added to.
         largest: int64, two numbers, raised: the largest bits of a magnitude, and of what was merged.
         places: int64 per element, takes the places of those that belong to nobody.
         values: float32, elements by tasks, takes their magnitudes.
-        grid, ties, opened: Scratch: float64, tasks by `LANES`; int64, `BLOCK`; and int64, `BLOCK` + `SPARE`.
+        near, grid, sets, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3 by
+            `LANES`; and int64, `BLOCK` + `SPARE`.
     """
 
     owner: np.ndarray
+    tasks: np.ndarray
     counts: np.ndarray
     largest: np.ndarray
     places: np.ndarray
     values: np.ndarray
+    near: np.ndarray
     grid: np.ndarray
-    ties: np.ndarray
+    sets: np.ndarray
     opened: np.ndarray
-
-
-class MergedEarly(NamedTuple):
-    """Where what is decided is merged.
-
-    Attributes:
-        scaling: Scaling coefficient, float32.
-        out: Merged elements as bits, of the dtype of the rows; none where nothing is merged. Of open elements
-            it is anything.
-        tasks: uint8 per element, takes the row that it was merged from, 0 for open ones.
-    """
-
-    scaling: np.float32
-    out: np.ndarray
-    tasks: np.ndarray
 
 
 #: An array without gaps, a number, or a named tuple of such.

@@ -280,7 +280,7 @@ def test_open_columns_are_kept_in_order(size, share, seed):
     facts, places, rows = np.zeros(2, np.int64), np.empty(size, np.int64), np.empty((3, size), np.uint16)
     half = len(found) // 2
     for some in (found[:half], found[half:]):
-        compiled_early._keep_open(some, 9, 5, stored, facts, places, rows)
+        compiled_early.keep_open(some, 9, 5, stored, facts, places, rows)
     assert facts[0] == len(found)
     assert places[: facts[0]].tolist() == (found + 14).tolist()
     assert np.array_equal(rows[:, : facts[0]], stored[:, found + 9])

@@ -45,6 +45,19 @@ class Contest:
         lowest, highest = np.maximum(box.prices - box.down, -FAR), np.minimum(box.prices + box.up, FAR)
         return np.stack((box.prices, lowest, highest))
 
+    @property
+    def bonuses(self) -> Float32[np.ndarray, "2 tasks"]:
+        """The most and the least by which prices are below a number above all, in the unit of the tensor.
+
+        They are rounded outwards, and rounding keeps the order of sums; so a strict inequality holds exactly.
+        """
+        _, lowest, highest = self.bounds
+        exact = np.stack((highest.max() - lowest + 2, highest.max() - highest)) / self.scale
+        with np.errstate(over="ignore"):
+            near = exact.astype(np.float32)
+            most, least = np.nextafter(near, np.float32([[np.inf], [0]]))
+        return np.stack((most, least))
+
     def for_loops(self) -> loops.Contest:
         """Return the same, as compiled loops take it."""
         sets, marks = np.zeros(1 << _SLOT_BITS, np.int64), np.zeros(1 << _SLOT_BITS, np.uint8)
@@ -53,7 +66,7 @@ class Contest:
             while sets[slot]:
                 slot = (slot + 1) % len(sets)
             sets[slot], marks[slot] = tasks, FIRST_MARK + number
-        return loops.Contest(self.active, self.scale, self.bounds, sets, marks, _SLOT_BITS)
+        return loops.Contest(self.active, self.scale, self.bounds, self.bonuses, sets, marks, _SLOT_BITS)
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,9 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
         num_tasks, size = len(contest.active), 0
         counts, largest, kept = np.zeros(256, np.int64), np.zeros(2, np.int64), _Kept(num_tasks)
         scratch = (
-            np.empty((num_tasks, loops.LANES)),
-            np.empty(loops.BLOCK, np.int64),
+            np.zeros((num_tasks, loops.LANES), np.float32),
+            np.zeros((num_tasks, loops.LANES)),
+            np.empty((3, loops.LANES), np.int64),
             np.empty(loops.BLOCK + loops.SPARE, np.int64),
         )
         for start, bits in part:
@@ -138,15 +152,14 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
                 size = bits.num_elements
                 places, values = np.empty(size, np.int64), np.empty((size, num_tasks), np.float32)
             winners = owner[start : start + bits.num_elements]
-            found = loops.Found(winners, counts, largest, places, values, *scratch)
-            if bits.early is not None and rule_of is not None:
-                tasks = np.empty(bits.num_elements, np.uint8)  # which the loop fills
-                number = bits.early.merge(loops.look_and_merge, (arguments, found, tasks), rule_of(tasks))
+            is_early = bits.early is not None and rule_of is not None
+            tasks = np.empty(bits.num_elements if is_early else 0, np.uint8)  # which the loop fills
+            found = loops.Found(winners, tasks, counts, largest, places, values, *scratch)
+            if is_early:
+                number = bits.early.merge(loops.look_and_merge, (arguments, found), rule_of(tasks))
             else:
-                nothing = loops.MergedEarly(np.float32(0), bits.rows[:0], np.empty(0, np.uint8))
-                number = loops.look(
-                    loops.StoredRows(bits.rows, bits.stride, bits.base), arguments, found, nothing
-                )
+                stored = loops.StoredRows(bits.rows, bits.stride, bits.base)
+                number = loops.look(stored, arguments, found, np.float32(0), bits.rows[:0])
             bits.check(int(largest[0]))
             kept.add(places[:number] + start, values[:number])
         return counts, largest, kept
@@ -178,8 +191,8 @@ class _Kept:
 
     def add(self, places: Int64[np.ndarray, " count"], values: Float32[np.ndarray, "count tasks"]) -> None:
         if len(places):
-            self._places += places.tobytes()
-            self._values += values.tobytes()
+            self._places += places.data.cast("B")
+            self._values += np.ascontiguousarray(values).data.cast("B")
 
     def extend(self, other: _Kept) -> None:
         self._places += other._places

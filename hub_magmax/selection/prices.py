@@ -62,7 +62,9 @@ class Market:
 Look = Callable[[Box], Market]
 
 
-def solve(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Prices] | None:
+def solve(
+    look: Look, prices: Prices, widths: Prices, quotas: Int64[np.ndarray, " tasks"] | None = None
+) -> tuple[Prices, Prices] | None:
     """Return prices at which the quotas can be met, and elements per unit of each; None where no prices do that.
 
     Newton's method comes near. Then only elements that are near a tie are looked at, and prices are moved exactly.
@@ -72,8 +74,9 @@ def solve(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Prices] |
         look: At all elements.
         prices: To begin with.
         widths: How far they may be off; a guess.
+        quotas: Of all elements, where counts may be far off.
     """
-    prices, widths, densities = _approach(look, prices, widths)
+    prices, widths, densities = _approach(look, prices, widths, quotas)
     while True:
         box = Box.around(prices, widths)
         found = clear(look(box), prices)
@@ -100,7 +103,9 @@ def rough(values: Float64[np.ndarray, "tasks columns"], quotas: Int64[np.ndarray
     return prices
 
 
-def _approach(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Prices, Prices]:
+def _approach(
+    look: Look, prices: Prices, widths: Prices, quotas: Int64[np.ndarray, " tasks"] | None
+) -> tuple[Prices, Prices, Prices]:
     """Return prices at which counts are nearly the quotas, in what widths the right ones should lie, and how
     many elements each price moves per unit.
     """
@@ -112,7 +117,7 @@ def _approach(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Price
             damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
             wanted = 2 * (np.abs(errors) / 8 + 8) / densities
             widths = np.rint(np.clip(wanted, widths / 16, 8 * widths)) + 1
-            step = np.clip(_eliminate(matrix, errors), -4 * widths, 4 * widths)
+            step = np.clip(_eliminate(matrix, _damped(errors, quotas)), -4 * widths, 4 * widths)
             found = prices, widths, densities
         else:
             damping /= 4
@@ -121,6 +126,18 @@ def _approach(look: Look, prices: Prices, widths: Prices) -> tuple[Prices, Price
         prices = found[0] + np.rint(step * damping)
         prices -= prices.min()
     return found
+
+
+def _damped(errors: Prices, quotas: Int64[np.ndarray, " tasks"] | None) -> Prices:
+    """Return smaller errors of tasks with too few elements: the lower a price, the more elements it moves."""
+    if quotas is None:
+        return errors
+    counts = np.maximum(errors + quotas, 0.5)
+    ratio = counts / quotas
+    logarithm = 3 * (ratio**2 - 1) / (ratio**2 + 4 * ratio + 1)  # nearly, and the same on every machine
+    errors = np.where(errors < 0, np.maximum(errors, counts * logarithm), errors)
+    errors[quotas.argmax()] -= errors.sum()
+    return errors
 
 
 def _tally(

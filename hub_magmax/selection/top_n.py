@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -145,8 +146,8 @@ class _Stock:
         sizes = np.concatenate((np.ones(len(seen.places), np.int64), self.sizes))
         return Market(values, sizes, self.quotas - seen.counts[: len(self.quotas)])
 
-    def solve(self, prices: Prices, widths: Prices) -> tuple[Prices, Prices] | None:
-        return solve(lambda box: self.market(self.seen(box)), prices, widths)
+    def solve(self, *start: Any) -> tuple[Prices, Prices] | None:
+        return solve(lambda box: self.market(self.seen(box)), *start)
 
 
 def _solve(
@@ -156,13 +157,13 @@ def _solve(
     box, classes = Box.everywhere(np.zeros(len(quotas))), _NO_CLASSES
     prices, widths, densities = box.prices, box.up, box.up
     if not sample.is_whole:
-        solved = sample.stock.solve(*_rough(sample.stock))
+        solved = sample.stock.solve(*_rough(sample.stock), sample.stock.quotas)
         assert solved is not None, "elements of a sample can go to every task"
         prices, densities = solved
     for attempt in range(_MAX_ATTEMPTS + 1):
         if not sample.is_whole and attempt < _MAX_ATTEMPTS:
             box = _bound(sample, prices, DEVIATIONS * 4**attempt, densities)
-            classes, widths = _classes(sample.stock, box), np.rint(np.minimum(box.down, box.up) / 8) + 1
+            classes, widths = _classes(sample.stock, box), np.rint(np.minimum(box.down, box.up) / 16) + 1
         else:
             box, classes = Box.everywhere(prices), _NO_CLASSES
         contest = Contest(sample.active, sample.stock.scale, box, classes)
