@@ -213,7 +213,9 @@ def look_and_merge(
         more = np.int64(0)
         for start in range(0, size, BLOCK):
             stop = min(start + BLOCK, size)
-            number, more = _look_block(stored, start, stop, contest, part, scaling, out[first : first + size], more)
+            number, more = _look_block(
+                stored, start, stop, contest, part, scaling, out[first : first + size], more
+            )
             keep_open(found.opened[:number], start, first, memory, facts, open_places, open_rows)
             counts[0] -= number
             for row in range(counts.shape[0]):

@@ -5,7 +5,7 @@ measured, as long as merging 0.1B parameters; llvmlite alone, on which numba sta
 
     largest = loops.task_vectors(stored, rows, scratch)
 
-calls `compiled.task_vectors`; others are in `compiled_rules`, `compiled_early` and `compiled_market`. What
+calls `compiled.task_vectors`; others are in `compiled_rules`, `compiled_top_n` and `compiled_early`. What
 may be called so takes arrays without gaps and numbers, allocates nothing, and returns an int64. It lets other
 threads run.
 """
@@ -44,9 +44,6 @@ MIX_BITS = 12
 #: What the owner of an element may be besides a task: a group from the first mark on, or nobody.
 FIRST_MARK, NOBODY = 64, 254
 
-#: What `meet` returns instead of a number of lots.
-NO_PATH, NO_ROOM = -1, -2
-
 #: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
 INFINITY_BITS = 0x7F800000
 
@@ -56,7 +53,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("compiled", "compiled_rules", "compiled_top_n", "compiled_early", "compiled_market", "bitmasks", "lanes", "jit")
+_MODULES = ("compiled", "compiled_rules", "compiled_top_n", "compiled_early", "bitmasks", "lanes", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -192,13 +189,7 @@ rename = Loop("rename")
 mix = Loop("mix")
 drop = Loop("drop")
 count_magnitudes = Loop("count_magnitudes")
-settle = Loop("settle")
-describe = Loop("describe")
-meet = Loop("meet")
-gains = Loop("gains")
-weigh = Loop("weigh")
 count_and_merge = Loop("count_and_merge")
-settle_and_merge = Loop("settle_and_merge")
 look = Loop("look")
 look_and_merge = Loop("look_and_merge")
 

@@ -16,7 +16,7 @@ from hub_magmax.io.source import LocalSource
 from hub_magmax.io.stored import Stored
 from hub_magmax.methods import TensorRule
 from hub_magmax.methods.registry import given_rule
-from hub_magmax.selection import optimum, sources
+from hub_magmax.selection import assignment
 from hub_magmax.streaming import StoredChunks
 from tests.families import write_checkpoint
 from tests.test_merging import hashes, merged
@@ -51,12 +51,11 @@ def write(folder, kind, dtype=torch.bfloat16):
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
     monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     monkeypatch.setattr(kernels, "_SAMPLE_RUN", 64)
     monkeypatch.setattr(kernels, "_SAMPLE_STRIDE", 300)
-    monkeypatch.setattr(sources, "DIRECT_ELEMENTS", 1000)
-    monkeypatch.setattr(optimum, "DIRECT_ELEMENTS", 1000)
-    monkeypatch.setattr(sources, "_MIN_SAMPLE", 500)
+    monkeypatch.setattr(assignment, "DIRECT_ELEMENTS", 1000)
+    monkeypatch.setattr(assignment, "MIN_SAMPLE", 500)
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * loops.BLOCK)
     monkeypatch.setattr(merging, "compiles", lambda num_elements: True)
 
@@ -132,7 +131,7 @@ def test_what_leaves_too_much_open_is_looked_at_again(tmp_path, finished, monkey
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_a_sample_that_misleads_changes_nothing(tmp_path, monkeypatch, method):
     """The runs of a sample hold the smallest magnitudes only, and boxes are tiny: both are wrong at first."""
-    monkeypatch.setattr(optimum, "_DEVIATIONS", 1e-4)
+    monkeypatch.setattr(assignment, "DEVIATIONS", 1e-4)
     write(tmp_path, "normal")
     for name in ("a", "b", "c"):
         base, own = (LocalSource(tmp_path / folder) for folder in ("base", name))

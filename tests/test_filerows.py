@@ -21,7 +21,7 @@ from hub_magmax.io.filerows import FileRows
 from hub_magmax.io.source import LocalSource, MemorySource
 from hub_magmax.methods import TensorRule
 from hub_magmax.randomness import CounterGenerator
-from hub_magmax.selection import optimum, top_n
+from hub_magmax.selection import assignment, top_n
 from hub_magmax.selection.chunks import places_in_runs
 from hub_magmax.streaming import ChunkMemory, JoinedChunks, StoredChunks
 from tests.families import make_tensors, write_checkpoint
@@ -224,7 +224,7 @@ RULES = [
 @pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
 def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
     monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     found = []
     for num_threads in (1, 3):
         chunks_of_all = joined(tmp_path, SEVERAL, num_threads)

@@ -15,7 +15,7 @@ from hub_magmax.methods import TensorRule
 from hub_magmax.planning import TensorJob
 from hub_magmax.recipe import load_recipe
 from hub_magmax.running import lock
-from hub_magmax.selection import ArrayChunks, optimum, quotas
+from hub_magmax.selection import ArrayChunks, assignment, quotas
 from hub_magmax.surveying import survey
 from tests.families import read_merged, write_family, write_recipe
 from tests.test_merging import Interrupted
@@ -149,7 +149,7 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 def test_looking_at_the_model_is_progress(family, monkeypatch, method, is_compiled):
     monkeypatch.setattr(merging, "compiles", lambda num_elements: is_compiled)
     monkeypatch.setattr(kernels, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
     merge(made, progress=lambda num_bytes: seen.append((num_bytes, [*family.glob("*/model/*")])))
     looked_at = [num_bytes for num_bytes, written in seen if not written]

@@ -13,9 +13,9 @@ Source: MAGMAX (arXiv:2407.06322), Tunable MAGMAX (arXiv:2605.20803).
 
 from hub_magmax.selection.algorithm_one import algorithm_1
 from hub_magmax.selection.apportionment import quotas
+from hub_magmax.selection.assignment import top_n
 from hub_magmax.selection.chunks import ArrayChunks, Bits, Chunks, EarlyChunk, Rows, Selection
 from hub_magmax.selection.magmax import largest_magnitude
-from hub_magmax.selection.optimum import top_n
 
 __all__ = [
     "ArrayChunks",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
 from hub_magmax import loops
 from hub_magmax.selection.chunks import Bits, Chunks, blocks
@@ -172,7 +172,9 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
     return Seen(owner, np.sum(counts, axis=0), *kept.take(), most)
 
 
-def _marks(masks: Int64[np.ndarray, " open"], classes: Int64[np.ndarray, " classes"]) -> UInt8[np.ndarray, " open"]:
+def _marks(
+    masks: Int64[np.ndarray, " open"], classes: Int64[np.ndarray, " classes"]
+) -> UInt8[np.ndarray, " open"]:
     place = classes.searchsorted(masks)
     known = np.append(classes, 0)[place] == masks
     return np.where(known & (masks != 0), place + FIRST_MARK, NOBODY).astype(np.uint8)

@@ -115,8 +115,8 @@ def _approach(
         merit = float(np.abs(errors).sum())
         if merit < least:
             damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
-            wanted = 2 * (np.abs(errors) / 8 + 8) / densities
-            widths = np.rint(np.clip(wanted, widths / 16, 8 * widths)) + 1
+            wanted = 2 * (np.abs(errors) / 8 + 16) / densities
+            widths = np.rint(np.clip(wanted, widths / 16, np.minimum(8 * widths, FAR))) + 1
             step = np.clip(_eliminate(matrix, _damped(errors, quotas)), -4 * widths, 4 * widths)
             found = prices, widths, densities
         else:
@@ -146,7 +146,7 @@ def _tally(
     """Return by how many elements counts exceed quotas, and how fast prices change that."""
     num_tasks = len(prices)
     winner, second, _ = leaders(market.values - prices[:, None])
-    errors = np.bincount(winner, market.sizes, num_tasks) - market.quotas
+    errors = np.bincount(winner, market.sizes, num_tasks).astype(np.float64) - market.quotas
     pairs = np.bincount(winner * num_tasks + second, market.sizes, num_tasks**2).reshape(num_tasks, num_tasks)
     pairs = (pairs + pairs.T) / (2 * (widths + widths[:, None]))
     np.fill_diagonal(pairs, 0)
@@ -196,7 +196,7 @@ def clear(market: Market, prices: Prices) -> Prices | None:
         shares, crowded = split(masks, counts, quotas)
         if crowded is None:
             return prices
-        globals()["STEPS"]=globals().get("STEPS",0)+1
+        globals()["STEPS"] = globals().get("STEPS", 0) + 1
         excess = int((shares.sum(axis=0) - quotas)[crowded].sum())
         caution *= 1 if excess < least else 2
         least = min(least, excess)
@@ -229,7 +229,9 @@ def _smallest(
 
 
 def split(
-    masks: Int64[np.ndarray, " classes"], counts: Int64[np.ndarray, " classes"], quotas: Int64[np.ndarray, " tasks"]
+    masks: Int64[np.ndarray, " classes"],
+    counts: Int64[np.ndarray, " classes"],
+    quotas: Int64[np.ndarray, " tasks"],
 ) -> tuple[Int64[np.ndarray, "classes tasks"], Bool[np.ndarray, " tasks"] | None]:
     """Share classes out between the tasks in their masks: a flow.
 

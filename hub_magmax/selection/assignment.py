@@ -31,7 +31,6 @@ from hub_magmax.selection.chunks import (
     Selection,
     blocks,
     check_task_count,
-    places_in_runs,
 )
 from hub_magmax.selection.draws import SHARE
 from hub_magmax.selection.looks import MAX_CLASSES, Contest, RuleOf, Seen, compare, look, on_grid
@@ -50,7 +49,7 @@ _GRID_BITS, _LEAST_BITS, _MOST_BITS = 42, 40, 47
 # A sample is read in runs of neighbours. To read 256 takes as long as to read 64; but neighbours can be alike,
 # so there are as many runs as this, if they have 64 or more.
 _RUNS, _SHORTEST, _LONGEST = 256, 64, 256
-_MIN_SAMPLE = 1 << 11
+MIN_SAMPLE = 1 << 11
 _FEW = 1 << 10
 _NO_CLASSES = np.empty(0, np.int64)
 
@@ -155,9 +154,9 @@ def _solve(
 ) -> tuple[Contest, Seen, _Stock, Prices]:
     """Return a look at all elements, what it left open, and prices at which the quotas can be met."""
     box, classes = Box.everywhere(np.zeros(len(quotas))), _NO_CLASSES
-    prices, widths, densities = box.prices, box.up, box.up
+    prices, widths = _rough(sample.stock)
     if not sample.is_whole:
-        solved = sample.stock.solve(*_rough(sample.stock), sample.stock.quotas)
+        solved = sample.stock.solve(prices, widths, sample.stock.quotas)
         assert solved is not None, "elements of a sample can go to every task"
         prices, densities = solved
     for attempt in range(_MAX_ATTEMPTS + 1):
@@ -212,7 +211,7 @@ def _read_sample(
     num_elements = chunks.num_elements
     length = every = num_elements
     if num_elements > DIRECT_ELEMENTS:
-        size = max(_MIN_SAMPLE, int(2 * num_elements ** (2 / 3) * max(1, (len(active) / 5) ** 0.5)))
+        size = max(MIN_SAMPLE, int(2 * num_elements ** (2 / 3) * max(1, (len(active) / 5) ** 0.5)))
         length = min(max(_SHORTEST, size // _RUNS), _LONGEST)
         every = num_elements * length // size | 1  # odd, so that runs begin in ever other columns of a matrix
     values = np.abs(chunks.runs(length, every)[active])
@@ -253,7 +252,9 @@ def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices
         ranks[task] = math.ceil(deviations * spread + deviations**2 / 2)
     widths = np.rint(ranks / densities) + 1
     while True:
-        box = _ranges(stock.market(stock.seen(Box.around(prices, widths))), prices, stock.quotas, ranks, total)
+        box = _ranges(
+            stock.market(stock.seen(Box.around(prices, widths))), prices, stock.quotas, ranks, total
+        )
         sides = np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
         if widths.min() >= FAR or (sides <= widths + widths.min()).all():
             return box
@@ -334,7 +335,9 @@ def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generat
     owners = Owners(0)
     owners.owner = seen.owner
     owners.rename(names)
-    draws = Draws(owners, seen.owner, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads)
+    draws = Draws(
+        owners, seen.owner, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads
+    )
     for mark, takers in todo:
         left = sum(count for _, count in takers)
         for task, count in takers[1:]:
