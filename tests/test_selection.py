@@ -753,7 +753,7 @@ def test_a_sample_that_misleads_about_zeros_costs_few_moves(deviations, jointly,
     monkeypatch.setattr(assignment, "DEVIATIONS", deviations)
     task_vectors = make_sparse(0.95, jointly=jointly)
     wanted = quotas(SPARSE_PREFERENCES[preference], 70_001)
-    limit_steps(monkeypatch, 200)
+    limit_steps(monkeypatch, 1000)
 
     found = [top_n(ArrayChunks(task_vectors, size), wanted, GENERATOR) for size in (1 << 20, 4096)]
 
