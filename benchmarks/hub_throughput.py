@@ -61,7 +61,8 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.merging.execution import merge
     from hub_magmax.pipeline import lock, plan
-    from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan
+    from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
+    from hub_magmax.planning.plan import Plan
     from hub_magmax.recipe.loading import parse_recipe
 
     tasks = [{"name": f"t{n}", "model": f"me/task-{n}"} for n in range(1, num_tasks + 1)]

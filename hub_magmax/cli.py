@@ -201,12 +201,13 @@ def plan(asked: RecipeOptions) -> Answer:
     from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.summary import describe, explain
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
     hub = HubSources()
     planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
-    return Answer(planned.to_dict(), planned.explain())
+    return Answer(describe(planned), explain(planned))
 
 
 @verb
@@ -292,18 +293,19 @@ def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | Non
     from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.summary import describe, explain
     from hub_magmax.publishing.preflight import rehearse
 
     hub = HubSources()
     planned = make_plan(recipe, locked or lock(recipe, report=say, hub=hub), hub=hub)
     findings = rehearse(planned, destination)
-    values = planned.to_dict() | {
+    values = describe(planned) | {
         "checks": [
             {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}
             for f in findings
         ]
     }
-    text = "\n".join([planned.explain(), *map(str, findings)])
+    text = "\n".join([explain(planned), *map(str, findings)])
     return Answer(values, text, exit_code=int(any(finding.error for finding in findings)))
 
 

@@ -25,6 +25,7 @@ from hub_magmax.merging.output.report import (
     read_report,
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
+from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
 
@@ -130,7 +131,7 @@ def make_shards(
             else:
                 advance(shard.data_bytes)
         in_order = plan.num_remote > 0
-        budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
+        budget = budget_of(plan, 1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
         backend = backend or choose_backend(sum(job.num_elements for job in plan.jobs if job.merged))

@@ -35,6 +35,11 @@ def check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
             where="recipe, output.files_from",
             hint="Leave it out: the base model's files are copied.",
         )
+    _check_asked(recipe, sources, adapters)
+
+
+def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: list[str]) -> None:
+    """Raise where the recipe asks for adapters, and sources are none."""
     if recipe.adapters and not adapters:
         raise RecipeError(
             "none of the tasks is an adapter",
