@@ -285,13 +285,13 @@ def diagnose(recipe: Path, lock_path: Path | None, output: Path | None) -> Answe
 @memory_option
 def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
 
     found, locked = _read(recipe, lock_path, output, memory)
-    hub = HubSources()
-    planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
+    cache = SourceCache()
+    planned = make_plan(found, locked or lock(found, cache=cache), cache=cache)
     return planned.to_dict(), planned.explain()
 
 
@@ -299,18 +299,18 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
 @memory_option
 def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
 
     found, locked = _read(recipe, lock_path, output, memory)
-    processes, hub = find_processes(), HubSources()
-    locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
-    planned = make_plan(found, locked, hub=hub)
+    processes, cache = find_processes(), SourceCache()
+    locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
+    planned = make_plan(found, locked, cache=cache)
     with _progress(planned.progress_bytes if processes.is_first else 0) as progress:
-        report = do_merge(planned, progress=progress, processes=processes, hub=hub)
+        report = do_merge(planned, progress=progress, processes=processes, cache=cache)
     return json.loads(report.to_json()), _summary(found, report) if processes.is_first else ""
 
 
@@ -393,13 +393,13 @@ def run(
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Any) -> Answer:
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.publishing.preflight import rehearse
 
-    hub = HubSources()
-    planned = make_plan(recipe, locked or lock(recipe, report=_say, hub=hub), hub=hub)
+    cache = SourceCache()
+    planned = make_plan(recipe, locked or lock(recipe, report=_say, cache=cache), cache=cache)
     findings = rehearse(planned, destination)
     values = planned.to_dict() | {
         "checks": [

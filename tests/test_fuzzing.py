@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import hostile, torture
 from hub_magmax.checkpoints.index import MAX_DIMENSIONS
 from hub_magmax.checkpoints.source import MemorySource
-from hub_magmax.checkpoints.weight_files import read_index
+from hub_magmax.checkpoints.weight_files import Listing, read_index
 from hub_magmax.errors import CheckpointError, HubMagmaxError
 
 SLICES = {"headers": 1500, "indexes": 500, "recipes": 120}
@@ -112,7 +112,7 @@ def test_index_larger_than_any_is_refused_unread():
         raise AssertionError("nothing is read")
 
     with pytest.raises(CheckpointError, match="bytes long"):
-        read_index("model", {"model.safetensors.index.json": 10**12}, read_bytes)
+        read_index(Listing("model", {"model.safetensors.index.json": 10**12}, read_bytes))
 
 
 @pytest.mark.parametrize("num_dimensions", [MAX_DIMENSIONS, MAX_DIMENSIONS + 1])
@@ -121,7 +121,7 @@ def test_more_dimensions_than_torch_has_are_refused(num_dimensions):
     text = json.dumps({"w": entry}).encode()
     source = MemorySource({"model.safetensors": struct.pack("<Q", len(text)) + text + bytes(4)}, "model")
     if num_dimensions <= MAX_DIMENSIONS:
-        assert source.index.data_bytes == 4
+        assert source.index.tensors["w"].num_bytes == 4
     else:
         with pytest.raises(CheckpointError, match="larger than any tensor"):
             _ = source.index
