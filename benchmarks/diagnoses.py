@@ -98,6 +98,7 @@ def named(folder: Path, rule: str) -> list[list[str]]:
     return [[finding["rule"], finding["task"]] for finding in findings if finding["is_fault"]]
 
 
+# Complex only by count: its way is straight, with comprehensions over runs and faults.
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
     models = {f"t{n}": f"task-{n}" for n in range(1, NUM_TASKS + 1)}

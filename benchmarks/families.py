@@ -121,6 +121,35 @@ def _clip_layers(tower: str, width: int) -> Shapes:
     return shapes
 
 
+def vit_b16() -> Model:
+    """Return ViT-B/16 without a classifier."""
+    width = 768
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.cls_token": (1, 1, width),
+        "embeddings.position_embeddings": (1, 197, width),
+        "embeddings.patch_embeddings.projection.weight": (width, 3, 16, 16),
+        "embeddings.patch_embeddings.projection.bias": (width,),
+    }
+    for layer in range(12):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            shapes |= _affine(f"layers.{layer}.attention.{name}", width, width)
+        shapes |= _affine(f"layers.{layer}.layernorm_before", width)
+        shapes |= _affine(f"layers.{layer}.layernorm_after", width)
+        shapes |= _affine(f"layers.{layer}.mlp.fc1", 4 * width, width)
+        shapes |= _affine(f"layers.{layer}.mlp.fc2", width, 4 * width)
+    shapes |= {**_affine("layernorm", width), **_affine("pooler.dense", width, width)}
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTModel"],
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 16,
+    }
+    return Model("ViT-B/16", config, shapes, torch.float32)
+
+
 def bert_base() -> Model:
     """Return BERT base with its masked language head, whose decoder is tied to the embeddings."""
     vocabulary, width = 30522, 768
@@ -168,6 +197,7 @@ SIZES: Mapping[str, Model] = {
     "30m": llama(vocabulary=8000, width=512, layers=10, inner=1408, key_width=256),
     "clip-vit-b16": clip_vit_b16(),
     "bert-base": bert_base(),
+    "vit-b16": vit_b16(),
 }
 
 

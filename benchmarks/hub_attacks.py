@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.torture import STRUCK, Tally, Victim, finish_child, one_paragraph, start_child, strike_at
+from benchmarks.victims import STRUCK, Tally, Victim, finish_child, one_paragraph, start_child, strike_at
 from hub_magmax.checkpoints.side_files import content_hashes
 
-#: Where `tests.local_hub` is found from.
 ROOT = Path(__file__).parents[1]
 
 
@@ -162,6 +161,7 @@ def _undisturbed(victim: Victim, hub: _Hub) -> float:
     return seconds
 
 
+# Complex because it has a condition for each promise that an attack may have broken.
 def _judge(victim: Victim, tally: Tally, hub: _Hub, repo: str, code: int, said: str) -> None:
     """Look at what one kill left, run the same command again, and look again."""
     found, problems = _visible(victim, hub, repo)

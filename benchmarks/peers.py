@@ -156,14 +156,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder / "merged")
     shutil.rmtree(folder / "peer")
     return facts | {
-        "peer": f"mergekit {_version(options.python, 'mergekit')}, torch {_version(options.python, 'torch')}",
+        "peer": ", ".join(
+            f"{name} {package_version(options.python, name)}" for name in ("mergekit", "torch")
+        ),
         "peer_command": f"python -m {_SCRIPT} CONFIG FOLDER {FLAGS}",
         "average_and_linear": agreement,
         "rows": rows,
     }
 
 
-def _version(python: str, package: str) -> str:
+def package_version(python: str, package: str) -> str:
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance   # write the page again
 
-`python -m benchmarks.run`, `.peers`, `.processes` and `.selecting` measure. With `--write` each stores its
-own part for its own size, and the others stay.
+`python -m benchmarks.run`, `.peers`, `.processes`, `.selecting`, `.in_memory` and `.versus` measure. With
+`--write` each stores its own part for its own size, and the others stay.
 """
 
 from __future__ import annotations
@@ -150,6 +150,60 @@ def _selecting(result: Result) -> str:
     return "\n".join([f"{facts}\n", *_table(titles, rows)]) + "\n"
 
 
+# Complex only by count: a comprehension for each axis of the table.
+def _in_memory(result: Result) -> str:
+    columns = [(label, result[label]) for label in ("before", "after") if label in result]
+    titles = [f"{label}: {unit}" for label, _ in columns for unit in ("s a merge", "processor", "measured")]
+    rows = [
+        [same[0]["method"], *(cell for row in same for cell in _in_memory_cells(row))]
+        for same in zip(*(column["rows"] for _, column in columns), strict=True)
+    ]
+    rows.append(["all", *(cell for _, column in columns for cell in _in_memory_total(column["rows"]))])
+    *others, (label, latest) = columns
+    said = [f"Before: {_busy(one)} {one['machine']}. `{one['command']}`\n\n" for _, one in others]
+    facts = "".join([*said, f"{label.title()}: {_busy(latest)}"])
+    return _section({**result, **latest}, facts, ["method", *titles], rows)
+
+
+def _busy(column: Result) -> str:
+    """Return the version that was measured, and how many threads wanted a processor meanwhile."""
+    return f"{column['version']}, at a load of {column['load']:.1f}."
+
+
+def _in_memory_cells(row: Result) -> list[str]:
+    measured = f"{row['measured']} of {row['merges']}"
+    return [f"{row['seconds']:.2f}", f"{row['processor_seconds']:.2f}", measured]
+
+
+def _in_memory_total(rows: list[Result]) -> list[str]:
+    totals = [sum(row["merges"] * row[key] for row in rows) for key in ("seconds", "processor_seconds")]
+    measured = f"{sum(row['measured'] for row in rows)} of {sum(row['merges'] for row in rows)}"
+    return [*(f"{total:.0f}" for total in totals), measured]
+
+
+def _versus(result: Result) -> str:
+    rows = [
+        [
+            row["method"],
+            row["runs"],
+            *(f"{row[key]:.2f}" for key in ("before_seconds", "after_seconds")),
+            _percent(row["after_seconds"], row["before_seconds"]),
+            *(f"{row[key]:.2f}" for key in ("before_processor_seconds", "after_processor_seconds")),
+            _percent(row["after_processor_seconds"], row["before_processor_seconds"]),
+        ]
+        for row in result["rows"]
+    ]
+    titles = ["method", "runs", "before: s", "after: s", "slower", "before: processor", "after", "slower"]
+    other = ", ".join(row["method"] for row in result["rows"] if not row["same_weights"])
+    weights = f"Weights differ in: {other}." if other else "Weights are the same, by sha256."
+    facts = f"Before: {result['before']}; after: {result['after']}. {weights}"
+    return _section(result, facts, titles, rows)
+
+
+def _percent(after: float, before: float) -> str:
+    return f"{100 * (after / before - 1):+.1f}%"
+
+
 def _section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
     """Return a heading, what was measured, and a table."""
     lines = [
@@ -233,12 +287,33 @@ the winner of each element. Task vectors are random, normal and float32, so few 
 flat; one-sided, each task seven tenths of the one before; and one-hot, all but one task a thousandth each.
 """
 
+_IN_MEMORY_PREFACE = """## In memory, before and after
+
+`compare`, `sweep` and the search for a preference merge in memory, many times from the same checkpoints, and
+write nothing. Seconds are the mean of one merge: one method under one preference, to a whole model in memory,
+without evaluation. Processor seconds count all threads. The load is the mean number of threads of the whole
+machine that could run, those of other work included; where it is above the number of cores, seconds are too
+many and processor seconds say more. The last row is the time of 60 merges, 15 of each method, for which the
+aim is 60 s on two cores; of a method of which fewer were measured it has 15 times their mean. Before: the
+eager operations of torch, on one thread.
+"""
+
+_VERSUS_PREFACE = """## Before and after
+
+Every method in two versions of the package, named by the last commits that changed it (`+`: with changes
+after that), on the same files in the page cache. Runs alternate between the two, so that whatever else slows
+the machine slows both. Medians of seconds and of processor seconds (user and system, all processes); the
+first run of each version may compile and does not count.
+"""
+
 #: By part: what is said of it, and how a result of it is shown.
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "methods": (_METHODS_PREFACE, _methods),
     "peers": (_PEERS_PREFACE, _peers),
     "processes": (_PROCESSES_PREFACE, _processes),
     "selecting": (_SELECTING_PREFACE, _selecting),
+    "in_memory": (_IN_MEMORY_PREFACE, _in_memory),
+    "versus": (_VERSUS_PREFACE, _versus),
 }
 
 

@@ -21,12 +21,14 @@ from typing import Any
 
 from benchmarks.families import SIZES
 
+ROOT = Path(__file__).resolve().parents[1]
+
 #: A command that takes longer is measured once.
 SLOW_SECONDS = 60
 _BLOCK = 2**20
 
-#: Runs a command, and says at its end how long it took, and what it and its descendants held together at
-#: most: anonymous memory, looked at every hundredth of a second.
+#: Runs a command, and says at its end how long it took, how long processors worked, and what it and its
+#: descendants held together at most: anonymous memory, looked at every hundredth of a second.
 _WATCHER = r"""
 import json, os, sys, threading, time
 
@@ -51,8 +53,12 @@ most = 0
 started = time.perf_counter()
 child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
 threading.Thread(target=look, daemon=True).start()
-_, status = os.waitpid(child, 0)
-facts = {"seconds": time.perf_counter() - started, "peak_memory_bytes": most}
+_, status, used = os.wait4(child, 0)
+facts = {
+    "seconds": time.perf_counter() - started,
+    "peak_memory_bytes": most,
+    "processor_seconds": used.ru_utime + used.ru_stime,
+}
 sys.stderr.write("\n" + json.dumps(facts))
 sys.stderr.flush()
 os._exit(os.waitstatus_to_exitcode(status) and 1)
@@ -61,11 +67,19 @@ os._exit(os.waitstatus_to_exitcode(status) and 1)
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command printed, how long it took, and the most anonymous memory of its processes together."""
+    """Output, duration and memory of a command.
+
+    Attributes:
+        output: Its standard output.
+        seconds: By the clock on the wall.
+        peak_memory_bytes: The most anonymous memory of its processes together.
+        processor_seconds: User and system time of its processes together.
+    """
 
     output: str
     seconds: float
     peak_memory_bytes: int
+    processor_seconds: float
 
 
 def run(
@@ -169,13 +183,36 @@ def family_folder(options: argparse.Namespace) -> Iterator[Path]:
         yield options.folder or Path(temporary)
 
 
+def version(checkout: Path) -> str:
+    """Return the last commit that changed the package of a checkout, with a `+` where files have changed."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(checkout), *words, "--", "hub_magmax"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("log", "-1", "--format=%h", "--abbrev=12") + "+" * bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+
+
 def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
+def model_facts(size: str) -> dict[str, Any]:
+    """Return what the checkpoints are that were merged."""
+    model = SIZES[size]
+    return {
+        "size": size,
+        "model": model.title,
+        "parameters": model.num_parameters,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
 def facts(module: str, options: argparse.Namespace, *extra: str) -> dict[str, Any]:
     """Return what was measured, by which command, on which machine."""
-    model = SIZES[options.size]
     words = [
         "python",
         "-m",
@@ -186,11 +223,7 @@ def facts(module: str, options: argparse.Namespace, *extra: str) -> dict[str, An
         "--repeat",
         options.repeat,
     ]
-    return {
-        "size": options.size,
-        "model": model.title,
-        "parameters": model.num_parameters,
-        "dtype": str(model.dtype).removeprefix("torch."),
+    return model_facts(options.size) | {
         "repeat": options.repeat,
         "machine": machine(),
         "command": " ".join(map(str, words)),

@@ -5,9 +5,10 @@ from argparse import Namespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from benchmarks import peers, performance, processes, run, selecting, timing
-from benchmarks.families import SIZES, llama
+from benchmarks import in_memory, peers, performance, processes, run, selecting, timing, versus
+from benchmarks.families import SIZES, llama, make_family
 from tests.families import write_checkpoint
 
 
@@ -54,7 +55,7 @@ def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
 def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     """What stands for mergekit copies what was merged before."""
     monkeypatch.setattr(peers, "PAIRS", {"average": peers.PAIRS["average"]})
-    monkeypatch.setattr(peers, "_version", lambda python, package: "1")
+    monkeypatch.setattr(peers, "package_version", lambda python, package: "1")
 
     def copy(folder, python, config):
         assert [model["model"] for model in config["models"]] == [f"task-{n}" for n in range(1, 6)]
@@ -77,6 +78,91 @@ def test_rules_alone_are_measured(tiny):
     stored = performance.with_result({}, "selecting", result)
     assert "| top-n | 20 |" in performance.page(stored)
     assert all(sum(weights) == pytest.approx(1) for weights in selecting.preferences(20).values())
+
+
+def test_merges_in_memory_are_measured_and_shown_beside_those_of_before(tiny, tmp_path):
+    tiny.merges, tiny.label = 2, "before"
+    before = in_memory.beside({}, "before", in_memory.measure(tmp_path, tiny), "30m")
+    assert [row["method"] for row in before["before"]["rows"]] == list(in_memory.CHOSEN)
+    assert all(row["measured"] == 2 and row["merges"] == 15 for row in before["before"]["rows"])
+    assert all(row["processor_seconds"] > 0 for row in before["before"]["rows"])
+    assert "after" not in performance.page({"in_memory": {"30m": before}}).partition("### ")[2]
+    rows = [
+        {**row, "seconds": 0.5, "processor_seconds": 1, "measured": 15} for row in before["before"]["rows"]
+    ]
+    both = in_memory.beside(before, "after", {**before["before"], "rows": rows}, "30m")
+    assert both["before"] == before["before"]
+    page = performance.page({"in_memory": {"30m": both}})
+    assert "| 2 of 15 | 0.50 | 1.00 | 15 of 15 |" in page
+    assert "| 8 of 60 | 30 | 60 | 60 of 60 |" in page
+
+
+def test_a_merge_in_memory_is_that_of_the_files(tiny, tmp_path):
+    make_family(tmp_path, "30m", num_tasks=run.NUM_TASKS)
+    run.merge(tmp_path, run.METHODS["magmax"])
+    with in_memory.open_merger(tmp_path) as merge:
+        found = merge(run.METHODS["magmax"], in_memory.preferences(run.NUM_TASKS)[0])
+    expected = load_file(tmp_path / "merged" / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_preferences_of_merges_in_memory_differ_and_sum_to_one():
+    found = in_memory.preferences(5)
+    assert len(set(found)) == 15
+    assert all(sum(weights) == pytest.approx(1) and len(weights) == 5 for weights in found)
+    assert found[5:7] == [
+        pytest.approx((0.3606, 0.2525, 0.1767, 0.1237, 0.0866), abs=1e-4),
+        (found[5][4], *found[5][:4]),
+    ]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A version of the package that merges to other bytes."""
+    package = tmp_path / "checkout" / "hub_magmax"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import pathlib, sys; folder = pathlib.Path(sys.argv[2]).parent / 'merged'; folder.mkdir()\n"
+        "(folder / 'model.safetensors').write_bytes(b'other')"
+    )
+    return package.parent
+
+
+@pytest.mark.slow
+def test_two_versions_are_timed_each_with_its_own_package(tiny, tmp_path, monkeypatch, checkout):
+    monkeypatch.setattr(versus, "METHODS", {"magmax": {"name": "magmax"}})
+    tiny.other = checkout
+    different = versus.measure(tmp_path, tiny)  # this checkout comes second
+    assert not different["rows"][0]["same_weights"]
+    assert different["before"] == "no commit"
+    assert different["rows"][0]["before_seconds"] < different["rows"][0]["after_seconds"]
+    assert str(checkout) not in str(different)
+    assert "Weights differ in: magmax." in performance.page({"versus": {"30m": different}})
+
+
+def test_versions_that_write_the_same_weights_are_told(tmp_path, checkout):
+    environments = [versus.package_of(checkout)] * 2
+    row = versus.pairs(tmp_path, "magmax", environments, repeat=2)
+    assert row["same_weights"]
+    assert row["runs"] == 2
+    assert 0 < row["after_processor_seconds"] < 2
+
+
+def test_slower_is_told_in_per_cent():
+    times = {"before_seconds": 2.0, "after_seconds": 2.1}
+    times |= {"before_processor_seconds": 4.0, "after_processor_seconds": 3.0}
+    row = {"method": "ties", "runs": 5, "same_weights": True, **times}
+    facts = {"model": "Llama", "parameters": 1e9, "dtype": "bfloat16", "machine": "", "command": ""}
+    page = performance.page({"versus": {"30m": {**facts, "before": "a", "after": "b", "rows": [row]}}})
+    assert "| ties | 5 | 2.00 | 2.10 | +5.0% | 4.00 | 3.00 | -25.0% |" in page
+    assert "Weights are the same" in page
+
+
+def test_a_folder_without_the_package_is_no_checkout(tmp_path):
+    with pytest.raises(SystemExit, match="holds no package"):
+        versus.package_of(tmp_path)
 
 
 def test_the_peers_weights_are_our_preference():
@@ -110,6 +196,11 @@ def test_memory_is_that_of_the_command_and_its_children():
     assert 100_000_000 < large.peak_memory_bytes < 150_000_000
     assert 100_000_000 < of_child.peak_memory_bytes < 170_000_000
     assert (small.output, large.output) == ("", "100000000\n")
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    assert (
+        0.5 < timing.run([sys.executable, "-c", busy]).processor_seconds < 0.5 + small.processor_seconds + 1
+    )
+    assert large.processor_seconds < large.seconds, "a process that sleeps does not compute"
 
 
 def test_a_command_that_fails_ends_the_benchmark():

@@ -215,7 +215,7 @@ def test_adapters_leave_whole_checkpoints_that_differ_by_products_of_their_rank(
 
 
 def test_learning_teaches_what_it_is_shown(t5, sequence, tmp_path):
-    from benchmarks.continual.sequences import _texts
+    from benchmarks.continual.sequences import labelled_texts
 
     task = {
         "name": "mood",
@@ -223,7 +223,7 @@ def test_learning_teaches_what_it_is_shown(t5, sequence, tmp_path):
         "inputs": ["text"],
         "answers": ["bad", "good"],
     }
-    examples = _texts(task, "train", 8, 0, tmp_path)
+    examples = labelled_texts(task, "train", 8, 0, tmp_path)
     course = Course(epochs=60, batch_size=8, learning_rate=3e-2)
     _, learned = learn_sequence(TextLearner(), t5, {"mood": examples}, tmp_path / "c", course=course, seed=0)
     from hub_magmax.evaluation.evaluators.generation import TextToText

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import hostile, torture
+from benchmarks import hostile, reader_attacks, torture
 from hub_magmax.checkpoints.index import MAX_DIMENSIONS
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.checkpoints.weight_files import Listing, read_index
@@ -28,7 +28,7 @@ def test_mutated_input_is_read_or_refused(part):
     assert found.failures == []
     assert set(found.outcomes) == {"accepted", "refused"}
     assert found.slowest_seconds < 10
-    assert found.memory_growth_bytes < torture.MEMORY_BYTES
+    assert found.memory_growth_bytes < reader_attacks.MEMORY_BYTES
 
 
 def read_or_refused(files: dict[str, bytes]) -> None:

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import torture
-from hub_magmax import files
-from hub_magmax.checkpoints import local
+from benchmarks import reliability, torture, victims
+from hub_magmax.checkpoints import source as source_module
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
-from hub_magmax.merging.execution import merge
+from hub_magmax.merging.engine import merge
+from hub_magmax.merging.output import folder as writer
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
@@ -76,7 +76,7 @@ def test_push_that_is_killed_leaves_no_part_of_a_model_and_the_same_command_make
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return torture.contents(folder)
+    return victims.contents(folder)
 
 
 def reference(family: Path, **changes: object) -> dict[str, str]:
@@ -90,7 +90,7 @@ def reference(family: Path, **changes: object) -> dict[str, str]:
 
 def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Carry out `action` just before the given read of any source."""
-    original, seen = local.read_fully, []
+    original, seen = source_module.read_fully, []
 
     def read(*arguments):
         seen.append(1)
@@ -98,7 +98,7 @@ def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], N
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(local, "read_fully", read)
+    monkeypatch.setattr(source_module, "read_fully", read)
 
 
 def change_byte(path: Path) -> None:
@@ -218,7 +218,7 @@ def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
 def test_process_that_comes_second_is_told_so(family):
     recipe = write_recipe(family)
     code = (
-        "import sys; from pathlib import Path; from hub_magmax.merging.output.folder import PartialFolder\n"
+        "import sys; from pathlib import Path; from hub_magmax.io.writer import PartialFolder\n"
         "place = PartialFolder(Path(sys.argv[1]), 'sha256:other'); place.prepare()\n"
         "print('ready', flush=True); sys.stdin.read()"
     )
@@ -241,7 +241,7 @@ def test_only_finished_shards_of_this_merge_are_kept(tmp_path):
     for name in ("finished.safetensors", "unfinished.safetensors.tmp", "config.json"):
         (place.folder / name).write_bytes(b"x")
     (place.folder / "folder").mkdir()
-    place.record(ShardRecord("finished.safetensors", 1, files.sha256_of(place.folder / "config.json")))
+    place.record(ShardRecord("finished.safetensors", 1, writer.sha256_of(place.folder / "config.json")))
     place.release()
     PartialFolder(tmp_path / "out", "sha256:one").prepare()
     assert [path.name for path in place.folder.iterdir()] == ["finished.safetensors"]
@@ -391,16 +391,16 @@ def test_everything_that_run_writes_is_free_of_tokens_and_of_this_machines_folde
 
 
 def test_report_of_the_attacks_is_what_the_stored_results_say():
-    results = json.loads(torture.RESULTS.read_text())
-    assert torture.PAGE.read_text() == torture.page(results)
-    assert set(results["parts"]) == set(torture.MERGES) | set(torture.READERS)
+    results = reliability.load()
+    assert reliability.PAGE.read_text() == reliability.page(results)
+    assert set(results["parts"]) == set(torture.MERGES) | set(torture.READERS) == set(reliability.PARTS)
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> Path:
     """Where the attacks' results and page are for a test: a copy of those that are stored."""
     for name in ("RESULTS", "PAGE"):
-        monkeypatch.setattr(torture, name, Path(shutil.copy(getattr(torture, name), tmp_path)))
+        monkeypatch.setattr(reliability, name, Path(shutil.copy(getattr(reliability, name), tmp_path)))
     return tmp_path
 
 
@@ -415,17 +415,17 @@ def test_attacks_end_when_their_time_is_over_and_what_is_missing_is_named(elsewh
     said = capfd.readouterr().out
     assert "kills: cut off, 0.01 minutes are over" in said
     assert "recipes: not begun, 0.01 minutes are over" in said
-    results, page = (json.loads(torture.RESULTS.read_text()), torture.PAGE.read_text())
+    results, page = (json.loads(reliability.RESULTS.read_text()), reliability.PAGE.read_text())
     assert results["unmeasured"] == ["kills", "recipes"]
     assert results["parts"].keys() == torture.MERGES.keys() | torture.READERS.keys(), "earlier ones stay"
     assert "Not measured in the latest run" in page and page.rstrip().count("Mutated recipes") == 2
     assert measured(monkeypatch, "--write") == 1
     # Measured after all:
-    tally = torture.Tally(attacks=1).to_dict()
+    tally = victims.Tally(attacks=1).to_dict()
     monkeypatch.setattr(torture, "in_a_process", lambda parts, limit: dict.fromkeys(parts, tally))
     assert measured(monkeypatch, *asked) == 0
-    assert "unmeasured" not in json.loads(torture.RESULTS.read_text())
-    assert "Not measured" not in torture.PAGE.read_text()
+    assert "unmeasured" not in json.loads(reliability.RESULTS.read_text())
+    assert "Not measured" not in reliability.PAGE.read_text()
 
 
 def test_every_process_of_a_part_that_is_cut_off_is_killed(tmp_path, monkeypatch):
@@ -441,8 +441,8 @@ def test_every_process_of_a_part_that_is_cut_off_is_killed(tmp_path, monkeypatch
 
 
 def test_child_that_hangs_is_ended_and_its_attack_is_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(torture, "ATTACK_SECONDS", 1)
+    monkeypatch.setattr(victims, "ATTACK_SECONDS", 1)
     victim = SimpleNamespace(folder=tmp_path / "victim", arguments=[])
-    child = torture.start_child(victim, lambda: time.sleep(60))
-    code, _ = torture.finish_child(victim, child)
+    child = victims.start_child(victim, lambda: time.sleep(60))
+    code, _ = victims.finish_child(victim, child)
     assert code == -signal.SIGALRM

@@ -78,6 +78,7 @@ def _named(options: argparse.Namespace) -> tuple[str, str]:
 _CLIP, _T5 = "openai/clip-vit-base-patch16", "google-t5/t5-large"
 
 
+# Complex because each kind of data has options of its own.
 def _families(options: argparse.Namespace, folder: Path, report: Progress) -> Iterator[Family]:
     from benchmarks.continual.learning import Course, TextLearner
     from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family

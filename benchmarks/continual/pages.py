@@ -154,6 +154,7 @@ def _standing(rows: Sequence[Mapping[str, Any]], way: str) -> str:
     return "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
 
 
+# Complex only by count: a comprehension for each axis of the table, and cells that may be empty.
 def _main(by_number: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     numbers = list(by_number)
     found = {
@@ -189,6 +190,7 @@ def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
     return cells
 
 
+# Complex only by count: a comprehension for each axis of the table, and cells that may be empty.
 def _tests(ours: str, by_number: Mapping[str, Any], kind: str) -> str:
     """Return the tests against rows without a preference, and with the same kind; all of them are stored.
 
@@ -245,6 +247,7 @@ def _screening(data: str) -> str:
     )
 
 
+# Complex only by count: a comprehension for each axis of the table, and cells that may be empty.
 def _regrets(by_number: Mapping[str, Any]) -> str:
     columns = [(number, kind) for number, kinds in by_number.items() for kind in kinds]
     seeds = sorted({row["seed"] for number, kind in columns for row in by_number[number][kind]["seeds"]})

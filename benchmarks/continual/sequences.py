@@ -235,7 +235,7 @@ def text_family(
     _claim(folder / name, settings)
     parts = {
         split: {
-            task["name"]: _texts(
+            task["name"]: labelled_texts(
                 task, task.get(split, split), listed[f"{split}_examples"], seed, sequence.parent
             )
             for task in listed["tasks"]
@@ -250,7 +250,9 @@ def text_family(
     return Family(name, seed, base, learned, examples, owners, Data(dataset="-"), evaluator, kinds=("known",))
 
 
-def _texts(task: Mapping[str, Any], split: str, num_examples: int, seed: int, folder: Path) -> Dataset:
+def labelled_texts(
+    task: Mapping[str, Any], split: str, num_examples: int, seed: int, folder: Path
+) -> Dataset:
     """Return at most so many examples as a text, which names its parts, and the text of its label."""
     from datasets import Dataset, Features, Value
 

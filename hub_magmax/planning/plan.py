@@ -201,7 +201,10 @@ class Plan:
         known = {name: text for name, text in classes.items() if text}
         heads = ", ".join(f"{name} {text}" for name, text in known.items())
         side_files = {name: source.side_files for name, source in sources.items()}
+        name = self.lock.method["name"]
+        portable = methods.get_method(name).is_portable
         return (
+            *(() if portable else (f"the bytes that {name} gives depend on the processor",)),
             *((f"the model classes differ: {heads}",) if len(set(known.values())) > 1 else ()),
             *tokenizer_notices(side_files, self.recipe.output.files_from),
         )
@@ -225,7 +228,7 @@ class Plan:
         chunks = per_chunk_element * sum(min(size, budget.chunk_elements) for size in sizes)
         if methods.surveys_model(self.lock.method):
             sizes = [sum(job.num_elements for job in self.jobs if job.merged)]
-        elif method.merges_early:  # what is stored of open elements, their places, and merged chunks
+        elif method.held_bytes is None:  # what is stored of open elements, their places, and merged chunks
             most_open, most_held = OPEN_CHUNKS * budget.chunk_elements, HELD_CHUNKS * budget.chunk_elements
             chunks += (4 * (num_tasks + 1) + 8) * sum(min(size, most_open) for size in sizes)
             chunks += 4 * sum(size for size in sizes if size <= most_held)
@@ -379,11 +382,12 @@ class Plan:
 def _held_bytes(method: methods.MergeMethod, num_tasks: int, size: int) -> int:
     """Return what is held of one tensor of so many elements, in memory and not in a file."""
     if method.form == "tensor":
-        return (4 * num_tasks + 8) * size
+        return (4 * num_tasks + 8 + (method.held_bytes or 0)) * size
+    if not method.held_bytes:
+        return 0
     within = min(size, IN_MEMORY_BYTES)
     # Measured with `top-n`: what is not decided at once, of a tensor of a billion elements.
-    beyond = (size - within) * 3 // 4 if method.held_bytes else 0
-    return method.held_bytes * within + beyond
+    return method.held_bytes * within + (size - within) * 3 // 4
 
 
 def _halved(most: int, least: int) -> Iterator[int]:
