@@ -134,7 +134,7 @@ def lock_source(
     with closing(cache.open(location)) as source:
         found = _describe(written, location, source, hash_files)
     if location.whole != location:
-        found = replace(found, **_card_facts(cache.open(location.whole)))
+        found = replace(found, **card_facts(cache.open(location.whole)))
     return found
 
 
@@ -160,7 +160,7 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
         kind=location.kind,
         files=files,
         **location.pin._asdict(),
-        **_card_facts(source),
+        **card_facts(source),
         model_type=model_type,
         architectures=architectures,
         side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
@@ -168,7 +168,7 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
     )
 
 
-def _card_facts(source: TensorSource) -> dict[str, Any]:
+def card_facts(source: TensorSource) -> dict[str, Any]:
     """Return licence, languages and data sets from the source's own card; None for those not stated."""
     front = _front_matter(source)
     license_id = front.get("license")
