@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from hub_magmax.pipeline import lock as lock
     from hub_magmax.pipeline import plan as plan
     from hub_magmax.pipeline import run as run
+    from hub_magmax.planning.summary import explain as explain
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
     from hub_magmax.recipe.loading import load_recipe as load_recipe
     from hub_magmax.recipe.loading import parse_recipe as parse_recipe
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.reporting.card import render_card as render_card
-    from hub_magmax.reporting.card import write_card as write_card
+    from hub_magmax.reporting.card_file import write_card as write_card
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOMES = {
     "Recipe": "recipe.schema",
     "canary": "fleet.canaries",
     "evaluate": "evaluation.scoring",
+    "explain": "planning.summary",
     "load_recipe": "recipe.loading",
     "lock": "pipeline",
     "merge": "merging.execution",
@@ -50,7 +52,7 @@ _HOMES = {
     "rollback": "fleet.rollback",
     "run": "pipeline",
     "verify": "fleet.verifying",
-    "write_card": "reporting.card",
+    "write_card": "reporting.card_file",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys

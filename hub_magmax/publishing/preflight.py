@@ -11,10 +11,11 @@ from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.data import with_kept_data
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import os_errors
-from hub_magmax.hub import hub_api, persistently
+from hub_magmax.hub import hub_api, retry
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.reporting.card import render_card
 from hub_magmax.text import format_bytes
@@ -27,7 +28,7 @@ MAX_FILES = 100_000
 _FILES_ON_DISK = 2
 
 #: Room for what lies beside the weights, and for headers.
-_SMALL_BYTES = 20_000_000
+SMALL_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
         partial = output.with_name(output.name + ".partial")
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(there).free
-    needed = 0 if output.exists() else max(0, sum(kept) + _SMALL_BYTES - written)
+    needed = 0 if output.exists() else max(0, sum(kept) + SMALL_BYTES - written)
     if needed > free:
         raise OutputError(
             f"{format_bytes(free)} are free, and the merge needs {format_bytes(needed)} more",
@@ -150,17 +151,17 @@ def _right_to_write(destination: Destination) -> str:
     """Return what is there; raise PublishError unless this token could commit to it."""
     api, repo_id = hub_api(), destination.repo_id
     with publish_errors(destination.name):
-        if not persistently(lambda: api.repo_exists(repo_id)):
+        if not retry(lambda: api.repo_exists(repo_id)):
             return _right_to_create(destination)
         if not destination.create_pr:
-            persistently(lambda: api.auth_check(repo_id, write=True))
+            retry(lambda: api.auth_check(repo_id, write=True))
     head = find_head(destination)
     how = "a pull request can be opened" if destination.create_pr else "this token may write to it"
     return f"{destination.name} is at {head.commit[:7]}, and {how}"
 
 
 def _right_to_create(destination: Destination) -> str:
-    who = persistently(hub_api().whoami)
+    who = retry(hub_api().whoami)
     names = {str(who.get("name"))} | {str(org.get("name")) for org in who.get("orgs") or []}
     namespace, _, name = destination.repo_id.rpartition("/")
     if namespace and namespace not in names:
@@ -189,7 +190,7 @@ def check_card(plan: Plan, destination: Destination) -> str:
     with publish_errors(where):
         try:
             card = ModelCard(text)
-            persistently(card.validate)
+            retry(card.validate)
         except ValueError as error:
             raise PublishError(
                 f"the Hub would refuse the card: {_reasons(str(error))}",
@@ -223,5 +224,5 @@ def _draft(plan: Plan) -> MergeReport:
         seconds=0.0,
         peak_memory_bytes=0,
         versions=software_versions(),
-        notices=plan.notices,
+        notices=notices(plan),
     )

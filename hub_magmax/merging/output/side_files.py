@@ -11,10 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME
-from hub_magmax.checkpoints.opening import (
-    CONFIG_NAME,
-    read_side_file,
-)
+from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import os_errors, sha256_of, write_text
@@ -28,6 +25,7 @@ from hub_magmax.merging.output.report import (
     software_versions,
 )
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 
@@ -55,7 +53,7 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping
         profile=dict(profile),
         peak_memory_bytes=peak_memory_bytes(),
         versions=software_versions(),
-        notices=(*plan.notices, *_not_finite_notice(plan, shards)),
+        notices=(*notices(plan), *_not_finite_notice(plan, shards)),
     )
 
 
