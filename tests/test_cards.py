@@ -27,6 +27,7 @@ from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.reporting import card as cards
+from hub_magmax.reporting import cells as card_cells
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
 from hub_magmax.reporting.units import Unit
@@ -450,8 +451,8 @@ def test_no_number_is_on_the_card_that_nothing_stored_decides():
     for versions in zip(*lines, strict=True):
         places = zip(*map(numbers_of, versions), strict=True)
         fixed |= {place[0] for place in places if len(set(place)) == 1}
-    template = files("hub_magmax.reporting").joinpath(cards.TEMPLATE_NAME).read_text(encoding="utf-8")
-    stated = {*numbers_of(template), *numbers_of(str(cards._PAPERS)), f"{NUM_RESAMPLES:,}"}
+    template = files("hub_magmax.reporting").joinpath(card_cells.TEMPLATE_NAME).read_text(encoding="utf-8")
+    stated = {*numbers_of(template), *numbers_of(str(cards.PAPERS)), f"{NUM_RESAMPLES:,}"}
     stated |= {f"{level:.2f}"[1:] for level in LEVELS} | {f"{limit:g}" for limit, _ in THRESHOLDS.values()}
     assert fixed <= {*stated, str(MIN_TAIL_EXAMPLES), str(len(WEIGHTS))}
     assert len(numbers_of("\n".join(lines[0]))) > 150
@@ -910,16 +911,12 @@ def test_a_template_that_asks_for_an_unknown_fact_fails():
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError):
-        cards._environment(Unit()).from_string("{{ nobody_measured_this }}").render()
+        card_cells.environment(Unit()).from_string("{{ nobody_measured_this }}").render()
 
 
 def test_what_a_template_shows_is_code_unless_it_is_markdown():
-    shown = (
-        cards._environment(Unit())
-        .from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
-        .render(a="<b>", b="*")
-    )
-    assert shown == "`<b>` `<b>*` — 3"
+    template = card_cells.environment(Unit()).from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
+    assert template.render(a="<b>", b="*") == "`<b>` `<b>*` — 3"
 
 
 def test_there_are_no_stray_gaps_in_the_text():

@@ -95,18 +95,13 @@ def damage(before: Score | None, after: Score | None) -> Damage | None:
     if not before or not after or not before.outcomes or len(before.outcomes) != len(after.outcomes):
         return None
     in_probability = bool(before.probabilities and after.probabilities)
-    first, second = (
-        np.asarray(score.probabilities if in_probability else score.outcomes, dtype=np.float64)
-        for score in (before, after)
-    )
-    right, flipped = _flips(before.outcomes, after.outcomes)
+    kept = [score.probabilities if in_probability else score.outcomes for score in (before, after)]
+    first, second = np.asarray(kept, dtype=np.float64)
     return Damage(
         before.task,
         paired_difference(after.outcomes, before.outcomes),
         tails(first - second, bounds=(-1, 1) if in_probability or _are_shares(first, second) else None),
-        right,
-        flipped,
-        wilson_interval(flipped, right) if flipped is not None and right else None,
+        *_flips(before.outcomes, after.outcomes),
         _worst(first, second),
         in_probability,
     )
@@ -116,12 +111,15 @@ def _are_shares(*scores: _Values) -> bool:
     return all(values.min() >= 0 and values.max() <= 1 for values in scores)
 
 
-def _flips(before: Sequence[float], after: Sequence[float]) -> tuple[int | None, int | None]:
-    """Return how many were right before, and how many of these are wrong after."""
+def _flips(
+    before: Sequence[float], after: Sequence[float]
+) -> tuple[int | None, int | None, tuple[float, float] | None]:
+    """Return how many were right before, how many of these are wrong after, and the interval of the share."""
     if not {*before, *after} <= {0.0, 1.0}:
-        return None, None
+        return None, None, None
     right = [second for first, second in zip(before, after, strict=True) if first == 1.0]
-    return len(right), right.count(0.0)
+    flipped = right.count(0.0)
+    return len(right), flipped, wilson_interval(flipped, len(right)) if right else None
 
 
 def _worst(before: _Values, after: _Values) -> tuple[Worst, ...]:

@@ -299,6 +299,7 @@ def _limit(rule: str) -> float:
     return THRESHOLDS[rule][0]
 
 
+# Complex, and flat: one branch for each rule, of which the first that applies to a task counts.
 def _faults(found: Diagnosis) -> Iterator[Finding]:
     group = found.matrices or found.whole
     cosines, ratios = group.to_base
