@@ -198,7 +198,7 @@ def diagnose(asked: RecipeOptions) -> Answer:
 @memory_option
 def plan(asked: RecipeOptions) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
-    from hub_magmax.checkpoints.opening import HubSources
+    from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.stored import read_asked
@@ -214,7 +214,7 @@ def plan(asked: RecipeOptions) -> Answer:
 @memory_option
 def merge(asked: RecipeOptions) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
-    from hub_magmax.checkpoints.opening import HubSources
+    from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -289,7 +289,7 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | None) -> Answer:
-    from hub_magmax.checkpoints.opening import HubSources
+    from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.publishing.preflight import rehearse

@@ -8,14 +8,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.opening import (
-    PARALLEL_SOURCES,
-    HubSources,
-    lock_source,
-)
+from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
 from hub_magmax.errors import (
     EvaluationError,
     PublishError,
@@ -120,26 +118,25 @@ def run(
     return Run(planned, merged, output, scores, published, guards)
 
 
-def destination_of(recipe: Recipe, changes: Mapping[str, Any] | None = None) -> Destination | None:
+def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType({})) -> Destination | None:
     """Return where the recipe publishes, None where it does not.
 
     Args:
         recipe: Its `output` names the repository.
-        changes: Other attributes of the destination; a value of None keeps what the recipe says.
+        changes: Other attributes of the destination.
 
     Raises:
         RecipeError: If there are changes, and the recipe names no repository.
     """
-    said = {key: value for key, value in (changes or {}).items() if value is not None}
     if recipe.output.push_to_hub is None:
-        if said:
+        if changes:
             raise RecipeError(
-                f"{', '.join(said)}: the recipe does not say where to publish",
+                f"{', '.join(changes)}: the recipe does not say where to publish",
                 where="recipe, output.push_to_hub",
                 expected="a repository on the Hub",
             )
         return None
-    return Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **said})
+    return Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **changes})
 
 
 def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:

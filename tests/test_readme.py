@@ -192,7 +192,7 @@ def described_keys(heading: str) -> set[str]:
         ("`method`", "Method"),
         ("`preference`", "Preference"),
         ("Data", "Data"),
-        ("`tensors`", "TensorRule"),
+        ("`tensors`", "GlobRule"),
         ("`evaluation`", "Evaluation"),
         ("`compare`", "Compare"),
         ("`sweep`", "Sweep"),

@@ -46,48 +46,6 @@ from hub_magmax.text import (
     visible_json,
 )
 
-#: By arXiv number: key, first author, year and title.
-PAPERS = {
-    "2203.05482": (
-        "modelsoups",
-        "Wortsman, Mitchell",
-        2022,
-        "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing "
-        "inference time",
-    ),
-    "2212.04089": ("taskarithmetic", "Ilharco, Gabriel", 2022, "Editing Models with Task Arithmetic"),
-    "2306.01708": (
-        "tiesmerging",
-        "Yadav, Prateek",
-        2023,
-        "{TIES}-Merging: Resolving Interference When Merging Models",
-    ),
-    "2311.03099": (
-        "dare",
-        "Yu, Le",
-        2023,
-        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
-    ),
-    "2312.06795": (
-        "breadcrumbs",
-        "Davari, MohammadReza",
-        2023,
-        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
-    ),
-    "2407.06322": (
-        "magmax",
-        "Marczak, Daniel",
-        2024,
-        "{MagMax}: Leveraging Model Merging for Seamless Continual Learning",
-    ),
-    "2605.20803": (
-        "tunablemagmax",
-        "Hiroshima, Kei",
-        2026,
-        "Tunable {MAGMAX}: Preference-Aware Model Merging for Continual Learning",
-    ),
-}
-
 
 @dataclass(frozen=True)
 class Beside:
@@ -146,7 +104,7 @@ def render_card(
         "summary": Markdown(method.summary) if method.name in METHODS.built_in else method.summary,
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
         "paper": _arxiv_number(method.source),
-        "bibtex": _bibtex(_arxiv_number(method.source)),
+        "bibtex": method.paper and method.paper.bibtex,
         "loading": loading(named, lock, scores),
         "rebuild_arguments": Markdown(rebuild_arguments(named, lock)),
     }
@@ -251,13 +209,3 @@ def _unmeasured(row: Tradeoff) -> str:
 def _arxiv_number(source: str) -> Markdown | None:
     match = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", source)
     return Markdown(match[1]) if match else None
-
-
-def _bibtex(paper: str | None) -> str | None:
-    if paper not in PAPERS:
-        return None
-    key, author, year, title = PAPERS[paper]
-    return (
-        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{author} and others}},\n  year = {{{year}}},\n"
-        f"  eprint = {{{paper}}},\n  archivePrefix = {{arXiv}},\n}}"
-    )

@@ -39,7 +39,7 @@ def valid_repo_id(text: str | None) -> str | None:
 
 def hub_id(source: LockedSource) -> str | None:
     """Return the repository of a source on the Hub, None for any other source."""
-    return valid_repo_id(source.repo_id) if source.kind == "hub" else None
+    return valid_repo_id(source.repo_id)
 
 
 # Complex, and flat: one condition for each key that may be absent.

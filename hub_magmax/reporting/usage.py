@@ -28,7 +28,7 @@ _LOADERS = {
 def rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
     """Return what follows `hub-magmax verify`, quoted for a shell."""
     target = recipe.output.push_to_hub or Path(recipe.output.path).name
-    local = any(source.kind == "local" for source in lock.sources.values())
+    local = any(source.commit is None for source in lock.sources.values())
     return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
 
 
