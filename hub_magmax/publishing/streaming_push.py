@@ -138,12 +138,12 @@ def _mark(place: PartialFolder, text: str) -> HubMagmaxError | None:
 
 def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> None:
     """Wait for all processes, and note in the first one's journal what they made on other disks."""
-    made = [place.recorded(shard.file) for shard in share(plan.shards, processes)]
+    made = [place.journal.recorded(shard.file) for shard in share(plan.shards, processes)]
     records = [record for records in processes.gather(made) for record in records if record is not None]
     if processes.is_first:
         for record in records:
-            if place.recorded(record.file) != record:
-                place.record(record)
+            if place.journal.recorded(record.file) != record:
+                place.journal.record(record)
 
 
 def discard(place: PartialFolder, processes: Processes) -> None:
@@ -179,14 +179,14 @@ class _Relay:
         self._sending: Future[None] | None = None
 
     def intact(self, file: str) -> ShardRecord | None:
-        if (sent := self._place.sent(file, self._destination.repo_id)) is not None:
+        if (sent := self._place.journal.sent(file, self._destination.repo_id)) is not None:
             return sent
-        if (found := self._place.intact(file)) is not None:
+        if (found := self._place.journal.intact(file)) is not None:
             self._send(found)
         return found
 
     def record(self, record: ShardRecord) -> None:
-        self._place.record(record)
+        self._place.journal.record(record)
         self._send(record)
 
     def _send(self, record: ShardRecord) -> None:
@@ -195,7 +195,7 @@ class _Relay:
 
     def _upload(self, file: str) -> None:
         if upload(self._destination, self._place.folder / file):
-            self._place.send(file, self._destination.repo_id)
+            self._place.journal.send(file, self._destination.repo_id)
 
     def finish(self) -> None:
         """Wait until the file that is on its way has arrived."""

@@ -91,7 +91,7 @@ def make_family(
         classes=classes,
         data=folder / "data",
     )
-    with _undisturbed():
+    with undisturbed():
         _once(family.data, partial(make_data, lesson), report)
         _once(family.base_model, partial(make_base, lesson), report)
         previous = family.base_model
@@ -152,7 +152,7 @@ def _once(target: Path, make: Callable[[Path], str], report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Compute with one thread, without progress bars, and leave the process as it was."""
     num_threads = torch.get_num_threads()
     states = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]

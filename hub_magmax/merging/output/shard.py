@@ -16,10 +16,10 @@ from hub_magmax.errors import OutputError
 from hub_magmax.files import read_fully
 
 #: Read at a time: it stays in the nearest caches, and its memory is used again.
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 
 #: Hashed at a time of a file that is not finished.
-_HASHED_BYTES = 1 << 24
+HASHED_BYTES = 1 << 24
 
 #: Of a processor, for writing to the system's cache: a fifth of this is usual, and twice as much is taken by
 #: new memory of virtual machines whose hypervisor takes back what is free.
@@ -36,7 +36,8 @@ class ShardFile:
     cost 4.9 s of a processor on a virtual machine, measured, and .4 s where it could use the same again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_bytes: int = READ_BYTES, hashed_bytes: int = HASHED_BYTES) -> None:
+        self._hashed_bytes = hashed_bytes
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
         self._file = self._temporary.open("w+b", buffering=0)
@@ -44,7 +45,7 @@ class ShardFile:
         self._lock = Lock()
         self._sha256, self._position = hashlib.sha256(), 0
         self._new_memory_is_slow = False  # found out by writing
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = memoryview(bytearray(read_bytes))
 
     @property
     def size_bytes(self) -> int:
@@ -64,7 +65,7 @@ class ShardFile:
             done = os.pwrite(self._file.fileno(), rest, start)
             rest, start = rest[done:], start + done
         seconds = time.thread_time() - before
-        if size >= _READ_BYTES and seconds > _SLOW_SECONDS_PER_BYTE * size:
+        if size >= len(self._buffer) and seconds > _SLOW_SECONDS_PER_BYTE * size:
             self._new_memory_is_slow = True
 
     def read_again(self, start: int) -> bytearray:
@@ -100,7 +101,7 @@ class ShardFile:
         Raises:
             OutputError: If it is not what was written.
         """
-        if stop - self._position >= _HASHED_BYTES:
+        if stop - self._position >= self._hashed_bytes:
             self._hash(stop)
             self._let_go()
 

@@ -32,7 +32,7 @@ from hub_magmax.recipe.schema import RECIPE_NAME
 # Complex, and flat: sums over jobs and shards, one for each field.
 def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
     """Return what a merge did whose files are all recorded in `place`."""
-    records = tuple(place.recorded(shard.file) for shard in plan.shards)
+    records = tuple(place.journal.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
     assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
     elements = sum(job.num_elements for job in plan.jobs if job.merged)
