@@ -19,7 +19,7 @@ from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.families import make_tensors, write_checkpoint, write_recipe
-from tests.test_cards import make_lock, make_recipe, make_report
+from tests.test_card import make_lock, make_recipe, make_report
 from tests.test_figures import texts
 
 SHAPES = {

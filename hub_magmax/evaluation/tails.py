@@ -1,8 +1,8 @@
 """What averages hide: the examples on which a model is worse than another, and how much worse.
 
-The damage of an example is how much less the second model makes of it than the first: the probability of
+The loss of an example is how much less the second model makes of it than the first: the probability of
 the right answer before minus after, where the evaluator tells it, or else the score before minus after.
-CVaR at a level such as 0.95 is the mean damage of the worst 5 % of the examples.
+CVaR at a level such as 0.95 is the mean loss of the worst 5 % of the examples.
 
 Source: Rockafellar and Uryasev, "Conditional value-at-risk for general loss distributions", Journal of
 Banking & Finance 26 (2002), definition 3 with proposition 8 for samples.
@@ -58,7 +58,7 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Damage:
+class ExampleLoss:
     """What a model loses on single examples that another one handles.
 
     Attributes:
@@ -68,8 +68,8 @@ class Damage:
         right_before: Examples that the one before had right; None where scores are not right or wrong.
         flipped: How many of these are wrong now.
         flip_interval: 95 % interval (Wilson) of their share; None if there were none to flip.
-        worst: The examples of the largest damage, largest first; those that lost nothing are left out.
-        in_probability: Damage is measured in the probability of the right answer.
+        worst: The examples of the largest loss, largest first; those that lost nothing are left out.
+        in_probability: Losses are measured in the probability of the right answer.
     """
 
     task: str
@@ -90,14 +90,14 @@ class Damage:
         return self.flipped / self.right_before if self.flipped is not None and self.right_before else None
 
 
-def damage(before: Score | None, after: Score | None) -> Damage | None:
+def example_loss(before: Score | None, after: Score | None) -> ExampleLoss | None:
     """Compare two models' single examples of one task; None unless both models' outcomes were kept."""
     if not before or not after or not before.outcomes or len(before.outcomes) != len(after.outcomes):
         return None
     in_probability = bool(before.probabilities and after.probabilities)
     kept = [score.probabilities if in_probability else score.outcomes for score in (before, after)]
     first, second = np.asarray(kept, dtype=np.float64)
-    return Damage(
+    return ExampleLoss(
         before.task,
         paired_difference(after.outcomes, before.outcomes),
         tails(first - second, bounds=(-1, 1) if in_probability or _are_shares(first, second) else None),
@@ -123,9 +123,9 @@ def _flips(
 
 
 def _worst(before: _Values, after: _Values) -> tuple[Worst, ...]:
-    damages = before - after
-    order = np.argsort(-damages, kind="stable")[:NUM_WORST]
-    return tuple(Worst(int(i), float(before[i]), float(after[i])) for i in order if damages[i] > 0)
+    losses = before - after
+    order = np.argsort(-losses, kind="stable")[:NUM_WORST]
+    return tuple(Worst(int(i), float(before[i]), float(after[i])) for i in order if losses[i] > 0)
 
 
 def cvar(values: Sequence[float] | _Values, level: float) -> float:
@@ -153,9 +153,9 @@ def tails(
     estimated in each resample anew, corrects this.
 
     Args:
-        values: Independent damages.
+        values: Independent losses.
         levels: Each at least 0 and below 1.
-        bounds: Between which all damages lie, and therefore the intervals; None for none.
+        bounds: Between which all losses lie, and therefore the intervals; None for none.
         seed: Of the bootstrap.
     """
     wanted = [level for level in levels if _num_in_tail(len(values), level) >= MIN_TAIL_EXAMPLES]

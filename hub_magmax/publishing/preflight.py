@@ -31,7 +31,7 @@ SMALL_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at: what was found, or what is wrong with it."""
 
     subject: str
@@ -62,17 +62,17 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     return head
 
 
-def rehearse(plan: Plan, destination: Destination | None) -> tuple[Finding, ...]:
+def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, ...]:
     """Look at everything that `check` looks at, and change nothing anywhere."""
     return tuple(_rehearsed(plan, destination))
 
 
-def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[Finding]:
+def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckResult]:
     yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
     if plan.recipe.output.keep:
         yield _look("output", lambda: _free_output(plan))
     if destination is None:
-        yield Finding("publishing", "not asked for: the recipe has no output.push_to_hub")
+        yield CheckResult("publishing", "not asked for: the recipe has no output.push_to_hub")
     else:
         yield _look("limits", lambda: check_limits(plan))
         yield _look("repository", lambda: _right_to_write(destination))
@@ -86,12 +86,12 @@ def _check_data(plan: Plan) -> str:
     return f"examples of {', '.join(examples)} are there"
 
 
-def _look(subject: str, at: Callable[[], str]) -> Finding:
+def _look(subject: str, at: Callable[[], str]) -> CheckResult:
     """Return what `at` finds, or what is wrong with it."""
     try:
-        return Finding(subject, at())
+        return CheckResult(subject, at())
     except HubMagmaxError as error:
-        return Finding(subject, "", error)
+        return CheckResult(subject, "", error)
 
 
 def _free_output(plan: Plan) -> str:

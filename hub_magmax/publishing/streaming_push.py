@@ -47,7 +47,7 @@ WriteCard = Callable[..., Any]
 _ROUNDS = 3
 
 
-def relay(
+def merge_to_hub(
     plan: Plan,
     destination: Destination,
     head: Head | None,
@@ -89,7 +89,7 @@ def relay(
 
             finish = _Finish(plan, destination, head, write_card, place, sources, report)
             for _ in range(_ROUNDS):
-                with closing(_Relay(place, destination)) as shelf:
+                with closing(_UploadedShards(place, destination)) as shelf:
                     spent = make_shards(plan, sources, place, shelf, progress, None, processes)
                     shelf.finish()
                 profile.update(spent)
@@ -168,7 +168,7 @@ def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport
     return None
 
 
-class _Relay:
+class _UploadedShards:
     """Keeps finished files on the Hub: one is on its way there while the next is made."""
 
     num_open = 1

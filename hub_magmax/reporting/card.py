@@ -19,7 +19,7 @@ from hub_magmax import methods
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES
 from hub_magmax.evaluation.scores import Scores, quantized_name
-from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, Damage, damage
+from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, ExampleLoss, example_loss
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock
@@ -35,8 +35,8 @@ from hub_magmax.reporting.diagnosis import (
 from hub_magmax.reporting.front_matter import front_matter, model_name
 from hub_magmax.reporting.headline import headline
 from hub_magmax.reporting.licence import combined_license
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
-from hub_magmax.reporting.units import Unit
 from hub_magmax.reporting.usage import loading, rebuild_arguments, recipe_text
 from hub_magmax.text import (
     Markdown,
@@ -141,7 +141,7 @@ def _measured(recipe: Recipe, scores: Scores | None, rows: Sequence[Tradeoff]) -
         "guards": check_guards(recipe.evaluation, scores),
         "levels": LEVELS,
         "min_tail": MIN_TAIL_EXAMPLES,
-        "damages": _some(damage(row.own, row.merged) for row in rows),
+        "losses": _some(example_loss(row.own, row.merged) for row in rows),
         "rounded": _rounded(scores, rows),
         "unmeasured": {row.task: Markdown(_unmeasured(row)) for row in rows if _unmeasured(row)},
     }
@@ -166,22 +166,22 @@ def _verdict(found: Diagnosis | None) -> Markdown | None:
     return Markdown(verdict([code(task) for task in found.suspects], notes=bool(found.findings)))
 
 
-def _some(damages: Iterable[Damage | None]) -> list[Damage]:
-    return [found for found in damages if found is not None]
+def _some(losses: Iterable[ExampleLoss | None]) -> list[ExampleLoss]:
+    return [found for found in losses if found is not None]
 
 
-def _rounded(scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, list[Damage]]:
+def _rounded(scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, list[ExampleLoss]]:
     """Return what rounding the merged model's weights did to each task, by bits."""
     prefix = quantized_name("")
     models = dict.fromkeys(score.model for score in scores.scores) if scores else {}
     found = {
         model.removeprefix(prefix): _some(
-            damage(row.merged, scores.get(model, row.task)) for row in rows if scores
+            example_loss(row.merged, scores.get(model, row.task)) for row in rows if scores
         )
         for model in models
         if model.startswith(prefix)
     }
-    return {bits: damages for bits, damages in found.items() if damages}
+    return {bits: losses for bits, losses in found.items() if losses}
 
 
 def _weighted(rows: Sequence[Tradeoff], scores: Scores | None) -> dict[Markdown, float]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from hub_magmax.evaluation.intervals import Difference
 from hub_magmax.evaluation.scores import Score
-from hub_magmax.evaluation.tails import Damage
+from hub_magmax.evaluation.tails import ExampleLoss
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.reporting.front_matter import hub_id
-from hub_magmax.reporting.units import Unit
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import (
     Markdown,
     code,
@@ -101,8 +101,8 @@ def _score(unit: Unit, score: Score | None) -> Markdown | None:
     return Markdown(f"{unit.value(score.value)} [{unit.value(score.low)}, {unit.value(score.high)}]")
 
 
-def _tail(unit: Unit, found: Damage, level: float) -> Markdown | None:
-    """Return the CVaR of a damage with its interval."""
+def _tail(unit: Unit, found: ExampleLoss, level: float) -> Markdown | None:
+    """Return the CVaR of a per-example loss with its interval."""
     tail = found.tail(level)
     if tail is None:
         return None
@@ -110,7 +110,7 @@ def _tail(unit: Unit, found: Damage, level: float) -> Markdown | None:
     return Markdown(f"{shown.value(tail.value)} [{shown.value(tail.low)}, {shown.value(tail.high)}]")
 
 
-def _flips(found: Damage) -> Markdown | None:
+def _flips(found: ExampleLoss) -> Markdown | None:
     """Return how many right answers became wrong, of how many, and their share with its interval."""
     if found.flip_rate is None or found.flip_interval is None:
         return None
@@ -118,7 +118,7 @@ def _flips(found: Damage) -> Markdown | None:
     return Markdown(f"{found.flipped:,} of {found.right_before:,}: {rate} % [{low}, {high}]")
 
 
-def _worst(found: Damage) -> Markdown | None:
+def _worst(found: ExampleLoss) -> Markdown | None:
     """Return the worst examples by their number in the data, with what each model made of them."""
     named = (f"{one.index} ({one.before:.3g} → {one.after:.3g})" for one in found.worst)
     return Markdown(", ".join(named)) or None

@@ -14,8 +14,8 @@ from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff, task_tradeoffs
 from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.reporting.tradeoff_surface import Surface
-from hub_magmax.reporting.units import Unit
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.reporting.units import Unit
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import (
     Markdown,
     code,

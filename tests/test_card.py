@@ -30,7 +30,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedP
 from hub_magmax.reporting import cells as card_cells
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
-from hub_magmax.reporting.units import Unit
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import is_invisible
 from tests.local_hub.metadata import validate
 
@@ -901,7 +901,7 @@ def test_importing_the_module_is_light():
 
 def test_rendering_needs_no_torch():
     program = (
-        "import sys\nfrom tests.test_cards import make_card\nmake_card()\n"
+        "import sys\nfrom tests.test_card import make_card\nmake_card()\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     root = Path(__file__).parent.parent
