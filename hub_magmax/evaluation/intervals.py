@@ -79,7 +79,7 @@ def resampled_ranks(
 
 @dataclass(frozen=True)
 class Difference:
-    """What one model scores more than another on the same examples.
+    """Mean difference of two models' scores on the same examples, with interval and p-value.
 
     Attributes:
         mean: Of the differences.

@@ -1,4 +1,4 @@
-"""Score models on each task's examples, one outcome per example.
+"""Scoring: models run on each task's examples, one outcome per example.
 
 An evaluator knows how to run one kind of model (`evaluators`); everything else (data, which models,
 intervals) is the same for all of them.
@@ -133,7 +133,7 @@ def run_evaluator(
 ) -> list[Outcome]:
     """Return one outcome per example, in order, the same list in every process.
 
-    A process runs every so many-th batch, so that batches are the same for any number of processes.
+    Process r of n runs batches r, r + n, r + 2n …, so batches are the same for any number of processes.
     """
     if processes.count == 1 or isinstance(examples, str):
         return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))

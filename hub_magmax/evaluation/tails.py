@@ -1,4 +1,4 @@
-"""What averages hide: the examples on which a model is worse than another, and how much worse.
+"""Tails of per-example losses: CVaR, flipped answers and the worst examples of one model against another.
 
 The loss of an example is how much less the second model makes of it than the first: the probability of
 the right answer before minus after, where the evaluator tells it, or else the score before minus after.
@@ -50,7 +50,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Worst:
-    """One example: its number in the data from 0, and what each model made of it."""
+    """One example: its number in the data from 0, and each model's score or probability."""
 
     index: int
     before: float
@@ -59,7 +59,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class ExampleLoss:
-    """What a model loses on single examples that another one handles.
+    """Losses of a model against another, example by example.
 
     Attributes:
         task: Whose examples.
@@ -86,7 +86,7 @@ class ExampleLoss:
 
     @property
     def flip_rate(self) -> float | None:
-        """Share of what was right before and is wrong now."""
+        """Share of right answers that became wrong."""
         return self.flipped / self.right_before if self.flipped is not None and self.right_before else None
 
 

@@ -1,4 +1,4 @@
-"""Sign a merged model with a key file, and check a signature, by OpenSSF model-signing.
+"""Signatures of merged models by OpenSSF model-signing, with key files.
 
 The signature covers what `verify` compares and the merge report itself, and nothing that people may write
 afterwards: a card that is edited, or a push that puts the repository's name into it, leaves it valid.
@@ -46,7 +46,7 @@ def sign(folder: Path | str, private_key: Path) -> Path:
 
 
 def check_signature(folder: Path | str, public_key: Path) -> None:
-    """Raise SignatureError unless a merged folder is what the owner of `public_key` signed.
+    """Raise SignatureError unless the owner of `public_key` signed this merged folder.
 
     Raises:
         OutputError: If a file of the folder is not as merged.

@@ -74,7 +74,7 @@ def _is_loaded(path: str, *, weights_only: bool) -> bool:
 
 
 def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
-    """Return what a model was made from, with its relative paths starting at `folder`.
+    """Return the recipe and the lock stored with a model, with relative paths starting at `folder`.
 
     The files are kept in `temporary`.
 

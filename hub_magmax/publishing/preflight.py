@@ -1,4 +1,4 @@
-"""What can go wrong late, looked at early: room, rights, names, limits, the card."""
+"""Preflight: checks, before a merge, of whatever could fail late: room, rights, names, limits, card."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL_BYTES = 20_000_000
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at: what was found, or what is wrong with it."""
+    """Result of one check: the fact found, or the error."""
 
     subject: str
     found: str
@@ -181,7 +181,7 @@ def _right_to_create(destination: Destination) -> str:
 
 
 def check_card(plan: Plan, destination: Destination) -> str:
-    """Raise PublishError where the Hub would refuse the card: what it says before anything is measured."""
+    """Raise PublishError where the Hub would refuse the card, as it stands before any measurement."""
     from huggingface_hub import ModelCard
 
     text = render_card(plan.recipe, plan.lock, _draft(plan), None, repo_id=destination.repo_id)

@@ -1,4 +1,4 @@
-"""Merge straight to the Hub: each file is uploaded while the next is made, and one commit shows them all.
+"""Streaming push: each file is uploaded while the next is merged, and one commit publishes them all.
 
 At most two files of weights are on this machine at a time. Several processes need no disk in common: each
 sends what it makes, and only names, sizes and hashes travel between them.
@@ -56,7 +56,7 @@ def merge_to_hub(
     processes: Processes,
     hub: HubSources,
 ) -> tuple[MergeReport, Published | None]:
-    """Carry out `plan` without a folder, and return the report and what was published.
+    """Carry out `plan` straight to the Hub, without a folder, and return the report and the commit.
 
     Called again after an interruption or a failure, it makes and sends what the Hub does not have yet; if
     the commit was made already it returns that.
@@ -147,7 +147,7 @@ def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> N
 
 
 def discard(place: PartialFolder, processes: Processes) -> None:
-    """Remove what is left on any disk of a merge that is on the Hub already."""
+    """Remove the files left on any disk of a merge that is on the Hub already."""
     for rank in range(processes.count):  # one after the other, since some may share a disk
         if rank == processes.rank and prepare(place, None) is None:
             place.remove()

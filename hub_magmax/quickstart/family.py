@@ -1,4 +1,4 @@
-"""One family in a folder: its parts are made one after the other, and those that are there are kept."""
+"""Family of checkpoints in a folder: parts are made in order, and finished parts kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DigitsFamily:
-    """Where the parts of a finished benchmark are.
+    """Paths of a finished benchmark.
 
     Attributes:
         folder: Holds all of it.

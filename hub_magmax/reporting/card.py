@@ -49,7 +49,7 @@ from hub_magmax.text import (
 
 @dataclass(frozen=True)
 class Beside:
-    """What lies beside a card.
+    """Files beside a card.
 
     Attributes:
         explorer: Whether there is a page to explore other preferences with.

@@ -1,4 +1,4 @@
-"""The explorer: one HTML file, without network, in which a person drags a preference and sees the scores."""
+"""Explorer page: one HTML file, without network, that shows the scores of a preference as it is dragged."""
 
 from __future__ import annotations
 

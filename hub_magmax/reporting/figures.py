@@ -1,4 +1,4 @@
-"""The picture of a card: what every task gained and lost, beside how much it was asked to matter."""
+"""Figures: gains and losses of every task beside its preference, trade-off fronts, comparisons, cosines."""
 
 from __future__ import annotations
 

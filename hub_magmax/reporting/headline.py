@@ -20,7 +20,7 @@ _MAX_NAMED = 6
 def headline(
     lock: Lock, rows: Sequence[Tradeoff], scores: Scores | None, unit: Unit, *, ignored: bool
 ) -> Markdown:
-    """Return what was merged, for which preference, and what it cost, as one sentence."""
+    """Return models, method, preference and change of the scores as one sentence."""
     checkpoints = f"{len(rows)} checkpoints" if len(rows) > 1 else "One checkpoint"
     wanted = _asked(rows) + (", which the method ignores" if ignored else "")
     cost = _cost(rows, scores.metric, unit) if scores else "what it cost was not evaluated"

@@ -26,14 +26,14 @@ _LOADERS = {
 
 
 def rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
-    """Return what follows `hub-magmax verify`, quoted for a shell."""
+    """Return the arguments of `hub-magmax verify` that rebuild the model, quoted for a shell."""
     target = recipe.output.push_to_hub or Path(recipe.output.path).name
     local = any(source.commit is None for source in lock.sources.values())
     return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
 
 
 def loading(recipe: Recipe, lock: Lock, scores: Scores | None) -> str:
-    """Return the Python that loads the model, or what was merged into an adapter."""
+    """Return Python code that loads the model, or the base model with the merged adapter."""
     name = valid_repo_id(recipe.output.push_to_hub) or one_line(recipe.output.path)
     model, inputs = _LOADERS.get(scores.pipeline_tag if scores else "", (_model_class(recipe, lock), None))
     lines = [f"from transformers import {', '.join(sorted(filter(None, (model, inputs))))}", ""]

@@ -78,7 +78,7 @@ class PartialFolder:
                 raise
 
     def clean_up(self) -> None:
-        """Remove what is left beside a finished output when its merge was killed after the rename."""
+        """Remove the partial folder of a finished output whose merge was killed after the rename."""
         with contextlib.suppress(OSError):
             if self.output.is_dir() and self._root.is_dir() and not self.folder.exists() and self._acquire():
                 self.remove()

@@ -1,4 +1,4 @@
-"""Journal of a merge: which shards are finished, and which of them are stored elsewhere."""
+"""Journal of a merge: records of finished shards, and of shards sent elsewhere."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from hub_magmax.recipe.schema import RECIPE_NAME
 
 # Complex, and flat: sums over jobs and shards, one for each field.
 def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
-    """Return what a merge did whose files are all recorded in `place`."""
+    """Return the report of a merge whose files are all recorded in `place`."""
     records = tuple(place.journal.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
     assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
@@ -75,7 +75,7 @@ def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, 
 def write_beside_weights(
     plan: Plan, sources: Mapping[str, TensorSource], folder: Path, report: MergeReport
 ) -> MergeReport:
-    """Write what lies beside the weights, and return the report with the hashes of all of it."""
+    """Write the files beside the weights, and return the report with their hashes."""
     _write_side_files(plan, sources, folder)
     write_text(folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
     report = replace(report, files=_hashes(folder, report))
