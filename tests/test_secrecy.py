@@ -12,7 +12,7 @@ from hub_magmax import methods
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
 from hub_magmax.evaluation import data
-from hub_magmax.fleet.signing import _signature_errors
+from hub_magmax.fleet.signing import signature_errors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
 from hub_magmax.recipe.values import Data
@@ -338,14 +338,14 @@ def hungry(*arguments, **options):
 
 
 def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_theirs(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_load", hungry)
+    monkeypatch.setattr("datasets.load_dataset", hungry)
     with pytest.raises(MemoryError):
         data.load_examples(Data(dataset="./x"), tmp_path)
     point = type("Point", (), {"name": "x", "load": hungry})()
     monkeypatch.setattr("hub_magmax.registry.entry_points", lambda group: [point])
     with pytest.raises(MemoryError):
         Registry("method", "group", {}, "attribute").get("x")
-    with pytest.raises(MemoryError), _signature_errors("x", "no signature"):
+    with pytest.raises(MemoryError), signature_errors("x", "no signature"):
         hungry()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hub_magmax.merging.engine.execution import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.engine.in_memory import InMemoryMerger
 from hub_magmax.merging.engine.survey import survey
 

@@ -24,7 +24,7 @@ MERGED = "merged"
 
 
 def quantized_name(bits: str) -> str:
-    """Return what the merged model is called with weights of so many bits, such as `merged:int4`."""
+    """Return the name of the merged model with quantised weights, such as `merged:int4`."""
     return f"{MERGED}:{bits}"
 
 

@@ -1,4 +1,4 @@
-"""Merge a model again from its pinned sources, and compare it byte for byte with what is there."""
+"""Rebuilding: a model merged again from its pinned sources, and compared byte for byte."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
 
 
 def changed_data(model: str, *, revision: str | None = None, folder: Path | None = None) -> tuple[str, ...]:
-    """Return the local data of preference and evaluation that is there, and not what the model's lock says.
+    """Return the names of local data, of preference and evaluation, that differs from the model's lock.
 
     The weights do not depend on it: the lock holds the preference as numbers.
     """

@@ -1,4 +1,4 @@
-"""Move a published branch back to an earlier model, in one commit."""
+"""Rollback of a published branch to an earlier model, in one commit."""
 
 from __future__ import annotations
 

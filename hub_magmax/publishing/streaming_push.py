@@ -1,4 +1,4 @@
-"""Merge straight to the Hub: each file is uploaded while the next is made, and one commit shows them all.
+"""Streaming push: each file is uploaded while the next is merged, and one commit publishes them all.
 
 At most two files of weights are on this machine at a time. Several processes need no disk in common: each
 sends what it makes, and only names, sizes and hashes travel between them.
@@ -47,7 +47,7 @@ WriteCard = Callable[..., Any]
 _ROUNDS = 3
 
 
-def relay(
+def merge_to_hub(
     plan: Plan,
     destination: Destination,
     head: Head | None,
@@ -56,7 +56,7 @@ def relay(
     processes: Processes,
     cache: SourceCache,
 ) -> tuple[MergeReport, Published | None]:
-    """Carry out `plan` without a folder, and return the report and what was published.
+    """Carry out `plan` straight to the Hub, without a folder, and return the report and the commit.
 
     Called again after an interruption or a failure, it makes and sends what the Hub does not have yet; if
     the commit was made already it returns that.
@@ -89,7 +89,7 @@ def relay(
 
             finish = _Finish(plan, destination, head, write_card, place, sources, report)
             for _ in range(_ROUNDS):
-                with closing(_Relay(place, destination)) as shelf:
+                with closing(_UploadedShards(place, destination)) as shelf:
                     spent = make_shards(plan, sources, place, shelf, progress, None, processes)
                     shelf.finish()
                 profile.update(spent)
@@ -138,16 +138,16 @@ def _mark(place: PartialFolder, text: str) -> HubMagmaxError | None:
 
 def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> None:
     """Wait for all processes, and note in the first one's journal what they made on other disks."""
-    made = [place.recorded(shard.file) for shard in share(plan.shards, processes)]
+    made = [place.journal.recorded(shard.file) for shard in share(plan.shards, processes)]
     records = [record for records in processes.gather(made) for record in records if record is not None]
     if processes.is_first:
         for record in records:
-            if place.recorded(record.file) != record:
-                place.record(record)
+            if place.journal.recorded(record.file) != record:
+                place.journal.record(record)
 
 
 def discard(place: PartialFolder, processes: Processes) -> None:
-    """Remove what is left on any disk of a merge that is on the Hub already."""
+    """Remove the files left on any disk of a merge that is on the Hub already."""
     for rank in range(processes.count):  # one after the other, since some may share a disk
         if rank == processes.rank and prepare(place, None, SourceCache()) is None:
             place.remove()
@@ -168,7 +168,7 @@ def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport
     return None
 
 
-class _Relay:
+class _UploadedShards:
     """Keeps finished files on the Hub: one is on its way there while the next is made."""
 
     num_open = 1
@@ -179,14 +179,14 @@ class _Relay:
         self._sending: Future[None] | None = None
 
     def intact(self, file: str) -> ShardRecord | None:
-        if (sent := self._place.sent(file, self._destination.repo_id)) is not None:
+        if (sent := self._place.journal.sent(file, self._destination.repo_id)) is not None:
             return sent
-        if (found := self._place.intact(file)) is not None:
+        if (found := self._place.journal.intact(file)) is not None:
             self._send(found)
         return found
 
     def record(self, record: ShardRecord) -> None:
-        self._place.record(record)
+        self._place.journal.record(record)
         self._send(record)
 
     def _send(self, record: ShardRecord) -> None:
@@ -195,7 +195,7 @@ class _Relay:
 
     def _upload(self, file: str) -> None:
         if upload(self._destination, self._place.folder / file):
-            self._place.send(file, self._destination.repo_id)
+            self._place.journal.send(file, self._destination.repo_id)
 
     def finish(self) -> None:
         """Wait until the file that is on its way has arrived."""

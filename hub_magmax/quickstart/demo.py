@@ -1,4 +1,4 @@
-"""The whole job on a small real example: checkpoints, recipe, merge, scores, card, and a comparison."""
+"""Quickstart on a small real example: checkpoints, recipe, merge, scores, card, comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shapes the checkpoints: how each is trained, and the seeds of all that is drawn."""
+"""Settings of the checkpoints: training of each, and seeds of all draws."""
 
 from __future__ import annotations
 

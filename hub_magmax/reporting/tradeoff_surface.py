@@ -1,4 +1,4 @@
-"""What was measured across the simplex of preferences, and which of it is on the Pareto front."""
+"""Trade-off surface: scores across the simplex of preferences, and their Pareto front."""
 
 from __future__ import annotations
 

@@ -1,0 +1,168 @@
+import itertools
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from hub_magmax.cli import main
+from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
+from hub_magmax.pipeline import destination_of, plan, run
+from hub_magmax.publishing import preflight
+from hub_magmax.publishing.commits import Destination
+from hub_magmax.recipe.loading import load_recipe
+from tests.families import write_recipe
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def repo():
+    return f"me/prepared{next(_numbers)}"
+
+
+def recipe_for(family, repo=None, **output):
+    named = {"push_to_hub": repo} if repo else {}
+    return load_recipe(write_recipe(family, output={"path": "merged", **named, **output}))
+
+
+def rehearsed(recipe):
+    return preflight.rehearse(plan(recipe), destination_of(recipe))
+
+
+def disk_of(monkeypatch, free_bytes):
+    usage = shutil.disk_usage("/")._replace(free=free_bytes)
+    monkeypatch.setattr("hub_magmax.publishing.preflight.shutil.disk_usage", lambda path: usage)
+
+
+def test_disk_that_is_too_small_is_known_before_anything_is_written(family, monkeypatch):
+    disk_of(monkeypatch, 1000)
+    with pytest.raises(OutputError, match=r"1\.0 kB are free.*output\.keep: false"):
+        run(recipe_for(family))
+    assert not list(family.glob("merged*"))
+
+
+def test_straight_to_the_hub_needs_room_for_two_files(family, repo, monkeypatch):
+    planned = plan(recipe_for(family, repo, keep=False, shard_size="600B"))
+    two = sum(sorted(shard.data_bytes for shard in planned.shards)[-2:])
+    assert preflight.check_room(planned) == two + preflight.SMALL_BYTES
+    assert planned.bytes_out > two
+    disk_of(monkeypatch, two + preflight.SMALL_BYTES - 1)
+    with pytest.raises(OutputError, match=r"lower output\.shard_size"):
+        preflight.check_room(planned)
+
+
+def test_what_is_finished_needs_no_room_again(family):
+    planned = plan(recipe_for(family))
+    needed = preflight.check_room(planned)
+    (family / "merged.partial").mkdir()
+    (family / "merged.partial" / "x").write_bytes(bytes(1000))
+    assert preflight.check_room(planned) == needed - 1000
+
+
+def test_file_that_the_hub_would_not_take_is_refused(family, repo, monkeypatch):
+    monkeypatch.setattr(preflight, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(PublishError, match=r"at most 1\.0 kB in a file on the Hub. Lower output.shard_size"):
+        run(recipe_for(family, repo))
+    assert not (family / "merged").exists()
+
+
+def test_too_many_files_are_refused(family, repo, monkeypatch):
+    monkeypatch.setattr(preflight, "MAX_FILES", 3)
+    with pytest.raises(PublishError, match=r"4 files.*Raise output.shard_size"):
+        run(recipe_for(family, repo, shard_size="600B"))
+
+
+@pytest.fixture
+def bad_card(monkeypatch):
+    """A card that the Hub refuses."""
+    monkeypatch.setattr(
+        preflight, "render_card", lambda *facts, **options: "---\nlicense: my-own\n---\n# x\n"
+    )
+
+
+def test_card_that_the_hub_would_refuse_is_known_before_the_merge(family, hub, repo, bad_card):
+    with pytest.raises(PublishError, match=r'README.md: .*"license" must be one of'):
+        run(recipe_for(family, repo))
+    assert not (family / "merged").exists()
+
+
+def test_branch_that_is_missing_is_refused_before_the_merge(family, hub, repo):
+    hub.add_repo(repo, files={"notes.txt": b"mine"})
+    with pytest.raises(PublishError, match="there is no such branch"):
+        run(recipe_for(family, repo), destination=Destination(repo, revision="trial"))
+    assert not (family / "merged").exists()
+
+
+def test_rehearsal_changes_nothing_and_finds_nothing_wrong(family, hub, repo):
+    before = [*family.rglob("*"), family / "recipe.yaml"]
+    findings = rehearsed(recipe_for(family, repo))
+    assert [finding.error for finding in findings] == [None] * len(findings)
+    assert f"{repo} is not there, and will be created (public)" in {finding.found for finding in findings}
+    with pytest.raises(HubMagmaxError):
+        hub.head(repo)
+    assert set(family.rglob("*")) == set(before)
+
+
+def test_rehearsal_tells_everything_that_is_wrong_at_once(family, hub, monkeypatch, bad_card):
+    disk_of(monkeypatch, 0)
+    (family / "merged").mkdir()
+    (family / "merged" / "x").touch()
+    findings = rehearsed(recipe_for(family, "stranger/model"))
+    wrong = {finding.subject for finding in findings if finding.error}
+    assert wrong == {"output", "repository", "card"}  # an output that is there needs no room
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("somebody"))
+    findings = rehearsed(recipe_for(family, "stranger/model"))
+    (error,) = [finding.error for finding in findings if finding.subject == "repository"]
+    assert "can create one under somebody only" in str(error)
+
+
+def test_dry_run_prints_the_plan_and_what_was_checked(family, hub, repo):
+    recipe_for(family, repo)
+    done = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "merged       " in done.output
+    assert "will be created" in done.output
+    assert not (family / "merged").exists()
+    monkey = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--dry-run", "--json"])
+    checks = json.loads(monkey.stdout)["checks"]
+    assert [check["subject"] for check in checks] == ["room", "output", "limits", "repository", "card"]
+
+
+def test_dry_run_that_finds_something_wrong_ends_with_exit_code_1(family, hub, repo, bad_card):
+    recipe_for(family, repo)
+    done = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--dry-run"])
+    assert done.exit_code == 1
+    assert '"license" must be one of' in done.output
+
+
+def test_options_of_run_say_how_to_commit(family, hub, repo):
+    recipe_for(family, repo)
+    options = ["--create-pr", "--private", "--commit-message", "My title"]
+    done = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), *options])
+    assert done.exit_code == 0, done.output
+    assert "model.safetensors" in hub.files(repo, "refs/pr/1")
+    assert "model.safetensors" not in hub.files(repo)
+    assert hub.commits(repo, revision="refs/pr/1")[0].title == "My title"
+
+
+def test_options_of_run_need_a_repository(family):
+    recipe_for(family)
+    done = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--create-pr"])
+    assert done.exit_code == 1
+    assert "the recipe does not say where to publish" in done.output
+
+
+def test_pull_request_against_another_branch_is_refused(family, hub, repo):
+    recipe_for(family, repo)
+    options = ["--create-pr", "--revision", "trial"]
+    done = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), *options])
+    assert done.exit_code == 1
+    assert "Leave out --revision or --create-pr" in done.output
+
+
+def test_stranger_may_open_a_pull_request(family, hub, repo, monkeypatch):
+    hub.add_repo(repo, files={"notes.txt": b"mine"})
+    monkeypatch.setenv("HF_TOKEN", hub.add_user(f"stranger{next(_numbers)}"))
+    done = run(recipe_for(family, repo), destination=Destination(repo, create_pr=True))
+    assert done.published.url.endswith("/discussions/1")
