@@ -34,7 +34,8 @@ from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, surveys_model
-from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
+from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+from hub_magmax.merging.output.header import shard_header
 
 #: Takes the bytes that were done since it was last called.
 Progress = Callable[[int], None]
@@ -159,7 +161,7 @@ class _Engine:
         with os_errors(path):
             file = ShardFile(path)
             unfinished.callback(file.abandon)
-            header = self.plan.header(shard)
+            header = shard_header(self.plan, shard)
             file.write(header, 0)
         places, position = {}, len(header)
         for job in shard.jobs:

@@ -15,6 +15,7 @@ from hub_magmax.hub import hub_api, retry
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.reporting.card import render_card
 from hub_magmax.text import format_bytes
@@ -223,5 +224,5 @@ def _draft(plan: Plan) -> MergeReport:
         seconds=0.0,
         peak_memory_bytes=0,
         versions=software_versions(),
-        notices=plan.notices,
+        notices=notices(plan),
     )
