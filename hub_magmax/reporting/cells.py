@@ -130,7 +130,8 @@ def source_link(source: LockedSource) -> Markdown:
 
     if not source.commit:
         return Markdown("—")
-    if not hub_id(source) or not re.fullmatch(r"[0-9a-f]{40}", source.commit):
+    repo_id = hub_id(source)
+    if repo_id is None or not re.fullmatch(r"[0-9a-f]{40}", source.commit):
         return code(source.commit)
-    link = f"{constants.ENDPOINT}/{source.repo_id}/tree/{source.commit}"
+    link = f"{constants.ENDPOINT}/{repo_id}/tree/{source.commit}"
     return Markdown(f"[`{source.commit[:12]}`]({link})")

@@ -58,8 +58,8 @@ def _model_class(recipe: Recipe, lock: Lock) -> str:
 
 def _arguments(base: LockedSource) -> str:
     """Return what `from_pretrained` takes to load a source."""
-    if hub_id(base):
-        return f"{json.dumps(base.repo_id)}, revision={json.dumps(base.commit)}"
+    if (repo_id := hub_id(base)) is not None:
+        return f"{json.dumps(repo_id)}, revision={json.dumps(base.commit)}"
     return json.dumps(one_line(base.reference))
 
 
