@@ -26,25 +26,14 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.registry import METHODS
 from hub_magmax.reporting.cells import TEMPLATE_NAME, environment
-from hub_magmax.reporting.diagnosis import (
-    HEAT_MAP_NAME,
-    THRESHOLDS,
-    Diagnosis,
-    verdict,
-)
+from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, THRESHOLDS, Diagnosis, verdict
 from hub_magmax.reporting.front_matter import front_matter, model_name
 from hub_magmax.reporting.headline import headline
 from hub_magmax.reporting.licence import combined_license
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.usage import loading, rebuild_arguments, recipe_text
-from hub_magmax.text import (
-    Markdown,
-    code,
-    publishable,
-    publishable_values,
-    visible_json,
-)
+from hub_magmax.text import Markdown, code, publishable, publishable_values, visible_json
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,7 @@ from hub_magmax.evaluation.tails import ExampleLoss
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.reporting.front_matter import hub_id
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import (
-    Markdown,
-    code,
-    fenced,
-    format_bytes,
-)
+from hub_magmax.text import Markdown, code, fenced, format_bytes
 
 TEMPLATE_NAME = "model_card.md.jinja"
 

@@ -15,9 +15,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import DatasetId, Language
 from hub_magmax.reporting.licence import License
-from hub_magmax.text import (
-    one_line,
-)
+from hub_magmax.text import one_line
 
 
 def model_name(recipe: Recipe) -> str:

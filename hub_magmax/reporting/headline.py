@@ -8,11 +8,7 @@ from hub_magmax.evaluation.scores import Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import (
-    Markdown,
-    code,
-    listed,
-)
+from hub_magmax.text import Markdown, code, listed
 
 #: Tasks named in the first sentence; the table names all of them.
 _MAX_NAMED = 6

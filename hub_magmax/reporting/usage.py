@@ -10,11 +10,7 @@ from hub_magmax.evaluation.scores import Scores
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.front_matter import hub_id, valid_repo_id
-from hub_magmax.text import (
-    is_invisible,
-    one_line,
-    publishable_values,
-)
+from hub_magmax.text import is_invisible, one_line, publishable_values
 
 #: By the Hub's name for a kind of model: the class that loads it and the class of its inputs.
 _LOADERS = {

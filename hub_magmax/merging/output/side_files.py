@@ -18,12 +18,7 @@ from hub_magmax.files import os_errors, sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
-from hub_magmax.merging.output.report import (
-    REPORT_NAME,
-    MergeReport,
-    ShardRecord,
-    software_versions,
-)
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
