@@ -111,7 +111,7 @@ def _load(
 def _asked(
     name: str, loaded: LoadedModel, spec: Evaluation, *, shrink: bool
 ) -> Iterator[tuple[str, LoadedModel, tuple[str, ...]]]:
-    """Yield a model with what it is called and whose examples it is scored on, then its rounded copies."""
+    """Yield a model with its name and the tasks to score it on, then its quantised copies."""
     guarded = tuple(spec.guard) if name in ("base_model", MERGED) else ()
     yield name, loaded, (*spec.tasks, *guarded)
     if name == MERGED and shrink:

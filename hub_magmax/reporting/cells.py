@@ -52,7 +52,7 @@ def environment(unit: Unit) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Return what the template writes for `value`: foreign text as code, a missing value as a dash."""
+    """Return the text of `value` on the card: foreign text as code, a missing value as a dash."""
     if isinstance(value, Markdown):
         return value
     if value is None:
@@ -114,7 +114,7 @@ def _flips(found: ExampleLoss) -> Markdown | None:
 
 
 def _worst(found: ExampleLoss) -> Markdown | None:
-    """Return the worst examples by their number in the data, with what each model made of them."""
+    """Return the worst examples by their number in the data, with the results of both models."""
     named = (f"{one.index} ({one.before:.3g} → {one.after:.3g})" for one in found.worst)
     return Markdown(", ".join(named)) or None
 

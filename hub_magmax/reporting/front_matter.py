@@ -67,7 +67,7 @@ def front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: Li
 
 
 def _said(own: Sequence[str] | None, stated: Sequence[Sequence[str] | None], kind: Any) -> list[str] | None:
-    """Return what the recipe says, or else all that the sources' cards do and that is of this kind."""
+    """Return the recipe's values, or else all valid values of the sources' cards."""
     if own is not None:
         return list(own) or None
     adapter, found = TypeAdapter(kind), []

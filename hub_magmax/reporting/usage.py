@@ -53,7 +53,7 @@ def _model_class(recipe: Recipe, lock: Lock) -> str:
 
 
 def _arguments(base: LockedSource) -> str:
-    """Return what `from_pretrained` takes to load a source."""
+    """Return the arguments of `from_pretrained` for a source."""
     if (repo_id := hub_id(base)) is not None:
         return f"{json.dumps(repo_id)}, revision={json.dumps(base.commit)}"
     return json.dumps(one_line(base.reference))

@@ -96,7 +96,7 @@ def peak_memory_bytes() -> int:
 
 
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
-    """Write the index, what the model needs besides weights, and what the merge was made from."""
+    """Write the index, the files that a model needs besides weights, recipe and lock."""
     files_from = plan.recipe.output.files_from
     source, locked = sources[files_from], plan.lock.sources[files_from]
     # transformers takes a folder with both configurations for a whole model with an adapter beside it.
