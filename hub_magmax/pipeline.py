@@ -14,11 +14,7 @@ from typing import Any
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
-from hub_magmax.errors import (
-    EvaluationError,
-    PublishError,
-    RecipeError,
-)
+from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores

@@ -19,8 +19,8 @@ from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.families import make_tensors, write_checkpoint, write_recipe
-from tests.test_card import make_lock, make_recipe, make_report
-from tests.test_figures import texts
+from tests.test_reporting_card import make_lock, make_recipe, make_report
+from tests.test_reporting_figures import texts
 
 SHAPES = {
     "embed.weight": (50, 8),

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import reliability, torture, victims
-from hub_magmax.checkpoints import source as source_module
+from hub_magmax.checkpoints import local
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
 from hub_magmax.files import sha256_of
@@ -90,7 +90,7 @@ def reference(family: Path, **changes: object) -> dict[str, str]:
 
 def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Carry out `action` just before the given read of any source."""
-    original, seen = source_module.read_fully, []
+    original, seen = local.read_fully, []
 
     def read(*arguments):
         seen.append(1)
@@ -98,7 +98,7 @@ def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], N
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(source_module, "read_fully", read)
+    monkeypatch.setattr(local, "read_fully", read)
 
 
 def change_byte(path: Path) -> None:

@@ -17,7 +17,7 @@ from hub_magmax.errors import EvaluationError
 #: Resamples behind a bootstrap interval.
 NUM_RESAMPLES = 2000
 
-#: Numbers drawn at a time: what the processor's cache holds, which is four times as fast as more.
+#: Numbers drawn at a time: as many as fit the processor's cache, four times as fast as more.
 DRAWS_AT_ONCE = 1 << 18
 
 #: Percentiles of the resamples between which a 95 % interval lies.

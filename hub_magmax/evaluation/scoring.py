@@ -6,7 +6,7 @@ intervals) is the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -33,8 +33,7 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
-
-Report = Callable[[str], None]
+from hub_magmax.text import Report
 
 
 def evaluate(
@@ -112,7 +111,7 @@ def _load(
 def _asked(
     name: str, loaded: LoadedModel, spec: Evaluation, *, shrink: bool
 ) -> Iterator[tuple[str, LoadedModel, tuple[str, ...]]]:
-    """Yield a model with what it is called and whose examples it is scored on, then its rounded copies."""
+    """Yield a model with its name and the tasks to score it on, then its quantised copies."""
     guarded = tuple(spec.guard) if name in ("base_model", MERGED) else ()
     yield name, loaded, (*spec.tasks, *guarded)
     if name == MERGED and shrink:

@@ -128,17 +128,6 @@ def _worst(before: _Values, after: _Values) -> tuple[Worst, ...]:
     return tuple(Worst(int(i), float(before[i]), float(after[i])) for i in order if losses[i] > 0)
 
 
-def cvar(values: Sequence[float] | _Values, level: float) -> float:
-    """Return the mean of the largest (1 − level) of the values; a value may count in part.
-
-    Args:
-        values: At least one.
-        level: At least 0 and below 1; 0 gives the mean of all.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-    return float(_estimates(ordered[None], level)[0][0])
-
-
 def tails(
     values: _Values,
     levels: Sequence[float] = LEVELS,
@@ -162,12 +151,12 @@ def tails(
     if not wanted:
         return ()
     ordered = np.sort(values)[::-1]
-    found = {level: _estimates(ordered[None], level) for level in wanted}
+    found = {level: cvar_estimates(ordered[None], level) for level in wanted}
     ratios: dict[float, list[np.ndarray]] = {level: [] for level in wanted}
     for ranks in resampled_ranks(len(ordered), seed):
         resampled = ordered[np.sort(ranks, axis=1)]
         for level in wanted:
-            means, errors = _estimates(resampled, level)
+            means, errors = cvar_estimates(resampled, level)
             # A resample without spread has no statistic; a small part of the error stands in for its own.
             least = 0.05 * found[level][1] + 1e-300
             ratios[level].append((means - found[level][0]) / np.maximum(errors, least))
@@ -193,7 +182,7 @@ def _num_in_tail(size: int, level: float) -> float:
     return round((1 - level) * size, 9)
 
 
-def _estimates(
+def cvar_estimates(
     ordered: Float64[np.ndarray, "samples examples"], level: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each sample's CVaR and its standard error, from values that fall along the rows.

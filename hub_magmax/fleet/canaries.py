@@ -23,7 +23,7 @@ from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Sco
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.fleet.verifying import recipe_and_lock
 
-#: How much worse a task may get, in units of the metric: a hundredth is one point of accuracy.
+#: Allowed loss of a task's score, in units of the metric: a hundredth is one point of accuracy.
 MARGIN = 0.01
 
 

@@ -100,7 +100,7 @@ def _compare(stored: TensorSource, again: TensorSource, reason: str) -> None:
 def _compare_files(stored: TensorSource, again: TensorSource, report: MergeReport, reason: str) -> None:
     """Raise OutputError at the first file that differs; all tensors are the same.
 
-    Recipe and lock are what the second merge was made from, so there is nothing to compare them with.
+    The second merge was made from recipe and lock, so there is nothing to compare these with.
     """
     for name, sha256 in report.sha256.items():
         if name in (RECIPE_NAME, LOCK_NAME):
@@ -121,7 +121,7 @@ def _compare_files(stored: TensorSource, again: TensorSource, report: MergeRepor
 
 
 def _statement(source: TensorSource) -> Any:
-    """Return what a model's provenance says, but for the versions of the software."""
+    """Return a model's provenance without the versions of the software."""
     content = read_small_file(source, PROVENANCE_NAME)
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         values = json.loads(content)

@@ -1,6 +1,6 @@
 """Signatures of merged models by OpenSSF model-signing, with key files.
 
-The signature covers what `verify` compares and the merge report itself, and nothing that people may write
+The signature covers the files that `verify` compares and the merge report, and nothing that people write
 afterwards: a card that is edited, or a push that puts the repository's name into it, leaves it valid.
 """
 
@@ -16,7 +16,7 @@ from hub_magmax.errors import MissingDependencyError, OutputError, SignatureErro
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 
-#: What the signature beside the weights is called.
+#: File of the signature, beside the weights.
 SIGNATURE_NAME = "model.sig"
 
 
@@ -24,7 +24,7 @@ def sign(folder: Path | str, private_key: Path) -> Path:
     """Write the signature of a merged folder beside its weights, and return its path.
 
     Args:
-        folder: A merged folder, as the merge left it; what people may write afterwards does not count.
+        folder: A merged folder; files that people wrote after the merge do not count.
         private_key: PEM file of an elliptic curve key (secp256r1, secp384r1 or secp521r1), not encrypted.
 
     Raises:

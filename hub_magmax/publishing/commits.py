@@ -16,10 +16,10 @@ from hub_magmax.merging.output.report import ShardRecord
 
 _SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
 
-#: What the Hub says of a large file that it was sent, and does not have any more.
+#: Part of the Hub's answer about a large file that was uploaded and has been removed.
 _COLLECTED = "LFS pointer"
 
-#: How hf_xet says that a token was refused; its errors hold text and nothing else.
+#: Text of hf_xet's errors for a refused token; they have no attributes.
 _TOKEN_REFUSED = re.compile(r"\((401|403) ")
 
 #: Pull requests that are looked at for a commit whose answer was lost.
@@ -257,7 +257,7 @@ def commit(
 
 
 def _explain(error: Exception, destination: Destination, head: Head) -> None:
-    """Raise what a failed commit means."""
+    """Raise the PublishError that explains a failed commit."""
     with publish_errors(destination.name):
         if _status(error) != 412:
             raise error

@@ -27,7 +27,7 @@ MAX_FILES = 100_000
 #: Files of weights that a merge straight to the Hub has on the disk.
 _FILES_ON_DISK = 2
 
-#: Room for what lies beside the weights, and for headers.
+#: Room for side files and headers.
 SMALL_BYTES = 20_000_000
 
 
@@ -88,7 +88,7 @@ def _check_data(plan: Plan) -> str:
 
 
 def _look(subject: str, at: Callable[[], str]) -> CheckResult:
-    """Return what `at` finds, or what is wrong with it."""
+    """Return the result of one check, whether it passes or fails."""
     try:
         return CheckResult(subject, at())
     except HubMagmaxError as error:
@@ -106,7 +106,7 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
     Raises:
         OutputError: If there are fewer.
     """
-    output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses what is no path
+    output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses impossible paths
     sizes = sorted((shard.data_bytes for shard in plan.shards), reverse=True)
     kept = sizes if plan.recipe.output.keep else sizes[: _FILES_ON_DISK * num_processes]
     with os_errors(output):
@@ -148,7 +148,7 @@ def check_limits(plan: Plan) -> str:
 
 
 def _right_to_write(destination: Destination) -> str:
-    """Return what is there; raise PublishError unless this token could commit to it."""
+    """Return the state of the branch; raise PublishError unless this token could commit to it."""
     api, repo_id = hub_api(), destination.repo_id
     with publish_errors(destination.name):
         if not retry(lambda: api.repo_exists(repo_id)):
@@ -210,7 +210,7 @@ def _reasons(answer: str) -> str:
 
 
 def _draft(plan: Plan) -> MergeReport:
-    """Return a report of the size and shape of the one that the merge will write."""
+    """Return a report as large as the merge's, with placeholders for results."""
     shards = tuple(ShardRecord(shard.file, shard.data_bytes, "0" * 64) for shard in plan.shards)
     return MergeReport(
         plan_digest=plan.digest,

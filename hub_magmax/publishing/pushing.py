@@ -61,8 +61,8 @@ def push_to(destination: Destination, folder: Path, head: Head | None = None) ->
 def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
     """Return huggingface_hub's operations for a commit of files: paths, bytes, or operations, by name.
 
-    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with what
-    describes an adapter.
+    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with the
+    configuration of an adapter.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 

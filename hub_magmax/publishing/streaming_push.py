@@ -43,7 +43,7 @@ from hub_magmax.publishing.pushing import contents_of, operations
 #: Writes the card of a merge, which nobody scored, into a folder.
 WriteCard = Callable[..., Any]
 
-#: How often files that the Hub lost are made and sent again, before giving up.
+#: Attempts to make and send files that the Hub lost.
 _ROUNDS = 3
 
 
@@ -233,7 +233,7 @@ class _Finish:
     def _commit(self) -> tuple[MergeReport, Published]:
         plan, folder, head = self._plan, self._place.folder, self._head
         assert head is not None, "the first process found it"
-        self._place.sweep()  # what an earlier round left
+        self._place.sweep()  # files that an earlier round left
         report = write_beside_weights(plan, self._sources, folder, self._report())
         self._write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)

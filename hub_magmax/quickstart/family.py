@@ -22,10 +22,10 @@ from hub_magmax.processes import find_processes
 from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepare
 from hub_magmax.quickstart.settings import DEFAULTS, Settings
 from hub_magmax.quickstart.training import make_base, make_task
+from hub_magmax.text import Report
 
 SETTINGS_NAME = "family.json"
 _FORMAT = 1  # of the folder; counts up when the same settings would no longer give the same bytes
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -26,25 +26,14 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.registry import METHODS
 from hub_magmax.reporting.cells import TEMPLATE_NAME, environment
-from hub_magmax.reporting.diagnosis import (
-    HEAT_MAP_NAME,
-    THRESHOLDS,
-    Diagnosis,
-    verdict,
-)
+from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, THRESHOLDS, Diagnosis, verdict
 from hub_magmax.reporting.front_matter import front_matter, model_name
 from hub_magmax.reporting.headline import headline
 from hub_magmax.reporting.licence import combined_license
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.usage import loading, rebuild_arguments, recipe_text
-from hub_magmax.text import (
-    Markdown,
-    code,
-    publishable,
-    publishable_values,
-    visible_json,
-)
+from hub_magmax.text import Markdown, code, publishable, publishable_values, visible_json
 
 
 @dataclass(frozen=True)
@@ -160,7 +149,7 @@ def _linked(beside: Beside, picture: str | None) -> dict[str, Any]:
 
 
 def _verdict(found: Diagnosis | None) -> Markdown | None:
-    """Return whether the checkpoints were fit to be merged, with the names of those that were not."""
+    """Return whether the checkpoints were fit to be merged, with the names of unfit ones."""
     if found is None:
         return None
     return Markdown(verdict([code(task) for task in found.suspects], notes=bool(found.findings)))
@@ -171,7 +160,7 @@ def _some(losses: Iterable[ExampleLoss | None]) -> list[ExampleLoss]:
 
 
 def _rounded(scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, list[ExampleLoss]]:
-    """Return what rounding the merged model's weights did to each task, by bits."""
+    """Return each task's losses by quantised weights, by bits."""
     prefix = quantized_name("")
     models = dict.fromkeys(score.model for score in scores.scores) if scores else {}
     found = {
@@ -200,7 +189,7 @@ def _weighted(rows: Sequence[Tradeoff], scores: Scores | None) -> dict[Markdown,
 
 
 def _unmeasured(row: Tradeoff) -> str:
-    """Return what was not scored on a task, in words; empty if nothing is missing."""
+    """Return the models that were not scored on a task, in words; empty if none is missing."""
     models = {"the base model": row.base, "its own checkpoint": row.own, "the merged model": row.merged}
     absent = [name for name, score in models.items() if score is None]
     return "nothing was scored" if len(absent) == len(models) else ", ".join(absent)

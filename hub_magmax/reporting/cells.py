@@ -13,12 +13,7 @@ from hub_magmax.evaluation.tails import ExampleLoss
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.reporting.front_matter import hub_id
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import (
-    Markdown,
-    code,
-    fenced,
-    format_bytes,
-)
+from hub_magmax.text import Markdown, code, fenced, format_bytes
 
 TEMPLATE_NAME = "model_card.md.jinja"
 
@@ -57,7 +52,7 @@ def environment(unit: Unit) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Return what the template writes for `value`: foreign text as code, a missing value as a dash."""
+    """Return the text of `value` on the card: foreign text as code, a missing value as a dash."""
     if isinstance(value, Markdown):
         return value
     if value is None:
@@ -119,7 +114,7 @@ def _flips(found: ExampleLoss) -> Markdown | None:
 
 
 def _worst(found: ExampleLoss) -> Markdown | None:
-    """Return the worst examples by their number in the data, with what each model made of them."""
+    """Return the worst examples by their number in the data, with the results of both models."""
     named = (f"{one.index} ({one.before:.3g} → {one.after:.3g})" for one in found.worst)
     return Markdown(", ".join(named)) or None
 
@@ -130,7 +125,8 @@ def source_link(source: LockedSource) -> Markdown:
 
     if not source.commit:
         return Markdown("—")
-    if not hub_id(source) or not re.fullmatch(r"[0-9a-f]{40}", source.commit):
+    repo_id = hub_id(source)
+    if repo_id is None or not re.fullmatch(r"[0-9a-f]{40}", source.commit):
         return code(source.commit)
-    link = f"{constants.ENDPOINT}/{source.repo_id}/tree/{source.commit}"
+    link = f"{constants.ENDPOINT}/{repo_id}/tree/{source.commit}"
     return Markdown(f"[`{source.commit[:12]}`]({link})")

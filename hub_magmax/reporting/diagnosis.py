@@ -17,7 +17,7 @@ from hub_magmax.files import read_json
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
 
-#: By what is judged: a number, and what it means. The report states them.
+#: Limits of the rules, each with its meaning in words, which the report states.
 THRESHOLDS: Mapping[str, tuple[float, str]] = {
     "other base": (0.5, "matrices have a cosine below this with the base model's"),
     "swapped": (

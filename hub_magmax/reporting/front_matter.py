@@ -15,9 +15,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import DatasetId, Language
 from hub_magmax.reporting.licence import License
-from hub_magmax.text import (
-    one_line,
-)
+from hub_magmax.text import one_line
 
 
 def model_name(recipe: Recipe) -> str:
@@ -69,7 +67,7 @@ def front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: Li
 
 
 def _said(own: Sequence[str] | None, stated: Sequence[Sequence[str] | None], kind: Any) -> list[str] | None:
-    """Return what the recipe says, or else all that the sources' cards do and that is of this kind."""
+    """Return the recipe's values, or else all valid values of the sources' cards."""
     if own is not None:
         return list(own) or None
     adapter, found = TypeAdapter(kind), []

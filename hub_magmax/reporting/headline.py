@@ -8,10 +8,7 @@ from hub_magmax.evaluation.scores import Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import (
-    Markdown,
-    code,
-)
+from hub_magmax.text import Markdown, code, listed
 
 #: Tasks named in the first sentence; the table names all of them.
 _MAX_NAMED = 6
@@ -32,16 +29,9 @@ def headline(
 
 def _asked(rows: Sequence[Tradeoff]) -> str:
     if len({row.preference for row in rows}) == 1 and len(rows) > 1:
-        return f"the same preference for each of {_and([code(row.task) for row in rows])}"
+        return f"the same preference for each of {listed([code(row.task) for row in rows], _MAX_NAMED)}"
     first = sorted(rows, key=lambda row: -row.preference) if len(rows) > _MAX_NAMED else rows
-    return f"the preference {_and([f'{code(row.task)} {row.preference:.4g}' for row in first])}"
-
-
-def _and(items: Sequence[str]) -> str:
-    named, rest = items[:_MAX_NAMED], len(items) - _MAX_NAMED
-    if rest > 0:
-        return f"{', '.join(named)} and {rest} more"
-    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return f"the preference {listed([f'{code(row.task)} {row.preference:.4g}' for row in first], _MAX_NAMED)}"
 
 
 def _cost(rows: Sequence[Tradeoff], metric: str, unit: Unit) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -74,9 +73,6 @@ class Surface:
         for score in (score for row in rows for score in row):
             del score["outcomes"], score["probabilities"]
         return values | {"front": list(self.front), "hypervolume": self.hypervolume}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def to_csv(self) -> str:
         """Return one line per point: weights, and score and interval per task, in the unit of the score."""

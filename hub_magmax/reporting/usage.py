@@ -10,11 +10,7 @@ from hub_magmax.evaluation.scores import Scores
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.front_matter import hub_id, valid_repo_id
-from hub_magmax.text import (
-    is_invisible,
-    one_line,
-    publishable_values,
-)
+from hub_magmax.text import is_invisible, one_line, publishable_values
 
 #: By the Hub's name for a kind of model: the class that loads it and the class of its inputs.
 _LOADERS = {
@@ -57,9 +53,9 @@ def _model_class(recipe: Recipe, lock: Lock) -> str:
 
 
 def _arguments(base: LockedSource) -> str:
-    """Return what `from_pretrained` takes to load a source."""
-    if hub_id(base):
-        return f"{json.dumps(base.repo_id)}, revision={json.dumps(base.commit)}"
+    """Return the arguments of `from_pretrained` for a source."""
+    if (repo_id := hub_id(base)) is not None:
+        return f"{json.dumps(repo_id)}, revision={json.dumps(base.commit)}"
     return json.dumps(one_line(base.reference))
 
 

@@ -22,7 +22,7 @@ from hub_magmax.merging.output.journal import Journal
 class PartialFolder:
     """Folder beside the output in which one merge is being made.
 
-    `NAME.partial/model` becomes the output; `NAME.partial/journal` holds what is finished, and
+    `NAME.partial/model` becomes the output; `NAME.partial/journal` records finished shards, and
     `NAME.partial/survey` statistics of the whole model.
 
     Attributes:
@@ -53,7 +53,7 @@ class PartialFolder:
         """Create the folder, or keep only the finished shards of this merge in it; one process does this.
 
         Args:
-            sources: Stands for what the files are made from; those of other sources are made again.
+            sources: Versions of the sources; shards made from other versions are made again.
 
         Raises:
             OutputError: If the output is taken, being written by another process, or cannot be.

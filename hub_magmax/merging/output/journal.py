@@ -16,17 +16,15 @@ class Journal:
     """Durable records of finished shards, one small file each.
 
     Attributes:
-        num_open: Shards in the making at a time: one is written while another is read back.
-
-    Args:
         folder: Holds the records.
         shards: Holds the shards.
+        num_open: Shards in the making at a time: one is written while another is read back.
     """
 
     num_open = 2
 
     def __init__(self, folder: Path, shards: Path) -> None:
-        self.folder, self._shards = folder, shards
+        self.folder, self.shards = folder, shards
 
     def record(self, record: ShardRecord) -> None:
         """Note that a shard is finished."""
@@ -50,20 +48,20 @@ class Journal:
         """Return the record of a finished shard whose bytes still have the recorded sha256, else None."""
         record = self.recorded(file)
         with contextlib.suppress(OSError):
-            if record and sha256_of(self._shards / file) == record.sha256:
+            if record and sha256_of(self.shards / file) == record.sha256:
                 return record
         return None
 
     def send(self, file: str, place: str) -> None:
         """Note that a finished shard is stored at `place` too, and remove it here."""
         write_durably(self.folder / f"{file}.sent", place)
-        (self._shards / file).unlink(missing_ok=True)
+        (self.shards / file).unlink(missing_ok=True)
 
     def sent(self, file: str, place: str) -> ShardRecord | None:
         """Return the record of a finished shard that was sent to `place`, else None."""
         with contextlib.suppress(OSError, ValueError):
             if (self.folder / f"{file}.sent").read_text(encoding="utf-8") == place:
-                (self._shards / file).unlink(missing_ok=True)  # left by a kill after the note
+                (self.shards / file).unlink(missing_ok=True)  # left by a kill after the note
                 return self.recorded(file)
         return None
 

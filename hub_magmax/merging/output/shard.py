@@ -21,8 +21,8 @@ READ_BYTES = 1 << 20
 #: Hashed at a time of a file that is not finished.
 HASHED_BYTES = 1 << 24
 
-#: Of a processor, for writing to the system's cache: a fifth of this is usual, and twice as much is taken by
-#: new memory of virtual machines whose hypervisor takes back what is free.
+#: Processor time for writing to the page cache. A fifth of this is usual; new pages take twice as much on
+#: virtual machines whose hypervisor reclaims free memory.
 _SLOW_SECONDS_PER_BYTE = 1e-9
 
 

@@ -18,12 +18,7 @@ from hub_magmax.files import os_errors, sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
-from hub_magmax.merging.output.report import (
-    REPORT_NAME,
-    MergeReport,
-    ShardRecord,
-    software_versions,
-)
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
@@ -101,7 +96,7 @@ def peak_memory_bytes() -> int:
 
 
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
-    """Write the index, what the model needs besides weights, and what the merge was made from."""
+    """Write the index, the files that a model needs besides weights, recipe and lock."""
     files_from = plan.recipe.output.files_from
     source, locked = sources[files_from], plan.lock.sources[files_from]
     # transformers takes a folder with both configurations for a whole model with an adapter beside it.

@@ -22,7 +22,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
 from hub_magmax.evaluation.scores import Score, Scores, make_score
-from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
+from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.recipe.loading import parse_recipe
@@ -33,6 +33,7 @@ from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import is_invisible
 from tests.local_hub.metadata import validate
+from tests.test_evaluation_tails import cvar
 
 PARSER = MarkdownIt("commonmark").enable("table")
 
@@ -901,7 +902,7 @@ def test_importing_the_module_is_light():
 
 def test_rendering_needs_no_torch():
     program = (
-        "import sys\nfrom tests.test_card import make_card\nmake_card()\n"
+        "import sys\nfrom tests.test_reporting_card import make_card\nmake_card()\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     root = Path(__file__).parent.parent

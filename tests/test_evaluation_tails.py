@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import make_score
-from hub_magmax.evaluation.tails import LEVELS, cvar, example_loss, tails
+from hub_magmax.evaluation.tails import LEVELS, cvar_estimates, example_loss, tails
 
 
 def score(model, scores, probabilities=None):
     given_ = probabilities or [None] * len(scores)
     outcomes = [Outcome(float(s), p) for s, p in zip(scores, given_, strict=True)]
     return make_score(model, "a", outcomes, is_share=set(scores) <= {0, 1})
+
+
+def cvar(values, level):
+    falling = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    return float(cvar_estimates(falling[None], level)[0][0])
 
 
 def slow_cvar(values, level):
