@@ -15,13 +15,15 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.ops import largest_magnitude
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import (
     ArrayChunks,
-    Bits,
     Chunks,
     Selection,
     algorithm_1,
@@ -57,6 +59,10 @@ class CountedChunks:
     num_threads: int = 1
 
     @property
+    def backend(self):
+        return Compiled() if self.is_compiled else Reference()
+
+    @property
     def num_tasks(self) -> int:
         return self.task_vectors.shape[0]
 
@@ -70,7 +76,7 @@ class CountedChunks:
         return ArrayChunks(self.task_vectors).runs(length, every)
 
     def map(self, work, *, is_early=False):
-        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
+        yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         return ((start, torch.from_numpy(chunk)) for start, chunk in self.arrays())
@@ -802,7 +808,7 @@ def test_ranks_count_values_as_often_as_they_occur(counted_values, ranks):
 
 
 def test_where_there_is_no_room_for_lots_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr("hub_magmax.methods.selection.ledger._NO_LOTS", np.zeros(0, np.int64))
+    monkeypatch.setattr("hub_magmax.methods.selection.exact.min_cost_flow._NO_LOTS", np.zeros(0, np.int64))
     rows, wanted = np.zeros((3, 1)), np.array([4, 3, 2])
     ledger = Ledger(rows, np.array([9]), np.zeros(3), is_compiled=True)
     assert ledger.meet(wanted) is not None
