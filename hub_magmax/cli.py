@@ -120,10 +120,15 @@ def recipe_verb(function: Callable[..., Answer]) -> Any:
 
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
+device_option = click.option("--device", help="Have torch compute there: cpu, cuda or mps.")
 
 
 def _read(
-    path: Path, lock_path: Path | None = None, output: Path | None = None, memory: str | None = None
+    path: Path,
+    lock_path: Path | None = None,
+    output: Path | None = None,
+    memory: str | None = None,
+    device: str | None = None,
 ) -> tuple[Recipe, Lock | None]:
     """Return the recipe, with what the command line says instead, and its lock, if there is one."""
     from hub_magmax.recipe.loading import load_recipe, updated
@@ -131,7 +136,7 @@ def _read(
     from hub_magmax.recipe.matching import check_lock
 
     recipe = load_recipe(path)
-    instead = {"path": output and str(output.absolute()), "memory": memory}
+    instead = {"path": output and str(output.absolute()), "memory": memory, "device": device}
     if said := {key: value for key, value in instead.items() if value is not None}:
         recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
     beside = lock_beside(path)
@@ -297,7 +302,10 @@ def plan(recipe: Path, lock_path: Path | None, output: Path | None, memory: str 
 
 @recipe_verb
 @memory_option
-def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None) -> Answer:
+@device_option
+def merge(
+    recipe: Path, lock_path: Path | None, output: Path | None, memory: str | None, device: str | None
+) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.opening import HubSources
     from hub_magmax.merging.execution import merge as do_merge
@@ -305,7 +313,7 @@ def merge(recipe: Path, lock_path: Path | None, output: Path | None, memory: str
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
 
-    found, locked = _read(recipe, lock_path, output, memory)
+    found, locked = _read(recipe, lock_path, output, memory, device)
     processes, hub = find_processes(), HubSources()
     locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
     planned = make_plan(found, locked, hub=hub)
@@ -347,6 +355,7 @@ def destination_options(function: Callable[..., Answer]) -> Any:
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
 @memory_option
+@device_option
 @destination_options
 def run(
     recipe: Path,
@@ -354,6 +363,7 @@ def run(
     output: Path | None,
     *,
     memory: str | None,
+    device: str | None,
     push_anyway: bool,
     dry_run: bool,
     **how: Any,
@@ -363,7 +373,7 @@ def run(
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
 
-    found, locked = _read(recipe, lock_path, output, memory)
+    found, locked = _read(recipe, lock_path, output, memory, device)
     destination = destination_of(found, how)
     if dry_run:
         return _dry_run(found, locked, destination)

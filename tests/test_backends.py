@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from hub_magmax.errors import OutputError
 from hub_magmax.kernels import backend as seam
 from hub_magmax.kernels import ops, reference
 from hub_magmax.kernels.backend import choose_backend
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.device import Device
 from hub_magmax.kernels.dtypes import dtype_name
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.kernels.ops import Inputs, Op
@@ -20,7 +22,7 @@ from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
 
 REFERENCE = Reference()
-BACKENDS = {"pieces": Reference(piece_elements=77), "compiled": Compiled()}
+BACKENDS = {"pieces": Reference(piece_elements=77), "compiled": Compiled(), "device": Device(device="cpu")}
 OWN = Op(lambda rows, weights: sum(row * weight for row, weight in zip(rows, weights, strict=True)))
 OWN_CHOICE = Op(lambda rows: torch.stack(list(rows)).abs().argmin(0).to(torch.uint8), selects=True)
 OPS = ops.OPS | {"a plug-in's": OWN, "a plug-in's that selects": OWN_CHOICE}
@@ -208,3 +210,10 @@ def test_number_of_threads_is_restored():
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OutputError, match="finds no device 'cuda'"):
+        find_device("cuda")
+    assert choose_backend(1, "cpu") == Device(device="cpu")

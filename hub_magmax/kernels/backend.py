@@ -113,11 +113,22 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(num_elements: int) -> Backend:
-    """Return the fastest backend for merging so many elements, compiling and loading included."""
+def choose_backend(num_elements: int, device: str | None = None) -> Backend:
+    """Return the fastest backend for merging so many elements, compiling and loading included.
+
+    Args:
+        num_elements: Of all merged tensors.
+        device: Has torch compute there: "cpu", "cuda" or "mps".
+
+    Raises:
+        OutputError: If torch finds no such device.
+    """
     from hub_magmax.kernels.compiled.backend import Compiled
+    from hub_magmax.kernels.device import find_device
     from hub_magmax.kernels.reference import Reference
 
+    if device is not None:
+        return find_device(device)
     if num_elements >= LOAD_ABOVE_ELEMENTS and (num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()):
         return Compiled()
     import_module("torch")  # now, by one thread, for its settings to hold from the beginning

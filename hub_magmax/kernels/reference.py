@@ -46,7 +46,7 @@ def task_vectors(
 def apply_update(
     base: Float[torch.Tensor, " chunk"],
     merged: Float32[torch.Tensor, " chunk"],
-    scaling: float | Float64[torch.Tensor, ""],
+    scaling: float,
     dtype: torch.dtype,
 ) -> Float[torch.Tensor, " chunk"]:
     """Return base + scaling · merged, cast once to `dtype` (round to nearest even).
@@ -89,12 +89,12 @@ class Reference:
         per_element, per_task = (
             tuple(map(torch.as_tensor, arrays)) for arrays in (inputs.per_element, inputs.per_task)
         )
-        factor, values, parts = torch.tensor(scaling, dtype=torch.float64), chunk.values, []
+        values, parts = chunk.values, []
         for start in range(0, max(1, chunk.num_elements), self.piece_elements):
             piece = slice(start, start + self.piece_elements)
             numbers = Inputs(tuple(found[piece] for found in per_element), per_task)
             parts.append(
-                _merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), factor)
+                merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), scaling)
             )
         merged, counts, probes = zip(*parts, strict=True)
         total = torch.stack(counts).sum(dim=0).numpy()
@@ -136,8 +136,8 @@ class Reference:
         return kept
 
 
-def _merge_piece(
-    op: Op, values: Sequence[torch.Tensor], inputs: Inputs, dtype: torch.dtype, scaling: torch.Tensor
+def merge_piece(
+    op: Op, values: Sequence[torch.Tensor], inputs: Inputs, dtype: torch.dtype, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return merged values, elements per task, and the sum of everything, which overflows at worst."""
     base, *checkpoints = values

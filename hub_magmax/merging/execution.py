@@ -137,7 +137,9 @@ def make_shards(
         budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        backend = backend or choose_backend(sum(job.num_elements for job in plan.jobs if job.merged))
+        if backend is None:
+            num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
+            backend = choose_backend(num_elements, plan.recipe.output.device)
         engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, backend, in_order=in_order)
         with one_thread():
             try:

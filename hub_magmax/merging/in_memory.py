@@ -103,7 +103,7 @@ class InMemoryMerger:
             indexes = {name: source.index for name, source in whole.items()}
             self.plan: Plan = make_plan(recipe, lock, indexes)
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
-            self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements)
+            self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
             self._num_threads = min(num_threads(), _MAX_THREADS)
             self._threads = stack.enter_context(ThreadPoolExecutor(self._num_threads))
             self._memory = ChunkMemory()
