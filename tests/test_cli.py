@@ -284,7 +284,7 @@ def test_what_answers_from_headers_does_not_load_torch(family, verb):
 def test_merging_by_compiled_loops_does_not_load_torch(family, method):
     recipe = write_recipe(family, method=method, preference={"weights": {"a": 0.5, "b": 0.3, "c": 0.2}})
     code = (
-        "import sys, hub_magmax.kernels.backend as seam\n"
+        "import sys, hub_magmax.kernels.dispatch as seam\n"
         "seam.LOAD_ABOVE_ELEMENTS = seam.COMPILE_ABOVE_ELEMENTS = 0\n"
         f"sys.argv = ['hub-magmax', 'merge', {str(recipe)!r}]\n"
         "from hub_magmax.cli import main\n"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import OutputError
-from hub_magmax.merging.engine import _Engine
+from hub_magmax.merging.engine import starting_order
 from hub_magmax.merging.output import folder, shard
 from hub_magmax.merging.output.shard import ShardFile
 
@@ -56,7 +56,7 @@ def test_what_is_stored_is_let_go_of_only_where_new_memory_is_slow(
     tmp_path, monkeypatch, seconds_per_byte, is_slow
 ):
     asked, time = [], iter([0.0, 8 * seconds_per_byte, 1.0, 1.0 + 2 * seconds_per_byte])
-    monkeypatch.setattr(folder.time, "thread_time", lambda: next(time))
+    monkeypatch.setattr(shard.time, "thread_time", lambda: next(time))
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[1:]), raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
     file = ShardFile(tmp_path / "model.safetensors")
@@ -83,7 +83,6 @@ def test_advice_that_the_file_system_does_not_take_is_no_error(tmp_path, monkeyp
 def test_large_tensors_are_begun_first_and_the_others_as_they_lie_in_the_file():
     sizes = [3, 900, 3, 2, 5, 1000, 4]
     jobs = [SimpleNamespace(name=place, num_elements=size) for place, size in enumerate(sizes)]
-    shard = SimpleNamespace(jobs=jobs)
-    found = _Engine.in_turn(SimpleNamespace(in_order=False), shard)
+    found = starting_order(jobs, in_order=False)
     assert [job.name for job in found] == [5, 1, 0, 2, 3, 4, 6]
-    assert _Engine.in_turn(SimpleNamespace(in_order=True), shard) is jobs
+    assert starting_order(jobs, in_order=True) is jobs

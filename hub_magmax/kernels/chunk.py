@@ -13,6 +13,7 @@ from jaxtyping import Float32, Shaped
 from numpy.lib.stride_tricks import as_strided
 
 from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.ops import task_vectors
 from hub_magmax.kernels.stored import Stored
 
 #: Dtypes whose bits compiled loops read and write.
@@ -156,8 +157,6 @@ class RawChunk:
         Raises:
             NonFiniteError: If task vectors that are formed here are not finite.
         """
-        from hub_magmax.kernels.reference import task_vectors
-
         if not self.has_base:
             return Bits(*memory_of(self.rows()), np.empty(0, np.uint32))
         if self.is_narrow:

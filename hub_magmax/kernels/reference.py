@@ -12,35 +12,12 @@ from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
-from hub_magmax.kernels.ops import Inputs, Op, select_rows
+from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows, task_vectors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored
 
 #: Elements of all rows that stay in the caches, operation by operation.
 PIECE_ELEMENTS = 2**16
-
-
-def task_rows(
-    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
-) -> list[Float32[torch.Tensor, " chunk"]]:
-    """Subtract the base model from each checkpoint, in float32: one row per task.
-
-    Where a float64 tensor takes part, its difference is formed in float64 and then rounded.
-    """
-    base32 = base.float()
-    return [
-        (checkpoint.double() - base.double()).float()
-        if torch.float64 in (base.dtype, checkpoint.dtype)
-        else checkpoint.float() - base32
-        for checkpoint in checkpoints
-    ]
-
-
-def task_vectors(
-    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
-) -> Float32[torch.Tensor, "tasks chunk"]:
-    """Return the rows of `task_rows` as one tensor."""
-    return torch.stack(task_rows(base, checkpoints))
 
 
 def apply_update(

@@ -23,7 +23,8 @@ from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.chunk import OnePass, RawChunk
 from hub_magmax.kernels.lazy_imports import inference, torch
-from hub_magmax.kernels.reference import Reference, task_vectors
+from hub_magmax.kernels.ops import task_vectors
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows

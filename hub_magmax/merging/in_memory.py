@@ -20,7 +20,8 @@ from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.opening import as_checkpoints, open_source
 from hub_magmax.checkpoints.source import MemorySource, TensorSource
 from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME
-from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
 from hub_magmax.kernels.randomness import CounterGenerator
