@@ -152,9 +152,9 @@ def test_probe_counts_task_vectors_that_are_not_chosen(base, other, is_finite, d
 def test_task_vectors_are_the_same_bytes(dtype, backend):
     chunk = chunk_of(3 * cache.BLOCK + 1, dtype)
     room = np.empty((3, chunk.num_elements), np.float32)
-    found, probe = BACKENDS[backend].task_vectors(chunk, lambda: room)
+    found = BACKENDS[backend].task_vectors(chunk, lambda: room)
     expected = ops.task_vectors(chunk.base, chunk.checkpoints).numpy()
-    assert found.tobytes() == expected.tobytes() and math.isfinite(probe)
+    assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -60,12 +60,15 @@ class Backend(Protocol):
 
     def task_vectors(
         self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> tuple[Float32[np.ndarray, "tasks chunk"], float]:
-        """Return the task vectors of a chunk, and a number that is finite only if they are.
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors of a chunk.
 
         Args:
             chunk: Stored values of the base model and of every task.
             room: Returns float32 memory of that shape, for backends that write into memory used before.
+
+        Raises:
+            NonFiniteError: If they are not finite.
         """
         ...
 
