@@ -24,10 +24,10 @@ from unittest.mock import patch
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, read_scores
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
-from hub_magmax.pipeline import CARD_NAME, PICTURE_NAME
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.reporting.card import render_card
+from hub_magmax.reporting.card_file import CARD_NAME, PICTURE_NAME
 from tests.local_hub.hub import LocalHub
 
 ROOT = Path(__file__).parents[1]

@@ -57,7 +57,8 @@ def make_checkpoints(folder: Path, num_tasks: int, num_elements: int) -> None:
 
 def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     """Return the medians of all three; a Hub must be running at HF_ENDPOINT."""
-    from hub_magmax.checkpoints.opening import HubSources, open_checkpoints
+    from hub_magmax.checkpoints.opening import open_checkpoints
+    from hub_magmax.checkpoints.source_cache import HubSources
     from hub_magmax.merging.execution import merge
     from hub_magmax.pipeline import lock, plan
     from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan

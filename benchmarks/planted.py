@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.data import load_examples
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares
 from hub_magmax.preference.features import features, load_feature_model

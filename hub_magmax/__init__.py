@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hub_magmax.recipe.loading import parse_recipe as parse_recipe
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.reporting.card import render_card as render_card
-    from hub_magmax.reporting.card import write_card as write_card
+    from hub_magmax.reporting.card_file import write_card as write_card
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ _HOMES = {
     "rollback": "fleet.rollback",
     "run": "pipeline",
     "verify": "fleet.verifying",
-    "write_card": "reporting.card",
+    "write_card": "reporting.card_file",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are the table's keys

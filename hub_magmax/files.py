@@ -87,3 +87,14 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError("this is a folder, not a file", where=str(path), hint="Name a file in it.")
     with os_errors(path):
         _write_durably(path, text)
+
+
+def read_fully(descriptor: int, start: int, buffer: memoryview) -> int:
+    """Fill `buffer` from a file's byte `start` on; return the bytes read, fewer only at its end."""
+    done = 0
+    while done < len(buffer):  # one call moves at most 2 GiB
+        count = os.preadv(descriptor, [buffer[done:]], start + done)
+        if count == 0:
+            break
+        done += count
+    return done

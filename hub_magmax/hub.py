@@ -1,4 +1,4 @@
-"""Requests to the Hub that end with the right bytes, or with an error that says what to do."""
+"""Hub client: tokens, repeated requests, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LIBRARY_NAME = "hub_magmax"
 TIMEOUT_SECONDS = 60.0
 
 #: Pauses before a failed request is sent again.
-_WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
+WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
 
 #: Longest pause that a server can ask for.
 _MAX_WAIT_SECONDS = 300.0
 
 #: Answers that may be others a moment later.
-_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
+PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 
 
 def hub_api() -> HfApi:
@@ -142,32 +142,36 @@ def hub_errors(where: str) -> Iterator[None]:
         ) from error
 
 
-def persistently(call: Callable[[], T]) -> T:
-    """Return what `call` gives, calling it again while connection or Hub fail in ways that pass.
-
-    Only for calls that may be carried out twice. Waits some seconds in between, or as long as the Hub says.
-    """
-    for wait in _WAITS_SECONDS:
-        try:
-            return call()
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            time.sleep(max(wait, _asked_wait(getattr(error, "response", None))))
-    return call()
-
-
 def is_passing(error: BaseException) -> bool:
     """Say whether the same request may succeed a moment later."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
     if isinstance(error, errors.HfHubHTTPError):
-        return getattr(error.response, "status_code", None) in _PASSING_STATUSES
+        return getattr(error.response, "status_code", None) in PASSING_STATUSES
     if isinstance(error, errors.RevisionResolutionError):
         return error.__cause__ is not None and is_passing(error.__cause__)
     # A body that was cut or changed is no JSON.
     return isinstance(error, json.JSONDecodeError | UnicodeDecodeError | ChangedError | httpx.TransportError)
+
+
+def retry(call: Callable[[], T], passes: Callable[[Exception], bool] = is_passing) -> T:
+    """Return the result of `call`, calling it again while connection or Hub fail for a while.
+
+    Waits some seconds in between, or as long as the Hub asks (its answer is the error's `response`).
+
+    Args:
+        call: May be carried out twice.
+        passes: Says whether the call may succeed later, after an error.
+    """
+    for wait in WAITS_SECONDS:
+        try:
+            return call()
+        except Exception as error:
+            if not passes(error):
+                raise
+            time.sleep(max(wait, _asked_wait(getattr(error, "response", None))))
+    return call()
 
 
 class ChangedError(ValueError):
@@ -175,7 +179,7 @@ class ChangedError(ValueError):
 
 
 def _asked_wait(response: Any) -> float:
-    """Return the seconds for which an answer asks to wait; 0 where it does not."""
+    """Return the seconds for which an answer asks to wait, 0 by default."""
     try:
         return min(float(response.headers.get("Retry-After", 0)), _MAX_WAIT_SECONDS)
     except (AttributeError, ValueError):

@@ -8,14 +8,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.opening import (
-    PARALLEL_SOURCES,
-    HubSources,
-    lock_source,
-)
+from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
 from hub_magmax.errors import (
     EvaluationError,
     PublishError,
@@ -37,7 +35,7 @@ from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, ResolvedPreference
 from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reporting.card import write_card
+from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
@@ -107,7 +105,9 @@ def run(
     scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
     if not processes.is_first:
         return Run(planned, merged, output, scores)
-    write_card(recipe, locked, merged, scores, output)
+    if is_edited(output / CARD_NAME):
+        report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
+    write_card(recipe, locked, merged, scores, output, keep_edited=True)
     published = None
     guards = check_guards(recipe.evaluation, scores)
     if destination is not None:
@@ -118,26 +118,25 @@ def run(
     return Run(planned, merged, output, scores, published, guards)
 
 
-def destination_of(recipe: Recipe, changes: Mapping[str, Any] | None = None) -> Destination | None:
+def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType({})) -> Destination | None:
     """Return where the recipe publishes, None where it does not.
 
     Args:
         recipe: Its `output` names the repository.
-        changes: Other attributes of the destination; a value of None keeps what the recipe says.
+        changes: Other attributes of the destination.
 
     Raises:
         RecipeError: If there are changes, and the recipe names no repository.
     """
-    said = {key: value for key, value in (changes or {}).items() if value is not None}
     if recipe.output.push_to_hub is None:
-        if said:
+        if changes:
             raise RecipeError(
-                f"{', '.join(said)}: the recipe does not say where to publish",
+                f"{', '.join(changes)}: the recipe does not say where to publish",
                 where="recipe, output.push_to_hub",
                 expected="a repository on the Hub",
             )
         return None
-    return Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **said})
+    return Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **changes})
 
 
 def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Merge methods and evaluators by name: two tables of built-in ones, entry points of other packages, options.
+"""Merge methods, evaluators and kinds of locations by name: tables, entry points of other packages, options.
 
 A module is imported when a name in it is looked up, so that a recipe is checked without paying for
 torch, for other packages, or for methods that it does not use.
@@ -96,6 +96,14 @@ class Registry:
             )
         return entry
 
+
+#: Kinds of locations of checkpoints (`checkpoints.locations.Location`).
+LOCATIONS = Registry(
+    "kind of source",
+    "hub_magmax.sources",
+    MappingProxyType(dict.fromkeys(("local", "hub"), "hub_magmax.checkpoints.locations")),
+    "location_kind",
+)
 
 #: Built-in methods and the module that defines each; add a line here for a new one.
 METHODS = Registry(

@@ -28,7 +28,7 @@ from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.classifiers import write_classifiers
 from tests.families import read_merged, recipe_values, write_checkpoint, write_recipe
-from tests.test_adapter import FAMILIES, write_adapter, write_base
+from tests.test_checkpoints_adapter import FAMILIES, write_adapter, write_base
 
 LLAMA = {
     f"model.layers.{number}.self_attn.{part}_proj.weight": (width, 24)

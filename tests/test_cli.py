@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 import subprocess
@@ -6,12 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from hub_magmax.cli import main
+from hub_magmax.cli import VERBS, main
 from tests.families import read_merged, write_checkpoint, write_recipe
 
 
@@ -243,12 +245,28 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_help_lists_every_verb():
     _, out, _ = call("--help")
     verbs = re.findall(r"^  ([a-z]+) ", out.split("Commands:")[1], flags=re.MULTILINE)
-    assert verbs == sorted(main.commands)
+    assert verbs == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb):
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    assert f"Usage: main {verb} [OPTIONS]" in out
+    assert "--json" in out and "--debug" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_function_of_a_verb_takes_what_its_command_does_not_name(verb):
+    parameters = inspect.signature(main.get_command(click.Context(main), verb).callback).parameters
+    assert len(parameters) <= 8
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def test_help_and_import_load_nothing_heavy():
     code = (
         "import sys, hub_magmax, hub_magmax.cli\n"
+        "for verb in hub_magmax.cli.VERBS: hub_magmax.cli.main.get_command(None, verb)\n"
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'datasets', 'pydantic', 'numpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -17,7 +17,8 @@ from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
 from hub_magmax.analysis.tuning import Arena, Candidate
-from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.methods import method_names
 from hub_magmax.quickstart import Settings, Training
 from hub_magmax.recipe.matching import locked_method

@@ -13,8 +13,8 @@ from benchmarks.continual.learning import Course, TextLearner, learn_sequence
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
 from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, OutputError
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
 
 COURSE = Course(epochs=1, batch_size=8, learning_rate=1e-2)
 PROTOCOL = Protocol(

@@ -18,9 +18,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import columns_of, make_evaluator
-from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.intervals import wilson_interval
 from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
 from hub_magmax.evaluation.scoring import evaluate

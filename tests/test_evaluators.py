@@ -28,6 +28,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, MissingDependencyError, RecipeError
 from hub_magmax.evaluation.evaluators import (
     Columns,
@@ -38,7 +39,7 @@ from hub_magmax.evaluation.evaluators import (
     get_evaluator,
     make_evaluator,
 )
-from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from hub_magmax.kernels import ops, reference
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import draws, thresholds
 from hub_magmax.methods.selection import ArrayChunks
@@ -396,6 +397,40 @@ def test_compiled_loops_find_the_same_thresholds(keep, decimals):
     )
     assert torch.equal(slow, fast)
     assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, [keep - 1, 1999]].T)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("shares", [(0.35, 0.25, 0.2, 0.2), (0.79, 0.15, 0.05, 0.01), (0, 0.5, 0, 0.5)])
+def test_thresholds_at_the_edges_of_classes_of_equals(is_compiled, shares):
+    """Magnitudes 0 to 3, so many of each: the last rank of a class, the first of the next, and two beside."""
+    rng, size = np.random.default_rng(1), 300_000
+    counts = [round(share * size) for share in shares]
+    rows = np.repeat([0.0, 1.0, 2.0, 3.0], counts).astype(np.float32) * rng.choice([-1, 1], size)
+    task_vectors = torch.from_numpy(np.stack([rng.permutation(rows) for _ in range(4)]).astype(np.float32))
+    edges = np.cumsum(counts[::-1])
+    ranks = sorted({min(max(1, int(edge) + step), size) for edge in edges for step in (-1, 0, 1, 2)})
+    found = thresholds_at(ArrayChunks(task_vectors, 70_001, is_compiled), ranks)
+    expected = [3.0 - int(np.searchsorted(edges, rank)) for rank in ranks]
+    assert found.tolist() == [[value] * 4 for value in expected]
+
+
+def test_magnitudes_at_both_bounds_are_counted_apart():
+    """Nine elements: zeros that fill up sixteen equal a bound of zero, and do not count."""
+    row = np.array([0, -1, 2, -2, 3, 0, 5, 1, -2], np.float32)
+    low, high = (int(np.float32(bound).view(np.int32)) for bound in (0, 2))
+    bounds = np.array([[low, high, 22, low + 1, high - 1]], np.int32)
+    num_bins = ((high - low) >> 22) + 1
+    bins, extremes = np.zeros(num_bins, np.int64), np.zeros((2, num_bins), np.int32)
+    outside, opened = np.zeros((1, 3), np.int64), np.zeros(9, np.uint8)
+    edges, nothing = np.array([0, num_bins]), np.empty(0, np.uint32)
+    met = cache.count_magnitudes(
+        row.view(np.uint32), 9, nothing, 9, 1, bounds, edges, bins, *extremes, outside, opened,
+        np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8),
+    )  # fmt: skip
+    assert np.int32(met).view(np.float32) == 5
+    assert outside.tolist() == [[2, 3, 2]]  # above 2, at 2, at 0
+    assert bins.sum() == 2
+    assert opened.tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0]
 
 
 class ReadChunks(ArrayChunks):

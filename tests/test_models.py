@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import MismatchError
-from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe

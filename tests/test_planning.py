@@ -1,6 +1,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan
 from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
+from hub_magmax.registry import METHODS
 from hub_magmax.text import format_bytes
 from tests.families import make_tensors, recipe_values, write_recipe
 
@@ -231,6 +234,33 @@ def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
     assert made.memory_bytes(made.budget(1)) == made.peak_memory_bytes == one
     assert made.memory_bytes(made.budget(2)) == 2 * one - RUNTIME_BYTES
     assert made.memory_bytes(made.budget(3)) == made.memory_bytes(made.budget(2))  # there are two tensors
+
+
+def test_memory_of_a_whole_tensor_counts_what_its_method_keeps(monkeypatch):
+    def planned_with(held_bytes):
+        @merge_method("spectral", source="test", held_bytes=held_bytes)
+        def spectral(task_vectors: Tensor) -> Tensor:
+            """Take the sum."""
+            return task_vectors.sum(0)
+
+        point = SimpleNamespace(load=lambda: spectral)
+        monkeypatch.setitem(vars(METHODS), "plugins", {"spectral": point})
+        made = large()
+        return replace(made, lock=replace(made.lock, method={"name": "spectral", "scaling": 1.0}))
+
+    assert planned_with(20).peak_memory_bytes == planned_with(0).peak_memory_bytes + 20 * 2**20
+
+
+def test_a_method_whose_bytes_depend_on_the_processor_is_told_of(monkeypatch):
+    @merge_method("spectral", source="test", is_portable=False)
+    def spectral(task_vectors: Tensor) -> Tensor:
+        """Take the sum."""
+        return task_vectors.sum(0)
+
+    monkeypatch.setitem(vars(METHODS), "plugins", {"spectral": SimpleNamespace(load=lambda: spectral)})
+    made = large()
+    found = replace(made, lock=replace(made.lock, method={"name": "spectral", "scaling": 1.0}))
+    assert set(found.notices) - set(made.notices) == {"the bytes that spectral gives depend on the processor"}
 
 
 def test_memory_does_not_grow_with_what_is_kept_in_files():

@@ -18,10 +18,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.features import FeatureModel, features, find_head, load_feature_model
 from hub_magmax.recipe.loading import parse_recipe, updated

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.comparison import compare_samples
 from hub_magmax.preference.distance import uniform_shares

@@ -7,6 +7,7 @@ from hub_magmax.fleet.verifying import verify
 from hub_magmax.pipeline import run
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.reporting.card_file import is_edited
 from tests.families import write_recipe
 
 _numbers = itertools.count()
@@ -135,3 +136,58 @@ def test_card_that_a_person_changed_is_pushed_as_it_is(family, hub, repo):
     (folder / "README.md").write_text(card)
     push(folder, repo)
     assert hub.read(repo, "README.md").decode() == card
+
+
+def test_card_of_an_older_template_is_rendered_for_the_repository(family, hub, repo, monkeypatch, tmp_path):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            "hub_magmax.reporting.card_file.render_card", lambda *facts, **beside: "# Old words\n"
+        )
+        folder = merged(family)
+    assert (folder / "README.md").read_text().startswith("# Old words\n")
+    push(folder, repo)
+    assert f"# `{repo}`" in hub.read(repo, "README.md").decode()
+
+
+def test_card_without_a_digest_may_be_a_persons_and_is_pushed_as_it_is(family, hub, repo):
+    folder = merged(family)
+    earlier = "".join((folder / "README.md").read_text().splitlines(keepends=True)[:-1])
+    (folder / "README.md").write_text(earlier)
+    push(folder, repo)
+    assert hub.read(repo, "README.md").decode() == earlier
+
+
+def test_run_again_keeps_an_edited_card_and_renews_another(family):
+    recipe = load_recipe(write_recipe(family, output={"path": "merged"}))
+    run(recipe)
+    card, said = family / "merged" / "README.md", []
+    written = card.read_text()
+    run(recipe, report=said.append)
+    assert card.read_text() == written
+    assert not any("edited" in line for line in said)
+    card.write_text(written.replace("merged", "my own", 1))
+    run(recipe, report=said.append)
+    assert card.read_text() == written.replace("merged", "my own", 1)
+    assert any("README.md was edited" in line for line in said)
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text + "\n",
+    lambda text: text.replace("# ", "#  ", 1),
+    lambda text: text.replace("\n", "\r\n"),
+    lambda text: text[: text.rindex("<!--")],
+    lambda text: text.replace("sha256:", "sha256:0", 1),
+    lambda text: "",
+])  # fmt: skip
+def test_every_change_of_a_card_is_seen(family, change):
+    card = merged(family) / "README.md"
+    assert not is_edited(card)
+    card.write_bytes(change(card.read_text()).encode())
+    assert is_edited(card)
+
+
+def test_what_pushes_leave_behind_counts_as_unedited(family, hub, repo, tmp_path):
+    push(merged(family), repo)
+    (tmp_path / "README.md").write_bytes(hub.read(repo, "README.md"))
+    assert not is_edited(tmp_path / "README.md")
+    assert not is_edited(tmp_path / "absent.md")

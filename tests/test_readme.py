@@ -67,7 +67,7 @@ def mentions() -> list[str]:
 def command_of(line: str) -> tuple[click.Command, list[str]]:
     """Return the verb that a command line calls, and its arguments."""
     verb, *arguments = shlex.split(line[CALL.search(line).end() :], comments=True)
-    return main.commands[verb], arguments
+    return main.get_command(click.Context(main), verb), arguments
 
 
 def test_readme_is_short():
@@ -192,7 +192,7 @@ def described_keys(heading: str) -> set[str]:
         ("`method`", "Method"),
         ("`preference`", "Preference"),
         ("Data", "Data"),
-        ("`tensors`", "TensorRule"),
+        ("`tensors`", "GlobRule"),
         ("`evaluation`", "Evaluation"),
         ("`compare`", "Compare"),
         ("`sweep`", "Sweep"),

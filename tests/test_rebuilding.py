@@ -52,6 +52,17 @@ def test_tensor_that_was_added_is_named(family, merged):
         rebuild(str(family / "merged"), folder=family)
 
 
+def test_of_several_added_tensors_the_first_in_the_order_of_the_file_is_named(family, merged):
+    path = min((family / "merged").glob("*.safetensors"))
+    added = {f"extra.{number}": torch.ones(2) for number in range(10)}
+    save_file(load_file(path) | added, path, metadata={"format": "pt"})
+    index = json.loads((family / "merged" / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(added, path.name)
+    (family / "merged" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OutputError, match=r"'extra\.0' is in"):
+        rebuild(str(family / "merged"), folder=family)
+
+
 def tell_in_report(folder, name):
     """Have the merge report agree with a file that was changed after the merge, as an attacker would."""
     report = read_report(folder / "merge_report.json")

@@ -19,7 +19,6 @@ from hub_magmax.merging.output.shard import ShardFile
 def small_and_quick(monkeypatch):
     monkeypatch.setattr(shard, "_READ_BYTES", 4)
     monkeypatch.setattr(shard, "_HASHED_BYTES", 3)
-    monkeypatch.setattr(ShardFile, "_new_memory_is_slow", False)
 
 
 @given(data=st.data(), content=st.binary(min_size=1, max_size=60))
@@ -68,11 +67,26 @@ def test_what_is_stored_is_let_go_of_only_where_new_memory_is_slow(
     assert asked == ([(0, 8, 4), (0, 10, 4)] if is_slow else [])
 
 
+def test_slow_memory_of_one_file_says_nothing_about_another(tmp_path, monkeypatch):
+    asked, time = [], iter([0.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr(shard.time, "thread_time", lambda: next(time))
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[1:]), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    slow, quick = ShardFile(tmp_path / "slow"), ShardFile(tmp_path / "quick")
+    slow.write(b"0123", 0)
+    quick.write(b"01234567", 0)
+    quick.finish()
+    assert asked == []
+    slow.finish()
+    assert asked == [(0, 4, 4)]
+
+
 def test_advice_that_the_file_system_does_not_take_is_no_error(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError("not here")
 
-    monkeypatch.setattr(ShardFile, "_new_memory_is_slow", True)
+    time = iter([0.0, 1.0])
+    monkeypatch.setattr(shard.time, "thread_time", lambda: next(time))
     monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
     file = ShardFile(tmp_path / "model.safetensors")

@@ -151,7 +151,7 @@ def test_shard_that_is_replaced_between_two_openings_is_an_error(tmp_path):
     write_family(tmp_path, "a", num_shards=5)
     source = LocalSource(tmp_path / "a")
     names = list(source.index.tensors)
-    assert len(source._descriptors) < 5
+    assert len(source.descriptors.opened) < 5
     replace_by_copy(tmp_path / "a" / source.index.shards[0].file)
     with pytest.raises(CheckpointError, match="changed or replaced"):
         for name in reversed(names):
@@ -164,10 +164,10 @@ def test_many_shards_need_few_open_files(tmp_path):
     source = LocalSource(tmp_path / "a")
     for name in [*source.index.tensors] * 2:
         source.read(name, 0, 1)
-    assert len(source._descriptors) <= 3
-    assert all(os.fstat(descriptor).st_size > 0 for descriptor in source._descriptors.values())
+    assert len(source.descriptors.opened) <= 3
+    assert all(os.fstat(descriptor).st_size > 0 for descriptor in source.descriptors.opened.values())
     source.close()
-    assert source._descriptors == {}
+    assert source.descriptors.opened == {}
 
 
 def test_threads_that_share_a_source_read_what_is_on_disk(tmp_path):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.matching import check_lock
 from hub_magmax.recipe.schema import Compare, Method
+from hub_magmax.registry import METHODS
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 
 ROWS = {"dataset": "./rows.parquet"}
@@ -62,6 +64,14 @@ def test_the_best_of_the_default_comparison_is_tried_for_every_registered_method
     found = candidates(Compare(), Method(name="auto"), {"recipe": (0.5, 0.5)})
     labels = {c.label for c in found}
     assert {"tunable_magmax algorithm-1", "tunable_magmax top-n", "ties", "average"} <= labels
+
+
+def test_the_default_comparison_leaves_out_methods_that_say_so(monkeypatch):
+    assert [m.name for m in Compare().methods] == [*METHODS.built_in, "tunable_magmax"]
+    assert Compare().methods[-1].options == {"selection": "top-n"}
+    slow = replace(METHODS.get("ties"), in_comparison=())
+    monkeypatch.setattr("hub_magmax.methods.sparse.ties.merge_method", slow)
+    assert "ties" not in {m.name for m in Compare().methods}
 
 
 def test_auto_takes_what_does_best_on_the_target(folder):

@@ -82,7 +82,7 @@ _CLIP, _T5 = "openai/clip-vit-base-patch16", "google-t5/t5-large"
 def _families(options: argparse.Namespace, folder: Path, report: Progress) -> Iterator[Family]:
     from benchmarks.continual.learning import Course, TextLearner
     from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family
-    from hub_magmax.evaluation.evaluators.loading import ModelPlace
+    from hub_magmax.checkpoints.locations import ModelPlace
 
     given = {
         "epochs": options.epochs,

@@ -21,8 +21,9 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators.examples import class_lookup, label_names
-from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model, without_bars
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model, without_bars
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.quickstart.settings import generator_of, seed_of
 from hub_magmax.recipe.values import Data

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hub_magmax.analysis.tuning import Candidate, Trial
+from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
-from hub_magmax.evaluation.scoring import model_place
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.lockfile import Lock
@@ -40,7 +40,7 @@ class Scorer(AbstractContextManager["Scorer"]):
         with ExitStack() as stack:
             self._merger = stack.enter_context(InMemoryMerger(recipe, locked))
             kinds = self._evaluator.model_class, self._evaluator.processor_class
-            place = model_place(recipe, locked.base_model)
+            place = location_of(locked.base_model, recipe.folder).model_place
             self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name))
             self._stack = stack.pop_all()
 

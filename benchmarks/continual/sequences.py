@@ -17,10 +17,11 @@ import yaml
 
 from benchmarks.continual.learning import Course, ImageLearner, TextLearner, learn_sequence
 from benchmarks.continual.sources import Family, joined
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, OutputError
 from hub_magmax.evaluation.data import load_examples
 from hub_magmax.evaluation.evaluators.examples import label_names, label_text
-from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
 from hub_magmax.files import write_text
 from hub_magmax.preference.safeguards import draw

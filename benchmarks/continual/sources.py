@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.data import load_examples
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.quickstart import Settings, make_family
 from hub_magmax.quickstart.settings import DEFAULTS

@@ -11,11 +11,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
+from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
 from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.margins import Merits, merits, within
-from hub_magmax.evaluation.scoring import model_place
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock
@@ -125,7 +125,7 @@ class Arena:
         self.evaluator = evaluator_of(spec)
         with ExitStack() as stack:
             self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
-            place = model_place(recipe, lock.sources[recipe.output.files_from])
+            place = location_of(lock.sources[recipe.output.files_from], recipe.folder).model_place
             kinds = self.evaluator.model_class, self.evaluator.processor_class
             self._model = load_model(place, *kinds, spec.evaluator.name)
             self._stack = stack.pop_all()

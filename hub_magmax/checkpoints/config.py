@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from hub_magmax.checkpoints.index import _DAMAGED, MERGEABLE_DTYPES, CheckpointIndex, _json_problem
+from hub_magmax.checkpoints.headers import DAMAGED, json_problem
+from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
 from hub_magmax.errors import CheckpointError
 from hub_magmax.text import shown
 
@@ -79,9 +80,9 @@ def _config_values(config: bytes | None, label: str) -> dict[str, Any]:
         values = json.loads(config.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"not readable as JSON ({_json_problem(error)})",
+            f"not readable as JSON ({json_problem(error)})",
             where=f"{label}, config.json",
-            hint=_DAMAGED,
+            hint=DAMAGED,
         ) from error
     return values if isinstance(values, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Ranges of files, fetched in the order in which they will be read, a few of them ahead."""
+"""Read-ahead of remote files: ranges fetched in the order of reading, a few of them in advance."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from hub_magmax.errors import DamagedError
 
-#: Bytes of one request: many connections are slow to start, few are slow to fill.
-_SEGMENT_BYTES = (2**20, 8 * 2**20)
+#: Least and largest bytes of one request: many connections are slow to start, few are slow to fill.
+SEGMENT_BYTES = (2**20, 8 * 2**20)
 
 #: Requests of one source at a time.
 _MAX_REQUESTS = 32
@@ -28,12 +28,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a file should be: the hash of all its bytes, and that of its header so far.
+    """Expected hash of a file, and the hash of its header to continue from.
 
     Attributes:
         sha256: Of the whole file, as the Hub states it.
-        head: The hash of the bytes before `start`, to go on with.
-        start, stop: Where the tensors begin and end.
+        head: Of the bytes before `start`.
+        start, stop: Bytes at which the tensors begin and end.
     """
 
     sha256: str
@@ -61,17 +61,18 @@ def segments(ranges: Iterable[Segment], segment_bytes: int) -> tuple[Segment, ..
 
 
 class ReadAhead:
-    """The ranges that are going to be read, in order; each is fetched once.
+    """Ranges that are going to be read, in order; each is fetched once.
 
-    What was read is kept until `release` says that it is done with. Files that are read from their first
-    tensor to their end are hashed on the way.
+    Bytes are kept until `release`. Files that are read from their first tensor to their end are hashed on
+    the way.
 
     Args:
-        ranges: In the order in which they are read, each from front to back.
-        fetch: Fills a buffer with the bytes of a file from some place on; called by several threads.
-        wanted: By file, what its hash should be; only of files that are read whole and in order.
-        budget_bytes: Held ahead of what is read, at most (two requests at least).
-        label: What the checkpoint is called in messages.
+        ranges: In the order of reading, each from front to back.
+        fetch: Fills a buffer with the bytes of a file from an offset on; called by several threads.
+        wanted: Expected hashes by file; compared for files that are read whole and in order.
+        budget_bytes: Limit of bytes held ahead of the reader; two requests are held at least.
+        label: Name of the checkpoint in messages.
+        limits: Least and largest bytes of one request.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class ReadAhead:
         wanted: Mapping[str, Wanted],
         budget_bytes: int,
         label: str,
+        limits: tuple[int, int] = SEGMENT_BYTES,
     ) -> None:
-        smallest, largest = _SEGMENT_BYTES
+        smallest, largest = limits
         segment_bytes = min(max(budget_bytes // 8, smallest), largest)
         self._segments = segments(ranges, segment_bytes)
         self._ahead = max(2, min(budget_bytes // segment_bytes, _MAX_REQUESTS))
@@ -101,7 +103,7 @@ class ReadAhead:
         self._top_up(0)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> bool:
-        """Fill `buffer`, or return False where the bytes are not among those expected, or done with."""
+        """Fill `buffer`, or return False if the bytes are not in the ranges, or were released."""
         done = 0
         while done < len(buffer):
             index = self._find(path, start + done)
@@ -130,7 +132,7 @@ class ReadAhead:
         return self._held[index].result()
 
     def _top_up(self, index: int) -> None:
-        """Have everything on its way that belongs to what is read from segment `index` on."""
+        """Request the segments from `index` on, as far ahead as the budget allows."""
         last = min(index + self._ahead, len(self._segments))
         while self._next < last:
             self._held[self._next] = self._pool.submit(self._load, self._segments[self._next])
@@ -142,36 +144,46 @@ class ReadAhead:
         return content
 
     def reach(self, path: str, position: int) -> None:
-        """Let go of all that is read before the request that brings byte `position` of a file.
+        """Free everything before the request that brings byte `position` of a file.
 
         Raises:
-            DamagedError: If that completes a file whose hash is not the one that it should be.
+            DamagedError: If that completes a file, and its hash is another one.
         """
         if (index := self._find(path, position)) is not None:
-            self._let_go_until(index)
+            self._free_until(index)
 
     def release(self, path: str, position: int) -> None:
-        """Let go of all that is read up to the byte before `position` of a file, in the order of reading.
+        """Free everything up to the byte before `position` of a file, in the order of reading.
 
         Raises:
-            DamagedError: If that completes a file whose hash is not the one that it should be.
+            DamagedError: If that completes a file, and its hash is another one.
         """
         if (index := self._find(path, position - 1)) is not None:
-            self._let_go_until(index + (self._segments[index].stop == position))
+            self._free_until(index + (self._segments[index].stop == position))
 
-    def _let_go_until(self, stop: int) -> None:
+    def _free_until(self, stop: int) -> None:
         while self._first < stop:
-            self._let_go(self._first)
+            self._free(self._first)
             self._first += 1
 
-    def _let_go(self, index: int) -> None:
+    def _free(self, index: int) -> None:
         future, segment = self._held.pop(index, None), self._segments[index]
         check = self._checks.get(segment.path)
         if check is not None:
             check.add(segment, future.result() if future else None, self._label)
 
+    @property
+    def num_held(self) -> int:
+        """Number of segments that are held or being fetched."""
+        return len(self._held)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all ranges were read and released."""
+        return self._first == len(self._segments)
+
     def close(self) -> None:
-        """Forget everything; requests on their way are waited for."""
+        """Free everything; requests in flight are waited for."""
         self._pool.shutdown(cancel_futures=True)
         self._held.clear()
 
@@ -187,14 +199,14 @@ def _covers(parts: tuple[Segment, ...], path: str, want: Wanted) -> bool:
 
 
 class _Check:
-    """The hash of one file, as far as it was read."""
+    """Hash of the part of one file that was read."""
 
     def __init__(self, path: str, want: Wanted) -> None:
         self._path, self._want, self._hash = path, want, want.head.copy()
         self._position: int | None = want.start
 
     def add(self, segment: Segment, content: bytearray | None, label: str) -> None:
-        """Go on with the next bytes; where they are not the next ones, the file goes unchecked."""
+        """Hash the next bytes. A file whose bytes come in another order is not checked."""
         if content is None or segment.start != self._position:
             self._position = None
             return

@@ -1,19 +1,18 @@
-"""Checkpoints as sources of tensors: a folder, or memory.
-
-A source answers two questions: which files it has, and which bytes lie in a range of one of
-them. Everything else (headers, tensors) is built on that here, the same for all of them.
-"""
+"""Checkpoints as sources of tensors: the protocol, its base for files, and a source in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from threading import local
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo, read_index
+from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
+from hub_magmax.checkpoints.weight_files import Listing, read_index
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.stored import Stored, bits_dtype
 
@@ -21,12 +20,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class TensorFile(NamedTuple):
+    """A tensor's bytes in a file on this machine, for compiled loops.
+
+    Attributes:
+        reading: Lends the file's descriptor. What was read meanwhile counts if it ends without an error.
+        start_byte: Of the tensor in the file.
+    """
+
+    reading: Callable[[], AbstractContextManager[int]]
+    start_byte: int
+
+
 class TensorSource(Protocol):
     """A checkpoint whose tensors can be read in pieces.
 
     Attributes:
-        label: What it is called in messages.
+        label: Its name in messages.
         sizes: Bytes of every file, by path relative to the checkpoint, sorted.
+        index: Its tensors and weight files.
     """
 
     label: str
@@ -41,33 +53,41 @@ class TensorSource(Protocol):
         """Return the bytes `[start, stop)` of a file, all of them or an error."""
         ...
 
+    def stated_hashes(self, path: str) -> str | None:
+        """Return the hashes that the place states for a file, as `side_files.content_hashes` writes them."""
+        ...
+
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
         ...
 
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
-        """Return what `read` does, as a file has it.
+        """Return the same elements in their stored form.
 
         Args:
             name: Of the tensor.
             start, stop: First element, and the one after the last.
-            out: What to fill with bits, without gaps, and return; a source whose values are not stored
-                anywhere returns an array of its own all the same.
+            out: Array to fill with bits, without gaps, and return; a source whose values are computed
+                returns an array of its own all the same.
         """
+        ...
+
+    def tensor_file(self, name: str) -> TensorFile | None:
+        """Return a tensor's place in a file on this machine, or None if it has none."""
         ...
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Note that these tensors are going to be read, in this order and each from front to back.
 
-        A source that is far away fetches them ahead, holding about `budget_bytes`; one on this machine has
-        the system do so. What was read of a tensor is kept until `release`, or until the next tensor is
-        read, so that it can be read again.
+        A remote source fetches them ahead, holding about `budget_bytes`; a folder asks the operating
+        system to. Bytes of a tensor are kept until `release`, or until the next tensor is read, so that
+        they can be read again.
 
         Args:
             names: Of the tensors.
-            budget_bytes: How much may be held of what is not read yet.
-            in_part: Only some elements of each are going to be read. Where these alone can be fetched,
-                nothing is fetched ahead.
+            budget_bytes: Limit of bytes held that are not read yet.
+            in_part: Only some elements of each are going to be read. A source that can fetch these alone
+                fetches nothing ahead.
         """
         ...
 
@@ -78,27 +98,26 @@ class TensorSource(Protocol):
     def close(self) -> None: ...
 
 
-#: Places in memory and in a file that are this near, seen from the start of a page, are slow to copy between.
+#: Page offsets of memory and file closer than this make `rep movsb` slow on AMD (glibc bug 30994).
 _NEAR_BYTES = 64
 _PAGE_BYTES = 4096
 
 
 class RowMemory(local):
-    """Memory for rows of values that are read from files, used again by every call; each thread has its own.
+    """Memory for rows of values read from files, reused by every call; each thread has its own.
 
     Fresh memory for every chunk costs as much as reading into it: the system gives and takes it page by page.
 
-    On processors of AMD the system copies five times as slowly where memory lies up to 31 bytes after the
-    place in the file, both seen from the start of a page (2 GB/s instead of 8, measured; the C library has
-    the same with `rep movsb`, its bug 30994). Headers of checkpoints are as long as they are, so this is met
-    by accident, with all rows at once. Hence the rows begin where none of them is met by it.
+    On AMD processors the system copies five times as slowly if the page offset of the memory is up to 31
+    bytes above that of the file (2 GB/s instead of 8, measured; glibc bug 30994 is the same). The lengths of
+    headers decide these offsets, so all rows can be slow at once. Rows begin at offsets that avoid it.
     """
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
     def rows(self, dtype: np.dtype[Any], length: int, start_bytes: Sequence[int]) -> np.ndarray:
-        """Return memory for values that lie at these places in their files: contiguous rows, not filled."""
+        """Return memory for values at these offsets of their files: contiguous rows, not filled."""
         row_bytes = length * dtype.itemsize
         num_bytes = len(start_bytes) * row_bytes
         if len(self._memory) < num_bytes + _PAGE_BYTES:
@@ -111,35 +130,54 @@ class RowMemory(local):
         return self._memory[shift : shift + num_bytes].view(dtype).reshape(len(start_bytes), length)
 
 
-class _Source:
-    """What all sources share: an index read once, and tensors as ranges of bytes."""
+class FileSource(ABC):
+    """A checkpoint made of files: subclasses list them and read byte ranges of them.
+
+    Attributes:
+        label: Its name in messages.
+        weights: The file of weights, or the index, that counts if there are several.
+    """
 
     label: str
-
-    #: The file of weights, or the index, that counts where there are several.
     weights = ""
 
     @property
-    def sizes(self) -> Mapping[str, int]:
-        raise NotImplementedError
+    @abstractmethod
+    def sizes(self) -> Mapping[str, int]: ...
 
+    @abstractmethod
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of a file from `start` on, or raise SourceError."""
-        raise NotImplementedError
 
     @property
     def origin(self) -> str:
-        """What `from_pretrained` takes to load the checkpoint, as Python writes it."""
+        """Arguments of `from_pretrained` that load the checkpoint, as Python writes them."""
         return repr(self.label)
 
     @cached_property
     def index(self) -> CheckpointIndex:
-        return read_index(self.label, self.sizes, self.read_bytes, self.weights, self.origin)
+        return read_index(self.listing)
+
+    @property
+    def listing(self) -> Listing:
+        """Its files, for reading their headers."""
+        return Listing(self.label, self.sizes, self.read_bytes, self.weights, self.origin)
 
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
         self.read_into(path, start, memoryview(buffer))
         return bytes(buffer)
+
+    def stated_hashes(self, path: str) -> str | None:
+        return None
+
+    def version(self, path: str) -> tuple[int, ...] | None:
+        """Return numbers that differ between versions of a file as it is now, or None if there are none."""
+        return None
+
+    def is_current(self) -> bool:
+        """Say whether the files that were opened are unchanged."""
+        return True
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return self.read_stored(name, start, stop).tensor
@@ -155,19 +193,46 @@ class _Source:
             self.read_into(info.file, start_byte, bits.view(np.uint8).data)
         return Stored(bits, info.dtype)
 
-    # What lies in memory is there when it is wanted.
+    def tensor_file(self, name: str) -> TensorFile | None:
+        return None
 
-    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
+    # Not abstract: most sources have nothing to prepare and nothing to free.
+
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:  # noqa: B027
         pass
 
-    def release(self, name: str, stop: int) -> None:
+    def release(self, name: str, stop: int) -> None:  # noqa: B027
         pass
+
+    def close(self) -> None:  # noqa: B027
+        pass
+
+
+class DerivedSource:
+    """A checkpoint with some tensors computed, and all other tensors and files those of another source.
+
+    Args:
+        source: The other source.
+    """
+
+    def __init__(self, source: TensorSource) -> None:
+        self.source, self.label = source, source.label
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return self.source.sizes
+
+    def read_bytes(self, path: str, start: int, stop: int) -> bytes:
+        return self.source.read_bytes(path, start, stop)
+
+    def stated_hashes(self, path: str) -> str | None:
+        return self.source.stated_hashes(path)
 
     def close(self) -> None:
-        pass
+        self.source.close()
 
 
-class MemorySource(_Source):
+class MemorySource(FileSource):
     """A checkpoint held in memory: files by name, or tensors, which are laid out as one file."""
 
     def __init__(self, files: Mapping[str, bytes], label: str = "memory", weights: str = "") -> None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.stored import Stored
@@ -148,7 +148,7 @@ class _Rows:
         return self.source.read(name, first * width, (first + count) * width)
 
 
-class TokenRows:
+class TokenRows(DerivedSource):
     """A checkpoint with the rows of another one's vocabulary in some tensors; a `TensorSource`.
 
     Args:
@@ -159,18 +159,14 @@ class TokenRows:
     """
 
     def __init__(self, own: _Rows, target: _Rows, family: tuple[_Rows, ...], names: tuple[str, ...]) -> None:
+        super().__init__(own.source)
         self._own, self._target, self._family = own, target, family
-        self._source, self.label = own.source, own.source.label
         self._names = tuple(name for name in names if name in own.source.index.tensors)
         self._places: tuple[str, dict[int, list[int | None]]] = ("", {})
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        return self._source.sizes
-
     @cached_property
     def index(self) -> CheckpointIndex:
-        index = self._source.index
+        index = self.source.index
         changed = {name: self._reshaped(index.tensors[name]) for name in self._names}
         return CheckpointIndex(index.label, index.shards, {**index.tensors, **changed})
 
@@ -182,19 +178,16 @@ class TokenRows:
             info.name, info.dtype, (num_rows, *info.shape[1:]), info.file, info.start_byte, stop
         )
 
-    def read_bytes(self, path: str, start: int, stop: int) -> bytes:
-        return self._source.read_bytes(path, start, stop)
-
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat."""
         if name not in self._names or stop == start:
-            return self._source.read(name, start, stop)
+            return self.source.read(name, start, stop)
         return self._rows(name, start, stop)
 
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
-        """Return what `read` does, as a file has it."""
+        """Return the same elements in their stored form."""
         if name not in self._names or stop == start:
-            return self._source.read_stored(name, start, stop, out)
+            return self.source.read_stored(name, start, stop, out)
         found = Stored.of(self._rows(name, start, stop))
         if out is None:
             return found
@@ -238,14 +231,14 @@ class TokenRows:
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         # Rows may come in any order, so they are read when they are wanted.
         read = [name for name in names if name not in self._names]
-        self._source.expect(read, budget_bytes, in_part=in_part)
+        self.source.expect(read, budget_bytes, in_part=in_part)
 
     def release(self, name: str, stop: int) -> None:
         if name not in self._names:
-            self._source.release(name, stop)
+            self.source.release(name, stop)
 
-    def close(self) -> None:
-        self._source.close()
+    def tensor_file(self, name: str) -> TensorFile | None:
+        return None if name in self._names else self.source.tensor_file(name)
 
 
 def _runs(places: Sequence[int | None], first: int, last: int) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.files import canonical_json, sha256_of
-from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, persistently
+from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, retry
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.references import is_there
 from hub_magmax.recipe.schema import Recipe
@@ -62,9 +62,7 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
 
 def _commit_of(spec: Data) -> str:
     api = hub_api()
-    found = persistently(
-        lambda: api.dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT_SECONDS)
-    )
+    found = retry(lambda: api.dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT_SECONDS))
     return str(found.sha)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.adapter import AdapterSource
+from hub_magmax.checkpoints.locations import ModelPlace, location_of
 from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
@@ -26,11 +27,10 @@ from hub_magmax.evaluation.evaluators import (
     evaluator_of,
     needs_labels,
 )
-from hub_magmax.evaluation.evaluators.loading import LoadedModel, ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
-from hub_magmax.recipe.lockfile import Lock, LockedSource
-from hub_magmax.recipe.references import LocalFolder
+from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
 
@@ -188,20 +188,12 @@ def _load_over_base(
         name: source.read(name, 0, info.num_elements).view(info.shape)
         for name, info in source.index.tensors.items()
     }
-    return load_model(model_place(recipe, lock.base_model), *kind).with_weights(weights)
+    return load_model(location_of(lock.base_model, recipe.folder).model_place, *kind).with_weights(weights)
 
 
 def model_places(recipe: Recipe, lock: Lock) -> dict[str, ModelPlace]:
     """Return where the base model and every task's checkpoint can be loaded from."""
-    return {name: model_place(recipe, source) for name, source in lock.sources.items()}
-
-
-def model_place(recipe: Recipe, source: LockedSource) -> ModelPlace:
-    """Return where a pinned checkpoint can be loaded from."""
-    reference = recipe.reference(source.reference)
-    if isinstance(reference, LocalFolder):
-        return ModelPlace(str(reference.path), part=reference.part)
-    return ModelPlace(str(source.repo_id), source.commit, source.part or "")
+    return {name: location_of(source, recipe.folder).model_place for name, source in lock.sources.items()}
 
 
 def _describe(data: Data, examples: Examples) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hub_magmax.checkpoints.opening import open_model, read_small_file
+from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.opening import open_model
+from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate

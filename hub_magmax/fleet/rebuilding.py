@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.checkpoints.opening import file_sha256, open_model, read_small_file
+from hub_magmax.checkpoints.opening import open_model
+from hub_magmax.checkpoints.pinning import file_sha256, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
@@ -19,11 +20,13 @@ from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.methods import get_method
 from hub_magmax.planning.headers import plan_from_headers
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 
 _CHANGED = "The model was changed after the merge, or another version of the software made it."
+_OTHER_PROCESSOR = "Or it was merged on another processor: the bytes of this method depend on it."
 
 #: Elements of a tensor that are compared at a time.
 _BLOCK_ELEMENTS = 2**22
@@ -56,8 +59,10 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
             ) from error
         report = merge(planned, temporary / "model")
         again = stack.enter_context(closing(LocalSource(temporary / "model", f"{stored.label} rebuilt")))
-        _compare(stored, again)
-        _compare_files(stored, again, report)
+        method = get_method(locked.method["name"])
+        reason = _CHANGED if method.is_portable else f"{_CHANGED} {_OTHER_PROCESSOR}"
+        _compare(stored, again, reason)
+        _compare_files(stored, again, report, reason)
     return report
 
 
@@ -74,25 +79,25 @@ def changed_data(model: str, *, revision: str | None = None, folder: Path | None
         return changed_local_data(recipe, locked.local_data)
 
 
-def _compare(stored: TensorSource, again: TensorSource) -> None:
+def _compare(stored: TensorSource, again: TensorSource, reason: str) -> None:
     found, expected = stored.index.tensors, again.index.tensors
-    for name in expected.keys() | found.keys():
+    for name in dict.fromkeys([*expected, *found]):
         if name not in found or name not in expected:
             there, absent = (again, stored) if name in expected else (stored, again)
             raise OutputError(f"tensor {name!r} is in {there.label} only", where=absent.label)
     for name, info in expected.items():
         if (info.shape, info.dtype) != (found[name].shape, found[name].dtype):
-            raise _difference(stored, name, "shape or dtype")
+            raise _difference(stored, name, "shape or dtype", reason)
         for start in range(0, info.num_elements, _BLOCK_ELEMENTS):
             stop = min(start + _BLOCK_ELEMENTS, info.num_elements)
             ours, theirs = again.read(name, start, stop), stored.read(name, start, stop)
             different = ours.view(torch.uint8) != theirs.view(torch.uint8)
             if different.any():
                 element = start + int(torch.nonzero(different)[0]) // ours.element_size()
-                raise _difference(stored, name, f"element {element:,}")
+                raise _difference(stored, name, f"element {element:,}", reason)
 
 
-def _compare_files(stored: TensorSource, again: TensorSource, report: MergeReport) -> None:
+def _compare_files(stored: TensorSource, again: TensorSource, report: MergeReport, reason: str) -> None:
     """Raise OutputError at the first file that differs; all tensors are the same.
 
     Recipe and lock are what the second merge was made from, so there is nothing to compare them with.
@@ -111,7 +116,7 @@ def _compare_files(stored: TensorSource, again: TensorSource, report: MergeRepor
             raise OutputError(
                 f"the file is not what the recipe and lock give{header}",
                 where=f"{stored.label}, {name}",
-                hint=_CHANGED,
+                hint=reason,
             )
 
 
@@ -125,9 +130,9 @@ def _statement(source: TensorSource) -> Any:
     return content
 
 
-def _difference(stored: TensorSource, name: str, what: str) -> OutputError:
+def _difference(stored: TensorSource, name: str, what: str, reason: str) -> OutputError:
     return OutputError(
         f"{what} is not what the recipe and lock give",
         where=f"{stored.label}, tensor {name!r}",
-        hint=_CHANGED,
+        hint=reason,
     )

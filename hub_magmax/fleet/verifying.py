@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.checkpoints.opening import read_small_file
+from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError

@@ -9,13 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from hub_magmax.checkpoints.opening import (
-    HubSources,
-    check_hashes,
-    open_inputs,
-    versions_of,
-)
+from hub_magmax.checkpoints.opening import check_hashes, open_inputs, versions_of
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.source_cache import HubSources
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import os_errors
 from hub_magmax.kernels.backend import Backend
@@ -74,12 +70,12 @@ def merge(
         OutputError: If `output` is taken or cannot be written.
     """
     started = time.perf_counter()
-    processes = processes or find_processes()
+    processes, hub = processes or find_processes(), hub or HubSources()
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         return done
     own = plan if sources is None else None
-    if (refusal := processes.first_decides(lambda: prepare(place, own))) is not None:
+    if (refusal := processes.first_decides(lambda: prepare(place, own, hub))) is not None:
         raise refusal
     with ExitStack() as stack:
         stack.callback(place.abandon)
@@ -135,7 +131,7 @@ def make_shards(
                 missing.append(shard)
             else:
                 advance(shard.data_bytes)
-        in_order = any(source.repo_id is not None for source in plan.lock.sources.values())
+        in_order = plan.num_remote > 0
         budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
@@ -179,15 +175,16 @@ def _raising(progress: Progress) -> Iterator[Progress]:
         raise cancelled.error from None
 
 
-def prepare(place: PartialFolder, plan: Plan | None) -> HubMagmaxError | None:
+def prepare(place: PartialFolder, plan: Plan | None, hub: HubSources | None = None) -> HubMagmaxError | None:
     """Prepare the output, or return why not, so that every process ends with the same message.
 
     Whole files whose sha256 the lock of `plan` holds are compared first.
     """
+    hub = hub or HubSources()
     try:
         if plan is not None:
-            check_hashes(plan.recipe, plan.lock)
-        place.prepare(versions_of(plan.recipe, plan.lock) if plan is not None else "")
+            check_hashes(plan.recipe, plan.lock, hub)
+        place.prepare(versions_of(plan.recipe, plan.lock, hub) if plan is not None else "")
     except HubMagmaxError as error:
         return error
     return None

@@ -15,11 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hub_magmax.checkpoints.hub import HubSource
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
-from hub_magmax.checkpoints.opening import as_checkpoints, open_source
-from hub_magmax.checkpoints.source import MemorySource, TensorSource
-from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME
+from hub_magmax.checkpoints.opening import as_checkpoints, open_held
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.dtypes import torch_dtype
@@ -95,10 +92,10 @@ class InMemoryMerger:
 
     def __init__(self, recipe: Recipe, lock: Lock, backend: Backend | None = None) -> None:
         with ExitStack() as stack:
-            opened: dict[str, TensorSource] = {}
-            for name, locked in lock.sources.items():
-                source = stack.enter_context(closing(open_source(recipe, locked)))
-                opened[name] = _held(source) if isinstance(source, HubSource) else source
+            opened = {
+                name: stack.enter_context(closing(open_held(recipe, locked)))
+                for name, locked in lock.sources.items()
+            }
             whole = as_checkpoints(recipe, lock, opened)
             self.sources: Mapping[str, TensorSource] = whole
             indexes = {name: source.index for name, source in whole.items()}
@@ -173,15 +170,3 @@ class InMemoryMerger:
     def _chunks(self, job: TensorJob, base: TensorSource, tasks: tuple[TensorSource, ...]) -> StoredChunks:
         size = job.num_elements
         return StoredChunks(job.name, size, base, tasks, CHUNK_ELEMENTS, None, self._backend, self._memory)
-
-
-def _held(source: HubSource) -> MemorySource:
-    weight_files = {shard.file for shard in source.index.shards}
-    files = {
-        path: source.read_bytes(path, 0, size)
-        for path, size in source.sizes.items()
-        if path in weight_files
-        or path.endswith(".index.json")
-        or path in (source.weights, ADAPTER_CONFIG_NAME, TOKENIZER_NAME)
-    }
-    return MemorySource(files, source.label, source.weights)

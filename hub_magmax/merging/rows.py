@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from hub_magmax.checkpoints.local import START_AGAIN, LocalSource
-from hub_magmax.checkpoints.source import RowMemory, TensorSource
+from hub_magmax.checkpoints.local import START_AGAIN
+from hub_magmax.checkpoints.source import RowMemory, TensorFile, TensorSource
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.stored import Stored, bits_dtype
@@ -33,13 +33,17 @@ class FileRows:
     """
 
     def __init__(
-        self, sources: Sequence[LocalSource], name: str, clock: Clock, memory: RowMemory | None
+        self,
+        sources: Sequence[TensorSource],
+        files: Sequence[TensorFile],
+        name: str,
+        clock: Clock,
+        memory: RowMemory | None,
     ) -> None:
-        infos = [source.index.tensors[name] for source in sources]
-        self.dtype = infos[0].dtype
+        self.dtype = sources[0].index.tensors[name].dtype
         self._bits = bits_dtype(self.dtype)
-        self._files = [(source, info.file) for source, info in zip(sources, infos, strict=True)]
-        self._places = np.array([info.start_byte for info in infos], np.int64)
+        self._sources, self._files = sources, files
+        self._places = np.array([file.start_byte for file in files], np.int64)
         self._name, self._clock, self._memory = name, clock, memory
         self._descriptors = np.empty(0, np.int32)
 
@@ -55,19 +59,21 @@ class FileRows:
             clock: Told how long the reading takes.
             memory: For one chunk after the other, where none is needed once the next one is read.
         """
-        local = [source for source in sources if isinstance(source, LocalSource)]
+        files = [file for source in sources if (file := source.tensor_file(name)) is not None]
         dtypes = {source.index.tensors[name].dtype for source in sources}
-        return cls(local, name, clock, memory) if len(local) == len(sources) and len(dtypes) == 1 else None
+        if len(files) < len(sources) or len(dtypes) > 1:
+            return None
+        return cls(sources, files, name, clock, memory)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the files open. What was read meanwhile counts if this ends without an error.
 
         Raises:
-            CheckpointError, SourceError: As `LocalSource.reading` does.
+            CheckpointError, SourceError: If a file cannot be read, or was changed.
         """
         with ExitStack() as stack:
-            descriptors = [stack.enter_context(source.reading(file)) for source, file in self._files]
+            descriptors = [stack.enter_context(file.reading()) for file in self._files]
             self._descriptors = np.array(descriptors, np.int32)
             yield
 
@@ -91,7 +97,7 @@ class FileRows:
 
     def _read_one_by_one(self, parts: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
         """Read again, by what says which file is wrong, and why."""
-        for (source, _), row in zip(self._files, rows, strict=True):
+        for source, row in zip(self._sources, rows, strict=True):
             pieces = np.split(row, np.cumsum([stop - start for start, stop in parts])[:-1])
             for (start, stop), piece in zip(parts, pieces, strict=True):
                 source.read_stored(self._name, start, stop, piece)
@@ -109,8 +115,8 @@ class FileRows:
 
     def verify(self) -> None:
         """Raise CheckpointError if a file was changed since it was opened."""
-        for source, file in self._files:
-            with source.reading(file):
+        for file in self._files:
+            with file.reading():
                 pass
 
     def block(self, start: int) -> tuple[int, np.ndarray]:

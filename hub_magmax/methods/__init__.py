@@ -2,6 +2,7 @@
 
 from hub_magmax.methods.registry import (
     MergeMethod,
+    Paper,
     Rule,
     get_method,
     linear_names,
@@ -13,6 +14,7 @@ from hub_magmax.registry import check_options
 
 __all__ = [
     "MergeMethod",
+    "Paper",
     "Rule",
     "check_options",
     "get_method",

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from hub_magmax.methods.magmax import MAGMAX
 from hub_magmax.methods.registry import Rule, merge_method, preferred
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
 
 
-@merge_method("random_mix", source="arXiv:2407.06322", scaling=1.0, form="rule", uses=preferred)
+@merge_method("random_mix", source=MAGMAX, scaling=1.0, form="rule", uses=preferred)
 def random_mix(chunks: "Chunks", *, preference: tuple[float, ...], generator: "CounterGenerator") -> Rule:
     """Take each element from a task drawn with the preference as probabilities.
 

@@ -5,13 +5,26 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hub_magmax.methods.registry import Rule, merge_method, preferred
+from hub_magmax.methods.registry import Paper, Rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
 
 
-@merge_method("average", source="arXiv:2203.05482", scaling=1.0, form="linear", uses=preferred)
+_MODEL_SOUPS = Paper(
+    "2203.05482",
+    "modelsoups",
+    "Wortsman, Mitchell",
+    2022,
+    "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing "
+    "inference time",
+)
+_TASK_ARITHMETIC = Paper(
+    "2212.04089", "taskarithmetic", "Ilharco, Gabriel", 2022, "Editing Models with Task Arithmetic"
+)
+
+
+@merge_method("average", source=_MODEL_SOUPS, scaling=1.0, form="linear", uses=preferred)
 def average(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
     """Average the task vectors, each weighted by its preference.
 
@@ -20,7 +33,7 @@ def average(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ..
     return preference
 
 
-@merge_method("task_arithmetic", source="arXiv:2212.04089", scaling=0.3, form="linear", uses=preferred)
+@merge_method("task_arithmetic", source=_TASK_ARITHMETIC, scaling=0.3, form="linear", uses=preferred)
 def task_arithmetic(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
     """Add the task vectors, each multiplied by its preference times the number of tasks.
 

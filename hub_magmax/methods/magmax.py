@@ -2,14 +2,30 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from hub_magmax.methods.registry import Rule, chosen_rule, merge_method, preferred
+from hub_magmax.methods.registry import Paper, Rule, chosen_rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
 
 
-@merge_method("magmax", source="arXiv:2407.06322", scaling=0.5, form="rule")
+MAGMAX = Paper(
+    "2407.06322",
+    "magmax",
+    "Marczak, Daniel",
+    2024,
+    "{MagMax}: Leveraging Model Merging for Seamless Continual Learning",
+)
+_TUNABLE_MAGMAX = Paper(
+    "2605.20803",
+    "tunablemagmax",
+    "Hiroshima, Kei",
+    2026,
+    "Tunable {MAGMAX}: Preference-Aware Model Merging for Continual Learning",
+)
+
+
+@merge_method("magmax", source=MAGMAX, scaling=0.5, form="rule")
 def magmax(chunks: "Chunks") -> Rule:
     """Take each element from the task where it moved most. Ignores the preference.
 
@@ -25,7 +41,13 @@ def magmax(chunks: "Chunks") -> Rule:
 # Measured at 1B parameters and five tasks: 2.4 bytes with `algorithm-1`, 3.3 with `top-n`, and .8 for what it
 # leaves open, 4 elements in 100; the codes of more tasks are longer.
 @merge_method(
-    "tunable_magmax", source="arXiv:2605.20803", scaling=0.5, form="rule", held_bytes=6, uses=preferred
+    "tunable_magmax",
+    source=_TUNABLE_MAGMAX,
+    scaling=0.5,
+    form="rule",
+    held_bytes=6,
+    uses=preferred,
+    in_comparison=({}, {"selection": "top-n"}),
 )
 def tunable_magmax(
     chunks: "Chunks",

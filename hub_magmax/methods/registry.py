@@ -36,6 +36,32 @@ def _nothing(start: int, count: int) -> tuple[Array, ...]:
 
 
 @dataclass(frozen=True)
+class Paper:
+    """A paper on arXiv that a method comes from, as cards cite it.
+
+    Attributes:
+        arxiv: Number of the paper.
+        key: Key of its BibTeX entry.
+        author: First author, surname first.
+        title: In BibTeX, braces around what keeps its capitals.
+    """
+
+    arxiv: str
+    key: str
+    author: str
+    year: int
+    title: str
+
+    @property
+    def bibtex(self) -> str:
+        """The entry of a bibliography."""
+        return (
+            f"@misc{{{self.key},\n  title = {{{self.title}}},\n  author = {{{self.author} and others}},\n"
+            f"  year = {{{self.year}}},\n  eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}},\n}}"
+        )
+
+
+@dataclass(frozen=True)
 class Rule:
     """How one tensor is merged, chunk by chunk, once its task vectors have been surveyed.
 
@@ -68,11 +94,14 @@ class MergeMethod:
     Attributes:
         name: What recipes call it.
         source: The paper, or who invented it.
+        paper: The paper in full, where it is known.
         scaling: Default scaling coefficient λ.
         form: What `function` receives; see `merge_method`.
-        held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it.
-        merges_early: Whether plans count what is kept of elements that are open at a first look.
+        held_bytes: Memory per element of a tensor that is kept while the method looks at all of it; None for
+            a single pass, which keeps elements that are undecided at a first look.
         uses: Takes the preference and returns the numbers of the tasks that count; None: all.
+        in_comparison: Options with which a comparison tries it that names no methods.
+        is_portable: Whether every processor gives the same bytes.
         options: Recipe options as pydantic field definitions, (annotation, default) by name.
         supplied: Which of `SUPPLIED` the function asks for.
         summary: First line of the function's docstring.
@@ -86,9 +115,11 @@ class MergeMethod:
     options: Options = field(hash=False)
     supplied: tuple[str, ...]
     summary: str
-    held_bytes: int = 0
-    merges_early: bool = False
+    held_bytes: int | None = 0
     uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None
+    paper: Paper | None = None
+    in_comparison: tuple[Mapping[str, Any], ...] = field(default=({},), hash=False)
+    is_portable: bool = True
 
     def unread(self, preference: tuple[float, ...]) -> tuple[int, ...]:
         """Return the tasks that do not count under a preference; zeros do in place of their task vectors."""
@@ -231,12 +262,13 @@ def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
 def merge_method(
     name: str,
     *,
-    source: str,
+    source: str | Paper,
     scaling: float = 1.0,
     form: Form = "tensor",
-    held_bytes: int = 0,
-    merges_early: bool = False,
+    held_bytes: int | None = 0,
     uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None,
+    in_comparison: Sequence[Mapping[str, Any]] = ({},),
+    is_portable: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a function into a merge method.
 
@@ -246,7 +278,7 @@ def merge_method(
 
     Args:
         name: What recipes call the method: lower case, words joined by underscores.
-        source: The paper it comes from, "arXiv:…", or who invented it.
+        source: The paper it comes from, as a `Paper` or "arXiv:…", or who invented it.
         scaling: Default scaling coefficient λ, a finite number.
         form: What the function receives and returns.
             "tensor": task vectors `"tasks *shape"` of one whole tensor; returns `"*shape"`.
@@ -257,12 +289,14 @@ def merge_method(
             "model" gives it the chunks of all merged tensors, as if they were one.
             "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
-        held_bytes: Memory per element of a tensor that a rule keeps while it looks at all of it; what plans
-            say and `output.memory` limits.
-        merges_early: A rule that merges chunks while it looks at them (`Chunks.map`); plans then count what
-            is stored of the elements that it leaves open, unless that is in `held_bytes`.
+        held_bytes: Memory per element of a tensor that the method keeps while it looks at all of it, beside
+            the task vectors of `"tensor"`; plans state it and `output.memory` limits it. None for a rule that
+            merges chunks while it looks at them (`Chunks.map`) and keeps the undecided elements of a few.
         uses: Takes the preference and returns the tasks, from zero, on whose vectors the result depends; the
             others are not read, and the function gets zeros in their place. None: all.
+        in_comparison: Options with which a comparison that names no methods tries it, one mapping per try;
+            empty for a method that is too slow for that.
+        is_portable: Whether every processor gives the same bytes. Plans and cards say where it does not.
     """
 
     if form not in get_args(Form):
@@ -271,15 +305,17 @@ def merge_method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
-            source=source,
+            source=f"arXiv:{source.arxiv}" if isinstance(source, Paper) else source,
+            paper=source if isinstance(source, Paper) else None,
             scaling=scaling,
             form=form,
             function=function,
             options=MappingProxyType(options_of(function, without=SUPPLIED)),
             supplied=tuple(name for name in inspect.signature(function).parameters if name in SUPPLIED),
             held_bytes=held_bytes,
-            merges_early=merges_early,
             uses=uses,
+            in_comparison=tuple(MappingProxyType(dict(options)) for options in in_comparison),
+            is_portable=is_portable,
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )
         return function

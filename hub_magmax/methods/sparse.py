@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from hub_magmax.methods.linear import task_arithmetic
-from hub_magmax.methods.registry import Rule, merge_method, preferred
+from hub_magmax.methods.registry import Paper, Rule, merge_method, preferred
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,30 @@ Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scope = Literal["tensor", "model"]
 
 
-@merge_method("ties", source="arXiv:2306.01708", scaling=1.0, form="rule", merges_early=True, uses=preferred)
+_TIES = Paper(
+    "2306.01708",
+    "tiesmerging",
+    "Yadav, Prateek",
+    2023,
+    "{TIES}-Merging: Resolving Interference When Merging Models",
+)
+_DARE = Paper(
+    "2311.03099",
+    "dare",
+    "Yu, Le",
+    2023,
+    "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
+)
+_BREADCRUMBS = Paper(
+    "2312.06795",
+    "breadcrumbs",
+    "Davari, MohammadReza",
+    2023,
+    "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
+)
+
+
+@merge_method("ties", source=_TIES, scaling=1.0, form="rule", held_bytes=None, uses=preferred)
 def ties(
     chunks: "Chunks", *, preference: tuple[float, ...], density: Density = 0.2, scope: Scope = "tensor"
 ) -> Rule:
@@ -46,7 +69,7 @@ def ties(
     return rule_of(magnitude_thresholds(chunks, (keep,), rule_of))
 
 
-@merge_method("dare", source="arXiv:2311.03099", scaling=0.3, form="rule", uses=preferred)
+@merge_method("dare", source=_DARE, scaling=0.3, form="rule", uses=preferred)
 def dare(
     chunks: "Chunks",
     *,
@@ -77,7 +100,7 @@ def dare(
     return Rule(DROPPED, per_element=draw, per_task=(multipliers,))
 
 
-@merge_method("dare_ties", source="arXiv:2311.03099", scaling=1.0, form="rule", uses=preferred)
+@merge_method("dare_ties", source=_DARE, scaling=1.0, form="rule", uses=preferred)
 def dare_ties(
     chunks: "Chunks",
     *,
@@ -114,9 +137,7 @@ def _draw(
     return draw
 
 
-@merge_method(
-    "breadcrumbs", source="arXiv:2312.06795", scaling=0.3, form="rule", merges_early=True, uses=preferred
-)
+@merge_method("breadcrumbs", source=_BREADCRUMBS, scaling=0.3, form="rule", held_bytes=None, uses=preferred)
 def breadcrumbs(
     chunks: "Chunks",
     *,

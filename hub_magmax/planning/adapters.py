@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoints.adapter import AdapterSource, Product, with_adapters
+from hub_magmax.checkpoints.adapter import AdapterSource, with_adapters
+from hub_magmax.checkpoints.adapter_layout import Product
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError

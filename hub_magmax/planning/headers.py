@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hub_magmax.checkpoints.opening import HubSources, check_side_files, open_inputs
+from hub_magmax.checkpoints.opening import open_inputs
+from hub_magmax.checkpoints.pinning import check_side_files
+from hub_magmax.checkpoints.source_cache import HubSources
 from hub_magmax.errors import (
     CheckpointError,
     MismatchError,

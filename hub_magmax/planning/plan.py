@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from hub_magmax import methods
+from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.side_files import tokenizer_notices
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import digest
@@ -200,7 +201,10 @@ class Plan:
         known = {name: text for name, text in classes.items() if text}
         heads = ", ".join(f"{name} {text}" for name, text in known.items())
         side_files = {name: source.side_files for name, source in sources.items()}
+        name = self.lock.method["name"]
+        portable = methods.get_method(name).is_portable
         return (
+            *(() if portable else (f"the bytes that {name} gives depend on the processor",)),
             *((f"the model classes differ: {heads}",) if len(set(known.values())) > 1 else ()),
             *tokenizer_notices(side_files, self.recipe.output.files_from),
         )
@@ -224,7 +228,7 @@ class Plan:
         chunks = per_chunk_element * sum(min(size, budget.chunk_elements) for size in sizes)
         if methods.surveys_model(self.lock.method):
             sizes = [sum(job.num_elements for job in self.jobs if job.merged)]
-        elif method.merges_early:  # what is stored of open elements, their places, and merged chunks
+        elif method.held_bytes is None:  # what is stored of open elements, their places, and merged chunks
             most_open, most_held = OPEN_CHUNKS * budget.chunk_elements, HELD_CHUNKS * budget.chunk_elements
             chunks += (4 * (num_tasks + 1) + 8) * sum(min(size, most_open) for size in sizes)
             chunks += 4 * sum(size for size in sizes if size <= most_held)
@@ -262,12 +266,17 @@ class Plan:
             )
         return fitting
 
+    @cached_property
+    def num_remote(self) -> int:
+        """Number of sources that are read over a network."""
+        folder = self.recipe.folder
+        return sum(location_of(source, folder).is_remote for source in self.lock.sources.values())
+
     def _held_from_hub_bytes(self, form: str, budget: Budget) -> int:
         """Return what is held of sources on the Hub: ahead, and of a tensor that is read more than once."""
-        num_remote = sum(source.repo_id is not None for source in self.lock.sources.values())
         largest = max((job.num_bytes for job in self.jobs if job.merged), default=0)
-        repeated = 0 if form in ("elementwise", "linear") else num_remote * largest
-        return min(budget.read_ahead_bytes, self.bytes_in) + repeated if num_remote else 0
+        repeated = 0 if form in ("elementwise", "linear") else self.num_remote * largest
+        return min(budget.read_ahead_bytes, self.bytes_in) + repeated if self.num_remote else 0
 
     def tensors_read(self, jobs: Sequence[TensorJob]) -> dict[str, tuple[str, ...]]:
         """Return which tensors making `jobs` one after the other reads from each source, in order."""
@@ -373,11 +382,12 @@ class Plan:
 def _held_bytes(method: methods.MergeMethod, num_tasks: int, size: int) -> int:
     """Return what is held of one tensor of so many elements, in memory and not in a file."""
     if method.form == "tensor":
-        return (4 * num_tasks + 8) * size
+        return (4 * num_tasks + 8 + (method.held_bytes or 0)) * size
+    if not method.held_bytes:
+        return 0
     within = min(size, IN_MEMORY_BYTES)
     # Measured with `top-n`: what is not decided at once, of a tensor of a billion elements.
-    beyond = (size - within) * 3 // 4 if method.held_bytes else 0
-    return method.held_bytes * within + beyond
+    return method.held_bytes * within + (size - within) * 3 // 4
 
 
 def _halved(most: int, least: int) -> Iterator[int]:

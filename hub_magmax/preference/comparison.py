@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64
 
+from hub_magmax.checkpoints.locations import ModelPlace, locate, location_of
 from hub_magmax.evaluation.data import fingerprint, load_examples
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
 from hub_magmax.files import digest
 from hub_magmax.preference.distance import (
     Features,
@@ -37,7 +37,6 @@ from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
 from hub_magmax.recipe.preferences import Cosine, DistanceEstimate, Mixture, Mmd, Transport
-from hub_magmax.recipe.references import LocalFolder
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
 
@@ -181,8 +180,7 @@ def _spaces(
 
 def _place(recipe: Recipe, name: str, sources: Mapping[str, LockedSource] | None) -> ModelPlace:
     written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
-    reference = recipe.reference(written[name])
-    if isinstance(reference, LocalFolder):
-        return ModelPlace(str(reference.path), part=reference.part)
     pinned = sources.get(name) if sources else None
-    return ModelPlace(reference.repo_id, pinned.commit if pinned else reference.revision, reference.part)
+    folder = recipe.folder
+    location = location_of(pinned, folder) if pinned else locate(written[name], folder)
+    return location.model_place

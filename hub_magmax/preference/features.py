@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.classification import ImageClassification, TextClassification
-from hub_magmax.evaluation.evaluators.loading import ModelPlace, load_model
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ from typing import Any
 
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
-from hub_magmax.hub import hub_api, is_passing, persistently
+from hub_magmax.hub import hub_api, is_passing, retry
 from hub_magmax.merging.output.report import ShardRecord
 
 _SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
-
-#: Pauses before a commit is sent again.
-_WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 
 #: What the Hub says of a large file that it was sent, and does not have any more.
 _COLLECTED = "LFS pointer"
@@ -163,9 +159,9 @@ def prepare_repository(destination: Destination) -> Head:
     """
     api, repo_id = hub_api(), destination.repo_id
     with publish_errors(destination.name):
-        if not (destination.create_pr and persistently(lambda: api.repo_exists(repo_id))):
-            persistently(lambda: api.create_repo(repo_id, private=destination.private, exist_ok=True))
-            persistently(lambda: api.auth_check(repo_id, write=True))
+        if not (destination.create_pr and retry(lambda: api.repo_exists(repo_id))):
+            retry(lambda: api.create_repo(repo_id, private=destination.private, exist_ok=True))
+            retry(lambda: api.auth_check(repo_id, write=True))
     return find_head(destination)
 
 
@@ -176,7 +172,7 @@ def find_head(destination: Destination) -> Head:
         PublishError: If there is no such repository or branch.
     """
     with publish_errors(destination.name):
-        info = persistently(lambda: hub_api().model_info(destination.repo_id, revision=destination.revision))
+        info = retry(lambda: hub_api().model_info(destination.repo_id, revision=destination.revision))
     assert info.sha is not None
     return Head(info.sha, tuple(file.rfilename for file in info.siblings or []))
 
@@ -187,29 +183,22 @@ def upload(destination: Destination, path: Path) -> bool:
 
     operation = CommitOperationAdd(path.name, path)
     with publish_errors(f"{destination.name}, {path.name}"):
-        _repeatedly(
+        retry(
             lambda: hub_api().preupload_lfs_files(
                 destination.repo_id,
                 [operation],
                 revision=destination.revision,
                 create_pr=destination.create_pr,
-            )
+            ),
+            _may_pass,
         )
     # How huggingface_hub itself remembers it between an upload and its commit.
     return operation._is_uploaded
 
 
-def _repeatedly(send: Any) -> None:
-    """Call `send` until it works; a signed address that expired, or a broken line, gets another chance."""
-    for wait in _WAITS_SECONDS:
-        try:
-            send()
-            return
-        except Exception as error:
-            if not (is_passing(error) or (isinstance(error, RuntimeError) and error.__cause__ is not None)):
-                raise
-            time.sleep(wait)
-    send()
+def _may_pass(error: Exception) -> bool:
+    """Say whether sending again may succeed; a signed address may have expired, or a connection broken."""
+    return is_passing(error) or (isinstance(error, RuntimeError) and error.__cause__ is not None)
 
 
 def uploaded(record: ShardRecord) -> Any:
@@ -241,7 +230,8 @@ def commit(
     Raises:
         PublishError: If the Hub refuses, the branch moved meanwhile, or it holds other bytes afterwards.
     """
-    for wait in (*_WAITS_SECONDS, None):
+
+    def attempt() -> Published:
         try:
             made = hub_api().create_commit(
                 destination.repo_id,
@@ -252,17 +242,18 @@ def commit(
                 parent_commit=head.commit,
             )
         except Exception as error:
-            done = _done_already(destination, head, expected, error)
-            if done is not None:
+            if (done := _done_already(destination, head, expected, error)) is not None:
                 return done
-            if wait is None or not is_passing(error):
-                _explain(error, destination, head)
-            time.sleep(wait or 0)
-        else:
-            found = Published(destination.repo_id, made.oid, made.pr_url or made.commit_url)
-            _compare(found, expected)
-            return found
-    raise AssertionError("unreachable")
+            raise
+        found = Published(destination.repo_id, made.oid, made.pr_url or made.commit_url)
+        _compare(found, expected)
+        return found
+
+    try:
+        return retry(attempt)
+    except Exception as error:
+        _explain(error, destination, head)
+        raise
 
 
 def _explain(error: Exception, destination: Destination, head: Head) -> None:
@@ -307,7 +298,7 @@ def candidates(destination: Destination) -> Iterator[Published]:
         yield Published(destination.repo_id, commit_id, f"{base}/commit/{commit_id}")
         return
     with publish_errors(destination.name):
-        refs = persistently(lambda: hub_api().list_repo_refs(destination.repo_id, include_pull_requests=True))
+        refs = retry(lambda: hub_api().list_repo_refs(destination.repo_id, include_pull_requests=True))
     numbered = sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rpartition("/")[2]), reverse=True)
     for ref in numbered[:_SHOWN_REQUESTS]:
         number = ref.ref.rpartition("/")[2]
@@ -329,9 +320,7 @@ def _differing(found: Published, expected: Mapping[str, str]) -> dict[str, str]:
     from huggingface_hub.hf_api import RepoFile
 
     with publish_errors(found.repo_id):
-        rows = persistently(
-            lambda: hub_api().get_paths_info(found.repo_id, list(expected), revision=found.commit)
-        )
+        rows = retry(lambda: hub_api().get_paths_info(found.repo_id, list(expected), revision=found.commit))
     hashes = {
         row.path: f"sha256:{row.lfs.sha256}" if row.lfs else f"git:{row.blob_id}"
         for row in rows

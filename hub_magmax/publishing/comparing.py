@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hub_magmax.checkpoints.opening import file_sha256
+from hub_magmax.checkpoints.pinning import file_sha256
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.merging.output.report import MergeReport

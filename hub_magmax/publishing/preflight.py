@@ -11,7 +11,7 @@ from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.data import with_kept_data
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import os_errors
-from hub_magmax.hub import hub_api, persistently
+from hub_magmax.hub import hub_api, retry
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
@@ -150,17 +150,17 @@ def _right_to_write(destination: Destination) -> str:
     """Return what is there; raise PublishError unless this token could commit to it."""
     api, repo_id = hub_api(), destination.repo_id
     with publish_errors(destination.name):
-        if not persistently(lambda: api.repo_exists(repo_id)):
+        if not retry(lambda: api.repo_exists(repo_id)):
             return _right_to_create(destination)
         if not destination.create_pr:
-            persistently(lambda: api.auth_check(repo_id, write=True))
+            retry(lambda: api.auth_check(repo_id, write=True))
     head = find_head(destination)
     how = "a pull request can be opened" if destination.create_pr else "this token may write to it"
     return f"{destination.name} is at {head.commit[:7]}, and {how}"
 
 
 def _right_to_create(destination: Destination) -> str:
-    who = persistently(hub_api().whoami)
+    who = retry(hub_api().whoami)
     names = {str(who.get("name"))} | {str(org.get("name")) for org in who.get("orgs") or []}
     namespace, _, name = destination.repo_id.rpartition("/")
     if namespace and namespace not in names:
@@ -189,7 +189,7 @@ def check_card(plan: Plan, destination: Destination) -> str:
     with publish_errors(where):
         try:
             card = ModelCard(text)
-            persistently(card.validate)
+            retry(card.validate)
         except ValueError as error:
             raise PublishError(
                 f"the Hub would refuse the card: {_reasons(str(error))}",

@@ -8,13 +8,9 @@ from typing import Any
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation.scores import SCORES_NAME, read_scores
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
-from hub_magmax.recipe.loading import load_recipe
-from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
-from hub_magmax.recipe.schema import RECIPE_NAME
-from hub_magmax.reporting.card import CARD_NAME, PICTURE_NAME, found_beside, render_card
+from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
 
 
 def push(
@@ -79,32 +75,13 @@ def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
 
 
 def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Return what is published of a folder, by name; the card names the repository it is in."""
+    """Return what is published of a folder, by name; a card that nobody edited names its repository."""
     contents: dict[str, Path | bytes] = {
         path.name: path for path in sorted(folder.iterdir()) if path.is_file()
     }
-    if (card := _card_for(folder, repo_id)) is not None:
-        contents[CARD_NAME] = card.encode()
+    if CARD_NAME in contents and not is_edited(folder / CARD_NAME):
+        contents[CARD_NAME] = stored_card(folder, repo_id).encode()
     return contents
-
-
-def _card_for(folder: Path, repo_id: str) -> str | None:
-    """Return the folder's card with this repository's name in it; None where people changed the card."""
-    card = folder / CARD_NAME
-    if not card.is_file():
-        return None
-    scores_path = folder / SCORES_NAME
-    facts = (
-        load_recipe(folder / RECIPE_NAME),
-        read_lock(folder / LOCK_NAME),
-        read_report(folder / REPORT_NAME),
-        read_scores(scores_path.parent) if scores_path.is_file() else None,
-    )
-    picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
-    beside = found_beside(folder)
-    if card.read_text(encoding="utf-8") != render_card(*facts, picture=picture, beside=beside):
-        return None
-    return render_card(*facts, picture=picture, beside=beside, repo_id=repo_id)
 
 
 def _holds_weights(path: str) -> bool:

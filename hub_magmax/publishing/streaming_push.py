@@ -15,8 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 from hub_magmax.checkpoints.hub import open_hub
-from hub_magmax.checkpoints.opening import HubSources, open_inputs
+from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.source_cache import HubSources
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.merging.execution import make_shards, prepare, share
 from hub_magmax.merging.output.folder import PartialFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hub_magmax.evaluation.evaluators.loading import ModelPlace
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.scores import MERGED, Scores, score_table
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import write_text

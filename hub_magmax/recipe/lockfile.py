@@ -42,9 +42,9 @@ class LockedSource:
 
     Attributes:
         reference: As the recipe writes it.
-        kind: `hub` or `local`.
+        kind: `hub`, `local`, or the kind of location that another package reads.
         repo_id: Repository on the Hub, else None.
-        commit: 40-digit commit of `repo_id`, else None.
+        commit: 40-digit commit of `repo_id`, or another name for bytes that can never change, else None.
         files: Its weight files.
         license: Licence id that the source's own card states, or None.
         model_type, architectures: As its config.json states them; None and empty where it does not.
@@ -55,7 +55,7 @@ class LockedSource:
     """
 
     reference: str
-    kind: Literal["hub", "local"]
+    kind: str
     repo_id: str | None
     commit: str | None
     files: tuple[LockedFile, ...]

@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from hub_magmax import methods
 from hub_magmax.files import digest
 from hub_magmax.recipe.preferences import Preference
-from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference
 from hub_magmax.recipe.values import (
     AUTO,
     MAX_PLACE_LENGTH,
@@ -100,11 +100,13 @@ class GlobRule(Spec):
         return fnmatchcase(tensor, self.match)
 
 
-#: Every built-in method as it is, and both ways to select.
-_TRIED = (
-    *(Method(name=name) for name in METHODS.built_in),
-    Method.model_validate({"name": "tunable_magmax", "selection": "top-n"}),
-)
+def _tried() -> tuple[Method, ...]:
+    """Return the built-in methods that a comparison tries by default, each with its options for that."""
+    return tuple(
+        Method.model_validate({"name": name, **options})
+        for name in METHODS.built_in
+        for options in methods.get_method(name).in_comparison
+    )
 
 
 class Compare(Spec):
@@ -117,7 +119,7 @@ class Compare(Spec):
 
     tune: Data | None = None
     report: Data | None = None
-    methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=MAX_TRIED)] = _TRIED
+    methods: tuple[Method, ...] = Field(default_factory=_tried, min_length=1, max_length=MAX_TRIED)
     scaling: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_TRIED)] = (
         0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0,
     )  # fmt: skip
@@ -240,9 +242,6 @@ class Recipe(Spec):
         if self.compare is not None and self.compare.tune is not None:
             return self.compare.tune
         return self.preference.spec.target if self.preference and self.preference.is_estimated else None
-
-    def reference(self, written: str) -> LocalFolder | HubModel:
-        return parse_reference(written, self.folder)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `parse_recipe` turns into an equal recipe."""

@@ -7,35 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
-from hub_magmax.recipe.references import split_part, variant_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ModelPlace:
-    """What `from_pretrained` takes: a folder or a repository id, a commit for the latter, and a part of it.
-
-    `part` is a folder in the repository, or a file of weights, as in `references.HubModel`.
-    """
-
-    name: str
-    revision: str | None = None
-    part: str = ""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What to give `from_pretrained` for all of a model, its processor too."""
-        folder = split_part(self.part)[0]
-        options = {"revision": self.revision, "trust_remote_code": False}
-        return options | ({"subfolder": folder} if folder else {})
-
-    @property
-    def variant(self) -> str | None:
-        """What transformers calls the file of weights; None for the usual one."""
-        return variant_of(split_part(self.part)[1])
 
 
 @dataclass(frozen=True)

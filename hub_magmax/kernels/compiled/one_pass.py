@@ -33,7 +33,7 @@ def _keep_open(found, begin, first, stored, facts, places, rows):
 @compiled
 def count_and_merge(
     descriptors, places, spent, offset, stored, flat,
-    num_ranks, bounds, edges, bins, most, least, above, opened, near, marks, given,
+    num_ranks, bounds, edges, bins, most, least, outside, opened, near, marks, given,
     kind, per_task, scaling, out, counts, scratch, chosen,
     facts, open_places, open_rows,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def count_and_merge(
     Args:
         descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
         flat: The same memory as `stored`, row after row.
-        num_ranks, bounds, edges, bins, most, least, above, opened, near, marks: As for
+        num_ranks, bounds, edges, bins, most, least, outside, opened, near, marks: As for
             `count_magnitudes`, where `near` is called places; magnitudes in `opened` are open.
         given, kind, per_task, scaling, out, counts, scratch, chosen: As for `merge_chunk`, where the last is
             called winners.
@@ -62,7 +62,7 @@ def count_and_merge(
         part[:] = 0
         met = count_magnitudes(
             flat[held:], held, flat[:held], size,
-            num_ranks, bounds, edges, bins, most, least, above, part, near, marks,
+            num_ranks, bounds, edges, bins, most, least, outside, part, near, marks,
         )  # fmt: skip
         largest = max(largest, met)
         met = merge_chunk(

@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock, LockedSource
-from hub_magmax.recipe.references import split_part
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import publishable_values
 
@@ -62,7 +62,9 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
             *(
                 dependency
                 for name, source in lock.sources.items()
-                for dependency in _dependencies(name, source, side_files=name == recipe.output.files_from)
+                for dependency in _dependencies(
+                    name, source, location_of(source, recipe.folder).uri, name == recipe.output.files_from
+                )
             ),
             *(_dataset(name, commit) for name, commit in lock.datasets.items()),
             *(_local_data(name, digest) for name, digest in lock.local_data.items()),
@@ -80,9 +82,8 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
     return json.dumps(publishable_values(statement), indent=2, ensure_ascii=False) + "\n"
 
 
-def _dependencies(name: str, source: LockedSource, *, side_files: bool) -> Iterator[dict[str, Any]]:
+def _dependencies(name: str, source: LockedSource, place: str, side_files: bool) -> Iterator[dict[str, Any]]:
     """Describe a source, its weight files, and the files that were copied from it."""
-    place = _place(source)
     whole: dict[str, Any] = {"name": name, "uri": place}
     yield whole | ({"digest": {"gitCommit": source.commit}} if source.commit else {})
     for file in source.files:
@@ -93,15 +94,6 @@ def _dependencies(name: str, source: LockedSource, *, side_files: bool) -> Itera
         parts = (part.split(":", 1) for part in hashes.split())
         digests = {_DIGESTS[kind]: value for kind, value in parts}
         yield {"name": f"{name}/{path}", "uri": f"{place}/{path}", "digest": digests}
-
-
-def _place(source: LockedSource) -> str:
-    """Return the address of the folder that holds a source's files."""
-    folder, weights = split_part(source.part or "")
-    if not source.commit:
-        return source.reference.removesuffix(f"/{weights}") if weights else source.reference
-    place = f"hf://{source.repo_id}@{source.commit}"
-    return f"{place}/{folder}" if folder else place
 
 
 def _dataset(name: str, commit: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from threading import Lock
 
 from xxhash import xxh3_128, xxh3_128_digest
 
-from hub_magmax.checkpoints.local import read_fully
 from hub_magmax.errors import OutputError
+from hub_magmax.files import read_fully
 
 #: Read at a time: it stays in the nearest caches, and its memory is used again.
 _READ_BYTES = 1 << 20
@@ -36,9 +36,6 @@ class ShardFile:
     cost 4.9 s of a processor on a virtual machine, measured, and .4 s where it could use the same again.
     """
 
-    #: Found out by writing; the same for all files, because it is the machine's.
-    _new_memory_is_slow = False
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
@@ -46,6 +43,7 @@ class ShardFile:
         self._pieces: dict[int, tuple[int, bytes]] = {}
         self._lock = Lock()
         self._sha256, self._position = hashlib.sha256(), 0
+        self._new_memory_is_slow = False  # found out by writing
         self._buffer = memoryview(bytearray(_READ_BYTES))
 
     @property
@@ -67,7 +65,7 @@ class ShardFile:
             rest, start = rest[done:], start + done
         seconds = time.thread_time() - before
         if size >= _READ_BYTES and seconds > _SLOW_SECONDS_PER_BYTE * size:
-            ShardFile._new_memory_is_slow = True
+            self._new_memory_is_slow = True
 
     def read_again(self, start: int) -> bytearray:
         """Return the piece that was written at the byte `start`, in memory of its own.
@@ -122,7 +120,7 @@ class ShardFile:
 
     def _let_go(self) -> None:
         """Have the system write what was hashed, and use its memory for what comes, where new is slow."""
-        if ShardFile._new_memory_is_slow and hasattr(os, "posix_fadvise"):
+        if self._new_memory_is_slow and hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # it is only advice
                 os.posix_fadvise(self._file.fileno(), 0, self._position, os.POSIX_FADV_DONTNEED)
 

@@ -11,10 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME
-from hub_magmax.checkpoints.opening import (
-    CONFIG_NAME,
-    read_side_file,
-)
+from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import os_errors, sha256_of, write_text

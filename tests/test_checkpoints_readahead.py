@@ -52,20 +52,18 @@ def test_segments_hold_every_byte_that_is_asked_for_as_often_as_it_is(parts):
     assert all(0 < s.stop - s.start <= 5 for s in segments(ranges, 5))
 
 
-def test_every_byte_is_fetched_once_and_arrives(monkeypatch):
-    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (64, 64))
+def test_every_byte_is_fetched_once_and_arrives():
     server = Server()
-    ahead = ReadAhead([Segment("file", HEADER, 1000)], server.fetch, wanted(), 256, "me/model")
+    ahead = ReadAhead([Segment("file", HEADER, 1000)], server.fetch, wanted(), 256, "me/model", (64, 64))
     found = b"".join(read(ahead, start, start + 90) for start in range(HEADER, 1000, 90))
     assert found == CONTENT[HEADER:]
     assert sorted(server.asked) == [("file", s, min(s + 64, 1000)) for s in range(HEADER, 1000, 64)]
     ahead.close()
 
 
-def test_what_was_not_released_can_be_read_again_without_a_request(monkeypatch):
-    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (64, 64))
+def test_what_was_not_released_can_be_read_again_without_a_request():
     server = Server()
-    ahead = ReadAhead([Segment("file", HEADER, 1000)], server.fetch, wanted(), 256, "me/model")
+    ahead = ReadAhead([Segment("file", HEADER, 1000)], server.fetch, wanted(), 256, "me/model", (64, 64))
     first = read(ahead, HEADER, 1000)
     num_asked = len(server.asked)
     assert read(ahead, HEADER, 1000) == first
@@ -73,21 +71,19 @@ def test_what_was_not_released_can_be_read_again_without_a_request(monkeypatch):
     ahead.close()
 
 
-def test_no_more_is_held_than_the_budget_and_what_is_not_released(monkeypatch):
-    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (50, 50))
+def test_no_more_is_held_than_the_budget_and_what_is_not_released():
     server = Server()
-    ahead = ReadAhead([Segment("file", 0, 1000)], server.fetch, {}, 200, "me/model")
+    ahead = ReadAhead([Segment("file", 0, 1000)], server.fetch, {}, 200, "me/model", (50, 50))
     for start in range(0, 1000, 50):
         read(ahead, start, start + 50)
         ahead.release("file", start + 50)
-        assert len(ahead._held) <= 3  # four requests of 50 bytes, one of them read
+        assert ahead.num_held <= 3  # four requests of 50 bytes, one of them read
     ahead.close()
 
 
-def test_what_is_skipped_is_not_fetched(monkeypatch):
-    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (50, 50))
+def test_what_is_skipped_is_not_fetched():
     server = Server()
-    ahead = ReadAhead([Segment("file", 0, 1000)], server.fetch, {}, 100, "me/model")
+    ahead = ReadAhead([Segment("file", 0, 1000)], server.fetch, {}, 100, "me/model", (50, 50))
     read(ahead, 0, 50)
     ahead.release("file", 900)
     read(ahead, 900, 1000)
@@ -95,18 +91,19 @@ def test_what_is_skipped_is_not_fetched(monkeypatch):
     assert sorted(start for _, start, _ in server.asked) == [0, 50, 900, 950]
 
 
-def test_tensors_in_another_order_than_the_files_are_fetched_once(monkeypatch):
-    monkeypatch.setattr("hub_magmax.checkpoints.readahead._SEGMENT_BYTES", (50, 50))
+def test_tensors_in_another_order_than_the_files_are_fetched_once():
     server = Server()
     tensors = [(100, 200), (0, 100), (300, 400), (200, 300)]
-    ahead = ReadAhead([Segment("file", *tensor) for tensor in tensors], server.fetch, {}, 150, "me/model")
+    ahead = ReadAhead(
+        [Segment("file", *tensor) for tensor in tensors], server.fetch, {}, 150, "me/model", (50, 50)
+    )
     for start, stop in tensors:
         ahead.reach("file", start)
         assert ahead.read_into("file", start, memoryview(bytearray(stop - start)))
         ahead.release("file", stop)
     ahead.close()
     assert sorted(start for _, start, _ in server.asked) == list(range(0, 400, 50))
-    assert ahead._first == len(ahead._segments)
+    assert ahead.is_finished
 
 
 def test_bytes_that_nobody_expected_are_not_there():

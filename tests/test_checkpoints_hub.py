@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from hub_magmax.checkpoints.hub import WINDOW_BYTES, HubSource, resolve_commit
+from hub_magmax.checkpoints.hub import HubSource, resolve_commit
+from hub_magmax.checkpoints.hub_files import WINDOW_BYTES
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, SourceError
 from hub_magmax.merging.execution import merge
@@ -327,14 +328,13 @@ def test_quarter_of_all_requests_failing_gives_the_right_bytes_or_one_paragraph(
 
 def test_server_that_always_ignores_ranges_is_refused_and_not_read_whole(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr("hub_magmax.checkpoints.fetching._MAX_SKIPPED_BYTES", 100_000)
     names = sharded_family(hub, tmp_path, "a")
     recipe = parse_recipe(
         recipe_values(base_model=names["base"], tasks=[{"name": "a", "model": names["a"]}], method="average")
     )
     made = plan(recipe)
     hub.faults.add("/_storage/*", "ignore_range", method="GET")
-    source = HubSource(names["a"], made.lock.tasks["a"].commit)
+    source = HubSource(names["a"], made.lock.tasks["a"].commit, max_skipped_bytes=100_000)
     last = list(source.index.tensors)[-1]
     with pytest.raises(SourceError, match=r"ignored the range.*breaks HTTP ranges"):
         source.read(last, 0, 10)

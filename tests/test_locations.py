@@ -1,7 +1,9 @@
 import pytest
 
+from hub_magmax.checkpoints.locations import HubModel, LocalFolder, ModelPlace
+from hub_magmax.checkpoints.weight_files import split_part
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.references import HubModel, LocalFolder, parse_reference, split_part, variant_of
+from hub_magmax.recipe.references import parse_reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -58,7 +60,7 @@ def test_parts_of_repositories(tmp_path, written, expected):
 )
 def test_part_is_a_folder_or_a_file_of_weights_in_one(part, split, variant):
     assert split_part(part) == split
-    assert variant_of(split[1]) == variant
+    assert ModelPlace("me/model", part=part).variant == variant
 
 
 def test_path_may_end_in_a_file_of_weights(tmp_path):

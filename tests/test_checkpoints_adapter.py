@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.analysis.diagnosing import diagnose
-from hub_magmax.checkpoints import adapter as adapter_module
-from hub_magmax.checkpoints.adapter import AdapterSource, parse_config, with_adapters
+from hub_magmax.checkpoints.adapter import AdapterSource, with_adapters
+from hub_magmax.checkpoints.adapter_config import parse_config
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
@@ -130,8 +130,8 @@ def test_adapters_are_diagnosed_as_the_checkpoints_that_they_stand_for(tmp_path)
     assert found[0] == found[1]
 
 
-def source_of(base, folder):
-    return AdapterSource(MemorySource.from_tensors(base, "base"), LocalSource(folder))
+def source_of(base, folder, **options):
+    return AdapterSource(MemorySource.from_tensors(base, "base"), LocalSource(folder), **options)
 
 
 def whole(source, name):
@@ -150,26 +150,20 @@ def test_elements_do_not_depend_on_what_else_is_read(tmp_path_factory, shape, ra
     folder = tmp_path_factory.mktemp("adapter") / "lora"
     base = {"x.q.weight": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
     factors = write_adapter(folder, base, ("q",), 2, rank=rank, config={"lora_alpha": 3})
-    original = adapter_module._BLOCK_ELEMENTS
-    adapter_module._BLOCK_ELEMENTS = block
-    try:
-        source = source_of(base, folder)
-        total = base["x.q.weight"].numel()
-        places = sorted({0, total, *(cut for cut in cuts if cut < total)})
-        pieces = [source.read("x.q.weight", a, b) for a, b in itertools.pairwise(places)]
-        again = source_of(base, folder).read("x.q.weight", 0, total)
-    finally:
-        adapter_module._BLOCK_ELEMENTS = original
+    source = source_of(base, folder, block_elements=block)
+    total = base["x.q.weight"].numel()
+    places = sorted({0, total, *(cut for cut in cuts if cut < total)})
+    pieces = [source.read("x.q.weight", a, b) for a, b in itertools.pairwise(places)]
+    again = source_of(base, folder, block_elements=block).read("x.q.weight", 0, total)
     assert torch.cat(pieces).equal(again)
     expected = added(base, factors, 3 / rank)["x.q.weight"]
     torch.testing.assert_close(again.reshape(shape), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_matrix_in_blocks_is_the_matrix_at_once_to_the_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter_module, "_BLOCK_ELEMENTS", 128 * 512)
+def test_matrix_in_blocks_is_the_matrix_at_once_to_the_bit(tmp_path):
     base = {"x.q.weight": torch.randn(1000, 512)}
     factors = write_adapter(tmp_path / "lora", base, ("q",), 3, rank=8)
-    found = whole(source_of(base, tmp_path / "lora"), "x.q.weight")
+    found = whole(source_of(base, tmp_path / "lora", block_elements=128 * 512), "x.q.weight")
     assert found.equal(added(base, factors, 1.0)["x.q.weight"])
 
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hub_magmax.checkpoints.index import CheckpointIndex, read_index
+from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.checkpoints.weight_files import Listing, read_index
 from hub_magmax.errors import CheckpointError, HubMagmaxError, SourceError
 from tests.families import make_tensors, write_checkpoint
 
@@ -136,7 +137,9 @@ def test_any_mutation_of_a_header_is_read_or_refused(data):
         index = index_of({"model.safetensors": bytes(content)})
     except HubMagmaxError:
         return
-    assert index.data_bytes == sum(info.num_bytes for info in index.tensors.values())
+    bounds = [(info.start_byte, info.stop_byte) for info in index.tensors.values()]
+    assert bounds == sorted(bounds)
+    assert bounds[-1][1] == len(content)
 
 
 def test_header_hash_changes_with_the_header_only():
@@ -156,20 +159,19 @@ def test_reading_an_index_reads_headers_only():
         ranges.append((start, stop))
         return content[path][start:stop]
 
-    read_index("model", {path: len(data) for path, data in content.items()}, read_bytes)
+    read_index(Listing("model", {path: len(data) for path, data in content.items()}, read_bytes))
     assert max(stop for _, stop in ranges) == len(content["model.safetensors"]) - 16
 
 
 def test_what_is_read_next_is_told_to_the_system(tmp_path, monkeypatch):
     save_file({"a": torch.zeros(5_000_000), "b": torch.zeros(1_000_000)}, tmp_path / "model.safetensors")
     advice = []
-    monkeypatch.setattr("hub_magmax.checkpoints.local._is_cached", lambda descriptor, place: False)
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, what: advice.append((start, length)))
 
     def told() -> int:
         return sum(length for _, length in advice)
 
-    with closing(LocalSource(tmp_path)) as source:
+    with closing(LocalSource(tmp_path, is_cached=lambda descriptor, place: False)) as source:
         first, second = (source.index.tensors[name].start_byte for name in "ab")
         source.expect(["b", "a"], 16_000_000, in_part=True)
         assert not advice

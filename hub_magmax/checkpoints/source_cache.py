@@ -1,0 +1,36 @@
+"""Checkpoints that one command has opened, so that each is listed and its headers are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from hub_magmax.checkpoints.locations import Location
+from hub_magmax.checkpoints.source import FileSource
+
+#: Checkpoints whose headers are read side by side.
+PARALLEL_SOURCES = 8
+
+
+class HubSources:
+    """The checkpoints that one command reads: each is listed, and its headers are read, once.
+
+    A source from here can be closed and read again. Folders whose files changed since are opened anew.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[Location, FileSource] = {}
+
+    def open(self, location: Location) -> FileSource:
+        """Return the checkpoint at a pinned location."""
+        source = self._opened.get(location)
+        if source is None or not source.is_current():
+            source = self._opened[location] = location.open()
+        return source
+
+    def read_headers(self, locations: Iterable[Location]) -> None:
+        """Read the headers of remote checkpoints, several at a time: most of the time is waiting."""
+        remote = dict.fromkeys(location for location in locations if location.is_remote)
+        with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:
+            for _ in pool.map(lambda location: self.open(location).index, remote):
+                pass

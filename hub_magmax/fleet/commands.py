@@ -1,0 +1,95 @@
+"""Verbs for models in use: verify, sign, rollback, canary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hub_magmax.terminal import Answer, say, verb
+
+
+@verb
+@click.argument("model")
+@click.option("--revision", help="Revision of a model on the Hub.")
+@click.option("--rebuild", is_flag=True, help="Also merge it again from its sources, and compare every byte.")
+@click.option(
+    "--from",
+    "folder",
+    type=Path,
+    help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
+)
+@click.option("--public-key", type=Path, help="Also check a folder's signature.")
+def verify(
+    model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
+) -> Answer:
+    """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
+    from hub_magmax.fleet.verifying import verify as do_verify
+
+    hashes = do_verify(model, revision=revision)
+    lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
+    lines.append(f"{model}: {len(hashes)} file(s), all as merged")
+    if public_key is not None:
+        from hub_magmax.fleet.signing import check_signature
+
+        check_signature(model, public_key)
+        lines.append(f"{model}: signed by the owner of {public_key}")
+    values: dict[str, Any] = {
+        "sha256": hashes,
+        "rebuilt": rebuild,
+        "signature_checked": public_key is not None,
+    }
+    if rebuild:
+        from hub_magmax.fleet.rebuilding import changed_data
+        from hub_magmax.fleet.rebuilding import rebuild as do_rebuild
+
+        do_rebuild(model, revision=revision, folder=folder)
+        lines.append(f"{model}: merged again from its sources, every byte the same")
+        values["data_changed"] = changed = changed_data(model, revision=revision, folder=folder)
+        lines += [f"{name}: no longer the data that was locked, so scores may differ" for name in changed]
+    return Answer(values, "\n".join(lines))
+
+
+@verb
+@click.argument("folder", type=Path)
+@click.option("--private-key", required=True, type=Path, help="PEM file of the key.")
+def sign(folder: Path, private_key: Path) -> Answer:
+    """Sign a merged FOLDER with a key file, by OpenSSF model-signing."""
+    from hub_magmax.fleet.signing import sign as do_sign
+
+    path = do_sign(folder, private_key)
+    return Answer({"signature": str(path)}, f"wrote {path}")
+
+
+@verb
+@click.argument("repo_id", metavar="REPO")
+@click.option("--branch", help="Branch to move; the default branch.")
+@click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
+def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
+    """Move REPO back to an earlier model that passes `verify`, in one commit."""
+    from hub_magmax.fleet.rollback import rollback as do_rollback
+
+    published = do_rollback(repo_id, branch=branch, to=to)
+    return Answer({"commit": published.commit, "url": published.url}, f"restored {published.url}")
+
+
+@verb
+@click.argument("model")
+@click.option("--revision", help="Revision of a model on the Hub.")
+@click.option("--against", metavar="REVISION", help="Whose stored scores are pinned; by default MODEL's own.")
+@click.option("--margin", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Allowed loss.")
+@click.option(
+    "--from",
+    "folder",
+    type=Path,
+    help="Where relative paths of local data start; the current folder.",
+)
+def canary(
+    model: str, revision: str | None, against: str | None, margin: float, folder: Path | None
+) -> Answer:
+    """Score a merged MODEL again; exit 1 if a task is worse than pinned results by more than the margin."""
+    from hub_magmax.fleet.canaries import canary as do_canary
+
+    found = do_canary(model, revision=revision, against=against, margin=margin, folder=folder, report=say)
+    return Answer(found.to_dict(), found.table(), exit_code=int(bool(found.regressed)))

@@ -1,0 +1,22 @@
+"""The verb that publishes a merged folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hub_magmax.terminal import Answer, DestinationOptions, destination_options, verb
+
+
+@verb
+@click.argument("folder", type=Path)
+@click.argument("repo_id")
+@destination_options
+def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
+    """Publish a merged FOLDER as REPO_ID, in one commit."""
+    from hub_magmax.publishing.commits import Destination
+    from hub_magmax.publishing.pushing import push_to
+
+    published = push_to(Destination(repo_id, **to.given()), folder)
+    return Answer({"commit": published.commit, "url": published.url}, f"published {published.url}")

@@ -1,0 +1,111 @@
+"""The card as a file: rendered, written with its digest, and told apart from a card that people edited."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, write_scores
+from hub_magmax.files import write_text
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, read_report
+from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
+from hub_magmax.reporting.card import Beside, render_card
+from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, read_diagnosis
+from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
+
+#: Names of the card and of the picture beside it.
+CARD_NAME = "README.md"
+PICTURE_NAME = "tradeoff.png"
+
+#: Last line of a written card: the sha256 of the text above it, in a comment that no page shows.
+_DIGEST_LINE = re.compile(r"\n<!-- hub_magmax sha256:([0-9a-f]{64}) -->\n\Z")
+
+
+def write_card(
+    recipe: Recipe,
+    locked: Lock,
+    merged: MergeReport,
+    scores: Scores | None,
+    output: Path,
+    *,
+    keep_edited: bool = False,
+) -> Path:
+    """Write the card, and the scores with their picture where there are any, and return the card's path.
+
+    Args:
+        recipe: What was asked for.
+        locked: The lock it was merged by.
+        merged: The report of the merge.
+        scores: What was measured; None says that nothing was.
+        output: Folder of the merged model.
+        keep_edited: Leave a card alone that `is_edited`; scores and picture are written all the same.
+    """
+    if scores is not None:
+        write_scores(scores, output)
+        from hub_magmax.reporting.figures import draw_tradeoff
+
+        draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
+    card = output / CARD_NAME
+    if not (keep_edited and is_edited(card)):
+        picture = PICTURE_NAME if scores is not None else None
+        text = render_card(recipe, locked, merged, scores, picture=picture, beside=_found_beside(output))
+        write_text(card, _with_digest(text))
+    return card
+
+
+def write_stored_card(recipe: Recipe, locked: Lock, *, keep_edited: bool = False) -> Path:
+    """Write the card of the values stored in the recipe's output folder, as `write_card`."""
+    folder = recipe.output_path
+    scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
+    report = read_report(folder / REPORT_NAME)
+    return write_card(recipe, locked, report, scores, folder, keep_edited=keep_edited)
+
+
+def stored_card(folder: Path, repo_id: str) -> str:
+    """Return the card of the values stored in a merged folder, for the repository `repo_id`.
+
+    Raises:
+        HubMagmaxError: If recipe, lock, report or scores cannot be read.
+    """
+    text = render_card(
+        load_recipe(folder / RECIPE_NAME),
+        read_lock(folder / LOCK_NAME),
+        read_report(folder / REPORT_NAME),
+        read_scores(folder) if (folder / SCORES_NAME).is_file() else None,
+        picture=PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None,
+        beside=_found_beside(folder),
+        repo_id=repo_id,
+    )
+    return _with_digest(text)
+
+
+def is_edited(card: Path) -> bool:
+    """Say whether a card is there and is not, byte for byte, one that this program wrote.
+
+    A card is known by the digest in its last line, whatever the template was when it was written. Cards of
+    earlier versions have none and count as edited, so that nothing which people may have written is replaced.
+    """
+    if not card.is_file():
+        return False
+    content = card.read_bytes().decode("utf-8", errors="replace")
+    line = _DIGEST_LINE.search(content)
+    return line is None or line[1] != _sha256(content[: line.start()])
+
+
+def _with_digest(text: str) -> str:
+    text = text.rstrip("\n")
+    return f"{text}\n<!-- hub_magmax sha256:{_sha256(text)} -->\n"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _found_beside(folder: Path) -> Beside:
+    diagnosis = None
+    if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
+        diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
+    return Beside((folder / EXPLORER_NAME).is_file(), diagnosis)

@@ -1,0 +1,188 @@
+"""The terminal, for the verbs of the command line: answers, options, errors as a paragraph, progress bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from hub_magmax.errors import HubMagmaxError, RecipeError, explained
+from hub_magmax.text import holds_control, printable, spelled_out, without_secrets
+
+
+class Answer(NamedTuple):
+    """The answer of a verb.
+
+    Attributes:
+        values: Printed as JSON, for programs.
+        text: Printed for people.
+        exit_code: 1 where something that was checked is not as it should be.
+    """
+
+    values: Any
+    text: str
+    exit_code: int = 0
+
+
+class Verb(click.Command):
+    """A command whose function returns an `Answer`, and whose errors are one paragraph each."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
+        try:
+            _refuse_unprintable(ctx.params)
+            _fold(ctx.params, getattr(self.callback, "folded", {}))
+            answer: Answer = super().invoke(ctx)
+        except BrokenPipeError:
+            sys.exit(1)
+        except Exception as error:
+            told = explained(error)
+            if debug or told is None:
+                say(traceback.format_exc())
+            else:
+                _print_error(told, as_json)
+            sys.exit(1)
+        shown = json.dumps(answer.values, indent=2, ensure_ascii=False) if as_json else printable(answer.text)
+        click.echo(without_secrets(shown))
+        if answer.exit_code:
+            sys.exit(answer.exit_code)
+
+
+def verb(function: Callable[..., Answer]) -> Verb:
+    """Turn a function into the command of its name; its docstring is the help."""
+    function = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs.")(
+        function
+    )
+    return click.command(cls=Verb)(function)
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """A recipe on the command line: its path, and replacements for its lock, output folder and memory."""
+
+    recipe: Path
+    lock_path: Path | None = None
+    output: Path | None = None
+    memory: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class DestinationOptions:
+    """How to commit a model to its repository; None where the command line says nothing."""
+
+    private: bool | None
+    revision: str | None
+    create_pr: bool | None
+    commit_message: str | None
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that the command line states, by attribute of `commits.Destination`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+recipe_argument = click.argument("recipe", type=Path)
+
+memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
+device_option = click.option("--device", help="Have torch compute there: cpu, cuda or mps.")
+
+
+def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
+    for option in (
+        click.option("--output", type=Path, help="Folder to create, instead of the recipe's."),
+        click.option(
+            "--lock",
+            "lock_path",
+            type=Path,
+            help="Lock to follow; by default the one beside the recipe, if it is there.",
+        ),
+        recipe_argument,
+    ):
+        function = option(function)
+    return _folding(function, "asked", RecipeOptions)
+
+
+def destination_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add options of a commit; the function gets them as `to`, a `DestinationOptions`."""
+    for option in (
+        click.option("--commit-message", help="Title of the commit; `Add merged model`."),
+        click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
+        click.option("--revision", help="Branch to commit to."),
+        click.option("--private", is_flag=True, default=None, help="Make a new repository private."),
+    ):
+        function = option(function)
+    return _folding(function, "to", DestinationOptions)
+
+
+def _folding(function: Any, name: str, kind: type) -> Callable[..., Answer]:
+    function.folded = {**getattr(function, "folded", {}), name: kind}
+    return function  # type: ignore[no-any-return]
+
+
+def _fold(arguments: dict[str, Any], folded: Mapping[str, Any]) -> None:
+    """Replace the arguments that are fields of a dataclass by one argument that holds them."""
+    for name, kind in folded.items():
+        found = [field.name for field in fields(kind) if field.name in arguments]
+        arguments[name] = kind(**{field: arguments.pop(field) for field in found})
+
+
+#: Arguments that are texts, not names.
+_TEXTS = ("commit_message",)
+
+
+def _refuse_unprintable(arguments: Mapping[str, Any]) -> None:
+    """Raise RecipeError for a name or a path that no terminal shows and no recipe can store.
+
+    Paths are no `click.Path`, which looks for the file before this check.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, str | Path) and name not in _TEXTS and holds_control(str(value)):
+            raise RecipeError(
+                "this holds control characters, or bytes that are not text",
+                where=f"{name.replace('_', '-')} {spelled_out(str(value))}",
+                expected="characters that can be shown",
+                hint="Check how the shell quotes it, or rename the file or folder.",
+            )
+
+
+def _print_error(error: HubMagmaxError, as_json: bool) -> None:
+    if as_json:
+        facts = {"kind": type(error).__name__, "what": error.what, "where": error.where}
+        facts |= {"expected": error.expected, "hint": error.hint}
+        click.echo(json.dumps({"error": facts}, indent=2, ensure_ascii=False))
+    else:
+        click.echo(f"Error: {printable(str(error))}", err=True)
+
+
+def say(line: str) -> None:
+    """Print a line for people to stderr."""
+    click.echo(without_secrets(printable(line)), err=True)
+
+
+def quiet(line: str) -> None:
+    """Print nothing: `say` of all processes but the first."""
+
+
+def wrote(paths: Iterable[Path]) -> str:
+    """Return a line for each file that was written."""
+    return "\n".join(f"wrote {path}" for path in paths)
+
+
+@contextmanager
+def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None] | None]:
+    """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
+    from huggingface_hub.utils import tqdm
+
+    make_bar: Any = tqdm
+    bar = make_bar(total=total, unit="B", unit_scale=True, desc=doing, disable=None)
+    with bar:
+        yield bar.update
