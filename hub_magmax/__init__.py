@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hub_magmax.pipeline import lock as lock
     from hub_magmax.pipeline import plan as plan
     from hub_magmax.pipeline import run as run
+    from hub_magmax.planning.summary import explain as explain
     from hub_magmax.preference.labels import preference_from_labels as preference_from_labels
     from hub_magmax.publishing.pushing import push as push
     from hub_magmax.recipe.loading import load_recipe as load_recipe
@@ -36,6 +37,7 @@ _HOMES = {
     "Recipe": "recipe.schema",
     "canary": "fleet.canaries",
     "evaluate": "evaluation.scoring",
+    "explain": "planning.summary",
     "load_recipe": "recipe.loading",
     "lock": "pipeline",
     "merge": "merging.execution",

@@ -199,15 +199,16 @@ def diagnose(asked: RecipeOptions) -> Answer:
 @memory_option
 def plan(asked: RecipeOptions) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.summary import describe, explain
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    hub = HubSources()
-    planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
-    return Answer(planned.to_dict(), planned.explain())
+    cache = SourceCache()
+    planned = make_plan(found, locked or lock(found, cache=cache), cache=cache)
+    return Answer(describe(planned), explain(planned))
 
 
 @verb
@@ -216,7 +217,7 @@ def plan(asked: RecipeOptions) -> Answer:
 @device_option
 def merge(asked: RecipeOptions) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -224,11 +225,11 @@ def merge(asked: RecipeOptions) -> Answer:
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    processes, hub = find_processes(), HubSources()
-    locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
-    planned = make_plan(found, locked, hub=hub)
+    processes, cache = find_processes(), SourceCache()
+    locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
+    planned = make_plan(found, locked, cache=cache)
     with progress(planned.progress_bytes if processes.is_first else 0) as advance:
-        report = do_merge(planned, progress=advance, processes=processes, hub=hub)
+        report = do_merge(planned, progress=advance, processes=processes, cache=cache)
     return Answer(json.loads(report.to_json()), _summary(found, report) if processes.is_first else "")
 
 
@@ -292,21 +293,22 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | None) -> Answer:
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.summary import describe, explain
     from hub_magmax.publishing.preflight import rehearse
 
-    hub = HubSources()
-    planned = make_plan(recipe, locked or lock(recipe, report=say, hub=hub), hub=hub)
+    cache = SourceCache()
+    planned = make_plan(recipe, locked or lock(recipe, report=say, cache=cache), cache=cache)
     findings = rehearse(planned, destination)
-    values = planned.to_dict() | {
+    values = describe(planned) | {
         "checks": [
             {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}
             for f in findings
         ]
     }
-    text = "\n".join([planned.explain(), *map(str, findings)])
+    text = "\n".join([explain(planned), *map(str, findings)])
     return Answer(values, text, exit_code=int(any(finding.error for finding in findings)))
 
 

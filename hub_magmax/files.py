@@ -1,4 +1,4 @@
-"""One canonical text and one digest for every value that is stored."""
+"""Files and values on disk: digests, canonical JSON, durable writes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import HubMagmaxError, OutputError
+
+Value = TypeVar("Value")
 
 
 def canonical_json(value: Any) -> str:
@@ -26,6 +28,24 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return `sha256:` and 64 hexadecimal digits over the canonical JSON of `value`."""
     return "sha256:" + hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def read_json(
+    text: str | bytes, kind: type[Value], refused: HubMagmaxError, apart: Sequence[str] = ()
+) -> tuple[Value, list[Any]]:
+    """Return a value stored as JSON, checked by its type, and what was stored under the keys `apart`.
+
+    Raises:
+        HubMagmaxError: `refused`, if the text holds anything else.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        values = json.loads(text)
+        beside = [values.pop(key) for key in apart]
+        return TypeAdapter(kind).validate_python(values), beside
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise refused from error
 
 
 #: What the system says when there is no room left: on the disk, in the quota, under the size limit.

@@ -13,7 +13,7 @@ from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.pinning import lock_source
-from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.errors import (
     EvaluationError,
     PublishError,
@@ -81,10 +81,10 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
-    processes, hub = processes or find_processes(), HubSources()
+    processes, cache = processes or find_processes(), SourceCache()
     destination = destination or destination_of(recipe)
-    locked = locked or processes.first_decides(lambda: lock(recipe, report=report, hub=hub))
-    planned = plan(recipe, locked, hub=hub)
+    locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
+    planned = plan(recipe, locked, cache=cache)
     head = None
     if processes.is_first:
         head = check(planned, destination, num_processes=processes.count)
@@ -93,7 +93,7 @@ def run(
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
         with progress(planned.progress_bytes) as advance:
-            merged, published = relay(planned, destination, head, write_card, advance, processes, hub)
+            merged, published = relay(planned, destination, head, write_card, advance, processes, cache)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
     from hub_magmax.merging.execution import finished, merge  # loads torch
@@ -101,7 +101,7 @@ def run(
     if finished(PartialFolder(output, planned.digest)) is None:
         report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
     with progress(planned.progress_bytes) as advance:
-        merged = merge(planned, output, progress=advance, processes=processes, hub=hub)
+        merged = merge(planned, output, progress=advance, processes=processes, cache=cache)
     scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
     if not processes.is_first:
         return Run(planned, merged, output, scores)
@@ -156,7 +156,7 @@ def lock(
     *,
     hash_files: bool = False,
     report: Callable[[str], None] = lambda line: None,
-    hub: HubSources | None = None,
+    cache: SourceCache | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
@@ -167,17 +167,17 @@ def lock(
         recipe: What to pin.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
-        hub: Repositories that stay open for what comes after.
+        cache: Checkpoints that stay open for what comes after.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    hub = hub or HubSources()
+    cache = cache or SourceCache()
     written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
     with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
-        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, hub=hub), written)
+        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, cache=cache), written)
         pinned = dict(zip(written, found_sources, strict=True))
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
@@ -206,21 +206,21 @@ def lock(
     return replace(found, method=choice.method, chosen=choice.seen)
 
 
-def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None = None) -> Plan:
+def plan(recipe: Recipe, locked: Lock | None = None, *, cache: SourceCache | None = None) -> Plan:
     """Return everything that merging `recipe` will do, from its checkpoints' headers.
 
     Args:
         recipe: What to merge.
         locked: Its lock; made now where it is not given.
-        hub: Repositories that are open already, and stay open for later calls.
+        cache: Checkpoints that are open already, and stay open for later calls.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         RecipeError: If an adapter is asked for, and the tasks cannot become one.
         LockError: If a source is no longer what was locked.
     """
-    hub = hub or HubSources()
-    return plan_from_headers(recipe, locked or lock(recipe, hub=hub), hub=hub)
+    cache = cache or SourceCache()
+    return plan_from_headers(recipe, locked or lock(recipe, cache=cache), cache=cache)
 
 
 def _scores(

@@ -6,7 +6,6 @@ torch, for other packages, or for methods that it does not use.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -18,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.text import nearest
 
 #: Recipe options as pydantic field definitions, (annotation, default) by name.
 Options = Mapping[str, tuple[Any, Any]]
@@ -65,11 +65,10 @@ class Registry:
             return next(entry for entry in entries if entry is not None and entry.name == name)
         if name in self.plugins:
             return self._load(name)
-        nearest = difflib.get_close_matches(name, self.names(), n=1)
         raise RecipeError(
             f"there is no {self.noun} {name!r}",
             expected=f"one of {', '.join(self.names())}",
-            hint=f"Did you mean {nearest[0]!r}?" if nearest else "",
+            hint=nearest(name, self.names()).replace("did", "Did", 1),
         )
 
     @cached_property

@@ -1,11 +1,13 @@
-"""What must not reach a reader with a text: access tokens, and characters that act on a terminal."""
+"""Text for people: quoting, hints, sizes, inert Markdown, no access tokens and no control characters."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
@@ -58,9 +60,25 @@ def printable(text: str) -> str:
     )
 
 
-def shown(text: str) -> str:
-    """Return a name from a file as messages show it: quoted, on one line, and not endless."""
-    return repr(text) if len(text) <= 100 else f"{text[:97]!r}..."
+def shown(value: Any, most: int = 100) -> str:
+    """Return a value that others wrote as messages show it: quoted, on one line, cut at `most` characters."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= most else f"{value[: most - 3]!r}..."
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(items: Sequence[str], most: int = 255) -> str:
+    """Return "a, b and c", or "a, b and 7 more" where there are more than `most`; at least one item."""
+    rest = len(items) - most
+    *first, last = items if rest <= 0 else [*items[:most], f"{rest} more"]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the question whether the nearest of the known names is meant; empty where none is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {found[0]!r}?" if found else ""
 
 
 def format_bytes(count: int) -> str:

@@ -942,10 +942,10 @@ def test_languages_and_data_sets_of_the_sources_are_on_the_card():
 
 
 def test_what_a_card_says_is_read_as_text_or_list():
-    from hub_magmax.checkpoints.opening import _card_facts
+    from hub_magmax.checkpoints.pinning import card_facts
     from hub_magmax.checkpoints.source import MemorySource
 
     card = b"---\nlicense: mit\nlanguage: no\ndatasets: [org/a, {b: c}, org/d]\n---\n"
-    facts = _card_facts(MemorySource({"README.md": card}))
+    facts = card_facts(MemorySource({"README.md": card}))
     assert facts == {"license": "mit", "languages": ("no",), "datasets": ("org/a", "org/d")}
-    assert set(_card_facts(MemorySource({"README.md": b"text"})).values()) == {None}
+    assert set(card_facts(MemorySource({"README.md": b"text"})).values()) == {None}

@@ -9,6 +9,7 @@ from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same
 from hub_magmax.errors import LockError, MismatchError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.planning.summary import describe, explain, notices
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 
@@ -104,9 +105,9 @@ def test_tokenizer_that_differs_is_noted_in_plan_report_and_card(family):
         "the tokenizer of b differs from that of base_model, which the merged model gets: "
         "chat_template.jinja (added)"
     )
-    assert made.notices == (expected,)
-    assert made.to_dict()["notices"] == [expected]
-    assert f"note         {expected}" in made.explain()
+    assert notices(made) == (expected,)
+    assert describe(made)["notices"] == [expected]
+    assert f"note         {expected}" in explain(made)
     report = merge(made)
     assert report.notices == (expected,)
     from hub_magmax.reporting.card import render_card
@@ -132,7 +133,7 @@ def test_heads_that_differ_are_refused_unless_rules_say_which_to_keep(family):
     with pytest.raises(MismatchError, match="is BertForTokenClassification, and BertForMaskedLM in"):
         lock(load_recipe(write_recipe(family)))
     made = plan(load_recipe(write_recipe(family, tensors=[{"match": "scale", "take": "a"}])))
-    assert any("BertForMaskedLM, a BertForTokenClassification" in notice for notice in made.notices)
+    assert any("BertForMaskedLM, a BertForTokenClassification" in notice for notice in notices(made))
 
 
 @pytest.mark.parametrize("stated", [["x"], 7, "a b", "\ud800", "x" * 101, None])

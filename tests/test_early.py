@@ -22,7 +22,7 @@ from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.merging.one_pass import EarlyMerge
 from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.registry import chosen_rule
-from hub_magmax.methods.selection.exact import elements, top_n
+from hub_magmax.methods.selection import assignment
 from tests import test_merging
 from tests.families import write_checkpoint
 from tests.test_merging import hashes
@@ -60,12 +60,11 @@ def write(folder, kind, dtype=torch.bfloat16):
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
     monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(top_n, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     monkeypatch.setattr(thresholds, "_SAMPLE_RUN", 64)
     monkeypatch.setattr(thresholds, "_SAMPLE_STRIDE", 300)
-    monkeypatch.setattr(elements, "DIRECT_ELEMENTS", 1000)
-    monkeypatch.setattr(top_n, "DIRECT_ELEMENTS", 1000)
-    monkeypatch.setattr(elements, "_MIN_SAMPLE", 500)
+    monkeypatch.setattr(assignment, "DIRECT_ELEMENTS", 1000)
+    monkeypatch.setattr(assignment, "MIN_SAMPLE", 500)
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * cache.BLOCK)
 
 
@@ -140,7 +139,7 @@ def test_what_leaves_too_much_open_is_looked_at_again(tmp_path, finished, monkey
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_a_sample_that_misleads_changes_nothing(tmp_path, monkeypatch, method):
     """The runs of a sample hold the smallest magnitudes only, and boxes are tiny: both are wrong at first."""
-    monkeypatch.setattr(top_n, "_DEVIATIONS", 1e-4)
+    monkeypatch.setattr(assignment, "DEVIATIONS", 1e-4)
     write(tmp_path, "normal")
     for name in ("a", "b", "c"):
         base, own = (LocalSource(tmp_path / folder) for folder in ("base", name))
@@ -315,7 +314,7 @@ def test_open_columns_are_kept_in_order(size, share, seed):
     facts, places, rows = np.zeros(2, np.int64), np.empty(size, np.int64), np.empty((3, size), np.uint16)
     half = len(found) // 2
     for some in (found[:half], found[half:]):
-        one_pass._keep_open(some, 9, 5, stored, facts, places, rows)
+        one_pass.keep_open(some, 9, 5, stored, facts, places, rows)
     assert facts[0] == len(found)
     assert places[: facts[0]].tolist() == (found + 14).tolist()
     assert np.array_equal(rows[:, : facts[0]], stored[:, found + 9])

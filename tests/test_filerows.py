@@ -27,8 +27,7 @@ from hub_magmax.merging.rows import FileRows
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.chunks import places_in_runs
-from hub_magmax.methods.selection import top_n
-from hub_magmax.methods.selection.exact import top_n as optimum
+from hub_magmax.methods.selection import assignment, top_n
 from tests.families import make_tensors, write_checkpoint
 
 NUM_ELEMENTS = 5000
@@ -224,7 +223,7 @@ RULES = [
 @pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
 def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
     monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     found = []
     for num_threads in (1, 3):
         chunks_of_all = joined(tmp_path, SEVERAL, num_threads)

@@ -19,7 +19,7 @@ from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.planning import plan as planning
+from hub_magmax.planning import budget
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.schema import Recipe
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
@@ -491,18 +491,19 @@ def test_finite_value_that_the_outputs_dtype_cannot_hold_is_no_copy(tmp_path):
 
 
 def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
-    monkeypatch.setattr(planning, "CHUNK_ELEMENTS", 64)
-    monkeypatch.setattr(planning, "_LEAST_CHUNK_ELEMENTS", 4)
+    monkeypatch.setattr(budget, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(budget, "LEAST_CHUNK_ELEMENTS", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     merged(family, "free", chunk_elements=None, method="magmax")
     # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.
-    limit = planning.RUNTIME_BYTES + 900
+    limit = budget.RUNTIME_BYTES + 900
     merged(family, "bound", chunk_elements=None, method="magmax", output={"memory": limit})
-    budgets = [
-        plan(load_recipe(write_recipe(family, method="magmax", output={"memory": memory}))).budget(2)
+    plans = [
+        plan(load_recipe(write_recipe(family, method="magmax", output={"memory": memory})))
         for memory in (None, limit)
     ]
-    assert [(budget.num_threads, budget.chunk_elements) for budget in budgets] == [(2, 2**19), (2, 8)]
+    found = [budget.budget_of(one, 2) for one in plans]
+    assert [(one.num_threads, one.chunk_elements) for one in found] == [(2, 2**19), (2, 8)]
     assert hashes(family / "free") == hashes(family / "bound")
 
 

@@ -19,7 +19,7 @@ from benchmarks import reliability, torture, victims
 from hub_magmax.checkpoints import source as source_module
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
-from hub_magmax.merging.engine import merge
+from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output import folder as writer
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import ShardRecord

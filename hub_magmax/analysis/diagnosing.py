@@ -27,8 +27,9 @@ from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.chunks import StoredChunks, ahead
 from hub_magmax.methods.selection import quotas
+from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
 from hub_magmax.planning.layout import make_plan
-from hub_magmax.planning.plan import CHUNK_ELEMENTS, READ_AHEAD_BYTES, Plan, TensorJob
+from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,

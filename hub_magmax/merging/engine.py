@@ -25,6 +25,7 @@ from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import copied_chunks
 from hub_magmax.merging.one_pass import EarlyMerge
 from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.header import shard_header
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
@@ -32,7 +33,8 @@ from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import surveys_model
-from hub_magmax.planning.plan import HELD_CHUNKS, OPEN_CHUNKS, Budget, FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
+from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16
@@ -142,7 +144,7 @@ class Engine:
         with os_errors(path):
             file = ShardFile(path)
             unfinished.callback(file.abandon)
-            header = self.plan.header(shard)
+            header = shard_header(self.plan, shard)
             file.write(header, 0)
         places, position = {}, len(header)
         for job in shard.jobs:

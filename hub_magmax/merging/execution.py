@@ -11,7 +11,7 @@ from typing import Protocol
 
 from hub_magmax.checkpoints.opening import check_hashes, open_inputs, versions_of
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import os_errors
 from hub_magmax.kernels.backend import Backend
@@ -27,6 +27,7 @@ from hub_magmax.merging.output.report import (
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import Progress
+from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
 
@@ -42,7 +43,7 @@ def merge(
     progress: Progress | None = None,
     chunk_elements: int | None = None,
     processes: Processes | None = None,
-    hub: HubSources | None = None,
+    cache: SourceCache | None = None,
     backend: Backend | None = None,
 ) -> MergeReport:
     """Carry out `plan` and return what was done.
@@ -61,7 +62,7 @@ def merge(
             model, before that with as many for each tensor. `Plan.progress_bytes` in all.
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
-        hub: Repositories that are open already.
+        cache: Checkpoints that are open already.
         backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
 
     Raises:
@@ -70,17 +71,17 @@ def merge(
         OutputError: If `output` is taken or cannot be written.
     """
     started = time.perf_counter()
-    processes, hub = processes or find_processes(), hub or HubSources()
+    processes, cache = processes or find_processes(), cache or SourceCache()
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         return done
     own = plan if sources is None else None
-    if (refusal := processes.first_decides(lambda: prepare(place, own, hub))) is not None:
+    if (refusal := processes.first_decides(lambda: prepare(place, own, cache))) is not None:
         raise refusal
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
-            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
+            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, cache))
         profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes, backend)
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started, profile)
@@ -132,7 +133,7 @@ def make_shards(
             else:
                 advance(shard.data_bytes)
         in_order = plan.num_remote > 0
-        budget = plan.budget(1 if in_order else min(num_threads(), _MAX_THREADS))
+        budget = budget_of(plan, 1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
         if backend is None:
@@ -175,16 +176,15 @@ def _raising(progress: Progress) -> Iterator[Progress]:
         raise cancelled.error from None
 
 
-def prepare(place: PartialFolder, plan: Plan | None, hub: HubSources | None = None) -> HubMagmaxError | None:
+def prepare(place: PartialFolder, plan: Plan | None, cache: SourceCache) -> HubMagmaxError | None:
     """Prepare the output, or return why not, so that every process ends with the same message.
 
     Whole files whose sha256 the lock of `plan` holds are compared first.
     """
-    hub = hub or HubSources()
     try:
         if plan is not None:
-            check_hashes(plan.recipe, plan.lock, hub)
-        place.prepare(versions_of(plan.recipe, plan.lock, hub) if plan is not None else "")
+            check_hashes(plan.recipe, plan.lock, cache)
+        place.prepare(versions_of(plan.recipe, plan.lock, cache) if plan is not None else "")
     except HubMagmaxError as error:
         return error
     return None

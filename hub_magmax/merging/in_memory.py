@@ -29,8 +29,9 @@ from hub_magmax.merging.copying import copied_chunks
 from hub_magmax.merging.survey import survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, get_method, surveys_model
+from hub_magmax.planning.budget import CHUNK_ELEMENTS
 from hub_magmax.planning.layout import make_plan
-from hub_magmax.planning.plan import CHUNK_ELEMENTS, Plan, TensorJob
+from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 

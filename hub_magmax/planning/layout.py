@@ -13,9 +13,11 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import EXACT_REASON, Plan, Shard, TensorJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
+from hub_magmax.text import listed, shown
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -51,7 +53,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
     shards = _layout(jobs, recipe.output.shard_size)
     made = Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
-    made.budget(1)  # more than there is may be needed
+    budget_of(made, 1)  # raises where more is needed than there is
     return made
 
 
@@ -106,9 +108,9 @@ def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, 
 def _name_mismatch(label: str, base: str, missing: list[str], extra: list[str]) -> MismatchError:
     facts = []
     if missing:
-        facts.append(f"lacks {_listed(missing)} of the base model")
+        facts.append(f"lacks {_named(missing)} of the base model")
     if extra:
-        facts.append(f"has {_listed(extra)} that the base model lacks")
+        facts.append(f"has {_named(extra)} that the base model lacks")
     name = (missing or extra)[0]
     take = "base_model" if missing else "nothing"
     return MismatchError(
@@ -127,13 +129,9 @@ def _token_rows_hint(tensor: TensorInfo, base: TensorInfo) -> str:
     return f"; if its rows are tokens, averaged by their strings: token_rows: [{json.dumps(base.name)}]"
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return (
-        f"tensor {shown}"
-        if len(names) == 1
-        else f"{len(names)} tensors ({shown}{', ...' * (len(names) > 3)})"
-    )
+def _named(names: list[str]) -> str:
+    found = listed([shown(name) for name in names], 3)
+    return f"tensor {found}" if len(names) == 1 else f"{len(names)} tensors ({found})"
 
 
 def _job(

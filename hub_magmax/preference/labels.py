@@ -5,7 +5,6 @@ Source: Tunable MAGMAX (arXiv:2605.20803), label-based weights.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +19,7 @@ from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference
 from hub_magmax.recipe.preferences import Labels
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import nearest
 
 
 def preference_from_labels(
@@ -100,12 +100,11 @@ def _as_stored(members: Sequence[int | str], names: list[str] | None) -> list[in
     stored: list[int | str] = []
     for member in members:
         if isinstance(member, str) and member not in names:
-            nearest = difflib.get_close_matches(member, names, n=1)
             raise RecipeError(
                 f"the data set has no class {member!r}",
                 where="preference.labels.classes",
                 expected=f"one of {', '.join(names[:20])}",
-                hint=f"Did you mean {nearest[0]!r}?" if nearest else "",
+                hint=nearest(member, names).replace("did", "Did", 1),
             )
         stored.append(names.index(member) if isinstance(member, str) else member)
     return stored

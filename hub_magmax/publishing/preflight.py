@@ -15,6 +15,7 @@ from hub_magmax.hub import hub_api, retry
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.reporting.card import render_card
 from hub_magmax.text import format_bytes
@@ -27,7 +28,7 @@ MAX_FILES = 100_000
 _FILES_ON_DISK = 2
 
 #: Room for what lies beside the weights, and for headers.
-_SMALL_BYTES = 20_000_000
+SMALL_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
         partial = output.with_name(output.name + ".partial")
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(there).free
-    needed = 0 if output.exists() else max(0, sum(kept) + _SMALL_BYTES - written)
+    needed = 0 if output.exists() else max(0, sum(kept) + SMALL_BYTES - written)
     if needed > free:
         raise OutputError(
             f"{format_bytes(free)} are free, and the merge needs {format_bytes(needed)} more",
@@ -223,5 +224,5 @@ def _draft(plan: Plan) -> MergeReport:
         seconds=0.0,
         peak_memory_bytes=0,
         versions=software_versions(),
-        notices=plan.notices,
+        notices=notices(plan),
     )

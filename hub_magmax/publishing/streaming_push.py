@@ -17,7 +17,7 @@ from uuid import uuid4
 from hub_magmax.checkpoints.hub import open_hub
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.merging.execution import make_shards, prepare, share
 from hub_magmax.merging.output.folder import PartialFolder
@@ -54,7 +54,7 @@ def relay(
     write_card: WriteCard,
     progress: Progress | None,
     processes: Processes,
-    hub: HubSources,
+    cache: SourceCache,
 ) -> tuple[MergeReport, Published | None]:
     """Carry out `plan` without a folder, and return the report and what was published.
 
@@ -68,7 +68,7 @@ def relay(
         write_card: As `running.write_card`.
         progress: As for `merging.merge`.
         processes: Which of how many processes this is; the first one commits.
-        hub: Repositories that are open already.
+        cache: Checkpoints that are open already.
 
     Raises:
         PublishError: If the Hub refuses, or the branch moved meanwhile.
@@ -79,9 +79,9 @@ def relay(
     if (done := processes.first_decides(lambda: published_already(destination, plan))) is not None:
         discard(place, processes)
         return done
-    own = _prepare(place, plan, processes)
+    own = _prepare(place, plan, processes, cache)
     try:
-        with open_inputs(plan.recipe, plan.lock, hub) as sources:
+        with open_inputs(plan.recipe, plan.lock, cache) as sources:
             profile: dict[str, float] = {}
 
             def report() -> MergeReport:
@@ -109,7 +109,7 @@ def relay(
         place.abandon()
 
 
-def _prepare(place: PartialFolder, plan: Plan, processes: Processes) -> bool:
+def _prepare(place: PartialFolder, plan: Plan, processes: Processes, cache: SourceCache) -> bool:
     """Prepare the folder once on each disk; return whether this process did, and cleans up after it.
 
     Raises:
@@ -119,7 +119,7 @@ def _prepare(place: PartialFolder, plan: Plan, processes: Processes) -> bool:
     own, refusal = False, None
     for rank in range(processes.count):
         if rank == processes.rank and not place.is_marked(mark):
-            own, refusal = True, prepare(place, plan) or _mark(place, mark)
+            own, refusal = True, prepare(place, plan, cache) or _mark(place, mark)
         processes.wait()  # the next one looks whether it shares the disk
     refusals = [error for error in processes.gather(refusal) if error is not None]
     if refusals:
@@ -149,7 +149,7 @@ def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> N
 def discard(place: PartialFolder, processes: Processes) -> None:
     """Remove what is left on any disk of a merge that is on the Hub already."""
     for rank in range(processes.count):  # one after the other, since some may share a disk
-        if rank == processes.rank and prepare(place, None) is None:
+        if rank == processes.rank and prepare(place, None, SourceCache()) is None:
             place.remove()
         processes.wait()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,12 +13,12 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
-from hub_magmax.recipe.problems import KeyPath, Problem, explain, shorten
+from hub_magmax.recipe.problems import KeyPath, Problem, explain
 from hub_magmax.recipe.references import parse_reference
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
-from hub_magmax.text import holds_token
+from hub_magmax.text import holds_token, nearest, shown
 
 
 def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
@@ -67,10 +66,9 @@ def _named_problems(
     except ValidationError as error:
         options = [*model.model_fields, *entry.options]
         for path, text in explain(error, model, prefix):
-            nearest = difflib.get_close_matches(str(path[-1]), options, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(options)}"
+            hint = nearest(str(path[-1]), options) or f"expected one of {', '.join(options)}"
             unknown = text.startswith("unknown key")
-            yield path, f"{entry.name} has no option {shorten(path[-1])}; {hint}" if unknown else text
+            yield path, f"{entry.name} has no option {shown(path[-1])}; {hint}" if unknown else text
 
 
 def name_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -93,9 +91,8 @@ def name_problems(recipe: Recipe) -> Iterator[Problem]:
             yield path, str(error).rstrip(".")
     for path, name in _used_names(recipe):
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the tasks are {', '.join(names)}"
-            yield path, f"there is no task {shorten(name)}; {hint}"
+            hint = nearest(name, names) or f"the tasks are {', '.join(names)}"
+            yield path, f"there is no task {shown(name)}; {hint}"
     yield from _weight_problems(recipe)
     yield from _comparison_problems(recipe)
     yield from _output_problems(recipe)

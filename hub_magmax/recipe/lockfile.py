@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 from hub_magmax.errors import LockError
-from hub_magmax.files import digest
+from hub_magmax.files import digest, read_json
 
 LOCK_NAME = "recipe.lock.json"
 
@@ -176,17 +174,13 @@ def read_lock(path: Path) -> Lock:
     Raises:
         LockError: If the file is missing, malformed, or was edited by hand.
     """
+    refused = LockError(
+        "not a lock of this version", where=str(path), hint="Write it again with `hub-magmax lock`."
+    )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("digest")
-        stored = values.pop("checksum")
-        lock: Lock = TypeAdapter(Lock).validate_python(values)
+        lock, (_, stored) = read_json(path.read_bytes(), Lock, refused, ("digest", "checksum"))
     except OSError as error:
         raise LockError(f"the lock cannot be read ({error.strerror})", where=str(path)) from error
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise LockError(
-            "not a lock of this version", where=str(path), hint="Write it again with `hub-magmax lock`."
-        ) from error
     if stored != lock.checksum:
         raise LockError(
             "the checksum does not fit the content, so the lock was changed by hand",

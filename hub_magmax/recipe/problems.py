@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import (
 )
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.text import nearest, shown
 
 #: A key path, and what is wrong there.
 KeyPath = tuple[str | int, ...]
@@ -29,7 +29,7 @@ def all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, in
     """Return one error that lists the problems, each with its key path and the nearest known line."""
 
     def place(path: KeyPath) -> str:
-        key = ".".join(shorten(str(part)).strip("'") for part in path) or "(top level)"
+        key = ".".join(shown(part).strip("'") for part in path) or "(top level)"
         known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
         return f"line {known}, {key}" if known else key
 
@@ -39,8 +39,10 @@ def all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, in
     found = [f"{place(path)}: {text}" for (path, _), text in zip(problems, texts, strict=True)]
     if len(found) == 1:
         return RecipeError(texts[0], where=f"{where}, {place(problems[0][0])}")
-    shown = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
-    listed = found if len(found) <= _SHOWN_PROBLEMS + 1 else shown
+    if len(found) > _SHOWN_PROBLEMS + 1:
+        listed = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
+    else:
+        listed = found
     return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)
 
 
@@ -50,14 +52,13 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: KeyPath = ()
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
             known = _known_keys(model, path[:-1])
-            nearest = difflib.get_close_matches(str(path[-1]), known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
-            yield prefix + path, f"unknown key {shorten(path[-1])}; {hint}"
+            hint = nearest(str(path[-1]), known) or f"expected one of {', '.join(known)}"
+            yield prefix + path, f"unknown key {shown(path[-1])}; {hint}"
         elif entry["type"] == "missing":
             yield prefix + path, f"the key {path[-1]!r} is required"
         else:
             text = entry["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
-            yield prefix + path, f"{shorten(entry['input'])} {text}" if text.startswith("should") else text
+            yield prefix + path, f"{shown(entry['input'], 60)} {text}" if text.startswith("should") else text
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
@@ -74,9 +75,3 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)
-
-
-def shorten(value: Any) -> str:
-    """Return `repr(value)`, cut at 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.problems import KeyPath, shorten
+from hub_magmax.recipe.problems import KeyPath
+from hub_magmax.text import shown
 
 #: Levels of lists and mappings; recipes need six.
 _MAX_DEPTH = 30
@@ -86,7 +87,7 @@ def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]
             inner = (*path, key.value)
             if inner in lines:
                 raise RecipeError(
-                    f"the key {shorten(key.value)} appears twice, first on line {lines[inner]}",
+                    f"the key {shown(key.value)} appears twice, first on line {lines[inner]}",
                     where=f"line {line}",
                     hint="Keep one of them.",
                 )

@@ -46,6 +46,7 @@ from hub_magmax.text import (
     fenced,
     format_bytes,
     is_invisible,
+    listed,
     one_line,
     publishable,
     publishable_values,
@@ -320,16 +321,9 @@ def _headline(
 
 def _asked(rows: Sequence[Tradeoff]) -> str:
     if len({row.preference for row in rows}) == 1 and len(rows) > 1:
-        return f"the same preference for each of {_and([code(row.task) for row in rows])}"
+        return f"the same preference for each of {listed([code(row.task) for row in rows], _MAX_NAMED)}"
     first = sorted(rows, key=lambda row: -row.preference) if len(rows) > _MAX_NAMED else rows
-    return f"the preference {_and([f'{code(row.task)} {row.preference:.4g}' for row in first])}"
-
-
-def _and(items: Sequence[str]) -> str:
-    named, rest = items[:_MAX_NAMED], len(items) - _MAX_NAMED
-    if rest > 0:
-        return f"{', '.join(named)} and {rest} more"
-    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return f"the preference {listed([f'{code(row.task)} {row.preference:.4g}' for row in first], _MAX_NAMED)}"
 
 
 def _cost(rows: Sequence[Tradeoff], metric: str, unit: Unit) -> str:

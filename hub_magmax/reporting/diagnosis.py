@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from hub_magmax.errors import OutputError
+from hub_magmax.files import read_json
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
@@ -283,16 +283,13 @@ def read_diagnosis(path: Path) -> Diagnosis:
     Raises:
         OutputError: If it holds something else.
     """
+    refused = OutputError(
+        "not a diagnosis of this version", where=str(path), hint="Run `hub-magmax diagnose` again."
+    )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        for derived in ("findings", "numbers"):
-            values.pop(derived)
-        found: Diagnosis = TypeAdapter(Diagnosis).validate_python(values)
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise OutputError(
-            "not a diagnosis of this version", where=str(path), hint="Run `hub-magmax diagnose` again."
-        ) from error
+        return read_json(path.read_bytes(), Diagnosis, refused, ("findings", "numbers"))[0]
+    except OSError as error:
+        raise refused from error
 
 
 def _limit(rule: str) -> float:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from hub_magmax.text import listed
+
 _HUB_IDS = """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m
     bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
@@ -115,20 +117,19 @@ def _derivatives(stated: Iterable[str | None]) -> str:
     forbids = [text for text in stated if text and re.search(r"-nd\b", text)]
     if not forbids:
         return ""
-    return f" **Warning:** {_listed(forbids)} forbids sharing adapted material, which a merged model may be."
+    return f" **Warning:** {_quoted(forbids)} forbids sharing adapted material, which a merged model may be."
 
 
 def _statement(stated: Sequence[str | None]) -> str:
     named = [text for text in stated if text]
-    parts = [f"the sources state {_listed(named)}"] if named else []
+    parts = [f"the sources state {_quoted(named)}"] if named else []
     parts += ["at least one source states no licence"] if None in stated else []
     text = ", and ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _listed(names: Iterable[str]) -> str:
-    quoted = [f"`{_slug(name)}`" for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+def _quoted(names: Iterable[str]) -> str:
+    return listed([f"`{_slug(name)}`" for name in names])
 
 
 def _joined_name(stated: Iterable[str | None]) -> str:

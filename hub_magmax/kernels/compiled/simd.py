@@ -172,6 +172,8 @@ as_floats, as_ints = _cast(FLOATS, INTS, "bitcast"), _cast(INTS, FLOATS, "bitcas
 as_doubles, as_longs = _cast(DOUBLES, FLOATS, "fpext"), _cast(LONGS, DOUBLES, "fptosi")
 #: Return 1 for each bit that is set, else 0.
 as_numbers = _cast(INTS, MASK, "zext")
+#: Widen integers.
+as_wide = _cast(LONGS, INTS, "sext")
 #: Return the lower halves.
 lower = _cast(INTS, LONGS, "trunc")
 
@@ -293,6 +295,17 @@ def load(context, array, start, number):
         return builder.zext(found, _lanes_of(_INT)) if element.width < _INT.width else found
 
     return (LONGS if element.width > _INT.width else INTS)(array, types.intp, number), emit
+
+
+@_intrinsic
+def load_doubles(context, array, start):
+    """Return sixteen numbers of an array of float64 from `start` on."""
+
+    def emit(context, builder, signature, values):
+        memory = builder.gep(context.make_array(array)(context, builder, values[0]).data, [values[1]])
+        return builder.load(builder.bitcast(memory, _lanes_of(DOUBLES.element).as_pointer()), align=1)
+
+    return DOUBLES(array, types.intp), emit
 
 
 @_intrinsic

@@ -11,10 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from hub_magmax.errors import OutputError
-from hub_magmax.files import digest
+from hub_magmax.files import digest, read_json
 
 REPORT_NAME = "merge_report.json"
 
@@ -138,14 +136,10 @@ def parse_report(content: bytes, where: str) -> MergeReport:
     Raises:
         OutputError: If it is not what `to_json` writes, or was changed since.
     """
-    try:
-        values = json.loads(content)
-        stored = values.pop("digest")
-        report: MergeReport = TypeAdapter(MergeReport).validate_python(values)
-        if not report.shards:
-            raise ValueError("no merge writes a model without weights")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise OutputError("not a merge report of this version", where=where) from error
+    refused = OutputError("not a merge report of this version", where=where)
+    report, (stored,) = read_json(content, MergeReport, refused, ("digest",))
+    if not report.shards:  # no merge writes a model without weights
+        raise refused
     if stored != report.digest:
         raise OutputError(
             "the digest does not fit the content, so the merge report was changed",

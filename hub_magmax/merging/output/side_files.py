@@ -25,6 +25,7 @@ from hub_magmax.merging.output.report import (
     software_versions,
 )
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 
@@ -52,7 +53,7 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping
         profile=dict(profile),
         peak_memory_bytes=peak_memory_bytes(),
         versions=software_versions(),
-        notices=(*plan.notices, *_not_finite_notice(plan, shards)),
+        notices=(*notices(plan), *_not_finite_notice(plan, shards)),
     )
 
 

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.merging.output.header import shard_header
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.layout import make_plan
-from hub_magmax.planning.plan import CHUNK_ELEMENTS, RUNTIME_BYTES, Budget, Plan
-from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
+from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.summary import explain, notices
+from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.registry import METHODS
 from hub_magmax.text import format_bytes
@@ -71,7 +73,7 @@ def test_one_shard_has_the_name_that_loaders_expect():
 def test_header_is_what_safetensors_reads(tmp_path):
     made = planned({"a": BASE})
     shard = made.shards[0]
-    content = made.header(shard) + bytes(shard.data_bytes)
+    content = shard_header(made, shard) + bytes(shard.data_bytes)
     index = MemorySource({"model.safetensors": content}).index
     assert {n: (t.shape, t.dtype) for n, t in index.tensors.items()} == {
         job.name: (job.shape, job.dtype) for job in shard.jobs
@@ -177,7 +179,7 @@ def test_digest_follows_what_decides_the_bytes_and_nothing_else(family):
 
 
 def test_explanation_says_what_a_person_wants_to_know(family):
-    text = plan(load_recipe(write_recipe(family, preference={"geometric": {"ratio": 2}}))).explain()
+    text = explain(plan(load_recipe(write_recipe(family, preference={"geometric": {"ratio": 2}}))))
     for fact in (
         "a: ./a",
         "tunable_magmax, scaling 0.5",
@@ -189,8 +191,8 @@ def test_explanation_says_what_a_person_wants_to_know(family):
 
 
 def test_plan_of_a_method_that_ignores_the_preference_says_so(family):
-    assert (
-        "magmax ignores the preference" in plan(load_recipe(write_recipe(family, method="magmax"))).explain()
+    assert "magmax ignores the preference" in explain(
+        plan(load_recipe(write_recipe(family, method="magmax")))
     )
 
 
@@ -218,39 +220,6 @@ def test_bytes_are_shown_in_decimal_units(count, text):
     assert format_bytes(count) == text
 
 
-def large(**output):
-    """A plan of two tensors of 2^20 elements, whose memory can be computed by hand."""
-    made = planned({"a": BASE, "b": BASE})
-    job = next(job for job in made.jobs if job.merged)
-    jobs = tuple(replace(job, name=name, shape=(2**20,), num_elements=2**20) for name in ("one", "two"))
-    recipe = updated(made.recipe, {"output": made.recipe.to_dict()["output"] | output})
-    return replace(made, recipe=recipe, shards=(replace(made.shards[0], jobs=jobs),))
-
-
-def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
-    made = large()
-    per_chunk_element = 4 * 3 + 4 * 2 + 24  # stored, task vectors, merged and temporaries; two tasks
-    one = RUNTIME_BYTES + per_chunk_element * CHUNK_ELEMENTS + 6 * 2**20
-    assert made.memory_bytes(made.budget(1)) == made.peak_memory_bytes == one
-    assert made.memory_bytes(made.budget(2)) == 2 * one - RUNTIME_BYTES
-    assert made.memory_bytes(made.budget(3)) == made.memory_bytes(made.budget(2))  # there are two tensors
-
-
-def test_memory_of_a_whole_tensor_counts_what_its_method_keeps(monkeypatch):
-    def planned_with(held_bytes):
-        @merge_method("spectral", source="test", held_bytes=held_bytes)
-        def spectral(task_vectors: Tensor) -> Tensor:
-            """Take the sum."""
-            return task_vectors.sum(0)
-
-        point = SimpleNamespace(load=lambda: spectral)
-        monkeypatch.setitem(vars(METHODS), "plugins", {"spectral": point})
-        made = large()
-        return replace(made, lock=replace(made.lock, method={"name": "spectral", "scaling": 1.0}))
-
-    assert planned_with(20).peak_memory_bytes == planned_with(0).peak_memory_bytes + 20 * 2**20
-
-
 def test_a_method_whose_bytes_depend_on_the_processor_is_told_of(monkeypatch):
     @merge_method("spectral", source="test", is_portable=False)
     def spectral(task_vectors: Tensor) -> Tensor:
@@ -258,38 +227,8 @@ def test_a_method_whose_bytes_depend_on_the_processor_is_told_of(monkeypatch):
         return task_vectors.sum(0)
 
     monkeypatch.setitem(vars(METHODS), "plugins", {"spectral": SimpleNamespace(load=lambda: spectral)})
-    made = large()
+    made = planned({"a": BASE, "b": BASE})
     found = replace(made, lock=replace(made.lock, method={"name": "spectral", "scaling": 1.0}))
-    assert set(found.notices) - set(made.notices) == {"the bytes that spectral gives depend on the processor"}
-
-
-def test_memory_does_not_grow_with_what_is_kept_in_files():
-    made = large()
-    of_a_billion = replace(made.jobs[0], num_elements=10**9)
-    made = replace(made, shards=(replace(made.shards[0], jobs=(of_a_billion,)),))
-    assert made.peak_memory_bytes < 1.5e9
-    average = replace(made, lock=replace(made.lock, method={"name": "average", "scaling": 1.0}))
-    assert average.peak_memory_bytes < 0.4e9
-
-
-def test_scope_model_keeps_what_one_tensor_of_all_elements_would():
-    made = large()
-    method = {**made.lock.method, "scope": "model"}
-    found = replace(made, lock=replace(made.lock, method=method))
-    assert found.peak_memory_bytes - made.peak_memory_bytes == 6 * 2**20
-
-
-def test_a_limit_makes_chunks_smaller_first_and_then_threads_fewer():
-    whole = large().memory_bytes(large().budget(2))
-    assert large(memory=whole).budget(2) == large().budget(2)
-    assert large(memory=whole - 1).budget(2) == Budget(2, CHUNK_ELEMENTS // 2)
-    less = RUNTIME_BYTES + 2 * 6 * 2**20  # what two threads keep of their tensors, and no room for chunks
-    assert large(memory=less).budget(2).num_threads == 1
-    for limit in range(whole, RUNTIME_BYTES + 6 * 2**20 + 10**6, -(10**6)):
-        made = large(memory=limit)
-        assert made.memory_bytes(made.budget(2)) <= limit
-
-
-def test_a_limit_that_cannot_be_kept_is_refused_when_planning(family):
-    with pytest.raises(RecipeError, match=r"output\.memory: .* needs about 350\.0 MB .*found 100\.0 MB"):
-        plan(load_recipe(write_recipe(family, output={"path": "merged", "memory": "100MB"})))
+    assert set(notices(found)) - set(notices(made)) == {
+        "the bytes that spectral gives depend on the processor"
+    }

@@ -1,0 +1,148 @@
+"""Memory of a merge: bytes an element, and how much to work with at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hub_magmax import methods
+from hub_magmax.errors import RecipeError
+from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
+from hub_magmax.planning.plan import Plan
+from hub_magmax.text import format_bytes
+
+#: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two
+#: threads, because each call into the system gives the interpreter away; twice as many leave the caches.
+CHUNK_ELEMENTS = 2**19
+
+#: Bytes that a merge may hold ahead of what is being read from the Hub.
+READ_AHEAD_BYTES = 256 * 2**20
+
+#: Of elements that are not decided when they are first seen, so many chunks' are held of a tensor at most.
+OPEN_CHUNKS = 8
+
+#: A tensor of up to so many chunks is not written before all of its elements are merged. To write it, read it
+#: and write it again takes a twenty-fifth of a merge, measured.
+HELD_CHUNKS = 32
+
+#: Measured: the process with torch imported and no tensors (docs/design.md).
+RUNTIME_BYTES = 350_000_000
+
+#: A merge that must not take much works on pieces no smaller than these.
+LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
+
+
+#: Bytes an element that `merging` allocates, by what holds them; tests/test_budget.py measures them.
+#: A chunk is held as stored, once for the base model and once for each task, as task vectors in float32, and
+#: merged, with temporaries. Undecided elements of a single pass are held as stored and with their places, and
+#: merged values until their tensor is written.
+STORED, VECTOR, MERGED, PLACE, HELD = 4, 4, 24, 8, 4
+
+#: Bytes an element of a merged adapter's factor: the parts, these joined, and in the output's dtype.
+FACTOR = 12
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a process of a merge works with at a time.
+
+    Attributes:
+        num_threads: Each merges one tensor after the other.
+        chunk_elements: Elements per task that each thread has in memory.
+        read_ahead_bytes: Bytes held of what is read from the Hub.
+    """
+
+    num_threads: int = 1
+    chunk_elements: int = CHUNK_ELEMENTS
+    read_ahead_bytes: int = READ_AHEAD_BYTES
+
+
+def memory_bytes(plan: Plan, budget: Budget) -> int:
+    """Return about how much memory one process needs that works with this much at a time."""
+    sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
+    at_once = sizes[: budget.num_threads]
+    if plan.ranks:
+        return RUNTIME_BYTES + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
+    method = methods.get_method(plan.lock.method["name"])
+    scope = [sum(sizes)] if methods.surveys_model(plan.lock.method) else at_once
+    held = sum(_held_bytes(method, len(plan.lock.tasks), size) for size in scope)
+    chunks = _chunk_bytes(at_once, len(plan.lock.tasks), budget)
+    if method.held_bytes is None and scope is at_once:
+        held += _undecided_bytes(at_once, len(plan.lock.tasks), budget)
+    is_repeated = method.form not in ("elementwise", "linear")
+    return RUNTIME_BYTES + chunks + held + _ahead_bytes(plan, budget, is_repeated=is_repeated)
+
+
+def peak_memory_bytes(plan: Plan) -> int:
+    """Return about how much memory one process needs that works with one thread."""
+    return memory_bytes(plan, budget_of(plan, 1))
+
+
+def _chunk_bytes(sizes: Sequence[int], num_tasks: int, budget: Budget) -> int:
+    """Return what each thread holds of its chunk."""
+    each = STORED * (num_tasks + 1) + VECTOR * num_tasks + MERGED
+    return each * sum(min(size, budget.chunk_elements) for size in sizes)
+
+
+def _undecided_bytes(sizes: Sequence[int], num_tasks: int, budget: Budget) -> int:
+    """Return what a single pass holds of undecided elements, and of tensors that are not written yet."""
+    most_open, most_held = OPEN_CHUNKS * budget.chunk_elements, HELD_CHUNKS * budget.chunk_elements
+    undecided = (STORED * (num_tasks + 1) + PLACE) * sum(min(size, most_open) for size in sizes)
+    return undecided + HELD * sum(size for size in sizes if size <= most_held)
+
+
+def _held_bytes(method: methods.MergeMethod, num_tasks: int, size: int) -> int:
+    """Return what a method holds of one tensor of so many elements, in memory and not in a file."""
+    held_bytes = method.held_bytes or 0
+    if method.form == "tensor":
+        return (VECTOR * num_tasks + 8 + held_bytes) * size
+    within = min(size, IN_MEMORY_BYTES)
+    # Measured with `top-n`: what is not decided at once, of a tensor of a billion elements.
+    return held_bytes * within + (size - within) * 3 // 4 * bool(held_bytes)
+
+
+def _ahead_bytes(plan: Plan, budget: Budget, *, is_repeated: bool) -> int:
+    """Return what is held of remote sources: ahead, and of a tensor that is read more than once."""
+    largest = max((job.num_bytes for job in plan.jobs if job.merged), default=0)
+    repeated = plan.num_remote * largest if is_repeated else 0
+    return min(budget.read_ahead_bytes, plan.bytes_in) + repeated if plan.num_remote else 0
+
+
+def budget_of(plan: Plan, num_threads: int) -> Budget:
+    """Return how much to work with at a time so that `output.memory` is kept, as near as can be told.
+
+    Chunks become smaller first, then threads fewer, then less is read ahead.
+
+    Args:
+        plan: Its recipe may say how much memory there is.
+        num_threads: Threads that could work.
+
+    Raises:
+        RecipeError: If the least that a merge can do with is more than that.
+    """
+    limit = plan.recipe.output.memory
+    if limit is None:
+        return Budget(num_threads)
+    choices = [
+        Budget(threads, chunk, ahead)
+        for ahead in _halved(READ_AHEAD_BYTES, _LEAST_READ_AHEAD_BYTES)
+        for threads in range(num_threads, 0, -1)
+        for chunk in _halved(CHUNK_ELEMENTS, LEAST_CHUNK_ELEMENTS)
+    ]
+    fitting = next((choice for choice in choices if memory_bytes(plan, choice) <= limit), None)
+    if fitting is None:
+        needed = format_bytes(memory_bytes(plan, choices[-1]))
+        raise RecipeError(
+            f"this merge needs about {needed} of memory in each process",
+            where="recipe, output.memory",
+            expected=f"at least that; found {format_bytes(limit)}",
+            hint="Raise it, or choose a method that keeps nothing of tensors: average, magmax.",
+        )
+    return fitting
+
+
+def _halved(most: int, least: int) -> Iterator[int]:
+    """Yield a number and its halves, down to the least."""
+    while most >= least:
+        yield most
+        most //= 2

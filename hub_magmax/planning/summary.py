@@ -1,0 +1,100 @@
+"""The summary of a plan, for people and for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from hub_magmax import methods
+from hub_magmax.checkpoints.side_files import tokenizer_notices
+from hub_magmax.planning.budget import peak_memory_bytes
+from hub_magmax.planning.plan import Plan
+from hub_magmax.text import format_bytes
+
+#: A label and a text.
+Row = tuple[str, str]
+
+
+def notices(plan: Plan) -> tuple[str, ...]:
+    """What a person should know and no rule forbids: tokenizers and heads that differ."""
+    sources = plan.lock.sources
+    classes = {name: ", ".join(source.architectures) for name, source in sources.items()}
+    known = {name: text for name, text in classes.items() if text}
+    heads = ", ".join(f"{name} {text}" for name, text in known.items())
+    side_files = {name: source.side_files for name, source in sources.items()}
+    name = plan.lock.method["name"]
+    portable = methods.get_method(name).is_portable
+    return (
+        *(() if portable else (f"the bytes that {name} gives depend on the processor",)),
+        *((f"the model classes differ: {heads}",) if len(set(known.values())) > 1 else ()),
+        *tokenizer_notices(side_files, plan.recipe.output.files_from),
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return the summary that `plan --json` prints."""
+    merged = [job for job in plan.jobs if job.merged]
+    copied = [job for job in plan.jobs if not job.merged]
+    return {
+        "digest": plan.digest,
+        "method": dict(plan.lock.method),
+        "preference": dict(plan.lock.preference.weights),
+        "tensors_merged": len(merged),
+        "tensors_copied": len(copied),
+        "tensors_left_out": list(plan.left_out),
+        "tasks_not_read": list(plan.unread),
+        "ranks": plan.ranks,
+        "elements_merged": sum(job.num_elements for job in merged),
+        "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
+        "bytes_in": plan.bytes_in,
+        "bytes_out": plan.bytes_out,
+        "shards": [{"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in plan.shards],
+        "peak_memory_bytes": peak_memory_bytes(plan),
+        "notices": list(notices(plan)),
+    }
+
+
+def explain(plan: Plan) -> str:
+    """Return the plan in words, for a person to read before it is carried out."""
+    rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
+    rows += [
+        ("reads", format_bytes(plan.bytes_in)),
+        ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
+        ("memory", f"about {format_bytes(peak_memory_bytes(plan))} per process"),
+    ]
+    return "\n".join(f"{label:<12} {text}" for label, text in rows)
+
+
+def _sources_and_method(plan: Plan) -> Iterator[Row]:
+    lock = plan.lock
+    yield "base model", lock.base_model.label
+    for number, (name, task) in enumerate(lock.tasks.items(), 1):
+        yield f"task {number}", f"{name}: {task.label}"
+    options = [f"{key} {value}" for key, value in lock.method.items() if key not in ("name", "scaling")]
+    yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
+    weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
+    yield "preference", f"{weights} ({lock.preference.kind})"
+
+
+def _tensors(plan: Plan) -> Iterator[Row]:
+    facts = describe(plan)
+    yield "merged", f"{facts['tensors_merged']:,} tensors, {facts['elements_merged']:,} elements"
+    yield "copied", f"{facts['tensors_copied']:,} tensors"
+    reasons = Counter((job.reason, job.source) for job in plan.jobs if not job.merged)
+    yield from (("", f"{count:,} from {source}: {why}") for (why, source), count in reasons.items())
+    if plan.left_out:
+        yield "left out", ", ".join(plan.left_out)
+    if ranks := plan.ranks.values():
+        least, most = min(ranks), max(ranks)
+        rank = f"rank {most}" if least == most else f"ranks from {least} to {most}"
+        yield "adapter", f"{len(ranks):,} layers, {rank}"
+
+
+def _notes(plan: Plan) -> Iterator[Row]:
+    name = plan.lock.method["name"]
+    if not methods.get_method(name).uses_preference:
+        yield "note", f"{name} ignores the preference"
+    if plan.unread:
+        yield "not read", f"{', '.join(plan.unread)}: no part of the result"
+    yield from (("note", notice) for notice in notices(plan))
