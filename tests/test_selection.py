@@ -16,8 +16,10 @@ from torch import Tensor
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.ops import largest_magnitude
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import (
@@ -52,6 +54,10 @@ class CountedChunks:
     is_compiled: bool = False
     scratch: Scratch = IN_MEMORY
     num_threads: int = 1
+
+    @property
+    def backend(self):
+        return Compiled() if self.is_compiled else Reference()
 
     @property
     def num_tasks(self) -> int:
