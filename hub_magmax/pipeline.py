@@ -14,11 +14,7 @@ from typing import Any
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
-from hub_magmax.errors import (
-    EvaluationError,
-    PublishError,
-    RecipeError,
-)
+from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
@@ -89,11 +85,13 @@ def run(
     if processes.is_first:
         head = check(planned, destination, num_processes=processes.count)
     if destination is not None and not recipe.output.keep:
-        from hub_magmax.publishing.streaming_push import relay  # loads torch
+        from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
         with progress(planned.progress_bytes) as advance:
-            merged, published = relay(planned, destination, head, write_card, advance, processes, cache)
+            merged, published = merge_to_hub(
+                planned, destination, head, write_card, advance, processes, cache
+            )
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
     from hub_magmax.merging.execution import finished, merge  # loads torch

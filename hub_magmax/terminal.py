@@ -180,7 +180,7 @@ def wrote(paths: Iterable[Path]) -> str:
 
 
 @contextmanager
-def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None] | None]:
+def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None]]:
     """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
     from huggingface_hub.utils import tqdm
 

@@ -1,7 +1,6 @@
 """The device backend and how a recipe names a device; its bytes are compared in test_backends, on the CPU."""
 
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels import backend as seam
 from hub_magmax.kernels import ops
-from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.device import Device, available_devices
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.dtypes import dtype_name
-from hub_magmax.kernels.ops import Inputs, Op
-from hub_magmax.kernels.reference import Reference, merge_piece, task_vectors
+from hub_magmax.kernels.ops import Inputs, Op, task_vectors
+from hub_magmax.kernels.reference import Reference, merge_piece
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.output.report import REPORT_NAME
@@ -174,9 +174,8 @@ def test_the_reference_does_what_takes_float64_where_a_device_lacks_it(dtype, ou
     call_ = ops.WEIGHTED_SUM, narrow, wide, "F32", 0.3
     assert_same(device.merge(*call_), Reference().merge(*call_))
     if dtype == torch.float64:
-        found, probe = device.task_vectors(chunk, lambda: np.empty((3, 1000), np.float32))
+        found = device.task_vectors(chunk, lambda: np.empty((3, 1000), np.float32))
         assert found.tobytes() == task_vectors(chunk.base, chunk.checkpoints).numpy().tobytes()
-        assert math.isfinite(probe)
 
 
 def test_threads_share_a_device():

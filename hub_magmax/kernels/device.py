@@ -21,9 +21,9 @@ from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import Array, torch
-from hub_magmax.kernels.ops import Inputs, Op
-from hub_magmax.kernels.randomness import INCREMENT, MULTIPLY_FIRST, MULTIPLY_SECOND, CounterGenerator
-from hub_magmax.kernels.reference import Reference, merge_piece, task_vectors
+from hub_magmax.kernels.ops import Inputs, Op, task_vectors
+from hub_magmax.kernels.randomness import MULTIPLIERS, CounterGenerator
+from hub_magmax.kernels.reference import Reference, merge_piece
 from hub_magmax.kernels.stored import Stored
 
 #: Kinds of devices without float64; the reference does what needs it.
@@ -55,14 +55,15 @@ class Device(Reference):
 
     def task_vectors(
         self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> tuple[Float32[np.ndarray, "tasks chunk"], float]:
-        """Return the task vectors of a chunk and a probe, as `Backend.task_vectors` says."""
-        if self._lacks(values.dtype for values in chunk.values):
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
+        if not chunk.has_base or self._lacks(values.dtype for values in chunk.values):
             return super().task_vectors(chunk, room)
         base, *checkpoints = self._values(chunk)
         stacked, out = task_vectors(base, checkpoints), room()
+        chunk.check(float(stacked.sum()))
         torch.from_numpy(out).copy_(stacked)
-        return out, float(stacked.sum())
+        return out
 
     def mix(
         self,
@@ -97,10 +98,11 @@ class Device(Reference):
         self, start: int, count: int, generator: CounterGenerator, stream: int
     ) -> Int64[torch.Tensor, " count"]:
         """Return what `CounterGenerator.keys` returns: products and sums of int64 wrap, too."""
+        increment, first, second = map(_signed, MULTIPLIERS)
         before, middle = map(_signed, generator.constants(stream))
-        mixed = torch.arange(start, start + count, device=self.device) * _signed(INCREMENT) + before
-        mixed = (mixed ^ _shifted(mixed, 30)) * _signed(MULTIPLY_FIRST) ^ middle
-        mixed = (mixed ^ _shifted(mixed, 27)) * _signed(MULTIPLY_SECOND)
+        mixed = torch.arange(start, start + count, device=self.device) * increment + before
+        mixed = (mixed ^ _shifted(mixed, 30)) * first ^ middle
+        mixed = (mixed ^ _shifted(mixed, 27)) * second
         return mixed ^ _shifted(mixed, 31)
 
     def _place(self, values: Array) -> torch.Tensor:

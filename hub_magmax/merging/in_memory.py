@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.opening import as_checkpoints, open_held
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
 from hub_magmax.kernels.randomness import CounterGenerator

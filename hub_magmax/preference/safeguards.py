@@ -29,7 +29,7 @@ MIN_TARGET_EXAMPLES = 5
 NUM_RESAMPLES = 200
 
 #: Returns one outcome per example for the model merged with these weights by task.
-Score = Callable[[Mapping[str, float]], Sequence[Outcome]]
+ScoreOf = Callable[[Mapping[str, float]], Sequence[Outcome]]
 
 Draws = Float64[np.ndarray, "draws tasks"]
 
@@ -114,7 +114,7 @@ class HoldoutCheck:
 
 
 def check_holdout(
-    estimate: Mapping[str, float], prior: Mapping[str, float], score: Score, *, seed: int = 0
+    estimate: Mapping[str, float], prior: Mapping[str, float], score: ScoreOf, *, seed: int = 0
 ) -> HoldoutCheck:
     """Merge with both preferences, by way of `score`, and compare them example by example.
 
@@ -139,7 +139,7 @@ def check_holdout(
 
 
 def conclude(
-    recipe: Recipe, draws: Draws, *, fingerprint: str, seen: Mapping[str, Any], score: Score | None
+    recipe: Recipe, draws: Draws, *, fingerprint: str, seen: Mapping[str, Any], score: ScoreOf | None
 ) -> ResolvedPreference:
     """Return the preference that an estimate becomes after the prior and the held-out check.
 
@@ -184,7 +184,7 @@ def conclude(
     return ResolvedPreference(weights, recipe.preference.kind, fingerprint, explanation)
 
 
-def _needed(score: Score | None) -> Score:
+def _needed(score: ScoreOf | None) -> ScoreOf:
     if score is None:
         raise EvaluationError(
             "a hold-out needs models that are merged and scored, which this command does not do",

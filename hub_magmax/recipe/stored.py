@@ -24,7 +24,7 @@ def read_recipe(asked: RecipeOptions) -> Recipe:
         RecipeError: If it is not valid.
     """
     recipe = load_recipe(asked.recipe)
-    path = None if asked.output is None else str(asked.output.absolute())
+    path = asked.output and str(asked.output.absolute())
     instead = {"path": path, "memory": asked.memory, "device": asked.device}
     if said := {key: value for key, value in instead.items() if value is not None}:
         recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
@@ -39,10 +39,10 @@ def read_asked(asked: RecipeOptions) -> tuple[Recipe, Lock | None]:
         LockError: If the lock cannot be read, or is of another recipe.
     """
     recipe = read_recipe(asked)
-    path = asked.lock_path or lock_beside(asked.recipe)
-    if asked.lock_path is None and not path.is_file():
+    lock = asked.lock_path or lock_beside(asked.recipe)
+    if asked.lock_path is None and not lock.is_file():
         return recipe, None
-    return recipe, _matching_lock(recipe, path)
+    return recipe, _matching_lock(recipe, lock)
 
 
 def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:
