@@ -15,6 +15,7 @@ from hub_magmax.terminal import (
     DestinationOptions,
     RecipeOptions,
     destination_options,
+    device_option,
     memory_option,
     progress,
     quiet,
@@ -213,6 +214,7 @@ def plan(asked: RecipeOptions) -> Answer:
 @verb
 @recipe_options
 @memory_option
+@device_option
 def merge(asked: RecipeOptions) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.source_cache import SourceCache
@@ -253,6 +255,7 @@ def _summary(recipe: Recipe, report: MergeReport) -> str:
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
 @memory_option
+@device_option
 @destination_options
 def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run: bool) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""

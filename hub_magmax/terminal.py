@@ -72,6 +72,7 @@ class RecipeOptions:
     lock_path: Path | None = None
     output: Path | None = None
     memory: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class DestinationOptions:
 recipe_argument = click.argument("recipe", type=Path)
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
+device_option = click.option("--device", help="Have torch compute there: cpu, cuda or mps.")
 
 
 def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:

@@ -195,7 +195,7 @@ def test_name_of_a_kind_that_no_package_reads_is_refused_with_its_place(tmp_path
 def test_lock_and_recipe_give_the_same_location(tmp_path):
     for written in ("./base", "./base/model.half.safetensors"):
         location = locate(written, tmp_path)
-        locked = LockedSource(written, location.kind, *location.pin[:2], (), part=location.pin.part)
+        locked = LockedSource(written, location.name, *location.pin[:2], (), part=location.pin.part)
         assert location_of(locked, tmp_path) == location.pinned() == location
     location = HubModel("me/model", COMMIT, "unet")
     locked = LockedSource("hf://me/model@main/unet", "hub", "me/model", COMMIT, (), part="unet")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import OutputError
-from hub_magmax.merging.engine import _Engine
+from hub_magmax.merging.engine import starting_order
 from hub_magmax.merging.output import shard
 from hub_magmax.merging.output.shard import ShardFile
 
@@ -95,7 +95,6 @@ def test_advice_that_the_file_system_does_not_take_is_no_error(tmp_path, monkeyp
 def test_large_tensors_are_begun_first_and_the_others_as_they_lie_in_the_file():
     sizes = [3, 900, 3, 2, 5, 1000, 4]
     jobs = [SimpleNamespace(name=place, num_elements=size) for place, size in enumerate(sizes)]
-    shard = SimpleNamespace(jobs=jobs)
-    found = _Engine.in_turn(SimpleNamespace(in_order=False), shard)
+    found = starting_order(jobs, in_order=False)
     assert [job.name for job in found] == [5, 1, 0, 2, 3, 4, 6]
-    assert _Engine.in_turn(SimpleNamespace(in_order=True), shard) is jobs
+    assert starting_order(jobs, in_order=True) is jobs

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.ops import largest_magnitude
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import (
     ArrayChunks,
-    Bits,
     Chunks,
     Selection,
     algorithm_1,
@@ -54,6 +56,10 @@ class CountedChunks:
     num_threads: int = 1
 
     @property
+    def backend(self):
+        return Compiled() if self.is_compiled else Reference()
+
+    @property
     def num_tasks(self) -> int:
         return self.task_vectors.shape[0]
 
@@ -67,7 +73,7 @@ class CountedChunks:
         return ArrayChunks(self.task_vectors).runs(length, every)
 
     def map(self, work, *, is_early=False):
-        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
+        yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         return ((start, torch.from_numpy(chunk)) for start, chunk in self.arrays())

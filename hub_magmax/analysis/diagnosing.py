@@ -23,7 +23,7 @@ from torch import Tensor
 from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import write_text
-from hub_magmax.kernels import reference
+from hub_magmax.kernels import ops
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.chunks import StoredChunks, ahead
@@ -172,7 +172,7 @@ class _Look:
         for blocks in _read_together(chunks, sample.blocks(self.job.num_elements)):
             base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
-            vectors = reference.task_vectors(base, checkpoints)
+            vectors = ops.task_vectors(base, checkpoints)
             probe = float(vectors.sum())
             if not math.isfinite(probe):
                 for block in blocks:
@@ -181,7 +181,7 @@ class _Look:
         if self.looked_at < self.job.num_elements and any(self.same):
             self._read_on(chunks)
         for block in _read(chunks, self._rows_to_hold()):
-            self._rows.append(reference.task_vectors(block.base, block.checkpoints))
+            self._rows.append(ops.task_vectors(block.base, block.checkpoints))
 
     def _compare(self, base: Tensor, checkpoints: list[Tensor]) -> None:
         for task, checkpoint in enumerate(checkpoints):

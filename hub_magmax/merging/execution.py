@@ -14,9 +14,10 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import os_errors
-from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
-from hub_magmax.merging.engine import Progress, _Engine
+from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
     REPORT_NAME,
@@ -25,6 +26,7 @@ from hub_magmax.merging.output.report import (
     read_report,
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
+from hub_magmax.merging.profile import Progress
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
@@ -91,7 +93,7 @@ def merge(
     return report
 
 
-class Shelf(Protocol):
+class ShardSink(Protocol):
     """Where finished files of a merge are kept.
 
     Attributes:
@@ -113,13 +115,13 @@ def make_shards(
     plan: Plan,
     sources: Mapping[str, TensorSource],
     place: PartialFolder,
-    shelf: Shelf,
+    sink: ShardSink,
     progress: Progress | None,
     chunk_elements: int | None,
     processes: Processes,
     backend: Backend | None = None,
 ) -> dict[str, float]:
-    """Make this process's share of the output's files in `place`, but those that `shelf` has.
+    """Make this process's share of the output's files in `place`, but those that `sink` has.
 
     Returns:
         Seconds by kind of work, as the merge report has them.
@@ -127,7 +129,7 @@ def make_shards(
     with _raising(progress or (lambda num_bytes: None)) as advance:
         missing = []
         for shard in share(plan.shards, processes):
-            if shelf.intact(shard.file) is None:
+            if sink.intact(shard.file) is None:
                 missing.append(shard)
             else:
                 advance(shard.data_bytes)
@@ -135,14 +137,16 @@ def make_shards(
         budget = budget_of(plan, 1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        backend = backend or choose_backend(sum(job.num_elements for job in plan.jobs if job.merged))
-        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, backend, in_order=in_order)
+        if backend is None:
+            num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
+            backend = choose_backend(num_elements, plan.recipe.output.device)
+        engine = Engine(plan, sources, place, advance, budget, sink.num_open, backend, in_order=in_order)
         with one_thread():
             try:
                 engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
                 for record in engine.make(missing):
                     with os_errors(place.folder / record.file), engine.clock.spend("store"):
-                        shelf.record(record)
+                        sink.record(record)
             except DamagedError:
                 place.forget()  # what is finished may be made of the same bytes
                 raise

@@ -19,11 +19,11 @@ from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.merging.engine import Progress
 from hub_magmax.merging.execution import make_shards, prepare, share
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
+from hub_magmax.merging.profile import Progress
 from hub_magmax.planning.plan import Plan
 from hub_magmax.processes import Processes
 from hub_magmax.publishing.commits import (

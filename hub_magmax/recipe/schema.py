@@ -170,7 +170,8 @@ class Output(Spec):
     """Where the merged model goes, and in which form.
 
     `format: adapter` writes LoRA adapters merged by a linear method as one adapter, by default whole weights.
-    `memory` is what a process of the merge may take at most; by default as much as is fastest.
+    `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` has
+    torch compute there; by default compiled loops compute on the CPU.
     Without `keep` it goes to the Hub file by file while it is merged, and no folder is made. `files_from` is
     `base_model` or the task whose config, tokenizer and processor are copied. `license`, `language` and
     `datasets` (what the sources were trained on) are for the card.
@@ -181,6 +182,7 @@ class Output(Spec):
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
     shard_size: Size = 5 * 10**9
     memory: Size | None = None
+    device: Literal["cpu", "cuda", "mps"] | None = None
     files_from: str = "base_model"
     push_to_hub: str | None = None
     keep: bool = True

@@ -25,13 +25,14 @@ def read_asked(asked: RecipeOptions) -> tuple[Recipe, Lock | None]:
         LockError: If the lock cannot be read, or is of another recipe.
     """
     recipe = load_recipe(asked.recipe)
-    instead = {"path": asked.output and str(asked.output.absolute()), "memory": asked.memory}
+    path = asked.output and str(asked.output.absolute())
+    instead = {"path": path, "memory": asked.memory, "device": asked.device}
     if said := {key: value for key, value in instead.items() if value is not None}:
         recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
-    path = asked.lock_path or lock_beside(asked.recipe)
-    if asked.lock_path is None and not path.is_file():
+    lock = asked.lock_path or lock_beside(asked.recipe)
+    if asked.lock_path is None and not lock.is_file():
         return recipe, None
-    return recipe, _matching_lock(recipe, path)
+    return recipe, _matching_lock(recipe, lock)
 
 
 def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:

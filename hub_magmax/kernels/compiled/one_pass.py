@@ -13,9 +13,9 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import find
 from hub_magmax.kernels.compiled.cache import BLOCK
+from hub_magmax.kernels.compiled.histogram import count_magnitudes
 from hub_magmax.kernels.compiled.jit import compiled
 from hub_magmax.kernels.compiled.merge import merge_chunk, read_all
-from hub_magmax.kernels.compiled.winners import count_magnitudes
 
 
 @compiled
