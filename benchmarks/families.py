@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ class Model:
         config: What `config.json` holds, without the dtype.
         shapes: By name, in the order of the files. Tied tensors are there once.
         dtype: That of published checkpoints of this kind.
+        deviation: Of dense task vectors before they are rounded to `dtype`. None: task vectors of deviation
+            .002, sparse in bfloat16.
     """
 
     title: str
     config: Mapping[str, Any]
     shapes: Shapes
     dtype: torch.dtype
+    deviation: float | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -190,11 +193,21 @@ def _affine(name: str, *shape: int) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-#: By name. The Llamas have about 1.0, 0.25 and 0.03 billion parameters.
-SIZES: Mapping[str, Model] = {
+_LLAMAS = {
     "1b": llama(vocabulary=32000, width=2048, layers=20, inner=5632, key_width=512),
     "250m": llama(vocabulary=32000, width=1024, layers=18, inner=2816, key_width=512),
     "30m": llama(vocabulary=8000, width=512, layers=10, inner=1408, key_width=256),
+}
+#: Deviations of dense task vectors that are as small as those of real fine-tunes, as sizes name them.
+_SMALL = {"1e-4": 1e-4, "2e-5": 2e-5}
+#: By name. The Llamas have about 1.0, 0.25 and 0.03 billion parameters.
+SIZES: Mapping[str, Model] = {
+    **_LLAMAS,
+    **{
+        f"{size}-{name}": replace(model, deviation=deviation)
+        for name, deviation in _SMALL.items()
+        for size, model in _LLAMAS.items()
+    },
     "clip-vit-b16": clip_vit_b16(),
     "bert-base": bert_base(),
     "vit-b16": vit_b16(),
@@ -211,14 +224,16 @@ def make_family(
     """
     print(f"making checkpoints of size {size} in {folder}", file=sys.stderr)
     files: list[Path] = []
+    model = SIZES[size]
     for number in range(num_tasks + 1):
         checkpoint = folder / (f"task-{number}" if number else "base")
         if not (checkpoint / _INDEX).is_file():
-            _write(checkpoint, SIZES[size], number, shard_bytes)
-        places = json.loads((checkpoint / _INDEX).read_text())["weight_map"]
-        if places.keys() != SIZES[size].shapes.keys():
+            _write(checkpoint, model, number, shard_bytes)
+        index = json.loads((checkpoint / _INDEX).read_text())
+        places = index["weight_map"]
+        if places.keys() != model.shapes.keys() or index["metadata"].get("deviation") != model.deviation:
             sys.exit(f"{checkpoint} holds a checkpoint of another size than {size}")
-        (checkpoint / "config.json").write_text(SIZES[size].config_text)
+        (checkpoint / "config.json").write_text(model.config_text)
         files += [checkpoint / file for file in sorted(set(places.values()))]
     return tuple(files)
 
@@ -230,11 +245,12 @@ def _write(folder: Path, model: Model, number: int, shard_bytes: int) -> None:
     for index, names in enumerate(groups, 1):
         file = f"model-{index:05d}-of-{len(groups):05d}.safetensors"
         with ThreadPoolExecutor(2) as pool:
-            tensors = pool.map(lambda name: _tensor(name, model.shapes[name], model.dtype, number), names)
+            tensors = pool.map(lambda name: _tensor(name, model, number), names)
             save_file(dict(zip(names, tensors, strict=True)), folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     # Last: it says that the weights are complete.
-    (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    index = {"metadata": {"deviation": model.deviation}, "weight_map": weight_map}
+    (folder / _INDEX).write_text(json.dumps(index))
 
 
 def _groups(model: Model, shard_bytes: int) -> Iterator[list[str]]:
@@ -250,18 +266,21 @@ def _groups(model: Model, shard_bytes: int) -> Iterator[list[str]]:
     yield group
 
 
-def _tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> Tensor:
-    """Return base weights, or base weights moved by a tenth of their size.
+def _tensor(name: str, model: Model, number: int) -> Tensor:
+    """Return base weights, or base weights moved by a dense task vector or by a tenth of their size.
 
-    Steps this large survive bfloat16. As in real fine-tuned checkpoints, about half of the elements of each
-    task vector are exactly zero in bfloat16, and none in float32.
+    Without a deviation steps survive bfloat16, and about half of the elements of each task vector are exactly
+    zero there, none in float32. Dense steps are rounded away in bfloat16 where they are small beside their
+    weight, and many of the others to the same value: of deviation 1e-4, 32 % of the elements are zero and
+    23 % more have one magnitude; of 2e-5, 78 and 8 %.
     """
+    shape, dtype = model.shapes[name], model.dtype
     base = (0.02 * torch.randn(shape, generator=_generator(name, 0))).to(dtype)
     if number == 0:
         return base
     generator = _generator(name, number)
-    step = 0.002 * torch.randn(shape, generator=generator)
-    if dtype == torch.bfloat16:
+    step = (model.deviation or 0.002) * torch.randn(shape, generator=generator)
+    if dtype == torch.bfloat16 and model.deviation is None:
         step = step * (torch.rand(shape, generator=generator) < 0.5)
     return (base.float() + step).to(dtype)
 

@@ -58,7 +58,7 @@ def make_checkpoints(folder: Path, num_tasks: int, num_elements: int) -> None:
 def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     """Return the medians of all three; a Hub must be running at HF_ENDPOINT."""
     from hub_magmax.checkpoints.opening import open_checkpoints
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.merging.execution import merge
     from hub_magmax.pipeline import lock, plan
     from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
@@ -71,7 +71,7 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
     planned = plan(recipe, lock(recipe))
 
     def read(planned: Plan) -> None:
-        with open_checkpoints(recipe, planned.lock, HubSources()) as sources:
+        with open_checkpoints(recipe, planned.lock, SourceCache()) as sources:
             for name, names in planned.tensors_read(planned.jobs).items():
                 sources[name].expect(names, READ_AHEAD_BYTES // len(sources))
             for job in planned.jobs:
@@ -82,9 +82,9 @@ def measure(num_tasks: int, repeat: int) -> dict[str, Any]:
                         source.release(job.name, stop)
 
     def whole() -> None:
-        hub = HubSources()
+        cache = SourceCache()
         with tempfile.TemporaryDirectory() as folder:
-            merge(plan(recipe, lock(recipe, hub=hub), hub=hub), Path(folder) / "out", hub=hub)
+            merge(plan(recipe, lock(recipe, cache=cache), cache=cache), Path(folder) / "out", cache=cache)
 
     rounds = [
         {

@@ -2,6 +2,7 @@
 
     python -m benchmarks.run --repeat 1          # 0.25B parameters, in four to seven minutes
     python -m benchmarks.run --size 1b --write   # a table of docs/performance.md
+    python -m benchmarks.run --size 1b-1e-4      # with task vectors as small as those of real fine-tunes
 
 What counts is the whole process; the aim for it is a multiple of the floor, and `python -c "import torch"`
 in the same run. Warm: files are in the page cache. Cold: they were dropped from it before. The floor is the

@@ -15,6 +15,7 @@ from hub_magmax.terminal import (
     DestinationOptions,
     RecipeOptions,
     destination_options,
+    device_option,
     memory_option,
     progress,
     quiet,
@@ -143,22 +144,25 @@ def _plainly(value: Any) -> str:
 
 @verb
 @recipe_argument
-def compare(recipe: Path) -> Answer:
+@device_option
+def compare(recipe: Path, device: str | None) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
     from hub_magmax.pipeline import lock
     from hub_magmax.recipe.loading import load_recipe
+    from hub_magmax.recipe.stored import read_recipe
 
-    asked = load_recipe(recipe)
+    asked = read_recipe(RecipeOptions(recipe, device=device))
     locked = lock(comparable(asked), report=say)
     comparison = do_compare(asked, locked, report=say)
-    files = write_comparison(asked, comparison, recipe)
+    files = write_comparison(load_recipe(recipe), comparison, recipe)
     return Answer(json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote(files)}")
 
 
 @verb
 @recipe_options
+@device_option
 def sweep(asked: RecipeOptions) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
@@ -196,26 +200,28 @@ def diagnose(asked: RecipeOptions) -> Answer:
 @verb
 @recipe_options
 @memory_option
+@device_option
 def plan(asked: RecipeOptions) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.summary import describe, explain
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    hub = HubSources()
-    planned = make_plan(found, locked or lock(found, hub=hub), hub=hub)
+    cache = SourceCache()
+    planned = make_plan(found, locked or lock(found, cache=cache), cache=cache)
     return Answer(describe(planned), explain(planned))
 
 
 @verb
 @recipe_options
 @memory_option
+@device_option
 def merge(asked: RecipeOptions) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -223,11 +229,11 @@ def merge(asked: RecipeOptions) -> Answer:
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    processes, hub = find_processes(), HubSources()
-    locked = locked or processes.first_decides(lambda: lock(found, hub=hub))
-    planned = make_plan(found, locked, hub=hub)
+    processes, cache = find_processes(), SourceCache()
+    locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
+    planned = make_plan(found, locked, cache=cache)
     with progress(planned.progress_bytes if processes.is_first else 0) as advance:
-        report = do_merge(planned, progress=advance, processes=processes, hub=hub)
+        report = do_merge(planned, progress=advance, processes=processes, cache=cache)
     return Answer(json.loads(report.to_json()), _summary(found, report) if processes.is_first else "")
 
 
@@ -253,6 +259,7 @@ def _summary(recipe: Recipe, report: MergeReport) -> str:
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
 @memory_option
+@device_option
 @destination_options
 def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run: bool) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
@@ -290,14 +297,14 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
 
 
 def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | None) -> Answer:
-    from hub_magmax.checkpoints.source_cache import HubSources
+    from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.summary import describe, explain
     from hub_magmax.publishing.preflight import rehearse
 
-    hub = HubSources()
-    planned = make_plan(recipe, locked or lock(recipe, report=say, hub=hub), hub=hub)
+    cache = SourceCache()
+    planned = make_plan(recipe, locked or lock(recipe, report=say, cache=cache), cache=cache)
     findings = rehearse(planned, destination)
     values = describe(planned) | {
         "checks": [

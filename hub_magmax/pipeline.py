@@ -13,12 +13,8 @@ from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.pinning import lock_source
-from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, HubSources
-from hub_magmax.errors import (
-    EvaluationError,
-    PublishError,
-    RecipeError,
-)
+from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
+from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
@@ -29,7 +25,7 @@ from hub_magmax.planning.headers import check_adapters, check_architectures, pla
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
-from hub_magmax.publishing.commits import Destination, Published
+from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, ResolvedPreference
@@ -37,6 +33,7 @@ from hub_magmax.recipe.matching import locked_method, preference_digest, rules_o
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
+Report = Callable[[str], None]
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
@@ -56,7 +53,7 @@ def run(
     recipe: Recipe,
     *,
     locked: Lock | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
     progress: ProgressBar = lambda total: nullcontext(),
     processes: Processes | None = None,
     push_anyway: bool = False,
@@ -81,41 +78,36 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
-    processes, hub = processes or find_processes(), HubSources()
+    processes, cache = processes or find_processes(), SourceCache()
     destination = destination or destination_of(recipe)
-    locked = locked or processes.first_decides(lambda: lock(recipe, report=report, hub=hub))
-    planned = plan(recipe, locked, hub=hub)
+    locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
+    planned = plan(recipe, locked, cache=cache)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     if destination is not None and not recipe.output.keep:
-        from hub_magmax.publishing.streaming_push import relay  # loads torch
+        from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
         with progress(planned.progress_bytes) as advance:
-            merged, published = relay(planned, destination, head, write_card, advance, processes, hub)
+            merged, published = merge_to_hub(
+                planned, destination, head, write_card, advance, processes, cache
+            )
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
-    merged = _merge(planned, report, progress, processes, hub)
+    merged = _merge(planned, report, progress, processes, cache)
     scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
     write_card(recipe, locked, merged, scores, output, keep_edited=True)
-    guards = check_guards(recipe.evaluation, scores)
-    published = None
-    if destination is not None:
-        _refuse_regression(() if push_anyway else guards, recipe)
-        report(f"pushing to {destination.name}")
-        published = push_to(destination, output, head)
-    return Run(planned, merged, output, scores, published, guards)
+    done = Run(planned, merged, output, scores, guards=check_guards(recipe.evaluation, scores))
+    if destination is None:
+        return done
+    return _published(done, destination, head, report, push_anyway=push_anyway)
 
 
 def _merge(
-    planned: Plan,
-    report: Callable[[str], None],
-    progress: ProgressBar,
-    processes: Processes,
-    hub: HubSources,
+    planned: Plan, report: Report, progress: ProgressBar, processes: Processes, cache: SourceCache
 ) -> MergeReport:
     """Merge into the recipe's folder, unless that is done."""
     from hub_magmax.merging.execution import finished, merge  # loads torch
@@ -124,7 +116,17 @@ def _merge(
     if finished(PartialFolder(output, planned.digest)) is None:
         report(f"merging {len(planned.jobs)} tensors into {planned.recipe.output.path}")
     with progress(planned.progress_bytes) as advance:
-        return merge(planned, output, progress=advance, processes=processes, hub=hub)
+        return merge(planned, output, progress=advance, processes=processes, cache=cache)
+
+
+def _published(
+    done: Run, destination: Destination, head: Head | None, report: Report, *, push_anyway: bool
+) -> Run:
+    """Push the model, unless a guard regressed."""
+    if not push_anyway:
+        _refuse_regression(done.guards, done.plan.recipe)
+    report(f"pushing to {destination.name}")
+    return replace(done, published=push_to(destination, done.output, head))
 
 
 def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType({})) -> Destination | None:
@@ -164,8 +166,8 @@ def lock(
     recipe: Recipe,
     *,
     hash_files: bool = False,
-    report: Callable[[str], None] = lambda line: None,
-    hub: HubSources | None = None,
+    report: Report = lambda line: None,
+    cache: SourceCache | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
@@ -176,17 +178,17 @@ def lock(
         recipe: What to pin.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
-        hub: Repositories that stay open for what comes after.
+        cache: Checkpoints that stay open for what comes after.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    hub = hub or HubSources()
+    cache = cache or SourceCache()
     written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
     with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
-        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, hub=hub), written)
+        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, cache=cache), written)
         pinned = dict(zip(written, found_sources, strict=True))
     tasks = {task.name: pinned[task.model] for task in recipe.tasks}
     sources = {"base_model": pinned[recipe.base_model], **tasks}
@@ -215,25 +217,25 @@ def lock(
     return replace(found, method=choice.method, chosen=choice.seen)
 
 
-def plan(recipe: Recipe, locked: Lock | None = None, *, hub: HubSources | None = None) -> Plan:
+def plan(recipe: Recipe, locked: Lock | None = None, *, cache: SourceCache | None = None) -> Plan:
     """Return everything that merging `recipe` will do, from its checkpoints' headers.
 
     Args:
         recipe: What to merge.
         locked: Its lock; made now where it is not given.
-        hub: Repositories that are open already, and stay open for later calls.
+        cache: Checkpoints that are open already, and stay open for later calls.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         RecipeError: If an adapter is asked for, and the tasks cannot become one.
         LockError: If a source is no longer what was locked.
     """
-    hub = hub or HubSources()
-    return plan_from_headers(recipe, locked or lock(recipe, hub=hub), hub=hub)
+    cache = cache or SourceCache()
+    return plan_from_headers(recipe, locked or lock(recipe, cache=cache), cache=cache)
 
 
 def _scores(
-    recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None], processes: Processes
+    recipe: Recipe, locked: Lock, output: Path, report: Report, processes: Processes
 ) -> Scores | None:
     """Return the scores that the recipe asks for, if it does: those of an earlier run, or new ones."""
     if recipe.evaluation is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hub_magmax.analysis.diagnosing import Sampling, diagnose, layer_of
+from hub_magmax.analysis.diagnosing import Sample, diagnose, layer_of
 from hub_magmax.cli import main
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
@@ -19,8 +19,8 @@ from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.families import make_tensors, write_checkpoint, write_recipe
-from tests.test_cards import make_lock, make_recipe, make_report
-from tests.test_figures import texts
+from tests.test_reporting_card import make_lock, make_recipe, make_report
+from tests.test_reporting_figures import texts
 
 SHAPES = {
     "embed.weight": (50, 8),
@@ -119,9 +119,8 @@ def test_a_planted_fault_is_named(tmp_path, change, rule, words):
 
 @PLANTED
 def test_a_planted_fault_is_named_where_only_a_part_is_looked_at(tmp_path, change, rule, words):
-    sampling = Sampling(whole_elements=64, block_elements=32, block_every=64, fewest_blocks=1)
     _, planned = write(tmp_path, b=change)
-    found = diagnose(planned, sampling=sampling)
+    found = diagnose(planned, sample=Sample(64, 32, 64, 1))
     assert found.whole.num_looked_at < 0.6 * found.whole.num_elements
     assert faults(found) == {(rule, "b")}
     assert words in found.table()
@@ -238,8 +237,7 @@ def test_a_part_of_a_large_tensor_says_the_same(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path))
     planned = plan(recipe, lock(recipe))
     whole = diagnose(planned)
-    sampling = Sampling(whole_elements=1000, block_elements=1250, block_every=10_000, fewest_blocks=1)
-    part = diagnose(planned, sampling=sampling)
+    part = diagnose(planned, sample=Sample(1000, 1250, 10_000, 1))
     assert part.whole.num_looked_at == pytest.approx(whole.whole.num_elements / 8, rel=0.05)
     assert part.whole.cosines == pytest.approx(whole.whole.cosines, abs=0.02)
     assert part.whole.win_shares == pytest.approx(whole.whole.win_shares, abs=0.02)
@@ -255,8 +253,8 @@ def test_a_change_outside_of_what_is_looked_at_is_still_a_change(tmp_path):
         for name, tensors in {"base": base, "a": changed, "b": base, "c": changed}.items():
             write_checkpoint(folder / name, tensors)
         recipe = load_recipe(write_recipe(folder))
-        sampling = Sampling(whole_elements=1000)
-        assert diagnose(plan(recipe, lock(recipe)), sampling=sampling).unchanged == (0, 1, 0)
+        found = diagnose(plan(recipe, lock(recipe)), sample=Sample(whole_elements=1000))
+        assert found.unchanged == (0, 1, 0)
 
 
 def test_directions_that_are_shared_are_found(tmp_path):
@@ -291,8 +289,6 @@ def test_a_nan_is_refused_with_its_place(tmp_path):
 
 
 def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together(tmp_path):
-    sampling = Sampling(whole_elements=64, block_elements=64, block_every=32, fewest_blocks=1)
-
     def broken(family):
         tensors = {name: value.clone() for name, value in family["b"].items()}
         tensors["embed.weight"].view(-1)[130] = torch.nan
@@ -300,7 +296,7 @@ def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together
 
     _, planned = write(tmp_path, b=broken)
     with pytest.raises(NonFiniteError, match=r"element 130 is nan"):
-        diagnose(planned, sampling=sampling)
+        diagnose(planned, sample=Sample(64, 64, 32, 1))
 
 
 def test_what_is_stored_is_read_again(tmp_path):

@@ -39,7 +39,10 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "METHODS", {"magmax": {"name": "magmax"}})
     result = run.measure(tmp_path, tiny)
     assert [(row["method"], row["runs"]) for row in result["rows"]] == [("magmax", 1)]
-    assert "| magmax | 1 |" in performance.page({"methods": {"30m": result}})
+    page = performance.page({"methods": {"30m": result}})
+    assert "| magmax | 1 |" in page and "in bfloat16\n" in page
+    small = performance.page({"methods": {"30m-1e-4": result | {"deviation": 1e-4}}})
+    assert "in bfloat16, task vectors of deviation 0.0001\n" in small
 
 
 @pytest.mark.slow

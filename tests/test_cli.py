@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,6 +201,16 @@ def test_output_option_decides_where_it_goes(family):
     assert not (family / "merged").exists()
 
 
+def test_device_option_computes_there_and_gives_the_same_weights(family):
+    recipe = write_recipe(family)
+    assert call("merge", recipe, "--output", family / "there", "--device", "cpu")[0] == 0
+    assert call("merge", recipe, "--output", family / "here")[0] == 0
+    there, here = read_merged(family / "there"), read_merged(family / "here")
+    assert all(there[name].equal(here[name]) for name in here)
+    code, _, err = call("merge", recipe, "--device", "tpu")
+    assert code == 1 and "device" in err
+
+
 def test_verify_finds_a_changed_byte(family):
     call("merge", write_recipe(family))
     path = family / "merged" / "model.safetensors"
@@ -292,8 +303,8 @@ def test_what_answers_from_headers_does_not_load_torch(family, verb):
 def test_merging_by_compiled_loops_does_not_load_torch(family, method):
     recipe = write_recipe(family, method=method, preference={"weights": {"a": 0.5, "b": 0.3, "c": 0.2}})
     code = (
-        "import sys, hub_magmax.merging.engine\n"
-        "hub_magmax.merging.engine.compiles = lambda num_elements: True\n"
+        "import sys, hub_magmax.kernels.dispatch as seam\n"
+        "seam.LOAD_ABOVE_ELEMENTS = seam.COMPILE_ABOVE_ELEMENTS = 0\n"
         f"sys.argv = ['hub-magmax', 'merge', {str(recipe)!r}]\n"
         "from hub_magmax.cli import main\n"
         "main(standalone_mode=False)\n"
@@ -315,3 +326,19 @@ def test_nothing_written_names_a_folder_of_this_machine(family):
     call("run", write_recipe(family))
     for path in (family / "merged").iterdir():
         assert str(family).encode() not in path.read_bytes(), path.name
+
+
+def test_the_verb_of_the_docs_is_a_file_and_a_line_of_the_table(family, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    code = page.split("## A verb")[1].split("```python\n")[1].split("```")[0]
+    module = types.ModuleType("hub_magmax.fleet.sizes")
+    exec(compile(code, "contributing.md", "exec"), vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(VERBS, "sizes", "fleet.sizes")
+    assert "sizes       Show the bytes of each file of weights in FOLDER." in call("--help")[1]
+    call("merge", write_recipe(family))
+    code, out, _ = call("sizes", family / "merged", "--json")
+    weights = family / "merged" / "model.safetensors"
+    assert (code, json.loads(out)) == (0, {"model.safetensors": weights.stat().st_size})
+    code, _, err = call("sizes", family / "base")
+    assert code == 1 and "no merge_report.json" in err

@@ -27,8 +27,7 @@ from hub_magmax.merging.rows import FileRows
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.chunks import places_in_runs
-from hub_magmax.methods.selection import top_n
-from hub_magmax.methods.selection.exact import top_n as optimum
+from hub_magmax.methods.selection import assignment, top_n
 from tests.families import make_tensors, write_checkpoint
 
 NUM_ELEMENTS = 5000
@@ -93,7 +92,7 @@ def test_merging_from_files_gives_what_merging_values_gives(
 ):
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", block_elements)
     base, *tasks = values
-    update = ops.weighted_sum(reference.task_rows(base, tasks), RULE.per_task[0])
+    update = ops.weighted_sum(ops.task_rows(base, tasks), RULE.per_task[0])
     expected = reference.apply_update(base, update, 1.0, torch.bfloat16)
     found = chunks(sources(folder), chunk_elements, memory=ChunkMemory())
     assert merged(found).equal(expected)
@@ -169,7 +168,7 @@ def test_value_that_is_not_finite_is_named_where_runs_are_read_together(tmp_path
 def test_runs_are_read_together(folder, values):
     found = chunks(sources(folder), 450)
     base, *tasks = values[:, places_in_runs(NUM_ELEMENTS, 100, 300)]
-    assert found.runs(100, 300).tolist() == reference.task_vectors(base, tasks).tolist()
+    assert found.runs(100, 300).tolist() == ops.task_vectors(base, tasks).tolist()
 
 
 @pytest.mark.parametrize("chunk_elements", [7, 1000, 1 << 19])
@@ -224,7 +223,7 @@ RULES = [
 @pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
 def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
     monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(optimum, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     found = []
     for num_threads in (1, 3):
         chunks_of_all = joined(tmp_path, SEVERAL, num_threads)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import hostile, reader_attacks, torture
-from hub_magmax.checkpoints.index import MAX_DIMENSIONS
+from hub_magmax.checkpoints.headers import MAX_DIMENSIONS
 from hub_magmax.checkpoints.source import MemorySource
-from hub_magmax.checkpoints.weight_files import read_index
+from hub_magmax.checkpoints.weight_files import Listing, read_index
 from hub_magmax.errors import CheckpointError, HubMagmaxError
 
 SLICES = {"headers": 1500, "indexes": 500, "recipes": 120}
@@ -98,7 +98,7 @@ def test_shape_that_claims_more_than_there_is_allocates_nothing():
     text = json.dumps({"w": entry}).encode()
     content = struct.pack("<Q", len(text)) + text
     with pytest.raises(CheckpointError, match="truncated"):
-        read_index("model", {"model.safetensors": len(content)}, read_bytes)
+        read_index(Listing("model", {"model.safetensors": len(content)}, read_bytes))
     assert sum(asked) == len(content)
 
 
@@ -112,7 +112,7 @@ def test_index_larger_than_any_is_refused_unread():
         raise AssertionError("nothing is read")
 
     with pytest.raises(CheckpointError, match="bytes long"):
-        read_index("model", {"model.safetensors.index.json": 10**12}, read_bytes)
+        read_index(Listing("model", {"model.safetensors.index.json": 10**12}, read_bytes))
 
 
 @pytest.mark.parametrize("num_dimensions", [MAX_DIMENSIONS, MAX_DIMENSIONS + 1])
@@ -121,7 +121,7 @@ def test_more_dimensions_than_torch_has_are_refused(num_dimensions):
     text = json.dumps({"w": entry}).encode()
     source = MemorySource({"model.safetensors": struct.pack("<Q", len(text)) + text + bytes(4)}, "model")
     if num_dimensions <= MAX_DIMENSIONS:
-        assert source.index.data_bytes == 4
+        assert source.index.tensors["w"].num_bytes == 4
     else:
         with pytest.raises(CheckpointError, match="larger than any tensor"):
             _ = source.index
@@ -144,14 +144,14 @@ def test_large_hostile_headers_are_answered_soon():
 
 
 def test_card_of_a_source_cannot_explode(tmp_path):
-    from hub_magmax.checkpoints.opening import _card_facts
+    from hub_magmax.checkpoints.pinning import card_facts
 
     levels = [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 40)]
     card = "---\nl0: &l0 {license: mit}\n" + "\n".join(levels) + "\nlicense: apache-2.0\n---\n"
-    assert _card_facts(MemorySource({"README.md": card.encode()}, "model"))["license"] == "apache-2.0"
+    assert card_facts(MemorySource({"README.md": card.encode()}, "model"))["license"] == "apache-2.0"
     for value in ("!!int ''", "!!bool maybe", "!!timestamp x", "[a", "null", ""):
         source = MemorySource({"README.md": f"---\nlicense: {value}\n---\n".encode()}, "model")
-        assert _card_facts(source)["license"] in (None, "maybe", "x")
+        assert card_facts(source)["license"] in (None, "maybe", "x")
 
 
 def test_same_seed_makes_the_same_case():

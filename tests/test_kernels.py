@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from hub_magmax.kernels import ops, reference
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import draws, thresholds
 from hub_magmax.methods.selection import ArrayChunks
@@ -50,7 +51,7 @@ def test_task_vectors_by_hand():
     first = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
     second = torch.tensor([0.0, 3.0], dtype=torch.float16)
 
-    found = reference.task_vectors(base, [first, second])
+    found = ops.task_vectors(base, [first, second])
 
     assert found.tolist() == [[0.5, 0.0], [-1.0, 5.0]]
     assert found.dtype == torch.float32
@@ -58,7 +59,7 @@ def test_task_vectors_by_hand():
 
 def test_task_vectors_of_16_bit_numbers_are_differences_in_float32():
     # 256 − 1/256 has 17 bits: neither 16-bit format could hold it.
-    found = reference.task_vectors(torch.tensor([2.0**-8]).bfloat16(), [torch.tensor([256.0]).bfloat16()])
+    found = ops.task_vectors(torch.tensor([2.0**-8]).bfloat16(), [torch.tensor([256.0]).bfloat16()])
 
     assert found.item() == 256 - 2.0**-8
 
@@ -67,14 +68,14 @@ def test_task_vectors_of_float64_are_rounded_after_the_difference():
     base = torch.tensor([1.0], dtype=torch.float64)
     checkpoint = torch.tensor([1 + 2.0**-40], dtype=torch.float64)
 
-    assert reference.task_vectors(base, [checkpoint, base]).tolist() == [[2.0**-40], [0.0]]
-    assert reference.task_vectors(base.float(), [checkpoint]).item() == 2.0**-40
+    assert ops.task_vectors(base, [checkpoint, base]).tolist() == [[2.0**-40], [0.0]]
+    assert ops.task_vectors(base.float(), [checkpoint]).item() == 2.0**-40
 
 
 def test_task_vectors_of_a_checkpoint_in_eight_bits():
     base = torch.tensor([1.0, 2.0])
 
-    found = reference.task_vectors(base, [torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)])
+    found = ops.task_vectors(base, [torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)])
 
     assert found.tolist() == [[0.5, -4.0]]
 
@@ -374,7 +375,7 @@ def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
     weights, thresholds = [0.1, 0.3, 0.6], torch.tensor([0.5, 0.7, 0.9])
 
     def merged(part: slice) -> Tensor:
-        task_vectors = reference.task_vectors(base[part], [checkpoint[part] for checkpoint in checkpoints])
+        task_vectors = ops.task_vectors(base[part], [checkpoint[part] for checkpoint in checkpoints])
         found = (
             ops.weighted_sum(task_vectors, weights),
             ops.ties_merge(task_vectors, thresholds, weights),
@@ -396,6 +397,40 @@ def test_compiled_loops_find_the_same_thresholds(keep, decimals):
     )
     assert torch.equal(slow, fast)
     assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, [keep - 1, 1999]].T)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("shares", [(0.35, 0.25, 0.2, 0.2), (0.79, 0.15, 0.05, 0.01), (0, 0.5, 0, 0.5)])
+def test_thresholds_at_the_edges_of_classes_of_equals(is_compiled, shares):
+    """Magnitudes 0 to 3, so many of each: the last rank of a class, the first of the next, and two beside."""
+    rng, size = np.random.default_rng(1), 300_000
+    counts = [round(share * size) for share in shares]
+    rows = np.repeat([0.0, 1.0, 2.0, 3.0], counts).astype(np.float32) * rng.choice([-1, 1], size)
+    task_vectors = torch.from_numpy(np.stack([rng.permutation(rows) for _ in range(4)]).astype(np.float32))
+    edges = np.cumsum(counts[::-1])
+    ranks = sorted({min(max(1, int(edge) + step), size) for edge in edges for step in (-1, 0, 1, 2)})
+    found = thresholds_at(ArrayChunks(task_vectors, 70_001, is_compiled), ranks)
+    expected = [3.0 - int(np.searchsorted(edges, rank)) for rank in ranks]
+    assert found.tolist() == [[value] * 4 for value in expected]
+
+
+def test_magnitudes_at_both_bounds_are_counted_apart():
+    """Nine elements: zeros that fill up sixteen equal a bound of zero, and do not count."""
+    row = np.array([0, -1, 2, -2, 3, 0, 5, 1, -2], np.float32)
+    low, high = (int(np.float32(bound).view(np.int32)) for bound in (0, 2))
+    bounds = np.array([[low, high, 22, low + 1, high - 1]], np.int32)
+    num_bins = ((high - low) >> 22) + 1
+    bins, extremes = np.zeros(num_bins, np.int64), np.zeros((2, num_bins), np.int32)
+    outside, opened = np.zeros((1, 3), np.int64), np.zeros(9, np.uint8)
+    edges, nothing = np.array([0, num_bins]), np.empty(0, np.uint32)
+    met = cache.count_magnitudes(
+        row.view(np.uint32), 9, nothing, 9, 1, bounds, edges, bins, *extremes, outside, opened,
+        np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8),
+    )  # fmt: skip
+    assert np.int32(met).view(np.float32) == 5
+    assert outside.tolist() == [[2, 3, 2]]  # above 2, at 2, at 0
+    assert bins.sum() == 2
+    assert opened.tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0]
 
 
 class ReadChunks(ArrayChunks):

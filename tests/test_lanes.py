@@ -97,6 +97,25 @@ def _reduced(values, number):
 
 
 @compiled
+def _added(values, number):
+    return lanes.total(load(values, 0, number))
+
+
+@compiled
+def _highest(values, found):
+    store(found, 0, None, lanes.highest_bits(load(values, 0, None)))
+
+
+def test_sums_wrap_and_highest_bits_are_counted_from_the_lowest():
+    values = np.array([0, 1, 2, 3, 4, 7, 8, 255, 256, 2**30, 2**31 - 1, -1, -(2**31), 5, 6, 9], np.int32)
+    found = np.empty(16, np.int32)
+    _highest(values, found)
+    assert found.tolist() == [max(0, int(value).bit_length() - 1) for value in values.view(np.uint32)]
+    assert _added(values, None) == int(values.sum(dtype=np.int32))
+    assert _added(values, 9) == 536
+
+
+@compiled
 def _mixed(left, right, found):
     chosen = choose(
         load(left, 0, None) > load(right, 0, None), ints(7), simd.smaller(ints(9), load(left, 0, None))

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import LockError, MismatchError, NonFiniteError, OutputError
 from hub_magmax.kernels.backend import Backend
-from hub_magmax.merging import engine as merging
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.device import Device
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.tensors import merge_tensors
@@ -268,11 +270,13 @@ def test_source_that_changed_since_the_lock_is_refused(family):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_compiled_loops_merge_to_the_same_bytes(family, method, monkeypatch):
-    slow = merged(family, "slow", method=method, preference=PREFERENCE)
-    monkeypatch.setattr("hub_magmax.merging.engine.compiles", lambda num_elements: True)
-    fast = merged(family, "fast", method=method, preference=PREFERENCE)
-    assert fast.shards == slow.shards
+@pytest.mark.parametrize(
+    "backend", [Compiled(), Device(device=torch.device("cpu"))], ids=["compiled", "device"]
+)
+def test_every_backend_merges_to_the_same_bytes(family, method, backend):
+    expected = merged(family, "expected", method=method, preference=PREFERENCE, backend=Reference())
+    found = merged(family, "found", method=method, preference=PREFERENCE, backend=backend)
+    assert found.shards == expected.shards
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -474,7 +478,7 @@ def test_notice_about_copied_values_survives_an_interruption(tmp_path, monkeypat
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hub_magmax.merging.output.side_files.write_beside_weights", interrupt)
+    monkeypatch.setattr("hub_magmax.merging.execution.write_beside_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         merge(made)
     monkeypatch.undo()
@@ -489,8 +493,6 @@ def test_finite_value_that_the_outputs_dtype_cannot_hold_is_no_copy(tmp_path):
 
 
 def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
-    seen, engine = [], merging._Engine
-    monkeypatch.setattr(merging, "_Engine", lambda *a, **k: seen.append(a[4]) or engine(*a, **k))
     monkeypatch.setattr(budget, "CHUNK_ELEMENTS", 64)
     monkeypatch.setattr(budget, "LEAST_CHUNK_ELEMENTS", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -498,7 +500,12 @@ def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
     # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.
     limit = budget.RUNTIME_BYTES + 900
     merged(family, "bound", chunk_elements=None, method="magmax", output={"memory": limit})
-    assert [(budget.num_threads, budget.chunk_elements) for budget in seen] == [(2, 2**19), (2, 8)]
+    plans = [
+        plan(load_recipe(write_recipe(family, method="magmax", output={"memory": memory})))
+        for memory in (None, limit)
+    ]
+    found = [budget.budget_of(one, 2) for one in plans]
+    assert [(one.num_threads, one.chunk_elements) for one in found] == [(2, 2**19), (2, 8)]
     assert hashes(family / "free") == hashes(family / "bound")
 
 

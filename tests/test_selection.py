@@ -2,7 +2,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -15,26 +15,25 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.ops import largest_magnitude
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods.chunks import places_in_runs
 from hub_magmax.methods.selection import (
     ArrayChunks,
-    Bits,
     Chunks,
     Selection,
     algorithm_1,
+    assignment,
+    prices,
     quotas,
     top_n,
 )
-from hub_magmax.methods.selection.exact import top_n as optimum
-from hub_magmax.methods.selection.exact.elements import survey
-from hub_magmax.methods.selection.exact.market import Groups, Market, ranked
-from hub_magmax.methods.selection.exact.min_cost_flow import Ledger
-from hub_magmax.methods.selection.exact.price_bounds import bound
 from hub_magmax.methods.selection.owners import PICKED, Owners
-from tests import oracles
+from tests import exact_top_n, oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)
 GENERATOR = CounterGenerator(seed=0, name="weight")
@@ -57,6 +56,10 @@ class CountedChunks:
     num_threads: int = 1
 
     @property
+    def backend(self):
+        return Compiled() if self.is_compiled else Reference()
+
+    @property
     def num_tasks(self) -> int:
         return self.task_vectors.shape[0]
 
@@ -70,7 +73,7 @@ class CountedChunks:
         return ArrayChunks(self.task_vectors).runs(length, every)
 
     def map(self, work, *, is_early=False):
-        yield work((start, Bits.of_vectors(chunk)) for start, chunk in self.arrays())
+        yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         return ((start, torch.from_numpy(chunk)) for start, chunk in self.arrays())
@@ -607,6 +610,32 @@ def test_top_n_keeps_as_much_as_an_exact_solver(case):
     assert found.duality_gap <= 1e-6
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preference", ["one-sided", "any", "one-hot"])
+def test_top_n_keeps_as_much_as_cheapest_paths_do(kind, preference, is_compiled):
+    task_vectors, wanted = make_case(kind, preference, 3, 4, 9000)
+
+    found = top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), wanted, GENERATOR)
+
+    magnitudes = np.abs(task_vectors.numpy())
+    best = exact_top_n.winners(magnitudes, np.array(wanted))
+    kept, most = (magnitudes[w, np.arange(9000)].sum(dtype=np.float64) for w in (found.owner, best))
+    assert counted(torch.from_numpy(best), 4) == wanted
+    assert kept == pytest.approx(most, rel=1e-12)
+
+
+@SETTINGS
+@given(cases(max_elements=200))
+def test_cheapest_paths_keep_as_much_as_an_exact_solver(case):
+    task_vectors, wanted = make_case(*case)
+
+    found = exact_top_n.winners(np.abs(task_vectors.numpy()), np.array(wanted)).tolist()
+
+    kept = oracles.kept_magnitude(task_vectors.numpy(), found)
+    assert kept == pytest.approx(oracles.best_kept_magnitude(task_vectors.numpy(), wanted), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preference", ["one-sided", "any"])
 @pytest.mark.parametrize("num_tasks", [3, 6])
@@ -676,7 +705,7 @@ def test_quotas_of_one_element_in_a_large_tensor():
 @pytest.mark.parametrize("kind", ["normal", "bf16 differences", "one after the other"])
 def test_a_sample_that_misleads_costs_time_but_not_the_optimum(kind, monkeypatch):
     # Without any tolerance, settled elements take more than the quotas allow.
-    monkeypatch.setattr(optimum, "_DEVIATIONS", 0.0)
+    monkeypatch.setattr(assignment, "DEVIATIONS", 0.0)
     task_vectors, wanted = make_case(kind, "any", 6, 4, 20_000)
 
     found = top_n(ArrayChunks(task_vectors), wanted, GENERATOR)
@@ -692,22 +721,22 @@ SPARSE_PREFERENCES = {
 }
 
 
+def limit_steps(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Fail when prices are moved more often than that."""
+    split, numbers = prices.split, itertools.count(1)
+
+    def counted_split(*args):
+        assert next(numbers) <= limit
+        return split(*args)
+
+    monkeypatch.setattr(prices, "split", counted_split)
+
+
 def make_sparse(zeros: float, *, jointly: bool) -> Tensor:
     """Return 5 task vectors of which a share of the elements is zero, in all tasks jointly or in each."""
     rng = np.random.default_rng(round(1000 * zeros))
     nonzero = rng.random((1 if jointly else 5, 70_001)) >= zeros
     return torch.from_numpy((rng.standard_normal((5, 70_001)) * nonzero).astype(np.float32))
-
-
-def limit_moves(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """Fail when more moves between tasks are made than that."""
-    move, numbers = Ledger._move, itertools.count(1)
-
-    def counted_move(*args):
-        assert next(numbers) <= limit
-        return move(*args)
-
-    monkeypatch.setattr(Ledger, "_move", counted_move)
 
 
 @pytest.mark.parametrize("preference", SPARSE_PREFERENCES)
@@ -716,7 +745,7 @@ def limit_moves(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 def test_zeros_are_moved_in_bulk(zeros, jointly, preference, monkeypatch):
     task_vectors = make_sparse(zeros, jointly=jointly)
     wanted = quotas(SPARSE_PREFERENCES[preference], 70_001)
-    limit_moves(monkeypatch, 50)
+    limit_steps(monkeypatch, 50)
 
     found = top_n(ArrayChunks(task_vectors), wanted, GENERATOR)
 
@@ -728,85 +757,15 @@ def test_zeros_are_moved_in_bulk(zeros, jointly, preference, monkeypatch):
 @pytest.mark.parametrize("deviations", [0.0, 0.5])
 def test_a_sample_that_misleads_about_zeros_costs_few_moves(deviations, jointly, preference, monkeypatch):
     # The zeros are a group that some tasks can never own, so the rest may be too small for the others.
-    monkeypatch.setattr(optimum, "_DEVIATIONS", deviations)
+    monkeypatch.setattr(assignment, "DEVIATIONS", deviations)
     task_vectors = make_sparse(0.95, jointly=jointly)
     wanted = quotas(SPARSE_PREFERENCES[preference], 70_001)
-    limit_moves(monkeypatch, 1000)
+    limit_steps(monkeypatch, 1000)
 
     found = [top_n(ArrayChunks(task_vectors, size), wanted, GENERATOR) for size in (1 << 20, 4096)]
 
     assert_best(found[0], task_vectors, wanted)
     assert torch.equal(found[0].winners, found[1].winners)
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_quotas_that_a_group_makes_impossible_are_recognised(is_compiled):
-    # Only task 1 can own the group of three, which leaves one element to task 2.
-    rows = np.array([[4.0, 0.0], [3.0, -math.inf]])
-
-    def meet(*wanted: int):
-        ledger = Ledger(rows, np.array([1, 3]), np.zeros(2), is_compiled=is_compiled)
-        return ledger.meet(np.array(wanted))
-
-    assert meet(2, 2) is None
-    assert meet(3, 1) is not None
-
-
-@st.composite
-def markets(draw):
-    """Values of lots (none for some tasks), their sizes, prices and quotas."""
-    num_tasks, num_lots = draw(st.integers(2, 6)), draw(st.integers(1, 30))
-    values = st.one_of(st.integers(0, 6).map(float), st.just(-math.inf))
-    rows = draw(
-        st.lists(
-            st.lists(values, min_size=num_tasks, max_size=num_tasks), min_size=num_lots, max_size=num_lots
-        )
-    )
-    sizes = draw(st.lists(st.integers(1, 9), min_size=num_lots, max_size=num_lots))
-    prices = draw(st.lists(st.integers(0, 3).map(float), min_size=num_tasks, max_size=num_tasks))
-    cuts = sorted(draw(st.lists(st.integers(0, sum(sizes)), min_size=num_tasks - 1, max_size=num_tasks - 1)))
-    wanted = np.diff([0, *cuts, sum(sizes)])
-    table = np.array(rows).T
-    table[0][np.isinf(table[0])] = 0  # somebody can own each of them
-    return table, np.array(sizes), np.array(prices), wanted
-
-
-@given(markets())
-def test_compiled_loops_move_the_same_elements(market):
-    table, sizes, prices, wanted = market
-    ledgers = [Ledger(table, sizes, prices, is_compiled=is_compiled) for is_compiled in (False, True)]
-    slow, fast = (ledger.meet(wanted) for ledger in ledgers)
-    assert (slow is None) == (fast is None)
-    if slow is not None:
-        assert np.array_equal(slow, fast)
-        (slow_owners, slow_shares), (fast_owners, fast_shares) = (ledger.outcome(0) for ledger in ledgers)
-        assert np.array_equal(slow_owners, fast_owners)
-        assert np.array_equal(slow_shares, fast_shares)
-
-
-@given(
-    st.lists(
-        st.tuples(st.one_of(st.integers(-3, 3), st.sampled_from([-math.inf, math.inf])), st.integers(1, 5)),
-        min_size=1,
-    ),
-    st.lists(st.integers(-1, 60), min_size=1),
-)
-def test_ranks_count_values_as_often_as_they_occur(counted_values, ranks):
-    values, sizes = np.array(counted_values, float).T
-    ordered = sorted(np.repeat(values, sizes.astype(int)).tolist(), reverse=True)
-    expected = [
-        math.inf if rank < 1 else ordered[rank - 1] if rank <= len(ordered) else -math.inf for rank in ranks
-    ]
-    assert ranked(values, sizes.astype(np.int64), tuple(ranks)) == expected
-    assert ranked(np.array(ordered), None, tuple(ranks)) == expected
-
-
-def test_where_there_is_no_room_for_lots_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr("hub_magmax.methods.selection.ledger._NO_LOTS", np.zeros(0, np.int64))
-    rows, wanted = np.zeros((3, 1)), np.array([4, 3, 2])
-    ledger = Ledger(rows, np.array([9]), np.zeros(3), is_compiled=True)
-    assert ledger.meet(wanted) is not None
-    assert ledger.outcome(0)[1].tolist() == [[4, 3, 2]]
 
 
 def unlike(num_elements: int) -> Tensor:
@@ -815,29 +774,6 @@ def unlike(num_elements: int) -> Tensor:
     sizes = np.exp(rng.standard_normal((4, num_elements // 500, 1)))
     values = rng.standard_normal((4, num_elements // 500, 500)) * sizes
     return torch.from_numpy(values.reshape(4, -1).astype(np.float32))
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_sample_of_neighbours_that_are_alike_is_trusted_less(is_compiled, monkeypatch):
-    attempts = []
-    task_vectors, wanted = unlike(400_000), quotas([0.4, 0.3, 0.2, 0.1], 400_000)
-
-    def noted(sample, prices, deviations):
-        attempts.append(deviations)
-        return bound(sample, prices, deviations)
-
-    monkeypatch.setattr(optimum, "bound", noted)
-    assert_best(
-        top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), wanted, GENERATOR), task_vectors, wanted
-    )
-    assert set(attempts) == {3.0}
-    stock = survey(ArrayChunks(task_vectors), (0, 1, 2, 3), GENERATOR).sample()
-    prices, inner = np.zeros(4), np.array([stock.num_elements // 4] * 4)
-    alike, independent = (
-        bound(Market(replace(stock, run=run), Groups.none(4), inner, prices), prices, 3.0)
-        for run in (stock.run, 1)
-    )
-    assert (alike.down + alike.up > 1.5 * (independent.down + independent.up)).all()
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -859,49 +795,8 @@ def _runs_of(monkeypatch, task_vectors, is_compiled) -> tuple[int, int]:
     seen, runs = [], ArrayChunks.runs
     with monkeypatch.context() as patch:
         patch.setattr(ArrayChunks, "runs", lambda own, *bounds: seen.append(bounds) or runs(own, *bounds))
-        survey(ArrayChunks(task_vectors, is_compiled=is_compiled), (0, 1, 2, 3), GENERATOR)
+        top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), (100_000,) * 4, GENERATOR)
     return seen[0]
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_no_regret_is_claimed_only_where_a_look_at_all_elements_finds_none(kind, is_compiled, monkeypatch):
-    certain, claims = optimum._has_no_regret, []
-    for seed, preference in enumerate(("one-sided", "any", "with zeros")):
-        task_vectors, wanted = make_case(kind, preference, seed, 4, 20_000)
-        chunks = ArrayChunks(task_vectors, is_compiled=is_compiled)
-        found = top_n(chunks, wanted, GENERATOR)
-        with monkeypatch.context() as patch:
-            patch.setattr(optimum, "_has_no_regret", lambda *split: bool(claims.append(certain(*split))))
-            looked = top_n(chunks, wanted, GENERATOR)
-        assert found.duality_gap == looked.duality_gap
-    assert any(claims) or kind not in {"bf16 differences", "small whole numbers"}
-
-
-def test_regrets_are_noticed(monkeypatch):
-    certain, found = optimum._has_no_regret, []
-
-    def damaged(split, rest):
-        other = (rest.owners.owner + 1) % 4
-        owners = Owners(len(other))
-        owners.owner[:] = other
-        shares = np.roll(rest.shares, 1, axis=1)
-        found.append(
-            (
-                certain(split, rest),
-                certain(replace(split, is_exact=False), rest),
-                certain(split, replace(rest, owners=owners)),
-                certain(split, replace(rest, shares=shares)),
-                certain(split, replace(rest, prices=rest.prices + rest.prices.max() * np.arange(4) / 8)),
-            )
-        )
-        return False
-
-    monkeypatch.setattr(optimum, "_has_no_regret", damaged)
-    task_vectors, wanted = make_case("bf16 differences", "any", 6, 4, 20_000)
-    top_n(ArrayChunks(task_vectors), wanted, GENERATOR)
-
-    assert found == [(True, False, False, False, False)]
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

@@ -13,8 +13,7 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.survey import survey
 from hub_magmax.methods import Rule, thresholds
-from hub_magmax.methods.selection import ArrayChunks, quotas
-from hub_magmax.methods.selection.exact import top_n
+from hub_magmax.methods.selection import ArrayChunks, assignment, quotas
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.loading import load_recipe
@@ -149,7 +148,7 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 @pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
 def test_looking_at_the_model_is_progress(family, monkeypatch, method, backend):
     monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(top_n, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
 
     def note(num_bytes: int) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import write_text
-from hub_magmax.kernels import reference
+from hub_magmax.kernels import ops
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.chunks import StoredChunks, ahead
@@ -43,31 +43,6 @@ from hub_magmax.reporting.diagnosis import (
     total,
 )
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """Elements of a tensor that are looked at.
-
-    Attributes:
-        whole_elements: Tensors of up to so many elements are looked at whole.
-        block_elements, block_every, fewest_blocks: Of larger ones, blocks of so many elements, one for so
-            many and a few at least, evenly spread.
-    """
-
-    whole_elements: int = 1 << 16
-    block_elements: int = 1 << 12
-    block_every: int = 1 << 20
-    fewest_blocks: int = 4
-
-    def blocks(self, size: int) -> list[tuple[int, int]]:
-        """Return the blocks of a tensor of `size` elements: from one element to before another."""
-        if size <= self.whole_elements:
-            return [(0, size)]
-        count = max(self.fewest_blocks, size // self.block_every)
-        starts = [place * size // count for place in range(count)]
-        return [(start, min(start + self.block_elements, size)) for start in starts]
-
-
 #: Blocks that are worked on together.
 _AT_ONCE = 16
 #: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
@@ -76,12 +51,40 @@ _PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Elements of a tensor that are read: all of a small one, evenly spread blocks of a larger one.
+
+    Attributes:
+        whole_elements: Size up to which a tensor is read whole.
+        block_elements: Size of a block.
+        block_every: Elements for each of which there is one block.
+        fewest_blocks: Blocks of a tensor at least.
+    """
+
+    whole_elements: int = 1 << 16
+    block_elements: int = 1 << 12
+    block_every: int = 1 << 20
+    fewest_blocks: int = 4
+
+    def blocks(self, num_elements: int) -> list[tuple[int, int]]:
+        """Return the first element of every block and the one after its last."""
+        if num_elements <= self.whole_elements:
+            return [(0, num_elements)]
+        count = max(self.fewest_blocks, num_elements // self.block_every)
+        starts = [place * num_elements // count for place in range(count)]
+        return [(start, min(start + self.block_elements, num_elements)) for start in starts]
+
+
+SAMPLE = Sample()
+
+
 def diagnose(
     plan: Plan,
     *,
     sources: Mapping[str, TensorSource] | None = None,
-    progress: Callable[[int], None] | None = None,
-    sampling: Sampling = Sampling(),
+    progress: Callable[[int], None] = lambda num_bytes: None,
+    sample: Sample = SAMPLE,
 ) -> Diagnosis:
     """Compare the checkpoints with the base model and with each other, in one pass.
 
@@ -91,7 +94,7 @@ def diagnose(
         plan: Which tensors are merged, and for which preference quotas are told.
         sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes that each finished tensor has.
-        sampling: Elements of each tensor that are looked at.
+        sample: Elements of each tensor that are read.
 
     Raises:
         NonFiniteError: At a NaN or infinity among the elements that are looked at.
@@ -104,51 +107,49 @@ def diagnose(
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())
-        jobs = _merged_jobs(plan)
-        held = _held_matrices(jobs)
         ordered = [opened[name] for name in plan.lock.sources]
-        for source in ordered:
-            source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
-        base, *tasks = ordered
         looks = []
-        for job in jobs:
-            chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
-            looks.append(_Look(job, chunks, plan.lock.weights, sampling, holds_rows=job.name in held))
-            _finish(job, ordered, progress)
+        for look in _looks(plan, ordered, reader, sample):
+            looks.append(look)
+            progress(look.job.num_bytes)
         return _conclude(tuple(plan.lock.tasks), looks, started)
 
 
-def _finish(job: TensorJob, sources: Sequence[TensorSource], progress: Callable[[int], None] | None) -> None:
-    for source in sources:
-        source.release(job.name, job.num_elements)
-    if progress:
-        progress(job.num_bytes)
+def _looks(
+    plan: Plan, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor, sample: Sample
+) -> Iterator[_Look]:
+    """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
+    jobs = [job for job in plan.jobs if job.merged and job.num_elements]
+    held = _largest_matrices(jobs)
+    for source in ordered:
+        source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
+    base, *tasks = ordered
+    for job in jobs:
+        chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
+        yield _Look(job, chunks, plan.lock.weights, sample, holds_rows=job.name in held)
+        for source in ordered:
+            source.release(job.name, job.num_elements)
 
 
-def _merged_jobs(plan: Plan) -> list[TensorJob]:
-    return [job for job in plan.jobs if job.merged and job.num_elements]
-
-
-def _held_matrices(jobs: Sequence[TensorJob]) -> set[str]:
-    """Return the names of the matrices of which rows are held: the largest ones."""
-    matrices = (job for job in jobs if len(job.shape) == 2)
-    return {job.name for job in sorted(matrices, key=lambda job: -job.num_elements)[:_NUM_MATRICES]}
+def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
+    matrices = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
+    return {job.name for job in matrices[:_NUM_MATRICES]}
 
 
 class _Look:
-    """What one tensor shows, gathered chunk by chunk."""
+    """Sums over one tensor, gathered chunk by chunk."""
 
     def __init__(
         self,
         job: TensorJob,
         chunks: StoredChunks,
         weights: tuple[float, ...],
-        sampling: Sampling,
+        sample: Sample,
         *,
         holds_rows: bool,
     ) -> None:
         num_tasks = len(weights)
-        self.job, self._blocks = job, sampling.blocks(job.num_elements)
+        self.job = job
         self.looked_at = 0
         self.same = [True] * num_tasks
         self.prints: Tensor | None = None
@@ -160,18 +161,18 @@ class _Look:
         self._max_rows = 0
         if holds_rows:
             self._max_rows = min(_NUM_ROWS, max(_HELD_NUMBERS // (job.shape[1] * num_tasks), 2))
-        self._gather(chunks)
+        self._gather(chunks, sample)
         # Where nothing changed, nothing is to be won and nothing to be lacked.
         wanted = np.array(quotas(weights, round(self._wins.sum())), dtype=np.float64)
         sums = (self._products, self._agreeing, self._shared, np.diag(self._shared), self._wins)
         lacking = np.maximum(wanted - self._wins, 0)
         self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
-    def _gather(self, chunks: StoredChunks) -> None:
-        for blocks in _read_together(chunks, self._blocks):
+    def _gather(self, chunks: StoredChunks, sample: Sample) -> None:
+        for blocks in _read_together(chunks, sample.blocks(self.job.num_elements)):
             base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
-            vectors = reference.task_vectors(base, checkpoints)
+            vectors = ops.task_vectors(base, checkpoints)
             probe = float(vectors.sum())
             if not math.isfinite(probe):
                 for block in blocks:
@@ -180,7 +181,7 @@ class _Look:
         if self.looked_at < self.job.num_elements and any(self.same):
             self._read_on(chunks)
         for block in _read(chunks, self._rows_to_hold()):
-            self._rows.append(reference.task_vectors(block.base, block.checkpoints))
+            self._rows.append(ops.task_vectors(block.base, block.checkpoints))
 
     def _compare(self, base: Tensor, checkpoints: list[Tensor]) -> None:
         for task, checkpoint in enumerate(checkpoints):
@@ -270,28 +271,24 @@ def _directions(rows: Tensor, count: int) -> Tensor:
 def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Diagnosis:
     matrices = [look.group for look in looks if len(look.job.shape) >= 2]
     held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
+    overlaps, swaps = tuple(look.overlap() for look in held), _swaps(tasks, looks)
     return Diagnosis(
         tasks,
-        tuple(total(name, groups) for name, groups in _by_layer(looks).items()),
+        _layers(looks),
         total("matrices", matrices) if matrices else None,
-        _unchanged(len(tasks), looks),
+        tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
         len(looks),
-        tuple(look.overlap() for look in held),
-        _swaps(tasks, looks),
+        overlaps,
+        swaps,
         round(time.perf_counter() - started, 3),
     )
 
 
-def _unchanged(num_tasks: int, looks: list[_Look]) -> tuple[int, ...]:
-    """Return by task how many tensors are those of the base model."""
-    return tuple(sum(look.same[task] for look in looks) for task in range(num_tasks))
-
-
-def _by_layer(looks: list[_Look]) -> dict[str, list[Group]]:
+def _layers(looks: list[_Look]) -> tuple[Group, ...]:
     layers: dict[str, list[Group]] = {}
     for look in looks:
         layers.setdefault(layer_of(look.job.name), []).append(look.group)
-    return layers
+    return tuple(total(name, groups) for name, groups in layers.items())
 
 
 def layer_of(tensor: str) -> str:
@@ -302,23 +299,22 @@ def layer_of(tensor: str) -> str:
 
 def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
     """Return tensors that do not resemble their own in the base model, but another of the same shape."""
-    alike: dict[tuple[int, ...], list[_Look]] = {}
+    alike: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
     for look in looks:
         if look.prints is not None and look.prints.shape[1] >= _MIN_PRINT:
-            alike.setdefault(look.job.shape, []).append(look)
-    return tuple(swap for group in alike.values() if len(group) > 1 for swap in _swapped(tasks, group))
-
-
-def _swapped(tasks: tuple[str, ...], looks: list[_Look]) -> Iterator[Swap]:
-    """Yield the same for tensors of one shape."""
-    prints = torch.stack([_standardised(look.prints) for look in looks if look.prints is not None])
-    for number, task in enumerate(tasks, 1):
-        # Rows: tensors of the checkpoint; columns: tensors of the base model.
-        likeness = prints[:, number] @ prints[:, 0].T
-        best, place = likeness.max(dim=1)
-        odd = (best > THRESHOLDS["swapped"][0]) & (likeness.diagonal() < 0.5)
-        for row in torch.nonzero(odd).flatten().tolist():
-            yield Swap(task, looks[row].job.name, looks[int(place[row])].job.name)
+            alike.setdefault(look.job.shape, []).append((look.job.name, _standardised(look.prints)))
+    found = []
+    for same_shape in alike.values():
+        names = [name for name, _ in same_shape]
+        prints = torch.stack([print_ for _, print_ in same_shape])
+        for number, task in enumerate(tasks, 1):
+            # Rows: tensors of the checkpoint; columns: tensors of the base model.
+            likeness = prints[:, number] @ prints[:, 0].T
+            best, place = likeness.max(dim=1)
+            limit = THRESHOLDS["swapped"][0]
+            for row in torch.nonzero((best > limit) & (likeness.diagonal() < 0.5)).flatten().tolist():
+                found.append(Swap(task, names[row], names[int(place[row])]))
+    return tuple(found)
 
 
 def _standardised(prints: Tensor) -> Tensor:

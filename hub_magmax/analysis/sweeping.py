@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from hub_magmax.reporting.tradeoff_surface import (
     Point,
     Surface,
 )
-
-Report = Callable[[str], None]
+from hub_magmax.text import Report
 
 
 def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> Surface:

@@ -38,7 +38,7 @@ class AdapterConfig:
 
     Attributes:
         rank, alpha: For all layers that no pattern names.
-        ranks, alphas: By pattern, for the layers whose names end in it.
+        ranks, alphas: By pattern, for layers with names that end in it.
         rslora: Whether the scale is alpha / √rank.
         transposed: Whether base weights are stored as (inputs, outputs).
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
@@ -111,12 +111,7 @@ def _renaming(base: CheckpointIndex, adapter: CheckpointIndex, modules: list[str
     base model's files.
     """
     names = base.tensors
-    ends = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
-    first = modules[0] if modules else ""
-    added = [end.removesuffix(first) for end in ends if end.endswith(f".{first}")]
-    cut = [first.partition(".")[0] + "."] if "." in first else []
-    tried = [("", ""), *((prefix, "") for prefix in dict.fromkeys(added)), *(("", part) for part in cut)]
-    for more, less in tried:
+    for more, less in _prefixes(names, modules[0] if modules else ""):
         if all(f"{more}{module.removeprefix(less)}.weight" in names for module in modules):
             return lambda name: f"{more}{name.removeprefix(less)}"
     missing = next(module for module in modules if f"{module}.weight" not in names)
@@ -129,6 +124,14 @@ def _renaming(base: CheckpointIndex, adapter: CheckpointIndex, modules: list[str
     )
 
 
+def _prefixes(names: Iterable[str], module: str) -> list[tuple[str, str]]:
+    """Return prefixes to add and to remove, in the order of trying, given one of the layers."""
+    ends = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    added = dict.fromkeys(end.removesuffix(module) for end in ends if end.endswith(f".{module}"))
+    first, dot, _ = module.partition(".")
+    return [("", ""), *((prefix, "") for prefix in added), *([("", first + dot)] if dot else [])]
+
+
 def _product(
     base: TensorInfo,
     base_label: str,
@@ -138,7 +141,7 @@ def _product(
     found: Mapping[str, str],
     is_embedding: bool,
 ) -> Product:
-    first, second = (adapter.tensors[found[side]] for side in "AB")
+    first, second = adapter.tensors[found["A"]], adapter.tensors[found["B"]]
     rank = config.rank_of(module)
     if first.shape[:1] != (rank,) or second.shape[1:2] != (rank,):
         raise damaged(
@@ -146,11 +149,11 @@ def _product(
             f"the factors of {shown(module)} have shapes {list(first.shape)} and {list(second.shape)}, "
             f"and the configuration says rank {rank}",
         )
-    floating = all(info.dtype in MERGEABLE_DTYPES for info in (base, first, second))
+    floating = {base.dtype, first.dtype, second.dtype} <= set(MERGEABLE_DTYPES)
     straight = (second.shape[0], *first.shape[1:])
-    ones = all(size == 1 for size in second.shape[2:])
     transposed = is_embedding or (config.transposed and len(straight) == 2)
-    if not floating or not ones or base.shape != (straight[::-1] if transposed else straight):
+    fits = set(second.shape[2:]) <= {1} and base.shape == (straight[::-1] if transposed else straight)
+    if not floating or not fits:
         raise MismatchError(
             f"the product of {shown(module)} has shape {list(straight)}{' transposed' * transposed}",
             where=adapter.label,

@@ -12,8 +12,8 @@ from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
 from hub_magmax.errors import CheckpointError
 from hub_magmax.text import shown
 
-#: Per format of quantised weights: names that give it away, whose values those belong to, and the
-#: dtypes of these. A name alone is no proof: models have parameters called `scales`.
+#: Formats of quantised weights: pattern of a tensor name, name of the tensor that it belongs to, and the
+#: dtypes of the latter. A name alone is no proof: models have parameters called `scales`.
 _QUANTISED: tuple[tuple[str, re.Pattern[str], str, tuple[str, ...]], ...] = (
     ("GPTQ or AWQ", re.compile(r"(.*\.)qweight"), r"\1qweight", ("I32", "I16", "U8", "I8")),
     (
@@ -38,8 +38,8 @@ def refuse_quantised(index: CheckpointIndex, config: bytes | None) -> None:
     """Raise CheckpointError if the weights are quantised: their numbers are codes, not weights.
 
     Args:
-        index: Its tensors' names and dtypes are looked at.
-        config: Content of `config.json`, where there is one.
+        index: Gives the names and dtypes of its tensors.
+        config: Content of `config.json`, or None.
     """
     said = _quantisation_in(config, index.label)
     found = next(_quantised_tensors(index), None)
@@ -64,7 +64,7 @@ def refuse_quantised(index: CheckpointIndex, config: bytes | None) -> None:
 
 
 def _quantisation_in(config: bytes | None, label: str) -> str | None:
-    """Return the kind of quantisation that a configuration names, None where it names none."""
+    """Return the kind of quantisation that a configuration names, or None."""
     stated = _config_values(config, label).get("quantization_config")
     if not stated:
         return None
@@ -73,7 +73,7 @@ def _quantisation_in(config: bytes | None, label: str) -> str | None:
 
 
 def _config_values(config: bytes | None, label: str) -> dict[str, Any]:
-    """Return what a configuration holds; nothing where there is none, or it is no mapping."""
+    """Return the values of a configuration; none if there is no configuration, or it is no mapping."""
     if config is None:
         return {}
     try:
@@ -88,11 +88,11 @@ def _config_values(config: bytes | None, label: str) -> dict[str, Any]:
 
 
 def stated_architecture(config: bytes | None, label: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return the `model_type` and the `architectures` of a configuration, as far as they are names.
+    """Return the `model_type` and the `architectures` of a configuration, without values that are no names.
 
     Args:
-        config: Content of `config.json`, where there is one.
-        label: What to call the checkpoint in messages.
+        config: Content of `config.json`, or None.
+        label: Name of the checkpoint in messages.
 
     Raises:
         CheckpointError: If `config` is not JSON.

@@ -64,10 +64,8 @@ class LocalSource(FileSource):
     def sizes(self) -> Mapping[str, int]:
         try:
             files = sorted(path for path in self.folder.iterdir() if path.is_file())
-            links = [path for path in files if path.is_symlink()]
-            inside = self._link_targets() if links else ()
             sizes = {path.name: path.stat().st_size for path in files}
-            stray = [p.name for p in links if not any(p.resolve().is_relative_to(top) for top in inside)]
+            stray = _stray_links(self.folder, [path for path in files if path.is_symlink()])
         except OSError as error:
             raise SourceError(f"cannot be listed ({error.strerror})", where=self.label) from error
         if stray:
@@ -78,14 +76,6 @@ class LocalSource(FileSource):
                 hint="If you trust the link, put the file itself in its place (`cp -L`).",
             )
         return sizes
-
-    def _link_targets(self) -> tuple[Path, ...]:
-        """Return the folders that a link may lead to."""
-        folder = self.folder.resolve()
-        for above in folder.parents:
-            if above.name == "snapshots":  # the Hub's cache: snapshots/COMMIT/FILE -> blobs/HASH
-                return folder, above.parent.joinpath("blobs").resolve()
-        return (folder,)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         with self.reading(path) as descriptor:
@@ -134,3 +124,15 @@ class LocalSource(FileSource):
 
     def close(self) -> None:
         self.descriptors.close()
+
+
+def _stray_links(folder: Path, links: list[Path]) -> list[str]:
+    """Return links that lead out of a folder; from the Hub's cache they may lead to its blobs."""
+    if not links:
+        return []
+    inside = [folder.resolve()]
+    for above in inside[0].parents:
+        if above.name == "snapshots":  # snapshots/COMMIT/FILE -> blobs/HASH
+            inside.append(above.parent.joinpath("blobs").resolve())
+            break
+    return [link.name for link in links if not any(link.resolve().is_relative_to(top) for top in inside)]

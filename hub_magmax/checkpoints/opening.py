@@ -13,25 +13,25 @@ from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
 from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
 from hub_magmax.files import digest
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 
 
-def open_source(recipe: Recipe, locked: LockedSource, hub: HubSources | None = None) -> FileSource:
+def open_source(recipe: Recipe, locked: LockedSource, cache: SourceCache | None = None) -> FileSource:
     """Open a pinned checkpoint and check that it is unchanged.
 
     Args:
         recipe: Says where relative paths start.
         locked: The checkpoint in the lock.
-        hub: Checkpoints that are open already; a new one is added.
+        cache: Checkpoints that are open already; a new one is added.
 
     Raises:
         LockError: If a weight file changed since.
     """
-    source = (hub or HubSources()).open(location_of(locked, recipe.folder))
+    source = (cache or SourceCache()).open(location_of(locked, recipe.folder))
     try:
         check_pinned(source, locked)
     except BaseException:
@@ -42,29 +42,29 @@ def open_source(recipe: Recipe, locked: LockedSource, hub: HubSources | None = N
 
 @contextmanager
 def open_checkpoints(
-    recipe: Recipe, lock: Lock, hub: HubSources | None = None
+    recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the sources of a lock by name, as `as_checkpoints` returns them."""
-    with _opened(recipe, lock, hub) as opened:
+    with _opened(recipe, lock, cache) as opened:
         yield as_checkpoints(recipe, lock, opened)
 
 
 @contextmanager
 def open_inputs(
-    recipe: Recipe, lock: Lock, hub: HubSources | None = None
+    recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
-    with _opened(recipe, lock, hub) as opened:
+    with _opened(recipe, lock, cache) as opened:
         yield opened if recipe.output.is_adapter else as_checkpoints(recipe, lock, opened)
 
 
 @contextmanager
-def _opened(recipe: Recipe, lock: Lock, hub: HubSources | None) -> Iterator[dict[str, TensorSource]]:
-    hub = hub or HubSources()
-    hub.read_headers(location_of(locked, recipe.folder) for locked in lock.sources.values())
+def _opened(recipe: Recipe, lock: Lock, cache: SourceCache | None) -> Iterator[dict[str, TensorSource]]:
+    cache = cache or SourceCache()
+    cache.read_headers(location_of(locked, recipe.folder) for locked in lock.sources.values())
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(closing(open_source(recipe, locked, hub)))
+            name: stack.enter_context(closing(open_source(recipe, locked, cache)))
             for name, locked in lock.sources.items()
         }
 
@@ -107,7 +107,7 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
     return with_token_rows(whole, vocabularies, recipe.output.files_from, lock.token_rows)
 
 
-def check_hashes(recipe: Recipe, lock: Lock, hub: HubSources) -> None:
+def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:
     """Read weight files whose sha256 is locked, and compare; those that a commit pins cost nothing.
 
     Raises:
@@ -117,13 +117,13 @@ def check_hashes(recipe: Recipe, lock: Lock, hub: HubSources) -> None:
         hashed = {file.path: file.sha256 for file in locked.files if file.sha256 and not locked.commit}
         if not hashed:
             continue
-        with closing(open_source(recipe, locked, hub)) as source:
+        with closing(open_source(recipe, locked, cache)) as source:
             changed = [path for path, sha256 in hashed.items() if file_sha256(source, path) != sha256]
         if changed:
             raise changed_error(source.label, changed)
 
 
-def versions_of(recipe: Recipe, lock: Lock, hub: HubSources) -> str:
+def versions_of(recipe: Recipe, lock: Lock, cache: SourceCache) -> str:
     """Return a digest of the present versions of weight files: device, inode, size, time of change.
 
     A lock does not see weights that changed under the same header; a merge that was interrupted must not go
@@ -132,6 +132,6 @@ def versions_of(recipe: Recipe, lock: Lock, hub: HubSources) -> str:
     found = {}
     for name, locked in lock.sources.items():
         if not locked.commit:
-            with closing(open_source(recipe, locked, hub)) as source:
+            with closing(open_source(recipe, locked, cache)) as source:
                 found[name] = {file.path: source.version(file.path) for file in locked.files}
     return digest(found)

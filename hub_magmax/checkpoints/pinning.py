@@ -13,7 +13,7 @@ from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate
 from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same_content
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.recipe.lockfile import LockedFile, LockedSource
 from hub_magmax.recipe.schema import Recipe
@@ -117,7 +117,7 @@ def _side_hashes(source: TensorSource, path: str) -> str:
 
 
 def lock_source(
-    recipe: Recipe, written: str, *, hash_files: bool = False, hub: HubSources | None = None
+    recipe: Recipe, written: str, *, hash_files: bool = False, cache: SourceCache | None = None
 ) -> LockedSource:
     """Pin the checkpoint that the recipe calls `written`, from its headers alone.
 
@@ -125,16 +125,16 @@ def lock_source(
         recipe: Says where relative paths start.
         written: A folder, or another name of a model.
         hash_files: Read weight files whole for their sha256 if their place does not state it.
-        hub: Checkpoints that are open already; a new one is added.
+        cache: Checkpoints that are open already; a new one is added.
 
     Raises:
         CheckpointError: If it is malformed, or quantised.
     """
-    location, hub = locate(written, recipe.folder).pinned(), hub or HubSources()
-    with closing(hub.open(location)) as source:
+    location, cache = locate(written, recipe.folder).pinned(), cache or SourceCache()
+    with closing(cache.open(location)) as source:
         found = _describe(written, location, source, hash_files)
     if location.whole != location:
-        found = replace(found, **_card_facts(hub.open(location.whole)))
+        found = replace(found, **card_facts(cache.open(location.whole)))
     return found
 
 
@@ -157,10 +157,10 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
     model_type, architectures = stated_architecture(config, source.label)
     return LockedSource(
         reference=written,
-        kind=location.kind,
+        kind=location.name,
         files=files,
         **location.pin._asdict(),
-        **_card_facts(source),
+        **card_facts(source),
         model_type=model_type,
         architectures=architectures,
         side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
@@ -168,7 +168,7 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
     )
 
 
-def _card_facts(source: TensorSource) -> dict[str, Any]:
+def card_facts(source: TensorSource) -> dict[str, Any]:
     """Return licence, languages and data sets from the source's own card; None for those not stated."""
     front = _front_matter(source)
     license_id = front.get("license")

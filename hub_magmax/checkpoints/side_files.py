@@ -1,7 +1,7 @@
-"""The files beside the weights: which belong to a model, and whether two models have the same ones.
+"""Side files: files beside the weights that belong to a model, and comparisons of them by hash.
 
-A file is known by the hashes of its content that can be had without reading it: the Hub states the
-sha256 of large files and git's id of small ones; for a folder both are computed.
+The Hub states the sha256 of large files and git's id of small ones, so a file is compared without reading
+it; for a folder both hashes are computed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 #: Files beside the weights that make a model usable.
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
-#: What describes a checkpoint's own weights, training or merge, and not the model.
+#: Files about a checkpoint's own weights, training or merge, and not about the model.
 _ABOUT_WEIGHTS = (
     "diagnosis.json",
     "recipe.lock.json",
@@ -26,7 +26,7 @@ _ABOUT_WEIGHTS = (
     "training_args.json",
 )
 
-#: Names that lead elsewhere on some systems: separators, and Windows' devices with whatever suffix.
+#: Names that lead elsewhere on some systems: separators, and Windows' devices with any suffix.
 _FOREIGN = re.compile(r"[\\/:]|^(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
 
 _TOKENIZER_FILES = (
@@ -68,14 +68,14 @@ def content_hashes(content: bytes) -> str:
 
 
 def same_content(one: str, other: str) -> bool | None:
-    """Compare two texts of hashes; None where they have no kind of hash in common."""
+    """Compare two texts of hashes; None if they have no kind of hash in common."""
     first, second = (dict(part.split(":", 1) for part in text.split()) for text in (one, other))
     shared = first.keys() & second.keys()
     return all(first[kind] == second[kind] for kind in shared) if shared else None
 
 
 def tokenizer_notices(side_files: Mapping[str, Mapping[str, str]], files_from: str) -> tuple[str, ...]:
-    """Return a line for each way in which a source's tokenizer is not the one that the output gets.
+    """Return a line for each difference between a source's tokenizer and that of the output.
 
     Args:
         side_files: By source, the hashes of its side files by name.

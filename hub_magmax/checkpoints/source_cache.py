@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.source import FileSource
 PARALLEL_SOURCES = 8
 
 
-class HubSources:
+class SourceCache:
     """The checkpoints that one command reads: each is listed, and its headers are read, once.
 
     A source from here can be closed and read again. Folders whose files changed since are opened anew.

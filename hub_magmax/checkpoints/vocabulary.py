@@ -1,9 +1,9 @@
-"""Checkpoints of different vocabularies as checkpoints of one: rows are matched by the token they stand for.
+"""Token rows: checkpoints of different vocabularies as checkpoints of one, their rows matched by token.
 
 Embeddings and heads have a row per token, and fine-tuning with added tokens gives a task rows, and a
-numbering, that others lack. Here every checkpoint gets the rows of the vocabulary that the merged model has,
-in its order. Where a checkpoint has no row for a token, it gets the mean of that token's rows in those that
-have one: so a row is averaged over them, and a task without the token says nothing about it.
+numbering, that others lack. Every checkpoint gets the rows of the merged model's vocabulary, in its order.
+A checkpoint without a row for a token gets the mean of the token's rows in the checkpoints that have one, so
+it does not move the average of that row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: The file that knows every token's row.
 TOKENIZER_NAME = "tokenizer.json"
 
-#: Tokens by row. Rows that no token uses (padding) are known by their number.
+#: Tokens by row. Rows that no token uses (padding) have their number as key.
 Vocabulary = Mapping[int, str]
 
 
@@ -66,8 +66,8 @@ def with_token_rows(
 
     Args:
         sources: `base_model`, then the tasks.
-        vocabularies: By source; None where it has no tokenizer, and uses the base model's.
-        target: The source whose tokenizer the merged model gets.
+        vocabularies: By source; None for a source without a tokenizer, which uses the base model's.
+        target: Source of the merged model's tokenizer.
         globs: Names of tensors with a row per token.
 
     Raises:
@@ -125,17 +125,17 @@ def _check_borrowed(source: TensorSource, base: TensorSource, names: Iterable[st
 
 @dataclass(frozen=True)
 class _Rows:
-    """A source, and where it has the row of a token."""
+    """A source with its vocabulary, to find the row of a token."""
 
     source: TensorSource
     vocabulary: Vocabulary
 
     def keys(self, name: str) -> list[str | int]:
-        """Return what each row of a tensor stands for."""
+        """Return the token of each row of a tensor, or the row's number."""
         return [self.vocabulary.get(row, row) for row in range(self.source.index.tensors[name].shape[0])]
 
     def places(self, name: str, keys: Sequence[str | int]) -> list[int | None]:
-        """Return the rows of these tokens; None for each that the source has no row for."""
+        """Return the rows of these tokens; None for a token without a row."""
         if name not in self.source.index.tensors:
             return [None] * len(keys)
         own = {key: row for row, key in enumerate(self.keys(name))}
@@ -153,8 +153,8 @@ class TokenRows(DerivedSource):
 
     Args:
         own: The checkpoint.
-        target: The one whose vocabulary, and numbers of rows, all of them get.
-        family: All checkpoints of the merge; they give the rows that this one has no token for.
+        target: The checkpoint with the merged model's vocabulary.
+        family: All checkpoints of the merge, for rows of tokens that this one lacks.
         names: The tensors.
     """
 
@@ -208,7 +208,7 @@ class TokenRows(DerivedSource):
         return torch.cat(pieces)[start - first * width : stop - first * width]
 
     def _places_of(self, name: str) -> dict[int, list[int | None]]:
-        """Return where each checkpoint has the rows of the target's tokens; of the last tensor asked for."""
+        """Return the rows of the target's tokens in each checkpoint; those of the last tensor are kept."""
         held, places = self._places
         if held != name:
             keys = self._target.keys(name)
@@ -229,7 +229,7 @@ class TokenRows(DerivedSource):
         return torch.stack(found).mean(0).to(torch_dtype(self.index.tensors[name].dtype))
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
-        # Rows may come in any order, so they are read when they are wanted.
+        # Rows come in any order, so they are not fetched ahead.
         read = [name for name in names if name not in self._names]
         self.source.expect(read, budget_bytes, in_part=in_part)
 
@@ -242,7 +242,7 @@ class TokenRows(DerivedSource):
 
 
 def _runs(places: Sequence[int | None], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Yield the rows in `[first, last)` as (row, count), together where they lie together."""
+    """Yield the rows in `[first, last)` as (row, count); rows that lie together make one run."""
     row = first
     while row < last:
         place, count = places[row], 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,25 +115,30 @@ def weight_map(listing: Listing) -> dict[str, frozenset[str] | None]:
     _refuse_odd_names(label, sizes)
     if listing.weights:
         return _named_weights(listing)
-    indexes = (
-        [INDEX_NAME] if INDEX_NAME in sizes else fnmatch.filter(sorted(sizes), "*.safetensors.index.json")
-    )
+    indexes = _candidates(sizes, INDEX_NAME, ".safetensors.index.json")
     if len(indexes) == 1:
         return _parse_index(listing, indexes[0])
-    top = [path for path in sorted(sizes) if "/" not in path and path.endswith(_SUFFIXES)]
-    singles = [SINGLE_NAME] if SINGLE_NAME in sizes else top
+    singles = _candidates(sizes, SINGLE_NAME, _SUFFIXES)
+    found = indexes or singles
     _refuse_adapter(label, sizes, [*indexes, *singles])
-    if len(indexes) > 1 or len(singles) > 1:
+    if not found:
+        raise _no_weights(listing)
+    if len(found) > 1:
         raise CheckpointError(
-            f"several weight files and no {INDEX_NAME}: {', '.join(indexes or singles)}",
+            f"several weight files and no {INDEX_NAME}: {', '.join(found)}",
             where=label,
             expected=f"one {SINGLE_NAME}, or shards listed in one {INDEX_NAME}",
             hint="Keep one set of weights, or name the file that counts: hf://org/model@revision/FILE, or "
-            f"./folder/FILE, such as {(indexes or singles)[0]}.",
+            f"./folder/FILE, such as {found[0]}.",
         )
-    if not singles:
-        raise _no_weights(listing)
-    return {singles[0]: None}
+    return {found[0]: None}
+
+
+def _candidates(sizes: Mapping[str, int], usual: str, suffixes: str | tuple[str, ...]) -> list[str]:
+    """Return the file with the usual name, or else all files at the top with one of these suffixes."""
+    if usual in sizes:
+        return [usual]
+    return [path for path in sorted(sizes) if path.endswith(suffixes) and "/" not in path]
 
 
 def _named_weights(listing: Listing) -> dict[str, frozenset[str] | None]:
@@ -222,16 +226,8 @@ def _parse_index(listing: Listing, path: str) -> dict[str, frozenset[str] | None
         raise CheckpointError(
             f"{sizes[path]:,} bytes long", where=where, expected=f"at most {MAX_HEADER_BYTES:,} bytes"
         )
-    document = parse_json(listing.read_bytes(path, 0, sizes[path]), where)
-    entries = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()) or not entries:
-        raise CheckpointError(
-            "no `weight_map` from tensor names to file names",
-            where=where,
-            hint=DAMAGED,
-        )
     names: dict[str, set[str]] = {}
-    for name, file in entries.items():
+    for name, file in _index_entries(listing.read_bytes(path, 0, sizes[path]), where):
         if file not in sizes or "/" in file or "\\" in file:
             raise CheckpointError(
                 f"tensor {shown(name)} is said to be in {shown(file)}, which is not there",
@@ -241,6 +237,15 @@ def _parse_index(listing: Listing, path: str) -> dict[str, frozenset[str] | None
             )
         names.setdefault(file, set()).add(name)
     return {file: frozenset(found) for file, found in names.items()}
+
+
+def _index_entries(content: bytes, where: str) -> Iterable[tuple[str, str]]:
+    """Return the tensor names and file names that an index lists."""
+    document = parse_json(content, where)
+    entries = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()) or not entries:
+        raise CheckpointError("no `weight_map` from tensor names to file names", where=where, hint=DAMAGED)
+    return entries.items()
 
 
 def _disagreement(label: str, file: str, found: set[str], promised: set[str]) -> CheckpointError:

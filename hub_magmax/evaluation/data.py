@@ -100,7 +100,7 @@ def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, s
 
 
 def changed_local_data(recipe: Recipe, locked: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of local data that is there, and is not what was locked."""
+    """Return the names of local data that differs from its lock."""
     specs = [spec for spec in data_of(recipe) if spec.dataset in locked]
     return tuple(name for name, found in _local_digests(specs, recipe.folder) if found != locked[name])
 
@@ -240,7 +240,7 @@ def _load(spec: Data, folder: Path) -> Dataset:
 
 
 def fingerprint(examples: Dataset, columns: Sequence[str]) -> str:
-    """Return a digest of what the columns hold: the same for the same examples, wherever they are stored.
+    """Return a digest of the columns' content: the same for the same examples, wherever they are stored.
 
     Images count by their pixels, so that a copy in another format without loss is the same data.
     """

@@ -1,4 +1,4 @@
-"""How good a model looks on a few examples, for choosing between models.
+"""Normalised margins: the quality of a model on few examples, for choosing between models.
 
 Right and wrong answers to a few dozen examples say little. Margins say more, but models that are merged
 with larger coefficients are surer of all their answers, right or wrong, so that probabilities favour them:

@@ -1,15 +1,12 @@
 """The seam between the arithmetic of a merge and its implementations.
 
 `Reference` (torch and numpy, operation by operation) is the oracle: all backends return its bytes. `Compiled`
-has loops for the built-in operations and leaves all others to it. Measured on one thread, 2^18 elements, five
-bfloat16 checkpoints: 60 to 140 ns per element operation by operation, because each one moves the chunk
-through memory; .5 to 1.5 ns by a compiled loop. Compiling takes six to fifteen seconds, once per environment.
+has loops for the built-in operations and leaves all others to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -21,11 +18,14 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.kernels.stored import Stored
 
-#: Merging so many elements takes longer operation by operation than compiling does ...
-COMPILE_ABOVE_ELEMENTS = 2**27
-#: ... and so many longer than loading what was compiled, a twentieth of a second; where only a part of it
-#: was, the rest is compiled, once.
-LOAD_ABOVE_ELEMENTS = 2**21
+
+#: Kinds of devices that a recipe may name, and the module whose `backend_on` takes such a name, with a number
+#: or without (`cuda:1`, `cuda`), and returns the backend there; add a line here for a new kind.
+DEVICES: Mapping[str, str] = {
+    "cpu": "hub_magmax.kernels.device",
+    "cuda": "hub_magmax.kernels.device",
+    "mps": "hub_magmax.kernels.device",
+}
 
 
 class Merged(NamedTuple):
@@ -69,12 +69,15 @@ class Backend(Protocol):
 
     def task_vectors(
         self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> tuple[Float32[np.ndarray, "tasks chunk"], float]:
-        """Return the task vectors of a chunk, and a number that is finite only if they are.
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors of a chunk.
 
         Args:
             chunk: Stored values of the base model and of every task.
             room: Returns float32 memory of that shape, for backends that write into memory used before.
+
+        Raises:
+            NonFiniteError: If they are not finite.
         """
         ...
 
@@ -93,7 +96,7 @@ class Backend(Protocol):
             count: Elements to draw for.
             generator: The tensor's; stream 0 is used.
             edges: The least key, without a sign, of every part but the first, ascending.
-            tasks: The task of each part; at least one, and one after the last edge or none.
+            tasks: The task of each part: at least one more than there are edges.
         """
         ...
 
@@ -111,14 +114,3 @@ class Backend(Protocol):
                 this, and for the second one if the upper half is.
         """
         ...
-
-
-def choose_backend(num_elements: int) -> Backend:
-    """Return the fastest backend for merging so many elements, compiling and loading included."""
-    from hub_magmax.kernels.compiled.backend import Compiled
-    from hub_magmax.kernels.reference import Reference
-
-    if num_elements >= LOAD_ABOVE_ELEMENTS and (num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()):
-        return Compiled()
-    import_module("torch")  # now, by one thread, for its settings to hold from the beginning
-    return Reference()

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Shaped
 from numpy.lib.stride_tricks import as_strided
 
 from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.ops import task_vectors
 from hub_magmax.kernels.stored import Stored
 
 #: Dtypes whose bits compiled loops read and write.
@@ -156,20 +157,27 @@ class RawChunk:
         Raises:
             NonFiniteError: If task vectors that are formed here are not finite.
         """
-        from hub_magmax.kernels.reference import task_vectors
-
-        if not self.has_base:
-            return Bits(*memory_of(self.rows()), np.empty(0, np.uint32))
-        if self.is_narrow:
+        if self.has_base and self.is_narrow:
             memory, stride = memory_of(self.rows())
             return Bits(memory[stride:], stride, memory[: self.num_elements])
+        return Bits(*memory_of(self.task_vectors().view(np.uint32)), np.empty(0, np.uint32))
+
+    def task_vectors(self) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors, formed by torch where there is a base model.
+
+        Raises:
+            NonFiniteError: If they are not finite.
+        """
+        if not self.has_base:
+            return self.rows().view(np.float32)
         vectors = task_vectors(self.base, self.checkpoints)
         self.check(float(vectors.sum()))
-        return Bits(*memory_of(vectors.numpy().view(np.uint32)), np.empty(0, np.uint32))
+        found: Float32[np.ndarray, "tasks chunk"] = vectors.numpy()
+        return found
 
     def check_bits(self, largest: int) -> None:
-        """Raise NonFiniteError if the largest magnitude, as bits, is not finite."""
-        self.check(probe_of(largest))
+        """Raise NonFiniteError if the largest magnitude that a loop met, as bits, is not finite."""
+        self.check(0.0 if largest < INFINITY_BITS else math.nan)
 
     def element(self, place: int) -> int:
         """Return the index in the tensor of what is at a place in the rows."""
@@ -178,11 +186,6 @@ class RawChunk:
                 return start + place
             place -= stop - start
         raise IndexError(place)
-
-
-def probe_of(largest: int) -> float:
-    """Return a number that is finite if the bits of the largest magnitude are."""
-    return 0.0 if largest < INFINITY_BITS else math.nan
 
 
 def memory_of(block: Shaped[np.ndarray, "tasks block"]) -> tuple[np.ndarray, int]:

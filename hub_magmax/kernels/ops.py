@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from hub_magmax.kernels.lazy_imports import Array, Rows, torch
 
@@ -208,3 +208,26 @@ OPS = {
         CHOSEN,
     )
 }
+
+
+def task_rows(
+    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
+) -> list[Float32[torch.Tensor, " chunk"]]:
+    """Subtract the base model from each checkpoint, in float32: one row per task.
+
+    Where a float64 tensor takes part, its difference is formed in float64 and then rounded.
+    """
+    base32 = base.float()
+    return [
+        (checkpoint.double() - base.double()).float()
+        if torch.float64 in (base.dtype, checkpoint.dtype)
+        else checkpoint.float() - base32
+        for checkpoint in checkpoints
+    ]
+
+
+def task_vectors(
+    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
+) -> Float32[torch.Tensor, "tasks chunk"]:
+    """Return the rows of `task_rows` as one tensor."""
+    return torch.stack(task_rows(base, checkpoints))

@@ -12,7 +12,7 @@ from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
-from hub_magmax.kernels.ops import Inputs, Op, select_rows
+from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored
 
@@ -20,33 +20,10 @@ from hub_magmax.kernels.stored import Stored
 PIECE_ELEMENTS = 2**16
 
 
-def task_rows(
-    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
-) -> list[Float32[torch.Tensor, " chunk"]]:
-    """Subtract the base model from each checkpoint, in float32: one row per task.
-
-    Where a float64 tensor takes part, its difference is formed in float64 and then rounded.
-    """
-    base32 = base.float()
-    return [
-        (checkpoint.double() - base.double()).float()
-        if torch.float64 in (base.dtype, checkpoint.dtype)
-        else checkpoint.float() - base32
-        for checkpoint in checkpoints
-    ]
-
-
-def task_vectors(
-    base: Float[torch.Tensor, " chunk"], checkpoints: Sequence[Float[torch.Tensor, " chunk"]]
-) -> Float32[torch.Tensor, "tasks chunk"]:
-    """Return the rows of `task_rows` as one tensor."""
-    return torch.stack(task_rows(base, checkpoints))
-
-
 def apply_update(
     base: Float[torch.Tensor, " chunk"],
     merged: Float32[torch.Tensor, " chunk"],
-    scaling: float | Float64[torch.Tensor, ""],
+    scaling: float,
     dtype: torch.dtype,
 ) -> Float[torch.Tensor, " chunk"]:
     """Return base + scaling · merged, cast once to `dtype` (round to nearest even).
@@ -89,12 +66,12 @@ class Reference:
         per_element, per_task = (
             tuple(map(torch.as_tensor, arrays)) for arrays in (inputs.per_element, inputs.per_task)
         )
-        factor, values, parts = torch.tensor(scaling, dtype=torch.float64), chunk.values, []
+        values, parts = chunk.values, []
         for start in range(0, max(1, chunk.num_elements), self.piece_elements):
             piece = slice(start, start + self.piece_elements)
             numbers = Inputs(tuple(found[piece] for found in per_element), per_task)
             parts.append(
-                _merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), factor)
+                merge_piece(op, [row[piece] for row in values], numbers, torch_dtype(dtype), scaling)
             )
         merged, counts, probes = zip(*parts, strict=True)
         total = torch.stack(counts).sum(dim=0).numpy()
@@ -102,10 +79,9 @@ class Reference:
 
     def task_vectors(
         self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> tuple[Float32[np.ndarray, "tasks chunk"], float]:
-        """Return the task vectors of a chunk and a probe, as `Backend.task_vectors` says."""
-        stacked = task_vectors(chunk.base, chunk.checkpoints)
-        return stacked.numpy(), float(stacked.sum())
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
+        return chunk.task_vectors()
 
     def mix(
         self,
@@ -136,8 +112,8 @@ class Reference:
         return kept
 
 
-def _merge_piece(
-    op: Op, values: Sequence[torch.Tensor], inputs: Inputs, dtype: torch.dtype, scaling: torch.Tensor
+def merge_piece(
+    op: Op, values: Sequence[torch.Tensor], inputs: Inputs, dtype: torch.dtype, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return merged values, elements per task, and the sum of everything, which overflows at worst."""
     base, *checkpoints = values

@@ -1,4 +1,4 @@
-"""The one loop: read each tensor in chunks, merge, write, record."""
+"""The merge engine: threads that read each tensor in chunks, merge, write and record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.files import os_errors
@@ -26,33 +25,22 @@ from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import copied_chunks
 from hub_magmax.merging.one_pass import EarlyMerge
 from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.merging.output.report import (
-    ShardRecord,
-)
+from hub_magmax.merging.output.header import shard_header
+from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
-from hub_magmax.merging.profile import Clock
+from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
+from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import Rule, surveys_model
+from hub_magmax.methods import surveys_model
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
-
-if TYPE_CHECKING:
-    import numpy as np
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-from hub_magmax.merging.output.header import shard_header
-
-#: Takes the bytes that were done since it was last called.
-Progress = Callable[[int], None]
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16
 
 
-class _Engine:
+class Engine:
     """Makes files: each thread merges one tensor after the other, and what they wrote is read back meanwhile.
 
     No tensor depends on another, so which thread makes which, and when, changes no byte. What is read from
@@ -126,15 +114,6 @@ class _Engine:
             looked_at,
         )
 
-    def in_turn(self, shard: Shard) -> Sequence[TensorJob]:
-        """Return a file's tensors as they are begun: large ones first, so that all threads end together, and
-        the others as they lie in the file, which is read back in that order.
-        """
-        if self.in_order:
-            return shard.jobs
-        large = sum(job.num_elements for job in shard.jobs) // _LARGE_PART
-        return sorted(shard.jobs, key=lambda job: -job.num_elements if job.num_elements > large else 0)
-
     def close(self) -> None:
         self.makers.shutdown(cancel_futures=True)
         if self.reader is not None:
@@ -142,7 +121,11 @@ class _Engine:
 
     def make(self, shards: Sequence[Shard]) -> Iterator[ShardRecord]:
         """Write files, and yield their records in order; of several errors the first in order is raised."""
-        self.expect(self.plan.tensors_read([job for shard in shards for job in self.in_turn(shard)]))
+        self.expect(
+            self.plan.tensors_read(
+                [job for shard in shards for job in starting_order(shard.jobs, in_order=self.in_order)]
+            )
+        )
         with ExitStack() as unfinished:
             begun: deque[Callable[[], ShardRecord]] = deque()
             try:
@@ -169,7 +152,7 @@ class _Engine:
             position += job.num_bytes
         begun = {
             job.name: self.makers.submit(self._tensor, file, job, places[job.name])
-            for job in self.in_turn(shard)
+            for job in starting_order(shard.jobs, in_order=self.in_order)
         }
 
         def wait() -> ShardRecord:
@@ -180,14 +163,14 @@ class _Engine:
                     with self.clock.spend("store"):
                         file.read_back(places[job.name] + job.num_bytes)
                 with self.clock.spend("store"):
-                    return _record(shard.file, file, tallies)
+                    return record_of(shard.file, file, tallies)
 
         return wait
 
-    def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> _Tally:
+    def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> Tally:
         """Write one tensor at `position` of a file."""
-        tally = _Tally(len(self.plan.lock.tasks))
-        slot = _Slot(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
+        tally = Tally(len(self.plan.lock.tasks))
+        slot = TensorWriter(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
         with inference(), self.clock.spend("compute"):
             if job.merged and not isinstance(job, FactorJob):
                 self._merge(job, tally, slot)
@@ -199,7 +182,7 @@ class _Engine:
         with self._progress_lock:
             self._progress(num_bytes)
 
-    def _copy(self, job: TensorJob, tally: _Tally, slot: _Slot) -> None:
+    def _copy(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
         """Write what needs no task vectors."""
         if isinstance(job, FactorJob):
             slot.write(0, Stored.of(factor_values(job, self.sources)))
@@ -211,7 +194,7 @@ class _Engine:
             slot.write(start, values)
             start += len(values.bits)
 
-    def _merge(self, job: TensorJob, tally: _Tally, slot: _Slot) -> None:
+    def _merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
         lock, chunks, early = self.plan.lock, self._chunks(job, self.reader), None
         scaling = float(lock.method["scaling"])
         if self.model_rule is not None:
@@ -229,7 +212,7 @@ class _Engine:
             tally.count(merged.counts)
             slot.write(start, merged.values)
 
-    def _early(self, job: TensorJob, scaling: float, slot: _Slot) -> EarlyMerge:
+    def _early(self, job: TensorJob, scaling: float, slot: TensorWriter) -> EarlyMerge:
         most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))
         held = None
         if job.num_elements <= most_held and job.num_elements:
@@ -255,57 +238,13 @@ class _Engine:
         )
 
 
-class _Slot:
-    """Where one tensor lies in a file: at `position`, so many bytes per item."""
+def starting_order(jobs: Sequence[TensorJob], *, in_order: bool) -> Sequence[TensorJob]:
+    """Return a file's tensors in the order in which they are begun.
 
-    def __init__(
-        self, file: ShardFile, position: int, item_bytes: int, clock: Clock, progress: Progress
-    ) -> None:
-        self._file, self._position, self._item_bytes = file, position, item_bytes
-        self._clock, self._progress = clock, progress
-        self._written: set[int] = set()
-
-    def write(self, start: int, values: Stored) -> None:
-        """Write values from an element on, perhaps once more."""
-        with self._clock.spend("write"):
-            self._file.write(values.content, self._place(start))
-        if start not in self._written:
-            self._written.add(start)
-            self._progress(len(values.content))
-
-    def read_again(self, start: int) -> bytearray:
-        """Return what was written from an element on."""
-        with self._clock.spend("write"):
-            return self._file.read_again(self._place(start))
-
-    def _place(self, start: int) -> int:
-        return self._position + start * self._item_bytes
-
-
-class _Tally:
-    """What the report says about a tensor: selections in it, or its name where a copy is not finite."""
-
-    def __init__(self, num_tasks: int) -> None:
-        self.counts = [0] * num_tasks
-        self.unaligned = [0] * num_tasks
-        self.gap: float | None = None
-        self.not_finite: list[str] = []
-
-    def add(self, rule: Rule) -> None:
-        for task, count in enumerate(rule.num_unaligned):
-            self.unaligned[task] += count
-        self.gap = rule.duality_gap
-
-    def count(self, counts: np.ndarray) -> None:
-        for task, count in enumerate(counts.tolist()):
-            self.counts[task] += count
-
-
-def _record(name: str, file: ShardFile, tallies: Sequence[_Tally]) -> ShardRecord:
-    """Finish a file whose tensors are all written, and return its record."""
-    counts = tuple(map(sum, zip(*(tally.counts for tally in tallies), strict=True)))
-    unaligned = tuple(map(sum, zip(*(tally.unaligned for tally in tallies), strict=True)))
-    gap = max((tally.gap for tally in tallies if tally.gap is not None), default=None)
-    odd = tuple(name for tally in tallies for name in tally.not_finite)
-    sha256 = file.finish()
-    return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap, odd)
+    Large ones come first, so that all threads end together, the others in the order of the file, which is
+    read back in that order. With `in_order`, as for checkpoints on the Hub, nothing changes place.
+    """
+    if in_order:
+        return jobs
+    large = sum(job.num_elements for job in jobs) // _LARGE_PART
+    return sorted(jobs, key=lambda job: -job.num_elements if job.num_elements > large else 0)

@@ -11,12 +11,13 @@ from typing import Protocol
 
 from hub_magmax.checkpoints.opening import check_hashes, open_inputs, versions_of
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import os_errors
-from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
-from hub_magmax.merging.engine import Progress, _Engine
+from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
     REPORT_NAME,
@@ -25,6 +26,7 @@ from hub_magmax.merging.output.report import (
     read_report,
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
+from hub_magmax.merging.profile import Progress
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
@@ -41,7 +43,7 @@ def merge(
     progress: Progress | None = None,
     chunk_elements: int | None = None,
     processes: Processes | None = None,
-    hub: HubSources | None = None,
+    cache: SourceCache | None = None,
     backend: Backend | None = None,
 ) -> MergeReport:
     """Carry out `plan` and return what was done.
@@ -60,27 +62,30 @@ def merge(
             model, before that with as many for each tensor. `Plan.progress_bytes` in all.
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
-        hub: Repositories that are open already.
-        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
+        cache: Checkpoints that are open already.
+        backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
+            for this many elements. The bytes are the same for all.
 
     Raises:
         LockError: If a file is not what was locked.
+        RecipeError: If this machine lacks the recipe's `output.device`.
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
         OutputError: If `output` is taken or cannot be written.
     """
     started = time.perf_counter()
-    processes, hub = processes or find_processes(), hub or HubSources()
+    processes, cache = processes or find_processes(), cache or SourceCache()
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         return done
     own = plan if sources is None else None
-    if (refusal := processes.first_decides(lambda: prepare(place, own, hub))) is not None:
+    if (refusal := processes.first_decides(lambda: prepare(place, own, cache))) is not None:
         raise refusal
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
-            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, hub))
-        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes, backend)
+            sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, cache))
+        shelf = place.journal
+        profile = make_shards(plan, sources, place, shelf, progress, chunk_elements, processes, backend)
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started, profile)
         if processes.is_first:
@@ -90,7 +95,7 @@ def merge(
     return report
 
 
-class Shelf(Protocol):
+class ShardSink(Protocol):
     """Where finished files of a merge are kept.
 
     Attributes:
@@ -112,13 +117,13 @@ def make_shards(
     plan: Plan,
     sources: Mapping[str, TensorSource],
     place: PartialFolder,
-    shelf: Shelf,
+    sink: ShardSink,
     progress: Progress | None,
     chunk_elements: int | None,
     processes: Processes,
     backend: Backend | None = None,
 ) -> dict[str, float]:
-    """Make this process's share of the output's files in `place`, but those that `shelf` has.
+    """Make this process's share of the output's files in `place`, but those that `sink` has.
 
     Returns:
         Seconds by kind of work, as the merge report has them.
@@ -126,7 +131,7 @@ def make_shards(
     with _raising(progress or (lambda num_bytes: None)) as advance:
         missing = []
         for shard in share(plan.shards, processes):
-            if shelf.intact(shard.file) is None:
+            if sink.intact(shard.file) is None:
                 missing.append(shard)
             else:
                 advance(shard.data_bytes)
@@ -134,14 +139,16 @@ def make_shards(
         budget = budget_of(plan, 1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        backend = backend or choose_backend(sum(job.num_elements for job in plan.jobs if job.merged))
-        engine = _Engine(plan, sources, place, advance, budget, shelf.num_open, backend, in_order=in_order)
+        if backend is None:
+            num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
+            backend = choose_backend(num_elements, plan.recipe.output.device)
+        engine = Engine(plan, sources, place, advance, budget, sink.num_open, backend, in_order=in_order)
         with one_thread():
             try:
                 engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
                 for record in engine.make(missing):
                     with os_errors(place.folder / record.file), engine.clock.spend("store"):
-                        shelf.record(record)
+                        sink.record(record)
             except DamagedError:
                 place.forget()  # what is finished may be made of the same bytes
                 raise
@@ -172,16 +179,15 @@ def _raising(progress: Progress) -> Iterator[Progress]:
         raise cancelled.error from None
 
 
-def prepare(place: PartialFolder, plan: Plan | None, hub: HubSources | None = None) -> HubMagmaxError | None:
+def prepare(place: PartialFolder, plan: Plan | None, cache: SourceCache) -> HubMagmaxError | None:
     """Prepare the output, or return why not, so that every process ends with the same message.
 
     Whole files whose sha256 the lock of `plan` holds are compared first.
     """
-    hub = hub or HubSources()
     try:
         if plan is not None:
-            check_hashes(plan.recipe, plan.lock, hub)
-        place.prepare(versions_of(plan.recipe, plan.lock, hub) if plan is not None else "")
+            check_hashes(plan.recipe, plan.lock, cache)
+        place.prepare(versions_of(plan.recipe, plan.lock, cache) if plan is not None else "")
     except HubMagmaxError as error:
         return error
     return None

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.opening import as_checkpoints, open_held
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.kernels.backend import Backend, choose_backend
+from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
 from hub_magmax.kernels.randomness import CounterGenerator
@@ -83,7 +84,8 @@ class InMemoryMerger:
     Args:
         recipe: Its tensors' rules and output dtype decide what is merged, and how it is stored.
         lock: Pins the checkpoints; its method and preference play no part.
-        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
+        backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
+            for this many elements. The bytes are the same for all.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
@@ -101,7 +103,7 @@ class InMemoryMerger:
             indexes = {name: source.index for name, source in whole.items()}
             self.plan: Plan = make_plan(recipe, lock, indexes)
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
-            self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements)
+            self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
             self._num_threads = min(num_threads(), _MAX_THREADS)
             self._threads = stack.enter_context(ThreadPoolExecutor(self._num_threads))
             self._memory = ChunkMemory()

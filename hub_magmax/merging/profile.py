@@ -1,12 +1,15 @@
-"""Where the time goes: seconds by kind of work, added up over threads."""
+"""Profile and progress of a merge: seconds by kind of work, added up over threads, and bytes done."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, local
+
+#: Takes the bytes that were done since it was last called.
+Progress = Callable[[int], None]
 
 
 class Clock:

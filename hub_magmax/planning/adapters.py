@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoints.adapter import AdapterSource, with_adapters
+from hub_magmax.checkpoints.adapter import AdapterSource
 from hub_magmax.checkpoints.adapter_layout import Product
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
@@ -46,11 +46,9 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
         MismatchError: If an adapter does not fit the base model, or does not name layers as the others do.
         RecipeError: If the recipe asks for what an adapter cannot hold, or a rule matches nothing.
     """
-    found = with_adapters(sources)
-    check_globs((source.index for source in found.values()), recipe.tensors)
-    adapters = {name: source for name, source in found.items() if isinstance(source, AdapterSource)}
-    assert [*adapters] == [*lock.tasks], "locking refuses tasks that are no adapters"
-    base = found["base_model"].index.tensors
+    adapters = {name: AdapterSource(sources["base_model"], sources[name]) for name in lock.tasks}
+    check_globs((source.index for source in (sources["base_model"], *adapters.values())), recipe.tensors)
+    base = sources["base_model"].index.tensors
     for adapter in adapters.values():
         _check_whole(adapter, recipe.tensors, base)
     _check_orientation([*adapters.values()])

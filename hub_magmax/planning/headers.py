@@ -7,7 +7,7 @@ from typing import Any
 
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.pinning import check_side_files
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import (
     CheckpointError,
     MismatchError,
@@ -89,13 +89,13 @@ def _different_architectures(key: str, one: str, ones: Any, other: str, others: 
     )
 
 
-def plan_from_headers(recipe: Recipe, locked: Lock, *, hub: HubSources | None = None) -> Plan:
+def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None = None) -> Plan:
     """Return everything that merging `recipe` will do, from its checkpoints' headers.
 
     Args:
         recipe: What to merge.
         locked: Its lock.
-        hub: Repositories that are open already, and stay open for later calls.
+        cache: Checkpoints that are open already, and stay open for later calls.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
@@ -103,7 +103,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, hub: HubSources | None = 
         LockError: If a source is no longer what was locked.
     """
     check_adapters(recipe, locked.sources)
-    with open_inputs(recipe, locked, hub or HubSources()) as opened:
+    with open_inputs(recipe, locked, cache or SourceCache()) as opened:
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
         if recipe.output.is_adapter:

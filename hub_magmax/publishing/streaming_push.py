@@ -1,4 +1,4 @@
-"""Merge straight to the Hub: each file is uploaded while the next is made, and one commit shows them all.
+"""Streaming push: each file is uploaded while the next is merged, and one commit publishes them all.
 
 At most two files of weights are on this machine at a time. Several processes need no disk in common: each
 sends what it makes, and only names, sizes and hashes travel between them.
@@ -17,13 +17,13 @@ from uuid import uuid4
 from hub_magmax.checkpoints.hub import open_hub
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import HubSources
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.merging.engine import Progress
 from hub_magmax.merging.execution import make_shards, prepare, share
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
+from hub_magmax.merging.profile import Progress
 from hub_magmax.planning.plan import Plan
 from hub_magmax.processes import Processes
 from hub_magmax.publishing.commits import (
@@ -43,20 +43,20 @@ from hub_magmax.publishing.pushing import contents_of, operations
 #: Writes the card of a merge, which nobody scored, into a folder.
 WriteCard = Callable[..., Any]
 
-#: How often files that the Hub lost are made and sent again, before giving up.
+#: Attempts to make and send files that the Hub lost.
 _ROUNDS = 3
 
 
-def relay(
+def merge_to_hub(
     plan: Plan,
     destination: Destination,
     head: Head | None,
     write_card: WriteCard,
     progress: Progress | None,
     processes: Processes,
-    hub: HubSources,
+    cache: SourceCache,
 ) -> tuple[MergeReport, Published | None]:
-    """Carry out `plan` without a folder, and return the report and what was published.
+    """Carry out `plan` straight to the Hub, without a folder, and return the report and the commit.
 
     Called again after an interruption or a failure, it makes and sends what the Hub does not have yet; if
     the commit was made already it returns that.
@@ -68,7 +68,7 @@ def relay(
         write_card: As `running.write_card`.
         progress: As for `merging.merge`.
         processes: Which of how many processes this is; the first one commits.
-        hub: Repositories that are open already.
+        cache: Checkpoints that are open already.
 
     Raises:
         PublishError: If the Hub refuses, or the branch moved meanwhile.
@@ -79,9 +79,9 @@ def relay(
     if (done := processes.first_decides(lambda: published_already(destination, plan))) is not None:
         discard(place, processes)
         return done
-    own = _prepare(place, plan, processes)
+    own = _prepare(place, plan, processes, cache)
     try:
-        with open_inputs(plan.recipe, plan.lock, hub) as sources:
+        with open_inputs(plan.recipe, plan.lock, cache) as sources:
             profile: dict[str, float] = {}
 
             def report() -> MergeReport:
@@ -89,7 +89,7 @@ def relay(
 
             finish = _Finish(plan, destination, head, write_card, place, sources, report)
             for _ in range(_ROUNDS):
-                with closing(_Relay(place, destination)) as shelf:
+                with closing(_UploadedShards(place, destination)) as shelf:
                     spent = make_shards(plan, sources, place, shelf, progress, None, processes)
                     shelf.finish()
                 profile.update(spent)
@@ -109,7 +109,7 @@ def relay(
         place.abandon()
 
 
-def _prepare(place: PartialFolder, plan: Plan, processes: Processes) -> bool:
+def _prepare(place: PartialFolder, plan: Plan, processes: Processes, cache: SourceCache) -> bool:
     """Prepare the folder once on each disk; return whether this process did, and cleans up after it.
 
     Raises:
@@ -119,7 +119,7 @@ def _prepare(place: PartialFolder, plan: Plan, processes: Processes) -> bool:
     own, refusal = False, None
     for rank in range(processes.count):
         if rank == processes.rank and not place.is_marked(mark):
-            own, refusal = True, prepare(place, plan) or _mark(place, mark)
+            own, refusal = True, prepare(place, plan, cache) or _mark(place, mark)
         processes.wait()  # the next one looks whether it shares the disk
     refusals = [error for error in processes.gather(refusal) if error is not None]
     if refusals:
@@ -138,18 +138,18 @@ def _mark(place: PartialFolder, text: str) -> HubMagmaxError | None:
 
 def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> None:
     """Wait for all processes, and note in the first one's journal what they made on other disks."""
-    made = [place.recorded(shard.file) for shard in share(plan.shards, processes)]
+    made = [place.journal.recorded(shard.file) for shard in share(plan.shards, processes)]
     records = [record for records in processes.gather(made) for record in records if record is not None]
     if processes.is_first:
         for record in records:
-            if place.recorded(record.file) != record:
-                place.record(record)
+            if place.journal.recorded(record.file) != record:
+                place.journal.record(record)
 
 
 def discard(place: PartialFolder, processes: Processes) -> None:
-    """Remove what is left on any disk of a merge that is on the Hub already."""
+    """Remove the files left on any disk of a merge that is on the Hub already."""
     for rank in range(processes.count):  # one after the other, since some may share a disk
-        if rank == processes.rank and prepare(place, None) is None:
+        if rank == processes.rank and prepare(place, None, SourceCache()) is None:
             place.remove()
         processes.wait()
 
@@ -168,7 +168,7 @@ def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport
     return None
 
 
-class _Relay:
+class _UploadedShards:
     """Keeps finished files on the Hub: one is on its way there while the next is made."""
 
     num_open = 1
@@ -179,14 +179,14 @@ class _Relay:
         self._sending: Future[None] | None = None
 
     def intact(self, file: str) -> ShardRecord | None:
-        if (sent := self._place.sent(file, self._destination.repo_id)) is not None:
+        if (sent := self._place.journal.sent(file, self._destination.repo_id)) is not None:
             return sent
-        if (found := self._place.intact(file)) is not None:
+        if (found := self._place.journal.intact(file)) is not None:
             self._send(found)
         return found
 
     def record(self, record: ShardRecord) -> None:
-        self._place.record(record)
+        self._place.journal.record(record)
         self._send(record)
 
     def _send(self, record: ShardRecord) -> None:
@@ -195,7 +195,7 @@ class _Relay:
 
     def _upload(self, file: str) -> None:
         if upload(self._destination, self._place.folder / file):
-            self._place.send(file, self._destination.repo_id)
+            self._place.journal.send(file, self._destination.repo_id)
 
     def finish(self) -> None:
         """Wait until the file that is on its way has arrived."""
@@ -233,7 +233,7 @@ class _Finish:
     def _commit(self) -> tuple[MergeReport, Published]:
         plan, folder, head = self._plan, self._place.folder, self._head
         assert head is not None, "the first process found it"
-        self._place.sweep()  # what an earlier round left
+        self._place.sweep()  # files that an earlier round left
         report = write_beside_weights(plan, self._sources, folder, self._report())
         self._write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)

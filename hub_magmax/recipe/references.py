@@ -29,7 +29,7 @@ def parse_reference(written: str, folder: Path) -> Any:
         kind = "local"
     else:
         kind = scheme if colon and scheme in LOCATIONS.plugins else "hub"
-    return LOCATIONS.get(kind).make.parse(written, folder)
+    return LOCATIONS.get(kind).parse(written, folder)
 
 
 def relative_path(written: str, folder: Path) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8, UInt64
 
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.backend import Merged
-from hub_magmax.kernels.chunk import INFINITY_BITS, LOOP_DTYPES, NARROW_DTYPES, RawChunk, probe_of
+from hub_magmax.kernels.chunk import INFINITY_BITS, LOOP_DTYPES, NARROW_DTYPES, RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.ops import Inputs, Op
@@ -60,12 +60,13 @@ class Compiled(Reference):
 
     def task_vectors(
         self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> tuple[Float32[np.ndarray, "tasks chunk"], float]:
-        """Return the task vectors of a chunk and a probe, as `Backend.task_vectors` says."""
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
         if not chunk.is_narrow:
             return super().task_vectors(chunk, room)
         out = room()
-        return out, probe_of(cache.task_vectors(chunk.rows(), out))
+        chunk.check_bits(cache.task_vectors(chunk.rows(), out))
+        return out
 
     def mix(
         self,

@@ -63,22 +63,6 @@ def _number(context, bits):
     return types.uint64(types.uint64), generate
 
 
-@_intrinsic
-def _leading_zeros(context, bits):
-    """Return how many bits lie above the highest that is set."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint32(types.uint32), generate
-
-
-@compiled
-def highest(bits):
-    """Return the place of the highest bit that is set in 32, 0 if none is."""
-    return np.int64(31) - np.int64(_leading_zeros(np.uint32(bits) | np.uint32(1)))
-
-
 @compiled
 def count(values, value):
     """Return how many bytes equal `value` (uint8)."""

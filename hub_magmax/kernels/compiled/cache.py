@@ -5,7 +5,7 @@ measured, as long as merging 0.1B parameters; llvmlite alone, on which numba sta
 
     largest = loops.task_vectors(stored, rows, scratch)
 
-calls `compiled.task_vectors`; others are in `compiled_rules`, `compiled_early` and `compiled_market`. What
+calls `compiled.task_vectors`; others are in `compiled_rules`, `compiled_top_n` and `compiled_early`. What
 may be called so takes arrays without gaps and numbers, allocates nothing, and returns an int64. It lets other
 threads run.
 """
@@ -24,7 +24,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,6 @@ MIX_BITS = 12
 #: What the owner of an element may be besides a task: a group from the first mark on, or nobody.
 FIRST_MARK, NOBODY = 64, 254
 
-#: What `meet` returns instead of a number of lots.
-NO_PATH, NO_ROOM = -1, -2
-
 #: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
 INFINITY_BITS = 0x7F800000
 
@@ -56,7 +53,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "one_pass", "min_cost_flow", "bits", "simd", "jit")
+_MODULES = ("merge", "winners", "top_n", "one_pass", "bits", "simd", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -70,8 +67,76 @@ _SCALARS = {
 #: The same as LLVM writes them.
 _LLVM = {ctypes.c_void_p: "ptr", ctypes.c_float: "float", ctypes.c_double: "double"}
 
-#: Dtype and number of dimensions of an argument; no dimensions: a number.
-Kind = tuple[str, int]
+#: Dtype and number of dimensions of an argument, no dimensions: a number; or a named tuple and kinds of its items.
+Kind = tuple[str, int] | tuple[type, tuple[Any, ...]]
+
+
+class Contest(NamedTuple):
+    """What `look` decides by.
+
+    Attributes:
+        active: int64, the rows that take part; below, tasks are numbered as they are here.
+        scale: float64, a power of two, turns magnitudes into numbers on the grid.
+        bounds: float64, 3 rows of a number per task on the grid: prices, and the least and the most that they
+            may be.
+        bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what is
+            added to its magnitudes, instead of a price that is subtracted from them; so bits sort like numbers.
+        sets, marks: int64 and uint8, a hash table of classes: sets of tasks as bits, 0 in a free slot.
+        slot_bits: It has 2**slot_bits slots.
+    """
+
+    active: np.ndarray
+    scale: float
+    bounds: np.ndarray
+    bonuses: np.ndarray
+    sets: np.ndarray
+    marks: np.ndarray
+    slot_bits: int
+
+
+class Found(NamedTuple):
+    """What `look` writes.
+
+    Attributes:
+        owner: uint8 per element: its winner, the mark of its class, or `NOBODY`.
+        tasks: uint8 per element, takes the row that it was merged from, 0 where that is open; none where nothing
+            is merged.
+        counts: int64 for each byte, added to.
+        largest: int64, two numbers, raised: the largest bits of a magnitude, and of what was merged.
+        places: int64 per element, takes the places of those that belong to nobody.
+        values: float32, elements by tasks, takes their magnitudes.
+        near, grid, sets, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3 by
+            `LANES`; and int64, `BLOCK` + `SPARE`.
+    """
+
+    owner: np.ndarray
+    tasks: np.ndarray
+    counts: np.ndarray
+    largest: np.ndarray
+    places: np.ndarray
+    values: np.ndarray
+    near: np.ndarray
+    grid: np.ndarray
+    sets: np.ndarray
+    opened: np.ndarray
+
+
+#: An array without gaps, a number, or a named tuple of such.
+Argument = Any
+
+
+def _flatten(argument: Argument, flat: list[Any]) -> Kind:
+    """Append what a loop takes for an argument, and return its kind."""
+    if isinstance(argument, tuple):
+        return type(argument), tuple(_flatten(item, flat) for item in argument)
+    if isinstance(argument, np.ndarray):
+        assert argument.flags.c_contiguous
+        memory = argument.__array_interface__["data"][0]
+        flat += (0, 0, argument.size, argument.itemsize, memory, *argument.shape, *argument.strides)
+        return argument.dtype.str[1:], argument.ndim
+    number = np.asarray(argument)
+    flat.append(number.item())
+    return number.dtype.str[1:], 0
 
 
 class Loop:
@@ -82,21 +147,10 @@ class Loop:
         self._lock = Lock()
         self._code: dict[tuple[Kind, ...], Callable[..., int]] = {}
 
-    def __call__(self, *arguments: np.ndarray | np.generic | float) -> int:
-        kinds: list[Kind] = []
+    def __call__(self, *arguments: Argument) -> int:
         flat: list[Any] = []
-        for argument in arguments:
-            if isinstance(argument, np.ndarray):
-                assert argument.flags.c_contiguous
-                kinds.append((argument.dtype.str[1:], argument.ndim))
-                memory = argument.__array_interface__["data"][0]
-                flat += (0, 0, argument.size, argument.itemsize, memory, *argument.shape, *argument.strides)
-            else:
-                number = np.asarray(argument)
-                kinds.append((number.dtype.str[1:], 0))
-                flat.append(number.item())
-        key = tuple(kinds)
-        code = self._code.get(key) or self._load(key)
+        kinds = tuple(_flatten(argument, flat) for argument in arguments)
+        code = self._code.get(kinds) or self._load(kinds)
         return code(*flat)
 
     def is_kept(self) -> bool:
@@ -106,7 +160,7 @@ class Loop:
     def _load(self, kinds: tuple[Kind, ...]) -> Callable[..., int]:
         with self._lock:
             if kinds not in self._code:
-                file = f"{self.name}-{'-'.join(f'{dtype}{ndim}' for dtype, ndim in kinds)}-{_fingerprint()}.o"
+                file = f"{self.name}-{'-'.join(map(_name, kinds))}-{_fingerprint()}.o"
                 content = _find(file)
                 if content is None:
                     content = _compile(self.name, kinds)
@@ -120,38 +174,48 @@ read_rows = Loop("read_rows")
 task_vectors = Loop("task_vectors")
 rank = Loop("rank")
 draw = Loop("draw")
-rename = Loop("rename")
 mix = Loop("mix")
+count = Loop("count")
 drop = Loop("drop")
 count_magnitudes = Loop("count_magnitudes")
-settle = Loop("settle")
-describe = Loop("describe")
-meet = Loop("meet")
-gains = Loop("gains")
-weigh = Loop("weigh")
 count_and_merge = Loop("count_and_merge")
-settle_and_merge = Loop("settle_and_merge")
+look = Loop("look")
+look_and_merge = Loop("look_and_merge")
+
+
+def _name(kind: Kind) -> str:
+    first, rest = kind
+    return f"{first}{rest}" if isinstance(first, str) else "-".join((first.__name__, *map(_name, rest)))
 
 
 def _arguments(kinds: tuple[Kind, ...]) -> list[Any]:
     """Return the types of the arguments: places for result and error, then each one taken apart."""
-    types: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
-    for dtype, ndim in kinds:
-        types += (*_ARRAY, *[ctypes.c_int64] * (2 * ndim)) if ndim else (_SCALARS[dtype],)
-    return types
+    return [ctypes.c_void_p, ctypes.c_void_p, *(part for kind in kinds for part in _parts(kind))]
+
+
+def _parts(kind: Kind) -> list[Any]:
+    first, rest = kind
+    if not isinstance(first, str):
+        return [part for item in rest for part in _parts(item)]
+    return [*_ARRAY, *[ctypes.c_int64] * (2 * rest)] if rest else [_SCALARS[first]]
+
+
+def _type(kind: Kind) -> Any:
+    """Return numba's type of an argument."""
+    import numba
+
+    first, rest = kind
+    if not isinstance(first, str):
+        return numba.types.NamedTuple([_type(item) for item in rest], first)
+    dtype = numba.from_dtype(np.dtype(first))
+    return numba.types.Array(dtype, rest, "C") if rest else dtype
 
 
 def _compile(name: str, kinds: tuple[Kind, ...]) -> bytes:
     """Have numba compile a function, and return its machine code, an object file."""
     import llvmlite.binding as llvm
-    import numba
 
-    signature = tuple(
-        numba.types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "C")
-        if ndim
-        else numba.from_dtype(np.dtype(dtype))
-        for dtype, ndim in kinds
-    )
+    signature = tuple(map(_type, kinds))
     modules = [import_module(f"hub_magmax.kernels.compiled.{module}") for module in _MODULES]
     function = next(getattr(module, name) for module in modules if hasattr(module, name))
     function.compile(signature)

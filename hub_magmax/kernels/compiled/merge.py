@@ -33,6 +33,7 @@ from hub_magmax.kernels.compiled.cache import (
     TIES,
 )
 from hub_magmax.kernels.compiled.jit import compiled, inlined
+from hub_magmax.kernels.compiled.merge import magnitude, widened
 from hub_magmax.kernels.compiled.simd import (
     as_floats,
     as_ints,
@@ -339,3 +340,20 @@ def task_vectors(stored, rows):
             store(rows, task * size + whole, size - whole, as_ints(moved))
             top = larger(top, magnitude(moved))
     return np.int64(largest(top))
+
+
+@inlined
+def base_at(base, start, number):
+    """Return the base model's elements, zeros where it is subtracted already."""
+    return widened(base, start, number) if base.shape[0] else floats(0.0)
+
+
+@compiled
+def magnitude_at(stored, place, base, start):
+    """Return the magnitude of one element, which is at one place in `stored` and at another in `base`."""
+    shift = np.uint32(32 - 8 * stored.itemsize)
+    value = np.uint32(np.uint32(stored[place]) << shift).view(np.float32)
+    below = np.float32(0.0)
+    if base.shape[0]:
+        below = np.uint32(np.uint32(base[start]) << shift).view(np.float32)
+    return np.float32(abs(np.float32(value - below)))

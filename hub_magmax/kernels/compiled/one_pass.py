@@ -13,13 +13,13 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import find
 from hub_magmax.kernels.compiled.cache import BLOCK
+from hub_magmax.kernels.compiled.histogram import count_magnitudes
 from hub_magmax.kernels.compiled.jit import compiled
-from hub_magmax.kernels.compiled.merge import largest_difference, merge_chunk, read_all
-from hub_magmax.kernels.compiled.winners import count_magnitudes, settle
+from hub_magmax.kernels.compiled.merge import merge_chunk, read_all
 
 
 @compiled
-def _keep_open(found, begin, first, stored, facts, places, rows):
+def keep_open(found, begin, first, stored, facts, places, rows):
     """Keep the columns of `stored` that `found` names, counted from `begin`; column 0 is at `first`."""
     kept = facts[0]
     for n in range(found.shape[0]):
@@ -33,7 +33,7 @@ def _keep_open(found, begin, first, stored, facts, places, rows):
 @compiled
 def count_and_merge(
     descriptors, places, spent, offset, stored, flat,
-    num_ranks, bounds, edges, bins, most, least, above, opened, near, marks, given,
+    num_ranks, bounds, edges, bins, most, least, outside, opened, near, marks, given,
     kind, per_task, scaling, out, counts, scratch, chosen,
     facts, open_places, open_rows,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def count_and_merge(
     Args:
         descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
         flat: The same memory as `stored`, row after row.
-        num_ranks, bounds, edges, bins, most, least, above, opened, near, marks: As for
+        num_ranks, bounds, edges, bins, most, least, outside, opened, near, marks: As for
             `count_magnitudes`, where `near` is called places; magnitudes in `opened` are open.
         given, kind, per_task, scaling, out, counts, scratch, chosen: As for `merge_chunk`, where the last is
             called winners.
@@ -62,7 +62,7 @@ def count_and_merge(
         part[:] = 0
         met = count_magnitudes(
             flat[held:], held, flat[:held], size,
-            num_ranks, bounds, edges, bins, most, least, above, part, near, marks,
+            num_ranks, bounds, edges, bins, most, least, outside, part, near, marks,
         )  # fmt: skip
         largest = max(largest, met)
         met = merge_chunk(
@@ -72,52 +72,5 @@ def count_and_merge(
         facts[1] = max(facts[1], met)
         for begin in range(0, size, BLOCK):
             number = find(part[begin : begin + BLOCK], np.uint8(1), near)
-            _keep_open(near[:number], begin, start, stored, facts, open_places, open_rows)
+            keep_open(near[:number], begin, start, stored, facts, open_places, open_rows)
     return largest
-
-
-@compiled
-def settle_and_merge(
-    descriptors, places, spent, offset, stored, flat,
-    active, bonuses, scale, box, slots, codes, examples,
-    owner, tally, noted, single, kept, marks, opened, near, distances, found, tasks,
-    scaling, out, counts,
-    facts, open_places, open_rows,
-):  # fmt: skip
-    """Write winners as `settle` does, merge by them, and keep what has no winner yet.
-
-    Args:
-        descriptors, places, spent, offset, stored: As for `merge_chunk`, which reads what is merged.
-        flat: The same memory as `stored`, row after row.
-        active, bonuses, scale, box, slots, codes, examples, owner, tally, noted, single, kept, marks,
-            opened, near, distances, found, tasks: As for `settle`, where `tally` is called counts and `noted`
-            facts; `opened` takes those among as many elements as are read at a time.
-        scaling, out, counts: As for `merge_chunk`.
-        facts, open_places, open_rows: As for `count_and_merge`.
-
-    Returns:
-        How many belong to nobody, or -1 where not all could be read.
-    """
-    held, number = stored.shape[1], np.int64(0)
-    for task in range(active.shape[0]):
-        counts[active[task]] -= tally[task]
-    for start in range(0, out.shape[0], held):
-        size = min(held, out.shape[0] - start)
-        stop = start + size
-        if not read_all(descriptors, places, offset + start * stored.itemsize, size, stored, spent):
-            return np.int64(-1)
-        more = settle(
-            flat[held:], held, flat[:held], active, bonuses, scale, box, slots, codes, examples,
-            owner[start:stop], tally, noted, single[number:], kept[number:], marks, opened, near,
-            distances, found, scaling, out[start:stop], tasks[start:stop],
-        )  # fmt: skip
-        for n in range(number, number + more):
-            single[n] += start
-        number += more
-        facts[1] = max(facts[1], noted[3])
-        if active.shape[0] < stored.shape[0] - 1:
-            facts[1] = max(facts[1], largest_difference(stored, 0, size))
-        _keep_open(opened[: noted[2]], 0, start, stored, facts, open_places, open_rows)
-    for task in range(active.shape[0]):
-        counts[active[task]] += tally[task]
-    return number

@@ -172,8 +172,26 @@ as_floats, as_ints = _cast(FLOATS, INTS, "bitcast"), _cast(INTS, FLOATS, "bitcas
 as_doubles, as_longs = _cast(DOUBLES, FLOATS, "fpext"), _cast(LONGS, DOUBLES, "fptosi")
 #: Return 1 for each bit that is set, else 0.
 as_numbers = _cast(INTS, MASK, "zext")
+#: Widen integers.
+as_wide = _cast(LONGS, INTS, "sext")
 #: Return the lower halves.
 lower = _cast(INTS, LONGS, "trunc")
+
+
+@_intrinsic
+def highest_bits(context, value):
+    """Return the place of the highest bit that is set in each of sixteen integers, 0 if none is."""
+
+    def emit(context, builder, signature, values):
+        vector = _lanes_of(_INT)
+        kind = ir.FunctionType(vector, [vector, MASK.element])
+        count = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctlz.v{LANES}i32")
+        above = builder.call(
+            count, [builder.or_(values[0], ir.Constant(vector, [1] * LANES)), MASK.element(1)]
+        )
+        return builder.sub(ir.Constant(vector, [_INT.width - 1] * LANES), above)
+
+    return INTS(INTS), emit
 
 
 @_intrinsic
@@ -219,20 +237,27 @@ def _one_of(sign):
 larger, smaller = _one_of(">"), _one_of("<")
 
 
-@_intrinsic
-def largest(context, value):
-    """Return the largest of sixteen integers."""
+def _folded(combine):
+    @_intrinsic
+    def folded(context, value):
+        def emit(context, builder, signature, values):
+            found, distance = values[0], LANES // 2
+            while distance:
+                places = ir.Constant(_lanes_of(_INT), [(place + distance) % LANES for place in range(LANES)])
+                found = combine(builder, found, builder.shuffle_vector(found, found, places))
+                distance //= 2
+            return builder.extract_element(found, ir.Constant(_INT, 0))
 
-    def emit(context, builder, signature, values):
-        found, distance = values[0], LANES // 2
-        while distance:
-            places = ir.Constant(_lanes_of(_INT), [(place + distance) % LANES for place in range(LANES)])
-            moved = builder.shuffle_vector(found, found, places)
-            found = builder.select(builder.icmp_signed(">", found, moved), found, moved)
-            distance //= 2
-        return builder.extract_element(found, ir.Constant(_INT, 0))
+        return types.int32(INTS), emit
 
-    return types.int32(INTS), emit
+    return folded
+
+
+#: Return the largest of sixteen integers, and their sum.
+largest = _folded(
+    lambda builder, one, other: builder.select(builder.icmp_signed(">", one, other), one, other)
+)
+total = _folded(lambda builder, one, other: builder.add(one, other))
 
 
 def _copy(builder, number, source, target):
@@ -270,6 +295,17 @@ def load(context, array, start, number):
         return builder.zext(found, _lanes_of(_INT)) if element.width < _INT.width else found
 
     return (LONGS if element.width > _INT.width else INTS)(array, types.intp, number), emit
+
+
+@_intrinsic
+def load_doubles(context, array, start):
+    """Return sixteen numbers of an array of float64 from `start` on."""
+
+    def emit(context, builder, signature, values):
+        memory = builder.gep(context.make_array(array)(context, builder, values[0]).data, [values[1]])
+        return builder.load(builder.bitcast(memory, _lanes_of(DOUBLES.element).as_pointer()), align=1)
+
+    return DOUBLES(array, types.intp), emit
 
 
 @_intrinsic

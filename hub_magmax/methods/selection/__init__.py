@@ -12,7 +12,7 @@ Source: Tunable MAGMAX (arXiv:2605.20803).
 
 from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection
 from hub_magmax.methods.selection.algorithm_one import algorithm_1
-from hub_magmax.methods.selection.exact.top_n import top_n
+from hub_magmax.methods.selection.assignment import top_n
 from hub_magmax.methods.selection.quotas import quotas
 
 __all__ = [

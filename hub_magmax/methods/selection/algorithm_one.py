@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
@@ -48,25 +48,28 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     num_tasks = chunks.num_tasks
     assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
     check_task_count(num_tasks, limit=MAX_TASKS)
-    owners, codes, held = _rank_tasks(chunks, quotas)
+    owners, codes = _rank_tasks(chunks, quotas)
     draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads)
-    for task in range(num_tasks - 1, 0, -1):
-        if held[task] > quotas[task]:
-            received = _drop(draws, task, held, quotas, mark=0)
-            held = [have + more for have, more in zip(held, received, strict=False)]
+    held, surplus = [0] * num_tasks, 0
+    for task in range(num_tasks - 1, -1, -1):
+        held[task] = draws.count(task)
+        surplus = max(0, held[task] - quotas[task])
+        if surplus:
+            # Without bit 0: it names no owner, and no other bit means task 0. Below that are all others,
+            # with a mark.
+            mask, mark = (1 << (task or num_tasks)) - 2, 0 if task else FIRST_MARK
+            draws.give(task, surplus, held[task], stream=DROP + task, mask=mask, mark=mark)
+            held[task] -= surplus
     unaligned = [0] * num_tasks
-    if held[0] > quotas[0]:
-        available = _drop(draws, 0, held, quotas, mark=FIRST_MARK)
-        _fill_aligned(owners, draws, held, available, quotas)
+    if surplus:
+        _fill_aligned(owners, draws, held, quotas)
         unaligned = _fill_unaligned(draws, held, quotas)
     assert held == list(quotas)
     return Selection(owner=owners.owner, counts=tuple(held), num_unaligned=tuple(unaligned))
 
 
-def _rank_tasks(
-    chunks: Chunks, quotas: Sequence[int]
-) -> tuple[Owners, Shaped[np.ndarray, " elements"], list[int]]:
-    """Return each element's winner, a code of the tasks that own it as later ones drop it, and all wins.
+def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[np.ndarray, " elements"]]:
+    """Return each element's winner, and a code of the tasks that own it as later ones drop it.
 
     Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
     among equals. So the highest bit is the winner and the next lower bit is the owner after that.
@@ -77,16 +80,17 @@ def _rank_tasks(
     owners = Owners(chunks.num_elements, chunks.scratch)
     codes = chunks.scratch.zeros(chunks.num_elements, _code_type(num_tasks))
     if num_tasks == 1:
-        return owners, codes, [chunks.num_elements]
+        return owners, codes
     if chunks.is_compiled and num_tasks <= _COMPILED_TASKS:
-        return owners, codes, _rank_compiled(chunks, quotas, owners.owner, codes)
+        _rank_compiled(chunks, quotas, owners.owner, codes)
+        return owners, codes
     for start, block in blocks(chunks):
         end = start + block.shape[1]
         magnitudes = [
             np.abs(row) if quota else np.zeros_like(row) for row, quota in zip(block, quotas, strict=True)
         ]
         owners.owner[start:end], codes[start:end] = _rank_block(magnitudes, codes.dtype)
-    return owners, codes, owners.count(num_tasks)
+    return owners, codes
 
 
 def _rank_compiled(
@@ -94,18 +98,15 @@ def _rank_compiled(
     quotas: Sequence[int],
     owner: UInt8[np.ndarray, " elements"],
     codes: Shaped[np.ndarray, " elements"],
-) -> list[int]:
+) -> None:
     wanted = (np.array(quotas) > 0).astype(np.uint8)
 
-    def rank(part: Iterator[tuple[int, RawChunk]]) -> Int64[np.ndarray, " tasks"]:
-        counts = np.zeros(len(wanted), np.int64)
+    def rank(part: Iterator[tuple[int, RawChunk]]) -> None:
         for start, chunk in part:
             end = start + chunk.num_elements
-            chunk.check_bits(cache.rank(*chunk.bits(), wanted, owner[start:end], codes[start:end], counts))
-        return counts
+            chunk.check_bits(cache.rank(*chunk.bits(), wanted, owner[start:end], codes[start:end]))
 
-    held: list[int] = sum(chunks.map(rank), np.zeros(len(wanted), np.int64)).tolist()
-    return held
+    list(chunks.map(rank))
 
 
 def _rank_block(
@@ -137,25 +138,10 @@ def _code_type(num_tasks: int) -> np.dtype[Any]:
     return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if num_tasks <= 8 * size))
 
 
-def _drop(draws: Draws, task: int, held: list[int], quotas: Sequence[int], *, mark: int) -> list[int]:
-    """Take a task's surplus off it at random, give it to the next tasks in its codes, and count who gets it.
-
-    Below task 0 these are all others, with a mark.
-    """
-    # Without bit 0: it names no owner, and no other bit means task 0.
-    mask = (1 << (task or len(held))) - 2
-    surplus = held[task] - quotas[task]
-    received = draws.give(task, surplus, held[task], stream=DROP + task, mask=mask, mark=mark)
-    held[task] -= surplus
-    return received
-
-
-def _fill_aligned(
-    owners: Owners, draws: Draws, held: list[int], available: list[int], quotas: Sequence[int]
-) -> None:
+def _fill_aligned(owners: Owners, draws: Draws, held: list[int], quotas: Sequence[int]) -> None:
     """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
     for task in range(len(held) - 1, 0, -1):
-        value, total = FIRST_MARK + task, available[task]
+        value, total = FIRST_MARK + task, draws.count(FIRST_MARK + task)
         taken = min(quotas[task] - held[task], total)
         if taken:
             draws.give(value, taken, total, stream=ALIGN + task, mask=0, mark=task)

@@ -22,7 +22,7 @@ FIRST_MARK, NOBODY, PICKED = cache.FIRST_MARK, cache.NOBODY, 255
 
 
 _BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
-# Codes of more bits have no compiled loops.
+# Codes of more bits have no compiled cache.
 _COMPILED_BITS = 32
 
 
@@ -49,13 +49,6 @@ class Owners:
             return
         for _, block in self.blocks():
             np.take(names, block, out=block, mode="clip")
-
-    def count(self, num_tasks: int) -> list[int]:
-        counts = [0] * num_tasks
-        for _, block in self.blocks():
-            # Cheaper than a histogram of bytes, as long as there are not hundreds of tasks.
-            counts = [have + int(np.count_nonzero(block == t)) for t, have in enumerate(counts)]
-        return counts
 
     def pick(self, value: int, count: int, total: int, keys: Keys) -> None:
         """Turn `value` into `PICKED` for the `count` elements of smallest key among its `total`.
@@ -115,39 +108,29 @@ class Draws:
         self._num_threads = num_threads
         self._is_compiled = is_compiled and 8 * codes.itemsize <= _COMPILED_BITS
 
-    def give(self, value: int, count: int, total: int, *, stream: int, mask: int, mark: int) -> list[int]:
-        """Take the `count` elements of smallest key off `value`, which holds `total`; count who gets them.
+    def count(self, value: int) -> int:
+        """Return how many elements `value` holds."""
+        if self._is_compiled:
+            return cache.count(self._owners.owner, np.uint8(value))
+        return sum(int(np.count_nonzero(block == value)) for _, block in self._owners.blocks())
+
+    def give(self, value: int, count: int, total: int, *, stream: int, mask: int, mark: int) -> None:
+        """Take the `count` elements of smallest key off `value`, which holds exactly `total`.
 
         An element goes to the highest task in its code among those in `mask`, to task 0 where there is none;
         the mark that it gets is that task plus `mark`.
         """
-        received = np.zeros(MAX_TASKS, dtype=np.int64)
-        given = 0
-        if self._is_compiled:
-            given = self._give_compiled(value, count, total, stream, (mask, mark), received)
+        given = self._give_compiled(value, count, total, stream, mask, mark) if self._is_compiled else 0
         if given < count:
-            keys = keys_of(self._generator, stream)
-            self._owners.pick(value, count - given, total - given, keys)
+            self._owners.pick(value, count - given, total - given, keys_of(self._generator, stream))
             for start, block in self._owners.blocks():
-                self._hand_over(start + np.flatnonzero(block == PICKED), mask, mark, received)
-        return [int(number) for number in received]
+                self._hand_over(start + np.flatnonzero(block == PICKED), mask, mark)
 
-    def _hand_over(
-        self, places: Int64[np.ndarray, " count"], mask: int, mark: int, received: Int64[np.ndarray, " tasks"]
-    ) -> None:
+    def _hand_over(self, places: Int64[np.ndarray, " count"], mask: int, mark: int) -> None:
         heirs = _highest_bit(self._codes[places] & self._codes.dtype.type(mask))
         self._owners.owner[places] = heirs + np.uint8(mark)
-        received += np.bincount(heirs, minlength=MAX_TASKS)
 
-    def _give_compiled(
-        self,
-        value: int,
-        count: int,
-        total: int,
-        stream: int,
-        to: tuple[int, int],
-        received: Int64[np.ndarray, " tasks"],
-    ) -> int:
+    def _give_compiled(self, value: int, count: int, total: int, stream: int, mask: int, mark: int) -> int:
         """Give in one pass what is surely among the smallest keys, then the window above; return how many.
 
         What was given stays given, so its bound is nine standard deviations below the largest key to give.
@@ -156,23 +139,22 @@ class Draws:
         low, high = _key_at((count - 1.5 * margin - 16) / total), _key_at((count + margin) / total)
         room, owner = int(4 * margin) + 64, self._owners.owner
 
-        def draw(first: int, last: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-            in_turn, (places, keys) = np.zeros((4, MAX_TASKS), np.int64), np.empty((2, room), np.int64)
+        def draw(first: int, last: int) -> tuple[int, np.ndarray]:
+            places = np.empty(room, np.int64)
             between = cache.draw(
                 owner[first:last],
                 self._codes[first:last],
                 np.uint8(value),
-                np.uint32(to[0]),
-                np.uint8(to[1]),
+                np.uint32(mask),
+                np.uint8(mark),
                 *self._generator.constants(stream, first),
                 low,
                 high,
-                in_turn,
                 places,
-                keys,
-                np.empty((3, cache.BLOCK + cache.SPARE), np.int64),
+                np.empty(cache.BLOCK + cache.SPARE, np.int64),
+                np.empty(cache.BLOCK, np.uint8),
             )
-            return between, places[:between] + first, keys[:between], in_turn.sum(axis=0)
+            return between, places[:between] + first
 
         edges = [len(owner) * part // self._num_threads for part in range(self._num_threads + 1)]
         if self._num_threads == 1:
@@ -180,15 +162,14 @@ class Draws:
         else:
             with ThreadPoolExecutor(self._num_threads) as pool:
                 shares = [*pool.map(draw, edges[:-1], edges[1:])]
-        between, places, keys, drawn = zip(*shares, strict=True)
-        received += np.sum(drawn, axis=0)
-        given = int(received.sum())
+        between, places = zip(*shares, strict=True)
+        given = total - self.count(value)
         rest = count - given
         assert rest >= 0, "nine standard deviations"
         if max(between) > room or rest > sum(between):
             return given
-        order = np.concatenate(keys).argsort()
-        self._hand_over(np.concatenate(places)[order[:rest]], *to, received)
+        window = np.concatenate(places)
+        self._hand_over(window[keys_of(self._generator, stream)(window).argsort()[:rest]], mask, mark)
         return count
 
 

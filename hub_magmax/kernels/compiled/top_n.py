@@ -1,0 +1,238 @@
+"""The loop of `selection.top_n` over a tensor, alone and with merging.
+
+Written like those of `compiled`, for the same reasons. Named tuples stand for several arguments.
+"""
+
+# numba compiles what types it finds, so functions here have none.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+
+from hub_magmax.kernels.chunk import Bits
+from hub_magmax.kernels.compiled.bits import count, find
+from hub_magmax.kernels.compiled.cache import BLOCK, LANES, NOBODY, Found
+from hub_magmax.kernels.compiled.jit import compiled, inlined
+from hub_magmax.kernels.compiled.merge import finish, largest_difference, read_all, widened
+from hub_magmax.kernels.compiled.one_pass import keep_open
+from hub_magmax.kernels.compiled.simd import (
+    as_doubles,
+    as_floats,
+    as_ints,
+    as_wide,
+    choose,
+    doubles,
+    floats,
+    ints,
+    larger,
+    largest,
+    load,
+    load_doubles,
+    longs,
+    nearest,
+    smaller,
+    store,
+)
+
+_HASH = np.uint64(0x9E3779B97F4A7C15)
+
+
+@inlined
+def _lead(stored, start, number, contest, found, scaling, out):
+    """Write who is ahead among sixteen elements, and merge; `NOBODY` where another task may be ahead in the box.
+
+    Returns the largest magnitudes of task vectors and of what was merged.
+    """
+    base = widened(stored.base, start, number) if stored.base.shape[0] else floats(0.0)
+    best, second, surest, winner, taken = ints(-1), ints(-1), ints(-1), ints(0), ints(0)
+    top, met, update = ints(0), ints(0), floats(0.0)
+    for task in range(contest.active.shape[0]):
+        row = contest.active[task]
+        moved = widened(stored.rows, row * stored.stride + start, number) - base
+        size = abs(moved)
+        top = larger(top, as_ints(size))
+        most = as_ints(size + floats(contest.bonuses[0, task]))
+        leads = most >= best
+        winner, update = choose(leads, ints(task), winner), choose(leads, moved, update)
+        taken = choose(leads, ints(row), taken)
+        second, best = larger(second, smaller(best, most)), larger(best, most)
+        surest = larger(surest, as_ints(size + floats(contest.bonuses[1, task])))
+    is_open = surest <= second
+    store(found.owner, start, number, choose(is_open, ints(NOBODY), winner))
+    if out.shape[0]:
+        store(found.tasks, start, number, choose(is_open, ints(0), taken))
+        met = finish(update, base, scaling, out, start, number)
+    return top, met
+
+
+@inlined
+def _compare(contest, found):
+    """Write of sixteen elements in `near` the best task, and the sets of tasks in reach and of those that tie.
+
+    Where a magnitude is not on the grid, the set of those that tie is empty.
+    """
+    best, surest = doubles(-np.inf), doubles(-np.inf)
+    winner, off_grid = ints(0), ints(0)
+    for task in range(contest.active.shape[0]):
+        exact = as_doubles(as_floats(load(found.near, task * LANES, None))) * doubles(contest.scale)
+        value = nearest(exact)
+        store(found.grid, task * LANES, None, value)
+        off_grid = choose(exact == value, off_grid, ints(1))
+        net, least = value - doubles(contest.bounds[0, task]), value - doubles(contest.bounds[2, task])
+        leads = net > best
+        best, winner = choose(leads, net, best), choose(leads, ints(task), winner)
+        surest = choose(least > surest, least, surest)
+    reached, ties = longs(0), longs(0)
+    for task in range(contest.active.shape[0]):
+        value, bit = load_doubles(found.grid, task * LANES), longs(np.int64(1) << np.int64(task))
+        reached = reached + choose(value - doubles(contest.bounds[1, task]) >= surest, bit, longs(0))
+        ties = ties + choose(value - doubles(contest.bounds[0, task]) == best, bit, longs(0))
+    store(found.sets, 0, None, reached)
+    store(found.sets, LANES, None, choose(off_grid > ints(0), longs(0), ties))
+    store(found.sets, 2 * LANES, None, as_wide(winner))
+
+
+@compiled
+def _mark(ties, contest):
+    """Return the mark of a class, `NOBODY` if there is none."""
+    slot = np.uint64(ties) * _HASH >> np.uint64(64 - contest.slot_bits)
+    while contest.sets[slot] != 0:
+        if contest.sets[slot] == ties:
+            return contest.marks[slot]
+        slot = (slot + np.uint64(1)) & np.uint64(contest.sets.shape[0] - 1)
+    return np.uint8(NOBODY)
+
+
+@compiled
+def _value(stored, place, start):
+    """Return the magnitude of one element."""
+    shift = np.uint32(32 - 8 * stored.rows.itemsize)
+    value, below = np.uint32(np.uint32(stored.rows[place]) << shift).view(np.float32), np.float32(0.0)
+    if stored.base.shape[0]:
+        below = np.uint32(np.uint32(stored.base[start]) << shift).view(np.float32)
+    return np.float32(abs(np.float32(value - below)))
+
+
+@inlined
+def _gather(stored, start, places, contest, near):
+    """Write the magnitudes of up to sixteen elements, each into a column."""
+    for column in range(places.shape[0]):
+        at = start + places[column]
+        for task in range(contest.active.shape[0]):
+            near[task, column] = _value(stored, contest.active[task] * stored.stride + at, at)
+
+
+@compiled
+def _settle(stored, start, places, contest, found, kept):
+    """Settle up to sixteen open elements, or give them to a class, or keep them; return how many are kept."""
+    _gather(stored, start, places, contest, found.near)
+    _compare(contest, found)
+    for column in range(places.shape[0]):
+        reached, ties = found.sets[0, column], found.sets[1, column]
+        mark = np.uint8(NOBODY)
+        if reached & (reached - 1) == 0:
+            mark = np.uint8(found.sets[2, column])
+        elif reached == ties:
+            mark = _mark(ties, contest)
+        found.owner[start + places[column]] = mark
+        found.counts[mark] += 1
+        if mark == NOBODY:
+            found.places[kept] = start + places[column]
+            for task in range(contest.active.shape[0]):
+                found.values[kept, task] = found.near[task, column]
+            kept += 1
+    return kept
+
+
+@compiled
+def _look_block(stored, start, stop, contest, found, scaling, out, kept):
+    """Look at a block; return how many elements are open, whose places are written, and how many are kept."""
+    top, met, size = ints(0), ints(0), stop - start
+    whole = size // LANES * LANES
+    for near in range(0, whole, LANES):
+        seen, made = _lead(stored, start + near, None, contest, found, scaling, out)
+        top, met = larger(top, seen), larger(met, made)
+    if whole < size:
+        seen, made = _lead(stored, start + whole, size - whole, contest, found, scaling, out)
+        top, met = larger(top, seen), larger(met, made)
+    found.largest[0] = max(found.largest[0], np.int64(largest(top)))
+    found.largest[1] = max(found.largest[1], np.int64(largest(met)))
+    part = found.owner[start:stop]
+    for task in range(contest.active.shape[0]):
+        found.counts[task] += count(part, np.uint8(task))
+    number = find(part, np.uint8(NOBODY), found.opened)
+    for n in range(0, number, LANES):
+        kept = _settle(stored, start, found.opened[n : min(n + LANES, number)], contest, found, kept)
+    return number, kept
+
+
+@compiled
+def look(stored, contest, found, scaling, out):
+    """Settle the elements of a chunk whose winner is the same everywhere in a box; collect the others.
+
+    Args:
+        stored: `chunk.Bits`.
+        contest: `cache.Contest`.
+        found: `cache.Found`.
+        scaling, out: Scaling coefficient, float32, and memory for merged elements as bits, of the dtype of the
+            rows; without elements, nothing is merged. Of open elements it takes anything.
+
+    Returns:
+        How many belong to nobody.
+    """
+    kept = np.int64(0)
+    for start in range(0, found.owner.shape[0], BLOCK):
+        stop = min(start + BLOCK, found.owner.shape[0])
+        _, kept = _look_block(stored, start, stop, contest, found, scaling, out, kept)
+    return kept
+
+
+@compiled
+def look_and_merge(
+    descriptors, places, spent, offset, memory, flat, contest, found, scaling, out, counts,
+    facts, open_places, open_rows,
+):  # fmt: skip
+    """Look as `look` does at what is read from files, merge it, and keep what is stored of open elements.
+
+    Args:
+        descriptors, places, spent, offset, memory: As for `merge_chunk`, where the last is called stored.
+        flat: The same memory, row after row.
+        contest, found, scaling, out: As for `look`.
+        counts, facts, open_places, open_rows: As for `count_and_merge`.
+
+    Returns:
+        How many belong to nobody, or -1 where not all could be read.
+    """
+    held, kept = memory.shape[1], np.int64(0)
+    stored = Bits(flat[held:], held, flat[:held])
+    for first in range(0, out.shape[0], held):
+        size = min(held, out.shape[0] - first)
+        if not read_all(descriptors, places, offset + first * memory.itemsize, size, memory, spent):
+            return np.int64(-1)
+        part = _part(found, first, first + size, kept)
+        more = np.int64(0)
+        for start in range(0, size, BLOCK):
+            stop = min(start + BLOCK, size)
+            number, more = _look_block(
+                stored, start, stop, contest, part, scaling, out[first : first + size], more
+            )
+            keep_open(found.opened[:number], start, first, memory, facts, open_places, open_rows)
+            counts[0] -= number
+            for row in range(counts.shape[0]):
+                counts[row] += count(part.tasks[start:stop], np.uint8(row))
+        for n in range(more):
+            part.places[n] += first
+        kept += more
+        facts[1] = max(facts[1], found.largest[1])
+        if contest.active.shape[0] < memory.shape[0] - 1:
+            facts[1] = max(facts[1], largest_difference(memory, 0, size))
+    return kept
+
+
+@compiled
+def _part(found, start, stop, kept):
+    return Found(
+        found.owner[start:stop], found.tasks[start:stop], found.counts, found.largest, found.places[kept:],
+        found.values[kept:], found.near, found.grid, found.sets, found.opened,
+    )  # fmt: skip

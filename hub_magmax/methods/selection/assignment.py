@@ -1,0 +1,378 @@
+"""The selection that keeps the most magnitude, of all that meet the quotas.
+
+Every task has a price, and an element goes to a task whose magnitude exceeds its price the most:
+winner = argmax_t |τ_t| − p_t. Prices at which every task can get its quota are optimal, because they solve the
+dual of a transportation problem. A tensor is solved in these steps:
+
+1. Sample: the prices of a sample are nearly right. How counts vary in it says by how much they may be off, and
+   gives each price a range; the ranges together are a box.
+2. One pass: an element that has the same winner at all prices in the box goes to it. Of elements that tie
+   exactly at the sample's prices, and have no other task in reach, a class is counted for each set of tasks.
+   The others are kept: values and places, some per cent.
+3. What was kept, and the classes, are solved exactly in memory (`prices`).
+4. Where their prices lie outside the box, the sample misled: back to 2, with a wider box.
+5. Elements that tie at the last prices are shared out by counter-based draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.methods.chunks import (
+    ArrayChunks,
+    Chunks,
+    Selection,
+    blocks,
+    check_task_count,
+)
+from hub_magmax.methods.selection.looks import MAX_CLASSES, Contest, RuleOf, Seen, compare, look, on_grid
+from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, Draws, Owners
+from hub_magmax.methods.selection.prices import (
+    FAR,
+    Box,
+    Market,
+    Prices,
+    leaders,
+    rough,
+    solve,
+    split,
+    tied_masks,
+)
+from hub_magmax.methods.selection.streams import SHARE
+
+#: Tensors of up to this many numbers (tasks times elements) are read once and held.
+HELD_NUMBERS = 1 << 20
+#: Tensors of up to this many elements are solved without a sample.
+DIRECT_ELEMENTS = 1 << 12
+#: Standard deviations of a sample's counts by which its prices may at first be wrong.
+DEVIATIONS = 3.0
+_MAX_ATTEMPTS = 4
+# Magnitudes are rounded to whole numbers of this many bits, relative to the largest of a sample.
+_GRID_BITS, _LEAST_BITS, _MOST_BITS = 42, 40, 47
+# A sample is read in runs of neighbours. To read 256 takes as long as to read 64; but neighbours can be alike,
+# so there are as many runs as this, if they have 64 or more.
+_RUNS, _SHORTEST, _LONGEST = 256, 64, 256
+MIN_SAMPLE = 1 << 11
+_FEW = 1 << 10
+_NO_CLASSES = np.empty(0, np.int64)
+
+
+def top_n(
+    chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator, *, rule_of: RuleOf | None = None
+) -> Selection:
+    """Select so that the kept magnitude is the largest that the quotas allow.
+
+    Magnitudes are compared at a resolution of 2**-42 of the tensor's largest or finer, and at that resolution
+    the result is optimal. With equal prices this is MAGMAX. Elements that are worth the same to several tasks
+    are shared out between these at random.
+
+    Args:
+        chunks: Read once, and a sample of them before if they are not small; once more each time that the
+            sample misleads; once more if it is not certain that the duality gap is zero. Besides a byte per
+            element, some per cent of the elements are kept in memory.
+        quotas: Elements per task, as `quotas` returns them. A task without a quota never wins.
+        generator: Decides between equals.
+        rule_of: Turns winners of a chunk (uint8) into the rule that takes each element from its winner, for
+            those that may be merged while they are looked at.
+
+    Returns:
+        The selection; its counts equal `quotas`.
+
+    Raises:
+        RecipeError: If more than 64 tasks have a quota.
+
+    Source: ours.
+    """
+    assert len(quotas) == chunks.num_tasks and sum(quotas) == chunks.num_elements
+    active = np.flatnonzero(quotas)
+    check_task_count(len(active), limit=MAX_TASKS)
+    prices, gap = np.zeros(len(active)), 0.0
+    if len(active) <= 1:
+        owner = chunks.scratch.zeros(chunks.num_elements, np.uint8)
+    else:
+        chunks = _hold(chunks)
+        wanted = np.array(quotas)[active]
+        contest, seen, rest, found = _solve(chunks, wanted, _read_sample(chunks, active, wanted), rule_of)
+        owner, prices = seen.owner, (found - found.min()) / contest.scale
+        if not _share_out(seen, rest, found, chunks, generator):
+            gap = _duality_gap(chunks, active, owner, prices)
+    of_task = dict(zip(active.tolist(), prices.tolist(), strict=True))
+    owners = Owners(0)
+    owners.owner = owner
+    owners.rename(np.append(active, 0)[: max(1, len(active))].astype(np.uint8))
+    return Selection(
+        owner=owner,
+        counts=tuple(quotas),
+        num_unaligned=(0,) * len(quotas),
+        duality_gap=gap,
+        prices=tuple(of_task.get(task, math.inf) for task in range(len(quotas))),
+    )
+
+
+def _hold(chunks: Chunks) -> Chunks:
+    """Read a small tensor into memory."""
+    if isinstance(chunks, ArrayChunks) or chunks.num_tasks * chunks.num_elements > HELD_NUMBERS:
+        return chunks
+    size = chunks.num_elements
+    return ArrayChunks(chunks.runs(size, size), is_compiled=chunks.is_compiled)
+
+
+@dataclass(frozen=True)
+class _Stock:
+    """Elements in memory, and classes of equal ones.
+
+    Attributes:
+        values: Magnitudes.
+        classes: Sets of tasks that tie at `tied_at`, as bits.
+        sizes: Elements of each class.
+        quotas: What elements and classes sum to.
+    """
+
+    values: Float32[np.ndarray, "tasks elements"]
+    scale: float
+    quotas: Int64[np.ndarray, " tasks"]
+    is_compiled: bool
+    classes: Int64[np.ndarray, " classes"]
+    sizes: Int64[np.ndarray, " classes"]
+    tied_at: Prices
+
+    def seen(self, box: Box) -> Seen:
+        contest = Contest(np.arange(len(self.quotas)), self.scale, box, _NO_CLASSES)
+        return look(ArrayChunks(self.values, is_compiled=self.is_compiled), contest)
+
+    def market(self, seen: Seen) -> Market:
+        """Return what a look left open, with all classes."""
+        member = (self.classes >> np.arange(len(self.quotas))[:, None]) & 1 == 1
+        rows = np.where(member, self.tied_at[:, None], -np.inf)
+        values = np.concatenate((on_grid(seen.values, self.scale), rows), axis=1)
+        sizes = np.concatenate((np.ones(len(seen.places), np.int64), self.sizes))
+        return Market(values, sizes, self.quotas - seen.counts[: len(self.quotas)])
+
+    def solve(self, *start: Any) -> tuple[Prices, Prices] | None:
+        return solve(lambda box: self.market(self.seen(box)), *start)
+
+
+def _solve(
+    chunks: Chunks, quotas: Int64[np.ndarray, " tasks"], sample: _Sample, rule_of: RuleOf | None
+) -> tuple[Contest, Seen, _Stock, Prices]:
+    """Return a look at all elements, what it left open, and prices at which the quotas can be met."""
+    box, classes = Box.everywhere(np.zeros(len(quotas))), _NO_CLASSES
+    prices, widths = _rough(sample.stock)
+    if not sample.is_whole:
+        solved = sample.stock.solve(prices, widths, sample.stock.quotas)
+        assert solved is not None, "elements of a sample can go to every task"
+        prices, densities = solved
+    for attempt in range(_MAX_ATTEMPTS + 1):
+        if not sample.is_whole and attempt < _MAX_ATTEMPTS:
+            box = _bound(sample, prices, DEVIATIONS * 4**attempt, densities)
+            classes, widths = _classes(sample.stock, box), np.rint(np.minimum(box.down, box.up) / 16) + 1
+        else:
+            box, classes = Box.everywhere(prices), _NO_CLASSES
+        contest = Contest(sample.active, sample.stock.scale, box, classes)
+        seen = look(chunks, contest, rule_of)
+        if seen.largest and not 2.0**_LEAST_BITS <= seen.largest * contest.scale < 2.0**_MOST_BITS:
+            stock = replace(sample.stock, scale=_scale(seen.largest))
+            return _solve(chunks, quotas, replace(sample, stock=stock), rule_of)
+        rest = _Stock(
+            seen.values,
+            contest.scale,
+            quotas - seen.counts[: len(quotas)],
+            chunks.is_compiled,
+            classes,
+            seen.counts[FIRST_MARK : FIRST_MARK + len(classes)],
+            box.prices,
+        )
+        solved = rest.solve(prices, widths) if rest.quotas.min() >= 0 else None
+        if solved is not None:
+            prices = solved[0]
+            if box.contains(prices):
+                return contest, seen, rest, prices
+    raise AssertionError("everywhere, prices can be found")
+
+
+def _rough(stock: _Stock) -> tuple[Prices, Prices]:
+    """Return prices that are right for a few of the elements, and how far they may be off."""
+    every = -(-stock.values.shape[1] // _FEW)
+    values = on_grid(stock.values[:, ::every], stock.scale)
+    quotas = np.rint(stock.quotas * (values.shape[1] / stock.values.shape[1])).astype(np.int64)
+    return rough(values, quotas), np.full(len(values), np.rint(values.mean() / 16) + 1)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Some elements of a tensor, or all of a small one, with quotas of their own; `run` in a row are neighbours."""
+
+    stock: _Stock
+    active: Int64[np.ndarray, " tasks"]
+    is_whole: bool
+    run: int
+
+
+def _read_sample(
+    chunks: Chunks, active: Int64[np.ndarray, " tasks"], quotas: Int64[np.ndarray, " tasks"]
+) -> _Sample:
+    num_elements = chunks.num_elements
+    length = every = num_elements
+    if num_elements > DIRECT_ELEMENTS:
+        size = max(MIN_SAMPLE, int(2 * num_elements ** (2 / 3) * max(1, (len(active) / 5) ** 0.5)))
+        length = min(max(_SHORTEST, size // _RUNS), _LONGEST)
+        every = num_elements * length // size | 1  # odd, so that runs begin in ever other columns of a matrix
+    values = np.abs(chunks.runs(length, every)[active])
+    total = values.shape[1]
+    shares = np.maximum(1, np.floor(quotas * (total / num_elements)).astype(np.int64))
+    # Rounding down leaves some over and raising to one takes too many: the largest quotas make up for it.
+    while missing := total - int(shares.sum()):
+        largest = int(shares.argmax())
+        shares[largest] += max(missing, 1 - int(shares[largest]))
+    nothing = _NO_CLASSES, np.empty(0, np.int64), np.zeros(len(active))
+    stock = _Stock(values, _scale(float(values.max())), shares, chunks.is_compiled, *nothing)
+    return _Sample(stock, active, total == num_elements, length)
+
+
+def _scale(largest: float) -> float:
+    """Return what turns magnitudes into numbers on the grid: a power of two."""
+    return math.ldexp(1.0, _GRID_BITS - math.frexp(largest)[1])
+
+
+def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices) -> Box:
+    """Bound the error of prices that solve a sample.
+
+    A sample's count above the right price is off by a few standard deviations, so the right price lies between
+    the elements that many ranks above and below the quota. Neighbours are more alike than chance has it, and so
+    counts of the runs in a sample vary more.
+    """
+    stock, run = sample.stock, sample.run
+    total, num_tasks = stock.values.shape[1], len(prices)
+    seen = stock.seen(Box(prices, np.zeros(num_tasks), np.zeros(num_tasks)))
+    masks = tied_masks(on_grid(seen.values, stock.scale) - prices[:, None])
+    ranks = np.empty(num_tasks, np.int64)
+    for task, quota in enumerate(stock.quotas.tolist()):
+        wins = seen.owner == task
+        wins[seen.places] = masks >> task & 1
+        runs = np.add.reduceat(wins, np.arange(0, total, run), dtype=np.int64)[: total // run]
+        spread = max(quota * (total - quota) / total, len(runs) * runs.var()) ** 0.5
+        # The second term matters for small quotas: how far their counts spread is itself uncertain.
+        ranks[task] = math.ceil(deviations * spread + deviations**2 / 2)
+    widths = np.rint(ranks / densities) + 1
+    while True:
+        box = _ranges(
+            stock.market(stock.seen(Box.around(prices, widths))), prices, stock.quotas, ranks, total
+        )
+        sides = np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
+        if widths.min() >= FAR or (sides <= widths + widths.min()).all():
+            return box
+        widths = 4 * widths
+
+
+def _ranges(
+    market: Market,
+    prices: Prices,
+    quotas: Int64[np.ndarray, " tasks"],
+    ranks: Int64[np.ndarray, " tasks"],
+    total: int,
+) -> Box:
+    """Return how far each price moves until its task wins so many more or fewer elements than its quota."""
+    net = market.values - prices[:, None]
+    winner, _, leads = leaders(net)
+    best, box, settled = net.max(axis=0, initial=-np.inf), Box.everywhere(prices), quotas - market.quotas
+    for task, (row, quota, rank) in enumerate(zip(net, quotas.tolist(), ranks.tolist(), strict=True)):
+        won, lost = leads[(winner == task) & (leads > 0)], (best - row)[row < best]
+        above = int(settled[task]) + len(won)
+        level = above + len(row) - len(won) - len(lost)
+        if quota > rank:
+            box.up[task] = _ranked(won, above - (quota - rank))
+        if quota + rank <= total:
+            box.down[task] = _ranked(lost, quota + rank - level - 1)
+    return box
+
+
+def _ranked(values, place: int) -> float:
+    """Return the value at a place in ascending order, 0 before the first and almost infinity after the last."""
+    if place < 0:
+        return 0.0
+    return float(np.partition(values, place)[place]) if place < len(values) else FAR / 2
+
+
+def _classes(sample: _Stock, box: Box) -> Int64[np.ndarray, " classes"]:
+    """Return the sets of tasks among which elements of the sample tie, the most frequent ones, in order."""
+    contest = Contest(np.arange(len(box.prices)), sample.scale, box, _NO_CLASSES)
+    masks, counts = np.unique(compare(sample.seen(box).values, contest)[2], return_counts=True)
+    known = masks != 0
+    frequent = (-counts[known]).argsort(kind="stable")[:MAX_CLASSES]
+    found: np.ndarray = np.sort(masks[known][frequent])
+    return found
+
+
+def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generator: CounterGenerator) -> bool:
+    """Fill in winners of what was left open; say whether each is certainly best off with its own."""
+    num_tasks = len(prices)
+    last = rest.seen(Box(prices, np.zeros(num_tasks), np.zeros(num_tasks)))
+    seen.owner[seen.places] = last.owner
+    places = seen.places[last.places]
+    market = rest.market(last)
+    masks = tied_masks(market.values - prices[:, None])
+    distinct, inverse = np.unique(masks, return_inverse=True)
+    counts = np.bincount(inverse, market.sizes, len(distinct)).astype(np.int64)
+    shares, crowded = split(distinct, counts, market.quotas)
+    assert crowded is None
+    inverse, of_class = inverse[: len(places)], inverse[len(places) :]
+    names = np.arange(256, dtype=np.uint8)
+    todo = []
+    for row, share in enumerate(shares):
+        members, marks = places[inverse == row], FIRST_MARK + np.flatnonzero(of_class == row)
+        takers = [(int(task), int(share[task])) for task in np.flatnonzero(share)]
+        if not takers:
+            continue
+        first = takers[0][0]
+        if len(takers) > 1 and len(marks):
+            names[marks] = marks[0]
+            seen.owner[members] = marks[0]
+            todo.append((int(marks[0]), takers))
+        else:
+            names[marks] = first
+            for task, count in takers[1:]:
+                order = generator.keys(members, SHARE + task).argsort()
+                seen.owner[members[order[:count]]] = task
+                members = np.sort(members[order[count:]])
+            seen.owner[members] = first
+    owners = Owners(0)
+    owners.owner = seen.owner
+    owners.rename(names)
+    draws = Draws(
+        owners, seen.owner, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads
+    )
+    for mark, takers in todo:
+        left = sum(count for _, count in takers)
+        for task, count in takers[1:]:
+            draws.give(mark, count, left, stream=SHARE + task, mask=0, mark=task)
+            left -= count
+        owners.replace(mark, takers[0][0])
+    net = last.values.astype(np.float64) - (prices / rest.scale)[:, None]
+    own = np.take_along_axis(net, seen.owner[places].astype(np.int64)[None], axis=0)
+    return not bool((net > own).any())
+
+
+def _duality_gap(
+    chunks: Chunks, active: Int64[np.ndarray, " tasks"], owner: UInt8[np.ndarray, " elements"], prices: Prices
+) -> float:
+    """Return how much the kept magnitude could at most grow, as a fraction of it, by a look at all elements.
+
+    With counts equal to quotas, dual minus primal value is the sum over elements of what the winner falls short
+    of the best task, both net of prices; so nothing cancels.
+    """
+    sums: list[tuple[float, float]] = []
+    for start, block in blocks(chunks):
+        values = np.abs(block[active]).astype(np.float64)
+        winner = owner[None, start : start + block.shape[1]].astype(np.int64)
+        net = values - prices[:, None]
+        regrets = net.max(axis=0) - np.take_along_axis(net, winner, axis=0)
+        sums.append((float(regrets.sum()), float(np.take_along_axis(values, winner, axis=0).sum())))
+    regret, kept = (math.fsum(column) for column in zip(*sums, strict=True))
+    return regret / kept if kept else (math.inf if regret else 0.0)

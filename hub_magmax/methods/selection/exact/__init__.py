@@ -1,1 +1,0 @@
-"""The exact solver of top-n."""
