@@ -97,9 +97,7 @@ def run(
     scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
-    if is_edited(output / CARD_NAME):
-        report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
-    write_card(recipe, locked, merged, scores, output, keep_edited=True)
+    _write_card(planned, merged, scores, report)
     done = Run(planned, merged, output, scores, guards=check_guards(recipe.evaluation, scores))
     if destination is None:
         return done
@@ -117,6 +115,14 @@ def _merge(
         report(f"merging {len(planned.jobs)} tensors into {planned.recipe.output.path}")
     with progress(planned.progress_bytes) as advance:
         return merge(planned, output, progress=advance, processes=processes, cache=cache)
+
+
+def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
+    """Write the card, unless somebody edited it."""
+    output = planned.recipe.output_path
+    if is_edited(output / CARD_NAME):
+        report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
+    write_card(planned.recipe, planned.lock, merged, scores, output, keep_edited=True)
 
 
 def _published(
