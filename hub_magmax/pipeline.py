@@ -1,4 +1,4 @@
-"""The whole recipe: lock, plan, merge, evaluate, card, push."""
+"""A recipe from file to published model: lock, plan, merge, evaluate, card, push."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | Non
 
 @dataclass(frozen=True)
 class Run:
-    """What running a recipe left behind; `output` is not there where the model went straight to the Hub."""
+    """Results of a run; `output` does not exist where the model went straight to the Hub."""
 
     plan: Plan
     report: MergeReport
@@ -184,7 +184,7 @@ def lock(
         recipe: What to pin.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
-        cache: Checkpoints that stay open for what comes after.
+        cache: Checkpoints that stay open for later calls.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
