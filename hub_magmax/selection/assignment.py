@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import (
@@ -33,7 +33,7 @@ from hub_magmax.selection.chunks import (
     check_task_count,
 )
 from hub_magmax.selection.draws import SHARE
-from hub_magmax.selection.looks import MAX_CLASSES, Contest, RuleOf, Seen, compare, look, on_grid
+from hub_magmax.selection.looks import MAX_CLASSES, Classes, Contest, RuleOf, Seen, compare, look, on_grid
 from hub_magmax.selection.owners import FIRST_MARK, MAX_TASKS, Draws, Owners
 from hub_magmax.selection.prices import FAR, Box, Market, Prices, leaders, rough, solve, split, tied_masks
 
@@ -51,7 +51,7 @@ _GRID_BITS, _LEAST_BITS, _MOST_BITS = 42, 40, 47
 _RUNS, _SHORTEST, _LONGEST = 256, 64, 256
 MIN_SAMPLE = 1 << 11
 _FEW = 1 << 10
-_NO_CLASSES = np.empty(0, np.int64)
+_MIN_CLASS = 8
 
 
 def top_n(
@@ -120,7 +120,7 @@ class _Stock:
 
     Attributes:
         values: Magnitudes.
-        classes: Sets of tasks that tie at `tied_at`, as bits.
+        rows: Of classes, on the grid; −inf where a class cannot go.
         sizes: Elements of each class.
         quotas: What elements and classes sum to.
     """
@@ -129,19 +129,17 @@ class _Stock:
     scale: float
     quotas: Int64[np.ndarray, " tasks"]
     is_compiled: bool
-    classes: Int64[np.ndarray, " classes"]
+    rows: Float64[np.ndarray, "tasks classes"]
     sizes: Int64[np.ndarray, " classes"]
-    tied_at: Prices
 
     def seen(self, box: Box) -> Seen:
-        contest = Contest(np.arange(len(self.quotas)), self.scale, box, _NO_CLASSES)
+        num_tasks = len(self.quotas)
+        contest = Contest(np.arange(num_tasks), self.scale, box, Classes.none(num_tasks))
         return look(ArrayChunks(self.values, is_compiled=self.is_compiled), contest)
 
     def market(self, seen: Seen) -> Market:
         """Return what a look left open, with all classes."""
-        member = (self.classes >> np.arange(len(self.quotas))[:, None]) & 1 == 1
-        rows = np.where(member, self.tied_at[:, None], -np.inf)
-        values = np.concatenate((on_grid(seen.values, self.scale), rows), axis=1)
+        values = np.concatenate((on_grid(seen.values, self.scale), self.rows), axis=1)
         sizes = np.concatenate((np.ones(len(seen.places), np.int64), self.sizes))
         return Market(values, sizes, self.quotas - seen.counts[: len(self.quotas)])
 
@@ -153,7 +151,6 @@ def _solve(
     chunks: Chunks, quotas: Int64[np.ndarray, " tasks"], sample: _Sample, rule_of: RuleOf | None
 ) -> tuple[Contest, Seen, _Stock, Prices]:
     """Return a look at all elements, what it left open, and prices at which the quotas can be met."""
-    box, classes = Box.everywhere(np.zeros(len(quotas))), _NO_CLASSES
     prices, widths = _rough(sample.stock)
     if not sample.is_whole:
         solved = sample.stock.solve(prices, widths, sample.stock.quotas)
@@ -162,9 +159,9 @@ def _solve(
     for attempt in range(_MAX_ATTEMPTS + 1):
         if not sample.is_whole and attempt < _MAX_ATTEMPTS:
             box = _bound(sample, prices, DEVIATIONS * 4**attempt, densities)
-            classes, widths = _classes(sample.stock, box), np.rint(np.minimum(box.down, box.up) / 16) + 1
+            classes, widths = _classes(sample.stock, box), np.rint(_sides(box) / 16) + 1
         else:
-            box, classes = Box.everywhere(prices), _NO_CLASSES
+            box, classes = Box.everywhere(prices), Classes.none(len(quotas))
         contest = Contest(sample.active, sample.stock.scale, box, classes)
         seen = look(chunks, contest, rule_of)
         if seen.largest and not 2.0**_LEAST_BITS <= seen.largest * contest.scale < 2.0**_MOST_BITS:
@@ -175,9 +172,8 @@ def _solve(
             contest.scale,
             quotas - seen.counts[: len(quotas)],
             chunks.is_compiled,
-            classes,
-            seen.counts[FIRST_MARK : FIRST_MARK + len(classes)],
-            box.prices,
+            np.where(classes.distances < 0, -np.inf, box.prices[:, None] - classes.distances),
+            seen.counts[FIRST_MARK : FIRST_MARK + len(classes.codes)],
         )
         solved = rest.solve(prices, widths) if rest.quotas.min() >= 0 else None
         if solved is not None:
@@ -221,7 +217,7 @@ def _read_sample(
     while missing := total - int(shares.sum()):
         largest = int(shares.argmax())
         shares[largest] += max(missing, 1 - int(shares[largest]))
-    nothing = _NO_CLASSES, np.empty(0, np.int64), np.zeros(len(active))
+    nothing = np.empty((len(active), 0)), np.empty(0, np.int64)
     stock = _Stock(values, _scale(float(values.max())), shares, chunks.is_compiled, *nothing)
     return _Sample(stock, active, total == num_elements, length)
 
@@ -255,10 +251,14 @@ def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices
         box = _ranges(
             stock.market(stock.seen(Box.around(prices, widths))), prices, stock.quotas, ranks, total
         )
-        sides = np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
-        if widths.min() >= FAR or (sides <= widths + widths.min()).all():
+        if widths.min() >= FAR or (_sides(box) <= widths + widths.min()).all():
             return box
         widths = 4 * widths
+
+
+def _sides(box: Box) -> Prices:
+    """Return the longer side of each price, of those that end."""
+    return np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
 
 
 def _ranges(
@@ -290,14 +290,14 @@ def _ranked(values, place: int) -> float:
     return float(np.partition(values, place)[place]) if place < len(values) else FAR / 2
 
 
-def _classes(sample: _Stock, box: Box) -> Int64[np.ndarray, " classes"]:
-    """Return the sets of tasks among which elements of the sample tie, the most frequent ones, in order."""
-    contest = Contest(np.arange(len(box.prices)), sample.scale, box, _NO_CLASSES)
-    masks, counts = np.unique(compare(sample.seen(box).values, contest)[2], return_counts=True)
-    known = masks != 0
-    frequent = (-counts[known]).argsort(kind="stable")[:MAX_CLASSES]
-    found: np.ndarray = np.sort(masks[known][frequent])
-    return found
+def _classes(sample: _Stock, box: Box) -> Classes:
+    """Return the most frequent classes of a sample."""
+    contest = Contest(np.arange(len(box.prices)), sample.scale, box, Classes.none(len(box.prices)))
+    alike = compare(sample.seen(box).values, contest)[2]
+    codes, first, counts = np.unique(alike.codes, return_index=True, return_counts=True)
+    frequent = (-counts).argsort(kind="stable")[:MAX_CLASSES]
+    frequent = np.sort(frequent[(counts[frequent] >= _MIN_CLASS) & (codes[frequent] != 0)])
+    return Classes(codes[frequent], alike.distances[:, first[frequent]])
 
 
 def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generator: CounterGenerator) -> bool:

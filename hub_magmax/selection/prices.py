@@ -109,7 +109,7 @@ def _approach(
     """Return prices at which counts are nearly the quotas, in what widths the right ones should lie, and how
     many elements each price moves per unit.
     """
-    few, damping, least = 2 * len(prices), 1.0, np.inf
+    few, damping, least, start = 2 * len(prices), 1.0, np.inf, 16 * widths
     for _ in range(_MOST_STEPS):
         errors, matrix = _tally(look(Box.around(prices, widths)), prices, widths)
         merit = float(np.abs(errors).sum())
@@ -121,8 +121,10 @@ def _approach(
             found = prices, widths, densities
         else:
             damping /= 4
-        if merit <= few or damping < 1 / 50:
-            break
+        if merit <= few:
+            return found
+        if damping < 1 / 50:
+            return found[0], np.maximum(found[1], start), densities
         prices = found[0] + np.rint(step * damping)
         prices -= prices.min()
     return found
