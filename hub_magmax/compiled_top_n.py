@@ -85,7 +85,7 @@ def _compare(contest, found):
         leads = net > best
         best, winner = choose(leads, net, best), choose(leads, ints(task), winner)
         surest = choose(least > surest, least, surest)
-    code, reached = longs(0), ints(0)
+    code, reached = longs(1), ints(0)
     for task in range(contest.active.shape[0]):
         value = load_doubles(found.grid, task * LANES)
         is_reached = value - doubles(contest.bounds[1, task]) >= surest

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
+from hub_magmax import loops
 from hub_magmax.randomness import CounterGenerator
 from hub_magmax.selection.chunks import (
     ArrayChunks,
@@ -94,9 +95,9 @@ def top_n(
         if not _share_out(seen, rest, found, chunks, generator):
             gap = _duality_gap(chunks, active, owner, prices)
     of_task = dict(zip(active.tolist(), prices.tolist(), strict=True))
-    owners = Owners(0)
-    owners.owner = owner
-    owners.rename(np.append(active, 0)[: max(1, len(active))].astype(np.uint8))
+    names = np.arange(256, dtype=np.uint8)
+    names[: len(active)] = active
+    _rename(owner, names, is_compiled=chunks.is_compiled)
     return Selection(
         owner=owner,
         counts=tuple(quotas),
@@ -332,9 +333,8 @@ def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generat
                 seen.owner[members[order[:count]]] = task
                 members = np.sort(members[order[count:]])
             seen.owner[members] = first
-    owners = Owners(0)
-    owners.owner = seen.owner
-    owners.rename(names)
+    owners = _rename(seen.owner, names, is_compiled=chunks.is_compiled)
+    names = np.arange(256, dtype=np.uint8)
     draws = Draws(
         owners, seen.owner, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads
     )
@@ -343,10 +343,24 @@ def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generat
         for task, count in takers[1:]:
             draws.give(mark, count, left, stream=SHARE + task, mask=0, mark=task)
             left -= count
-        owners.replace(mark, takers[0][0])
+        names[mark] = takers[0][0]
+    _rename(seen.owner, names, is_compiled=chunks.is_compiled)
     net = last.values.astype(np.float64) - (prices / rest.scale)[:, None]
     own = np.take_along_axis(net, seen.owner[places].astype(np.int64)[None], axis=0)
     return not bool((net > own).any())
+
+
+def _rename(
+    owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, " values"], *, is_compiled: bool
+) -> Owners:
+    """Turn every byte into its entry of `names`."""
+    owners = Owners(0)
+    owners.owner = owner
+    if is_compiled and len(owner) and not np.array_equal(names, np.arange(256)):
+        loops.rename(owner, names)
+    else:
+        owners.rename(names)
+    return owners
 
 
 def _duality_gap(

@@ -133,7 +133,7 @@ def compare(
     places = np.flatnonzero(np.count_nonzero(reached, axis=0) > 1)
     some, exact = net.take(places, axis=1), values.take(places, axis=1) * np.float64(contest.scale)
     distances = np.where(reached.take(places, axis=1), some.max(axis=0, initial=-np.inf) - some, -1.0)
-    codes = np.zeros(len(places), np.int64)
+    codes = np.ones(len(places), np.int64)
     for row in distances.astype(np.int64):
         codes = (codes ^ row) * np.int64(0x9E3779B97F4A7C15 - 2**64)
         codes ^= (codes.view(np.uint64) >> np.uint64(29)).view(np.int64)

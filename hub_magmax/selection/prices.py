@@ -109,10 +109,11 @@ def _approach(
     """Return prices at which counts are nearly the quotas, in what widths the right ones should lie, and how
     many elements each price moves per unit.
     """
-    few, damping, least, start = 2 * len(prices), 1.0, np.inf, 16 * widths
+    few, damping, least, num_misses, start = 4 * len(prices), 1.0, np.inf, 0, 16 * widths
     for _ in range(_MOST_STEPS):
         errors, matrix = _tally(look(Box.around(prices, widths)), prices, widths)
         merit = float(np.abs(errors).sum())
+        num_misses += merit > 0.6 * least
         if merit < least:
             damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
             wanted = 2 * (np.abs(errors) / 8 + 16) / densities
@@ -123,8 +124,8 @@ def _approach(
             damping /= 4
         if merit <= few:
             return found
-        if damping < 1 / 50:
-            return found[0], np.maximum(found[1], start), densities
+        if num_misses > 2:
+            return found if least <= 8 * few else (found[0], np.maximum(found[1], start), densities)
         prices = found[0] + np.rint(step * damping)
         prices -= prices.min()
     return found
