@@ -5,6 +5,7 @@ Written like those of `compiled`, for the same reasons. Named tuples stand for s
 
 # numba compiles what types it finds, so functions here have none.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ _MULTIPLIER = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 @inlined
 def _lead(stored, start, number, contest, found, scaling, out):
-    """Write who is ahead among sixteen elements, and merge; `NOBODY` where another task may be ahead in the box.
+    """Write who is ahead among sixteen elements, and merge; `NOBODY` where another task may be ahead in the
+    box.
 
     Returns the largest magnitudes of task vectors and of what was merged.
     """
@@ -71,8 +73,8 @@ def _lead(stored, start, number, contest, found, scaling, out):
 def _compare(contest, found):
     """Write of sixteen elements in `near` how far each task is below the best, -1 where it is out of reach.
 
-    Their classes are written too: how many tasks are in reach, a code of the distances, 0 where a magnitude is not
-    on the grid, and the best task.
+    Their classes are written too: how many tasks are in reach, a code of the distances, 0 where a magnitude
+    is not on the grid, and the best task.
     """
     best, surest = doubles(-np.inf), doubles(-np.inf)
     winner, off_grid = ints(0), ints(0)
@@ -183,8 +185,8 @@ def look(stored, contest, found, scaling, out):
         stored: `loops.Stored`.
         contest: `loops.Contest`.
         found: `loops.Found`.
-        scaling, out: Scaling coefficient, float32, and memory for merged elements as bits, of the dtype of the
-            rows; without elements, nothing is merged. Of open elements it takes anything.
+        scaling, out: Scaling coefficient, float32, and memory for merged elements as bits, of the dtype of
+            the rows; without elements, nothing is merged. Of open elements it takes anything.
 
     Returns:
         How many belong to nobody.

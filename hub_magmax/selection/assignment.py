@@ -1,11 +1,11 @@
 """The selection that keeps the most magnitude, of all that meet the quotas.
 
 Every task has a price, and an element goes to a task whose magnitude exceeds its price the most:
-winner = argmax_t |τ_t| − p_t. Prices at which every task can get its quota are optimal, because they solve the
-dual of a transportation problem. A tensor is solved in these steps:
+winner = argmax_t |τ_t| − p_t. Prices at which every task can get its quota are optimal, because they solve
+the dual of a transportation problem. A tensor is solved in these steps:
 
-1. Sample: the prices of a sample are nearly right. How counts vary in it says by how much they may be off, and
-   gives each price a range; the ranges together are a box.
+1. Sample: the prices of a sample are nearly right. How counts vary in it says by how much they may be off,
+   and gives each price a range; the ranges together are a box.
 2. One pass: an element that has the same winner at all prices in the box goes to it. Of elements that tie
    exactly at the sample's prices, and have no other task in reach, a class is counted for each set of tasks.
    The others are kept: values and places, some per cent.
@@ -47,8 +47,8 @@ DEVIATIONS = 3.0
 _MAX_ATTEMPTS = 4
 # Magnitudes are rounded to whole numbers of this many bits, relative to the largest of a sample.
 _GRID_BITS, _LEAST_BITS, _MOST_BITS = 42, 40, 47
-# A sample is read in runs of neighbours. To read 256 takes as long as to read 64; but neighbours can be alike,
-# so there are as many runs as this, if they have 64 or more.
+# A sample is read in runs of neighbours. To read 256 takes as long as to read 64; but neighbours can be
+# alike, so there are as many runs as this, if they have 64 or more.
 _RUNS, _SHORTEST, _LONGEST = 256, 64, 256
 MIN_SAMPLE = 1 << 11
 _FEW = 1 << 10
@@ -194,7 +194,10 @@ def _rough(stock: _Stock) -> tuple[Prices, Prices]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some elements of a tensor, or all of a small one, with quotas of their own; `run` in a row are neighbours."""
+    """Some elements of a tensor, or all of a small one, with quotas of their own.
+
+    `run`: so many in a row are neighbours.
+    """
 
     stock: _Stock
     active: Int64[np.ndarray, " tasks"]
@@ -231,9 +234,9 @@ def _scale(largest: float) -> float:
 def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices) -> Box:
     """Bound the error of prices that solve a sample.
 
-    A sample's count above the right price is off by a few standard deviations, so the right price lies between
-    the elements that many ranks above and below the quota. Neighbours are more alike than chance has it, and so
-    counts of the runs in a sample vary more.
+    A sample's count above the right price is off by a few standard deviations, so the right price lies
+    between the elements that many ranks above and below the quota. Neighbours are more alike than chance has
+    it, and so counts of the runs in a sample vary more.
     """
     stock, run = sample.stock, sample.run
     total, num_tasks = stock.values.shape[1], len(prices)
@@ -284,8 +287,8 @@ def _ranges(
     return box
 
 
-def _ranked(values, place: int) -> float:
-    """Return the value at a place in ascending order, 0 before the first and almost infinity after the last."""
+def _ranked(values: Float64[np.ndarray, " count"], place: int) -> float:
+    """Return the value at a place in ascending order, 0 before the first, almost infinite after the last."""
     if place < 0:
         return 0.0
     return float(np.partition(values, place)[place]) if place < len(values) else FAR / 2
@@ -368,8 +371,8 @@ def _duality_gap(
 ) -> float:
     """Return how much the kept magnitude could at most grow, as a fraction of it, by a look at all elements.
 
-    With counts equal to quotas, dual minus primal value is the sum over elements of what the winner falls short
-    of the best task, both net of prices; so nothing cancels.
+    With counts equal to quotas, dual minus primal value is the sum over elements of what the winner falls
+    short of the best task, both net of prices; so nothing cancels.
     """
     sums: list[tuple[float, float]] = []
     for start, block in blocks(chunks):

@@ -24,7 +24,8 @@ _SLOTS = 1 << 10
 
 @dataclass(frozen=True)
 class Classes:
-    """Elements that are alike: the same tasks in reach, at the same distances below the best, -1 out of reach.
+    """Elements that are alike: the same tasks in reach, at the same distances below the best, -1 out of
+    reach.
 
     `codes` are of the distances, in order.
     """
@@ -78,7 +79,7 @@ class Contest:
         exact = np.stack((highest.max() - lowest + 2, highest.max() - highest)) / self.scale
         with np.errstate(over="ignore"):
             near = exact.astype(np.float32)
-            most, least = np.nextafter(near, np.float32([[np.inf], [0]]))
+            most, least = np.nextafter(near, np.array([[np.inf], [0]], np.float32))
         return np.stack((most, least))
 
     def for_loops(self) -> loops.Contest:
@@ -179,10 +180,9 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
                 size = bits.num_elements
                 places, values = np.empty(size, np.int64), np.empty((size, num_tasks), np.float32)
             winners = owner[start : start + bits.num_elements]
-            is_early = bits.early is not None and rule_of is not None
-            tasks = np.empty(bits.num_elements if is_early else 0, np.uint8)  # which the loop fills
+            tasks = np.empty(bits.num_elements if bits.early else 0, np.uint8)  # which the loop fills
             found = loops.Found(winners, tasks, counts, largest, places, values, *scratch)
-            if is_early:
+            if bits.early is not None and rule_of is not None:
                 number = bits.early.merge(loops.look_and_merge, (arguments, found), rule_of(tasks))
             else:
                 stored = loops.StoredRows(bits.rows, bits.stride, bits.base)
@@ -196,7 +196,8 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
     for other in others:
         kept.extend(other)
     most = float(np.max(largest, axis=0)[:1].astype(np.int32).view(np.float32)[0])
-    return Seen(owner, np.sum(counts, axis=0), *kept.take(), most)
+    places, values = kept.take()
+    return Seen(owner, np.sum(counts, axis=0), places, values, most)
 
 
 class _Kept:
