@@ -1,4 +1,4 @@
-"""The first change of docs/contributing.md, made as written there; tests/test_locations.py makes the second."""
+"""The first change of docs/contributing.md, as written there; tests/test_locations.py makes the second."""
 
 import re
 from importlib.metadata import EntryPoint

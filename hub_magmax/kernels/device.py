@@ -3,7 +3,7 @@
 A chunk is copied to the device, merged there as a whole, and copied back. Each step of a built-in operation
 (+, −, ×, tensor ÷ tensor, comparisons, choices, casts) is a kernel of its own that rounds once, correctly on
 the CPU and, by NVIDIA's documents, on CUDA. A plug-in's operation may hold other steps (torch's sums along an
-axis, its `exp`, and on CUDA its division by a number may differ in the last bit), so the reference computes it.
+axis, its `exp`, and on CUDA its division by a number may differ in the last bit): the reference computes it.
 
 Tested on the CPU only, where the bytes are those of the reference.
 """
