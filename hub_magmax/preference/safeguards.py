@@ -156,9 +156,7 @@ def conclude(
     assert recipe.preference is not None
     spec: Estimate = recipe.preference.spec
     tasks = recipe.task_names
-    prior = {task: 1.0 / len(tasks) for task in tasks}
-    if spec.towards is not None:
-        prior = {task: spec.towards.get(task, 0.0) for task in tasks}
+    prior = _prior(spec, tasks)
     mixed = shrink(draws, np.array(list(prior.values())), spec.strength)
     weights = dict(zip(tasks, normalise(mixed[0].tolist()), strict=True))
     explanation: dict[str, Any] = {
@@ -182,6 +180,13 @@ def conclude(
             explanation |= {"estimate": rounded(weights), "prior": rounded(prior)}
             weights = dict(zip(tasks, normalise(list(prior.values())), strict=True))
     return ResolvedPreference(weights, recipe.preference.kind, fingerprint, explanation)
+
+
+def _prior(spec: Estimate, tasks: Sequence[str]) -> dict[str, float]:
+    """Return the weights that an estimate is mixed with: uniform where the recipe names none."""
+    if spec.towards is None:
+        return dict.fromkeys(tasks, 1.0 / len(tasks))
+    return {task: spec.towards.get(task, 0.0) for task in tasks}
 
 
 def _needed(score: ScoreOf | None) -> ScoreOf:
