@@ -16,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from hub_magmax.recipe.references import relative_path
+from hub_magmax.recipe.model_names import relative_path
 
 #: Tasks, and whatever there is one of for each.
 MAX_TASKS = 255
