@@ -946,3 +946,11 @@ def test_what_a_card_says_is_read_as_text_or_list():
     facts = card_facts(MemorySource({"README.md": card}))
     assert facts == {"license": "mit", "languages": ("no",), "datasets": ("org/a", "org/d")}
     assert set(card_facts(MemorySource({"README.md": b"text"})).values()) == {None}
+
+
+def test_the_line_of_the_docs_shows_a_value_of_the_lock():
+    page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    line = page.split("```jinja\n")[1].split("```")[0]
+    assert card_cells.environment(Unit()).from_string(line).render(lock=make_lock()).strip() == (
+        "| seed of random draws | 11 |"
+    )

@@ -63,10 +63,12 @@ def merge(
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
         cache: Checkpoints that are open already.
-        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
+        backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
+            for this many elements. The bytes are the same for all.
 
     Raises:
         LockError: If a file is not what was locked.
+        RecipeError: If this machine lacks the recipe's `output.device`.
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
         OutputError: If `output` is taken or cannot be written.
     """

@@ -36,7 +36,7 @@ def inert_json(value: Any) -> str:
 def _facts(recipe: Recipe, surface: Surface) -> dict[str, Any]:
     import yaml
 
-    values = publishable_values(recipe.to_dict())
+    values = publishable_values(recipe.portable.to_dict())
     values.pop("preference", None)
     return {
         "title": one_line(recipe.output.push_to_hub or Path(recipe.output.path).name),

@@ -63,7 +63,7 @@ def recipe_text(recipe: Recipe) -> str:
     """Return the recipe as YAML; invisible characters are escaped, which YAML reads back as they were."""
     import yaml
 
-    values = publishable_values(recipe.to_dict())
+    values = publishable_values(recipe.portable.to_dict())
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if any(is_invisible(character) and character != "\n" for character in text):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=False)

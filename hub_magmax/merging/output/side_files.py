@@ -73,7 +73,7 @@ def write_beside_weights(
 ) -> MergeReport:
     """Write the files beside the weights, and return the report with their hashes."""
     _write_side_files(plan, sources, folder)
-    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
+    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe.portable, plan.lock, report))
     report = replace(report, files=_hashes(folder, report))
     write_text(folder / REPORT_NAME, report.to_json())
     return report
@@ -112,5 +112,5 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     if plan.ranks:
         write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
-    write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
+    write_text(folder / RECIPE_NAME, plan.recipe.portable.to_yaml())
     write_text(folder / LOCK_NAME, plan.lock.to_json())
