@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from hub_magmax.kernels.backend import DEVICES
-from hub_magmax.recipe.references import relative_path
+from hub_magmax.recipe.model_names import relative_path
 
 #: Tasks, and whatever there is one of for each.
 MAX_TASKS = 255
