@@ -62,10 +62,10 @@ def merge_to_hub(
     the commit was made already it returns that.
 
     Args:
-        plan: From `planning.make_plan`.
+        plan: From `pipeline.plan`.
         destination: Where to.
         head: The branch as it is now; of the first process.
-        write_card: As `running.write_card`.
+        write_card: As `card_file.write_card`.
         progress: As for `merging.merge`.
         processes: Which of how many processes this is; the first one commits.
         cache: Checkpoints that are open already.
