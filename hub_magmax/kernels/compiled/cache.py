@@ -53,7 +53,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "top_n", "one_pass", "bits", "simd", "jit")
+_MODULES = ("merge", "histogram", "random", "winners", "top_n", "one_pass", "bits", "simd", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
