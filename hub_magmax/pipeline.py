@@ -88,9 +88,7 @@ def run(
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
         with progress(planned.progress_bytes) as advance:
-            merged, published = merge_to_hub(
-                planned, destination, head, write_card, advance, processes, cache
-            )
+            merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
     merged = _merge(planned, report, progress, processes, cache)

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from hub_magmax.checkpoints.weight_files import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.references import expanded, is_folder, parse_reference
+from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name
 from hub_magmax.registry import LOCATIONS
 from hub_magmax.text import shown
 
@@ -243,8 +243,8 @@ class HubModel(Location, name="hub"):
 
 
 def locate(written: str, folder: Path) -> Location:
-    """Return the location that a recipe calls `written`; see `references.parse_reference`."""
-    location: Location = parse_reference(written, folder)
+    """Return the location that a recipe calls `written`; see `model_names.parse_model_name`."""
+    location: Location = parse_model_name(written, folder)
     return location
 
 

@@ -13,8 +13,8 @@ from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.files import canonical_json, sha256_of
 from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, retry
+from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.preferences import Preference
-from hub_magmax.recipe.references import is_there
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
 

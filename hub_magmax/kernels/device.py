@@ -2,8 +2,8 @@
 
 A chunk is copied to the device, merged there as a whole, and copied back. Each step of a built-in operation
 (+, −, ×, tensor ÷ tensor, comparisons, choices, casts) is a kernel of its own that rounds once, correctly on
-the CPU and, by NVIDIA's documents, on CUDA. A plug-in's operation may hold other steps: torch's sums along an
-axis, its `exp`, and on CUDA its division by a number, may differ there in the last bit.
+the CPU and, by NVIDIA's documents, on CUDA. A plug-in's operation may hold other steps (torch's sums along an
+axis, its `exp`, and on CUDA its division by a number may differ in the last bit): the reference computes it.
 
 Tested on the CPU only, where the bytes are those of the reference.
 """
@@ -45,11 +45,12 @@ class Device(Reference):
     def merge(self, op: Op, chunk: RawChunk, inputs: Inputs, dtype: str, scaling: float) -> Merged:
         """Merge one chunk, as `Backend.merge` says."""
         numbers = [tuple(map(torch.as_tensor, arrays)) for arrays in (inputs.per_element, inputs.per_task)]
-        if self._lacks([torch_dtype(dtype), *(v.dtype for v in (*chunk.values, *numbers[0], *numbers[1]))]):
+        if not op.name or self._lacks(
+            [torch_dtype(dtype), *(v.dtype for v in (*chunk.values, *numbers[0], *numbers[1]))]
+        ):
             return super().merge(op, chunk, inputs, dtype, scaling)
         placed = Inputs(*(tuple(map(self._place, arrays)) for arrays in numbers))
-        with self.device:  # for tensors that a plug-in's operation makes
-            found = merge_piece(op, self._values(chunk), placed, torch_dtype(dtype), scaling)
+        found = merge_piece(op, self._values(chunk), placed, torch_dtype(dtype), scaling)
         merged, counts, probe = (tensor.cpu() for tensor in found)
         return Merged(Stored.of(merged), counts.numpy(), float(probe))
 

@@ -55,7 +55,7 @@ def merge(
     for any number of processes and any chunk size.
 
     Args:
-        plan: From `planning.make_plan`.
+        plan: From `pipeline.plan`.
         output: Folder to create; by default the recipe's `output.path`.
         sources: Open checkpoints by name, instead of those the lock names; for an adapter, the adapters.
         progress: Called with the number of bytes each finished chunk wrote; where a method looks at the whole

@@ -225,7 +225,7 @@ def commit(
         destination: Where to.
         operations: huggingface_hub's operations.
         head: The branch as it was when the work began.
-        expected: Hashes of each file that the commit must hold, as `sidefiles.content_hashes` writes them.
+        expected: Hashes of each file that the commit must hold, as `side_files.content_hashes` writes them.
 
     Raises:
         PublishError: If the Hub refuses, the branch moved meanwhile, or it holds other bytes afterwards.

@@ -39,9 +39,7 @@ from hub_magmax.publishing.commits import (
 )
 from hub_magmax.publishing.comparing import compare_reported
 from hub_magmax.publishing.pushing import contents_of, operations
-
-#: Writes the card of a merge, which nobody scored, into a folder.
-WriteCard = Callable[..., Any]
+from hub_magmax.reporting.card_file import write_card
 
 #: Attempts to make and send files that the Hub lost.
 _ROUNDS = 3
@@ -51,7 +49,6 @@ def merge_to_hub(
     plan: Plan,
     destination: Destination,
     head: Head | None,
-    write_card: WriteCard,
     progress: Progress | None,
     processes: Processes,
     cache: SourceCache,
@@ -62,10 +59,9 @@ def merge_to_hub(
     the commit was made already it returns that.
 
     Args:
-        plan: From `planning.make_plan`.
+        plan: From `pipeline.plan`.
         destination: Where to.
         head: The branch as it is now; of the first process.
-        write_card: As `running.write_card`.
         progress: As for `merging.merge`.
         processes: Which of how many processes this is; the first one commits.
         cache: Checkpoints that are open already.
@@ -87,7 +83,7 @@ def merge_to_hub(
             def report() -> MergeReport:
                 return report_of(plan, place, time.perf_counter() - started, profile)
 
-            finish = _Finish(plan, destination, head, write_card, place, sources, report)
+            finish = _Finish(plan, destination, head, place, sources, report)
             for _ in range(_ROUNDS):
                 with closing(_UploadedShards(place, destination)) as shelf:
                     spent = make_shards(plan, sources, place, shelf, progress, None, processes)
@@ -215,12 +211,11 @@ class _Finish:
         plan: Plan,
         destination: Destination,
         head: Head | None,
-        write_card: WriteCard,
         place: PartialFolder,
         sources: Mapping[str, TensorSource],
         report: Callable[[], MergeReport],
     ) -> None:
-        self._plan, self._destination, self._head, self._write_card = plan, destination, head, write_card
+        self._plan, self._destination, self._head = plan, destination, head
         self._place, self._sources, self._report = place, sources, report
 
     def commit(self) -> tuple[MergeReport, Published] | HubMagmaxError:
@@ -235,7 +230,7 @@ class _Finish:
         assert head is not None, "the first process found it"
         self._place.sweep()  # files that an earlier round left
         report = write_beside_weights(plan, self._sources, folder, self._report())
-        self._write_card(plan.recipe, plan.lock, report, None, folder)
+        write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)
         weights = {shard.file: self._weights(shard) for shard in report.shards}
         expected = {shard.file: f"sha256:{shard.sha256}" for shard in report.shards}

@@ -12,9 +12,9 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import KeyPath, Problem, explain
-from hub_magmax.recipe.references import parse_reference
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
@@ -80,7 +80,7 @@ def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
     references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
     for path, written in references.items():
         try:
-            parse_reference(written, recipe.folder)
+            parse_model_name(written, recipe.folder)
         except HubMagmaxError as error:
             yield path, str(error).rstrip(".")
 

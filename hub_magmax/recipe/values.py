@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from hub_magmax.kernels.backend import DEVICES
-from hub_magmax.recipe.references import relative_path
+from hub_magmax.recipe.model_names import relative_path
 
 #: Most tasks, and most entries that there is one of per task.
 MAX_TASKS = 255

@@ -53,7 +53,7 @@ WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "top_n", "one_pass", "bits", "simd", "jit")
+_MODULES = ("merge", "histogram", "random", "winners", "top_n", "one_pass", "bits", "simd", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -67,8 +67,8 @@ _SCALARS = {
 #: The same as LLVM writes them.
 _LLVM = {ctypes.c_void_p: "ptr", ctypes.c_float: "float", ctypes.c_double: "double"}
 
-#: Dtype and number of dimensions of an argument, no dimensions: a number; or a named tuple and kinds of its items.
-Kind = tuple[str, int] | tuple[type, tuple[Any, ...]]
+#: Dtype and number of dimensions of an argument, no dimensions: a number; or a named tuple's type, and kinds.
+Kind = tuple[Any, Any]
 
 
 class Contest(NamedTuple):
@@ -79,19 +79,20 @@ class Contest(NamedTuple):
         scale: float64, a power of two, turns magnitudes into numbers on the grid.
         bounds: float64, 3 rows of a number per task on the grid: prices, and the least and the most that they
             may be.
-        bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what is
-            added to its magnitudes, instead of a price that is subtracted from them; so bits sort like numbers.
-        sets, marks: int64 and uint8, a hash table of classes: sets of tasks as bits, 0 in a free slot.
-        slot_bits: It has 2**slot_bits slots.
+        bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what
+            is added to its magnitudes, instead of a price that is subtracted from them; so bits sort like
+            numbers.
+        slots: int64, 2**k: at a code's low bits or after them, the number of its class, -1 where there is
+        none. codes, examples: int64 and float64, per class a code, and how far each task is below the best.
     """
 
     active: np.ndarray
     scale: float
     bounds: np.ndarray
     bonuses: np.ndarray
-    sets: np.ndarray
-    marks: np.ndarray
-    slot_bits: int
+    slots: np.ndarray
+    codes: np.ndarray
+    examples: np.ndarray
 
 
 class Found(NamedTuple):
@@ -99,14 +100,14 @@ class Found(NamedTuple):
 
     Attributes:
         owner: uint8 per element: its winner, the mark of its class, or `NOBODY`.
-        tasks: uint8 per element, takes the row that it was merged from, 0 where that is open; none where nothing
-            is merged.
+        tasks: uint8 per element, takes the row that it was merged from, 0 where that is open; none where
+            nothing is merged.
         counts: int64 for each byte, added to.
         largest: int64, two numbers, raised: the largest bits of a magnitude, and of what was merged.
         places: int64 per element, takes the places of those that belong to nobody.
         values: float32, elements by tasks, takes their magnitudes.
-        near, grid, sets, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3 by
-            `LANES`; and int64, `BLOCK` + `SPARE`.
+        near, grid, classes, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3
+            by `LANES`; and int64, `BLOCK` + `SPARE`.
     """
 
     owner: np.ndarray
@@ -117,7 +118,7 @@ class Found(NamedTuple):
     values: np.ndarray
     near: np.ndarray
     grid: np.ndarray
-    sets: np.ndarray
+    classes: np.ndarray
     opened: np.ndarray
 
 
@@ -174,6 +175,7 @@ read_rows = Loop("read_rows")
 task_vectors = Loop("task_vectors")
 rank = Loop("rank")
 draw = Loop("draw")
+rename = Loop("rename")
 mix = Loop("mix")
 count = Loop("count")
 drop = Loop("drop")
@@ -204,9 +206,10 @@ def _type(kind: Kind) -> Any:
     """Return numba's type of an argument."""
     import numba
 
+    named: Any = numba.types.NamedTuple
     first, rest = kind
     if not isinstance(first, str):
-        return numba.types.NamedTuple([_type(item) for item in rest], first)
+        return named([_type(item) for item in rest], first)
     dtype = numba.from_dtype(np.dtype(first))
     return numba.types.Array(dtype, rest, "C") if rest else dtype
 

@@ -33,7 +33,6 @@ from hub_magmax.kernels.compiled.cache import (
     TIES,
 )
 from hub_magmax.kernels.compiled.jit import compiled, inlined
-from hub_magmax.kernels.compiled.merge import magnitude, widened
 from hub_magmax.kernels.compiled.simd import (
     as_floats,
     as_ints,

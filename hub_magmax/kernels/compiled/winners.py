@@ -5,7 +5,6 @@ Written like those of `compiled`, for the same reasons.
 
 # numba compiles what types it finds, so functions here have none.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
-# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 
@@ -64,3 +63,11 @@ def rank(rows, stride, base, wanted, owner, codes):
     if whole < size:
         top = larger(top, _rank(rows, stride, base, whole, size - whole, wanted, owner, codes))
     return np.int64(largest(top))
+
+
+@compiled
+def rename(owner, names):
+    """Turn every byte into its entry of `names` (uint8, 256)."""
+    for i in range(owner.shape[0]):
+        owner[i] = names[owner[i]]
+    return np.int64(0)
