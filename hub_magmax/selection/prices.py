@@ -121,7 +121,8 @@ def _approach(
             damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
             wanted = 2 * (np.abs(errors) / 8 + 16) / densities
             widths = np.rint(np.clip(wanted, widths / 16, np.minimum(8 * widths, FAR))) + 1
-            step = np.clip(_eliminate(matrix, _damped(errors, quotas)), -4 * widths, 4 * widths)
+            most = np.minimum(4 * widths, 2.0**48)
+            step = np.clip(_eliminate(matrix, _damped(errors, quotas)), -most, most)
             found = prices, widths, densities
         else:
             damping /= 4
