@@ -25,7 +25,7 @@ NUM_ELEMENTS = 4_000_000
 CHUNK_ELEMENTS = 2**20
 RULES: dict[str, Callable[..., Selection]] = {"algorithm-1": algorithm_1, "top-n": top_n}
 #: Nanoseconds per element that a rule is to take at most, by number of tasks.
-AIMS = {5: 15, 20: 45}
+AIMS = {5: 9, 20: 35}
 
 
 def preferences(num_tasks: int) -> dict[str, list[float]]:
