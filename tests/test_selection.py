@@ -32,7 +32,7 @@ from hub_magmax.methods.selection import (
     quotas,
     top_n,
 )
-from hub_magmax.methods.selection.owners import PICKED, Owners
+from hub_magmax.methods.selection.owners import Draws, Owners
 from tests import exact_top_n, oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -557,13 +557,29 @@ def test_algorithm_1_reads_the_chunks_once():
     assert len(chunks.reads) == 1
 
 
-@pytest.mark.parametrize("shift", [-(2**63), 0, 2**62])
-def test_picking_is_exact_even_when_keys_are_not_uniform(shift):
-    owners = Owners(100_000)
+class Misled(Reference):
+    """A backend whose first window is empty, as if keys were not uniform."""
 
-    owners.pick(0, 777, 100_000, lambda positions: 99_999 - positions + shift)
+    def draw(self, owner, codes, draw, room):
+        window = super().draw(owner, codes, draw, room)
+        return window if draw.low == -(2**63) else window[:0]
 
-    assert (owners.owner == PICKED).nonzero()[0].tolist() == list(range(99_223, 100_000))
+
+@pytest.mark.parametrize(
+    "backend", [Reference(), Compiled(), Misled()], ids=["reference", "compiled", "misled"]
+)
+@pytest.mark.parametrize("count", [1, 777, 49_990, 50_000])
+def test_elements_of_the_smallest_keys_are_given_away(count, backend):
+    owners, codes = Owners(100_000), np.tile(np.array([0b1010, 0b0101], np.uint8), 50_000)
+    owners.owner[::2] = 7
+    keys = GENERATOR.keys(np.arange(0, 100_000, 2), 5)
+
+    Draws(owners, codes, GENERATOR, backend).give(7, count, 50_000, stream=5, mask=0b0111, mark=64)
+
+    expected = np.zeros(100_000, np.uint8)
+    expected[::2] = 7
+    expected[2 * keys.argsort()[:count]] = 64 + 1
+    assert np.array_equal(owners.owner, expected)
 
 
 # Top-n

@@ -24,7 +24,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +48,12 @@ FIRST_MARK, NOBODY = 64, 254
 INFINITY_BITS = 0x7F800000
 
 #: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
-WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
+WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, CHOSEN = range(8)
 
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "top_n", "one_pass", "bits", "simd", "jit")
+_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "bits", "simd", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -67,58 +67,8 @@ _SCALARS = {
 #: The same as LLVM writes them.
 _LLVM = {ctypes.c_void_p: "ptr", ctypes.c_float: "float", ctypes.c_double: "double"}
 
-#: Dtype and number of dimensions of an argument, no dimensions: a number; or a named tuple and kinds of its items.
+#: Dtype and number of dimensions of an argument, 0 for a number; or a named tuple and kinds of its items.
 Kind = tuple[str, int] | tuple[type, tuple[Any, ...]]
-
-
-class Contest(NamedTuple):
-    """What `look` decides by.
-
-    Attributes:
-        active: int64, the rows that take part; below, tasks are numbered as they are here.
-        scale: float64, a power of two, turns magnitudes into numbers on the grid.
-        bounds: float64, 3 rows of a number per task on the grid: prices, and the least and the most that they
-            may be.
-        bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what is
-            added to its magnitudes, instead of a price that is subtracted from them; so bits sort like numbers.
-        sets, marks: int64 and uint8, a hash table of classes: sets of tasks as bits, 0 in a free slot.
-        slot_bits: It has 2**slot_bits slots.
-    """
-
-    active: np.ndarray
-    scale: float
-    bounds: np.ndarray
-    bonuses: np.ndarray
-    sets: np.ndarray
-    marks: np.ndarray
-    slot_bits: int
-
-
-class Found(NamedTuple):
-    """What `look` writes.
-
-    Attributes:
-        owner: uint8 per element: its winner, the mark of its class, or `NOBODY`.
-        tasks: uint8 per element, takes the row that it was merged from, 0 where that is open; none where nothing
-            is merged.
-        counts: int64 for each byte, added to.
-        largest: int64, two numbers, raised: the largest bits of a magnitude, and of what was merged.
-        places: int64 per element, takes the places of those that belong to nobody.
-        values: float32, elements by tasks, takes their magnitudes.
-        near, grid, sets, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3 by
-            `LANES`; and int64, `BLOCK` + `SPARE`.
-    """
-
-    owner: np.ndarray
-    tasks: np.ndarray
-    counts: np.ndarray
-    largest: np.ndarray
-    places: np.ndarray
-    values: np.ndarray
-    near: np.ndarray
-    grid: np.ndarray
-    sets: np.ndarray
-    opened: np.ndarray
 
 
 #: An array without gaps, a number, or a named tuple of such.
@@ -282,8 +232,11 @@ def _fingerprint() -> str:
 
     parts = (
         *(
-            Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-            for name in (*_MODULES, "cache")
+            path.read_text(encoding="utf-8")
+            for path in (
+                *(Path(__file__).with_name(f"{name}.py") for name in (*_MODULES, "cache")),
+                Path(__file__).parent.with_name("structures.py"),
+            )
         ),
         version("numba"),
         version("llvmlite"),

@@ -345,9 +345,7 @@ def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generat
     owners = Owners(0)
     owners.owner = seen.owner
     owners.rename(names)
-    draws = Draws(
-        owners, seen.owner, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads
-    )
+    draws = Draws(owners, seen.owner, generator, chunks.backend, chunks.num_threads)
     for mark, takers in todo:
         left = sum(count for _, count in takers)
         for task, count in takers[1:]:

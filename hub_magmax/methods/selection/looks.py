@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
+from hub_magmax.kernels import structures
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.methods.chunks import Chunks, blocks
@@ -59,7 +60,7 @@ class Contest:
             most, least = np.nextafter(near, np.float32([[np.inf], [0]]))
         return np.stack((most, least))
 
-    def for_loops(self) -> cache.Contest:
+    def for_loops(self) -> structures.Contest:
         """Return the same, as compiled loops take it."""
         sets, marks = np.zeros(1 << _SLOT_BITS, np.int64), np.zeros(1 << _SLOT_BITS, np.uint8)
         for number, tasks in enumerate(self.classes.tolist()):
@@ -67,7 +68,7 @@ class Contest:
             while sets[slot]:
                 slot = (slot + 1) % len(sets)
             sets[slot], marks[slot] = tasks, FIRST_MARK + number
-        return cache.Contest(self.active, self.scale, self.bounds, self.bonuses, sets, marks, _SLOT_BITS)
+        return structures.Contest(self.active, self.scale, self.bounds, self.bonuses, sets, marks, _SLOT_BITS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
             winners = owner[start : start + chunk.num_elements]
             is_early = chunk.one_pass is not None and rule_of is not None
             tasks = np.empty(chunk.num_elements if is_early else 0, np.uint8)  # which the loop fills
-            found = cache.Found(winners, tasks, counts, largest, places, values, *scratch)
+            found = structures.Found(winners, tasks, counts, largest, places, values, *scratch)
             if is_early:
                 number = chunk.one_pass.merge(cache.look_and_merge, (arguments, found), rule_of(tasks))
             else:
