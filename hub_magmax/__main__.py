@@ -1,4 +1,4 @@
-"""What `python -m hub_magmax` and `accelerate launch -m hub_magmax` run."""
+"""Entry point of `python -m hub_magmax` and `accelerate launch -m hub_magmax`."""
 
 from hub_magmax.cli import main
 

@@ -144,22 +144,25 @@ def _plainly(value: Any) -> str:
 
 @verb
 @recipe_argument
-def compare(recipe: Path) -> Answer:
+@device_option
+def compare(recipe: Path, device: str | None) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
     from hub_magmax.pipeline import lock
     from hub_magmax.recipe.loading import load_recipe
+    from hub_magmax.recipe.stored import read_recipe
 
-    asked = load_recipe(recipe)
+    asked = read_recipe(RecipeOptions(recipe, device=device))
     locked = lock(comparable(asked), report=say)
     comparison = do_compare(asked, locked, report=say)
-    files = write_comparison(asked, comparison, recipe)
+    files = write_comparison(load_recipe(recipe), comparison, recipe)
     return Answer(json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote(files)}")
 
 
 @verb
 @recipe_options
+@device_option
 def sweep(asked: RecipeOptions) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
@@ -197,6 +200,7 @@ def diagnose(asked: RecipeOptions) -> Answer:
 @verb
 @recipe_options
 @memory_option
+@device_option
 def plan(asked: RecipeOptions) -> Answer:
     """Show what merging RECIPE will read, write and need, from headers alone."""
     from hub_magmax.checkpoints.source_cache import SourceCache

@@ -74,7 +74,7 @@ def os_errors(where: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold a file's content, or a folder's names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -83,7 +83,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
+    """Write a text file in one step, and have the disk hold it.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left of it then.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -106,7 +111,7 @@ def write_text(path: Path, text: str) -> None:
     if path.is_dir():
         raise OutputError("this is a folder, not a file", where=str(path), hint="Name a file in it.")
     with os_errors(path):
-        _write_durably(path, text)
+        write_durably(path, text)
 
 
 def read_fully(descriptor: int, start: int, buffer: memoryview) -> int:

@@ -14,11 +14,7 @@ from typing import Any
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
-from hub_magmax.errors import (
-    EvaluationError,
-    PublishError,
-    RecipeError,
-)
+from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
@@ -29,7 +25,7 @@ from hub_magmax.planning.headers import check_adapters, check_architectures, pla
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
-from hub_magmax.publishing.commits import Destination, Published
+from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, ResolvedPreference
@@ -37,6 +33,7 @@ from hub_magmax.recipe.matching import locked_method, preference_digest, rules_o
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
+Report = Callable[[str], None]
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
@@ -56,7 +53,7 @@ def run(
     recipe: Recipe,
     *,
     locked: Lock | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
     progress: ProgressBar = lambda total: nullcontext(),
     processes: Processes | None = None,
     push_anyway: bool = False,
@@ -85,37 +82,49 @@ def run(
     destination = destination or destination_of(recipe)
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned = plan(recipe, locked, cache=cache)
-    head = None
-    if processes.is_first:
-        head = check(planned, destination, num_processes=processes.count)
+    head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     if destination is not None and not recipe.output.keep:
-        from hub_magmax.publishing.streaming_push import relay  # loads torch
+        from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
         report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
         with progress(planned.progress_bytes) as advance:
-            merged, published = relay(planned, destination, head, write_card, advance, processes, cache)
+            merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
-    from hub_magmax.merging.execution import finished, merge  # loads torch
-
-    if finished(PartialFolder(output, planned.digest)) is None:
-        report(f"merging {len(planned.jobs)} tensors into {recipe.output.path}")
-    with progress(planned.progress_bytes) as advance:
-        merged = merge(planned, output, progress=advance, processes=processes, cache=cache)
-    scores = _scores(recipe, locked, output, report, processes) if recipe.evaluation else None
+    merged = _merge(planned, report, progress, processes, cache)
+    scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
     write_card(recipe, locked, merged, scores, output, keep_edited=True)
-    published = None
-    guards = check_guards(recipe.evaluation, scores)
-    if destination is not None:
-        if not push_anyway:
-            _refuse_regression(guards, recipe)
-        report(f"pushing to {destination.name}")
-        published = push_to(destination, output, head)
-    return Run(planned, merged, output, scores, published, guards)
+    done = Run(planned, merged, output, scores, guards=check_guards(recipe.evaluation, scores))
+    if destination is None:
+        return done
+    return _published(done, destination, head, report, push_anyway=push_anyway)
+
+
+def _merge(
+    planned: Plan, report: Report, progress: ProgressBar, processes: Processes, cache: SourceCache
+) -> MergeReport:
+    """Merge into the recipe's folder, unless that is done."""
+    from hub_magmax.merging.execution import finished, merge  # loads torch
+
+    output = planned.recipe.output_path
+    if finished(PartialFolder(output, planned.digest)) is None:
+        report(f"merging {len(planned.jobs)} tensors into {planned.recipe.output.path}")
+    with progress(planned.progress_bytes) as advance:
+        return merge(planned, output, progress=advance, processes=processes, cache=cache)
+
+
+def _published(
+    done: Run, destination: Destination, head: Head | None, report: Report, *, push_anyway: bool
+) -> Run:
+    """Push the model, unless a guard regressed."""
+    if not push_anyway:
+        _refuse_regression(done.guards, done.plan.recipe)
+    report(f"pushing to {destination.name}")
+    return replace(done, published=push_to(destination, done.output, head))
 
 
 def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType({})) -> Destination | None:
@@ -155,7 +164,7 @@ def lock(
     recipe: Recipe,
     *,
     hash_files: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
     cache: SourceCache | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
@@ -224,8 +233,11 @@ def plan(recipe: Recipe, locked: Lock | None = None, *, cache: SourceCache | Non
 
 
 def _scores(
-    recipe: Recipe, locked: Lock, output: Path, report: Callable[[str], None], processes: Processes
-) -> Scores:
+    recipe: Recipe, locked: Lock, output: Path, report: Report, processes: Processes
+) -> Scores | None:
+    """Return the scores that the recipe asks for, if it does: those of an earlier run, or new ones."""
+    if recipe.evaluation is None:
+        return None
     stored = processes.first_decides(lambda: _stored_scores(recipe, output))
     if stored is not None:
         return stored

@@ -66,7 +66,7 @@ def verb(function: Callable[..., Answer]) -> Verb:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """A recipe on the command line: its path, and replacements for its lock, output folder and memory."""
+    """A recipe on the command line: its path, and replacements for its lock and parts of its output."""
 
     recipe: Path
     lock_path: Path | None = None
@@ -92,7 +92,9 @@ class DestinationOptions:
 recipe_argument = click.argument("recipe", type=Path)
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
-device_option = click.option("--device", help="Have torch compute there: cpu, cuda or mps.")
+device_option = click.option(
+    "--device", help="Merge on cpu, cuda, cuda:1 or mps, by torch, instead of what is fastest on the CPU."
+)
 
 
 def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -178,7 +180,7 @@ def wrote(paths: Iterable[Path]) -> str:
 
 
 @contextmanager
-def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None] | None]:
+def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None]]:
     """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
     from huggingface_hub.utils import tqdm
 

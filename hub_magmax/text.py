@@ -7,8 +7,11 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+#: Called with a line of text at each step of a long task.
+Report = Callable[[str], None]
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
 _CREDENTIALS = re.compile(r"(https?://)[^/@\s]+@", re.IGNORECASE)

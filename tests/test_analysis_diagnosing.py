@@ -9,8 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hub_magmax.analysis import diagnosing
-from hub_magmax.analysis.diagnosing import diagnose, layer_of
+from hub_magmax.analysis.diagnosing import Sample, diagnose, layer_of
 from hub_magmax.cli import main
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
@@ -20,8 +19,8 @@ from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.families import make_tensors, write_checkpoint, write_recipe
-from tests.test_cards import make_lock, make_recipe, make_report
-from tests.test_figures import texts
+from tests.test_reporting_card import make_lock, make_recipe, make_report
+from tests.test_reporting_figures import texts
 
 SHAPES = {
     "embed.weight": (50, 8),
@@ -119,13 +118,9 @@ def test_a_planted_fault_is_named(tmp_path, change, rule, words):
 
 
 @PLANTED
-def test_a_planted_fault_is_named_where_only_a_part_is_looked_at(tmp_path, monkeypatch, change, rule, words):
-    monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 32)
-    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 64)
-    monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
+def test_a_planted_fault_is_named_where_only_a_part_is_looked_at(tmp_path, change, rule, words):
     _, planned = write(tmp_path, b=change)
-    found = diagnose(planned)
+    found = diagnose(planned, sample=Sample(64, 32, 64, 1))
     assert found.whole.num_looked_at < 0.6 * found.whole.num_elements
     assert faults(found) == {(rule, "b")}
     assert words in found.table()
@@ -233,7 +228,7 @@ def test_layers_have_the_name_that_people_know(tensor, layer):
     assert layer_of(tensor) == layer
 
 
-def test_a_part_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
+def test_a_part_of_a_large_tensor_says_the_same(tmp_path):
     shapes = {"embed.weight": (4000, 64), "head.weight": (1000, 16)}
     family = {"base": make_tensors(0, shapes=shapes)}
     family |= {task: make_tensors(n, base=family["base"], shapes=shapes) for n, task in enumerate("abc", 1)}
@@ -242,17 +237,13 @@ def test_a_part_of_a_large_tensor_says_the_same(tmp_path, monkeypatch):
     recipe = load_recipe(write_recipe(tmp_path))
     planned = plan(recipe, lock(recipe))
     whole = diagnose(planned)
-    monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 1000)
-    monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 1250)
-    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 10_000)
-    monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
-    part = diagnose(planned)
+    part = diagnose(planned, sample=Sample(1000, 1250, 10_000, 1))
     assert part.whole.num_looked_at == pytest.approx(whole.whole.num_elements / 8, rel=0.05)
     assert part.whole.cosines == pytest.approx(whole.whole.cosines, abs=0.02)
     assert part.whole.win_shares == pytest.approx(whole.whole.win_shares, abs=0.02)
 
 
-def test_a_change_outside_of_what_is_looked_at_is_still_a_change(tmp_path, monkeypatch):
+def test_a_change_outside_of_what_is_looked_at_is_still_a_change(tmp_path):
     base = make_tensors(0, shapes={"w": (8000,)})
     for place in (0, 4001, 7999):
         changed = dict(base)
@@ -262,8 +253,8 @@ def test_a_change_outside_of_what_is_looked_at_is_still_a_change(tmp_path, monke
         for name, tensors in {"base": base, "a": changed, "b": base, "c": changed}.items():
             write_checkpoint(folder / name, tensors)
         recipe = load_recipe(write_recipe(folder))
-        monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 1000)
-        assert diagnose(plan(recipe, lock(recipe))).unchanged == (0, 1, 0)
+        found = diagnose(plan(recipe, lock(recipe)), sample=Sample(whole_elements=1000))
+        assert found.unchanged == (0, 1, 0)
 
 
 def test_directions_that_are_shared_are_found(tmp_path):
@@ -297,12 +288,7 @@ def test_a_nan_is_refused_with_its_place(tmp_path):
         diagnose(planned)
 
 
-def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(diagnosing, "_WHOLE_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "_BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(diagnosing, "_BLOCK_EVERY", 32)
-    monkeypatch.setattr(diagnosing, "_FEWEST_BLOCKS", 1)
-
+def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together(tmp_path):
     def broken(family):
         tensors = {name: value.clone() for name, value in family["b"].items()}
         tensors["embed.weight"].view(-1)[130] = torch.nan
@@ -310,7 +296,7 @@ def test_the_place_of_a_nan_is_that_in_the_tensor_whatever_is_looked_at_together
 
     _, planned = write(tmp_path, b=broken)
     with pytest.raises(NonFiniteError, match=r"element 130 is nan"):
-        diagnose(planned)
+        diagnose(planned, sample=Sample(64, 64, 32, 1))
 
 
 def test_what_is_stored_is_read_again(tmp_path):

@@ -22,8 +22,8 @@ from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
-from tests.test_explorer import make_surface
-from tests.test_figures import texts
+from tests.test_reporting_explorer import make_surface
+from tests.test_reporting_figures import texts
 
 #: Which class `a` and `b` lean to: the merged model's answer depends on who weighs more.
 BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}

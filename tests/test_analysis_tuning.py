@@ -7,7 +7,7 @@ import pytest
 from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.evaluation.margins import merits, within
+from hub_magmax.evaluation.margins import normalised_margins, within
 from hub_magmax.pipeline import lock, run
 from hub_magmax.preference import resolve_preference
 from hub_magmax.preference.search import on_simplex, search_weights
@@ -201,11 +201,11 @@ def tried(scaling, margins, label="average", preference="recipe"):
 
 def test_merits_are_margins_in_units_of_their_mean_size():
     wanted = pytest.approx(np.tanh([1, -1, 2, 0]).tolist())
-    assert merits(outcomes([2.0, -2.0, 4.0, 0.0])).tolist() == wanted
+    assert normalised_margins(outcomes([2.0, -2.0, 4.0, 0.0])).tolist() == wanted
     # A model that is ten times as sure of everything is not better.
-    assert merits(outcomes([20.0, -20.0, 40.0, 0.0])).tolist() == wanted
-    assert merits([Outcome(1.0), Outcome(0.0)]).tolist() == [1, 0]
-    assert merits(outcomes([0.0, 0.0])).tolist() == [0, 0]
+    assert normalised_margins(outcomes([20.0, -20.0, 40.0, 0.0])).tolist() == wanted
+    assert normalised_margins([Outcome(1.0), Outcome(0.0)]).tolist() == [1, 0]
+    assert normalised_margins(outcomes([0.0, 0.0])).tolist() == [0, 0]
 
 
 def test_within_counts_standard_errors_of_the_difference():

@@ -36,7 +36,11 @@ KERNELS = ("hub_magmax/kernels/",)
 LOCATIONS = ("hub_magmax/checkpoints/", "hub_magmax/hub.py", "hub_magmax/publishing/")
 #: Functions elsewhere, as `file: function`, that read a `repo_id` only to write it out as data.
 WRITTEN_OUT = frozenset(
-    {"hub_magmax/recipe/lockfile.py: LockedSource.label", "hub_magmax/merging/adapters.py: adapter_config"}
+    {
+        "hub_magmax/merging/adapters.py: adapter_config",
+        "hub_magmax/recipe/lockfile.py: LockedSource.label",
+        "hub_magmax/reporting/front_matter.py: hub_id",
+    }
 )
 
 Modules = Mapping[str, Module]

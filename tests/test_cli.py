@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -325,3 +326,19 @@ def test_nothing_written_names_a_folder_of_this_machine(family):
     call("run", write_recipe(family))
     for path in (family / "merged").iterdir():
         assert str(family).encode() not in path.read_bytes(), path.name
+
+
+def test_the_verb_of_the_docs_is_a_file_and_a_line_of_the_table(family, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    code = page.split("## A verb")[1].split("```python\n")[1].split("```")[0]
+    module = types.ModuleType("hub_magmax.fleet.sizes")
+    exec(compile(code, "contributing.md", "exec"), vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(VERBS, "sizes", "fleet.sizes")
+    assert "sizes       Show the bytes of each file of weights in FOLDER." in call("--help")[1]
+    call("merge", write_recipe(family))
+    code, out, _ = call("sizes", family / "merged", "--json")
+    weights = family / "merged" / "model.safetensors"
+    assert (code, json.loads(out)) == (0, {"model.safetensors": weights.stat().st_size})
+    code, _, err = call("sizes", family / "base")
+    assert code == 1 and "no merge_report.json" in err

@@ -16,7 +16,7 @@ from benchmarks.continual.results import measure
 from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
-from hub_magmax.analysis.tuning import Arena, Candidate
+from hub_magmax.analysis.tuning import Candidate, CandidateScorer
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.methods import method_names
@@ -112,20 +112,20 @@ def test_every_registered_method_is_measured_with_every_preference_it_uses(resul
     assert ("tunable_magmax top-n", "labels") in keys
 
 
-def test_a_row_is_what_the_arena_of_compare_finds_for_each_target(family):
+def test_a_row_is_what_compare_finds_for_each_target(family):
     with Bench(family, PROTOCOL) as bench:
         weights = [bench.estimator.weights("labels", target, target.meta) for target in bench.targets]
         row = bench.row(measuring.TUNABLE, "labels", weights)
         recipe = measuring.recipe_of(family)
         from hub_magmax.pipeline import lock
 
-        with Arena(recipe, lock(recipe)) as arena:
+        with CandidateScorer(recipe, lock(recipe)) as scorer:
             for target, own, trials in zip(bench.targets, weights, row.trials, strict=True):
                 method = locked_method(measuring.TUNABLE)
                 tried = [Candidate(method | {"scaling": s}, "given", own) for s in PROTOCOL.scalings]
-                batches = arena.encode(family.test.select(target.rows), family.columns)
+                batches = scorer.encode(family.test.select(target.rows), family.columns)
                 # Probabilities depend on the batch in their last digits.
-                for mine, theirs in zip(trials, arena.run(tried, batches), strict=True):
+                for mine, theirs in zip(trials, scorer.run(tried, batches), strict=True):
                     assert [o.score for o in mine.outcomes] == [o.score for o in theirs.outcomes]
                     mine_p, their_p = ([o.probability for o in t.outcomes] for t in (mine, theirs))
                     assert mine_p == pytest.approx(their_p, abs=1e-5)

@@ -18,7 +18,7 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import plan, run
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.references import parse_reference
+from hub_magmax.recipe.model_names import parse_model_name
 from tests.families import read_merged, recipe_values, write_family
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
     ],
 )
 def test_names_of_repositories(tmp_path, written, repo_id, revision):
-    assert parse_reference(written, tmp_path) == HubModel(repo_id, revision)
+    assert parse_model_name(written, tmp_path) == HubModel(repo_id, revision)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_names_of_repositories(tmp_path, written, repo_id, revision):
     ],
 )
 def test_parts_of_repositories(tmp_path, written, expected):
-    assert parse_reference(written, tmp_path) == expected
+    assert parse_model_name(written, tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_part_is_a_folder_or_a_file_of_weights_in_one(part, split, variant):
 
 def test_path_may_end_in_a_file_of_weights(tmp_path):
     written = "./x/model.fp16.safetensors"
-    assert parse_reference(written, tmp_path) == LocalFolder(
+    assert parse_model_name(written, tmp_path) == LocalFolder(
         tmp_path / "x", written, "model.fp16.safetensors"
     )
     (tmp_path / "odd.safetensors").mkdir()
-    assert parse_reference("./odd.safetensors", tmp_path).part == ""
+    assert parse_model_name("./odd.safetensors", tmp_path).part == ""
 
 
 def test_an_existing_folder_wins_over_a_repository(tmp_path):
     (tmp_path / "me" / "model").mkdir(parents=True)
-    assert parse_reference("me/model", tmp_path) == LocalFolder(tmp_path / "me" / "model", "me/model")
+    assert parse_model_name("me/model", tmp_path) == LocalFolder(tmp_path / "me" / "model", "me/model")
 
 
 @pytest.mark.parametrize("written", ["./x", "../x", "/x", "~/x", "."])
 def test_what_starts_like_a_path_is_a_path(tmp_path, written):
-    assert isinstance(parse_reference(written, tmp_path), LocalFolder)
+    assert isinstance(parse_model_name(written, tmp_path), LocalFolder)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_what_starts_like_a_path_is_a_path(tmp_path, written):
 )
 def test_what_names_nothing_is_refused_or_read_as_the_default(tmp_path, written):
     if written == "me/model@":
-        assert parse_reference(written, tmp_path) == HubModel("me/model", None)
+        assert parse_model_name(written, tmp_path) == HubModel("me/model", None)
         return
     with pytest.raises(RecipeError):
-        parse_reference(written, tmp_path)
+        parse_model_name(written, tmp_path)
 
 
 #: Locks, plans and merges the recipe of its argument by the public API.
@@ -195,7 +195,7 @@ def test_name_of_a_kind_that_no_package_reads_is_refused_with_its_place(tmp_path
 def test_lock_and_recipe_give_the_same_location(tmp_path):
     for written in ("./base", "./base/model.half.safetensors"):
         location = locate(written, tmp_path)
-        locked = LockedSource(written, location.kind, *location.pin[:2], (), part=location.pin.part)
+        locked = LockedSource(written, location.name, *location.pin[:2], (), part=location.pin.part)
         assert location_of(locked, tmp_path) == location.pinned() == location
     location = HubModel("me/model", COMMIT, "unet")
     locked = LockedSource("hf://me/model@main/unet", "hub", "me/model", COMMIT, (), part="unet")

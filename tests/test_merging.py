@@ -270,7 +270,9 @@ def test_source_that_changed_since_the_lock_is_refused(family):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("backend", [Compiled(), Device()], ids=["compiled", "device"])
+@pytest.mark.parametrize(
+    "backend", [Compiled(), Device(device=torch.device("cpu"))], ids=["compiled", "device"]
+)
 def test_every_backend_merges_to_the_same_bytes(family, method, backend):
     expected = merged(family, "expected", method=method, preference=PREFERENCE, backend=Reference())
     found = merged(family, "found", method=method, preference=PREFERENCE, backend=backend)

@@ -173,6 +173,7 @@ def test_digest_follows_what_decides_the_bytes_and_nothing_else(family):
 
     same = digest()
     assert digest(output={"path": "elsewhere", "push_to_hub": "me/x"}) == same
+    assert digest(output={"device": "cuda:1", "memory": "1GB"}) == same
     assert digest(seed=1) != same
     assert digest(method="average") != same
     assert digest(output={"shard_size": "1KB"}) != same

@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner
 
 from hub_magmax import methods
-from hub_magmax.cli import main
+from hub_magmax.cli import VERBS, main
 from hub_magmax.errors import HubMagmaxError, RecipeError, SystemRefusalError, explained
 from hub_magmax.evaluation import data
-from hub_magmax.fleet.signing import _signature_errors
+from hub_magmax.fleet.signing import signature_errors
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import ArrayChunks
 from hub_magmax.recipe.values import Data
@@ -21,7 +21,7 @@ from hub_magmax.text import holds_token, printable, without_secrets, without_tok
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
-from tests.test_signing import stand_in  # noqa: F401  (a fixture)
+from tests.test_fleet_signing import stand_in  # noqa: F401  (a fixture)
 
 TOKEN = "hf_" + "aB3" * 12
 
@@ -119,9 +119,9 @@ WRITING_NOTHING = {"validate", "plan", "methods", "schema"}
 
 
 def test_every_command_is_looked_at():
-    """What `quickstart` writes is looked at in test_quickstart.py."""
+    """What `quickstart` writes is looked at in test_quickstart_demo.py."""
     looked_at = {words.split()[0] for words in WRITING} | WRITING_NOTHING | {"quickstart"}
-    assert looked_at == set(main.commands)
+    assert looked_at == set(VERBS)
 
 
 @pytest.mark.slow
@@ -338,14 +338,14 @@ def hungry(*arguments, **options):
 
 
 def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_theirs(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_load", hungry)
+    monkeypatch.setattr("datasets.load_dataset", hungry)
     with pytest.raises(MemoryError):
         data.load_examples(Data(dataset="./x"), tmp_path)
     point = type("Point", (), {"name": "x", "load": hungry})()
     monkeypatch.setattr("hub_magmax.registry.entry_points", lambda group: [point])
     with pytest.raises(MemoryError):
         Registry("method", "group", {}, "attribute").get("x")
-    with pytest.raises(MemoryError), _signature_errors("x", "no signature"):
+    with pytest.raises(MemoryError), signature_errors("x", "no signature"):
         hungry()
 
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hub_magmax.merging.engine.execution import merge
-from hub_magmax.merging.engine.in_memory import InMemoryMerger
-from hub_magmax.merging.engine.survey import survey
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.reference import Reference
+from hub_magmax.merging.execution import merge
+from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.merging.survey import survey
 from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.selection import ArrayChunks, assignment, quotas
 from hub_magmax.pipeline import lock, plan
@@ -114,7 +114,7 @@ def test_threshold_that_changed_where_it_was_kept_is_found_again(tmp_path):
 @pytest.mark.parametrize("op", [ops.AGREEING_SUM, ops.Op(ops.ties_merge)], ids=["built in", "a plug-in's"])
 def test_rule_that_cannot_be_kept_is_refused(tmp_path, monkeypatch, op):
     rule = Rule(op, per_task=(torch.ones(3),))
-    monkeypatch.setattr("hub_magmax.merging.engine.survey.tensor_rule", lambda *arguments: rule)
+    monkeypatch.setattr("hub_magmax.merging.survey.tensor_rule", lambda *arguments: rule)
     with pytest.raises(RecipeError, match="cannot look at the whole model"):
         survey(jobs(), ArrayChunks(vectors()), METHOD, WEIGHTS, 0, tmp_path)
 

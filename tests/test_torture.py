@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import reliability, torture, victims
-from hub_magmax.checkpoints import source as source_module
+from hub_magmax.checkpoints import local
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
+from hub_magmax.files import sha256_of
 from hub_magmax.merging.execution import merge
-from hub_magmax.merging.output import folder as writer
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
@@ -90,7 +90,7 @@ def reference(family: Path, **changes: object) -> dict[str, str]:
 
 def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Carry out `action` just before the given read of any source."""
-    original, seen = source_module.read_fully, []
+    original, seen = local.read_fully, []
 
     def read(*arguments):
         seen.append(1)
@@ -98,7 +98,7 @@ def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], N
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(source_module, "read_fully", read)
+    monkeypatch.setattr(local, "read_fully", read)
 
 
 def change_byte(path: Path) -> None:
@@ -218,7 +218,7 @@ def test_shard_whose_bytes_got_lost_on_the_way_to_the_disk_is_refused(tmp_path):
 def test_process_that_comes_second_is_told_so(family):
     recipe = write_recipe(family)
     code = (
-        "import sys; from pathlib import Path; from hub_magmax.io.writer import PartialFolder\n"
+        "import sys; from pathlib import Path; from hub_magmax.merging.output.folder import PartialFolder\n"
         "place = PartialFolder(Path(sys.argv[1]), 'sha256:other'); place.prepare()\n"
         "print('ready', flush=True); sys.stdin.read()"
     )
@@ -241,7 +241,7 @@ def test_only_finished_shards_of_this_merge_are_kept(tmp_path):
     for name in ("finished.safetensors", "unfinished.safetensors.tmp", "config.json"):
         (place.folder / name).write_bytes(b"x")
     (place.folder / "folder").mkdir()
-    place.record(ShardRecord("finished.safetensors", 1, writer.sha256_of(place.folder / "config.json")))
+    place.journal.record(ShardRecord("finished.safetensors", 1, sha256_of(place.folder / "config.json")))
     place.release()
     PartialFolder(tmp_path / "out", "sha256:one").prepare()
     assert [path.name for path in place.folder.iterdir()] == ["finished.safetensors"]

@@ -17,7 +17,7 @@ from hub_magmax.errors import SourceError
 
 
 @dataclass(frozen=True)
-class ZipArchive(Location, kind="zip"):
+class ZipArchive(Location, name="zip"):
     path: Path
     written: str
 

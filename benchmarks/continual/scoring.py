@@ -26,7 +26,7 @@ from hub_magmax.evaluation.evaluators import columns_of, evaluator_of
 
 
 class Scorer(AbstractContextManager["Scorer"]):
-    """A recipe's checkpoints and evaluator, for thousands of merges: what `tuning.Arena` does, faster.
+    """A recipe's checkpoints and evaluator, for thousands of merges: what `CandidateScorer` does, faster.
 
     Args:
         recipe: Its evaluation names the evaluator.

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.analysis.tuning import Arena, Candidate, Trial, best, best_by_label, candidates, scorer_of
+from hub_magmax.analysis.tuning import (
+    Candidate,
+    CandidateScorer,
+    Trial,
+    best,
+    best_by_label,
+    candidates,
+    scorer_of,
+)
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
@@ -133,17 +141,17 @@ def compare(recipe: Recipe, lock: Lock, *, report: Callable[[str], None] = lambd
     weights = _preferences(recipe, spec, lock)
     tried = candidates(spec, recipe.method, weights)
     report(f"trying {len(tried)} ways to merge")
-    with Arena(recipe, lock) as arena:
-        trials = list(arena.run(tried, arena.load(recipe.tuning_data, "compare.tune")))
+    with CandidateScorer(recipe, lock) as scorer:
+        trials = list(scorer.run(tried, scorer.load(recipe.tuning_data, "compare.tune")))
         winner, finalists = best(trials), best_by_label(trials)
         report(f"scoring the best of {len(finalists)} methods on other examples")
-        other = arena.load(spec.report, "compare.report")
+        other = scorer.load(spec.report, "compare.report")
         reported = dict(
-            zip(finalists, arena.run([t.candidate for t in finalists.values()], other), strict=True)
+            zip(finalists, scorer.run([t.candidate for t in finalists.values()], other), strict=True)
         )
         nothing = Candidate({"name": "average", "scaling": 0.0}, UNIFORM, weights[UNIFORM])
-        (base,) = arena.run([nothing], other)
-    return _conclude(arena.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+        (base,) = scorer.run([nothing], other)
+    return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
 
 
 def _conclude(
@@ -183,7 +191,7 @@ def _conclude(
                 "scaling": trial.candidate.method["scaling"],
                 "preference": trial.candidate.preference,
                 "value": trial.value,
-                "merit": trial.merit,
+                "merit": trial.margin,
             }
             for trial in trials
         ),

@@ -1,4 +1,4 @@
-"""Look at the checkpoints before merging them: one pass over the files, tensor by tensor.
+"""Diagnosis of checkpoints before a merge: one pass over the files, tensor by tensor.
 
 Small tensors are read whole. Of large ones blocks are read, 16,000 elements and at least one in 256, and the
 rest only where that shows no difference: so a tensor is called unchanged only if every value of it is.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,10 +43,6 @@ from hub_magmax.reporting.diagnosis import (
     total,
 )
 
-#: Tensors of up to this many elements are looked at whole; of larger ones, blocks of so many elements, one
-#: for so many and a few at least, evenly spread.
-_WHOLE_ELEMENTS = 1 << 16
-_BLOCK_ELEMENTS, _BLOCK_EVERY, _FEWEST_BLOCKS = 1 << 12, 1 << 20, 4
 #: Blocks that are worked on together.
 _AT_ONCE = 16
 #: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
@@ -54,11 +51,40 @@ _PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Elements of a tensor that are read: all of a small one, evenly spread blocks of a larger one.
+
+    Attributes:
+        whole_elements: Size up to which a tensor is read whole.
+        block_elements: Size of a block.
+        block_every: Elements for each of which there is one block.
+        fewest_blocks: Blocks of a tensor at least.
+    """
+
+    whole_elements: int = 1 << 16
+    block_elements: int = 1 << 12
+    block_every: int = 1 << 20
+    fewest_blocks: int = 4
+
+    def blocks(self, num_elements: int) -> list[tuple[int, int]]:
+        """Return the first element of every block and the one after its last."""
+        if num_elements <= self.whole_elements:
+            return [(0, num_elements)]
+        count = max(self.fewest_blocks, num_elements // self.block_every)
+        starts = [place * num_elements // count for place in range(count)]
+        return [(start, min(start + self.block_elements, num_elements)) for start in starts]
+
+
+SAMPLE = Sample()
+
+
 def diagnose(
     plan: Plan,
     *,
     sources: Mapping[str, TensorSource] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+    sample: Sample = SAMPLE,
 ) -> Diagnosis:
     """Compare the checkpoints with the base model and with each other, in one pass.
 
@@ -68,6 +94,7 @@ def diagnose(
         plan: Which tensors are merged, and for which preference quotas are told.
         sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes that each finished tensor has.
+        sample: Elements of each tensor that are read.
 
     Raises:
         NonFiniteError: At a NaN or infinity among the elements that are looked at.
@@ -80,29 +107,46 @@ def diagnose(
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())
-        jobs = [job for job in plan.jobs if job.merged and job.num_elements]
-        largest = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
-        held = {job.name for job in largest[:_NUM_MATRICES]}
         ordered = [opened[name] for name in plan.lock.sources]
-        for source in ordered:
-            source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
-        base, *tasks = ordered
         looks = []
-        for job in jobs:
-            chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
-            looks.append(_Look(job, chunks, plan.lock.weights, holds_rows=job.name in held))
-            for source in ordered:
-                source.release(job.name, job.num_elements)
-            if progress:
-                progress(job.num_bytes)
+        for look in _looks(plan, ordered, reader, sample):
+            looks.append(look)
+            progress(look.job.num_bytes)
         return _conclude(tuple(plan.lock.tasks), looks, started)
 
 
+def _looks(
+    plan: Plan, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor, sample: Sample
+) -> Iterator[_Look]:
+    """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
+    jobs = [job for job in plan.jobs if job.merged and job.num_elements]
+    held = _largest_matrices(jobs)
+    for source in ordered:
+        source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
+    base, *tasks = ordered
+    for job in jobs:
+        chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
+        yield _Look(job, chunks, plan.lock.weights, sample, holds_rows=job.name in held)
+        for source in ordered:
+            source.release(job.name, job.num_elements)
+
+
+def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
+    matrices = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
+    return {job.name for job in matrices[:_NUM_MATRICES]}
+
+
 class _Look:
-    """What one tensor shows, gathered chunk by chunk."""
+    """Sums over one tensor, gathered chunk by chunk."""
 
     def __init__(
-        self, job: TensorJob, chunks: StoredChunks, weights: tuple[float, ...], *, holds_rows: bool
+        self,
+        job: TensorJob,
+        chunks: StoredChunks,
+        weights: tuple[float, ...],
+        sample: Sample,
+        *,
+        holds_rows: bool,
     ) -> None:
         num_tasks = len(weights)
         self.job = job
@@ -117,15 +161,15 @@ class _Look:
         self._max_rows = 0
         if holds_rows:
             self._max_rows = min(_NUM_ROWS, max(_HELD_NUMBERS // (job.shape[1] * num_tasks), 2))
-        self._gather(chunks)
+        self._gather(chunks, sample)
         # Where nothing changed, nothing is to be won and nothing to be lacked.
         wanted = np.array(quotas(weights, round(self._wins.sum())), dtype=np.float64)
         sums = (self._products, self._agreeing, self._shared, np.diag(self._shared), self._wins)
         lacking = np.maximum(wanted - self._wins, 0)
         self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
-    def _gather(self, chunks: StoredChunks) -> None:
-        for blocks in _read_together(chunks, self._blocks()):
+    def _gather(self, chunks: StoredChunks, sample: Sample) -> None:
+        for blocks in _read_together(chunks, sample.blocks(self.job.num_elements)):
             base, *checkpoints = _joined(blocks)
             self._compare(base, checkpoints)
             vectors = ops.task_vectors(base, checkpoints)
@@ -151,15 +195,6 @@ class _Look:
             self._compare(block.base, block.checkpoints)
             if not any(self.same):
                 return
-
-    def _blocks(self) -> list[tuple[int, int]]:
-        """Return which elements are looked at: all, or blocks at even distances."""
-        size = self.job.num_elements
-        if size <= _WHOLE_ELEMENTS:
-            return [(0, size)]
-        count = max(_FEWEST_BLOCKS, size // _BLOCK_EVERY)
-        starts = [place * size // count for place in range(count)]
-        return [(start, min(start + _BLOCK_ELEMENTS, size)) for start in starts]
 
     def _rows_to_hold(self) -> list[tuple[int, int]]:
         if not self._max_rows:
@@ -234,15 +269,12 @@ def _directions(rows: Tensor, count: int) -> Tensor:
 
 
 def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Diagnosis:
-    layers: dict[str, list[Group]] = {}
-    for look in looks:
-        layers.setdefault(layer_of(look.job.name), []).append(look.group)
     matrices = [look.group for look in looks if len(look.job.shape) >= 2]
     held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
     overlaps, swaps = tuple(look.overlap() for look in held), _swaps(tasks, looks)
     return Diagnosis(
         tasks,
-        tuple(total(name, groups) for name, groups in layers.items()),
+        _layers(looks),
         total("matrices", matrices) if matrices else None,
         tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
         len(looks),
@@ -250,6 +282,13 @@ def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Dia
         swaps,
         round(time.perf_counter() - started, 3),
     )
+
+
+def _layers(looks: list[_Look]) -> tuple[Group, ...]:
+    layers: dict[str, list[Group]] = {}
+    for look in looks:
+        layers.setdefault(layer_of(look.job.name), []).append(look.group)
+    return tuple(total(name, groups) for name, groups in layers.items())
 
 
 def layer_of(tensor: str) -> str:
@@ -260,21 +299,21 @@ def layer_of(tensor: str) -> str:
 
 def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
     """Return tensors that do not resemble their own in the base model, but another of the same shape."""
-    alike: dict[tuple[int, ...], list[_Look]] = {}
+    alike: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
     for look in looks:
         if look.prints is not None and look.prints.shape[1] >= _MIN_PRINT:
-            alike.setdefault(look.job.shape, []).append(look)
+            alike.setdefault(look.job.shape, []).append((look.job.name, _standardised(look.prints)))
     found = []
-    for same_shape in (group for group in alike.values() if len(group) > 1):
-        prints = torch.stack([_standardised(look.prints) for look in same_shape if look.prints is not None])
+    for same_shape in alike.values():
+        names = [name for name, _ in same_shape]
+        prints = torch.stack([print_ for _, print_ in same_shape])
         for number, task in enumerate(tasks, 1):
             # Rows: tensors of the checkpoint; columns: tensors of the base model.
             likeness = prints[:, number] @ prints[:, 0].T
             best, place = likeness.max(dim=1)
             limit = THRESHOLDS["swapped"][0]
             for row in torch.nonzero((best > limit) & (likeness.diagonal() < 0.5)).flatten().tolist():
-                names = same_shape[row].job.name, same_shape[int(place[row])].job.name
-                found.append(Swap(task, *names))
+                found.append(Swap(task, names[row], names[int(place[row])]))
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from hub_magmax import methods
 from hub_magmax.analysis import simplex
-from hub_magmax.analysis.tuning import Arena, Candidate
+from hub_magmax.analysis.tuning import Candidate, CandidateScorer
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
@@ -26,8 +26,7 @@ from hub_magmax.reporting.tradeoff_surface import (
     Point,
     Surface,
 )
-
-Report = Callable[[str], None]
+from hub_magmax.text import Report
 
 
 def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> Surface:
@@ -46,8 +45,8 @@ def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> 
     """
     spec = recipe.sweep or Sweep()
     _check_method(lock)
-    with Arena(recipe, lock) as arena:
-        course = _Course(recipe, lock, arena)
+    with CandidateScorer(recipe, lock) as scorer:
+        course = _Course(recipe, lock, scorer)
         base = course.base_model()
         own = course.own()
         floor = [score.value for score in base]
@@ -55,7 +54,7 @@ def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> 
         for weights in _weights(spec, len(lock.tasks), floor, points):
             points.append(Point(weights, course.scores(Candidate(lock.method, "sweep", weights))))
             report(f"preference {len(points)}: " + "/".join(f"{weight:g}" for weight in weights))
-    evaluator = arena.evaluator
+    evaluator = scorer.evaluator
     return Surface(
         evaluator.metric,
         evaluator.is_share,
@@ -109,20 +108,20 @@ def _check_method(lock: Lock) -> None:
 class _Course:
     """The examples of every evaluated task, and models scored on them."""
 
-    def __init__(self, recipe: Recipe, lock: Lock, arena: Arena) -> None:
+    def __init__(self, recipe: Recipe, lock: Lock, scorer: CandidateScorer) -> None:
         assert recipe.evaluation is not None
         spec, examples = recipe.evaluation, load_evaluation_data(recipe, lock)
-        self._lock, self._arena = lock, arena
-        self.batches = {task: arena.encode(examples[task], data) for task, data in spec.tasks.items()}
+        self._lock, self._scorer = lock, scorer
+        self.batches = {task: scorer.encode(examples[task], data) for task, data in spec.tasks.items()}
 
     def scores(self, candidate: Candidate, name: str = "merged") -> tuple[Score, ...]:
         return tuple(self._scored(candidate, name, self.batches).values())
 
     def _scored(self, candidate: Candidate, name: str, batches: Mapping[str, Any]) -> dict[str, Score]:
-        is_share = self._arena.evaluator.is_share
+        is_share = self._scorer.evaluator.is_share
         return {
             task: replace(make_score(name, task, found, is_share=is_share), outcomes=(), probabilities=())
-            for task, found in self._arena.score(candidate, batches).items()
+            for task, found in self._scorer.score(candidate, batches).items()
         }
 
     def base_model(self) -> tuple[Score, ...]:

@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
 from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.evaluation.margins import Merits, merits, within
+from hub_magmax.evaluation.margins import Margins, normalised_margins, within
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock
@@ -76,14 +76,14 @@ class Trial:
         return math.fsum(outcome.score for outcome in self.outcomes) / len(self.outcomes)
 
     @cached_property
-    def merits(self) -> Merits:
+    def margins(self) -> Margins:
         """What choices are made by, one number per example."""
-        return merits(self.outcomes)
+        return normalised_margins(self.outcomes)
 
     @property
-    def merit(self) -> float:
-        """Mean of the merits."""
-        return float(self.merits.mean())
+    def margin(self) -> float:
+        """Mean of the margins."""
+        return float(self.margins.mean())
 
 
 def best(trials: Sequence[Trial]) -> Trial:
@@ -92,24 +92,24 @@ def best(trials: Sequence[Trial]) -> Trial:
     A method under one preference is as good as its best trial. The first of them, in the order in which they
     were tried, that is within one standard error of the best of all is taken; of its trials, the one whose
     scaling coefficient is nearest to the method's own (in ratio), among those within a quarter of one
-    of its best. Merits decide, and the first of equal ones. The one-standard-error rule is Breiman's
+    of its best. Margins decide, and the first of equal ones. The one-standard-error rule is Breiman's
     (Classification and Regression Trees, 1984).
     """
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.candidate.label, trial.candidate.preference), []).append(trial)
-    tops = [max(group, key=lambda trial: trial.merit) for group in groups.values()]
-    top = max(tops, key=lambda trial: trial.merit)
+    tops = [max(group, key=lambda trial: trial.margin) for group in groups.values()]
+    top = max(tops, key=lambda trial: trial.margin)
     chosen, group = next(
         (found, group)
         for found, group in zip(tops, groups.values(), strict=True)
-        if within(top.merits, found.merits, METHOD_ERRORS)
+        if within(top.margins, found.margins, METHOD_ERRORS)
     )
-    equals = [trial for trial in group if within(chosen.merits, trial.merits, SCALING_ERRORS)]
+    equals = [trial for trial in group if within(chosen.margins, trial.margins, SCALING_ERRORS)]
     return min(equals, key=lambda trial: trial.candidate.distance_to_default)
 
 
-class Arena:
+class CandidateScorer:
     """A recipe's checkpoints and its evaluator, ready to merge in memory and score any number of times.
 
     Args:
@@ -130,7 +130,7 @@ class Arena:
             self._model = load_model(place, *kinds, spec.evaluator.name)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Arena:
+    def __enter__(self) -> CandidateScorer:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -196,15 +196,22 @@ def candidates(
         tried = (written,) if written.scaling == AUTO else (written, *tried)
     found: list[Candidate] = []
     for method in tried:
-        registered = methods.get_method(method.name)
-        uses = registered.uses_preference
-        every = dict.fromkeys((registered.scaling, *compare.scaling))
-        scalings = every if method.scaling in (None, AUTO) else (method.scaling,)
-        for name, weights in list(preferences.items())[: None if uses else 1]:
-            for scaling in scalings:
-                filled = locked_method(method.model_copy(update={"scaling": scaling}))
-                found.append(Candidate(filled, name, weights))
-    return [c for i, c in enumerate(found) if not any(c.same_as(earlier) for earlier in found[:i])]
+        for candidate in _variants(method, compare, preferences):
+            if not any(candidate.same_as(earlier) for earlier in found):
+                found.append(candidate)
+    return found
+
+
+def _variants(
+    method: Method, compare: Compare, preferences: Mapping[str, tuple[float, ...]]
+) -> Iterator[Candidate]:
+    """Yield one method with every preference that it uses and every scaling coefficient."""
+    registered = methods.get_method(method.name)
+    every = dict.fromkeys((registered.scaling, *compare.scaling))
+    scalings = every if method.scaling in (None, AUTO) else (method.scaling,)
+    for name, weights in list(preferences.items())[: None if registered.uses_preference else 1]:
+        for scaling in scalings:
+            yield Candidate(locked_method(method.model_copy(update={"scaling": scaling})), name, weights)
 
 
 def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
@@ -217,13 +224,13 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
     tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
     def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-        arena = Arena(recipe, lock)
-        batches = arena.encode(examples, data)
+        scorer = CandidateScorer(recipe, lock)
+        batches = scorer.encode(examples, data)
 
         def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
             vector = tuple(weights[task] for task in lock.tasks)
             found = [Candidate(method, "estimate", vector) for method in tried]
-            return max(arena.run(found, batches), key=lambda trial: trial.merit).outcomes
+            return max(scorer.run(found, batches), key=lambda trial: trial.margin).outcomes
 
         return score
 
@@ -236,16 +243,16 @@ def choose(recipe: Recipe, lock: Lock, report: Callable[[str], None] = lambda li
     assert data is not None, "checked with the recipe"
     tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
     report(f"trying {len(tried)} ways to merge")
-    with Arena(recipe, lock) as arena:
-        batches = arena.load(data, "compare.tune")
-        trials = list(arena.run(tried, batches))
+    with CandidateScorer(recipe, lock) as scorer:
+        batches = scorer.load(data, "compare.tune")
+        trials = list(scorer.run(tried, batches))
     winner = best(trials)
     seen = {
         "examples": len(winner.outcomes),
         "tried": len(trials),
         "best": {
             label: rounded(
-                {"scaling": trial.candidate.method["scaling"], arena.evaluator.metric: trial.value}
+                {"scaling": trial.candidate.method["scaling"], scorer.evaluator.metric: trial.value}
             )
             for label, trial in best_by_label(trials).items()
         },

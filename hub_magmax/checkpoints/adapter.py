@@ -59,8 +59,12 @@ class AdapterSource(DerivedSource):
         self.config = parse_config(config_of(adapter), adapter.label)
         layout = adapter_layout(base.index, adapter.index, self.config)
         self.products, self.whole = layout.products, layout.whole
-        self.index: CheckpointIndex = layout.index
+        self._index = layout.index
         self._blocks = _ProductBlocks(adapter, block_elements)
+
+    @property
+    def index(self) -> CheckpointIndex:
+        return self._index
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat; in float32 where the adapter adds to it."""

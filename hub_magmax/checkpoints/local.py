@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.page_cache import PageCacheAdvice, is_cached
 from hub_magmax.checkpoints.source import FileSource, TensorFile
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.files import read_fully
-from hub_magmax.recipe.references import is_folder, is_there
+from hub_magmax.recipe.model_names import is_folder, is_there
 
 START_AGAIN = "Let what changes the file come to its end, then run the same command again."
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from hub_magmax.checkpoints.weight_files import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.references import expanded, is_folder, parse_reference
+from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name
 from hub_magmax.registry import LOCATIONS
 from hub_magmax.text import shown
 
@@ -34,13 +34,6 @@ _WEB_URL = re.compile(
     r"https?://(?P<host>[^/@]+)/(?P<id>(?!datasets/|spaces/)[^/]+/[^/]+?)"
     r"(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?"
 )
-
-
-class LocationKind(NamedTuple):
-    """A registered kind of location: its name in locks and before the colon of names, and its class."""
-
-    name: str
-    make: type[Location]
 
 
 class Pin(NamedTuple):
@@ -78,14 +71,17 @@ class ModelPlace:
 class Location(ABC):
     """Where a checkpoint lies: a frozen, hashable value, from a recipe or from a lock.
 
-    Subclasses say their kind as a class argument: `class ZipArchive(Location, kind="zip")`.
+    Subclasses say their kind as a class argument: `class ZipArchive(Location, name="zip")`.
+
+    Attributes:
+        name: Of the kind; in locks, and before the colon of names in recipes.
     """
 
-    kind: ClassVar[str]
-    location_kind: ClassVar[LocationKind]
+    name: ClassVar[str]
+    location_kind: ClassVar[type[Location]]
 
-    def __init_subclass__(cls, kind: str) -> None:
-        cls.kind, cls.location_kind = kind, LocationKind(kind, cls)
+    def __init_subclass__(cls, name: str) -> None:
+        cls.name, cls.location_kind = name, cls
 
     @classmethod
     @abstractmethod
@@ -148,7 +144,7 @@ class Location(ABC):
 
 
 @dataclass(frozen=True)
-class LocalFolder(Location, kind="local"):
+class LocalFolder(Location, name="local"):
     """A checkpoint on this machine. `path` is absolute; `written` is its name in the recipe.
 
     `part` is the one file of weights (or index) that counts, if the recipe names one of several.
@@ -184,7 +180,7 @@ class LocalFolder(Location, kind="local"):
 
 
 @dataclass(frozen=True)
-class HubModel(Location, kind="hub"):
+class HubModel(Location, name="hub"):
     """A checkpoint on the Hub. `revision` is a branch, tag, commit or pull request; None is the default.
 
     `part` selects one model of a repository that holds several: a folder, a file of weights, or an
@@ -247,8 +243,8 @@ class HubModel(Location, kind="hub"):
 
 
 def locate(written: str, folder: Path) -> Location:
-    """Return the location that a recipe calls `written`; see `references.parse_reference`."""
-    location: Location = parse_reference(written, folder)
+    """Return the location that a recipe calls `written`; see `model_names.parse_model_name`."""
+    location: Location = parse_model_name(written, folder)
     return location
 
 
@@ -262,7 +258,7 @@ def location_of(locked: LockedSource, folder: Path) -> Location:
     Raises:
         RecipeError: If no package that is installed reads its kind.
     """
-    location: Location = LOCATIONS.get(locked.kind).make.of_lock(locked, folder)
+    location: Location = LOCATIONS.get(locked.kind).of_lock(locked, folder)
     return location
 
 

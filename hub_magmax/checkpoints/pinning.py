@@ -157,7 +157,7 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
     model_type, architectures = stated_architecture(config, source.label)
     return LockedSource(
         reference=written,
-        kind=location.kind,
+        kind=location.name,
         files=files,
         **location.pin._asdict(),
         **card_facts(source),

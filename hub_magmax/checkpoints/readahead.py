@@ -172,16 +172,6 @@ class ReadAhead:
         if check is not None:
             check.add(segment, future.result() if future else None, self._label)
 
-    @property
-    def num_held(self) -> int:
-        """Number of segments that are held or being fetched."""
-        return len(self._held)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all ranges were read and released."""
-        return self._first == len(self._segments)
-
     def close(self) -> None:
         """Free everything; requests in flight are waited for."""
         self._pool.shutdown(cancel_futures=True)

@@ -33,7 +33,7 @@ class TensorFile(NamedTuple):
 
 
 class TensorSource(Protocol):
-    """A checkpoint whose tensors can be read in pieces.
+    """A checkpoint whose tensors can be read in pieces; a subclass can leave out the methods with defaults.
 
     Attributes:
         label: Its name in messages.
@@ -55,11 +55,11 @@ class TensorSource(Protocol):
 
     def stated_hashes(self, path: str) -> str | None:
         """Return the hashes that the place states for a file, as `side_files.content_hashes` writes them."""
-        ...
+        return None
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
-        ...
+        return self.read_stored(name, start, stop).tensor
 
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
         """Return the same elements in their stored form.
@@ -74,7 +74,7 @@ class TensorSource(Protocol):
 
     def tensor_file(self, name: str) -> TensorFile | None:
         """Return a tensor's place in a file on this machine, or None if it has none."""
-        ...
+        return None
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Note that these tensors are going to be read, in this order and each from front to back.
@@ -89,13 +89,15 @@ class TensorSource(Protocol):
             in_part: Only some elements of each are going to be read. A source that can fetch these alone
                 fetches nothing ahead.
         """
-        ...
+        return
 
     def release(self, name: str, stop: int) -> None:
         """Note that nothing before the element `stop` of a tensor is going to be read again."""
-        ...
+        return
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free files and memory; the source can be read again."""
+        return
 
 
 #: Page offsets of memory and file closer than this make `rep movsb` slow on AMD (glibc bug 30994).
@@ -130,20 +132,14 @@ class RowMemory(local):
         return self._memory[shift : shift + num_bytes].view(dtype).reshape(len(start_bytes), length)
 
 
-class FileSource(ABC):
-    """A checkpoint made of files: subclasses list them and read byte ranges of them.
+class FileSource(TensorSource, ABC):
+    """A checkpoint made of files: subclasses list them (`sizes`) and read byte ranges of them.
 
     Attributes:
-        label: Its name in messages.
         weights: The file of weights, or the index, that counts if there are several.
     """
 
-    label: str
     weights = ""
-
-    @property
-    @abstractmethod
-    def sizes(self) -> Mapping[str, int]: ...
 
     @abstractmethod
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
@@ -168,9 +164,6 @@ class FileSource(ABC):
         self.read_into(path, start, memoryview(buffer))
         return bytes(buffer)
 
-    def stated_hashes(self, path: str) -> str | None:
-        return None
-
     def version(self, path: str) -> tuple[int, ...] | None:
         """Return numbers that differ between versions of a file as it is now, or None if there are none."""
         return None
@@ -178,9 +171,6 @@ class FileSource(ABC):
     def is_current(self) -> bool:
         """Say whether the files that were opened are unchanged."""
         return True
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self.read_stored(name, start, stop).tensor
 
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
         info = self.index.tensors[name]
@@ -193,27 +183,9 @@ class FileSource(ABC):
             self.read_into(info.file, start_byte, bits.view(np.uint8).data)
         return Stored(bits, info.dtype)
 
-    def tensor_file(self, name: str) -> TensorFile | None:
-        return None
 
-    # Not abstract: most sources have nothing to prepare and nothing to free.
-
-    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:  # noqa: B027
-        pass
-
-    def release(self, name: str, stop: int) -> None:  # noqa: B027
-        pass
-
-    def close(self) -> None:  # noqa: B027
-        pass
-
-
-class DerivedSource:
-    """A checkpoint with some tensors computed, and all other tensors and files those of another source.
-
-    Args:
-        source: The other source.
-    """
+class DerivedSource(TensorSource):
+    """A checkpoint with some tensors computed, and the files of another source."""
 
     def __init__(self, source: TensorSource) -> None:
         self.source, self.label = source, source.label

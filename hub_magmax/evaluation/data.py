@@ -13,8 +13,8 @@ from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.files import canonical_json, sha256_of
 from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, retry
+from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.preferences import Preference
-from hub_magmax.recipe.references import is_there
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
 
@@ -100,7 +100,7 @@ def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, s
 
 
 def changed_local_data(recipe: Recipe, locked: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of local data that is there, and is not what was locked."""
+    """Return the names of local data that differs from its lock."""
     specs = [spec for spec in data_of(recipe) if spec.dataset in locked]
     return tuple(name for name, found in _local_digests(specs, recipe.folder) if found != locked[name])
 
@@ -240,7 +240,7 @@ def _load(spec: Data, folder: Path) -> Dataset:
 
 
 def fingerprint(examples: Dataset, columns: Sequence[str]) -> str:
-    """Return a digest of what the columns hold: the same for the same examples, wherever they are stored.
+    """Return a digest of the columns' content: the same for the same examples, wherever they are stored.
 
     Images count by their pixels, so that a copy in another format without loss is the same data.
     """

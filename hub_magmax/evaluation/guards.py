@@ -1,4 +1,4 @@
-"""Abilities that a merge must not lose: the base model against the merged one on the same examples."""
+"""Guards: data sets on which the merged model must not fall behind the base model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Verdict = Literal["held", "not shown", "regressed"]
 
 @dataclass(frozen=True)
 class Guard:
-    """One data set that must not regress, and what became of it.
+    """One data set that must not regress, and its scores.
 
     Attributes:
         name: What the recipe calls it.
@@ -42,7 +42,7 @@ class Guard:
 
 
 def check_guards(evaluation: Evaluation | None, scores: Scores | None) -> tuple[Guard, ...]:
-    """Return what became of each guard, in the recipe's order; nothing for those that were not scored."""
+    """Return the result of each guard that was scored, in the recipe's order."""
     found = []
     for name in evaluation.guard if evaluation and scores else ():
         assert evaluation is not None and scores is not None

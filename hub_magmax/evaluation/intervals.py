@@ -1,4 +1,4 @@
-"""How far a measured number may be from the truth: intervals, and paired comparisons of two models.
+"""Confidence intervals of measured numbers, and paired comparisons of two models.
 
 Draws depend on a seed and the number of examples alone, so a table is the same every time.
 """
@@ -17,8 +17,8 @@ from hub_magmax.errors import EvaluationError
 #: Resamples behind a bootstrap interval.
 NUM_RESAMPLES = 2000
 
-#: Numbers drawn at a time: what the processor's cache holds, which is four times as fast as more.
-_DRAWS_AT_ONCE = 1 << 18
+#: Numbers drawn at a time: as many as fit the processor's cache, four times as fast as more.
+DRAWS_AT_ONCE = 1 << 18
 
 #: Percentiles of the resamples between which a 95 % interval lies.
 PERCENTILES = (2.5, 97.5)
@@ -54,20 +54,23 @@ def mean_interval(values: Sequence[float], *, is_share: bool) -> tuple[float, fl
 
 
 def bootstrap_means(
-    values: Float64[np.ndarray, " examples"], seed: int, num_resamples: int = NUM_RESAMPLES
+    values: Float64[np.ndarray, " examples"],
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> Float64[np.ndarray, " resamples"]:
     """Return the means of samples drawn from the values with replacement, each as large as the original."""
-    blocks = resampled_ranks(len(values), seed, num_resamples)
+    blocks = resampled_ranks(len(values), seed, num_resamples, draws_at_once)
     return np.concatenate([values[drawn].mean(axis=1) for drawn in blocks])
 
 
 def resampled_ranks(
-    size: int, seed: int, num_resamples: int = NUM_RESAMPLES
+    size: int, seed: int, num_resamples: int = NUM_RESAMPLES, draws_at_once: int = DRAWS_AT_ONCE
 ) -> Iterator[Int64[np.ndarray, "resamples examples"]]:
     """Yield the indices that resamples with replacement draw, as many resamples at a time as fit."""
     # Its raw stream is the same in every version of numpy, and torch need not be loaded for it.
     generator = np.random.PCG64(seed)
-    at_once = max(1, _DRAWS_AT_ONCE // size)
+    at_once = max(1, draws_at_once // size)
     for first in range(0, num_resamples, at_once):
         count = min(at_once, num_resamples - first)
         uniform = (generator.random_raw(count * size) >> np.uint64(11)) * 2.0**-53
@@ -76,7 +79,7 @@ def resampled_ranks(
 
 @dataclass(frozen=True)
 class Difference:
-    """What one model scores more than another on the same examples.
+    """Mean difference of two models' scores on the same examples, with interval and p-value.
 
     Attributes:
         mean: Of the differences.

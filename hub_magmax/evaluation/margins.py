@@ -1,4 +1,4 @@
-"""How good a model looks on a few examples, for choosing between models.
+"""Normalised margins: the quality of a model on few examples, for choosing between models.
 
 Right and wrong answers to a few dozen examples say little. Margins say more, but models that are merged
 with larger coefficients are surer of all their answers, right or wrong, so that probabilities favour them:
@@ -16,10 +16,10 @@ from jaxtyping import Float64
 
 from hub_magmax.evaluation.evaluators import Outcome
 
-Merits = Float64[np.ndarray, " examples"]
+Margins = Float64[np.ndarray, " examples"]
 
 
-def merits(outcomes: Sequence[Outcome]) -> Merits:
+def normalised_margins(outcomes: Sequence[Outcome]) -> Margins:
     """Return one number per example, higher where the model does better.
 
     Where the model gives margins, tanh of the margin in units of its mean size: from −1, surely wrong, to 1,
@@ -32,7 +32,7 @@ def merits(outcomes: Sequence[Outcome]) -> Merits:
     return np.tanh(margins / size) if size > 0 else np.zeros(len(margins))
 
 
-def within(best: Merits, other: Merits, errors: float) -> bool:
+def within(best: Margins, other: Margins, errors: float) -> bool:
     """Say whether `other` is worse than `best` by no more than so many standard errors of the difference.
 
     Both are of the same examples. One example says nothing about errors: then `other` may not be worse.

@@ -1,4 +1,4 @@
-"""Weights rounded to a few bits, as a model is that someone shrinks after downloading it."""
+"""Quantised weights: rounded to a few bits per output row, in memory."""
 
 from __future__ import annotations
 

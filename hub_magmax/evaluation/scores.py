@@ -16,15 +16,15 @@ from hub_magmax.files import digest, write_text
 
 SCORES_NAME = "scores.json"
 
-#: Beside it: what every model scored on every example.
+#: Beside it: the score of every model on every example.
 OUTCOMES_NAME = "outcomes.json"
 
-#: What the merged model is called among the models that are scored.
+#: Name of the merged model among the scored models.
 MERGED = "merged"
 
 
 def quantized_name(bits: str) -> str:
-    """Return what the merged model is called with weights of so many bits, such as `merged:int4`."""
+    """Return the name of the merged model with quantised weights, such as `merged:int4`."""
     return f"{MERGED}:{bits}"
 
 

@@ -1,4 +1,4 @@
-"""Score models on each task's examples, one outcome per example.
+"""Scoring: models run on each task's examples, one outcome per example.
 
 An evaluator knows how to run one kind of model (`evaluators`); everything else (data, which models,
 intervals) is the same for all of them.
@@ -6,7 +6,7 @@ intervals) is the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -33,8 +33,7 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
-
-Report = Callable[[str], None]
+from hub_magmax.text import Report
 
 
 def evaluate(
@@ -44,7 +43,7 @@ def evaluate(
     *,
     models: Mapping[str, ModelPlace] | None = None,
     processes: Processes | None = None,
-    report: Report | None = None,
+    report: Report = lambda line: None,
 ) -> Scores:
     """Score the merged model, the base model and every task's own checkpoint on every task.
 
@@ -78,35 +77,41 @@ def evaluate(
     examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
+    kind = evaluator.model_class, evaluator.processor_class, spec.evaluator.name
     for name, place in places.items():
-        if report:
-            report(f"scoring {name}")
-        kind = evaluator.model_class, evaluator.processor_class, spec.evaluator.name
-        if name == MERGED and recipe.output.is_adapter:
-            loaded = _load_merged_adapter(recipe, lock, place, kind)
-        elif models is None and name in lock.tasks and lock.tasks[name].adapter_config:
-            loaded = _load_adapted(recipe, lock, name, kind)
-        else:
-            loaded = load_model(place, *kind)
+        report(f"scoring {name}")
+        loaded = _load(recipe, lock, name, place, kind, pinned=models is None)
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:
                 data = spec.data[task]
                 found = run_evaluator(evaluator, model, examples[task], data, spec.batch_size, processes)
                 scores.append(make_score(label, task, found, is_share=evaluator.is_share))
+    scored = {score.task for score in scores}
     described = {
         task: _describe(pinned(data, lock.datasets), examples[task])
         for task, data in spec.data.items()
-        if any(score.task == task for score in scores)
+        if task in scored
     }
     return Scores(
         evaluator.metric, evaluator.pipeline_tag, tuple(scores), described, spec.digest, evaluator.is_share
     )
 
 
+def _load(
+    recipe: Recipe, lock: Lock, name: str, place: ModelPlace, kind: tuple[str, str, str], *, pinned: bool
+) -> LoadedModel:
+    """Load one model; `pinned` says that the names of tasks mean the lock's checkpoints."""
+    if name == MERGED and recipe.output.is_adapter:
+        return _load_merged_adapter(recipe, lock, place, kind)
+    if pinned and name in lock.tasks and lock.tasks[name].adapter_config:
+        return _load_adapted(recipe, lock, name, kind)
+    return load_model(place, *kind)
+
+
 def _asked(
     name: str, loaded: LoadedModel, spec: Evaluation, *, shrink: bool
 ) -> Iterator[tuple[str, LoadedModel, tuple[str, ...]]]:
-    """Yield a model with what it is called and whose examples it is scored on, then its rounded copies."""
+    """Yield a model with its name and the tasks to score it on, then its quantised copies."""
     guarded = tuple(spec.guard) if name in ("base_model", MERGED) else ()
     yield name, loaded, (*spec.tasks, *guarded)
     if name == MERGED and shrink:
@@ -127,7 +132,7 @@ def run_evaluator(
 ) -> list[Outcome]:
     """Return one outcome per example, in order, the same list in every process.
 
-    A process runs every so many-th batch, so that batches are the same for any number of processes.
+    Process r of n runs batches r, r + n, r + 2n …, so batches are the same for any number of processes.
     """
     if processes.count == 1 or isinstance(examples, str):
         return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))

@@ -1,8 +1,8 @@
-"""What averages hide: the examples on which a model is worse than another, and how much worse.
+"""Tails of per-example losses: CVaR, flipped answers and the worst examples of one model against another.
 
-The damage of an example is how much less the second model makes of it than the first: the probability of
+The loss of an example is how much less the second model makes of it than the first: the probability of
 the right answer before minus after, where the evaluator tells it, or else the score before minus after.
-CVaR at a level such as 0.95 is the mean damage of the worst 5 % of the examples.
+CVaR at a level such as 0.95 is the mean loss of the worst 5 % of the examples.
 
 Source: Rockafellar and Uryasev, "Conditional value-at-risk for general loss distributions", Journal of
 Banking & Finance 26 (2002), definition 3 with proposition 8 for samples.
@@ -50,7 +50,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Worst:
-    """One example: its number in the data from 0, and what each model made of it."""
+    """One example: its number in the data from 0, and each model's score or probability."""
 
     index: int
     before: float
@@ -58,8 +58,8 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Damage:
-    """What a model loses on single examples that another one handles.
+class ExampleLoss:
+    """Losses of a model against another, example by example.
 
     Attributes:
         task: Whose examples.
@@ -68,8 +68,8 @@ class Damage:
         right_before: Examples that the one before had right; None where scores are not right or wrong.
         flipped: How many of these are wrong now.
         flip_interval: 95 % interval (Wilson) of their share; None if there were none to flip.
-        worst: The examples of the largest damage, largest first; those that lost nothing are left out.
-        in_probability: Damage is measured in the probability of the right answer.
+        worst: The examples of the largest loss, largest first; those that lost nothing are left out.
+        in_probability: Losses are measured in the probability of the right answer.
     """
 
     task: str
@@ -86,27 +86,22 @@ class Damage:
 
     @property
     def flip_rate(self) -> float | None:
-        """Share of what was right before and is wrong now."""
+        """Share of right answers that became wrong."""
         return self.flipped / self.right_before if self.flipped is not None and self.right_before else None
 
 
-def damage(before: Score | None, after: Score | None) -> Damage | None:
+def example_loss(before: Score | None, after: Score | None) -> ExampleLoss | None:
     """Compare two models' single examples of one task; None unless both models' outcomes were kept."""
     if not before or not after or not before.outcomes or len(before.outcomes) != len(after.outcomes):
         return None
     in_probability = bool(before.probabilities and after.probabilities)
-    first, second = (
-        np.asarray(score.probabilities if in_probability else score.outcomes, dtype=np.float64)
-        for score in (before, after)
-    )
-    right, flipped = _flips(before.outcomes, after.outcomes)
-    return Damage(
+    kept = [score.probabilities if in_probability else score.outcomes for score in (before, after)]
+    first, second = np.asarray(kept, dtype=np.float64)
+    return ExampleLoss(
         before.task,
         paired_difference(after.outcomes, before.outcomes),
         tails(first - second, bounds=(-1, 1) if in_probability or _are_shares(first, second) else None),
-        right,
-        flipped,
-        wilson_interval(flipped, right) if flipped is not None and right else None,
+        *_flips(before.outcomes, after.outcomes),
         _worst(first, second),
         in_probability,
     )
@@ -116,29 +111,21 @@ def _are_shares(*scores: _Values) -> bool:
     return all(values.min() >= 0 and values.max() <= 1 for values in scores)
 
 
-def _flips(before: Sequence[float], after: Sequence[float]) -> tuple[int | None, int | None]:
-    """Return how many were right before, and how many of these are wrong after."""
+def _flips(
+    before: Sequence[float], after: Sequence[float]
+) -> tuple[int | None, int | None, tuple[float, float] | None]:
+    """Return how many were right before, how many of these are wrong after, and the interval of the share."""
     if not {*before, *after} <= {0.0, 1.0}:
-        return None, None
+        return None, None, None
     right = [second for first, second in zip(before, after, strict=True) if first == 1.0]
-    return len(right), right.count(0.0)
+    flipped = right.count(0.0)
+    return len(right), flipped, wilson_interval(flipped, len(right)) if right else None
 
 
 def _worst(before: _Values, after: _Values) -> tuple[Worst, ...]:
-    damages = before - after
-    order = np.argsort(-damages, kind="stable")[:NUM_WORST]
-    return tuple(Worst(int(i), float(before[i]), float(after[i])) for i in order if damages[i] > 0)
-
-
-def cvar(values: Sequence[float] | _Values, level: float) -> float:
-    """Return the mean of the largest (1 − level) of the values; a value may count in part.
-
-    Args:
-        values: At least one.
-        level: At least 0 and below 1; 0 gives the mean of all.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-    return float(_estimates(ordered[None], level)[0][0])
+    losses = before - after
+    order = np.argsort(-losses, kind="stable")[:NUM_WORST]
+    return tuple(Worst(int(i), float(before[i]), float(after[i])) for i in order if losses[i] > 0)
 
 
 def tails(
@@ -155,21 +142,21 @@ def tails(
     estimated in each resample anew, corrects this.
 
     Args:
-        values: Independent damages.
+        values: Independent losses.
         levels: Each at least 0 and below 1.
-        bounds: Between which all damages lie, and therefore the intervals; None for none.
+        bounds: Between which all losses lie, and therefore the intervals; None for none.
         seed: Of the bootstrap.
     """
     wanted = [level for level in levels if _num_in_tail(len(values), level) >= MIN_TAIL_EXAMPLES]
     if not wanted:
         return ()
     ordered = np.sort(values)[::-1]
-    found = {level: _estimates(ordered[None], level) for level in wanted}
+    found = {level: cvar_estimates(ordered[None], level) for level in wanted}
     ratios: dict[float, list[np.ndarray]] = {level: [] for level in wanted}
     for ranks in resampled_ranks(len(ordered), seed):
         resampled = ordered[np.sort(ranks, axis=1)]
         for level in wanted:
-            means, errors = _estimates(resampled, level)
+            means, errors = cvar_estimates(resampled, level)
             # A resample without spread has no statistic; a small part of the error stands in for its own.
             least = 0.05 * found[level][1] + 1e-300
             ratios[level].append((means - found[level][0]) / np.maximum(errors, least))
@@ -195,7 +182,7 @@ def _num_in_tail(size: int, level: float) -> float:
     return round((1 - level) * size, 9)
 
 
-def _estimates(
+def cvar_estimates(
     ordered: Float64[np.ndarray, "samples examples"], level: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each sample's CVaR and its standard error, from values that fall along the rows.

@@ -1,4 +1,4 @@
-"""What each task gained and lost by the merge: the comparison that the card states and the picture shows."""
+"""Trade-offs: gain or loss of each task by the merge, as the card states and its picture shows."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Tradeoff:
 
     @property
     def to_own(self) -> float | None:
-        """What the merged model scores more than the task's own checkpoint."""
+        """Score of the merged model minus that of the task's own checkpoint."""
         return self.merged.value - self.own.value if self.merged and self.own else None
 
     @property
     def to_base(self) -> float | None:
-        """What the merged model scores more than the base model."""
+        """Score of the merged model minus that of the base model."""
         return self.merged.value - self.base.value if self.merged and self.base else None
 
     @cached_property

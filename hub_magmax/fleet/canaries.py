@@ -1,4 +1,4 @@
-"""Score a published model again and compare it with pinned results, example by example.
+"""Canaries: a published model scored again, and compared with pinned results example by example.
 
 For a scheduled job: does the model, on today's machine and software, still answer as it did when its scores
 were stored, or as an earlier revision did?
@@ -23,13 +23,13 @@ from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Sco
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.fleet.verifying import recipe_and_lock
 
-#: How much worse a task may get, in units of the metric: a hundredth is one point of accuracy.
+#: Allowed loss of a task's score, in units of the metric: a hundredth is one point of accuracy.
 MARGIN = 0.01
 
 
 @dataclass(frozen=True)
 class TaskChange:
-    """What became of one task.
+    """Change of one task's score.
 
     Attributes:
         before, now: Mean score as pinned, and measured again.
@@ -46,7 +46,7 @@ class TaskChange:
 
 @dataclass(frozen=True)
 class Canary:
-    """What a model scores now, compared with pinned results.
+    """Scores of a model now, compared with pinned results.
 
     Attributes:
         model, against: What was scored, and whose results are the pinned ones.

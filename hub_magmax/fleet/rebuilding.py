@@ -1,4 +1,4 @@
-"""Merge a model again from its pinned sources, and compare it byte for byte with what is there."""
+"""Rebuilding: a model merged again from its pinned sources, and compared byte for byte."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
 
 
 def changed_data(model: str, *, revision: str | None = None, folder: Path | None = None) -> tuple[str, ...]:
-    """Return the local data of preference and evaluation that is there, and not what the model's lock says.
+    """Return the names of local data, of preference and evaluation, that differs from the model's lock.
 
     The weights do not depend on it: the lock holds the preference as numbers.
     """
@@ -100,7 +100,7 @@ def _compare(stored: TensorSource, again: TensorSource, reason: str) -> None:
 def _compare_files(stored: TensorSource, again: TensorSource, report: MergeReport, reason: str) -> None:
     """Raise OutputError at the first file that differs; all tensors are the same.
 
-    Recipe and lock are what the second merge was made from, so there is nothing to compare them with.
+    The second merge was made from recipe and lock, so there is nothing to compare these with.
     """
     for name, sha256 in report.sha256.items():
         if name in (RECIPE_NAME, LOCK_NAME):
@@ -121,7 +121,7 @@ def _compare_files(stored: TensorSource, again: TensorSource, report: MergeRepor
 
 
 def _statement(source: TensorSource) -> Any:
-    """Return what a model's provenance says, but for the versions of the software."""
+    """Return a model's provenance without the versions of the software."""
     content = read_small_file(source, PROVENANCE_NAME)
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         values = json.loads(content)

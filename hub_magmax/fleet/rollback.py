@@ -1,4 +1,4 @@
-"""Move a published branch back to an earlier model, in one commit."""
+"""Rollback of a published branch to an earlier model, in one commit."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _passes(repo_id: str, commit: str, reasons: list[str]) -> dict[str, str] | N
 
 
 def _operations(repo_id: str, head: str, target: str) -> list[Any]:
-    """Return what turns the files of `head` into those of `target`."""
+    """Return the operations that turn the files of `head` into those of `target`."""
     from huggingface_hub import CommitOperationCopy, CommitOperationDelete
 
     now, then = _files(repo_id, head), _files(repo_id, target)

@@ -1,6 +1,6 @@
-"""Sign a merged model with a key file, and check a signature, by OpenSSF model-signing.
+"""Signatures of merged models by OpenSSF model-signing, with key files.
 
-The signature covers what `verify` compares and the merge report itself, and nothing that people may write
+The signature covers the files that `verify` compares and the merge report, and nothing that people write
 afterwards: a card that is edited, or a push that puts the repository's name into it, leaves it valid.
 """
 
@@ -16,7 +16,7 @@ from hub_magmax.errors import MissingDependencyError, OutputError, SignatureErro
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 
-#: What the signature beside the weights is called.
+#: File of the signature, beside the weights.
 SIGNATURE_NAME = "model.sig"
 
 
@@ -24,7 +24,7 @@ def sign(folder: Path | str, private_key: Path) -> Path:
     """Write the signature of a merged folder beside its weights, and return its path.
 
     Args:
-        folder: A merged folder, as the merge left it; what people may write afterwards does not count.
+        folder: A merged folder; files that people wrote after the merge do not count.
         private_key: PEM file of an elliptic curve key (secp256r1, secp384r1 or secp521r1), not encrypted.
 
     Raises:
@@ -36,7 +36,7 @@ def sign(folder: Path | str, private_key: Path) -> Path:
     module = _model_signing("signing")
     unfinished = folder / f"{SIGNATURE_NAME}.tmp"
     try:
-        with _signature_errors(str(private_key), "the key cannot be used"):
+        with signature_errors(str(private_key), "the key cannot be used"):
             config = module.Config().use_elliptic_key_signer(private_key=private_key)
             config.set_hashing_config(_hashing(folder)).sign(folder, unfinished)
             unfinished.replace(folder / SIGNATURE_NAME)
@@ -46,7 +46,7 @@ def sign(folder: Path | str, private_key: Path) -> Path:
 
 
 def check_signature(folder: Path | str, public_key: Path) -> None:
-    """Raise SignatureError unless a merged folder is what the owner of `public_key` signed.
+    """Raise SignatureError unless the owner of `public_key` signed this merged folder.
 
     Raises:
         OutputError: If a file of the folder is not as merged.
@@ -61,7 +61,7 @@ def check_signature(folder: Path | str, public_key: Path) -> None:
             where=str(folder),
             hint="Sign the folder where it was merged: hub-magmax sign FOLDER --private-key KEY.",
         )
-    with _signature_errors(str(signature), "the signature does not fit the model and the key"):
+    with signature_errors(str(signature), "the signature does not fit the model and the key"):
         config = module.Config().use_elliptic_key_verifier(public_key=public_key)
         config.set_hashing_config(_hashing(folder)).verify(folder, signature)
 
@@ -97,7 +97,7 @@ def _model_signing(name: str) -> Any:
 
 
 @contextmanager
-def _signature_errors(where: str, what: str) -> Iterator[None]:
+def signature_errors(where: str, what: str) -> Iterator[None]:
     """Turn whatever model-signing and its libraries raise into one SignatureError."""
     try:
         yield

@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
-from hub_magmax.publishing.comparing import _AFTER_CHANGE, compare_reported
+from hub_magmax.publishing.comparing import AFTER_CHANGE, compare_reported
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
@@ -61,7 +61,7 @@ def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxErro
         raise kind(
             "the merge did not write this file, and what loads the model reads it",
             where=f"{source.label}, {surplus[0]}",
-            hint=_AFTER_CHANGE[kind],
+            hint=AFTER_CHANGE[kind],
         )
     return expected
 
@@ -74,7 +74,7 @@ def _is_loaded(path: str, *, weights_only: bool) -> bool:
 
 
 def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
-    """Return what a model was made from, with its relative paths starting at `folder`.
+    """Return the recipe and the lock stored with a model, with relative paths starting at `folder`.
 
     The files are kept in `temporary`.
 

@@ -6,7 +6,7 @@ has loops for the built-in operations and leaves all others to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.kernels.stored import Stored
     from hub_magmax.kernels.structures import Draw, Histograms
+
+
+#: Kinds of devices that a recipe may name, and the module whose `backend_on` takes such a name, with a number
+#: or without (`cuda:1`, `cuda`), and returns the backend there; add a line here for a new kind.
+DEVICES: Mapping[str, str] = {
+    "cpu": "hub_magmax.kernels.device",
+    "cuda": "hub_magmax.kernels.device",
+    "mps": "hub_magmax.kernels.device",
+}
 
 
 class Merged(NamedTuple):
@@ -88,7 +97,7 @@ class Backend(Protocol):
             count: Elements to draw for.
             generator: The tensor's; stream 0 is used.
             edges: The least key, without a sign, of every part but the first, ascending.
-            tasks: The task of each part; at least one, and one after the last edge or none.
+            tasks: The task of each part: at least one more than there are edges.
         """
         ...
 

@@ -1,48 +1,70 @@
-"""Arithmetic of built-in operations by torch on a device, such as a GPU.
+"""The device backend: the operations of the reference, by torch on a device such as `cuda:1`, `mps` or `cpu`.
 
-Tested on the CPU only, where its bytes are those of the reference. Operations of plug-ins, which may create
-tensors of their own, float64, which some devices lack, and surveys of whole tensors run on the CPU.
+A chunk is copied to the device, merged there as a whole, and copied back. Each step of a built-in operation
+(+, −, ×, tensor ÷ tensor, comparisons, choices, casts) is a kernel of its own that rounds once, correctly on
+the CPU and, by NVIDIA's documents, on CUDA. A plug-in's operation may hold other steps (torch's sums along an
+axis, its `exp`, and on CUDA its division by a number may differ in the last bit): the reference computes it.
+
+Tested on the CPU only, where the bytes are those of the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt64
+from jaxtyping import Float32, Int64, UInt8, UInt64
 
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.backend import Merged
-from hub_magmax.kernels.chunk import NARROW_DTYPES, RawChunk
+from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import Array, torch
-from hub_magmax.kernels.ops import OPS, Inputs, Op
+from hub_magmax.kernels.ops import Inputs, Op, task_vectors
 from hub_magmax.kernels.randomness import MULTIPLIERS, CounterGenerator
 from hub_magmax.kernels.reference import Reference, merge_piece
 from hub_magmax.kernels.stored import Stored
 
-_SIGN_BIT = -(2**63)
+#: Kinds of devices without float64; the reference does what needs it.
+WITHOUT_FLOAT64 = ("mps",)
 
 
 @dataclass(frozen=True)
 class Device(Reference):
-    """Elementwise operations and draws on a device; the rest on the CPU.
+    """Arithmetic in torch on a device; the reference, on the CPU, does what this class lacks.
+
+    All threads share the device's default stream.
 
     Attributes:
-        device: As torch calls it: "cpu", "cuda", "mps".
+        device: With its number, where there may be several: threads differ in which is their current one.
     """
 
-    device: str = "cpu"
+    device: torch.device = field(kw_only=True)
 
     def merge(self, op: Op, chunk: RawChunk, inputs: Inputs, dtype: str, scaling: float) -> Merged:
         """Merge one chunk, as `Backend.merge` says."""
-        if op.name not in OPS or dtype not in NARROW_DTYPES or not chunk.is_narrow:
+        numbers = [tuple(map(torch.as_tensor, arrays)) for arrays in (inputs.per_element, inputs.per_task)]
+        if not op.name or self._lacks(
+            [torch_dtype(dtype), *(v.dtype for v in (*chunk.values, *numbers[0], *numbers[1]))]
+        ):
             return super().merge(op, chunk, inputs, dtype, scaling)
-        numbers = Inputs(*(tuple(map(self._there, found)) for found in (inputs.per_element, inputs.per_task)))
-        values = [self._there(row) for row in chunk.values]
-        merged, counts, probe = merge_piece(op, values, numbers, torch_dtype(dtype), scaling)
-        return Merged(Stored.of(merged.cpu()), counts.cpu().numpy(), float(probe))
+        placed = Inputs(*(tuple(map(self._place, arrays)) for arrays in numbers))
+        found = merge_piece(op, self._values(chunk), placed, torch_dtype(dtype), scaling)
+        merged, counts, probe = (tensor.cpu() for tensor in found)
+        return Merged(Stored.of(merged), counts.numpy(), float(probe))
+
+    def task_vectors(
+        self, chunk: RawChunk, room: Callable[[], np.ndarray]
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
+        if not chunk.has_base or self._lacks(values.dtype for values in chunk.values):
+            return super().task_vectors(chunk, room)
+        base, *checkpoints = self._values(chunk)
+        stacked, out = task_vectors(base, checkpoints), room()
+        chunk.check(float(stacked.sum()))
+        torch.from_numpy(out).copy_(stacked)
+        return out
 
     def mix(
         self,
@@ -53,13 +75,13 @@ class Device(Reference):
         tasks: UInt8[np.ndarray, " tasks"],
     ) -> UInt8[np.ndarray, " count"]:
         """Return a task for each element, as `Backend.mix` says."""
-        # Without the highest bit, signed integers sort like unsigned ones.
-        keys = self._keys(start, count, generator, 0) ^ _SIGN_BIT
+        # Without its highest bit, a number without a sign sorts like one with a sign.
+        keys = self._keys(start, count, generator, 0) ^ -(2**63)
         places = torch.zeros(count, dtype=torch.int64, device=self.device)
-        for edge in edges.view(np.int64).tolist():
-            places += keys >= (edge ^ _SIGN_BIT)
-        found: UInt8[np.ndarray, " count"] = np.take(tasks, places.cpu().numpy(), mode="clip")
-        return found
+        for edge in edges.tolist():
+            places += keys >= edge - 2**63
+        drawn: np.ndarray = self._place(tasks)[places].cpu().numpy()
+        return drawn
 
     def drop(
         self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: np.uint32
@@ -68,45 +90,62 @@ class Device(Reference):
         kept = torch.zeros(((len(streams) + 3) // 4, count), dtype=torch.uint8, device=self.device)
         for pair, stream in enumerate(streams):
             keys = self._keys(start, count, generator, stream)
-            for task, drawn in enumerate((keys & 0xFFFFFFFF, keys >> 32 & 0xFFFFFFFF), 2 * pair):
+            for task, drawn in enumerate((keys & 0xFFFFFFFF, _shifted(keys, 32)), 2 * pair):
                 kept[task // 8] |= (drawn <= int(most)).to(torch.uint8) << task % 8
-        found: UInt8[np.ndarray, "bytes count"] = kept.cpu().numpy()
+        found: np.ndarray = kept.cpu().numpy()
         return found
-
-    def _there(self, values: Array) -> torch.Tensor:
-        return torch.as_tensor(values).to(self.device)
 
     def _keys(
         self, start: int, count: int, generator: CounterGenerator, stream: int
     ) -> Int64[torch.Tensor, " count"]:
-        """Return what `CounterGenerator.keys` returns, in torch's integers, which wrap alike."""
-        increment, first, second = (int(number.view(np.int64)) for number in MULTIPLIERS)
-        before, middle = (int(number.view(np.int64)) for number in generator.constants(stream))
-        keys = torch.arange(start, start + count, dtype=torch.int64, device=self.device) * increment + before
-        keys ^= _shifted(keys, 30)
-        keys = keys * first ^ middle
-        keys ^= _shifted(keys, 27)
-        keys *= second
-        return keys ^ _shifted(keys, 31)
+        """Return what `CounterGenerator.keys` returns: products and sums of int64 wrap, too."""
+        increment, first, second = map(_signed, MULTIPLIERS)
+        before, middle = map(_signed, generator.constants(stream))
+        mixed = torch.arange(start, start + count, device=self.device) * increment + before
+        mixed = (mixed ^ _shifted(mixed, 30)) * first ^ middle
+        mixed = (mixed ^ _shifted(mixed, 27)) * second
+        return mixed ^ _shifted(mixed, 31)
+
+    def _place(self, values: Array) -> torch.Tensor:
+        return torch.as_tensor(values).to(self.device)
+
+    def _values(self, chunk: RawChunk) -> list[torch.Tensor]:
+        """Return what is stored of a chunk on the device: one row for each checkpoint."""
+        return [self._place(values) for values in chunk.values]
+
+    def _lacks(self, dtypes: Iterable[torch.dtype]) -> bool:
+        return self.device.type in WITHOUT_FLOAT64 and torch.float64 in dtypes
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the names of all devices that torch finds on this machine."""
+    cuda = (f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    return ("cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else []))
+
+
+def backend_on(name: str) -> Device:
+    """Return the backend on a device; without a number, on the current one of several.
+
+    Raises:
+        RecipeError: If torch finds no such device.
+    """
+    found = available_devices()
+    if name not in found and f"{name}:0" not in found:
+        raise RecipeError(
+            f"torch finds no device {name!r} on this machine",
+            where="recipe, output.device",
+            expected=f"one of {', '.join(found)}" if found[1:] else f"{found[0]}, which is all it finds",
+            hint="Choose another one (--device), or none for what is fastest on the CPU: the bytes are the "
+            "same. A GPU needs its driver, and a version of torch for it.",
+        )
+    return Device(device=torch.empty(0, device=name).device)
+
+
+def _signed(number: int | np.unsignedinteger) -> int:
+    """Return the int64 with the bits of a uint64."""
+    return (int(number) + 2**63) % 2**64 - 2**63
 
 
 def _shifted(keys: Int64[torch.Tensor, " count"], by: int) -> Int64[torch.Tensor, " count"]:
-    """Shift right with zeros, where torch repeats the sign."""
-    return keys >> by & ((1 << 64 - by) - 1)
-
-
-def find_device(name: str) -> Device:
-    """Return the backend of a device.
-
-    Raises:
-        OutputError: If torch finds no such device.
-    """
-    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not found[name]:
-        raise OutputError(
-            f"torch finds no device {name!r}",
-            where="recipe, output.device",
-            expected=", ".join(device for device, is_there in found.items() if is_there),
-            hint="Leave output.device out to merge on the CPU.",
-        )
-    return Device(device=name)
+    """Shift to the right without copying the sign."""
+    return keys >> by & (1 << 64 - by) - 1

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from hub_magmax.kernels.backend import Backend
+from hub_magmax.kernels.backend import DEVICES, Backend
 from hub_magmax.kernels.compiled.backend import Compiled
-from hub_magmax.kernels.device import find_device
 from hub_magmax.kernels.reference import Reference
 
 #: Merging so many elements takes longer operation by operation than compiling does ...
@@ -26,13 +25,14 @@ def choose_backend(num_elements: int, device: str | None = None) -> Backend:
 
     Args:
         num_elements: Of all merged tensors.
-        device: Has torch compute there: "cpu", "cuda" or "mps".
+        device: Names where to compute instead of choosing, such as `cuda:1`; one of `DEVICES`.
 
     Raises:
-        OutputError: If torch finds no such device.
+        RecipeError: If this machine has no such device.
     """
     if device is not None:
-        return find_device(device)
+        found: Backend = import_module(DEVICES[device.partition(":")[0]]).backend_on(device)
+        return found
     if num_elements >= LOAD_ABOVE_ELEMENTS and (num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()):
         return Compiled()
     import_module("torch")  # now, by one thread, for its settings to hold from the beginning

@@ -140,17 +140,18 @@ class Contest(NamedTuple):
         bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what
             is added to its magnitudes, instead of a price that is subtracted from them; so bits sort like
             numbers.
-        sets, marks: int64 and uint8, a hash table of classes: sets of tasks as bits, 0 in a free slot.
-        slot_bits: It has 2**slot_bits slots.
+        slots: int64, 2**k: at a code's low bits or after them, the number of its class, -1 where there is
+            none.
+        codes, examples: int64 and float64, per class a code, and how far each task is below the best.
     """
 
     active: np.ndarray
     scale: float
     bounds: np.ndarray
     bonuses: np.ndarray
-    sets: np.ndarray
-    marks: np.ndarray
-    slot_bits: int
+    slots: np.ndarray
+    codes: np.ndarray
+    examples: np.ndarray
 
 
 class Found(NamedTuple):
@@ -164,8 +165,8 @@ class Found(NamedTuple):
         largest: int64, two numbers, raised: the largest bits of a magnitude, and of what was merged.
         places: int64 per element, takes the places of those that belong to nobody.
         values: float32, elements by tasks, takes their magnitudes.
-        near, grid, sets, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3 by
-            `LANES`; and int64, `BLOCK` + `SPARE`.
+        near, grid, classes, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3
+            by `LANES`; and int64, `BLOCK` + `SPARE`.
     """
 
     owner: np.ndarray
@@ -176,5 +177,5 @@ class Found(NamedTuple):
     values: np.ndarray
     near: np.ndarray
     grid: np.ndarray
-    sets: np.ndarray
+    classes: np.ndarray
     opened: np.ndarray

@@ -55,7 +55,7 @@ def merge(
     for any number of processes and any chunk size.
 
     Args:
-        plan: From `planning.make_plan`.
+        plan: From `pipeline.plan`.
         output: Folder to create; by default the recipe's `output.path`.
         sources: Open checkpoints by name, instead of those the lock names; for an adapter, the adapters.
         progress: Called with the number of bytes each finished chunk wrote; where a method looks at the whole
@@ -63,10 +63,12 @@ def merge(
         chunk_elements: Elements per task in memory at a time; by default what is fastest.
         processes: Which of how many processes this is; found from the launcher by default.
         cache: Checkpoints that are open already.
-        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
+        backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
+            for this many elements. The bytes are the same for all.
 
     Raises:
         LockError: If a file is not what was locked.
+        RecipeError: If this machine lacks the recipe's `output.device`.
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
         OutputError: If `output` is taken or cannot be written.
     """
@@ -82,7 +84,8 @@ def merge(
         stack.callback(place.abandon)
         if sources is None:
             sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, cache))
-        profile = make_shards(plan, sources, place, place, progress, chunk_elements, processes, backend)
+        shelf = place.journal
+        profile = make_shards(plan, sources, place, shelf, progress, chunk_elements, processes, backend)
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started, profile)
         if processes.is_first:

@@ -84,7 +84,8 @@ class InMemoryMerger:
     Args:
         recipe: Its tensors' rules and output dtype decide what is merged, and how it is stored.
         lock: Pins the checkpoints; its method and preference play no part.
-        backend: Computes; by default what is fastest for this many elements. The bytes are the same for all.
+        backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
+            for this many elements. The bytes are the same for all.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.

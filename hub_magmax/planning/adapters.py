@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax import methods
@@ -22,7 +22,7 @@ from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read, check_globs, rule_for
-from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard, TensorJob
+from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
 from hub_magmax.text import shown
@@ -52,17 +52,7 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
     for adapter in adapters.values():
         _check_whole(adapter, recipe.tensors, base)
     _check_orientation([*adapters.values()])
-    merged = _coefficients(lock)
-    taken = {rule.take: _taken(lock, rule.take) for rule in recipe.tensors}
-    jobs: list[TensorJob] = []
-    for tensor in base:
-        rule = rule_for(tensor, recipe.tensors)
-        if rule is not None and rule.take == "nothing":
-            raise _left_out(tensor, rule)
-        coefficients = merged if rule is None else taken[rule.take]
-        kept = {n: a for n, a in adapters.items() if tensor in a.products and coefficients[n]}
-        if kept:
-            jobs += _layer(tensor, kept, coefficients, recipe.output.dtype)
+    jobs = tuple(_jobs(recipe, lock, base, adapters))
     if not jobs:
         raise RecipeError(
             "no layer is left to be adapted: rules, preference and scaling take every product away",
@@ -70,7 +60,22 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
             hint="Leave out a rule, or raise method.scaling.",
         )
     bytes_in = bytes_read(jobs, {name: source.index for name, source in sources.items()})
-    return Plan(recipe, lock, (Shard(ADAPTER_NAME, tuple(jobs)),), (), bytes_in)
+    return Plan(recipe, lock, (Shard(ADAPTER_NAME, jobs),), (), bytes_in)
+
+
+def _jobs(
+    recipe: Recipe, lock: Lock, tensors: Iterable[str], adapters: Mapping[str, AdapterSource]
+) -> Iterator[FactorJob]:
+    """Yield the factors of every layer that an adapter changes with a coefficient other than zero."""
+    merged = _coefficients(lock)
+    for tensor in tensors:
+        rule = rule_for(tensor, recipe.tensors)
+        if rule is not None and rule.take == "nothing":
+            raise _left_out(tensor, rule)
+        coefficients = merged if rule is None else _taken(lock, rule.take)
+        kept = {n: a for n, a in adapters.items() if tensor in a.products and coefficients[n]}
+        if kept:
+            yield from _layer(tensor, kept, coefficients, recipe.output.dtype)
 
 
 def _coefficients(lock: Lock) -> dict[str, float]:

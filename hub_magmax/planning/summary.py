@@ -51,6 +51,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "bytes_out": plan.bytes_out,
         "shards": [{"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in plan.shards],
         "peak_memory_bytes": peak_memory_bytes(plan),
+        "device": plan.recipe.output.device,
         "notices": list(notices(plan)),
     }
 
@@ -63,6 +64,7 @@ def explain(plan: Plan) -> str:
         ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
         ("memory", f"about {format_bytes(peak_memory_bytes(plan))} per process"),
     ]
+    rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
 
 

@@ -29,7 +29,7 @@ MIN_TARGET_EXAMPLES = 5
 NUM_RESAMPLES = 200
 
 #: Returns one outcome per example for the model merged with these weights by task.
-Score = Callable[[Mapping[str, float]], Sequence[Outcome]]
+ScoreOf = Callable[[Mapping[str, float]], Sequence[Outcome]]
 
 Draws = Float64[np.ndarray, "draws tasks"]
 
@@ -114,7 +114,7 @@ class HoldoutCheck:
 
 
 def check_holdout(
-    estimate: Mapping[str, float], prior: Mapping[str, float], score: Score, *, seed: int = 0
+    estimate: Mapping[str, float], prior: Mapping[str, float], score: ScoreOf, *, seed: int = 0
 ) -> HoldoutCheck:
     """Merge with both preferences, by way of `score`, and compare them example by example.
 
@@ -139,7 +139,7 @@ def check_holdout(
 
 
 def conclude(
-    recipe: Recipe, draws: Draws, *, fingerprint: str, seen: Mapping[str, Any], score: Score | None
+    recipe: Recipe, draws: Draws, *, fingerprint: str, seen: Mapping[str, Any], score: ScoreOf | None
 ) -> ResolvedPreference:
     """Return the preference that an estimate becomes after the prior and the held-out check.
 
@@ -156,9 +156,7 @@ def conclude(
     assert recipe.preference is not None
     spec: Estimate = recipe.preference.spec
     tasks = recipe.task_names
-    prior = {task: 1.0 / len(tasks) for task in tasks}
-    if spec.towards is not None:
-        prior = {task: spec.towards.get(task, 0.0) for task in tasks}
+    prior = _prior(spec, tasks)
     mixed = shrink(draws, np.array(list(prior.values())), spec.strength)
     weights = dict(zip(tasks, normalise(mixed[0].tolist()), strict=True))
     explanation: dict[str, Any] = {
@@ -184,7 +182,14 @@ def conclude(
     return ResolvedPreference(weights, recipe.preference.kind, fingerprint, explanation)
 
 
-def _needed(score: Score | None) -> Score:
+def _prior(spec: Estimate, tasks: Sequence[str]) -> dict[str, float]:
+    """Return the weights that an estimate is mixed with: uniform where the recipe names none."""
+    if spec.towards is None:
+        return dict.fromkeys(tasks, 1.0 / len(tasks))
+    return {task: spec.towards.get(task, 0.0) for task in tasks}
+
+
+def _needed(score: ScoreOf | None) -> ScoreOf:
     if score is None:
         raise EvaluationError(
             "a hold-out needs models that are merged and scored, which this command does not do",

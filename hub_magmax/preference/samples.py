@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hub_magmax.evaluation.data import load_examples
-from hub_magmax.preference.safeguards import Score, check_sample_size, draw
+from hub_magmax.preference.safeguards import ScoreOf, check_sample_size, draw
 from hub_magmax.recipe.preferences import Estimate
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 #: Given the held-out examples and how they were named, returns what merges and scores on them.
-Scorer = Callable[["Dataset", Data], Score]
+Scorer = Callable[["Dataset", Data], ScoreOf]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Target:
     estimation: Dataset
     holdout: Dataset | None
 
-    def score(self, scorer: Scorer | None, data: Data) -> Score | None:
+    def score(self, scorer: Scorer | None, data: Data) -> ScoreOf | None:
         """Return what scores weights on the held-out part, where there is one and a way to do it."""
         return scorer(self.holdout, data) if scorer and self.holdout is not None else None
 

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import fingerprint
-from hub_magmax.evaluation.margins import merits
+from hub_magmax.evaluation.margins import normalised_margins
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, conclude, rounded
 from hub_magmax.preference.samples import Scorer, split_target
@@ -105,7 +105,7 @@ def resolve_search(recipe: Recipe, *, scorer: Scorer | None) -> ResolvedPreferen
     score = scorer(target.estimation, spec.target)
 
     def values_of(weights: Weights) -> Float64[np.ndarray, " examples"]:
-        return merits(score(dict(zip(tasks, weights.tolist(), strict=True))))
+        return normalised_margins(score(dict(zip(tasks, weights.tolist(), strict=True))))
 
     tried = search_weights(values_of, len(tasks), spec.budget)
     shares = bootstrap_shares(len(target.estimation), recipe.seed)

@@ -1,1 +1,1 @@
-"""A folder pushed to the Hub."""
+"""Publishing: checks before a merge, pushes, commits."""

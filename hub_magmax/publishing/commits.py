@@ -1,4 +1,4 @@
-"""One commit on the Hub, made once however often its answer is lost, and compared with what was sent."""
+"""Commits on the Hub: made once however often the answer is lost, and compared with the files sent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hub_magmax.merging.output.report import ShardRecord
 
 _SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
 
-#: What the Hub says of a large file that it was sent, and does not have any more.
+#: Part of the Hub's answer about a large file that was uploaded and has been removed.
 _COLLECTED = "LFS pointer"
 
-#: How hf_xet says that a token was refused; its errors hold text and nothing else.
+#: Text of hf_xet's errors for a refused token; they have no attributes.
 _TOKEN_REFUSED = re.compile(r"\((401|403) ")
 
 #: Pull requests that are looked at for a commit whose answer was lost.
@@ -28,7 +28,7 @@ _SHOWN_REQUESTS = 20
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a model goes, and how.
+    """Repository and branch of a model, and the form of its commit.
 
     Attributes:
         repo_id: `org/model`; created if it is not there.
@@ -54,13 +54,13 @@ class Destination:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Name in messages."""
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a push left on the Hub: `commit` is 40 hexadecimal digits, `url` shows it."""
+    """Commit of a push: `commit` is 40 hexadecimal digits, `url` shows it."""
 
     repo_id: str
     commit: str
@@ -76,7 +76,7 @@ class CollectedError(PublishError):
 
 @contextmanager
 def publish_errors(where: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises while writing into a PublishError that says what to do."""
+    """Turn errors of huggingface_hub while writing into a PublishError that says what to do."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -216,7 +216,7 @@ def uploaded(record: ShardRecord) -> Any:
 def commit(
     destination: Destination, operations: Sequence[Any], head: Head, expected: Mapping[str, str]
 ) -> Published:
-    """Publish `operations` as one commit on top of `head`, and compare every file with what was sent.
+    """Publish `operations` as one commit on top of `head`, and compare every file with the one sent.
 
     The commit is sent again after a failure that may pass. That is safe: on top of `head` there can be one
     only, and a branch that holds the expected files already is recognised as done.
@@ -225,7 +225,7 @@ def commit(
         destination: Where to.
         operations: huggingface_hub's operations.
         head: The branch as it was when the work began.
-        expected: Hashes of each file that the commit must hold, as `sidefiles.content_hashes` writes them.
+        expected: Hashes of each file that the commit must hold, as `side_files.content_hashes` writes them.
 
     Raises:
         PublishError: If the Hub refuses, the branch moved meanwhile, or it holds other bytes afterwards.
@@ -257,7 +257,7 @@ def commit(
 
 
 def _explain(error: Exception, destination: Destination, head: Head) -> None:
-    """Raise what a failed commit means."""
+    """Raise the PublishError that explains a failed commit."""
     with publish_errors(destination.name):
         if _status(error) != 412:
             raise error

@@ -9,7 +9,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.merging.output.report import MergeReport
 
-_AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
+AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
     OutputError: "The folder changed after the merge; merge again into a new folder.",
     PublishError: "Do not use this revision; push again.",
 }
@@ -25,5 +25,5 @@ def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMa
         raise kind(
             f"sha256 is {found[changed[0]]}, the merge report says {expected[changed[0]]}{others}",
             where=f"{source.label}, {changed[0]}",
-            hint=_AFTER_CHANGE[kind],
+            hint=AFTER_CHANGE[kind],
         )

@@ -1,4 +1,4 @@
-"""What can go wrong late, looked at early: room, rights, names, limits, the card."""
+"""Preflight: checks, before a merge, of whatever could fail late: room, rights, names, limits, card."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MAX_FILES = 100_000
 #: Files of weights that a merge straight to the Hub has on the disk.
 _FILES_ON_DISK = 2
 
-#: Room for what lies beside the weights, and for headers.
+#: Room for side files and headers.
 SMALL_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: what was found, or what is wrong with it."""
+class CheckResult:
+    """Result of one check: the fact found, or the error."""
 
     subject: str
     found: str
@@ -63,17 +63,17 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     return head
 
 
-def rehearse(plan: Plan, destination: Destination | None) -> tuple[Finding, ...]:
+def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, ...]:
     """Look at everything that `check` looks at, and change nothing anywhere."""
     return tuple(_rehearsed(plan, destination))
 
 
-def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[Finding]:
+def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckResult]:
     yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
     if plan.recipe.output.keep:
         yield _look("output", lambda: _free_output(plan))
     if destination is None:
-        yield Finding("publishing", "not asked for: the recipe has no output.push_to_hub")
+        yield CheckResult("publishing", "not asked for: the recipe has no output.push_to_hub")
     else:
         yield _look("limits", lambda: check_limits(plan))
         yield _look("repository", lambda: _right_to_write(destination))
@@ -87,12 +87,12 @@ def _check_data(plan: Plan) -> str:
     return f"examples of {', '.join(examples)} are there"
 
 
-def _look(subject: str, at: Callable[[], str]) -> Finding:
-    """Return what `at` finds, or what is wrong with it."""
+def _look(subject: str, at: Callable[[], str]) -> CheckResult:
+    """Return the result of one check, whether it passes or fails."""
     try:
-        return Finding(subject, at())
+        return CheckResult(subject, at())
     except HubMagmaxError as error:
-        return Finding(subject, "", error)
+        return CheckResult(subject, "", error)
 
 
 def _free_output(plan: Plan) -> str:
@@ -106,7 +106,7 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
     Raises:
         OutputError: If there are fewer.
     """
-    output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses what is no path
+    output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses impossible paths
     sizes = sorted((shard.data_bytes for shard in plan.shards), reverse=True)
     kept = sizes if plan.recipe.output.keep else sizes[: _FILES_ON_DISK * num_processes]
     with os_errors(output):
@@ -148,7 +148,7 @@ def check_limits(plan: Plan) -> str:
 
 
 def _right_to_write(destination: Destination) -> str:
-    """Return what is there; raise PublishError unless this token could commit to it."""
+    """Return the state of the branch; raise PublishError unless this token could commit to it."""
     api, repo_id = hub_api(), destination.repo_id
     with publish_errors(destination.name):
         if not retry(lambda: api.repo_exists(repo_id)):
@@ -182,7 +182,7 @@ def _right_to_create(destination: Destination) -> str:
 
 
 def check_card(plan: Plan, destination: Destination) -> str:
-    """Raise PublishError where the Hub would refuse the card: what it says before anything is measured."""
+    """Raise PublishError where the Hub would refuse the card, as it stands before any measurement."""
     from huggingface_hub import ModelCard
 
     text = render_card(plan.recipe, plan.lock, _draft(plan), None, repo_id=destination.repo_id)
@@ -210,7 +210,7 @@ def _reasons(answer: str) -> str:
 
 
 def _draft(plan: Plan) -> MergeReport:
-    """Return a report of the size and shape of the one that the merge will write."""
+    """Return a report as large as the merge's, with placeholders for results."""
     shards = tuple(ShardRecord(shard.file, shard.data_bytes, "0" * 64) for shard in plan.shards)
     return MergeReport(
         plan_digest=plan.digest,

@@ -1,4 +1,4 @@
-"""Put a finished model on the Hub in one commit, and check what arrived."""
+"""Push of a finished folder: one commit, compared with the merge report."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def push_to(destination: Destination, folder: Path, head: Head | None = None) ->
 
 
 def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
-    """Return what commits files: paths, bytes, or operations of their own, by name.
+    """Return huggingface_hub's operations for a commit of files: paths, bytes, or operations, by name.
 
-    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with what
-    describes an adapter.
+    Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with the
+    configuration of an adapter.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -75,7 +75,7 @@ def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
 
 
 def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Return what is published of a folder, by name; a card that nobody edited names its repository."""
+    """Return the files to publish of a folder, by name; a card that nobody edited names its repository."""
     contents: dict[str, Path | bytes] = {
         path.name: path for path in sorted(folder.iterdir()) if path.is_file()
     }

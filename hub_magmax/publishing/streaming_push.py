@@ -1,4 +1,4 @@
-"""Merge straight to the Hub: each file is uploaded while the next is made, and one commit shows them all.
+"""Streaming push: each file is uploaded while the next is merged, and one commit publishes them all.
 
 At most two files of weights are on this machine at a time. Several processes need no disk in common: each
 sends what it makes, and only names, sizes and hashes travel between them.
@@ -39,33 +39,29 @@ from hub_magmax.publishing.commits import (
 )
 from hub_magmax.publishing.comparing import compare_reported
 from hub_magmax.publishing.pushing import contents_of, operations
+from hub_magmax.reporting.card_file import write_card
 
-#: Writes the card of a merge, which nobody scored, into a folder.
-WriteCard = Callable[..., Any]
-
-#: How often files that the Hub lost are made and sent again, before giving up.
+#: Attempts to make and send files that the Hub lost.
 _ROUNDS = 3
 
 
-def relay(
+def merge_to_hub(
     plan: Plan,
     destination: Destination,
     head: Head | None,
-    write_card: WriteCard,
     progress: Progress | None,
     processes: Processes,
     cache: SourceCache,
 ) -> tuple[MergeReport, Published | None]:
-    """Carry out `plan` without a folder, and return the report and what was published.
+    """Carry out `plan` straight to the Hub, without a folder, and return the report and the commit.
 
     Called again after an interruption or a failure, it makes and sends what the Hub does not have yet; if
     the commit was made already it returns that.
 
     Args:
-        plan: From `planning.make_plan`.
+        plan: From `pipeline.plan`.
         destination: Where to.
         head: The branch as it is now; of the first process.
-        write_card: As `running.write_card`.
         progress: As for `merging.merge`.
         processes: Which of how many processes this is; the first one commits.
         cache: Checkpoints that are open already.
@@ -87,9 +83,9 @@ def relay(
             def report() -> MergeReport:
                 return report_of(plan, place, time.perf_counter() - started, profile)
 
-            finish = _Finish(plan, destination, head, write_card, place, sources, report)
+            finish = _Finish(plan, destination, head, place, sources, report)
             for _ in range(_ROUNDS):
-                with closing(_Relay(place, destination)) as shelf:
+                with closing(_UploadedShards(place, destination)) as shelf:
                     spent = make_shards(plan, sources, place, shelf, progress, None, processes)
                     shelf.finish()
                 profile.update(spent)
@@ -138,16 +134,16 @@ def _mark(place: PartialFolder, text: str) -> HubMagmaxError | None:
 
 def _tell_the_first(place: PartialFolder, plan: Plan, processes: Processes) -> None:
     """Wait for all processes, and note in the first one's journal what they made on other disks."""
-    made = [place.recorded(shard.file) for shard in share(plan.shards, processes)]
+    made = [place.journal.recorded(shard.file) for shard in share(plan.shards, processes)]
     records = [record for records in processes.gather(made) for record in records if record is not None]
     if processes.is_first:
         for record in records:
-            if place.recorded(record.file) != record:
-                place.record(record)
+            if place.journal.recorded(record.file) != record:
+                place.journal.record(record)
 
 
 def discard(place: PartialFolder, processes: Processes) -> None:
-    """Remove what is left on any disk of a merge that is on the Hub already."""
+    """Remove the files left on any disk of a merge that is on the Hub already."""
     for rank in range(processes.count):  # one after the other, since some may share a disk
         if rank == processes.rank and prepare(place, None, SourceCache()) is None:
             place.remove()
@@ -168,7 +164,7 @@ def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport
     return None
 
 
-class _Relay:
+class _UploadedShards:
     """Keeps finished files on the Hub: one is on its way there while the next is made."""
 
     num_open = 1
@@ -179,14 +175,14 @@ class _Relay:
         self._sending: Future[None] | None = None
 
     def intact(self, file: str) -> ShardRecord | None:
-        if (sent := self._place.sent(file, self._destination.repo_id)) is not None:
+        if (sent := self._place.journal.sent(file, self._destination.repo_id)) is not None:
             return sent
-        if (found := self._place.intact(file)) is not None:
+        if (found := self._place.journal.intact(file)) is not None:
             self._send(found)
         return found
 
     def record(self, record: ShardRecord) -> None:
-        self._place.record(record)
+        self._place.journal.record(record)
         self._send(record)
 
     def _send(self, record: ShardRecord) -> None:
@@ -195,7 +191,7 @@ class _Relay:
 
     def _upload(self, file: str) -> None:
         if upload(self._destination, self._place.folder / file):
-            self._place.send(file, self._destination.repo_id)
+            self._place.journal.send(file, self._destination.repo_id)
 
     def finish(self) -> None:
         """Wait until the file that is on its way has arrived."""
@@ -215,12 +211,11 @@ class _Finish:
         plan: Plan,
         destination: Destination,
         head: Head | None,
-        write_card: WriteCard,
         place: PartialFolder,
         sources: Mapping[str, TensorSource],
         report: Callable[[], MergeReport],
     ) -> None:
-        self._plan, self._destination, self._head, self._write_card = plan, destination, head, write_card
+        self._plan, self._destination, self._head = plan, destination, head
         self._place, self._sources, self._report = place, sources, report
 
     def commit(self) -> tuple[MergeReport, Published] | HubMagmaxError:
@@ -233,9 +228,9 @@ class _Finish:
     def _commit(self) -> tuple[MergeReport, Published]:
         plan, folder, head = self._plan, self._place.folder, self._head
         assert head is not None, "the first process found it"
-        self._place.sweep()  # what an earlier round left
+        self._place.sweep()  # files that an earlier round left
         report = write_beside_weights(plan, self._sources, folder, self._report())
-        self._write_card(plan.recipe, plan.lock, report, None, folder)
+        write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)
         weights = {shard.file: self._weights(shard) for shard in report.shards}
         expected = {shard.file: f"sha256:{shard.sha256}" for shard in report.shards}

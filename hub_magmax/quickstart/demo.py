@@ -1,8 +1,8 @@
-"""The whole job on a small real example: checkpoints, recipe, merge, scores, card, and a comparison."""
+"""Quickstart on a small real example: checkpoints, recipe, merge, scores, card, comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,7 @@ from hub_magmax.quickstart import make_family
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-
-Report = Callable[[str], None]
+from hub_magmax.text import Report
 
 
 def quickstart(folder: Path, *, report: Report = lambda line: None) -> tuple[dict[str, Any], str]:

@@ -1,4 +1,4 @@
-"""The images: from scikit-learn, split for each purpose, and as a data set that `datasets` loads."""
+"""Digit images: from scikit-learn, split for each purpose, and as a data set that `datasets` loads."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Examples:
 
     @property
     def images(self) -> Float[Tensor, "examples 1 8 8"]:
-        """Return what the image processor beside each checkpoint makes of them: -1 to 1."""
+        """Return the images as the image processor beside each checkpoint scales them: -1 to 1."""
         return (self.pixels.unsqueeze(1).float() / 255 - 0.5) / 0.5
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What every part of one family is made from."""
+    """Images and labels behind every part of one family."""
 
     settings: Settings
     seed: int

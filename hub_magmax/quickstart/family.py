@@ -1,4 +1,4 @@
-"""One family in a folder: its parts are made one after the other, and those that are there are kept."""
+"""Family of checkpoints in a folder: parts are made in order, and finished parts kept."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from hub_magmax.processes import find_processes
 from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepare
 from hub_magmax.quickstart.settings import DEFAULTS, Settings
 from hub_magmax.quickstart.training import make_base, make_task
+from hub_magmax.text import Report
 
 SETTINGS_NAME = "family.json"
 _FORMAT = 1  # of the folder; counts up when the same settings would no longer give the same bytes
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class DigitsFamily:
-    """Where the parts of a finished benchmark are.
+    """Paths of a finished benchmark.
 
     Attributes:
         folder: Holds all of it.
@@ -91,7 +91,7 @@ def make_family(
         classes=classes,
         data=folder / "data",
     )
-    with _undisturbed():
+    with undisturbed():
         _once(family.data, partial(make_data, lesson), report)
         _once(family.base_model, partial(make_base, lesson), report)
         previous = family.base_model
@@ -152,7 +152,7 @@ def _once(target: Path, make: Callable[[Path], str], report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Compute with one thread, without progress bars, and leave the process as it was."""
     num_threads = torch.get_num_threads()
     states = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]

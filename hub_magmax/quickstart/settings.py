@@ -1,4 +1,4 @@
-"""What shapes the checkpoints: how each is trained, and the seeds of all that is drawn."""
+"""Settings of the checkpoints: training of each, and seeds of all draws."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Settings:
     task: Training = Training(epochs=16, learning_rate=8e-5, batch_size=32, label_smoothing=0.05)
 
 
-#: What the quickstart trains with.
+#: Settings of the quickstart.
 DEFAULTS = Settings()
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints: training the base model and each task, and writing what `from_pretrained` reads."""
+"""Training of the base model and of each task, and checkpoints that `from_pretrained` reads."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import (
@@ -12,9 +12,9 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import KeyPath, Problem, explain
-from hub_magmax.recipe.references import parse_reference
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
@@ -64,40 +64,33 @@ def _named_problems(
     except RecipeError as error:
         yield (*prefix, "name"), str(error).rstrip(".")
     except ValidationError as error:
-        options = [*model.model_fields, *entry.options]
-        for path, text in explain(error, model, prefix):
-            hint = nearest(str(path[-1]), options) or f"expected one of {', '.join(options)}"
-            unknown = text.startswith("unknown key")
-            yield path, f"{entry.name} has no option {shown(path[-1])}; {hint}" if unknown else text
+        yield from explain(error, prefix, [*model.model_fields, *entry.options], entry.name)
 
 
-def name_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield contradictions between the keys of a recipe whose values are valid one by one."""
-    names = recipe.task_names
-    for index, name in enumerate(names):
-        if name in names[:index] or name == "base_model":
-            yield (
-                ("tasks", index, "name"),
-                f"the name {name!r} is used twice"
-                if name != "base_model"
-                else ("'base_model' is taken; choose another name"),
-            )
+def _task_problems(recipe: Recipe) -> Iterator[Problem]:
+    for index, name in enumerate(recipe.task_names):
+        if name == "base_model":
+            yield ("tasks", index, "name"), "'base_model' is taken; choose another name"
+        elif name in recipe.task_names[:index]:
+            yield ("tasks", index, "name"), f"the name {name!r} is used twice"
+
+
+def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
     references: dict[KeyPath, str] = {("base_model",): recipe.base_model}
     references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
     for path, written in references.items():
         try:
-            parse_reference(written, recipe.folder)
+            parse_model_name(written, recipe.folder)
         except HubMagmaxError as error:
             yield path, str(error).rstrip(".")
+
+
+def _name_problems(recipe: Recipe) -> Iterator[Problem]:
+    names = recipe.task_names
     for path, name in _used_names(recipe):
         if name not in names:
             hint = nearest(name, names) or f"the tasks are {', '.join(names)}"
             yield path, f"there is no task {shown(name)}; {hint}"
-    yield from _weight_problems(recipe)
-    yield from _comparison_problems(recipe)
-    yield from _output_problems(recipe)
-    yield from _adapter_problems(recipe)
-    yield from _guard_problems(recipe)
 
 
 def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -162,12 +155,15 @@ def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.method.is_auto and recipe.tuning_data is None:
         key = "name" if recipe.method.name == AUTO else "scaling"
         yield ("method", key), "there is no labelled sample of the target to choose by: compare: {tune: ...}"
-    searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
-    if searched and recipe.method.name == AUTO:
-        yield searched[0], "a search needs a method; name one in place of auto"
     for index, method in enumerate(recipe.compare.methods if recipe.compare else ()):
         if method.is_auto:
             yield ("compare", "methods", index), "auto is no method to try"
+
+
+def _search_problems(recipe: Recipe) -> Iterator[Problem]:
+    searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
+    if searched and recipe.method.name == AUTO:
+        yield searched[0], "a search needs a method; name one in place of auto"
 
 
 def _output_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -204,3 +200,23 @@ def _is_linear(name: str) -> bool:
         return methods.get_method(name).form == "linear"
     except RecipeError:
         return True  # reported with the name
+
+
+#: Contradictions between the keys of a recipe whose values are valid one by one; a new check is a line here.
+_CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _task_problems,
+    _reference_problems,
+    _name_problems,
+    _weight_problems,
+    _comparison_problems,
+    _search_problems,
+    _output_problems,
+    _adapter_problems,
+    _guard_problems,
+)
+
+
+def contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """Yield contradictions between the keys of a recipe whose values are valid one by one."""
+    for check in _CHECKS:
+        yield from check(recipe)

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.checks import name_problems, option_problems, token_problems
+from hub_magmax.recipe.checks import contradictions, option_problems, token_problems
 from hub_magmax.recipe.problems import KeyPath, Problem, all_problems, explain
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.strict_yaml import read_yaml
@@ -71,13 +71,13 @@ def parse_recipe(
     try:
         recipe = Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
-        problems += explain(error, Recipe)
+        problems += explain(error, (), Recipe)
         recipe = _without_unknown_keys(values, error)
     problems += option_problems(values)
     problems += token_problems(values, ())
     if recipe is not None:
         recipe._folder = folder
-        problems += name_problems(recipe)
+        problems += contradictions(recipe)
     if problems or recipe is None:
         raise all_problems(problems, where, lines or {})
     return recipe

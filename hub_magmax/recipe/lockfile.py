@@ -25,7 +25,7 @@ class LockedFile:
     """A weight file of a source. `header_sha256` covers the safetensors header.
 
     `sha256` covers the whole file; the Hub states it, for a folder it is computed on request
-    (`locking.lock`'s `hash_files`), and then checked before every merge.
+    (`pipeline.lock`'s `hash_files`), and then checked before every merge.
     """
 
     path: str
@@ -46,7 +46,7 @@ class LockedSource:
         files: Its weight files.
         license: Licence id that the source's own card states, or None.
         model_type, architectures: As its config.json states them; None and empty where it does not.
-        side_files: Hashes of the files beside its weights, by name (`sidefiles.content_hashes`).
+        side_files: Hashes of the files beside its weights, by name (`side_files.content_hashes`).
         adapter_config: Hashes of `adapter_config.json` where the source is a LoRA adapter, else None.
         part: The folder, or the file of weights, that counts where a source holds several models, else None.
         languages, datasets: As the source's own card states them, unchecked, or None.

@@ -46,14 +46,24 @@ def all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, in
     return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)
 
 
-def explain(error: ValidationError, model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[Problem]:
-    """Yield pydantic's findings as problems, unknown keys with the nearest valid one."""
+def explain(
+    error: ValidationError, prefix: KeyPath, known: type[BaseModel] | list[str], owner: str = ""
+) -> Iterator[Problem]:
+    """Yield pydantic's findings as problems, unknown keys with the nearest valid one.
+
+    Args:
+        error: What pydantic found.
+        prefix: Key path of the values that it checked.
+        known: The model, or the valid keys where they are options of `owner`.
+        owner: Name of a method or an evaluator.
+    """
+    unknown = f"{owner} has no option" if owner else "unknown key"
     for entry in error.errors():
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
-            known = _known_keys(model, path[:-1])
-            hint = nearest(str(path[-1]), known) or f"expected one of {', '.join(known)}"
-            yield prefix + path, f"unknown key {shown(path[-1])}; {hint}"
+            keys = known if isinstance(known, list) else _known_keys(known, path[:-1])
+            hint = nearest(str(path[-1]), keys) or f"expected one of {', '.join(keys)}"
+            yield prefix + path, f"{unknown} {shown(path[-1])}; {hint}"
         elif entry["type"] == "missing":
             yield prefix + path, f"the key {path[-1]!r} is required"
         else:

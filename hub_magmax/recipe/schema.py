@@ -24,6 +24,7 @@ from hub_magmax.recipe.values import (
     MAX_TASKS,
     Data,
     DatasetId,
+    DeviceName,
     Language,
     Number,
     Place,
@@ -170,8 +171,8 @@ class Output(Spec):
     """Where the merged model goes, and in which form.
 
     `format: adapter` writes LoRA adapters merged by a linear method as one adapter, by default whole weights.
-    `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` has
-    torch compute there; by default compiled loops compute on the CPU.
+    `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` is
+    where torch merges; by default the fastest backend on the CPU does.
     Without `keep` it goes to the Hub file by file while it is merged, and no folder is made. `files_from` is
     `base_model` or the task whose config, tokenizer and processor are copied. `license`, `language` and
     `datasets` (what the sources were trained on) are for the card.
@@ -182,7 +183,7 @@ class Output(Spec):
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
     shard_size: Size = 5 * 10**9
     memory: Size | None = None
-    device: Literal["cpu", "cuda", "mps"] | None = None
+    device: DeviceName | None = None
     files_from: str = "base_model"
     push_to_hub: str | None = None
     keep: bool = True
@@ -242,6 +243,11 @@ class Recipe(Spec):
         if self.compare is not None and self.compare.tune is not None:
             return self.compare.tune
         return self.preference.spec.target if self.preference and self.preference.is_estimated else None
+
+    @property
+    def portable(self) -> Recipe:
+        """The recipe as it lies beside a merged model: without the device, which other machines may lack."""
+        return self.model_copy(update={"output": self.output.model_copy(update={"device": None})})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `parse_recipe` turns into an equal recipe."""

@@ -17,6 +17,20 @@ def lock_beside(recipe: Path) -> Path:
     return recipe.with_name(recipe.stem + ".lock.json")
 
 
+def read_recipe(asked: RecipeOptions) -> Recipe:
+    """Return the recipe with the command line's replacements.
+
+    Raises:
+        RecipeError: If it is not valid.
+    """
+    recipe = load_recipe(asked.recipe)
+    path = asked.output and str(asked.output.absolute())
+    instead = {"path": path, "memory": asked.memory, "device": asked.device}
+    if said := {key: value for key, value in instead.items() if value is not None}:
+        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
+    return recipe
+
+
 def read_asked(asked: RecipeOptions) -> tuple[Recipe, Lock | None]:
     """Return the recipe with the command line's replacements, and its lock, None where there is none.
 
@@ -24,11 +38,7 @@ def read_asked(asked: RecipeOptions) -> tuple[Recipe, Lock | None]:
         RecipeError: If the recipe is not valid.
         LockError: If the lock cannot be read, or is of another recipe.
     """
-    recipe = load_recipe(asked.recipe)
-    path = asked.output and str(asked.output.absolute())
-    instead = {"path": path, "memory": asked.memory, "device": asked.device}
-    if said := {key: value for key, value in instead.items() if value is not None}:
-        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
+    recipe = read_recipe(asked)
     lock = asked.lock_path or lock_beside(asked.recipe)
     if asked.lock_path is None and not lock.is_file():
         return recipe, None

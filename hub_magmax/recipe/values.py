@@ -16,7 +16,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from hub_magmax.recipe.references import relative_path
+from hub_magmax.kernels.backend import DEVICES
+from hub_magmax.recipe.model_names import relative_path
 
 #: Tasks, and whatever there is one of for each.
 MAX_TASKS = 255
@@ -75,6 +76,12 @@ def _dataset_id(value: str) -> str:
     return value
 
 
+def _device(value: str) -> str:
+    if not re.fullmatch(f"({'|'.join(DEVICES)})(:[0-9]{{1,4}})?", value):
+        raise ValueError(f"{value!r} should be one of {', '.join(DEVICES)}, or a numbered one such as cuda:1")
+    return value
+
+
 def _relative(value: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
     return relative_path(value, folder) if folder else value
@@ -92,6 +99,8 @@ Scaling = Annotated[
 ]
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+DeviceName = Annotated[str, AfterValidator(_device)]
 
 Language = Annotated[str, BeforeValidator(_language)]
 

@@ -1,1 +1,1 @@
-"""A merge explained to people: card, figures, pages."""
+"""Reports of a merge for people: card, figures, pages."""

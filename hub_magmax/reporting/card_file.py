@@ -1,4 +1,4 @@
-"""The card as a file: rendered, written with its digest, and told apart from a card that people edited."""
+"""Card files: rendered, written with a digest, and recognised as edited."""
 
 from __future__ import annotations
 

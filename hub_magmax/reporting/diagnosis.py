@@ -1,4 +1,4 @@
-"""What looking at the checkpoints found: numbers per layer and pair of tasks, and what is odd in words."""
+"""Diagnosis of checkpoints: numbers per layer and pair of tasks, and findings in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hub_magmax.files import read_json
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
 
-#: By what is judged: a number, and what it means. The report states them.
+#: Limits of the rules, each with its meaning in words, which the report states.
 THRESHOLDS: Mapping[str, tuple[float, str]] = {
     "other base": (0.5, "matrices have a cosine below this with the base model's"),
     "swapped": (
@@ -89,7 +89,7 @@ class Group:
 
     @cached_property
     def length_ratios(self) -> np.ndarray:
-        """How many times as long as another (column) each task vector (row) is; 0 where that one is zero."""
+        """Ratio of two task vectors' lengths: row over column; 0 where the column's is zero."""
         lengths = self.lengths
         return _ratio(np.tile(lengths[:, None], len(lengths)), np.tile(lengths, (len(lengths), 1)))
 
@@ -100,7 +100,7 @@ class Group:
         return _ratio(lacking, np.array(self.wins) + lacking)
 
     def numbers(self) -> dict[str, Any]:
-        """Return what the sums say, by task and by pair of tasks, as plain values."""
+        """Return lengths, shares and cosines, by task and by pair of tasks, as plain values."""
         keys = ("cosines", "sign_agreement", "length_ratios", "win_shares", "lacking_shares")
         return {key: getattr(self, key).round(6).tolist() for key in keys}
 
@@ -141,7 +141,7 @@ def make_group(name: str, num_elements: int, num_looked_at: int, *sums: np.ndarr
 
 @dataclass(frozen=True)
 class Overlap:
-    """How far the strongest directions of the tasks' changes to one matrix coincide.
+    """Overlap of the strongest directions of the tasks' changes to one matrix.
 
     Attributes:
         shares: By pair of tasks, the mean squared cosine of the angles between their directions.
@@ -202,7 +202,7 @@ class Diagnosis:
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """What is odd, by the stated thresholds; faults first."""
+        """Findings beyond the stated thresholds; faults first."""
         found = [finding for rule in (_faults, _pairs, _shares) for finding in rule(self)]
         return tuple(sorted(found, key=lambda finding: not finding.is_fault))
 
@@ -218,7 +218,7 @@ class Diagnosis:
         return tuple(changed / self.whole.num_looked_at for changed in self.whole.changed)
 
     def table(self) -> str:
-        """Return numbers by task and by pair, what is odd, and the verdict as text."""
+        """Return numbers by task and by pair, findings and verdict as text."""
         width = max(4, *(len(task) for task in self.tasks))
         lines = [f"{'task':<{width}}  length  changed    wins  lacking", *self._task_lines(width)]
         lines += ["", "pair: cosine, agreement in sign, ratio of lengths", *self._pair_lines()]
@@ -278,7 +278,7 @@ def verdict(suspects: Sequence[str], *, notes: bool) -> str:
 
 
 def read_diagnosis(path: Path) -> Diagnosis:
-    """Return what `to_json` wrote into `path`.
+    """Return the diagnosis stored in `path`.
 
     Raises:
         OutputError: If it holds something else.
@@ -296,6 +296,7 @@ def _limit(rule: str) -> float:
     return THRESHOLDS[rule][0]
 
 
+# Complex, and flat: one branch for each rule, of which the first that applies to a task counts.
 def _faults(found: Diagnosis) -> Iterator[Finding]:
     group = found.matrices or found.whole
     cosines, ratios = group.to_base

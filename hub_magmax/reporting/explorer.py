@@ -1,4 +1,4 @@
-"""The explorer: one HTML file, without network, in which a person drags a preference and sees the scores."""
+"""Explorer page: one HTML file, without network, that shows the scores of a preference as it is dragged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import Any
 
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reporting.tradeoff_surface import Surface
+from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME, Surface
 from hub_magmax.text import one_line, publishable_values
 
-PAGE_NAME = "tradeoffs.html"
-
-#: Where the page is: inside an installed package, or beside it in the repository.
-#: What the page holds where the measured values go.
+#: Text of the page that the measured values replace.
 _PLACE = "__MEASURED__"
 
 
@@ -26,7 +23,7 @@ def render_explorer(recipe: Recipe, surface: Surface) -> str:
         recipe: Of the sweep; the page shows it with the preference of each measured point.
         surface: What was measured.
     """
-    page = files("hub_magmax.reporting").joinpath(PAGE_NAME).read_text(encoding="utf-8")
+    page = files("hub_magmax.reporting").joinpath(EXPLORER_NAME).read_text(encoding="utf-8")
     return page.replace(_PLACE, inert_json(_facts(recipe, surface)), 1)
 
 
@@ -39,7 +36,7 @@ def inert_json(value: Any) -> str:
 def _facts(recipe: Recipe, surface: Surface) -> dict[str, Any]:
     import yaml
 
-    values = publishable_values(recipe.to_dict())
+    values = publishable_values(recipe.portable.to_dict())
     values.pop("preference", None)
     return {
         "title": one_line(recipe.output.push_to_hub or Path(recipe.output.path).name),

@@ -1,4 +1,4 @@
-"""The picture of a card: what every task gained and lost, beside how much it was asked to matter."""
+"""Figures: gains and losses of every task beside its preference, trade-off fronts, comparisons, cosines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff, task_tradeoffs
 from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.reporting.tradeoff_surface import Surface
-from hub_magmax.reporting.units import Unit
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -144,17 +146,20 @@ def front_figure(surface: Surface) -> Figure:
     )
     heights = [row + 0.5 for row in range(rows)]
     for point in shown:
-        scores = [unit.factor * score.value for score in point.scores]
-        axes.plot(scores, heights, color=_MERGED.colour, linewidth=0.5, alpha=0.45, zorder=1.5)
-        axes.plot(scores, heights, zorder=2, clip_on=False, **_marker(_FRONT))
-    for series, scores_ in ((_BASE, surface.base_model), (_OWN, surface.own)):
-        places = [unit.factor * score.value for score in scores_]
-        axes.plot(places, heights, zorder=3, clip_on=False, **_marker(series))
+        line = _places(point.scores, unit)
+        axes.plot(line, heights, color=_MERGED.colour, linewidth=0.5, alpha=0.45, zorder=1.5)
+        axes.plot(line, heights, zorder=2, clip_on=False, **_marker(_FRONT))
+    for series, scores in ((_BASE, surface.base_model), (_OWN, surface.own)):
+        axes.plot(_places(scores, unit), heights, zorder=3, clip_on=False, **_marker(series))
     for row, (task, score) in enumerate(zip(surface.evaluated, surface.base_model, strict=True)):
         _name_row(axes, row, task, f"n = {score.num_examples:,}")
     entries = (_BASE, _OWN, replace(_FRONT, label=f"front, {len(shown):,} of {len(surface.points):,}"))
     _add_legend(figure, entries, 1 - 0.5 * _TOP / height)
     return figure
+
+
+def _places(scores: Sequence[Score], unit: Unit) -> list[float]:
+    return [unit.factor * score.value for score in scores]
 
 
 def draw_cosines(found: Diagnosis, path: Path) -> None:
@@ -207,24 +212,26 @@ def _inches(text: str) -> float:
 
 def _cosine_cells(found: Diagnosis) -> tuple[list[str], list[list[float]], list[str]]:
     """Return the names of the columns, the cells by row, and the names of the rows."""
-    import numpy as np
-
     tasks, count = [task[:14] for task in found.tasks], len(found.tasks)
-    pairs = [(one, other) for one in range(count) for other in range(one + 1, count)]
-    stacked = [layer.cosines for layer in found.layers]
-    size = -(-len(stacked) // _MAX_LAYERS)
-    blocks = [np.mean(stacked[start : start + size], axis=0) for start in range(0, len(stacked), size)]
-    names = [layer.name for layer in found.layers][::size]
-    if size > 1:
-        names = [f"{name} …" for name in names]
+    pairs = list(combinations(range(count), 2))
+    blocks, names = _rows_of_layers(found)
+    if not pairs:
+        return tasks, [[1.0] for _ in blocks], names
     if len(pairs) <= _MAX_PAIRS:
-        return (
-            [f"{tasks[one]}, {tasks[other]}" for one, other in pairs] or tasks,
-            [[float(block[pair]) for pair in pairs] or [1.0] for block in blocks],
-            names,
-        )
+        columns = [f"{tasks[one]}, {tasks[other]}" for one, other in pairs]
+        return columns, [[float(block[pair]) for pair in pairs] for block in blocks], names
     means = [((block.sum(axis=1) - block.diagonal()) / (count - 1)).tolist() for block in blocks]
     return tasks, means, names
+
+
+def _rows_of_layers(found: Diagnosis) -> tuple[list[np.ndarray], list[str]]:
+    """Return the cosines of every layer, or the means of several that follow each other, and their names."""
+    import numpy as np
+
+    size = -(-len(found.layers) // _MAX_LAYERS)
+    rows = [found.layers[start : start + size] for start in range(0, len(found.layers), size)]
+    means = [np.mean([layer.cosines for layer in row], axis=0) for row in rows]
+    return means, [row[0].name + (" …" if size > 1 else "") for row in rows]
 
 
 def _name_row(axes: Axes, row: int, task: str, size: str) -> None:

@@ -1,4 +1,4 @@
-"""The licence of a merged model, from what its sources state.
+"""Licence of a merged model, derived from the licences of its sources.
 
 A merged model is made from every source at once, so the terms of all of them meet in it. What
 can be said without a lawyer is said, and everything else becomes `other` with a warning.
@@ -48,7 +48,7 @@ _UNSTATED = (None, "", "unknown")
 
 @dataclass(frozen=True)
 class License:
-    """A licence and why it is the one.
+    """A licence, and the reason for it in words.
 
     Attributes:
         id: One of `HUB_LICENSES`.

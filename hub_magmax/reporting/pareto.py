@@ -1,4 +1,4 @@
-"""Points that trade several scores against each other: the best of them, and how much they cover.
+"""Pareto front and hypervolume of points with several scores.
 
 Every score is better when higher.
 """
@@ -26,7 +26,7 @@ def _beaten(point: Float64[np.ndarray, " scores"], points: Points) -> bool:
 
 
 def hypervolume(points: Points, reference: Sequence[float]) -> float:
-    """Return the volume of what lies below at least one of the points and above the reference, exactly.
+    """Return the exact volume below at least one of the points and above the reference.
 
     Points that are not above the reference in every score add nothing. The time grows with a power of the
     number of points on the front: for a hundred of them and three scores it is milliseconds.

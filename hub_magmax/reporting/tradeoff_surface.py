@@ -1,10 +1,9 @@
-"""What was measured across the simplex of preferences, and which of it is on the Pareto front."""
+"""Trade-off surface: scores across the simplex of preferences, and their Pareto front."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -74,9 +73,6 @@ class Surface:
         for score in (score for row in rows for score in row):
             del score["outcomes"], score["probabilities"]
         return values | {"front": list(self.front), "hypervolume": self.hypervolume}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def to_csv(self) -> str:
         """Return one line per point: weights, and score and interval per task, in the unit of the score."""

@@ -1,4 +1,4 @@
-"""Models that continue a text, scored by the probabilities they give, without generating."""
+"""Causal language models, scored by the probabilities they give, without generating."""
 
 from __future__ import annotations
 

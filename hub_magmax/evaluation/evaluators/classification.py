@@ -1,4 +1,4 @@
-"""Models with one output per class."""
+"""Classifiers of images and texts, with one output per class."""
 
 from __future__ import annotations
 

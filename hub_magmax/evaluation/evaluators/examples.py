@@ -1,4 +1,4 @@
-"""What evaluators need of a data set: its columns, in batches, and what its labels mean."""
+"""Examples for evaluators: columns in batches, and labels as class numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def label_text(label: Any, names: list[str] | None) -> str:
 def class_lookup(
     classes: Mapping[str, int], names: list[str] | None, *, named: bool = True
 ) -> Callable[[Any], int]:
-    """Return what turns a label of the data into the number of a class.
+    """Return a function from a label of the data to the number of a class.
 
     Args:
         classes: Numbers by name.

@@ -1,4 +1,4 @@
-"""Models that answer a text with a text."""
+"""Generative language models, scored by the text they answer with."""
 
 from __future__ import annotations
 

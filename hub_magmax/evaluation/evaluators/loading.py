@@ -43,7 +43,7 @@ class LoadedModel:
 
 
 def load_model(place: ModelPlace, model_class: str, processor_class: str, purpose: str) -> LoadedModel:
-    """Load a model and what prepares its inputs.
+    """Load a model and the processor of its inputs.
 
     Args:
         place: Where it is.

@@ -1,4 +1,4 @@
-"""Evaluators by name: what each one measures, what it accepts, and how it is run.
+"""Registry of evaluators: metric, accepted options, and the calls that run them.
 
 An evaluator is one decorated dataclass whose fields are its options. The modules that define the
 built-in ones import torch and transformers only inside their functions, so that a recipe is checked
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What a model did with one example.
+    """Result of a model on one example.
 
     Attributes:
         score: Higher is better; from 0 (wrong) to 1 (right) where the evaluator's scores are shares.
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the inputs and the right answers are. No input column means the evaluator's own."""
+    """Columns of the inputs and the right answers; without an input column the evaluator's own."""
 
     input: str | None = None
     label: str = "label"
@@ -74,7 +74,7 @@ class Evaluator(Protocol):
     def processor_class(self) -> str: ...
 
     def encode(self, model: LoadedModel, examples: Any, columns: Columns, batch_size: int) -> Iterator[Any]:
-        """Yield what `outcomes` takes, `batch_size` examples (of a `Dataset`) at a time, in order.
+        """Yield batches for `outcomes`, `batch_size` examples (of a `Dataset`) at a time, in order.
 
         Models with the same processor and classes can share the result, whatever their weights.
 
@@ -150,7 +150,7 @@ def evaluator_names() -> tuple[str, ...]:
 
 
 def get_evaluator(name: str) -> EvaluatorKind:
-    """Return what recipes call `name`.
+    """Return the evaluator that recipes call `name`.
 
     Raises:
         RecipeError: If there is none, with the nearest name.

@@ -1,4 +1,4 @@
-"""Images to classes that are given as words, by a model of images and texts such as CLIP."""
+"""Zero-shot image classification by a model of images and texts, such as CLIP."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ _SCALARS = {
 #: The same as LLVM writes them.
 _LLVM = {ctypes.c_void_p: "ptr", ctypes.c_float: "float", ctypes.c_double: "double"}
 
-#: Dtype and number of dimensions of an argument, 0 for a number; or a named tuple and kinds of its items.
-Kind = tuple[str, int] | tuple[type, tuple[Any, ...]]
+#: Dtype and number of dimensions of an argument, 0 for a number; or type and kinds of a named tuple.
+Kind = tuple[Any, Any]
 
 
 #: An array without gaps, a number, or a named tuple of such.
@@ -124,6 +124,7 @@ read_rows = Loop("read_rows")
 task_vectors = Loop("task_vectors")
 rank = Loop("rank")
 draw = Loop("draw")
+rename = Loop("rename")
 mix = Loop("mix")
 count = Loop("count")
 drop = Loop("drop")
@@ -154,9 +155,10 @@ def _type(kind: Kind) -> Any:
     """Return numba's type of an argument."""
     import numba
 
+    named: Any = numba.types.NamedTuple
     first, rest = kind
     if not isinstance(first, str):
-        return numba.types.NamedTuple([_type(item) for item in rest], first)
+        return named([_type(item) for item in rest], first)
     dtype = numba.from_dtype(np.dtype(first))
     return numba.types.Array(dtype, rest, "C") if rest else dtype
 

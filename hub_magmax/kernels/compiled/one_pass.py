@@ -113,5 +113,5 @@ def look_and_merge(files, merging, kept, contest, found):
 def _part_of_found(found, start, stop, kept):
     return Found(
         found.owner[start:stop], found.tasks[start:stop], found.counts, found.largest, found.places[kept:],
-        found.values[kept:], found.near, found.grid, found.sets, found.opened,
+        found.values[kept:], found.near, found.grid, found.classes, found.opened,
     )  # fmt: skip

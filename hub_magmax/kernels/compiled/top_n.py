@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.kernels.compiled.bits import count, find
-from hub_magmax.kernels.compiled.cache import BLOCK, LANES, NOBODY
+from hub_magmax.kernels.compiled.cache import BLOCK, FIRST_MARK, LANES, NOBODY
 from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.merge import base_at, finish, magnitude_at, widened
 from hub_magmax.kernels.compiled.simd import (
     as_doubles,
     as_floats,
     as_ints,
+    as_longs,
+    as_numbers,
     as_wide,
     choose,
     doubles,
@@ -30,7 +32,7 @@ from hub_magmax.kernels.compiled.simd import (
     store,
 )
 
-_HASH = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
 @inlined
@@ -63,9 +65,10 @@ def _lead(stored, start, number, contest, found, scaling, out):
 
 @inlined
 def _compare(contest, found):
-    """Write the best task of sixteen elements in `near`, the set of tasks in reach, and the set that ties.
+    """Write of sixteen elements in `near` how far each task is below the best, -1 where it is out of reach.
 
-    Where a magnitude is not on the grid, the set of those that tie is empty.
+    Their classes are written too: how many tasks are in reach, a code of the distances, 0 where a magnitude
+    is not on the grid, and the best task.
     """
     best, surest = doubles(-np.inf), doubles(-np.inf)
     winner, off_grid = ints(0), ints(0)
@@ -78,24 +81,32 @@ def _compare(contest, found):
         leads = net > best
         best, winner = choose(leads, net, best), choose(leads, ints(task), winner)
         surest = choose(least > surest, least, surest)
-    reached, ties = longs(0), longs(0)
+    code, reached = longs(1), ints(0)
     for task in range(contest.active.shape[0]):
-        value, bit = load_doubles(found.grid, task * LANES), longs(np.int64(1) << np.int64(task))
-        reached = reached + choose(value - doubles(contest.bounds[1, task]) >= surest, bit, longs(0))
-        ties = ties + choose(value - doubles(contest.bounds[0, task]) == best, bit, longs(0))
-    store(found.sets, 0, None, reached)
-    store(found.sets, LANES, None, choose(off_grid > ints(0), longs(0), ties))
-    store(found.sets, 2 * LANES, None, as_wide(winner))
+        value = load_doubles(found.grid, task * LANES)
+        is_reached = value - doubles(contest.bounds[1, task]) >= surest
+        reached = reached + as_numbers(is_reached)
+        distance = choose(is_reached, best - (value - doubles(contest.bounds[0, task])), doubles(-1.0))
+        store(found.grid, task * LANES, None, distance)
+        code = (code ^ as_longs(distance)) * longs(_MULTIPLIER)
+        code = code ^ code >> longs(29)
+    store(found.classes, 0, None, as_wide(reached))
+    store(found.classes, LANES, None, choose(off_grid > ints(0), longs(0), code))
+    store(found.classes, 2 * LANES, None, as_wide(winner))
 
 
 @compiled
-def _mark(ties, contest):
-    """Return the mark of a class, `NOBODY` if there is none."""
-    slot = np.uint64(ties) * _HASH >> np.uint64(64 - contest.slot_bits)
-    while contest.sets[slot] != 0:
-        if contest.sets[slot] == ties:
-            return contest.marks[slot]
-        slot = (slot + np.uint64(1)) & np.uint64(contest.sets.shape[0] - 1)
+def _mark(code, column, contest, found):
+    """Return the mark of an element's class, `NOBODY` if there is none."""
+    slot = np.uint64(code) & np.uint64(contest.slots.shape[0] - 1)
+    while code != 0 and contest.slots[slot] >= 0:
+        number = contest.slots[slot]
+        is_alike = contest.codes[number] == code
+        for task in range(contest.active.shape[0]):
+            is_alike = is_alike and contest.examples[number, task] == found.grid[task, column]
+        if is_alike:
+            return np.uint8(FIRST_MARK + number)
+        slot = (slot + np.uint64(1)) & np.uint64(contest.slots.shape[0] - 1)
     return np.uint8(NOBODY)
 
 
@@ -114,12 +125,10 @@ def _settle(stored, start, places, contest, found, kept):
     _gather(stored, start, places, contest, found.near)
     _compare(contest, found)
     for column in range(places.shape[0]):
-        reached, ties = found.sets[0, column], found.sets[1, column]
-        mark = np.uint8(NOBODY)
-        if reached & (reached - 1) == 0:
-            mark = np.uint8(found.sets[2, column])
-        elif reached == ties:
-            mark = _mark(ties, contest)
+        if found.classes[0, column] == 1:
+            mark = np.uint8(found.classes[2, column])
+        else:
+            mark = _mark(found.classes[1, column], column, contest, found)
         found.owner[start + places[column]] = mark
         found.counts[mark] += 1
         if mark == NOBODY:

@@ -60,3 +60,11 @@ def rank(stored, wanted, owner, codes):
     if whole < size:
         top = larger(top, _rank(stored, whole, size - whole, wanted, owner, codes))
     return np.int64(largest(top))
+
+
+@compiled
+def rename(owner, names):
+    """Turn every byte into its entry of `names` (uint8, 256)."""
+    for i in range(owner.shape[0]):
+        owner[i] = names[owner[i]]
+    return np.int64(0)

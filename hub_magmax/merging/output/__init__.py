@@ -1,1 +1,1 @@
-"""The output folder: complete or absent."""
+"""Output folder: shards, side files, provenance and report; complete or absent."""

@@ -24,11 +24,11 @@ PROVENANCE_NAME = "provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 
-#: What the parameters below mean; they are described in docs/reliability.md.
+#: Type of the statement; docs/reliability.md describes its parameters.
 BUILD_TYPE = "urn:hub_magmax:merge:1"
 BUILDER = "urn:hub_magmax:builder"
 
-#: What SLSA calls the kinds of hashes of `sidefiles.content_hashes`; it has no name for a folder's.
+#: SLSA's names of the hashes in `side_files.content_hashes`; it has none for a folder's.
 _DIGESTS = {"sha256": "sha256", "git": "gitBlob", "tree": "sha256Tree"}
 
 

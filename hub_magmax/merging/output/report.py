@@ -1,4 +1,4 @@
-"""The merge report: what a merge did, for people, cards and checks."""
+"""Merge report: files, counts, sizes, times and versions of a merge."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ REPORT_NAME = "merge_report.json"
 
 
 def software_versions() -> dict[str, str]:
-    """Return the versions of what takes part in a merge, without importing it."""
+    """Return the versions of Python and of the packages of a merge, without importing them."""
     packages = ("hub_magmax", "torch", "safetensors", "huggingface_hub")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def lock_versions() -> dict[str, str]:
-    """Return `software_versions()` and those of what compiles, estimates and scores, if it is there."""
+    """Return `software_versions()` and those of installed packages that compile, estimate and score."""
     found = software_versions()
     for name in ("numpy", "numba", "scipy", "POT", "transformers", "datasets", "lm_eval"):
         with suppress(PackageNotFoundError):
@@ -34,7 +34,7 @@ def lock_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What is known about a finished shard; the same on every run.
+    """Facts about a finished shard; the same on every run.
 
     Attributes:
         file: Name of the shard.
@@ -55,7 +55,7 @@ class ShardRecord:
     not_finite: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values but an empty `not_finite`: reports from before it existed stay what they are."""
+        """Return all values; an empty `not_finite` is left out, so that earlier digests stay the same."""
         values = asdict(self)
         if not self.not_finite:
             del values["not_finite"]
@@ -64,7 +64,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did.
+    """Result of a merge.
 
     Attributes:
         plan_digest: Of the plan that was carried out.
@@ -106,7 +106,7 @@ class MergeReport:
 
     @property
     def digest(self) -> str:
-        """Digest of what is the same on every run: not of times, memory and versions."""
+        """Digest of plan and shards: the same on every run, whatever times, memory and versions."""
         return digest({"plan": self.plan_digest, "shards": [shard.to_dict() for shard in self.shards]})
 
     def to_json(self) -> str:
@@ -131,7 +131,7 @@ def read_report(path: Path) -> MergeReport:
 
 
 def parse_report(content: bytes, where: str) -> MergeReport:
-    """Return the report that `content` holds; `where` is what to call it in messages.
+    """Return the report that `content` holds; `where` names it in messages.
 
     Raises:
         OutputError: If it is not what `to_json` writes, or was changed since.

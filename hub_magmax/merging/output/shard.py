@@ -16,13 +16,13 @@ from hub_magmax.errors import OutputError
 from hub_magmax.files import read_fully
 
 #: Read at a time: it stays in the nearest caches, and its memory is used again.
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 
 #: Hashed at a time of a file that is not finished.
-_HASHED_BYTES = 1 << 24
+HASHED_BYTES = 1 << 24
 
-#: Of a processor, for writing to the system's cache: a fifth of this is usual, and twice as much is taken by
-#: new memory of virtual machines whose hypervisor takes back what is free.
+#: Processor time for writing to the page cache. A fifth of this is usual; new pages take twice as much on
+#: virtual machines whose hypervisor reclaims free memory.
 _SLOW_SECONDS_PER_BYTE = 1e-9
 
 
@@ -32,11 +32,12 @@ class ShardFile:
     Pieces are remembered by a 128-bit hash that costs a thirtieth of a sha256, so that the file's sha256 is
     taken once, of what is read back.
 
-    What was read back and stored is let go of where new memory is slow: for the cache to take some for 2 GB
-    cost 4.9 s of a processor on a virtual machine, measured, and .4 s where it could use the same again.
+    Pages that were read back and stored are dropped from the page cache where new memory is slow: pages for
+    2 GB cost 4.9 s of processor time on a virtual machine, measured, and .4 s where pages were reused.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_bytes: int = READ_BYTES, hashed_bytes: int = HASHED_BYTES) -> None:
+        self._hashed_bytes = hashed_bytes
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
         self._file = self._temporary.open("w+b", buffering=0)
@@ -44,11 +45,11 @@ class ShardFile:
         self._lock = Lock()
         self._sha256, self._position = hashlib.sha256(), 0
         self._new_memory_is_slow = False  # found out by writing
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = memoryview(bytearray(read_bytes))
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes were written."""
+        """Bytes written."""
         return sum(length for length, _ in self._pieces.values())
 
     def write(self, content: bytes | memoryview, start: int) -> None:
@@ -64,7 +65,7 @@ class ShardFile:
             done = os.pwrite(self._file.fileno(), rest, start)
             rest, start = rest[done:], start + done
         seconds = time.thread_time() - before
-        if size >= _READ_BYTES and seconds > _SLOW_SECONDS_PER_BYTE * size:
+        if size >= len(self._buffer) and seconds > _SLOW_SECONDS_PER_BYTE * size:
             self._new_memory_is_slow = True
 
     def read_again(self, start: int) -> bytearray:
@@ -90,19 +91,19 @@ class ShardFile:
             stored = disk.submit(os.fsync, self._file.fileno())
             self._hash(self.size_bytes)
             stored.result()
-            self._let_go()
+            self._drop_pages()
         self._temporary.rename(self._path)
         return self._sha256.hexdigest()
 
     def read_back(self, stop: int) -> None:
-        """Hash what is before the byte `stop`, where a piece ends and all is written for good; not a little.
+        """Hash the bytes before `stop`, the end of a piece, once they are many; all of them are final.
 
         Raises:
             OutputError: If it is not what was written.
         """
-        if stop - self._position >= _HASHED_BYTES:
+        if stop - self._position >= self._hashed_bytes:
             self._hash(stop)
-            self._let_go()
+            self._drop_pages()
 
     def _hash(self, stop: int) -> None:
         with self._lock:
@@ -118,8 +119,8 @@ class ShardFile:
                 self._position += len(part)
             self._check(start, length, piece.digest(), expected)
 
-    def _let_go(self) -> None:
-        """Have the system write what was hashed, and use its memory for what comes, where new is slow."""
+    def _drop_pages(self) -> None:
+        """Drop hashed pages from the page cache, so that it reuses their memory, where new memory is slow."""
         if self._new_memory_is_slow and hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # it is only advice
                 os.posix_fadvise(self._file.fileno(), 0, self._position, os.POSIX_FADV_DONTNEED)

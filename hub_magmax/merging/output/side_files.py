@@ -18,33 +18,28 @@ from hub_magmax.files import os_errors, sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
-from hub_magmax.merging.output.report import (
-    REPORT_NAME,
-    MergeReport,
-    ShardRecord,
-    software_versions,
-)
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 
 
+# Complex, and flat: sums over jobs and shards, one for each field.
 def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
-    """Return what a merge did whose files are all recorded in `place`."""
-    records = tuple(place.recorded(shard.file) for shard in plan.shards)
+    """Return the report of a merge whose files are all recorded in `place`."""
+    records = tuple(place.journal.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
     assert len(shards) == len(plan.shards), "every process records its shards before the barrier"
-    names = tuple(plan.lock.tasks)
     elements = sum(job.num_elements for job in plan.jobs if job.merged)
-    counts = [sum(column) for column in zip(*(s.counts for s in shards if s.counts), strict=True)]
-    unaligned = [sum(column) for column in zip(*(s.num_unaligned for s in shards), strict=True)]
+    counts = _by_task(plan, [shard.counts for shard in shards])
+    unaligned = _by_task(plan, [shard.num_unaligned for shard in shards])
     gaps = [shard.duality_gap for shard in shards if shard.duality_gap is not None]
     return MergeReport(
         plan_digest=plan.digest,
         shards=shards,
-        shares={name: count / elements for name, count in zip(names, counts, strict=False)},
-        num_unaligned=dict(zip(names, unaligned, strict=True)) if any(unaligned) else {},
+        shares={name: count / elements for name, count in counts.items()},
+        num_unaligned=unaligned if any(unaligned.values()) else {},
         duality_gap=max(gaps, default=None),
         elements_merged=elements,
         bytes_in=plan.bytes_in,
@@ -55,6 +50,12 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping
         versions=software_versions(),
         notices=(*notices(plan), *_not_finite_notice(plan, shards)),
     )
+
+
+def _by_task(plan: Plan, counts: Sequence[Sequence[int]]) -> dict[str, int]:
+    """Return each task's sum over the shards that count, empty where none does."""
+    sums = [sum(column) for column in zip(*filter(None, counts), strict=True)]
+    return dict(zip(plan.lock.tasks, sums, strict=True)) if sums else {}
 
 
 def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, ...]:
@@ -70,9 +71,9 @@ def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, 
 def write_beside_weights(
     plan: Plan, sources: Mapping[str, TensorSource], folder: Path, report: MergeReport
 ) -> MergeReport:
-    """Write what lies beside the weights, and return the report with the hashes of all of it."""
+    """Write the files beside the weights, and return the report with their hashes."""
     _write_side_files(plan, sources, folder)
-    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe, plan.lock, report))
+    write_text(folder / PROVENANCE_NAME, provenance(plan.recipe.portable, plan.lock, report))
     report = replace(report, files=_hashes(folder, report))
     write_text(folder / REPORT_NAME, report.to_json())
     return report
@@ -95,7 +96,7 @@ def peak_memory_bytes() -> int:
 
 
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
-    """Write the index, what the model needs besides weights, and what the merge was made from."""
+    """Write the index, the files that a model needs besides weights, recipe and lock."""
     files_from = plan.recipe.output.files_from
     source, locked = sources[files_from], plan.lock.sources[files_from]
     # transformers takes a folder with both configurations for a whole model with an adapter beside it.
@@ -111,5 +112,5 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     if plan.ranks:
         write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
-    write_text(folder / RECIPE_NAME, plan.recipe.to_yaml())
+    write_text(folder / RECIPE_NAME, plan.recipe.portable.to_yaml())
     write_text(folder / LOCK_NAME, plan.lock.to_json())

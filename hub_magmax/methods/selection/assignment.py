@@ -1,11 +1,11 @@
 """The selection that keeps the most magnitude, of all that meet the quotas.
 
 Every task has a price, and an element goes to a task whose magnitude exceeds its price the most:
-winner = argmax_t |τ_t| − p_t. Prices at which every task can get its quota are optimal, because they solve the
-dual of a transportation problem. A tensor is solved in these steps:
+winner = argmax_t |τ_t| − p_t. Prices at which every task can get its quota are optimal, because they solve
+the dual of a transportation problem. A tensor is solved in these steps:
 
-1. Sample: the prices of a sample are nearly right. How counts vary in it says by how much they may be off, and
-   gives each price a range; the ranges together are a box.
+1. Sample: the prices of a sample are nearly right. How counts vary in it says by how much they may be off,
+   and gives each price a range; the ranges together are a box.
 2. One pass: an element that has the same winner at all prices in the box goes to it. Of elements that tie
    exactly at the sample's prices, and have no other task in reach, a class is counted for each set of tasks.
    The others are kept: values and places, some per cent.
@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods.chunks import (
     ArrayChunks,
@@ -32,7 +33,16 @@ from hub_magmax.methods.chunks import (
     blocks,
     check_task_count,
 )
-from hub_magmax.methods.selection.looks import MAX_CLASSES, Contest, RuleOf, Seen, compare, look, on_grid
+from hub_magmax.methods.selection.looks import (
+    MAX_CLASSES,
+    Classes,
+    Contest,
+    RuleOf,
+    Seen,
+    compare,
+    look,
+    on_grid,
+)
 from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, Draws, Owners
 from hub_magmax.methods.selection.prices import (
     FAR,
@@ -56,12 +66,12 @@ DEVIATIONS = 3.0
 _MAX_ATTEMPTS = 4
 # Magnitudes are rounded to whole numbers of this many bits, relative to the largest of a sample.
 _GRID_BITS, _LEAST_BITS, _MOST_BITS = 42, 40, 47
-# A sample is read in runs of neighbours. To read 256 takes as long as to read 64; but neighbours can be alike,
-# so there are as many runs as this, if they have 64 or more.
+# A sample is read in runs of neighbours. To read 256 takes as long as to read 64; but neighbours can be
+# alike, so there are as many runs as this, if they have 64 or more.
 _RUNS, _SHORTEST, _LONGEST = 256, 64, 256
 MIN_SAMPLE = 1 << 11
 _FEW = 1 << 10
-_NO_CLASSES = np.empty(0, np.int64)
+_MIN_CLASS = 8
 
 
 def top_n(
@@ -104,9 +114,9 @@ def top_n(
         if not _share_out(seen, rest, found, chunks, generator):
             gap = _duality_gap(chunks, active, owner, prices)
     of_task = dict(zip(active.tolist(), prices.tolist(), strict=True))
-    owners = Owners(0)
-    owners.owner = owner
-    owners.rename(np.append(active, 0)[: max(1, len(active))].astype(np.uint8))
+    names = np.arange(256, dtype=np.uint8)
+    names[: len(active)] = active
+    _rename(owner, names, is_compiled=chunks.is_compiled)
     return Selection(
         owner=owner,
         counts=tuple(quotas),
@@ -130,7 +140,7 @@ class _Stock:
 
     Attributes:
         values: Magnitudes.
-        classes: Sets of tasks that tie at `tied_at`, as bits.
+        rows: Of classes, on the grid; −inf where a class cannot go.
         sizes: Elements of each class.
         quotas: What elements and classes sum to.
     """
@@ -139,19 +149,17 @@ class _Stock:
     scale: float
     quotas: Int64[np.ndarray, " tasks"]
     is_compiled: bool
-    classes: Int64[np.ndarray, " classes"]
+    rows: Float64[np.ndarray, "tasks classes"]
     sizes: Int64[np.ndarray, " classes"]
-    tied_at: Prices
 
     def seen(self, box: Box) -> Seen:
-        contest = Contest(np.arange(len(self.quotas)), self.scale, box, _NO_CLASSES)
+        num_tasks = len(self.quotas)
+        contest = Contest(np.arange(num_tasks), self.scale, box, Classes.none(num_tasks))
         return look(ArrayChunks(self.values, is_compiled=self.is_compiled), contest)
 
     def market(self, seen: Seen) -> Market:
         """Return what a look left open, with all classes."""
-        member = (self.classes >> np.arange(len(self.quotas))[:, None]) & 1 == 1
-        rows = np.where(member, self.tied_at[:, None], -np.inf)
-        values = np.concatenate((on_grid(seen.values, self.scale), rows), axis=1)
+        values = np.concatenate((on_grid(seen.values, self.scale), self.rows), axis=1)
         sizes = np.concatenate((np.ones(len(seen.places), np.int64), self.sizes))
         return Market(values, sizes, self.quotas - seen.counts[: len(self.quotas)])
 
@@ -163,7 +171,6 @@ def _solve(
     chunks: Chunks, quotas: Int64[np.ndarray, " tasks"], sample: _Sample, rule_of: RuleOf | None
 ) -> tuple[Contest, Seen, _Stock, Prices]:
     """Return a look at all elements, what it left open, and prices at which the quotas can be met."""
-    box, classes = Box.everywhere(np.zeros(len(quotas))), _NO_CLASSES
     prices, widths = _rough(sample.stock)
     if not sample.is_whole:
         solved = sample.stock.solve(prices, widths, sample.stock.quotas)
@@ -172,9 +179,9 @@ def _solve(
     for attempt in range(_MAX_ATTEMPTS + 1):
         if not sample.is_whole and attempt < _MAX_ATTEMPTS:
             box = _bound(sample, prices, DEVIATIONS * 4**attempt, densities)
-            classes, widths = _classes(sample.stock, box), np.rint(np.minimum(box.down, box.up) / 16) + 1
+            classes, widths = _classes(sample.stock, box), np.rint(_sides(box) / 16) + 1
         else:
-            box, classes = Box.everywhere(prices), _NO_CLASSES
+            box, classes = Box.everywhere(prices), Classes.none(len(quotas))
         contest = Contest(sample.active, sample.stock.scale, box, classes)
         seen = look(chunks, contest, rule_of)
         if seen.largest and not 2.0**_LEAST_BITS <= seen.largest * contest.scale < 2.0**_MOST_BITS:
@@ -185,9 +192,8 @@ def _solve(
             contest.scale,
             quotas - seen.counts[: len(quotas)],
             chunks.is_compiled,
-            classes,
-            seen.counts[FIRST_MARK : FIRST_MARK + len(classes)],
-            box.prices,
+            np.where(classes.distances < 0, -np.inf, box.prices[:, None] - classes.distances),
+            seen.counts[FIRST_MARK : FIRST_MARK + len(classes.codes)],
         )
         solved = rest.solve(prices, widths) if rest.quotas.min() >= 0 else None
         if solved is not None:
@@ -207,7 +213,10 @@ def _rough(stock: _Stock) -> tuple[Prices, Prices]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some elements of a tensor, or all of a small one, with quotas of their own; `run` in a row are neighbours."""
+    """Some elements of a tensor, or all of a small one, with quotas of their own.
+
+    `run`: so many in a row are neighbours.
+    """
 
     stock: _Stock
     active: Int64[np.ndarray, " tasks"]
@@ -231,7 +240,7 @@ def _read_sample(
     while missing := total - int(shares.sum()):
         largest = int(shares.argmax())
         shares[largest] += max(missing, 1 - int(shares[largest]))
-    nothing = _NO_CLASSES, np.empty(0, np.int64), np.zeros(len(active))
+    nothing = np.empty((len(active), 0)), np.empty(0, np.int64)
     stock = _Stock(values, _scale(float(values.max())), shares, chunks.is_compiled, *nothing)
     return _Sample(stock, active, total == num_elements, length)
 
@@ -244,9 +253,9 @@ def _scale(largest: float) -> float:
 def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices) -> Box:
     """Bound the error of prices that solve a sample.
 
-    A sample's count above the right price is off by a few standard deviations, so the right price lies between
-    the elements that many ranks above and below the quota. Neighbours are more alike than chance has it, and so
-    counts of the runs in a sample vary more.
+    A sample's count above the right price is off by a few standard deviations, so the right price lies
+    between the elements that many ranks above and below the quota. Neighbours are more alike than chance has
+    it, and so counts of the runs in a sample vary more.
     """
     stock, run = sample.stock, sample.run
     total, num_tasks = stock.values.shape[1], len(prices)
@@ -265,10 +274,14 @@ def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices
         box = _ranges(
             stock.market(stock.seen(Box.around(prices, widths))), prices, stock.quotas, ranks, total
         )
-        sides = np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
-        if widths.min() >= FAR or (sides <= widths + widths.min()).all():
+        if widths.min() >= FAR or (_sides(box) <= widths + widths.min()).all():
             return box
         widths = 4 * widths
+
+
+def _sides(box: Box) -> Prices:
+    """Return the longer side of each price, of those that end."""
+    return np.maximum(np.where(box.down < FAR, box.down, 0), np.where(box.up < FAR, box.up, 0))
 
 
 def _ranges(
@@ -293,21 +306,21 @@ def _ranges(
     return box
 
 
-def _ranked(values, place: int) -> float:
-    """Return the value at a place in ascending order, 0 before the first and almost infinity after the last."""
+def _ranked(values: Float64[np.ndarray, " count"], place: int) -> float:
+    """Return the value at a place in ascending order, 0 before the first, almost infinite after the last."""
     if place < 0:
         return 0.0
     return float(np.partition(values, place)[place]) if place < len(values) else FAR / 2
 
 
-def _classes(sample: _Stock, box: Box) -> Int64[np.ndarray, " classes"]:
-    """Return the sets of tasks among which elements of the sample tie, the most frequent ones, in order."""
-    contest = Contest(np.arange(len(box.prices)), sample.scale, box, _NO_CLASSES)
-    masks, counts = np.unique(compare(sample.seen(box).values, contest)[2], return_counts=True)
-    known = masks != 0
-    frequent = (-counts[known]).argsort(kind="stable")[:MAX_CLASSES]
-    found: np.ndarray = np.sort(masks[known][frequent])
-    return found
+def _classes(sample: _Stock, box: Box) -> Classes:
+    """Return the most frequent classes of a sample."""
+    contest = Contest(np.arange(len(box.prices)), sample.scale, box, Classes.none(len(box.prices)))
+    alike = compare(sample.seen(box).values, contest)[2]
+    codes, first, counts = np.unique(alike.codes, return_index=True, return_counts=True)
+    frequent = (-counts).argsort(kind="stable")[:MAX_CLASSES]
+    frequent = np.sort(frequent[(counts[frequent] >= _MIN_CLASS) & (codes[frequent] != 0)])
+    return Classes(codes[frequent], alike.distances[:, first[frequent]])
 
 
 def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generator: CounterGenerator) -> bool:
@@ -342,19 +355,32 @@ def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generat
                 seen.owner[members[order[:count]]] = task
                 members = np.sort(members[order[count:]])
             seen.owner[members] = first
-    owners = Owners(0)
-    owners.owner = seen.owner
-    owners.rename(names)
+    owners = _rename(seen.owner, names, is_compiled=chunks.is_compiled)
+    names = np.arange(256, dtype=np.uint8)
     draws = Draws(owners, seen.owner, generator, chunks.backend, chunks.num_threads)
     for mark, takers in todo:
         left = sum(count for _, count in takers)
         for task, count in takers[1:]:
             draws.give(mark, count, left, stream=SHARE + task, mask=0, mark=task)
             left -= count
-        owners.replace(mark, takers[0][0])
+        names[mark] = takers[0][0]
+    _rename(seen.owner, names, is_compiled=chunks.is_compiled)
     net = last.values.astype(np.float64) - (prices / rest.scale)[:, None]
     own = np.take_along_axis(net, seen.owner[places].astype(np.int64)[None], axis=0)
     return not bool((net > own).any())
+
+
+def _rename(
+    owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, " values"], *, is_compiled: bool
+) -> Owners:
+    """Turn every byte into its entry of `names`."""
+    owners = Owners(0)
+    owners.owner = owner
+    if is_compiled and len(owner) and not np.array_equal(names, np.arange(256)):
+        cache.rename(owner, names)
+    else:
+        owners.rename(names)
+    return owners
 
 
 def _duality_gap(
@@ -362,8 +388,8 @@ def _duality_gap(
 ) -> float:
     """Return how much the kept magnitude could at most grow, as a fraction of it, by a look at all elements.
 
-    With counts equal to quotas, dual minus primal value is the sum over elements of what the winner falls short
-    of the best task, both net of prices; so nothing cancels.
+    With counts equal to quotas, dual minus primal value is the sum over elements of what the winner falls
+    short of the best task, both net of prices; so nothing cancels.
     """
     sums: list[tuple[float, float]] = []
     for start, block in blocks(chunks):

@@ -20,8 +20,32 @@ from hub_magmax.methods.selection.prices import FAR, Box
 RuleOf = Callable[[np.ndarray], Any]
 
 MAX_CLASSES = NOBODY - FIRST_MARK
-# Of the table in which compiled loops find classes: many times as many slots.
-_SLOT_BITS, _HASH = 10, 0x9E3779B97F4A7C15
+# Of the table in which compiled loops find classes: many times as many.
+_SLOTS = 1 << 10
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Elements that are alike: the same tasks in reach, at the same distances below the best, -1 out of
+    reach.
+
+    `codes` are of the distances, in order.
+    """
+
+    codes: Int64[np.ndarray, " classes"]
+    distances: Float64[np.ndarray, "tasks classes"]
+
+    @classmethod
+    def none(cls, num_tasks: int) -> Classes:
+        return cls(np.empty(0, np.int64), np.empty((num_tasks, 0)))
+
+    def marks(self, others: Classes) -> UInt8[np.ndarray, " others"]:
+        """Return the mark of each, `NOBODY` if it is none of these."""
+        if not len(self.codes):
+            return np.full(len(others.codes), NOBODY, np.uint8)
+        place = np.minimum(self.codes.searchsorted(others.codes), len(self.codes) - 1)
+        is_alike = (self.distances[:, place] == others.distances).all(axis=0) & (others.codes != 0)
+        return np.where(is_alike, place + FIRST_MARK, NOBODY).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -32,13 +56,13 @@ class Contest:
         active: The tasks with a quota; below, they are numbered as they are here.
         scale: A power of two: magnitudes times this, rounded, are on the grid.
         box: On the grid.
-        classes: Sets of tasks, as bits, in order; an element that ties among them gets a mark.
+        classes: Whose members get a mark.
     """
 
     active: Int64[np.ndarray, " tasks"]
     scale: float
     box: Box
-    classes: Int64[np.ndarray, " classes"]
+    classes: Classes
 
     @property
     def bounds(self) -> Float64[np.ndarray, "3 tasks"]:
@@ -57,18 +81,21 @@ class Contest:
         exact = np.stack((highest.max() - lowest + 2, highest.max() - highest)) / self.scale
         with np.errstate(over="ignore"):
             near = exact.astype(np.float32)
-            most, least = np.nextafter(near, np.float32([[np.inf], [0]]))
+            most, least = np.nextafter(near, np.array([[np.inf], [0]], np.float32))
         return np.stack((most, least))
 
     def for_loops(self) -> structures.Contest:
         """Return the same, as compiled loops take it."""
-        sets, marks = np.zeros(1 << _SLOT_BITS, np.int64), np.zeros(1 << _SLOT_BITS, np.uint8)
-        for number, tasks in enumerate(self.classes.tolist()):
-            slot = (tasks * _HASH & 2**64 - 1) >> 64 - _SLOT_BITS
-            while sets[slot]:
-                slot = (slot + 1) % len(sets)
-            sets[slot], marks[slot] = tasks, FIRST_MARK + number
-        return structures.Contest(self.active, self.scale, self.bounds, self.bonuses, sets, marks, _SLOT_BITS)
+        slots = np.full(_SLOTS, -1)
+        for number, code in enumerate(self.classes.codes.tolist()):
+            slot = code % _SLOTS
+            while slots[slot] >= 0:
+                slot = (slot + 1) % _SLOTS
+            slots[slot] = number
+        examples = np.ascontiguousarray(self.classes.distances.T)
+        return structures.Contest(
+            self.active, self.scale, self.bounds, self.bonuses, slots, self.classes.codes, examples
+        )
 
 
 @dataclass(frozen=True)
@@ -99,21 +126,22 @@ def on_grid(values: Float32[np.ndarray, "tasks count"], scale: float) -> Float64
 
 def compare(
     values: Float32[np.ndarray, "tasks count"], contest: Contest
-) -> tuple[UInt8[np.ndarray, " count"], Int64[np.ndarray, " open"], Int64[np.ndarray, " open"]]:
-    """Return who wins, the places where another task may win elsewhere in the box, and sets of tasks there.
+) -> tuple[UInt8[np.ndarray, " count"], Int64[np.ndarray, " open"], Classes]:
+    """Return who wins, the places where another task may win elsewhere in the box, and what is alike there.
 
-    An element's set are the tasks that tie at the prices, if no other can win it in the box and all of its
-    magnitudes are on the grid, else 0.
+    A code is 0 where a magnitude is not on the grid.
     """
     (prices, lowest, highest), grid = contest.bounds[:, :, None], on_grid(values, contest.scale)
     net, reached = grid - prices, grid - lowest >= (grid - highest).max(axis=0)
     places = np.flatnonzero(np.count_nonzero(reached, axis=0) > 1)
-    some, is_reached = net.take(places, axis=1), reached.take(places, axis=1)
-    ties = some == some.max(axis=0, initial=-np.inf)
-    exact = values.take(places, axis=1) * np.float64(contest.scale) == grid.take(places, axis=1)
-    is_class = (ties == is_reached).all(axis=0) & exact.all(axis=0)
-    bits = np.int64(1) << np.arange(len(values))
-    return net.argmax(axis=0).astype(np.uint8), places, (bits @ ties) * is_class
+    some, exact = net.take(places, axis=1), values.take(places, axis=1) * np.float64(contest.scale)
+    distances = np.where(reached.take(places, axis=1), some.max(axis=0, initial=-np.inf) - some, -1.0)
+    codes = np.ones(len(places), np.int64)
+    for row in distances.astype(np.int64):
+        codes = (codes ^ row) * np.int64(0x9E3779B97F4A7C15 - 2**64)
+        codes ^= (codes.view(np.uint64) >> np.uint64(29)).view(np.int64)
+    codes[(exact != grid.take(places, axis=1)).any(axis=0)] = 0
+    return net.argmax(axis=0).astype(np.uint8), places, Classes(codes, distances)
 
 
 def look(chunks: Chunks, contest: Contest, rule_of: RuleOf | None = None) -> Seen:
@@ -128,8 +156,8 @@ def look(chunks: Chunks, contest: Contest, rule_of: RuleOf | None = None) -> See
         values = np.abs(block if len(contest.active) == len(block) else block[contest.active])
         largest = max(largest, float(values.max()))
         part = owner[start : start + block.shape[1]]
-        part[:], places, masks = compare(values, contest)
-        part[places] = _marks(masks, contest.classes)
+        part[:], places, alike = compare(values, contest)
+        part[places] = contest.classes.marks(alike)
         counts += np.bincount(part, minlength=256)
         single = places[part[places] == NOBODY]
         kept.add(single + start, values.take(single, axis=1).T)
@@ -154,10 +182,9 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
                 size = chunk.num_elements
                 places, values = np.empty(size, np.int64), np.empty((size, num_tasks), np.float32)
             winners = owner[start : start + chunk.num_elements]
-            is_early = chunk.one_pass is not None and rule_of is not None
-            tasks = np.empty(chunk.num_elements if is_early else 0, np.uint8)  # which the loop fills
+            tasks = np.empty(chunk.num_elements if chunk.one_pass else 0, np.uint8)  # which the loop fills
             found = structures.Found(winners, tasks, counts, largest, places, values, *scratch)
-            if is_early:
+            if chunk.one_pass is not None and rule_of is not None:
                 number = chunk.one_pass.merge(cache.look_and_merge, (arguments, found), rule_of(tasks))
             else:
                 stored = chunk.bits()
@@ -171,15 +198,8 @@ def _look_compiled(chunks: Chunks, contest: Contest, rule_of: RuleOf | None) -> 
     for other in others:
         kept.extend(other)
     most = float(np.max(largest, axis=0)[:1].astype(np.int32).view(np.float32)[0])
-    return Seen(owner, np.sum(counts, axis=0), *kept.take(), most)
-
-
-def _marks(
-    masks: Int64[np.ndarray, " open"], classes: Int64[np.ndarray, " classes"]
-) -> UInt8[np.ndarray, " open"]:
-    place = classes.searchsorted(masks)
-    known = np.append(classes, 0)[place] == masks
-    return np.where(known & (masks != 0), place + FIRST_MARK, NOBODY).astype(np.uint8)
+    places, values = kept.take()
+    return Seen(owner, np.sum(counts, axis=0), places, values, most)
 
 
 class _Kept:

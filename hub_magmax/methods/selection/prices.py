@@ -1,11 +1,13 @@
 """Prices of tasks at which every task gets its quota, for elements in memory.
 
-An element goes to a task that attains max_t (magnitude − price), net for short. Prices, and magnitudes rounded
-to whole numbers (`sampling.on_grid`), are whole numbers in float64, so sums are exact and equal means equal.
+An element goes to a task that attains max_t (magnitude − price), net for short. Prices, and magnitudes
+rounded to whole numbers (`sampling.on_grid`), are whole numbers in float64, so sums are exact and equal means
+equal.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ Prices = Float64[np.ndarray, " tasks"]
 
 #: Stands for an infinite difference of prices: beyond every magnitude.
 FAR = 2.0**60
-_MOST_STEPS, _SWEEPS, _BATCHES = 30, 10, 64
+_MOST_STEPS, _SWEEPS, _BATCHES, _MANY = 30, 10, 64, 1 << 10
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Box:
 
     @classmethod
     def around(cls, prices: Prices, widths: Prices | float) -> Box:
-        widths = np.minimum(np.broadcast_to(widths, prices.shape), FAR)
-        return cls(prices, widths, widths)
+        sides: np.ndarray = np.minimum(np.broadcast_to(widths, prices.shape), FAR)
+        return cls(prices, sides, sides)
 
     @classmethod
     def everywhere(cls, prices: Prices) -> Box:
@@ -65,10 +67,11 @@ Look = Callable[[Box], Market]
 def solve(
     look: Look, prices: Prices, widths: Prices, quotas: Int64[np.ndarray, " tasks"] | None = None
 ) -> tuple[Prices, Prices] | None:
-    """Return prices at which the quotas can be met, and elements per unit of each; None where no prices do that.
+    """Return prices at which the quotas can be met, and elements per unit of each; None where no prices do
+    that.
 
-    Newton's method comes near. Then only elements that are near a tie are looked at, and prices are moved exactly.
-    Where they move by more than was looked at, that was too little.
+    Newton's method comes near. Then only elements that are near a tie are looked at, and prices are moved
+    exactly. Where they move by more than was looked at, that was too little.
 
     Args:
         look: At all elements.
@@ -109,10 +112,11 @@ def _approach(
     """Return prices at which counts are nearly the quotas, in what widths the right ones should lie, and how
     many elements each price moves per unit.
     """
-    few, damping, least = 2 * len(prices), 1.0, np.inf
+    few, damping, least, num_misses, start = 4 * len(prices), 1.0, np.inf, 0, widths
     for _ in range(_MOST_STEPS):
         errors, matrix = _tally(look(Box.around(prices, widths)), prices, widths)
         merit = float(np.abs(errors).sum())
+        num_misses += merit > 0.6 * least
         if merit < least:
             damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
             wanted = 2 * (np.abs(errors) / 8 + 16) / densities
@@ -121,8 +125,10 @@ def _approach(
             found = prices, widths, densities
         else:
             damping /= 4
-        if merit <= few or damping < 1 / 50:
-            break
+        if merit <= few:
+            return found
+        if num_misses > 2:
+            return found if least <= 8 * few else (found[0], np.maximum(found[1], start), densities)
         prices = found[0] + np.rint(step * damping)
         prices -= prices.min()
     return found
@@ -181,9 +187,9 @@ def _eliminate(matrix: Float64[np.ndarray, "n n"], right: Prices) -> Prices:
 def clear(market: Market, prices: Prices) -> Prices | None:
     """Move prices until the quotas can be met, by exact line searches; None where no prices do that.
 
-    Where they cannot be met, the elements that can only go to some tasks outnumber the quotas of these. Raising
-    their prices together, up to where enough elements tie with other tasks, is a step of steepest descent on
-    the dual, which is convex. So the last prices are optimal.
+    Where they cannot be met, the elements that can only go to some tasks outnumber the quotas of these.
+    Raising their prices together, up to where enough elements tie with other tasks, is a step of steepest
+    descent on the dual, which is convex. So the last prices are optimal.
     """
     values, sizes, quotas = market.values, market.sizes, market.quotas
     if quotas.min(initial=0) < 0:
@@ -191,9 +197,7 @@ def clear(market: Market, prices: Prices) -> Prices | None:
     prices, least, caution = prices.copy(), np.inf, 1
     while True:
         net = values - prices[:, None]
-        masks, inverse = np.unique(tied_masks(net), return_inverse=True)
-        counts = np.bincount(inverse, sizes, len(masks)).astype(np.int64)
-        shares, crowded = split(masks, counts, quotas)
+        shares, crowded = split(*_counted(tied_masks(net), sizes, len(prices)), quotas)
         if crowded is None:
             return prices
         excess = int((shares.sum(axis=0) - quotas)[crowded].sum())
@@ -209,6 +213,18 @@ def clear(market: Market, prices: Prices) -> Prices | None:
         prices -= prices.min()
 
 
+def _counted(
+    masks: Int64[np.ndarray, " columns"], sizes: Int64[np.ndarray, " columns"], num_tasks: int
+) -> tuple[Int64[np.ndarray, " classes"], Int64[np.ndarray, " classes"]]:
+    """Return sets of tasks, and how many elements have each; to sort those of one task would take long."""
+    several = masks & (masks - 1) != 0
+    found, inverse = np.unique(masks[several], return_inverse=True)
+    single = np.int64(1) << np.arange(num_tasks)
+    counts = [int(sizes[masks == mask].sum()) for mask in single]
+    more = np.bincount(inverse, sizes[several], len(found)).astype(np.int64)
+    return np.append(single, found), np.append(np.array(counts, np.int64), more)
+
+
 def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, " columns"]:
     """Return a bit for each task that attains the maximum."""
     bits = np.packbits(net == net.max(axis=0, initial=-np.inf), axis=0, bitorder="little")
@@ -221,8 +237,11 @@ def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, "
 def _smallest(
     leads: Float64[np.ndarray, " columns"], sizes: Int64[np.ndarray, " columns"], count: int
 ) -> float:
-    """Return the least positive lead that at most `count` − 1 elements of smaller positive ones come before."""
+    """Return the lead of the element that comes at the place `count`, from one, among positive ones."""
     ahead = np.flatnonzero(leads > 0)
+    if len(ahead) > _MANY:  # a few are sorted, those that can be reached with single elements
+        most = np.partition(leads[ahead], min(count, len(ahead)) - 1)[min(count, len(ahead)) - 1]
+        ahead = ahead[leads[ahead] <= most]
     order = ahead[leads[ahead].argsort(kind="stable")]
     return float(leads[order[sizes[order].cumsum().searchsorted(count)]])
 
@@ -290,7 +309,7 @@ def _move(
     left: Int64[np.ndarray, " tasks"],
 ) -> None:
     """Move as many elements as can be along a path."""
-    steps = list(zip(path[:-1], path[1:], strict=True))
+    steps = list(itertools.pairwise(path))
     amount = min(-left[path[0]], left[path[-1]], *(shares[member[:, to], of].sum() for of, to in steps))
     for of, to in steps:
         rest = amount

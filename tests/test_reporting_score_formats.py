@@ -2,7 +2,7 @@
 
 import pytest
 
-from hub_magmax.reporting.units import Unit
+from hub_magmax.reporting.score_formats import Unit
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from hub_magmax.errors import HubMagmaxError, PublishError, RecipeError
 from hub_magmax.fleet.verifying import verify
-from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.journal import Journal
 from hub_magmax.pipeline import run
 from hub_magmax.publishing import streaming_push
 from hub_magmax.publishing.commits import Destination
@@ -67,13 +67,13 @@ def test_nothing_stays_on_the_disk(family, hub, repo):
 
 def test_two_files_of_weights_are_on_the_disk_at_most(family, hub, repo, monkeypatch):
     seen = []
-    record = PartialFolder.record
+    record = Journal.record
 
-    def watched(place, found):
-        seen.append(len(list(place.folder.glob("*.safetensors*"))))
-        record(place, found)
+    def watched(journal, found):
+        seen.append(len(list(journal.shards.glob("*.safetensors*"))))
+        record(journal, found)
 
-    monkeypatch.setattr(PartialFolder, "record", watched)
+    monkeypatch.setattr(Journal, "record", watched)
     hub.faults.add("/_storage/*/upload", "latency", seconds=0.05)
     run(streaming(family, repo))
     assert len(seen) > 3
@@ -151,10 +151,8 @@ def test_finished_shards_are_neither_merged_nor_sent_again(family, hub, repo, mo
     hub.faults.clear()
     hub.reset_log()
     made = []
-    record = PartialFolder.record
-    monkeypatch.setattr(
-        PartialFolder, "record", lambda self, found: made.append(found.file) or record(self, found)
-    )
+    record = Journal.record
+    monkeypatch.setattr(Journal, "record", lambda self, found: made.append(found.file) or record(self, found))
     done = run(recipe)
     files = [shard.file for shard in done.report.shards]
     # The second one was finished when the upload of the first was given up; both waited on the disk.

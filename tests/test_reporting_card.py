@@ -22,17 +22,18 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
 from hub_magmax.evaluation.scores import Score, Scores, make_score
-from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, cvar
+from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
-from hub_magmax.reporting import card as cards
+from hub_magmax.reporting import cells as card_cells
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
-from hub_magmax.reporting.units import Unit
+from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import is_invisible
 from tests.local_hub.metadata import validate
+from tests.test_evaluation_tails import cvar
 
 PARSER = MarkdownIt("commonmark").enable("table")
 
@@ -451,7 +452,7 @@ def test_no_number_is_on_the_card_that_nothing_stored_decides():
     for versions in zip(*lines, strict=True):
         places = zip(*map(numbers_of, versions), strict=True)
         fixed |= {place[0] for place in places if len(set(place)) == 1}
-    template = files("hub_magmax.reporting").joinpath(cards.TEMPLATE_NAME).read_text(encoding="utf-8")
+    template = files("hub_magmax.reporting").joinpath(card_cells.TEMPLATE_NAME).read_text(encoding="utf-8")
     papers = [get_method(name).paper for name in method_names()]
     stated = {*numbers_of(template), *numbers_of(str(papers)), f"{NUM_RESAMPLES:,}"}
     stated |= {f"{level:.2f}"[1:] for level in LEVELS} | {f"{limit:g}" for limit, _ in THRESHOLDS.values()}
@@ -901,7 +902,7 @@ def test_importing_the_module_is_light():
 
 def test_rendering_needs_no_torch():
     program = (
-        "import sys\nfrom tests.test_cards import make_card\nmake_card()\n"
+        "import sys\nfrom tests.test_reporting_card import make_card\nmake_card()\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     root = Path(__file__).parent.parent
@@ -912,16 +913,12 @@ def test_a_template_that_asks_for_an_unknown_fact_fails():
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError):
-        cards._environment(Unit()).from_string("{{ nobody_measured_this }}").render()
+        card_cells.environment(Unit()).from_string("{{ nobody_measured_this }}").render()
 
 
 def test_what_a_template_shows_is_code_unless_it_is_markdown():
-    shown = (
-        cards._environment(Unit())
-        .from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
-        .render(a="<b>", b="*")
-    )
-    assert shown == "`<b>` `<b>*` — 3"
+    template = card_cells.environment(Unit()).from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
+    assert template.render(a="<b>", b="*") == "`<b>` `<b>*` — 3"
 
 
 def test_there_are_no_stray_gaps_in_the_text():
@@ -949,3 +946,11 @@ def test_what_a_card_says_is_read_as_text_or_list():
     facts = card_facts(MemorySource({"README.md": card}))
     assert facts == {"license": "mit", "languages": ("no",), "datasets": ("org/a", "org/d")}
     assert set(card_facts(MemorySource({"README.md": b"text"})).values()) == {None}
+
+
+def test_the_line_of_the_docs_shows_a_value_of_the_lock():
+    page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    line = page.split("```jinja\n")[1].split("```")[0]
+    assert card_cells.environment(Unit()).from_string(line).render(lock=make_lock()).strip() == (
+        "| seed of random draws | 11 |"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from hub_magmax.registry import LOCATIONS
 
 
-def parse_reference(written: str, folder: Path) -> Any:
+def parse_model_name(written: str, folder: Path) -> Any:
     """Return the location (`checkpoints.locations.Location`) that `written` names.
 
     An existing folder wins over a repository of the same name. A name that starts with `./`, `../`, `/`
@@ -29,7 +29,7 @@ def parse_reference(written: str, folder: Path) -> Any:
         kind = "local"
     else:
         kind = scheme if colon and scheme in LOCATIONS.plugins else "hub"
-    return LOCATIONS.get(kind).make.parse(written, folder)
+    return LOCATIONS.get(kind).parse(written, folder)
 
 
 def relative_path(written: str, folder: Path) -> str:

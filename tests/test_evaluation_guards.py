@@ -13,7 +13,7 @@ from hub_magmax.evaluation.guards import check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, make_score
 from hub_magmax.recipe.loading import parse_recipe, updated
 from tests.families import recipe_values
-from tests.test_evaluation import image_recipe, images  # noqa: F401 - a fixture
+from tests.test_evaluation_scoring import image_recipe, images  # noqa: F401 - a fixture
 
 
 def guarded(base, merged, margin=0.01):

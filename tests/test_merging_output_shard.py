@@ -15,10 +15,8 @@ from hub_magmax.merging.output import shard
 from hub_magmax.merging.output.shard import ShardFile
 
 
-@pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch):
-    monkeypatch.setattr(shard, "_READ_BYTES", 4)
-    monkeypatch.setattr(shard, "_HASHED_BYTES", 3)
+def small_file(path):
+    return ShardFile(path, read_bytes=4, hashed_bytes=3)
 
 
 @given(data=st.data(), content=st.binary(min_size=1, max_size=60))
@@ -29,7 +27,7 @@ def test_sha256_is_the_file_s_in_whatever_order_pieces_are_written_and_read_back
     pieces = data.draw(st.permutations([*pairwise(bounds)]))
     is_read_back = data.draw(st.lists(st.booleans(), min_size=len(pieces), max_size=len(pieces)))
     path = tmp_path_factory.mktemp("shard") / "model.safetensors"
-    file = ShardFile(path)
+    file = small_file(path)
     for number, (start, stop) in enumerate(pieces, start=1):
         file.write(bytes(stop - start), start)  # a piece may be written again
         file.write(content[start:stop], start)
@@ -41,7 +39,7 @@ def test_sha256_is_the_file_s_in_whatever_order_pieces_are_written_and_read_back
 @pytest.mark.parametrize("damage", [b"x", b""])
 def test_lost_bytes_are_noticed_before_the_file_is_whole(tmp_path, damage):
     path = tmp_path / "model.safetensors"
-    file = ShardFile(path)
+    file = small_file(path)
     file.write(b"0123456789", 0)
     (tmp_path / "model.safetensors.tmp").write_bytes(damage)
     with pytest.raises(OutputError, match="bytes 0 to 10 are not what was written"):
@@ -58,7 +56,7 @@ def test_what_is_stored_is_let_go_of_only_where_new_memory_is_slow(
     monkeypatch.setattr(shard.time, "thread_time", lambda: next(time))
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[1:]), raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
-    file = ShardFile(tmp_path / "model.safetensors")
+    file = small_file(tmp_path / "model.safetensors")
     file.write(b"01234567", 0)
     file.read_back(8)
     file.write(b"89", 8)
@@ -72,7 +70,7 @@ def test_slow_memory_of_one_file_says_nothing_about_another(tmp_path, monkeypatc
     monkeypatch.setattr(shard.time, "thread_time", lambda: next(time))
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[1:]), raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
-    slow, quick = ShardFile(tmp_path / "slow"), ShardFile(tmp_path / "quick")
+    slow, quick = small_file(tmp_path / "slow"), small_file(tmp_path / "quick")
     slow.write(b"0123", 0)
     quick.write(b"01234567", 0)
     quick.finish()
@@ -89,7 +87,7 @@ def test_advice_that_the_file_system_does_not_take_is_no_error(tmp_path, monkeyp
     monkeypatch.setattr(shard.time, "thread_time", lambda: next(time))
     monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
-    file = ShardFile(tmp_path / "model.safetensors")
+    file = small_file(tmp_path / "model.safetensors")
     file.write(b"0123", 0)
     assert file.finish() == hashlib.sha256(b"0123").hexdigest()
 

@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import make_score
-from hub_magmax.evaluation.tails import LEVELS, cvar, damage, tails
+from hub_magmax.evaluation.tails import LEVELS, cvar_estimates, example_loss, tails
 
 
 def score(model, scores, probabilities=None):
     given_ = probabilities or [None] * len(scores)
     outcomes = [Outcome(float(s), p) for s, p in zip(scores, given_, strict=True)]
     return make_score(model, "a", outcomes, is_share=set(scores) <= {0, 1})
+
+
+def cvar(values, level):
+    falling = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    return float(cvar_estimates(falling[None], level)[0][0])
 
 
 def slow_cvar(values, level):
@@ -75,10 +80,10 @@ def test_values_without_spread_have_an_interval_of_no_width():
     assert (tail.value, tail.low, tail.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
-def test_damage_is_told_in_probability_where_there_is_one():
+def test_losses_are_told_in_probability_where_there_is_one():
     before = score("a", [1, 1, 1, 0, 1], [0.9, 0.8, 0.7, 0.1, 0.6])
     after = score("merged", [1, 0, 0, 0, 1], [0.9, 0.1, 0.3, 0.4, 0.55])
-    found = damage(before, after)
+    found = example_loss(before, after)
     assert found.in_probability
     assert [(w.index, w.before, w.after) for w in found.worst] == [
         (1, 0.8, 0.1),
@@ -92,28 +97,28 @@ def test_damage_is_told_in_probability_where_there_is_one():
 
 def test_without_probabilities_the_scores_themselves_count():
     before, after = score("a", [-1.5, -2.0, -1.0]), score("merged", [-1.5, -4.0, -0.5])
-    found = damage(before, after)
+    found = example_loss(before, after)
     assert not found.in_probability
     assert [(w.index, w.before, w.after) for w in found.worst] == [(1, -2.0, -4.0)]
     assert (found.right_before, found.flipped, found.flip_rate, found.flip_interval) == (None,) * 4
 
 
 def test_nothing_can_flip_where_nothing_was_right():
-    found = damage(score("a", [0, 0]), score("merged", [1, 0]))
+    found = example_loss(score("a", [0, 0]), score("merged", [1, 0]))
     assert (found.right_before, found.flipped, found.flip_rate, found.flip_interval) == (0, 0, None, None)
     assert found.worst == ()
 
 
-def test_there_is_no_damage_to_tell_without_single_outcomes_of_both():
+def test_there_is_no_loss_to_tell_without_single_outcomes_of_both():
     whole = score("a", [1, 0, 1])
-    assert damage(whole, None) is None
-    assert damage(whole, score("merged", [1, 0])) is None
+    assert example_loss(whole, None) is None
+    assert example_loss(whole, score("merged", [1, 0])) is None
 
 
-def test_intervals_stay_within_what_a_damage_can_be():
+def test_intervals_stay_within_what_a_loss_can_be():
     before = [0.99] * 60
     after = [0.0] * 4 + [0.1, 0.4, *np.linspace(0.9, 0.98, 54)]
-    found = damage(score("a", [1] * 60, before), score("merged", [1] * 60, after))
+    found = example_loss(score("a", [1] * 60, before), score("merged", [1] * 60, after))
     assert all(tail.high <= 1 for tail in found.tails)
     free = tails(np.subtract(before, after))
     assert free[0].high > 1

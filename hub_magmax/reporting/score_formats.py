@@ -1,4 +1,4 @@
-"""Scores as people read them: shares in per cent, everything else as the number it is."""
+"""Formats of scores for people: shares in per cent, other scores as plain numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Unit:
-    """How the scores of one evaluation are written.
+    """Format of the scores of one evaluation.
 
     Attributes:
         is_share: They lie between 0 and 1 and are shown in per cent; otherwise with four digits.
@@ -19,17 +19,17 @@ class Unit:
 
     @property
     def factor(self) -> int:
-        """What a score is multiplied by before it is shown."""
+        """Factor of a shown score."""
         return 100 if self.is_share else 1
 
     @property
     def sign(self) -> str:
-        """What follows a score in a sentence."""
+        """Unit after a score in a sentence."""
         return " %" if self.is_share else ""
 
     @property
     def difference_name(self) -> str:
-        """What follows a difference in a sentence."""
+        """Unit after a difference in a sentence."""
         return " points" if self.is_share else ""
 
     @property

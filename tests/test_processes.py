@@ -42,9 +42,7 @@ def test_no_process_has_more_than_its_part_and_one_shard(sizes, count):
 def test_without_a_launcher_there_is_one_process_and_no_accelerate(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert find_processes() == Processes(0, 1)
-    code = (
-        "import sys, hub_magmax.distributed as d; d.find_processes(); assert 'accelerate' not in sys.modules"
-    )
+    code = "import sys, hub_magmax.processes as d; d.find_processes(); assert 'accelerate' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -63,7 +61,7 @@ def test_the_group_of_processes_ends_before_the_interpreter_does():
     code = """
 import atexit
 import accelerate, torch.distributed as dist
-from hub_magmax.distributed import find_processes
+from hub_magmax.processes import find_processes
 
 class State:
     num_processes, process_index = 2, 0

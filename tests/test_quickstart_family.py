@@ -245,7 +245,7 @@ def test_progress_bars_are_silent_while_it_works_and_shown_again_afterwards(monk
     monkeypatch.setattr(logging, "disable_progress_bar", lambda: shown.append("off"))
     monkeypatch.setattr(logging, "enable_progress_bar", lambda: shown.append("on"))
 
-    with family_module._undisturbed():
+    with family_module.undisturbed():
         shown.append("work")
 
     assert shown == ["off", "work", "on"]

@@ -17,7 +17,7 @@ from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import updated
 from tests.test_cli import call
-from tests.test_evaluation import image_recipe, images  # noqa: F401  (a fixture)
+from tests.test_evaluation_scoring import image_recipe, images  # noqa: F401  (a fixture)
 
 _numbers = itertools.count()
 

@@ -1,0 +1,103 @@
+"""Front matter of the card: the metadata by which the Hub finds and describes a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hub_magmax.evaluation.scores import MERGED, Scores
+from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import DatasetId, Language
+from hub_magmax.reporting.licence import License
+from hub_magmax.text import one_line
+
+
+def model_name(recipe: Recipe) -> str:
+    """Return the title of a model: its repository, else the name of its folder."""
+    return valid_repo_id(recipe.output.push_to_hub) or one_line(Path(recipe.output.path).name) or "merged"
+
+
+def valid_repo_id(text: str | None) -> str | None:
+    """Return `text` if it can be a repository on the Hub, else None."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text or "")
+    except HFValidationError:
+        return None
+    return text
+
+
+def hub_id(source: LockedSource) -> str | None:
+    """Return the repository of a source on the Hub, None for any other source."""
+    return valid_repo_id(source.repo_id)
+
+
+# Complex, and flat: one condition for each key that may be absent.
+def front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: License) -> str:
+    """Return the metadata as YAML, without the lines that enclose it."""
+    from huggingface_hub import ModelCardData, constants
+
+    sources = [lock.base_model] if recipe.output.is_adapter else [*lock.sources.values()]
+    base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
+    repo_id = valid_repo_id(recipe.output.push_to_hub)
+    results = _eval_results(scores) if scores else []
+    pipeline_tag = scores.pipeline_tag if scores else ""
+    return ModelCardData(
+        base_model=base_models or None,
+        base_model_relation=("adapter" if recipe.output.is_adapter else "merge") if base_models else None,
+        language=_said(recipe.output.language, [s.languages for s in lock.sources.values()], Language),
+        datasets=_said(recipe.output.datasets, [s.datasets for s in lock.sources.values()], DatasetId),
+        library_name="peft" if recipe.output.is_adapter else "transformers",
+        pipeline_tag=pipeline_tag if re.fullmatch(r"[a-z0-9-]{1,64}", pipeline_tag) else None,
+        license=license_.id,
+        license_name=license_.name,
+        license_link=f"{constants.ENDPOINT}/{repo_id}#licence" if license_.name and repo_id else None,
+        tags=["merge", "hub_magmax", one_line(lock.method["name"])],
+        eval_results=results or None,
+        model_name=model_name(recipe) if results else None,
+    ).to_yaml()
+
+
+def _said(own: Sequence[str] | None, stated: Sequence[Sequence[str] | None], kind: Any) -> list[str] | None:
+    """Return the recipe's values, or else all valid values of the sources' cards."""
+    if own is not None:
+        return list(own) or None
+    adapter, found = TypeAdapter(kind), []
+    for text in dict.fromkeys(text for texts in stated for text in texts or ()):
+        with suppress(ValidationError):
+            found.append(adapter.validate_python(text))
+    return found or None
+
+
+def _eval_results(scores: Scores) -> list[Any]:
+    """Return the merged model's scores, each tied to the data it was measured on."""
+    from huggingface_hub import EvalResult
+
+    def described(task: str, key: str) -> str | None:
+        value = scores.data.get(task, {}).get(key)
+        return None if value is None else one_line(str(value))
+
+    return [
+        EvalResult(
+            task_type=one_line(scores.pipeline_tag),
+            dataset_type=described(score.task, "dataset") or "unknown",
+            dataset_name=described(score.task, "dataset") or "unknown",
+            dataset_config=described(score.task, "config"),
+            dataset_split=described(score.task, "split"),
+            dataset_revision=described(score.task, "revision"),
+            metric_type=one_line(scores.metric),
+            # Tasks can share a data set and a split: only this name tells their results apart.
+            metric_name=f"{one_line(scores.metric)} on {score.task}",
+            metric_value=score.value,
+        )
+        for score in scores.scores
+        if score.model == MERGED
+    ]
