@@ -6,7 +6,7 @@ has loops for the built-in operations and leaves all others to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.kernels.stored import Stored
-    from hub_magmax.kernels.structures import Draw, Histograms
+    from hub_magmax.kernels.structures import Contest, Draw, Histograms
+    from hub_magmax.kernels.winners import RuleOf, Sight
 
 
 #: Kinds of devices that a recipe may name, and the module whose `backend_on` takes such a name, with a number
@@ -172,5 +173,29 @@ class Backend(Protocol):
 
         Raises:
             NonFiniteError: At a NaN or infinity.
+        """
+        ...
+
+    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+        """Turn every owner into its entry of `names`."""
+        ...
+
+    def look(
+        self,
+        part: Iterable[tuple[int, RawChunk]],
+        contest: Contest,
+        owner: UInt8[np.ndarray, " elements"],
+        rule_of: RuleOf | None = None,
+    ) -> Sight:
+        """Write the winner of each element that has the same one at all prices in a box; collect the others.
+
+        Args:
+            part: Chunks and the indices of their first elements; merged in one pass if they have `one_pass`.
+            contest: Prices, and classes of elements that get a mark instead of being collected.
+            owner: Takes winners, marks, and `NOBODY` for elements that are collected.
+            rule_of: Turns the winners of a chunk into the rule that takes each element from its winner.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity in a task that takes part.
         """
         ...

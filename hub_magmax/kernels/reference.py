@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.kernels.structures import Draw, Histograms
+from hub_magmax.kernels.structures import NOBODY, Contest, Draw, Histograms
+from hub_magmax.kernels.winners import Classes, Kept, RuleOf, Sight, compare
 
 #: Elements of all rows that stay in the caches, operation by operation.
 PIECE_ELEMENTS = 2**16
@@ -164,6 +165,34 @@ class Reference:
                 np.maximum.at(histograms.most[own], places, inside - low + 1)
                 np.maximum.at(histograms.least[own], places, high - inside + 1)
         return False
+
+    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+        """Turn every owner into its entry of `names`."""
+        for _, block in self._pieces(owner):
+            np.take(names, block, out=block, mode="clip")
+
+    def look(
+        self,
+        part: Iterable[tuple[int, RawChunk]],
+        contest: Contest,
+        owner: UInt8[np.ndarray, " elements"],
+        rule_of: RuleOf | None = None,
+    ) -> Sight:
+        """Write winners and collect elements near a tie, as `Backend.look` says, without merging."""
+        counts, largest, kept = np.zeros(256, np.int64), 0.0, Kept(len(contest.active))
+        classes = Classes(contest.codes, contest.examples.T)
+        for start, chunk in part:
+            for piece, rows in self._pieces(chunk.task_vectors()):
+                values = np.abs(rows if len(contest.active) == len(rows) else rows[contest.active])
+                largest = max(largest, float(values.max()))
+                first = start + piece.start
+                block = owner[first : first + values.shape[1]]
+                block[:], places, alike = compare(values, contest)
+                block[places] = classes.marks(alike)
+                counts += np.bincount(block, minlength=256)
+                single = places[block[places] == NOBODY]
+                kept.add(single + first, values.take(single, axis=1).T)
+        return Sight(counts, largest, kept)
 
     def _pieces(self, values: Shaped[np.ndarray, "*rows elements"]) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield pieces of an array along its last axis, and their places."""

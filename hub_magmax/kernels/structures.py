@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 
+#: Owners of an element besides tasks: marks of classes from the first one on, or nobody.
+FIRST_MARK, NOBODY = 64, 254
+
 
 class Bits(NamedTuple):
     """Values of a chunk for loops over a whole tensor: bits of bfloat16 (uint16) or of float32 (uint32).

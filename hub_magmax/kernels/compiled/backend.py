@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +19,8 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.kernels.structures import Draw, Histograms, Merging, Reading
+from hub_magmax.kernels.structures import Contest, Draw, Found, Histograms, Merging, Reading
+from hub_magmax.kernels.winners import Kept, RuleOf, Sight
 
 #: The number of an operation's loop.
 KINDS: Mapping[Op, int] = {
@@ -135,6 +136,43 @@ class Compiled(Reference):
             largest = cache.count_magnitudes(chunk.bits(), size, *found)
         chunk.check_bits(largest)
         return merging is not None
+
+    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+        """Turn every owner into its entry of `names`."""
+        cache.rename(owner, names)
+
+    def look(
+        self,
+        part: Iterable[tuple[int, RawChunk]],
+        contest: Contest,
+        owner: UInt8[np.ndarray, " elements"],
+        rule_of: RuleOf | None = None,
+    ) -> Sight:
+        """Write winners and collect elements near a tie, as `Backend.look` says."""
+        num_tasks, size = len(contest.active), 0
+        counts, largest, kept = np.zeros(256, np.int64), np.zeros(2, np.int64), Kept(num_tasks)
+        scratch = (
+            np.zeros((num_tasks, cache.LANES), np.float32),
+            np.zeros((num_tasks, cache.LANES)),
+            np.empty((3, cache.LANES), np.int64),
+            np.empty(cache.BLOCK + cache.SPARE, np.int64),
+        )
+        for start, chunk in part:
+            if size < chunk.num_elements:  # memory that is not written to costs nothing
+                size = chunk.num_elements
+                places, values = np.empty(size, np.int64), np.empty((size, num_tasks), np.float32)
+            winners = owner[start : start + chunk.num_elements]
+            merging = chunk.one_pass if rule_of is not None else None
+            tasks = np.empty(chunk.num_elements if merging else 0, np.uint8)  # which the loop fills
+            found = Found(winners, tasks, counts, largest, places, values, *scratch)
+            if merging is not None and rule_of is not None:
+                number = merging.merge(cache.look_and_merge, (contest, found), rule_of(tasks))
+            else:
+                stored = chunk.bits()
+                number = cache.look(stored, contest, found, np.float32(0), stored.rows[:0])
+            chunk.check_bits(int(largest[0]))
+            kept.add(places[:number] + start, values[:number])
+        return Sight(counts, float(largest[:1].astype(np.int32).view(np.float32)[0]), kept)
 
 
 def _scratch() -> tuple[np.ndarray, np.ndarray]:

@@ -41,9 +41,6 @@ SPARE = 4
 #: High bits of a key that nearly always tell which task a mix draws.
 MIX_BITS = 12
 
-#: What the owner of an element may be besides a task: a group from the first mark on, or nobody.
-FIRST_MARK, NOBODY = 64, 254
-
 #: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
 INFINITY_BITS = 0x7F800000
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.kernels.compiled.bits import count, find
-from hub_magmax.kernels.compiled.cache import BLOCK, FIRST_MARK, LANES, NOBODY
+from hub_magmax.kernels.compiled.cache import BLOCK, LANES
 from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.merge import base_at, finish, magnitude_at, widened
 from hub_magmax.kernels.compiled.simd import (
@@ -31,6 +31,7 @@ from hub_magmax.kernels.compiled.simd import (
     smaller,
     store,
 )
+from hub_magmax.kernels.structures import FIRST_MARK, NOBODY
 
 _MULTIPLIER = np.int64(0x9E3779B97F4A7C15 - 2**64)
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.structures import FIRST_MARK, NOBODY
 from hub_magmax.methods.chunks import Chunks, Selection, check_task_count
-from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
+from hub_magmax.methods.selection.owners import MAX_TASKS, Draws, rename
 from hub_magmax.methods.selection.streams import ALIGN, DROP, FILL
 
 
@@ -44,8 +45,8 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     num_tasks = chunks.num_tasks
     assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
     check_task_count(num_tasks, limit=MAX_TASKS)
-    owners, codes = _rank_tasks(chunks, quotas)
-    draws = Draws(owners, codes, generator, chunks.backend, chunks.num_threads)
+    owner, codes = _rank_tasks(chunks, quotas)
+    draws = Draws(owner, codes, generator, chunks.backend, chunks.num_threads)
     held, surplus = [0] * num_tasks, 0
     for task in range(num_tasks - 1, -1, -1):
         held[task] = draws.count(task)
@@ -58,31 +59,34 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
             held[task] -= surplus
     unaligned = [0] * num_tasks
     if surplus:
-        _fill_aligned(owners, draws, held, quotas)
+        freed = _fill_aligned(draws, held, quotas)
+        rename(owner, freed, chunks.backend)
         unaligned = _fill_unaligned(draws, held, quotas)
     assert held == list(quotas)
-    return Selection(owner=owners.owner, counts=tuple(held), num_unaligned=tuple(unaligned))
+    return Selection(owner=owner, counts=tuple(held), num_unaligned=tuple(unaligned))
 
 
-def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[np.ndarray, " elements"]]:
+def _rank_tasks(
+    chunks: Chunks, quotas: Sequence[int]
+) -> tuple[UInt8[np.ndarray, " elements"], Shaped[np.ndarray, " elements"]]:
     """Return each element's winner, and a code of the tasks that own it as later ones drop it.
 
     `Backend.rank` says what a code is; its last step asks for the largest among tasks 1 and above.
     """
     num_tasks = chunks.num_tasks
-    owners = Owners(chunks.num_elements, chunks.scratch)
+    owner = chunks.scratch.zeros(chunks.num_elements, np.uint8)
     codes = chunks.scratch.zeros(chunks.num_elements, _code_type(num_tasks))
     if num_tasks == 1:
-        return owners, codes
+        return owner, codes
     wanted = (np.array(quotas) > 0).astype(np.uint8)
 
     def rank(part: Iterator[tuple[int, RawChunk]]) -> None:
         for start, chunk in part:
             end = start + chunk.num_elements
-            chunks.backend.rank(chunk, wanted, owners.owner[start:end], codes[start:end])
+            chunks.backend.rank(chunk, wanted, owner[start:end], codes[start:end])
 
     list(chunks.map(rank))
-    return owners, codes
+    return owner, codes
 
 
 def _code_type(num_tasks: int) -> np.dtype[Any]:
@@ -90,8 +94,9 @@ def _code_type(num_tasks: int) -> np.dtype[Any]:
     return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if num_tasks <= 8 * size))
 
 
-def _fill_aligned(owners: Owners, draws: Draws, held: list[int], quotas: Sequence[int]) -> None:
-    """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
+def _fill_aligned(draws: Draws, held: list[int], quotas: Sequence[int]) -> UInt8[np.ndarray, "256"]:
+    """Give short tasks, last first, the dropped elements on which they are largest; free the rest, by name."""
+    names = np.arange(256, dtype=np.uint8)
     for task in range(len(held) - 1, 0, -1):
         value, total = FIRST_MARK + task, draws.count(FIRST_MARK + task)
         taken = min(quotas[task] - held[task], total)
@@ -99,7 +104,8 @@ def _fill_aligned(owners: Owners, draws: Draws, held: list[int], quotas: Sequenc
             draws.give(value, taken, total, stream=ALIGN + task, mask=0, mark=task)
             held[task] += taken
         if total > taken:
-            owners.replace(value, NOBODY)
+            names[value] = NOBODY
+    return names
 
 
 def _fill_unaligned(draws: Draws, held: list[int], quotas: Sequence[int]) -> list[int]:

@@ -1,59 +1,38 @@
-"""Who holds each element of a tensor while a rule decides."""
+"""Owners of a tensor's elements while a rule decides: one byte each, changed in place.
+
+A byte is a task, or a mark of 64 and above that its user gives a meaning.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.backend import Backend
-from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import hand_over
 from hub_magmax.kernels.structures import Draw
-from hub_magmax.methods.chunks import BLOCK_ELEMENTS
 
-# A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
+#: A byte below this is a task; and the codes of algorithm 1 have a bit for every task.
 MAX_TASKS = 64
-# What `Owners` holds besides the tasks 0 to 63: marks from 64, and one for nobody.
-FIRST_MARK, NOBODY = cache.FIRST_MARK, cache.NOBODY
 
 
-class Owners:
-    """Who holds each element of one tensor: one byte each, changed in place, a block at a time.
-
-    A byte is a task, or a mark of 64 and above that its user gives a meaning.
-    """
-
-    def __init__(self, num_elements: int, scratch: Scratch = IN_MEMORY) -> None:
-        self.owner: UInt8[np.ndarray, " elements"] = scratch.zeros(num_elements, np.uint8)
-
-    def blocks(self) -> Iterator[tuple[int, UInt8[np.ndarray, " block"]]]:
-        for start in range(0, len(self.owner), BLOCK_ELEMENTS):
-            yield start, self.owner[start : start + BLOCK_ELEMENTS]
-
-    def replace(self, old: int, new: int) -> None:
-        for _, block in self.blocks():
-            np.copyto(block, np.uint8(new), where=block == old)
-
-    def rename(self, names: UInt8[np.ndarray, " values"]) -> None:
-        """Turn every byte into its entry of `names`; those beyond the last one do not occur."""
-        if np.array_equal(names, np.arange(len(names))):
-            return
-        for _, block in self.blocks():
-            np.take(names, block, out=block, mode="clip")
+def rename(owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"], backend: Backend) -> None:
+    """Turn every owner into its entry of `names`."""
+    if len(owner) and not np.array_equal(names, np.arange(256)):
+        backend.rename(owner, names)
 
 
 class Draws:
     """Moves elements of one tensor between owners at random.
 
     Args:
-        owners: Who holds what; changed.
+        owner: Of each element; changed.
         codes: Unsigned integers, with a bit for every task that an element can go to.
         generator: The tensor's.
         backend: Draws; every one draws the same.
@@ -62,13 +41,13 @@ class Draws:
 
     def __init__(
         self,
-        owners: Owners,
+        owner: UInt8[np.ndarray, " elements"],
         codes: Shaped[np.ndarray, " elements"],
         generator: CounterGenerator,
         backend: Backend,
         num_threads: int = 1,
     ) -> None:
-        self._owner, self._codes, self._generator = owners.owner, codes, generator
+        self._owner, self._codes, self._generator = owner, codes, generator
         self._backend, self._num_threads = backend, num_threads
 
     def count(self, value: int) -> int:
