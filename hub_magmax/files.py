@@ -48,7 +48,7 @@ def read_json(
         raise refused from error
 
 
-#: What the system says when there is no room left: on the disk, in the quota, under the size limit.
+#: Errors of a full disk, an exhausted quota, a file size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

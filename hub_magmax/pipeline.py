@@ -1,4 +1,4 @@
-"""The whole recipe: lock, plan, merge, evaluate, card, push."""
+"""A recipe from file to published model: lock, plan, merge, evaluate, card, push."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | Non
 
 @dataclass(frozen=True)
 class Run:
-    """What running a recipe left behind; `output` is not there where the model went straight to the Hub."""
+    """Results of a run; `output` does not exist where the model went straight to the Hub."""
 
     plan: Plan
     report: MergeReport
@@ -95,9 +95,7 @@ def run(
     scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
-    if is_edited(output / CARD_NAME):
-        report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
-    write_card(recipe, locked, merged, scores, output, keep_edited=True)
+    _write_card(planned, merged, scores, report)
     done = Run(planned, merged, output, scores, guards=check_guards(recipe.evaluation, scores))
     if destination is None:
         return done
@@ -115,6 +113,14 @@ def _merge(
         report(f"merging {len(planned.jobs)} tensors into {planned.recipe.output.path}")
     with progress(planned.progress_bytes) as advance:
         return merge(planned, output, progress=advance, processes=processes, cache=cache)
+
+
+def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
+    """Write the card, unless somebody edited it."""
+    output = planned.recipe.output_path
+    if is_edited(output / CARD_NAME):
+        report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
+    write_card(planned.recipe, planned.lock, merged, scores, output, keep_edited=True)
 
 
 def _published(
@@ -176,7 +182,7 @@ def lock(
         recipe: What to pin.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
-        cache: Checkpoints that stay open for what comes after.
+        cache: Checkpoints that stay open for later calls.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.

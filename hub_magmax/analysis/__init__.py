@@ -1,1 +1,1 @@
-"""Many merges, compared, to choose one."""
+"""Comparison, sweep, search and diagnosis: many merges, to choose one."""

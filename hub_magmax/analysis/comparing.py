@@ -1,4 +1,4 @@
-"""Which method for my data? Everything is tried on one sample of the target and reported on another."""
+"""Comparison of methods: chosen on one sample of the target, reported on another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe
 
-#: What weights are called that the recipe itself asks for, and equal ones.
+#: Names of the recipe's own weights, and of equal ones.
 RECIPE, UNIFORM = "recipe", "uniform"
 
 
@@ -41,7 +41,7 @@ class Compared:
         candidate: The scaling coefficient and the preference that did best on the tuning sample.
         tuned: Mean score on the tuning sample; too high by the choice that was made there.
         reported: On the other sample.
-        to_winner: What it scores more than the winner there, example by example; None for the winner.
+        to_winner: Difference to the winner there, example by example; None for the winner.
     """
 
     label: str
@@ -56,7 +56,7 @@ class Comparison:
     """Everything that was compared.
 
     Attributes:
-        metric, is_share: What scores are called, and whether they are shares.
+        metric, is_share: Name of the scores, and whether they are shares.
         num_tuning, num_reporting: Examples in the two samples.
         base_model: The base model on the reporting sample.
         methods: Each method at its best, the highest reported score first.

@@ -1,4 +1,4 @@
-"""Ways through the preference simplex: which weights to try, and in which order.
+"""Designs over the preference simplex: weights to try, in order.
 
 A fixed walk lists its weights; the adaptive one looks at what was measured so far. It models each score
 over the simplex as a Gaussian process and tries next where the front is expected to grow most, so its

@@ -1,4 +1,4 @@
-"""Which trade-offs are there? Models are merged in memory across the simplex of preferences and scored."""
+"""Sweep of preferences: models merged in memory across the simplex, and scored on every task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choices by how merged models do on labelled examples of the target: merged in memory, scored, compared."""
+"""Choice of a method or a preference: candidates merged in memory and scored on labelled examples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Candidate:
 
     Attributes:
         method: `name`, `scaling` and every option.
-        preference: What the weights are called: `recipe`, `uniform`, or a name from `compare`.
+        preference: Name of the weights: `recipe`, `uniform`, or a name from `compare`.
         weights: One per task.
     """
 
@@ -77,7 +77,7 @@ class Trial:
 
     @cached_property
     def margins(self) -> Margins:
-        """What choices are made by, one number per example."""
+        """Normalised margins, one number per example; choices go by them."""
         return normalised_margins(self.outcomes)
 
     @property
@@ -215,7 +215,7 @@ def _variants(
 
 
 def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
-    """Return what merges with any weights and scores the result on given examples.
+    """Return a function of examples: it returns a scorer of weights, which merges with them in memory.
 
     Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
     """
@@ -269,11 +269,11 @@ def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a comparison chose for a recipe that says `auto`.
+    """Method that a comparison chose for a recipe that says `auto`.
 
     Attributes:
         method: `name`, `scaling` and every option.
-        seen: What was compared, as plain values.
+        seen: The candidates compared, as plain values.
     """
 
     method: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Merge methods by name: what each one is called, what it accepts, and how to run it.
+"""Merge methods: the decorator that registers a function, its options, and the rule that it returns.
 
 A method is one decorated function. The modules that define the built-in methods import torch
 only inside their functions, so that a recipe is checked without paying for it.
@@ -92,11 +92,11 @@ class MergeMethod:
     """A registered method.
 
     Attributes:
-        name: What recipes call it.
+        name: Its name in recipes.
         source: The paper, or who invented it.
         paper: The paper in full, where it is known.
         scaling: Default scaling coefficient λ.
-        form: What `function` receives; see `merge_method`.
+        form: Kind of argument that `function` takes; see `merge_method`.
         held_bytes: Memory per element of a tensor that is kept while the method looks at all of it; None for
             a single pass, which keeps elements that are undecided at a first look.
         uses: Takes the preference and returns the numbers of the tasks that count; None: all.
@@ -277,10 +277,10 @@ def merge_method(
     `generator` (`CounterGenerator`) are supplied by the merge.
 
     Args:
-        name: What recipes call the method: lower case, words joined by underscores.
+        name: Name in recipes: lower case, words joined by underscores.
         source: The paper it comes from, as a `Paper` or "arXiv:…", or who invented it.
         scaling: Default scaling coefficient λ, a finite number.
-        form: What the function receives and returns.
+        form: Argument and result of the function.
             "tensor": task vectors `"tasks *shape"` of one whole tensor; returns `"*shape"`.
             "elementwise": the same for any run of elements, `"tasks chunk"` to `"chunk"`, so
             that memory does not grow with the tensor; every element must depend on its own

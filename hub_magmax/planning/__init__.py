@@ -1,1 +1,1 @@
-"""A plan: tensors to read, merge and write, and the memory that takes."""
+"""Plans: tensors to read, merge and write, and the memory for that."""

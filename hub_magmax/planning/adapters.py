@@ -1,4 +1,4 @@
-"""Merge LoRA adapters into one adapter, exactly: their factors beside each other.
+"""Plan of one LoRA adapter merged from several, exactly: their factors beside each other.
 
 A weighted sum of products is one product. With Aₜ of shape (rₜ, inputs) and Bₜ of shape (outputs, rₜ),
 
@@ -126,7 +126,7 @@ def _layer(
 
 
 def _factor(product: Product, axis: int, coefficient: float) -> tuple[str, float]:
-    """Return the stored name of A or B, and what it is multiplied by: B takes all of it."""
+    """Return the stored name of A or B and its coefficient, which is 1 for A."""
     return (product.second, coefficient * product.scale) if axis else (product.first, 1.0)
 
 

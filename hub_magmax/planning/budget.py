@@ -1,4 +1,4 @@
-"""Memory of a merge: bytes an element, and how much to work with at a time."""
+"""Memory of a merge: bytes per element by holder, and sizes of chunks, threads and read-ahead."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CHUNK_ELEMENTS = 2**19
 #: Bytes that a merge may hold ahead of what is being read from the Hub.
 READ_AHEAD_BYTES = 256 * 2**20
 
-#: Of elements that are not decided when they are first seen, so many chunks' are held of a tensor at most.
+#: Chunks' worth of undecided elements of one tensor that a single pass holds at most.
 OPEN_CHUNKS = 8
 
-#: A tensor of up to so many chunks is not written before all of its elements are merged. To write it, read it
-#: and write it again takes a twenty-fifth of a merge, measured.
+#: Most chunks of a tensor that is written only when all its elements are merged. Writing, reading and writing
+#: it again takes a twenty-fifth of a merge, measured.
 HELD_CHUNKS = 32
 
 #: Measured: the process with torch imported and no tensors (docs/design.md).
@@ -44,7 +44,7 @@ FACTOR = 12
 
 @dataclass(frozen=True)
 class Budget:
-    """What a process of a merge works with at a time.
+    """Threads, chunk size and read-ahead of one process of a merge.
 
     Attributes:
         num_threads: Each merges one tensor after the other.
@@ -92,7 +92,7 @@ def _undecided_bytes(sizes: Sequence[int], num_tasks: int, budget: Budget) -> in
 
 
 def _held_bytes(method: methods.MergeMethod, num_tasks: int, size: int) -> int:
-    """Return what a method holds of one tensor of so many elements, in memory and not in a file."""
+    """Return the bytes in memory that a method holds of one tensor of `size` elements."""
     held_bytes = method.held_bytes or 0
     if method.form == "tensor":
         return (VECTOR * num_tasks + 8 + held_bytes) * size
@@ -109,7 +109,7 @@ def _ahead_bytes(plan: Plan, budget: Budget, *, is_repeated: bool) -> int:
 
 
 def budget_of(plan: Plan, num_threads: int) -> Budget:
-    """Return how much to work with at a time so that `output.memory` is kept, as near as can be told.
+    """Return the largest budget that `output.memory` allows, by the estimate of `memory_bytes`.
 
     Chunks become smaller first, then threads fewer, then less is read ahead.
 

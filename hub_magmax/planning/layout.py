@@ -1,4 +1,4 @@
-"""The layout of an output: which tensors are merged or copied, and in which shard."""
+"""Layout of an output: tensors merged, copied or left out, and their shards."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class FactorJob(TensorJob):
     """One factor of one layer of a merged adapter: the adapters' own factors beside each other.
 
     Attributes:
-        module: What the adapters call the layer.
+        module: Name of the layer in the adapters.
         axis: Along which the parts lie beside each other: 0 for A, 1 for B.
         parts: In the order of the tasks.
     """
@@ -103,7 +103,7 @@ class Plan:
     """All jobs of a merge, from headers alone.
 
     Attributes:
-        recipe, lock: What the plan carries out.
+        recipe, lock: Inputs of the merge.
         shards: Output files in order.
         left_out: Names of the base model's tensors that a rule leaves out.
         bytes_in: Bytes of tensors that are read, once each.
@@ -138,7 +138,7 @@ class Plan:
 
     @property
     def progress_bytes(self) -> int:
-        """What a merge tells its progress of, in all."""
+        """Bytes that a merge reports to its progress, in all."""
         return self.bytes_out + self.looked_at_bytes
 
     @property

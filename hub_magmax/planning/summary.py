@@ -17,7 +17,7 @@ Row = tuple[str, str]
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
-    """What a person should know and no rule forbids: tokenizers and heads that differ."""
+    """Return warnings: tokenizers or heads that differ, bytes that depend on the processor."""
     sources = plan.lock.sources
     classes = {name: ", ".join(source.architectures) for name, source in sources.items()}
     known = {name: text for name, text in classes.items() if text}

@@ -1,4 +1,4 @@
-"""Preferences: from what a recipe says to one weight per task."""
+"""Preferences: one weight per task, from weights, schedules, labels, distances or search."""
 
 from __future__ import annotations
 

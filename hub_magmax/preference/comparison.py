@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimated:
-    """What a comparison found.
+    """Weights and distances that a comparison of samples found.
 
     Attributes:
         draws: Weights, one row per weighting of the target sample.

@@ -1,4 +1,4 @@
-"""Features of examples: what the last layer of a model's head reads.
+"""Features of examples: the inputs of the last layer of a model's head.
 
 That is the hidden state right before the classifier, of any architecture: the normalised class token of
 a ViT, the pooled output of a BERT, the average-pooled map of a ResNet. It is caught where it enters the

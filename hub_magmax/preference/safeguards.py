@@ -1,4 +1,4 @@
-"""What keeps an estimated preference honest: enough examples, an interval, a prior, a held-out check.
+"""Safeguards of an estimated preference: least sample, bootstrap interval, prior, held-out check.
 
 An estimate is a matrix with one row of weights per draw. The first row comes from the target sample as
 it is, the others from bootstrap resamples of it.

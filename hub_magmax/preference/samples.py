@@ -1,4 +1,4 @@
-"""The target sample: which examples estimate the preference, and which are held out to check it."""
+"""The target sample in two parts: examples for the estimate, and held-out examples."""
 
 from __future__ import annotations
 

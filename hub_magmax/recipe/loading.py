@@ -55,9 +55,9 @@ def parse_recipe(
     """Check plain values and return the recipe they describe.
 
     Args:
-        values: What YAML or JSON gave.
+        values: Plain values of YAML or JSON.
         folder: Where relative paths start; the current folder by default.
-        where: What to call the recipe in messages.
+        where: Name of the recipe in messages.
         lines: Line number by key path, where known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A lock: exactly which bytes a recipe stands for, and the preference it resolved to."""
+"""A lock: checkpoints and data pinned by hash and commit, and the preference as numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hub_magmax.files import digest, read_json
 
 LOCK_NAME = "recipe.lock.json"
 
-#: What a lock says beside what decides the merged bytes.
+#: Fields of a lock that do not decide the merged bytes.
 _ASIDE = ("datasets", "local_data", "chosen", "versions")
 
-#: What a lock says of a source only where it applies.
+#: Fields of a source that are stored only where they have a value.
 _OPTIONAL = ("adapter_config", "part", "languages", "datasets")
 
 
@@ -68,7 +68,7 @@ class LockedSource:
 
     @property
     def label(self) -> str:
-        """What the source is called in messages: `org/model@1234567` or the path as written."""
+        """Name of the source in messages: `org/model@1234567` or the path as written."""
         if not self.repo_id or not self.commit:
             return self.reference
         name = f"{self.repo_id}@{self.commit[:7]}"
@@ -83,7 +83,7 @@ class ResolvedPreference:
         weights: By task name, in task order; non-negative, summing to 1.
         kind: The recipe's kind of preference, or `uniform` where it names none.
         data_fingerprint: Digest of the examples that were used, or None.
-        explanation: What the estimate saw, as plain values for people and the card.
+        explanation: Facts of the estimate, as plain values for people and the card.
         spec_digest: Of the recipe's `preference`, as written.
     """
 
@@ -150,7 +150,7 @@ class Lock:
         return digest(self._said())
 
     def _said(self) -> dict[str, Any]:
-        """Return all values but those that say nothing: locks from before they existed stay what they are."""
+        """Return all fields but empty ones of later versions: the digests of earlier locks stay the same."""
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]

@@ -1,4 +1,4 @@
-"""Whether a recipe and a lock belong together."""
+"""Comparison of a recipe with a lock, and the values that both are compared by."""
 
 from __future__ import annotations
 

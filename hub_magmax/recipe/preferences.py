@@ -74,7 +74,7 @@ class Holdout(Spec):
 
 
 class Estimate(Spec):
-    """What every preference that is estimated from a target sample can ask for.
+    """Options of every preference that is estimated from a target sample.
 
     The weights are `(1 - strength) * estimate + strength * prior`, and `towards` names the prior. The
     default strength is 0: the published estimates, and the shares that were counted, stay as they are.

@@ -52,7 +52,7 @@ def explain(
     """Yield pydantic's findings as problems, unknown keys with the nearest valid one.
 
     Args:
-        error: What pydantic found.
+        error: Findings of pydantic.
         prefix: Key path of the values that it checked.
         known: The model, or the valid keys where they are options of `owner`.
         owner: Name of a method or an evaluator.

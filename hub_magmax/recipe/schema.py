@@ -37,11 +37,11 @@ from hub_magmax.recipe.values import (
 )
 from hub_magmax.registry import METHODS
 
-#: What the recipe of a merged model is called.
+#: File name of the recipe of a merged model.
 RECIPE_NAME = "recipe.yaml"
 
 
-#: What a comparison tries of a kind.
+#: Most methods, scaling coefficients or preferences of a comparison.
 MAX_TRIED = 255
 
 
@@ -111,7 +111,7 @@ def _tried() -> tuple[Method, ...]:
 
 
 class Compare(Spec):
-    """What a comparison tries, what it chooses by, and what it reports on.
+    """Candidates of a comparison, the examples that choose, and the examples that are reported.
 
     `tune` is a labelled sample of the target, by default the one that the preference is estimated from;
     `report` is other examples of the target, which no choice has seen. Every method is tried with every
@@ -157,7 +157,7 @@ class Evaluation(Spec):
 
 
 class Sweep(Spec):
-    """Which preferences `hub-magmax sweep` tries.
+    """Preferences that `hub-magmax sweep` tries.
 
     `adaptive` looks for the front, `grid` is the finest lattice of at most `budget` points, and `schedule`
     goes from the first task to the last by geometric weights.
@@ -168,7 +168,7 @@ class Sweep(Spec):
 
 
 class Output(Spec):
-    """Where the merged model goes, and in which form.
+    """Destination and form of the merged model.
 
     `format: adapter` writes LoRA adapters merged by a linear method as one adapter, by default whole weights.
     `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` is

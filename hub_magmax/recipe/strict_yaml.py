@@ -22,7 +22,7 @@ _MAX_NUMBER_LENGTH = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values: each part of the text is looked at before anything is made of it, and once."""
+    """A loader that checks depth, count, tags and anchors of the text before it builds a value."""
 
     depth = num_values = 0
 

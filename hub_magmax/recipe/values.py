@@ -19,13 +19,13 @@ from pydantic import (
 from hub_magmax.kernels.backend import DEVICES
 from hub_magmax.recipe.model_names import relative_path
 
-#: Tasks, and whatever there is one of for each.
+#: Most tasks, and most entries that there is one of per task.
 MAX_TASKS = 255
 
-#: Characters of a path or a name: what systems take at most.
+#: Most characters of a path or a name on usual systems.
 MAX_PLACE_LENGTH = 4096
 
-#: What a recipe writes where a comparison shall choose.
+#: Written in a recipe where a comparison shall choose.
 AUTO = "auto"
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
