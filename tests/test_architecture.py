@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,19 @@ def layout(found: Modules) -> Violations:
     }
     return {
         name: f"{count:,} {name}, {most:,} at most" for name, (count, most) in counted.items() if count > most
+    }
+
+
+def order_of_layers(found: Modules) -> Violations:
+    """In a line of the contract, the left one imports the right one and not the other way round."""
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    places = [part for layer in linter["contracts"][0]["layers"] for part in re.split(" [:|] ", layer)]
+    edges = architecture.of_parts(architecture.graph(found), "hub_magmax")
+    return {
+        f"{upper} -> {lower}": f"{lower} imports {upper}, which stands left of it or above"
+        for place, upper in enumerate(places)
+        for lower in places[place + 1 :]
+        if upper in edges.get(lower, ())
     }
 
 
@@ -162,6 +176,7 @@ def _asks(node: ast.AST) -> bool:
 CHECKS: tuple[Callable[[Modules], Violations], ...] = (
     circles_of_modules,
     circles_of_packages,
+    order_of_layers,
     layout,
     long_modules,
     many_parameters,

@@ -15,6 +15,7 @@ from hub_magmax.kernels import ops
 from hub_magmax.kernels.compiled import cache, one_pass
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.kernels.structures import Histograms, Undecided
 from hub_magmax.merging import engine
 from hub_magmax.merging import one_pass as early
 from hub_magmax.merging import rows as filerows
@@ -268,11 +269,8 @@ def look(share):
     )
     for _, chunk in share:
         bins, most = np.zeros(4, np.int64), np.zeros((2, 4), np.int32)
-        counts = 1, bounds, np.array([0, 2, 4]), bins, *most, np.zeros((2, 3), np.int64)
-        scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
-        opened = np.empty(chunk.num_elements, np.uint8)
-        looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
-        chunk.check_bits(chunk.one_pass.merge(cache.count_and_merge, looking, rule))
+        counted = Histograms(1, bounds, np.array([0, 2, 4]), bins, *most, np.zeros((2, 3), np.int64))
+        assert Compiled().histogram(chunk, counted, rule)
 
 
 @pytest.mark.parametrize("held", [None, np.empty(6, np.uint32)], ids=["written", "held"])
@@ -311,10 +309,11 @@ def test_open_columns_are_kept_in_order(size, share, seed):
     rng = np.random.default_rng(seed)
     found = np.flatnonzero(rng.integers(0, 100, size) < share)
     stored = rng.integers(0, 2**16, (3, size + 9), np.uint16)
-    facts, places, rows = np.zeros(2, np.int64), np.empty(size, np.int64), np.empty((3, size), np.uint16)
+    places, rows = np.empty(size, np.int64), np.empty((3, size), np.uint16)
+    kept = Undecided(*np.zeros((2, 1), np.int64), places, rows)
     half = len(found) // 2
     for some in (found[:half], found[half:]):
-        one_pass.keep_open(some, 9, 5, stored, facts, places, rows)
-    assert facts[0] == len(found)
-    assert places[: facts[0]].tolist() == (found + 14).tolist()
-    assert np.array_equal(rows[:, : facts[0]], stored[:, found + 9])
+        one_pass.keep_undecided(some, 9, 5, stored, kept)
+    assert kept.number[0] == len(found)
+    assert places[: len(found)].tolist() == (found + 14).tolist()
+    assert np.array_equal(rows[:, : len(found)], stored[:, found + 9])

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hub_magmax.kernels import ops, reference
 from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.methods import draws, thresholds
 from hub_magmax.methods.selection import ArrayChunks
 from tests import oracles
@@ -185,7 +187,7 @@ def thresholds_at(chunks: ArrayChunks, ranks: list[int]) -> Tensor:
 
 
 def random_mix(start: int, count: int, weights: list[float]) -> Tensor:
-    return torch.from_numpy(draws.random_mix(start, count, weights, GENERATOR, reference.Reference()))
+    return torch.from_numpy(draws.random_mix(start, count, weights, GENERATOR, Reference()))
 
 
 @pytest.fixture(params=["held", "counted"])
@@ -332,7 +334,7 @@ class FixedDraws(CounterGenerator):
 
 
 def test_a_draw_between_two_shares_belongs_to_the_later_one():
-    assert draws.random_mix(0, 4, [0.25, 0.25, 0.5], FixedDraws(0, ""), reference.Reference()).tolist() == [
+    assert draws.random_mix(0, 4, [0.25, 0.25, 0.5], FixedDraws(0, ""), Reference()).tolist() == [
         0,
         1,
         2,
@@ -392,16 +394,16 @@ def test_no_element_depends_on_its_place_in_a_chunk(step, stored):
 def test_compiled_loops_find_the_same_thresholds(keep, decimals):
     task_vectors = normal(4, 300_000).round(decimals=decimals)
     slow, fast = (
-        thresholds_at(ArrayChunks(task_vectors, 70_000, is_compiled), [keep, 2000])
-        for is_compiled in (False, True)
+        thresholds_at(ArrayChunks(task_vectors, 70_000, backend), [keep, 2000])
+        for backend in (Reference(), Compiled())
     )
     assert torch.equal(slow, fast)
     assert torch.equal(fast, task_vectors.abs().sort(dim=1, descending=True).values[:, [keep - 1, 1999]].T)
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
 @pytest.mark.parametrize("shares", [(0.35, 0.25, 0.2, 0.2), (0.79, 0.15, 0.05, 0.01), (0, 0.5, 0, 0.5)])
-def test_thresholds_at_the_edges_of_classes_of_equals(is_compiled, shares):
+def test_thresholds_at_the_edges_of_classes_of_equals(backend, shares):
     """Magnitudes 0 to 3, so many of each: the last rank of a class, the first of the next, and two beside."""
     rng, size = np.random.default_rng(1), 300_000
     counts = [round(share * size) for share in shares]
@@ -409,7 +411,7 @@ def test_thresholds_at_the_edges_of_classes_of_equals(is_compiled, shares):
     task_vectors = torch.from_numpy(np.stack([rng.permutation(rows) for _ in range(4)]).astype(np.float32))
     edges = np.cumsum(counts[::-1])
     ranks = sorted({min(max(1, int(edge) + step), size) for edge in edges for step in (-1, 0, 1, 2)})
-    found = thresholds_at(ArrayChunks(task_vectors, 70_001, is_compiled), ranks)
+    found = thresholds_at(ArrayChunks(task_vectors, 70_001, backend), ranks)
     expected = [3.0 - int(np.searchsorted(edges, rank)) for rank in ranks]
     assert found.tolist() == [[value] * 4 for value in expected]
 
@@ -443,11 +445,11 @@ class ReadChunks(ArrayChunks):
         return super().arrays()
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_tensors_whose_rows_differ_are_read_once(is_compiled):
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
+def test_tensors_whose_rows_differ_are_read_once(backend):
     rows = normal(2, 600, 4096) * normal(600, 1, seed=5).mul(0.5).exp()
     task_vectors = rows.bfloat16().float().reshape(2, -1)
-    chunks = ReadChunks(task_vectors, 1 << 18, is_compiled)
+    chunks = ReadChunks(task_vectors, 1 << 18, backend)
     chunks.reads.clear()
 
     found = thresholds_at(chunks, [500_000])[0]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
 
 
@@ -37,13 +39,13 @@ def test_zeros_are_written_where_room_cannot_be_taken_otherwise(tmp_path, monkey
     assert len(array) == 2**20 + 3 and not array.any()
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
 @pytest.mark.parametrize("rule", [algorithm_1, top_n])
-def test_where_arrays_lie_changes_nothing(tmp_path, rule, is_compiled):
+def test_where_arrays_lie_changes_nothing(tmp_path, rule, backend):
     vectors = torch.randn(4, 90_000, generator=torch.Generator().manual_seed(3)).bfloat16().float()
     wanted = quotas((0.1, 0.2, 0.3, 0.4), 90_000)
     found = [
-        rule(ArrayChunks(vectors, 4096, is_compiled, scratch), wanted, CounterGenerator(1, "w")).winners
+        rule(ArrayChunks(vectors, 4096, backend, scratch), wanted, CounterGenerator(1, "w")).winners
         for scratch in (IN_MEMORY, Scratch(tmp_path, 1000))
     ]
     assert found[0].equal(found[1])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
+from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.ops import largest_magnitude
@@ -32,7 +33,7 @@ from hub_magmax.methods.selection import (
     quotas,
     top_n,
 )
-from hub_magmax.methods.selection.owners import PICKED, Owners
+from hub_magmax.methods.selection.owners import Draws
 from tests import exact_top_n, oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -51,13 +52,9 @@ class CountedChunks:
     task_vectors: Tensor
     sizes: tuple[int, ...] = (1, 2, 300, 5, 70_000, 1000)
     reads: list[int] = field(default_factory=list)
-    is_compiled: bool = False
+    backend: Backend = field(default_factory=Reference)
     scratch: Scratch = IN_MEMORY
     num_threads: int = 1
-
-    @property
-    def backend(self):
-        return Compiled() if self.is_compiled else Reference()
 
     @property
     def num_tasks(self) -> int:
@@ -557,13 +554,29 @@ def test_algorithm_1_reads_the_chunks_once():
     assert len(chunks.reads) == 1
 
 
-@pytest.mark.parametrize("shift", [-(2**63), 0, 2**62])
-def test_picking_is_exact_even_when_keys_are_not_uniform(shift):
-    owners = Owners(100_000)
+class Misled(Reference):
+    """A backend whose first window is empty, as if keys were not uniform."""
 
-    owners.pick(0, 777, 100_000, lambda positions: 99_999 - positions + shift)
+    def draw(self, owner, codes, draw, room):
+        window = super().draw(owner, codes, draw, room)
+        return window if draw.low == -(2**63) else window[:0]
 
-    assert (owners.owner == PICKED).nonzero()[0].tolist() == list(range(99_223, 100_000))
+
+@pytest.mark.parametrize(
+    "backend", [Reference(), Compiled(), Misled()], ids=["reference", "compiled", "misled"]
+)
+@pytest.mark.parametrize("count", [1, 777, 49_990, 50_000])
+def test_elements_of_the_smallest_keys_are_given_away(count, backend):
+    owner, codes = np.zeros(100_000, np.uint8), np.tile(np.array([0b1010, 0b0101], np.uint8), 50_000)
+    owner[::2] = 7
+    keys = GENERATOR.keys(np.arange(0, 100_000, 2), 5)
+
+    Draws(owner, codes, GENERATOR, backend).give(7, count, 50_000, stream=5, mask=0b0111, mark=64)
+
+    expected = np.zeros(100_000, np.uint8)
+    expected[::2] = 7
+    expected[2 * keys.argsort()[:count]] = 64 + 1
+    assert np.array_equal(owner, expected)
 
 
 # Top-n
@@ -610,13 +623,13 @@ def test_top_n_keeps_as_much_as_an_exact_solver(case):
     assert found.duality_gap <= 1e-6
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preference", ["one-sided", "any", "one-hot"])
-def test_top_n_keeps_as_much_as_cheapest_paths_do(kind, preference, is_compiled):
+def test_top_n_keeps_as_much_as_cheapest_paths_do(kind, preference, backend):
     task_vectors, wanted = make_case(kind, preference, 3, 4, 9000)
 
-    found = top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), wanted, GENERATOR)
+    found = top_n(ArrayChunks(task_vectors, backend=backend), wanted, GENERATOR)
 
     magnitudes = np.abs(task_vectors.numpy())
     best = exact_top_n.winners(magnitudes, np.array(wanted))
@@ -776,34 +789,34 @@ def unlike(num_elements: int) -> Tensor:
     return torch.from_numpy(values.reshape(4, -1).astype(np.float32))
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
 @pytest.mark.parametrize("rest", [0.0, 1.0], ids=["zeros", "normal"])
-def test_magnitude_far_beyond_the_sample_is_on_a_grid_of_its_own(rest, is_compiled, monkeypatch):
+def test_magnitude_far_beyond_the_sample_is_on_a_grid_of_its_own(rest, backend, monkeypatch):
     task_vectors, wanted = make_case("normal", "any", 0, 4, 400_000)
     task_vectors *= rest
-    looked_at = places_in_runs(400_000, *_runs_of(monkeypatch, task_vectors, is_compiled))
+    looked_at = places_in_runs(400_000, *_runs_of(monkeypatch, task_vectors, backend))
     unseen = np.setdiff1d(np.arange(400_000), looked_at)[::1000]
     task_vectors[torch.arange(len(unseen)) % 4, torch.from_numpy(unseen)] = 3e30
-    found = top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), wanted, GENERATOR)
+    found = top_n(ArrayChunks(task_vectors, backend=backend), wanted, GENERATOR)
     assert_best(found, task_vectors, wanted)
     taken = found.winners[torch.from_numpy(unseen)]
     assert torch.equal(taken, (torch.arange(len(unseen)) % 4).to(torch.uint8))
 
 
-def _runs_of(monkeypatch, task_vectors, is_compiled) -> tuple[int, int]:
+def _runs_of(monkeypatch, task_vectors, backend) -> tuple[int, int]:
     """Return the runs that are looked at of a tensor."""
     seen, runs = [], ArrayChunks.runs
     with monkeypatch.context() as patch:
         patch.setattr(ArrayChunks, "runs", lambda own, *bounds: seen.append(bounds) or runs(own, *bounds))
-        top_n(ArrayChunks(task_vectors, is_compiled=is_compiled), (100_000,) * 4, GENERATOR)
+        top_n(ArrayChunks(task_vectors, backend=backend), (100_000,) * 4, GENERATOR)
     return seen[0]
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_top_n_reads_tensors_once(is_compiled):
+@pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
+def test_top_n_reads_tensors_once(backend):
     for num_elements, num_reads in ((50_000, 1), (400_000, 1)):
         task_vectors, wanted = make_case("normal", "any", 0, 4, num_elements)
-        chunks = CountedChunks(task_vectors, is_compiled=is_compiled)
+        chunks = CountedChunks(task_vectors, backend=backend)
 
         top_n(chunks, wanted, GENERATOR)
 
@@ -827,8 +840,8 @@ def test_compiled_loops_select_the_same(kind, num_tasks, num_elements):
     for seed, preference in enumerate(("flat", "one-sided", "one-hot", "any")):
         task_vectors, wanted = make_case(kind, preference, seed, num_tasks, num_elements)
         slow, fast = (
-            algorithm_1(ArrayChunks(task_vectors, 1 << 16, is_compiled), wanted, CounterGenerator(seed, "t"))
-            for is_compiled in (False, True)
+            algorithm_1(ArrayChunks(task_vectors, 1 << 16, backend), wanted, CounterGenerator(seed, "t"))
+            for backend in (Reference(), Compiled())
         )
         assert torch.equal(slow.winners, fast.winners)
         assert (slow.counts, slow.num_unaligned) == (fast.counts, fast.num_unaligned)
@@ -841,8 +854,8 @@ def test_compiled_loops_find_the_same_optimum(kind, num_tasks, num_elements):
     for seed, preference in enumerate(("one-sided", "any")):
         task_vectors, wanted = make_case(kind, preference, seed, num_tasks, num_elements)
         slow, fast = (
-            top_n(ArrayChunks(task_vectors, size, is_compiled), wanted, CounterGenerator(seed, "t"))
-            for size, is_compiled in ((1 << 18, False), (7777, True))
+            top_n(ArrayChunks(task_vectors, size, backend), wanted, CounterGenerator(seed, "t"))
+            for size, backend in ((1 << 18, Reference()), (7777, Compiled()))
         )
         assert torch.equal(slow.winners, fast.winners)
         assert (slow.prices, slow.duality_gap) == (fast.prices, fast.duality_gap)

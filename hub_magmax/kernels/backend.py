@@ -6,17 +6,19 @@ has loops for the built-in operations and leaves all others to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float32, Int64, UInt8, UInt64
+    from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.kernels.stored import Stored
+    from hub_magmax.kernels.structures import Contest, Draw, Histograms
+    from hub_magmax.kernels.winners import RuleOf, Sight
 
 
 #: Kinds of devices that a recipe may name, and the module whose `backend_on` takes such a name, with a number
@@ -112,5 +114,88 @@ class Backend(Protocol):
             streams: One for each pair of tasks.
             most: An element is kept for the first task of a pair if the lower half of its key is at most
                 this, and for the second one if the upper half is.
+        """
+        ...
+
+    def rank(
+        self,
+        chunk: RawChunk,
+        wanted: UInt8[np.ndarray, " tasks"],
+        owner: UInt8[np.ndarray, " chunk"],
+        codes: Shaped[np.ndarray, " chunk"],
+    ) -> None:
+        """Write the winner of each element of a chunk, and a code of the tasks that own it after that.
+
+        Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
+        among equals; so the highest bit is the winner, and the next lower bit the owner after that. Bit 0
+        would always be set. It says instead that task 0 wins, and then one other bit stands for the largest
+        among tasks 1 and above.
+
+        Args:
+            chunk: Of at least two tasks.
+            wanted: 1 for tasks that take part; all others count as zero.
+            owner: Takes winners.
+            codes: Takes codes; unsigned, a bit for every task.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity in a task that takes part.
+        """
+        ...
+
+    def count(self, owner: UInt8[np.ndarray, " elements"], value: int) -> int:
+        """Return the number of elements that an owner holds."""
+        ...
+
+    def draw(
+        self,
+        owner: UInt8[np.ndarray, " elements"],
+        codes: Shaped[np.ndarray, " elements"],
+        draw: Draw,
+        room: int,
+    ) -> Int64[np.ndarray, " between"]:
+        """Give elements of small keys to their heirs, and return the places of those up to `high`, in order.
+
+        Args:
+            owner: Changed.
+            codes: As `rank` writes them.
+            draw: States the owner, its heirs and the keys.
+            room: Expected number of places.
+        """
+        ...
+
+    def histogram(self, chunk: RawChunk, histograms: Histograms, rule: Any = None) -> bool:
+        """Add a chunk's magnitudes to histograms, and say whether it was merged meanwhile.
+
+        Args:
+            chunk: Merged in one pass if it has `one_pass`.
+            histograms: Changed.
+            rule: A method's, right for all elements that the bounds of `histograms` do not leave open.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity.
+        """
+        ...
+
+    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+        """Turn every owner into its entry of `names`."""
+        ...
+
+    def look(
+        self,
+        part: Iterable[tuple[int, RawChunk]],
+        contest: Contest,
+        owner: UInt8[np.ndarray, " elements"],
+        rule_of: RuleOf | None = None,
+    ) -> Sight:
+        """Write the winner of each element that has the same one at all prices in a box; collect the others.
+
+        Args:
+            part: Chunks and the indices of their first elements; merged in one pass if they have `one_pass`.
+            contest: Prices, and classes of elements that get a mark instead of being collected.
+            owner: Takes winners, marks, and `NOBODY` for elements that are collected.
+            rule_of: Turns the winners of a chunk into the rule that takes each element from its winner.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity in a task that takes part.
         """
         ...

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import task_vectors
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.kernels.structures import Bits, Reading
 
 #: Dtypes whose bits compiled loops read and write.
 LOOP_DTYPES = ("BF16", "F32")
@@ -33,12 +34,8 @@ class Files(Protocol):
 
     dtype: str
 
-    def block(self, start: int) -> tuple[int, np.ndarray]:
-        """Return the bytes of a row before the element `start`, and memory for a block read there."""
-        ...
-
-    def arguments(self) -> AbstractContextManager[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Give descriptors, places and a clock, as compiled loops take them."""
+    def reading(self, start: int) -> AbstractContextManager[Reading]:
+        """Give the files to loops that read from the element `start` on; time that they take is noted."""
         ...
 
     def raise_for(self, parts: Sequence[tuple[int, int]]) -> NoReturn:
@@ -61,19 +58,6 @@ class OnePass(Protocol):
             CheckpointError, SourceError: If not all of it could be read.
         """
         ...
-
-
-class Bits(NamedTuple):
-    """Values of a chunk for compiled loops: bits of bfloat16 (uint16) or of float32 (uint32).
-
-    Attributes:
-        rows: A row per task, each `stride` after the one before.
-        base: The base model's row, yet to be subtracted; empty where `rows` are task vectors.
-    """
-
-    rows: Shaped[np.ndarray, " memory"]
-    stride: int
-    base: Shaped[np.ndarray, " _"]
 
 
 @dataclass

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt8, UInt64
+from jaxtyping import Float, Float32, Float64, Int64, Shaped, UInt8, UInt64
 
 from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
-from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.kernels.structures import NOBODY, Contest, Draw, Histograms
+from hub_magmax.kernels.winners import Classes, Kept, RuleOf, Sight, compare
 
 #: Elements of all rows that stay in the caches, operation by operation.
 PIECE_ELEMENTS = 2**16
@@ -110,6 +113,139 @@ class Reference:
             for task, drawn in enumerate(halves, 2 * pair):
                 kept[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
         return kept
+
+    def rank(
+        self,
+        chunk: RawChunk,
+        wanted: UInt8[np.ndarray, " tasks"],
+        owner: UInt8[np.ndarray, " chunk"],
+        codes: Shaped[np.ndarray, " chunk"],
+    ) -> None:
+        """Write winners and codes, as `Backend.rank` says."""
+        for piece, rows in self._pieces(chunk.task_vectors()):
+            magnitudes = [
+                np.abs(row) if is_wanted else np.zeros_like(row)
+                for row, is_wanted in zip(rows, wanted, strict=True)
+            ]
+            owner[piece], codes[piece] = _ranked(magnitudes, codes.dtype)
+
+    def count(self, owner: UInt8[np.ndarray, " elements"], value: int) -> int:
+        """Return the number of elements that an owner holds."""
+        return sum(int(np.count_nonzero(block == value)) for _, block in self._pieces(owner))
+
+    def draw(
+        self,
+        owner: UInt8[np.ndarray, " elements"],
+        codes: Shaped[np.ndarray, " elements"],
+        draw: Draw,
+        room: int,
+    ) -> Int64[np.ndarray, " between"]:
+        """Give elements to their heirs, as `Backend.draw` says."""
+        between = [np.empty(0, np.int64)]
+        for piece, block in self._pieces(owner):
+            places = np.flatnonzero(block == draw.value) + piece.start
+            keys = keys_of(places, draw.before, draw.middle)
+            is_given = keys < draw.low
+            hand_over(owner, codes, places[is_given], draw)
+            between.append(places[~is_given & (keys <= draw.high)])
+        return np.concatenate(between)
+
+    def histogram(self, chunk: RawChunk, histograms: Histograms, rule: Any = None) -> bool:
+        """Add magnitudes to histograms, as `Backend.histogram` says; nothing is merged meanwhile."""
+        for _, rows in self._pieces(chunk.task_vectors()):
+            for number, (low, high, shift, *_) in enumerate(histograms.bounds.tolist()):
+                bits = np.abs(rows[number // histograms.num_ranks]).view(np.int32)
+                # numpy compares at .04 ns per element, and finds few places among many at .2 ns.
+                inside = bits[np.flatnonzero((bits > low) & (bits < high))]
+                outside = bits > high, bits == high, bits == low
+                histograms.outside[number] += [np.count_nonzero(is_there) for is_there in outside]
+                own = slice(*histograms.edges[number : number + 2])
+                places, bins = (inside - low) >> shift, histograms.bins[own]
+                bins += np.bincount(places, minlength=len(bins))
+                np.maximum.at(histograms.most[own], places, inside - low + 1)
+                np.maximum.at(histograms.least[own], places, high - inside + 1)
+        return False
+
+    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+        """Turn every owner into its entry of `names`."""
+        for _, block in self._pieces(owner):
+            np.take(names, block, out=block, mode="clip")
+
+    def look(
+        self,
+        part: Iterable[tuple[int, RawChunk]],
+        contest: Contest,
+        owner: UInt8[np.ndarray, " elements"],
+        rule_of: RuleOf | None = None,
+    ) -> Sight:
+        """Write winners and collect elements near a tie, as `Backend.look` says, without merging."""
+        counts, largest, kept = np.zeros(256, np.int64), 0.0, Kept(len(contest.active))
+        classes = Classes(contest.codes, contest.examples.T)
+        for start, chunk in part:
+            for piece, rows in self._pieces(chunk.task_vectors()):
+                values = np.abs(rows if len(contest.active) == len(rows) else rows[contest.active])
+                largest = max(largest, float(values.max()))
+                first = start + piece.start
+                block = owner[first : first + values.shape[1]]
+                block[:], places, alike = compare(values, contest)
+                block[places] = classes.marks(alike)
+                counts += np.bincount(block, minlength=256)
+                single = places[block[places] == NOBODY]
+                kept.add(single + first, values.take(single, axis=1).T)
+        return Sight(counts, largest, kept)
+
+    def _pieces(self, values: Shaped[np.ndarray, "*rows elements"]) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield pieces of an array along its last axis, and their places."""
+        for start in range(0, values.shape[-1], self.piece_elements):
+            piece = slice(start, start + self.piece_elements)
+            yield piece, values[..., piece]
+
+
+def _ranked(
+    magnitudes: Sequence[Float32[np.ndarray, " block"]], dtype: np.dtype[Any]
+) -> tuple[UInt8[np.ndarray, " block"], Shaped[np.ndarray, " block"]]:
+    """Return winners and codes of one block, from at least two tasks.
+
+    In numpy, whose comparisons cost .04 ns per element where torch's cost 1.2: 2 ns in all for five
+    tasks, against 22.
+    """
+    first, best = magnitudes[:2]
+    best_task = np.ones(first.shape, dtype=np.uint8)
+    code = (best >= first).astype(dtype) << 1
+    for task, magnitude in enumerate(magnitudes[2:], start=2):
+        rises = magnitude >= best
+        # Tasks come in order, so the largest number is the latest rise.
+        np.maximum(best_task, rises.view(np.uint8) * np.uint8(task), out=best_task)
+        code |= (rises & (magnitude >= first)).astype(dtype) << task
+        best = np.maximum(best, magnitude)
+    first_wins = first > best
+    # Where task 0 wins, no other task reached it and the code is still empty.
+    alone = np.array([(1 << task) | 1 for task in range(len(magnitudes))], dtype=dtype)
+    code |= np.take(alone, best_task, mode="clip") * first_wins
+    return best_task * ~first_wins, code
+
+
+def hand_over(
+    owner: UInt8[np.ndarray, " elements"],
+    codes: Shaped[np.ndarray, " elements"],
+    places: Int64[np.ndarray, " count"],
+    draw: Draw,
+) -> None:
+    """Give elements to their heirs, as `Draw` says."""
+    heirs = _highest_bit(codes[places] & codes.dtype.type(draw.mask))
+    owner[places] = heirs + draw.mark
+
+
+_BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
+
+
+def _highest_bit(codes: Shaped[np.ndarray, " count"]) -> UInt8[np.ndarray, " count"]:
+    """Return the place of each code's highest bit, 0 where no bit is set."""
+    highest = np.zeros(codes.shape, dtype=np.uint8)
+    for shift in range(0, 8 * codes.itemsize, 8):
+        length = np.take(_BIT_LENGTHS, (codes >> shift).astype(np.uint8), mode="clip")
+        highest = np.maximum(highest, (length + np.uint8(shift) - np.uint8(1)) * (length > 0))
+    return highest
 
 
 def merge_piece(

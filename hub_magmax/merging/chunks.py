@@ -76,10 +76,6 @@ class StoredChunks:
     num_threads = 1
 
     @property
-    def is_compiled(self) -> bool:
-        return self.backend.reads_files
-
-    @property
     def num_tasks(self) -> int:
         return len(self.tasks)
 
@@ -286,10 +282,6 @@ class JoinedChunks:
     @property
     def backend(self) -> Backend:
         return self.tensors[0].backend
-
-    @property
-    def is_compiled(self) -> bool:
-        return self.tensors[0].is_compiled
 
     @property
     def scratch(self) -> Scratch:

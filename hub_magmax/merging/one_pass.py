@@ -16,10 +16,11 @@ import numpy as np
 from xxhash import xxh3_128_digest
 
 from hub_magmax.kernels.chunk import INFINITY_BITS, LOOP_DTYPES, RawChunk
-from hub_magmax.kernels.compiled.backend import KINDS, Compiled, merging_arguments
+from hub_magmax.kernels.compiled.backend import Compiled, merging_of
 from hub_magmax.kernels.lazy_imports import Array
 from hub_magmax.kernels.ops import Inputs
 from hub_magmax.kernels.stored import Stored, bits_dtype
+from hub_magmax.kernels.structures import Undecided
 from hub_magmax.methods import Rule
 
 
@@ -149,28 +150,26 @@ class EarlyChunk:
 
     def merge(self, loop: Callable[..., int], looking: tuple[Any, ...], rule: Rule) -> int:
         """Call a loop of `compiled_early`, as `OnePass` says."""
-        files, size, kind = self.chunk.files, self.chunk.num_elements, KINDS[rule.op]
+        files, size = self.chunk.files, self.chunk.num_elements
         assert files is not None
-        offset, block = files.block(self.chunk.start)
         values = self.whole.room(self.chunk.start, size)
-        arguments = merging_arguments(Inputs((), rule.per_task), self.whole.scaling, len(block) - 1, values)
-        per_task, scaling, out, counts, *scratch = arguments
-        merging = scaling, out, counts
-        if not rule.op.selects:  # else each element is taken from its winner, and that is all to know
-            merging = kind, per_task, *merging, *scratch
-        places, rows = np.empty(size, np.int64), np.empty((len(block), size), block.dtype)
-        facts = np.zeros(2, np.int64)
-        with files.arguments() as reading:
-            stored = offset, block, block.reshape(-1)
-            result = loop(*reading, *stored, *looking, *merging, facts, places, rows)
+        with files.reading(self.chunk.start) as reading:
+            num_rows = len(reading.memory)
+            inputs = Inputs((), rule.per_task)
+            merging = merging_of(rule.op, inputs, self.whole.scaling, num_rows - 1, values)
+            places, rows = np.empty(size, np.int64), np.empty((num_rows, size), values.dtype)
+            kept = Undecided(np.zeros(1, np.int64), np.zeros(1, np.int64), places, rows)
+            result = loop(reading, merging, kept, *looking)
         if result < 0:
             files.raise_for(self.chunk.parts)
-        if facts[1] >= INFINITY_BITS:
+        if kept.largest[0] >= INFINITY_BITS:
             self.whole.give_up()
             return result
-        places, rows = places[: facts[0]].copy(), rows[:, : facts[0]].copy()
-        counts = counts if rule.op.selects else counts[:0]
-        merged = _Merged(size, places, rows, counts, _digest(rule.per_element(0, size)))
+        number = int(kept.number[0])
+        counts = merging.counts if rule.op.selects else merging.counts[:0]
+        merged = _Merged(
+            size, places[:number].copy(), rows[:, :number].copy(), counts, _digest(rule.per_element(0, size))
+        )
         self.whole.note(self.chunk.start, merged, values)
         return result
 

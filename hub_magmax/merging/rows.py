@@ -18,6 +18,7 @@ from hub_magmax.checkpoints.source import RowMemory, TensorFile, TensorSource
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.stored import Stored, bits_dtype
+from hub_magmax.kernels.structures import Reading
 from hub_magmax.merging.profile import Clock
 
 #: Elements of each row that a loop reads before it works on them: six rows of bfloat16 stay in the second
@@ -89,8 +90,9 @@ class FileRows:
         rows = self._rows(parts[0][0], sum(stop - start for start, stop in parts))
         bounds = np.array(parts, np.int64) * self._bits.itemsize
         offsets, lengths = np.ascontiguousarray(bounds[:, 0]), np.diff(bounds)[:, 0]
-        with self.arguments() as arguments:
-            status = cache.read_rows(*arguments, offsets, lengths, rows.view(np.uint8))
+        with self._timed() as spent:
+            where = self._descriptors, self._places, spent
+            status = cache.read_rows(*where, offsets, lengths, rows.view(np.uint8))
         if status < 0:
             self._read_one_by_one(parts, rows)
         return Stored(rows, self.dtype)
@@ -119,15 +121,19 @@ class FileRows:
             with file.reading():
                 pass
 
-    def block(self, start: int) -> tuple[int, np.ndarray]:
-        """Return how many bytes of a row lie before an element, and memory for what a loop reads there."""
-        return start * self._bits.itemsize, self._rows(start, BLOCK_ELEMENTS)
+    @contextmanager
+    def reading(self, start: int) -> Iterator[Reading]:
+        """Give the files to loops that read from the element `start` on; time that they take is noted."""
+        memory = self._rows(start, BLOCK_ELEMENTS)
+        with self._timed() as spent:
+            offset = start * self._bits.itemsize
+            yield Reading(self._descriptors, self._places, spent, offset, memory, memory.reshape(-1))
 
     @contextmanager
-    def arguments(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Give what compiled loops read rows by: descriptors, places of the tensor, and a clock."""
+    def _timed(self) -> Iterator[np.ndarray]:
+        """Give a clock as `Reading.spent`, and note the time that it counts."""
         spent = np.array([time.CLOCK_MONOTONIC, 0, 0, 0], np.int64)
-        yield self._descriptors, self._places, spent
+        yield spent
         self._clock.count("read", int(spent[1]) / 1e9)
 
     def _rows(self, start: int, length: int) -> np.ndarray:

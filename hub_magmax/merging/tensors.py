@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
@@ -62,7 +63,7 @@ def merge_tensors(
     if len(weights) != num_tasks:
         raise RecipeError(f"{len(weights)} weights for {num_tasks} tasks", where="preference")
     quotas(weights, 0)  # raises unless the weights are a preference
-    chunks = ArrayChunks(task_vectors)
+    chunks = ArrayChunks(task_vectors, backend=choose_backend(task_vectors[0].numel()))
     rule = tensor_rule(
         chunks,
         tuple(task_vectors.shape[1:]),

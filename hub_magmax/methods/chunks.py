@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -14,7 +14,6 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.chunk import RawChunk
-from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.lazy_imports import Array, torch
 from hub_magmax.kernels.reference import Reference
 
@@ -43,9 +42,6 @@ class Chunks(Protocol):
     def backend(self) -> Backend:
         """The arithmetic that a rule surveys the tensor with."""
         ...
-
-    @property
-    def is_compiled(self) -> bool: ...
 
     @property
     def num_threads(self) -> int:
@@ -84,13 +80,9 @@ class ArrayChunks:
 
     task_vectors: Array
     chunk_elements: int = 1 << 18
-    is_compiled: bool = False
+    backend: Backend = field(default_factory=Reference)
     scratch: Scratch = IN_MEMORY
     num_threads = 1
-
-    @property
-    def backend(self) -> Backend:
-        return Compiled() if self.is_compiled else Reference()
 
     @property
     def num_tasks(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from hub_magmax.kernels.chunk import RawChunk
-from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.structures import Histograms
 from hub_magmax.methods.chunks import Chunks
 
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
@@ -65,14 +65,9 @@ def _count_thresholds(
     counts what lies above its bracket and makes a histogram of what lies inside. Where the bracket is
     wrong, or too wide to count every magnitude in it, another pass takes a better one.
     """
-    brackets, is_merged = _sampled_brackets(chunks, ranks), False
+    brackets = _sampled_brackets(chunks, ranks)
     while not all(bracket.is_found for bracket in brackets):
-        if chunks.is_compiled:
-            is_merged = _count_compiled(chunks, brackets, len(ranks), rule_of)
-        else:
-            for _, block in chunks.arrays():
-                for bracket in brackets:
-                    bracket.count(block[bracket.task])
+        is_merged = _count(chunks, brackets, rule_of)
         brackets = [bracket.narrowed(is_merged=is_merged) for bracket in brackets]
     return _guesses(brackets, chunks.num_tasks)
 
@@ -83,52 +78,31 @@ def _guesses(brackets: Sequence[_Bracket], num_tasks: int) -> Float32[np.ndarray
     return bits.view(np.float32).reshape(num_tasks, len(brackets) // num_tasks).T
 
 
-def _count_compiled(
-    chunks: Chunks,
-    brackets: Sequence[_Bracket],
-    num_ranks: int,
-    rule_of: Callable[[np.ndarray], Any] | None,
-) -> bool:
-    """Count all magnitudes from stored bits, a block of every task while the base model's is in the cache.
-
-    Returns whether all chunks were merged meanwhile, by the guesses of the brackets.
-
-    Measured on five bfloat16 checkpoints: a call per task costs half as much again, task vectors in memory
-    twice as much.
-    """
-    edges = np.cumsum([0, *(len(bracket.bins) for bracket in brackets)])
-    bounds = [(one.low, one.high, one.shift, one.first_open, one.last_open) for one in brackets]
+def _count(chunks: Chunks, brackets: Sequence[_Bracket], rule_of: Callable[[np.ndarray], Any] | None) -> bool:
+    """Count all magnitudes; say whether all chunks were merged meanwhile, by the guesses of the brackets."""
+    edges = np.cumsum([0, *(one.num_bins for one in brackets)])
+    of_each = [(one.low, one.high, one.shift, one.first_open, one.last_open) for one in brackets]
+    num_ranks, bounds = len(brackets) // chunks.num_tasks, np.array(of_each, np.int32)
     rule = rule_of(_guesses(brackets, chunks.num_tasks)) if rule_of is not None else None
 
-    def count(
-        part: Iterator[tuple[int, RawChunk]],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    def count(part: Iterator[tuple[int, RawChunk]]) -> tuple[Histograms, bool]:
         bins, outside = np.zeros(edges[-1], np.int64), np.zeros((len(brackets), 3), np.int64)
         most, least = np.zeros((2, edges[-1]), np.int32)
-        counts = num_ranks, np.array(bounds, np.int32), edges, bins, most, least, outside
-        is_merged = True
-        scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
+        found, is_merged = Histograms(num_ranks, bounds, edges, bins, most, least, outside), True
         for _, chunk in part:
-            is_merged = chunk.one_pass is not None
-            if chunk.one_pass is not None:
-                opened = np.empty(chunk.num_elements, np.uint8)
-                looking = (*counts, opened, *scratch, np.empty((0, 0), np.uint8))
-                chunk.check_bits(chunk.one_pass.merge(cache.count_and_merge, looking, rule))
-            else:
-                stored = *chunk.bits(), chunk.num_elements
-                chunk.check_bits(cache.count_magnitudes(*stored, *counts, np.empty(0, np.uint8), *scratch))
-        return bins, most, least, outside, is_merged
+            is_merged = chunks.backend.histogram(chunk, found, rule)
+        return found, is_merged
 
-    counted = chunks.map(count, is_early=rule is not None)
-    bins, most, least, outside, is_merged = next(counted)
-    for others in counted:
-        bins += others[0]
-        np.maximum(most, others[1], out=most)
-        np.maximum(least, others[2], out=least)
-        outside += others[3]
-    for bracket, first, end, numbers in zip(brackets, edges[:-1], edges[1:], outside.tolist(), strict=True):
-        bracket.bins, bracket.most, bracket.least = (part[first:end] for part in (bins, most, least))
-        bracket.num_above, bracket.at_high, bracket.at_low = numbers
+    (found, is_merged), *others = chunks.map(count, is_early=rule is not None)
+    for other, _ in others:
+        np.add(found.bins, other.bins, out=found.bins)
+        np.maximum(found.most, other.most, out=found.most)
+        np.maximum(found.least, other.least, out=found.least)
+        np.add(found.outside, other.outside, out=found.outside)
+    for number, bracket in enumerate(brackets):
+        own = slice(*edges[number : number + 2])
+        bracket.bins, bracket.most, bracket.least = found.bins[own], found.most[own], found.least[own]
+        bracket.num_above, bracket.at_high, bracket.at_low = found.outside[number].tolist()
     return is_merged
 
 
@@ -204,26 +178,10 @@ class _Bracket:
         self.first_open, self.last_open = low + (low == high), high
         self.shift = max(0, (high - low).bit_length() - most_bins.bit_length() + 1)
         self.num_above = self.at_high = self.at_low = 0
-        num_bins = ((high - low) >> self.shift) + 1
-        # Of what is between the bounds.
-        self.bins = np.zeros(num_bins, dtype=np.int64)
-        # The largest and the smallest magnitude of each bin, as distances from `low` and `high`, plus 1.
-        self.most, self.least = np.zeros((2, num_bins), dtype=np.int32)
-
-    def count(self, row: Float32[np.ndarray, " chunk"]) -> None:
-        """Count the magnitudes of a chunk of the task; nothing where the threshold is found."""
-        if self.is_found:
-            return
-        bits = np.abs(row).view(np.int32)
-        # numpy compares at .04 ns per element, and finds few places among many at .2 ns.
-        inside = bits[np.flatnonzero((bits > self.low) & (bits < self.high))]
-        self.num_above += int(np.count_nonzero(bits > self.high))
-        self.at_high += int(np.count_nonzero(bits == self.high))
-        self.at_low += int(np.count_nonzero(bits == self.low))
-        places = (inside - self.low) >> self.shift
-        self.bins += np.bincount(places, minlength=len(self.bins))
-        np.maximum.at(self.most, places, inside - self.low + 1)
-        np.maximum.at(self.least, places, self.high - inside + 1)
+        self.num_bins = ((high - low) >> self.shift) + 1
+        # Of what is between the bounds: magnitudes in each bin, and the largest and the smallest one, as
+        # distances from `low` and `high`, plus 1.
+        self.bins = self.most = self.least = np.empty(0, np.int64)
 
     def narrowed(self, *, is_merged: bool) -> _Bracket:
         """Return the bracket of the next pass; the threshold alone, where it is found.

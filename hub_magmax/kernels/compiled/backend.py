@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt64
+from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.backend import Merged
@@ -19,6 +19,8 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.kernels.structures import Contest, Draw, Found, Histograms, Merging, Reading
+from hub_magmax.kernels.winners import Kept, RuleOf, Sight
 
 #: The number of an operation's loop.
 KINDS: Mapping[Op, int] = {
@@ -29,13 +31,11 @@ KINDS: Mapping[Op, int] = {
     ops.DROPPED: cache.DROPPED,
     ops.DROPPED_TIES: cache.DROPPED_TIES,
     ops.LARGEST: cache.LARGEST,
-    ops.CHOSEN: cache.GIVEN,
+    ops.CHOSEN: cache.CHOSEN,
 }
 
-#: Replaces the numbers per element of operations that take none.
-_NO_NUMBERS = np.empty((0, 0), np.uint8)
-#: Replaces the file arguments when the values are already in memory.
-_NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
+#: Codes of more bits have no loops.
+_CODE_BITS = 32
 
 
 class Compiled(Reference):
@@ -90,19 +90,109 @@ class Compiled(Reference):
         cache.drop(start, np.array([generator.constants(stream) for stream in streams]), most, kept)
         return kept
 
+    def rank(
+        self,
+        chunk: RawChunk,
+        wanted: UInt8[np.ndarray, " tasks"],
+        owner: UInt8[np.ndarray, " chunk"],
+        codes: Shaped[np.ndarray, " chunk"],
+    ) -> None:
+        """Write winners and codes, as `Backend.rank` says."""
+        if 8 * codes.itemsize > _CODE_BITS:
+            super().rank(chunk, wanted, owner, codes)
+        else:
+            chunk.check_bits(cache.rank(chunk.bits(), wanted, owner, codes))
+
+    def count(self, owner: UInt8[np.ndarray, " elements"], value: int) -> int:
+        """Return the number of elements that an owner holds."""
+        return cache.count(owner, np.uint8(value))
+
+    def draw(
+        self,
+        owner: UInt8[np.ndarray, " elements"],
+        codes: Shaped[np.ndarray, " elements"],
+        draw: Draw,
+        room: int,
+    ) -> Int64[np.ndarray, " between"]:
+        """Give elements to their heirs, as `Backend.draw` says."""
+        if 8 * codes.itemsize > _CODE_BITS:
+            return super().draw(owner, codes, draw, room)
+        what, scratch = draw._replace(mask=np.uint32(draw.mask)), _scratch()
+        while True:  # again where there is no room: what is given away already stays so
+            places = np.empty(room, np.int64)
+            between = cache.draw(owner, codes, what, places, *scratch)
+            if between <= room:
+                return places[:between]
+            room = between
+
+    def histogram(self, chunk: RawChunk, histograms: Histograms, rule: Any = None) -> bool:
+        """Add magnitudes to histograms, as `Backend.histogram` says."""
+        merging = chunk.one_pass if rule is not None else None
+        size = chunk.num_elements
+        found = histograms, np.empty(size if merging else 0, np.uint8), *_scratch()
+        if merging is not None:
+            largest = merging.merge(cache.count_and_merge, found, rule)
+        else:
+            largest = cache.count_magnitudes(chunk.bits(), size, *found)
+        chunk.check_bits(largest)
+        return merging is not None
+
+    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+        """Turn every owner into its entry of `names`."""
+        cache.rename(owner, names)
+
+    def look(
+        self,
+        part: Iterable[tuple[int, RawChunk]],
+        contest: Contest,
+        owner: UInt8[np.ndarray, " elements"],
+        rule_of: RuleOf | None = None,
+    ) -> Sight:
+        """Write winners and collect elements near a tie, as `Backend.look` says."""
+        num_tasks, size = len(contest.active), 0
+        counts, largest, kept = np.zeros(256, np.int64), np.zeros(2, np.int64), Kept(num_tasks)
+        scratch = (
+            np.zeros((num_tasks, cache.LANES), np.float32),
+            np.zeros((num_tasks, cache.LANES)),
+            np.empty((3, cache.LANES), np.int64),
+            np.empty(cache.BLOCK + cache.SPARE, np.int64),
+        )
+        for start, chunk in part:
+            if size < chunk.num_elements:  # memory that is not written to costs nothing
+                size = chunk.num_elements
+                places, values = np.empty(size, np.int64), np.empty((size, num_tasks), np.float32)
+            winners = owner[start : start + chunk.num_elements]
+            merging = chunk.one_pass if rule_of is not None else None
+            tasks = np.empty(chunk.num_elements if merging else 0, np.uint8)  # which the loop fills
+            found = Found(winners, tasks, counts, largest, places, values, *scratch)
+            if merging is not None and rule_of is not None:
+                number = merging.merge(cache.look_and_merge, (contest, found), rule_of(tasks))
+            else:
+                stored = chunk.bits()
+                number = cache.look(stored, contest, found, np.float32(0), stored.rows[:0])
+            chunk.check_bits(int(largest[0]))
+            kept.add(places[:number] + start, values[:number])
+        return Sight(counts, float(largest[:1].astype(np.int32).view(np.float32)[0]), kept)
+
+
+def _scratch() -> tuple[np.ndarray, np.ndarray]:
+    """Return places and marks of a block."""
+    return np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
+
 
 def _merge(
     op: Op, chunk: RawChunk, inputs: Inputs, dtype: str, scaling: float, *, from_files: bool
 ) -> Merged | None:
     """Merge a chunk by its loop; None where a file is too short."""
-    files = chunk.files if from_files else None
-    offset, rows = files.block(chunk.start) if files is not None else (0, chunk.rows(dtype))
-    out = np.empty(chunk.num_elements, rows.dtype)
-    per_task, *others = merging_arguments(inputs, scaling, len(rows) - 1, out)
-    counts = others[2]
-    given = np.atleast_2d(np.asarray(inputs.per_element[0]).T) if inputs.per_element else _NO_NUMBERS
-    with files.arguments() if files is not None else nullcontext(_NO_FILES) as reading:
-        largest = cache.merge_chunk(KINDS[op], *reading, offset, rows, per_task, given, *others)
+    if from_files:
+        assert chunk.files is not None
+        place = chunk.files.reading(chunk.start)
+    else:
+        place = nullcontext(in_memory(chunk.rows(dtype)))
+    with place as reading:
+        out = np.empty(chunk.num_elements, reading.memory.dtype)
+        merging = merging_of(op, inputs, scaling, len(reading.memory) - 1, out)
+        largest = cache.merge_chunk(reading, merging)
     if largest < 0:
         return None
     found = Stored(out, "BF16" if out.dtype == np.uint16 else "F32")
@@ -110,16 +200,22 @@ def _merge(
     if found.dtype != dtype:
         found = Stored.of(found.tensor.to(torch_dtype(dtype)))
         finite = finite and found.is_finite()
-    return Merged(found, counts if op.selects else counts[:0], 0.0 if finite else math.nan)
+    return Merged(found, merging.counts if op.selects else merging.counts[:0], 0.0 if finite else math.nan)
 
 
-def merging_arguments(inputs: Inputs, scaling: float, num_tasks: int, out: np.ndarray) -> tuple[Any, ...]:
-    """Return most of what `cache.merge_chunk` takes: numbers per task, the scaling coefficient, room for
-    merged elements (`out`) and for counts, and scratch.
-    """
-    per_task = inputs.per_task
-    return (
+def in_memory(rows: np.ndarray) -> Reading:
+    """Return the source of a chunk whose bits are in memory."""
+    nothing = np.empty(0, np.int64)
+    return Reading(np.empty(0, np.int32), nothing, nothing, 0, rows, rows.reshape(-1))
+
+
+def merging_of(op: Op, inputs: Inputs, scaling: float, num_tasks: int, out: np.ndarray) -> Merging:
+    """Return the merge of a chunk into `out` by an operation that has a loop."""
+    per_task, per_element = inputs.per_task, inputs.per_element
+    return Merging(
+        KINDS[op],
         np.stack([np.asarray(values) for values in per_task]) if per_task else np.empty((0, 0), np.float32),
+        np.atleast_2d(np.asarray(per_element[0]).T) if per_element else np.empty((0, 0), np.uint8),
         np.float32(scaling),
         out,
         np.zeros(num_tasks, np.int64),

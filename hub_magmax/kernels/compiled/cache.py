@@ -24,7 +24,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -41,19 +41,16 @@ SPARE = 4
 #: High bits of a key that nearly always tell which task a mix draws.
 MIX_BITS = 12
 
-#: What the owner of an element may be besides a task: a group from the first mark on, or nobody.
-FIRST_MARK, NOBODY = 64, 254
-
 #: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
 INFINITY_BITS = 0x7F800000
 
 #: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
-WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, GIVEN = range(8)
+WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, CHOSEN = range(8)
 
 #: What loops call of the C library; everything else that they could call raises errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "histogram", "random", "winners", "top_n", "one_pass", "bits", "simd", "jit")
+_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "bits", "simd", "jit")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -67,59 +64,8 @@ _SCALARS = {
 #: The same as LLVM writes them.
 _LLVM = {ctypes.c_void_p: "ptr", ctypes.c_float: "float", ctypes.c_double: "double"}
 
-#: Dtype and number of dimensions of an argument, no dimensions: a number; or a named tuple's type, and kinds.
+#: Dtype and number of dimensions of an argument, 0 for a number; or type and kinds of a named tuple.
 Kind = tuple[Any, Any]
-
-
-class Contest(NamedTuple):
-    """What `look` decides by.
-
-    Attributes:
-        active: int64, the rows that take part; below, tasks are numbered as they are here.
-        scale: float64, a power of two, turns magnitudes into numbers on the grid.
-        bounds: float64, 3 rows of a number per task on the grid: prices, and the least and the most that they
-            may be.
-        bonuses: float32, 2 rows of a non-negative number per task: the most and the least in the box of what
-            is added to its magnitudes, instead of a price that is subtracted from them; so bits sort like
-            numbers.
-        slots: int64, 2**k: at a code's low bits or after them, the number of its class, -1 where there is
-        none. codes, examples: int64 and float64, per class a code, and how far each task is below the best.
-    """
-
-    active: np.ndarray
-    scale: float
-    bounds: np.ndarray
-    bonuses: np.ndarray
-    slots: np.ndarray
-    codes: np.ndarray
-    examples: np.ndarray
-
-
-class Found(NamedTuple):
-    """What `look` writes.
-
-    Attributes:
-        owner: uint8 per element: its winner, the mark of its class, or `NOBODY`.
-        tasks: uint8 per element, takes the row that it was merged from, 0 where that is open; none where
-            nothing is merged.
-        counts: int64 for each byte, added to.
-        largest: int64, two numbers, raised: the largest bits of a magnitude, and of what was merged.
-        places: int64 per element, takes the places of those that belong to nobody.
-        values: float32, elements by tasks, takes their magnitudes.
-        near, grid, classes, opened: Scratch: float32 and float64, tasks by `LANES`, zeros at first; int64, 3
-            by `LANES`; and int64, `BLOCK` + `SPARE`.
-    """
-
-    owner: np.ndarray
-    tasks: np.ndarray
-    counts: np.ndarray
-    largest: np.ndarray
-    places: np.ndarray
-    values: np.ndarray
-    near: np.ndarray
-    grid: np.ndarray
-    classes: np.ndarray
-    opened: np.ndarray
 
 
 #: An array without gaps, a number, or a named tuple of such.
@@ -285,8 +231,11 @@ def _fingerprint() -> str:
 
     parts = (
         *(
-            Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-            for name in (*_MODULES, "cache")
+            path.read_text(encoding="utf-8")
+            for path in (
+                *(Path(__file__).with_name(f"{name}.py") for name in (*_MODULES, "cache")),
+                Path(__file__).parent.with_name("structures.py"),
+            )
         ),
         version("numba"),
         version("llvmlite"),

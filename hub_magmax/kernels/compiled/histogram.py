@@ -24,14 +24,14 @@ from hub_magmax.kernels.compiled.simd import (
 
 
 @inlined
-def _mark(stored, first, base, start, number, bound, marks, near, opened, tally):
-    """Mark magnitudes between two bounds, and return what `tally` is with them.
+def _mark(stored, first, start, number, bound, marks, near, opened, tally):
+    """Mark magnitudes between two bounds, and return `tally` with them added.
 
     Args:
         tally: The largest magnitudes, and how many lie above the bounds, at the upper and at the lower one.
             Elements after the first `number` count as zeros.
     """
-    found = magnitude(widened(stored, first + start, number) - base_at(base, start, number))
+    found = magnitude(widened(stored.rows, first + start, number) - base_at(stored.base, start, number))
     low, high = ints(bound[0]), ints(bound[1])
     store(marks, near, number, as_numbers((found > low) & (found < high)))
     if opened.shape[0] and bound[3] <= bound[4]:
@@ -47,15 +47,15 @@ def _mark(stored, first, base, start, number, bound, marks, near, opened, tally)
 
 
 @compiled
-def _mark_block(stored, first, base, start, stop, bound, marks, opened, outside):
+def _mark_block(stored, first, start, stop, bound, marks, opened, outside):
     """Mark a block, count what lies outside, and return the largest bits met."""
     tally, size = (ints(0), ints(0), ints(0), ints(0)), stop - start
     whole = size // LANES * LANES
     for near in range(0, whole, LANES):
-        tally = _mark(stored, first, base, start + near, None, bound, marks, near, opened, tally)
+        tally = _mark(stored, first, start + near, None, bound, marks, near, opened, tally)
     if whole < size:
         rest = size - whole
-        tally = _mark(stored, first, base, start + whole, rest, bound, marks, whole, opened, tally)
+        tally = _mark(stored, first, start + whole, rest, bound, marks, whole, opened, tally)
         outside[1] -= (LANES - rest) * (bound[1] == 0)
         outside[2] -= (LANES - rest) * (bound[0] == 0)
     for number in range(3):
@@ -64,44 +64,31 @@ def _mark_block(stored, first, base, start, stop, bound, marks, opened, outside)
 
 
 @compiled
-def count_magnitudes(
-    rows, stride, base, num_elements, num_ranks, bounds, edges, bins, most, least, outside, opened,
-    places, marks,
-):  # fmt: skip
+def count_magnitudes(stored, num_elements, counted, opened, places, marks):
     """Add each task's magnitudes between bounds to the bins of histograms; return the largest bits met.
 
-    What equals a bound is only counted: often it is one value of very many elements.
-
     Args:
-        rows, stride, base, num_elements: As `selection.Bits` has them.
-        num_ranks: Histograms per task.
-        bounds: int32, five numbers per histogram, the first task's first: `low` and `high`, as bits, and
-            `shift`: a bin holds 2**shift neighbouring magnitudes, the first one beginning at `low`; and the
-            least and the largest magnitude that leaves an element open.
-        edges: int64 per histogram and one more, where its bins begin, and where they end.
-        bins: int64, changed.
-        most, least: int32 per bin, changed: its largest less `low`, `high` less its smallest, plus 1 each.
-        outside: int64, three numbers per histogram, added to: how many lie above `high`, at it, and at `low`.
+        stored: `Bits`.
+        num_elements: Of the chunk.
+        counted: `Histograms`.
         opened: uint8 per element, or none: set to 1 where a magnitude leaves it open.
-        places: int64, `BLOCK` + `SPARE`.
-        marks: uint8, `BLOCK`.
+        places: int64, `BLOCK` + `SPARE`, scratch.
+        marks: uint8, `BLOCK`, scratch.
     """
     met = np.int64(0)
     for start in range(0, num_elements, BLOCK):
         stop = min(start + BLOCK, num_elements)
         marked = marks[: stop - start]
-        for number in range(bounds.shape[0]):
-            bound, first, begin = bounds[number], number // num_ranks * stride, edges[number]
+        for number in range(counted.bounds.shape[0]):
+            bound, first = counted.bounds[number], number // counted.num_ranks * stored.stride
             low, high, shift = bound[0], bound[1], bound[2]
-            met = max(
-                met,
-                _mark_block(rows, first, base, start, stop, bound, marked, opened, outside[number]),
-            )
+            outside = counted.outside[number]
+            met = max(met, _mark_block(stored, first, start, stop, bound, marked, opened, outside))
             for k in range(find(marked, np.uint8(1), places)):
                 place = start + places[k]
-                found = np.float32(magnitude_at(rows, first + place, base, place)).view(np.int32)
-                bin_ = begin + ((found - low) >> shift)
-                bins[bin_] += 1
-                most[bin_] = max(most[bin_], found - low + 1)
-                least[bin_] = max(least[bin_], high - found + 1)
+                found = np.float32(magnitude_at(stored, first + place, place)).view(np.int32)
+                bin_ = counted.edges[number] + ((found - low) >> shift)
+                counted.bins[bin_] += 1
+                counted.most[bin_] = max(counted.most[bin_], found - low + 1)
+                counted.least[bin_] = max(counted.least[bin_], high - found + 1)
     return met

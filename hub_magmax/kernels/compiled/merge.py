@@ -1,17 +1,15 @@
-"""The elementwise passes as machine code: what `kernels` and `selection` do, sixteen elements at a time.
+"""Elementwise operations as compiled loops: the arithmetic of `kernels.ops`, sixteen elements at a time.
 
-Compiled by numba where a merge is large enough to be worth it; `loops` keeps and calls what comes out, and
-the first large merge of a new environment waits some seconds for it. The results are the same to the bit as
-without: every operation is rounded alone, in the same order.
+The results are the same to the bit: every operation is rounded alone, in the same order. numba compiles the
+loops where a merge is large enough to be worth it, and `cache` keeps the machine code.
 
 Rows are checkpoints or task vectors, one below the other, so that nothing is compiled anew for another number
-of tasks. What `loops` calls allocates nothing: `scratch` are numbers that may be overwritten. What takes
-`start` and `number` works on sixteen elements from `start` on, as `lanes.load` does.
+of tasks. Loops that `cache` calls allocate nothing. Functions that take `start` and `number` work on sixteen
+elements from `start` on, as `simd.load` does.
 """
 
 # numba compiles what types it finds, so functions here have none.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
-# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 
@@ -25,9 +23,9 @@ from hub_magmax.kernels.compiled.cache import (
     AGREEING,
     BAND,
     BLOCK,
+    CHOSEN,
     DROPPED,
     DROPPED_TIES,
-    GIVEN,
     LANES,
     LARGEST,
     TIES,
@@ -87,8 +85,9 @@ def finish(merged, base, scaling, out, start, number):
 
 
 @inlined
-def _kept(kind, task, moved, per_task, given, place, number):
-    """Set what a rule leaves out of a task vector to zero."""
+def _kept(merging, task, moved, place, number):
+    """Set what an operation leaves out of a task vector to zero."""
+    kind, per_task, given = merging.kind, merging.per_task, merging.per_element
     if kind == TIES:
         is_kept = abs(moved) >= floats(per_task[0, task])
     elif kind == BAND:
@@ -100,8 +99,9 @@ def _kept(kind, task, moved, per_task, given, place, number):
 
 
 @inlined
-def _sum(kind, stored, start, number, base, per_task, given, place):
+def _sum(merging, stored, start, number, base, place):
     """Return the weighted sum of task vectors, and the largest magnitudes of these."""
+    kind, per_task = merging.kind, merging.per_task
     weights, top = per_task.shape[0] - 1, ints(0)
     total, mass = floats(-0.0), floats(-0.0)
     for task in range(stored.shape[0] - 1):
@@ -110,7 +110,7 @@ def _sum(kind, stored, start, number, base, per_task, given, place):
         weight = per_task[weights, task]
         if weight != 0:
             if kind in (BAND, DROPPED):
-                moved = _kept(kind, task, moved, per_task, given, place, number)
+                moved = _kept(merging, task, moved, place, number)
             total = total + moved * floats(weight)
             if kind == AGREEING:
                 mass = mass + abs(moved) * floats(weight)
@@ -120,15 +120,16 @@ def _sum(kind, stored, start, number, base, per_task, given, place):
 
 
 @inlined
-def _elected_mean(kind, stored, start, number, base, per_task, given, place, scratch):
+def _elected_mean(merging, stored, start, number, base, place):
     """Return the weighted mean of what has the sign of the weighted sum, and the largest magnitudes."""
+    per_task, scratch = merging.per_task, merging.scratch
     weights, zero = per_task.shape[0] - 1, floats(0.0)
-    shares = weights if kind == TIES else 0
+    shares = weights if merging.kind == TIES else 0
     top, elected, total, mass = ints(0), floats(-0.0), zero, zero
     for task in range(stored.shape[0] - 1):
         moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
         top = larger(top, magnitude(moved))
-        moved = _kept(kind, task, moved, per_task, given, place, number)
+        moved = _kept(merging, task, moved, place, number)
         store(scratch, task * LANES, None, as_ints(moved))
         if per_task[weights, task] != 0:
             elected = elected + moved * floats(per_task[weights, task])
@@ -172,42 +173,34 @@ def _given(stored, start, number, winners, place):
 
 
 @inlined
-def _merge(kind, stored, start, number, per_task, given, place, scaling, out, scratch, winners, near):
+def _merge(merging, stored, start, number, place, near):
     """Merge sixteen elements or fewer, and return the largest bits met.
 
-    `start`, `place` and `near` say where they are in `stored`, in `given` and `out`, and in `winners`.
+    `start`, `place` and `near` are their places in `stored`, in `given` and `out`, and in `winners`.
     """
-    base = widened(stored, start, number)
+    kind, base = merging.kind, widened(stored, start, number)
     if kind in (TIES, DROPPED_TIES):
-        merged, top = _elected_mean(kind, stored, start, number, base, per_task, given, place, scratch)
+        merged, top = _elected_mean(merging, stored, start, number, base, place)
     elif kind < LARGEST:
-        merged, top = _sum(kind, stored, start, number, base, per_task, given, place)
+        merged, top = _sum(merging, stored, start, number, base, place)
     else:
         if kind == LARGEST:
-            bits, top = _largest(stored, start, number, base, winners, near)
+            bits, top = _largest(stored, start, number, base, merging.winners, near)
         else:
-            bits, top = _given(stored, start, number, given, place)
+            bits, top = _given(stored, start, number, merging.per_element, place)
         merged = _widen(bits, stored.itemsize) - base
         top = larger(top, magnitude(merged))
-    return larger(top, finish(merged, base, scaling, out, place, number))
+    return larger(top, finish(merged, base, merging.scaling, merging.out, place, number))
 
 
 @compiled
-def _merge_block(kind, stored, first, size, per_task, given, start, scaling, out, scratch, winners):
+def _merge_block(merging, stored, first, size, start):
     """Merge a block, and return the largest bits met."""
     top, whole = ints(0), size // LANES * LANES
-    what = per_task, given
-    for place in range(0, whole, LANES):
-        found = _merge(
-            kind, stored, first + place, None, *what, start + place, scaling, out, scratch, winners, place
-        )
-        top = larger(top, found)
+    for near in range(0, whole, LANES):
+        top = larger(top, _merge(merging, stored, first + near, None, start + near, near))
     if whole < size:
-        found = _merge(
-            kind, stored, first + whole, size - whole, *what, start + whole, scaling, out, scratch, winners,
-            whole,
-        )  # fmt: skip
-        top = larger(top, found)
+        top = larger(top, _merge(merging, stored, first + whole, size - whole, start + whole, whole))
     return largest(top)
 
 
@@ -230,13 +223,14 @@ def _read(descriptor, place, row):
 
 
 @compiled
-def read_all(descriptors, places, offset, size, rows, spent):
-    """Fill the first `size` columns of rows, `offset` bytes after `places`; return whether all is there."""
-    before = _now(spent)
+def read_all(files, start, size):
+    """Fill `size` columns of the memory from element `start` of the chunk on; return whether all is there."""
+    before, offset = _now(files.spent), files.offset + start * files.memory.itemsize
     complete = True
-    for row in range(rows.shape[0]):
-        complete = complete and _read(descriptors[row], places[row] + offset, rows[row, :size])
-    spent[1] += _now(spent) - before
+    for row in range(files.memory.shape[0]):
+        part = files.memory[row, :size]
+        complete = complete and _read(files.descriptors[row], files.places[row] + offset, part)
+    files.spent[1] += _now(files.spent) - before
     return complete
 
 
@@ -245,64 +239,53 @@ def read_rows(descriptors, places, spent, offsets, lengths, rows):
     """Fill rows from files, one part after the other; return 0, or -1 where not all could be read.
 
     Args:
-        descriptors: int32, of the open file of each row.
-        places: int64, the byte of the file at which the tensor of each row begins.
-        spent: int64, 4: the number of a clock, nanoseconds that are added to, and two to be overwritten.
+        descriptors, places, spent: As in `Reading`.
         offsets: int64, the bytes from there to each part.
         lengths: int64, the bytes of each part.
         rows: uint8.
     """
     first = 0
     for part in range(offsets.shape[0]):
-        length = lengths[part]
-        if not read_all(descriptors, places, offsets[part], length, rows[:, first : first + length], spent):
+        memory = rows[:, first : first + lengths[part]]
+        before, complete = _now(spent), True
+        for row in range(rows.shape[0]):
+            complete = complete and _read(descriptors[row], places[row] + offsets[part], memory[row])
+        spent[1] += _now(spent) - before
+        if not complete:
             return np.int64(-1)
-        first += length
+        first += lengths[part]
     return np.int64(0)
 
 
 @compiled
-def merge_chunk(
-    kind, descriptors, places, spent, offset, stored, per_task, given, scaling, out, counts, scratch, winners
-):  # fmt: skip
-    """Merge one chunk into `out`, add up the elements of each task, and return the largest bits met.
+def merge_chunk(files, merging):
+    """Merge one chunk, add up the elements of each task, and return the largest bits met.
 
     Returns -1 where not all of the files could be read.
 
     Args:
-        kind: One of the constants above.
-        descriptors, places, spent: As for `read_rows`; empty where `stored` holds all of the chunk.
-        offset: Bytes from `places` to the chunk.
-        stored: A row of bits per checkpoint, the base model's first: float32 as uint32, bfloat16 as uint16.
-            For what is read from files: memory for as much as is read at a time, a multiple of `BLOCK`.
-        per_task: float32, tasks in its columns. The last row holds weights; before it `TIES` has thresholds,
-            `BAND` the least and the largest magnitudes, `DROPPED_TIES` shares. `LARGEST` and `GIVEN` have no
-            rows.
-        given: uint8, elements in its columns: winners for `GIVEN`, what is kept as `drop` writes it for
-            `DROPPED` and `DROPPED_TIES`; else no rows.
-        scaling: Scaling coefficient, float32.
-        out: Merged elements as bits, of the same dtype.
-        counts: int64 per task; changed for `LARGEST` and `GIVEN`.
-        scratch: int32, tasks by `LANES`.
-        winners: uint8, `BLOCK`.
+        files: `Reading`.
+        merging: `Merging`.
     """
-    num_elements, held, most = out.shape[0], stored.shape[1], np.int64(0)
+    stored, num_elements, most = files.memory, merging.out.shape[0], np.int64(0)
+    held = stored.shape[1]
     for start in range(0, num_elements, BLOCK):
         size, first = min(BLOCK, num_elements - start), start % held
-        if descriptors.shape[0] > 0 and first == 0:
-            wanted = min(held, num_elements - start)
-            if not read_all(descriptors, places, offset + start * stored.itemsize, wanted, stored, spent):
-                return np.int64(-1)
-        met = np.int64(
-            _merge_block(kind, stored, first, size, per_task, given, start, scaling, out, scratch, winners)
-        )
-        if kind == GIVEN and met >= _FAR_BITS:
+        is_due = files.descriptors.shape[0] > 0 and first == 0
+        if is_due and not read_all(files, start, min(held, num_elements - start)):
+            return np.int64(-1)
+        met = np.int64(_merge_block(merging, stored, first, size, start))
+        if merging.kind == CHOSEN and met >= _FAR_BITS:
             met = max(met, largest_difference(stored, first, first + size))
         most = max(most, met)
-        if kind >= LARGEST:
-            chosen = winners[:size] if kind == LARGEST else given[0, start : start + size]
-            for task in range(counts.shape[0]):
-                counts[task] += count(chosen, np.uint8(task))
+        if merging.kind >= LARGEST:
+            chosen = (
+                merging.winners[:size]
+                if merging.kind == LARGEST
+                else merging.per_element[0, start : start + size]
+            )
+            for task in range(merging.counts.shape[0]):
+                merging.counts[task] += count(chosen, np.uint8(task))
     return most
 
 
@@ -348,11 +331,10 @@ def base_at(base, start, number):
 
 
 @compiled
-def magnitude_at(stored, place, base, start):
-    """Return the magnitude of one element, which is at one place in `stored` and at another in `base`."""
-    shift = np.uint32(32 - 8 * stored.itemsize)
-    value = np.uint32(np.uint32(stored[place]) << shift).view(np.float32)
-    below = np.float32(0.0)
-    if base.shape[0]:
-        below = np.uint32(np.uint32(base[start]) << shift).view(np.float32)
+def magnitude_at(stored, place, start):
+    """Return the magnitude of one element, at `place` in the rows of `Bits` and at `start` in its base."""
+    shift = np.uint32(32 - 8 * stored.rows.itemsize)
+    value, below = np.uint32(np.uint32(stored.rows[place]) << shift).view(np.float32), np.float32(0.0)
+    if stored.base.shape[0]:
+        below = np.uint32(np.uint32(stored.base[start]) << shift).view(np.float32)
     return np.float32(abs(np.float32(value - below)))

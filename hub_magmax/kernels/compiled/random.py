@@ -2,7 +2,6 @@
 
 # numba compiles what types it finds, so functions here have none.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
-# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 
@@ -43,41 +42,41 @@ def _keys(start, before, middle):
 
 
 @inlined
-def _draw(owner, codes, start, number, value, mask, mark, before, middle, low, high, marks, near):
+def _draw(owner, codes, start, number, draw, marks, near):
     """Give those of sixteen elements away that `draw` gives, and mark those up to `high`."""
-    keys, holder = _keys(start, before, middle), load(owner, start, number)
-    is_held, is_given = holder == ints(value), keys < longs(low)
-    heir = highest_bits(load(codes, start, number) & ints(mask)) + ints(mark)
+    keys, holder = _keys(start, draw.before, draw.middle), load(owner, start, number)
+    is_held, is_given = holder == ints(draw.value), keys < longs(draw.low)
+    heir = highest_bits(load(codes, start, number) & ints(draw.mask)) + ints(draw.mark)
     store(owner, start, number, choose(is_held & is_given, heir, holder))
-    between = choose(is_given, ints(0), as_numbers(keys <= longs(high)))
+    between = choose(is_given, ints(0), as_numbers(keys <= longs(draw.high)))
     store(marks, near, number, choose(is_held, between, ints(0)))
 
 
 @compiled
-def draw(owner, codes, value, mask, mark, before, middle, low, high, places, found, marks):
-    """Give the elements of `value` whose keys lie below `low` to their heirs; collect those up to `high`.
+def draw(owner, codes, what, places, found, marks):
+    """Give elements of small keys to their heirs, and collect those of keys up to `high`.
 
-    An heir is the highest task in an element's code among those in `mask`, plus `mark`. Keys are drawn for
-    all elements: .3 ns for each, where finding those of `value` first takes 2 to 5 for each that is found.
+    Keys are drawn for all elements: .3 ns for each, where finding those of the owner first takes 2 to 5 for
+    each that is found.
 
     Args:
         owner: uint8 per element, changed.
         codes: As `rank` writes them.
+        what: `Draw`.
         places: int64, takes the elements between `low` and `high`.
-        found, marks: int64, `BLOCK` + `SPARE`, and uint8, `BLOCK`.
+        found, marks: Scratch: int64, `BLOCK` + `SPARE`, and uint8, `BLOCK`.
 
     Returns:
         How many lie between, which may be more than there is place for.
     """
     between = np.int64(0)
-    what = value, mask, mark, before, middle, low, high, marks
     for first in range(0, owner.shape[0], BLOCK):
         size = min(BLOCK, owner.shape[0] - first)
         whole = size // LANES * LANES
         for near in range(0, whole, LANES):
-            _draw(owner, codes, first + near, None, *what, near)
+            _draw(owner, codes, first + near, None, what, marks, near)
         if whole < size:
-            _draw(owner, codes, first + whole, size - whole, *what, whole)
+            _draw(owner, codes, first + whole, size - whole, what, marks, whole)
         number = find(marks[:size], np.uint8(1), found)
         for k in range(min(number, places.shape[0] - between)):
             places[between + k] = first + found[k]

@@ -1,22 +1,16 @@
-"""The loop of `selection.top_n` over a tensor, alone and with merging.
-
-Written like those of `compiled`, for the same reasons. Named tuples stand for several arguments.
-"""
+"""Winners of `top_n` at given prices by compiled loops, and elements near a tie."""
 
 # numba compiles what types it finds, so functions here have none.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
-# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 
 import numpy as np
 
-from hub_magmax.kernels.chunk import Bits
 from hub_magmax.kernels.compiled.bits import count, find
-from hub_magmax.kernels.compiled.cache import BLOCK, FIRST_MARK, LANES, NOBODY, Found
+from hub_magmax.kernels.compiled.cache import BLOCK, LANES
 from hub_magmax.kernels.compiled.jit import compiled, inlined
-from hub_magmax.kernels.compiled.merge import finish, largest_difference, read_all, widened
-from hub_magmax.kernels.compiled.one_pass import keep_open
+from hub_magmax.kernels.compiled.merge import base_at, finish, magnitude_at, widened
 from hub_magmax.kernels.compiled.simd import (
     as_doubles,
     as_floats,
@@ -37,18 +31,18 @@ from hub_magmax.kernels.compiled.simd import (
     smaller,
     store,
 )
+from hub_magmax.kernels.structures import FIRST_MARK, NOBODY
 
 _MULTIPLIER = np.int64(0x9E3779B97F4A7C15 - 2**64)
 
 
 @inlined
 def _lead(stored, start, number, contest, found, scaling, out):
-    """Write who is ahead among sixteen elements, and merge; `NOBODY` where another task may be ahead in the
-    box.
+    """Write who is ahead among sixteen elements, and merge; `NOBODY` where another may be ahead in the box.
 
     Returns the largest magnitudes of task vectors and of what was merged.
     """
-    base = widened(stored.base, start, number) if stored.base.shape[0] else floats(0.0)
+    base = base_at(stored.base, start, number)
     best, second, surest, winner, taken = ints(-1), ints(-1), ints(-1), ints(0), ints(0)
     top, met, update = ints(0), ints(0), floats(0.0)
     for task in range(contest.active.shape[0]):
@@ -117,23 +111,13 @@ def _mark(code, column, contest, found):
     return np.uint8(NOBODY)
 
 
-@compiled
-def _value(stored, place, start):
-    """Return the magnitude of one element."""
-    shift = np.uint32(32 - 8 * stored.rows.itemsize)
-    value, below = np.uint32(np.uint32(stored.rows[place]) << shift).view(np.float32), np.float32(0.0)
-    if stored.base.shape[0]:
-        below = np.uint32(np.uint32(stored.base[start]) << shift).view(np.float32)
-    return np.float32(abs(np.float32(value - below)))
-
-
 @inlined
 def _gather(stored, start, places, contest, near):
     """Write the magnitudes of up to sixteen elements, each into a column."""
     for column in range(places.shape[0]):
         at = start + places[column]
         for task in range(contest.active.shape[0]):
-            near[task, column] = _value(stored, contest.active[task] * stored.stride + at, at)
+            near[task, column] = magnitude_at(stored, contest.active[task] * stored.stride + at, at)
 
 
 @compiled
@@ -157,7 +141,7 @@ def _settle(stored, start, places, contest, found, kept):
 
 
 @compiled
-def _look_block(stored, start, stop, contest, found, scaling, out, kept):
+def look_block(stored, start, stop, contest, found, scaling, out, kept):
     """Look at a block; return how many elements are open, whose places are written, and how many are kept."""
     top, met, size = ints(0), ints(0), stop - start
     whole = size // LANES * LANES
@@ -183,9 +167,9 @@ def look(stored, contest, found, scaling, out):
     """Settle the elements of a chunk whose winner is the same everywhere in a box; collect the others.
 
     Args:
-        stored: `chunk.Bits`.
-        contest: `cache.Contest`.
-        found: `cache.Found`.
+        stored: `Bits`.
+        contest: `Contest`.
+        found: `Found`.
         scaling, out: Scaling coefficient, float32, and memory for merged elements as bits, of the dtype of
             the rows; without elements, nothing is merged. Of open elements it takes anything.
 
@@ -195,55 +179,5 @@ def look(stored, contest, found, scaling, out):
     kept = np.int64(0)
     for start in range(0, found.owner.shape[0], BLOCK):
         stop = min(start + BLOCK, found.owner.shape[0])
-        _, kept = _look_block(stored, start, stop, contest, found, scaling, out, kept)
+        _, kept = look_block(stored, start, stop, contest, found, scaling, out, kept)
     return kept
-
-
-@compiled
-def look_and_merge(
-    descriptors, places, spent, offset, memory, flat, contest, found, scaling, out, counts,
-    facts, open_places, open_rows,
-):  # fmt: skip
-    """Look as `look` does at what is read from files, merge it, and keep what is stored of open elements.
-
-    Args:
-        descriptors, places, spent, offset, memory: As for `merge_chunk`, where the last is called stored.
-        flat: The same memory, row after row.
-        contest, found, scaling, out: As for `look`.
-        counts, facts, open_places, open_rows: As for `count_and_merge`.
-
-    Returns:
-        How many belong to nobody, or -1 where not all could be read.
-    """
-    held, kept = memory.shape[1], np.int64(0)
-    stored = Bits(flat[held:], held, flat[:held])
-    for first in range(0, out.shape[0], held):
-        size = min(held, out.shape[0] - first)
-        if not read_all(descriptors, places, offset + first * memory.itemsize, size, memory, spent):
-            return np.int64(-1)
-        part = _part(found, first, first + size, kept)
-        more = np.int64(0)
-        for start in range(0, size, BLOCK):
-            stop = min(start + BLOCK, size)
-            number, more = _look_block(
-                stored, start, stop, contest, part, scaling, out[first : first + size], more
-            )
-            keep_open(found.opened[:number], start, first, memory, facts, open_places, open_rows)
-            counts[0] -= number
-            for row in range(counts.shape[0]):
-                counts[row] += count(part.tasks[start:stop], np.uint8(row))
-        for n in range(more):
-            part.places[n] += first
-        kept += more
-        facts[1] = max(facts[1], found.largest[1])
-        if contest.active.shape[0] < memory.shape[0] - 1:
-            facts[1] = max(facts[1], largest_difference(memory, 0, size))
-    return kept
-
-
-@compiled
-def _part(found, start, stop, kept):
-    return Found(
-        found.owner[start:stop], found.tasks[start:stop], found.counts, found.largest, found.places[kept:],
-        found.values[kept:], found.near, found.grid, found.classes, found.opened,
-    )  # fmt: skip

@@ -1,7 +1,4 @@
-"""Loops over a whole tensor before it is merged: what `selection` and `kernels` ask of it, as machine code.
-
-Written like those of `compiled`, for the same reasons.
-"""
+"""Winners of algorithm 1 by compiled loops."""
 
 # numba compiles what types it finds, so functions here have none.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -23,14 +20,14 @@ from hub_magmax.kernels.compiled.simd import (
 
 
 @inlined
-def _rank(rows, stride, base, start, number, wanted, owner, codes):
+def _rank(stored, start, number, wanted, owner, codes):
     """Write winners and codes of sixteen elements, and return the largest magnitudes."""
-    below = base_at(base, start, number)
+    below = base_at(stored.base, start, number)
     first, best, best_task, code, top = ints(0), ints(0), ints(1), ints(0), ints(0)
     for task in range(wanted.shape[0]):
         found = ints(0)
         if wanted[task]:
-            found = magnitude(widened(rows, task * stride + start, number) - below)
+            found = magnitude(widened(stored.rows, task * stored.stride + start, number) - below)
             top = larger(top, found)
         if task == 0:
             first = found
@@ -47,11 +44,11 @@ def _rank(rows, stride, base, start, number, wanted, owner, codes):
 
 
 @compiled
-def rank(rows, stride, base, wanted, owner, codes):
+def rank(stored, wanted, owner, codes):
     """Write winners and codes of a chunk, as `algorithm_one` describes them; return the largest bits met.
 
     Args:
-        rows, stride, base: As `selection.Bits` has them; 2 to 32 tasks.
+        stored: `Bits`, of 2 to 32 tasks.
         wanted: uint8, whether each task has a quota; the others count as zero.
         owner: uint8 per element.
         codes: Unsigned integers with a bit per task.
@@ -59,9 +56,9 @@ def rank(rows, stride, base, wanted, owner, codes):
     top, size = ints(0), owner.shape[0]
     whole = size // LANES * LANES
     for start in range(0, whole, LANES):
-        top = larger(top, _rank(rows, stride, base, start, None, wanted, owner, codes))
+        top = larger(top, _rank(stored, start, None, wanted, owner, codes))
     if whole < size:
-        top = larger(top, _rank(rows, stride, base, whole, size - whole, wanted, owner, codes))
+        top = larger(top, _rank(stored, whole, size - whole, wanted, owner, codes))
     return np.int64(largest(top))
 
 

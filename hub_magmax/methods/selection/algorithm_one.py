@@ -6,17 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 
 from hub_magmax.kernels.chunk import RawChunk
-from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.chunks import Chunks, Selection, blocks, check_task_count
-from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, NOBODY, Draws, Owners
+from hub_magmax.kernels.structures import FIRST_MARK, NOBODY
+from hub_magmax.methods.chunks import Chunks, Selection, check_task_count
+from hub_magmax.methods.selection.owners import MAX_TASKS, Draws, rename
 from hub_magmax.methods.selection.streams import ALIGN, DROP, FILL
-
-#: More tasks have no compiled loops.
-_COMPILED_TASKS = 32
 
 
 def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerator) -> Selection:
@@ -48,8 +45,8 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
     num_tasks = chunks.num_tasks
     assert len(quotas) == num_tasks and sum(quotas) == chunks.num_elements
     check_task_count(num_tasks, limit=MAX_TASKS)
-    owners, codes = _rank_tasks(chunks, quotas)
-    draws = Draws(owners, codes, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads)
+    owner, codes = _rank_tasks(chunks, quotas)
+    draws = Draws(owner, codes, generator, chunks.backend, chunks.num_threads)
     held, surplus = [0] * num_tasks, 0
     for task in range(num_tasks - 1, -1, -1):
         held[task] = draws.count(task)
@@ -62,75 +59,34 @@ def algorithm_1(chunks: Chunks, quotas: Sequence[int], generator: CounterGenerat
             held[task] -= surplus
     unaligned = [0] * num_tasks
     if surplus:
-        _fill_aligned(owners, draws, held, quotas)
+        freed = _fill_aligned(draws, held, quotas)
+        rename(owner, freed, chunks.backend)
         unaligned = _fill_unaligned(draws, held, quotas)
     assert held == list(quotas)
-    return Selection(owner=owners.owner, counts=tuple(held), num_unaligned=tuple(unaligned))
+    return Selection(owner=owner, counts=tuple(held), num_unaligned=tuple(unaligned))
 
 
-def _rank_tasks(chunks: Chunks, quotas: Sequence[int]) -> tuple[Owners, Shaped[np.ndarray, " elements"]]:
+def _rank_tasks(
+    chunks: Chunks, quotas: Sequence[int]
+) -> tuple[UInt8[np.ndarray, " elements"], Shaped[np.ndarray, " elements"]]:
     """Return each element's winner, and a code of the tasks that own it as later ones drop it.
 
-    Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
-    among equals. So the highest bit is the winner and the next lower bit is the owner after that.
-    Bit 0 would always be set. It says instead that task 0 wins, and then one other bit stands for the
-    largest among tasks 1 and above, which the last step asks for.
+    `Backend.rank` says what a code is; its last step asks for the largest among tasks 1 and above.
     """
     num_tasks = chunks.num_tasks
-    owners = Owners(chunks.num_elements, chunks.scratch)
+    owner = chunks.scratch.zeros(chunks.num_elements, np.uint8)
     codes = chunks.scratch.zeros(chunks.num_elements, _code_type(num_tasks))
     if num_tasks == 1:
-        return owners, codes
-    if chunks.is_compiled and num_tasks <= _COMPILED_TASKS:
-        _rank_compiled(chunks, quotas, owners.owner, codes)
-        return owners, codes
-    for start, block in blocks(chunks):
-        end = start + block.shape[1]
-        magnitudes = [
-            np.abs(row) if quota else np.zeros_like(row) for row, quota in zip(block, quotas, strict=True)
-        ]
-        owners.owner[start:end], codes[start:end] = _rank_block(magnitudes, codes.dtype)
-    return owners, codes
-
-
-def _rank_compiled(
-    chunks: Chunks,
-    quotas: Sequence[int],
-    owner: UInt8[np.ndarray, " elements"],
-    codes: Shaped[np.ndarray, " elements"],
-) -> None:
+        return owner, codes
     wanted = (np.array(quotas) > 0).astype(np.uint8)
 
     def rank(part: Iterator[tuple[int, RawChunk]]) -> None:
         for start, chunk in part:
             end = start + chunk.num_elements
-            chunk.check_bits(cache.rank(*chunk.bits(), wanted, owner[start:end], codes[start:end]))
+            chunks.backend.rank(chunk, wanted, owner[start:end], codes[start:end])
 
     list(chunks.map(rank))
-
-
-def _rank_block(
-    magnitudes: Sequence[Float32[np.ndarray, " block"]], dtype: np.dtype[Any]
-) -> tuple[UInt8[np.ndarray, " block"], Shaped[np.ndarray, " block"]]:
-    """Return winners and codes of one block, from at least two tasks.
-
-    In numpy, whose comparisons cost .04 ns per element where torch's cost 1.2: 2 ns in all for five
-    tasks, against 22.
-    """
-    first, best = magnitudes[:2]
-    best_task = np.ones(first.shape, dtype=np.uint8)
-    code = (best >= first).astype(dtype) << 1
-    for task, magnitude in enumerate(magnitudes[2:], start=2):
-        rises = magnitude >= best
-        # Tasks come in order, so the largest number is the latest rise.
-        np.maximum(best_task, rises.view(np.uint8) * np.uint8(task), out=best_task)
-        code |= (rises & (magnitude >= first)).astype(dtype) << task
-        best = np.maximum(best, magnitude)
-    first_wins = first > best
-    # Where task 0 wins, no other task reached it and the code is still empty.
-    alone = np.array([(1 << task) | 1 for task in range(len(magnitudes))], dtype=dtype)
-    code |= np.take(alone, best_task, mode="clip") * first_wins
-    return best_task * ~first_wins, code
+    return owner, codes
 
 
 def _code_type(num_tasks: int) -> np.dtype[Any]:
@@ -138,8 +94,9 @@ def _code_type(num_tasks: int) -> np.dtype[Any]:
     return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if num_tasks <= 8 * size))
 
 
-def _fill_aligned(owners: Owners, draws: Draws, held: list[int], quotas: Sequence[int]) -> None:
+def _fill_aligned(draws: Draws, held: list[int], quotas: Sequence[int]) -> UInt8[np.ndarray, "256"]:
     """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
+    names = np.arange(256, dtype=np.uint8)
     for task in range(len(held) - 1, 0, -1):
         value, total = FIRST_MARK + task, draws.count(FIRST_MARK + task)
         taken = min(quotas[task] - held[task], total)
@@ -147,7 +104,8 @@ def _fill_aligned(owners: Owners, draws: Draws, held: list[int], quotas: Sequenc
             draws.give(value, taken, total, stream=ALIGN + task, mask=0, mark=task)
             held[task] += taken
         if total > taken:
-            owners.replace(value, NOBODY)
+            names[value] = NOBODY
+    return names
 
 
 def _fill_unaligned(draws: Draws, held: list[int], quotas: Sequence[int]) -> list[int]:

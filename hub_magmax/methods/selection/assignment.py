@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
-from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.kernels.structures import FIRST_MARK
+from hub_magmax.kernels.winners import Classes, RuleOf, compare, on_grid
 from hub_magmax.methods.chunks import (
     ArrayChunks,
     Chunks,
@@ -33,17 +35,8 @@ from hub_magmax.methods.chunks import (
     blocks,
     check_task_count,
 )
-from hub_magmax.methods.selection.looks import (
-    MAX_CLASSES,
-    Classes,
-    Contest,
-    RuleOf,
-    Seen,
-    compare,
-    look,
-    on_grid,
-)
-from hub_magmax.methods.selection.owners import FIRST_MARK, MAX_TASKS, Draws, Owners
+from hub_magmax.methods.selection.looks import MAX_CLASSES, Contest, Seen, look
+from hub_magmax.methods.selection.owners import MAX_TASKS, Draws, rename
 from hub_magmax.methods.selection.prices import (
     FAR,
     Box,
@@ -116,7 +109,7 @@ def top_n(
     of_task = dict(zip(active.tolist(), prices.tolist(), strict=True))
     names = np.arange(256, dtype=np.uint8)
     names[: len(active)] = active
-    _rename(owner, names, is_compiled=chunks.is_compiled)
+    rename(owner, names, chunks.backend)
     return Selection(
         owner=owner,
         counts=tuple(quotas),
@@ -131,7 +124,7 @@ def _hold(chunks: Chunks) -> Chunks:
     if isinstance(chunks, ArrayChunks) or chunks.num_tasks * chunks.num_elements > HELD_NUMBERS:
         return chunks
     size = chunks.num_elements
-    return ArrayChunks(chunks.runs(size, size), is_compiled=chunks.is_compiled)
+    return ArrayChunks(chunks.runs(size, size), backend=chunks.backend)
 
 
 @dataclass(frozen=True)
@@ -148,14 +141,14 @@ class _Stock:
     values: Float32[np.ndarray, "tasks elements"]
     scale: float
     quotas: Int64[np.ndarray, " tasks"]
-    is_compiled: bool
+    backend: Backend
     rows: Float64[np.ndarray, "tasks classes"]
     sizes: Int64[np.ndarray, " classes"]
 
     def seen(self, box: Box) -> Seen:
         num_tasks = len(self.quotas)
         contest = Contest(np.arange(num_tasks), self.scale, box, Classes.none(num_tasks))
-        return look(ArrayChunks(self.values, is_compiled=self.is_compiled), contest)
+        return look(ArrayChunks(self.values, backend=self.backend), contest)
 
     def market(self, seen: Seen) -> Market:
         """Return what a look left open, with all classes."""
@@ -191,7 +184,7 @@ def _solve(
             seen.values,
             contest.scale,
             quotas - seen.counts[: len(quotas)],
-            chunks.is_compiled,
+            chunks.backend,
             np.where(classes.distances < 0, -np.inf, box.prices[:, None] - classes.distances),
             seen.counts[FIRST_MARK : FIRST_MARK + len(classes.codes)],
         )
@@ -241,7 +234,7 @@ def _read_sample(
         largest = int(shares.argmax())
         shares[largest] += max(missing, 1 - int(shares[largest]))
     nothing = np.empty((len(active), 0)), np.empty(0, np.int64)
-    stock = _Stock(values, _scale(float(values.max())), shares, chunks.is_compiled, *nothing)
+    stock = _Stock(values, _scale(float(values.max())), shares, chunks.backend, *nothing)
     return _Sample(stock, active, total == num_elements, length)
 
 
@@ -316,7 +309,7 @@ def _ranked(values: Float64[np.ndarray, " count"], place: int) -> float:
 def _classes(sample: _Stock, box: Box) -> Classes:
     """Return the most frequent classes of a sample."""
     contest = Contest(np.arange(len(box.prices)), sample.scale, box, Classes.none(len(box.prices)))
-    alike = compare(sample.seen(box).values, contest)[2]
+    alike = compare(sample.seen(box).values, contest.as_arrays())[2]
     codes, first, counts = np.unique(alike.codes, return_index=True, return_counts=True)
     frequent = (-counts).argsort(kind="stable")[:MAX_CLASSES]
     frequent = np.sort(frequent[(counts[frequent] >= _MIN_CLASS) & (codes[frequent] != 0)])
@@ -355,34 +348,19 @@ def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generat
                 seen.owner[members[order[:count]]] = task
                 members = np.sort(members[order[count:]])
             seen.owner[members] = first
-    owners = _rename(seen.owner, names, is_compiled=chunks.is_compiled)
+    rename(seen.owner, names, chunks.backend)
     names = np.arange(256, dtype=np.uint8)
-    draws = Draws(
-        owners, seen.owner, generator, is_compiled=chunks.is_compiled, num_threads=chunks.num_threads
-    )
+    draws = Draws(seen.owner, seen.owner, generator, chunks.backend, chunks.num_threads)
     for mark, takers in todo:
         left = sum(count for _, count in takers)
         for task, count in takers[1:]:
             draws.give(mark, count, left, stream=SHARE + task, mask=0, mark=task)
             left -= count
         names[mark] = takers[0][0]
-    _rename(seen.owner, names, is_compiled=chunks.is_compiled)
+    rename(seen.owner, names, chunks.backend)
     net = last.values.astype(np.float64) - (prices / rest.scale)[:, None]
     own = np.take_along_axis(net, seen.owner[places].astype(np.int64)[None], axis=0)
     return not bool((net > own).any())
-
-
-def _rename(
-    owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, " values"], *, is_compiled: bool
-) -> Owners:
-    """Turn every byte into its entry of `names`."""
-    owners = Owners(0)
-    owners.owner = owner
-    if is_compiled and len(owner) and not np.array_equal(names, np.arange(256)):
-        cache.rename(owner, names)
-    else:
-        owners.rename(names)
-    return owners
 
 
 def _duality_gap(

@@ -18,7 +18,7 @@ Prices = Float64[np.ndarray, " tasks"]
 
 #: Stands for an infinite difference of prices: beyond every magnitude.
 FAR = 2.0**60
-_MOST_STEPS, _SWEEPS, _BATCHES, _MANY = 30, 10, 64, 1 << 10
+_MOST_STEPS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 10, 64, 1 << 10, 12
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def _approach(
             damping, least, densities = 1.0, merit, matrix.diagonal() + 1e-300
             wanted = 2 * (np.abs(errors) / 8 + 16) / densities
             widths = np.rint(np.clip(wanted, widths / 16, np.minimum(8 * widths, FAR))) + 1
-            step = np.clip(_eliminate(matrix, _damped(errors, quotas)), -4 * widths, 4 * widths)
+            most = np.minimum(4 * widths, 2.0**48)
+            step = np.clip(_eliminate(matrix, _damped(errors, quotas)), -most, most)
             found = prices, widths, densities
         else:
             damping /= 4
@@ -216,13 +217,17 @@ def clear(market: Market, prices: Prices) -> Prices | None:
 def _counted(
     masks: Int64[np.ndarray, " columns"], sizes: Int64[np.ndarray, " columns"], num_tasks: int
 ) -> tuple[Int64[np.ndarray, " classes"], Int64[np.ndarray, " classes"]]:
-    """Return sets of tasks, and how many elements have each; to sort those of one task would take long."""
+    """Return sets of tasks, and how many elements have each; to sort them would take long."""
+    if num_tasks <= _FEW_TASKS:
+        counts = np.bincount(masks, sizes, 1 << num_tasks).astype(np.int64)
+        distinct = np.flatnonzero(counts)
+        return distinct, counts[distinct]
     several = masks & (masks - 1) != 0
     found, inverse = np.unique(masks[several], return_inverse=True)
     single = np.int64(1) << np.arange(num_tasks)
-    counts = [int(sizes[masks == mask].sum()) for mask in single]
+    alone = [int(sizes[masks == mask].sum()) for mask in single]
     more = np.bincount(inverse, sizes[several], len(found)).astype(np.int64)
-    return np.append(single, found), np.append(np.array(counts, np.int64), more)
+    return np.append(single, found), np.append(np.array(alone, np.int64), more)
 
 
 def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, " columns"]:
