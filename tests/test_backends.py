@@ -18,6 +18,10 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.kernels.structures import Draw, Histograms
+from hub_magmax.kernels.winners import Classes, compare
+from hub_magmax.methods.selection.looks import Contest
+from hub_magmax.methods.selection.prices import Box
 
 REFERENCE = Reference()
 BACKENDS = {
@@ -187,6 +191,124 @@ def test_a_key_on_an_edge_is_of_the_part_above_it(num_tasks, backend):
 def test_every_backend_drops_alike(most, num_pairs, count, backend):
     call = 123_456, count, GENERATOR, range(40, 40 + num_pairs), np.uint32(most)
     assert BACKENDS[backend].drop(*call).tolist() == REFERENCE.drop(*call).tolist()
+
+
+CHUNKS = {
+    "bfloat16": lambda: chunk_of(3 * cache.BLOCK + 5, torch.bfloat16),
+    "float64": lambda: chunk_of(1000, torch.float64),
+    "mixed": lambda: chunk_of(1000, torch.bfloat16, other=torch.float32),
+    "eleven tasks": lambda: chunk_of(1000, torch.float32, num_tasks=11),
+    "forty tasks": lambda: chunk_of(500, torch.float32, num_tasks=40),
+    "task vectors": lambda: RawChunk.of_vectors(chunk_of(1000, torch.float32).task_vectors()[:, 3:]),
+    "one element": lambda: chunk_of(1, torch.float32),
+}
+
+
+def num_tasks_of(chunk):
+    return len(chunk.values) - chunk.has_base
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_every_backend_ranks_alike(chunk, backend):
+    chunk = CHUNKS[chunk]()
+    num_tasks, size = num_tasks_of(chunk), chunk.num_elements
+    for wanted in (np.ones(num_tasks, np.uint8), np.arange(num_tasks, dtype=np.uint8) % 2):
+        found = []
+        for one in (BACKENDS[backend], REFERENCE):
+            owner, codes = np.empty(size, np.uint8), np.empty(size, "u8" if num_tasks > 32 else "u4")
+            one.rank(chunk, wanted, owner, codes)
+            found.append((owner.tolist(), codes.tolist()))
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [0, 1, 15, 3 * cache.BLOCK + 5])
+@pytest.mark.parametrize("codes_dtype", ["u1", "u4", "u8"])
+@pytest.mark.parametrize(("low", "high"), [(-(2**63), 2**63 - 1), (-(2**62), 2**61), (2**62, -(2**62))])
+def test_every_backend_draws_counts_and_renames_alike(low, high, codes_dtype, size, backend):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, size).astype(codes_dtype)
+    before = rng.choice(np.array([0, 7, 64, 254], np.uint8), size)
+    draw = Draw(np.uint8(7), 0b101101, np.uint8(64), *GENERATOR.constants(3, 100), low, high)
+    names = rng.integers(0, 256, 256).astype(np.uint8)
+    found = []
+    for one in (BACKENDS[backend], REFERENCE):
+        owner = before.copy()
+        window = one.draw(owner, codes, draw, room=3)
+        count = one.count(owner, 7)
+        drawn = owner.tolist()
+        one.rename(owner, names)
+        found.append((window.tolist(), drawn, count, owner.tolist()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_every_backend_counts_magnitudes_alike(chunk, backend):
+    """Bounds that are equal, that many elements equal, and that nothing lies between."""
+    chunk = CHUNKS[chunk]()
+    num_tasks = num_tasks_of(chunk)
+    bits = np.sort(np.abs(chunk.task_vectors()), axis=1).view(np.int32)
+    bounds = []
+    for row in bits:
+        low, high = int(row[len(row) // 4]), int(row[-1 - len(row) // 4])
+        shift = max(0, (high - low).bit_length() - 8)
+        bounds += [(low, high, shift, low, high), (0, 0, 0, 1, 0)]
+    num_bins = [((high - low) >> shift) + 1 for low, high, shift, *_ in bounds]
+    edges = np.cumsum([0, *num_bins])
+    found = []
+    for one in (BACKENDS[backend], REFERENCE):
+        histograms = Histograms(
+            2, np.array(bounds, np.int32), edges, np.zeros(edges[-1], np.int64),
+            *np.zeros((2, edges[-1]), np.int32), np.zeros((2 * num_tasks, 3), np.int64),
+        )  # fmt: skip
+        assert not one.histogram(chunk, histograms)
+        found.append([values.tolist() for values in histograms[3:]])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("width", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_every_backend_looks_alike(chunk, width, backend):
+    """Winners at prices in a box, marks of a class, and elements near a tie."""
+    chunk = CHUNKS[chunk]()
+    active, scale = np.arange(0, num_tasks_of(chunk), 2), 2.0**30
+    prices, widths = scale * 0.01 * np.arange(len(active)), np.full(len(active), width * scale)
+    box = Box(prices, widths, widths)
+    none = Contest(active, scale, box, Classes.none(len(active)))
+    values = np.abs(chunk.task_vectors()[active])
+    _, _, alike = compare(values, none.as_arrays())
+    code = np.unique(alike.codes[alike.codes != 0])[:1]
+    known = Classes(code, alike.distances[:, [alike.codes.tolist().index(one) for one in code]])
+    contest, found = Contest(active, scale, box, known).as_arrays(), []
+    for one in (BACKENDS[backend], REFERENCE):
+        owner = np.empty(chunk.num_elements, np.uint8)
+        counts, largest, kept = one.look([(0, chunk)], contest, owner)
+        places, kept_values = kept.take()
+        found.append((owner.tolist(), counts.tolist(), largest, places.tolist(), kept_values.tolist()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_surveys_notice_values_that_are_not_finite(backend):
+    one, seen = {**BACKENDS, "reference": REFERENCE}[backend], []
+    chunk = chunk_of(5000, torch.float32)
+    chunk.checkpoints[1][4321] = torch.nan
+    chunk.check = lambda probe: seen.append(math.isfinite(probe))
+    one.rank(chunk, np.ones(3, np.uint8), np.empty(5000, np.uint8), np.empty(5000, np.uint8))
+    bounds = np.array([(1, 2, 0, 1, 2)] * 3, np.int32)
+    arrays = (
+        np.arange(0, 7, 2),
+        np.zeros(6, np.int64),
+        *np.zeros((2, 6), np.int32),
+        np.zeros((3, 3), np.int64),
+    )
+    one.histogram(chunk, Histograms(1, bounds, *arrays))
+    contest = Contest(np.arange(3), 1.0, Box.everywhere(np.zeros(3)), Classes.none(3)).as_arrays()
+    one.look([(0, chunk)], contest, np.empty(5000, np.uint8))
+    assert seen == [False] * 3
 
 
 def test_merging_by_the_reference_is_its_steps():

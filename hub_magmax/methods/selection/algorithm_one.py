@@ -95,7 +95,10 @@ def _code_type(num_tasks: int) -> np.dtype[Any]:
 
 
 def _fill_aligned(draws: Draws, held: list[int], quotas: Sequence[int]) -> UInt8[np.ndarray, "256"]:
-    """Give short tasks, last first, the dropped elements on which they are largest; free the rest."""
+    """Give short tasks, last first, the dropped elements on which they are largest.
+
+    Returns names for owners that free the rest.
+    """
     names = np.arange(256, dtype=np.uint8)
     for task in range(len(held) - 1, 0, -1):
         value, total = FIRST_MARK + task, draws.count(FIRST_MARK + task)
