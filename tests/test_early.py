@@ -20,7 +20,7 @@ from hub_magmax.merging import engine
 from hub_magmax.merging import one_pass as early
 from hub_magmax.merging import rows as filerows
 from hub_magmax.merging.chunks import StoredChunks
-from hub_magmax.merging.one_pass import EarlyMerge
+from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.registry import chosen_rule
 from hub_magmax.methods.selection import assignment
@@ -60,10 +60,10 @@ def write(folder, kind, dtype=torch.bfloat16):
 @pytest.fixture
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)
     monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
-    monkeypatch.setattr(thresholds, "_SAMPLE_RUN", 64)
-    monkeypatch.setattr(thresholds, "_SAMPLE_STRIDE", 300)
+    monkeypatch.setattr(thresholds, "SAMPLE_RUN", 64)
+    monkeypatch.setattr(thresholds, "SAMPLE_STRIDE", 300)
     monkeypatch.setattr(assignment, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(assignment, "MIN_SAMPLE", 500)
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * cache.BLOCK)
@@ -73,19 +73,19 @@ def small_samples(monkeypatch):
 def finished(monkeypatch):
     """Which tensors were merged early, True or False for each."""
     seen = []
-    finish = EarlyMerge.finish
+    finish = OnePassMerge.finish
 
     def noted(self, rule):
         counts = finish(self, rule)
         seen.append(counts is not None)
         return counts
 
-    monkeypatch.setattr(EarlyMerge, "finish", noted)
+    monkeypatch.setattr(OnePassMerge, "finish", noted)
     return seen
 
 
 def late(monkeypatch):
-    monkeypatch.setattr(EarlyMerge, "chunk", lambda self, chunk: None)
+    monkeypatch.setattr(OnePassMerge, "chunk", lambda self, chunk: None)
 
 
 @pytest.mark.usefixtures("small_samples")
@@ -159,8 +159,8 @@ def test_a_sample_that_misleads_changes_nothing(tmp_path, monkeypatch, method):
         },
     )
     monkeypatch.setattr(engine, "OPEN_CHUNKS", 1 << 20)
-    seen, chunk = [], EarlyMerge.chunk
-    monkeypatch.setattr(EarlyMerge, "chunk", lambda self, of: seen.append(of.start) or chunk(self, of))
+    seen, chunk = [], OnePassMerge.chunk
+    monkeypatch.setattr(OnePassMerge, "chunk", lambda self, of: seen.append(of.start) or chunk(self, of))
     options = {"method": method, "preference": PREFERENCE, "chunk_elements": 4096}
     found = merged(tmp_path, "early", **options)
     assert seen.count(0) > len(SHAPES)  # a tensor was looked at more than once
@@ -183,8 +183,8 @@ def test_a_class_of_equals_that_is_guessed_wrong_is_looked_at_again(tmp_path, mo
             step = np.where(large, 2.0, 1.0) * rng.choice([-1, 1], size) * (name != "base")
             tensors[title] = torch.tensor(4.0 + step).view(shape).bfloat16()
         write_checkpoint(tmp_path / name, tensors)
-    seen, chunk = [], EarlyMerge.chunk
-    monkeypatch.setattr(EarlyMerge, "chunk", lambda self, of: seen.append(of.start) or chunk(self, of))
+    seen, chunk = [], OnePassMerge.chunk
+    monkeypatch.setattr(OnePassMerge, "chunk", lambda self, of: seen.append(of.start) or chunk(self, of))
     options = {"method": METHODS[0], "preference": PREFERENCE, "chunk_elements": 4096}
     found = merged(tmp_path, "early", **options)
     # One tensor is sampled whole; the guess for both others is that of their samples, and right with 33 %.
@@ -219,14 +219,14 @@ def test_values_that_are_not_finite_are_named(tmp_path, method):
 @pytest.mark.usefixtures("small_samples")
 def test_a_file_that_is_cut_meanwhile_is_named(tmp_path, monkeypatch):
     write(tmp_path, "normal")
-    chunk = EarlyMerge.chunk
+    chunk = OnePassMerge.chunk
 
     def cut(self, stored):
         if stored.start:
             os.truncate(tmp_path / "b" / "model.safetensors", 20_000)
         return chunk(self, stored)
 
-    monkeypatch.setattr(EarlyMerge, "chunk", cut)
+    monkeypatch.setattr(OnePassMerge, "chunk", cut)
     with pytest.raises(CheckpointError, match=r"\./b, model\.safetensors: the file was changed"):
         merged(tmp_path, "out", method=METHODS[0], preference=PREFERENCE, chunk_elements=4096)
 
@@ -239,7 +239,7 @@ class Tensor:
             write_checkpoint(folder / str(number), {"w": torch.tensor(row, dtype=torch.float32)})
         base, *tasks = (LocalSource(folder / str(number)) for number in range(len(rows)))
         self.written: dict[int, Stored] = {}
-        self.early = EarlyMerge(
+        self.early = OnePassMerge(
             len(rows[0]),
             "F32",
             1.0,
@@ -293,11 +293,10 @@ def test_a_tensor_that_was_not_offered_whole_is_not_finished(tmp_path):
 def test_a_rule_that_changed_its_mind_is_not_finished(tmp_path):
     tensor = Tensor(tmp_path, [[1] * 3, [2] * 3, [3] * 3], 4)
     owner = np.array([0, 1, 1], np.uint8)
-    tensor.early._merged[0] = early._Merged(
-        3, np.array([1]), np.array([[1.0], [2.0], [3.0]], np.float32).view(np.uint32),
-        np.array([1, 1]), early._digest((owner,), np.array([1])),
-    )  # fmt: skip
-    tensor.written[0] = Stored.of(torch.tensor([2.0, 0.0, 3.0]))
+    rows = np.array([[1.0], [2.0], [3.0]], np.float32).view(np.uint32)
+    given = early.digest_of((owner,), np.array([1]))
+    merged_chunk = early.MergedChunk(3, np.array([1]), rows, np.array([1, 1]), given)
+    tensor.early.note(0, merged_chunk, np.array([2.0, 0.0, 3.0], np.float32).view(np.uint32))
     assert tensor.early.finish(chosen_rule(np.array([0, 1, 0], np.uint8))) is None
     assert tensor.early.finish(chosen_rule(np.array([0, 0, 1], np.uint8))).tolist() == [2, 1]
     assert tensor.values == [2, 2, 3]

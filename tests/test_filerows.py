@@ -222,7 +222,7 @@ RULES = [
 
 @pytest.mark.parametrize("method", RULES, ids=lambda method: method.get("selection", method["name"]))
 def test_threads_that_share_tensors_find_the_same_rule(tmp_path, method, monkeypatch):
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)
     monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     found = []
     for num_threads in (1, 3):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from hub_magmax.kernels.compiled import simd
 from hub_magmax.kernels.compiled.cache import LANES
-from hub_magmax.kernels.compiled.jit import compiled
 from hub_magmax.kernels.compiled.simd import (
     as_doubles,
     as_floats,
@@ -17,6 +16,7 @@ from hub_magmax.kernels.compiled.simd import (
     as_longs,
     as_numbers,
     choose,
+    compiled,
     doubles,
     floats,
     ints,

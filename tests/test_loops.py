@@ -15,7 +15,7 @@ TABLE = np.full(1 << cache.MIX_BITS, 255, dtype=np.uint8)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_folders", lambda: (tmp_path / "absent" / "cache",))
+    monkeypatch.setattr(cache, "folders", lambda: (tmp_path / "absent" / "cache",))
     return tmp_path / "absent" / "cache"
 
 
@@ -39,7 +39,7 @@ def test_what_was_compiled_is_kept_and_used_again(folder, monkeypatch):
     assert not loop.is_kept()
     found = mixed(loop)
     assert set(found) == {3, 5} and loop.is_kept() and not cache.Loop("rank").is_kept()
-    monkeypatch.setattr(cache, "_compile", None)
+    monkeypatch.setattr(cache, "compile_loop", None)
     assert mixed(cache.Loop("mix")) == found
 
 
@@ -55,14 +55,14 @@ def test_damaged_code_is_compiled_again(folder, damage):
 
 def test_without_a_place_to_keep_it_code_is_compiled_all_the_same(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cache, "_folders", lambda: (tmp_path / "file" / "cache",))
+    monkeypatch.setattr(cache, "folders", lambda: (tmp_path / "file" / "cache",))
     assert set(mixed(cache.Loop("mix"))) == {3, 5}
 
 
 def test_code_of_another_source_is_not_used(folder, monkeypatch):
     loop = cache.Loop("mix")
     mixed(loop)
-    monkeypatch.setattr(cache, "_fingerprint", lambda: "another")
+    monkeypatch.setattr(cache, "fingerprint", lambda: "another")
     assert not loop.is_kept()
 
 
@@ -72,7 +72,7 @@ def test_arrays_with_gaps_are_refused():
 
 
 def test_another_way_of_passing_arguments_is_noticed(folder, monkeypatch):
-    monkeypatch.setattr(cache, "_ARRAY", cache._ARRAY[1:])
+    monkeypatch.setattr(cache, "ARRAY_ARGUMENTS", cache.ARRAY_ARGUMENTS[1:])
     with pytest.raises(AssertionError, match="numba passes"):
         mixed(cache.Loop("mix"))
 

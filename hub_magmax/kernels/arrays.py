@@ -18,7 +18,7 @@ IN_MEMORY_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where large arrays lie.
+    """The place of large arrays: memory, or files.
 
     Attributes:
         folder: Of their files, which have no names, so that nothing is left of them however a process

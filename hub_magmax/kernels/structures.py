@@ -133,7 +133,7 @@ class Undecided(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """What `look` decides by.
+    """Tasks, their prices, and classes of elements, for `look`.
 
     Attributes:
         active: int64, the rows that take part; below, tasks are numbered as they are here.
@@ -158,7 +158,7 @@ class Contest(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `look` writes.
+    """Results of `look`, and its scratch.
 
     Attributes:
         owner: uint8 per element: its winner, the mark of its class, or `NOBODY`.

@@ -103,7 +103,7 @@ class Kept:
 
 
 class Sight(NamedTuple):
-    """What a look at some chunks found.
+    """Findings of a look at some chunks.
 
     Attributes:
         counts: Elements of each owner.

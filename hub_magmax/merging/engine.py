@@ -23,7 +23,7 @@ from hub_magmax.merging.adapters import factor_values
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import copied_chunks
-from hub_magmax.merging.one_pass import EarlyMerge
+from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.header import shard_header
 from hub_magmax.merging.output.report import ShardRecord
@@ -212,12 +212,14 @@ class Engine:
             tally.count(merged.counts)
             slot.write(start, merged.values)
 
-    def _early(self, job: TensorJob, scaling: float, slot: TensorWriter) -> EarlyMerge:
+    def _early(self, job: TensorJob, scaling: float, slot: TensorWriter) -> OnePassMerge:
         most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))
         held = None
         if job.num_elements <= most_held and job.num_elements:
             held = self._merged_memory.rows(bits_dtype(job.dtype), job.num_elements, [0])[0]
-        return EarlyMerge(job.num_elements, job.dtype, scaling, most_open, held, slot.write, slot.read_again)
+        return OnePassMerge(
+            job.num_elements, job.dtype, scaling, most_open, held, slot.write, slot.read_again
+        )
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
         # The base model in place of a checkpoint makes its task vector zero.

@@ -96,7 +96,7 @@ def merge(
 
 
 class ShardSink(Protocol):
-    """Where finished files of a merge are kept.
+    """Keeps the finished files of a merge.
 
     Attributes:
         num_open: Files that may be in the making at a time.
@@ -156,7 +156,7 @@ def make_shards(
 
 
 class _Cancelled(BaseException):
-    """What a progress raised, on its way through code that turns the errors of methods into messages."""
+    """Carries an error of a progress through code that turns the errors of methods into messages."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)

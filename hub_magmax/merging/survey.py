@@ -36,7 +36,7 @@ _STORED = (PRECOMPUTED, CHOSEN, TIES, BAND)
 
 @dataclass(frozen=True)
 class ModelRule:
-    """How every tensor is merged.
+    """The rule of every tensor of a model.
 
     Attributes:
         rule: Of all elements.

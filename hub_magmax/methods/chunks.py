@@ -1,4 +1,4 @@
-"""What goes into a rule and what comes out, and the blocks in which a rule reads a tensor."""
+"""A tensor's task vectors in chunks, as rules read them, and the selection that a rule returns."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Chunks(Protocol):
 
     @property
     def num_threads(self) -> int:
-        """How many threads a rule may work with."""
+        """Threads that a rule may work with."""
         ...
 
     @property
     def scratch(self) -> Scratch:
-        """Where arrays with a number for each element lie."""
+        """The place of arrays with a number for each element."""
         ...
 
     def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]: ...
@@ -116,7 +116,7 @@ class ArrayChunks:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a rule decided for one tensor.
+    """The decision of a rule for one tensor.
 
     Attributes:
         owner: The task (from zero) that each element is taken from.

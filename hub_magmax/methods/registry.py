@@ -63,7 +63,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one tensor is merged, chunk by chunk, once its task vectors have been surveyed.
+    """The merge of one tensor, chunk by chunk, once its task vectors have been surveyed.
 
     Attributes:
         op: A built-in operation of `kernels.ops`, or `Op(function)` for one of your own.

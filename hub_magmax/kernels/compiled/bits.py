@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from hub_magmax.kernels.compiled.cache import SPARE
-from hub_magmax.kernels.compiled.jit import compiled
+from hub_magmax.kernels.compiled.simd import compiled
 
 _intrinsic: Any = intrinsic
 

@@ -3,11 +3,10 @@
 numba keeps what it compiled as well, but importing it and finding its way back takes .9 s in every process,
 measured, as long as merging 0.1B parameters; llvmlite alone, on which numba stands, takes .03 s.
 
-    largest = loops.task_vectors(stored, rows, scratch)
+    largest = cache.task_vectors(stored, rows)
 
-calls `compiled.task_vectors`; others are in `compiled_rules`, `compiled_top_n` and `compiled_early`. What
-may be called so takes arrays without gaps and numbers, allocates nothing, and returns an int64. It lets other
-threads run.
+calls `merge.task_vectors`; other loops are in the modules beside it. A loop takes arrays without gaps, numbers,
+and named tuples of both, allocates nothing, and returns an int64. It lets other threads run.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ import numpy as np
 #: Elements of all rows that are worked on at a time: they stay in the nearest caches.
 BLOCK = 2048
 
-#: Elements of a row that are worked on at once: as many float32 numbers as the widest registers hold. Of
-#: narrower ones, some together do.
+#: Elements of a row that are worked on at once: as many float32 numbers as the widest registers hold. Narrower
+#: registers are used several at a time.
 LANES = 16
 
 #: Where places among a block are written, so many more are needed: they are written a few at a time.
@@ -41,21 +40,18 @@ SPARE = 4
 #: High bits of a key that nearly always tell which task a mix draws.
 MIX_BITS = 12
 
-#: Bits of infinity. Bits of non-negative floats sort like the numbers; those of NaN lie above.
-INFINITY_BITS = 0x7F800000
-
-#: What a pass does with the task vectors of a block; the numbers stand in the compiled code.
+#: Numbers of operations; they stand in the compiled code.
 WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, CHOSEN = range(8)
 
-#: What loops call of the C library; everything else that they could call raises errors, which none does.
+#: Functions of the C library that loops call; all others that they could call raise errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "bits", "simd", "jit")
+_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "bits", "simd")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
 #: How an array is passed, without its shape and steps: owner, parent, elements, bytes of one, memory.
-_ARRAY = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+ARRAY_ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 _SCALARS = {
     "i4": ctypes.c_int32, "i8": ctypes.c_int64,
     "u1": ctypes.c_uint8, "u4": ctypes.c_uint32, "u8": ctypes.c_uint64,
@@ -102,15 +98,15 @@ class Loop:
 
     def is_kept(self) -> bool:
         """Say whether some form of the loop was compiled earlier, for this processor and by this version."""
-        return any(any(folder.glob(f"{self.name}-*{_fingerprint()}.o")) for folder in _folders())
+        return any(any(folder.glob(f"{self.name}-*{fingerprint()}.o")) for folder in folders())
 
     def _load(self, kinds: tuple[Kind, ...]) -> Callable[..., int]:
         with self._lock:
             if kinds not in self._code:
-                file = f"{self.name}-{'-'.join(map(_name, kinds))}-{_fingerprint()}.o"
+                file = f"{self.name}-{'-'.join(map(_name, kinds))}-{fingerprint()}.o"
                 content = _find(file)
                 if content is None:
-                    content = _compile(self.name, kinds)
+                    content = compile_loop(self.name, kinds)
                     _keep(file, content)
                 self._code[kinds] = _link(content, kinds)
             return self._code[kinds]
@@ -145,7 +141,7 @@ def _parts(kind: Kind) -> list[Any]:
     first, rest = kind
     if not isinstance(first, str):
         return [part for item in rest for part in _parts(item)]
-    return [*_ARRAY, *[ctypes.c_int64] * (2 * rest)] if rest else [_SCALARS[first]]
+    return [*ARRAY_ARGUMENTS, *[ctypes.c_int64] * (2 * rest)] if rest else [_SCALARS[first]]
 
 
 def _type(kind: Kind) -> Any:
@@ -160,7 +156,7 @@ def _type(kind: Kind) -> Any:
     return numba.types.Array(dtype, rest, "C") if rest else dtype
 
 
-def _compile(name: str, kinds: tuple[Kind, ...]) -> bytes:
+def compile_loop(name: str, kinds: tuple[Kind, ...]) -> bytes:
     """Have numba compile a function, and return its machine code, an object file."""
     import llvmlite.binding as llvm
 
@@ -225,7 +221,7 @@ _ENGINES: list[Any] = []
 
 
 @cache
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """Identify the source, the compiler and the processor."""
     import llvmlite.binding as llvm
 
@@ -245,7 +241,7 @@ def _fingerprint() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _folders() -> tuple[Path, ...]:
+def folders() -> tuple[Path, ...]:
     """Return where code is kept: beside this file, or where that cannot be written, in the user's cache."""
     homes = [Path(__file__).parent / "__pycache__"]
     with suppress(RuntimeError):  # no home
@@ -254,7 +250,7 @@ def _folders() -> tuple[Path, ...]:
 
 
 def _find(file: str) -> bytes | None:
-    for folder in _folders():
+    for folder in folders():
         with suppress(OSError):
             content = (folder / file).read_bytes()
             digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
@@ -265,7 +261,7 @@ def _find(file: str) -> bytes | None:
 
 def _keep(file: str, content: bytes) -> None:
     """Keep code for later processes, where a folder can be written."""
-    for folder in _folders():
+    for folder in folders():
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:

@@ -10,10 +10,11 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import find
 from hub_magmax.kernels.compiled.cache import BLOCK, LANES
-from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.merge import base_at, magnitude, magnitude_at, widened
 from hub_magmax.kernels.compiled.simd import (
     as_numbers,
+    compiled,
+    inlined,
     ints,
     larger,
     largest,

@@ -30,12 +30,13 @@ from hub_magmax.kernels.compiled.cache import (
     LARGEST,
     TIES,
 )
-from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.simd import (
     as_floats,
     as_ints,
     choose,
+    compiled,
     floats,
+    inlined,
     ints,
     larger,
     largest,

@@ -13,8 +13,8 @@ import numpy as np
 from hub_magmax.kernels.compiled.bits import count, find
 from hub_magmax.kernels.compiled.cache import BLOCK
 from hub_magmax.kernels.compiled.histogram import count_magnitudes
-from hub_magmax.kernels.compiled.jit import compiled
 from hub_magmax.kernels.compiled.merge import largest_difference, merge_chunk, read_all
+from hub_magmax.kernels.compiled.simd import compiled
 from hub_magmax.kernels.compiled.top_n import look_block
 from hub_magmax.kernels.structures import Bits, Found, Merging, Reading
 

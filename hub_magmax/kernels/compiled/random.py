@@ -9,11 +9,12 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import find
 from hub_magmax.kernels.compiled.cache import BLOCK, LANES, MIX_BITS
-from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.simd import (
     as_numbers,
     choose,
+    compiled,
     highest_bits,
+    inlined,
     ints,
     load,
     longs,

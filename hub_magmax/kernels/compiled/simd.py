@@ -25,13 +25,21 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from hub_magmax.kernels.compiled.cache import LANES
 
 _intrinsic: Any = intrinsic
+_njit: Any = njit
+
+#: Compiles a function. Other threads run meanwhile, and a division by zero raises nothing. Nothing is
+#: allocated, so no references are counted: numba counts the users of an array, even for a call or a row of it,
+#: and that took half of the time of functions on sixteen elements.
+compiled: Any = _njit(nogil=True, error_model="numpy", _nrt=False)
+#: Compiles a function on sixteen elements into its callers, because a call would take longer than that.
+inlined: Any = _njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 
 
 def _lanes_of(element):

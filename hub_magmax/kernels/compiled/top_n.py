@@ -9,7 +9,6 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import count, find
 from hub_magmax.kernels.compiled.cache import BLOCK, LANES
-from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.merge import base_at, finish, magnitude_at, widened
 from hub_magmax.kernels.compiled.simd import (
     as_doubles,
@@ -19,8 +18,10 @@ from hub_magmax.kernels.compiled.simd import (
     as_numbers,
     as_wide,
     choose,
+    compiled,
     doubles,
     floats,
+    inlined,
     ints,
     larger,
     largest,

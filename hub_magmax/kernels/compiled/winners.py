@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.kernels.compiled.cache import LANES
-from hub_magmax.kernels.compiled.jit import compiled, inlined
 from hub_magmax.kernels.compiled.merge import base_at, magnitude, widened
 from hub_magmax.kernels.compiled.simd import (
     choose,
+    compiled,
+    inlined,
     ints,
     larger,
     largest,

@@ -1,4 +1,4 @@
-"""Which task each element of a tensor is taken from.
+"""Selection of a task for each element of a tensor.
 
 A tensor's task vectors arrive as chunks that can be read several times, so that a tensor of any size
 needs a few bytes per element. Tasks are numbered from zero here, in the order they were learned.

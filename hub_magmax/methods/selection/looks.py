@@ -22,7 +22,7 @@ _SLOTS = 1 << 10
 
 @dataclass(frozen=True)
 class Contest:
-    """Who takes part, at which prices.
+    """Tasks that take part, their prices, and classes of elements.
 
     Attributes:
         active: The tasks with a quota; below, they are numbered as they are here.
@@ -72,7 +72,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at some elements found.
+    """Findings of a look at all elements.
 
     Attributes:
         owner: Of each element: its winner, the mark of its class, or `NOBODY`.

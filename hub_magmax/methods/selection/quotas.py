@@ -1,4 +1,4 @@
-"""How many elements of a tensor each task gets."""
+"""Quotas: the number of elements of a tensor that each task gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the chance in a rule comes from: the streams of the tensor's generator."""
+"""Streams of random numbers of a tensor's generator, one for each use."""
 
 from __future__ import annotations
 
