@@ -98,12 +98,12 @@ def _reduced(values, number):
 
 @compiled
 def _added(values, number):
-    return lanes.total(load(values, 0, number))
+    return simd.total(load(values, 0, number))
 
 
 @compiled
 def _highest(values, found):
-    store(found, 0, None, lanes.highest_bits(load(values, 0, None)))
+    store(found, 0, None, simd.highest_bits(load(values, 0, None)))
 
 
 def test_sums_wrap_and_highest_bits_are_counted_from_the_lowest():
