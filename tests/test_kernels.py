@@ -15,6 +15,7 @@ from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
+from hub_magmax.kernels.structures import Bits, Histograms
 from hub_magmax.methods import draws, thresholds
 from hub_magmax.methods.selection import ArrayChunks
 from tests import oracles
@@ -424,11 +425,10 @@ def test_magnitudes_at_both_bounds_are_counted_apart():
     num_bins = ((high - low) >> 22) + 1
     bins, extremes = np.zeros(num_bins, np.int64), np.zeros((2, num_bins), np.int32)
     outside, opened = np.zeros((1, 3), np.int64), np.zeros(9, np.uint8)
-    edges, nothing = np.array([0, num_bins]), np.empty(0, np.uint32)
-    met = cache.count_magnitudes(
-        row.view(np.uint32), 9, nothing, 9, 1, bounds, edges, bins, *extremes, outside, opened,
-        np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8),
-    )  # fmt: skip
+    stored = Bits(row.view(np.uint32), 9, np.empty(0, np.uint32))
+    histograms = Histograms(1, bounds, np.array([0, num_bins]), bins, *extremes, outside)
+    scratch = np.empty(cache.BLOCK + cache.SPARE, np.int64), np.empty(cache.BLOCK, np.uint8)
+    met = cache.count_magnitudes(stored, 9, histograms, opened, *scratch)
     assert np.int32(met).view(np.float32) == 5
     assert outside.tolist() == [[2, 3, 2]]  # above 2, at 2, at 0
     assert bins.sum() == 2

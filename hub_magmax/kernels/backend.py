@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
+    from jaxtyping import Int64, UInt8
 
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.kernels.stored import Stored
-    from hub_magmax.kernels.structures import Contest, Draw, Histograms
+    from hub_magmax.kernels.structures import (
+        Codes,
+        Contest,
+        Draw,
+        Edges,
+        Histograms,
+        Names,
+        Owners,
+        PerTask,
+        Places,
+        Vectors,
+    )
     from hub_magmax.kernels.winners import RuleOf, Sight
 
 
@@ -69,9 +80,7 @@ class Backend(Protocol):
         """
         ...
 
-    def task_vectors(
-        self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> Float32[np.ndarray, "tasks chunk"]:
+    def task_vectors(self, chunk: RawChunk, room: Callable[[], np.ndarray]) -> Vectors:
         """Return the task vectors of a chunk.
 
         Args:
@@ -84,12 +93,7 @@ class Backend(Protocol):
         ...
 
     def mix(
-        self,
-        start: int,
-        count: int,
-        generator: CounterGenerator,
-        edges: UInt64[np.ndarray, " edges"],
-        tasks: UInt8[np.ndarray, " tasks"],
+        self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
     ) -> UInt8[np.ndarray, " count"]:
         """Return a task for each element: the one of the part between two edges in which its key lies.
 
@@ -117,13 +121,7 @@ class Backend(Protocol):
         """
         ...
 
-    def rank(
-        self,
-        chunk: RawChunk,
-        wanted: UInt8[np.ndarray, " tasks"],
-        owner: UInt8[np.ndarray, " chunk"],
-        codes: Shaped[np.ndarray, " chunk"],
-    ) -> None:
+    def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
         """Write the winner of each element of a chunk, and a code of the tasks that own it after that.
 
         Bit t of a code says that task t is the largest in magnitude among tasks 0 to t, later tasks first
@@ -142,17 +140,11 @@ class Backend(Protocol):
         """
         ...
 
-    def count(self, owner: UInt8[np.ndarray, " elements"], value: int) -> int:
+    def count(self, owner: Owners, value: int) -> int:
         """Return the number of elements that an owner holds."""
         ...
 
-    def draw(
-        self,
-        owner: UInt8[np.ndarray, " elements"],
-        codes: Shaped[np.ndarray, " elements"],
-        draw: Draw,
-        room: int,
-    ) -> Int64[np.ndarray, " between"]:
+    def draw(self, owner: Owners, codes: Codes, draw: Draw, room: int) -> Places:
         """Give elements of small keys to their heirs, and return the places of those up to `high`, in order.
 
         Args:
@@ -176,7 +168,7 @@ class Backend(Protocol):
         """
         ...
 
-    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+    def rename(self, owner: Owners, names: Names) -> None:
         """Turn every owner into its entry of `names`."""
         ...
 
@@ -184,7 +176,7 @@ class Backend(Protocol):
         self,
         part: Iterable[tuple[int, RawChunk]],
         contest: Contest,
-        owner: UInt8[np.ndarray, " elements"],
+        owner: Owners,
         rule_of: RuleOf | None = None,
     ) -> Sight:
         """Write the winner of each element that has the same one at all prices in a box; collect the others.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64, Shaped, UInt8, UInt64
+from jaxtyping import Float, Float32, Float64, Shaped, UInt8
 
 from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
@@ -16,7 +16,19 @@ from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.kernels.structures import NOBODY, Contest, Draw, Histograms
+from hub_magmax.kernels.structures import (
+    NOBODY,
+    Codes,
+    Contest,
+    Draw,
+    Edges,
+    Histograms,
+    Names,
+    Owners,
+    PerTask,
+    Places,
+    Vectors,
+)
 from hub_magmax.kernels.winners import Classes, Kept, RuleOf, Sight, compare
 
 #: Elements of all rows that stay in the caches, operation by operation.
@@ -80,19 +92,12 @@ class Reference:
         total = torch.stack(counts).sum(dim=0).numpy()
         return Merged(Stored.of(torch.cat(merged)), total, float(torch.stack(probes).sum()))
 
-    def task_vectors(
-        self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> Float32[np.ndarray, "tasks chunk"]:
+    def task_vectors(self, chunk: RawChunk, room: Callable[[], np.ndarray]) -> Vectors:
         """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
         return chunk.task_vectors()
 
     def mix(
-        self,
-        start: int,
-        count: int,
-        generator: CounterGenerator,
-        edges: UInt64[np.ndarray, " edges"],
-        tasks: UInt8[np.ndarray, " tasks"],
+        self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
     ) -> UInt8[np.ndarray, " count"]:
         """Return a task for each element, as `Backend.mix` says."""
         keys = generator.keys(np.arange(start, start + count), stream=0).view(np.uint64)
@@ -114,13 +119,7 @@ class Reference:
                 kept[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
         return kept
 
-    def rank(
-        self,
-        chunk: RawChunk,
-        wanted: UInt8[np.ndarray, " tasks"],
-        owner: UInt8[np.ndarray, " chunk"],
-        codes: Shaped[np.ndarray, " chunk"],
-    ) -> None:
+    def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
         """Write winners and codes, as `Backend.rank` says."""
         for piece, rows in self._pieces(chunk.task_vectors()):
             magnitudes = [
@@ -129,17 +128,11 @@ class Reference:
             ]
             owner[piece], codes[piece] = _ranked(magnitudes, codes.dtype)
 
-    def count(self, owner: UInt8[np.ndarray, " elements"], value: int) -> int:
+    def count(self, owner: Owners, value: int) -> int:
         """Return the number of elements that an owner holds."""
         return sum(int(np.count_nonzero(block == value)) for _, block in self._pieces(owner))
 
-    def draw(
-        self,
-        owner: UInt8[np.ndarray, " elements"],
-        codes: Shaped[np.ndarray, " elements"],
-        draw: Draw,
-        room: int,
-    ) -> Int64[np.ndarray, " between"]:
+    def draw(self, owner: Owners, codes: Codes, draw: Draw, room: int) -> Places:
         """Give elements to their heirs, as `Backend.draw` says."""
         between = [np.empty(0, np.int64)]
         for piece, block in self._pieces(owner):
@@ -166,7 +159,7 @@ class Reference:
                 np.maximum.at(histograms.least[own], places, high - inside + 1)
         return False
 
-    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+    def rename(self, owner: Owners, names: Names) -> None:
         """Turn every owner into its entry of `names`."""
         for _, block in self._pieces(owner):
             np.take(names, block, out=block, mode="clip")
@@ -175,7 +168,7 @@ class Reference:
         self,
         part: Iterable[tuple[int, RawChunk]],
         contest: Contest,
-        owner: UInt8[np.ndarray, " elements"],
+        owner: Owners,
         rule_of: RuleOf | None = None,
     ) -> Sight:
         """Write winners and collect elements near a tie, as `Backend.look` says, without merging."""
@@ -225,12 +218,7 @@ def _ranked(
     return best_task * ~first_wins, code
 
 
-def hand_over(
-    owner: UInt8[np.ndarray, " elements"],
-    codes: Shaped[np.ndarray, " elements"],
-    places: Int64[np.ndarray, " count"],
-    draw: Draw,
-) -> None:
+def hand_over(owner: Owners, codes: Codes, places: Places, draw: Draw) -> None:
     """Give elements to their heirs, as `Draw` says."""
     heirs = _highest_bit(codes[places] & codes.dtype.type(draw.mask))
     owner[places] = heirs + draw.mark

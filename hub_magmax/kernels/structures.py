@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
+from jaxtyping import Float32, Int32, Int64, Shaped, UInt8, UInt64
+
+#: Task vectors of a chunk.
+Vectors = Float32[np.ndarray, "tasks chunk"]
+#: A number for each task, for each element, and for each kind of owner.
+PerTask = UInt8[np.ndarray, " tasks"]
+Owners = UInt8[np.ndarray, " elements"]
+Names = UInt8[np.ndarray, "256"]
+#: Sets of tasks as bits, without a sign, for each element.
+Codes = Shaped[np.ndarray, " elements"]
+#: Indices of some elements.
+Places = Int64[np.ndarray, " places"]
+#: Keys without a sign, ascending.
+Edges = UInt64[np.ndarray, " edges"]
 
 #: Owners of an element besides tasks: marks of classes from the first one on, or nobody.
 FIRST_MARK, NOBODY = 64, 254

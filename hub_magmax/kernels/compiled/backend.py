@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
+from jaxtyping import UInt8
 
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.backend import Merged
@@ -19,7 +19,21 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.kernels.structures import Contest, Draw, Found, Histograms, Merging, Reading
+from hub_magmax.kernels.structures import (
+    Codes,
+    Contest,
+    Draw,
+    Edges,
+    Found,
+    Histograms,
+    Merging,
+    Names,
+    Owners,
+    PerTask,
+    Places,
+    Reading,
+    Vectors,
+)
 from hub_magmax.kernels.winners import Kept, RuleOf, Sight
 
 #: The number of an operation's loop.
@@ -58,9 +72,7 @@ class Compiled(Reference):
                 found = _merge(op, chunk, inputs, dtype, scaling, from_files=False)
         return super().merge(op, chunk, inputs, dtype, scaling) if found is None else found
 
-    def task_vectors(
-        self, chunk: RawChunk, room: Callable[[], np.ndarray]
-    ) -> Float32[np.ndarray, "tasks chunk"]:
+    def task_vectors(self, chunk: RawChunk, room: Callable[[], np.ndarray]) -> Vectors:
         """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
         if not chunk.is_narrow:
             return super().task_vectors(chunk, room)
@@ -69,12 +81,7 @@ class Compiled(Reference):
         return out
 
     def mix(
-        self,
-        start: int,
-        count: int,
-        generator: CounterGenerator,
-        edges: UInt64[np.ndarray, " edges"],
-        tasks: UInt8[np.ndarray, " tasks"],
+        self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
     ) -> UInt8[np.ndarray, " count"]:
         """Return a task for each element, as `Backend.mix` says."""
         owner, scratch = np.empty(count, np.uint8), np.empty((2, cache.BLOCK + cache.SPARE), np.int64)
@@ -90,30 +97,18 @@ class Compiled(Reference):
         cache.drop(start, np.array([generator.constants(stream) for stream in streams]), most, kept)
         return kept
 
-    def rank(
-        self,
-        chunk: RawChunk,
-        wanted: UInt8[np.ndarray, " tasks"],
-        owner: UInt8[np.ndarray, " chunk"],
-        codes: Shaped[np.ndarray, " chunk"],
-    ) -> None:
+    def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
         """Write winners and codes, as `Backend.rank` says."""
         if 8 * codes.itemsize > _CODE_BITS:
             super().rank(chunk, wanted, owner, codes)
         else:
             chunk.check_bits(cache.rank(chunk.bits(), wanted, owner, codes))
 
-    def count(self, owner: UInt8[np.ndarray, " elements"], value: int) -> int:
+    def count(self, owner: Owners, value: int) -> int:
         """Return the number of elements that an owner holds."""
         return cache.count(owner, np.uint8(value))
 
-    def draw(
-        self,
-        owner: UInt8[np.ndarray, " elements"],
-        codes: Shaped[np.ndarray, " elements"],
-        draw: Draw,
-        room: int,
-    ) -> Int64[np.ndarray, " between"]:
+    def draw(self, owner: Owners, codes: Codes, draw: Draw, room: int) -> Places:
         """Give elements to their heirs, as `Backend.draw` says."""
         if 8 * codes.itemsize > _CODE_BITS:
             return super().draw(owner, codes, draw, room)
@@ -137,7 +132,7 @@ class Compiled(Reference):
         chunk.check_bits(largest)
         return merging is not None
 
-    def rename(self, owner: UInt8[np.ndarray, " elements"], names: UInt8[np.ndarray, "256"]) -> None:
+    def rename(self, owner: Owners, names: Names) -> None:
         """Turn every owner into its entry of `names`."""
         cache.rename(owner, names)
 
@@ -145,7 +140,7 @@ class Compiled(Reference):
         self,
         part: Iterable[tuple[int, RawChunk]],
         contest: Contest,
-        owner: UInt8[np.ndarray, " elements"],
+        owner: Owners,
         rule_of: RuleOf | None = None,
     ) -> Sight:
         """Write winners and collect elements near a tie, as `Backend.look` says."""
@@ -224,7 +219,7 @@ def merging_of(op: Op, inputs: Inputs, scaling: float, num_tasks: int, out: np.n
     )
 
 
-def _mix_table(edges: UInt64[np.ndarray, " edges"], tasks: UInt8[np.ndarray, " tasks"]) -> np.ndarray:
+def _mix_table(edges: Edges, tasks: PerTask) -> np.ndarray:
     """Return the task that the high bits of a key stand for, 255 where an edge lies among such keys."""
     cells = (edges >> np.uint64(64 - cache.MIX_BITS)).astype(np.int64)
     lengths = np.diff(np.concatenate(([0], cells, [1 << cache.MIX_BITS])))
