@@ -5,8 +5,8 @@ measured, as long as merging 0.1B parameters; llvmlite alone, on which numba sta
 
     largest = cache.task_vectors(stored, rows)
 
-calls `merge.task_vectors`; other loops are in the modules beside it. A loop takes arrays without gaps, numbers,
-and named tuples of both, allocates nothing, and returns an int64. It lets other threads run.
+calls `merge.task_vectors`; other loops are in the modules beside it. A loop takes arrays without gaps,
+numbers, and named tuples of both, allocates nothing, and returns an int64. It lets other threads run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import numpy as np
 #: Elements of all rows that are worked on at a time: they stay in the nearest caches.
 BLOCK = 2048
 
-#: Elements of a row that are worked on at once: as many float32 numbers as the widest registers hold. Narrower
-#: registers are used several at a time.
+#: Elements of a row that are worked on at once: as many float32 numbers as the widest registers hold.
+#: Narrower registers are used several at a time.
 LANES = 16
 
 #: Where places among a block are written, so many more are needed: they are written a few at a time.

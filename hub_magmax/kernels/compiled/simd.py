@@ -35,8 +35,8 @@ _intrinsic: Any = intrinsic
 _njit: Any = njit
 
 #: Compiles a function. Other threads run meanwhile, and a division by zero raises nothing. Nothing is
-#: allocated, so no references are counted: numba counts the users of an array, even for a call or a row of it,
-#: and that took half of the time of functions on sixteen elements.
+#: allocated, so no references are counted: numba counts the users of an array, even for a call or a row of
+#: it, and that took half of the time of functions on sixteen elements.
 compiled: Any = _njit(nogil=True, error_model="numpy", _nrt=False)
 #: Compiles a function on sixteen elements into its callers, because a call would take longer than that.
 inlined: Any = _njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)
