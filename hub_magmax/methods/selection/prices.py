@@ -20,7 +20,7 @@ Prices = Float64[np.ndarray, " tasks"]
 
 #: Stands for an infinite difference of prices: beyond every magnitude.
 FAR = 2.0**60
-_MOST_STEPS, _SCALING_BITS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 4, 10, 64, 1 << 10, 12
+_MOST_STEPS, _SCALING_BITS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 4, 10, 16, 1 << 10, 12
 
 
 @dataclass(frozen=True)
@@ -256,10 +256,9 @@ def _counted(
 
 def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, " columns"]:
     """Return a bit for each task that attains the maximum."""
-    bits = np.packbits(net == net.max(axis=0, initial=-np.inf), axis=0, bitorder="little")
-    octets = np.zeros((net.shape[1], 8), np.uint8)
-    octets[:, : len(bits)] = bits.T
-    masks: np.ndarray = octets.view("<i8")[:, 0]
+    best, masks = net.max(axis=0, initial=-np.inf), np.zeros(net.shape[1], np.int64)
+    for task, row in enumerate(net):
+        masks |= (row == best).astype(np.int64) << task
     return masks
 
 
