@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from hub_magmax.kernels.randomness import CounterGenerator
+from hub_magmax.methods.selection import ArrayChunks, prices, quotas, top_n
 from hub_magmax.methods.selection.prices import FAR, Box, Market, clear, rough, solve, split, tied_masks
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -105,6 +108,43 @@ def test_classes_that_cannot_go_anywhere_else_have_no_prices():
 
 def test_a_task_that_got_too_many_before_has_no_prices():
     assert clear(market([[1.0, 2], [2, 1]], [-1, 3]), np.zeros(2)) is None
+
+
+HOSTILE = {
+    "multiples": lambda rows, normal: (1 + rows / len(rows)) * normal[:1],
+    "whole multiples": lambda rows, normal: (1 + rows) * normal[:1],
+    "equal rows": lambda rows, normal: normal[:1].repeat(len(rows), 0),
+    "one huge": lambda rows, normal: np.where(np.arange(normal.shape[1]) == 17, 1e7, normal),
+    "a huge task": lambda rows, normal: np.where(rows == 1, 1e7, 1) * normal,
+    "all equal": lambda rows, normal: np.full_like(normal, 3.5),
+    "zeros": lambda rows, normal: np.zeros_like(normal),
+    "denormals": lambda rows, normal: 1e-41 * normal,
+}
+
+
+@pytest.mark.parametrize("num_tasks", [5, 20])
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("preference", ["flat", "one-sided", "ones"])
+def test_hostile_tensors_take_hundreds_of_flows_rather_than_thousands(
+    kind, preference, num_tasks, monkeypatch
+):
+    # Plain descent takes up to 35,000 of them for multiples of one row.
+    size, calls = 10_000, []
+    normal = np.random.default_rng(0).standard_normal((num_tasks, size))
+    task_vectors = HOSTILE[kind](np.arange(num_tasks)[:, None], normal).astype(np.float32)
+    ratios = [0.7**task for task in range(num_tasks)]
+    wanted = {
+        "flat": tuple(quotas([1 / num_tasks] * num_tasks, size)),
+        "one-sided": tuple(quotas([ratio / sum(ratios) for ratio in ratios], size)),
+        "ones": (1,) * (num_tasks - 1) + (size - num_tasks + 1,),
+    }[preference]
+    monkeypatch.setattr(prices, "split", lambda *a: calls.append(a) or split(*a))
+
+    found = top_n(ArrayChunks(torch.from_numpy(task_vectors)), wanted, CounterGenerator(0, "w"))
+
+    assert tuple(np.bincount(found.owner, minlength=num_tasks)) == wanted
+    assert found.duality_gap <= 1e-9
+    assert 0 < len(calls) <= 1000
 
 
 @pytest.mark.parametrize("width", [1.0, 1e6, FAR])

@@ -8,8 +8,10 @@ equal.
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -18,7 +20,7 @@ Prices = Float64[np.ndarray, " tasks"]
 
 #: Stands for an infinite difference of prices: beyond every magnitude.
 FAR = 2.0**60
-_MOST_STEPS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 10, 64, 1 << 10, 12
+_MOST_STEPS, _SCALING_BITS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 4, 10, 16, 1 << 10, 12
 
 
 @dataclass(frozen=True)
@@ -186,32 +188,54 @@ def _eliminate(matrix: Float64[np.ndarray, "n n"], right: Prices) -> Prices:
 
 
 def clear(market: Market, prices: Prices) -> Prices | None:
-    """Move prices until the quotas can be met, by exact line searches; None where no prices do that.
+    """Move prices until the quotas can be met; None where no prices do that.
 
-    Where they cannot be met, the elements that can only go to some tasks outnumber the quotas of these.
+    Descent takes a handful of steps from prices that are nearly right. From others it can take as many as
+    there are elements. Then values are rounded to multiples of a unit, and the unit is refined: prices that
+    are right for one unit are nearly right for the next (cost scaling).
+    """
+    if market.quotas.min(initial=0) < 0:
+        return None
+    found, is_done = _descend(market, prices, _MOST_STEPS)
+    if is_done:
+        return found
+    largest = max(market.values.max(initial=0), np.abs(prices).max())
+    shift = math.frexp(largest)[1]
+    while found is not None and shift > 0:
+        shift = max(0, shift - _SCALING_BITS)
+        unit = 2.0**shift
+        rounded = replace(market, values=np.rint(market.values / unit))
+        found, _ = _descend(rounded, np.rint(found / unit))
+        found = None if found is None else found * unit
+    return found
+
+
+def _descend(market: Market, prices: Prices, most: int = sys.maxsize) -> tuple[Prices | None, bool]:
+    """Move prices by exact line searches, in at most so many steps; say whether that was enough.
+
+    Where quotas cannot be met, the elements that can only go to some tasks outnumber the quotas of these.
     Raising their prices together, up to where enough elements tie with other tasks, is a step of steepest
     descent on the dual, which is convex. So the last prices are optimal.
     """
     values, sizes, quotas = market.values, market.sizes, market.quotas
-    if quotas.min(initial=0) < 0:
-        return None
-    prices, least, caution = prices.copy(), np.inf, 1
-    while True:
+    prices, least, caution = prices.copy(), math.inf, 1
+    for _ in range(most):
         net = values - prices[:, None]
         shares, crowded = split(*_counted(tied_masks(net), sizes, len(prices)), quotas)
         if crowded is None:
-            return prices
+            return prices, True
         excess = int((shares.sum(axis=0) - quotas)[crowded].sum())
         caution *= 1 if excess < least else 2
         least = min(least, excess)
         if crowded.all():
-            return None
+            return None, True
         leads = net[crowded].max(axis=0) - net[~crowded].max(axis=0)
         lead = _smallest(leads, sizes, -(-excess // caution))
         if lead >= FAR:
-            return None
+            return None, True
         prices[crowded] += lead
         prices -= prices.min()
+    return prices, False
 
 
 def _counted(
@@ -232,10 +256,9 @@ def _counted(
 
 def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, " columns"]:
     """Return a bit for each task that attains the maximum."""
-    bits = np.packbits(net == net.max(axis=0, initial=-np.inf), axis=0, bitorder="little")
-    octets = np.zeros((net.shape[1], 8), np.uint8)
-    octets[:, : len(bits)] = bits.T
-    masks: np.ndarray = octets.view("<i8")[:, 0]
+    best, masks = net.max(axis=0, initial=-np.inf), np.zeros(net.shape[1], np.int64)
+    for task, row in enumerate(net):
+        masks |= (row == best).astype(np.int64) << task
     return masks
 
 
