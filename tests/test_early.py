@@ -17,10 +17,9 @@ from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import Histograms, Undecided
 from hub_magmax.merging import engine
-from hub_magmax.merging import one_pass as early
 from hub_magmax.merging import rows as filerows
 from hub_magmax.merging.chunks import StoredChunks
-from hub_magmax.merging.one_pass import EarlyMerge
+from hub_magmax.merging.one_pass import EarlyMerge, MergedChunk, digest_of
 from hub_magmax.methods import Rule, thresholds
 from hub_magmax.methods.registry import chosen_rule
 from hub_magmax.methods.selection import assignment
@@ -60,10 +59,10 @@ def write(folder, kind, dtype=torch.bfloat16):
 @pytest.fixture
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)
     monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
-    monkeypatch.setattr(thresholds, "_SAMPLE_RUN", 64)
-    monkeypatch.setattr(thresholds, "_SAMPLE_STRIDE", 300)
+    monkeypatch.setattr(thresholds, "SAMPLE_RUN", 64)
+    monkeypatch.setattr(thresholds, "SAMPLE_STRIDE", 300)
     monkeypatch.setattr(assignment, "DIRECT_ELEMENTS", 1000)
     monkeypatch.setattr(assignment, "MIN_SAMPLE", 500)
     monkeypatch.setattr(filerows, "BLOCK_ELEMENTS", 2 * cache.BLOCK)
@@ -293,11 +292,9 @@ def test_a_tensor_that_was_not_offered_whole_is_not_finished(tmp_path):
 def test_a_rule_that_changed_its_mind_is_not_finished(tmp_path):
     tensor = Tensor(tmp_path, [[1] * 3, [2] * 3, [3] * 3], 4)
     owner = np.array([0, 1, 1], np.uint8)
-    tensor.early._merged[0] = early._Merged(
-        3, np.array([1]), np.array([[1.0], [2.0], [3.0]], np.float32).view(np.uint32),
-        np.array([1, 1]), early._digest((owner,), np.array([1])),
-    )  # fmt: skip
-    tensor.written[0] = Stored.of(torch.tensor([2.0, 0.0, 3.0]))
+    rows = np.array([[1.0], [2.0], [3.0]], np.float32).view(np.uint32)
+    found = MergedChunk(3, np.array([1]), rows, np.array([1, 1]), digest_of((owner,), np.array([1])))
+    tensor.early.note(0, found, np.array([2.0, 0.0, 3.0], np.float32).view(np.uint32))
     assert tensor.early.finish(chosen_rule(np.array([0, 1, 0], np.uint8))) is None
     assert tensor.early.finish(chosen_rule(np.array([0, 0, 1], np.uint8))).tolist() == [2, 1]
     assert tensor.values == [2, 2, 3]

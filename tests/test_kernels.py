@@ -193,7 +193,7 @@ def random_mix(start: int, count: int, weights: list[float]) -> Tensor:
 @pytest.fixture(params=["held", "counted"])
 def size(request, monkeypatch):
     """Make every tensor a small or a large one."""
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 1 << 20 if request.param == "held" else 0)
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 1 << 20 if request.param == "held" else 0)
 
 
 @pytest.mark.usefixtures("size")
@@ -235,10 +235,10 @@ def test_thresholds_do_not_depend_on_the_chunks(chunk_elements):
 @pytest.mark.parametrize("sampled", [0.0, 1e-3, 1e3])
 @pytest.mark.parametrize("bins", [1 << 20, 4])
 def test_a_sample_that_misleads_costs_passes_and_changes_nothing(keep, sampled, bins, monkeypatch):
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
-    monkeypatch.setattr(thresholds, "_MOST_BINS", bins)
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "MOST_BINS", bins)
     task_vectors = normal(2, 6000)
-    task_vectors[:, : thresholds._SAMPLE_RUN] *= sampled
+    task_vectors[:, : thresholds.SAMPLE_RUN] *= sampled
 
     found = thresholds_at(ArrayChunks(task_vectors, 1000), [keep, 300])
 

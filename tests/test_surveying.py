@@ -147,7 +147,7 @@ def test_interrupted_merge_surveys_again_and_gives_the_same_bytes(family):
 @pytest.mark.parametrize("method", [METHOD, TOP_N, TIES], ids=str)
 @pytest.mark.parametrize("backend", [Reference(), Compiled()], ids=["reference", "compiled"])
 def test_looking_at_the_model_is_progress(family, monkeypatch, method, backend):
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)
     monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     made, seen = plan(recipe_of(family, method=method)), []
 
@@ -165,7 +165,7 @@ def test_looking_at_the_model_is_progress(family, monkeypatch, method, backend):
 
 @pytest.mark.parametrize("scope", ["tensor", "model"])
 def test_what_a_progress_raises_comes_out_as_it_is(family, monkeypatch, scope):
-    monkeypatch.setattr(thresholds, "_HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)  # so that tensors are merged while they are looked at
 
     def interrupt(num_bytes: int) -> None:
         raise Interrupted

@@ -25,7 +25,7 @@ from hub_magmax.methods import Rule
 
 
 @dataclass(frozen=True)
-class _Merged:
+class MergedChunk:
     """A chunk that was merged but for its open elements.
 
     Attributes:
@@ -33,7 +33,7 @@ class _Merged:
         places: Of the open elements in it, int64.
         rows: What is stored of them: bits, a row for each checkpoint, the base model's first.
         counts: Of the decided elements, by task; none where tasks are not selected.
-        given: Digest of what the rule gave for the decided ones.
+        given: `digest_of` what the rule gave for the decided ones.
     """
 
     num_elements: int
@@ -70,7 +70,7 @@ class EarlyMerge:
         self.dtype, self.scaling = dtype, scaling
         self._num_elements, self._most_open, self._held = num_elements, most_open, held
         self._write, self._read_again = write, read_again
-        self._merged: dict[int, _Merged] = {}
+        self._merged: dict[int, MergedChunk] = {}
         self._has_failed = False
 
     def chunk(self, chunk: RawChunk) -> EarlyChunk | None:
@@ -87,7 +87,7 @@ class EarlyMerge:
             return self._held[start : start + size]
         return np.empty(size, bits_dtype(self.dtype))
 
-    def note(self, start: int, merged: _Merged, values: np.ndarray) -> None:
+    def note(self, start: int, merged: MergedChunk, values: np.ndarray) -> None:
         """Keep a chunk, unless more is open than may be; then the tensor is left to a second look."""
         self._merged[start] = merged
         num_open = sum(len(merged.places) for merged in self._merged.values())
@@ -114,7 +114,7 @@ class EarlyMerge:
         total: np.ndarray = np.zeros(1, np.int64)
         for start, merged in self._merged.items():
             given = rule.per_element(start, merged.num_elements)
-            if _digest(given, merged.places) != merged.given:
+            if digest_of(given, merged.places) != merged.given:
                 return None
             total = total + merged.counts
             if self._held is None and not len(merged.places):
@@ -131,7 +131,7 @@ class EarlyMerge:
             self._write(start, self._stored(whole))
         return total
 
-    def _again(self, start: int, merged: _Merged) -> np.ndarray:
+    def _again(self, start: int, merged: MergedChunk) -> np.ndarray:
         """Return the merged elements of a chunk, as they are before those that were open are put in."""
         if self._held is not None:
             return self._held[start : start + merged.num_elements]
@@ -167,14 +167,18 @@ class EarlyChunk:
             return result
         number = int(kept.number[0])
         counts = merging.counts if rule.op.selects else merging.counts[:0]
-        merged = _Merged(
-            size, places[:number].copy(), rows[:, :number].copy(), counts, _digest(rule.per_element(0, size))
+        merged = MergedChunk(
+            size,
+            places[:number].copy(),
+            rows[:, :number].copy(),
+            counts,
+            digest_of(rule.per_element(0, size)),
         )
         self.whole.note(self.chunk.start, merged, values)
         return result
 
 
-def _digest(given: tuple[Array, ...], open_places: np.ndarray | None = None) -> bytes:
+def digest_of(given: tuple[Array, ...], open_places: np.ndarray | None = None) -> bytes:
     """Identify what a rule gives for the elements of a chunk, where open ones have 0, or are to have it."""
     if not given:
         return b""

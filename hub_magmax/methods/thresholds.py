@@ -14,16 +14,16 @@ from hub_magmax.kernels.structures import Histograms
 from hub_magmax.methods.chunks import Chunks
 
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
-_HELD_NUMBERS = 1 << 20
+HELD_NUMBERS = 1 << 20
 
 #: To bracket a threshold, so many elements are looked at of every so many, or of larger parts if these are
 #: many. Each run is a read of its own. Measured with five tasks of 11 million elements: 48 runs leave 8
 #: elements in 100 in brackets of six deviations, 86 leave 5 in brackets of four.
-_SAMPLE_RUN, _SAMPLE_STRIDE, _MOST_RUNS = 1 << 12, 1 << 17, 512
+SAMPLE_RUN, SAMPLE_STRIDE, _MOST_RUNS = 1 << 12, 1 << 17, 512
 
 #: Bins of a histogram: so many for each element that is thought to be in the bracket, within bounds. Where
 #: the bin of a threshold has more than two different magnitudes, another pass narrows the bracket.
-_BINS_PER_ELEMENT, _FEWEST_BINS, _MOST_BINS = 4, 1 << 12, 1 << 20
+_BINS_PER_ELEMENT, _FEWEST_BINS, MOST_BINS = 4, 1 << 12, 1 << 20
 #: Twice as many passes, of one element each, take as long as keeping an element until its rule is known.
 _KEEPING_COST = 5
 
@@ -45,7 +45,7 @@ def magnitude_thresholds(
     shape = len(ranks), chunks.num_tasks
     if chunks.num_elements == 0:
         return np.full(shape, np.float32(math.inf))
-    if chunks.num_tasks * chunks.num_elements > _HELD_NUMBERS:
+    if chunks.num_tasks * chunks.num_elements > HELD_NUMBERS:
         return _count_thresholds(chunks, ranks, rule_of)
     size = chunks.num_elements
     above_all = np.full((chunks.num_tasks, 1), np.float32(math.inf))
@@ -108,13 +108,13 @@ def _count(chunks: Chunks, brackets: Sequence[_Bracket], rule_of: Callable[[np.n
 
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
-    stride = max(_SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
-    vectors = chunks.runs(_SAMPLE_RUN, stride)
+    stride = max(SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
+    vectors = chunks.runs(SAMPLE_RUN, stride)
     rows = np.abs(vectors, out=vectors).view(np.int32)
     brackets = []
     for task, row in enumerate(rows):
         rising = np.sort(row)
-        whole = row[: len(row) // _SAMPLE_RUN * _SAMPLE_RUN].reshape(-1, _SAMPLE_RUN)
+        whole = row[: len(row) // SAMPLE_RUN * SAMPLE_RUN].reshape(-1, SAMPLE_RUN)
         for rank in ranks:
             share = rank / chunks.num_elements
             # Four standard deviations of a count, and a few for samples in which it is small.
@@ -144,7 +144,7 @@ def _sampled_bracket(
     low = int(rising[-1 - below]) if below < size else 0
     guess = int(rising[-1 - min(int(place), size - 1)])
     inside = (min(below, size) - max(above, 0)) * num_elements // size
-    most_bins = min(_MOST_BINS, max(_BINS_PER_ELEMENT * inside, _FEWEST_BINS))
+    most_bins = min(MOST_BINS, max(_BINS_PER_ELEMENT * inside, _FEWEST_BINS))
 
     def is_guessed(bound: int, inner: Literal["left", "right"]) -> bool:
         first, end = (int(np.searchsorted(rising, bound, side)) for side in ("left", "right"))
