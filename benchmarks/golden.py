@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "golden.json"
 Entry = dict[str, Any]
 
 
-# What depends on the package's inside: the backend, merging in memory, the local Hub, the compiler.
+# Parts that depend on internals of the package: the backend, merging in memory, the local Hub, the compiler.
 
 
 def backend(name: str) -> Any:
@@ -108,7 +108,7 @@ class Case:
 
     @property
     def group(self) -> str:
-        """What cases have in common that must give the same weights."""
+        """Key that is equal for cases that must give the same weights."""
         same = ("hub",) if self.title in ORDERED else ("hub", "sharded")
         source = "folder" if self.source in same else self.source
         output = "" if self.output == "sharded" else self.output

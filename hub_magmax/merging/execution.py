@@ -1,4 +1,4 @@
-"""A plan executed: the public `merge`, from sources to a finished folder."""
+"""Execution of a plan: the public `merge`, from sources to a finished folder."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def merge(
 
 
 class ShardSink(Protocol):
-    """Where finished files of a merge are kept.
+    """Store of the finished files of a merge.
 
     Attributes:
         num_open: Files that may be in the making at a time.
@@ -165,7 +165,7 @@ def _backend_of(plan: Plan) -> Backend:
 
 
 class _Cancelled(BaseException):
-    """What a progress raised, on its way through code that turns the errors of methods into messages."""
+    """Carrier of an error that a progress raised, through code that turns errors of methods into messages."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)

@@ -1,8 +1,8 @@
-"""Merging a tensor's chunks while they are looked at, before it is known of every element how.
+"""Early merge: most elements of a tensor merged during its survey, the others when its rule is known.
 
-Prices and thresholds come from a look at a whole tensor, and merging it takes another one. But a sample
-tells them nearly, so most elements are decided as soon as they are seen. These are merged while they are in
-the cache. Of the others, some per cent, what is stored is kept, and they are merged when the rule is known.
+Prices and thresholds come from one pass over the whole tensor, and merging takes another. But a sample gives
+them nearly, so most elements are decided as soon as they are read, and are merged while they are in the
+cache. The stored values of the others, a few per cent, are kept until the rule is known.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hub_magmax.methods import Rule
 
 @dataclass(frozen=True)
 class MergedChunk:
-    """A chunk that was merged but for its open elements.
+    """A merged chunk without its open elements.
 
     Attributes:
         num_elements: Of the chunk.
@@ -44,7 +44,7 @@ class MergedChunk:
 
 
 class EarlyMerge:
-    """What was merged early of one tensor, and its open elements.
+    """The early merge of one tensor: its merged chunks, and its open elements.
 
     Args:
         num_elements: Of the tensor.
@@ -74,7 +74,7 @@ class EarlyMerge:
         self._has_failed = False
 
     def chunk(self, chunk: RawChunk) -> EarlyChunk | None:
-        """Return what merges a chunk early, or None where that cannot be; a chunk given again counts anew."""
+        """Return the `OnePass` of a chunk, or None without early merging; one given again counts anew."""
         self._merged.pop(chunk.start, None)
         files = chunk.files
         if self._has_failed or files is None or files.dtype != self.dtype or self.dtype not in LOOP_DTYPES:

@@ -1,4 +1,4 @@
-"""The core alone: merge any stacked task vectors, without files, base model or scaling."""
+"""Merges of stacked task vectors in memory, without files, base model or scaling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a rule and what comes out, and the blocks in which a rule reads a tensor."""
+"""Input and output of selection rules: task vectors in chunks, and the selection of one tensor."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class Chunks(Protocol):
 
     @property
     def num_threads(self) -> int:
-        """How many threads a rule may work with."""
+        """Number of threads a rule may use."""
         ...
 
     @property
     def scratch(self) -> Scratch:
-        """Where arrays with a number for each element lie."""
+        """Place of arrays with a number for each element: memory or a file."""
         ...
 
     def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]: ...
 
     def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
-        """Yield the same as arrays."""
+        """Yield the same as NumPy arrays."""
         ...
 
     def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
@@ -116,7 +116,7 @@ class ArrayChunks:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a rule decided for one tensor.
+    """The selection that a rule made for one tensor.
 
     Attributes:
         owner: The task (from zero) that each element is taken from.
