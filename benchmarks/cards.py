@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 CARDS = ROOT / "cards"
 
-#: What is stored of a run, besides its card and its picture.
+#: Files stored of a run, besides its card and its picture.
 VALUES = (REPORT_NAME, SCORES_NAME, OUTCOMES_NAME, LOCK_NAME, "recipe.yaml")
 
 #: The colours of the picture: enough that nobody sees the difference, at a third of the bytes.

@@ -1,4 +1,4 @@
-"""Does a diagnosis cost what reading costs, and does it name what is wrong?
+"""Cost of a diagnosis against the cost of reading, and the faults that it names.
 
     python -m benchmarks.diagnoses                     # 0.25B parameters, about two minutes
     python -m benchmarks.diagnoses --size 1b --write   # and store it in benchmarks/results/diagnoses.json
@@ -32,7 +32,7 @@ from benchmarks.families import make_family
 RESULTS = Path(__file__).parent / "results" / "diagnoses.json"
 NUM_TASKS = 5
 
-#: What a faulty checkpoint holds under a name, given what a sound one holds under any name.
+#: Returns a faulty checkpoint's tensor of a name, given its name and a reader of a sound one's.
 Fault = Callable[[str, Callable[[str], Tensor]], Tensor]
 
 

@@ -25,7 +25,7 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Model:
-    """What `save_pretrained` would write: config.json, and tensors of one dtype by name.
+    """Content of a checkpoint as `save_pretrained` writes it: config.json, and tensors of one dtype by name.
 
     Attributes:
         title: For people.

@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "golden.json"
 Entry = dict[str, Any]
 
 
-# What depends on the package's inside: the backend, merging in memory, the local Hub, the compiler.
+# Parts that depend on internals of the package: the backend, merging in memory, the local Hub, the compiler.
 
 
 def backend(name: str) -> Any:
@@ -108,7 +108,7 @@ class Case:
 
     @property
     def group(self) -> str:
-        """What cases have in common that must give the same weights."""
+        """Key that is equal for cases that must give the same weights."""
         same = ("hub",) if self.title in ORDERED else ("hub", "sharded")
         source = "folder" if self.source in same else self.source
         output = "" if self.output == "sharded" else self.output
@@ -346,14 +346,30 @@ def run(
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare or record; return the exit code."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--record", action="store_true", help="store what comes out")
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help="globs, or how keys begin")
     parser.add_argument("--chunk-elements", type=int, default=CHUNK_ELEMENTS, help="must not matter")
     parser.add_argument("--verbose", action="store_true", help="print each merge and its processor time")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def compare(found: Mapping[Case, Entry], only: Sequence[str]) -> list[str]:
+    """Return the differences of digests from the stored ones, of all cases that `only` matches."""
+    stored = load() if RESULTS.exists() else {"processor": "", "merges": {}}
+    return differences(found, stored, [key for key in stored["merges"] if matches(key, only)])
+
+
+def record(found: Mapping[Case, Entry], only: Sequence[str]) -> None:
+    """Store digests; where `only` names some cases, those of the others stay."""
+    store(found, load()["merges"] if only and RESULTS.exists() else {})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare or record; return the exit code."""
+    options = parse(arguments)
     started = time.perf_counter()
     with ExitStack() as stack:
         hub = stack.enter_context(local_hub())
@@ -361,13 +377,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merger = Merger(folder, hub, options.chunk_elements)
         found = run(options.only, merger, print if options.verbose else lambda line: None)
     problems = unequal(found)
-    stored: dict[str, Any] = load() if RESULTS.exists() else {"processor": "", "merges": {}}
     if options.record:
-        kept = {key: entry for key, entry in stored["merges"].items() if options.only and key not in found}
-        store(found, kept)
+        record(found, options.only)
     else:
-        wanted = [key for key in stored["merges"] if matches(key, options.only)]
-        problems += differences(found, stored, wanted)
+        problems += compare(found, options.only)
     print(*problems, sep="\n", end="\n" if problems else "")
     done = "recorded" if options.record else "compared"
     print(f"{len(found)} merges {done} in {time.perf_counter() - started:.0f} s, {len(problems)} problems")

@@ -261,7 +261,7 @@ def recipe(folder: Path, weights: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-#: What writes the checkpoints of each kind of source into a folder, and returns a recipe's values.
+#: Functions that write the checkpoints of each kind of source into a folder, and return a recipe's values.
 #: `hub` has those of `folder`, uploaded.
 SOURCES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "folder": write_folders,

@@ -1,4 +1,4 @@
-"""What was measured of merges, as it is stored, and docs/performance.md, which is written from that alone.
+"""Stored measurements of merges, and docs/performance.md, which is written from them alone.
 
     python -m benchmarks.performance   # write the page again
 

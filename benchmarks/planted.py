@@ -1,4 +1,4 @@
-"""Does an estimate recover a planted mixture? Targets of digits, four fifths of one task, one of another.
+"""Recovery of planted mixtures by estimates. Targets of digits, four fifths of one task, one of another.
 
     python -m benchmarks.planted quickstart            # a folder that `hub-magmax quickstart` made
     python -m benchmarks.planted new-folder --seed 3   # makes one

@@ -52,7 +52,7 @@ def _failures(results: dict[str, Any], part: str) -> list[str]:
     return found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else [])
 
 
-#: What is attacked and how, by name, in the order of the page.
+#: Targets and kinds of attacks, by name, in the order of the page.
 PARTS = {
     "kills": "SIGKILL of a real `hub-magmax merge` at a random moment of its writing",
     "hub_kills": "SIGKILL of `hub-magmax run`, which merges and pushes to a local Hub, at a random moment",

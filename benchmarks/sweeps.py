@@ -1,4 +1,4 @@
-"""Does the adaptive sweep find the front? Sixty tries against a lattice of three hundred, on digits.
+"""Front found by the adaptive sweep: sixty tries against a lattice of three hundred, on digits.
 
     python -m benchmarks.sweeps FOLDER ...           print it for families that `hub-magmax quickstart` made
     python -m benchmarks.sweeps FOLDER ... --write   and store it in benchmarks/results/sweeps.json

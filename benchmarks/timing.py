@@ -1,4 +1,4 @@
-"""What the benchmarks of merges share: how they run and time a command, and how they say where it was."""
+"""Shared parts of the benchmarks of merges: running and timing commands, and describing the machine."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ ATTACK_SECONDS = 120
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
 
-#: What a merge report says of one run only.
+#: Fields of a merge report that differ from run to run.
 _DIFFERS: dict[str, Any] = {"seconds": 0, "peak_memory_bytes": 0, "profile": {}}
 
 
 @dataclass
 class Tally:
-    """What one part did: attacks by outcome, and each failure in words."""
+    """Results of one part: attacks by outcome, and each failure in words."""
 
     attacks: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)

@@ -114,18 +114,15 @@ def test_reading_is_told_from_computing(folder, values):
 
 def run(folder, action):
     """Do something to a file between two chunks of a pass that merges, and of one that reads."""
-    for use in (merged, lambda found: [block.sum() for _, block in found]):
+    for passing in (lambda found: merged_chunks(found, RULE, "BF16", 1.0), iter):
         write(folder)
-        found = chunks(sources(folder))
-        passed = found._read
 
-        def read(parts, found=passed, **options):
-            if parts[0][0] == 3000:
-                action(folder / "2" / "model.safetensors")
-            return found(parts, **options)
+        def use(passing=passing):
+            for start, _ in passing(chunks(sources(folder))):
+                if start == 2000:
+                    action(folder / "2" / "model.safetensors")
 
-        object.__setattr__(found, "_read", read)
-        yield lambda use=use, found=found: use(found)
+        yield use
 
 
 def test_file_that_is_cut_meanwhile_is_an_error(tmp_path):

@@ -212,6 +212,13 @@ def test_zero_task_vectors_give_zero(name, options):
     assert not merge_tensors(CASES["all zero"], method=name, **options).any()
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0)], ids=str)
+@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
+def test_a_tensor_without_elements_stays_empty(name, options, shape):
+    found = merge_tensors(torch.empty(2, *shape), method=name, **options)
+    assert (found.shape, found.dtype) == (shape, torch.float32)
+
+
 def test_seed_and_name_decide_a_draw_and_nothing_else_does():
     vectors = CASES["ties and zeros"]
 

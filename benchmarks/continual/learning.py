@@ -36,7 +36,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Course:
-    """How each task is learned: AdamW, warm-up and a cosine to zero; the paper's numbers for images.
+    """Settings for learning each task: AdamW, warm-up and a cosine to zero; the paper's numbers for images.
 
     Attributes:
         epochs: Passes over a task's examples.
@@ -56,7 +56,7 @@ class Course:
 
 
 class Learner(Protocol):
-    """What is particular to a kind of model."""
+    """Parts that differ between kinds of models."""
 
     model_class: str
     processor_class: str

@@ -1,4 +1,4 @@
-"""What every method does to every target of a family, example by example."""
+"""Scores of every method on every target of a family, example by example."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hub_magmax.recipe.schema import Method, Recipe
 AVERAGE = Method(name="average")
 MAGMAX = Method(name="magmax")
 TUNABLE = Method.model_validate({"name": "tunable_magmax", "selection": "algorithm-1"})
-#: What a comparison tries first, as `method: auto` does.
+#: First attempt of a comparison, as `method: auto` makes it.
 FIRST = Method(name="auto")
 TOP_N = Method.model_validate({"name": "tunable_magmax", "selection": "top-n"})
 

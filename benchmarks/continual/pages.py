@@ -1,4 +1,4 @@
-"""Stored results, and the page that is written from them alone."""
+"""The page of the experiments, written from stored results alone."""
 
 from __future__ import annotations
 

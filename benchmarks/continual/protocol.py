@@ -1,4 +1,4 @@
-"""What is merged for: targets that mix a few tasks in known parts, drawn from the test examples."""
+"""Targets of the experiments: mixtures of a few tasks in known parts, drawn from the test examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIXTURES = ((1, 1), (4, 1), (1, 1, 1), (2, 2, 1), (3, 1, 1))
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every family is measured by.
+    """The measurements that every family gets.
 
     Attributes:
         mixtures: In whole parts.

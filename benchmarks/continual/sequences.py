@@ -35,7 +35,7 @@ Report = Callable[[str], None]
 #: Sequences of data sets that come with the benchmark.
 LANGUAGE = Path(__file__).parent / "language"
 
-#: Where there is no test split, this share of the examples becomes one.
+#: Share of the examples that becomes the test split of a data set without one.
 TEST_SHARE = 0.2
 
 #: Training examples of all tasks together, for the preference by transport.

@@ -14,7 +14,7 @@ OURS = "tunable_magmax algorithm-1"
 AGREEMENT = "agreement"
 TOP_N = "tunable_magmax top-n"
 
-#: What it is said to beat: methods as they are where nobody states a preference.
+#: Baselines: methods as they are without a preference.
 CLAIMED = (
     ("last_task", "uniform"),
     ("random_mix", "uniform"),
@@ -23,7 +23,7 @@ CLAIMED = (
     ("magmax", "uniform"),
 )
 
-#: How the scaling coefficient of a row is found: the same for all, on each meta sample, or in hindsight.
+#: Source of a row's scaling coefficient: the same for all, found on each meta sample, or in hindsight.
 WAYS = ("fixed", "tuned", "hindsight")
 
 

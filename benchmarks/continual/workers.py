@@ -1,4 +1,4 @@
-"""What a process of its own does; it imports this module, which it could not do with the main one."""
+"""Work of child processes, in a module that they can import; the main module they cannot."""
 
 from __future__ import annotations
 

@@ -42,14 +42,10 @@ class CounterGenerator:
 
     def bits(self, start: int, count: int, stream: int) -> Int64[torch.Tensor, " count"]:
         """Return the keys of elements `start` to `start + count - 1`: int64, uniform, all different."""
-        return self.bits_at(torch.arange(start, start + count, dtype=torch.int64), stream)
-
-    def bits_at(self, indices: Int64[torch.Tensor, " count"], stream: int) -> Int64[torch.Tensor, " count"]:
-        """Return the keys of the elements at `indices` (CPU). Equal indices, equal keys."""
-        return torch.from_numpy(self.keys(indices.numpy(), stream))
+        return torch.from_numpy(self.keys(np.arange(start, start + count), stream))
 
     def keys(self, indices: Int64[np.ndarray, " count"], stream: int) -> Int64[np.ndarray, " count"]:
-        """Return what `bits_at` returns, as arrays."""
+        """Return the keys of the elements at `indices`. Equal indices, equal keys."""
         return keys_of(indices, *self.constants(stream))
 
     def uniform(self, start: int, count: int, stream: int) -> Float64[torch.Tensor, " count"]:

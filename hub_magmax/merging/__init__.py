@@ -1,1 +1,1 @@
-"""A plan carried out: tensors streamed, merged and written."""
+"""Execution of a plan: tensors streamed, merged and written."""

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
+from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.source import RowMemory, TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
@@ -179,19 +180,24 @@ class StoredChunks:
             return self._read_one_by_one(parts) if self._files is None else self._files.read(parts)
 
     def _read_one_by_one(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
+        """Read one part of each checkpoint, into rows of one array where all have the same dtype."""
         (start, stop), *others = parts
         assert not others, "parts are read together by compiled loops only"
         infos = [source.index.tensors[self.name] for source in self._sources]
         if len({info.dtype for info in infos}) > 1:
             return [source.read_stored(self.name, start, stop) for source in self._sources]
+        return self._read_into_rows(start, stop, infos)
+
+    def _read_into_rows(self, start: int, stop: int, infos: Sequence[TensorInfo]) -> Stored | list[Stored]:
+        """Read a part of all checkpoints; a source may return values that it holds already instead."""
         dtype = bits_dtype(infos[0].dtype)
         places = [info.start_byte + start * dtype.itemsize for info in infos]
         rows = (self.memory or ChunkMemory()).stored.rows(dtype, stop - start, places)
         wanted = [*rows]
         pairs = zip(self._sources, wanted, strict=True)
         found = [source.read_stored(self.name, start, stop, row) for source, row in pairs]
-        together = all(values.bits is row for values, row in zip(found, wanted, strict=True))
-        return Stored(rows, infos[0].dtype) if together else found
+        is_in_rows = all(values.bits is row for values, row in zip(found, wanted, strict=True))
+        return Stored(rows, infos[0].dtype) if is_in_rows else found
 
     def check(self, probe: float, chunk: RawChunk, merged: Stored | None = None) -> None:
         """Raise for the first value that is not finite, of the inputs or of what they were merged into.

@@ -139,7 +139,7 @@ class Engine:
                 self.close()  # nobody writes to a file any more when it is abandoned
 
     def _begin(self, shard: Shard, unfinished: ExitStack) -> Callable[[], ShardRecord]:
-        """Have one file made, and return what waits for it."""
+        """Start one file, and return a function that waits for it."""
         path = self.place.folder / shard.file
         with os_errors(path):
             file = ShardFile(path)
@@ -183,7 +183,7 @@ class Engine:
             self._progress(num_bytes)
 
     def _copy(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
-        """Write what needs no task vectors."""
+        """Write a tensor that needs no task vectors."""
         if isinstance(job, FactorJob):
             slot.write(0, Stored.of(factor_values(job, self.sources)))
             return

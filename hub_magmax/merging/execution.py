@@ -1,4 +1,4 @@
-"""A plan executed: the public `merge`, from sources to a finished folder."""
+"""Execution of a plan: the public `merge`, from sources to a finished folder."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from hub_magmax.processes import Processes, find_processes
 _MAX_THREADS = 8
 
 
+# Most decisions are the defaults of its arguments; the steps are one story.
 def merge(
     plan: Plan,
     output: Path | str | None = None,
@@ -129,19 +130,12 @@ def make_shards(
         Seconds by kind of work, as the merge report has them.
     """
     with _raising(progress or (lambda num_bytes: None)) as advance:
-        missing = []
-        for shard in share(plan.shards, processes):
-            if sink.intact(shard.file) is None:
-                missing.append(shard)
-            else:
-                advance(shard.data_bytes)
+        missing = [*_unfinished(share(plan.shards, processes), sink, advance)]
         in_order = plan.num_remote > 0
         budget = budget_of(plan, 1 if in_order else min(num_threads(), _MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        if backend is None:
-            num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
-            backend = choose_backend(num_elements, plan.recipe.output.device)
+        backend = backend or _backend_of(plan)
         engine = Engine(plan, sources, place, advance, budget, sink.num_open, backend, in_order=in_order)
         with one_thread():
             try:
@@ -153,6 +147,21 @@ def make_shards(
                 place.forget()  # what is finished may be made of the same bytes
                 raise
     return engine.clock.seconds
+
+
+def _unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) -> Iterator[Shard]:
+    """Yield the shards that `sink` does not have; the bytes of the others are progress."""
+    for shard in shards:
+        if sink.intact(shard.file) is None:
+            yield shard
+        else:
+            advance(shard.data_bytes)
+
+
+def _backend_of(plan: Plan) -> Backend:
+    """Return the backend of the recipe's device, or the fastest on the CPU for this many elements."""
+    num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
+    return choose_backend(num_elements, plan.recipe.output.device)
 
 
 class _Cancelled(BaseException):

@@ -1,4 +1,4 @@
-"""Merging in memory, any number of times from the same checkpoints, without writing.
+"""Merges in memory, any number of them from the same checkpoints, without writing.
 
 A method surveys the tensors once for a preference; models for any scaling coefficient follow, the same to the
 bit as the files that `merging.merge` writes, by the same backend.

@@ -33,7 +33,7 @@ class MergedChunk:
         places: Of the open elements in it, int64.
         rows: What is stored of them: bits, a row for each checkpoint, the base model's first.
         counts: Of the decided elements, by task; none where tasks are not selected.
-        given: Digest of what the rule gave for the decided ones.
+        given: `digest_of` what the rule gave for the decided ones.
     """
 
     num_elements: int

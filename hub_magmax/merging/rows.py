@@ -68,7 +68,7 @@ class FileRows:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the files open. What was read meanwhile counts if this ends without an error.
+        """Hold the files open. Values read meanwhile count if this ends without an error.
 
         Raises:
             CheckpointError, SourceError: If a file cannot be read, or was changed.
@@ -98,7 +98,7 @@ class FileRows:
         return Stored(rows, self.dtype)
 
     def _read_one_by_one(self, parts: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
-        """Read again, by what says which file is wrong, and why."""
+        """Read again through the sources, whose errors name the file and the reason."""
         for source, row in zip(self._sources, rows, strict=True):
             pieces = np.split(row, np.cumsum([stop - start for start, stop in parts])[:-1])
             for (start, stop), piece in zip(parts, pieces, strict=True):

@@ -27,7 +27,7 @@ from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import Chunks
 from hub_magmax.planning.plan import TensorJob
 
-#: What draws of a whole model are named after; tensors' own draws are named after the tensor.
+#: Name of the draws of a whole model; those of a tensor have the tensor's name.
 _GENERATOR_NAME = "the whole model"
 _PIECE_ELEMENTS = 2**20
 #: Operations of rules that can be stored.
@@ -47,7 +47,7 @@ class ModelRule:
     starts: Mapping[str, int]
 
     def part(self, name: str) -> Rule:
-        """Return one tensor's rule. What is known of the whole model is said by the first tensor's."""
+        """Return one tensor's rule. Facts about the whole model are in the first tensor's."""
         first, rule = self.starts[name], self.rule
         found = replace(rule, per_element=lambda start, count: rule.per_element(first + start, count))
         return replace(found, num_unaligned=(), duality_gap=None) if first else found

@@ -1,4 +1,4 @@
-"""The core alone: merge any stacked task vectors, without files, base model or scaling."""
+"""Merges of stacked task vectors in memory, without files, base model or scaling."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ def merge_tensors(
     if len(weights) != num_tasks:
         raise RecipeError(f"{len(weights)} weights for {num_tasks} tasks", where="preference")
     quotas(weights, 0)  # raises unless the weights are a preference
+    if not task_vectors[0].numel():
+        return task_vectors[0].clone()  # no method is asked, as in a merge of files
     chunks = ArrayChunks(task_vectors, backend=choose_backend(task_vectors[0].numel()))
     rule = tensor_rule(
         chunks,

@@ -56,7 +56,7 @@ class Chunks(Protocol):
     def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]: ...
 
     def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
-        """Yield the same as arrays."""
+        """Yield the same as NumPy arrays."""
         ...
 
     def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:

@@ -163,7 +163,7 @@ class MergeMethod:
     def coefficients(
         self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
     ) -> tuple[float, ...]:
-        """Return what a linear method multiplies each task vector by; they are the same for all tensors.
+        """Return the factors of a linear method, one per task vector, the same for all tensors.
 
         Args:
             num_tasks: Number of task vectors.
@@ -188,7 +188,7 @@ class MergeMethod:
 
 @contextmanager
 def _failures(where: str) -> Iterator[None]:
-    """Turn whatever somebody's method may raise into a RecipeError."""
+    """Turn any error of a method into a RecipeError."""
     try:
         yield
     except (HubMagmaxError, OSError, MemoryError):

@@ -1,4 +1,4 @@
-"""One tensor of a file in the making: its place, and the facts about it that the report states."""
+"""One tensor of an unfinished file: its place, and its facts for the report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TensorWriter:
             self._progress(len(values.content))
 
     def read_again(self, start: int) -> bytearray:
-        """Return what was written from an element on."""
+        """Return the values written from an element on."""
         with self._clock.spend("write"):
             return self._file.read_again(self._place(start))
 
