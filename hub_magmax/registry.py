@@ -96,11 +96,17 @@ class Registry:
         return entry
 
 
-#: Kinds of locations of checkpoints (`checkpoints.locations.Location`).
+#: Kinds of locations of checkpoints (`checkpoints.locations.Location`); add a line here for a new one. Names
+#: of checkpoints begin with the kind and a colon, but for folders and the Hub.
 LOCATIONS = Registry(
     "kind of source",
     "hub_magmax.sources",
-    MappingProxyType(dict.fromkeys(("local", "hub"), "hub_magmax.checkpoints.locations")),
+    MappingProxyType(
+        {
+            "local": "hub_magmax.checkpoints.locations",
+            "hub": "hub_magmax.checkpoints.locations",
+        }
+    ),
     "location_kind",
 )
 

@@ -39,8 +39,8 @@ class _ZipSource(FileSource):
         try:
             with zipfile.ZipFile(path) as archive:
                 self._members = {member.filename: member for member in archive.infolist()}
-        except OSError as error:
-            raise SourceError(f"cannot be read ({error.strerror})", where=label) from error
+        except (OSError, zipfile.BadZipFile) as error:
+            raise SourceError(f"cannot be read ({error})", where=label) from error
 
     @property
     def sizes(self) -> Mapping[str, int]:

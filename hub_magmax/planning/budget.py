@@ -25,14 +25,14 @@ OPEN_CHUNKS = 8
 #: it again takes a twenty-fifth of a merge, measured.
 HELD_CHUNKS = 32
 
-#: Measured: the process with torch imported and no tensors (docs/design.md).
+#: The process with torch imported and no tensors, measured.
 RUNTIME_BYTES = 350_000_000
 
 #: A merge that must not take much works on pieces no smaller than these.
 LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
 
 
-#: Bytes an element that `merging` allocates, by what holds them; tests/test_budget.py measures them.
+#: Bytes an element that `merging` allocates, by what holds them; tests/test_planning_budget.py measures them.
 #: A chunk is held as stored, once for the base model and once for each task, as task vectors in float32, and
 #: merged, with temporaries. Undecided elements of a single pass are held as stored and with their places, and
 #: merged values until their tensor is written.

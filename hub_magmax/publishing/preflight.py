@@ -12,6 +12,7 @@ from hub_magmax.evaluation.data import with_kept_data
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import os_errors
 from hub_magmax.hub import hub_api, retry
+from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
@@ -50,10 +51,12 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
 
     Raises:
         OutputError: If there is no room for the output.
+        RecipeError: If this machine has no such device.
         EvaluationError: If examples of the evaluation cannot be loaded.
         PublishError: If this token may not write, there is no such branch, or the Hub would refuse the card.
     """
     check_room(plan, num_processes)
+    _check_device(plan)
     _check_data(plan)
     if destination is None:
         return None
@@ -70,6 +73,8 @@ def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, 
 
 def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckResult]:
     yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
+    if plan.recipe.output.device is not None:
+        yield _look("device", lambda: _check_device(plan))
     if plan.recipe.output.keep:
         yield _look("output", lambda: _free_output(plan))
     if destination is None:
@@ -80,6 +85,13 @@ def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckRes
         yield _look("card", lambda: check_card(plan, destination))
     if plan.recipe.evaluation is not None:
         yield _look("data", lambda: _check_data(plan))
+
+
+def _check_device(plan: Plan) -> str:
+    device = plan.recipe.output.device
+    if device is not None:
+        choose_backend(0, device)
+    return f"{device} is there"
 
 
 def _check_data(plan: Plan) -> str:

@@ -28,7 +28,8 @@ def parse_model_name(written: str, folder: Path) -> Any:
     if is_path or ("://" not in written and is_folder(folder / written)):
         kind = "local"
     else:
-        kind = scheme if colon and scheme in LOCATIONS.plugins else "hub"
+        is_kind = colon and scheme not in ("local", "hub") and scheme in LOCATIONS.names()
+        kind = scheme if is_kind else "hub"
     return LOCATIONS.get(kind).parse(written, folder)
 
 
