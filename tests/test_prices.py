@@ -125,8 +125,10 @@ HOSTILE = {
 @pytest.mark.parametrize("num_tasks", [5, 20])
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("preference", ["flat", "one-sided", "ones"])
-def test_hostile_tensors_take_few_flows(kind, preference, num_tasks, monkeypatch):
-    # Plain descent takes up to 35,000 flows for multiples of one row.
+def test_hostile_tensors_take_hundreds_of_flows_rather_than_thousands(
+    kind, preference, num_tasks, monkeypatch
+):
+    # Plain descent takes up to 35,000 of them for multiples of one row.
     size, calls = 10_000, []
     normal = np.random.default_rng(0).standard_normal((num_tasks, size))
     task_vectors = HOSTILE[kind](np.arange(num_tasks)[:, None], normal).astype(np.float32)
@@ -142,7 +144,7 @@ def test_hostile_tensors_take_few_flows(kind, preference, num_tasks, monkeypatch
 
     assert tuple(np.bincount(found.owner, minlength=num_tasks)) == wanted
     assert found.duality_gap <= 1e-9
-    assert 0 < len(calls) <= 3000
+    assert 0 < len(calls) <= 1000
 
 
 @pytest.mark.parametrize("width", [1.0, 1e6, FAR])

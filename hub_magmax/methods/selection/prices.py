@@ -20,9 +20,7 @@ Prices = Float64[np.ndarray, " tasks"]
 
 #: Stands for an infinite difference of prices: beyond every magnitude.
 FAR = 2.0**60
-_MOST_STEPS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 10, 16, 1 << 10, 12
-# Descent takes up to 70 steps to exchange single elements, which is faster than to start with a coarse unit.
-_MOST_DESCENTS, _SCALING_BITS = 300, 4
+_MOST_STEPS, _SCALING_BITS, _SWEEPS, _BATCHES, _MANY, _FEW_TASKS = 30, 4, 10, 16, 1 << 10, 12
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ def clear(market: Market, prices: Prices) -> Prices | None:
     """
     if market.quotas.min(initial=0) < 0:
         return None
-    found, is_done = _descend(market, prices, _MOST_DESCENTS)
+    found, is_done = _descend(market, prices, _MOST_STEPS)
     if is_done:
         return found
     largest = max(market.values.max(initial=0), np.abs(prices).max())
