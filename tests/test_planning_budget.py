@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.dispatch import choose_backend
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.execution import merge
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import plan
@@ -38,7 +39,8 @@ def large(**output):
 
 def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
     made = large()
-    per_chunk_element = 4 * 3 + 4 * 2 + 24  # stored, task vectors, merged and temporaries; two tasks
+    # Stored, task vectors, merged and temporaries, undecided and their places; two tasks.
+    per_chunk_element = 4 * 3 + 4 * 2 + 24 + (4 * 3 + 8)
     one = RUNTIME_BYTES + per_chunk_element * CHUNK_ELEMENTS + 6 * 2**20
     assert memory_bytes(made, budget_of(made, 1)) == peak_memory_bytes(made) == one
     assert memory_bytes(made, budget_of(made, 2)) == 2 * one - RUNTIME_BYTES
@@ -75,7 +77,8 @@ def test_scope_model_keeps_what_one_tensor_of_all_elements_would():
     made = large()
     method = {**made.lock.method, "scope": "model"}
     found = replace(made, lock=replace(made.lock, method=method))
-    assert peak_memory_bytes(found) - peak_memory_bytes(made) == 6 * 2**20
+    undecided = (4 * 3 + 8) * CHUNK_ELEMENTS  # no chunk is merged while the model is surveyed
+    assert peak_memory_bytes(found) - peak_memory_bytes(made) == 6 * 2**20 - undecided
 
 
 def test_a_limit_makes_chunks_smaller_first_and_then_threads_fewer():
@@ -94,33 +97,55 @@ def test_a_limit_that_cannot_be_kept_is_refused_when_planning(family):
         plan(load_recipe(write_recipe(family, output={"path": "merged", "memory": "100MB"})))
 
 
+#: That of large merges, whose memory matters.
+FAST = choose_backend(10**9)
+AVERAGE, MAGMAX, TIES, BREADCRUMBS = ({"name": name} for name in ("average", "magmax", "ties", "breadcrumbs"))
+DARE, MIX, TUNABLE = ({"name": name} for name in ("dare", "random_mix", "tunable_magmax"))
+TOP_N, MODEL = {**TUNABLE, "selection": "top-n"}, {"scope": "model"}
+
+
 @pytest.mark.parametrize(
-    ("method", "least"),
+    ("method", "backend", "chunk_elements", "least"),
     [
-        ({"name": "average"}, 0.6),
-        ({"name": "magmax"}, 0.6),
-        ({"name": "dare"}, 0.6),
-        ({"name": "tunable_magmax"}, 0.2),
-        # Few elements are undecided where few tie; plans count the most there can be.
-        ({"name": "ties"}, 0.1),
-        ({"name": "breadcrumbs"}, 0.1),
+        (AVERAGE, FAST, CHUNK_ELEMENTS, 0.6),
+        (MAGMAX, FAST, CHUNK_ELEMENTS, 0.6),
+        (DARE, FAST, CHUNK_ELEMENTS, 0.4),
+        (DARE, Reference(), CHUNK_ELEMENTS, 0.6),
+        (DARE, Reference(), 2**16, 0.6),
+        (MIX, Reference(), CHUNK_ELEMENTS, 0.6),
+        (TUNABLE, FAST, CHUNK_ELEMENTS, 0.2),
+        (TOP_N, FAST, CHUNK_ELEMENTS, 0.6),
+        (TOP_N, FAST, 2**16, 0.3),
+        # Few elements are undecided where few tie, and few are counted; plans state the most there can be.
+        (TIES, FAST, CHUNK_ELEMENTS, 0.1),
+        (TIES | MODEL, FAST, 2**16, 0.2),
+        (BREADCRUMBS, FAST, CHUNK_ELEMENTS, 0.1),
+        (BREADCRUMBS | MODEL, FAST, 2**16, 0.2),
     ],
-    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else str(value)[:9],
 )
-def test_a_merge_allocates_what_its_plan_states(tmp_path, method, least):
-    num_elements = 2**22
-    for number, name in enumerate(("base", "a", "b", "c")):
-        generator = torch.Generator().manual_seed(number)
-        values = torch.randn(num_elements, generator=generator)
-        write_checkpoint(tmp_path / name, {"weight": values})
-    made = plan(load_recipe(write_recipe(tmp_path, names=("a", "b", "c"), method=method)))
-    backend = choose_backend(10**9)  # that of large merges, whose memory matters
-    merge(made, tmp_path / "first", backend=backend)  # what is imported and compiled once is not the merge's
+def test_a_merge_allocates_what_its_plan_states(
+    checkpoints, tmp_path, method, backend, chunk_elements, least
+):
+    recipe = write_recipe(checkpoints, names=("a", "b", "c"), method=method)
+    made = plan(load_recipe(recipe))
+    budget = replace(budget_of(made, 1), chunk_elements=chunk_elements)
+    options = {"backend": backend, "chunk_elements": chunk_elements}
+    merge(made, tmp_path / "first", **options)  # what is imported and compiled once is not the merge's
     tracemalloc.start()
     try:
-        merge(made, tmp_path / "second", backend=backend)
+        merge(made, tmp_path / "second", **options)
         allocated = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    stated = peak_memory_bytes(made) - RUNTIME_BYTES
+    stated = memory_bytes(made, budget) - RUNTIME_BYTES
     assert least * stated <= allocated <= stated
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+    for number, name in enumerate(("base", "a", "b", "c")):
+        generator = torch.Generator().manual_seed(number)
+        write_checkpoint(folder / name, {"weight": torch.randn(2**22, generator=generator)})
+    return folder

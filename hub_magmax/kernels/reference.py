@@ -100,10 +100,12 @@ class Reference:
         self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
     ) -> UInt8[np.ndarray, " count"]:
         """Return a task for each element, as `Backend.mix` says."""
-        keys = generator.keys(np.arange(start, start + count), stream=0).view(np.uint64)
         places = np.zeros(count, dtype=np.uint8)
-        for edge in edges:
-            places += keys >= edge
+        for piece, part in self._pieces(places):
+            first = start + piece.start
+            keys = generator.keys(np.arange(first, first + len(part)), stream=0).view(np.uint64)
+            for edge in edges:
+                places[piece] += keys >= edge
         return np.take(tasks, places, mode="clip")
 
     def drop(
@@ -111,12 +113,14 @@ class Reference:
     ) -> UInt8[np.ndarray, "bytes count"]:
         """Return a bit for every task and element that is kept, as `Backend.drop` says."""
         kept = np.zeros(((len(streams) + 3) // 4, count), dtype=np.uint8)
-        indices = np.arange(start, start + count, dtype=np.int64)
-        for pair, stream in enumerate(streams):
-            keys = generator.keys(indices, stream).view(np.uint64)
-            halves = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
-            for task, drawn in enumerate(halves, 2 * pair):
-                kept[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
+        for piece, found in self._pieces(kept):
+            first = start + piece.start
+            indices = np.arange(first, first + found.shape[1], dtype=np.int64)
+            for pair, stream in enumerate(streams):
+                keys = generator.keys(indices, stream).view(np.uint64)
+                halves = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+                for task, drawn in enumerate(halves, 2 * pair):
+                    found[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
         return kept
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:

@@ -38,6 +38,12 @@ LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
 #: merged values until their tensor is written.
 STORED, VECTOR, MERGED, PLACE, HELD = 4, 4, 24, 8, 4
 
+#: Histograms of magnitudes: bytes an element of a tensor and task, and the most for one task.
+COUNTED, MOST_COUNTED = 2, 2**25
+
+#: Draws: bytes an element of a chunk, and those of the random keys, which are made piece by piece.
+DRAWN, KEYS = 12, 2**21
+
 #: Bytes an element of a merged adapter's factor: the parts, these joined, and in the output's dtype.
 FACTOR = 12
 
@@ -63,12 +69,15 @@ def memory_bytes(plan: Plan, budget: Budget) -> int:
     at_once = sizes[: budget.num_threads]
     if plan.ranks:
         return RUNTIME_BYTES + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
-    method = methods.get_method(plan.lock.method["name"])
-    scope = [sum(sizes)] if methods.surveys_model(plan.lock.method) else at_once
-    held = sum(_held_bytes(method, len(plan.lock.tasks), size) for size in scope)
-    chunks = _chunk_bytes(at_once, len(plan.lock.tasks), budget)
-    if method.held_bytes is None and scope is at_once:
-        held += _undecided_bytes(at_once, len(plan.lock.tasks), budget)
+    method, num_tasks = methods.get_method(plan.lock.method["name"]), len(plan.lock.tasks)
+    surveys_model = methods.surveys_model(plan.lock.method)
+    scope = [sum(sizes)] if surveys_model else at_once
+    held = sum(_held_bytes(method, num_tasks, size) for size in scope)
+    chunks = _chunk_bytes(at_once, num_tasks, budget) + _drawn_bytes(method, at_once, budget)
+    if method.held_bytes is None:
+        held += budget.num_threads * _histogram_bytes(scope, num_tasks)
+    if not surveys_model:
+        held += _undecided_bytes(method, at_once, num_tasks, budget)
     is_repeated = method.form not in ("elementwise", "linear")
     return RUNTIME_BYTES + chunks + held + _ahead_bytes(plan, budget, is_repeated=is_repeated)
 
@@ -84,8 +93,26 @@ def _chunk_bytes(sizes: Sequence[int], num_tasks: int, budget: Budget) -> int:
     return each * sum(min(size, budget.chunk_elements) for size in sizes)
 
 
-def _undecided_bytes(sizes: Sequence[int], num_tasks: int, budget: Budget) -> int:
-    """Return what a single pass holds of undecided elements, and of tensors that are not written yet."""
+def _drawn_bytes(method: methods.MergeMethod, sizes: Sequence[int], budget: Budget) -> int:
+    """Return what each thread holds of the draws for its chunk."""
+    if method.held_bytes != 0 or "generator" not in method.supplied:
+        return 0
+    return sum(DRAWN * min(size, budget.chunk_elements) + KEYS for size in sizes)
+
+
+def _histogram_bytes(sizes: Sequence[int], num_tasks: int) -> int:
+    """Return what a thread holds of histograms of each tensor's magnitudes."""
+    return num_tasks * max((min(COUNTED * size, MOST_COUNTED) for size in sizes), default=0)
+
+
+def _undecided_bytes(
+    method: methods.MergeMethod, sizes: Sequence[int], num_tasks: int, budget: Budget
+) -> int:
+    """Return what a pass holds of undecided elements, and of tensors that are not written yet."""
+    if method.form != "rule" or method.held_bytes == 0:
+        return 0
+    if method.held_bytes is not None:  # it has all but those of the chunk that is being merged
+        return (STORED * (num_tasks + 1) + PLACE) * sum(min(size, budget.chunk_elements) for size in sizes)
     most_open, most_held = OPEN_CHUNKS * budget.chunk_elements, HELD_CHUNKS * budget.chunk_elements
     undecided = (STORED * (num_tasks + 1) + PLACE) * sum(min(size, most_open) for size in sizes)
     return undecided + HELD * sum(size for size in sizes if size <= most_held)
