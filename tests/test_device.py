@@ -27,7 +27,7 @@ from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
 from tests.test_backends import DTYPES, OPS, assert_same, chunk_of, inputs_of
 from tests.test_cli import call
-from tests.test_memory import same
+from tests.test_in_memory import same
 from tests.test_merging import METHODS, PREFERENCE, merged
 
 #: A device that no machine has.

@@ -80,7 +80,7 @@ def test_another_way_of_passing_arguments_is_noticed(folder, monkeypatch):
 def test_kept_code_runs_without_its_compiler():
     mixed(cache.mix)  # kept from here on
     program = (
-        "import sys; from tests.test_loops import mixed, cache\n"
+        "import sys; from tests.test_compiled_cache import mixed, cache\n"
         "mixed(cache.mix); print('numba' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
