@@ -20,6 +20,7 @@ from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import get_method, method_names
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning import budget
+from hub_magmax.planning.summary import describe
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.schema import Recipe
 from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
@@ -514,8 +515,8 @@ def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
 def test_tasks_that_do_not_count_are_not_read_and_change_nothing(family, method, weights, monkeypatch):
     preference = {"weights": weights}
     found = merged(family, method=method, preference=preference)
-    planned = plan(load_recipe(write_recipe(family, method=method, preference=preference))).to_dict()
-    unread = planned["tasks_not_read"]
+    planned = plan(load_recipe(write_recipe(family, method=method, preference=preference)))
+    unread = describe(planned)["tasks_not_read"]
     monkeypatch.setattr("hub_magmax.methods.registry.MergeMethod.unread", lambda *arguments: ())
     read = merged(family, "read", method=method, preference=preference)
     assert (found.shards, found.shares, found.num_unaligned) == (read.shards, read.shares, read.num_unaligned)

@@ -71,6 +71,7 @@ def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, 
     return tuple(_rehearsed(plan, destination))
 
 
+# A list of checks, one line each; those that a plan does not need are left out.
 def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckResult]:
     yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
     if plan.recipe.output.device is not None:
