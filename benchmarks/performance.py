@@ -261,7 +261,7 @@ Methods of one pass, such as `average` and `magmax`, take as long as two cores n
 round; the rest of their time, some .5 s whatever the size, is Python's: modules, headers, plan. Those that
 trim, such as `ties`, and `top-n` look at a tensor and merge it meanwhile: a sample decides most elements
 before, and the few per cent that stay open are merged when the tensor is known. `algorithm-1` and the scope
-`model` read their files twice. The markets of `top-n` cost most on tensors of a few million elements, where
+`model` read their files twice. The prices of `top-n` cost most on tensors of a few million elements, where
 samples are a large part. The scope `model` keeps a byte or more per element in files. While a tensor is
 looked at the system reads the next ones from the disk, so methods that compute longer wait less. The first
 large merge of an environment compiles for 6 to 15 seconds, which is not in the tables. Every merge report
