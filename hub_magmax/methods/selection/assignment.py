@@ -160,6 +160,7 @@ class _Stock:
         return solve(lambda box: self.market(self.seen(box)), *start)
 
 
+# Steps 1 to 4 of this module's docstring, with their ways back: apart they would hand nine values on.
 def _solve(
     chunks: Chunks, quotas: Int64[np.ndarray, " tasks"], sample: _Sample, rule_of: RuleOf | None
 ) -> tuple[Contest, Seen, _Stock, Prices]:
@@ -316,6 +317,7 @@ def _classes(sample: _Stock, box: Box) -> Classes:
     return Classes(codes[frequent], alike.distances[:, first[frequent]])
 
 
+# Step 5: single elements, classes of one task and classes of several each have a way of their own.
 def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generator: CounterGenerator) -> bool:
     """Fill in winners of what was left open; say whether each is certainly best off with its own."""
     num_tasks = len(prices)
