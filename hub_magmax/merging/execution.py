@@ -27,12 +27,9 @@ from hub_magmax.merging.output.report import (
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import Progress
-from hub_magmax.planning.budget import budget_of
+from hub_magmax.planning.budget import MAX_THREADS, budget_of
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
-
-#: Each holds chunks of its own, and what a rule remembers of a whole tensor.
-_MAX_THREADS = 8
 
 
 # Most decisions are the defaults of its arguments; the steps are one story.
@@ -132,7 +129,7 @@ def make_shards(
     with _raising(progress or (lambda num_bytes: None)) as advance:
         missing = [*_unfinished(share(plan.shards, processes), sink, advance)]
         in_order = plan.num_remote > 0
-        budget = budget_of(plan, 1 if in_order else min(num_threads(), _MAX_THREADS))
+        budget = budget_of(plan, 1 if in_order else min(num_threads(), MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
         backend = backend or _backend_of(plan)

@@ -29,7 +29,7 @@ from hub_magmax.merging.copying import copied_chunks
 from hub_magmax.merging.survey import survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, get_method, surveys_model
-from hub_magmax.planning.budget import CHUNK_ELEMENTS
+from hub_magmax.planning.budget import CHUNK_ELEMENTS, MAX_THREADS
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.lockfile import Lock
@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 #: Merges for which loading or compiling loops must pay: a comparison makes more.
 _EXPECTED_MERGES = 16
-#: Each holds chunks of its own.
-_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class InMemoryMerger:
             self.plan: Plan = make_plan(recipe, lock, indexes)
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
             self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
-            self._num_threads = min(num_threads(), _MAX_THREADS)
+            self._num_threads = min(num_threads(), MAX_THREADS)
             self._threads = stack.enter_context(ThreadPoolExecutor(self._num_threads))
             self._memory = ChunkMemory()
             self._stack = stack.pop_all()

@@ -18,6 +18,9 @@ CHUNK_ELEMENTS = 2**19
 #: Bytes that a merge may hold ahead of what is being read from the Hub.
 READ_AHEAD_BYTES = 256 * 2**20
 
+#: Threads that merge tensors at most: each holds chunks, and what a rule keeps of a whole tensor.
+MAX_THREADS = 8
+
 #: Chunks' worth of undecided elements of one tensor that a single pass holds at most.
 OPEN_CHUNKS = 8
 
