@@ -5,8 +5,8 @@
 
 Both are treated alike: the same checkpoints in the page cache, weights, densities and size of shards; the
 anonymous memory of the process; the whole process; medians of `--repeat` runs after a first one. What takes
-mergekit longer than a minute it does once. It computes in the checkpoints' dtype, which is its fastest way;
-we compute in float32.
+mergekit longer than a minute it does once. It computes in the checkpoints' dtype, which is its fastest way
+(`linear` adds up in float32); we compute in float32.
 """
 
 from __future__ import annotations

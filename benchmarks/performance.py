@@ -272,9 +272,10 @@ _PEERS_PREFACE = """## Beside mergekit
 
 The same files, weights, densities and size of shards, for methods that both have; for both the whole process,
 and as many threads as there are cores. mergekit computes in the checkpoints' dtype, which is its fastest way,
-and we in float32; its `linear` does not read the base model. We force files to the disk, read them back and
-compare their sha256; it leaves writing to the system. Of the families here mergekit 0.1.5 merges the Llamas;
-it asks for a pooler that `BertForMaskedLM` does not have, and does not load `CLIPModel`.
+and we in float32; its `linear` adds up in float32 (since 0.1.5) and does not read the base model. We force
+files to the disk, read them back and compare their sha256; it leaves writing to the system. Of the families
+here mergekit 0.1.5 merges the Llamas; it asks for a pooler that `BertForMaskedLM` does not have, and does not
+load `CLIPModel`.
 """
 
 _PROCESSES_PREFACE = """## Two processes

@@ -229,7 +229,7 @@ def merge(asked: RecipeOptions) -> Answer:
     from hub_magmax.recipe.stored import read_asked
 
     found, locked = read_asked(asked)
-    processes, cache = find_processes(), SourceCache()
+    processes, cache = find_processes(say), SourceCache()
     locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
     planned = make_plan(found, locked, cache=cache)
     with progress(planned.progress_bytes if processes.is_first else 0) as advance:
@@ -272,7 +272,7 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
     destination = destination_of(found, to.given())
     if dry_run:
         return _dry_run(found, locked, destination)
-    processes = find_processes()
+    processes = find_processes(say)
     done = do_run(
         found,
         locked=locked,
@@ -326,7 +326,7 @@ def evaluate(asked: RecipeOptions) -> Answer:
     from hub_magmax.recipe.stored import read_merged
 
     found, locked = read_merged(asked)
-    processes = find_processes()
+    processes = find_processes(say)
     report = say if processes.is_first else quiet
     scores = do_evaluate(found, locked, found.output_path, processes=processes, report=report)
     if not processes.is_first:

@@ -103,7 +103,7 @@ class SignatureError(HubMagmaxError):
 
 
 class DistributedError(HubMagmaxError):
-    """The processes disagree about how many they are."""
+    """The processes disagree about how many they are, or one of them is gone."""
 
 
 class SystemRefusalError(HubMagmaxError):

@@ -78,7 +78,7 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
-    processes, cache = processes or find_processes(), SourceCache()
+    processes, cache = processes or find_processes(report), SourceCache()
     destination = destination or destination_of(recipe)
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned = plan(recipe, locked, cache=cache)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from hub_magmax.errors import DistributedError
 
 T = TypeVar("T")
+
+#: Starts N processes, on a machine without a GPU too, where `accelerate launch --num_processes N` starts one.
+LAUNCH = "torchrun --nproc-per-node N -m hub_magmax ..."
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Processes:
     def wait(self) -> None:
         """Return once every process got here."""
         if self.state is not None:
-            self.state.wait_for_everyone()
+            with _ended_peers():
+                self.state.wait_for_everyone()
 
     def first_decides(self, decide: Callable[[], T]) -> T:
         """Return what `decide` gives in the first process, the same in all of them."""
@@ -40,7 +45,8 @@ class Processes:
         from accelerate.utils import broadcast_object_list
 
         values: list[T | None] = [decide() if self.is_first else None]
-        broadcast_object_list(values)
+        with _ended_peers():
+            broadcast_object_list(values)
         return cast(T, values[0])
 
     def gather(self, value: T) -> list[T]:
@@ -49,11 +55,30 @@ class Processes:
             return [value]
         from accelerate.utils import gather_object
 
-        return list(gather_object([value]))
+        with _ended_peers():
+            return list(gather_object([value]))
 
 
-def find_processes() -> Processes:
+@contextmanager
+def _ended_peers() -> Iterator[None]:
+    """Turn torch's error about a process that is gone into a message; torch raises RuntimeErrors."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            "another process of this run ended or cannot be reached",
+            where="communication between processes",
+            expected="every process to live until the last one is done",
+            hint="The first error that a process printed is the cause; without one, it was killed, maybe for "
+            "lack of memory. Start all of them again with the same command: finished shards are kept.",
+        ) from error
+
+
+def find_processes(report: Callable[[str], None] = lambda line: None) -> Processes:
     """Return the place of this process among those that `accelerate launch` or torchrun started.
+
+    Args:
+        report: Called with a line if the launcher was asked for several processes and started only this one.
 
     Raises:
         DistributedError: If the launcher and accelerate disagree about the number of processes;
@@ -61,6 +86,11 @@ def find_processes() -> Processes:
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched == 1:
+        if _is_alone_among_several():
+            report(
+                "note: accelerate launch was asked for several processes and started this one alone, as it "
+                f"does without a GPU; start N with `{LAUNCH}`"
+            )
         return Processes()  # without the seconds that importing accelerate takes
     import torch
     from accelerate import PartialState
@@ -71,10 +101,20 @@ def find_processes() -> Processes:
         raise DistributedError(
             f"the launcher started {launched} processes, and accelerate sees {state.num_processes}",
             where="WORLD_SIZE",
-            hint="Start them with `accelerate launch --multi_gpu --num_processes N -m hub_magmax ...`, "
-            "and ACCELERATE_USE_CPU=1 on a machine without GPU.",
+            hint=f"Start them with `{LAUNCH}`.",
         )
     if torch.distributed.get_backend() == "gloo":
         # Its threads free tensors after the interpreter is gone, and 1 exit in 50 ended with SIGABRT.
         atexit.register(state.destroy_process_group)
     return Processes(state.process_index, state.num_processes, state)
+
+
+def _is_alone_among_several() -> bool:
+    """Say whether `accelerate launch` was asked for more than one process, and started one.
+
+    Its launcher of a single process then tells that process an address at which several would meet
+    (`accelerate.utils.launch.prepare_simple_launcher_cmd_env`), and no rank.
+    """
+    return (
+        "WORLD_SIZE" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    )

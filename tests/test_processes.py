@@ -56,6 +56,68 @@ def test_launcher_and_accelerate_must_agree(monkeypatch):
         find_processes()
 
 
+def test_one_process_where_several_were_asked_for_is_told(monkeypatch):
+    lines = []
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    find_processes(lines.append)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as batch systems do by themselves
+    find_processes(lines.append)
+    assert lines == []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert find_processes(lines.append) == Processes(0, 1)
+    assert len(lines) == 1 and "torchrun --nproc-per-node N" in lines[0]
+
+
+def test_accelerate_starts_one_process_without_a_gpu_and_the_merge_says_so(tmp_path):
+    write_family(tmp_path, "ab")
+    recipe = write_recipe(tmp_path, names=("a", "b"))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "hub_magmax", "merge", str(recipe)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "started this one alone" in done.stderr
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_with_a_paragraph(killed):
+    """Two processes started by hand; one is killed while the other waits for it."""
+    code = """
+import os, signal, sys
+from hub_magmax.processes import find_processes
+from hub_magmax.errors import DistributedError
+
+processes = find_processes()
+processes.wait()
+if processes.rank == KILLED:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    processes.first_decides(lambda: 1)
+    processes.wait()
+except DistributedError as error:
+    print(error)
+    sys.exit(1)
+""".replace("KILLED", str(killed))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    told, _ = running[1 - killed].communicate(timeout=120)
+    running[killed].communicate(timeout=120)
+    assert running[1 - killed].returncode == 1
+    assert "another process of this run ended" in told
+
+
 def test_the_group_of_processes_ends_before_the_interpreter_does():
     """Left to the interpreter's end, one process in fifty was killed by a thread of gloo."""
     code = """

@@ -175,6 +175,10 @@ def mmd_distance(
     Returns:
         One distance per row of `target_shares`.
 
+    The released code of Tunable MAGMAX gives other weights: it takes the square root of an estimate clamped
+    at 0, and one bandwidth for the training sample and the pairs between the samples, another for the target
+    sample, so that its three sums are of two kernels.
+
     Source: Gretton et al., A kernel two-sample test, JMLR 2012, equation 3.
     """
     train, target = unit_size(train, target)

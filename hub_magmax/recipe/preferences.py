@@ -112,7 +112,8 @@ class Mixture(DistanceEstimate):
 
     `fit: mixture` finds the weights whose mixture of training data is nearest to the target sample, in
     features whose scatter within tasks was made equal in all directions unless `whiten` is false.
-    `fit: separate` measures the distance to each task alone and weighs by similarity, as published.
+    `fit: separate` measures the distance to each task alone and weighs by similarity. For `transport` that is
+    the released code of Tunable MAGMAX; for `mmd` that code takes the square root, and two bandwidths.
     """
 
     fit: Literal["mixture", "separate"] = "mixture"
