@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_magmax.checkpoints.source import MemorySource
-from hub_magmax.checkpoints.vocabulary import read_vocabulary, with_token_rows
+from hub_magmax.checkpoints.vocabulary import read_vocabulary, with_settled_rows, with_token_rows
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.merging.execution import merge
+from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.methods import get_method, method_names
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.matching import check_lock
@@ -65,18 +67,61 @@ def test_rows_come_in_the_order_of_the_vocabulary_that_the_output_gets():
     assert rows_of(found, "a") == [10, 20, 30]
 
 
-def test_row_that_a_checkpoint_lacks_is_the_mean_of_those_that_have_one():
-    checkpoints = {
-        "base_model": {"x": 1},
-        "a": {"x": 10, "new": 4},
-        "b": {"new": 8, "x": 20},
-        "c": {"x": 30},
-    }
-    found = aligned("a", **checkpoints)
+def test_token_of_the_base_model_that_a_task_lacks_has_the_base_models_row_there():
+    found = aligned(base_model={"x": 1, "y": 2}, a={"y": 20}, b={"x": 10, "y": 30})
+    assert rows_of(found, "base_model") == [1, 2]
+    assert rows_of(found, "a") == [1, 20]
+    assert rows_of(found, "b") == [10, 30]
+
+
+NEW_TOKEN = {
+    "base_model": {"x": 1},
+    "a": {"x": 10, "new": 4},
+    "b": {"new": 8, "x": 20},
+    "c": {"x": 30},
+}
+
+
+def test_token_that_the_base_model_lacks_keeps_its_rows_in_tasks_and_is_their_mean_elsewhere():
+    found = aligned("a", **NEW_TOKEN)
     assert rows_of(found, "base_model") == [1, 6]
     assert rows_of(found, "a") == [10, 4]
     assert rows_of(found, "b") == [20, 8]
     assert rows_of(found, "c") == [30, 6]
+
+
+@pytest.mark.parametrize(
+    ("shares", "row"),
+    [
+        ({"a": 0.25, "b": 0.25, "c": 0.5}, 6),
+        ({"a": 0.75, "b": 0.25, "c": 0}, 5),
+        ({"a": 0, "b": 1, "c": 0}, 8),
+        ({"a": 0, "b": 0, "c": 1}, 6),
+    ],
+)
+def test_token_that_the_base_model_lacks_is_one_row_in_all_checkpoints_that_are_merged(shares, row):
+    found = with_settled_rows(aligned("a", **NEW_TOKEN), shares, lambda name: True)
+    assert [rows_of(found, name)[1] for name in NEW_TOKEN] == [row] * 4
+    assert [rows_of(found, name)[0] for name in NEW_TOKEN] == [1, 10, 20, 30]
+    copied = with_settled_rows(aligned("a", **NEW_TOKEN), shares, lambda name: False)
+    assert rows_of(copied, "b") == [20, 8]
+
+
+def test_row_of_a_new_token_is_one_number_whatever_the_dtypes():
+    dtypes = {"base_model": torch.bfloat16, "a": torch.float32, "b": torch.float16}
+    rows = {"base_model": [1.0], "a": [1.0, 0.3], "b": [1.0, 0.7]}
+    sources = {
+        name: MemorySource.from_tensors({"embed.weight": torch.tensor(rows[name], dtype=dtype)[:, None]})
+        for name, dtype in dtypes.items()
+    }
+    known = {name: {row: f"t{row}" for row in range(len(values))} for name, values in rows.items()}
+    found = with_settled_rows(
+        with_token_rows(sources, known, "a", ["*"]), {"a": 0.5, "b": 0.5}, lambda name: True
+    )
+    values = [float(source.read("embed.weight", 1, 2)) for source in found.values()]
+    assert values == [pytest.approx(0.5, abs=1e-3)] * 3
+    assert len(set(values)) == 1
+    assert float(found["a"].read_stored("embed.weight", 1, 2).tensor) == values[0]
 
 
 def test_rows_that_the_output_has_no_token_for_are_left_out():
@@ -168,6 +213,80 @@ def test_average_is_by_token_in_the_vocabulary_of_the_copied_tokenizer(folder, f
     assert found["embed.weight"][:, 1].tolist() == [2 * number for number in expected]
     copied = (folder / "out" / "tokenizer.json").read_bytes()
     assert copied == (folder / files_from.replace("_model", "") / "tokenizer.json").read_bytes()
+
+
+def aligned_by_hand(family, target, shares):
+    """Return what is merged, written out: {checkpoint: numbers of its rows}, in the target's order."""
+    rows = {name: [] for name in family}
+    for token in family[target]:
+        having = {name: known[token] for name, known in family.items() if token in known}
+        total = sum(shares.get(name, 0) for name in having)
+        counted = shares if total else dict.fromkeys(having, 1)
+        mean = sum(row * counted.get(name, 0) for name, row in having.items()) / (total or len(having))
+        for name in family:
+            common = family["base"].get(token, mean)
+            rows[name].append(having.get(name, common) if token in family["base"] else common)
+    return rows
+
+
+PREFERENCE = {"a": 0.5, "b": 0.125, "c": 0.375}
+
+#: What a method looks at that takes one task: how much a, b and c count for a new token.
+PICKED = {"single_task": {"a": 1}, "last_task": {"c": 1}}
+
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("target", ["base", "a", "c"])
+def test_every_method_merges_what_stands_written_out(tmp_path, method, target):
+    family = {
+        "base": {"x": 1.0, "y": 2.0, "z": -3.0},
+        "a": {"z": 3.5, "x": 1.5, "one": 7.0, "both": 4.0},
+        "b": {"x": 0.25, "y": 2.5, "both": 8.0},
+        "c": {"both": -2.0, "y": 1.0, "x": 1.25, "z": -4.0},
+    }
+    counted = PREFERENCE if get_method(method).uses_preference else dict.fromkeys("abc", 1)
+    shares = PICKED.get(method, counted)
+    out = {}
+    for kind, rows in (("by token", None), ("by hand", aligned_by_hand(family, target, shares))):
+        for name, known in family.items():
+            folder = tmp_path / kind / name
+            write_checkpoint(folder, tensors_of(known.values() if rows is None else rows[name]))
+            (folder / "tokenizer.json").write_text(tokenizer(list(known)))
+        values = recipe_values(names=("a", "b", "c"), method=method, preference={"weights": PREFERENCE})
+        keys = {"token_rows": list(NAMES), "output": {"files_from": target.replace("base", "base_model")}}
+        recipe = parse_recipe(values | (keys if rows is None else {}), folder=tmp_path / kind)
+        merge(plan(recipe), tmp_path / kind / "out")
+        out[kind] = read_merged(tmp_path / kind / "out")
+        with InMemoryMerger(recipe, locked := lock(recipe)) as merger:
+            held = merger.merge(locked.method, locked.weights).weights(locked.method["scaling"])
+        assert all(held[name].equal(tensor) for name, tensor in out[kind].items())
+    assert all(out["by token"][name].equal(tensor) for name, tensor in out["by hand"].items())
+
+
+def test_task_without_a_token_of_the_base_model_alone_gives_its_row(folder):
+    recipe = recipe_of(
+        folder, method="single_task", token_rows=list(NAMES), preference={"weights": {"a": 0, "b": 1}}
+    )
+    for name, rows in {
+        "a": {"x": 3, "y": 6, "z": 90},
+        "b": {"x": 5},
+        "base": {"x": 1, "y": 2, "z": 7},
+    }.items():
+        write_checkpoint(folder / name, tensors_of(rows.values()))
+        (folder / name / "tokenizer.json").write_text(tokenizer(list(rows)))
+    merge(plan(recipe), folder / "out")
+    assert read_merged(folder / "out")["head.bias"].tolist() == [5, 2, 7]
+
+
+def test_rule_takes_the_rows_of_one_task_as_they_are(folder):
+    write_checkpoint(folder / "b", tensors_of([4, 5, 30]))
+    (folder / "b" / "tokenizer.json").write_text(tokenizer(["y", "x", "new"]))
+    rules = [{"match": "head.bias", "take": "b"}]
+    recipe = recipe_of(folder, token_rows=list(NAMES), tensors=rules, output={"files_from": "a"})
+    merge(plan(recipe), folder / "out")
+    found = read_merged(folder / "out")
+    assert found["head.bias"].tolist() == [5, 4, 30]
+    assert found["embed.weight"][:, 0].tolist() == [4, 5, (9 + 30) / 2]
 
 
 def test_rows_are_matched_by_token_from_the_hub(folder, hub):

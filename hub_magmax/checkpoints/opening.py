@@ -14,8 +14,14 @@ from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
 from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
+from hub_magmax.checkpoints.vocabulary import (
+    TOKENIZER_NAME,
+    read_vocabulary,
+    with_settled_rows,
+    with_token_rows,
+)
 from hub_magmax.files import digest
+from hub_magmax.methods import get_method
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 
@@ -55,7 +61,11 @@ def open_inputs(
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
     with _opened(recipe, lock, cache) as opened:
-        yield opened if recipe.output.is_adapter else as_checkpoints(recipe, lock, opened)
+        yield (
+            opened
+            if recipe.output.is_adapter
+            else as_merged(recipe, as_checkpoints(recipe, lock, opened), lock.method["name"], lock.weights)
+        )
 
 
 @contextmanager
@@ -105,6 +115,26 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
         for name, source in opened.items()
     }
     return with_token_rows(whole, vocabularies, recipe.output.files_from, lock.token_rows)
+
+
+def as_merged(
+    recipe: Recipe, sources: Mapping[str, TensorSource], method: str, weights: tuple[float, ...]
+) -> dict[str, TensorSource]:
+    """Return checkpoints as a method merges them: with one row for each token that the base model lacks.
+
+    Args:
+        recipe: For its rules; a tensor that one of them covers is copied as it is.
+        sources: From `as_checkpoints`.
+        method: Name of the method. Tasks that it does not look at do not count.
+        weights: One per task.
+    """
+    how, tasks = get_method(method), [name for name in sources if name != "base_model"]
+    unread = how.unread(weights)
+    shares = {
+        task: 0.0 if number in unread else weights[number] if how.uses_preference else 1.0
+        for number, task in enumerate(tasks)
+    }
+    return with_settled_rows(sources, shares, lambda name: not any(r.covers(name) for r in recipe.tensors))
 
 
 def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:

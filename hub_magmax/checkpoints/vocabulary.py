@@ -2,28 +2,32 @@
 
 Embeddings and heads have a row per token, and fine-tuning with added tokens gives a task rows, and a
 numbering, that others lack. Every checkpoint gets the rows of the merged model's vocabulary, in its order.
-A checkpoint without a row for a token gets the mean of the token's rows in the checkpoints that have one, so
-it does not move the average of that row.
+
+- A task without a row for a token of the base model gets the base model's: its task vector is zero there.
+- A token that the base model lacks has no task vectors. Where checkpoints are merged its row is the same in
+  all of them, the mean of its rows in the tasks that count, so that every method returns that mean. Otherwise
+  a task keeps its own row, and the others get the plain mean.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
-from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 #: The file that knows every token's row.
@@ -31,6 +35,9 @@ TOKENIZER_NAME = "tokenizer.json"
 
 #: Tokens by row. Rows that no token uses (padding) have their number as key.
 Vocabulary = Mapping[int, str]
+
+#: Where a row is read: in the checkpoint itself, in the base model, or in all that have it, as their mean.
+_OWN, _BASE, _MEAN = 0, 1, 2
 
 
 def read_vocabulary(content: bytes, where: str) -> Vocabulary:
@@ -83,12 +90,29 @@ def with_token_rows(
                 hint="Save its tokenizer there with transformers' `save_pretrained`.",
             )
     names = _matched(sources[target], globs)
-    known = {name: found or vocabularies["base_model"] or {} for name, found in vocabularies.items()}
-    family = {name: _Rows(source, known[name]) for name, source in sources.items()}
     for name, source in sources.items():
         if vocabularies[name] is None:
             _check_borrowed(source, sources["base_model"], names)
-    return {name: TokenRows(family[name], family[target], tuple(family.values()), names) for name in sources}
+    known = {name: found or vocabularies["base_model"] or {} for name, found in vocabularies.items()}
+    family = _Family(sources, known, target)
+    return {name: TokenRows(name, family, names) for name in sources}
+
+
+def with_settled_rows(
+    sources: Mapping[str, TensorSource], shares: Mapping[str, float], is_merged: Callable[[str], bool]
+) -> dict[str, TensorSource]:
+    """Return the sources with one row, in all of them, for each token that the base model lacks.
+
+    Args:
+        sources: `base_model`, then the tasks, as `with_token_rows` returned them; others are left alone.
+        shares: By task, how much its rows count, at least 0; where only tasks of 0 have a token, they count
+            equally.
+        is_merged: Says whether a tensor is merged, and not copied from one of the sources.
+    """
+    return {
+        name: source.settled(shares, is_merged) if isinstance(source, TokenRows) else source
+        for name, source in sources.items()
+    }
 
 
 def _matched(source: TensorSource, globs: Sequence[str]) -> tuple[str, ...]:
@@ -123,46 +147,98 @@ def _check_borrowed(source: TensorSource, base: TensorSource, names: Iterable[st
             )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A source with its vocabulary, to find the row of a token."""
+class _Family:
+    """All checkpoints of a merge with their vocabularies, to find and to read the row of a token.
 
-    source: TensorSource
-    vocabulary: Vocabulary
+    Args:
+        sources: `base_model`, then the tasks.
+        vocabularies: By source.
+        target: Source of the merged model's vocabulary.
+    """
 
-    def keys(self, name: str) -> list[str | int]:
+    def __init__(
+        self, sources: Mapping[str, TensorSource], vocabularies: Mapping[str, Vocabulary], target: str
+    ) -> None:
+        self.sources, self._vocabularies, self._target = sources, vocabularies, target
+        self._places: dict[str, dict[str, np.ndarray]] = {}
+
+    def num_rows(self, name: str) -> int:
+        """Return how many rows a tensor of the merged model has."""
+        return self.sources[self._target].index.tensors[name].shape[0]
+
+    def places(self, name: str) -> Mapping[str, np.ndarray]:
+        """Return by source its row for each row of the merged model's tensor; -1 where it has none."""
+        if name not in self._places:
+            keys = self._keys(self._target, name)
+            found = {}
+            for source in self.sources:
+                own = {key: row for row, key in enumerate(self._keys(source, name))}
+                found[source] = np.array([own.get(key, -1) for key in keys], np.int64)
+            self._places[name] = found
+        return self._places[name]
+
+    def _keys(self, source: str, name: str) -> list[str | int]:
         """Return the token of each row of a tensor, or the row's number."""
-        return [self.vocabulary.get(row, row) for row in range(self.source.index.tensors[name].shape[0])]
+        info = self.sources[source].index.tensors.get(name)
+        return [self._vocabularies[source].get(row, row) for row in range(info.shape[0] if info else 0)]
 
-    def places(self, name: str, keys: Sequence[str | int]) -> list[int | None]:
-        """Return the rows of these tokens; None for a token without a row."""
-        if name not in self.source.index.tensors:
-            return [None] * len(keys)
-        own = {key: row for row, key in enumerate(self.keys(name))}
-        return [own.get(key) for key in keys]
-
-    def read(self, name: str, first: int, count: int) -> Tensor:
-        """Return neighbouring rows, flat."""
-        info = self.source.index.tensors[name]
+    def read(self, source: str, name: str, first: int, count: int) -> Tensor:
+        """Return neighbouring rows of a source, flat."""
+        info = self.sources[source].index.tensors[name]
         width = info.num_elements // max(info.shape[0], 1)
-        return self.source.read(name, first * width, (first + count) * width)
+        return self.sources[source].read(name, first * width, (first + count) * width)
+
+    def mean(self, name: str, row: int, shares: Mapping[str, float]) -> Tensor:
+        """Return the mean of a row of the merged model over the sources that have it.
+
+        Computed in float64, and stored in float32 unless a source holds float64: what sources of different
+        dtypes get for one row is one number.
+        """
+        import torch
+
+        having = [source for source, places in self.places(name).items() if places[row] >= 0]
+        weights = [shares.get(source, 0.0) for source in having]
+        if not math.fsum(weights) > 0:
+            weights = [1.0] * len(having)
+        rows = [self.read(source, name, int(self.places(name)[source][row]), 1) for source in having]
+        total = math.fsum(weights)
+        mean = sum(
+            (found.to(torch.float64) * (weight / total) for found, weight in zip(rows, weights, strict=True)),
+            start=torch.zeros((), dtype=torch.float64),
+        )
+        is_double = any(found.dtype == torch.float64 for found in rows)
+        return mean if is_double else mean.to(torch.float32)
 
 
 class TokenRows(DerivedSource):
     """A checkpoint with the rows of another one's vocabulary in some tensors; a `TensorSource`.
 
     Args:
-        own: The checkpoint.
-        target: The checkpoint with the merged model's vocabulary.
+        own: Name of the checkpoint.
         family: All checkpoints of the merge, for rows of tokens that this one lacks.
         names: The tensors.
+        shares: By task, how much its row counts for a token that the base model lacks; None where each task
+            keeps its own.
+        is_settled: Says for which tensors shares are used.
     """
 
-    def __init__(self, own: _Rows, target: _Rows, family: tuple[_Rows, ...], names: tuple[str, ...]) -> None:
-        super().__init__(own.source)
-        self._own, self._target, self._family = own, target, family
-        self._names = tuple(name for name in names if name in own.source.index.tensors)
-        self._places: tuple[str, dict[int, list[int | None]]] = ("", {})
+    def __init__(
+        self,
+        own: str,
+        family: _Family,
+        names: tuple[str, ...],
+        shares: Mapping[str, float] | None = None,
+        is_settled: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        super().__init__(family.sources[own])
+        self._own, self._family, self._all_names = own, family, names
+        self._names = tuple(name for name in names if name in self.source.index.tensors)
+        self._shares, self._is_settled = shares or {}, is_settled
+        self._origins: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def settled(self, shares: Mapping[str, float], is_merged: Callable[[str], bool]) -> TokenRows:
+        """Return the same checkpoint with the rows that `with_settled_rows` describes."""
+        return TokenRows(self._own, self._family, self._all_names, shares, is_merged)
 
     @cached_property
     def index(self) -> CheckpointIndex:
@@ -171,7 +247,7 @@ class TokenRows(DerivedSource):
         return CheckpointIndex(index.label, index.shards, {**index.tensors, **changed})
 
     def _reshaped(self, info: TensorInfo) -> TensorInfo:
-        num_rows = self._target.source.index.tensors[info.name].shape[0]
+        num_rows = self._family.num_rows(info.name)
         row_bytes = info.num_bytes // max(info.shape[0], 1)
         stop = info.start_byte + num_rows * row_bytes
         return TensorInfo(
@@ -179,7 +255,7 @@ class TokenRows(DerivedSource):
         )
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the elements `[start, stop)` of a tensor, flat."""
+        """Return the elements `[start, stop)` of a tensor, flat; wider than stored where means need it."""
         if name not in self._names or stop == start:
             return self.source.read(name, start, stop)
         return self._rows(name, start, stop)
@@ -189,7 +265,7 @@ class TokenRows(DerivedSource):
         if name not in self._names or stop == start:
             return self.source.read_stored(name, start, stop, out)
         found = Stored.of(self._rows(name, start, stop))
-        if out is None:
+        if out is None or found.dtype != self.index.tensors[name].dtype:
             return found
         out[:] = found.bits
         return Stored(out, found.dtype)
@@ -200,33 +276,25 @@ class TokenRows(DerivedSource):
         info = self.index.tensors[name]
         width = info.num_elements // info.shape[0]
         first, last = start // width, -(-stop // width)
-        places = self._places_of(name)
-        pieces = []
-        for row, count in _runs(places[id(self._own)], first, last):
-            place = places[id(self._own)][row]
-            pieces.append(self._mean(name, row) if place is None else self._own.read(name, place, count))
+        origins, places = (values[first:last] for values in self._origin(name))
+        pieces = [
+            self._family.mean(name, first + begin, self._shares)
+            if origins[begin] == _MEAN
+            else self._family.read(
+                self._own if origins[begin] == _OWN else "base_model", name, int(places[begin]), end - begin
+            )
+            for begin, end in _runs(origins, places)
+        ]
         return torch.cat(pieces)[start - first * width : stop - first * width]
 
-    def _places_of(self, name: str) -> dict[int, list[int | None]]:
-        """Return the rows of the target's tokens in each checkpoint; those of the last tensor are kept."""
-        held, places = self._places
-        if held != name:
-            keys = self._target.keys(name)
-            places = {id(rows): rows.places(name, keys) for rows in self._family}
-            self._places = name, places
-        return places
-
-    def _mean(self, name: str, row: int) -> Tensor:
-        """Return the mean of a token's rows in the checkpoints that have it, in this one's dtype."""
-        import torch
-
-        places = self._places_of(name)
-        found: list[Any] = []
-        for rows in self._family:
-            place = places[id(rows)][row]
-            if place is not None:
-                found.append(rows.read(name, place, 1).to(torch.float64))
-        return torch.stack(found).mean(0).to(torch_dtype(self.index.tensors[name].dtype))
+    def _origin(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return where each row of a tensor is read (`_OWN`, `_BASE` or `_MEAN`), and its number there."""
+        if name not in self._origins:
+            own, base = (self._family.places(name)[source] for source in (self._own, "base_model"))
+            has_own = (own >= 0) & ((base >= 0) | (not self._is_settled(name)))
+            origins = np.where(has_own, _OWN, np.where(base >= 0, _BASE, _MEAN))
+            self._origins[name] = origins, np.where(has_own, own, base)
+        return self._origins[name]
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         # Rows come in any order, so they are not fetched ahead.
@@ -241,13 +309,8 @@ class TokenRows(DerivedSource):
         return None if name in self._names else self.source.tensor_file(name)
 
 
-def _runs(places: Sequence[int | None], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Yield the rows in `[first, last)` as (row, count); rows that lie together make one run."""
-    row = first
-    while row < last:
-        place, count = places[row], 1
-        if place is not None:
-            while row + count < last and places[row + count] == place + count:
-                count += 1
-        yield row, count
-        row += count
+def _runs(origins: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of rows that lie together in one checkpoint; means are alone."""
+    apart = (origins[1:] != origins[:-1]) | (places[1:] != places[:-1] + 1) | (origins[1:] == _MEAN)
+    bounds = [0, *(np.flatnonzero(apart) + 1).tolist(), len(origins)]
+    return pairwise(bounds)

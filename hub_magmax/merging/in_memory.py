@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hub_magmax.checkpoints.opening import as_checkpoints, open_held
+from hub_magmax.checkpoints.opening import as_checkpoints, as_merged, open_held
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
@@ -124,7 +124,7 @@ class InMemoryMerger:
             NonFiniteError: At a NaN or infinity in a checkpoint, if the method surveys it.
         """
         unread = get_method(method["name"]).unread(weights)
-        base, *tasks = self.sources.values()
+        base, *tasks = as_merged(self.plan.recipe, self.sources, method["name"], weights).values()
         # The base model in place of a checkpoint makes its task vector zero.
         read = tuple(base if task in unread else source for task, source in enumerate(tasks))
         jobs = [job for job in self.plan.jobs if job.merged]
