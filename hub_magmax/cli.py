@@ -238,12 +238,13 @@ def merge(asked: RecipeOptions) -> Answer:
 
 
 def _summary(recipe: Recipe, report: MergeReport) -> str:
+    from hub_magmax.files import from_here
     from hub_magmax.text import format_bytes
 
     lines = [
         f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "
         f"peak memory {format_bytes(report.peak_memory_bytes)}",
-        f"wrote {recipe.output.path}" if recipe.output.keep else "no folder was kept",
+        f"wrote {from_here(recipe.output_path)}" if recipe.output.keep else "no folder was kept",
     ]
     if report.profile:
         spent = sorted(report.profile.items(), key=lambda item: -item[1])
@@ -263,6 +264,7 @@ def _summary(recipe: Recipe, report: MergeReport) -> str:
 @destination_options
 def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run: bool) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
+    from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
@@ -284,7 +286,7 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
     )
     if not processes.is_first:
         return Answer({}, "")
-    values = {"output": found.output.path, "report": json.loads(done.report.to_json())}
+    values = {"output": from_here(found.output_path), "report": json.loads(done.report.to_json())}
     text = _summary(found, done.report)
     if done.scores is not None:
         values["scores"] = json.loads(done.scores.to_json())
@@ -343,7 +345,7 @@ def card(asked: RecipeOptions) -> Answer:
     from hub_magmax.reporting.card_file import write_stored_card
 
     path = write_stored_card(*read_merged(asked))
-    return Answer({"card": str(path)}, f"wrote {path}")
+    return Answer({"card": str(path)}, wrote([path]))
 
 
 def _linked_card(asked: RecipeOptions) -> list[Path]:

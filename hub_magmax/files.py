@@ -48,6 +48,13 @@ def read_json(
         raise refused from error
 
 
+def from_here(path: Path) -> str:
+    """Return a path as it is named from the current folder: below it relative, elsewhere absolute."""
+    path = path.absolute()
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 #: Errors of a full disk, an exhausted quota, a file size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -19,6 +19,7 @@ from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_d
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.files import from_here
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.planning.headers import check_adapters, check_architectures, plan_from_headers
@@ -110,7 +111,7 @@ def _merge(
 
     output = planned.recipe.output_path
     if finished(PartialFolder(output, planned.digest)) is None:
-        report(f"merging {len(planned.jobs)} tensors into {planned.recipe.output.path}")
+        report(f"merging {len(planned.jobs)} tensors into {from_here(output)}")
     with progress(planned.progress_bytes) as advance:
         return merge(planned, output, progress=advance, processes=processes, cache=cache)
 
@@ -159,7 +160,7 @@ def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:
     if fallen and recipe.evaluation:
         raise PublishError(
             f"the merged model falls behind the base model on {', '.join(fallen)}, so it was not pushed",
-            where=recipe.output.path,
+            where=from_here(recipe.output_path),
             expected=f"at most {recipe.evaluation.margin:g}, as evaluation.margin says",
             hint="The model and its card are written. Change the method or the preference, or push all the "
             "same: hub-magmax run RECIPE --push-anyway",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from hub_magmax.errors import HubMagmaxError, RecipeError, explained
+from hub_magmax.files import from_here
 from hub_magmax.text import holds_control, printable, spelled_out, without_secrets
 
 
@@ -176,7 +177,7 @@ def quiet(line: str) -> None:
 
 def wrote(paths: Iterable[Path]) -> str:
     """Return a line for each file that was written."""
-    return "\n".join(f"wrote {path}" for path in paths)
+    return "\n".join(f"wrote {from_here(path)}" for path in paths)
 
 
 @contextmanager

@@ -150,8 +150,19 @@ def test_bad_input_for_machines_is_one_json_value(family, case):
 def test_run_merges_and_writes_the_card(family):
     code, out, _ = call("run", write_recipe(family))
     assert code == 0
-    assert "wrote merged" in out
+    assert f"wrote {family / 'merged'}\n" in out
     assert (family / "merged" / "README.md").read_text().startswith("---\n")
+
+
+@pytest.mark.parametrize("verb", ["run", "merge", "card"])
+def test_what_was_written_is_found_from_where_the_command_was_given(family, monkeypatch, verb):
+    recipe = write_recipe(family, output={"path": "made/here"})
+    monkeypatch.chdir(family.parent)
+    if verb == "card":
+        assert call("run", recipe)[0] == 0
+    code, out, _ = call(verb, recipe.relative_to(family.parent))
+    (written,) = [line.removeprefix("wrote ") for line in out.splitlines() if line.startswith("wrote ")]
+    assert code == 0 and not Path(written).is_absolute() and Path(written).exists()
 
 
 def test_run_again_goes_on_from_what_is_there(family):

@@ -127,6 +127,79 @@ def test_text_that_is_no_recipe_is_refused_with_its_place(tmp_path, text, reason
     assert reason in str(refusal(tmp_path, text))
 
 
+#: Names that YAML takes for true, false, nothing, numbers or dates.
+ODD_NAMES = ("no", "on", "Yes", "null", "1e3", "1.5e3", "12_3", "0x1F", "2024", "2024-01-01")
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, "2024-13-45", "007"])
+def test_a_name_is_read_as_it_is_written(tmp_path, name):
+    (tmp_path / "recipe.yaml").write_text(
+        f"""\
+base_model: 2024-01-01
+tasks:
+  - {{name: {name}, model: {name}}}
+  - {{name: b, model: ./b}}
+preference: {{weights: {{{name}: 0.75, b: 2.5e-1}}}}
+evaluation:
+  tasks: {{{name}: {{dataset: ./x, config: {name}, label_column: on}}}}
+tensors: [{{match: no, take: {name}}}]
+output: {{files_from: {name}, path: {name}, language: [no, en]}}
+seed: 1_0
+"""
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.base_model == "2024-01-01"
+    assert recipe.tasks[0].name == recipe.tasks[0].model == recipe.output.path == name
+    assert dict(recipe.preference.weights) == {name: 0.75, "b": 0.25}
+    assert list(recipe.evaluation.tasks) == [name]
+    # Where text may be left out, null leaves it out.
+    assert recipe.evaluation.tasks[name].config == (None if name == "null" else name)
+    assert recipe.output.files_from == name
+    assert recipe.evaluation.tasks[name].label_column == "on"
+    assert (recipe.tensors[0].match, recipe.tensors[0].take) == ("no", name)
+    assert recipe.output.language == ("no", "en")
+    assert recipe.seed == 10
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_classes_are_called_as_they_are_written(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "base_model: ./b\ntasks: [{name: a, model: ./a}]\n"
+        "preference: {labels: {target: {dataset: ./t}, classes: {a: [yes, no, 1.0, 3, 1999-01-01]}}}\n"
+    )
+    classes = load_recipe(tmp_path / "recipe.yaml").preference.labels.classes
+    assert classes == {"a": ("yes", "no", "1.0", 3, "1999-01-01")}
+
+
+def test_options_that_are_text_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "base_model: ./b\ntasks: [{name: a, model: ./a}]\n"
+        "evaluation: {evaluator: {name: multiple-choice, choices_column: on}, tasks: {a: {dataset: ./x}}}\n"
+    )
+    evaluation = load_recipe(tmp_path / "recipe.yaml").evaluation
+    assert evaluation.evaluator.options == {"choices_column": "on"}
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("seed: 2024-01-01", "line 4, seed"),
+        ("preference: {weights: {no: on}}", "line 4, preference.weights.no"),
+        ("output: {push_to_hub: no}", "line 4, output.push_to_hub: False should be a repository on the Hub"),
+        ("method: {name: ties, density: 2024-01-01}", "line 4, method.density"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(tmp_path, line, place):
+    text = f"base_model: ./b\ntasks:\n  - {{name: no, model: ./a}}\n{line}\n"
+    assert place in str(refusal(tmp_path, text))
+
+
+def test_a_name_left_empty_is_no_name(tmp_path):
+    text = "base_model: ./b\ntasks: [{name: , model: ./a}]\n"
+    assert "tasks.0.name: None should be a valid string" in str(refusal(tmp_path, text))
+
+
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")

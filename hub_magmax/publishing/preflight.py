@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.data import with_kept_data
 from hub_magmax.evaluation.scoring import load_evaluation_data
-from hub_magmax.files import os_errors
+from hub_magmax.files import from_here, os_errors
 from hub_magmax.hub import hub_api, retry
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
@@ -110,7 +110,7 @@ def _look(subject: str, at: Callable[[], str]) -> CheckResult:
 
 def _free_output(plan: Plan) -> str:
     refuse_taken(plan.recipe.output_path)
-    return f"{plan.recipe.output.path} is free"
+    return f"{from_here(plan.recipe.output_path)} is free"
 
 
 def check_room(plan: Plan, num_processes: int = 1) -> int:

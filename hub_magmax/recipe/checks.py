@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pydantic import (
@@ -37,34 +39,56 @@ def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
 
 def option_problems(values: dict[str, Any]) -> Iterator[Problem]:
     """Return what is wrong with the names and options of methods and the evaluator."""
+    for prefix, model, registry, value in _named(values):
+        try:
+            entry = registry.get(value.get("name", model.model_fields["name"].default))
+            check_options(entry, {k: v for k, v in value.items() if k not in model.model_fields})
+        except RecipeError as error:
+            yield (*prefix, "name"), str(error).rstrip(".")
+        except ValidationError as error:
+            yield from explain(error, prefix, [*model.model_fields, *entry.options], entry.name)
+
+
+def _named(values: dict[str, Any]) -> Iterator[tuple[KeyPath, type[Named], Registry, dict[str, Any]]]:
+    """Yield the methods and the evaluator that a recipe names, each with its key path."""
+    for prefix, model, registry, value in _written(values):
+        named = {"name": value} if isinstance(value, str) else value
+        # Anything else is reported by the schema.
+        if isinstance(named, dict) and isinstance(named.get("name", ""), str):
+            yield prefix, model, registry, named
+
+
+def _written(values: dict[str, Any]) -> Iterator[tuple[KeyPath, type[Named], Registry, Any]]:
     method = values.get("method", {})
     if method != AUTO and not (isinstance(method, dict) and method.get("name") == AUTO):
-        yield from _named_problems(method, ("method",), Method, METHODS)
+        yield ("method",), Method, METHODS, method
     evaluation, compare = (values.get(key) for key in ("evaluation", "compare"))
     if isinstance(evaluation, dict):
-        found = evaluation.get("evaluator", {})
-        yield from _named_problems(found, ("evaluation", "evaluator"), EvaluatorChoice, EVALUATORS)
+        yield ("evaluation", "evaluator"), EvaluatorChoice, EVALUATORS, evaluation.get("evaluator", {})
     if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
         for index, tried in enumerate(compare["methods"][:MAX_TRIED]):
-            yield from _named_problems(tried, ("compare", "methods", index), Method, METHODS)
+            yield ("compare", "methods", index), Method, METHODS, tried
 
 
-def _named_problems(
-    value: Any,
-    prefix: KeyPath,
-    model: type[Named],
-    registry: Registry,
-) -> Iterator[Problem]:
-    values = {"name": value} if isinstance(value, str) else value
-    if not isinstance(values, dict) or not isinstance(values.get("name", ""), str):
-        return  # already reported by the schema
-    try:
-        entry = registry.get(values.get("name", model.model_fields["name"].default))
-        check_options(entry, {k: v for k, v in values.items() if k not in model.model_fields})
-    except RecipeError as error:
-        yield (*prefix, "name"), str(error).rstrip(".")
-    except ValidationError as error:
-        yield from explain(error, prefix, [*model.model_fields, *entry.options], entry.name)
+def text_wanted(values: Any) -> Iterator[KeyPath]:
+    """Yield the key paths of values that should be text and are something else."""
+    if not isinstance(values, dict):
+        return
+    for prefix, check in _schemas(values):
+        try:
+            check()
+        except ValidationError as error:
+            yield from ((*prefix, *e["loc"]) for e in error.errors() if e["type"] == "string_type")
+
+
+def _schemas(values: dict[str, Any]) -> Iterator[tuple[KeyPath, Callable[[], object]]]:
+    """Yield calls that check parts of a recipe against their schemas, each with the part's key path."""
+    yield (), partial(Recipe.model_validate, values)
+    for prefix, model, registry, value in _named(values):
+        options = {k: v for k, v in value.items() if k not in model.model_fields}
+        with suppress(RecipeError):
+            entry = registry.get(value.get("name", model.model_fields["name"].default))
+            yield prefix, partial(check_options, entry, options)
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Problem]:

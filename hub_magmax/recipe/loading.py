@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.checks import contradictions, option_problems, token_problems
+from hub_magmax.recipe.checks import contradictions, option_problems, text_wanted, token_problems
 from hub_magmax.recipe.problems import KeyPath, Problem, all_problems, explain
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.strict_yaml import read_yaml
@@ -41,8 +41,10 @@ def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
         raise RecipeError(
             f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
         ) from error
-    values, lines = read_yaml(text, str(path))
-    return parse_recipe(values, folder=folder or path.parent, where=str(path), lines=lines)
+    values, lines, written = read_yaml(text, str(path))
+    return parse_recipe(
+        _with_text(values, written), folder=folder or path.parent, where=str(path), lines=lines
+    )
 
 
 def parse_recipe(
@@ -81,6 +83,24 @@ def parse_recipe(
     if problems or recipe is None:
         raise all_problems(problems, where, lines or {})
     return recipe
+
+
+def _with_text(values: Any, written: Mapping[KeyPath, str]) -> Any:
+    """Return the values with what YAML took for something else as written, wherever text is wanted.
+
+    A task may be called no, 1e3 or 2024. Numbers stay numbers where numbers are wanted.
+    """
+    wanted = set(text_wanted(values)) & set(written)
+    if not wanted:
+        return values
+    found = copy.deepcopy(values)
+    for path in wanted:
+        *parents, key = path
+        holder = found
+        for part in parents:
+            holder = holder[part]
+        holder[key] = written[path]
+    return found
 
 
 def updated(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -14,6 +14,7 @@ from pydantic import (
 from hub_magmax.recipe.values import (
     MAX_TASKS,
     Data,
+    Label,
     Number,
     Positive,
     Share,
@@ -89,7 +90,7 @@ class Estimate(Spec):
 class Labels(Estimate):
     """Estimate the preference from labelled target examples; `classes` names each task's labels."""
 
-    classes: Annotated[dict[TaskName, tuple[int | str, ...]], Field(max_length=MAX_TASKS)]
+    classes: Annotated[dict[TaskName, tuple[Label, ...]], Field(max_length=MAX_TASKS)]
 
 
 class DistanceEstimate(Estimate):

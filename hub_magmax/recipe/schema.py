@@ -29,6 +29,7 @@ from hub_magmax.recipe.values import (
     Number,
     Place,
     Positive,
+    Repository,
     Scaling,
     Size,
     Spec,
@@ -185,7 +186,7 @@ class Output(Spec):
     memory: Size | None = None
     device: DeviceName | None = None
     files_from: str = "base_model"
-    push_to_hub: str | None = None
+    push_to_hub: Repository | None = None
     keep: bool = True
     private: bool = False
     license: str | None = None

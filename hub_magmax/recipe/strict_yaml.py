@@ -1,8 +1,13 @@
-"""YAML read strictly: one document, no aliases, no duplicate keys, bounded depth and size."""
+"""YAML read strictly: one document, no aliases, no duplicate keys, bounded depth and size.
+
+Plain YAML takes `no` for false and `2024-01-01` for a date. Here keys are text, there are no dates, and
+beside the values the reader returns how they are written, for whoever wants text.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
@@ -21,10 +26,21 @@ _MAX_VALUES = 50_000
 _MAX_NUMBER_LENGTH = 100
 
 
+#: Kinds of values that recipes do not have: these are text.
+_NO_KINDS = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value", "tag:yaml.org,2002:merge")
+
+
 class _Loader(yaml.SafeLoader):
     """A loader that checks depth, count, tags and anchors of the text before it builds a value."""
 
     depth = num_values = 0
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {  # type: ignore[misc]  # types-PyYAML calls it an instance variable
+        first: [(tag, pattern) for tag, pattern in known if tag not in _NO_KINDS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -49,14 +65,28 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
-    """Return the values in `text` and the line on which each key path starts."""
-    lines: dict[KeyPath, int] = {}
+class Read(NamedTuple):
+    """Values of a YAML text.
+
+    Attributes:
+        values: Plain values.
+        lines: The line on which each key path starts.
+        written: Single values as written, by key path, where YAML does not take them for text.
+    """
+
+    values: Any
+    lines: dict[KeyPath, int]
+    written: dict[KeyPath, str]
+
+
+def read_yaml(text: str, where: str) -> Read:
+    """Return the values in `text`, with their lines and how they are written."""
+    read = Read(None, {}, {})
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        _note_lines(node, (), lines)
-        return None if node is None else loader.construct_document(node), lines
+        _note(node, (), read)
+        return read if node is None else read._replace(values=loader.construct_document(node))
     except RecipeError as error:
         place = f"{where}, {error.where}"
         raise RecipeError(error.what, where=place, expected=error.expected, hint=error.hint) from error
@@ -69,34 +99,42 @@ def read_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         ) from error
     except RecursionError as error:
         raise RecipeError("nested too deeply", where=where) from error
-    except ValueError as error:  # a timestamp or an integer that YAML recognises and cannot build
+    except ValueError as error:  # an integer that YAML recognises and cannot build
         raise RecipeError(
             f"a value that YAML cannot read: {error}", where=where, hint="Put it in quotes."
         ) from error
 
 
-def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+def _note(node: yaml.Node | None, path: KeyPath, read: Read) -> None:
+    """Check the values below `node`, and note their lines and texts."""
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node)
+        if node.value and not node.tag.endswith(":str"):
+            read.written[path] = node.value
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError("a key that is not a name", where=f"line {line}", expected="key: value")
-            _check_scalar(key)
-            inner = (*path, key.value)
-            if inner in lines:
-                raise RecipeError(
-                    f"the key {shown(key.value)} appears twice, first on line {lines[inner]}",
-                    where=f"line {line}",
-                    hint="Keep one of them.",
-                )
-            lines[inner] = line
-            _note_lines(value, inner, lines)
+            inner = (*path, _checked_key(key, path, read))
+            read.lines[inner] = key.start_mark.line + 1
+            _note(value, inner, read)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[*path, index] = value.start_mark.line + 1
-            _note_lines(value, (*path, index), lines)
+            read.lines[*path, index] = value.start_mark.line + 1
+            _note(value, (*path, index), read)
+
+
+def _checked_key(key: yaml.Node, path: KeyPath, read: Read) -> str:
+    line = key.start_mark.line + 1
+    if not isinstance(key, yaml.ScalarNode):
+        raise RecipeError("a key that is not a name", where=f"line {line}", expected="key: value")
+    _check_scalar(key)
+    name: str = key.value
+    if (*path, name) in read.lines:
+        raise RecipeError(
+            f"the key {shown(name)} appears twice, first on line {read.lines[*path, name]}",
+            where=f"line {line}",
+            hint="Keep one of them.",
+        )
+    return name
 
 
 def _check_scalar(node: yaml.ScalarNode) -> None:

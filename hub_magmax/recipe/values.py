@@ -15,6 +15,7 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
 )
+from pydantic_core import PydanticKnownError
 
 from hub_magmax.kernels.backend import DEVICES
 from hub_magmax.recipe.model_names import relative_path
@@ -61,11 +62,15 @@ def _scaling(value: Any) -> float | str:
     return number
 
 
-def _language(value: Any) -> Any:
-    if not isinstance(value, str) or not re.fullmatch("[a-z]{2,3}|multilingual|code", value):
-        raise ValueError(
-            f'{value!r} should be an ISO 639 code such as en, or multilingual (and "no" in quotes)'
-        )
+def _language(value: str) -> str:
+    if not re.fullmatch("[a-z]{2,3}|multilingual|code", value):
+        raise ValueError(f"{value!r} should be an ISO 639 code such as en, or multilingual")
+    return value
+
+
+def _label(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise PydanticKnownError("string_type")  # true is no 1: classes are called yes and no
     return value
 
 
@@ -79,6 +84,12 @@ def _dataset_id(value: str) -> str:
 def _device(value: str) -> str:
     if not re.fullmatch(f"({'|'.join(DEVICES)})(:[0-9]{{1,4}})?", value):
         raise ValueError(f"{value!r} should be one of {', '.join(DEVICES)}, or a numbered one such as cuda:1")
+    return value
+
+
+def _repository(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a repository on the Hub, such as org/name; left out, nothing is pushed")
     return value
 
 
@@ -102,7 +113,13 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 DeviceName = Annotated[str, AfterValidator(_device)]
 
-Language = Annotated[str, BeforeValidator(_language)]
+Language = Annotated[str, AfterValidator(_language)]
+
+#: A class of a data set, by name or number.
+Label = Annotated[int | str, BeforeValidator(_label)]
+
+#: `push_to_hub: no` is no repository of the name "no".
+Repository = Annotated[str, BeforeValidator(_repository)]
 
 DatasetId = Annotated[str, AfterValidator(_dataset_id)]
 
