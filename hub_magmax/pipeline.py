@@ -22,7 +22,8 @@ from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import from_here
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import MergeReport, lock_versions
-from hub_magmax.planning.headers import check_adapters, check_architectures, plan_from_headers
+from hub_magmax.planning.architectures import check_architectures
+from hub_magmax.planning.headers import check_adapters, plan_from_headers
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.pinning import check_side_files
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import (
-    CheckpointError,
-    MismatchError,
-    RecipeError,
-)
+from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.planning.adapters import plan_adapter
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.stated import stated_findings
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 
@@ -56,46 +53,16 @@ def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: 
         )
 
 
-def check_architectures(sources: Mapping[str, LockedSource], *, rules: bool) -> None:
-    """Raise MismatchError where two configurations name different kinds of model.
-
-    Models of different types can have tensors of the same names and shapes (llama and mistral, say), and
-    so can models of one type with different heads. The latter may be meant where the recipe has rules for
-    tensors, which say which head is kept.
-    """
-    stated: dict[str, dict[str, Any]] = {
-        "model_type": {name: source.model_type for name, source in sources.items()},
-        "architectures": {} if rules else {name: s.architectures for name, s in sources.items()},
-    }
-    for key, values in stated.items():
-        known = {name: value for name, value in values.items() if value}
-        for name, value in known.items():
-            first = next(iter(known))
-            if value != known[first]:
-                raise _different_architectures(
-                    key, sources[first].label, known[first], sources[name].label, value
-                )
-
-
-def _different_architectures(key: str, one: str, ones: Any, other: str, others: Any) -> MismatchError:
-    shown = [value if isinstance(value, str) else ", ".join(value) for value in (ones, others)]
-    return MismatchError(
-        f"`{key}` is {shown[1]}, and {shown[0]} in {one}",
-        where=f"{other}, config.json",
-        expected="checkpoints of one architecture",
-        hint="Check that it was fine-tuned from this base model."
-        if key == "model_type"
-        else "If the models differ in their heads only, say under `tensors` which head to keep.",
-    )
-
-
-def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None = None) -> Plan:
+def plan_from_headers(
+    recipe: Recipe, locked: Lock, *, cache: SourceCache | None = None, in_spite_of: Iterable[str] = ()
+) -> Plan:
     """Return everything that merging `recipe` will do, from its checkpoints' headers.
 
     Args:
         recipe: What to merge.
         locked: Its lock.
         cache: Checkpoints that are open already, and stay open for later calls.
+        in_spite_of: Names of faults that are accepted.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
@@ -107,6 +74,8 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
         if recipe.output.is_adapter:
-            return plan_adapter(recipe, locked, opened)
-        indexes = {name: source.index for name, source in opened.items()}
-    return make_plan(recipe, locked, indexes)
+            made = plan_adapter(recipe, locked, opened)
+        else:
+            made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
+        findings = stated_findings(locked, opened, files_from)
+    return replace(made, findings=findings, in_spite_of=tuple(in_spite_of))

@@ -13,6 +13,7 @@ from hub_magmax import methods
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.files import digest
 from hub_magmax.kernels.dtypes import ITEM_BYTES
+from hub_magmax.planning.findings import Finding
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 
@@ -107,6 +108,8 @@ class Plan:
         shards: Output files in order.
         left_out: Names of the base model's tensors that a rule leaves out.
         bytes_in: Bytes of tensors that are read, once each.
+        findings: Odd things about the sources, which do not decide the output.
+        in_spite_of: Names of faults among them that are accepted.
     """
 
     recipe: Recipe
@@ -114,6 +117,8 @@ class Plan:
     shards: tuple[Shard, ...]
     left_out: tuple[str, ...]
     bytes_in: int
+    findings: tuple[Finding, ...] = ()
+    in_spite_of: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:

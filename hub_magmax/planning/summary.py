@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.side_files import tokenizer_notices
+from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
+from hub_magmax.planning.findings import Finding
 from hub_magmax.planning.plan import Plan
 from hub_magmax.text import format_bytes
 
@@ -17,19 +20,27 @@ Row = tuple[str, str]
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
-    """Return warnings: tokenizers or heads that differ, bytes that depend on the processor."""
+    """Return warnings: files, classes or values that differ, bytes that depend on the processor."""
     sources = plan.lock.sources
-    classes = {name: ", ".join(source.architectures) for name, source in sources.items()}
-    known = {name: text for name, text in classes.items() if text}
+    known = {name: text for name, source in sources.items() if (text := classes_of(source))}
     heads = ", ".join(f"{name} {text}" for name, text in known.items())
     side_files = {name: source.side_files for name, source in sources.items()}
     name = plan.lock.method["name"]
     portable = methods.get_method(name).is_portable
     return (
         *(() if portable else (f"the bytes that {name} gives depend on the processor",)),
-        *((f"the model classes differ: {heads}",) if len(set(known.values())) > 1 else ()),
+        *(
+            (f"the model classes differ: {heads}",)
+            if len({text.lower() for text in known.values()}) > 1
+            else ()
+        ),
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
+        *(finding.text + _accepted(finding, plan) for finding in plan.findings),
     )
+
+
+def _accepted(finding: Finding, plan: Plan) -> str:
+    return f" (accepted as {finding.name})" if finding.is_fault and finding.name in plan.in_spite_of else ""
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -53,6 +64,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(plan),
         "device": plan.recipe.output.device,
         "notices": list(notices(plan)),
+        "findings": [asdict(finding) | {"name": finding.name} for finding in plan.findings],
+        "in_spite_of": list(plan.in_spite_of),
     }
 
 

@@ -1,0 +1,59 @@
+"""Findings from the files beside the weights: configurations that differ, adapters of other base models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from hub_magmax.checkpoints.adapter_base import other_base
+from hub_magmax.checkpoints.adapter_config import config_of
+from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.planning.configs import CONFIG, GENERATION, config_findings, is_compared
+from hub_magmax.planning.findings import Finding
+from hub_magmax.recipe.lockfile import Lock
+
+#: Bytes of a configuration that are read; the largest known are some hundred kilobytes.
+_MAX_BYTES = 10_000_000
+
+
+def stated_findings(lock: Lock, opened: Mapping[str, TensorSource], files_from: str) -> tuple[Finding, ...]:
+    """Return what configurations tell; those whose hashes are the same everywhere are not read.
+
+    Args:
+        lock: Gives the hashes of files.
+        opened: The sources by name.
+        files_from: The source whose files the merged model gets.
+    """
+    paths = _paths(lock, files_from)
+    contents = {
+        name: {path: _read(source, path) for path in paths if path in source.sizes}
+        for name, source in opened.items()
+    }
+    return (*config_findings(contents, files_from), *_adapters(lock, opened, contents))
+
+
+def _paths(lock: Lock, files_from: str) -> set[str]:
+    """Return the configurations that differ somewhere, and those without which these are not understood."""
+    hashes: dict[str, set[str]] = {}
+    for source in lock.sources.values():
+        for path, stated in source.side_files.items():
+            if is_compared(path):
+                hashes.setdefault(path, set()).add(stated)
+    kept = lock.sources[files_from].side_files
+    found = {path for path, stated in hashes.items() if len(stated) > 1 or path not in kept}
+    names_base = any(task.adapter_config for task in lock.tasks.values())
+    return found | ({CONFIG} if names_base or GENERATION in found else set())
+
+
+def _adapters(
+    lock: Lock, opened: Mapping[str, TensorSource], contents: Mapping[str, Mapping[str, bytes]]
+) -> Iterator[Finding]:
+    for name, task in lock.tasks.items():
+        if task.adapter_config:
+            config = contents["base_model"].get(CONFIG)
+            text = other_base(name, config_of(opened[name]), lock.base_model, config)
+            if text is not None:
+                yield Finding("adapter base", name, text, False)
+
+
+def _read(source: TensorSource, path: str) -> bytes:
+    return source.read_bytes(path, 0, min(source.sizes[path], _MAX_BYTES))
