@@ -21,7 +21,7 @@ from hub_magmax.checkpoints.hub_files import (
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted
-from hub_magmax.checkpoints.source import FileSource
+from hub_magmax.checkpoints.source import FileSource, Folder
 from hub_magmax.checkpoints.weight_files import read_index, split_part, weight_map
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.kernels.stored import Stored
@@ -100,6 +100,9 @@ class HubSource(FileSource):
     @property
     def sizes(self) -> Mapping[str, int]:
         return self._folder.sizes
+
+    def contents(self, path: str) -> Folder:
+        return Folder.among(self._folder.all_sizes, path)
 
     def stated_hashes(self, path: str) -> str:
         return self._folder.hashes(path)
@@ -192,7 +195,8 @@ class HubSource(FileSource):
     def _in_cache(self, path: str) -> LocalSource | None:
         if path not in self._cached:
             found = self._folder.in_cache(path)
-            self._cached[path] = LocalSource(found.parent, self.label) if found else None
+            top = found.parents[path.count("/")] if found else None
+            self._cached[path] = LocalSource(top, self.label) if top else None
         return self._cached[path]
 
     def _hold(self, path: str, start: int, stop: int) -> None:

@@ -66,8 +66,13 @@ class HubFolder:
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of every file, by name."""
-        return {path: file.size for path, file in self._siblings.items() if "/" not in path}
+        """Bytes of every file at the top, by name."""
+        return {path: size for path, size in self.all_sizes.items() if "/" not in path}
+
+    @cached_property
+    def all_sizes(self) -> Mapping[str, int]:
+        """Bytes of every file, those of sub-folders too."""
+        return {path: file.size for path, file in self._siblings.items()}
 
     def sha256(self, path: str) -> str | None:
         """Return the sha256 that the Hub states for a large file, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.descriptors import Descriptors
 from hub_magmax.checkpoints.page_cache import PageCacheAdvice, is_cached
-from hub_magmax.checkpoints.source import FileSource, TensorFile
+from hub_magmax.checkpoints.source import FileSource, Folder, TensorFile
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.files import read_fully
 from hub_magmax.recipe.model_names import is_folder, is_there
@@ -62,20 +63,22 @@ class LocalSource(FileSource):
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
+        return self.contents("").sizes
+
+    # Complex, and flat: entries by kind.
+    def contents(self, path: str) -> Folder:
+        folder, start = self.folder / path, f"{path}/" if path else ""
         try:
-            files = sorted(path for path in self.folder.iterdir() if path.is_file())
-            sizes = {path.name: path.stat().st_size for path in files}
-            stray = _stray_links(self.folder, [path for path in files if path.is_symlink()])
+            found = sorted(folder.iterdir())
+            files = [entry for entry in found if entry.is_file()]
+            folders = tuple(f"{start}{entry.name}" for entry in found if entry.is_dir())
+            sizes = {f"{start}{entry.name}": entry.stat().st_size for entry in files}
+            _refuse_stray_links(self.folder, [*([folder] if path else []), *files], self.label)
         except OSError as error:
+            if path and isinstance(error, FileNotFoundError | NotADirectoryError):
+                return Folder({}, ())
             raise SourceError(f"cannot be listed ({error.strerror})", where=self.label) from error
-        if stray:
-            raise SourceError(
-                f"{stray[0]!r} is a link that leads out of the folder",
-                where=self.label,
-                expected="files, or links to files inside the folder",
-                hint="If you trust the link, put the file itself in its place (`cp -L`).",
-            )
-        return sizes
+        return Folder(sizes, folders)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         with self.reading(path) as descriptor:
@@ -126,13 +129,24 @@ class LocalSource(FileSource):
         self.descriptors.close()
 
 
-def _stray_links(folder: Path, links: list[Path]) -> list[str]:
-    """Return links that lead out of a folder; from the Hub's cache they may lead to its blobs."""
+def _refuse_stray_links(folder: Path, paths: list[Path], label: str) -> None:
+    """Raise SourceError for a link that leads out of a folder; from the Hub's cache it may lead to its blobs.
+
+    Of folders below `folder`, links above them count too.
+    """
+    links = [path for path in paths if path.is_symlink() or path.is_dir()]
     if not links:
-        return []
+        return
     inside = [folder.resolve()]
     for above in inside[0].parents:
         if above.name == "snapshots":  # snapshots/COMMIT/FILE -> blobs/HASH
             inside.append(above.parent.joinpath("blobs").resolve())
             break
-    return [link.name for link in links if not any(link.resolve().is_relative_to(top) for top in inside)]
+    for link in links:
+        if not any(link.resolve().is_relative_to(top) for top in inside):
+            raise SourceError(
+                f"{os.path.relpath(link, folder)!r} is a link that leads out of the folder",
+                where=label,
+                expected="files, or links to files inside the folder",
+                hint="If you trust the link, put the file itself in its place (`cp -L`).",
+            )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config
 from hub_magmax.checkpoints.config import refuse_quantised, stated_architecture
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate
-from hub_magmax.checkpoints.side_files import content_hashes, is_side_file, same_content
+from hub_magmax.checkpoints.needed_files import module_folders, needed_files
+from hub_magmax.checkpoints.side_files import ContentHashes, content_hashes, is_side_file, same_content
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, LockError
+from hub_magmax.files import os_errors
 from hub_magmax.recipe.lockfile import LockedFile, LockedSource
 from hub_magmax.recipe.schema import Recipe
 
@@ -22,6 +26,8 @@ CONFIG_NAME = "config.json"
 
 #: Languages or data sets that are kept of a card.
 _MAX_LISTED = 50
+
+_INDEX_SUFFIX = ".safetensors.index.json"
 
 #: Bytes of a file that are hashed at a time.
 _BLOCK_BYTES = 2**24
@@ -47,15 +53,49 @@ def check_pinned(source: TensorSource, locked: LockedSource) -> None:
 def check_side_files(source: TensorSource, locked: LockedSource) -> None:
     """Raise LockError if the files beside the weights are no longer those that were locked.
 
-    A commit pins them; without one they are compared. A lock of an earlier version names none.
+    A commit pins them; without one they are compared. A lock of an earlier version names fewer, or none.
     """
     if locked.commit or not locked.side_files:
         return
-    found = {path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)}
-    paths = found.keys() | locked.side_files.keys()
-    changed = sorted(path for path in paths if found.get(path) != locked.side_files.get(path))
+    found = {path for path in source.sizes if is_side_file(path)} | {*locked.side_files}
+    changed = sorted(path for path in found if _present_hashes(source, path) != locked.side_files.get(path))
     if changed:
         raise changed_error(source.label, changed)
+
+
+def _present_hashes(source: TensorSource, path: str) -> str | None:
+    return None if source.size_of(path) is None else _side_hashes(source, path)
+
+
+def copied_files(source: TensorSource, locked: LockedSource) -> tuple[str, ...]:
+    """Return the files beside the weights that are copied from a source: as its lock says.
+
+    A lock of an early version names none, and then they are looked for. So they are in a source that stands
+    for the locked one and has none of its files, as tensors in memory have none.
+    """
+    pinned = tuple(locked.side_files)
+    return pinned if any(source.size_of(path) is not None for path in pinned) else needed_files(source)
+
+
+def left_behind(source: TensorSource, locked: LockedSource) -> tuple[str, ...]:
+    """Return the files of a source that are neither merged nor copied, sorted; folders end with a slash.
+
+    Of a folder that files are copied from, only the files that a loader may miss are listed.
+    """
+    taken = {*copied_files(source, locked), *(shard.file for shard in source.index.shards)}
+    top = source.contents("")
+    entered = {path.partition("/")[0] for path in taken if "/" in path}
+    files = [*top.sizes, *(f"{folder}/" for folder in top.folders if folder not in entered)]
+    for folder in module_folders(source):
+        files += _missed_in(source.contents(folder).sizes)
+    return tuple(sorted(path for path in files if path not in taken and not path.endswith(_INDEX_SUFFIX)))
+
+
+def _missed_in(module: Iterable[str]) -> list[str]:
+    """Return the files of a module's folder; pickled weights only where there are no others."""
+    paths = [*module]
+    is_whole = any(path.endswith(".safetensors") for path in paths)
+    return [path for path in paths if not (is_whole and path.endswith(".bin"))]
 
 
 def read_small_file(source: TensorSource, path: str) -> bytes:
@@ -64,14 +104,46 @@ def read_small_file(source: TensorSource, path: str) -> bytes:
     Raises:
         CheckpointError: If it is larger than any such file.
     """
-    if source.sizes[path] > MAX_SMALL_FILE_BYTES:
+    return source.read_bytes(path, 0, _checked_size(source, path))
+
+
+def _checked_size(source: TensorSource, path: str) -> int:
+    """Return the bytes of a file beside the weights; those of weights in a sub-folder have no limit."""
+    size = source.size_of(path)
+    if size is None:
+        raise changed_error(source.label, [path])
+    if size > MAX_SMALL_FILE_BYTES and not path.endswith(".safetensors"):
         raise CheckpointError(
-            f"{source.sizes[path]:,} bytes long",
+            f"{size:,} bytes long",
             where=f"{source.label}, {path}",
             expected=f"at most {MAX_SMALL_FILE_BYTES:,} bytes beside the weights",
             hint="Move it out of the checkpoint, if it is no part of the model.",
         )
-    return source.read_bytes(path, 0, source.sizes[path])
+    return size
+
+
+def copy_side_file(source: TensorSource, path: str, locked: LockedSource, folder: Path) -> None:
+    """Copy a file beside the weights, block by block, to its path in `folder`; compare it with the lock.
+
+    Raises:
+        LockError: If it changed.
+        OutputError: If it cannot be written.
+    """
+    hashes, target = ContentHashes(_checked_size(source, path)), folder / path
+    with os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for block in _blocks(source, path, hashes.size):
+                hashes.update(block)
+                file.write(block)
+    pinned = locked.side_files.get(path)
+    if pinned is not None and same_content(pinned, str(hashes)) is False:
+        raise changed_error(source.label, [path])
+
+
+def _blocks(source: TensorSource, path: str, size: int) -> Iterator[bytes]:
+    for start in range(0, size, _BLOCK_BYTES):
+        yield source.read_bytes(path, start, min(start + _BLOCK_BYTES, size))
 
 
 def read_side_file(source: TensorSource, path: str, locked: LockedSource) -> bytes:
@@ -100,9 +172,12 @@ def file_sha256(source: TensorSource, path: str) -> str:
     """Return the sha256 of a file: as its place states it, or else from its content."""
     if stated := _stated_sha256(source, path):
         return stated
-    digest, size = hashlib.sha256(), source.sizes[path]
-    for start in range(0, size, _BLOCK_BYTES):
-        digest.update(source.read_bytes(path, start, min(start + _BLOCK_BYTES, size)))
+    size = source.size_of(path)
+    if size is None:
+        raise changed_error(source.label, [path])
+    digest = hashlib.sha256()
+    for block in _blocks(source, path, size):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -112,8 +187,13 @@ def _stated_sha256(source: TensorSource, path: str) -> str | None:
 
 
 def _side_hashes(source: TensorSource, path: str) -> str:
-    """Return hashes of a small file: those that its place states, or its content's."""
-    return source.stated_hashes(path) or content_hashes(read_small_file(source, path))
+    """Return hashes of a file beside the weights: those that its place states, or its content's."""
+    if stated := source.stated_hashes(path):
+        return stated
+    hashes = ContentHashes(_checked_size(source, path))
+    for block in _blocks(source, path, hashes.size):
+        hashes.update(block)
+    return str(hashes)
 
 
 def lock_source(
@@ -163,7 +243,7 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
         **card_facts(source),
         model_type=model_type,
         architectures=architectures,
-        side_files={path: _side_hashes(source, path) for path in source.sizes if is_side_file(path)},
+        side_files={path: _side_hashes(source, path) for path in needed_files(source)},
         adapter_config=content_hashes(adapter_config) if adapter_config is not None else None,
     )
 

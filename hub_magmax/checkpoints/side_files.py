@@ -26,8 +26,18 @@ _ABOUT_WEIGHTS = (
     "training_args.json",
 )
 
+#: Further files that loaders read, or that a licence asks to hand on.
+_NEEDED = re.compile(
+    r".*\.(spm|bpe|vocab)|vocab\.bin|(hyperparams|config|model_config|params)\.ya?ml|"
+    r"(licen[cs]e|copying|notice|(acceptable_)?use_policy)([.-].*)?",
+    re.IGNORECASE,
+)
+
 #: Names that lead elsewhere on some systems: separators, and Windows' devices with any suffix.
 _FOREIGN = re.compile(r"[\\/:]|^(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
+
+_DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
+_MAX_PATH_LENGTH = 500
 
 _TOKENIZER_FILES = (
     "added_tokens.json",
@@ -56,15 +66,56 @@ def is_side_file(path: str) -> bool:
     )
 
 
+def is_needed(path: str) -> bool:
+    """Say whether a file at the top of a checkpoint is copied for its name: to load the model, or by licence.
+
+    Earlier versions copied what `is_side_file` says.
+    """
+    return is_side_file(path) or (_NEEDED.fullmatch(path) is not None and is_safe(path))
+
+
+def is_safe(path: str) -> bool:
+    """Say whether a relative path leads to the same file inside a folder on every system."""
+    parts = path.split("/")
+    return (
+        len(path) <= _MAX_PATH_LENGTH
+        and path.isprintable()  # a name that cannot be shown, or stored as UTF-8, is not published
+        and not any(part in ("", ".", "..") or part.endswith((".", " ")) for part in parts)
+        and not any(_FOREIGN.search(part) or _DEVICE.fullmatch(part) for part in parts)
+    )
+
+
 def is_tokenizer_file(path: str) -> bool:
     """Say whether a file decides how text becomes tokens; chat templates count."""
-    return path in _TOKENIZER_FILES or path.endswith(".tiktoken")
+    return path in _TOKENIZER_FILES or path.endswith((".tiktoken", ".spm", ".bpe", ".vocab", ".jinja"))
+
+
+class ContentHashes:
+    """`sha256:` of a file's content and `git:`, its id as a blob, with a space between; block by block.
+
+    Args:
+        size: Bytes of the file.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._sha256 = hashlib.sha256()
+        self._blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+    def update(self, block: bytes) -> None:
+        """Add the next block."""
+        self._sha256.update(block)
+        self._blob.update(block)
+
+    def __str__(self) -> str:
+        return f"sha256:{self._sha256.hexdigest()} git:{self._blob.hexdigest()}"
 
 
 def content_hashes(content: bytes) -> str:
     """Return `sha256:` of `content` and `git:`, its id as a blob, with a space between."""
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    return f"sha256:{hashlib.sha256(content).hexdigest()} git:{blob}"
+    hashes = ContentHashes(len(content))
+    hashes.update(content)
+    return str(hashes)
 
 
 def same_content(one: str, other: str) -> bool | None:
@@ -91,6 +142,29 @@ def tokenizer_notices(side_files: Mapping[str, Mapping[str, str]], files_from: s
         f"the tokenizer of {', '.join(names)} differs from that of {files_from}, which the merged model "
         f"gets: {differences}"
         for differences, names in sources.items()
+    )
+
+
+def nested_weights_notices(side_files: Mapping[str, Mapping[str, str]], files_from: str) -> tuple[str, ...]:
+    """Return a line about weights in sub-folders, which are copied, where those of other sources differ.
+
+    Args:
+        side_files: By source, the hashes of its side files by name.
+        files_from: The source whose files are copied.
+    """
+    copied = {path: text for path, text in side_files[files_from].items() if path.endswith(".safetensors")}
+    others = {
+        path: [
+            name
+            for name, files in side_files.items()
+            if path in files and same_content(copied[path], files[path]) is not True
+        ]
+        for path in copied
+    }
+    return tuple(
+        f"{path} is copied from {files_from} and not merged; that of {', '.join(names)} differs"
+        for path, names in others.items()
+        if names
     )
 
 

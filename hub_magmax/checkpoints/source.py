@@ -32,12 +32,33 @@ class TensorFile(NamedTuple):
     start_byte: int
 
 
+class Folder(NamedTuple):
+    """Contents of one folder of a checkpoint, by paths from the checkpoint's top, sorted.
+
+    Attributes:
+        sizes: Bytes of every file that lies in it.
+        folders: Its own sub-folders.
+    """
+
+    sizes: Mapping[str, int]
+    folders: tuple[str, ...]
+
+    @classmethod
+    def among(cls, paths: Mapping[str, int], folder: str) -> Folder:
+        """Return a folder's contents from the sizes of all files."""
+        start = f"{folder}/" if folder else ""
+        below = {path: size for path, size in sorted(paths.items()) if path.startswith(start)}
+        nested = (path[: path.index("/", len(start))] for path in below if "/" in path[len(start) :])
+        files = {path: size for path, size in below.items() if "/" not in path[len(start) :]}
+        return cls(files, tuple(dict.fromkeys(nested)))
+
+
 class TensorSource(Protocol):
     """A checkpoint whose tensors can be read in pieces; a subclass can leave out the methods with defaults.
 
     Attributes:
         label: Its name in messages.
-        sizes: Bytes of every file, by path relative to the checkpoint, sorted.
+        sizes: Bytes of every file at its top, by name, sorted.
         index: Its tensors and weight files.
     """
 
@@ -48,6 +69,19 @@ class TensorSource(Protocol):
 
     @property
     def index(self) -> CheckpointIndex: ...
+
+    def contents(self, path: str) -> Folder:
+        """Return the contents of a folder below the top, or of the top (an empty path); nothing is followed.
+
+        A folder that is not there is empty.
+        """
+        return Folder.among(self.sizes, path)
+
+    def size_of(self, path: str) -> int | None:
+        """Return the bytes of a file at the top or below it, or None if there is none."""
+        if "/" not in path:
+            return self.sizes.get(path)
+        return self.contents(path.rpartition("/")[0]).sizes.get(path)
 
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes `[start, stop)` of a file, all of them or an error."""
@@ -193,6 +227,9 @@ class DerivedSource(TensorSource):
     @property
     def sizes(self) -> Mapping[str, int]:
         return self.source.sizes
+
+    def contents(self, path: str) -> Folder:
+        return self.source.contents(path)
 
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         return self.source.read_bytes(path, start, stop)

@@ -105,7 +105,7 @@ def _compare_files(stored: TensorSource, again: TensorSource, report: MergeRepor
     for name, sha256 in report.sha256.items():
         if name in (RECIPE_NAME, LOCK_NAME):
             continue
-        if name not in stored.sizes:
+        if stored.size_of(name) is None:
             raise OutputError(f"there is no {name}, and the recipe and lock give one", where=stored.label)
         if name == PROVENANCE_NAME:
             same = _statement(stored) == _statement(again)

@@ -82,7 +82,8 @@ def _merged_folder(folder: Path | str) -> Path:
 def _hashing(folder: Path) -> Any:
     """Return how the files are hashed: those of the merge and its report, and no others."""
     covered = {*read_report(folder / REPORT_NAME).sha256, REPORT_NAME}
-    ignored = sorted(path.name for path in folder.iterdir() if path.name not in covered)
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    ignored = sorted(path for path in files if path not in covered)
     unfinished = f"{SIGNATURE_NAME}.tmp"
     return _model_signing("hashing").Config().set_ignored_paths(paths=[*ignored, SIGNATURE_NAME, unfinished])
 

@@ -56,7 +56,9 @@ def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxErro
     compare_reported(source, report, kind)
     expected = report.sha256
     # A report of an earlier version lists the weights only.
-    added = [path for path in source.sizes if _is_loaded(path, weights_only=not report.files)]
+    folders = dict.fromkeys(path.rpartition("/")[0] for path in sorted(expected))
+    found = [path for folder in folders for path in source.contents(folder).sizes]
+    added = [path for path in found if _is_loaded(path, weights_only=not report.files)]
     if surplus := [path for path in added if path not in expected]:
         raise kind(
             "the merge did not write this file, and what loads the model reads it",
@@ -70,7 +72,7 @@ def _is_loaded(path: str, *, weights_only: bool) -> bool:
     """Say whether loading a model reads a file of this name: weights, code, or what lies beside them."""
     if weights_only or path.endswith((".safetensors", ".bin")):
         return path.endswith((".safetensors", ".bin"))
-    return path.endswith((".index.json", ".py")) or is_side_file(path)
+    return path.endswith((".index.json", ".py")) or is_side_file(path.rpartition("/")[2])
 
 
 def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hub_magmax.checkpoints.opening import open_inputs
-from hub_magmax.checkpoints.pinning import check_side_files
+from hub_magmax.checkpoints.pinning import check_side_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.planning.adapters import plan_adapter
@@ -78,4 +78,5 @@ def plan_from_headers(
         else:
             made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
         findings = stated_findings(locked, opened, files_from)
-    return replace(made, findings=findings, in_spite_of=tuple(in_spite_of))
+        left = left_behind(opened[files_from], locked.sources[files_from])
+    return replace(made, findings=findings, left_behind=left, in_spite_of=tuple(in_spite_of))

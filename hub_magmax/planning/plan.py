@@ -110,6 +110,8 @@ class Plan:
         bytes_in: Bytes of tensors that are read, once each.
         findings: Odd things about the sources, which do not decide the output.
         in_spite_of: Names of faults among them that are accepted.
+        left_behind: Files, and folders with a slash at their end, of the source whose files are copied, that
+            are not; for a notice.
     """
 
     recipe: Recipe
@@ -119,6 +121,7 @@ class Plan:
     bytes_in: int
     findings: tuple[Finding, ...] = ()
     in_spite_of: tuple[str, ...] = ()
+    left_behind: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:

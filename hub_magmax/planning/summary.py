@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoints.side_files import tokenizer_notices
+from hub_magmax.checkpoints.leftovers import leftover_notices
+from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
 from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings import Finding
@@ -35,7 +36,9 @@ def notices(plan: Plan) -> tuple[str, ...]:
             else ()
         ),
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
+        *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
+        *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
     )
 
 

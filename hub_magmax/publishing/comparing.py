@@ -18,7 +18,10 @@ AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
 def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> None:
     """Raise `kind` unless a source holds every file that a merge wrote, as its report says."""
     expected = report.sha256
-    found = {path: file_sha256(source, path) if path in source.sizes else "missing" for path in expected}
+    found = {
+        path: file_sha256(source, path) if source.size_of(path) is not None else "missing"
+        for path in expected
+    }
     changed = [path for path in expected if found[path] != expected[path]]
     if changed:
         others = f"; also changed: {', '.join(changed[1:])}" if len(changed) > 1 else ""

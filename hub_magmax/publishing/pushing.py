@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
@@ -75,9 +76,14 @@ def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
 
 
 def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Return the files to publish of a folder, by name; a card that nobody edited names its repository."""
+    """Return the files to publish of a folder, by path; a card that nobody edited names its repository.
+
+    Of sub-folders these are the files that the merge wrote.
+    """
+    written = filter(is_safe, read_report(folder / REPORT_NAME).files)
+    names = {path.name for path in folder.iterdir()} | {*written}
     contents: dict[str, Path | bytes] = {
-        path.name: path for path in sorted(folder.iterdir()) if path.is_file()
+        name: folder / name for name in sorted(names) if (folder / name).is_file()
     }
     if CARD_NAME in contents and not is_edited(folder / CARD_NAME):
         contents[CARD_NAME] = stored_card(folder, repo_id).encode()

@@ -133,7 +133,7 @@ class PartialFolder:
         """Turn the folder into the output by one rename, after which it survives a loss of power."""
         refuse_taken(self.output)
         with os_errors(self.output):
-            for path in (*self.folder.iterdir(), self.folder):
+            for path in (*self.folder.rglob("*"), self.folder):
                 sync(path)
             if self.output.exists():
                 self.output.rmdir()  # empty, or refuse_taken had objected

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME
-from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_side_file
+from hub_magmax.checkpoints.pinning import CONFIG_NAME, copied_files, copy_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.files import os_errors, sha256_of, write_text
+from hub_magmax.files import sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
@@ -81,7 +81,8 @@ def write_beside_weights(
 
 def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
     """Return the sha256 of the files in `folder` that hold no weights, by name."""
-    names = sorted({path.name for path in folder.iterdir()} - {shard.file for shard in report.shards})
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = sorted(files - {shard.file for shard in report.shards})
     return {name: sha256_of(folder / name) for name in names}
 
 
@@ -101,11 +102,10 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
     source, locked = sources[files_from], plan.lock.sources[files_from]
     # transformers takes a folder with both configurations for a whole model with an adapter beside it.
     kept_out = CONFIG_NAME if plan.ranks else ADAPTER_CONFIG_NAME
-    for path in filter(is_side_file, source.sizes):
-        if path == kept_out:
-            continue
-        with os_errors(folder / path):
-            (folder / path).write_bytes(read_side_file(source, path, locked))
+    for path in copied_files(source, locked):
+        # An adapter is loaded beside its base model, whose code and modules it does not need.
+        if path != kept_out and (is_side_file(path) or not plan.ranks):
+            copy_side_file(source, path, locked, folder)
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
