@@ -14,9 +14,10 @@ from hub_magmax.cli import main
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.planning.faults import THRESHOLDS
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.reporting.card import Beside, render_card
-from hub_magmax.reporting.diagnosis import THRESHOLDS, read_diagnosis
+from hub_magmax.reporting.diagnosis import read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.test_reporting_card import make_lock, make_recipe, make_report
@@ -184,7 +185,7 @@ def test_numbers_are_those_of_the_whole_tensors(tmp_path):
     assert found.whole.lengths == pytest.approx(np.linalg.norm(vectors, axis=1), rel=1e-5)
     assert found.whole.wins == tuple(wins) and found.whole.lacking == tuple(lacking)
     assert found.whole.changed == tuple((vectors != 0).sum(axis=1))
-    toward, ratio = found.whole.to_base
+    toward, ratio = found.whole.geometry.to_base
     checkpoints = base + vectors
     assert ratio == pytest.approx(np.linalg.norm(checkpoints, axis=1) / np.linalg.norm(base), rel=1e-5)
     assert toward * ratio == pytest.approx(checkpoints @ base / (base @ base), rel=1e-4)

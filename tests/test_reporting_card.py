@@ -25,11 +25,12 @@ from hub_magmax.evaluation.scores import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.methods import get_method, method_names
+from hub_magmax.planning.faults import THRESHOLDS
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.reporting import cells as card_cells
 from hub_magmax.reporting.card import Beside, render_card
-from hub_magmax.reporting.diagnosis import THRESHOLDS, Diagnosis, make_group
+from hub_magmax.reporting.diagnosis import Diagnosis, make_group
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import is_invisible
 from tests.local_hub.metadata import validate

@@ -29,24 +29,21 @@ from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.chunks import StoredChunks, ahead
 from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
+from hub_magmax.planning.faults import MIN_PRINT, PRINT_ELEMENTS, Swap, swaps
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
-    THRESHOLDS,
     Diagnosis,
     Group,
     Overlap,
-    Swap,
     make_group,
     total,
 )
 
 #: Blocks that are worked on together.
 _AT_ONCE = 16
-#: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
-_PRINT_ELEMENTS, _MIN_PRINT = 1024, 16
 #: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
 
@@ -206,8 +203,8 @@ class _Look:
     def _count(self, base: Tensor, vectors: Tensor) -> None:
         self.looked_at += len(base)
         if self.prints is None:
-            checkpoints = base[None, :_PRINT_ELEMENTS] + vectors[:, :_PRINT_ELEMENTS]
-            self.prints = torch.cat([base[None, :_PRINT_ELEMENTS], checkpoints])
+            checkpoints = base[None, :PRINT_ELEMENTS] + vectors[:, :PRINT_ELEMENTS]
+            self.prints = torch.cat([base[None, :PRINT_ELEMENTS], checkpoints])
         whole = torch.cat([base[None], vectors])
         self._products += (whole @ whole.T).double().numpy()
         signs = vectors.sign()
@@ -271,7 +268,7 @@ def _directions(rows: Tensor, count: int) -> Tensor:
 def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Diagnosis:
     matrices = [look.group for look in looks if len(look.job.shape) >= 2]
     held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
-    overlaps, swaps = tuple(look.overlap() for look in held), _swaps(tasks, looks)
+    overlaps = tuple(look.overlap() for look in held)
     return Diagnosis(
         tasks,
         _layers(looks),
@@ -279,7 +276,7 @@ def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Dia
         tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
         len(looks),
         overlaps,
-        swaps,
+        _swaps(tasks, looks),
         round(time.perf_counter() - started, 3),
     )
 
@@ -298,31 +295,12 @@ def layer_of(tensor: str) -> str:
 
 
 def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
-    """Return tensors that do not resemble their own in the base model, but another of the same shape."""
-    alike: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
-    for look in looks:
-        if look.prints is not None and look.prints.shape[1] >= _MIN_PRINT:
-            alike.setdefault(look.job.shape, []).append((look.job.name, _standardised(look.prints)))
-    found = []
-    for same_shape in alike.values():
-        names = [name for name, _ in same_shape]
-        prints = torch.stack([print_ for _, print_ in same_shape])
-        for number, task in enumerate(tasks, 1):
-            # Rows: tensors of the checkpoint; columns: tensors of the base model.
-            likeness = prints[:, number] @ prints[:, 0].T
-            best, place = likeness.max(dim=1)
-            limit = THRESHOLDS["swapped"][0]
-            for row in torch.nonzero((best > limit) & (likeness.diagonal() < 0.5)).flatten().tolist():
-                found.append(Swap(task, names[row], names[int(place[row])]))
-    return tuple(found)
-
-
-def _standardised(prints: Tensor) -> Tensor:
-    """Return rows with a mean of zero and a length of one; constant rows become zero."""
-    centred = prints - prints.mean(dim=1, keepdim=True)
-    lengths = centred.norm(dim=1, keepdim=True)
-    constant = lengths <= 1e-5 * prints.norm(dim=1, keepdim=True)
-    return torch.where(constant, 0.0, centred / lengths.clamp(min=1e-30))
+    prints = {
+        look.job.name: (look.job.shape, look.prints.numpy())
+        for look in looks
+        if look.prints is not None and look.prints.shape[1] >= MIN_PRINT
+    }
+    return swaps(tasks, prints)
 
 
 def write_diagnosis(found: Diagnosis, folder: Path) -> tuple[Path, Path]:

@@ -22,11 +22,12 @@ from hub_magmax.evaluation.scores import Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, ExampleLoss, example_loss
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.planning.faults import THRESHOLDS
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.registry import METHODS
 from hub_magmax.reporting.cells import TEMPLATE_NAME, environment
-from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, THRESHOLDS, Diagnosis, verdict
+from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, Diagnosis, verdict
 from hub_magmax.reporting.front_matter import front_matter, model_name
 from hub_magmax.reporting.headline import headline
 from hub_magmax.reporting.licence import combined_license

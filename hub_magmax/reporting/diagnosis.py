@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,29 +13,11 @@ import numpy as np
 
 from hub_magmax.errors import OutputError
 from hub_magmax.files import read_json
+from hub_magmax.planning.faults import THRESHOLDS, Evidence, Geometry, Matrix, Swap, faults, limit_of, ratio
+from hub_magmax.planning.findings import Finding
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
-
-#: Limits of the rules, each with its meaning in words, which the report states.
-THRESHOLDS: Mapping[str, tuple[float, str]] = {
-    "other base": (0.5, "matrices have a cosine below this with the base model's"),
-    "swapped": (
-        0.9,
-        "a tensor correlates above this with another tensor of the base model, and not with its own",
-    ),
-    "scaled": (
-        2.0,
-        "weights are more than so many times, or less than one so-many-th, as long as the base model's",
-    ),
-    "long": (10.0, "a task vector is more than so many times as long as the middle one"),
-    "near-identical": (0.999, "two task vectors have a cosine above this"),
-    "opposed": (-0.1, "two task vectors have a cosine below this"),
-    "dominant": (0.9, "a task wins more than this share of the elements under MAGMAX"),
-    "short": (0.25, "a task lacks more than this share of its quota among the elements it wins"),
-}
-
-Matrix = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -63,58 +45,47 @@ class Group:
     lacking: tuple[float, ...]
 
     @cached_property
-    def _products(self) -> np.ndarray:
-        return np.array(self.products)
+    def geometry(self) -> Geometry:
+        """Inner products as numbers."""
+        return Geometry(self.num_looked_at, np.array(self.products))
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Norms of the task vectors, as looked at."""
-        return np.asarray(np.sqrt(np.diag(self._products)[1:]))
+        return self.geometry.lengths
 
     @cached_property
     def cosines(self) -> np.ndarray:
         """Between every two task vectors; 0 where one of them is zero."""
-        return _ratio(self._products[1:, 1:], np.outer(self.lengths, self.lengths))
+        return self.geometry.cosines
 
     @cached_property
     def sign_agreement(self) -> np.ndarray:
         """Share of the elements that both tasks changed which they changed in the same direction."""
-        return _ratio(np.array(self.agreeing), np.array(self.shared))
+        return ratio(np.array(self.agreeing), np.array(self.shared))
 
     @cached_property
     def win_shares(self) -> np.ndarray:
         """Share of the changed elements that each task wins under MAGMAX."""
         wins = np.array(self.wins)
-        return _ratio(wins, np.full(len(wins), wins.sum()))
+        return ratio(wins, np.full(len(wins), wins.sum()))
 
     @cached_property
     def length_ratios(self) -> np.ndarray:
         """Ratio of two task vectors' lengths: row over column; 0 where the column's is zero."""
         lengths = self.lengths
-        return _ratio(np.tile(lengths[:, None], len(lengths)), np.tile(lengths, (len(lengths), 1)))
+        return ratio(np.tile(lengths[:, None], len(lengths)), np.tile(lengths, (len(lengths), 1)))
 
     @cached_property
     def lacking_shares(self) -> np.ndarray:
         """Share of its quota that each task lacks among the elements it wins."""
         lacking = np.array(self.lacking)
-        return _ratio(lacking, np.array(self.wins) + lacking)
+        return ratio(lacking, np.array(self.wins) + lacking)
 
     def numbers(self) -> dict[str, Any]:
         """Return lengths, shares and cosines, by task and by pair of tasks, as plain values."""
         keys = ("cosines", "sign_agreement", "length_ratios", "win_shares", "lacking_shares")
         return {key: getattr(self, key).round(6).tolist() for key in keys}
-
-    @cached_property
-    def to_base(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosine of each checkpoint with the base model, and how many times as long it is."""
-        base = self._products[0, 0]
-        along = base + self._products[0, 1:]
-        lengths = np.sqrt(np.maximum(base + 2 * self._products[0, 1:] + self.lengths**2, 0))
-        return _ratio(along, lengths * np.sqrt(base)), _ratio(lengths, np.full(len(along), np.sqrt(base)))
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.asarray(np.divide(above, below, out=np.zeros_like(above, dtype=np.float64), where=below > 0))
 
 
 def total(name: str, groups: Sequence[Group]) -> Group:
@@ -154,25 +125,6 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Swap:
-    """A tensor of a checkpoint that looks like another tensor of the base model."""
-
-    task: str
-    tensor: str
-    looks_like: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One odd thing. `rule` is a key of `THRESHOLDS`, or `unchanged`; faults should not be merged."""
-
-    rule: str
-    task: str
-    text: str
-    is_fault: bool
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """All that was found.
 
@@ -203,8 +155,18 @@ class Diagnosis:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Findings beyond the stated thresholds; faults first."""
-        found = [finding for rule in (_faults, _pairs, _shares) for finding in rule(self)]
-        return tuple(sorted(found, key=lambda finding: not finding.is_fault))
+        return (*faults(self.evidence), *_opposed(self), *_shares(self))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the rules for faults judge by."""
+        return Evidence(
+            self.tasks,
+            self.whole.geometry,
+            (self.matrices or self.whole).geometry,
+            tuple(count == self.num_tensors for count in self.unchanged),
+            self.swaps,
+        )
 
     @property
     def relative_lengths(self) -> tuple[float, ...]:
@@ -292,56 +254,11 @@ def read_diagnosis(path: Path) -> Diagnosis:
         raise refused from error
 
 
-def _limit(rule: str) -> float:
-    return THRESHOLDS[rule][0]
-
-
-# Complex, and flat: one branch for each rule, of which the first that applies to a task counts.
-def _faults(found: Diagnosis) -> Iterator[Finding]:
-    group = found.matrices or found.whole
-    cosines, ratios = group.to_base
-    swapped = {swap.task for swap in found.swaps}
-    middle = float(np.median(found.whole.lengths))
-    for number, task in enumerate(found.tasks):
-        length = found.whole.lengths[number]
-        if found.unchanged[number] == found.num_tensors:
-            yield Finding("unchanged", task, f"{task} is the base model, unchanged", True)
-        elif task in swapped:
-            yield _swap_finding(found, task)
-        elif not 1 / _limit("scaled") <= ratios[number] <= _limit("scaled"):
-            text = f"{task} has weights {ratios[number]:.3g} times as long as the base model's: scaled?"
-            yield Finding("scaled", task, text, True)
-        elif cosines[number] < _limit("other base"):
-            text = (
-                f"{task} has a cosine of {cosines[number]:.3f} with the base model: "
-                "it looks like it was fine-tuned from another one"
-            )
-            yield Finding("other base", task, text, True)
-        elif len(found.tasks) > 2 and middle > 0 and length > _limit("long") * middle:
-            text = (
-                f"the task vector of {task} is {length / middle:.3g} times as long as the middle one: "
-                "scaled, or trained much longer?"
-            )
-            yield Finding("long", task, text, True)
-
-
-def _swap_finding(found: Diagnosis, task: str) -> Finding:
-    swaps = [swap for swap in found.swaps if swap.task == task]
-    named = "; ".join(
-        f"{swap.tensor} holds what is {swap.looks_like} in the base model" for swap in swaps[:4]
-    )
-    more = f"; and {len(swaps) - 4} more" if len(swaps) > 4 else ""
-    return Finding("swapped", task, f"{task} has tensors in the wrong place: {named}{more}", True)
-
-
-def _pairs(found: Diagnosis) -> Iterator[Finding]:
+def _opposed(found: Diagnosis) -> Iterator[Finding]:
     for one, task in enumerate(found.tasks):
         for other in range(one):
             cosine, earlier = found.whole.cosines[one, other], found.tasks[other]
-            if cosine > _limit("near-identical"):
-                text = f"{task} is almost {earlier}: their task vectors have a cosine of {cosine:.5f}"
-                yield Finding("near-identical", task, text, True)
-            elif cosine < _limit("opposed"):
+            if cosine < limit_of("opposed"):
                 text = f"{task} and {earlier} pull in opposite directions: a cosine of {cosine:.3f}"
                 yield Finding("opposed", task, text, False)
 
@@ -349,12 +266,12 @@ def _pairs(found: Diagnosis) -> Iterator[Finding]:
 def _shares(found: Diagnosis) -> Iterator[Finding]:
     for number, task in enumerate(found.tasks):
         share, lacking = found.whole.win_shares[number], found.whole.lacking_shares[number]
-        if len(found.tasks) > 1 and share > _limit("dominant"):
+        if len(found.tasks) > 1 and share > limit_of("dominant"):
             text = (
                 f"{task} has the largest change in {100 * share:.1f} % of the elements: MAGMAX is almost it"
             )
             yield Finding("dominant", task, text, False)
-        if lacking > _limit("short"):
+        if lacking > limit_of("short"):
             text = (
                 f"{task} lacks {100 * lacking:.1f} % of its quota among what it wins: "
                 "the rest comes from where other tasks change more"
