@@ -59,7 +59,8 @@ def read_safetensors(
     document = parse_json(text, where)
     if not isinstance(document, dict):
         raise CheckpointError("the header is not a JSON object", where=where, hint=DAMAGED)
-    _check_metadata(document.get("__metadata__", {}), where)
+    metadata = document.get("__metadata__", {})
+    _check_metadata(metadata, where)
     tensors = [
         _tensor_info(name, entry, file, 8 + length, where)
         for name, entry in document.items()
@@ -67,7 +68,7 @@ def read_safetensors(
     ]
     tensors.sort(key=lambda tensor: (tensor.start_byte, tensor.stop_byte, tensor.name))
     _check_layout(tensors, 8 + length, size, where)
-    shard = ShardInfo(file, size, hashlib.sha256(length_bytes + text).hexdigest())
+    shard = ShardInfo(file, size, hashlib.sha256(length_bytes + text).hexdigest(), metadata)
     return shard, {tensor.name: tensor for tensor in tensors}
 
 

@@ -42,11 +42,15 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One weight file. `header_sha256` covers the eight length bytes and the JSON header."""
+    """One weight file. `header_sha256` covers the eight length bytes and the JSON header.
+
+    `metadata` are the texts in the header that are about the file or the model.
+    """
 
     file: str
     size_bytes: int
     header_sha256: str
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"mlmodel|nemo|engine)|.*\.(bin|h5|msgpack)\.index\.json|"
             r"(onnx|openvino|coreml|gguf|tflite|mlx|original|metal)/",
         ),
+        (
+            "parts of a diffusers pipeline",
+            r"model_index\.json|(text_encoder|tokenizer|image_encoder)(_\d)?/|"
+            r"(unet|vae|transformer|scheduler|safety_checker|feature_extractor)/",
+        ),
         ("weights that are not merged", r".*\.safetensors(\.index\.json)?"),
         (
             "pictures",

@@ -78,5 +78,7 @@ def plan_from_headers(
         else:
             made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
         findings = stated_findings(locked, opened, files_from)
-        left = left_behind(opened[files_from], locked.sources[files_from])
+        # An adapter is no model, whose files its base model keeps.
+        is_model = not recipe.output.is_adapter
+        left = left_behind(opened[files_from], locked.sources[files_from]) if is_model else ()
     return replace(made, findings=findings, left_behind=left, in_spite_of=tuple(in_spite_of))

@@ -15,6 +15,7 @@ from hub_magmax.checkpoints.index import (
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import EXACT_REASON, Plan, Shard, TensorJob
+from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
 from hub_magmax.text import listed, shown
@@ -51,8 +52,17 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     if not jobs:
         raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
-    shards = _layout(jobs, recipe.output.shard_size)
-    made = Plan(recipe, lock, shards, left_out, bytes_read(jobs, indexes))
+    files_from = recipe.output.files_from
+    stem = file_stem(indexes[files_from], lock.sources[files_from])
+    made = Plan(
+        recipe,
+        lock,
+        _layout(jobs, recipe.output.shard_size, stem),
+        left_out,
+        bytes_read(jobs, indexes),
+        metadata=kept_metadata(indexes[files_from]),
+        lost_metadata=lost_metadata(indexes[files_from]),
+    )
     budget_of(made, 1)  # raises where more is needed than there is
     return made
 
@@ -190,7 +200,7 @@ def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> No
         )
 
 
-def _layout(jobs: list[TensorJob], shard_size: int) -> tuple[Shard, ...]:
+def _layout(jobs: list[TensorJob], shard_size: int, stem: str) -> tuple[Shard, ...]:
     """Fill files in order; one larger than `shard_size` holds a single tensor."""
     groups: list[list[TensorJob]] = [[]]
     size = 0
@@ -201,8 +211,8 @@ def _layout(jobs: list[TensorJob], shard_size: int) -> tuple[Shard, ...]:
         groups[-1].append(job)
         size += job.num_bytes
     if len(groups) == 1:
-        return (Shard("model.safetensors", tuple(jobs)),)
+        return (Shard(f"{stem}.safetensors", tuple(jobs)),)
     return tuple(
-        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
         for number, group in enumerate(groups, 1)
     )

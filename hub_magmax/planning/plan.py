@@ -5,8 +5,9 @@ An output tensor depends on the tensors of the same name, the locked method and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from hub_magmax import methods
@@ -112,6 +113,8 @@ class Plan:
         in_spite_of: Names of faults among them that are accepted.
         left_behind: Files, and folders with a slash at their end, of the source whose files are copied, that
             are not; for a notice.
+        metadata: Of the output's headers, beside the merge's own.
+        lost_metadata: Keys of the same source's headers that are left out.
     """
 
     recipe: Recipe
@@ -122,6 +125,8 @@ class Plan:
     findings: tuple[Finding, ...] = ()
     in_spite_of: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    lost_metadata: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:
@@ -158,7 +163,13 @@ class Plan:
         """Digest of what decides the output: the lock, the layout, and whose files lie beside the weights."""
         shards = [asdict(shard) for shard in self.shards]
         files_from = self.recipe.output.files_from
-        return digest({"lock": self.lock.digest, "shards": shards, "files_from": files_from})
+        values = {"lock": self.lock.digest, "shards": shards, "files_from": files_from}
+        return digest(values | ({"metadata": dict(self.metadata)} if self.metadata else {}))
+
+    @property
+    def index_name(self) -> str:
+        """Name of the index of several files."""
+        return re.sub(r"(-\d+-of-\d+)?\.safetensors$", ".safetensors.index.json", self.shards[0].file)
 
     @cached_property
     def num_remote(self) -> int:

@@ -14,7 +14,7 @@ from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings import Finding
 from hub_magmax.planning.plan import Plan
-from hub_magmax.text import format_bytes
+from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.
 Row = tuple[str, str]
@@ -38,7 +38,17 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
+        *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
+    )
+
+
+def _metadata_notices(plan: Plan) -> tuple[str, ...]:
+    if not plan.lost_metadata:
+        return ()
+    return (
+        f"left out of the header, since they describe the file of {plan.recipe.output.files_from}: "
+        f"{', '.join(map(shown, plan.lost_metadata[:5]))}",
     )
 
 

@@ -10,7 +10,7 @@ from hub_magmax.planning.plan import Plan, Shard
 
 
 def metadata_of(plan: Plan) -> dict[str, str]:
-    """Provenance stored in every shard: strings, and the same for the same merge on any machine."""
+    """Provenance stored in every shard, beside what its source has there: the same on any machine."""
     sources = {name: source.label for name, source in plan.lock.sources.items()}
     merge = {
         "sources": sources,
@@ -19,7 +19,7 @@ def metadata_of(plan: Plan) -> dict[str, str]:
         "seed": plan.lock.seed,
         "lock": plan.lock.digest,
     }
-    return {"format": "pt", "hub_magmax": json.dumps(merge, ensure_ascii=False)}
+    return {"format": "pt", **plan.metadata, "hub_magmax": json.dumps(merge, ensure_ascii=False)}
 
 
 def shard_header(plan: Plan, shard: Shard) -> bytes:

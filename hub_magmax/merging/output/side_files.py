@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, INDEX_NAME
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, copied_files, copy_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
@@ -109,7 +109,7 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
-        write_text(folder / INDEX_NAME, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / plan.index_name, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     if plan.ranks:
         write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
     write_text(folder / RECIPE_NAME, plan.recipe.portable.to_yaml())
