@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
+from hub_magmax.checkpoints.adapter_finding import lock_adapters
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.errors import EvaluationError, PublishError, RecipeError
@@ -200,6 +201,8 @@ def lock(
     sources = {"base_model": pinned[recipe.base_model], **tasks}
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
+    sources = lock_adapters(recipe, sources, cache)
+    tasks = {name: sources[name] for name in tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
         base_model=pinned[recipe.base_model],

@@ -9,6 +9,7 @@ Source: arXiv:2106.09685; rslora is arXiv:2312.03732.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config
@@ -40,6 +41,7 @@ class AdapterSource(DerivedSource):
     Args:
         base: The model that the adapter was trained on, or the checkpoint of the task before.
         adapter: Its folder or repository.
+        places: Where its layers are in the base model's files, as `find_places` returns it, or None.
         block_elements: Elements of a product that are in memory at a time, about.
 
     Attributes:
@@ -52,12 +54,17 @@ class AdapterSource(DerivedSource):
     """
 
     def __init__(
-        self, base: TensorSource, adapter: TensorSource, *, block_elements: int = BLOCK_ELEMENTS
+        self,
+        base: TensorSource,
+        adapter: TensorSource,
+        places: Mapping[str, str] | None = None,
+        *,
+        block_elements: int = BLOCK_ELEMENTS,
     ) -> None:
         super().__init__(adapter)
         self.base, self.adapter = base, adapter
         self.config = parse_config(config_of(adapter), adapter.label)
-        layout = adapter_layout(base.index, adapter.index, self.config)
+        layout = adapter_layout(base.index, adapter.index, self.config, places)
         self.products, self.whole = layout.products, layout.whole
         self._index = layout.index
         self._blocks = _ProductBlocks(adapter, block_elements)
@@ -68,9 +75,8 @@ class AdapterSource(DerivedSource):
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat; in float32 where the adapter adds to it."""
-        product = self.products.get(name)
-        if product is not None and stop > start:
-            return self._sum(name, product, start, stop)
+        if name in self.products and stop > start:
+            return self._sum(name, start, stop)
         source, below = self._below(name)
         return source.read(below, start, stop)
 
@@ -88,22 +94,29 @@ class AdapterSource(DerivedSource):
         """
         return (self.adapter, self.whole[name]) if name in self.whole else (self.base, name)
 
-    def _sum(self, name: str, product: Product, start: int, stop: int) -> Tensor:
+    def _sum(self, name: str, start: int, stop: int) -> Tensor:
         import torch
 
-        pieces = []
-        position = start
-        while position < stop:
-            first, block = self._blocks.around(name, product, position)
-            pieces.append(block[position - first : stop - first])
-            position += len(pieces[-1])
         source, below = self._below(name)
-        return source.read(below, start, stop).to(torch.float32) + torch.cat(pieces)
+        found = source.read(below, start, stop).to(torch.float32, copy=True)
+        info = self.index.tensors[name]
+        width = info.num_elements // info.shape[0]
+        for product in self.products[name]:
+            place = product.place
+            begin = place.start_row * width
+            end = info.num_elements if place.num_rows is None else begin + place.num_rows * width
+            position, last = max(start, begin), min(stop, end)
+            while position < last:
+                first, block = self._blocks.around(product, position - begin)
+                piece = block[position - begin - first : last - begin - first]
+                found[position - start : position - start + len(piece)] += piece
+                position += len(piece)
+        return found
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         stored: list[str] = []
         for name in names:
-            if product := self.products.get(name):
+            for product in self.products.get(name, ()):
                 stored += [product.second, product.first]
             if name in self.whole:
                 stored.append(self.whole[name])
@@ -130,18 +143,18 @@ class _ProductBlocks:
 
     def forget(self) -> None:
         """Free the last block and its factors."""
-        self._held: tuple[str, Any, Any] = ("", None, None)
-        self._block: tuple[str, int, Any] = ("", 0, None)
+        self._held: tuple[Any, ...] = (None, None, None)
+        self._block: tuple[Any, int, Any] = (None, 0, None)
 
-    def around(self, name: str, product: Product, element: int) -> tuple[int, Tensor]:
+    def around(self, product: Product, element: int) -> tuple[int, Tensor]:
         """Return the scaled product around an element, flat, and the index of its first element.
 
         Blocks lie on a grid that depends on the tensor alone, so no element depends on what else was read.
         """
         held, first, block = self._block
-        if held == name and first <= element < first + len(block):
+        if held == product and first <= element < first + len(block):
             return first, block
-        left, right = self._factors(name, product)
+        left, right = self._factors(product)
         num_rows, width = len(left), right.shape[1]
         rows = max(self._block_elements // width // _ROWS, 1) * _ROWS
         start = element // width // rows * rows
@@ -154,15 +167,15 @@ class _ProductBlocks:
             block = left[start:stop] @ right
         # Kept for the next piece; threads that read other tensors may replace it at any time.
         made = start * width, (block * product.scale).reshape(-1)
-        self._block = (name, *made)
+        self._block = (product, *made)
         return made
 
-    def _factors(self, name: str, product: Product) -> tuple[Tensor, Tensor]:
+    def _factors(self, product: Product) -> tuple[Tensor, Tensor]:
         """Return the factors of the tensor's rows and columns: B and A, or Aᵀ and Bᵀ."""
         import torch
 
         held, *factors = self._held
-        if held == name:
+        if held == product:
             return factors[0], factors[1]
         loaded = []
         for stored in (product.second, product.first):
@@ -173,24 +186,30 @@ class _ProductBlocks:
             loaded.append(flat.reshape(info.shape[0], -1))
             self._adapter.release(stored, info.num_elements)
         second, first = loaded
+        if product.place.rows is not None:
+            second = second[slice(*product.place.rows)]
         made = (first.T, second.T) if product.transposed else (second, first)
-        self._held = (name, *made)
+        self._held = (product, *made)
         return made
 
 
 def with_adapters(
-    sources: Mapping[str, TensorSource], *, in_sequence: bool = False
+    sources: Mapping[str, TensorSource],
+    places: Mapping[str, Mapping[str, str] | None] = MappingProxyType({}),
+    *,
+    in_sequence: bool = False,
 ) -> dict[str, TensorSource]:
     """Return the sources with each adapter as the checkpoint that it stands for.
 
     Args:
         sources: `base_model`, then the tasks in order.
+        places: By task, where an adapter's layers are in the base model's files, as `find_places` returns it.
         in_sequence: Add each adapter to the checkpoint of the task before it, and not to the base model.
     """
     found: dict[str, TensorSource] = {}
     below = sources["base_model"]
     for name, source in sources.items():
-        found[name] = AdapterSource(below, source) if is_adapter(source.index) else source
+        found[name] = AdapterSource(below, source, places.get(name)) if is_adapter(source.index) else source
         if in_sequence:
             below = found[name]
     return found

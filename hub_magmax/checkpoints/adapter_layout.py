@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
-from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
+from hub_magmax.checkpoints.adapter_places import Place, places_by_name, places_by_prefix
+from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
 from hub_magmax.errors import CheckpointError, MismatchError
 from hub_magmax.text import shown
 
@@ -25,6 +26,7 @@ class Product:
         transposed: Whether the base model's tensor is the transpose.
         module: Name of the layer in the adapter.
         is_embedding: Whether the layer is an embedding, whose factors have names of their own.
+        place: The base model's tensor, and the rows that the product has in it.
     """
 
     first: str
@@ -33,6 +35,12 @@ class Product:
     transposed: bool
     module: str
     is_embedding: bool
+    place: Place
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the layer begins in this tensor; of a layer that is several tensors, one says so."""
+        return self.place.rows is None or self.place.rows[0] == 0
 
     @property
     def names(self) -> tuple[str, str]:
@@ -47,34 +55,53 @@ class AdapterLayout:
     """Tensors that an adapter changes, by the base model's name.
 
     Attributes:
-        products: Products that are added.
+        products: Products that are added; several where a tensor holds several layers side by side.
         whole: Tensors of the adapter's file that replace the base model's, by their names there.
         index: All tensors of the base model with the adapter; those that it replaces lie in its file.
     """
 
-    products: Mapping[str, Product]
+    products: Mapping[str, tuple[Product, ...]]
     whole: Mapping[str, str]
     index: CheckpointIndex
 
 
-def adapter_layout(base: CheckpointIndex, adapter: CheckpointIndex, config: AdapterConfig) -> AdapterLayout:
+def adapter_layout(
+    base: CheckpointIndex,
+    adapter: CheckpointIndex,
+    config: AdapterConfig,
+    places: Mapping[str, str] | None = None,
+) -> AdapterLayout:
     """Return how an adapter changes a base model.
+
+    Args:
+        base, adapter: Tensors of both.
+        config: Sizes of the products.
+        places: Where the adapter's tensors are in the base model's files, as `find_places` returns it; None
+            where they have the same names there, but for a prefix.
 
     Raises:
         CheckpointError: If the adapter is malformed.
         MismatchError: If it does not fit the base model.
     """
-    factors, stored = _sorted(adapter)
-    rename = _renaming(base, adapter, [module for module, _ in factors])
-    whole = {rename(name): path for name, path in stored.items()}
+    factors, stored = sorted_names(adapter)
+    modules = [module for module, _ in factors]
+    place = places_by_prefix(base, modules) if places is None else places_by_name(places)
+    if place is None:
+        raise _misfit(base, adapter, modules)
+    whole = {_only(place(plain), plain, adapter): path for plain, path in stored.items()}
     own = {name: replace(adapter.tensors[path], name=name) for name, path in whole.items()}
-    index = CheckpointIndex(adapter.label, adapter.shards, {**base.tensors, **own})
-    products = {}
+    below = CheckpointIndex(base.label, base.shards, {**base.tensors, **own})
+    products: dict[str, tuple[Product, ...]] = {}
     for (module, is_embedding), found in factors.items():
-        name = f"{rename(module)}.weight"
-        product = (module, found, is_embedding)
-        products[name] = _product(index.tensors[name], base.label, adapter, config, *product)
-    return AdapterLayout(products, whole, index)
+        for where in place(f"{module}.weight"):
+            if where.name not in below.tensors:
+                raise _misfit(base, adapter, [module])
+            product = Product(
+                found["A"], found["B"], config.scale_of(module), False, module, is_embedding, where
+            )
+            product = _oriented(product, below, adapter, config)
+            products[where.name] = (*products.get(where.name, ()), product)
+    return AdapterLayout(products, whole, replace(below, label=adapter.label, shards=adapter.shards))
 
 
 def damaged(adapter: CheckpointIndex, what: str) -> CheckpointError:
@@ -86,8 +113,16 @@ def damaged(adapter: CheckpointIndex, what: str) -> CheckpointError:
     )
 
 
-def _sorted(adapter: CheckpointIndex) -> tuple[dict[tuple[str, bool], dict[str, str]], dict[str, str]]:
-    """Return names in the adapter's file: A and B by layer, and whole tensors by their plain name."""
+def sorted_names(
+    adapter: CheckpointIndex,
+) -> tuple[dict[tuple[str, bool], dict[str, str]], dict[str, str]]:
+    """Return names in the adapter's file: A and B by layer, and whole tensors by their plain name.
+
+    A layer is its name, and whether it is an embedding.
+
+    Raises:
+        CheckpointError: If a tensor is neither, or one of two factors is missing.
+    """
     sides: dict[tuple[str, bool], dict[str, str]] = {}
     whole: dict[str, str] = {}
     for stored in adapter.tensors:
@@ -104,61 +139,58 @@ def _sorted(adapter: CheckpointIndex) -> tuple[dict[tuple[str, bool], dict[str, 
     return sides, whole
 
 
-def _renaming(base: CheckpointIndex, adapter: CheckpointIndex, modules: list[str]) -> Callable[[str], str]:
-    """Return the function from the adapter's names to the base model's.
+def _only(places: list[Place], plain: str, adapter: CheckpointIndex) -> str:
+    """Return the one tensor that a whole tensor of the adapter replaces."""
+    (first, *others) = places
+    if others or first.num_rows is not None:
+        raise MismatchError(
+            f"{shown(plain)} is trained whole, and is several tensors, or a part of one, in the base model",
+            where=adapter.label,
+            hint=materialise("Merge it into its base model first"),
+        )
+    return first.name
 
-    An adapter has the names of the class it was trained with, which can have a prefix more or less than the
-    base model's files.
-    """
-    names = base.tensors
-    for more, less in _prefixes(names, modules[0] if modules else ""):
-        if all(f"{more}{module.removeprefix(less)}.weight" in names for module in modules):
-            return lambda name: f"{more}{name.removeprefix(less)}"
-    missing = next(module for module in modules if f"{module}.weight" not in names)
-    raise MismatchError(
+
+def _misfit(base: CheckpointIndex, adapter: CheckpointIndex, modules: list[str]) -> MismatchError:
+    missing = next(module for module in modules if f"{module}.weight" not in base.tensors)
+    return MismatchError(
         f"the adapter changes {shown(missing)}, and there is no tensor {shown(missing + '.weight')}",
         where=adapter.label,
-        expected=f"layers of {base.label}, such as {shown(next(iter(names)))}",
+        expected=f"layers of {base.label}, such as {shown(next(iter(base.tensors)))}",
         hint="Check that it was trained on this base model. Where the model class renames its layers: "
         + materialise("merge it into its base model first"),
     )
 
 
-def _prefixes(names: Iterable[str], module: str) -> list[tuple[str, str]]:
-    """Return prefixes to add and to remove, in the order of trying, given one of the layers."""
-    ends = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
-    added = dict.fromkeys(end.removesuffix(module) for end in ends if end.endswith(f".{module}"))
-    first, dot, _ = module.partition(".")
-    return [("", ""), *((prefix, "") for prefix in added), *([("", first + dot)] if dot else [])]
-
-
-def _product(
-    base: TensorInfo,
-    base_label: str,
-    adapter: CheckpointIndex,
-    config: AdapterConfig,
-    module: str,
-    found: Mapping[str, str],
-    is_embedding: bool,
+# Complex, and flat: a list of what has to fit.
+def _oriented(
+    product: Product, below: CheckpointIndex, adapter: CheckpointIndex, config: AdapterConfig
 ) -> Product:
-    first, second = adapter.tensors[found["A"]], adapter.tensors[found["B"]]
-    rank = config.rank_of(module)
+    """Return a product as it is added, straight or transposed, once it fits the tensor below it."""
+    first, second = adapter.tensors[product.first], adapter.tensors[product.second]
+    rank = config.rank_of(product.module)
     if first.shape[:1] != (rank,) or second.shape[1:2] != (rank,):
         raise damaged(
             adapter,
-            f"the factors of {shown(module)} have shapes {list(first.shape)} and {list(second.shape)}, "
-            f"and the configuration says rank {rank}",
+            f"the factors of {shown(product.module)} have shapes {list(first.shape)} and "
+            f"{list(second.shape)}, and the configuration says rank {rank}",
         )
+    base, place = below.tensors[product.place.name], product.place
+    expected = base.shape if place.num_rows is None else (place.num_rows, *base.shape[1:])
+    start, stop = place.rows or (0, second.shape[0])
+    straight = (stop - start, *first.shape[1:])
+    is_plain = place.rows is None and place.num_rows is None
+    turned = is_plain and (product.is_embedding or (config.transposed and len(straight) == 2))
     floating = {base.dtype, first.dtype, second.dtype} <= set(MERGEABLE_DTYPES)
-    straight = (second.shape[0], *first.shape[1:])
-    transposed = is_embedding or (config.transposed and len(straight) == 2)
-    fits = set(second.shape[2:]) <= {1} and base.shape == (straight[::-1] if transposed else straight)
-    if not floating or not fits:
-        raise MismatchError(
-            f"the product of {shown(module)} has shape {list(straight)}{' transposed' * transposed}",
-            where=adapter.label,
-            expected=f"{list(base.shape)} of floating point, as {shown(base.name)} of {base_label}",
-            hint="Check that it was trained on this base model. Grouped convolutions cannot be added.",
-        )
-    scale = config.scale_of(module)
-    return Product(first.name, second.name, scale, transposed, module, is_embedding)
+    if floating and set(second.shape[2:]) <= {1} and stop <= second.shape[0]:
+        if turned and expected == straight[::-1]:
+            return replace(product, transposed=True)
+        # PEFT says `fan_in_fan_out` once, and adds straight to layers that do not store their weights so.
+        if not product.is_embedding and expected == straight:
+            return product
+    raise MismatchError(
+        f"the product of {shown(product.module)} has shape {list(straight)}{' transposed' * turned}",
+        where=adapter.label,
+        expected=f"{list(expected)} of floating point, as {shown(base.name)} of {below.label}",
+        hint="Check that it was trained on this base model. Grouped convolutions cannot be added.",
+    )

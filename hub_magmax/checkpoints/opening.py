@@ -103,7 +103,8 @@ def open_held(recipe: Recipe, locked: LockedSource) -> FileSource:
 
 def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Return adapters as the checkpoints that they stand for, and all with the rows of one vocabulary."""
-    whole = with_adapters(opened, in_sequence=lock.adapters == "sequence")
+    places = {name: locked.places for name, locked in lock.sources.items()}
+    whole = with_adapters(opened, places, in_sequence=lock.adapters == "sequence")
     if not lock.token_rows:
         return whole
     vocabularies = {

@@ -183,7 +183,13 @@ def _load_merged_adapter(
         closing(open_source(recipe, lock.base_model)) as base,
         closing(open_model(place.name, place.revision)) as adapter,
     ):
-        return _load_over_base(recipe, lock, AdapterSource(base, adapter), kind)
+        return _load_over_base(recipe, lock, AdapterSource(base, adapter, _merged_places(lock)), kind)
+
+
+def _merged_places(lock: Lock) -> Mapping[str, str] | None:
+    """Return where the layers of the merged adapter are: it has the names of the tasks' adapters."""
+    places = [task.places for task in lock.tasks.values() if task.places is not None]
+    return {name: where for found in places for name, where in found.items()} or None
 
 
 def _load_over_base(

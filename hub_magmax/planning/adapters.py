@@ -18,6 +18,7 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.checkpoints.adapter import AdapterSource
 from hub_magmax.checkpoints.adapter_layout import Product
+from hub_magmax.checkpoints.adapter_places import Place
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
@@ -46,9 +47,12 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
         MismatchError: If an adapter does not fit the base model, or does not name layers as the others do.
         RecipeError: If the recipe asks for what an adapter cannot hold, or a rule matches nothing.
     """
-    adapters = {name: AdapterSource(sources["base_model"], sources[name]) for name in lock.tasks}
+    base_model = sources["base_model"]
+    adapters = {
+        name: AdapterSource(base_model, sources[name], task.places) for name, task in lock.tasks.items()
+    }
     check_globs((source.index for source in (sources["base_model"], *adapters.values())), recipe.tensors)
-    base = sources["base_model"].index.tensors
+    base = base_model.index.tensors
     for adapter in adapters.values():
         _check_whole(adapter, recipe.tensors, base)
     _check_orientation([*adapters.values()])
@@ -68,14 +72,33 @@ def _jobs(
 ) -> Iterator[FactorJob]:
     """Yield the factors of every layer that an adapter changes with a coefficient other than zero."""
     merged = _coefficients(lock)
+    counted: dict[str, Mapping[str, float]] = {}
     for tensor in tensors:
-        rule = rule_for(tensor, recipe.tensors)
-        if rule is not None and rule.take == "nothing":
-            raise _left_out(tensor, rule)
-        coefficients = merged if rule is None else _taken(lock, rule.take)
-        kept = {n: a for n, a in adapters.items() if tensor in a.products and coefficients[n]}
-        if kept:
-            yield from _layer(tensor, kept, coefficients, recipe.output.dtype)
+        coefficients = _covered(tensor, recipe, lock) or merged
+        for products in _layers(tensor, adapters):
+            module = next(iter(products.values())).module
+            if counted.setdefault(module, coefficients) != coefficients:
+                raise _torn(module, tensor)
+            kept = {task: product for task, product in products.items() if coefficients[task]}
+            if all(product.is_first for product in kept.values()):
+                yield from _layer(tensor, kept, adapters, coefficients, recipe.output.dtype)
+
+
+def _covered(tensor: str, recipe: Recipe, lock: Lock) -> dict[str, float] | None:
+    """Return the coefficients of a tensor that a rule covers, else None."""
+    rule = rule_for(tensor, recipe.tensors)
+    if rule is not None and rule.take == "nothing":
+        raise _left_out(tensor, rule)
+    return _taken(lock, rule.take) if rule is not None else None
+
+
+def _layers(tensor: str, adapters: Mapping[str, AdapterSource]) -> list[dict[str, Product]]:
+    """Return the products of each layer that lies in a tensor, by task; mostly it is one layer."""
+    found: dict[Place, dict[str, Product]] = {}
+    for task, adapter in adapters.items():
+        for product in adapter.products.get(tensor, ()):
+            found.setdefault(product.place, {})[task] = product
+    return [found[place] for place in sorted(found, key=lambda place: place.start_row)]
 
 
 def _coefficients(lock: Lock) -> dict[str, float]:
@@ -99,10 +122,15 @@ def _of_products(lock: Lock, of_vectors: Sequence[float]) -> dict[str, float]:
 
 
 def _layer(
-    tensor: str, adapters: Mapping[str, AdapterSource], coefficients: Mapping[str, float], dtype: str
+    tensor: str,
+    products: Mapping[str, Product],
+    adapters: Mapping[str, AdapterSource],
+    coefficients: Mapping[str, float],
+    dtype: str,
 ) -> Iterator[FactorJob]:
     """Yield how the factors A and B of one layer are made."""
-    products = {name: adapter.products[tensor] for name, adapter in adapters.items()}
+    if not products:
+        return
     first_task, first = next(iter(products.items()))
     for name, product in products.items():
         if product.names != first.names:
@@ -154,6 +182,15 @@ def _check_orientation(adapters: list[AdapterSource]) -> None:
                 expected=f"the same as in {adapters[0].label}, since the merged adapter says it once",
                 hint=f"Check that all adapters are of one base model. {_AS_WEIGHTS}",
             )
+
+
+def _torn(module: str, tensor: str) -> RecipeError:
+    return RecipeError(
+        f"the layer {shown(module)} is several tensors of the base model, and a rule covers {shown(tensor)} "
+        "and not all of them",
+        where="recipe, tensors",
+        hint=f"Write rules that treat them alike. {_AS_WEIGHTS}",
+    )
 
 
 def _left_out(tensor: str, rule: GlobRule) -> RecipeError:

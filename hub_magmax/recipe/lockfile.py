@@ -17,7 +17,7 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "local_data", "chosen", "versions")
 
 #: Fields of a source that are stored only where they have a value.
-_OPTIONAL = ("adapter_config", "part", "languages", "datasets")
+_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class LockedSource:
         model_type, architectures: As its config.json states them; None and empty where it does not.
         side_files: Hashes of the files beside its weights, by name (`side_files.content_hashes`).
         adapter_config: Hashes of `adapter_config.json` where the source is a LoRA adapter, else None.
+        places: Where tensors of a LoRA adapter are in the base model's files, where these call them otherwise
+            (`adapter_places.find_places`), else None.
         part: The folder, or the file of weights, that counts where a source holds several models, else None.
         languages, datasets: As the source's own card states them, unchecked, or None.
     """
@@ -62,6 +64,7 @@ class LockedSource:
     architectures: tuple[str, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict, hash=False)
     adapter_config: str | None = None
+    places: Mapping[str, str] | None = field(default=None, hash=False)
     part: str | None = None
     languages: tuple[str, ...] | None = None
     datasets: tuple[str, ...] | None = None
