@@ -14,6 +14,7 @@ from typing import Any
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.adapter_finding import lock_adapters
 from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.renaming import with_renamings
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
@@ -197,12 +198,11 @@ def lock(
     with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
         found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, cache=cache), written)
         pinned = dict(zip(written, found_sources, strict=True))
-    tasks = {task.name: pinned[task.model] for task in recipe.tasks}
-    sources = {"base_model": pinned[recipe.base_model], **tasks}
+    sources = {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
-    sources = lock_adapters(recipe, sources, cache)
-    tasks = {name: sources[name] for name in tasks}
+    sources = with_renamings(recipe, lock_adapters(recipe, sources, cache), cache)
+    tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
         base_model=pinned[recipe.base_model],

@@ -65,14 +65,14 @@ def refuse_quantised(index: CheckpointIndex, config: bytes | None) -> None:
 
 def _quantisation_in(config: bytes | None, label: str) -> str | None:
     """Return the kind of quantisation that a configuration names, or None."""
-    stated = _config_values(config, label).get("quantization_config")
+    stated = config_values(config, label).get("quantization_config")
     if not stated:
         return None
     kind = stated.get("quant_method") if isinstance(stated, dict) else None
     return shown(kind).strip("'") if isinstance(kind, str) else "of a kind it does not name"
 
 
-def _config_values(config: bytes | None, label: str) -> dict[str, Any]:
+def config_values(config: bytes | None, label: str) -> dict[str, Any]:
     """Return the values of a configuration; none if there is no configuration, or it is no mapping."""
     if config is None:
         return {}
@@ -97,7 +97,7 @@ def stated_architecture(config: bytes | None, label: str) -> tuple[str | None, t
     Raises:
         CheckpointError: If `config` is not JSON.
     """
-    values = _config_values(config, label)
+    values = config_values(config, label)
     model_type, classes = values.get("model_type"), values.get("architectures")
     names = classes if isinstance(classes, list) else []
     return model_type if _is_name(model_type) else None, tuple(name for name in names if _is_name(name))

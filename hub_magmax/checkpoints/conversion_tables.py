@@ -7,6 +7,7 @@ under different names. Both lead to the names of the model class, by which they 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,6 +107,44 @@ def model_names(config: Mapping[str, Any], names: Iterable[str]) -> ModelNames |
             _, sources = gathered.setdefault(found, (converter, {}))
             sources.setdefault(pattern, []).append(name)
     return _sorted_out(plain, gathered)
+
+
+#: Names of an expert's matrices, and of the tensor that holds those of all experts, stacked.
+_EXPERTS = (
+    (("w1", "w3"), "gate_up_proj"),
+    (("w2",), "down_proj"),
+    (("gate_proj", "up_proj"), "gate_up_proj"),
+    (("down_proj",), "down_proj"),
+)
+_EXPERT = re.compile(r"(?P<before>.+\.experts)\.(?P<row>\d+)\.(?P<part>\w+)\.weight")
+
+
+def expert_names(names: Iterable[str]) -> ModelNames:
+    """Return the names of mixtures of experts in the way of transformers 5, without asking it.
+
+    For architectures that it does not know. Experts that are stored one by one belong to stacked tensors,
+    and `block_sparse_moe` is called `mlp`.
+    """
+    found: dict[str, dict[str, dict[int, str]]] = {}
+    plain = {}
+    for name in names:
+        if match := _EXPERT.fullmatch(name):
+            part = found.setdefault(match["before"], {}).setdefault(match["part"], {})
+            part[int(match["row"])] = name
+        else:
+            plain[name] = name.replace(".block_sparse_moe.", ".mlp.")
+    return ModelNames(plain, tuple(joint for before in found for joint in _stacked(before, found[before])))
+
+
+def _stacked(before: str, parts: Mapping[str, Mapping[int, str]]) -> Iterator[Joint]:
+    """Yield the stacked tensors of one layer's experts, given the names of their matrices by kind and row."""
+    for kinds, whole in _EXPERTS:
+        columns = [parts.get(kind, {}) for kind in kinds]
+        count = len(columns[0])
+        if count and all(sorted(column) == [*range(count)] for column in columns):
+            rows = tuple(tuple(column[row] for column in columns) for row in range(count))
+            name = f"{before}.{whole}".replace(".block_sparse_moe.", ".mlp.")
+            yield Joint(name, rows, 1 if len(kinds) > 1 else 0, is_stacked=True)
 
 
 def _table_of(model: Any) -> tuple[list[Any], list[Any]]:

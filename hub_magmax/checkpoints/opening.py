@@ -12,6 +12,7 @@ from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
+from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.vocabulary import (
@@ -102,9 +103,10 @@ def open_held(recipe: Recipe, locked: LockedSource) -> FileSource:
 
 
 def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Return adapters as the checkpoints that they stand for, and all with the rows of one vocabulary."""
+    """Return checkpoints of one set of names and one vocabulary, adapters as what they stand for."""
+    named = with_base_names(opened, lock.sources)
     places = {name: locked.places for name, locked in lock.sources.items()}
-    whole = with_adapters(opened, places, in_sequence=lock.adapters == "sequence")
+    whole = with_adapters(named, places, in_sequence=lock.adapters == "sequence")
     if not lock.token_rows:
         return whole
     vocabularies = {

@@ -106,6 +106,10 @@ class TensorSource(Protocol):
         """
         ...
 
+    def stored_name(self, name: str) -> str:
+        """Return what a tensor is called in the checkpoint's files."""
+        return name
+
     def tensor_file(self, name: str) -> TensorFile | None:
         """Return a tensor's place in a file on this machine, or None if it has none."""
         return None
@@ -237,6 +241,9 @@ class DerivedSource(TensorSource):
     def stated_hashes(self, path: str) -> str | None:
         return self.source.stated_hashes(path)
 
+    def stored_name(self, name: str) -> str:
+        return self.source.stored_name(name)
+
     def close(self) -> None:
         self.source.close()
 
@@ -267,6 +274,5 @@ class MemorySource(FileSource):
 def tensor_place(source: TensorSource, info: TensorInfo, element: int) -> str:
     """Return where an element of a tensor lies, for a message."""
     item_bytes = info.num_bytes // max(info.num_elements, 1)
-    return (
-        f"{source.label}, {info.file}, tensor {info.name!r}, byte {info.start_byte + element * item_bytes:,}"
-    )
+    name, position = source.stored_name(info.name), info.start_byte + element * item_bytes
+    return f"{source.label}, {info.file}, tensor {name!r}, byte {position:,}"

@@ -14,6 +14,7 @@ from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings import Finding
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.renamings import renaming_notices
 from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.
@@ -35,6 +36,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
             if len({text.lower() for text in known.values()}) > 1
             else ()
         ),
+        *renaming_notices(plan.lock, (job.name for job in plan.jobs)),
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest, read_json
+from hub_magmax.recipe.renaming import Renaming
 
 LOCK_NAME = "recipe.lock.json"
 
@@ -17,7 +18,7 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "local_data", "chosen", "versions")
 
 #: Fields of a source that are stored only where they have a value.
-_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets")
+_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets", "renamed")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class LockedSource:
             (`adapter_places.find_places`), else None.
         part: The folder, or the file of weights, that counts where a source holds several models, else None.
         languages, datasets: As the source's own card states them, unchecked, or None.
+        renamed: Its tensors that the base model calls by another name, or None.
     """
 
     reference: str
@@ -68,6 +70,7 @@ class LockedSource:
     part: str | None = None
     languages: tuple[str, ...] | None = None
     datasets: tuple[str, ...] | None = None
+    renamed: Renaming | None = None
 
     @property
     def label(self) -> str:
