@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hub_magmax.checkpoints.source import MemorySource
@@ -197,21 +198,23 @@ def test_plan_of_a_method_that_ignores_the_preference_says_so(family):
     )
 
 
-def test_plan_reads_headers_only(family, monkeypatch):
+def test_plan_reads_headers_and_integers_only(family, monkeypatch):
     from hub_magmax.checkpoints.local import LocalSource
 
-    longest = []
+    beyond = []
     original = LocalSource.read_into
 
     def counted(self: LocalSource, path: str, start: int, buffer: memoryview) -> None:
-        longest.append(start + len(buffer))
+        beyond.append((start, start + len(buffer)))
         original(self, path, start, buffer)
 
     monkeypatch.setattr(LocalSource, "read_into", counted)
     recipe = load_recipe(write_recipe(family))
     made = plan(recipe, lock(recipe))
     first = MemorySource.from_tensors(BASE).index.tensors[made.jobs[0].name]
-    assert max(longest) <= first.start_byte
+    positions = load_file(family / "base" / "model.safetensors")["position_ids"]
+    of_tensors = [stop - start for start, stop in beyond if stop > first.start_byte]
+    assert set(of_tensors) == {positions.nbytes}
 
 
 @pytest.mark.parametrize(

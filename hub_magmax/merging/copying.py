@@ -1,4 +1,4 @@
-"""Tensors copied from one checkpoint, cast or checked for equality."""
+"""Tensors without a task vector: copied from one checkpoint, checked for equality, or averaged."""
 
 from __future__ import annotations
 
@@ -13,32 +13,45 @@ from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.profile import Clock
-from hub_magmax.planning.plan import EXACT_REASON, TensorJob
+from hub_magmax.merging.statistics import mean_chunks
+from hub_magmax.planning.plan import EXACT_REASON, MEAN, TensorJob
 
 
-def copied_chunks(
+def unmerged_chunks(
     job: TensorJob,
     sources: Mapping[str, TensorSource],
-    tasks: tuple[str, ...],
+    shares: tuple[float, ...],
     chunk_elements: int,
     clock: Clock | None = None,
 ) -> Iterator[Stored]:
-    """Yield the values of a tensor that is copied, in the output's dtype.
+    """Yield the values of a tensor that is copied, or a mean of statistics, in the output's dtype.
 
     A NaN or an infinity is copied like any other value.
 
+    Args:
+        job: The tensor.
+        sources: The base model and the tasks, in order.
+        shares: The weight of each in a mean of statistics.
+        chunk_elements: Elements of a chunk.
+        clock: Told when values are read.
+
     Raises:
         MismatchError: If values that cannot be merged differ between the checkpoints.
-        NonFiniteError: If a finite value is too large for the output's dtype.
+        NonFiniteError: If a finite value is too large for the output's dtype, or a statistic is not finite.
     """
-    source, clock = sources[job.source], clock or Clock()
+    clock = clock or Clock()
+    if job.source == MEAN:
+        yield from mean_chunks(job, sources, shares, chunk_elements, clock)
+        return
+    source = sources[job.source]
+    others = [other for name, other in sources.items() if name not in (job.source, *job.unread)]
     for start in range(0, job.num_elements, chunk_elements):
         stop = min(start + chunk_elements, job.num_elements)
         with clock.spend("read"):
             found = source.read_stored(job.name, start, stop)
         source.release(job.name, stop)
         if job.reason == EXACT_REASON:
-            _check_equal(job, start, found, [sources[task] for task in tasks])
+            _check_equal(job, start, found, others)
         yield found if found.dtype == job.dtype else _cast(job, source, start, found.tensor)
 
 

@@ -22,7 +22,7 @@ from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.adapters import factor_values
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
-from hub_magmax.merging.copying import copied_chunks
+from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.header import shard_header
@@ -35,6 +35,7 @@ from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import surveys_model
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning.statistics import shares_of
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16
@@ -187,8 +188,9 @@ class Engine:
         if isinstance(job, FactorJob):
             slot.write(0, Stored.of(factor_values(job, self.sources)))
             return
-        tasks, start = tuple(self.plan.lock.tasks), 0
-        for values in copied_chunks(job, self.sources, tasks, self.budget.chunk_elements, self.clock):
+        lock, start = self.plan.lock, 0
+        shares = shares_of(lock.method, lock.weights, float(lock.method["scaling"]))
+        for values in unmerged_chunks(job, self.sources, shares, self.budget.chunk_elements, self.clock):
             if not values.is_finite():
                 tally.not_finite = [job.name]
             slot.write(start, values)

@@ -25,13 +25,14 @@ from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
-from hub_magmax.merging.copying import copied_chunks
+from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.survey import survey
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, get_method, surveys_model
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, MAX_THREADS
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 
@@ -46,6 +47,8 @@ class MergedModel:
     """A method under one preference, with its tensors surveyed: merges with any scaling coefficient."""
 
     merger: InMemoryMerger
+    method: Mapping[str, Any]
+    preference: tuple[float, ...]
     rules: Mapping[str, Rule]
     chunks: Mapping[str, StoredChunks]
 
@@ -67,7 +70,8 @@ class MergedModel:
             ):
                 out[start : start + len(merged.values.bits)] = merged.values.tensor
         else:
-            for start, values in self.merger.copied(job):
+            shares = shares_of(self.method, self.preference, scaling)
+            for start, values in self.merger.unmerged(job, shares):
                 out[start : start + len(values.bits)] = values.tensor
         return out
 
@@ -138,8 +142,10 @@ class InMemoryMerger:
             joined = JoinedChunks(tuple(chunks.values()), lambda in_part: None, self._num_threads)
             with one_thread(), torch.no_grad():
                 whole = survey(jobs, joined, method, weights, seed)
-            return MergedModel(self, {job.name: whole.part(job.name) for job in jobs}, chunks)
-        return MergedModel(self, self.for_each(jobs, rule_of), chunks)
+            return MergedModel(
+                self, method, weights, {job.name: whole.part(job.name) for job in jobs}, chunks
+            )
+        return MergedModel(self, method, weights, self.for_each(jobs, rule_of), chunks)
 
     def for_each(self, jobs: Sequence[TensorJob], work: Callable[[TensorJob], T]) -> dict[str, T]:
         """Return what `work` returns, by name; tensors are shared between threads, large ones first."""
@@ -160,10 +166,10 @@ class InMemoryMerger:
                     one.cancel()
                 wait(begun.values())
 
-    def copied(self, job: TensorJob) -> Iterator[tuple[int, Stored]]:
+    def unmerged(self, job: TensorJob, shares: tuple[float, ...]) -> Iterator[tuple[int, Stored]]:
         """Yield the parts of a tensor that is not merged, and the index of the first element of each."""
         start = 0
-        for values in copied_chunks(job, self.sources, tuple(self.plan.lock.tasks), CHUNK_ELEMENTS):
+        for values in unmerged_chunks(job, self.sources, shares, CHUNK_ELEMENTS):
             yield start, values
             start += len(values.bits)
 

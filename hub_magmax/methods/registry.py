@@ -256,7 +256,7 @@ def chosen_rule(owner: Array, num_unaligned: tuple[int, ...] = (), duality_gap: 
 
 def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
     """Return the tasks with a weight."""
-    return tuple(task for task, weight in enumerate(preference) if weight > 0)
+    return tuple(task for task, weight in enumerate(preference) if weight)
 
 
 def merge_method(

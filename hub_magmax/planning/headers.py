@@ -10,6 +10,7 @@ from hub_magmax.checkpoints.pinning import check_side_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.planning.adapters import plan_adapter
+from hub_magmax.planning.integers import check_integers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.stated import stated_findings
@@ -77,6 +78,7 @@ def plan_from_headers(
             made = plan_adapter(recipe, locked, opened)
         else:
             made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
+            check_integers(made, opened)
         findings = stated_findings(locked, opened, files_from)
         # An adapter is no model, whose files its base model keeps.
         is_model = not recipe.output.is_adapter

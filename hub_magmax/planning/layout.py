@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.index import (
@@ -14,7 +15,8 @@ from hub_magmax.checkpoints.index import (
 )
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.budget import budget_of
-from hub_magmax.planning.plan import EXACT_REASON, Plan, Shard, TensorJob
+from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
+from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
@@ -44,14 +46,16 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     decided = [(name, rule_for(name, rules)) for name in names]
     method = methods.get_method(lock.method["name"])
     unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
+    averaged = without_share(lock)
     jobs = [
-        _job(name, rule, indexes, recipe.output.dtype, unread)
+        _job(name, rule, indexes, recipe.output.dtype, unread, averaged)
         for name, rule in decided
         if rule is None or rule.take != "nothing"
     ]
     if not jobs:
         raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
+    left_out += tuple(dict.fromkeys(_surplus_names(indexes, rules)))
     files_from = recipe.output.files_from
     stem = file_stem(indexes[files_from], lock.sources[files_from])
     made = Plan(
@@ -94,6 +98,15 @@ def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, 
     return added
 
 
+def _surplus_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> Iterator[str]:
+    """Yield tensors that the base model lacks and needs not have, and about which there is no rule."""
+    base = indexes["base_model"].tensors
+    for index in indexes.values():
+        for name, info in index.tensors.items():
+            if name not in base and not rule_for(name, rules) and may_lack(info):
+                yield name
+
+
 def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
     """Raise RecipeError for a rule that matches no tensor of any checkpoint."""
     every_name = {name for index in indexes for name in index.tensors}
@@ -109,10 +122,19 @@ def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...])
 def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
     base = indexes["base_model"]
     for index in indexes.values():
-        missing = [name for name in base.tensors if name not in index.tensors and not rule_for(name, rules)]
-        extra = [name for name in index.tensors if name not in base.tensors and not rule_for(name, rules)]
+        missing = _only_in(base, index, rules)
+        extra = _only_in(index, base, rules)
         if missing or extra:
             raise _name_mismatch(index.label, base.label, missing, extra)
+
+
+def _only_in(one: CheckpointIndex, other: CheckpointIndex, rules: tuple[GlobRule, ...]) -> list[str]:
+    """Return the tensors of one checkpoint that the other one lacks and should have."""
+    return [
+        name
+        for name, info in one.tensors.items()
+        if name not in other.tensors and not rule_for(name, rules) and not may_lack(info)
+    ]
 
 
 def _name_mismatch(label: str, base: str, missing: list[str], extra: list[str]) -> MismatchError:
@@ -150,6 +172,7 @@ def _job(
     indexes: Mapping[str, CheckpointIndex],
     dtype: str,
     unread: tuple[str, ...],
+    averaged: tuple[str, ...],
 ) -> TensorJob:
     if rule is not None:
         if name not in indexes[rule.take].tensors:
@@ -158,15 +181,40 @@ def _job(
                 where=indexes[rule.take].label,
             )
         return _copy(indexes[rule.take].tensors[name], rule.take, f"rule {rule.match!r}", dtype)
-    base = indexes["base_model"].tensors[name]
-    for index in indexes.values():
-        _check_same(base, index, indexes["base_model"].label)
+    return _job_without_rule(indexes["base_model"].tensors[name], indexes, dtype, unread, averaged)
+
+
+def _job_without_rule(
+    base: TensorInfo,
+    indexes: Mapping[str, CheckpointIndex],
+    dtype: str,
+    unread: tuple[str, ...],
+    averaged: tuple[str, ...],
+) -> TensorJob:
+    name = base.name
+    kind = kind_of(base)
+    lacking = _lacking(name, indexes)
+    if kind is None or not kind.is_copied:
+        _check_all_same(base, indexes)
+    if kind is not None:
+        unread = averaged if kind.source == MEAN else lacking
+        return replace(_copy(base, kind.source, kind.reason, dtype), unread=unread)
     if base.dtype in EXACT_DTYPES:
         return _copy(base, "base_model", EXACT_REASON, dtype)
     if base.num_elements == 0:
         return _copy(base, "base_model", "no elements", dtype)
     out = base.dtype if dtype == "auto" else OUTPUT_DTYPES[dtype]
     return TensorJob(name, base.shape, out, base.num_elements, "merge", unread=unread)
+
+
+def _lacking(name: str, indexes: Mapping[str, CheckpointIndex]) -> tuple[str, ...]:
+    return tuple(source for source, index in indexes.items() if name not in index.tensors)
+
+
+def _check_all_same(base: TensorInfo, indexes: Mapping[str, CheckpointIndex]) -> None:
+    for index in indexes.values():
+        if base.name in index.tensors:
+            _check_same(base, index, indexes["base_model"].label)
 
 
 def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:

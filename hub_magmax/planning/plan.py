@@ -21,6 +21,9 @@ from hub_magmax.recipe.schema import Recipe
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
 
+#: Source of running statistics.
+MEAN = "mean of the tasks"
+
 
 @dataclass(frozen=True)
 class TensorJob:
@@ -29,9 +32,9 @@ class TensorJob:
     Attributes:
         name, shape: Of the output and of all its inputs.
         dtype: Of the output, in safetensors' names.
-        source: "merge", or the name of the source that is copied.
-        reason: Why it is copied; empty for a merged tensor.
-        unread: Tasks that do not count for a merged tensor, such as those of weight zero.
+        source: "merge", `MEAN`, or the name of the source that is copied.
+        reason: Why it is not merged; empty for a merged tensor.
+        unread: Sources that do not count, such as tasks of weight zero, or those that lack the tensor.
     """
 
     name: str
@@ -52,7 +55,7 @@ class TensorJob:
 
     def inputs(self, source: str) -> tuple[str, ...]:
         """Return the names of the tensors that are read of a source to make this one."""
-        is_read = self.merged or source == self.source or self.reason == EXACT_REASON
+        is_read = self.source in ("merge", MEAN, source) or self.reason == EXACT_REASON
         is_read = is_read and source not in self.unread
         return (self.name,) if is_read else ()
 
@@ -140,7 +143,7 @@ class Plan:
     @property
     def unread(self) -> tuple[str, ...]:
         """The tasks that do not count for any merged tensor."""
-        return next((job.unread for job in self.jobs if job.unread), ())
+        return next((job.unread for job in self.jobs if job.merged and job.unread), ())
 
     @property
     def looked_at_bytes(self) -> int:

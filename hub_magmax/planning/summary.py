@@ -15,6 +15,7 @@ from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings import Finding
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.renamings import renaming_notices
+from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.
@@ -40,6 +41,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
+        *unweighted_notices(plan),
         *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
     )
