@@ -209,13 +209,14 @@ def read_good() -> None:
 
 
 def read_all(files: dict[str, bytes]) -> None:
-    """Read a checkpoint as a merge does: index, quantisation, then every tensor."""
-    from hub_magmax.checkpoints.config import refuse_quantised
+    """Read a checkpoint as a merge does: index, kind of checkpoint, then every tensor."""
+    from hub_magmax.checkpoints.config import config_values
+    from hub_magmax.checkpoints.recognition import refuse_parts
     from hub_magmax.checkpoints.source import MemorySource
 
     source = MemorySource(files, "model")
     index = source.index
-    refuse_quantised(index, files.get("config.json"))
+    refuse_parts(source.listing, index, config_values(files.get("config.json"), source.label))
     for name, info in index.tensors.items():
         json.dumps({name: info.shape}, ensure_ascii=False).encode()
         if info.num_elements:

@@ -114,8 +114,16 @@ table gives the slowest answer and how much the process grew over the whole part
 - **Links.** A link in a checkpoint folder is followed only inside that folder, or from a snapshot of the
   Hub's cache to that cache's blobs. A repository that was cloned can otherwise hold a link to any file of its
   reader's, which would be copied into the output, and published.
-- **Quantised checkpoints** (GPTQ, AWQ, bitsandbytes, FP8 or INT8 with scales, compressed-tensors, MXFP4, or
-  a `quantization_config`) are refused before anything is read: their numbers are codes.
+- **Recognised before it is compared.** A source that is no full checkpoint is refused by name, with the
+  step that leads to one, before anything is read but headers: quantised weights of any format (GPTQ, AWQ,
+  bitsandbytes, 8 bits with scales, compressed-tensors, MXFP4, NVFP4, HQQ, MLX, torchao, quanto, ComfyUI,
+  and all integers that belong to scales), adapters that are not PEFT's (kohya, diffusers, LyCORIS, MLX),
+  tensors that ZeRO-3 or FSDP left empty, optimisers' states, models that were saved with an unmerged
+  adapter inside, pointers of git-lfs, and files of other programs (GGUF, ONNX, TensorFlow, Flax, pickles).
+  No rule is proposed for these, since it would drop what they hold.
+- **One set of weights.** A folder with `model.safetensors` and an index of other files, or with whole
+  weights and a PEFT adapter, is refused, since loaders differ in what they take; the file that counts can
+  be named.
 - **Architectures.** Every `config.json` that states a `model_type` must state the same one, since models of
   two types can have tensors of the same names and shapes. The same holds for `architectures`, unless the
   recipe has rules for `tensors`, which say whose head is kept. An adapter must fit the base model's layers

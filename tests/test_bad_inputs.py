@@ -18,12 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_magmax.checkpoints.config import refuse_quantised
-from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError
 from hub_magmax.files import sha256_of
-from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.merging.output.report import read_report
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.local_hub.hub import LocalHub
@@ -113,6 +110,16 @@ def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int,
 def replaced(found: dict[str, torch.Tensor], **others: torch.Tensor) -> None:
     del found["layer.0.weight"]
     found.update({f"layer.0.{name}": tensor for name, tensor in others.items()})
+
+
+def lora_of_kohya(found: dict[str, torch.Tensor]) -> None:
+    found.clear()
+    found["lora_unet_down.lora_down.weight"] = torch.ones(4, 6)
+    found["lora_unet_down.lora_up.weight"] = torch.ones(8, 4)
+
+
+def write_single(folder: Path) -> None:
+    save_file(make_tensors(1), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def quantised_config(folder: Path) -> None:
@@ -383,7 +390,29 @@ CASES: dict[str, Break] = {
             }
         )
     ),
+    "quantised-mlx": tensors(
+        lambda t: replaced(
+            t,
+            weight=torch.ones(16, 1, dtype=torch.uint32),
+            scales=torch.ones(16, 1, dtype=torch.float16),
+            biases=torch.ones(16, 1, dtype=torch.float16),
+        )
+    ),
     "quantised-says-the-config": checkpoint(quantised_config),
+    "recognised-float8": tensors(lambda t: t.update(scale=t["scale"].to(torch.float8_e5m2))),
+    "recognised-gguf": checkpoint(
+        lambda folder: (folder / "model.safetensors").rename(folder / "model-Q4_K_M.gguf")
+    ),
+    "recognised-lora-of-kohya": tensors(lora_of_kohya),
+    "recognised-lfs-pointer": checkpoint(
+        lambda folder: (folder / "tokenizer.json").write_text(
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 17\n"
+        )
+    ),
+    "recognised-two-sets": checkpoint(
+        lambda folder: write_checkpoint(folder, make_tensors(9), num_shards=2) and write_single(folder)
+    ),
+    "recognised-zero-3": tensors(lambda t: t.update({"layer.0.weight": torch.empty(0)})),
     "adapter-without-config": checkpoint(adapter()),
     "adapter-pickled": checkpoint(adapter("adapter_model.bin")),
     "adapter-dora": checkpoint(adapter(r=4, lora_alpha=8, use_dora=True)),
@@ -517,43 +546,6 @@ def test_every_expected_text_belongs_to_a_case():
     assert len(CASES) >= 40
 
 
-#: Tensors of quantised checkpoints by format, as name: dtype.
-QUANTISED: dict[str, dict[str, str]] = {
-    "GPTQ or AWQ": {"q.qweight": "I32", "q.qzeros": "I32", "q.scales": "F16"},
-    "bitsandbytes": {"q.weight": "U8", "q.weight.absmax": "U8", "q.weight.nested_absmax": "F32"},
-    "bitsandbytes 8-bit": {"q.weight": "I8", "q.SCB": "F32", "q.weight_format": "U8"},
-    "8-bit with scales": {"q.weight": "F8_E4M3", "q.weight_scale": "F32", "q.input_scale": "F32"},
-    "8-bit with scales by block": {"q.weight": "F8_E4M3", "q.weight_scale_inv": "F32"},
-    "compressed-tensors": {"q.weight_packed": "I32", "q.weight_scale": "BF16", "q.weight_shape": "I64"},
-    "MXFP4": {"experts.gate_up_proj_blocks": "U8", "experts.gate_up_proj_scales": "U8"},
-}
-
-#: Tensors of plain checkpoints with names that look like those.
-PLAIN: dict[str, dict[str, str]] = {
-    "a parameter called scales": {"norm.scales": "F32", "norm.weight": "BF16"},
-    "a learned scale of a weight": {"q.weight": "BF16", "q.weight_scale": "F32"},
-    "a parameter called qweight": {"q.qweight": "F32"},
-    "blocks in the name": {"encoder_blocks": "F32", "encoder_scales": "F32"},
-    "integers": {"position_ids": "I64", "mask": "BOOL"},
-}
-
-
-def index_of(dtypes: Mapping[str, str]) -> CheckpointIndex:
-    infos = {name: TensorInfo(name, dtype, (1,), "x", 0, ITEM_BYTES[dtype]) for name, dtype in dtypes.items()}
-    return CheckpointIndex("model", (), infos)
-
-
-@pytest.mark.parametrize("kind", QUANTISED)
-def test_quantised_checkpoint_is_refused_by_names_and_dtypes(kind):
-    with pytest.raises(CheckpointError, match=f"is quantised \\({kind.split(' by ')[0].split(' 8-')[0]}"):
-        refuse_quantised(index_of(QUANTISED[kind] | {"norm.weight": "BF16"}), b"{}")
-
-
-@pytest.mark.parametrize("kind", PLAIN)
-def test_names_alone_do_not_make_a_checkpoint_quantised(kind):
-    refuse_quantised(index_of(PLAIN[kind]), b'{"quantization_config": null}')
-
-
 def test_weight_file_with_a_backslash_in_its_name_is_refused():
     with pytest.raises(CheckpointError, match="holds a backslash"):
         _ = MemorySource({"..\\x.safetensors": b""}, "model").index
@@ -564,14 +556,3 @@ def test_weight_file_with_control_characters_in_its_name_is_refused(name):
     with pytest.raises(CheckpointError, match="holds control characters") as caught:
         _ = MemorySource({name: b""}, "model").index
     assert str(caught.value).isprintable()
-
-
-def test_configuration_says_which_quantisation_it_is():
-    config = b'{"quantization_config": {"quant_method": "awq"}}'
-    with pytest.raises(CheckpointError, match=r"is quantised \(awq; it holds 'q\.qweight'\)"):
-        refuse_quantised(index_of(QUANTISED["GPTQ or AWQ"]), config)
-
-
-@pytest.mark.parametrize("config", [b"[1]", b'{"quantization_config": {}}', None])
-def test_configuration_without_quantisation_is_no_objection(config):
-    refuse_quantised(index_of(PLAIN["integers"]), config)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hub_magmax.checkpoints.index import CheckpointIndex
+from hub_magmax.checkpoints.listing import Listing
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
-from hub_magmax.checkpoints.weight_files import Listing, read_index
+from hub_magmax.checkpoints.weight_files import read_index
 from hub_magmax.errors import CheckpointError, HubMagmaxError, SourceError
 from tests.families import make_tensors, write_checkpoint
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from benchmarks import hostile, reader_attacks, torture
 from hub_magmax.checkpoints.headers import MAX_DIMENSIONS
+from hub_magmax.checkpoints.listing import Listing
 from hub_magmax.checkpoints.source import MemorySource
-from hub_magmax.checkpoints.weight_files import Listing, read_index
+from hub_magmax.checkpoints.weight_files import read_index
 from hub_magmax.errors import CheckpointError, HubMagmaxError
 
 SLICES = {"headers": 1500, "indexes": 500, "recipes": 120}

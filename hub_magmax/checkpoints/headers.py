@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_magmax.checkpoints.index import ShardInfo, TensorInfo
 from hub_magmax.errors import CheckpointError
-from hub_magmax.kernels.dtypes import ITEM_BYTES
+from hub_magmax.kernels.dtypes import ITEM_BYTES, PACKED_DTYPES
 from hub_magmax.text import shown
 
 #: The format's own limit; a larger header (or index) is an attack or a mistake.
@@ -133,7 +133,12 @@ def _tensor_info(name: str, entry: Any, file: str, data_start: int, where: str) 
         ) from error
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(
-            f"dtype {shown(str(dtype))} is not supported", where=where, expected=", ".join(ITEM_BYTES)
+            f"dtype {shown(str(dtype))} is not supported",
+            where=where,
+            expected=", ".join(ITEM_BYTES),
+            hint="Its values are quantised: merge the checkpoints from before quantisation."
+            if dtype in PACKED_DTYPES
+            else "",
         )
     _check_numbers(shape, start, stop, where)
     info = TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)

@@ -19,10 +19,11 @@ from hub_magmax.checkpoints.hub_files import (
     HubFolder,
 )
 from hub_magmax.checkpoints.index import CheckpointIndex
+from hub_magmax.checkpoints.listing import split_part
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.checkpoints.source import FileSource, Folder
-from hub_magmax.checkpoints.weight_files import read_index, split_part, weight_map
+from hub_magmax.checkpoints.weight_files import read_index, weight_map
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.kernels.stored import Stored
 
@@ -96,6 +97,12 @@ class HubSource(FileSource):
         folder = self._folder.prefix.removesuffix("/")
         place = f"{self.repo_id!r}, revision={self.commit!r}"
         return f"{place}, subfolder={folder!r}" if folder else place
+
+    @property
+    def address(self) -> str:
+        folder = self._folder.prefix.removesuffix("/")
+        place = f"hf://{self.repo_id}@{self.commit}"
+        return f"{place}/{folder}" if folder else place
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 #: Elements that have a task vector; all others are copied.
 MERGEABLE_DTYPES = ("F64", "F32", "F16", "BF16")
 
+#: Numbers in eight bits, which are no codes where no scales are beside them; they are cast before a merge.
+FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2")
+
 #: Elements that are counts, positions or masks: copied from the base model, and the same everywhere.
 EXACT_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.descriptors import Descriptors
 from hub_magmax.checkpoints.page_cache import PageCacheAdvice, is_cached
+from hub_magmax.checkpoints.recognition import refuse_file
 from hub_magmax.checkpoints.source import FileSource, Folder, TensorFile
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.files import read_fully
@@ -39,6 +40,7 @@ class LocalSource(FileSource):
 
     Raises:
         SourceError: If the folder is not one, or a file is a link that leads out of it.
+        CheckpointError: If it is a file of weights in a format that is not read.
         CheckpointError: While reading, if a file was changed, replaced or cut since it was opened.
     """
 
@@ -54,6 +56,8 @@ class LocalSource(FileSource):
         self.descriptors = Descriptors(folder)
         self._advice = PageCacheAdvice(self.descriptors.lend, is_cached)
         if not is_folder(folder):
+            if is_there(folder):
+                refuse_file(self.label, folder.name)
             raise SourceError(
                 "this is a file, not a folder" if is_there(folder) else "there is no such folder",
                 where=self.label,

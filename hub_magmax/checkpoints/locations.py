@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
-from hub_magmax.checkpoints.weight_files import is_weights, split_part, variant_of
+from hub_magmax.checkpoints.listing import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name

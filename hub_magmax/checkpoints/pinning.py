@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config
-from hub_magmax.checkpoints.config import refuse_quantised, stated_architecture
+from hub_magmax.checkpoints.config import config_values, stated_architecture
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate
 from hub_magmax.checkpoints.needed_files import module_folders, needed_files
+from hub_magmax.checkpoints.recognition import refuse_parts, refuse_pointers
 from hub_magmax.checkpoints.side_files import ContentHashes, content_hashes, is_side_file, same_content
-from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.source import FileSource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.files import os_errors
@@ -208,7 +209,7 @@ def lock_source(
         cache: Checkpoints that are open already; a new one is added.
 
     Raises:
-        CheckpointError: If it is malformed, or quantised.
+        CheckpointError: If it is malformed, or no full checkpoint of a model; see `recognition`.
     """
     location, cache = locate(written, recipe.folder).pinned(), cache or SourceCache()
     with closing(cache.open(location)) as source:
@@ -218,10 +219,11 @@ def lock_source(
     return found
 
 
-def _describe(written: str, location: Location, source: TensorSource, hash_files: bool) -> LockedSource:
+def _describe(written: str, location: Location, source: FileSource, hash_files: bool) -> LockedSource:
+    side_files = _files_themselves(source)
     config_bytes = min(source.sizes.get(CONFIG_NAME, 0), _MAX_CONFIG_BYTES)
     config = source.read_bytes(CONFIG_NAME, 0, config_bytes) if config_bytes else None
-    refuse_quantised(source.index, config)
+    refuse_parts(source.listing, source.index, config_values(config, source.label))
     adapter_config = config_of(source) if is_adapter(source.index) else None
     if adapter_config is not None:
         parse_config(adapter_config, source.label)
@@ -243,9 +245,18 @@ def _describe(written: str, location: Location, source: TensorSource, hash_files
         **card_facts(source),
         model_type=model_type,
         architectures=architectures,
-        side_files={path: _side_hashes(source, path) for path in needed_files(source)},
+        side_files={path: _side_hashes(source, path) for path in side_files},
         adapter_config=content_hashes(adapter_config) if adapter_config is not None else None,
     )
+
+
+def _files_themselves(source: TensorSource) -> tuple[str, ...]:
+    """Return the files beside the weights that belong to a model; pointers of git-lfs are refused."""
+    paths = needed_files(source)
+    # The Hub states what it stores, and has the files themselves.
+    unstated = {path: source.size_of(path) or 0 for path in paths if not source.stated_hashes(path)}
+    refuse_pointers(source.label, unstated, source.read_bytes)
+    return paths
 
 
 def card_facts(source: TensorSource) -> dict[str, Any]:

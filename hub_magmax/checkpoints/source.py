@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.weight_files import Listing, read_index
+from hub_magmax.checkpoints.listing import Listing
+from hub_magmax.checkpoints.weight_files import read_index
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.stored import Stored, bits_dtype
 
@@ -188,6 +189,11 @@ class FileSource(TensorSource, ABC):
         """Arguments of `from_pretrained` that load the checkpoint, as Python writes them."""
         return repr(self.label)
 
+    @property
+    def address(self) -> str:
+        """Name of its folder in a recipe, to which `/` and the name of a part can be added."""
+        return self.label.removesuffix(f"/{self.weights}") if self.weights else self.label
+
     @cached_property
     def index(self) -> CheckpointIndex:
         return read_index(self.listing)
@@ -195,7 +201,9 @@ class FileSource(TensorSource, ABC):
     @property
     def listing(self) -> Listing:
         """Its files, for reading their headers."""
-        return Listing(self.label, self.sizes, self.read_bytes, self.weights, self.origin)
+        return Listing(
+            self.label, self.sizes, self.read_bytes, self.weights, self.origin, self.address, self.contents
+        )
 
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from hub_magmax.checkpoints.headers import (
     DAMAGED,
     HEADER_READERS,
     MAX_HEADER_BYTES,
-    ReadBytes,
     parse_json,
     read_safetensors,
 )
@@ -25,53 +24,16 @@ from hub_magmax.checkpoints.index import (
     ShardInfo,
     TensorInfo,
 )
+from hub_magmax.checkpoints.listing import SUFFIXES, Listing
+from hub_magmax.checkpoints.recognition import refuse_pointers, refuse_without_weights
 from hub_magmax.errors import CheckpointError
-from hub_magmax.text import shown
+from hub_magmax.text import listed, shown
 
-_SUFFIXES = tuple(f".{suffix}" for suffix in HEADER_READERS)
+#: The index of a variant of the usual weights, which loaders take only where the variant is asked for.
+_VARIANT_INDEX = re.compile(r"model\.[\w-]+\.safetensors\.index\.json")
 
-
-#: A file of weights, or the index of several, with its variant as transformers calls it.
-_WEIGHTS = re.compile(
-    r"[^/]*?(\.(?P<variant>[\w-]+?))?"
-    rf"\.({'|'.join(HEADER_READERS)})(\.index(\.(?P<index_variant>[\w-]+))?\.json)?"
-)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a checkpoint, from whose headers its index is read.
-
-    Attributes:
-        label: Name of the checkpoint in messages.
-        sizes: Bytes of every file, by its path relative to the checkpoint.
-        read_bytes: Returns the bytes `[start, stop)` of a file.
-        weights: The file of weights, or the index, that counts if there are several.
-        origin: Arguments of `from_pretrained` that load it, as Python writes them, for messages.
-    """
-
-    label: str
-    sizes: Mapping[str, int]
-    read_bytes: ReadBytes
-    weights: str = ""
-    origin: str = ""
-
-
-def is_weights(name: str) -> bool:
-    """Say whether a file of this name holds weights, or is an index of such files."""
-    return _WEIGHTS.fullmatch(name) is not None
-
-
-def split_part(part: str) -> tuple[str, str]:
-    """Return the folder, and the file of weights in it, that a part of a repository names; empty for none."""
-    folder, _, name = part.rpartition("/")
-    return (folder, name) if is_weights(name) else (part, "")
-
-
-def variant_of(name: str) -> str | None:
-    """Return the variant of a file of weights as transformers calls it; None for the usual one."""
-    match = _WEIGHTS.fullmatch(name)
-    return match and (match["index_variant"] or match["variant"])
+#: One of several files of weights, as `save_pretrained` numbers them.
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 
 
 def read_index(listing: Listing) -> CheckpointIndex:
@@ -83,6 +45,9 @@ def read_index(listing: Listing) -> CheckpointIndex:
     shards: list[ShardInfo] = []
     tensors: dict[str, TensorInfo] = {}
     expected = weight_map(listing)
+    refuse_pointers(
+        listing.label, {file: listing.sizes[file] for file in sorted(expected)}, listing.read_bytes
+    )
     for file in sorted(expected):
         read_header = HEADER_READERS.get(Path(file).suffix[1:], read_safetensors)
         shard, found = read_header(file, listing.sizes[file], listing.read_bytes, f"{listing.label}, {file}")
@@ -116,22 +81,96 @@ def weight_map(listing: Listing) -> dict[str, frozenset[str] | None]:
     if listing.weights:
         return _named_weights(listing)
     indexes = _candidates(sizes, INDEX_NAME, ".safetensors.index.json")
+    singles = _candidates(sizes, SINGLE_NAME, SUFFIXES)
+    if singles == [SINGLE_NAME]:
+        indexes = [name for name in indexes if not _VARIANT_INDEX.fullmatch(name)]
     if len(indexes) == 1:
-        return _parse_index(listing, indexes[0])
-    singles = _candidates(sizes, SINGLE_NAME, _SUFFIXES)
+        expected = _parse_index(listing, indexes[0])
+        _refuse_two_sets(listing, indexes[0].removesuffix(".index.json"), indexes[0], expected)
+        return expected
     found = indexes or singles
-    _refuse_adapter(label, sizes, [*indexes, *singles])
     if not found:
-        raise _no_weights(listing)
+        refuse_without_weights(listing)
     if len(found) > 1:
-        raise CheckpointError(
-            f"several weight files and no {INDEX_NAME}: {', '.join(found)}",
-            where=label,
-            expected=f"one {SINGLE_NAME}, or shards listed in one {INDEX_NAME}",
-            hint="Keep one set of weights, or name the file that counts: hf://org/model@revision/FILE, or "
-            f"./folder/FILE, such as {found[0]}.",
-        )
+        raise _several(listing, found)
+    _refuse_two_sets(listing, found[0], "", _shards_of(found[0], sizes))
     return {found[0]: None}
+
+
+def _refuse_two_sets(listing: Listing, single: str, index: str, shards: Iterable[str]) -> None:
+    """Raise CheckpointError if there is a second set of weights, from which some loaders would read.
+
+    Args:
+        listing: The files.
+        single: The one file of weights, there or not.
+        index: The index; empty if there is none.
+        shards: Files of weights that the index lists, or that are numbered like shards of `single`.
+    """
+    sizes, others = listing.sizes, sorted(set(shards) - {single})
+    if single in sizes and others:
+        _refuse_sets(
+            listing,
+            [single, index] if index else [single],
+            f"{single}, and {index or 'shards without an index'} ({listed(others, 2)})",
+            "transformers reads the single file, and other loaders the index, or all files",
+        )
+    if single != ADAPTER_NAME and {ADAPTER_NAME, ADAPTER_CONFIG_NAME} <= sizes.keys():
+        whole = index or single
+        _refuse_sets(
+            listing,
+            [whole, ADAPTER_NAME],
+            f"{whole}, and a PEFT adapter ({ADAPTER_NAME})",
+            f"transformers reads the adapter, and the base model that {ADAPTER_CONFIG_NAME} names",
+        )
+
+
+def _refuse_sets(listing: Listing, ways: list[str], sets: str, why: str) -> NoReturn:
+    raise CheckpointError(
+        f"two sets of weights: {sets}",
+        where=listing.label,
+        expected=f"one, since {why}",
+        hint=f"Remove what is out of date, or name the file that counts: "
+        f"{' or '.join(listing.part(way) for way in ways)}",
+    )
+
+
+def _shards_of(single: str, sizes: Mapping[str, int]) -> list[str]:
+    """Return the files that are numbered like shards of a file of weights."""
+    stem = single.removesuffix(".safetensors")
+    return [path for path in sizes if (match := _SHARD.fullmatch(path)) and match["stem"] == stem]
+
+
+def _several(listing: Listing, found: list[str]) -> CheckpointError:
+    """Return the error of several files of weights, none of which is the usual one."""
+    shards = [match for name in found if (match := _SHARD.fullmatch(name))]
+    if len(shards) == len(found) and len({(shard["stem"], shard["count"]) for shard in shards}) == 1:
+        return _shards_without_index(listing.label, found, shards[0]["stem"], int(shards[0]["count"]))
+    return CheckpointError(
+        f"several weight files and no {INDEX_NAME}: {', '.join(found)}",
+        where=listing.label,
+        expected=f"one {SINGLE_NAME}, or shards listed in one {INDEX_NAME}",
+        hint="Keep one set of weights, or name the file that counts: hf://org/model@revision/FILE, or "
+        f"./folder/FILE, such as {found[0]}.",
+    )
+
+
+def _shards_without_index(label: str, found: list[str], stem: str, count: int) -> CheckpointError:
+    index = f"{stem}.safetensors.index.json"
+    if len(found) < count:
+        return CheckpointError(
+            f"{len(found)} of {count} shards and no {index}: {listed(found, 3)}",
+            where=label,
+            expected="all files of one save",
+            hint="Download or copy the checkpoint again, completely.",
+        )
+    return CheckpointError(
+        f"{count} shards and no {index}: {listed(found, 3)}",
+        where=label,
+        expected="an index beside them",
+        hint='Download it too, or write it: python -c "import glob, json; from safetensors import safe_open '
+        "as o; json.dump({'weight_map': {k: f for f in sorted(glob.glob('*.safetensors')) for k in "
+        f"o(f, 'np').keys()}}}}, open('{index}', 'w'))\", in its folder.",
+    )
 
 
 def _candidates(sizes: Mapping[str, int], usual: str, suffixes: str | tuple[str, ...]) -> list[str]:
@@ -157,67 +196,12 @@ def _named_weights(listing: Listing) -> dict[str, frozenset[str] | None]:
 def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
     for path in sizes:
         control = any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
-        if (control or "\\" in path) and path.endswith((*_SUFFIXES, ".index.json")):
+        if (control or "\\" in path) and path.endswith((*SUFFIXES, ".index.json")):
             raise CheckpointError(
                 f"the file name {shown(path)} holds {'control characters' if control else 'a backslash'}",
                 where=label,
                 hint="Rename the file.",
             )
-
-
-def _refuse_adapter(label: str, sizes: Mapping[str, int], weights: list[str]) -> None:
-    """Raise CheckpointError if the weights are those of an adapter that cannot be read."""
-    files = weights or [path for path in sizes if path.endswith(".bin")]
-    if not files or any(Path(path).stem != "adapter_model" for path in files):
-        return
-    if files != [ADAPTER_NAME]:
-        raise CheckpointError(
-            f"a PEFT adapter with pickled weights ({files[0]}), which are never loaded",
-            where=label,
-            expected=ADAPTER_NAME,
-            hint='Convert it where you trust it: python -c "import torch; from safetensors.torch import '
-            "save_file; save_file(torch.load('adapter_model.bin', weights_only=True), "
-            "'adapter_model.safetensors')\", in its folder.",
-        )
-    if ADAPTER_CONFIG_NAME not in sizes:
-        raise CheckpointError(
-            f"a PEFT adapter ({ADAPTER_NAME}) without {ADAPTER_CONFIG_NAME}",
-            where=label,
-            hint="Download or copy the adapter again, completely.",
-        )
-
-
-def _no_weights(listing: Listing) -> CheckpointError:
-    label, sizes = listing.label, listing.sizes
-    pickles = sorted(path for path in sizes if path.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if pickles:
-        command = _conversion(listing.origin or repr(label), sizes, pickles)
-        return CheckpointError(
-            f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
-            where=label,
-            expected="safetensors",
-            hint=f"Convert them where you trust them: {command}",
-        )
-    return CheckpointError(
-        "no safetensors file",
-        where=label,
-        expected=f"{SINGLE_NAME} or {INDEX_NAME}",
-        hint="Check the path; a checkpoint is a folder written by `save_pretrained`.",
-    )
-
-
-def _conversion(origin: str, sizes: Mapping[str, int], pickles: list[str]) -> str:
-    """Return the command that writes pickled weights as safetensors."""
-    if "config.json" in sizes and all(path.startswith("pytorch_model") for path in pickles):
-        return (
-            f'python -c "import transformers as t; c = t.AutoConfig.from_pretrained({origin}); '
-            f"getattr(t, c.architectures[0]).from_pretrained({origin}).save_pretrained('OUT')\", and name "
-            "./OUT in the recipe."
-        )
-    return (
-        f'python -c "import torch; from safetensors.torch import save_file; '
-        f"save_file(torch.load({pickles[0]!r}, weights_only=True), 'model.safetensors')\", in its folder."
-    )
 
 
 def _parse_index(listing: Listing, path: str) -> dict[str, frozenset[str] | None]:
@@ -226,6 +210,7 @@ def _parse_index(listing: Listing, path: str) -> dict[str, frozenset[str] | None
         raise CheckpointError(
             f"{sizes[path]:,} bytes long", where=where, expected=f"at most {MAX_HEADER_BYTES:,} bytes"
         )
+    refuse_pointers(listing.label, {path: sizes[path]}, listing.read_bytes)
     names: dict[str, set[str]] = {}
     for name, file in _index_entries(listing.read_bytes(path, 0, sizes[path]), where):
         if file not in sizes or "/" in file or "\\" in file:

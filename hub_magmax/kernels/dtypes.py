@@ -7,13 +7,16 @@ from functools import cache
 
 from hub_magmax.kernels.lazy_imports import torch
 
-#: Bytes per element. What is missing here (packed 4-bit formats, say) has no whole-byte elements.
+#: Bytes per element.
 ITEM_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+
+#: Quantised formats of safetensors whose elements share bytes.
+PACKED_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
 
 
 @cache

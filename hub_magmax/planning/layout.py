@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.index import (
     CheckpointIndex,
     TensorInfo,
 )
+from hub_magmax.checkpoints.recognition import unlike
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
@@ -227,6 +228,8 @@ def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:
 def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> None:
     tensor = index.tensors[base.name]
     where = f"{index.label}, tensor {base.name!r}"
+    if found := unlike(tensor, base):
+        raise MismatchError(found.what, where=where, expected=found.expected, hint=found.step)
     rule = f"tensors: [{{match: {json.dumps(base.name)}, take: base_model}}]"
     if tensor.shape != base.shape:
         raise MismatchError(
@@ -240,11 +243,12 @@ def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> No
     if not any(tensor.dtype in kind and base.dtype in kind for kind in kinds) or (
         base.dtype in EXACT_DTYPES and tensor.dtype != base.dtype
     ):
+        others = "" if tensor.dtype == base.dtype else f" with {base.dtype} of {base_label}"
         raise MismatchError(
-            f"dtype {tensor.dtype} cannot be merged with {base.dtype} of {base_label}",
+            f"dtype {tensor.dtype} cannot be merged{others}",
             where=where,
             expected=f"one of {', '.join(MERGEABLE_DTYPES)} everywhere, or the same integers everywhere",
-            hint=f"Dequantise the checkpoint first; to keep the tensor as it is, add to the recipe: {rule}",
+            hint=f"To keep the tensor as it is, add to the recipe: {rule}",
         )
 
 

@@ -1,0 +1,115 @@
+"""Files of weights in other formats than safetensors, recognised by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import NamedTuple
+
+
+class FileFormat(NamedTuple):
+    """A format of weights, and how to come from it to a checkpoint."""
+
+    what: str
+    step: str
+
+
+_BEFORE_EXPORT = "Merge the PyTorch checkpoints from before the export, and export the merged model."
+
+
+def _by_transformers_4(option: str) -> str:
+    return (
+        "Convert it with transformers 4, which still reads it: pip install 'transformers<5', then python -c "
+        f"\"from transformers import AutoModel as M; M.from_pretrained('IN', {option}=True)"
+        ".save_pretrained('OUT')\", with the task's model class."
+    )
+
+
+_GGUF = FileFormat(
+    "a GGUF file, as llama.cpp reads it, nearly always quantised",
+    "Merge the checkpoints from before quantisation, and convert the merged model: llama.cpp's "
+    "convert_hf_to_gguf.py.",
+)
+_TENSORFLOW = FileFormat("weights of TensorFlow or Keras", _by_transformers_4("from_tf"))
+_EXPORTED = FileFormat("an exported graph", _BEFORE_EXPORT)
+_ARCHIVE = FileFormat("an archive", "Unpack it, and name the folder that holds model.safetensors.")
+_NUMPY = FileFormat(
+    "arrays of NumPy or MLX",
+    'Convert them: python -c "import numpy; from safetensors.numpy import save_file; '
+    "save_file(dict(numpy.load('IN.npz')), 'model.safetensors')\", in its folder.",
+)
+_SHARDS = FileFormat(
+    "shards of a distributed training checkpoint (torch.distributed, FSDP)",
+    "Join them: accelerate merge-weights FOLDER OUT, with the folder that holds the .distcp files, and copy "
+    "config.json and the tokenizer into OUT.",
+)
+
+#: By suffix; pickles are no line here, since `recognition` says how to convert each kind.
+_FORMATS: Mapping[str, FileFormat] = {
+    ".distcp": _SHARDS,
+    ".gguf": _GGUF,
+    ".ggml": _GGUF,
+    ".llamafile": _GGUF,
+    ".onnx": _EXPORTED,
+    ".pb": _EXPORTED,
+    ".tflite": _EXPORTED,
+    ".mlmodel": _EXPORTED,
+    ".engine": _EXPORTED,
+    ".pte": _EXPORTED,
+    ".h5": _TENSORFLOW,
+    ".keras": _TENSORFLOW,
+    ".msgpack": FileFormat("weights of Flax", _by_transformers_4("from_flax")),
+    ".npz": _NUMPY,
+    ".npy": _NUMPY,
+    ".nemo": FileFormat(
+        "an archive of NeMo",
+        "Convert it with NeMo's script for its architecture (convert_*_nemo_to_hf.py), and name the folder.",
+    ),
+    ".zip": _ARCHIVE,
+    ".tar": _ARCHIVE,
+    ".gz": _ARCHIVE,
+    ".tgz": _ARCHIVE,
+    ".zst": _ARCHIVE,
+    ".7z": _ARCHIVE,
+}
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+#: Pickles of a trainer that hold no weights.
+_TRAINING = re.compile(r"(optimizer|scheduler|rng_state|training_args|scaler|random_states)(?![a-z]).*")
+
+#: Folders of a training checkpoint whose files are parts of one model.
+_ZERO = re.compile(r"global_step\d+")
+_FSDP = re.compile(r"pytorch_model_fsdp_\d+")
+
+_DEEPSPEED = FileFormat(
+    "a training checkpoint of DeepSpeed, whose weights are spread over files of many processes",
+    "Join them in its folder: python zero_to_fp32.py . OUT --safe_serialization, and copy config.json and "
+    "the tokenizer into OUT.",
+)
+
+
+def format_of(name: str) -> FileFormat | None:
+    """Return the format of a file of this name, None if it has no known one (or is a pickle)."""
+    return _FORMATS.get(PurePath(name).suffix.lower())
+
+
+def sharded_training(files: Iterable[str], folders: Iterable[str]) -> tuple[FileFormat, str] | None:
+    """Return the format of a training checkpoint of many processes, and the file or folder that shows it."""
+    for folder in folders:
+        if _ZERO.fullmatch(folder):
+            return _DEEPSPEED, f"{folder}/"
+        if _FSDP.fullmatch(folder):
+            return _SHARDS, f"{folder}/"
+    for file in files:
+        if file.endswith(("_optim_states.pt", "_model_states.pt")):
+            return _DEEPSPEED, file
+        if file.endswith(".distcp"):
+            return _SHARDS, file
+    return None
+
+
+def pickles_among(files: Iterable[str]) -> list[str]:
+    """Return the files that may hold pickled weights, sorted."""
+    return sorted(file for file in files if file.endswith(PICKLES) and not _TRAINING.fullmatch(file))

@@ -1,0 +1,364 @@
+"""Recognition of what a checkpoint is, from file names, headers and config.json, before it is compared.
+
+`RECOGNISERS` has one line for each kind of thing that is no full checkpoint of a model. Each function says
+by which evidence it is known and which step leads to a checkpoint; none proposes a rule of a recipe, since
+a rule would drop what the thing holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from hub_magmax.checkpoints.adapter_formats import find_adapter
+from hub_magmax.checkpoints.foreign_files import format_of, pickles_among, sharded_training
+from hub_magmax.checkpoints.headers import ReadBytes
+from hub_magmax.checkpoints.index import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_NAME,
+    EXACT_DTYPES,
+    FLOAT8_DTYPES,
+    INDEX_NAME,
+    MERGEABLE_DTYPES,
+    SINGLE_NAME,
+    CheckpointIndex,
+    TensorInfo,
+)
+from hub_magmax.checkpoints.listing import Contents, Listing, is_weights
+from hub_magmax.checkpoints.quantised import find_codes, stated_quantisation
+from hub_magmax.errors import CheckpointError
+from hub_magmax.text import listed, shown
+
+#: First line of a git-lfs pointer, and the bytes of one: a hash and a size at least, 1024 as specified.
+_POINTER_START = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = range(120, 1025)
+
+#: Sub-folders that are looked into at most.
+_MAX_FOLDERS = 100
+
+BEFORE_QUANTISATION = "Merge the checkpoints from before quantisation, and quantise the merged model."
+
+#: Steps for formats of which transformers' `dequantize` is not the way.
+_IN_FULL: Mapping[str, str] = {
+    "MLX": "write it out in full with MLX: mlx_lm.convert --hf-path IN --mlx-path OUT --dequantize",
+    "float8 with ComfyUI's scales": "write it out in full: "
+    "python -c \"from safetensors.torch import load_file as l, save_file as s; t = l('IN.safetensors'); "
+    "s({k: (v.float() * t.get(k[:-6] + 'scale_weight', 1)).bfloat16() if 'float8' in str(v.dtype) else v for "
+    "k, v in t.items() if 'scale_' not in k and k[-10:] != 'scaled_fp8'}, 'OUT.safetensors')\"",
+}
+_BY_TRANSFORMERS = (
+    "transformers can write some formats out in full: "
+    'python -c "from transformers import AutoModelForCausalLM as M; '
+    "M.from_pretrained('IN').dequantize().save_pretrained('OUT')\", with the task's model class"
+)
+
+
+#: Writes a copy of a folder with float8 as bfloat16, which holds every value of it.
+_CAST = (
+    'python -c "import glob, shutil; from safetensors import safe_open as o; from safetensors.torch import '
+    "load_file as l, save_file as s; shutil.copytree('IN', 'OUT'); [s({k: v.bfloat16() if 'float8' in "
+    "str(v.dtype) else v for k, v in l('IN/' + f).items()}, 'OUT/' + f, o('IN/' + f, 'pt').metadata()) for f "
+    "in glob.glob('*.safetensors', root_dir='IN')]\""
+)
+
+
+class Finding(NamedTuple):
+    """A reason why something is no full checkpoint, what is expected in its place, and the step."""
+
+    what: str
+    expected: str
+    step: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a checkpoint before any value is read.
+
+    Attributes:
+        listing: Its files.
+        files: Its files of weights; empty while none could be read.
+        tensors: Its tensors by name.
+        config: Values of config.json; empty where there is none.
+    """
+
+    listing: Listing
+    files: tuple[str, ...] = ()
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def refuse_parts(listing: Listing, index: CheckpointIndex, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the tensors are not the weights of a whole model, or a PEFT adapter's.
+
+    Args:
+        listing: Its files.
+        index: Its tensors and files of weights.
+        config: Values of config.json; empty where there is none.
+    """
+    files = tuple(shard.file for shard in index.shards)
+    _refuse(Facts(listing, files, index.tensors, config))
+
+
+def refuse_without_weights(listing: Listing) -> None:
+    """Raise CheckpointError for a checkpoint without safetensors weights, saying what is there."""
+    _refuse(Facts(listing))
+    raise CheckpointError(
+        "no safetensors file",
+        where=listing.label,
+        expected=f"{SINGLE_NAME} or {INDEX_NAME}",
+        hint="Check the path; a checkpoint is a folder written by `save_pretrained`.",
+    )
+
+
+def unlike(tensor: TensorInfo, base: TensorInfo) -> Finding | None:
+    """Return why a tensor is not the values of the base model's, whatever a rule says; None if it can be."""
+    numbers = ", ".join(MERGEABLE_DTYPES)
+    if tensor.dtype in FLOAT8_DTYPES:
+        step = f"Cast each checkpoint that is stored so, without loss, and name the copy: {_CAST}"
+        return Finding(f"dtype {tensor.dtype} is not merged", f"one of {numbers}", step)
+    if not tensor.num_elements and base.num_elements:
+        step = "Save it again whole: sharded training leaves tensors empty that it did not gather."
+        return Finding("the tensor is empty", f"{list(base.shape)} as in the base model", step)
+    is_weight = base.dtype in MERGEABLE_DTYPES and base.name.endswith("weight")
+    if is_weight and tensor.dtype not in MERGEABLE_DTYPES:
+        return Finding(f"dtype {tensor.dtype} looks quantised", f"one of {numbers}", BEFORE_QUANTISATION)
+    return None
+
+
+def refuse_file(label: str, name: str) -> None:
+    """Raise CheckpointError for a single file of weights in another format, by its name."""
+    _refuse(Facts(Listing(label, {name: 0}, _read_nothing)))
+
+
+def _read_nothing(path: str, start: int, stop: int) -> bytes:
+    return b""
+
+
+def refuse_pointers(label: str, sizes: Mapping[str, int], read_bytes: ReadBytes) -> None:
+    """Raise CheckpointError if some files, given with their sizes, are pointers of git-lfs."""
+    small = [path for path, size in sizes.items() if size in _POINTER_BYTES]
+    found = [path for path in small if read_bytes(path, 0, len(_POINTER_START)) == _POINTER_START]
+    if found:
+        raise CheckpointError(
+            f"{listed(found, 3)} {'is a git-lfs pointer' if len(found) == 1 else 'are git-lfs pointers'}, "
+            "without the content",
+            where=label,
+            expected="the files themselves",
+            hint="Run `git lfs pull` in the clone (git lfs install, where it is missing), or download the "
+            "model with `hf download`.",
+        )
+
+
+def _refuse(facts: Facts) -> None:
+    for recognise in RECOGNISERS:
+        if found := recognise(facts):
+            raise CheckpointError(
+                found.what, where=facts.listing.label, expected=found.expected, hint=found.step
+            )
+
+
+# While no weights could be read: files and folders.
+
+
+def _sharded_training(facts: Facts) -> Finding | None:
+    """Find training checkpoints of DeepSpeed and FSDP."""
+    if facts.files:
+        return None
+    found = sharded_training(facts.listing.sizes, facts.listing.contents("")[1])
+    if found is None:
+        return None
+    shards, seen = found
+    return Finding(f"{shards.what} ({seen})", SINGLE_NAME, shards.step)
+
+
+def _folders(facts: Facts) -> Finding | None:
+    """Find models that lie in sub-folders: a trainer's checkpoints, or a pipeline of diffusers."""
+    listing = facts.listing
+    if facts.files:
+        return None
+    found = _folders_with_weights(listing)
+    if not found:
+        return None
+    names = listed(found, 10)
+    if "model_index.json" in listing.sizes:
+        what, step = (
+            f"a pipeline of diffusers, whose models lie in its folders: {names}",
+            "Merge one at a time",
+        )
+        example = next((name for name in found if name in ("unet", "transformer")), found[-1])
+    elif all(re.fullmatch(r"checkpoint-\d+", name) for name in found):
+        what, step = f"a trainer's folder with the checkpoints {names}", "Name one, such as the newest"
+        example = found[-1]
+    else:
+        what, step = f"no safetensors file at the top, but weights in {names}", "Name one of these"
+        example = found[-1]
+    return Finding(what, "the folder of one model", f"{step}: {listing.part(example)}")
+
+
+def _folders_with_weights(listing: Listing) -> list[str]:
+    """Return the sub-folders with files of weights, by number and name; those of the Hub's cache too."""
+    found = []
+    for folder in listing.contents("")[1][:_MAX_FOLDERS]:
+        deeper = listing.contents(folder)[1] if folder == "snapshots" else ()
+        found += [path for path in (folder, *deeper) if _holds_weights(listing.contents(path))]
+    return sorted(found, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
+
+
+def _holds_weights(contents: Contents) -> bool:
+    names = [path.rpartition("/")[2] for path in contents[0]]
+    folders = [path.rpartition("/")[2] for path in contents[1]]
+    known = any(is_weights(name) or format_of(name) for name in names)
+    return known or bool(pickles_among(names)) or sharded_training(names, folders) is not None
+
+
+def _other_format(facts: Facts) -> Finding | None:
+    """Find files of other programs; also named in place of a folder."""
+    listing = facts.listing
+    if facts.files:
+        return None
+    for file in [*listing.sizes, *([] if listing.sizes else [listing.label])]:
+        if found := format_of(file):
+            return Finding(f"{file.rpartition('/')[2]} is {found.what}", "safetensors", found.step)
+    return None
+
+
+def _pickled(facts: Facts) -> Finding | None:
+    listing = facts.listing
+    pickles = [] if facts.files else pickles_among(listing.sizes)
+    if not pickles:
+        return None
+    if all(PurePath(path).stem == "adapter_model" for path in pickles):
+        return Finding(
+            f"a PEFT adapter with pickled weights ({pickles[0]}), which are never loaded",
+            ADAPTER_NAME,
+            'Convert it where you trust it: python -c "import torch; from safetensors.torch import '
+            "save_file; save_file(torch.load('adapter_model.bin', weights_only=True), "
+            "'adapter_model.safetensors')\", in its folder.",
+        )
+    return Finding(
+        f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
+        "safetensors",
+        f"Convert them where you trust them: {_conversion(listing, pickles)}",
+    )
+
+
+def _conversion(listing: Listing, pickles: list[str]) -> str:
+    """Return the command that writes pickled weights as safetensors."""
+    origin = listing.origin or repr(listing.label)
+    if "config.json" in listing.sizes and all(path.startswith("pytorch_model") for path in pickles):
+        return (
+            f'python -c "import transformers as t; c = t.AutoConfig.from_pretrained({origin}); '
+            f"getattr(t, c.architectures[0]).from_pretrained({origin}).save_pretrained('OUT')\", and name "
+            "./OUT in the recipe."
+        )
+    return (
+        f'python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file(torch.load({pickles[0]!r}, weights_only=True), 'model.safetensors')\", in its folder."
+    )
+
+
+# With headers: names, dtypes and shapes of tensors.
+
+
+def _quantised(facts: Facts) -> Finding | None:
+    stated = stated_quantisation(facts.config)
+    kind = stated and shown(stated[1]).strip("'")
+    if found := find_codes(facts.tensors):
+        return Finding(
+            f"the checkpoint is quantised ({kind or found.format}; it holds {shown(found.tensor)})",
+            f"weights in full, as {', '.join(MERGEABLE_DTYPES)}",
+            f"{BEFORE_QUANTISATION} Where only this one is left, "
+            f"{_IN_FULL.get(found.format, _BY_TRANSFORMERS)}.",
+        )
+    if stated is not None and facts.files:
+        return Finding(
+            f"config.json says that the weights are quantised ({kind}), and they do not look like it",
+            "a configuration that fits the weights, since the merged model gets a copy of it",
+            f"If the weights are plain numbers, remove `{stated[0]}` from config.json.",
+        )
+    return None
+
+
+def _empty(facts: Facts) -> Finding | None:
+    """Find parameters without elements, as ZeRO-3 and FSDP leave them outside of the gathered model."""
+    empty = [
+        name
+        for name, info in facts.tensors.items()
+        if info.shape == (0,) and info.dtype not in EXACT_DTYPES and name.endswith((".weight", ".bias"))
+    ]
+    if not empty:
+        return None
+    return Finding(
+        f"{listed([shown(name) for name in empty], 3)} {'is' if len(empty) == 1 else 'are'} empty: the model "
+        "was saved by DeepSpeed ZeRO-3 (or FSDP) without gathering its weights",
+        "every parameter whole",
+        "Join the training checkpoint's own files in its folder, python zero_to_fp32.py . OUT "
+        "--safe_serialization; or save again with stage3_gather_16bit_weights_on_model_save (FSDP: with a "
+        "full state dict).",
+    )
+
+
+def _training_state(facts: Facts) -> Finding | None:
+    """Find flattened parameters of FSDP, and states of optimisers."""
+    for name in facts.tensors:
+        if "flat_param" in name or name.endswith((".exp_avg", ".exp_avg_sq", ".momentum_buffer")):
+            kind = "flattened parameters of FSDP" if "flat_param" in name else "the state of an optimiser"
+            return Finding(
+                f"the file holds {kind} ({shown(name)})",
+                "the model's own tensors",
+                "Save the model with a full state dict (accelerate: fsdp_state_dict_type FULL_STATE_DICT), "
+                "or join the shards: accelerate merge-weights FOLDER OUT.",
+            )
+    return None
+
+
+def _unmerged(facts: Facts) -> Finding | None:
+    """Find a whole model that PEFT wraps, saved with the adapter's layers inside."""
+    layer = next((name for name in facts.tensors if ".base_layer." in name), None)
+    if layer is None or facts.files == (ADAPTER_NAME,) or not any(".lora_" in name for name in facts.tensors):
+        return None
+    if any("lora" in key for key in facts.config):  # a model that is made with its LoRAs, as Phi-4's
+        return None
+    return Finding(
+        f"the model was saved with an adapter in it that is not merged (it holds {shown(layer)})",
+        "the model's own tensors, with the adapter merged",
+        "Where it was trained, save model.merge_and_unload(), and name that; or save the adapter alone, by "
+        "the PEFT model's own `save_pretrained`.",
+    )
+
+
+def _adapter(facts: Facts) -> Finding | None:
+    """Find adapters that are not PEFT's own files, and those that lack their configuration."""
+    if not facts.files:
+        return None
+    if facts.files == (ADAPTER_NAME,):
+        if ADAPTER_CONFIG_NAME in facts.listing.sizes:
+            return None
+        return Finding(
+            f"a PEFT adapter ({ADAPTER_NAME}) without {ADAPTER_CONFIG_NAME}",
+            "",
+            "Download or copy the adapter again, completely.",
+        )
+    found = find_adapter(facts.tensors)
+    return found and Finding(
+        f"{facts.files[0]} is {found.what}, and not a whole model",
+        f"a whole model, or a LoRA as PEFT saves it ({ADAPTER_NAME} and {ADAPTER_CONFIG_NAME})",
+        found.step,
+    )
+
+
+#: In this order, since a quantised adapter's file is an adapter first, and a quantised layer may be wrapped.
+RECOGNISERS: tuple[Callable[[Facts], Finding | None], ...] = (
+    _sharded_training,
+    _folders,
+    _other_format,
+    _pickled,
+    _adapter,
+    _quantised,
+    _empty,
+    _training_state,
+    _unmerged,
+)
