@@ -12,6 +12,7 @@ from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.planning.adapters import plan_adapter
 from hub_magmax.planning.integers import check_integers
 from hub_magmax.planning.layout import make_plan
+from hub_magmax.planning.model_config import config_changes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.stated import stated_findings
 from hub_magmax.recipe.lockfile import Lock, LockedSource
@@ -79,6 +80,7 @@ def plan_from_headers(
         else:
             made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
             check_integers(made, opened)
+            made = replace(made, config_changes=config_changes(made, opened))
         findings = stated_findings(locked, opened, files_from)
         # An adapter is no model, whose files its base model keeps.
         is_model = not recipe.output.is_adapter

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.locations import location_of
@@ -92,6 +93,21 @@ class FactorJob(TensorJob):
 
 
 @dataclass(frozen=True)
+class ConfigChange:
+    """A value of the output's config.json that is not that of the file it is a copy of.
+
+    Attributes:
+        path: The keys that lead to it.
+        old: None where the key is absent.
+        new: That of the output's weights.
+    """
+
+    path: tuple[str, ...]
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
 class Shard:
     """One output file and the tensors it holds, in order."""
 
@@ -118,6 +134,7 @@ class Plan:
             are not; for a notice.
         metadata: Of the output's headers, beside the merge's own.
         lost_metadata: Keys of the same source's headers that are left out.
+        config_changes: What config.json says of the output's weights, and not of those it was written for.
     """
 
     recipe: Recipe
@@ -130,6 +147,7 @@ class Plan:
     left_behind: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     lost_metadata: tuple[str, ...] = ()
+    config_changes: tuple[ConfigChange, ...] = ()
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:

@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_
 from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.model_config import config_notices
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.renamings import renaming_notices
 from hub_magmax.planning.statistics import unweighted_notices
@@ -44,6 +45,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *unweighted_notices(plan),
         *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
+        *config_notices(plan),
     )
 
 

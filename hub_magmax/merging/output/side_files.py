@@ -17,6 +17,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.model_config import change_config
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.plan import Plan
@@ -106,6 +107,7 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
         # An adapter is loaded beside its base model, whose code and modules it does not need.
         if path != kept_out and (is_side_file(path) or not plan.ranks):
             copy_side_file(source, path, locked, folder)
+    change_config(folder / CONFIG_NAME, plan.config_changes)
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}

@@ -1,0 +1,125 @@
+"""Keys of a config.json that state sizes, and the tensors that have them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Path = tuple[str, ...]
+
+#: Words in the names of tensors that belong to a nested configuration.
+_WORDS = {"vision_config": ("vision", "visual"), "text_config": ("text", "language")}
+
+#: Keys of config.json that state the rows of tensors: the end of the tensors' names, and the rows that there
+#: are beyond the key's value.
+ROWS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    (
+        "vocab_size",
+        r"(shared|embed_tokens|wte|word_embeddings?|tok_embeddings|tokens_embed|embed_in|embed_out|lm_head|"
+        r"proj_out|output_projection|vocab_projector|token_embedding|(predictions|lm_head|head)\.decoder|"
+        r"(backbone|rwkv)\.embeddings)\.weight|(predictions|lm_head)\.(decoder\.)?bias",
+        (0,),
+    ),
+    ("type_vocab_size", r"token_type_embeddings\.weight", (0,)),
+    ("max_source_positions", r"encoder\.embed_positions\.weight", (0, 2)),
+    ("max_target_positions", r"decoder\.embed_positions\.weight", (0, 2)),
+    ("max_position_embeddings", r"(position_embeddings?|embed_positions)\.weight", (0, 2)),
+    ("n_positions", r"(wpe|positions_embed)\.weight", (0,)),
+    ("n_ctx", r"(wpe|positions_embed)\.weight", (0,)),
+)
+
+#: Keys that a model type's class has a default for, where a configuration lacks them.
+OFTEN_LEFT_OUT = ("vocab_size", "type_vocab_size")
+
+POSITIONS = re.compile(r"(.*\.)?(position_embeddings?(\.weight)?|pos_embed|positional_embedding)")
+
+CLASSIFIER = re.compile(
+    r"(.*\.)?(classifier|score|cls_classifier|distillation_classifier|(classifier|classification_head)\."
+    r"(out_proj|dense)|class_labels_classifier|logits_proj)\.(weight|bias)"
+)
+
+LAYER = re.compile(r"(.*?(?:^|\.)(?:layers?|h|blocks?|resblocks)\.)(\d+)\..*")
+NUM_LAYERS = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "num_encoder_layers",
+    "num_decoder_layers", "encoder_layers", "decoder_layers",
+)  # fmt: skip
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attention_layers")
+
+#: Keys whose values are sizes of tensors.
+_SIZE = re.compile(r".*(size|_dim|positions|position_embeddings|n_embd|n_ctx|d_model|d_ff|channels)")
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LABELS = ("id2label", "label2id")
+
+
+def levels(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the configuration and those nested in it."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in LABELS:
+            yield from levels(value, (*path, key))
+
+
+def sizes_stated(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
+    """Yield the sizes of tensors that a configuration states."""
+    for path, level in levels(config):
+        for key, value in level.items():
+            if is_count(value) and value > 1 and _SIZE.fullmatch(key):
+                yield (*path, key), value
+
+
+def is_count(value: Any) -> bool:
+    """Say whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def level_at(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Return a nested configuration; empty where there is none."""
+    for key in path:
+        inner = config.get(key)
+        config = inner if isinstance(inner, Mapping) else {}
+    return config
+
+
+def most_common(dtypes: Iterable[tuple[str, int]]) -> str | None:
+    """Return the dtype of most elements of floating point, as config.json writes it."""
+    counts: Counter[str] = Counter()
+    for dtype, num_elements in dtypes:
+        if dtype in DTYPES:
+            counts[dtype] += num_elements
+    return DTYPES[counts.most_common(1)[0][0]] if counts else None
+
+
+def of_level(names: Iterable[str], path: Path) -> list[str]:
+    """Return the names in the part that a nested configuration describes; all where no name tells."""
+    found = [*names]
+    for key in path:
+        words = _WORDS.get(key, (key.removesuffix("_config"),))
+        found = [name for name in found if any(word in name for word in words)] or found
+        others = [word for other, told in _WORDS.items() if other != key for word in told]
+        found = [name for name in found if not any(word in name for word in others)] or found
+    return found
+
+
+def of_side(stacks: Sequence[str], key: str) -> list[str]:
+    """Return the stacks of layers that a key counts: the decoder's, or the encoder's where both are."""
+    sides = {side: [stack for stack in stacks if side in stack] for side in ("encoder", "decoder")}
+    return sides["decoder" if "decoder" in key else "encoder"] if all(sides.values()) else [*stacks]
+
+
+def side_of(value: Any) -> int | None:
+    """Return the side of a square, given as a number or as two equal ones."""
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    return value if is_count(value) and value > 0 else None
+
+
+def stacks(names: Mapping[str, Any]) -> dict[str, set[int]]:
+    """Return the layers of each stack of layers, by the beginning of their names."""
+    found: dict[str, set[int]] = {}
+    for name in names:
+        if match := LAYER.fullmatch(name):
+            found.setdefault(match[1], set()).add(int(match[2]))
+    return found

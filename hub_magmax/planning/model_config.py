@@ -1,0 +1,321 @@
+"""Agreement of the output's config.json with its weights: which values change, from headers alone.
+
+The output gets a copy of one source's config.json. Where a tensor of that source has the size that a key
+states, and the output's tensor has another one, the key follows. A size that is stated and cannot follow is
+an error. What a configuration does not state is not judged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from hub_magmax.checkpoints.index import TensorInfo
+from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
+from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.errors import MismatchError
+from hub_magmax.planning.config_sizes import (
+    CLASSIFIER,
+    DTYPES,
+    LABELS,
+    NUM_LAYERS,
+    OFTEN_LEFT_OUT,
+    PER_LAYER,
+    POSITIONS,
+    ROWS,
+    Path,
+    is_count,
+    level_at,
+    levels,
+    most_common,
+    of_level,
+    of_side,
+    side_of,
+    sizes_stated,
+    stacks,
+)
+from hub_magmax.planning.plan import ConfigChange, Plan, TensorJob
+from hub_magmax.text import shown
+
+Level = tuple[Path, Mapping[str, Any]]
+
+
+def config_changes(plan: Plan, sources: Mapping[str, TensorSource]) -> tuple[ConfigChange, ...]:
+    """Return what the output's config.json has to say otherwise than that of `output.files_from`.
+
+    Args:
+        plan: Of whole weights.
+        sources: The checkpoints by name.
+
+    Raises:
+        MismatchError: If a size that config.json states is no longer that of the weights, and cannot follow.
+    """
+    source = sources[plan.recipe.output.files_from]
+    config = config_values(source)
+    if not config:
+        return ()
+    found = _Agreement(plan, sources, config)
+    changes = tuple(found.changes())
+    found.refuse_unexplained(changes)
+    return changes
+
+
+def config_values(source: TensorSource) -> dict[str, Any]:
+    """Return the values of a source's config.json; empty where there is none, or it is no mapping."""
+    if CONFIG_NAME not in source.sizes:
+        return {}
+    with suppress(ValueError, RecursionError):
+        values = json.loads(read_small_file(source, CONFIG_NAME))
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
+def config_notices(plan: Plan) -> Iterator[str]:
+    """Yield a line about the values of the output's config.json that are not those of its source's file."""
+    files_from = plan.recipe.output.files_from
+    changed = [change for change in plan.config_changes if change.path[-1] not in LABELS]
+    named = [f"{'.'.join(change.path)} {json.dumps(change.new)}" for change in changed]
+    named += ["the labels"] if len(changed) < len(plan.config_changes) else []
+    if named:
+        yield f"config.json of the merged model is that of {files_from}, but for {', '.join(named)}"
+    taken = {job.source for job in plan.jobs if not job.merged} - {"merge", files_from}
+    if taken and any(change.path[-1] == "vocab_size" for change in plan.config_changes):
+        yield (
+            f"the rows of the embeddings are not those of {files_from}, and its tokenizer is copied: "
+            f"output.files_from: {min(taken)} takes that of {min(taken)}"
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One tensor's size along an axis, in the source of the config and in the output."""
+
+    name: str
+    before: int
+    after: int
+
+
+class _Agreement:
+    """A configuration, the tensors that it was written for, and those of the output."""
+
+    def __init__(self, plan: Plan, sources: Mapping[str, TensorSource], config: Mapping[str, Any]) -> None:
+        self.plan, self.sources, self.config = plan, sources, config
+        self.files_from = plan.recipe.output.files_from
+        self.label = f"{sources[self.files_from].label}, {CONFIG_NAME}"
+        self.before: Mapping[str, TensorInfo] = sources[self.files_from].index.tensors
+        self.jobs: dict[str, TensorJob] = {job.name: job for job in plan.jobs}
+
+    def changes(self) -> Iterator[ConfigChange]:
+        """Yield the changes, key by key."""
+        found = [*levels(self.config)]
+        yield from self._dtypes(found)
+        for key, pattern, extras in ROWS:
+            yield from self._rows(found, key, re.compile(rf"(.*\.)?({pattern})"), extras)
+        yield from self._image_sizes(found)
+        yield from self._num_layers(found)
+        yield from self._labels()
+
+    def _dtypes(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
+        after = most_common((job.dtype, job.num_elements) for job in self.jobs.values())
+        before = most_common((info.dtype, info.num_elements) for info in self.before.values())
+        is_asked = self.plan.recipe.output.dtype != "auto"
+        if after is None or (before == after and not is_asked):
+            return
+        for path, level in nested:
+            for key in ("dtype", "torch_dtype"):
+                old = level.get(key)
+                name = old.removeprefix("torch.") if isinstance(old, str) else None
+                if name in DTYPES.values() and name != after and (is_asked or name == before):
+                    yield ConfigChange((*path, key), old, after)
+
+    def _rows(
+        self,
+        nested: Sequence[Level],
+        key: str,
+        pattern: re.Pattern[str],
+        extras: Sequence[int],
+    ) -> Iterator[ConfigChange]:
+        tensors = [self._sizes(name, 0) for name in self.before if pattern.fullmatch(name)]
+        stated = [(path, level[key]) for path, level in nested if is_count(level.get(key))]
+        for path, old in stated:
+            for extra in extras:
+                fitting = {r.name: r for r in tensors if r is not None and r.before == old + extra}
+                if fitting:
+                    own = [fitting[name] for name in of_level(fitting, path)]
+                    yield from self._followed((*path, key), old, own, extra)
+                    break
+        if not stated and key in OFTEN_LEFT_OUT and self.config.get("model_type"):
+            changed = [rows for rows in tensors if rows is not None and rows.before != rows.after]
+            path = ("text_config",) if isinstance(self.config.get("text_config"), dict) else ()
+            yield from self._followed((*path, key), None, changed, 0)
+
+    def _followed(
+        self, path: Path, old: int | None, tensors: Sequence[_Rows], extra: int
+    ) -> Iterator[ConfigChange]:
+        """Yield the change of a key whose tensors all got another size."""
+        sizes = {rows.after for rows in tensors}
+        if not any(rows.after != rows.before for rows in tensors):
+            return
+        if len(sizes) > 1:
+            first, other = (
+                next(rows for rows in tensors if rows.after == size) for size in sorted(sizes)[:2]
+            )
+            raise MismatchError(
+                f"{shown(first.name)} of the output has {first.after} rows, and {shown(other.name)} "
+                f"{other.after}",
+                where="recipe, tensors",
+                expected=f"the same number, since `{path[-1]}` of config.json states both",
+                hint="Take both from one source, by a rule for each: "
+                + ", ".join(f"{{match: {json.dumps(rows.name)}, take: TASK}}" for rows in (first, other)),
+            )
+        yield ConfigChange(path, old, sizes.pop() - extra)
+
+    def _sizes(self, name: str, axis: int) -> _Rows | None:
+        """Return the sizes of a tensor; None for one that is not in the output."""
+        info, job = self.before[name], self.jobs.get(name)
+        if job is None or not info.shape or len(info.shape) != len(job.shape):
+            return None
+        return _Rows(name, info.shape[axis], job.shape[axis])
+
+    def _image_sizes(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
+        """Yield the image sizes of vision models, whose positions are the patches of an image."""
+        names = [name for name in self.before if POSITIONS.fullmatch(name)]
+        found = [self._sizes(name, -2) for name in names if len(self.before[name].shape) > 1]
+        for path, level in nested:
+            size, patch = side_of(level.get("image_size")), side_of(level.get("patch_size"))
+            if not size or not patch:
+                continue
+            for extra in (0, 1, 2):  # tokens that are no patches
+                fitting = [r for r in found if r is not None and r.before == (size // patch) ** 2 + extra]
+                for rows in fitting[:1]:
+                    side = math.isqrt(rows.after - extra)
+                    if rows.after != rows.before and side**2 == rows.after - extra:
+                        old = level["image_size"]
+                        new = [side * patch] * 2 if isinstance(old, list) else side * patch
+                        yield ConfigChange((*path, "image_size"), old, new)
+
+    def _num_layers(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
+        before, after = stacks(self.before), stacks(self.jobs)
+        for path, level in nested:
+            for key in NUM_LAYERS:
+                old = level.get(key)
+                fitting = of_level((stack for stack in before if len(before[stack]) == old), path)
+                fitting = of_side(fitting, key)
+                changed = [stack for stack in fitting if after.get(stack) and after[stack] != before[stack]]
+                if not changed:
+                    continue
+                layers = after[changed[0]]
+                if layers != set(range(len(layers))):
+                    raise _gap(changed[0], layers)
+                yield ConfigChange((*path, key), old, len(layers))
+                yield from self._per_layer(path, level, len(before[changed[0]]), len(layers))
+
+    def _per_layer(
+        self, path: Path, level: Mapping[str, Any], before: int, after: int
+    ) -> Iterator[ConfigChange]:
+        """Yield the lists with a value per layer, cut, or as a source with so many layers has them."""
+        for key in PER_LAYER:
+            old = level.get(key)
+            if isinstance(old, list) and len(old) == before:
+                known = [old[:after]] if after < before else self._as_elsewhere((*path, key), after)
+                if known:
+                    yield ConfigChange((*path, key), old, known[0])
+
+    def _as_elsewhere(self, path: Path, length: int) -> list[Any]:
+        """Return the lists of this length that other sources state."""
+        above, key = path[:-1], path[-1]
+        found = [level_at(config_values(source), above).get(key) for source in self.sources.values()]
+        return [own for own in found if isinstance(own, list) and len(own) == length]
+
+    def _labels(self) -> Iterator[ConfigChange]:
+        """Yield the labels, where the classifier of the output is that of another source."""
+        stated = self.config.get("id2label")
+        count = len(stated) if isinstance(stated, dict) else 2
+        found = [(name, self._sizes(name, 0)) for name in self.before if CLASSIFIER.fullmatch(name)]
+        heads = [(self.jobs[name], rows) for name, rows in found if rows is not None and rows.before == count]
+        if not heads:
+            return
+        job, rows = heads[0]
+        taken = {job.source for job, _ in heads}
+        is_elsewhere = len(taken) == 1 and taken.isdisjoint({"merge", self.files_from})
+        theirs = config_values(self.sources[job.source]) if is_elsewhere else {}
+        labels = theirs.get("id2label")
+        if not (isinstance(labels, dict) and len(labels) == rows.after):
+            if rows.after == count:
+                return
+            labels = {str(label): f"LABEL_{label}" for label in range(rows.after)}
+            theirs = {}
+        named = theirs.get("label2id") or {text: int(label) for label, text in labels.items()}
+        for key, new in zip(LABELS, (labels, named), strict=True):
+            if new != self.config.get(key):
+                yield ConfigChange((key,), self.config.get(key), new)
+        for key in ("num_labels", "_num_labels"):
+            if key in self.config and self.config[key] != rows.after:
+                yield ConfigChange((key,), self.config[key], rows.after)
+
+    def refuse_unexplained(self, changes: Sequence[ConfigChange]) -> None:
+        """Raise MismatchError at a tensor of another shape, where config.json states a size that it had."""
+        stated = {value: path for path, value in sizes_stated(self.config)}
+        settled = {change.path: change for change in changes}
+        for name, info in self.before.items():
+            job = self.jobs.get(name)
+            if job is None or job.shape == info.shape:
+                continue
+            for before, after in zip(info.shape, job.shape, strict=False):
+                if before == after or before not in stated:
+                    continue
+                if not any(_settles(change, before, after) for change in settled.values()):
+                    raise self._unexplained(name, info, job, ".".join(stated[before]))
+
+    def _unexplained(self, name: str, info: TensorInfo, job: TensorJob, key: str) -> MismatchError:
+        fitting = [
+            task
+            for task, source in self.sources.items()
+            if task != self.files_from
+            and not self.plan.lock.sources[task].adapter_config
+            and all(
+                other in source.index.tensors and source.index.tensors[other].shape == own.shape
+                for other, own in self.jobs.items()
+            )
+        ]
+        return MismatchError(
+            f"{shown(name)} of the output has the shape {list(job.shape)}, and `{key}` says "
+            f"{_value(self.config, key)}",
+            where=self.label,
+            expected=f"{list(info.shape)}, or a configuration of the output's weights",
+            hint=f"Take the configuration of {fitting[0]}, whose tensors have these shapes: "
+            f"output.files_from: {fitting[0]}"
+            if fitting
+            else "Take the tensor from a source of the same shape, or leave the rule for it out.",
+        )
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    *path, last = key.split(".")
+    return level_at(config, tuple(path)).get(last)
+
+
+def _settles(change: ConfigChange, before: int, after: int) -> bool:
+    """Say whether a change of config.json is that of a size."""
+    if change.path[-1] in (*LABELS, "image_size"):
+        return True
+    return (
+        is_count(change.new)
+        and after - change.new in (0, 2)
+        and (change.old is None or before - change.old in (0, 2))
+    )
+
+
+def _gap(stack: str, layers: set[int]) -> MismatchError:
+    lacking = min(set(range(max(layers))) - layers)
+    return MismatchError(
+        f"the output has {stack}{max(layers)} and lacks {stack}{lacking}",
+        where="recipe, tensors",
+        expected="layers that are counted from 0, without a gap",
+        hint="Leave out the last layers only, or leave out none.",
+    )
