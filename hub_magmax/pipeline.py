@@ -16,6 +16,7 @@ from hub_magmax.checkpoints.adapter_finding import lock_adapters
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.renaming import with_renamings
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
+from hub_magmax.checkpoints.tie_finding import lock_ties
 from hub_magmax.errors import EvaluationError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
@@ -202,10 +203,11 @@ def lock(
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
     sources = with_renamings(recipe, lock_adapters(recipe, sources, cache), cache)
+    sources = lock_ties(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
-        base_model=pinned[recipe.base_model],
+        base_model=sources["base_model"],
         tasks=tasks,
         method=locked_method(recipe.method),
         preference=uniform,

@@ -134,7 +134,7 @@ def test_changed_config_keeps_order_indentation_and_unknown_keys():
     assert found.endswith("}\n\n")
 
 
-@pytest.mark.parametrize("tied", [False])
+@pytest.mark.parametrize("tied", [True, False])
 def test_rows_taken_from_a_task_are_the_vocabulary(tmp_path, tied):
     write(tmp_path, llama(tie_word_embeddings=tied), llama(vocab_size=44, tie_word_embeddings=tied))
     with pytest.raises(MismatchError, match="shape"):

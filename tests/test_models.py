@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hub_magmax.checkpoints.locations import ModelPlace
-from hub_magmax.errors import MismatchError
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import plan
@@ -48,14 +47,15 @@ def test_tied_weights_stay_tied(tmp_path):
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-def test_head_that_only_one_checkpoint_unties_is_named_with_the_rule(tmp_path):
+def test_head_that_only_one_checkpoint_unties_is_merged_and_the_output_untied(tmp_path):
     write_llamas(tmp_path, tied=True)
     torch.manual_seed(9)
     config = LlamaConfig.from_pretrained(tmp_path / "b", tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "b")
-    with pytest.raises(MismatchError, match=r"has tensor 'lm_head.weight' that the base model lacks"):
-        merged(tmp_path)
-    merged(tmp_path, tensors=[{"match": "lm_head.weight", "take": "nothing"}])
+    model = AutoModelForCausalLM.from_pretrained(merged(tmp_path, method="average"))
+    heads = [AutoModelForCausalLM.from_pretrained(tmp_path / name).lm_head.weight for name in "abc"]
+    torch.testing.assert_close(model.lm_head.weight, sum(heads) / 3)
+    assert model.config.tie_word_embeddings is False
 
 
 def test_folder_and_variant_of_a_repository_are_loaded_for_scoring(tmp_path, hub):

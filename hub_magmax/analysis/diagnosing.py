@@ -116,7 +116,7 @@ def _looks(
     plan: Plan, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor, sample: Sample
 ) -> Iterator[_Look]:
     """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
-    jobs = [job for job in plan.jobs if job.merged and job.num_elements]
+    jobs = [job for job in plan.merged if job.num_elements]
     held = _largest_matrices(jobs)
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)

@@ -15,6 +15,7 @@ from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha
 from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.checkpoints.ties import with_ties
 from hub_magmax.checkpoints.vocabulary import (
     TOKENIZER_NAME,
     read_vocabulary,
@@ -106,7 +107,8 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
     """Return checkpoints of one set of names and one vocabulary, adapters as what they stand for."""
     named = with_base_names(opened, lock.sources)
     places = {name: locked.places for name, locked in lock.sources.items()}
-    whole = with_adapters(named, places, in_sequence=lock.adapters == "sequence")
+    tied = with_ties(named, recipe, lock)
+    whole = with_adapters(tied, places, in_sequence=lock.adapters == "sequence")
     if not lock.token_rows:
         return whole
     vocabularies = {

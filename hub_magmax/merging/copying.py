@@ -48,8 +48,8 @@ def unmerged_chunks(
     for start in range(0, job.num_elements, chunk_elements):
         stop = min(start + chunk_elements, job.num_elements)
         with clock.spend("read"):
-            found = source.read_stored(job.name, start, stop)
-        source.release(job.name, stop)
+            found = source.read_stored(job.tensor, start, stop)
+        source.release(job.tensor, stop)
         if job.reason == EXACT_REASON:
             _check_equal(job, start, found, others)
         yield found if found.dtype == job.dtype else _cast(job, source, start, found.tensor)
@@ -64,7 +64,7 @@ def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor
             element = int(overflown[0])
             raise NonFiniteError(
                 f"element {start + element:,} is {float(values[element])}",
-                where=tensor_place(source, source.index.tensors[job.name], start + element),
+                where=tensor_place(source, source.index.tensors[job.tensor], start + element),
                 expected=f"numbers that {str(cast.dtype).removeprefix('torch.')} can hold",
                 hint="Choose a wider output.dtype.",
             )
@@ -74,8 +74,8 @@ def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor
 def _check_equal(job: TensorJob, start: int, values: Stored, others: Sequence[TensorSource]) -> None:
     stop = start + len(values.bits)
     for source in others:
-        found = source.read_stored(job.name, start, stop)
-        source.release(job.name, stop)
+        found = source.read_stored(job.tensor, start, stop)
+        source.release(job.tensor, stop)
         if not np.array_equal(values.bits, found.bits):
             raise MismatchError(
                 f"{job.dtype} values differ from the base model's",

@@ -91,7 +91,7 @@ class Engine:
         """
         lock = self.plan.lock
         if surveys_model(lock.method) and any(job.merged for shard in missing for job in shard.jobs):
-            jobs = [job for job in self.plan.jobs if job.merged]
+            jobs = self.plan.merged
             with inference(), self.clock.spend("compute"):
                 chunks = self._all_chunks(jobs)
                 self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
@@ -200,11 +200,11 @@ class Engine:
         lock, chunks, early = self.plan.lock, self._chunks(job, self.reader), None
         scaling = float(lock.method["scaling"])
         if self.model_rule is not None:
-            rule = self.model_rule.part(job.name)
+            rule = self.model_rule.part(job.tensor)
         else:
             early = self._early(job, scaling, slot)
             chunks = replace(chunks, one_pass=early.chunk)
-            generator = CounterGenerator(lock.seed, job.name)
+            generator = CounterGenerator(lock.seed, job.tensor)
             rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
@@ -229,7 +229,7 @@ class Engine:
             self.sources["base_model" if name in job.unread else name] for name in self.plan.lock.sources
         ]
         return StoredChunks(
-            job.name,
+            job.tensor,
             job.num_elements,
             base,
             tuple(tasks),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -131,19 +132,22 @@ class InMemoryMerger:
         base, *tasks = as_merged(self.plan.recipe, self.sources, method["name"], weights).values()
         # The base model in place of a checkpoint makes its task vector zero.
         read = tuple(base if task in unread else source for task, source in enumerate(tasks))
-        jobs = [job for job in self.plan.jobs if job.merged]
+        jobs = [*filter(attrgetter("merged"), self.plan.jobs)]
         chunks = {job.name: self._chunks(job, base, read) for job in jobs}
         seed = self.plan.lock.seed
 
         def rule_of(job: TensorJob) -> Rule:
-            return tensor_rule(chunks[job.name], job.shape, method, weights, CounterGenerator(seed, job.name))
+            return tensor_rule(
+                chunks[job.name], job.shape, method, weights, CounterGenerator(seed, job.tensor)
+            )
 
         if jobs and surveys_model(method):
-            joined = JoinedChunks(tuple(chunks.values()), lambda in_part: None, self._num_threads)
+            each = tuple(chunks[job.name] for job in self.plan.merged)
+            joined = JoinedChunks(each, lambda in_part: None, self._num_threads)
             with one_thread(), torch.no_grad():
-                whole = survey(jobs, joined, method, weights, seed)
+                whole = survey(self.plan.merged, joined, method, weights, seed)
             return MergedModel(
-                self, method, weights, {job.name: whole.part(job.name) for job in jobs}, chunks
+                self, method, weights, {job.name: whole.part(job.tensor) for job in jobs}, chunks
             )
         return MergedModel(self, method, weights, self.for_each(jobs, rule_of), chunks)
 
@@ -175,4 +179,4 @@ class InMemoryMerger:
 
     def _chunks(self, job: TensorJob, base: TensorSource, tasks: tuple[TensorSource, ...]) -> StoredChunks:
         size = job.num_elements
-        return StoredChunks(job.name, size, base, tasks, CHUNK_ELEMENTS, None, self._backend, self._memory)
+        return StoredChunks(job.tensor, size, base, tasks, CHUNK_ELEMENTS, None, self._backend, self._memory)

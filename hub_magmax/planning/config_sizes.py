@@ -70,6 +70,11 @@ def sizes_stated(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
                 yield (*path, key), value
 
 
+def counts_at(nested: Iterable[tuple[Path, Mapping[str, Any]]], key: str) -> dict[Path, int]:
+    """Return the numbers that configurations state under a key, by their paths."""
+    return {path: level[key] for path, level in nested if is_count(level.get(key))}
+
+
 def is_count(value: Any) -> bool:
     """Say whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
@@ -96,11 +101,15 @@ def of_level(names: Iterable[str], path: Path) -> list[str]:
     """Return the names in the part that a nested configuration describes; all where no name tells."""
     found = [*names]
     for key in path:
-        words = _WORDS.get(key, (key.removesuffix("_config"),))
-        found = [name for name in found if any(word in name for word in words)] or found
-        others = [word for other, told in _WORDS.items() if other != key for word in told]
-        found = [name for name in found if not any(word in name for word in others)] or found
+        own = _WORDS.get(key, (key.removesuffix("_config"),))
+        others = tuple(word for other, words in _WORDS.items() if other != key for word in words)
+        found = _with_word(found, own) or found
+        found = [name for name in found if not _with_word([name], others)] or found
     return found
+
+
+def _with_word(names: Sequence[str], words: Sequence[str]) -> list[str]:
+    return [name for name in names if any(word in name for word in words)]
 
 
 def of_side(stacks: Sequence[str], key: str) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hub_magmax.checkpoints.index import TensorInfo
+from hub_magmax.checkpoints.model_classes import TIE_KEY
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError
@@ -29,6 +30,7 @@ from hub_magmax.planning.config_sizes import (
     POSITIONS,
     ROWS,
     Path,
+    counts_at,
     is_count,
     level_at,
     levels,
@@ -40,6 +42,7 @@ from hub_magmax.planning.config_sizes import (
     stacks,
 )
 from hub_magmax.planning.plan import ConfigChange, Plan, TensorJob
+from hub_magmax.planning.tied import untied
 from hub_magmax.text import shown
 
 Level = tuple[Path, Mapping[str, Any]]
@@ -75,6 +78,7 @@ def config_values(source: TensorSource) -> dict[str, Any]:
     return {}
 
 
+# Complex, and flat: two lines, each of several facts.
 def config_notices(plan: Plan) -> Iterator[str]:
     """Yield a line about the values of the output's config.json that are not those of its source's file."""
     files_from = plan.recipe.output.files_from
@@ -119,40 +123,33 @@ class _Agreement:
         yield from self._image_sizes(found)
         yield from self._num_layers(found)
         yield from self._labels()
+        yield from self._ties(found)
 
     def _dtypes(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
-        after = most_common((job.dtype, job.num_elements) for job in self.jobs.values())
         before = most_common((info.dtype, info.num_elements) for info in self.before.values())
+        after = most_common((job.dtype, job.num_elements) for job in self.jobs.values())
         is_asked = self.plan.recipe.output.dtype != "auto"
+        wrong = {*DTYPES.values()} if is_asked else {before}
         if after is None or (before == after and not is_asked):
             return
         for path, level in nested:
             for key in ("dtype", "torch_dtype"):
-                old = level.get(key)
-                name = old.removeprefix("torch.") if isinstance(old, str) else None
-                if name in DTYPES.values() and name != after and (is_asked or name == before):
-                    yield ConfigChange((*path, key), old, after)
+                if str(level.get(key)).removeprefix("torch.") in wrong - {after}:
+                    yield ConfigChange((*path, key), level[key], after)
 
     def _rows(
-        self,
-        nested: Sequence[Level],
-        key: str,
-        pattern: re.Pattern[str],
-        extras: Sequence[int],
+        self, nested: Sequence[Level], key: str, pattern: re.Pattern[str], extras: Sequence[int]
     ) -> Iterator[ConfigChange]:
-        tensors = [self._sizes(name, 0) for name in self.before if pattern.fullmatch(name)]
-        stated = [(path, level[key]) for path, level in nested if is_count(level.get(key))]
-        for path, old in stated:
-            for extra in extras:
-                fitting = {r.name: r for r in tensors if r is not None and r.before == old + extra}
-                if fitting:
-                    own = [fitting[name] for name in of_level(fitting, path)]
-                    yield from self._followed((*path, key), old, own, extra)
-                    break
+        tensors = self._along(0, pattern)
+        stated = counts_at(nested, key)
+        for path, old in stated.items():
+            fitting, extra = _stating(tensors, old, extras)
+            own = of_level(fitting, path)
+            yield from self._followed((*path, key), old, [fitting[name] for name in own], extra)
         if not stated and key in OFTEN_LEFT_OUT and self.config.get("model_type"):
-            changed = [rows for rows in tensors if rows is not None and rows.before != rows.after]
-            path = ("text_config",) if isinstance(self.config.get("text_config"), dict) else ()
-            yield from self._followed((*path, key), None, changed, 0)
+            changed = [rows for rows in tensors if rows.before != rows.after]
+            above = ("text_config",) if isinstance(self.config.get("text_config"), dict) else ()
+            yield from self._followed((*above, key), None, changed, 0)
 
     def _followed(
         self, path: Path, old: int | None, tensors: Sequence[_Rows], extra: int
@@ -175,29 +172,31 @@ class _Agreement:
             )
         yield ConfigChange(path, old, sizes.pop() - extra)
 
-    def _sizes(self, name: str, axis: int) -> _Rows | None:
-        """Return the sizes of a tensor; None for one that is not in the output."""
-        info, job = self.before[name], self.jobs.get(name)
-        if job is None or not info.shape or len(info.shape) != len(job.shape):
-            return None
-        return _Rows(name, info.shape[axis], job.shape[axis])
+    def _along(self, axis: int, pattern: re.Pattern[str]) -> list[_Rows]:
+        """Return the sizes along an axis of tensors that are in the output, too."""
+        found = []
+        for name, info in self.before.items():
+            job = self.jobs.get(name)
+            if job is None or not pattern.fullmatch(name):
+                continue
+            if len(info.shape) == len(job.shape) >= max(1, -axis):
+                found.append(_Rows(name, info.shape[axis], job.shape[axis]))
+        return found
 
     def _image_sizes(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
         """Yield the image sizes of vision models, whose positions are the patches of an image."""
-        names = [name for name in self.before if POSITIONS.fullmatch(name)]
-        found = [self._sizes(name, -2) for name in names if len(self.before[name].shape) > 1]
+        positions = self._along(-2, POSITIONS)
         for path, level in nested:
-            size, patch = side_of(level.get("image_size")), side_of(level.get("patch_size"))
+            old = level.get("image_size")
+            size, patch = side_of(old), side_of(level.get("patch_size"))
             if not size or not patch:
                 continue
-            for extra in (0, 1, 2):  # tokens that are no patches
-                fitting = [r for r in found if r is not None and r.before == (size // patch) ** 2 + extra]
-                for rows in fitting[:1]:
-                    side = math.isqrt(rows.after - extra)
-                    if rows.after != rows.before and side**2 == rows.after - extra:
-                        old = level["image_size"]
-                        new = [side * patch] * 2 if isinstance(old, list) else side * patch
-                        yield ConfigChange((*path, "image_size"), old, new)
+            fitting, extra = _stating(positions, (size // patch) ** 2, (0, 1, 2))  # tokens beside patches
+            for rows in [rows for rows in fitting.values() if rows.before != rows.after][:1]:
+                side = math.isqrt(rows.after - extra)
+                if side**2 == rows.after - extra:
+                    new = [side * patch] * 2 if isinstance(old, list) else side * patch
+                    yield ConfigChange((*path, "image_size"), old, new)
 
     def _num_layers(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
         before, after = stacks(self.before), stacks(self.jobs)
@@ -236,53 +235,53 @@ class _Agreement:
         """Yield the labels, where the classifier of the output is that of another source."""
         stated = self.config.get("id2label")
         count = len(stated) if isinstance(stated, dict) else 2
-        found = [(name, self._sizes(name, 0)) for name in self.before if CLASSIFIER.fullmatch(name)]
-        heads = [(self.jobs[name], rows) for name, rows in found if rows is not None and rows.before == count]
+        heads, _ = _stating(self._along(0, CLASSIFIER), count, (0,))
         if not heads:
             return
-        job, rows = heads[0]
-        taken = {job.source for job, _ in heads}
-        is_elsewhere = len(taken) == 1 and taken.isdisjoint({"merge", self.files_from})
-        theirs = config_values(self.sources[job.source]) if is_elsewhere else {}
-        labels = theirs.get("id2label")
-        if not (isinstance(labels, dict) and len(labels) == rows.after):
-            if rows.after == count:
-                return
-            labels = {str(label): f"LABEL_{label}" for label in range(rows.after)}
-            theirs = {}
-        named = theirs.get("label2id") or {text: int(label) for label, text in labels.items()}
-        for key, new in zip(LABELS, (labels, named), strict=True):
+        after = next(iter(heads.values())).after
+        theirs = self._labels_of({self.jobs[name].source for name in heads}, after)
+        own = {} if after == count else _numbered(after)
+        for key, new in (theirs or own).items():
             if new != self.config.get(key):
                 yield ConfigChange((key,), self.config.get(key), new)
-        for key in ("num_labels", "_num_labels"):
-            if key in self.config and self.config[key] != rows.after:
-                yield ConfigChange((key,), self.config[key], rows.after)
+        if self.config.get("num_labels", after) != after:
+            yield ConfigChange(("num_labels",), self.config["num_labels"], after)
+
+    def _labels_of(self, taken: set[str], count: int) -> dict[str, Any]:
+        """Return the labels of the source that a classifier is copied from, where it states so many."""
+        if len(taken) > 1 or taken & {"merge", self.files_from}:
+            return {}
+        theirs = config_values(self.sources[min(taken)])
+        labels = theirs.get("id2label")
+        if not isinstance(labels, dict) or len(labels) != count:
+            return {}
+        named = theirs.get("label2id") or {text: int(label) for label, text in labels.items()}
+        return {"id2label": labels, "label2id": named}
+
+    def _ties(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
+        """Yield that nothing is tied, where a tensor that a source ties is one of its own in the output."""
+        stated = {path: level[TIE_KEY] for path, level in nested if isinstance(level.get(TIE_KEY), bool)}
+        is_right = bool(stated) and not any(stated.values())
+        if is_right or next(untied(self.plan), None) is None:
+            return
+        text = [path for path, _ in nested if path == ("text_config",)]
+        for path in sorted({(), *stated, *text}):
+            old = level_at(self.config, path).get(TIE_KEY)
+            if old is not False:
+                yield ConfigChange((*path, TIE_KEY), old, False)
 
     def refuse_unexplained(self, changes: Sequence[ConfigChange]) -> None:
         """Raise MismatchError at a tensor of another shape, where config.json states a size that it had."""
         stated = {value: path for path, value in sizes_stated(self.config)}
-        settled = {change.path: change for change in changes}
         for name, info in self.before.items():
             job = self.jobs.get(name)
-            if job is None or job.shape == info.shape:
-                continue
-            for before, after in zip(info.shape, job.shape, strict=False):
-                if before == after or before not in stated:
-                    continue
-                if not any(_settles(change, before, after) for change in settled.values()):
+            for before, after in zip(info.shape, job.shape if job else info.shape, strict=False):
+                is_settled = before == after or any(_settles(change, before, after) for change in changes)
+                if job and before in stated and not is_settled:
                     raise self._unexplained(name, info, job, ".".join(stated[before]))
 
     def _unexplained(self, name: str, info: TensorInfo, job: TensorJob, key: str) -> MismatchError:
-        fitting = [
-            task
-            for task, source in self.sources.items()
-            if task != self.files_from
-            and not self.plan.lock.sources[task].adapter_config
-            and all(
-                other in source.index.tensors and source.index.tensors[other].shape == own.shape
-                for other, own in self.jobs.items()
-            )
-        ]
+        fitting = [task for task in self.sources if task != self.files_from and self._fits(task)]
         return MismatchError(
             f"{shown(name)} of the output has the shape {list(job.shape)}, and `{key}` says "
             f"{_value(self.config, key)}",
@@ -294,10 +293,31 @@ class _Agreement:
             else "Take the tensor from a source of the same shape, or leave the rule for it out.",
         )
 
+    def _fits(self, source: str) -> bool:
+        """Say whether a whole checkpoint has the tensors of the output, in their shapes."""
+        tensors = self.sources[source].index.tensors
+        shapes = {name: tensors[name].shape for name in self.jobs if name in tensors}
+        is_whole = not self.plan.lock.sources[source].adapter_config
+        return is_whole and shapes == {name: job.shape for name, job in self.jobs.items()}
+
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
     *path, last = key.split(".")
     return level_at(config, tuple(path)).get(last)
+
+
+def _stating(tensors: Sequence[_Rows], value: int, extras: Sequence[int]) -> tuple[dict[str, _Rows], int]:
+    """Return the tensors with as many rows as a value states, by name, and the rows beyond it."""
+    for extra in extras:
+        if fitting := {rows.name: rows for rows in tensors if rows.before == value + extra}:
+            return fitting, extra
+    return {}, 0
+
+
+def _numbered(count: int) -> dict[str, Any]:
+    """Return labels without meaning, as transformers numbers them."""
+    names = {str(label): f"LABEL_{label}" for label in range(count)}
+    return {"id2label": names, "label2id": {text: int(label) for label, text in names.items()}}
 
 
 def _settles(change: ConfigChange, before: int, after: int) -> bool:

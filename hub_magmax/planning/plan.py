@@ -1,6 +1,7 @@
 """A plan: output files, the tensors in each, and the tensors that each is made of.
 
-An output tensor depends on the tensors of the same name, the locked method and preference, and the seed.
+An output tensor depends on the tensors of the same name (or, where it is tied to another one, of that one's),
+the locked method and preference, and the seed.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class TensorJob:
         return self.source == "merge"
 
     @property
+    def tensor(self) -> str:
+        """Name of the tensor that is read of the sources, and whose rule and draws count."""
+        return self.name
+
+    @property
     def num_bytes(self) -> int:
         return self.num_elements * ITEM_BYTES[self.dtype]
 
@@ -58,7 +64,22 @@ class TensorJob:
         """Return the names of the tensors that are read of a source to make this one."""
         is_read = self.source in ("merge", MEAN, source) or self.reason == EXACT_REASON
         is_read = is_read and source not in self.unread
-        return (self.name,) if is_read else ()
+        return (self.tensor,) if is_read else ()
+
+
+@dataclass(frozen=True)
+class TiedJob(TensorJob):
+    """A tensor that is one parameter with another one of the output: the same values under its own name.
+
+    Attributes:
+        of: Name of the other one.
+    """
+
+    of: str = ""
+
+    @property
+    def tensor(self) -> str:
+        return self.of
 
 
 @dataclass(frozen=True)
@@ -154,6 +175,11 @@ class Plan:
         return tuple(job for shard in self.shards for job in shard.jobs)
 
     @property
+    def merged(self) -> tuple[TensorJob, ...]:
+        """The merged tensors, each parameter once."""
+        return tuple(job for job in self.jobs if job.merged and not isinstance(job, TiedJob))
+
+    @property
     def ranks(self) -> dict[str, int]:
         """The rank of every layer of a merged adapter, by what the adapters call it; else empty."""
         return {job.module: job.rank for job in self.jobs if isinstance(job, FactorJob)}
@@ -168,7 +194,7 @@ class Plan:
         """Bytes of the output whose tensors are looked at before the first is merged; mostly none."""
         if not methods.surveys_model(self.lock.method):
             return 0
-        return sum(job.num_bytes for job in self.jobs if job.merged)
+        return sum(job.num_bytes for job in self.merged)
 
     @property
     def progress_bytes(self) -> int:
@@ -201,5 +227,6 @@ class Plan:
     def tensors_read(self, jobs: Sequence[TensorJob]) -> dict[str, tuple[str, ...]]:
         """Return which tensors making `jobs` one after the other reads from each source, in order."""
         return {
-            source: tuple(name for job in jobs for name in job.inputs(source)) for source in self.lock.sources
+            source: tuple(dict.fromkeys(name for job in jobs for name in job.inputs(source)))
+            for source in self.lock.sources
         }

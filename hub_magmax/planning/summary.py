@@ -17,6 +17,7 @@ from hub_magmax.planning.model_config import config_notices
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.renamings import renaming_notices
 from hub_magmax.planning.statistics import unweighted_notices
+from hub_magmax.planning.tied import tie_notices
 from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.
@@ -45,6 +46,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *unweighted_notices(plan),
         *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
+        *tie_notices(plan),
         *config_notices(plan),
     )
 

@@ -18,7 +18,7 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "local_data", "chosen", "versions")
 
 #: Fields of a source that are stored only where they have a value.
-_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets", "renamed")
+_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets", "renamed", "ties")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class LockedSource:
         part: The folder, or the file of weights, that counts where a source holds several models, else None.
         languages, datasets: As the source's own card states them, unchecked, or None.
         renamed: Its tensors that the base model calls by another name, or None.
+        ties: Tensors that are one parameter with another one of the source, by name, and the stored one whose
+            values they have; None where nothing is tied, and for an adapter that ties as the base model does.
     """
 
     reference: str
@@ -71,6 +73,7 @@ class LockedSource:
     languages: tuple[str, ...] | None = None
     datasets: tuple[str, ...] | None = None
     renamed: Renaming | None = None
+    ties: Mapping[str, str] | None = field(default=None, hash=False)
 
     @property
     def label(self) -> str:

@@ -1,0 +1,68 @@
+"""Ties of weights as transformers' classes state them; nothing is imported before it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+#: Says in config.json whether a model's embeddings and heads are one parameter.
+TIE_KEY = "tie_word_embeddings"
+
+
+def declares_ties(config: Mapping[str, Any]) -> bool | None:
+    """Say whether a model's configuration ties its embeddings; None where nothing tells.
+
+    Where the key is absent, or false, which some model types do not heed, the installed transformers' class
+    of its `model_type` is asked.
+    """
+    said = [*_stated(config)]
+    if True in said:
+        return True
+    found = _config_of(config)
+    if found is not None:
+        return bool(getattr(found, TIE_KEY, False))
+    return False if said else None
+
+
+def is_said_untied(config: Mapping[str, Any]) -> bool:
+    """Say whether a configuration itself names the key, and says false wherever it does."""
+    said = [*_stated(config)]
+    return bool(said) and not any(said)
+
+
+def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tensors that a model's class ties, each with the one it is tied to; empty where unknown.
+
+    The model is built without memory, from classes of transformers alone: no code of a checkpoint is run.
+    """
+    found = _config_of(config)
+    names = config.get("architectures")
+    if found is None or not isinstance(names, list) or not names:
+        return {}
+    with suppress(Exception):  # whatever a class says to a configuration that it does not know
+        import torch
+        import transformers
+
+        setattr(found, TIE_KEY, True)
+        with torch.device("meta"):
+            model = getattr(transformers, names[0])(found)
+        return dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+    return {}
+
+
+def _stated(config: Mapping[str, Any]) -> Iterator[bool]:
+    for key, value in config.items():
+        if key == TIE_KEY and isinstance(value, bool):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _stated(value)
+
+
+def _config_of(config: Mapping[str, Any]) -> Any | None:
+    """Return a configuration as transformers reads it, None where it is not installed or does not know it."""
+    with suppress(Exception):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    return None
