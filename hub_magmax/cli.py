@@ -249,6 +249,8 @@ def _summary(recipe: Recipe, report: MergeReport) -> str:
     if report.profile:
         spent = sorted(report.profile.items(), key=lambda item: -item[1])
         lines.insert(1, "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent))
+    if report.opened:
+        lines.append("opened     " + ": ".join(filter(None, report.opened.values())))
     lines += [f"note: {notice}" for notice in report.notices]
     if report.shares:
         lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))

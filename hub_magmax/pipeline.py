@@ -17,14 +17,14 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.renaming import with_renamings
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.tie_finding import lock_ties
-from hub_magmax.errors import EvaluationError, PublishError, RecipeError
+from hub_magmax.errors import EvaluationError, OutputError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.files import from_here
+from hub_magmax.files import from_here, write_text
 from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.merging.output.report import MergeReport, lock_versions
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
 from hub_magmax.planning.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
 from hub_magmax.planning.plan import Plan
@@ -96,7 +96,7 @@ def run(
             merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
         return Run(planned, merged, recipe.output_path, published=published)
     output = recipe.output_path
-    merged = _merge(planned, report, progress, processes, cache)
+    merged = _opened(planned, _merge(planned, report, progress, processes, cache), processes, cache)
     scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
@@ -118,6 +118,28 @@ def _merge(
         report(f"merging {len(planned.jobs)} tensors into {from_here(output)}")
     with progress(planned.progress_bytes) as advance:
         return merge(planned, output, progress=advance, processes=processes, cache=cache)
+
+
+def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: SourceCache) -> MergeReport:
+    """Open the output as its library does, note in the report how that came out, and return it.
+
+    Raises:
+        OutputError: If tensors do not fit its configuration, in every process.
+    """
+    from hub_magmax.merging.output.opening import open_output  # loads torch
+
+    def look() -> MergeReport | OutputError:
+        try:
+            done = replace(merged, opened=open_output(planned, planned.recipe.output_path, cache))
+        except OutputError as error:
+            return error
+        write_text(planned.recipe.output_path / REPORT_NAME, done.to_json())
+        return done
+
+    found = merged if merged.opened else processes.first_decides(look)
+    if isinstance(found, OutputError):
+        raise found
+    return found
 
 
 def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:

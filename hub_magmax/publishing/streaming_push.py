@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,8 +20,10 @@ from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, PublishError
+from hub_magmax.files import write_text
 from hub_magmax.merging.execution import make_shards, prepare, share
 from hub_magmax.merging.output.folder import PartialFolder
+from hub_magmax.merging.output.opening import open_output
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import Progress
@@ -230,6 +233,8 @@ class _Finish:
         assert head is not None, "the first process found it"
         self._place.sweep()  # files that an earlier round left
         report = write_beside_weights(plan, self._sources, folder, self._report())
+        report = replace(report, opened=open_output(plan, folder))
+        write_text(folder / REPORT_NAME, report.to_json())
         write_card(plan.recipe, plan.lock, report, None, folder)
         small = self._small_files(folder, report)
         weights = {shard.file: self._weights(shard) for shard in report.shards}

@@ -81,6 +81,8 @@ class MergeReport:
         peak_memory_bytes: Largest resident set of the first process, files that it maps included.
         versions: Of Python and the packages that took part.
         notices: What the plan noted (tokenizers and heads that differ), and copies that are not finite.
+        opened: How a library opened the output: `library`, with its version, and `result`; empty where it was
+            not opened after the merge.
         files: sha256 of every other file that the merge wrote, by name; not of the report itself.
     """
 
@@ -98,6 +100,7 @@ class MergeReport:
     notices: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     profile: Mapping[str, float] = field(default_factory=dict, hash=False)
+    opened: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def sha256(self) -> dict[str, str]:

@@ -1,0 +1,166 @@
+"""A merged model opened as its library opens it, before it is published.
+
+What is missing, not used, or of another shape, and is not so in the base model too, is an error. The base
+model is opened in the same way, from its configuration and headers, where there is anything to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hub_magmax.checkpoints.opening import open_inputs
+from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
+from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.errors import OutputError
+from hub_magmax.merging.output.libraries import (
+    CONFIG_NAME,
+    NotOpenedError,
+    Opened,
+    Problem,
+    open_folder,
+    write_hollow,
+)
+from hub_magmax.planning.plan import Plan
+from hub_magmax.text import listed, shown
+
+
+def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> dict[str, str]:
+    """Open a merged folder as its library opens it, and return how that came out.
+
+    Args:
+        plan: What it was merged by.
+        folder: Its files; weights that are not there count as the plan has them.
+        cache: Checkpoints that are open already.
+
+    Returns:
+        `library` with its version, and `result`: that all fits, or why it was not tried.
+
+    Raises:
+        OutputError: If tensors do not fit the configuration beside them, and the base model's fit its own.
+    """
+    if plan.recipe.output.is_adapter:
+        return _not_tried("an adapter is opened with its base model")
+    try:
+        with _with_weights(plan, folder) as whole:
+            found = open_folder(whole)
+    except NotOpenedError as reason:
+        return _not_tried(str(reason))
+    except Exception as error:  # whatever a library raises
+        return _explained(plan, folder, error, cache)
+    if not found.problems:
+        return _result(found, "")
+    base = _opened_base(plan, cache)
+    if new := sorted(found.problems - (base.problems if base else frozenset())):
+        raise _unfit(plan, folder, found, new)
+    return _result(found, f", but for what the base model's do not either: {_told(sorted(found.problems))}")
+
+
+def _not_tried(reason: str) -> dict[str, str]:
+    return {"library": "", "result": f"not tried: {reason}"}
+
+
+def _result(found: Opened, but: str) -> dict[str, str]:
+    untried = f"; {found.untried}" if found.untried else ""
+    result = f"{found.num_tensors:,} tensors fit{but}{untried}"
+    return {"library": ", ".join(found.libraries), "result": result}
+
+
+def _explained(plan: Plan, folder: Path, error: Exception, cache: SourceCache | None) -> dict[str, str]:
+    """Return that nothing was tried where the base model cannot be opened either; else raise OutputError."""
+    told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    base = _opened_base(plan, cache)
+    if base is None:
+        return _not_tried(f"the base model cannot be opened either ({told})")
+    raise OutputError(
+        f"{', '.join(base.libraries)} opens the base model and not this ({told})",
+        where=str(folder),
+        hint=f"{_state(plan)} {CONFIG_NAME} and other files are those of {plan.recipe.output.files_from}. "
+        "Name the source whose files fit as output.files_from, and merge into another folder.",
+    ) from error
+
+
+def _unfit(plan: Plan, folder: Path, found: Opened, problems: list[Problem]) -> OutputError:
+    files_from = plan.recipe.output.files_from
+    names = [name for _, name in problems]
+    # Names in a library may have a prefix that names in files lack, or the other way round.
+    owners = {
+        job.source
+        for job in plan.jobs
+        if not job.merged and any(name.endswith(job.name) or job.name.endswith(name) for name in names)
+    }
+    fitting = sorted(owners - {files_from})
+    step = (
+        f"They were taken from {fitting[0]}: add to the recipe output: {{files_from: {fitting[0]}}}"
+        if len(fitting) == 1
+        else "Name the source whose configuration fits them as output.files_from"
+    )
+    return OutputError(
+        f"as {', '.join(found.libraries)} opens it, {_told(problems)}",
+        where=str(folder),
+        expected=f"tensors that fit {CONFIG_NAME}, which is that of {files_from}",
+        hint=f"{_state(plan)} {step}, and merge into another folder.",
+    )
+
+
+def _state(plan: Plan) -> str:
+    kept = "The folder stays as it is, and nothing" if plan.recipe.output.keep else "Nothing"
+    return f"{kept} is published."
+
+
+def _told(problems: list[Problem]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for kind, name in problems:
+        kinds.setdefault(kind, []).append(shown(name))
+    return "; ".join(f"{len(names):,} {kind} ({listed(names)})" for kind, names in kinds.items())
+
+
+def _opened_base(plan: Plan, cache: SourceCache | None) -> Opened | None:
+    """Return how the base model fits its own files, without what the recipe leaves out; None if it cannot."""
+    try:
+        with _base_folder(plan, cache) as folder:
+            return open_folder(folder)
+    except Exception:  # whatever a library raises, or why it was not opened
+        return None
+
+
+@contextmanager
+def _base_folder(plan: Plan, cache: SourceCache | None) -> Iterator[Path]:
+    """Give a folder with the base model's files, and weights without values."""
+    with (
+        open_inputs(plan.recipe, plan.lock, cache) as sources,
+        TemporaryDirectory(prefix="hub_magmax_base_") as temporary,
+    ):
+        base, locked = sources["base_model"], plan.lock.base_model
+        for path in copied_files(base, locked):
+            copy_side_file(base, path, locked, Path(temporary))
+        kept = [info for name, info in base.index.tensors.items() if name not in plan.left_out]
+        tensors = [(info.name, info.dtype, info.shape, info.num_bytes) for info in kept]
+        write_hollow(Path(temporary) / _single_name(plan), tensors)
+        yield Path(temporary)
+
+
+@contextmanager
+def _with_weights(plan: Plan, folder: Path) -> Iterator[Path]:
+    """Give the folder itself, or where weights were sent elsewhere a copy with weights without values."""
+    if all((folder / shard.file).exists() for shard in plan.shards):
+        yield folder
+        return
+    weights = {shard.file for shard in plan.shards} | {plan.index_name}
+    with TemporaryDirectory(prefix="hub_magmax_output_") as temporary:
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and name not in weights:
+                target = Path(temporary) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.resolve())
+        tensors = [(job.name, job.dtype, job.shape, job.num_bytes) for job in plan.jobs]
+        write_hollow(Path(temporary) / _single_name(plan), tensors)
+        yield Path(temporary)
+
+
+def _single_name(plan: Plan) -> str:
+    """Return the name of the weights in one file."""
+    return plan.index_name.removesuffix(".index.json")
