@@ -112,8 +112,8 @@ table gives the slowest answer and how much the process grew over the whole part
   answered in seconds. One that holds an access token, or an address with a password, is refused, since
   recipes are published. Errors never repeat a token, nor the one in `HF_TOKEN`.
 - **Links.** A link in a checkpoint folder is followed only inside that folder, or from a snapshot of the
-  Hub's cache to that cache's blobs. A repository that was cloned can otherwise hold a link to any file of its
-  reader's, which would be copied into the output, and published.
+  Hub's cache to that cache's blobs, those that its repositories share included. A repository that was cloned
+  can otherwise hold a link to any file of its reader's, which would be copied into the output, and published.
 - **Recognised before it is compared.** A source that is no full checkpoint is refused by name, with the
   step that leads to one, before anything is read but headers: quantised weights of any format (GPTQ, AWQ,
   bitsandbytes, 8 bits with scales, compressed-tensors, MXFP4, NVFP4, HQQ, MLX, torchao, quanto, ComfyUI,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hub_magmax.checkpoints.hub_cache import check_complete, commit_in_cache
 from hub_magmax.checkpoints.hub_files import (
     MAX_SKIPPED_BYTES,
     PARALLEL_REQUESTS,
@@ -37,24 +38,67 @@ _KEPT_HEAD_BYTES = 100 * HEADER_WINDOW_BYTES
 def resolve_commit(repo_id: str, revision: str | None) -> str:
     """Return the 40-digit commit that `revision` (None: the default branch) names now.
 
-    Works offline from the local cache.
+    Works offline from the local cache, also for the beginning of a commit.
     """
+    from huggingface_hub.errors import RevisionResolutionError
+
     name = f"{repo_id}@{revision}" if revision else repo_id
     with hub_errors(name):
-        return str(retry(lambda: hub_api().resolve_revision(repo_id, revision=revision)).resolved)
+        try:
+            return str(retry(lambda: hub_api().resolve_revision(repo_id, revision=revision)).resolved)
+        except RevisionResolutionError:
+            if (commit := commit_in_cache(repo_id, revision)) is None:
+                raise
+            return commit
 
 
 def open_hub(repo_id: str, commit: str, part: str = "") -> FileSource:
     """Open a repository at a commit, or a part of it; from the local cache when offline."""
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         label = _label(repo_id, commit, part)
         with hub_errors(label):
-            snapshot = snapshot_download(repo_id, revision=commit, local_files_only=True)
-        folder, weights = split_part(part)
-        return LocalSource(Path(snapshot) / folder, label, weights)
+            try:
+                snapshot = Path(snapshot_download(repo_id, revision=commit, local_files_only=True))
+            except LocalEntryNotFoundError:
+                commit_in_cache(repo_id, commit)
+                raise
+        check_complete(snapshot, label, repo_id, commit)
+        return CachedSource(repo_id, commit, part, snapshot)
     return HubSource(repo_id, commit, part)
+
+
+class CachedSource(LocalSource):
+    """A model repository at one commit, in the local cache.
+
+    Args:
+        repo_id, commit, part: As for `HubSource`.
+        snapshot: The folder of the commit.
+    """
+
+    def __init__(self, repo_id: str, commit: str, part: str, snapshot: Path) -> None:
+        self._place = repo_id, commit, split_part(part)[0]
+        super().__init__(snapshot / self._place[2], _label(repo_id, commit, part), split_part(part)[1])
+
+    @property
+    def origin(self) -> str:
+        return _origin(*self._place)
+
+    @property
+    def address(self) -> str:
+        return _address(*self._place)
+
+
+def _origin(repo_id: str, commit: str, folder: str) -> str:
+    place = f"{repo_id!r}, revision={commit!r}"
+    return f"{place}, subfolder={folder!r}" if folder else place
+
+
+def _address(repo_id: str, commit: str, folder: str) -> str:
+    place = f"hf://{repo_id}@{commit}"
+    return f"{place}/{folder}" if folder else place
 
 
 def _label(repo_id: str, commit: str, part: str) -> str:
@@ -94,15 +138,11 @@ class HubSource(FileSource):
 
     @property
     def origin(self) -> str:
-        folder = self._folder.prefix.removesuffix("/")
-        place = f"{self.repo_id!r}, revision={self.commit!r}"
-        return f"{place}, subfolder={folder!r}" if folder else place
+        return _origin(self.repo_id, self.commit, self._folder.prefix.removesuffix("/"))
 
     @property
     def address(self) -> str:
-        folder = self._folder.prefix.removesuffix("/")
-        place = f"hf://{self.repo_id}@{self.commit}"
-        return f"{place}/{folder}" if folder else place
+        return _address(self.repo_id, self.commit, self._folder.prefix.removesuffix("/"))
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -18,6 +18,9 @@ from hub_magmax.recipe.model_names import is_folder, is_there
 
 START_AGAIN = "Let what changes the file come to its end, then run the same command again."
 
+#: File with which huggingface_hub marks the store of blobs that all repositories of its cache share.
+_SHARED_MARKER = ".huggingface-shared-blobs"
+
 
 class LocalSource(FileSource):
     """A checkpoint folder on this machine.
@@ -141,16 +144,28 @@ def _refuse_stray_links(folder: Path, paths: list[Path], label: str) -> None:
     links = [path for path in paths if path.is_symlink() or path.is_dir()]
     if not links:
         return
-    inside = [folder.resolve()]
-    for above in inside[0].parents:
-        if above.name == "snapshots":  # snapshots/COMMIT/FILE -> blobs/HASH
-            inside.append(above.parent.joinpath("blobs").resolve())
-            break
+    top = folder.resolve()
+    inside = [top, *_blobs_of(top)]
     for link in links:
-        if not any(link.resolve().is_relative_to(top) for top in inside):
+        if not any(link.resolve().is_relative_to(place) for place in inside):
             raise SourceError(
                 f"{os.path.relpath(link, folder)!r} is a link that leads out of the folder",
                 where=label,
                 expected="files, or links to files inside the folder",
                 hint="If you trust the link, put the file itself in its place (`cp -L`).",
             )
+
+
+def _blobs_of(folder: Path) -> list[Path]:
+    """Return where a snapshot of the Hub's cache has its content: blobs of the repository, and of the cache.
+
+    CACHE/models--ORG--NAME/snapshots/COMMIT/FILE leads to CACHE/models--ORG--NAME/blobs/HASH, and what came
+    by Xet from there to CACHE/blobs/HA/HASH, a store that huggingface_hub marks as its own.
+    """
+    snapshots = next((above for above in folder.parents if above.name == "snapshots"), None)
+    if snapshots is None:
+        return []
+    repository = snapshots.parent
+    shared = repository.parent / "blobs"
+    is_cache = repository.name.startswith("models--") and (shared / _SHARED_MARKER).is_file()
+    return [(repository / "blobs").resolve(), *([shared.resolve()] if is_cache else [])]

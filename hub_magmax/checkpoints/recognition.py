@@ -203,11 +203,12 @@ def _folders_with_weights(listing: Listing) -> list[str]:
     found = []
     for folder in listing.contents("")[1][:_MAX_FOLDERS]:
         deeper = listing.contents(folder)[1] if folder == "snapshots" else ()
-        found += [path for path in (folder, *deeper) if _holds_weights(listing.contents(path))]
+        found += [path for path in (folder, *deeper) if holds_weights(listing.contents(path))]
     return sorted(found, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
 
 
-def _holds_weights(contents: Contents) -> bool:
+def holds_weights(contents: Contents) -> bool:
+    """Say whether a folder holds weights of a model, in any format that is known."""
     names = [path.rpartition("/")[2] for path in contents[0]]
     folders = [path.rpartition("/")[2] for path in contents[1]]
     known = any(is_weights(name) or format_of(name) for name in names)
