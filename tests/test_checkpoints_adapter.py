@@ -325,8 +325,8 @@ def test_base_model_may_be_saved_with_or_without_the_prefix_of_the_class(tmp_pat
     [
         ({"use_dora": True}, "DoRA"),
         ({"peft_type": "IA3"}, "an adapter of type 'IA3'"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the base model's weights"),
-        ({"layer_replication": [[0, 2]]}, "replicated layers"),
+        ({"init_lora_weights": "pissa"}, "changes the base model's weights"),
+        ({"use_qalora": True}, "QA-LoRA"),
         ({"lora_bias": True}, "a bias inside the adapter"),
         ({"target_parameters": ["experts.w"]}, "parameters outside of layers"),
     ],
@@ -340,6 +340,48 @@ def test_adapter_that_is_more_than_a_product_is_refused_with_the_way_out(tmp_pat
     )
     with pytest.raises(CheckpointError, match=rf"this adapter has .*{re.escape(what)}.*merge_and_unload"):
         lock(recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "step"),
+    [
+        ({"peft_type": "PROMPT_TUNING"}, "train a LoRA instead"),
+        ({"peft_type": "PREFIX_TUNING", "r": None}, "train a LoRA instead"),
+        ({"alora_invocation_tokens": [3]}, "train a LoRA without it"),
+        ({"layer_replication": [[0, 2]], "use_dora": True}, "train a LoRA without it"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+    ],
+    ids=str,
+)
+def test_adapter_that_peft_does_not_merge_either_is_refused_without_that_line(config, step):
+    content = json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8} | config).encode()
+    with pytest.raises(CheckpointError, match=re.escape(step)) as raised:
+        parse_config(content, "x")
+    assert "merge_and_unload" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"task_type": "SEQ_CLS"}, "AutoModelForSequenceClassification"),
+        (
+            {"auto_mapping": {"base_model_class": "CLIPModel", "parent_library": "transformers.models.clip"}},
+            "CLIPModel",
+        ),
+        ({"auto_mapping": {"base_model_class": "Mine", "parent_library": "mine"}}, "AutoModelForCausalLM"),
+        (
+            {"auto_mapping": {"base_model_class": "A; b", "parent_library": "transformers"}},
+            "AutoModelForCausalLM",
+        ),
+        ({}, "AutoModelForCausalLM"),
+    ],
+    ids=str,
+)
+def test_line_that_merges_loads_the_class_that_the_adapter_was_trained_with(config, name):
+    content = json.dumps({"peft_type": "LOHA", "r": 4} | config).encode()
+    with pytest.raises(CheckpointError, match=rf"from transformers import {name} as M;") as raised:
+        parse_config(content, "x")
+    assert ("with the task's model class" in str(raised.value)) == (name == "AutoModelForCausalLM")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +16,61 @@ from hub_magmax.text import shown
 
 _MAX_CONFIG_BYTES = 1_000_000
 
-#: Keys of adapters that are more than products of two matrices, and their names in messages.
-_REFUSED = (
-    ("use_dora", "DoRA, which rescales every row"),
-    ("lora_bias", "a bias inside the adapter"),
-    ("layer_replication", "replicated layers"),
-    ("trainable_token_indices", "single trained tokens"),
-    ("target_parameters", "parameters outside of layers"),
-    ("use_qalora", "QA-LoRA"),
-    ("alora_invocation_tokens", "an activated LoRA"),
-    ("megatron_config", "Megatron's parallel layers"),
+#: Steps for adapters that PEFT does not merge.
+_TRAIN_AGAIN = "PEFT does not merge it into weights either: train a LoRA without it."
+_NO_WEIGHTS = "It adds to the input of layers, and no weights do what it does: train a LoRA instead."
+_WITH_BIAS = "PEFT merges it where layers have a bias of their own. "
+_CONVERT = (
+    "Its start is drawn at random, so only the model in training can be converted, by PEFT: "
+    "model.save_pretrained('OUT', path_initial_model_for_weight_conversion='INITIAL'), where INITIAL is the "
+    "adapter as it was before training."
 )
+
+#: Keys of adapters that are more than products of two matrices, their names in messages, and what to do where
+#: PEFT does not merge them.
+_REFUSED = (
+    ("use_dora", "DoRA, which rescales every row", ""),
+    ("lora_bias", "a bias inside the adapter", _WITH_BIAS),
+    ("layer_replication", "replicated layers", _TRAIN_AGAIN),
+    ("trainable_token_indices", "single trained tokens", ""),
+    ("target_parameters", "parameters outside of layers", ""),
+    ("use_qalora", "QA-LoRA", ""),
+    ("alora_invocation_tokens", "an activated LoRA", _TRAIN_AGAIN),
+    ("megatron_config", "Megatron's parallel layers", ""),
+)
+
+#: Types of adapters without weights to merge.
+_WITHOUT_WEIGHTS = (
+    "ADAPTION_PROMPT",
+    "CARTRIDGE",
+    "CPT",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+)
+
+#: Types of adapters that PEFT does not merge.
+_UNMERGED = ("LILY", "POLY", "XLORA")
 
 #: Ways to start training that change the base model's own weights.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+#: One of them that cannot be repeated.
+_DRAWN = "pissa_niter"
+
+#: Said where the class of the line that merges is a guess.
+_ANY_CLASS = ", with the task's model class"
+
+#: Classes of transformers by PEFT's types of tasks.
+_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +82,7 @@ class AdapterConfig:
         ranks, alphas: By pattern, for layers with names that end in it.
         rslora: Whether the scale is alpha / √rank.
         transposed: Whether base weights are stored as (inputs, outputs).
+        model_class: Class of transformers that it was trained with, or empty.
     """
 
     rank: int
@@ -49,6 +91,7 @@ class AdapterConfig:
     alphas: Mapping[str, float]
     rslora: bool
     transposed: bool
+    model_class: str = ""
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the configuration gives a layer."""
@@ -82,6 +125,7 @@ def parse_config(content: bytes, label: str) -> AdapterConfig:
             alphas={str(key): float(alpha) for key, alpha in (values.get("alpha_pattern") or {}).items()},
             rslora=bool(values.get("use_rslora")),
             transposed=bool(values.get("fan_in_fan_out")),
+            model_class=_model_class(values),
         )
         for pattern in (*found.ranks, *found.alphas):
             re.compile(pattern)
@@ -100,26 +144,52 @@ def parse_config(content: bytes, label: str) -> AdapterConfig:
 
 
 def _refuse(values: Mapping[str, Any], where: str) -> None:
-    kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights")
-    found = [what for key, what in _REFUSED if values.get(key)]
+    found = [*_refused(values)]
+    if not found:
+        return
+    merged = materialise("Merge it into its base model first", _model_class(values))
+    steps = [step for _, step in found if step]
+    instead = [step for step in steps if step != _WITH_BIAS]
+    raise CheckpointError(
+        f"this adapter has {' and '.join(what for what, _ in found)}",
+        where=where,
+        expected="LoRA, with or without rslora, patterns and modules_to_save",
+        hint=instead[0] if instead else "".join(steps) + merged,
+    )
+
+
+def _refused(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what an adapter is beyond products, and what to do if not to merge it with PEFT."""
+    kind, start = str(values.get("peft_type", "LORA")), values.get("init_lora_weights")
     if kind != "LORA":
-        found.insert(0, f"an adapter of type {shown(str(kind))}")
+        step = _NO_WEIGHTS if kind in _WITHOUT_WEIGHTS else _TRAIN_AGAIN if kind in _UNMERGED else ""
+        yield f"an adapter of type {shown(kind)}", step
+    yield from ((what, step) for key, what, step in _REFUSED if values.get(key))
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        found.append(f"a start by {shown(start)}, which changes the base model's weights too")
-    if found:
-        raise CheckpointError(
-            f"this adapter has {' and '.join(found)}",
-            where=where,
-            expected="LoRA, with or without rslora, patterns and modules_to_save",
-            hint=materialise("Merge it into its base model first"),
-        )
+        what = f"a start by {shown(start)}, which changes the base model's weights too"
+        yield what, _CONVERT if start.lower().startswith(_DRAWN) else ""
 
 
-def materialise(what: str) -> str:
-    """Return how to make a whole checkpoint of an adapter with PEFT."""
+def _model_class(values: Mapping[str, Any]) -> str:
+    """Return the class of transformers that an adapter was trained with, or an empty text."""
+    mapping = values.get("auto_mapping")
+    if isinstance(mapping, Mapping) and str(mapping.get("parent_library")).startswith("transformers"):
+        name = str(mapping.get("base_model_class"))
+        return name if name.isidentifier() else ""
+    return _CLASSES.get(str(values.get("task_type")), "")
+
+
+def materialise(what: str, model_class: str = "") -> str:
+    """Return how to make a whole checkpoint of an adapter with PEFT.
+
+    Args:
+        what: Beginning of the sentence.
+        model_class: Class of transformers to load its base model with, or empty where it is not known.
+    """
     return (
-        f"{what}, with the task's model class: "
-        'python -c "from transformers import AutoModelForCausalLM as M; from peft import PeftModel as P; '
+        f"{what}{'' if model_class else _ANY_CLASS}: "
+        f'python -c "from transformers import {model_class or "AutoModelForCausalLM"} as M; '
+        "from peft import PeftModel as P; "
         "P.from_pretrained(M.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"
         ".save_pretrained('OUT')\", and name OUT in the recipe."
     )

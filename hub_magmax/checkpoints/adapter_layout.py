@@ -87,15 +87,15 @@ def adapter_layout(
     modules = [module for module, _ in factors]
     place = places_by_prefix(base, modules) if places is None else places_by_name(places)
     if place is None:
-        raise _misfit(base, adapter, modules)
-    whole = {_only(place(plain), plain, adapter): path for plain, path in stored.items()}
+        raise _misfit(base, adapter, config, modules)
+    whole = {_only(place(plain), plain, adapter, config): path for plain, path in stored.items()}
     own = {name: replace(adapter.tensors[path], name=name) for name, path in whole.items()}
     below = CheckpointIndex(base.label, base.shards, {**base.tensors, **own})
     products: dict[str, tuple[Product, ...]] = {}
     for (module, is_embedding), found in factors.items():
         for where in place(f"{module}.weight"):
             if where.name not in below.tensors:
-                raise _misfit(base, adapter, [module])
+                raise _misfit(base, adapter, config, [module])
             product = Product(
                 found["A"], found["B"], config.scale_of(module), False, module, is_embedding, where
             )
@@ -139,26 +139,28 @@ def sorted_names(
     return sides, whole
 
 
-def _only(places: list[Place], plain: str, adapter: CheckpointIndex) -> str:
+def _only(places: list[Place], plain: str, adapter: CheckpointIndex, config: AdapterConfig) -> str:
     """Return the one tensor that a whole tensor of the adapter replaces."""
     (first, *others) = places
     if others or first.num_rows is not None:
         raise MismatchError(
             f"{shown(plain)} is trained whole, and is several tensors, or a part of one, in the base model",
             where=adapter.label,
-            hint=materialise("Merge it into its base model first"),
+            hint=materialise("Merge it into its base model first", config.model_class),
         )
     return first.name
 
 
-def _misfit(base: CheckpointIndex, adapter: CheckpointIndex, modules: list[str]) -> MismatchError:
+def _misfit(
+    base: CheckpointIndex, adapter: CheckpointIndex, config: AdapterConfig, modules: list[str]
+) -> MismatchError:
     missing = next(module for module in modules if f"{module}.weight" not in base.tensors)
     return MismatchError(
         f"the adapter changes {shown(missing)}, and there is no tensor {shown(missing + '.weight')}",
         where=adapter.label,
         expected=f"layers of {base.label}, such as {shown(next(iter(base.tensors)))}",
         hint="Check that it was trained on this base model. Where the model class renames its layers: "
-        + materialise("merge it into its base model first"),
+        + materialise("merge it into its base model first", config.model_class),
     )
 
 

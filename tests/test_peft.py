@@ -1,0 +1,132 @@
+"""Adapters that PEFT makes, as the checkpoints that PEFT makes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.tiny_models import ARCHITECTURES
+from hub_magmax.checkpoints.opening import open_checkpoints
+from hub_magmax.errors import CheckpointError
+from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.schema import Recipe
+from tests.families import recipe_values
+
+peft = pytest.importorskip("peft", reason="the package peft is not installed")
+
+#: Architecture and configuration, by what is special.
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "all linear": ("llama", {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}),
+    "expression": ("llama", {"target_modules": r".*layers\.1\..*(q|up)_proj"}),
+    "patterns": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "v_proj", "up_proj"],
+            "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+            "alpha_pattern": {"^model.layers.1.self_attn.v_proj": 3},
+        },
+    ),
+    "rslora": ("llama", {"target_modules": ["q_proj"], "use_rslora": True, "rank_pattern": {"q_proj": 2}}),
+    "whole": (
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "one layer": ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+    "biases": ("opt", {"target_modules": ["q_proj"], "bias": "all"}),
+    "own biases": ("opt", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "transposed": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "encoder-decoder": ("t5", {"target_modules": ["q", "wi", "wo"]}),
+    "convolution": ("clip", {"target_modules": ["patch_embedding", "token_embedding", "text_projection"]}),
+    "renamed": ("vit", {"target_modules": "all-linear", "modules_to_save": ["classifier"]}),
+    "renamed biases": ("swin", {"target_modules": ["q_proj", "fc1"], "bias": "all"}),
+    "renamed whole": ("llava", {"target_modules": ["q_proj"], "modules_to_save": ["linear_1"]}),
+}
+
+
+def write_adapter(folder: Path, architecture: str, config: Any) -> tuple[Any, Any]:
+    """Write a base model and a random adapter for it; return its class and the model with the adapter."""
+    model = ARCHITECTURES[architecture].build(0)
+    model.save_pretrained(folder / "base")
+    adapted = peft.get_peft_model(type(model).from_pretrained(folder / "base"), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(folder / "a")
+    return type(model), adapted.eval()
+
+
+def recipe_of(folder: Path) -> Recipe:
+    return parse_recipe(recipe_values(tasks=[{"name": "a", "model": "./a"}], method="average"), folder=folder)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.filterwarnings("ignore")
+def test_adapter_is_the_checkpoint_that_peft_merges(tmp_path: Path, name: str) -> None:
+    architecture, options = CONFIGURATIONS[name]
+    model_class, adapted = write_adapter(
+        tmp_path, architecture, peft.LoraConfig(**{"r": 4, "lora_alpha": 8} | options)
+    )
+    recipe = recipe_of(tmp_path)
+    with open_checkpoints(recipe, lock(recipe)) as sources:
+        weights = {
+            key: sources["a"].read(key, 0, info.num_elements).view(info.shape)
+            for key, info in sources["a"].index.tensors.items()
+        }
+    config = model_class.config_class.from_pretrained(tmp_path / "base")
+    found = model_class.from_pretrained(None, config=config, state_dict=weights).state_dict()
+    expected = adapted.merge_and_unload().state_dict()
+    assert found.keys() == expected.keys()
+    assert [key for key, value in expected.items() if not found[key].equal(value)] == []
+
+
+#: Adapters that are refused, and the line of the message merges.
+LINES = {
+    "dora": lambda: peft.LoraConfig(use_dora=True, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    "tokens": lambda: peft.LoraConfig(
+        trainable_token_indices=[3, 5], target_modules=["q_proj"], task_type="CAUSAL_LM"
+    ),
+    "pissa": lambda: peft.LoraConfig(
+        init_lora_weights="pissa", target_modules=["q_proj"], task_type="CAUSAL_LM"
+    ),
+    "lokr": lambda: peft.LoKrConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.filterwarnings("ignore")
+def test_line_of_the_message_makes_the_checkpoint(tmp_path: Path, name: str) -> None:
+    model_class, adapted = write_adapter(tmp_path, "llama", LINES[name]())
+    inputs = ARCHITECTURES["llama"].inputs()
+    with pytest.raises(CheckpointError) as raised:
+        lock(recipe_of(tmp_path))
+    code = re.search(r'python -c "([^"]*)"', str(raised.value))
+    assert code is not None
+    line = code[1].replace("BASE", "base").replace("ADAPTER", "a").replace("OUT", "merged")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", line],
+        cwd=tmp_path,
+        check=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "merged").rename(tmp_path / "a")
+    merge(plan(recipe_of(tmp_path)), tmp_path / "out")
+    with torch.no_grad():
+        found, expected = (
+            model(**inputs).logits for model in (model_class.from_pretrained(tmp_path / "out"), adapted)
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
