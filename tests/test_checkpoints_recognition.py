@@ -283,6 +283,20 @@ def test_shards_without_an_index_get_one_by_the_command_in_the_message(tmp_path,
     assert same(merged(tmp_path, "./a"), two["a"])
 
 
+def test_lone_shard_is_no_model_whether_its_folder_is_named_or_itself(tmp_path, two):
+    name = "model-00001-of-00002.safetensors"
+    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / name)
+    assert "1 of 2 shards" in str(refusal(tmp_path))
+    assert "is one of several files" in (error := str(refusal(tmp_path, f"./a/{name}")))
+    assert "Name the folder, ./a," in error
+
+
+def test_only_shard_of_one_is_a_model(tmp_path, two):
+    name = "model-00001-of-00001.safetensors"
+    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / name)
+    assert same(merged(tmp_path, "./a"), two["a"])
+
+
 def test_missing_shard_is_told_by_the_numbers_of_the_others(tmp_path, two):
     (tmp_path / "a" / "model.safetensors").unlink()
     for number in (1, 3):
@@ -389,6 +403,19 @@ def test_shards_of_many_processes_are_told_with_what_joins_them(tmp_path, two, p
     assert SHARDED[path] in str(refusal(tmp_path, "./b/checkpoint-5"))
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"GGUF\3\0\0\0", "a GGUF file"),
+        (b"PK\3\4\0\0\0\0", "a pickle"),
+        (b"<!DOCTYPE html>", "a page of the web"),
+    ],
+)
+def test_other_formats_under_the_name_of_safetensors_are_told(tmp_path, two, start, said):
+    (tmp_path / "a" / "model.safetensors").write_bytes(start + bytes(99))
+    assert said in str(refusal(tmp_path))
+
+
 def test_state_of_a_trainer_is_not_taken_for_weights(tmp_path, two):
     (tmp_path / "a" / "model.safetensors").unlink()
     for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
@@ -457,6 +484,11 @@ def test_empty_tensor_of_any_name_gets_no_rule(tmp_path, two):
     assert "the tensor is empty" in str(refusal(tmp_path))
 
 
+def test_flat_tensor_of_sharded_training_gets_no_rule(tmp_path, two):
+    changed(tmp_path / "a", lambda t: t | {"layer.0.weight": t["layer.0.weight"].flatten()[:64].clone()})
+    assert "the tensor is flat, [64]" in str(refusal(tmp_path))
+
+
 def test_integers_in_place_of_a_weight_get_no_rule(tmp_path, two):
     changed(tmp_path / "a", lambda t: t | {"layer.0.weight": t["layer.0.weight"].to(torch.int8)})
     assert "dtype I8 looks quantised" in str(refusal(tmp_path))
@@ -467,6 +499,20 @@ def test_packed_dtype_is_told_as_quantised():
     files = {"model.safetensors": len(header).to_bytes(8, "little") + header + b"\0"}
     with pytest.raises(CheckpointError, match=r"dtype 'F4' is not supported.*before quantisation"):
         _ = MemorySource(files, "model").index
+
+
+def test_lora_of_peft_in_another_file_is_read_under_the_name_in_the_message(tmp_path, two):
+    factors = {"lora_A.weight": torch.ones(2, 8), "lora_B.weight": torch.ones(16, 2)}
+    (tmp_path / "a" / "model.safetensors").unlink()
+    save_file(
+        {f"base_model.model.layer.0.{name}": tensor for name, tensor in factors.items()},
+        tmp_path / "a" / "style.safetensors",
+    )
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4}))
+    assert "Call the file adapter_model.safetensors" in str(refusal(tmp_path))
+    (tmp_path / "a" / "style.safetensors").rename(tmp_path / "a" / "adapter_model.safetensors")
+    moved = merged(tmp_path, "./a")["layer.0.weight"] - two["base"]["layer.0.weight"]
+    assert torch.allclose(moved, torch.full((16, 8), 4.0))
 
 
 def test_recognition_comes_with_the_lock(tmp_path, two):

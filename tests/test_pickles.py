@@ -70,6 +70,33 @@ def test_command_in_the_message_converts_a_pickle_of_tensors(family):
     assert lock(recipe).tasks["a"].files[0].path == "model.safetensors"
 
 
+def test_command_in_the_message_joins_pickles_of_a_trainer_with_shared_tensors(family):
+    tensors = load_file(family / "a" / "model.safetensors")
+    names = sorted(tensors)
+    (family / "a" / "model.safetensors").unlink()
+    tied = {"state_dict": {name: tensors[name] for name in names[:2]}}
+    torch.save(tied | {"epoch": 3}, family / "a" / "first.ckpt")
+    torch.save(
+        {name: tensors[name].view(tensors[name].shape) for name in names[2:]}, family / "a" / "second.pt"
+    )
+    recipe = parse_recipe(recipe_values(), folder=family)
+    with pytest.raises(CheckpointError, match="only pickled weights") as caught:
+        lock(recipe)
+    run_told(caught.value, family / "a")
+    found = load_file(family / "a" / "model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
+
+
+def test_parts_of_metas_checkpoints_are_not_put_beside_each_other(family):
+    (family / "a" / "model.safetensors").unlink()
+    for number in range(2):
+        torch.save({"w": torch.ones(2)}, family / "a" / f"consolidated.0{number}.pth")
+    with pytest.raises(CheckpointError, match=r"convert_llama_weights_to_hf\.py"):
+        lock(parse_recipe(recipe_values(), folder=family))
+
+
 def test_command_in_the_message_names_the_commit_on_the_hub(hub, family):
     files = {"sub/pytorch_model.bin": b"x", "sub/config.json": b"{}"}
     commit = hub.add_repo("me/pickled", files=files)

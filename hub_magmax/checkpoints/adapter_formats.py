@@ -44,15 +44,8 @@ _DIFFUSERS = AdapterFormat("a LoRA as diffusers saves it", _BY_DIFFUSERS)
 _PEFT = AdapterFormat("a LoRA with PEFT's names of tensors", _AS_PEFT)
 _MLX = AdapterFormat("a LoRA as MLX saves it", _BY_MLX)
 
-#: Beginnings of names.
-_BEGINNINGS: tuple[tuple[str, AdapterFormat], ...] = (
-    ("lora_unet_", _KOHYA),
-    ("lora_te", _KOHYA),
-    ("lora_transformer_", _KOHYA),
-    ("unet.", _DIFFUSERS),
-    ("transformer.", _DIFFUSERS),
-    ("text_encoder", _DIFFUSERS),
-)
+#: Beginnings of names with PEFT's endings that name the parts of an image model.
+_PARTS_OF_PIPELINES = ("unet.", "transformer.", "text_encoder", "diffusion_model.")
 
 #: Parts of names that only adapters have, most special first.
 _MARKS: tuple[tuple[str, AdapterFormat], ...] = (
@@ -62,6 +55,7 @@ _MARKS: tuple[tuple[str, AdapterFormat], ...] = (
     (".boft_", AdapterFormat("a BOFT adapter", _BY_ITS_PROGRAM)),
     (".on_input", AdapterFormat("an IA3 adapter", _BY_LYCORIS)),
     (".diff_b", AdapterFormat("a file of differences", _BY_LYCORIS)),
+    ("lora_controlnet", AdapterFormat("a Control-LoRA", _BY_ITS_PROGRAM)),
     (".lora_down.", _KOHYA),
     (".lora_up.", _KOHYA),
     (".lora.down.", _DIFFUSERS),
@@ -105,6 +99,4 @@ def find_adapter(names: Iterable[str]) -> AdapterFormat | None:
 
 def _kind(name: str) -> AdapterFormat | None:
     kind = next((kind for mark, kind in _MARKS if mark in name), None)
-    if kind not in (_KOHYA, _PEFT):
-        return kind
-    return next((special for beginning, special in _BEGINNINGS if name.startswith(beginning)), kind)
+    return _DIFFUSERS if kind is _PEFT and name.startswith(_PARTS_OF_PIPELINES) else kind

@@ -39,6 +39,7 @@ _NUMPY = FileFormat(
     'Convert them: python -c "import numpy; from safetensors.numpy import save_file; '
     "save_file(dict(numpy.load('IN.npz')), 'model.safetensors')\", in its folder.",
 )
+_PAGE = FileFormat("a page of the web", "Download the file itself: hf download REPOSITORY FILE.")
 _SHARDS = FileFormat(
     "shards of a distributed training checkpoint (torch.distributed, FSDP)",
     "Join them: accelerate merge-weights FOLDER OUT, with the folder that holds the .distcp files, and copy "
@@ -57,7 +58,9 @@ _FORMATS: Mapping[str, FileFormat] = {
     ".mlmodel": _EXPORTED,
     ".engine": _EXPORTED,
     ".pte": _EXPORTED,
+    ".xml": _EXPORTED,
     ".h5": _TENSORFLOW,
+    ".index": _TENSORFLOW,
     ".keras": _TENSORFLOW,
     ".msgpack": FileFormat("weights of Flax", _by_transformers_4("from_flax")),
     ".npz": _NUMPY,
@@ -79,6 +82,21 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Pickles of a trainer that hold no weights.
 _TRAINING = re.compile(r"(optimizer|scheduler|rng_state|training_args|scaler|random_states)(?![a-z]).*")
 
+#: First bytes of files that are called safetensors and are not, in lower case.
+_MAGICS: tuple[tuple[bytes, FileFormat], ...] = (
+    (b"gguf", _GGUF),
+    (
+        b"pk\x03\x04",
+        FileFormat(
+            "a pickle that torch.save wrote (or another archive)",
+            "Rename it to model.pt, and the next message says how to convert it where you trust it.",
+        ),
+    ),
+    (b"\x89hdf", _TENSORFLOW),
+    (b"<!doc", _PAGE),
+    (b"<html", _PAGE),
+)
+
 #: Folders of a training checkpoint whose files are parts of one model.
 _ZERO = re.compile(r"global_step\d+")
 _FSDP = re.compile(r"pytorch_model_fsdp_\d+")
@@ -92,7 +110,12 @@ _DEEPSPEED = FileFormat(
 
 def format_of(name: str) -> FileFormat | None:
     """Return the format of a file of this name, None if it has no known one (or is a pickle)."""
-    return _FORMATS.get(PurePath(name).suffix.lower())
+    return _GGUF if name.startswith("ggml") else _FORMATS.get(PurePath(name).suffix.lower())
+
+
+def format_of_content(start: bytes) -> FileFormat | None:
+    """Return the format of a file that begins with these bytes, whatever it is called; None if unknown."""
+    return next((found for magic, found in _MAGICS if start.lstrip().lower().startswith(magic)), None)
 
 
 def sharded_training(files: Iterable[str], folders: Iterable[str]) -> tuple[FileFormat, str] | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from hub_magmax.checkpoints.foreign_files import format_of_content
 from hub_magmax.checkpoints.index import ShardInfo, TensorInfo
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.dtypes import ITEM_BYTES, PACKED_DTYPES
@@ -49,11 +50,16 @@ def read_safetensors(
     length_bytes = read_bytes(file, 0, 8)
     length = int.from_bytes(length_bytes, "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        found = format_of_content(length_bytes)
         raise CheckpointError(
-            f"the header is said to be {length:,} bytes long in a file of {size:,} bytes",
+            f"this is {found.what}"
+            if found
+            else f"the header is said to be {length:,} bytes long in a file of {size:,} bytes",
             where=where,
             expected="a safetensors file",
-            hint="The file is truncated or not safetensors; download or save it again.",
+            hint=found.step
+            if found
+            else "The file is truncated or not safetensors; download or save it again.",
         )
     text = read_bytes(file, 8, 8 + length)
     document = parse_json(text, where)

@@ -122,6 +122,11 @@ def unlike(tensor: TensorInfo, base: TensorInfo) -> Finding | None:
     if not tensor.num_elements and base.num_elements:
         step = "Save it again whole: sharded training leaves tensors empty that it did not gather."
         return Finding("the tensor is empty", f"{list(base.shape)} as in the base model", step)
+    if len(tensor.shape) == 1 < len(base.shape) and tensor.dtype in MERGEABLE_DTYPES:
+        step = "Save it again whole: sharded training (FSDP, ZeRO) keeps parameters flat and in parts."
+        return Finding(
+            f"the tensor is flat, {list(tensor.shape)}", f"{list(base.shape)} as in the base model", step
+        )
     is_weight = base.dtype in MERGEABLE_DTYPES and base.name.endswith("weight")
     if is_weight and tensor.dtype not in MERGEABLE_DTYPES:
         return Finding(f"dtype {tensor.dtype} looks quantised", f"one of {numbers}", BEFORE_QUANTISATION)
@@ -255,9 +260,14 @@ def _conversion(listing: Listing, pickles: list[str]) -> str:
             f"getattr(t, c.architectures[0]).from_pretrained({origin}).save_pretrained('OUT')\", and name "
             "./OUT in the recipe."
         )
+    if len(pickles) > 1 and all(path.startswith("consolidated.") for path in pickles):
+        return "transformers' convert_llama_weights_to_hf.py joins the parts of Meta's checkpoints."
+    # Trainers put the tensors below a name, and tensors that share memory cannot be saved.
     return (
-        f'python -c "import torch; from safetensors.torch import save_file; '
-        f"save_file(torch.load({pickles[0]!r}, weights_only=True), 'model.safetensors')\", in its folder."
+        'python -c "import torch; from safetensors.torch import save_file; t = {}; '
+        f"[t.update(p.get('state_dict') or p.get('model') or p) for f in {pickles!r} for p in "
+        "[torch.load(f, weights_only=True)]]; save_file({k: v.clone().contiguous() for k, v in t.items()}, "
+        "'model.safetensors')\", in its folder."
     )
 
 

@@ -91,7 +91,7 @@ def weight_map(listing: Listing) -> dict[str, frozenset[str] | None]:
     found = indexes or singles
     if not found:
         refuse_without_weights(listing)
-    if len(found) > 1:
+    if len(found) > 1 or _is_one_of_several(found[0]):
         raise _several(listing, found)
     _refuse_two_sets(listing, found[0], "", _shards_of(found[0], sizes))
     return {found[0]: None}
@@ -190,7 +190,19 @@ def _named_weights(listing: Listing) -> dict[str, frozenset[str] | None]:
             expected=f"one of {', '.join(there[:10])}" if there else "a safetensors file",
             hint="Check the name.",
         )
+    if _is_one_of_several(weights):
+        raise CheckpointError(
+            f"{weights} is one of several files of a model",
+            where=listing.label,
+            expected="all of them",
+            hint=f"Name the folder, {listing.address}, or the index that lists them.",
+        )
     return _parse_index(listing, weights) if weights.endswith(".json") else {weights: None}
+
+
+def _is_one_of_several(file: str) -> bool:
+    match = _SHARD.fullmatch(file)
+    return match is not None and int(match["count"]) > 1
 
 
 def _refuse_odd_names(label: str, sizes: Mapping[str, int]) -> None:
