@@ -16,6 +16,7 @@ from hub_magmax.terminal import (
     RecipeOptions,
     destination_options,
     device_option,
+    faults_option,
     memory_option,
     progress,
     quiet,
@@ -219,7 +220,8 @@ def plan(asked: RecipeOptions) -> Answer:
 @recipe_options
 @memory_option
 @device_option
-def merge(asked: RecipeOptions) -> Answer:
+@faults_option
+def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.merging.execution import merge as do_merge
@@ -231,7 +233,7 @@ def merge(asked: RecipeOptions) -> Answer:
     found, locked = read_asked(asked)
     processes, cache = find_processes(say), SourceCache()
     locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
-    planned = make_plan(found, locked, cache=cache)
+    planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     with progress(planned.progress_bytes if processes.is_first else 0) as advance:
         report = do_merge(planned, progress=advance, processes=processes, cache=cache)
     return Answer(json.loads(report.to_json()), _summary(found, report) if processes.is_first else "")
@@ -263,8 +265,15 @@ def _summary(recipe: Recipe, report: MergeReport) -> str:
 @click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
 @memory_option
 @device_option
+@faults_option
 @destination_options
-def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run: bool) -> Answer:
+def run(
+    asked: RecipeOptions,
+    to: DestinationOptions,
+    push_anyway: bool,
+    dry_run: bool,
+    in_spite_of: tuple[str, ...],
+) -> Answer:
     """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
     from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of
@@ -275,7 +284,7 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
     found, locked = read_asked(asked)
     destination = destination_of(found, to.given())
     if dry_run:
-        return _dry_run(found, locked, destination)
+        return _dry_run(found, locked, destination, in_spite_of)
     processes = find_processes(say)
     done = do_run(
         found,
@@ -285,6 +294,7 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
         processes=processes,
         push_anyway=push_anyway,
         destination=destination,
+        in_spite_of=in_spite_of,
     )
     if not processes.is_first:
         return Answer({}, "")
@@ -300,7 +310,9 @@ def run(asked: RecipeOptions, to: DestinationOptions, push_anyway: bool, dry_run
     return Answer(values, text)
 
 
-def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | None) -> Answer:
+def _dry_run(
+    recipe: Recipe, locked: Lock | None, destination: Destination | None, in_spite_of: tuple[str, ...]
+) -> Answer:
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -308,7 +320,8 @@ def _dry_run(recipe: Recipe, locked: Lock | None, destination: Destination | Non
     from hub_magmax.publishing.preflight import rehearse
 
     cache = SourceCache()
-    planned = make_plan(recipe, locked or lock(recipe, report=say, cache=cache), cache=cache)
+    locked = locked or lock(recipe, report=say, cache=cache)
+    planned = make_plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     findings = rehearse(planned, destination)
     values = describe(planned) | {
         "checks": [

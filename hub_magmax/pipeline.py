@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.adapter_finding import lock_adapters
+from hub_magmax.checkpoints.labels import lock_label_rows
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.renaming import with_renamings
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
@@ -27,6 +28,7 @@ from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
 from hub_magmax.planning.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
+from hub_magmax.planning.look import with_findings
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
@@ -63,6 +65,7 @@ def run(
     processes: Processes | None = None,
     push_anyway: bool = False,
     destination: Destination | None = None,
+    in_spite_of: Iterable[str] = (),
 ) -> Run:
     """Carry out a recipe from its sources to the published model.
 
@@ -77,8 +80,10 @@ def run(
         processes: Which of how many processes this is; found from the launcher by default.
         push_anyway: Push also where a guard regressed.
         destination: Where on the Hub the model goes, and how; by default as the recipe says.
+        in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
 
     Raises:
+        MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
         PublishError: If a guard regressed, after everything was written, in place of pushing.
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
@@ -86,7 +91,7 @@ def run(
     processes, cache = processes or find_processes(report), SourceCache()
     destination = destination or destination_of(recipe)
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
-    planned = plan(recipe, locked, cache=cache)
+    planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     if destination is not None and not recipe.output.keep:
         from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
@@ -225,7 +230,7 @@ def lock(
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
     sources = with_renamings(recipe, lock_adapters(recipe, sources, cache), cache)
-    sources = lock_ties(recipe, sources, cache)
+    sources = lock_label_rows(recipe, lock_ties(recipe, sources, cache), cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
@@ -250,13 +255,23 @@ def lock(
     return replace(found, method=choice.method, chosen=choice.seen)
 
 
-def plan(recipe: Recipe, locked: Lock | None = None, *, cache: SourceCache | None = None) -> Plan:
-    """Return everything that merging `recipe` will do, from its checkpoints' headers.
+def plan(
+    recipe: Recipe,
+    locked: Lock | None = None,
+    *,
+    cache: SourceCache | None = None,
+    in_spite_of: Iterable[str] = (),
+) -> Plan:
+    """Return everything that merging `recipe` will do, from headers and from samples of values.
+
+    Its findings say what is odd about the checkpoints. With faults among them that are not accepted it is
+    made, and not carried out.
 
     Args:
         recipe: What to merge.
         locked: Its lock; made now where it is not given.
         cache: Checkpoints that are open already, and stay open for later calls.
+        in_spite_of: Names of faults that are accepted (`Finding.name`).
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
@@ -264,7 +279,8 @@ def plan(recipe: Recipe, locked: Lock | None = None, *, cache: SourceCache | Non
         LockError: If a source is no longer what was locked.
     """
     cache = cache or SourceCache()
-    return plan_from_headers(recipe, locked or lock(recipe, cache=cache), cache=cache)
+    made = plan_from_headers(recipe, locked or lock(recipe, cache=cache), cache=cache)
+    return with_findings(made, cache, in_spite_of)
 
 
 def _scores(

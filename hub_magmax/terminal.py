@@ -97,6 +97,13 @@ device_option = click.option(
     "--device", help="Merge on cpu, cuda, cuda:1 or mps, by torch, instead of what is fastest on the CPU."
 )
 
+faults_option = click.option(
+    "--in-spite-of",
+    multiple=True,
+    metavar="FAULT",
+    help="Merge although the checkpoints have this fault, by the name that the error gives; can be repeated.",
+)
+
 
 def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""

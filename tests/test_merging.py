@@ -157,8 +157,8 @@ def test_one_hot_preference_at_scaling_one_returns_that_checkpoint(family, metho
 
 def test_unchanged_tensors_keep_the_base_models_bytes(tmp_path):
     base = {"w": torch.tensor([-0.0, 0.0, 1.5, -2.5], dtype=torch.bfloat16)}
-    for name in ("base", "a", "b", "c"):
-        write_checkpoint(tmp_path / name, base)
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        write_checkpoint(tmp_path / name, base | make_tensors(seed, shapes={"other": (2,)}))
     merged(tmp_path)
     found = load_file(tmp_path / "merged" / "model.safetensors")["w"]
     assert found.view(torch.int16).equal(base["w"].view(torch.int16))

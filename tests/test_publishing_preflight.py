@@ -126,7 +126,14 @@ def test_dry_run_prints_the_plan_and_what_was_checked(family, hub, repo):
     assert not (family / "merged").exists()
     monkey = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--dry-run", "--json"])
     checks = json.loads(monkey.stdout)["checks"]
-    assert [check["subject"] for check in checks] == ["room", "output", "limits", "repository", "card"]
+    assert [check["subject"] for check in checks] == [
+        "checkpoints",
+        "room",
+        "output",
+        "limits",
+        "repository",
+        "card",
+    ]
 
 
 def test_dry_run_that_finds_something_wrong_ends_with_exit_code_1(family, hub, repo, bad_card):

@@ -9,6 +9,7 @@ from pathlib import Path
 from hub_magmax.checkpoints.adapter import with_adapters
 from hub_magmax.checkpoints.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.labels import with_label_rows
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
@@ -109,6 +110,7 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
     places = {name: locked.places for name, locked in lock.sources.items()}
     tied = with_ties(named, recipe, lock)
     whole = with_adapters(tied, places, in_sequence=lock.adapters == "sequence")
+    whole = with_label_rows(whole, lock.sources)
     if not lock.token_rows:
         return whole
     vocabularies = {

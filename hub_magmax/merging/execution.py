@@ -28,6 +28,7 @@ from hub_magmax.merging.output.report import (
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import Progress
 from hub_magmax.planning.budget import MAX_THREADS, budget_of
+from hub_magmax.planning.findings import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
 
@@ -65,6 +66,7 @@ def merge(
             for this many elements. The bytes are the same for all.
 
     Raises:
+        MismatchError: If the plan's findings have faults that are not accepted.
         LockError: If a file is not what was locked.
         RecipeError: If this machine lacks the recipe's `output.device`.
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
@@ -75,6 +77,7 @@ def merge(
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         return done
+    refuse_faults(plan.findings, plan.in_spite_of)
     own = plan if sources is None else None
     if (refusal := processes.first_decides(lambda: prepare(place, own, cache))) is not None:
         raise refusal

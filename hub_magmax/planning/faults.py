@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 
 import numpy as np
 
@@ -113,20 +113,22 @@ def limit_of(rule: str) -> float:
 
 def faults(seen: Evidence) -> Iterator[Finding]:
     """Yield what should not be merged: of each task the first that applies, then tasks that are the same."""
-    for number, task in enumerate(seen.tasks):
-        yield from islice(_apply(seen, number, task), 1)
+    found = [
+        fault for number, task in enumerate(seen.tasks) for fault in islice(_apply(seen, number, task), 1)
+    ]
+    yield from found
     if seen.whole.num_looked_at < _FEWEST_ELEMENTS:
         return
     if seen.whole.products[0, 0] == 0:
         yield Finding("zeros", "base_model", "the base model holds nothing but zeros", True)
-    for one, task in enumerate(seen.tasks):
-        for other in range(one):
-            cosine = seen.whole.cosines[one, other]
-            if cosine > limit_of("near-identical"):
-                text = (
-                    f"{task} is almost {seen.tasks[other]}: their task vectors have a cosine of {cosine:.5f}"
-                )
-                yield Finding("near-identical", task, text, True)
+    suspects = {fault.task for fault in found}
+    for one, other in combinations(range(len(seen.tasks)), 2):
+        earlier, later = seen.tasks[one], seen.tasks[other]
+        cosine = seen.whole.cosines[one, other]
+        # Task vectors of a wrong base model are alike because that is wrong.
+        if cosine > limit_of("near-identical") and not {earlier, later} <= suspects:
+            text = f"{later} is almost {earlier}: their task vectors have a cosine of {cosine:.5f}"
+            yield Finding("near-identical", later, text, True)
 
 
 # Complex, and flat: one branch for each rule.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from shlex import quote
 
 from hub_magmax.errors import MismatchError
 
@@ -29,14 +30,23 @@ class Finding:
         """What it is accepted by."""
         return f"{self.rule.replace(' ', '-')}:{self.task}"
 
+    @property
+    def option(self) -> str:
+        """Option of the command line that accepts it."""
+        return f"--in-spite-of {quote(self.name)}"
+
+
+def faults_left(findings: Iterable[Finding], accepted: Collection[str]) -> list[Finding]:
+    """Return the faults that nobody accepted by name."""
+    return [finding for finding in findings if finding.is_fault and finding.name not in accepted]
+
 
 def refuse_faults(findings: Iterable[Finding], accepted: Collection[str]) -> None:
     """Raise MismatchError where there are faults that nobody accepted by name."""
-    faults = [finding for finding in findings if finding.is_fault and finding.name not in accepted]
-    if faults:
-        options = " ".join(f"--in-spite-of {finding.name}" for finding in faults)
+    if faults := faults_left(findings, accepted):
+        options = " ".join(finding.option for finding in faults)
         raise MismatchError(
             "; ".join(finding.text for finding in faults),
             expected="checkpoints of one base model, each trained further on its own",
-            hint=f"`hub-magmax diagnose` shows more. If it is meant, merge all the same: {options}",
+            hint=f"`hub-magmax diagnose` shows more. If it is meant, add {options} to merge all the same.",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hub_magmax.checkpoints.opening import open_inputs
@@ -14,7 +14,6 @@ from hub_magmax.planning.integers import check_integers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.model_config import config_changes
 from hub_magmax.planning.plan import Plan
-from hub_magmax.planning.stated import stated_findings
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 
@@ -55,16 +54,13 @@ def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: 
         )
 
 
-def plan_from_headers(
-    recipe: Recipe, locked: Lock, *, cache: SourceCache | None = None, in_spite_of: Iterable[str] = ()
-) -> Plan:
+def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None = None) -> Plan:
     """Return everything that merging `recipe` will do, from its checkpoints' headers.
 
     Args:
         recipe: What to merge.
         locked: Its lock.
         cache: Checkpoints that are open already, and stay open for later calls.
-        in_spite_of: Names of faults that are accepted.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
@@ -81,8 +77,7 @@ def plan_from_headers(
             made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
             check_integers(made, opened)
             made = replace(made, config_changes=config_changes(made, opened))
-        findings = stated_findings(locked, opened, files_from)
         # An adapter is no model, whose files its base model keeps.
         is_model = not recipe.output.is_adapter
         left = left_behind(opened[files_from], locked.sources[files_from]) if is_model else ()
-    return replace(made, findings=findings, left_behind=left, in_spite_of=tuple(in_spite_of))
+    return replace(made, left_behind=left)

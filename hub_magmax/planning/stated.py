@@ -1,4 +1,4 @@
-"""Findings from the files beside the weights: configurations that differ, adapters of other base models."""
+"""Findings from files beside the weights: configurations and labels that differ, adapters' base models."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ from hub_magmax.checkpoints.adapter_config import config_of
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.planning.configs import CONFIG, GENERATION, config_findings, is_compared
 from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.labels import label_findings
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Recipe
 
 #: Bytes of a configuration that are read; the largest known are some hundred kilobytes.
 _MAX_BYTES = 10_000_000
 
 
-def stated_findings(lock: Lock, opened: Mapping[str, TensorSource], files_from: str) -> tuple[Finding, ...]:
+def stated_findings(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> tuple[Finding, ...]:
     """Return what configurations tell; those whose hashes are the same everywhere are not read.
 
     Args:
+        recipe: Says whose files the merged model gets.
         lock: Gives the hashes of files.
         opened: The sources by name.
-        files_from: The source whose files the merged model gets.
     """
+    files_from = recipe.output.files_from
     paths = _paths(lock, files_from)
     contents = {
         name: {path: _read(source, path) for path in paths if path in source.sizes}
         for name, source in opened.items()
     }
-    return (*config_findings(contents, files_from), *_adapters(lock, opened, contents))
+    configs = {name: files.get(CONFIG) for name, files in contents.items()}
+    return (
+        *config_findings(contents, files_from),
+        *label_findings(recipe, lock, configs, opened["base_model"].index),
+        *_adapters(lock, opened, configs["base_model"]),
+    )
 
 
 def _paths(lock: Lock, files_from: str) -> set[str]:
@@ -44,13 +52,10 @@ def _paths(lock: Lock, files_from: str) -> set[str]:
     return found | ({CONFIG} if names_base or GENERATION in found else set())
 
 
-def _adapters(
-    lock: Lock, opened: Mapping[str, TensorSource], contents: Mapping[str, Mapping[str, bytes]]
-) -> Iterator[Finding]:
+def _adapters(lock: Lock, opened: Mapping[str, TensorSource], base_config: bytes | None) -> Iterator[Finding]:
     for name, task in lock.tasks.items():
         if task.adapter_config:
-            config = contents["base_model"].get(CONFIG)
-            text = other_base(name, config_of(opened[name]), lock.base_model, config)
+            text = other_base(name, config_of(opened[name]), lock.base_model, base_config)
             if text is not None:
                 yield Finding("adapter base", name, text, False)
 

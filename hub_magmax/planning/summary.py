@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
 from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
-from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.findings import Finding, faults_left
 from hub_magmax.planning.model_config import config_notices
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.renamings import renaming_notices
@@ -133,4 +133,7 @@ def _notes(plan: Plan) -> Iterator[Row]:
         yield "note", f"{name} ignores the preference"
     if plan.unread:
         yield "not read", f"{', '.join(plan.unread)}: no part of the result"
-    yield from (("note", notice) for notice in notices(plan))
+    refused = {fault.text: fault.option for fault in faults_left(plan.findings, plan.in_spite_of)}
+    for notice in notices(plan):
+        option = refused.get(notice)
+        yield ("FAULT", f"{notice} (not merged without {option})") if option else ("note", notice)

@@ -15,6 +15,7 @@ from hub_magmax.hub import hub_api, retry
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
+from hub_magmax.planning.findings import refuse_faults
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
@@ -50,11 +51,13 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     Creates the repository where it is missing.
 
     Raises:
+        MismatchError: If the checkpoints have faults that are not accepted.
         OutputError: If there is no room for the output.
         RecipeError: If this machine has no such device.
         EvaluationError: If examples of the evaluation cannot be loaded.
         PublishError: If this token may not write, there is no such branch, or the Hub would refuse the card.
     """
+    _check_sources(plan)
     check_room(plan, num_processes)
     _check_device(plan)
     _check_data(plan)
@@ -73,6 +76,7 @@ def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, 
 
 # A list of checks, one line each; those that a plan does not need are left out.
 def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckResult]:
+    yield _look("checkpoints", lambda: _check_sources(plan))
     yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
     if plan.recipe.output.device is not None:
         yield _look("device", lambda: _check_device(plan))
@@ -86,6 +90,11 @@ def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckRes
         yield _look("card", lambda: check_card(plan, destination))
     if plan.recipe.evaluation is not None:
         yield _look("data", lambda: _check_data(plan))
+
+
+def _check_sources(plan: Plan) -> str:
+    refuse_faults(plan.findings, plan.in_spite_of)
+    return "no fault was found" if not plan.in_spite_of else f"accepted: {', '.join(plan.in_spite_of)}"
 
 
 def _check_device(plan: Plan) -> str:

@@ -18,7 +18,7 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "local_data", "chosen", "versions")
 
 #: Fields of a source that are stored only where they have a value.
-_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets", "renamed", "ties")
+_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets", "renamed", "ties", "label_rows")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class LockedSource:
         renamed: Its tensors that the base model calls by another name, or None.
         ties: Tensors that are one parameter with another one of the source, by name, and the stored one whose
             values they have; None where nothing is tied, and for an adapter that ties as the base model does.
+        label_rows: By tensor, which of its rows have the merged model's labels, where their order is another
+            one, or None.
     """
 
     reference: str
@@ -74,6 +76,7 @@ class LockedSource:
     datasets: tuple[str, ...] | None = None
     renamed: Renaming | None = None
     ties: Mapping[str, str] | None = field(default=None, hash=False)
+    label_rows: Mapping[str, tuple[int, ...]] | None = field(default=None, hash=False)
 
     @property
     def label(self) -> str:
