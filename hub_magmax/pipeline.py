@@ -236,7 +236,7 @@ def lock(
     found = Lock(
         base_model=sources["base_model"],
         tasks=tasks,
-        method=locked_method(recipe.method),
+        method=locked_method(recipe.method, recipe.preference),
         preference=uniform,
         tensors=rules_of(recipe),
         seed=recipe.seed,

@@ -28,7 +28,7 @@ DOCS = {path.name: path for path in DOCUMENTS}
 #: How the program is called, whatever comes before.
 CALL = re.compile(r"(?:(?:^|[ /])hub-magmax|-m hub_magmax) ")
 
-#: The method that docs/methods.md writes.
+#: The method that docs/plugins.md writes.
 PLUGIN = "agreeing_average"
 
 #: What fragments of recipes are put into.
@@ -127,9 +127,9 @@ def test_readme_python_runs(quickstart_folder, hub, tmp_path, monkeypatch, capsy
 
 @pytest.fixture
 def plugin(tmp_path):
-    """A folder that looks like an installed package with the method of docs/methods.md."""
-    (tmp_path / "my_methods.py").write_text(blocks(DOCS["methods.md"], "python")[0])
-    announced = tomllib.loads(blocks(DOCS["methods.md"], "toml")[0])["project"]["entry-points"]
+    """A folder that looks like an installed package with the method of docs/plugins.md."""
+    (tmp_path / "my_methods.py").write_text(blocks(DOCS["plugins.md"], "python")[0])
+    announced = tomllib.loads(blocks(DOCS["plugins.md"], "toml")[0])["project"]["entry-points"]
     (group, points), *others = announced.items()
     assert not others
     info = tmp_path / "my_methods-1.0.dist-info"
@@ -154,7 +154,7 @@ main(["merge", sys.argv[1]])
 
 
 def test_plugin_of_the_docs_merges(plugin, family):
-    text = next(block for block in blocks(DOCS["methods.md"], "yaml") if PLUGIN in block)
+    text = next(block for block in blocks(DOCS["plugins.md"], "yaml") if PLUGIN in block)
     tasks = [{"name": name, "model": f"./{name}"} for name in "abc"]
     recipe = yaml.safe_load(text) | {"base_model": "./base", "tasks": tasks}
     (family / "recipe.yaml").write_text(yaml.safe_dump(recipe))

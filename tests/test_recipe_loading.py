@@ -93,7 +93,7 @@ def test_weights_that_are_no_shares_are_refused(weights):
 
 def test_two_kinds_of_preference_are_refused():
     text = refusal_of(preference={"weights": {"a": 1}, "geometric": {"ratio": 2}})
-    assert "exactly one of weights, geometric, linear, power, labels" in text
+    assert "exactly one of weights, coefficients, geometric, linear, power, labels" in text
 
 
 def test_a_task_named_twice_is_refused():

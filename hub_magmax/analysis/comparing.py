@@ -17,7 +17,7 @@ from hub_magmax.analysis.tuning import (
     candidates,
     scorer_of,
 )
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.intervals import Difference, paired_difference
@@ -25,7 +25,7 @@ from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.recipe.schema import Compare, Recipe
 
 #: Names of the recipe's own weights, and of equal ones.
@@ -200,6 +200,12 @@ def _conclude(
 
 def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[float, ...]]:
     """Return the weights to try by name, without what is the same twice."""
+    if lock.preference.kind == COEFFICIENTS:
+        raise RecipeError(
+            "a comparison tries methods that need shares of the tasks",
+            where="recipe, preference.coefficients",
+            hint="Use weights, or leave `preference` out.",
+        )
     found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}
     for name, preference in spec.preferences.items():
         asked = with_pinned_data(

@@ -121,9 +121,10 @@ def _looks(
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
     base, *tasks = ordered
+    weights = tuple(plan.lock.preference.shares.values())
     for job in jobs:
         chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
-        yield _Look(job, chunks, plan.lock.weights, sample, holds_rows=job.name in held)
+        yield _Look(job, chunks, weights, sample, holds_rows=job.name in held)
         for source in ordered:
             source.release(job.name, job.num_elements)
 

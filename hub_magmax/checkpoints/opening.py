@@ -138,7 +138,7 @@ def as_merged(
     how, tasks = get_method(method), [name for name in sources if name != "base_model"]
     unread = how.unread(weights)
     shares = {
-        task: 0.0 if number in unread else weights[number] if how.uses_preference else 1.0
+        task: 0.0 if number in unread else max(weights[number], 0.0) if how.uses_preference else 1.0
         for number, task in enumerate(tasks)
     }
     return with_settled_rows(sources, shares, lambda name: not any(r.covers(name) for r in recipe.tensors))

@@ -8,6 +8,7 @@ from hub_magmax.methods.registry import (
     linear_names,
     merge_method,
     method_names,
+    multiplying_names,
     surveys_model,
 )
 from hub_magmax.registry import check_options
@@ -21,5 +22,6 @@ __all__ = [
     "linear_names",
     "merge_method",
     "method_names",
+    "multiplying_names",
     "surveys_model",
 ]

@@ -34,12 +34,13 @@ def average(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ..
 
 
 @merge_method("task_arithmetic", source=_TASK_ARITHMETIC, scaling=0.3, form="linear", uses=preferred)
-def task_arithmetic(num_tasks: int, *, preference: tuple[float, ...]) -> tuple[float, ...]:
+def task_arithmetic(num_tasks: int, *, multipliers: tuple[float, ...]) -> tuple[float, ...]:
     """Add the task vectors, each multiplied by its preference times the number of tasks.
 
-    Uniform preference multiplies every vector by one, which is the plain sum of Ilharco et al.
+    Uniform preference multiplies every vector by one, which is the plain sum of Ilharco et al.; a negative
+    coefficient is their negation of a task.
     """
-    return tuple(weight * num_tasks for weight in preference)
+    return multipliers
 
 
 @merge_method("agreement", source="hub_magmax", scaling=0.6, form="rule", uses=preferred)

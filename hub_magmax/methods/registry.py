@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
-SUPPLIED = ("preference", "generator")
+SUPPLIED = ("preference", "multipliers", "generator")
 
 Form = Literal["tensor", "elementwise", "rule", "linear"]
 
@@ -128,7 +128,12 @@ class MergeMethod:
 
     @property
     def uses_preference(self) -> bool:
-        return "preference" in self.supplied
+        return "preference" in self.supplied or self.multiplies
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it multiplies task vectors by numbers, so that recipes may give these, of any sign."""
+        return "multipliers" in self.supplied
 
     def rule(
         self,
@@ -150,7 +155,11 @@ class MergeMethod:
         """
         if self.form == "linear":
             return _weighted_rule(self.coefficients(chunks.num_tasks, preference, options))
-        supplied = {"preference": preference, "generator": generator}
+        supplied = {
+            "preference": preference,
+            "multipliers": _multipliers(preference),
+            "generator": generator,
+        }
         call = {name: supplied[name] for name in self.supplied} | dict(options)
         if self.form == "elementwise":
             return _elementwise_rule(self.function, call)
@@ -159,6 +168,14 @@ class MergeMethod:
                 return _whole_tensor_rule(self.function, chunks, shape, call)
             rule: Rule = self.function(chunks, **call)
             return rule
+
+    def multipliers(
+        self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
+    ) -> tuple[float, ...] | None:
+        """Return what multiplies each task vector, the scaling coefficient aside; None if no number does."""
+        if self.form == "linear":
+            return self.coefficients(num_tasks, preference, options)
+        return _multipliers(preference) if self.multiplies else None
 
     def coefficients(
         self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
@@ -176,7 +193,8 @@ class MergeMethod:
         where = f"method {self.name}"
         if self.form != "linear":
             raise RecipeError("the method is not linear", where=where, expected=", ".join(linear_names()))
-        call = ({"preference": preference} if self.uses_preference else {}) | dict(options)
+        supplied = {"preference": preference, "multipliers": _multipliers(preference)}
+        call = {name: supplied[name] for name in self.supplied} | dict(options)
         with _failures(where):
             found = tuple(float(value) for value in self.function(num_tasks, **call))
         if len(found) != num_tasks or not all(map(math.isfinite, found)):
@@ -184,6 +202,11 @@ class MergeMethod:
                 f"the method returned {found}", where=where, expected=f"{num_tasks} finite numbers"
             )
         return found
+
+
+def _multipliers(preference: tuple[float, ...]) -> tuple[float, ...]:
+    """Return weights times the number of tasks: ones where all tasks weigh the same."""
+    return tuple(weight * len(preference) for weight in preference)
 
 
 @contextmanager
@@ -274,7 +297,9 @@ def merge_method(
 
     Keyword-only arguments of the function become recipe options, checked by pydantic
     (`Annotated[float, Field(gt=0)]` works); arguments named `preference` (tuple of floats) or
-    `generator` (`CounterGenerator`) are supplied by the merge.
+    `generator` (`CounterGenerator`) are supplied by the merge. One named `multipliers`, in place of
+    `preference`, gets the preference times the number of tasks, or the coefficients that a recipe gives,
+    which may have any sign.
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -336,6 +361,11 @@ def surveys_model(method: Mapping[str, Any]) -> bool:
 def linear_names() -> tuple[str, ...]:
     """Return the names of the built-in methods that are linear."""
     return tuple(name for name in METHODS.built_in if get_method(name).form == "linear")
+
+
+def multiplying_names() -> tuple[str, ...]:
+    """Return the names of the built-in methods that take coefficients."""
+    return tuple(name for name in METHODS.built_in if get_method(name).multiplies)
 
 
 def get_method(name: str) -> MergeMethod:

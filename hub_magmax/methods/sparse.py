@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from hub_magmax.methods.linear import task_arithmetic
 from hub_magmax.methods.registry import Paper, Rule, merge_method, preferred
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def ties(
 def dare(
     chunks: "Chunks",
     *,
-    preference: tuple[float, ...],
+    multipliers: tuple[float, ...],
     generator: "CounterGenerator",
     density: Density = 0.8,
 ) -> Rule:
@@ -92,12 +91,9 @@ def dare(
     from hub_magmax.methods import draws
 
     probability = draws.probability(density)
-    multipliers = np.array(
-        [multiplier / probability for multiplier in task_arithmetic(chunks.num_tasks, preference=preference)],
-        np.float32,
-    )
+    rescaled = np.array([multiplier / probability for multiplier in multipliers], np.float32)
     draw = _draw(chunks, density, generator)
-    return Rule(DROPPED, per_element=draw, per_task=(multipliers,))
+    return Rule(DROPPED, per_element=draw, per_task=(rescaled,))
 
 
 @merge_method("dare_ties", source=_DARE, scaling=1.0, form="rule", uses=preferred)
@@ -141,7 +137,7 @@ def _draw(
 def breadcrumbs(
     chunks: "Chunks",
     *,
-    preference: tuple[float, ...],
+    multipliers: tuple[float, ...],
     density: Density = 0.15,
     outliers: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.006,
     scope: Scope = "tensor",
@@ -165,11 +161,11 @@ def breadcrumbs(
     removed = math.floor(_as_written(outliers) * num_elements)
     keep = math.ceil(_as_written(density) * num_elements)
     ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
-    multipliers = np.array(task_arithmetic(chunks.num_tasks, preference=preference), np.float32)
+    factors = np.array(multipliers, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
         most, least = thresholds
-        return Rule(BAND, per_task=(least, most, multipliers))
+        return Rule(BAND, per_task=(least, most, factors))
 
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 

@@ -64,6 +64,17 @@ def _accepted(finding: Finding, plan: Plan) -> str:
     return f" (accepted as {finding.name})" if finding.is_fault and finding.name in plan.in_spite_of else ""
 
 
+def coefficients(plan: Plan) -> dict[str, float] | None:
+    """Return what each task vector is multiplied by in the end, by task; None if no number does it."""
+    lock = plan.lock
+    options = {key: value for key, value in lock.method.items() if key not in ("name", "scaling")}
+    method = methods.get_method(lock.method["name"])
+    found = method.multipliers(len(lock.tasks), lock.weights, options)
+    if found is None:
+        return None
+    return {name: lock.method["scaling"] * number for name, number in zip(lock.tasks, found, strict=True)}
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the summary that `plan --json` prints."""
     merged = [job for job in plan.jobs if job.merged]
@@ -72,6 +83,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "method": dict(plan.lock.method),
         "preference": dict(plan.lock.preference.weights),
+        "coefficients": coefficients(plan),
         "tensors_merged": len(merged),
         "tensors_copied": len(copied),
         "tensors_left_out": list(plan.left_out),
@@ -111,6 +123,8 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
     yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
     yield "preference", f"{weights} ({lock.preference.kind})"
+    if found := coefficients(plan):
+        yield "coefficients", ", ".join(f"{name} {number:.4g}" for name, number in found.items())
 
 
 def _tensors(plan: Plan) -> Iterator[Row]:

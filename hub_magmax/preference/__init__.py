@@ -39,6 +39,8 @@ def resolve_preference(
     preference, tasks = recipe.preference, recipe.task_names
     if preference is None:
         return explicit.resolved("uniform", tasks, [1.0] * len(tasks))
+    if preference.coefficients is not None:
+        return explicit.coefficients(preference.coefficients, tasks)
     if not preference.is_estimated:
         masses = explicit.KINDS[preference.kind](preference.spec, tasks)
         return explicit.resolved(preference.kind, tasks, masses)

@@ -1,4 +1,4 @@
-"""Preferences written by hand: weights by name, and schedules over the order of the tasks.
+"""Preferences written by hand: weights or coefficients by name, and schedules over the order of the tasks.
 
 The paper (arXiv:2605.20803) moves accuracy from the first task to the last by one coefficient
 whose formula is not public; the schedules here are ours, and their form is not the paper's.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.lockfile import ResolvedPreference
+from hub_magmax.recipe.lockfile import COEFFICIENTS, ResolvedPreference
 from hub_magmax.recipe.preferences import Power, Schedule
 
 
@@ -32,6 +32,11 @@ def normalise(masses: Sequence[float]) -> tuple[float, ...]:
             hint="With many tasks use a ratio nearer to 1.",
         )
     return tuple(masses) if abs(total - 1) <= 1e-6 else tuple(mass / total for mass in masses)
+
+
+def coefficients(spec: Mapping[str, float], tasks: Sequence[str]) -> ResolvedPreference:
+    """Return what each task vector is multiplied by, as written; tasks that are not named get zero."""
+    return ResolvedPreference({task: float(spec.get(task, 0.0)) for task in tasks}, COEFFICIENTS)
 
 
 def weights(spec: Mapping[str, float], tasks: Sequence[str]) -> list[float]:

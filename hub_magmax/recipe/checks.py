@@ -14,13 +14,14 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import KeyPath, Problem, explain
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
-from hub_magmax.text import holds_token, nearest, shown
+from hub_magmax.text import holds_token, listed, nearest, shown
 
 
 def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
@@ -133,8 +134,8 @@ def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
 
 
 def _names_in(preference: Preference, path: KeyPath) -> Iterator[Problem]:
-    if preference.weights is not None:
-        yield from (((*path, "weights", name), name) for name in preference.weights)
+    if preference.kind in ("weights", COEFFICIENTS):
+        yield from (((*path, preference.kind, name), name) for name in preference.spec)
     elif preference.is_estimated:
         for key in ("classes", "train", "towards"):
             names = getattr(preference.spec, key, None) or ()
@@ -159,19 +160,68 @@ def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
         if preference.is_estimated:
             written[*prefix, preference.kind, "towards"] = preference.spec.towards
         for path, weights in written.items():
-            if weights is not None and abs(math.fsum(weights.values()) - 1) > 1e-6:
-                yield path, _wrong_sum(weights)
+            yield from _share_problems(path, weights or {}, recipe.method.name)
+
+
+def _share_problems(path: KeyPath, weights: Mapping[str, float], method: str) -> Iterator[Problem]:
+    """Return why weights are no shares, and how to say what may be meant."""
+    negative = next((name for name, value in weights.items() if value < 0), None)
+    if negative is not None:
+        instead = "" if _multiplies(method) else f" and method: {methods.multiplying_names()[0]}"
+        yield (
+            (*path, negative),
+            f"{weights[negative]:g} is no share of the tasks; to subtract a task, multiply the task vectors "
+            f"by coefficients: {_as_coefficients(weights)}{instead}",
+        )
+    elif weights and abs(math.fsum(weights.values()) - 1) > 1e-6:
+        yield path, _wrong_sum(weights, method)
+
+
+def _wrong_sum(weights: Mapping[str, float], method: str) -> str:
+    total = math.fsum(weights.values())
+    text = f"the weights sum to {total:.6g}, expected 1"
+    if not total:
+        return text
+    shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items())
+    text += f"; in the same proportions: {{{shares}}}"
+    if _multiplies(method):
+        text += f"; to multiply the task vectors by the numbers as they are: {_as_coefficients(weights)}"
+    return text
+
+
+def _as_coefficients(weights: Mapping[str, float]) -> str:
+    written = ", ".join(f"{name}: {value!r}".removesuffix(".0") for name, value in weights.items())
+    return f"preference: {{coefficients: {{{written}}}}}"
+
+
+def _data_problems(recipe: Recipe) -> Iterator[Problem]:
+    for prefix, preference in _preferences(recipe):
         if isinstance(preference.spec, DistanceEstimate):
             missing = [name for name in recipe.task_names if name not in preference.spec.train]
             if missing:
                 yield (*prefix, preference.kind, "train"), f"there is no data for {', '.join(missing)}"
 
 
-def _wrong_sum(weights: Mapping[str, float]) -> str:
-    total = math.fsum(weights.values())
-    shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items() if total)
-    hint = f"; in the same proportions: {{{shares}}}" if shares else ""
-    return f"the weights sum to {total:.6g}, expected 1{hint}"
+def _multiplies(method: str) -> bool:
+    with suppress(RecipeError):
+        return method != AUTO and methods.get_method(method).multiplies
+    return False  # reported with the name
+
+
+def _coefficient_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Return where coefficients are given to what needs shares of the tasks."""
+    takers = listed(methods.multiplying_names())
+    for path, preference in _preferences(recipe):
+        if preference.coefficients is None:
+            continue
+        if path != ("preference",) or recipe.method.is_auto:
+            yield (*path, "coefficients"), "a comparison tries methods that need shares: use weights"
+        elif not _multiplies(recipe.method.name):
+            yield (
+                (*path, "coefficients"),
+                f"{recipe.method.name} needs shares of the tasks, which are weights; {takers} take "
+                "coefficients",
+            )
 
 
 def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -232,6 +282,8 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _reference_problems,
     _name_problems,
     _weight_problems,
+    _data_problems,
+    _coefficient_problems,
     _comparison_problems,
     _search_problems,
     _output_problems,

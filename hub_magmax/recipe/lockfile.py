@@ -87,12 +87,17 @@ class LockedSource:
         return f"{name}/{self.part}" if self.part else name
 
 
+#: Kind of a preference whose numbers multiply the task vectors.
+COEFFICIENTS = "coefficients"
+
+
 @dataclass(frozen=True)
 class ResolvedPreference:
     """The preference as numbers.
 
     Attributes:
-        weights: By task name, in task order; non-negative, summing to 1.
+        weights: By task name, in task order; non-negative, summing to 1. Of the kind `coefficients` any
+            numbers.
         kind: The recipe's kind of preference, or `uniform` where it names none.
         data_fingerprint: Digest of the examples that were used, or None.
         explanation: Facts of the estimate, as plain values for people and the card.
@@ -104,6 +109,15 @@ class ResolvedPreference:
     data_fingerprint: str | None = None
     explanation: Mapping[str, Any] = field(default_factory=dict, hash=False)
     spec_digest: str = ""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How much each task matters, summing to 1: one that is subtracted does not."""
+        if self.kind != COEFFICIENTS:
+            return dict(self.weights)
+        added = {task: max(number, 0.0) for task, number in self.weights.items()}
+        total = sum(added.values())
+        return {task: number / total if total else 1 / len(added) for task, number in added.items()}
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,14 @@ class Lock:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        return tuple(self.preference.weights[name] for name in self.tasks)
+        """One weight per task; where coefficients are given, these over the number of tasks.
+
+        Methods that take coefficients multiply task vectors by the weight times the number of tasks.
+        """
+        found = tuple(self.preference.weights[name] for name in self.tasks)
+        if self.preference.kind != COEFFICIENTS:
+            return found
+        return tuple(number / len(found) for number in found)
 
     @property
     def digest(self) -> str:

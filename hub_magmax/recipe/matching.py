@@ -8,6 +8,7 @@ from hub_magmax import methods
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
 
@@ -37,13 +38,15 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         )
 
 
-def locked_method(written: Method) -> dict[str, Any]:
+def locked_method(written: Method, preference: Preference | None = None) -> dict[str, Any]:
     """Return a method with its scaling coefficient and every option filled in.
 
-    In place of `auto`, which only a comparison can fill in, stands the default.
+    In place of `auto`, which only a comparison can fill in, stands the default. Coefficients count as they
+    are written: with them the default is 1.
     """
     method = methods.get_method(Method().name if written.name == AUTO else written.name)
-    scaling = method.scaling if written.scaling in (None, AUTO) else written.scaling
+    default = 1.0 if preference is not None and preference.coefficients is not None else method.scaling
+    scaling = default if written.scaling in (None, AUTO) else written.scaling
     options = methods.check_options(method, written.options)
     return {"name": method.name, "scaling": scaling, **options}
 
@@ -51,12 +54,12 @@ def locked_method(written: Method) -> dict[str, Any]:
 def _method_fits(recipe: Recipe, locked: Lock) -> bool:
     """Say whether the locked method is the recipe's, or was chosen by the comparison it asks for."""
     if not recipe.method.is_auto:
-        return dict(locked.method) == locked_method(recipe.method)
+        return dict(locked.method) == locked_method(recipe.method, recipe.preference)
     if locked.chosen.get("spec_digest") != comparison_digest(recipe):
         return False
     if recipe.method.name == AUTO:
         return True
-    written = locked_method(recipe.method)
+    written = locked_method(recipe.method, recipe.preference)
     return {**locked.method, "scaling": None} == {**written, "scaling": None}
 
 

@@ -13,6 +13,7 @@ from pydantic import (
 
 from hub_magmax.recipe.values import (
     MAX_TASKS,
+    Coefficients,
     Data,
     Label,
     Number,
@@ -149,10 +150,18 @@ class Search(Estimate):
     budget: Annotated[int, Field(ge=2)] = 60
 
 
-class Preference(Spec):
-    """How much each task matters: exactly one kind."""
+_NOT_NEGATIVE = WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": 0}})
 
-    weights: TaskWeights | None = None
+
+class Preference(Spec):
+    """How much each task matters: exactly one kind.
+
+    `weights` are shares, which sum to 1; `coefficients` are what each task vector is multiplied by.
+    """
+
+    # Weights below zero are refused by a check of the whole recipe, which knows what was meant.
+    weights: Annotated[Coefficients | None, _NOT_NEGATIVE] = None
+    coefficients: Coefficients | None = None
     geometric: Schedule | None = None
     linear: Schedule | None = None
     power: Power | None = None

@@ -149,4 +149,7 @@ Share = Annotated[Number, Field(gt=0, lt=1)]
 
 Positive = Annotated[Number, Field(gt=0)]
 
+#: A number of any sign per task.
+Coefficients = Annotated[dict[TaskName, Number], Field(max_length=MAX_TASKS)]
+
 TaskWeights = Annotated[dict[TaskName, Annotated[Number, Field(ge=0)]], Field(max_length=MAX_TASKS)]

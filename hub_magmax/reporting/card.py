@@ -82,7 +82,7 @@ def render_card(
     if repo_id is not None:
         output = recipe.output.model_copy(update={"push_to_hub": repo_id})
         named = recipe.model_copy(update={"output": output})
-    rows = task_tradeoffs(scores, {task: lock.preference.weights[task] for task in lock.tasks})
+    rows = task_tradeoffs(scores, lock.preference.shares)
     unit = Unit(scores.is_share if scores else True)
     facts = {
         "title": model_name(named),

@@ -47,7 +47,7 @@ def write_card(
         write_scores(scores, output)
         from hub_magmax.reporting.figures import draw_tradeoff
 
-        draw_tradeoff(scores, locked.preference.weights, output / PICTURE_NAME)
+        draw_tradeoff(scores, locked.preference.shares, output / PICTURE_NAME)
     card = output / CARD_NAME
     if not (keep_edited and is_edited(card)):
         picture = PICTURE_NAME if scores is not None else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import Markdown, code, listed
 
@@ -19,7 +19,7 @@ def headline(
 ) -> Markdown:
     """Return models, method, preference and change of the scores as one sentence."""
     checkpoints = f"{len(rows)} checkpoints" if len(rows) > 1 else "One checkpoint"
-    wanted = _asked(rows) + (", which the method ignores" if ignored else "")
+    wanted = _asked(lock, rows) + (", which the method ignores" if ignored else "")
     cost = _cost(rows, scores.metric, unit) if scores else "what it cost was not evaluated"
     base = code(lock.base_model.label)
     return Markdown(
@@ -27,7 +27,10 @@ def headline(
     )
 
 
-def _asked(rows: Sequence[Tradeoff]) -> str:
+def _asked(lock: Lock, rows: Sequence[Tradeoff]) -> str:
+    if lock.preference.kind == COEFFICIENTS:
+        numbers = [f"{code(task)} {number:.4g}" for task, number in lock.preference.weights.items()]
+        return f"the coefficients {listed(numbers, _MAX_NAMED)}"
     if len({row.preference for row in rows}) == 1 and len(rows) > 1:
         return f"the same preference for each of {listed([code(row.task) for row in rows], _MAX_NAMED)}"
     first = sorted(rows, key=lambda row: -row.preference) if len(rows) > _MAX_NAMED else rows
