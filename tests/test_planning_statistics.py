@@ -13,7 +13,7 @@ from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.planning.globs import globs_over
+from hub_magmax.planning.globs import settling_globs
 from hub_magmax.planning.statistics import kind_of, shares_of
 from hub_magmax.planning.summary import describe, explain, notices
 from hub_magmax.recipe.loading import load_recipe
@@ -243,6 +243,6 @@ def test_other_integers_that_differ_are_told_together_and_the_advice_settles_the
 
 def test_globs_match_the_group_and_nothing_else():
     every = ["l.0.a", "l.1.a", "l.2.a", "l.0.b", "m[0]", "m0"]
-    assert globs_over(["l.0.a", "l.1.a", "l.2.a"], every) == ["l.*.a"]
-    assert globs_over(["l.0.a", "l.1.a"], every) == ["l.0.a", "l.1.a"]
-    assert globs_over(["m[0]"], every) == ["m[[]0]"]
+    assert settling_globs(["l.0.a", "l.1.a", "l.2.a"], every) == ["l.*.a"]
+    assert settling_globs(["l.0.a", "l.1.a"], every) == ["l.0.a", "l.1.a"]
+    assert settling_globs(["m[0]"], every) == ["m[[]0]"]

@@ -51,7 +51,7 @@ class Matching:
 
     Attributes:
         pairs: The second's name by the first's.
-        doubtful: Patterns of the first's names that fit several patterns of the second's equally well.
+        doubtful: Names of the first's that fit several of the second's equally well, with those.
     """
 
     pairs: Mapping[str, str] = field(default_factory=dict)
@@ -90,16 +90,16 @@ def match_names(own: Tensors, base: Tensors) -> Matching:
     found |= _by_first_segment(_without(left_own, found), _without(left_base, found.values()))
     found |= {name: name for name in same}
     pairs = {stored_own[one]: stored_base[other] for one, other in found.items()}
-    return Matching(pairs, _patterns(_without(doubtful, found)))
+    left = _without(doubtful, found)
+    return Matching(
+        pairs,
+        {stored_own[one]: tuple(stored_base[other] for other in others) for one, others in left.items()},
+    )
 
 
 def _without(values: Mapping[str, Value], names: Iterable[str]) -> dict[str, Value]:
     taken = set(names)
     return {name: value for name, value in values.items() if name not in taken}
-
-
-def _patterns(doubtful: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    return {collapsed(name)[0]: tuple(collapsed(one)[0] for one in found) for name, found in doubtful.items()}
 
 
 def _by_plain_name(tensors: Tensors) -> dict[str, str]:

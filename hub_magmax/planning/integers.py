@@ -27,11 +27,12 @@ def check_integers(plan: Plan, sources: Mapping[str, TensorSource]) -> None:
     names = list(dict.fromkeys(name for name, _ in differing))
     labels = list(dict.fromkeys(label for _, label in differing))
     every_name = {name for source in sources.values() for name in source.index.tensors}
+    rules = ", ".join(rules_for(names, every_name, "base_model"))
     raise MismatchError(
         f"integers differ from the base model's: {listed([shown(name) for name in names], 3)}",
         where=listed(labels, 5),
         expected="the same counts or positions everywhere, since they cannot be merged",
-        hint=f"Say which to take, the base model's or a task's: {rules_for(names, every_name, 'base_model')}",
+        hint=f"Say which to take, the base model's or a task's: tensors: [{rules}]",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -13,16 +12,15 @@ from hub_magmax.checkpoints.index import (
     CheckpointIndex,
     TensorInfo,
 )
-from hub_magmax.checkpoints.recognition import unlike
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.budget import budget_of
+from hub_magmax.planning.mismatch import refuse_differences
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, own_tensors, refuse_lacking, with_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
-from hub_magmax.text import listed, shown
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -43,7 +41,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     rules = recipe.tensors
     check_globs(indexes.values(), rules)
     refuse_lacking(lock, indexes, rules)
-    _check_names(indexes, rules)
+    refuse_differences(indexes, rules)
     base = indexes["base_model"].tensors
     names = [*base, *_added_names(indexes, rules)]
     decided = [(name, rule_for(name, rules)) for name in names]
@@ -124,53 +122,6 @@ def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...])
             )
 
 
-def _check_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
-    base = indexes["base_model"]
-    for index in indexes.values():
-        missing = _only_in(base, index, rules)
-        extra = _only_in(index, base, rules)
-        if missing or extra:
-            raise _name_mismatch(index.label, base.label, missing, extra)
-
-
-def _only_in(one: CheckpointIndex, other: CheckpointIndex, rules: tuple[GlobRule, ...]) -> list[str]:
-    """Return the tensors of one checkpoint that the other one lacks and should have."""
-    return [
-        name
-        for name, info in one.tensors.items()
-        if name not in other.tensors and not rule_for(name, rules) and not may_lack(info)
-    ]
-
-
-def _name_mismatch(label: str, base: str, missing: list[str], extra: list[str]) -> MismatchError:
-    facts = []
-    if missing:
-        facts.append(f"lacks {_named(missing)} of the base model")
-    if extra:
-        facts.append(f"has {_named(extra)} that the base model lacks")
-    name = (missing or extra)[0]
-    take = "base_model" if missing else "nothing"
-    return MismatchError(
-        " and ".join(facts),
-        where=label,
-        expected=f"the tensors of {base}",
-        hint=f"Check that it was fine-tuned from this base model; if the difference is meant, add to the "
-        f"recipe: tensors: [{{match: {json.dumps(name)}, take: {take}}}]",
-    )
-
-
-def _token_rows_hint(tensor: TensorInfo, base: TensorInfo) -> str:
-    """Return what to write if the rows are tokens' and the vocabularies differ, as after adding tokens."""
-    if len(base.shape) != 2 or tensor.shape[1:] != base.shape[1:]:
-        return ""
-    return f"; if its rows are tokens, averaged by their strings: token_rows: [{json.dumps(base.name)}]"
-
-
-def _named(names: list[str]) -> str:
-    found = listed([shown(name) for name in names], 3)
-    return f"tensor {found}" if len(names) == 1 else f"{len(names)} tensors ({found})"
-
-
 def _job(
     name: str,
     rule: GlobRule | None,
@@ -199,8 +150,6 @@ def _job_without_rule(
     name = base.name
     kind = kind_of(base)
     lacking = _lacking(name, indexes)
-    if kind is None or not kind.is_copied:
-        _check_all_same(base, indexes)
     if kind is not None:
         unread = averaged if kind.source == MEAN else lacking
         return replace(_copy(base, kind.source, kind.reason, dtype), unread=unread)
@@ -216,44 +165,11 @@ def _lacking(name: str, indexes: Mapping[str, CheckpointIndex]) -> tuple[str, ..
     return tuple(source for source, index in indexes.items() if name not in index.tensors)
 
 
-def _check_all_same(base: TensorInfo, indexes: Mapping[str, CheckpointIndex]) -> None:
-    for index in indexes.values():
-        if base.name in index.tensors:
-            _check_same(base, index, indexes["base_model"].label)
-
-
 def _copy(info: TensorInfo, source: str, reason: str, dtype: str) -> TensorJob:
     # A cast of the whole model includes its copied weights, but never counts or packed formats.
     cast = dtype != "auto" and info.dtype in MERGEABLE_DTYPES
     out = OUTPUT_DTYPES[dtype] if cast else info.dtype
     return TensorJob(info.name, info.shape, out, info.num_elements, source, reason)
-
-
-def _check_same(base: TensorInfo, index: CheckpointIndex, base_label: str) -> None:
-    tensor = index.tensors[base.name]
-    where = f"{index.label}, tensor {base.name!r}"
-    if found := unlike(tensor, base):
-        raise MismatchError(found.what, where=where, expected=found.expected, hint=found.step)
-    rule = f"tensors: [{{match: {json.dumps(base.name)}, take: base_model}}]"
-    if tensor.shape != base.shape:
-        raise MismatchError(
-            f"shape {list(tensor.shape)}",
-            where=where,
-            expected=f"{list(base.shape)} as in {base_label}",
-            hint=f"To keep one of them whole, add to the recipe: {rule} (or a task's name in place of "
-            f"base_model, or nothing to leave it out){_token_rows_hint(tensor, base)}",
-        )
-    kinds = [MERGEABLE_DTYPES, EXACT_DTYPES]
-    if not any(tensor.dtype in kind and base.dtype in kind for kind in kinds) or (
-        base.dtype in EXACT_DTYPES and tensor.dtype != base.dtype
-    ):
-        others = "" if tensor.dtype == base.dtype else f" with {base.dtype} of {base_label}"
-        raise MismatchError(
-            f"dtype {tensor.dtype} cannot be merged{others}",
-            where=where,
-            expected=f"one of {', '.join(MERGEABLE_DTYPES)} everywhere, or the same integers everywhere",
-            hint=f"To keep the tensor as it is, add to the recipe: {rule}",
-        )
 
 
 def _layout(jobs: list[TensorJob], shard_size: int, stem: str) -> tuple[Shard, ...]:

@@ -1,0 +1,221 @@
+"""Checkpoints that do not fit each other: all that differs at once, with rules that settle it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hub_magmax.checkpoints.index import EXACT_DTYPES, MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
+from hub_magmax.checkpoints.recognition import Finding, unlike
+from hub_magmax.errors import MismatchError
+from hub_magmax.planning.globs import grouped, rules_for
+from hub_magmax.planning.lookalikes import lookalikes
+from hub_magmax.planning.statistics import kind_of, may_lack
+from hub_magmax.recipe.schema import GlobRule
+from hub_magmax.text import listed, shown
+
+#: Patterns of names, or tensors, that are shown of one group.
+_MOST_SHOWN = 3
+
+_IF_MEANT = "Check that it was fine-tuned from this base model; if the difference is meant"
+_TO_KEEP = "To keep one of them whole"
+_AS_IT_IS = "To keep the tensor as it is"
+
+_KNOWN_DTYPES = frozenset((*MERGEABLE_DTYPES, *EXACT_DTYPES))
+
+Indexes = Mapping[str, CheckpointIndex]
+IsRuled = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """A group of tensors that one checkpoint has otherwise than the base model.
+
+    Attributes:
+        label: Name of the checkpoint.
+        what: What it has, as a clause.
+        names: Of the tensors.
+        take: What a rule about them takes; empty where a rule would lose something.
+        step: Start of the sentence with the rules, or all of it where there are none.
+        alone: The fact about a tensor that is the only one: what it has, and what was expected.
+    """
+
+    label: str
+    what: str
+    names: tuple[str, ...]
+    take: str
+    step: str
+    alone: tuple[str, str] | None = None
+
+
+def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule]) -> None:
+    """Raise MismatchError if tensors differ in name, shape or kind, and no rule is about them.
+
+    Args:
+        indexes: Of `base_model` and every task.
+        rules: The recipe's, for tensors.
+    """
+    base, is_ruled = indexes["base_model"], _ruled(indexes, rules).__contains__
+    facts = [
+        fact
+        for facts_of in (_names, _codes, _shapes, _dtypes)
+        for index in indexes.values()
+        for fact in facts_of(index, base, is_ruled)
+    ]
+    if facts:
+        raise _error(facts, base, indexes)
+
+
+def _ruled(indexes: Indexes, rules: Sequence[GlobRule]) -> set[str]:
+    """Return the names that rules are about."""
+    every_name = {name for index in indexes.values() for name in index.tensors} if rules else ()
+    return {name for name in every_name if any(rule.covers(name) for rule in rules)}
+
+
+def _names(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+    """Yield tensors that one side lacks; those that look like the other side's get no rule."""
+    missing, surplus = _lacking(base, index), _lacking(index, base)
+    alike = lookalikes(index, base, [name for name in missing if not is_ruled(name)], surplus, is_ruled)
+    aside = set[str]()
+    if alike is not None:
+        aside = {*alike.base, *alike.own}
+        yield _Fact(index.label, alike.what, tuple(aside), "", alike.step)
+    for names, what, take in (
+        (missing, "lacks {} of the base model", "base_model"),
+        (surplus, "has {} that the base model lacks", "nothing"),
+    ):
+        if left := tuple(name for name in names if name not in aside and not is_ruled(name)):
+            yield _Fact(index.label, what.format(_named(left)), left, take, _IF_MEANT)
+
+
+def _lacking(one: CheckpointIndex, other: CheckpointIndex) -> list[str]:
+    """Return the tensors of one checkpoint that the other lacks and should have."""
+    return [name for name, info in one.tensors.items() if name not in other.tensors and not may_lack(info)]
+
+
+def _pairs(
+    index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled
+) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+    """Yield tensors of both that are merged or have to agree and are not alike, if no rule is about them."""
+    for name, theirs in base.tensors.items():
+        own = index.tensors.get(name)
+        if own is None or (own.shape == theirs.shape and own.dtype == theirs.dtype in _KNOWN_DTYPES):
+            continue  # as nearly all are
+        kind = kind_of(theirs)
+        if not is_ruled(name) and not (kind and kind.is_copied):
+            yield own, theirs
+
+
+def _codes(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+    """Yield the tensors that are no values of the base model's, whatever a rule would say."""
+    found: dict[Finding, list[str]] = defaultdict(list)
+    for own, theirs in _pairs(index, base, is_ruled):
+        if finding := unlike(own, theirs):
+            found[finding].append(own.name)
+    for finding, names in found.items():
+        alone = (finding.what, finding.expected) if len(names) == 1 else None
+        yield _Fact(index.label, f"{_named(names)}: {finding.what}", tuple(names), "", finding.step, alone)
+
+
+def _values(
+    index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled
+) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+    """Yield the other tensors that are not alike."""
+    return (pair for pair in _pairs(index, base, is_ruled) if not unlike(*pair))
+
+
+def _shapes(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+    """Yield the tensors that have another shape."""
+    pairs = [(own, theirs) for own, theirs in _values(index, base, is_ruled) if own.shape != theirs.shape]
+    if pairs:
+        own, theirs = pairs[0]
+        each = [f"{shown(o.name)} {list(o.shape)}, not {list(t.shape)}" for o, t in pairs]
+        expected = f"{list(theirs.shape)} as in {base.label}"
+        what = f"has {_count(pairs)} of other shapes ({listed(each, _MOST_SHOWN)})"
+        names = tuple(own.name for own, _ in pairs)
+        alone = (f"shape {list(own.shape)}", expected) if len(pairs) == 1 else None
+        yield _Fact(index.label, what, names, "base_model", _TO_KEEP, alone)
+
+
+def _dtypes(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+    """Yield the tensors whose dtypes cannot be merged, by dtypes."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for own, theirs in _values(index, base, is_ruled):
+        if own.shape == theirs.shape and not _are_mergeable(own, theirs):
+            other = "" if own.dtype == theirs.dtype else f" with {theirs.dtype} of {base.label}"
+            found[f"dtype {own.dtype} cannot be merged{other}"].append(own.name)
+    expected = f"one of {', '.join(MERGEABLE_DTYPES)} everywhere, or the same integers everywhere"
+    for what, names in found.items():
+        alone = (what, expected) if len(names) == 1 else None
+        told = f"has {_named(names)} whose {what}"
+        yield _Fact(index.label, told, tuple(names), "base_model", _AS_IT_IS, alone)
+
+
+def _are_mergeable(own: TensorInfo, base: TensorInfo) -> bool:
+    if base.dtype in EXACT_DTYPES:
+        return own.dtype == base.dtype
+    return own.dtype in MERGEABLE_DTYPES and base.dtype in MERGEABLE_DTYPES
+
+
+def _error(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> MismatchError:
+    """Return one error for all facts, with the steps and the rules that settle them."""
+    hint = " ".join([*_steps(facts), *_settled(facts, base, indexes)])
+    if len(facts) == 1 and facts[0].alone:
+        what, expected = facts[0].alone
+        where = f"{facts[0].label}, tensor {facts[0].names[0]!r}"
+        return MismatchError(what, where=where, expected=expected, hint=hint)
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for fact in facts:
+        by_source[fact.label].append(fact.what)
+    sources: dict[str, list[str]] = defaultdict(list)
+    for label, texts in by_source.items():
+        sources[" and ".join(texts)].append(label)
+    told = [(", ".join(labels), text) for text, labels in sources.items()]
+    where, what = told[0] if len(told) == 1 else ("", "; ".join(f"{labels}: {text}" for labels, text in told))
+    return MismatchError(what, where=where, expected=f"the tensors of {base.label}", hint=hint)
+
+
+def _steps(facts: Sequence[_Fact]) -> Iterator[str]:
+    """Yield what to do about tensors that no rule is for."""
+    for step in dict.fromkeys(fact.step for fact in facts if not fact.take):
+        yield step if step.endswith(".") else f"{step}."
+
+
+def _settled(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> Iterator[str]:
+    """Yield a sentence with rules for all that rules can settle."""
+    every_name = {name for index in indexes.values() for name in index.tensors}
+    rules: list[str] = []
+    for take in ("base_model", "nothing"):
+        names = set[str]().union(*(fact.names for fact in facts if fact.take == take))
+        rules += rules_for(names, every_name, take)
+    if rules:
+        start = next(fact.step for fact in facts if fact.take)
+        yield f"{start}, add to the recipe: tensors: [{', '.join(rules)}]{_besides(facts, base, indexes)}."
+
+
+def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> str:
+    """Return what else tensors of other shapes allow, such as averaging rows by their tokens."""
+    resized = {name for fact in facts if fact.step == _TO_KEEP for name in fact.names}
+    if not resized:
+        return ""
+    tokens = [name for name in base.tensors if name in resized and _differs_in_rows(name, base, indexes)]
+    rows = f"; if the rows are tokens', averaged by their strings: token_rows: {json.dumps(tokens)}"
+    other = " (or a task's name in place of base_model, or nothing to leave it out)"
+    return other + (rows if tokens else "")
+
+
+def _differs_in_rows(name: str, base: CheckpointIndex, indexes: Indexes) -> bool:
+    """Say whether a matrix differs in the number of rows alone."""
+    shapes = {index.tensors[name].shape[1:] for index in indexes.values() if name in index.tensors}
+    return len(base.tensors[name].shape) == 2 and len(shapes) == 1
+
+
+def _count(items: Collection[object]) -> str:
+    return "1 tensor" if len(items) == 1 else f"{len(items):,} tensors"
+
+
+def _named(names: Sequence[str]) -> str:
+    found = listed([shown(pattern) for pattern in grouped(names)], _MOST_SHOWN)
+    return f"tensor {found}" if len(names) == 1 else f"{_count(names)} ({found})"
