@@ -118,9 +118,13 @@ def test_other_files_are_not(path):
 
 def test_files_that_a_configuration_names_by_path_are_needed():
     config = {"voices": {"a": {"prompt": "voices/a.npy", "style": "./voices/b.npy"}}, "state": "state.bin"}
-    files = dict.fromkeys(("voices/a.npy", "voices/b.npy", "voices/c.npy", "state.bin"), b"x")
+    config |= {"examples": "data/private.csv"}
+    names = ("voices/a.npy", "voices/b.npy", "voices/c.npy", "state.bin", "data/private.csv")
+    files = dict.fromkeys(names, b"x")
     found = needed(**{"speaker_embeddings_path.json": json.dumps(config).encode()}, **files)
     assert found == {"speaker_embeddings_path.json", "voices/a.npy", "voices/b.npy"}
+    trained = {"training_config.json": b'{"data": "data/private.txt"}', "data/private.txt": b"x"}
+    assert needed(**trained) == {"training_config.json"}
 
 
 @pytest.mark.parametrize("written", ["../secret.txt", "/etc/passwd", "a\\b.txt", "C:x.txt", "nul.txt", "", 7])

@@ -27,8 +27,15 @@ _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 #: Code that replaces `generate`, and what it says that it needs.
 _GENERATE_FILES = ("custom_generate/generate.py", "custom_generate/requirements.txt")
 
-#: Names of files whose values can name other files. Vocabularies, which can be large, hold none.
-_POINTING = re.compile(r"(.*config|modules|speaker_embeddings_path|.*processor|.*extractor|params)\.json")
+#: Files that loaders read and whose values can name other files. Vocabularies, which can be large, hold none.
+_POINTING = re.compile(
+    r"(config|(tokenizer|(video_)?preprocessor|processor|generation|open_clip|sentence_\w+)_config|modules|"
+    r"config_sentence_transformers|speaker_embeddings_path|params)\.json"
+)
+
+#: Files of data, which a configuration of a training may name, and no model needs.
+_DATA = re.compile(r".*\.(csv|tsv|jsonl|parquet|arrow|db|log)(\.\w+)?", re.IGNORECASE)
+
 _MAX_POINTING_BYTES = 1_000_000
 _MAX_CODE_BYTES = 5_000_000
 
@@ -169,7 +176,7 @@ class _Search:
 def _may_be_named(path: str) -> bool:
     """Say whether a file is copied where a configuration names it. Weights at the top are merged."""
     is_weights = path.endswith((".safetensors", ".index.json"))
-    return not is_never_copied(path) and ("/" in path or not is_weights)
+    return not (is_never_copied(path) or _DATA.fullmatch(path)) and ("/" in path or not is_weights)
 
 
 def _texts(value: Any) -> Iterator[str]:
