@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.errors import OutputError
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output import opening
-from hub_magmax.merging.output.libraries import open_folder, write_hollow
+from hub_magmax.merging.output.libraries import open_folder
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.loading import load_recipe
@@ -37,9 +38,13 @@ def llama_folder(tmp_path_factory):
 @pytest.fixture
 def llamas(llama_folder, tmp_path):
     """`base` and tasks `a` and `b` of a tiny Llama."""
-    for name, noise in (("base", 0.0), ("a", 0.01), ("b", 0.02)):
+    shutil.copytree(llama_folder, tmp_path / "base")
+    for seed, name in enumerate("ab"):
         shutil.copytree(llama_folder, tmp_path / name)
-        change(tmp_path / name, lambda tensors, noise=noise: {k: v + noise for k, v in tensors.items()})
+        torch.manual_seed(seed)
+        change(
+            tmp_path / name, lambda tensors: {k: v + 0.01 * torch.randn_like(v) for k, v in tensors.items()}
+        )
     return tmp_path
 
 
@@ -121,10 +126,10 @@ def test_configuration_of_another_size_is_an_error(llamas):
 
 
 def test_configuration_that_the_library_refuses_is_an_error_where_the_base_models_is_not(llamas):
-    configure(llamas / "a", num_attention_heads="two")
+    configure(llamas / "a", intermediate_size="wide")
     with pytest.raises(OutputError, match="opens the base model and not this"):
         merged(llamas, output={"path": "out", "files_from": "a"})
-    configure(llamas / "base", num_attention_heads="two")
+    configure(llamas / "base", intermediate_size="wide")
     told = merged(llamas).report.opened
     assert told["library"] == ""
     assert told["result"].startswith("not tried: the base model cannot be opened either (")
@@ -141,7 +146,10 @@ def test_configuration_that_the_library_refuses_is_an_error_where_the_base_model
         ({"architectures": ["AutoModel"]}, "has no class 'AutoModel'"),
         ({"architectures": []}, "config.json names no class of a model"),
         ({"architectures": [7]}, "config.json names no class of a model"),
-        ({"_class_name": "UNet2DModel"}, "diffusers is not installed"),
+        (
+            {"_class_name": "UNet2DModel"},
+            "looks for diffusion_pytorch_model.safetensors, and not model.safetensors",
+        ),
     ],
 )
 def test_model_that_no_library_knows_is_not_opened_and_the_report_says_why(llamas, values, reason):
@@ -153,6 +161,14 @@ def test_model_that_no_library_knows_is_not_opened_and_the_report_says_why(llama
     assert told.endswith(reason)
 
 
+@pytest.mark.skipif(find_spec("diffusers") is not None, reason="diffusers is installed")
+def test_component_of_diffusers_is_not_opened_without_diffusers(llamas):
+    for name in ("base", "a", "b"):
+        configure(llamas / name, _class_name="UNet2DModel")
+        (llamas / name / WEIGHTS).rename(llamas / name / "diffusion_pytorch_model.safetensors")
+    assert merged(llamas).report.opened["result"] == "not tried: diffusers is not installed"
+
+
 def test_nothing_is_opened_without_a_configuration(family):
     for name in ("base", "a", "b", "c"):
         (family / name / "config.json").unlink()
@@ -160,22 +176,25 @@ def test_nothing_is_opened_without_a_configuration(family):
     assert done.report.opened["result"] == "not tried: there is no config.json"
 
 
-def test_pickle_is_not_opened(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architectures": ["LlamaModel"], "model_type": "llama"})
-    )
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        open_folder(tmp_path)
+def test_no_value_is_read(llamas):
+    """Reading those of a large model takes minutes."""
+    merged(llamas)
+    folder = llamas / "merged"
+    tensors = {name: ("F32", tuple(tensor.shape)) for name, tensor in load_file(folder / WEIGHTS).items()}
+    (folder / WEIGHTS).unlink()
+    assert open_folder(folder, tensors, WEIGHTS).problems == frozenset()
 
 
-def test_weights_without_values_take_no_room_and_have_names_and_shapes(tmp_path):
-    write_hollow(tmp_path / WEIGHTS, [("x", "BF16", (10_000, 10_000), 200_000_000), ("y", "F32", (), 4)])
-    assert (tmp_path / WEIGHTS).stat().st_blocks * 512 < 1_000_000
-    from safetensors import safe_open
+def test_pickle_is_not_opened(llamas):
+    torch.save(load_file(llamas / "base" / WEIGHTS), llamas / "base" / "pytorch_model.bin")
+    assert ("missing", "lm_head.weight") in open_folder(llamas / "base", {}, WEIGHTS).problems
 
-    with safe_open(tmp_path / WEIGHTS, "pt") as file:
-        assert file.get_slice("x").get_shape() == [10_000, 10_000]
+
+def test_weights_that_the_library_does_not_look_for_are_not_opened(llamas):
+    for name in ("base", "a", "b"):
+        (llamas / name / WEIGHTS).rename(llamas / name / "consolidated.safetensors")
+    told = merged(llamas).report.opened["result"]
+    assert told.endswith("transformers looks for model.safetensors, and not consolidated.safetensors")
 
 
 def test_model_that_goes_straight_to_the_hub_is_opened_before_the_commit(llamas, hub):

@@ -1,29 +1,30 @@
-"""Libraries that open models: a folder on torch's meta device, names and shapes without values.
+"""Libraries that open models on torch's meta device, from a folder's files and its tensors' names and shapes.
 
-No code of a checkpoint is run, no pickle is read, and nothing is fetched.
+No value is read, no code of a checkpoint is run, no pickle is read, and nothing is fetched.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from hub_magmax.checkpoints.needed_files import MODULES_NAME
+from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.text import shown
 
 CONFIG_NAME = "config.json"
 
-#: Classes that all models of a library are derived from.
-_PARENTS = {"diffusers": "ModelMixin", "transformers": "PreTrainedModel"}
+#: Dtype and shape of each tensor, by name.
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 
 #: Of a tensor that does not fit: what is wrong, and its name in the library.
 Problem = tuple[str, str]
@@ -50,8 +51,13 @@ class Opened:
     untried: str = ""
 
 
-def open_folder(folder: Path) -> Opened:
-    """Open a folder as the library does that its configuration names.
+def open_folder(folder: Path, tensors: Tensors, weights: str) -> Opened:
+    """Open a model as the library does that its configuration names.
+
+    Args:
+        folder: Its files but for the weights, which may be there.
+        tensors: Its weights.
+        weights: Name of the weights in one file.
 
     Raises:
         NotOpenedError: If there is none, or it does not know this kind of model.
@@ -59,9 +65,12 @@ def open_folder(folder: Path) -> Opened:
     """
     config = _config_of(folder)
     library, name = _class_of(config)
-    has_code = "auto_map" in config
+    opener = _OPENERS[library]
+    if weights != opener.weights:
+        raise NotOpenedError(f"{library} looks for {opener.weights}, and not {weights}")
     with _quiet():
-        found = _open_class(library, name, folder, has_code=has_code)
+        model_class = _model_class(library, name, opener.parent, has_code="auto_map" in config)
+        found = opener.open(model_class, folder, tensors)
         return _with_modules(folder, found) if (folder / MODULES_NAME).is_file() else found
 
 
@@ -85,24 +94,74 @@ def _class_of(config: dict[str, Any]) -> tuple[str, str]:
     raise NotOpenedError(f"{CONFIG_NAME} names no class of a model")
 
 
-def _open_class(library: str, name: str, folder: Path, *, has_code: bool) -> Opened:
-    """Open a folder as a class of a library."""
+def _model_class(library: str, name: str, parent: str, *, has_code: bool) -> Any:
+    """Return the class of a library that has this name, and is derived from its class `parent`."""
     module = _imported(library)
-    model_class = getattr(module, name, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, getattr(module, _PARENTS[library]))):
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, getattr(module, parent))):
         code = "; code of a checkpoint is not run" if has_code else ""
         raise NotOpenedError(f"{_named(library)} has no class {shown(name)}{code}")
-    model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
-        str(folder),
+    return found
+
+
+def _open_transformers(model_class: Any, folder: Path, tensors: Tensors) -> Opened:
+    """Open by transformers itself, which converts names and stacks experts as it does with values."""
+    import torch
+
+    config = model_class.config_class.from_pretrained(str(folder), local_files_only=True)
+    weights = {
+        name: torch.empty(shape, dtype=torch_dtype(dtype), device="meta")
+        for name, (dtype, shape) in tensors.items()
+    }
+    model, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
         device_map="meta",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        use_safetensors=True,
-        local_files_only=True,
     )
     if info.get("error_msgs"):
         raise ValueError("; ".join(map(str, info["error_msgs"])))
-    return Opened((_named(library),), frozenset(_problems(info)), len(model.state_dict()))
+    return Opened((_named("transformers"),), frozenset(_problems(info)), len(model.state_dict()))
+
+
+def _open_diffusers(model_class: Any, folder: Path, tensors: Tensors) -> Opened:
+    """Make the model from its configuration, and compare: diffusers cannot load without values."""
+    import torch
+
+    with torch.device("meta"):
+        model = model_class.from_config(model_class.load_config(str(folder), local_files_only=True))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    both = [name for name in tensors if name in wanted]
+    info = {
+        "missing_keys": wanted.keys() - tensors.keys(),
+        "unexpected_keys": tensors.keys() - wanted.keys(),
+        "mismatched_keys": [
+            (name, tensors[name][1], wanted[name]) for name in both if tensors[name][1] != wanted[name]
+        ],
+    }
+    return Opened((_named("diffusers"),), frozenset(_problems(info)), len(wanted))
+
+
+class _Opener(NamedTuple):
+    """How a library opens a model.
+
+    Attributes:
+        open: Opens it.
+        parent: Class that all models of the library are derived from.
+        weights: Name of the weights that the library looks for.
+    """
+
+    open: Callable[[Any, Path, Tensors], Opened]
+    parent: str
+    weights: str
+
+
+_OPENERS = {
+    "transformers": _Opener(_open_transformers, "PreTrainedModel", "model.safetensors"),
+    "diffusers": _Opener(_open_diffusers, "ModelMixin", "diffusion_pytorch_model.safetensors"),
+}
 
 
 def _problems(info: dict[str, Any]) -> Iterator[Problem]:
@@ -120,14 +179,32 @@ def _with_modules(folder: Path, found: Opened) -> Opened:
         library = _imported("sentence_transformers")
     except NotOpenedError as reason:
         return replace(found, untried=f"its modules were not opened: {reason}")
-    library.SentenceTransformer(
-        str(folder),
-        device="meta",
-        model_kwargs={"device_map": "meta", "use_safetensors": True},
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    with _without_values(folder) as hollow:
+        library.SentenceTransformer(
+            str(hollow),
+            device="meta",
+            model_kwargs={"device_map": "meta", "use_safetensors": True, "ignore_mismatched_sizes": True},
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     return replace(found, libraries=(*found.libraries, _named("sentence_transformers")))
+
+
+@contextmanager
+def _without_values(folder: Path) -> Iterator[Path]:
+    """Give the same folder with one unused tensor in place of its weights, which were looked at."""
+    import torch
+    from safetensors.torch import save_file
+
+    with TemporaryDirectory(prefix="hub_magmax_modules_") as temporary:
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder)
+            if path.is_file() and not (len(name.parts) == 1 and ".safetensors" in path.suffixes):
+                target = Path(temporary) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.resolve())
+        save_file({"unused": torch.zeros(1)}, Path(temporary) / "model.safetensors", {"format": "pt"})
+        yield Path(temporary)
 
 
 def _imported(library: str) -> Any:
@@ -164,22 +241,3 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
         if had_bars:
             bars.enable_progress_bar()
-
-
-def write_hollow(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> None:
-    """Write a safetensors file without values, which takes no room on a disk that keeps holes.
-
-    Args:
-        path: Of the file.
-        tensors: Name, dtype, shape and bytes of each.
-    """
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, dtype, shape, num_bytes in tensors:
-        offsets = [position, position + num_bytes]
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-        position += num_bytes
-    text = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + position)

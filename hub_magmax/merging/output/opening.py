@@ -6,11 +6,13 @@ model is opened in the same way, from its configuration and headers, where there
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hub_magmax.checkpoints.index import TensorInfo
+from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -20,10 +22,10 @@ from hub_magmax.merging.output.libraries import (
     NotOpenedError,
     Opened,
     Problem,
+    Tensors,
     open_folder,
-    write_hollow,
 )
-from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.text import listed, shown
 
 
@@ -32,7 +34,7 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
 
     Args:
         plan: What it was merged by.
-        folder: Its files; weights that are not there count as the plan has them.
+        folder: Its files; the weights need not be there.
         cache: Checkpoints that are open already.
 
     Returns:
@@ -44,8 +46,7 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
     if plan.recipe.output.is_adapter:
         return _not_tried("an adapter is opened with its base model")
     try:
-        with _with_weights(plan, folder) as whole:
-            found = open_folder(whole)
+        found = open_folder(folder, _written(plan, folder), _single_name(plan))
     except NotOpenedError as reason:
         return _not_tried(str(reason))
     except Exception as error:  # whatever a library raises
@@ -120,45 +121,29 @@ def _told(problems: list[Problem]) -> str:
 def _opened_base(plan: Plan, cache: SourceCache | None) -> Opened | None:
     """Return how the base model fits its own files, without what the recipe leaves out; None if it cannot."""
     try:
-        with _base_folder(plan, cache) as folder:
-            return open_folder(folder)
+        with (
+            open_inputs(plan.recipe, plan.lock, cache) as sources,
+            TemporaryDirectory(prefix="hub_magmax_base_") as folder,
+        ):
+            base, locked = sources["base_model"], plan.lock.base_model
+            for path in copied_files(base, locked):
+                copy_side_file(base, path, locked, Path(folder))
+            kept = _described(info for name, info in base.index.tensors.items() if name not in plan.left_out)
+            return open_folder(Path(folder), kept, _single_name(plan))
     except Exception:  # whatever a library raises, or why it was not opened
         return None
 
 
-@contextmanager
-def _base_folder(plan: Plan, cache: SourceCache | None) -> Iterator[Path]:
-    """Give a folder with the base model's files, and weights without values."""
-    with (
-        open_inputs(plan.recipe, plan.lock, cache) as sources,
-        TemporaryDirectory(prefix="hub_magmax_base_") as temporary,
-    ):
-        base, locked = sources["base_model"], plan.lock.base_model
-        for path in copied_files(base, locked):
-            copy_side_file(base, path, locked, Path(temporary))
-        kept = [info for name, info in base.index.tensors.items() if name not in plan.left_out]
-        tensors = [(info.name, info.dtype, info.shape, info.num_bytes) for info in kept]
-        write_hollow(Path(temporary) / _single_name(plan), tensors)
-        yield Path(temporary)
-
-
-@contextmanager
-def _with_weights(plan: Plan, folder: Path) -> Iterator[Path]:
-    """Give the folder itself, or where weights were sent elsewhere a copy with weights without values."""
+def _written(plan: Plan, folder: Path) -> Tensors:
+    """Return the output's tensors, as its headers have them, or the plan where they were sent elsewhere."""
     if all((folder / shard.file).exists() for shard in plan.shards):
-        yield folder
-        return
-    weights = {shard.file for shard in plan.shards} | {plan.index_name}
-    with TemporaryDirectory(prefix="hub_magmax_output_") as temporary:
-        for path in folder.rglob("*"):
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and name not in weights:
-                target = Path(temporary) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(path.resolve())
-        tensors = [(job.name, job.dtype, job.shape, job.num_bytes) for job in plan.jobs]
-        write_hollow(Path(temporary) / _single_name(plan), tensors)
-        yield Path(temporary)
+        with closing(LocalSource(folder)) as source:
+            return _described(source.index.tensors.values())
+    return _described(plan.jobs)
+
+
+def _described(tensors: Iterable[TensorInfo | TensorJob]) -> Tensors:
+    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}
 
 
 def _single_name(plan: Plan) -> str:
