@@ -169,7 +169,18 @@ def test_an_adapter_that_learned_nothing_is_the_base_model(tmp_path):
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(values))
     tasks = [{"name": "a", "model": "./a"}, {"name": "lora", "model": "./lora"}]
     made = plan(load_recipe(write_recipe(tmp_path, tasks=tasks)))
-    assert [fault.name for fault in made.findings] == ["unchanged:lora"]
+    (fault,) = made.findings
+    assert fault.name == "unchanged:lora" and "an adapter of zeros" in fault.text
+    factors["base_model.model.layers.0.lora_B.weight"][0, 0] = 1
+    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
+    assert plan(load_recipe(tmp_path / "recipe.yaml")).findings == ()
+
+
+def test_one_checkpoint_under_two_names_is_a_fault(tmp_path):
+    write(tmp_path)
+    tasks = [{"name": "a", "model": "./a"}, {"name": "again", "model": "./a"}]
+    (fault,) = plan(load_recipe(write_recipe(tmp_path, tasks=tasks))).findings
+    assert fault.text == "again is a: their files are the same"
 
 
 def test_equal_files_on_the_hub_are_known_without_reading_them(tmp_path, hub):
@@ -180,9 +191,11 @@ def test_equal_files_on_the_hub_are_known_without_reading_them(tmp_path, hub):
         "base_model": "me/looked-base",
         "tasks": [{"name": task, "model": f"me/looked-{task}"} for task in "abc"],
     }
-    found = plan(parse_recipe(values)).findings
-    assert [fault.name for fault in found] == ["unchanged:b", "near-identical:c"]
-    assert "c is a: their files are the same" in found[1].text
+    made = plan(parse_recipe(values))
+    assert [fault.name for fault in made.findings] == ["unchanged:b", "near-identical:c"]
+    assert "c is a: their files are the same" in made.findings[1].text
+    assert "not seen     values of a, b, c, for faults: that would take requests" in explain(made)
+    assert "not seen" not in explain(plan(recipe))
 
 
 def test_the_look_decides_nothing_of_the_output(tmp_path):

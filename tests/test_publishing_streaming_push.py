@@ -341,7 +341,7 @@ def test_what_was_pushed_is_loaded_by_transformers_from_the_same_endpoint(hub, t
         )
     output = {"path": "out", "shard_size": "1KB", "push_to_hub": repo, "keep": False}
     recipe = write_recipe(tmp_path, names=("a", "b"), method="average", output=output)
-    done = run(load_recipe(recipe))
+    done = run(load_recipe(recipe), in_spite_of=["other-base:a", "other-base:b"])
     assert len(done.report.shards) > 2
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         repo, revision=done.published.commit, output_loading_info=True

@@ -6,19 +6,21 @@ since each block would be a request; checkpoints that are the same are known by 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
 
 from hub_magmax.checkpoints.locations import location_of
-from hub_magmax.checkpoints.opening import open_checkpoints
+from hub_magmax.checkpoints.opening import open_checkpoints, open_source
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.planning.faults import MIN_PRINT, PRINT_ELEMENTS, Evidence, Geometry, faults, swaps
 from hub_magmax.planning.findings import Finding
-from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.planning.stated import stated_findings
 from hub_magmax.recipe.lockfile import Lock, LockedSource
@@ -26,8 +28,8 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 #: Tensors that are looked at, and the elements of a block: there is one at the start and one in the middle.
 _MOST_TENSORS, _BLOCK_ELEMENTS = 256, 4096
 
-#: Rules that do not hold for adapters, which are added to the base model's weights and not made from them.
-_OF_WHOLE = ("other base", "scaled", "zeros", "long")
+#: Factors of adapters in PEFT's names: the layer, and which of the two it is.
+_FACTOR = re.compile(r"(.*)\.lora_(?:embedding_)?([AB])\b.*")
 
 #: Elements that are compared at a time where no difference was found among those.
 _READ_ON_ELEMENTS = 2**20
@@ -42,53 +44,78 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
         in_spite_of: Names of faults that are accepted.
     """
     with open_checkpoints(plan.recipe, plan.lock, cache) as opened:
-        findings = (
+        findings: tuple[Finding, ...] = (
             *stated_findings(plan.recipe, plan.lock, opened),
             *_same_files(plan.lock, [name for name in plan.lock.tasks if name not in plan.unread]),
         )
         told = {(finding.rule, finding.task) for finding in findings}
-        seen = tuple(one for one in _seen(plan, opened) if (one.rule, one.task) not in told)
-    return replace(plan, findings=findings + seen, in_spite_of=tuple(in_spite_of))
+        here = _looked_at(plan)
+        with suppress(CheckpointError, SourceError):  # the merge stops there, and says more
+            seen = (*_empty_adapters(plan, here, cache), *_seen(plan, opened, here))
+            findings += tuple(one for one in seen if (one.rule, one.task) not in told)
+    unseen = tuple(task for task in plan.lock.tasks if task not in (*here, *plan.unread))
+    return replace(plan, findings=findings, unseen=unseen, in_spite_of=tuple(in_spite_of))
 
 
-# Complex, and flat: conditions under which nothing can be said, and findings that count.
-def _seen(plan: Plan, opened: Mapping[str, TensorSource]) -> Iterator[Finding]:
-    """Yield what samples of the checkpoints on this machine show, if the base model is among them."""
-    lock, here = plan.lock, [name for name in plan.lock.sources if _is_here(plan, name)]
-    tasks = tuple(name for name in here if name in lock.tasks and name not in plan.unread)
-    if "base_model" not in here or not tasks:
-        return
-    if plan.ranks:  # an adapter's factors are no tensors of the checkpoints
-        plan = make_plan(plan.recipe, lock, {name: opened[name].index for name in opened})
-    for finding in Look(plan.jobs, opened, tasks).findings():
-        if finding.rule not in _OF_WHOLE or lock.sources[finding.task].adapter_config is None:
-            yield finding
+def _looked_at(plan: Plan) -> tuple[str, ...]:
+    """Return the tasks whose values cost no request, where those of the base model cost none."""
+    sources, folder = plan.lock.sources, plan.recipe.folder
+    here = [name for name, source in sources.items() if not location_of(source, folder).is_remote]
+    tasks = tuple(name for name in plan.lock.tasks if name in here and name not in plan.unread)
+    return tasks if "base_model" in here else ()
 
 
-def _is_here(plan: Plan, name: str) -> bool:
-    return not location_of(plan.lock.sources[name], plan.recipe.folder).is_remote
+def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) -> Iterator[Finding]:
+    """Yield what samples of the values of the base model and of whole checkpoints show.
+
+    Adapters are added to the base model's weights, whatever these are, and their products take time.
+    """
+    whole = tuple(task for task in tasks if not plan.lock.tasks[task].adapter_config)
+    if whole:
+        yield from Look(plan.jobs, opened, whole).findings()
+
+
+def _empty_adapters(plan: Plan, tasks: Sequence[str], cache: SourceCache) -> Iterator[Finding]:
+    """Yield adapters whose products are all zero, as before training."""
+    for task in tasks:
+        locked = plan.lock.tasks[task]
+        if locked.adapter_config:
+            with closing(open_source(plan.recipe, locked, cache)) as adapter:
+                if _is_empty(adapter):
+                    text = f"{task} is an adapter of zeros, as before training: the base model, unchanged"
+                    yield Finding("unchanged", task, text, True)
+
+
+def _is_empty(adapter: TensorSource) -> bool:
+    """Say whether one factor of every layer is zero; reads up to the first layer where none is."""
+    layers: dict[str, list[str]] = {}
+    for name in adapter.index.tensors:
+        match = _FACTOR.fullmatch(name)
+        layers.setdefault(match[1] if match else name, []).append(name)
+    return all(
+        len(names) == 2 and any(_is_zero(adapter, name) for name in names) for names in layers.values()
+    )
+
+
+def _is_zero(source: TensorSource, name: str) -> bool:
+    return not source.read_stored(name, 0, source.index.tensors[name].num_elements).bits.any()
 
 
 def _same_files(lock: Lock, tasks: Sequence[str]) -> Iterator[Finding]:
     """Yield checkpoints whose weights have the hashes of the base model's, or of an earlier task's."""
-    known: dict[object, str] = {}
-    if base := _hashes(lock.base_model):
-        known[base] = "base_model"
+    known: dict[object, str] = {_hashes(lock.base_model): "base_model"}
     for task in tasks:
-        hashes = _hashes(lock.tasks[task])
-        if not hashes:
-            continue
-        first = known.setdefault(hashes, task)
+        first = known.setdefault(_hashes(lock.tasks[task]), task)
         if first == "base_model":
             yield Finding("unchanged", task, f"{task} is the base model, unchanged", True)
         elif first != task:
             yield Finding("near-identical", task, f"{task} is {first}: their files are the same", True)
 
 
-def _hashes(source: LockedSource) -> tuple[str | None, ...] | None:
-    """Return hashes that tell the checkpoint; None if one of them is not known."""
+def _hashes(source: LockedSource) -> tuple[object, ...]:
+    """Return what tells a checkpoint: hashes, or its name where they are not known."""
     found = tuple(file.sha256 for file in source.files)
-    return (*found, source.adapter_config) if all(found) else None
+    return (*found, source.adapter_config) if all(found) else (source.reference,)
 
 
 class Look:

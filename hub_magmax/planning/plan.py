@@ -150,7 +150,8 @@ class Plan:
         left_out: Names of the base model's tensors that a rule leaves out.
         bytes_in: Bytes of tensors that are read, once each.
         findings: Odd things about the sources, which do not decide the output.
-        in_spite_of: Names of faults among them that are accepted.
+        unseen: Tasks whose values were not looked at for findings, because that would cost requests.
+        in_spite_of: Names of faults that are accepted.
         left_behind: Files, and folders with a slash at their end, of the source whose files are copied, that
             are not; for a notice.
         metadata: Of the output's headers, beside the merge's own.
@@ -164,6 +165,7 @@ class Plan:
     left_out: tuple[str, ...]
     bytes_in: int
     findings: tuple[Finding, ...] = ()
+    unseen: tuple[str, ...] = ()
     in_spite_of: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)

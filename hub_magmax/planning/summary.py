@@ -99,6 +99,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "notices": list(notices(plan)),
         "findings": [asdict(finding) | {"name": finding.name} for finding in plan.findings],
         "in_spite_of": list(plan.in_spite_of),
+        "tasks_not_looked_at": list(plan.unseen),
     }
 
 
@@ -147,6 +148,8 @@ def _notes(plan: Plan) -> Iterator[Row]:
         yield "note", f"{name} ignores the preference"
     if plan.unread:
         yield "not read", f"{', '.join(plan.unread)}: no part of the result"
+    if plan.unseen:
+        yield "not seen", f"values of {', '.join(plan.unseen)}, for faults: that would take requests"
     refused = {fault.text: fault.option for fault in faults_left(plan.findings, plan.in_spite_of)}
     for notice in notices(plan):
         option = refused.get(notice)
