@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from hub_magmax.planning.plan import Plan
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "embed.weight": (50, 8),
@@ -91,6 +94,11 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml_text(recipe_values(**changes)))
     return path
+
+
+def accepted(made: Plan) -> Plan:
+    """Return a plan whose faults are accepted: random checkpoints are those of different base models."""
+    return replace(made, in_spite_of=tuple(finding.name for finding in made.findings))
 
 
 def read_merged(folder: Path) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from hub_magmax.pipeline import plan
 from hub_magmax.planning.plan import ConfigChange
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.loading import load_recipe
-from tests.families import write_recipe
+from tests.families import accepted, write_recipe
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -69,7 +69,7 @@ def planned(folder, *rules, **output):
 
 
 def merged(folder, *rules, **output):
-    merge(planned(folder, *rules, **output))
+    merge(accepted(planned(folder, *rules, **output)))
     verify(str(folder / "out"))
     rebuild(str(folder / "out"), folder=folder)
     return folder / "out"

@@ -11,7 +11,7 @@ from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
-from tests.families import write_recipe
+from tests.families import accepted, write_recipe
 
 
 def write_llamas(folder: Path, *, tied: bool) -> None:
@@ -25,7 +25,7 @@ def write_llamas(folder: Path, *, tied: bool) -> None:
 
 
 def merged(folder: Path, **changes: object) -> Path:
-    merge(plan(load_recipe(write_recipe(folder, **changes))))
+    merge(accepted(plan(load_recipe(write_recipe(folder, **changes)))))
     return folder / "merged"
 
 

@@ -155,8 +155,12 @@ def _differences(path: str, values: _Flat, kept: _Flat) -> tuple[tuple[str, ...]
     keys = dict.fromkeys([*kept, *values])
     found = [key for key in keys if not _is_ignored(key) and not _is_same(path, key, values, kept)]
     told = {key: _told(key, values, kept) for key in found}
-    heads = tuple(text for key, text in told.items() if _HEADS.fullmatch(key[-1]))
+    heads = tuple(text for key, text in told.items() if _divides(key, values) and _divides(key, kept))
     return heads, tuple(text for text in told.values() if text not in heads)
+
+
+def _divides(key: _Key, values: _Flat) -> bool:
+    return isinstance(values.get(key), int) and _HEADS.fullmatch(key[-1]) is not None
 
 
 def _is_ignored(key: _Key) -> bool:

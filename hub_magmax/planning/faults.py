@@ -32,6 +32,9 @@ THRESHOLDS: Mapping[str, tuple[float, str]] = {
 #: a tenth by chance.
 _FEWEST_ELEMENTS = 100
 
+#: Part by which the lengths of the task vectors of one checkpoint, saved twice, differ at most.
+_SAME_LENGTH = 0.01
+
 #: Length of zeros beside the base model's, from sums that are rounded.
 _ZERO = 1e-3
 
@@ -123,12 +126,22 @@ def faults(seen: Evidence) -> Iterator[Finding]:
         yield Finding("zeros", "base_model", "the base model holds nothing but zeros", True)
     suspects = {fault.task for fault in found}
     for one, other in combinations(range(len(seen.tasks)), 2):
-        earlier, later = seen.tasks[one], seen.tasks[other]
-        cosine = seen.whole.cosines[one, other]
         # Task vectors of a wrong base model are alike because that is wrong.
-        if cosine > limit_of("near-identical") and not {earlier, later} <= suspects:
-            text = f"{later} is almost {earlier}: their task vectors have a cosine of {cosine:.5f}"
-            yield Finding("near-identical", later, text, True)
+        if not {seen.tasks[one], seen.tasks[other]} <= suspects:
+            yield from _alike(seen, one, other)
+
+
+def _alike(seen: Evidence, one: int, other: int) -> Iterator[Finding]:
+    """Yield that two tasks are the same, or that one is the other further on the same way."""
+    earlier, later = seen.tasks[one], seen.tasks[other]
+    cosine, lengths = seen.whole.cosines[one, other], seen.whole.lengths
+    if cosine > limit_of("near-identical"):
+        times = lengths[other] / lengths[one]
+        is_same = abs(times - 1) < _SAME_LENGTH
+        text = f"{later} is almost {earlier}: their task vectors have a cosine of {cosine:.5f}"
+        yield Finding(
+            "near-identical", later, text if is_same else f"{text}, its is {times:.3g} times as long", is_same
+        )
 
 
 # Complex, and flat: one branch for each rule.
