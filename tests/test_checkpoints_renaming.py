@@ -17,6 +17,7 @@ from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock
 from tests.families import read_merged, write_checkpoint, write_recipe
+from tests.local_hub.hub import LocalHub
 
 Tensors = dict[str, Tensor]
 
@@ -176,3 +177,34 @@ def test_glob_that_matches_nothing_is_still_refused(tmp_path: Path) -> None:
     path = write(tmp_path, base=PLAIN, one=renamed("module.{}".format)(PLAIN))
     with pytest.raises(RecipeError, match="matches no tensor"):
         plan(with_rules(path, {"match": "nowhere.*", "take": "nothing"}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_inverse", [False, True], ids=["task", "base model"])
+def test_other_names_are_read_from_the_hub(
+    layout: str, is_inverse: bool, tmp_path: Path, hub: LocalHub
+) -> None:
+    tensors, change, _ = LAYOUTS[layout]
+    base, one = (change(tensors), moved(tensors, 1)) if is_inverse else (tensors, change(moved(tensors, 1)))
+    names = [f"me/{layout.replace(' ', '-')}-{is_inverse}-{part}".lower() for part in ("base", "one")]
+    for name, values in zip(names, (base, one), strict=True):
+        hub.add_repo(name, folder=write_checkpoint(tmp_path / name, dict(values)))
+    path = write_recipe(
+        tmp_path,
+        base_model=names[0],
+        tasks=[{"name": "one", "model": names[1]}],
+        method="ties",
+        output={"path": "out"},
+    )
+    run(load_recipe(path))
+    local = write(tmp_path / "local", base=base, one=one)
+    run(load_recipe(with_method(local, "ties")))
+    found, expected = read_merged(tmp_path / "out"), read_merged(tmp_path / "local" / "out")
+    assert found.keys() == expected.keys() and all(
+        found[name].equal(value) for name, value in expected.items()
+    )
+
+
+def with_method(path: Path, method: str) -> Path:
+    path.write_text(path.read_text().replace("method: average", f"method: {method}"))
+    return path

@@ -121,6 +121,15 @@ def test_no_rule_is_proposed_for_another_layout_of_the_same_numbers(tmp_path: Pa
     assert "save_original_format=False" in message and "take:" not in message
 
 
+def test_no_rule_is_proposed_for_axes_in_another_order(tmp_path: Path) -> None:
+    experts = {f"layers.{n}.experts.gate_up": torch.randn(2, 6, 4) for n in range(3)}
+    turned = {name: value.transpose(1, 2).contiguous() for name, value in experts.items()}
+    path = write(tmp_path, base=experts | BASE, one=moved(turned | BASE))
+    message = refused(path)
+    assert "'layers.{0..2}.experts.gate_up') with axes in another order" in message
+    assert "save_original_format=False" in message and "take:" not in message
+
+
 def test_no_rule_is_proposed_where_nearly_all_has_other_names(tmp_path: Path) -> None:
     odd = {
         f"h{n}.{'ab'[k]}": value

@@ -94,6 +94,8 @@ def find_renaming(own: TensorSource, base: TensorSource, recipe: Recipe) -> Rena
 
 def _lacking(one: CheckpointIndex, other: CheckpointIndex) -> dict[str, TensorInfo]:
     """Return the tensors that the other checkpoint lacks; names with signs of patterns stay what they are."""
+    if one.tensors.keys() <= other.tensors.keys():
+        return {}
     return {
         name: info
         for name, info in one.tensors.items()

@@ -16,7 +16,8 @@ _RENAME = (
     "save_file as save; save({k.replace('OLD', 'NEW', 1): v for k, v in load('IN').items()}, 'OUT', "
     "{'format': 'pt'})\"."
 )
-_SAVE_AGAIN = (
+#: Brings two layouts of the same numbers to one.
+SAVE_AGAIN = (
     "Bring both to one layout: load each with transformers, in one version, and save it with "
     "`save_pretrained('OUT', save_original_format=False)`."
 )
@@ -70,10 +71,10 @@ def lookalikes(
         what = (
             f"has {_few(own)} in place of {_few(others)}, which looks like another layout of the same numbers"
         )
-        return Lookalikes(own, others, what, _SAVE_AGAIN)
+        return Lookalikes(own, others, what, SAVE_AGAIN)
     if _is_most(index, base, missing, surplus):
         what = f"calls {len(missing):,} of {len(base.tensors):,} tensors otherwise, such as {_few(missing)}"
-        return Lookalikes(tuple(surplus), tuple(missing), f"{what}, and has {_few(surplus)}", _SAVE_AGAIN)
+        return Lookalikes(tuple(surplus), tuple(missing), f"{what}, and has {_few(surplus)}", SAVE_AGAIN)
     return None
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hub_magmax.checkpoints.index import EXACT_DTYPES, MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.recognition import Finding, unlike
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.globs import grouped, rules_for
-from hub_magmax.planning.lookalikes import lookalikes
+from hub_magmax.planning.lookalikes import SAVE_AGAIN, lookalikes
 from hub_magmax.planning.statistics import kind_of, may_lack
 from hub_magmax.recipe.schema import GlobRule
 from hub_magmax.text import listed, shown
@@ -26,6 +26,7 @@ _AS_IT_IS = "To keep the tensor as it is"
 _KNOWN_DTYPES = frozenset((*MERGEABLE_DTYPES, *EXACT_DTYPES))
 
 Indexes = Mapping[str, CheckpointIndex]
+_Pair = tuple[TensorInfo, TensorInfo]
 IsRuled = Callable[[str], bool]
 
 
@@ -58,12 +59,8 @@ def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule]) -> None:
         rules: The recipe's, for tensors.
     """
     base, is_ruled = indexes["base_model"], _ruled(indexes, rules).__contains__
-    facts = [
-        fact
-        for facts_of in (_names, _codes, _shapes, _dtypes)
-        for index in indexes.values()
-        for fact in facts_of(index, base, is_ruled)
-    ]
+    others = [index for index in indexes.values() if index is not base]
+    facts = [fact for index in (base, *others) for fact in _facts(index, base, is_ruled)]
     if facts:
         raise _error(facts, base, indexes)
 
@@ -72,6 +69,17 @@ def _ruled(indexes: Indexes, rules: Sequence[GlobRule]) -> set[str]:
     """Return the names that rules are about."""
     every_name = {name for index in indexes.values() for name in index.tensors} if rules else ()
     return {name for name in every_name if any(rule.covers(name) for rule in rules)}
+
+
+def _facts(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+    """Yield all that one checkpoint has otherwise."""
+    pairs = [*_pairs(index, base, is_ruled)]
+    values = [pair for pair in pairs if not unlike(*pair)]
+    yield from _names(index, base, is_ruled)
+    yield from _codes(index.label, pairs)
+    yield from _transposed(index.label, values)
+    yield from _shapes(index.label, values, base.label)
+    yield from _dtypes(index.label, values, base.label)
 
 
 def _names(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
@@ -92,12 +100,12 @@ def _names(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> 
 
 def _lacking(one: CheckpointIndex, other: CheckpointIndex) -> list[str]:
     """Return the tensors of one checkpoint that the other lacks and should have."""
+    if one.tensors.keys() <= other.tensors.keys():
+        return []
     return [name for name, info in one.tensors.items() if name not in other.tensors and not may_lack(info)]
 
 
-def _pairs(
-    index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled
-) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+def _pairs(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Pair]:
     """Yield tensors of both that are merged or have to agree and are not alike, if no rule is about them."""
     for name, theirs in base.tensors.items():
         own = index.tensors.get(name)
@@ -108,49 +116,52 @@ def _pairs(
             yield own, theirs
 
 
-def _codes(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+def _codes(label: str, pairs: Iterable[_Pair]) -> Iterator[_Fact]:
     """Yield the tensors that are no values of the base model's, whatever a rule would say."""
     found: dict[Finding, list[str]] = defaultdict(list)
-    for own, theirs in _pairs(index, base, is_ruled):
+    for own, theirs in pairs:
         if finding := unlike(own, theirs):
             found[finding].append(own.name)
     for finding, names in found.items():
         alone = (finding.what, finding.expected) if len(names) == 1 else None
-        yield _Fact(index.label, f"{_named(names)}: {finding.what}", tuple(names), "", finding.step, alone)
+        yield _Fact(label, f"{_named(names)}: {finding.what}", tuple(names), "", finding.step, alone)
 
 
-def _values(
-    index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled
-) -> Iterator[tuple[TensorInfo, TensorInfo]]:
-    """Yield the other tensors that are not alike."""
-    return (pair for pair in _pairs(index, base, is_ruled) if not unlike(*pair))
+def _transposed(label: str, pairs: Iterable[_Pair]) -> Iterator[_Fact]:
+    """Yield the tensors that have the base model's axes in another order, which no rule brings back."""
+    names = tuple(own.name for own, theirs in pairs if _is_transposed(own, theirs))
+    if names:
+        yield _Fact(label, f"has {_named(names)} with axes in another order", names, "", SAVE_AGAIN)
 
 
-def _shapes(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+def _is_transposed(own: TensorInfo, base: TensorInfo) -> bool:
+    return own.shape != base.shape and sorted(own.shape) == sorted(base.shape)
+
+
+def _shapes(label: str, pairs: Iterable[_Pair], base_label: str) -> Iterator[_Fact]:
     """Yield the tensors that have another shape."""
-    pairs = [(own, theirs) for own, theirs in _values(index, base, is_ruled) if own.shape != theirs.shape]
-    if pairs:
-        own, theirs = pairs[0]
-        each = [f"{shown(o.name)} {list(o.shape)}, not {list(t.shape)}" for o, t in pairs]
-        expected = f"{list(theirs.shape)} as in {base.label}"
-        what = f"has {_count(pairs)} of other shapes ({listed(each, _MOST_SHOWN)})"
-        names = tuple(own.name for own, _ in pairs)
-        alone = (f"shape {list(own.shape)}", expected) if len(pairs) == 1 else None
-        yield _Fact(index.label, what, names, "base_model", _TO_KEEP, alone)
+    found = [(o, t) for o, t in pairs if o.shape != t.shape and not _is_transposed(o, t)]
+    if found:
+        own, theirs = found[0]
+        each = [f"{shown(o.name)} {list(o.shape)}, not {list(t.shape)}" for o, t in found]
+        expected = f"{list(theirs.shape)} as in {base_label}"
+        what = f"has {_count(found)} of other shapes ({listed(each, _MOST_SHOWN)})"
+        names = tuple(own.name for own, _ in found)
+        alone = (f"shape {list(own.shape)}", expected) if len(found) == 1 else None
+        yield _Fact(label, what, names, "base_model", _TO_KEEP, alone)
 
 
-def _dtypes(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
+def _dtypes(label: str, pairs: Iterable[_Pair], base_label: str) -> Iterator[_Fact]:
     """Yield the tensors whose dtypes cannot be merged, by dtypes."""
     found: dict[str, list[str]] = defaultdict(list)
-    for own, theirs in _values(index, base, is_ruled):
+    for own, theirs in pairs:
         if own.shape == theirs.shape and not _are_mergeable(own, theirs):
-            other = "" if own.dtype == theirs.dtype else f" with {theirs.dtype} of {base.label}"
+            other = "" if own.dtype == theirs.dtype else f" with {theirs.dtype} of {base_label}"
             found[f"dtype {own.dtype} cannot be merged{other}"].append(own.name)
     expected = f"one of {', '.join(MERGEABLE_DTYPES)} everywhere, or the same integers everywhere"
     for what, names in found.items():
         alone = (what, expected) if len(names) == 1 else None
-        told = f"has {_named(names)} whose {what}"
-        yield _Fact(index.label, told, tuple(names), "base_model", _AS_IT_IS, alone)
+        yield _Fact(label, f"has {_named(names)} whose {what}", tuple(names), "base_model", _AS_IT_IS, alone)
 
 
 def _are_mergeable(own: TensorInfo, base: TensorInfo) -> bool:
@@ -191,8 +202,14 @@ def _settled(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
         names = set[str]().union(*(fact.names for fact in facts if fact.take == take))
         rules += rules_for(names, every_name, take)
     if rules:
-        start = next(fact.step for fact in facts if fact.take)
-        yield f"{start}, add to the recipe: tensors: [{', '.join(rules)}]{_besides(facts, base, indexes)}."
+        besides = _besides(facts, base, indexes)
+        yield f"{_start(facts)}, add to the recipe: tensors: [{', '.join(rules)}]{besides}."
+
+
+def _start(facts: Sequence[_Fact]) -> str:
+    """Return how the sentence with the rules begins."""
+    steps = {fact.step for fact in facts if fact.take}
+    return next(step for step in (_IF_MEANT, _TO_KEEP, _AS_IT_IS) if step in steps)
 
 
 def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> str:
