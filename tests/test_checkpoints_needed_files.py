@@ -145,6 +145,21 @@ def test_link_out_of_a_folder_that_is_needed_is_refused(tmp_path):
         needed_files(LocalSource(tmp_path / "model"))
 
 
+def test_folders_in_a_snapshot_of_the_hubs_cache_are_read_through_its_links(tmp_path):
+    from hub_magmax.checkpoints.local import LocalSource
+
+    snapshot = tmp_path / "models--me--x" / "snapshots" / ("0" * 40)
+    for number, (path, content) in enumerate(sentence_files().items()):
+        put(tmp_path / "models--me--x", {f"blobs/{number}": content})
+        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+        up = "../" * (2 + path.count("/"))
+        (snapshot / path).symlink_to(f"{up}blobs/{number}")
+    source = LocalSource(snapshot)
+    assert set(needed_files(source)) == {*sentence_files()}
+    size = source.size_of("2_Dense/model.safetensors")
+    assert source.read_bytes("2_Dense/model.safetensors", 0, size) == dense()
+
+
 def test_folder_of_a_module_with_thousands_of_files_is_refused():
     files = {f"data/{number}.json": b"{}" for number in range(1001)}
     with pytest.raises(CheckpointError, match=r"data, which modules.json names, holds more than 1,000"):

@@ -1,5 +1,6 @@
 """The wrapper around model-signing against a stand-in, and against the package where it is installed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ class Recorder:
         return self.use_elliptic_key_signer(private_key=public_key)
 
     def text(self, folder):
-        names = sorted(path.name for path in folder.iterdir() if path.name not in self.ignored)
+        paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        names = sorted(path for path in paths if path not in self.ignored)
         return "\n".join([self.key, *(f"{name} {hash((folder / name).read_bytes())}" for name in names)])
 
     def sign(self, folder, signature):
@@ -139,3 +141,21 @@ def test_real_signature_survives_a_new_card_and_a_new_folder_and_nothing_else(me
     report.write_text(report.read_text().replace('"seconds": ', '"seconds": 1'))
     with pytest.raises(SignatureError, match=r"merge_report\.json"):
         check_signature(moved, real_keys / "mine.pub")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_signature_covers_sub_folders_of_the_merge_and_no_others(family, keys):
+    (family / "base" / "1_Pooling").mkdir()
+    (family / "base" / "1_Pooling" / "config.json").write_text("{}")
+    (family / "base" / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    merge(plan(load_recipe(write_recipe(family))))
+    folder = family / "merged"
+    sign(folder, keys.private)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("written afterwards")
+    check_signature(folder, keys.public)
+    report = json.loads((folder / "merge_report.json").read_text())
+    report["files"].pop("1_Pooling/config.json")
+    (folder / "merge_report.json").write_text(json.dumps(report))
+    with pytest.raises(SignatureError):
+        check_signature(folder, keys.public)
