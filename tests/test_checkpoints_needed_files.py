@@ -1,5 +1,6 @@
 """Files beside the weights that belong to a model: what is copied, pinned, published, and left behind."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.planning.summary import notices
+from hub_magmax.publishing.preflight import check_room
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock
 from tests.families import write_recipe
@@ -190,6 +192,27 @@ def test_files_in_sub_folders_are_pinned(family):
     (family / "base" / "2_Dense" / "model.safetensors").unlink()
     with pytest.raises(LockError, match=r"2_Dense/model.safetensors changed"):
         plan(recipe, pinned)
+
+
+def test_room_is_looked_for_also_for_large_files_in_sub_folders(family):
+    put(family / "base", sentence_files())
+    with (family / "base" / "2_Dense" / "model.safetensors").open("ab") as file:
+        file.truncate(30_000_000)
+    planned = plan(load_recipe(write_recipe(family)))
+    assert planned.copied_bytes > 30_000_000
+    assert check_room(planned) > 50_000_000
+
+
+@pytest.mark.parametrize("path", ["../secret.txt", "a/../../secret.txt", "/etc/passwd", "link/secret.txt"])
+def test_report_cannot_have_files_elsewhere_read(family, path):
+    put(family, {"secret.txt": b"x", "elsewhere/secret.txt": b"x"})
+    merge(plan(load_recipe(write_recipe(family))))
+    (family / "merged" / "link").symlink_to(family / "elsewhere")
+    report = json.loads((family / "merged" / "merge_report.json").read_text())
+    report["files"][path] = hashlib.sha256(b"x").hexdigest()
+    (family / "merged" / "merge_report.json").write_text(json.dumps(report))
+    with pytest.raises((SourceError, OutputError)):
+        verify(str(family / "merged"))
 
 
 def test_lock_that_pins_fewer_files_copies_what_it_pins(family):

@@ -151,6 +151,9 @@ class HubSource(FileSource):
     def contents(self, path: str) -> Folder:
         return Folder.among(self._folder.all_sizes, path)
 
+    def size_of(self, path: str) -> int | None:
+        return self._folder.all_sizes.get(path)
+
     def stated_hashes(self, path: str) -> str:
         return self._folder.hashes(path)
 

@@ -87,6 +87,20 @@ class LocalSource(FileSource):
             raise SourceError(f"cannot be listed ({error.strerror})", where=self.label) from error
         return Folder(sizes, folders)
 
+    def size_of(self, path: str) -> int | None:
+        if "/" not in path:
+            return self.sizes.get(path)
+        file = self.folder / path
+        try:
+            if not file.is_file():
+                return None
+            _refuse_stray_links(self.folder, [file.parent, file], self.label)
+            return file.stat().st_size
+        except OSError as error:
+            raise SourceError(
+                f"cannot be looked at ({error.strerror})", where=f"{self.label}, {path}"
+            ) from error
+
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         with self.reading(path) as descriptor:
             done = read_fully(descriptor, start, buffer)

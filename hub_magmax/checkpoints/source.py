@@ -243,6 +243,9 @@ class DerivedSource(TensorSource):
     def contents(self, path: str) -> Folder:
         return self.source.contents(path)
 
+    def size_of(self, path: str) -> int | None:
+        return self.source.size_of(path)
+
     def read_bytes(self, path: str, start: int, stop: int) -> bytes:
         return self.source.read_bytes(path, start, stop)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hub_magmax.checkpoints.opening import open_inputs
-from hub_magmax.checkpoints.pinning import check_side_files, left_behind
+from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.planning.adapters import plan_adapter
@@ -77,7 +77,8 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
             made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
             check_integers(made, opened)
             made = replace(made, config_changes=config_changes(made, opened))
+        copied, source = locked.sources[files_from], opened[files_from]
         # An adapter is no model, whose files its base model keeps.
-        is_model = not recipe.output.is_adapter
-        left = left_behind(opened[files_from], locked.sources[files_from]) if is_model else ()
-    return replace(made, left_behind=left)
+        left = () if recipe.output.is_adapter else left_behind(source, copied)
+        copied_bytes = sum(source.size_of(path) or 0 for path in copied_files(source, copied))
+    return replace(made, left_behind=left, copied_bytes=copied_bytes)

@@ -154,6 +154,7 @@ class Plan:
         in_spite_of: Names of faults that are accepted.
         left_behind: Files, and folders with a slash at their end, of the source whose files are copied, that
             are not; for a notice.
+        copied_bytes: Of the files that are copied from it.
         metadata: Of the output's headers, beside the merge's own.
         lost_metadata: Keys of the same source's headers that are left out.
         config_changes: What config.json says of the output's weights, and not of those it was written for.
@@ -168,6 +169,7 @@ class Plan:
     unseen: tuple[str, ...] = ()
     in_spite_of: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    copied_bytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     lost_metadata: tuple[str, ...] = ()
     config_changes: tuple[ConfigChange, ...] = ()

@@ -29,7 +29,7 @@ MAX_FILES = 100_000
 #: Files of weights that a merge straight to the Hub has on the disk.
 _FILES_ON_DISK = 2
 
-#: Room for side files and headers.
+#: Room for headers, and for what the merge itself writes beside the weights.
 SMALL_BYTES = 20_000_000
 
 
@@ -136,7 +136,7 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
         partial = output.with_name(output.name + ".partial")
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(there).free
-    needed = 0 if output.exists() else max(0, sum(kept) + SMALL_BYTES - written)
+    needed = 0 if output.exists() else max(0, sum(kept) + plan.copied_bytes + SMALL_BYTES - written)
     if needed > free:
         raise OutputError(
             f"{format_bytes(free)} are free, and the merge needs {format_bytes(needed)} more",
