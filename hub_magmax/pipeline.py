@@ -229,8 +229,8 @@ def lock(
     sources = {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
-    sources = with_renamings(recipe, lock_adapters(recipe, sources, cache), cache)
-    sources = lock_label_rows(recipe, lock_ties(recipe, sources, cache), cache)
+    sources = lock_ties(recipe, with_renamings(recipe, sources, cache), cache)
+    sources = lock_label_rows(recipe, lock_adapters(recipe, sources, cache), cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(

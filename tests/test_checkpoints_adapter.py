@@ -59,7 +59,7 @@ def write_adapter(
         if module.rpartition(".")[2] in targets:
             out, width = tensor.shape
             first = torch.randn(rank, width, generator=generator)
-            second = torch.randn(out, rank, generator=generator)
+            second = 0.1 * torch.randn(out, rank, generator=generator)
             factors[name] = second, first
             stored[f"base_model.model.{module}.lora_A.weight"] = first
             stored[f"base_model.model.{module}.lora_B.weight"] = second

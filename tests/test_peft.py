@@ -92,6 +92,43 @@ def test_adapter_is_the_checkpoint_that_peft_merges(tmp_path: Path, name: str) -
     assert [key for key, value in expected.items() if not found[key].equal(value)] == []
 
 
+#: Adapters of tied layers. `merge_and_unload` adds products to what is tied to their layers, too.
+TIED: dict[str, tuple[str, dict[str, Any]]] = {
+    "embedding": ("llama-tied", {"target_modules": ["embed_tokens"]}),
+    "head": ("llama-tied", {"target_modules": ["lm_head", "q_proj"]}),
+    "both": ("llama-tied", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "as one": ("llama-tied", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
+    "whole": ("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "both whole": (
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+    "whole as one": (
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "encoder and decoder": ("t5", {"target_modules": ["embed_tokens", "q"]}),
+    "positions": ("gpt2", {"target_modules": ["wte", "wpe"]}),
+    "masked": ("bert", {"target_modules": ["word_embeddings", "decoder"]}),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.filterwarnings("ignore")
+def test_adapter_of_tied_layers_computes_what_peft_computes_with_it(tmp_path: Path, name: str) -> None:
+    architecture, options = TIED[name]
+    model_class, adapted = write_adapter(
+        tmp_path, architecture, peft.LoraConfig(**{"r": 4, "lora_alpha": 8} | options)
+    )
+    merge(plan(recipe_of(tmp_path)), tmp_path / "out")
+    inputs = ARCHITECTURES[architecture].inputs()
+    with torch.no_grad():
+        found, expected = (
+            model(**inputs).logits for model in (model_class.from_pretrained(tmp_path / "out"), adapted)
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 #: Adapters that are refused, and the line of the message merges.
 LINES = {
     "dora": lambda: peft.LoraConfig(use_dora=True, target_modules=["q_proj"], task_type="CAUSAL_LM"),

@@ -83,6 +83,7 @@ class AdapterConfig:
         rslora: Whether the scale is alpha / √rank.
         transposed: Whether base weights are stored as (inputs, outputs).
         model_class: Class of transformers that it was trained with, or empty.
+        ensures_ties: Whether what is tied in the base model was trained as one parameter.
     """
 
     rank: int
@@ -92,6 +93,7 @@ class AdapterConfig:
     rslora: bool
     transposed: bool
     model_class: str = ""
+    ensures_ties: bool = False
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the configuration gives a layer."""
@@ -126,6 +128,7 @@ def parse_config(content: bytes, label: str) -> AdapterConfig:
             rslora=bool(values.get("use_rslora")),
             transposed=bool(values.get("fan_in_fan_out")),
             model_class=_model_class(values),
+            ensures_ties=bool(values.get("ensure_weight_tying")),
         )
         for pattern in (*found.ranks, *found.alphas):
             re.compile(pattern)

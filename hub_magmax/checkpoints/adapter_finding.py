@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
+from hub_magmax.checkpoints.adapter_config import config_of, parse_config
 from hub_magmax.checkpoints.adapter_layout import sorted_names
-from hub_magmax.checkpoints.adapter_places import find_places, places_by_prefix
+from hub_magmax.checkpoints.adapter_places import find_places, places_by_name, places_by_prefix
+from hub_magmax.checkpoints.adapter_ties import (
+    completed_ties,
+    may_untie,
+    ties_of_class,
+    untie,
+    with_tied_names,
+)
+from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
+from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
@@ -19,35 +29,97 @@ from hub_magmax.recipe.schema import Recipe
 def lock_adapters(
     recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
 ) -> dict[str, LockedSource]:
-    """Return the sources of a lock with the places of adapters' layers in the base model's files.
+    """Return the sources of a lock with what headers and configurations tell about its adapters.
+
+    Each adapter gets the places of its layers in the base model's files, where names do not tell. Where one
+    trains a part of what is tied in the base model, it and the whole checkpoints get their ties.
 
     Args:
-        recipe: Says where relative paths start.
-        sources: `base_model` and the tasks, pinned.
+        recipe: Says where relative paths start, and whether adapters are added to each other.
+        sources: `base_model` and the tasks, pinned, with the ties of whole checkpoints.
         cache: Checkpoints that are open already.
 
     Raises:
         CheckpointError: If an adapter is malformed.
     """
-    found = dict(sources)
     if not any(locked.adapter_config for locked in sources.values()):
-        return found
-    with closing(open_source(recipe, sources["base_model"], cache)) as base:
-        for name, locked in sources.items():
-            if locked.adapter_config:
-                with closing(open_source(recipe, locked, cache)) as adapter:
-                    found[name] = replace(locked, places=_places(base, adapter))
-    return found
+        return dict(sources)
+    with ExitStack() as stack:
+        opened: dict[str, TensorSource] = {
+            name: stack.enter_context(closing(open_source(recipe, locked, cache)))
+            for name, locked in sources.items()
+        }
+        return _compared(recipe, sources, with_base_names(opened, sources))
 
 
-def _places(base: TensorSource, adapter: TensorSource) -> Mapping[str, str] | None:
+def _compared(
+    recipe: Recipe, sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource]
+) -> dict[str, LockedSource]:
+    """Return the sources, compared with each other while they are open, under the base model's names."""
+    base = opened["base_model"]
+    adapters = {name: opened[name] for name, locked in sources.items() if locked.adapter_config}
+    ties = _ties_of(base, sources["base_model"], adapters.values())
+    index = with_tied_names(base.index, ties)
+    places = {name: _places(index, base, adapter.index) for name, adapter in adapters.items()}
+    apart = dict(_apart(recipe, adapters, places, index, ties))
+    found = {name: replace(sources[name], places=places[name], ties=apart[name]) for name in adapters}
+    if any(untied is not None for untied in apart.values()):
+        for name in sources.keys() - adapters.keys():
+            completed = completed_ties(opened[name], sources[name].ties or {}, ties)
+            found[name] = replace(sources[name], ties=completed or None)
+    return {**sources, **found}
+
+
+def _ties_of(base: TensorSource, locked: LockedSource, adapters: Iterable[TensorSource]) -> Mapping[str, str]:
+    """Return what is tied in the base model; its class is asked where an adapter may untie something."""
+    ties = locked.ties or {}
+    if any(may_untie(adapter.index, base.index) for adapter in adapters):
+        return {**ties_of_class(base), **ties}
+    return ties
+
+
+def _places(index: CheckpointIndex, base: TensorSource, adapter: CheckpointIndex) -> Mapping[str, str] | None:
     """Return where an adapter's tensors are in the base model's files; None where names tell."""
-    factors, whole = sorted_names(adapter.index)
-    modules = [module for module, _ in factors]
-    known, place = base.index.tensors, places_by_prefix(base.index, modules)
-    if place is not None and all(where.name in known for name in whole for where in place(name)):
+    modules, whole = _names(adapter)
+    place = places_by_prefix(index, modules)
+    if place is not None and all(where.name in index.tensors for name in whole for where in place(name)):
         return None
     if CONFIG_NAME not in base.sizes:
         return None
-    names = [f"{module}.weight" for module in modules] + list(whole)
-    return find_places(base.index, read_small_file(base, CONFIG_NAME), names) or None
+    names = [f"{module}.weight" for module in modules] + whole
+    return find_places(index, base.index, read_small_file(base, CONFIG_NAME), names) or None
+
+
+def _apart(
+    recipe: Recipe,
+    adapters: Mapping[str, TensorSource],
+    places: Mapping[str, Mapping[str, str] | None],
+    index: CheckpointIndex,
+    ties: Mapping[str, str],
+) -> Iterator[tuple[str, Mapping[str, str] | None]]:
+    """Yield the ties of each adapter's checkpoint, None where they are the base model's."""
+    before: set[str] = set()
+    for name, found in places.items():
+        adapter = adapters[name]
+        trained = {*_trained(index, adapter.index, found)}
+        if parse_config(config_of(adapter), adapter.label).ensures_ties:
+            trained = set()
+        if recipe.adapters == "sequence":
+            before = trained = before | trained
+        yield name, untie(ties, trained)
+
+
+def _trained(
+    index: CheckpointIndex, adapter: CheckpointIndex, places: Mapping[str, str] | None
+) -> Iterable[str]:
+    """Yield the tensors of the base model that an adapter changes."""
+    modules, whole = _names(adapter)
+    place = places_by_prefix(index, modules) if places is None else places_by_name(places)
+    for name in (*(f"{module}.weight" for module in modules), *whole):
+        yield from (where.name for where in (place(name) if place else ()))
+
+
+def _names(adapter: CheckpointIndex) -> tuple[list[str], list[str]]:
+    """Return the names of layers with factors, and of whole tensors."""
+    factors, whole = sorted_names(adapter)
+    return [module for module, _ in factors], [*whole]

@@ -16,6 +16,13 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 
 
+#: Name of a layer, and whether it is an embedding.
+Layer = tuple[str, bool]
+
+#: Names of A and B in an adapter's file, by these letters.
+Factors = dict[str, str]
+
+
 @dataclass(frozen=True)
 class Product:
     """Product of one layer's factors, and how it is added to the base model's tensor.
@@ -84,6 +91,8 @@ def adapter_layout(
         MismatchError: If it does not fit the base model.
     """
     factors, stored = sorted_names(adapter)
+    if config.ensures_ties:  # what the base model's files lack is one of the others once more
+        factors, stored = _stored_once(base, factors, stored)
     modules = [module for module, _ in factors]
     place = places_by_prefix(base, modules) if places is None else places_by_name(places)
     if place is None:
@@ -104,6 +113,18 @@ def adapter_layout(
     return AdapterLayout(products, whole, replace(below, label=adapter.label, shards=adapter.shards))
 
 
+def _stored_once(
+    base: CheckpointIndex, factors: Mapping[Layer, Factors], stored: Mapping[str, str]
+) -> tuple[dict[Layer, Factors], dict[str, str]]:
+    """Return what an adapter holds without tied tensors that it repeats and the base model does not.
+
+    Where all are missing, as if names differed by a prefix, nothing is left out.
+    """
+    left = {layer: found for layer, found in factors.items() if f"{layer[0]}.weight" in base.tensors}
+    whole = {name: path for name, path in stored.items() if name in base.tensors}
+    return left or dict(factors), whole or dict(stored)
+
+
 def damaged(adapter: CheckpointIndex, what: str) -> CheckpointError:
     """Return the error of an adapter's file that PEFT would not write."""
     return CheckpointError(
@@ -113,17 +134,13 @@ def damaged(adapter: CheckpointIndex, what: str) -> CheckpointError:
     )
 
 
-def sorted_names(
-    adapter: CheckpointIndex,
-) -> tuple[dict[tuple[str, bool], dict[str, str]], dict[str, str]]:
+def sorted_names(adapter: CheckpointIndex) -> tuple[dict[Layer, Factors], dict[str, str]]:
     """Return names in the adapter's file: A and B by layer, and whole tensors by their plain name.
-
-    A layer is its name, and whether it is an embedding.
 
     Raises:
         CheckpointError: If a tensor is neither, or one of two factors is missing.
     """
-    sides: dict[tuple[str, bool], dict[str, str]] = {}
+    sides: dict[Layer, Factors] = {}
     whole: dict[str, str] = {}
     for stored in adapter.tensors:
         name = stored.removeprefix(_PREFIX)

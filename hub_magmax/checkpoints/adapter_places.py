@@ -79,13 +79,16 @@ def _parsed(written: str) -> tuple[str, Rows | None]:
     return written, None
 
 
-def find_places(base: CheckpointIndex, config: bytes, names: list[str]) -> dict[str, str] | None:
+def find_places(
+    known: CheckpointIndex, base: CheckpointIndex, config: bytes, names: list[str]
+) -> dict[str, str] | None:
     """Return where tensors of an adapter are in the base model's files, by transformers' tables.
 
     Builds the base model's class without memory for weights, which takes seconds.
 
     Args:
-        base: Tensors of the base model.
+        known: Tensors of the base model, tied ones under all of their names.
+        base: Tensors of its files.
         config: Content of its config.json.
         names: Tensors that the adapter changes, as it calls them, `.weight` included.
 
@@ -104,7 +107,7 @@ def find_places(base: CheckpointIndex, config: bytes, names: list[str]) -> dict[
         return None
     found: dict[str, str] = {}
     for name in names:
-        if name not in base.tensors:
+        if name not in known.tensors:
             found |= _found(name, theirs.of_file.get(name, name), ours, base)
     return found
 

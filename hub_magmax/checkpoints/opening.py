@@ -65,7 +65,7 @@ def open_inputs(
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
     with _opened(recipe, lock, cache) as opened:
         yield (
-            opened
+            with_ties(opened, recipe, lock)
             if recipe.output.is_adapter
             else as_merged(recipe, as_checkpoints(recipe, lock, opened), lock.method["name"], lock.weights)
         )

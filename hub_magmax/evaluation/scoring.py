@@ -17,6 +17,7 @@ from hub_magmax.checkpoints.adapter import AdapterSource
 from hub_magmax.checkpoints.locations import ModelPlace, location_of
 from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.ties import TiedSource
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.evaluation.evaluators import (
@@ -183,7 +184,8 @@ def _load_merged_adapter(
         closing(open_source(recipe, lock.base_model)) as base,
         closing(open_model(place.name, place.revision)) as adapter,
     ):
-        return _load_over_base(recipe, lock, AdapterSource(base, adapter, _merged_places(lock)), kind)
+        tied = TiedSource(base, lock.base_model.ties or {})
+        return _load_over_base(recipe, lock, AdapterSource(tied, adapter, _merged_places(lock)), kind)
 
 
 def _merged_places(lock: Lock) -> Mapping[str, str] | None:
