@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from hub_magmax.checkpoints.hub import HubSource, resolve_commit
 from hub_magmax.checkpoints.hub_files import WINDOW_BYTES
 from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.errors import HubMagmaxError, LockError, SourceError
+from hub_magmax.errors import CheckpointError, HubMagmaxError, LockError, SourceError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.summary import notices
@@ -437,6 +438,26 @@ def test_folder_of_a_repository_is_read_from_the_local_cache(hub, tmp_path, monk
 
     found, expected = read_merged(tmp_path / "out"), read_merged(tmp_path / "again")
     assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_folders_and_files_on_the_hub_are_named_as_a_recipe_can_have_them(hub, family):
+    weights = (family / "a" / "model.safetensors").read_bytes()
+    folders = {f"checkpoint-{number}/model.safetensors": weights for number in (500, 1000)}
+    hub.add_repo("me/trained", files=folders | {"training_args.bin": b"x"})
+    two = dict.fromkeys(("model.safetensors", "model-00001-of-00002.safetensors"), weights)
+    hub.add_repo("me/twice", files=two)
+    for repo, way in (("me/trained", "checkpoint-1000"), ("me/twice", "model.safetensors")):
+        with pytest.raises(CheckpointError) as caught:
+            plan(parse_recipe(recipe_values(tasks=[{"name": "a", "model": repo}]), folder=family))
+        (name,) = re.findall(rf"hf://\S+/{way}", str(caught.value))
+        assert plan(parse_recipe(recipe_values(tasks=[{"name": "a", "model": name}]), folder=family)).jobs
+
+
+def test_file_of_another_format_on_the_hub_is_told_by_its_name(hub, family):
+    hub.add_repo("me/gguf", files={"model-Q4_K_M.gguf": b"GGUF", "README.md": b"x"})
+    for name in ("me/gguf", "hf://me/gguf/model-Q4_K_M.gguf"):
+        with pytest.raises(CheckpointError, match=r"model-Q4_K_M\.gguf is a GGUF file"):
+            lock(parse_recipe(recipe_values(tasks=[{"name": "a", "model": name}]), folder=family))
 
 
 def test_model_that_is_not_in_the_cache_is_told_offline(hub, family, names, monkeypatch):

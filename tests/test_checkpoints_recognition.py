@@ -52,6 +52,10 @@ QUANTISED: dict[str, Spec] = {
     "MLX": {"q.weight": ("U32", MATRIX), "q.scales": ("F16", ROW), "q.biases": ("F16", ROW)},
     "MLX, without biases": {"q.weight": ("U32", MATRIX), "q.scales": ("U8", ROW)},
     "torchao": {"q._weight_qdata": ("I8", MATRIX), "q._weight_scale": ("F32", ROW)},
+    "torchao, packed": {
+        "q._weight_qdata": ("I32", MATRIX),
+        "q._weight_scale_and_zero": ("BF16", (1, 8, 2)),
+    },
     "quanto": {"q.weight._data": ("I8", MATRIX), "q.weight._scale": ("F32", ROW)},
     "float8 with ComfyUI's scales": {"q.weight": ("F8_E4M3", MATRIX), "q.scale_weight": ("F32", ())},
     "float8 with ComfyUI's scales, marked": {
@@ -266,6 +270,13 @@ def test_other_layout_of_the_same_model_is_no_second_set(tmp_path, two):
     assert same(merged(tmp_path, "./a"), two["a"])
 
 
+def test_file_that_the_configuration_names_is_no_other_than_the_one_that_is_read(tmp_path, two):
+    save_file(make_tensors(9, base=two["base"]), tmp_path / "a" / "other.safetensors")
+    (tmp_path / "a" / "config.json").write_text('{"transformers_weights": "other.safetensors"}')
+    assert "./a/other.safetensors or ./a/model.safetensors" in str(refusal(tmp_path))
+    assert same(merged(tmp_path, "./a/model.safetensors"), two["a"])
+
+
 def test_adapter_beside_whole_weights_is_refused_and_the_weights_can_be_named(tmp_path, two):
     save_file(
         {"base_model.model.x.lora_A.weight": torch.ones(2)}, tmp_path / "a" / "adapter_model.safetensors"
@@ -458,7 +469,22 @@ def test_float8_without_scales_is_cast_by_the_command_in_the_message(tmp_path, t
 def test_base_model_in_float8_is_not_compared_with_itself(tmp_path, two):
     changed(tmp_path / "base", float8)
     error = str(refusal(tmp_path))
-    assert "./base, tensor 'embed.weight': dtype F8_E4M3 is not merged" in error
+    assert error.startswith("./base: 5 tensors")
+    assert "dtype F8_E4M3 is not merged" in error
+    assert "python -c" in error
+
+
+def test_adapter_of_a_base_model_in_float8_is_answered_with_the_cast(tmp_path, two):
+    changed(tmp_path / "base", float8)
+    (tmp_path / "a" / "model.safetensors").unlink()
+    factors = {"lora_A.weight": torch.ones(2, 8), "lora_B.weight": torch.ones(16, 2)}
+    save_file(
+        {f"base_model.model.layer.0.{name}": tensor for name, tensor in factors.items()},
+        tmp_path / "a" / "adapter_model.safetensors",
+    )
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4}))
+    error = str(refusal(tmp_path))
+    assert "./base, tensor 'layer.0.weight': dtype F8_E4M3 is not merged" in error
     assert "python -c" in error
 
 

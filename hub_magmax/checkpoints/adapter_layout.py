@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
 from hub_magmax.checkpoints.adapter_places import Place, places_by_name, places_by_prefix
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
+from hub_magmax.checkpoints.recognition import unlike
 from hub_magmax.errors import CheckpointError, MismatchError
 from hub_magmax.text import shown
 
@@ -207,6 +208,9 @@ def _oriented(
         # PEFT says `fan_in_fan_out` once, and adds straight to layers that do not store their weights so.
         if not product.is_embedding and expected == straight:
             return product
+    if found := unlike(base, base):
+        where = f"{below.label}, tensor {base.name!r}"
+        raise MismatchError(found.what, where=where, expected=found.expected, hint=found.step)
     raise MismatchError(
         f"the product of {shown(product.module)} has shape {list(straight)}{' transposed' * turned}",
         where=adapter.label,

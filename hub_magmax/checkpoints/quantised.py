@@ -24,9 +24,9 @@ _CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 #: The same by the end of a name, with the end of the companion's.
-_CODE_ENDINGS: Mapping[str, tuple[str, str]] = {
-    "_blocks": ("MXFP4", "_scales"),
-    "_qdata": ("torchao", "_scale"),
+_CODE_ENDINGS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "_blocks": ("MXFP4", ("_scales",)),
+    "_qdata": ("torchao", ("_scale", "_scale_and_zero")),
 }
 
 #: Names of scales beside a tensor of codes, after the layer's name, most special first.
@@ -60,6 +60,23 @@ _NEVER_CODES = ("BOOL", "I64", "U64", "C64")
 
 #: Dtype of scales that are powers of two, which no model has as weights.
 _SCALES_ONLY = "F8_E8M0"
+
+
+BEFORE_QUANTISATION = "Merge the checkpoints from before quantisation, and quantise the merged model."
+
+#: Steps for formats of which transformers' `dequantize` is not the way.
+_IN_FULL: Mapping[str, str] = {
+    "MLX": "write it out in full with MLX: mlx_lm.convert --hf-path IN --mlx-path OUT --dequantize",
+    "float8 with ComfyUI's scales": "write it out in full: "
+    "python -c \"from safetensors.torch import load_file as l, save_file as s; t = l('IN.safetensors'); "
+    "s({k: (v.float() * t.get(k[:-6] + 'scale_weight', 1)).bfloat16() if 'float8' in str(v.dtype) else v for "
+    "k, v in t.items() if 'scale_' not in k and k[-10:] != 'scaled_fp8'}, 'OUT.safetensors')\"",
+}
+_BY_TRANSFORMERS = (
+    "transformers can write some formats out in full: "
+    'python -c "from transformers import AutoModelForCausalLM as M; '
+    "M.from_pretrained('IN').dequantize().save_pretrained('OUT')\", with the task's model class"
+)
 
 
 class Quantisation(NamedTuple):
@@ -97,10 +114,10 @@ def _by_name(name: str, layer: str, leaf: str, tensors: Mapping[str, TensorInfo]
     """Return the format whose name for codes this is, if what belongs to them is there."""
     if leaf in _CODES:
         kind, companions = _CODES[leaf]
-        if not companions or any(layer + companion in tensors for companion in companions):
+        if not companions or _first((layer + companion for companion in companions), tensors):
             return Quantisation(kind, name)
-    for ending, (kind, companion) in _CODE_ENDINGS.items():
-        if leaf.endswith(ending) and name.removesuffix(ending) + companion in tensors:
+    for ending, (kind, companions) in _CODE_ENDINGS.items():
+        if leaf.endswith(ending) and _first((name.removesuffix(ending) + end for end in companions), tensors):
             return Quantisation(kind, name)
     return None
 
@@ -123,6 +140,12 @@ def _by_scales(name: str, layer: str, leaf: str, tensors: Mapping[str, TensorInf
 
 def _first(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> str | None:
     return next((name for name in names if name in tensors), None)
+
+
+def in_full(format_name: str) -> str:
+    """Return what to do about weights in a format of `Quantisation`."""
+    way = _IN_FULL.get(format_name, _BY_TRANSFORMERS)
+    return f"{BEFORE_QUANTISATION} Where only this one is left, {way}."
 
 
 def stated_quantisation(config: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from hub_magmax.checkpoints.adapter_formats import find_adapter
-from hub_magmax.checkpoints.foreign_files import format_of, pickles_among, sharded_training
+from hub_magmax.checkpoints.foreign_files import conversion, format_of, pickles_among, sharded_training
 from hub_magmax.checkpoints.headers import ReadBytes
 from hub_magmax.checkpoints.index import (
     ADAPTER_CONFIG_NAME,
@@ -28,7 +28,7 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.checkpoints.listing import Contents, Listing, is_weights
-from hub_magmax.checkpoints.quantised import find_codes, stated_quantisation
+from hub_magmax.checkpoints.quantised import BEFORE_QUANTISATION, find_codes, in_full, stated_quantisation
 from hub_magmax.errors import CheckpointError
 from hub_magmax.text import listed, shown
 
@@ -38,23 +38,6 @@ _POINTER_BYTES = range(120, 1025)
 
 #: Sub-folders that are looked into at most.
 _MAX_FOLDERS = 100
-
-BEFORE_QUANTISATION = "Merge the checkpoints from before quantisation, and quantise the merged model."
-
-#: Steps for formats of which transformers' `dequantize` is not the way.
-_IN_FULL: Mapping[str, str] = {
-    "MLX": "write it out in full with MLX: mlx_lm.convert --hf-path IN --mlx-path OUT --dequantize",
-    "float8 with ComfyUI's scales": "write it out in full: "
-    "python -c \"from safetensors.torch import load_file as l, save_file as s; t = l('IN.safetensors'); "
-    "s({k: (v.float() * t.get(k[:-6] + 'scale_weight', 1)).bfloat16() if 'float8' in str(v.dtype) else v for "
-    "k, v in t.items() if 'scale_' not in k and k[-10:] != 'scaled_fp8'}, 'OUT.safetensors')\"",
-}
-_BY_TRANSFORMERS = (
-    "transformers can write some formats out in full: "
-    'python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('IN').dequantize().save_pretrained('OUT')\", with the task's model class"
-)
-
 
 #: Writes a copy of a folder with float8 as bfloat16, which holds every value of it.
 _CAST = (
@@ -244,30 +227,11 @@ def _pickled(facts: Facts) -> Finding | None:
             "save_file; save_file(torch.load('adapter_model.bin', weights_only=True), "
             "'adapter_model.safetensors')\", in its folder.",
         )
+    origin = listing.origin or repr(listing.label)
     return Finding(
         f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
         "safetensors",
-        f"Convert them where you trust them: {_conversion(listing, pickles)}",
-    )
-
-
-def _conversion(listing: Listing, pickles: list[str]) -> str:
-    """Return the command that writes pickled weights as safetensors."""
-    origin = listing.origin or repr(listing.label)
-    if "config.json" in listing.sizes and all(path.startswith("pytorch_model") for path in pickles):
-        return (
-            f'python -c "import transformers as t; c = t.AutoConfig.from_pretrained({origin}); '
-            f"getattr(t, c.architectures[0]).from_pretrained({origin}).save_pretrained('OUT')\", and name "
-            "./OUT in the recipe."
-        )
-    if len(pickles) > 1 and all(path.startswith("consolidated.") for path in pickles):
-        return "transformers' convert_llama_weights_to_hf.py joins the parts of Meta's checkpoints."
-    # Trainers put the tensors below a name, and tensors that share memory cannot be saved.
-    return (
-        'python -c "import torch; from safetensors.torch import save_file; t = {}; '
-        f"[t.update(p.get('state_dict') or p.get('model') or p) for f in {pickles!r} for p in "
-        "[torch.load(f, weights_only=True)]]; save_file({k: v.clone().contiguous() for k, v in t.items()}, "
-        "'model.safetensors')\", in its folder."
+        f"Convert them where you trust them: {conversion(origin, listing.sizes, pickles)}",
     )
 
 
@@ -281,8 +245,7 @@ def _quantised(facts: Facts) -> Finding | None:
         return Finding(
             f"the checkpoint is quantised ({kind or found.format}; it holds {shown(found.tensor)})",
             f"weights in full, as {', '.join(MERGEABLE_DTYPES)}",
-            f"{BEFORE_QUANTISATION} Where only this one is left, "
-            f"{_IN_FULL.get(found.format, _BY_TRANSFORMERS)}.",
+            in_full(found.format),
         )
     if stated is not None and facts.files:
         return Finding(
@@ -291,6 +254,21 @@ def _quantised(facts: Facts) -> Finding | None:
             f"If the weights are plain numbers, remove `{stated[0]}` from config.json.",
         )
     return None
+
+
+def _other_weights(facts: Facts) -> Finding | None:
+    """Find a configuration that has transformers load another file than the one that was read."""
+    listing, named = facts.listing, str(facts.config.get("transformers_weights"))
+    if not facts.files or listing.weights or named not in listing.sizes or named in facts.files:
+        return None
+    if named.endswith(".index.json"):  # its shards, or those of another index beside it
+        return None
+    return Finding(
+        f"config.json says that the weights are in {named}, and loaders that do not know of this read "
+        f"{facts.files[0]}",
+        "one set of weights",
+        f"Name the file that counts: {listing.part(named)} or {listing.part(facts.files[0])}",
+    )
 
 
 def _empty(facts: Facts) -> Finding | None:
@@ -367,6 +345,7 @@ RECOGNISERS: tuple[Callable[[Facts], Finding | None], ...] = (
     _folders,
     _other_format,
     _pickled,
+    _other_weights,
     _adapter,
     _quantised,
     _empty,

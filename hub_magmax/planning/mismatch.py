@@ -7,7 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hub_magmax.checkpoints.index import EXACT_DTYPES, MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
+from hub_magmax.checkpoints.index import (
+    EXACT_DTYPES,
+    FLOAT8_DTYPES,
+    MERGEABLE_DTYPES,
+    CheckpointIndex,
+    TensorInfo,
+)
 from hub_magmax.checkpoints.recognition import Finding, unlike
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.globs import grouped, rules_for
@@ -167,7 +173,8 @@ def _dtypes(label: str, pairs: Iterable[_Pair], base_label: str) -> Iterator[_Fa
 def _are_mergeable(own: TensorInfo, base: TensorInfo) -> bool:
     if base.dtype in EXACT_DTYPES:
         return own.dtype == base.dtype
-    return own.dtype in MERGEABLE_DTYPES and base.dtype in MERGEABLE_DTYPES
+    # float8 of the base model is told of the base model itself.
+    return own.dtype in MERGEABLE_DTYPES and base.dtype in (*MERGEABLE_DTYPES, *FLOAT8_DTYPES)
 
 
 def _error(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> MismatchError:
