@@ -96,6 +96,7 @@ def test_code_that_configurations_name_is_needed_with_what_it_imports():
     "path",
     [
         "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "dict.bpe",
+        "bpe.codes", "x.tokenizer", "bpe_simple_vocab_16e6.txt.gz", "tokenizer.model.v3",
         "qwen.tiktoken", "vocab.bin", "vocab.txt", "merges.txt", "source.vocab", "preprocessor_config.json",
         "video_preprocessor_config.json", "chat_template.jinja", "additional_chat_templates/tools.jinja",
         "chat_templates/rag.jinja", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md", "hyperparams.yaml",

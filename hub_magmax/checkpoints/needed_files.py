@@ -15,11 +15,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hub_magmax.checkpoints.leftovers import is_never_copied
-from hub_magmax.checkpoints.side_files import is_needed, is_safe
+from hub_magmax.checkpoints.side_files import MODULES_NAME, is_needed, is_safe
 from hub_magmax.checkpoints.source import Folder, TensorSource
 from hub_magmax.errors import CheckpointError
-
-MODULES_NAME = "modules.json"
 
 #: Folders of templates; transformers reads them by these names.
 _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")

@@ -27,9 +27,13 @@ _ABOUT_WEIGHTS = (
     "training_args.json",
 )
 
+#: Names the modules of a sentence-transformers model, each with its folder.
+MODULES_NAME = "modules.json"
+
 #: Further files that loaders read, or that a licence asks to hand on.
 _NEEDED = re.compile(
-    r".*\.(spm|bpe|vocab)|vocab\.bin|(hyperparams|config|model_config|params)\.ya?ml|"
+    r".*\.(spm|bpe|vocab|codes|tokenizer)|vocab\.bin|.*vocab.*\.gz|tokenizer\.model\..+|"
+    r"(hyperparams|config|model_config|params)\.ya?ml|"
     r"(licen[cs]e|copying|notice|(acceptable_)?use_policy)([.-].*)?",
     re.IGNORECASE,
 )
@@ -88,7 +92,9 @@ def is_safe(path: str) -> bool:
 
 def is_tokenizer_file(path: str) -> bool:
     """Say whether a file decides how text becomes tokens; chat templates count."""
-    return path in _TOKENIZER_FILES or path.endswith((".tiktoken", ".spm", ".bpe", ".vocab", ".jinja"))
+    return path in _TOKENIZER_FILES or path.endswith(
+        (".tiktoken", ".spm", ".bpe", ".vocab", ".codes", ".jinja")
+    )
 
 
 class ContentHashes:

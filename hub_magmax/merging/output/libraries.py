@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from hub_magmax.checkpoints.needed_files import MODULES_NAME
+from hub_magmax.checkpoints.side_files import MODULES_NAME
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.text import shown
 
