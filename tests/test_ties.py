@@ -117,8 +117,17 @@ def test_parameter_counts_once_where_the_method_looks_at_the_whole_model(tmp_pat
 
 def test_notice_names_the_tie_and_who_trained_it_apart(tmp_path):
     planned = plan(write_family(tmp_path, STORED_ONCE, TRAINED_APART, STORED_ONCE)())
-    (notice,) = [line for line in notices(planned) if "tied" in line]
-    assert HEAD in notice and "a trained it apart" in notice and "tie_word_embeddings: false" in notice
+    (tie,) = [line for line in notices(planned) if "tied" in line]
+    assert HEAD in tie and "a trained it apart" in tie
+    assert any("but for tie_word_embeddings false" in line for line in notices(planned))
+
+
+def test_key_that_scales_the_head_stays_where_no_source_is_untied(tmp_path):
+    t5 = {"model_type": "t5", **TIED}
+    recipe = write_family(tmp_path, STORED_ONCE, TRAINED_APART, STORED_ONCE, base=t5, a=t5, b=t5)()
+    merge(plan(recipe))
+    assert HEAD in load_file(recipe.output_path / "model.safetensors")
+    assert says_tied(recipe.output_path) is True
 
 
 def test_lock_without_ties_has_no_field_for_them(tmp_path):

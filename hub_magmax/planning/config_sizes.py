@@ -51,6 +51,9 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_t
 _SIZE = re.compile(r".*(size|_dim|positions|position_embeddings|n_embd|n_ctx|d_model|d_ff|channels)")
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: Model types that scale what goes into the head where it is tied, by the key that says so.
+SCALED_BY_TIE = ("t5", "mt5", "umt5", "longt5", "pop2piano", "udop", "switch_transformers")
+
 LABELS = ("id2label", "label2id")
 
 

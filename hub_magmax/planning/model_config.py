@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hub_magmax.checkpoints.index import TensorInfo
-from hub_magmax.checkpoints.model_classes import TIE_KEY
+from hub_magmax.checkpoints.model_classes import TIE_KEY, is_said_untied
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError
@@ -29,6 +29,7 @@ from hub_magmax.planning.config_sizes import (
     PER_LAYER,
     POSITIONS,
     ROWS,
+    SCALED_BY_TIE,
     Path,
     counts_at,
     is_count,
@@ -262,13 +263,21 @@ class _Agreement:
         """Yield that nothing is tied, where a tensor that a source ties is one of its own in the output."""
         stated = {path: level[TIE_KEY] for path, level in nested if isinstance(level.get(TIE_KEY), bool)}
         is_right = bool(stated) and not any(stated.values())
-        if is_right or next(untied(self.plan), None) is None:
+        if is_right or next(untied(self.plan), None) is None or self._scales_by_tie():
             return
         text = [path for path, _ in nested if path == ("text_config",)]
         for path in sorted({(), *stated, *text}):
             old = level_at(self.config, path).get(TIE_KEY)
             if old is not False:
                 yield ConfigChange((*path, TIE_KEY), old, False)
+
+    def _scales_by_tie(self) -> bool:
+        """Say whether the key decides more than ties, and no source that is untied says false.
+
+        transformers 5 takes two tensors that differ for untied in any case.
+        """
+        said = map(config_values, self.sources.values())
+        return self.config.get("model_type") in SCALED_BY_TIE and not any(map(is_said_untied, said))
 
     def refuse_unexplained(self, changes: Sequence[ConfigChange]) -> None:
         """Raise MismatchError at a tensor of another shape, where config.json states a size that it had."""
