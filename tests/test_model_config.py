@@ -1,9 +1,12 @@
 """config.json of an output describes its weights."""
 
+import copy
 import json
+import re
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
@@ -33,7 +36,7 @@ from hub_magmax.pipeline import plan
 from hub_magmax.planning.plan import ConfigChange
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.loading import load_recipe
-from tests.families import accepted, write_recipe
+from tests.families import write_recipe
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -48,9 +51,22 @@ def bert(**changes):
     )
 
 
-def write(folder, base, one, two=None, dtype=torch.float32):
-    for name, model in (("base", base), ("one", one), ("two", two or base)):
-        model.to(dtype).save_pretrained(folder / name)
+def write(folder, base, one, dtype=torch.float32):
+    base.to(dtype).save_pretrained(folder / "base")
+    for seed, (name, model) in enumerate((("one", one), ("two", copy.deepcopy(base)))):
+        tune(model.to(dtype), base, seed)
+        model.save_pretrained(folder / name)
+
+
+def tune(model, base, seed):
+    """Give a model, perhaps of other sizes, the base model's values and a little noise."""
+    generator, start = torch.Generator().manual_seed(seed), dict(base.named_parameters())
+    with torch.no_grad():
+        for name, own in model.named_parameters():
+            if name in start:
+                shared = tuple(map(slice, map(min, own.shape, start[name].shape)))
+                own[shared] = start[name][shared]
+            own.add_(0.005 * torch.randn(own.shape, generator=generator))
 
 
 def take(name, task="one"):
@@ -69,10 +85,11 @@ def planned(folder, *rules, **output):
 
 
 def merged(folder, *rules, **output):
-    merge(accepted(planned(folder, *rules, **output)))
-    verify(str(folder / "out"))
-    rebuild(str(folder / "out"), folder=folder)
-    return folder / "out"
+    made = planned(folder, *rules, **output)
+    merge(made)
+    verify(str(made.recipe.output_path))
+    rebuild(str(made.recipe.output_path), folder=folder)
+    return made.recipe.output_path
 
 
 def opened(model_class, folder):
@@ -145,6 +162,20 @@ def test_rows_taken_from_a_task_are_the_vocabulary(tmp_path, tied):
     )
     model = opened(AutoModelForCausalLM, merged(tmp_path, *rules))
     assert model.config.vocab_size == 44 and model.lm_head.weight.shape == (44, 16)
+
+
+def test_rows_of_all_tensors_are_settled_by_one_message(tmp_path):
+    write(tmp_path, llama(), llama(vocab_size=44))
+    with pytest.raises(MismatchError, match="2 tensors of other shapes") as error:
+        planned(tmp_path)
+    advice = str(error.value)
+    pasted = re.search(r"tensors: (\[\{.*?\}\])", advice)[1]
+    assert "output.files_from: TASK" in advice
+    for source, rows in (("base_model", 40), ("one", 44)):
+        rules = yaml.safe_load(pasted.replace("base_model", source))
+        path = f"out-{source}"
+        merged(tmp_path, *rules, path=path)
+        assert opened(AutoModelForCausalLM, tmp_path / path).config.vocab_size == rows
 
 
 def test_vocabulary_is_right_where_the_files_are_those_of_the_task(tmp_path):
@@ -248,9 +279,10 @@ def test_size_that_no_key_can_follow_is_refused_and_the_advice_leads_on(tmp_path
 
 
 def test_sizes_that_the_config_does_not_state_are_not_judged(tmp_path):
-    for name, rows in (("base", 6), ("one", 7), ("two", 6)):
+    for seed, (name, rows) in enumerate((("base", 6), ("one", 7), ("two", 6))):
         (tmp_path / name).mkdir()
-        tensors = {"embed_tokens.weight": torch.ones(rows, 2), "norm.weight": torch.ones(2)}
+        norm = torch.linspace(1, 2, 64) + 0.01 * seed
+        tensors = {"embed_tokens.weight": torch.ones(rows, 2), "norm.weight": norm}
         save_file(tensors, tmp_path / name / "model.safetensors")
         (tmp_path / name / "config.json").write_text('{"num_heads": 6}')
     folder = merged(tmp_path, take("embed_tokens.weight"))

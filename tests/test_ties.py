@@ -12,7 +12,7 @@ from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
-from hub_magmax.pipeline import lock, plan
+from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import accepted, write_recipe
@@ -26,7 +26,10 @@ STORED_ONCE, STORED_TWICE, TRAINED_APART = "once", "twice", "apart"
 def write(folder, seed, stored, config=None):
     generator = torch.Generator().manual_seed(seed)
     start = torch.arange(96, dtype=torch.float32).reshape(12, 8)
-    tensors = {EMBEDDING: start + torch.randn(12, 8, generator=generator), "norm.weight": torch.ones(8)}
+    tensors = {
+        EMBEDDING: start + torch.randn(12, 8, generator=generator),
+        "norm.weight": torch.ones(8) + seed / 100,
+    }
     if stored == STORED_TWICE:
         tensors[HEAD] = tensors[EMBEDDING].clone()
     if stored == TRAINED_APART:
@@ -198,3 +201,36 @@ def test_diagnosis_looks_at_a_parameter_once(tmp_path):
     planned = plan(write_family(tmp_path, STORED_TWICE, STORED_ONCE, STORED_ONCE)())
     diagnose(planned)
     assert [job.name for job in planned.merged] == [EMBEDDING, "norm.weight"]
+
+
+def test_ties_of_checkpoints_on_the_hub_are_published_without_a_folder(tmp_path, hub):
+    make = write_family(tmp_path, STORED_ONCE, TRAINED_APART, STORED_TWICE)
+    base = hub.add_repo("me/tied-base", folder=tmp_path / "base")
+    one = hub.add_repo("me/tied-a", folder=tmp_path / "a")
+    recipe = make(
+        base_model=f"me/tied-base@{base}",
+        tasks=[{"name": "a", "model": f"me/tied-a@{one}"}, {"name": "b", "model": "./b"}],
+        method="dare",
+        output={"path": "out", "push_to_hub": "me/tied-merged", "keep": False, "shard_size": 400},
+    )
+    run(recipe)
+    assert json.loads(hub.read("me/tied-merged", "config.json"))["tie_word_embeddings"] is False
+    verify("me/tied-merged")
+    rebuild("me/tied-merged", folder=tmp_path)
+
+
+def test_copy_follows_rows_that_are_matched_by_token(tmp_path):
+    recipe = write_family(tmp_path, STORED_TWICE, STORED_ONCE, STORED_ONCE)(token_rows=[EMBEDDING])
+    tokens = {name: [f"t{row}" for row in range(12)] for name in ("base", "a", "b")}
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[EMBEDDING] = torch.cat([tensors[EMBEDDING].flip(0), torch.ones(2, 8)])
+    save_file(tensors, file, metadata={"format": "pt"})
+    tokens["a"] = [*reversed(tokens["a"]), "new", "newer"]
+    for name, words in tokens.items():
+        vocabulary = {"model": {"vocab": {word: row for row, word in enumerate(words)}}}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(vocabulary))
+    merge(plan(recipe))
+    expected = (tensors[EMBEDDING][:12].flip(0) + loaded(tmp_path / "b", EMBEDDING)) / 2
+    for name in (EMBEDDING, HEAD):
+        torch.testing.assert_close(loaded(recipe.output_path, name), expected)

@@ -17,7 +17,7 @@ from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.mismatch import refuse_differences
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
-from hub_magmax.planning.tied import copies_in, own_tensors, refuse_lacking, with_copies
+from hub_magmax.planning.tied import copies_in, own_tensors, refuse_lacking, with_copies, without_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe
@@ -41,11 +41,11 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     rules = recipe.tensors
     check_globs(indexes.values(), rules)
     refuse_lacking(lock, indexes, rules)
-    refuse_differences(indexes, rules)
     base = indexes["base_model"].tensors
+    copies = copies_in(lock, base, rules)
+    refuse_differences(without_copies(indexes, copies), rules)
     names = [*base, *_added_names(indexes, rules)]
     decided = [(name, rule_for(name, rules)) for name in names]
-    copies = copies_in(lock, base, rules)
     method = methods.get_method(lock.method["name"])
     unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
     averaged = without_share(lock)

@@ -225,9 +225,12 @@ def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
     if not resized:
         return ""
     tokens = [name for name in base.tensors if name in resized and _differs_in_rows(name, base, indexes)]
-    rows = f"; if the rows are tokens', averaged by their strings: token_rows: {json.dumps(tokens)}"
-    other = " (or a task's name in place of base_model, or nothing to leave it out)"
-    return other + (rows if tokens else "")
+    other = " (or a task's name in place of base_model"
+    if not tokens:
+        return f"{other})"
+    # config.json follows the weights, and a tokenizer does not.
+    rows = f"if the rows are tokens', averaged by their strings: token_rows: {json.dumps(tokens)}"
+    return f"{other}, and output.files_from: TASK for its tokenizer); {rows}"
 
 
 def _differs_in_rows(name: str, base: CheckpointIndex, indexes: Indexes) -> bool:

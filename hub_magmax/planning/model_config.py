@@ -262,8 +262,7 @@ class _Agreement:
     def _ties(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
         """Yield that nothing is tied, where a tensor that a source ties is one of its own in the output."""
         stated = {path: level[TIE_KEY] for path, level in nested if isinstance(level.get(TIE_KEY), bool)}
-        is_right = bool(stated) and not any(stated.values())
-        if is_right or next(untied(self.plan), None) is None or self._scales_by_tie():
+        if {*stated.values()} == {False} or next(untied(self.plan), None) is None or self._scales_by_tie():
             return
         text = [path for path, _ in nested if path == ("text_config",)]
         for path in sorted({(), *stated, *text}):

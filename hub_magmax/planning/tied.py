@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
@@ -54,6 +55,20 @@ def copies_in(lock: Lock, base: Mapping[str, TensorInfo], rules: tuple[GlobRule,
         name: of
         for name, of in ties_of(lock).copies.items()
         if name in base and of in base and name not in taken and taken.get(of) != "nothing"
+    }
+
+
+def without_copies(
+    indexes: Mapping[str, CheckpointIndex], copies: Mapping[str, str]
+) -> dict[str, CheckpointIndex]:
+    """Return the sources without the tensors that the output copies from others of its own."""
+    return {
+        source: replace(
+            index, tensors={name: info for name, info in index.tensors.items() if name not in copies}
+        )
+        if copies
+        else index
+        for source, index in indexes.items()
     }
 
 
