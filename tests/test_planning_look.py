@@ -130,6 +130,20 @@ def test_a_single_element_that_differs_is_a_change(tmp_path):
     assert [fault.name for fault in plan(load_recipe(write_recipe(tmp_path))).findings] == ["unchanged:b"]
 
 
+def test_what_rules_cover_may_be_all_that_a_task_changed(tmp_path):
+    def head_only(family):
+        return family["base"] | {"embed.weight": family["b"]["embed.weight"]}
+
+    write(tmp_path, b=head_only)
+    for take, notes in {
+        "b": (),
+        "base_model": ("b is the base model, unchanged, in all tensors that no rule covers",),
+    }.items():
+        rules = [{"match": "embed.weight", "take": take}]
+        recipe = load_recipe(write_recipe(tmp_path, tensors=rules, output={"path": f"out_{take}"}))
+        assert run(recipe).report.notices == notes
+
+
 def test_few_elements_decide_no_direction(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for name in ("base", "a", "b", "c"):

@@ -71,8 +71,13 @@ def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) 
     Adapters are added to the base model's weights, whatever these are, and their products take time.
     """
     whole = tuple(task for task in tasks if not plan.lock.tasks[task].adapter_config)
-    if whole:
-        yield from Look(plan.jobs, opened, whole).findings()
+    taken = {job.source for job in plan.jobs}
+    for found in Look(plan.jobs, opened, whole).findings() if whole else ():
+        if found.rule != "unchanged" or not plan.recipe.tensors:
+            yield found
+        elif found.task not in taken:
+            text = f"{found.task} is the base model, unchanged, in all tensors that no rule covers"
+            yield replace(found, text=text, is_fault=False)
 
 
 def _empty_adapters(plan: Plan, tasks: Sequence[str], cache: SourceCache) -> Iterator[Finding]:
