@@ -173,6 +173,18 @@ def test_encoder_and_classifier_share_what_they_share(tmp_path: Path) -> None:
         torch.testing.assert_close(found[f"bert.{name}"], one[name])
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "net."])
+def test_prefix_is_taken_from_a_tasks_own_head_too(prefix: str, tmp_path: Path) -> None:
+    one = renamed(f"{prefix}{{}}".format)(moved(PLAIN, 1) | {"classifier.weight": rand(2, 6, seed=4)})
+    path = write(tmp_path, base=PLAIN, one=one)
+    with pytest.raises(MismatchError, match=r"has tensor 'classifier\.weight' that the base model lacks"):
+        plan(load_recipe(path))
+    run(with_rules(path, {"match": "classifier.*", "take": "one"}))
+    found = read_merged(tmp_path / "out")
+    assert found.keys() == PLAIN.keys() | {"classifier.weight"}
+    assert found["classifier.weight"].equal(one[f"{prefix}classifier.weight"])
+
+
 def test_glob_that_matches_nothing_is_still_refused(tmp_path: Path) -> None:
     path = write(tmp_path, base=PLAIN, one=renamed("module.{}".format)(PLAIN))
     with pytest.raises(RecipeError, match="matches no tensor"):

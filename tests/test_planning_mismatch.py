@@ -130,6 +130,15 @@ def test_no_rule_is_proposed_for_axes_in_another_order(tmp_path: Path) -> None:
     assert "save_original_format=False" in message and "take:" not in message
 
 
+def test_no_rule_is_proposed_for_layers_that_are_numbered_otherwise(tmp_path: Path) -> None:
+    one = {
+        re.sub(r"\d+", lambda number: str(int(number[0]) + 1), name): value for name, value in BASE.items()
+    }
+    message = refused(write(tmp_path, base=BASE, one=moved(one)))
+    assert "'model.layers.3.q.weight'" in message and "differ in numbers alone" in message
+    assert "take:" not in message
+
+
 def test_no_rule_is_proposed_where_nearly_all_has_other_names(tmp_path: Path) -> None:
     odd = {
         f"h{n}.{'ab'[k]}": value

@@ -58,11 +58,17 @@ class Matching:
     doubtful: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plain_name(name: str) -> str:
-    """Return a name without wrappers' segments, and with new names of parameters for old ones."""
+def unwrapped(name: str) -> str:
+    """Return a name without wrappers' segments."""
     found = ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
     while start := next((start for start in _OUTER if found.startswith(start)), ""):
         found = found.removeprefix(start)
+    return found
+
+
+def plain_name(name: str) -> str:
+    """Return a name without wrappers' segments, and with new names of parameters for old ones."""
+    found = unwrapped(name)
     for old, new in _OLD_ENDS:
         if found.endswith(old):
             return found.removesuffix(old) + new

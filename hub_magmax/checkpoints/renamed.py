@@ -20,34 +20,31 @@ if TYPE_CHECKING:
 
 
 def places(renaming: Renaming, own: CheckpointIndex, base: CheckpointIndex) -> dict[str, Place]:
-    """Return where a source has tensors of the base model that it calls by another name, by the base's name.
+    """Return where a source has tensors that the base model calls by another name, by the base's name.
 
     Args:
         renaming: Patterns of names.
         own: Index of the source.
         base: Index of the base model.
     """
-    lacking = [name for name in base.tensors if name not in own.tensors]
     found: dict[str, Place] = {}
-    for name, stored in _stored(renaming.names, lacking).items():
-        if stored in own.tensors:
+    for stored, name in _renamed(renaming.names, [name for name in own.tensors if name not in base.tensors]):
+        if name not in own.tensors:
             found[name] = Place(replace(own.tensors[stored], name=name), stored)
     for joint in renaming.joints:
         found |= _parts(joint, own, base) if joint.is_own else _wholes(joint, own, base)
     return found
 
 
-def _stored(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Return what a source calls the base model's tensors, as pairs of patterns say."""
-    patterns = {base: own for own, base in pairs}
-    found = {}
+def _renamed(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield names of a source with those that they get, as pairs of patterns say."""
+    patterns = dict(pairs)
     for name in names:
         pattern, numbers = collapsed(name)
         if name in patterns:  # a name of its own goes before its pattern
-            found[name] = patterns[name]
+            yield name, patterns[name]
         elif pattern in patterns:
-            found[name] = filled(patterns[pattern], numbers)
-    return found
+            yield name, filled(patterns[pattern], numbers)
 
 
 def _instances(pattern: str, index: CheckpointIndex) -> Iterator[tuple[TensorInfo, tuple[str, ...]]]:

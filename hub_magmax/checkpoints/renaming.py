@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.config import config_values
 from hub_magmax.checkpoints.conversion_tables import Joint, ModelNames, expert_names, model_names
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.locations import location_of
-from hub_magmax.checkpoints.name_matching import fits, match_names, plain_name
+from hub_magmax.checkpoints.name_matching import fits, match_names, plain_name, unwrapped
 from hub_magmax.checkpoints.renamed import places
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -87,6 +87,7 @@ def find_renaming(own: TensorSource, base: TensorSource, recipe: Recipe) -> Rena
     found = _Found(dict(match_names(mine, theirs).pairs))
     if found.pairs.keys() < mine.keys() and set(found.pairs.values()) < theirs.keys():
         _add_by_tables(found, own, base)
+    found.pairs |= _surplus(found, own.index, base.index)
     found.pairs = {one: other for one, other in found.pairs.items() if _is_free(one, other, recipe)}
     found.joints = [joint for joint in found.joints if _is_joint_free(*joint, recipe)]
     return _as_patterns(found, own.index, base.index)
@@ -101,6 +102,23 @@ def _lacking(one: CheckpointIndex, other: CheckpointIndex) -> dict[str, TensorIn
         for name, info in one.tensors.items()
         if name not in other.tensors and NUMBER not in name and ROW not in name
     }
+
+
+def _surplus(found: _Found, own: CheckpointIndex, base: CheckpointIndex) -> dict[str, str]:
+    """Return the names that tensors get which the base model lacks, such as another head's.
+
+    A prefix that is on all names is no part of theirs either, and wrappers' segments are of no name.
+    """
+    starts = {one.removesuffix(other) for one, other in found.pairs.items()}
+    start = starts.pop() if len(starts) == 1 else ""
+    if not all(name.startswith(start) for name in own.tensors):
+        start = ""
+    taken, names = found.own_names, dict[str, str]()
+    for name in _lacking(own, base).keys() - taken:
+        shorter = unwrapped(name.removeprefix(start))
+        if shorter != name and shorter not in own.tensors and shorter not in base.tensors:
+            names[name] = shorter
+    return names if len(set(names.values())) == len(names) else {}
 
 
 def _is_free(own: str, base: str, recipe: Recipe) -> bool:

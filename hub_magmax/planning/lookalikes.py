@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.name_matching import Matching, match_names
 from hub_magmax.planning.globs import grouped
+from hub_magmax.recipe.renaming import collapsed
 from hub_magmax.text import listed, shown
 
 _RENAME = (
@@ -66,6 +67,10 @@ def lookalikes(
     )
     if matching.pairs or matching.doubtful:
         return _renamed(matching, is_ruled)
+    own, others = _renumbered(index, base, missing, surplus)
+    if others:
+        what = f"has {_few(own)} in place of {_few(others)}, which differ in numbers alone"
+        return Lookalikes(own, others, what, _RENAME)
     own, others = _in_another_layout(index, base, missing, surplus)
     if others:
         what = (
@@ -91,6 +96,19 @@ def _renamed(matching: Matching, is_ruled: Callable[[str], bool]) -> Lookalikes:
 
 def _few(names: Iterable[str], word: str = "and") -> str:
     return listed([shown(pattern) for pattern in grouped(names)], 3).replace(" and ", f" {word} ")
+
+
+def _renumbered(
+    index: CheckpointIndex, base: CheckpointIndex, missing: Sequence[str], surplus: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return tensors of both sides whose names differ in numbers alone, such as layers counted from 1."""
+    mine = {(collapsed(name)[0], index.tensors[name].shape): name for name in surplus}
+    theirs = {(collapsed(name)[0], base.tensors[name].shape): name for name in missing}
+    both = mine.keys() & theirs.keys()
+    return (
+        tuple(name for name in surplus if (collapsed(name)[0], index.tensors[name].shape) in both),
+        tuple(name for name in missing if (collapsed(name)[0], base.tensors[name].shape) in both),
+    )
 
 
 def _in_another_layout(
