@@ -207,3 +207,15 @@ def test_model_that_goes_straight_to_the_hub_is_opened_before_the_commit(llamas,
     with pytest.raises(OutputError, match=r"of shape \[32, 16\] and not \[40, 16\]"):
         merged(llamas, output=output | {"files_from": "a"})
     assert hub.head("me/opened") == head
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "2KB"])
+def test_weights_that_the_configuration_names_are_called_as_it_says(llamas, shard_size):
+    from transformers import LlamaForCausalLM
+
+    for name in ("base", "a", "b"):
+        (llamas / name / WEIGHTS).rename(llamas / name / "consolidated.safetensors")
+        configure(llamas / name, transformers_weights="consolidated.safetensors")
+    done = merged(llamas, output={"path": "out", "shard_size": shard_size})
+    assert done.report.opened["result"] == "12 tensors fit"
+    LlamaForCausalLM.from_pretrained(llamas / "out")

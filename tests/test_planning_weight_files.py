@@ -167,3 +167,26 @@ def test_headers_of_several_files_are_united_and_the_first_counts():
 @pytest.mark.parametrize("layout", ["np", "\ud800", ""])
 def test_layout_that_loaders_do_not_know_is_torchs(layout):
     assert kept_metadata(CheckpointIndex("x", (ShardInfo("a", 1, "", {"format": layout}),), {})) == {}
+
+
+def test_part_of_a_pipeline_on_the_hub_comes_out_as_diffusers_reads_it(family, hub):
+    """Of a repository with variants and other parts, one folder and one file in it."""
+    diffusers(family)
+    weights = (family / "base" / "diffusion_pytorch_model.safetensors").read_bytes()
+    files = {
+        "model_index.json": b'{"unet": ["diffusers", "UNet2DModel"]}',
+        "unet/config.json": b'{"_class_name": "UNet2DModel"}',
+        "unet/diffusion_pytorch_model.safetensors": weights,
+        "unet/diffusion_pytorch_model.fp16.safetensors": weights,
+        "vae/config.json": b"{}",
+    }
+    hub.add_repo("me/pipeline", files=files)
+    base = "hf://me/pipeline/unet/diffusion_pytorch_model.fp16.safetensors"
+    recipe = load_recipe(write_recipe(family, base_model=base))
+    run(recipe)
+    names = {path.name for path in (family / "merged").iterdir()}
+    assert {"config.json", "diffusion_pytorch_model.safetensors"} <= names
+    assert not names & {"model_index.json", "vae", "diffusion_pytorch_model.fp16.safetensors"}
+    assert notices(plan(recipe)) == (
+        "left behind from base_model: weights that are not merged (diffusion_pytorch_model.safetensors)",
+    )

@@ -66,7 +66,15 @@ def config_changes(plan: Plan, sources: Mapping[str, TensorSource]) -> tuple[Con
     found = _Agreement(plan, sources, config)
     changes = tuple(found.changes())
     found.refuse_unexplained(changes)
-    return changes
+    return (*changes, *_weights_name(plan, config))
+
+
+def _weights_name(plan: Plan, config: Mapping[str, Any]) -> Iterator[ConfigChange]:
+    """Yield the name of the weights where a configuration states another; transformers looks for no other."""
+    stated = config.get("transformers_weights")
+    written = plan.shards[0].file if len(plan.shards) == 1 else plan.index_name
+    if isinstance(stated, str) and stated != written:
+        yield ConfigChange(("transformers_weights",), stated, written)
 
 
 def config_values(source: TensorSource) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def open_folder(folder: Path, tensors: Tensors, weights: str) -> Opened:
     config = _config_of(folder)
     library, name = _class_of(config)
     opener = _OPENERS[library]
-    if weights != opener.weights:
+    is_named = library == "transformers" and "transformers_weights" in config  # and names these
+    if weights != opener.weights and not is_named:
         raise NotOpenedError(f"{library} looks for {opener.weights}, and not {weights}")
     with _quiet():
         model_class = _model_class(library, name, opener.parent, has_code="auto_map" in config)
