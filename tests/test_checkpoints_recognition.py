@@ -66,6 +66,7 @@ QUANTISED: dict[str, Spec] = {
     "EXL2": {"q.q_weight": ("I32", MATRIX), "q.q_scale": ("I32", ROW)},
     "EXL3": {"q.trellis": ("I16", (2, 2, 4)), "q.suh": ("F16", (8,))},
     "AQLM": {"q.codes": ("I8", (8, 4, 1)), "q.codebooks": ("F16", (1, 256, 1, 8))},
+    "codes with scales, of any name": {"q.weight": ("I8", MATRIX), "q.dequant_scale": ("F32", ())},
     "codes with scales": {"q.packed": ("I32", MATRIX), "q.scales": ("F16", ROW)},
     "with scales that are powers of two": {"q.w": ("F8_E4M3", MATRIX), "q.s": ("F8_E8M0", ROW)},
 }
@@ -262,6 +263,17 @@ def test_index_of_a_variant_does_not_replace_the_usual_weights(tmp_path, two):
     save_file(make_tensors(9), tmp_path / "a" / "model.fp16-1.safetensors")
     index = {"weight_map": dict.fromkeys(two["a"], "model.fp16-1.safetensors")}
     (tmp_path / "a" / "model.fp16.safetensors.index.json").write_text(json.dumps(index))
+    assert same(merged(tmp_path, "./a"), two["a"])
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_variant_of_diffusers_does_not_replace_the_usual_weights(tmp_path, two, index):
+    name = "diffusion_pytorch_model{}.safetensors"
+    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / name.format(""))
+    save_file(make_tensors(9), tmp_path / "a" / name.format(".fp16"))
+    if index:
+        weight_map = {"weight_map": dict.fromkeys(two["a"], name.format(".fp16"))}
+        (tmp_path / "a" / f"{name.format('.fp16')}.index.json").write_text(json.dumps(weight_map))
     assert same(merged(tmp_path, "./a"), two["a"])
 
 
@@ -508,6 +520,24 @@ def test_scaled_float8_of_comfyui_is_written_out_in_full_by_the_command_in_the_m
 def test_empty_tensor_of_any_name_gets_no_rule(tmp_path, two):
     changed(tmp_path / "a", lambda tensors: tensors | {"scale": torch.empty(0)})
     assert "the tensor is empty" in str(refusal(tmp_path))
+
+
+def test_part_of_one_process_gets_no_rule(tmp_path, two):
+    changed(
+        tmp_path / "a",
+        lambda t: {
+            k: v[: len(v) // 2].clone() if v.ndim and k != "position_ids" else v for k, v in t.items()
+        },
+    )
+    assert "its tensors are one of 2 parts of the base model's" in str(refusal(tmp_path))
+
+
+def test_nothing_else_of_a_quantised_checkpoint_gets_a_rule(tmp_path, two):
+    changed(
+        tmp_path / "a",
+        lambda t: t | {"layer.0.weight": t["layer.0.weight"].to(torch.int8), "x": torch.ones(1)},
+    )
+    assert "dtype I8 looks quantised" in str(refusal(tmp_path))
 
 
 def test_flat_tensor_of_sharded_training_gets_no_rule(tmp_path, two):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
 from hub_magmax.checkpoints.adapter_places import Place, places_by_name, places_by_prefix
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
-from hub_magmax.checkpoints.recognition import unlike
+from hub_magmax.checkpoints.stored_otherwise import unlike
 from hub_magmax.errors import CheckpointError, MismatchError
 from hub_magmax.text import shown
 

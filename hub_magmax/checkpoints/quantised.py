@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, TensorInfo
@@ -97,7 +97,17 @@ def find_codes(tensors: Mapping[str, TensorInfo]) -> Quantisation | None:
             return Quantisation("bitsandbytes", name)
         if info.dtype not in MERGEABLE_DTYPES and (found := _codes(name, info, tensors)):
             return found
-    return None
+    return _beside_any_scale(tensors)
+
+
+def _beside_any_scale(tensors: Mapping[str, TensorInfo]) -> Quantisation | None:
+    """Return the first `weight` of few bits in a layer with a scale of any name."""
+    numbers = (*MERGEABLE_DTYPES, *_NEVER_CODES)
+    few_bits = [name for name, info in tensors.items() if info.dtype not in numbers]
+    places = (name.rpartition(".") for name in tensors if few_bits and "scale" in name)
+    layers = [layer for layer, _, leaf in places if "scale" in leaf]
+    found = _first((f"{layer}.weight" for layer in layers), frozenset(few_bits))
+    return Quantisation("codes with scales", found) if found else None
 
 
 def _codes(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> Quantisation | None:
@@ -138,8 +148,8 @@ def _by_scales(name: str, layer: str, leaf: str, tensors: Mapping[str, TensorInf
     return None
 
 
-def _first(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> str | None:
-    return next((name for name in names if name in tensors), None)
+def _first(names: Iterable[str], known: Container[str]) -> str | None:
+    return next((name for name in names if name in known), None)
 
 
 def in_full(format_name: str) -> str:

@@ -20,7 +20,6 @@ from hub_magmax.checkpoints.index import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_NAME,
     EXACT_DTYPES,
-    FLOAT8_DTYPES,
     INDEX_NAME,
     MERGEABLE_DTYPES,
     SINGLE_NAME,
@@ -28,7 +27,7 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.checkpoints.listing import Contents, Listing, is_weights
-from hub_magmax.checkpoints.quantised import BEFORE_QUANTISATION, find_codes, in_full, stated_quantisation
+from hub_magmax.checkpoints.quantised import find_codes, in_full, stated_quantisation
 from hub_magmax.errors import CheckpointError
 from hub_magmax.text import listed, shown
 
@@ -38,14 +37,6 @@ _POINTER_BYTES = range(120, 1025)
 
 #: Sub-folders that are looked into at most.
 _MAX_FOLDERS = 100
-
-#: Writes a copy of a folder with float8 as bfloat16, which holds every value of it.
-_CAST = (
-    'python -c "import glob, shutil; from safetensors import safe_open as o; from safetensors.torch import '
-    "load_file as l, save_file as s; shutil.copytree('IN', 'OUT'); [s({k: v.bfloat16() if 'float8' in "
-    "str(v.dtype) else v for k, v in l('IN/' + f).items()}, 'OUT/' + f, o('IN/' + f, 'pt').metadata()) for f "
-    "in glob.glob('*.safetensors', root_dir='IN')]\""
-)
 
 
 class Finding(NamedTuple):
@@ -94,26 +85,6 @@ def refuse_without_weights(listing: Listing) -> None:
         expected=f"{SINGLE_NAME} or {INDEX_NAME}",
         hint="Check the path; a checkpoint is a folder written by `save_pretrained`.",
     )
-
-
-def unlike(tensor: TensorInfo, base: TensorInfo) -> Finding | None:
-    """Return why a tensor is not the values of the base model's, whatever a rule says; None if it can be."""
-    numbers = ", ".join(MERGEABLE_DTYPES)
-    if tensor.dtype in FLOAT8_DTYPES:
-        step = f"Cast each checkpoint that is stored so, without loss, and name the copy: {_CAST}"
-        return Finding(f"dtype {tensor.dtype} is not merged", f"one of {numbers}", step)
-    if not tensor.num_elements and base.num_elements:
-        step = "Save it again whole: sharded training leaves tensors empty that it did not gather."
-        return Finding("the tensor is empty", f"{list(base.shape)} as in the base model", step)
-    if len(tensor.shape) == 1 < len(base.shape) and tensor.dtype in MERGEABLE_DTYPES:
-        step = "Save it again whole: sharded training (FSDP, ZeRO) keeps parameters flat and in parts."
-        return Finding(
-            f"the tensor is flat, {list(tensor.shape)}", f"{list(base.shape)} as in the base model", step
-        )
-    is_weight = base.dtype in MERGEABLE_DTYPES and base.name.endswith("weight")
-    if is_weight and tensor.dtype not in MERGEABLE_DTYPES:
-        return Finding(f"dtype {tensor.dtype} looks quantised", f"one of {numbers}", BEFORE_QUANTISATION)
-    return None
 
 
 def refuse_file(label: str, name: str) -> None:

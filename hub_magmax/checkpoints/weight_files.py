@@ -24,13 +24,10 @@ from hub_magmax.checkpoints.index import (
     ShardInfo,
     TensorInfo,
 )
-from hub_magmax.checkpoints.listing import SUFFIXES, Listing
+from hub_magmax.checkpoints.listing import SUFFIXES, Listing, variant_of
 from hub_magmax.checkpoints.recognition import refuse_pointers, refuse_without_weights
 from hub_magmax.errors import CheckpointError
 from hub_magmax.text import listed, shown
-
-#: The index of a variant of the usual weights, which loaders take only where the variant is asked for.
-_VARIANT_INDEX = re.compile(r"model\.[\w-]+\.safetensors\.index\.json")
 
 #: One of several files of weights, as `save_pretrained` numbers them.
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
@@ -82,8 +79,6 @@ def weight_map(listing: Listing) -> dict[str, frozenset[str] | None]:
         return _named_weights(listing)
     indexes = _candidates(sizes, INDEX_NAME, ".safetensors.index.json")
     singles = _candidates(sizes, SINGLE_NAME, SUFFIXES)
-    if singles == [SINGLE_NAME]:
-        indexes = [name for name in indexes if not _VARIANT_INDEX.fullmatch(name)]
     if len(indexes) == 1:
         expected = _parse_index(listing, indexes[0])
         _refuse_two_sets(listing, indexes[0].removesuffix(".index.json"), indexes[0], expected)
@@ -174,10 +169,20 @@ def _shards_without_index(label: str, found: list[str], stem: str, count: int) -
 
 
 def _candidates(sizes: Mapping[str, int], usual: str, suffixes: str | tuple[str, ...]) -> list[str]:
-    """Return the file with the usual name, or else all files at the top with one of these suffixes."""
+    """Return the file with the usual name, or else all files at the top with one of these suffixes.
+
+    Loaders take a variant, `x.fp16.safetensors` beside `x.safetensors`, only where it is asked for.
+    """
     if usual in sizes:
         return [usual]
-    return [path for path in sorted(sizes) if path.endswith(suffixes) and "/" not in path]
+    found = [path for path in sorted(sizes) if path.endswith(suffixes) and "/" not in path]
+    return [path for path in found if not _is_variant_beside_the_usual(path, sizes)]
+
+
+def _is_variant_beside_the_usual(path: str, sizes: Mapping[str, int]) -> bool:
+    variant = variant_of(path)
+    usual = path.replace(f".{variant}.", ".", 1)
+    return variant is not None and (usual in sizes or usual.removesuffix(".index.json") in sizes)
 
 
 def _named_weights(listing: Listing) -> dict[str, frozenset[str] | None]:

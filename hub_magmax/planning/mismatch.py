@@ -14,7 +14,8 @@ from hub_magmax.checkpoints.index import (
     CheckpointIndex,
     TensorInfo,
 )
-from hub_magmax.checkpoints.recognition import Finding, unlike
+from hub_magmax.checkpoints.recognition import Finding
+from hub_magmax.checkpoints.stored_otherwise import part_of_one, unlike
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.globs import grouped, rules_for
 from hub_magmax.planning.lookalikes import SAVE_AGAIN, lookalikes
@@ -80,9 +81,11 @@ def _ruled(indexes: Indexes, rules: Sequence[GlobRule]) -> set[str]:
 def _facts(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:
     """Yield all that one checkpoint has otherwise."""
     pairs = [*_pairs(index, base, is_ruled)]
-    values = [pair for pair in pairs if not unlike(*pair)]
+    if codes := [*_codes(index.label, pairs, len(base.tensors))]:
+        yield from codes
+        return  # no rule is for any tensor of what is no checkpoint of the base model
+    values = pairs
     yield from _names(index, base, is_ruled)
-    yield from _codes(index.label, pairs)
     yield from _transposed(index.label, values)
     yield from _shapes(index.label, values, base.label)
     yield from _dtypes(index.label, values, base.label)
@@ -122,11 +125,12 @@ def _pairs(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> 
             yield own, theirs
 
 
-def _codes(label: str, pairs: Iterable[_Pair]) -> Iterator[_Fact]:
+def _codes(label: str, pairs: Sequence[_Pair], num_tensors: int) -> Iterator[_Fact]:
     """Yield the tensors that are no values of the base model's, whatever a rule would say."""
     found: dict[Finding, list[str]] = defaultdict(list)
+    part = part_of_one([(own, theirs) for own, theirs in pairs if own.shape != theirs.shape], num_tensors)
     for own, theirs in pairs:
-        if finding := unlike(own, theirs):
+        if finding := part or unlike(own, theirs):
             found[finding].append(own.name)
     for finding, names in found.items():
         alone = (finding.what, finding.expected) if len(names) == 1 else None
