@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     CLIPVisionConfig,
     LlamaConfig,
@@ -212,6 +213,15 @@ def test_labels_are_those_of_the_head_that_is_taken(tmp_path):
     write(tmp_path, bert(num_labels=2), bert(**named))
     config = opened(AutoModelForSequenceClassification, merged(tmp_path, take("classifier.*"))).config
     assert config.id2label == named["id2label"] and config.label2id == named["label2id"]
+
+
+def test_class_is_that_of_the_task_whose_head_replaces_another(tmp_path):
+    base = BertForMaskedLM(BertConfig(**SMALL, vocab_size=40, max_position_embeddings=20))
+    write(tmp_path, base, bert(num_labels=3))
+    rules = [take("classifier.*"), take("bert.pooler.*"), take("cls.*", "nothing")]
+    model = opened(AutoModelForSequenceClassification, merged(tmp_path, *rules))
+    assert model.config.architectures == ["BertForSequenceClassification"]
+    assert model.config.num_labels == 3
 
 
 def test_labels_without_names_are_counted(tmp_path):

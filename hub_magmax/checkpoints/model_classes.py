@@ -25,6 +25,11 @@ def declares_ties(config: Mapping[str, Any]) -> bool | None:
     return False if said else None
 
 
+def is_said_tied(config: Mapping[str, Any]) -> bool:
+    """Say whether a configuration itself names the key, and says true somewhere."""
+    return any(_stated(config))
+
+
 def is_said_untied(config: Mapping[str, Any]) -> bool:
     """Say whether a configuration itself names the key, and says false wherever it does."""
     said = [*_stated(config)]

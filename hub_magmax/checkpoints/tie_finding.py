@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, TensorInfo
-from hub_magmax.checkpoints.model_classes import declares_ties, is_said_untied, tied_names
+from hub_magmax.checkpoints.model_classes import declares_ties, is_said_tied, is_said_untied, tied_names
 from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.pinning import CONFIG_NAME
 from hub_magmax.checkpoints.renamed import with_base_names
@@ -47,6 +47,9 @@ _BLOCK_BYTES = 2**22
 
 #: Tensors without a name that tells, up to which those of equal contents are looked for.
 _MOST_UNKNOWN = 16
+
+#: Tensors of one shape, up to which one is compared with all of them: layers have many, and tie none.
+_MOST_ALIKE = 256
 
 
 def lock_ties(
@@ -134,6 +137,10 @@ class _Checkpoint:
         return declares_ties(self.config)
 
     @cached_property
+    def is_said_tied(self) -> bool:
+        return is_said_tied(self.config)
+
+    @cached_property
     def is_said_untied(self) -> bool:
         return is_said_untied(self.config)
 
@@ -186,8 +193,9 @@ def _groups_without_names(
     if not 0 < len(unknown) <= _MOST_UNKNOWN:
         return
     twins = {name: _twin_of(name, family.values()) for name in unknown}
-    # Classes are asked where contents do not tell.
-    ties = tied_names(family["base_model"].config) if None in twins.values() else {}
+    base = family["base_model"]
+    # The class takes seconds to import, and is asked where contents do not tell and the model ties something.
+    ties = tied_names(base.config) if None in twins.values() and base.is_said_tied else {}
     for name, twin in twins.items():
         if (other := twin or ties.get(name, "")) in every:
             yield other, name
@@ -202,9 +210,11 @@ def _twin_of(name: str, family: Iterable[_Checkpoint]) -> str | None:
 def _twin(name: str, model: _Checkpoint) -> str | None:
     """Return a tensor of the same file with equal contents, which are not one number throughout."""
     info = model.tensors[name]
-    if len(info.shape) < 2 or model.is_constant(name):
+    if len(info.shape) < 2 or model.source.tensor_file(name) is None or model.is_constant(name):
         return None
-    alike = (n for n, other in model.tensors.items() if n != name and other.shape == info.shape)
+    alike = [n for n, other in model.tensors.items() if n != name and other.shape == info.shape]
+    if len(alike) > _MOST_ALIKE:
+        return None
     return next((other for other in alike if model.equal(other, name)), None)
 
 

@@ -37,7 +37,7 @@ POSITIONS = re.compile(r"(.*\.)?(position_embeddings?(\.weight)?|pos_embed|posit
 
 CLASSIFIER = re.compile(
     r"(.*\.)?(classifier|score|cls_classifier|distillation_classifier|(classifier|classification_head)\."
-    r"(out_proj|dense)|class_labels_classifier|logits_proj)\.(weight|bias)"
+    r"out_proj|class_labels_classifier|logits_proj)\.(weight|bias)"
 )
 
 LAYER = re.compile(r"(.*?(?:^|\.)(?:layers?|h|blocks?|resblocks)\.)(\d+)\..*")

@@ -19,6 +19,7 @@ from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.model_classes import TIE_KEY, is_said_untied
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.ties import ties_of
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.config_sizes import (
     CLASSIFIER,
@@ -122,6 +123,8 @@ class _Agreement:
         self.label = f"{sources[self.files_from].label}, {CONFIG_NAME}"
         self.before: Mapping[str, TensorInfo] = sources[self.files_from].index.tensors
         self.jobs: dict[str, TensorJob] = {job.name: job for job in plan.jobs}
+        ties = ties_of(plan.lock)
+        self._tied = ties.copies.keys() | ties.apart.keys()
 
     def changes(self) -> Iterator[ConfigChange]:
         """Yield the changes, key by key."""
@@ -133,6 +136,7 @@ class _Agreement:
         yield from self._num_layers(found)
         yield from self._labels()
         yield from self._ties(found)
+        yield from self._classes()
 
     def _dtypes(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
         before = most_common((info.dtype, info.num_elements) for info in self.before.values())
@@ -244,17 +248,23 @@ class _Agreement:
         """Yield the labels, where the classifier of the output is that of another source."""
         stated = self.config.get("id2label")
         count = len(stated) if isinstance(stated, dict) else 2
-        heads, _ = _stating(self._along(0, CLASSIFIER), count, (0,))
+        heads = self._heads(count)
         if not heads:
             return
-        after = next(iter(heads.values())).after
-        theirs = self._labels_of({self.jobs[name].source for name in heads}, after)
+        after = heads[0].shape[0]
+        theirs = self._labels_of({job.source for job in heads}, after)
         own = {} if after == count else _numbered(after)
         for key, new in (theirs or own).items():
             if new != self.config.get(key):
                 yield ConfigChange((key,), self.config.get(key), new)
         if self.config.get("num_labels", after) != after:
             yield ConfigChange(("num_labels",), self.config["num_labels"], after)
+
+    def _heads(self, count: int) -> list[TensorJob]:
+        """Return the output's classifiers: those that had so many labels, or that the source has not."""
+        known, _ = _stating(self._along(0, CLASSIFIER), count, (0,))
+        added = [n for n, job in self.jobs.items() if n not in self.before and CLASSIFIER.fullmatch(n)]
+        return [self.jobs[name] for name in [*known, *added] if self.jobs[name].shape]
 
     def _labels_of(self, taken: set[str], count: int) -> dict[str, Any]:
         """Return the labels of the source that a classifier is copied from, where it states so many."""
@@ -277,6 +287,21 @@ class _Agreement:
             old = level_at(self.config, path).get(TIE_KEY)
             if old is not False:
                 yield ConfigChange((*path, TIE_KEY), old, False)
+
+    def _classes(self) -> Iterator[ConfigChange]:
+        """Yield the class of a source that has the output's tensors, if the configuration's has others."""
+        if self._names(self.files_from) == self.jobs.keys() - self._tied:
+            return
+        for source in self.sources:
+            stated = config_values(self.sources[source]).get("architectures")
+            if stated and self._names(source) == self.jobs.keys() - self._tied:
+                if stated != self.config.get("architectures"):
+                    yield ConfigChange(("architectures",), self.config.get("architectures"), stated)
+                return
+
+    def _names(self, source: str) -> set[str]:
+        """Return the tensors of a source, tied ones once."""
+        return self.sources[source].index.tensors.keys() - self._tied
 
     def _scales_by_tie(self) -> bool:
         """Say whether the key decides more than ties, and no source that is untied says false.
