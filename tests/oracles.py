@@ -68,12 +68,16 @@ def algorithm_1(
 ) -> tuple[list[int], list[int]]:
     """The paper's rule, step by step; `choose(items, k)` makes every draw.
 
+    Elements that are largest in several tasks wait until wins are dropped, zeros until all else is settled.
     Returns winners and the number of unaligned elements per task.
     """
     magnitudes = _wanted_magnitudes(task_vectors, quotas)
     num_tasks, num_elements = magnitudes.shape
+    tied = _tied(magnitudes)
     # Step 2.
-    winner = [largest(magnitudes, i, range(num_tasks)) for i in range(num_elements)]
+    winner = [
+        largest(magnitudes, i, range(num_tasks)) if len(tied[i]) == 1 else -1 for i in range(num_elements)
+    ]
     # Step 3.
     for task in range(num_tasks - 1, 0, -1):
         for i in _surplus(winner, task, quotas, choose):
@@ -82,16 +86,56 @@ def algorithm_1(
     free = _surplus(winner, 0, quotas, choose)
     for i in free:
         winner[i] = -1
+    free_ties = _settle_ties(magnitudes, winner, quotas, choose)
     for task in range(num_tasks - 1, 0, -1):
         short = quotas[task] - winner.count(task)
         aligned = [i for i in free if winner[i] < 0 and largest(magnitudes, i, range(1, num_tasks)) == task]
         for i in choose(aligned, short) if len(aligned) > short else aligned:
             winner[i] = task
-    unaligned = [quota - winner.count(task) for task, quota in enumerate(quotas)]
-    for task, short in enumerate(unaligned):
-        for i in choose([i for i in free if winner[i] < 0], short):
+    left = sorted(i for i in [*free, *free_ties] if winner[i] < 0)
+    return winner, _fill(winner, left, quotas, choose)
+
+
+def _settle_ties(
+    magnitudes: np.ndarray, winner: list[int], quotas: Sequence[int], choose: Choose
+) -> list[int]:
+    """Give ties to tasks that share them, the last first; each takes those first that no earlier task shares.
+
+    Returns the ties that are left.
+    """
+    tied, exhausted = _tied(magnitudes), list[int]()
+    waiting = [i for i, tasks in enumerate(tied) if len(tasks) > 1 and magnitudes[tasks[0], i] > 0]
+    for task in range(len(quotas) - 1, -1, -1):
+        room = quotas[task] - winner.count(task)
+        alone = [i for i in waiting if tied[i][0] == task]
+        shared = [i for i in waiting if task in tied[i] and tied[i][0] < task]
+        dropped = choose(alone, len(alone) - room) if len(alone) > room else []
+        passed = len(shared) - max(room - len(alone), 0)
+        gone = choose(shared, passed) if passed > 0 else []
+        for i in (i for i in [*alone, *shared] if i not in dropped and i not in gone):
             winner[i] = task
-    return winner, unaligned
+        exhausted += dropped
+        waiting = [i for i in waiting if winner[i] < 0 and i not in dropped]
+    return exhausted
+
+
+def _fill(winner: list[int], left: list[int], quotas: Sequence[int], choose: Choose) -> list[int]:
+    """Fill short tasks at random, then with zeros in order; return the number of random ones per task."""
+    unaligned = [0] * len(quotas)
+    for task, quota in enumerate(quotas):
+        unaligned[task] = min(quota - winner.count(task), len(left))
+        for i in choose(left, unaligned[task]):
+            winner[i] = task
+        left = [i for i in left if winner[i] < 0]
+    for task, quota in enumerate(quotas):
+        for i in [i for i, owner in enumerate(winner) if owner < 0][: quota - winner.count(task)]:
+            winner[i] = task
+    return unaligned
+
+
+def _tied(magnitudes: np.ndarray) -> list[list[int]]:
+    """Per element, the tasks on which it is largest."""
+    return [[int(t) for t in np.flatnonzero(column == column.max())] for column in magnitudes.T]
 
 
 def _surplus(winner: list[int], task: int, quotas: Sequence[int], choose: Choose) -> list[int]:
@@ -133,12 +177,17 @@ def algorithm_1_unaligned(
 ) -> list[int]:
     """Check that winners are a possible result of `algorithm_1`, and return their unaligned counts.
 
-    A task that dropped elements has exactly its quota and gets none back in the last step. So where
+    A task that dropped elements has exactly its quota and gets none back in a later step. So where
     an element ended tells at which stage it stayed, and all stages can be replayed.
     """
     magnitudes = _wanted_magnitudes(task_vectors, quotas)
     num_tasks, num_elements = magnitudes.shape
-    holder = [largest(magnitudes, i, range(num_tasks)) for i in range(num_elements)]
+    tied = _tied(magnitudes)
+    is_zero = [magnitudes[:, i].max() == 0 for i in range(num_elements)]
+    holder = [
+        largest(magnitudes, i, range(num_tasks)) if len(tied[i]) == 1 and not is_zero[i] else -1
+        for i in range(num_elements)
+    ]
     for task in range(num_tasks - 1, 0, -1):
         held = [i for i in range(num_elements) if holder[i] == task]
         stay = [i for i in held if winners[i] == task]
@@ -148,15 +197,57 @@ def algorithm_1_unaligned(
     held = [i for i in range(num_elements) if holder[i] == 0]
     free = [i for i in held if winners[i] != 0]
     assert len(held) - len(free) == min(len(held), quotas[0]), "the first task dropped a wrong number"
-    unaligned = [0] * num_tasks
-    for task in range(1, num_tasks):
-        short = quotas[task] - sum(1 for i in range(num_elements) if holder[i] == task)
+    for i in free:
+        holder[i] = -1
+    exhausted = _replay_ties(tied, is_zero, holder, quotas, winners)
+    for task in range(num_tasks - 1, 0, -1):
+        short = quotas[task] - holder.count(task)
         candidates = {i for i in free if largest(magnitudes, i, range(1, num_tasks)) == task}
-        taken = {i for i in free if winners[i] == task}
-        assert len(taken) == short, f"task {task} was filled with a wrong number"
-        assert len(taken & candidates) == min(short, len(candidates)), f"task {task} ignored candidates"
-        unaligned[task] = short - len(taken & candidates)
+        taken = {i for i in candidates if winners[i] == task}
+        assert len(taken) == min(short, len(candidates)), f"task {task} ignored candidates"
+        for i in taken:
+            holder[i] = task
+    zeros = [winners[i] for i in range(num_elements) if is_zero[i]]
+    assert zeros == sorted(zeros)
+    return _replay_fill([i for i in [*free, *exhausted] if holder[i] < 0], holder, quotas, winners)
+
+
+def _replay_fill(
+    left: list[int], holder: list[int], quotas: Sequence[int], winners: Sequence[int]
+) -> list[int]:
+    """Check that short tasks, first ones first, got what was left; return how much each got."""
+    unaligned = [sum(winners[i] == task for i in left) for task in range(len(quotas))]
+    rest = len(left)
+    for task, quota in enumerate(quotas):
+        assert unaligned[task] == min(quota - holder.count(task), rest), f"task {task} was filled wrongly"
+        assert list(winners).count(task) == quota
+        rest -= unaligned[task]
     return unaligned
+
+
+def _replay_ties(
+    tied: list[list[int]],
+    is_zero: list[bool],
+    holder: list[int],
+    quotas: Sequence[int],
+    winners: Sequence[int],
+) -> list[int]:
+    """Check where ties ended, and return those that none of their tasks took."""
+    waiting = [i for i, tasks in enumerate(tied) if len(tasks) > 1 and not is_zero[i]]
+    exhausted: list[int] = []
+    for task in range(len(quotas) - 1, -1, -1):
+        room = quotas[task] - holder.count(task)
+        pool = [i for i in waiting if task in tied[i]]
+        alone = [i for i in pool if tied[i][0] == task]
+        stay = [i for i in pool if winners[i] == task]
+        assert len(stay) == min(room, len(pool)), f"task {task} settled a wrong number of ties"
+        assert len(set(stay) & set(alone)) == min(room, len(alone)), f"task {task} took shared ties first"
+        exhausted += [i for i in alone if i not in stay]
+        for i in stay:
+            holder[i] = task
+        waiting = [i for i in waiting if i not in stay and i not in alone]
+    assert not waiting
+    return exhausted
 
 
 def best_kept_magnitude(task_vectors: np.ndarray, quotas: Sequence[int]) -> float:

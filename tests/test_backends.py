@@ -238,8 +238,9 @@ def test_every_backend_draws_counts_and_renames_alike(low, high, codes_dtype, si
         window = one.draw(owner, codes, draw, room=3)
         count = one.count(owner, 7)
         drawn = owner.tolist()
+        parted = one.part(owner, codes, 64, 0b1001, 252), owner.tolist()
         one.rename(owner, names)
-        found.append((window.tolist(), drawn, count, owner.tolist()))
+        found.append((window.tolist(), drawn, count, parted, owner.tolist()))
     assert found[0] == found[1]
 
 

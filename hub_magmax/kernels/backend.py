@@ -129,6 +129,9 @@ class Backend(Protocol):
         would always be set. It says instead that task 0 wins, and then one other bit stands for the largest
         among tasks 1 and above.
 
+        Where several tasks are largest, the owner is `TIED` plus the last of them, and the code has a bit for
+        each of them. Where all are zero, the owner is `ZERO`.
+
         Args:
             chunk: Of at least two tasks.
             wanted: 1 for tasks that take part; all others count as zero.
@@ -166,6 +169,10 @@ class Backend(Protocol):
         Raises:
             NonFiniteError: At a NaN or infinity.
         """
+        ...
+
+    def part(self, owner: Owners, codes: Codes, value: int, bits: int, name: int) -> int:
+        """Give an owner's elements whose codes have none of `bits` to `name`, and return their number."""
         ...
 
     def rename(self, owner: Owners, names: Names) -> None:

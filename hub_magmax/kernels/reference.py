@@ -18,6 +18,8 @@ from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
     NOBODY,
+    TIED,
+    ZERO,
     Codes,
     Contest,
     Draw,
@@ -163,6 +165,15 @@ class Reference:
                 np.maximum.at(histograms.least[own], places, high - inside + 1)
         return False
 
+    def part(self, owner: Owners, codes: Codes, value: int, bits: int, name: int) -> int:
+        """Rename elements whose codes have none of some bits, as `Backend.part` says."""
+        found = 0
+        for piece, block in self._pieces(owner):
+            is_part = (block == value) & (codes[piece] & codes.dtype.type(bits) == 0)
+            np.putmask(block, is_part, np.uint8(name))
+            found += int(np.count_nonzero(is_part))
+        return found
+
     def rename(self, owner: Owners, names: Names) -> None:
         """Turn every owner into its entry of `names`."""
         for _, block in self._pieces(owner):
@@ -219,7 +230,22 @@ def _ranked(
     # Where task 0 wins, no other task reached it and the code is still empty.
     alone = np.array([(1 << task) | 1 for task in range(len(magnitudes))], dtype=dtype)
     code |= np.take(alone, best_task, mode="clip") * first_wins
-    return best_task * ~first_wins, code
+    return _with_ties(magnitudes, best_task * ~first_wins, code)
+
+
+def _with_ties(
+    magnitudes: Sequence[Float32[np.ndarray, " block"]],
+    owner: UInt8[np.ndarray, " block"],
+    code: Shaped[np.ndarray, " block"],
+) -> tuple[UInt8[np.ndarray, " block"], Shaped[np.ndarray, " block"]]:
+    """Return winners and codes with those of elements that several tasks share."""
+    top = np.maximum.reduce(magnitudes)
+    tied = np.zeros_like(code)
+    for task, magnitude in enumerate(magnitudes):
+        tied |= (magnitude == top).astype(code.dtype) << code.dtype.type(task)
+    is_tied = (tied & (tied - code.dtype.type(1))) != 0
+    owner = np.where(is_tied, _highest_bit(tied) + np.uint8(TIED), owner)
+    return np.where(top == 0, np.uint8(ZERO), owner), np.where(is_tied, tied, code)
 
 
 def hand_over(owner: Owners, codes: Codes, places: Places, draw: Draw) -> None:

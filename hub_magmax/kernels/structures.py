@@ -23,6 +23,10 @@ Edges = UInt64[np.ndarray, " edges"]
 #: Owners of an element besides tasks: marks of classes from the first one on, or nobody.
 FIRST_MARK, NOBODY = 64, 254
 
+#: Owners of an element on which several tasks are largest, this number plus the last of them, and of one that
+#: is zero in every task.
+TIED, ZERO = 128, 253
+
 
 class Bits(NamedTuple):
     """Values of a chunk for loops over a whole tensor: bits of bfloat16 (uint16) or of float32 (uint32).

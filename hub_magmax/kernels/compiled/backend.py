@@ -108,6 +108,12 @@ class Compiled(Reference):
         """Return the number of elements that an owner holds."""
         return cache.count(owner, np.uint8(value))
 
+    def part(self, owner: Owners, codes: Codes, value: int, bits: int, name: int) -> int:
+        """Rename elements whose codes have none of some bits, as `Backend.part` says."""
+        if 8 * codes.itemsize > _CODE_BITS:
+            return super().part(owner, codes, value, bits, name)
+        return cache.part(owner, codes, np.uint8(value), np.uint32(bits), np.uint8(name))
+
     def draw(self, owner: Owners, codes: Codes, draw: Draw, room: int) -> Places:
         """Give elements to their heirs, as `Backend.draw` says."""
         if 8 * codes.itemsize > _CODE_BITS:

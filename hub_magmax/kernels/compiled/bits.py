@@ -76,6 +76,24 @@ def count(values, value):
 
 
 @compiled
+def part(owner, codes, value, bits, name):
+    """Rename elements of an owner whose codes have none of some bits, and return their number.
+
+    Args:
+        owner: uint8 per element.
+        codes: Unsigned integers, of up to 32 bits.
+        value, name: uint8, the owner and the new one.
+        bits: uint32.
+    """
+    found = np.int64(0)
+    for i in range(owner.shape[0]):
+        is_part = (owner[i] == value) & (codes[i] & bits == 0)
+        owner[i] = name if is_part else owner[i]
+        found += is_part
+    return found
+
+
+@compiled
 def find(values, value, found):
     """Write the places at which bytes equal `value` (uint8), and return how many there are.
 

@@ -18,6 +18,7 @@ from hub_magmax.kernels.compiled.simd import (
     largest,
     store,
 )
+from hub_magmax.kernels.structures import TIED, ZERO
 
 
 @inlined
@@ -25,6 +26,7 @@ def _rank(stored, start, number, wanted, owner, codes):
     """Write winners and codes of sixteen elements, and return the largest magnitudes."""
     below = base_at(stored.base, start, number)
     first, best, best_task, code, top = ints(0), ints(0), ints(1), ints(0), ints(0)
+    tied, is_tied, latest = ints(1), ints(0), ints(0)
     for task in range(wanted.shape[0]):
         found = ints(0)
         if wanted[task]:
@@ -35,12 +37,19 @@ def _rank(stored, start, number, wanted, owner, codes):
         else:
             best_task = choose(found >= best, ints(task), best_task)
             # The larger of both thresholds: reached only where it rises and reaches task 0.
-            code = code | choose(found >= larger(best, first), ints(1 << task), ints(0))
+            least = larger(best, first)
+            bit = choose(found >= least, ints(1 << task), ints(0))
+            code = code | bit
+            tied = choose(found > least, bit, tied | bit)
+            is_tied = choose(found > least, ints(0), is_tied | bit)
+            latest = choose(found >= least, ints(task), latest)
             best = larger(best, found)
     # Where task 0 wins, name it, and in its place the best of the others.
     wins = first > best
-    store(owner, start, number, choose(wins, ints(0), best_task))
-    store(codes, start, number, choose(wins, ints(1) << best_task | ints(1), code))
+    winner = choose(is_tied == ints(0), choose(wins, ints(0), best_task), latest | ints(TIED))
+    store(owner, start, number, choose(larger(best, first) == ints(0), ints(ZERO), winner))
+    code = choose(wins, ints(1) << best_task | ints(1), code)
+    store(codes, start, number, choose(is_tied == ints(0), code, tied))
     return top
 
 

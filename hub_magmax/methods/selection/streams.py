@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 # Streams, one for each use and task: the stream of a use is this number plus the task.
-# Samples and orders need no task. DARE adds the number of a pair of tasks, which share a key, and comes last:
-# it takes any number of them.
-DROP, ALIGN, FILL, SHARE, SAMPLE, ORDER, DARE = range(0, 7 * 256, 256)
+# DARE adds the number of a pair of tasks, which share a key, and comes last: it takes any number of them.
+DROP, ALIGN, FILL, SHARE, TIE, PASSED, DARE = range(0, 7 * 256, 256)
