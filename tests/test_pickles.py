@@ -62,6 +62,21 @@ def run_told(error, folder):
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
 
 
+def test_command_in_the_message_does_without_a_class_that_config_json_does_not_name(family):
+    """Configs of 2019 have no `architectures`, and no `model_type`."""
+    tensors = load_file(family / "a" / "model.safetensors")
+    (family / "a" / "model.safetensors").unlink()
+    torch.save(tensors, family / "a" / "pytorch_model.bin")
+    (family / "a" / "config.json").write_text('{"hidden_size": 8}')
+    recipe = parse_recipe(recipe_values(), folder=family)
+    with pytest.raises(CheckpointError, match="never loaded") as caught:
+        lock(recipe)
+    run_told(caught.value, family / "a")
+    assert lock(recipe).tasks["a"].files[0].path == "model.safetensors"
+    converted = load_file(family / "a" / "model.safetensors")
+    assert all(torch.equal(converted[name], tensor) for name, tensor in tensors.items())
+
+
 def test_command_in_the_message_converts_a_pickle_of_tensors(family):
     torch.save(load_file(family / "a" / "model.safetensors"), family / "a" / "weights.pt")
     (family / "a" / "model.safetensors").unlink()
@@ -100,7 +115,8 @@ def test_parts_of_metas_checkpoints_are_not_put_beside_each_other(family):
 
 
 def test_command_in_the_message_names_the_commit_on_the_hub(hub, family):
-    files = {"sub/pytorch_model.bin": b"x", "sub/config.json": b"{}"}
+    config = b'{"model_type": "bert", "architectures": ["BertModel"]}'
+    files = {"sub/pytorch_model.bin": b"x", "sub/config.json": config}
     commit = hub.add_repo("me/pickled", files=files)
     tasks = [{"name": "a", "model": "hf://me/pickled/sub"}]
     with pytest.raises(CheckpointError) as caught:

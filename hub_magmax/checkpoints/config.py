@@ -9,6 +9,9 @@ from typing import Any
 from hub_magmax.checkpoints.headers import DAMAGED, json_problem
 from hub_magmax.errors import CheckpointError
 
+#: Bytes that are read of a configuration; the largest known are some hundred kilobytes.
+MAX_CONFIG_BYTES = 10_000_000
+
 
 def config_values(config: bytes | None, label: str) -> dict[str, Any]:
     """Return the values of a configuration; none if there is no configuration, or it is no mapping.

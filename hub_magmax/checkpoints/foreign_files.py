@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -138,15 +138,15 @@ def pickles_among(files: Iterable[str]) -> list[str]:
     return sorted(file for file in files if file.endswith(PICKLES) and not _TRAINING.fullmatch(file))
 
 
-def conversion(origin: str, files: Container[str], pickles: list[str]) -> str:
+def conversion(origin: str, has_class: bool, pickles: list[str]) -> str:
     """Return the command that writes pickled weights as safetensors.
 
     Args:
         origin: Arguments of `from_pretrained` that load the checkpoint.
-        files: Names of all files of the checkpoint.
+        has_class: Whether config.json names the model's class, by which transformers loads it.
         pickles: Those that hold weights.
     """
-    if "config.json" in files and all(path.startswith("pytorch_model") for path in pickles):
+    if has_class and all(path.startswith("pytorch_model") for path in pickles):
         return (
             f'python -c "import transformers as t; c = t.AutoConfig.from_pretrained({origin}); '
             f"getattr(t, c.architectures[0]).from_pretrained({origin}).save_pretrained('OUT')\", and name "
@@ -159,5 +159,5 @@ def conversion(origin: str, files: Container[str], pickles: list[str]) -> str:
         'python -c "import torch; from safetensors.torch import save_file; t = {}; '
         f"[t.update(p.get('state_dict') or p.get('model') or p) for f in {pickles!r} for p in "
         "[torch.load(f, weights_only=True)]]; save_file({k: v.clone().contiguous() for k, v in t.items()}, "
-        "'model.safetensors')\", in its folder."
+        "'model.safetensors')\", in its folder (downloaded, if it is on the Hub)."
     )

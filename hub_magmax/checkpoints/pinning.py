@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config
-from hub_magmax.checkpoints.config import config_values, stated_architecture
+from hub_magmax.checkpoints.config import MAX_CONFIG_BYTES, config_values, stated_architecture
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate
 from hub_magmax.checkpoints.needed_files import module_folders, needed_files
@@ -35,9 +35,6 @@ _BLOCK_BYTES = 2**24
 
 #: A file beside the weights; the largest known tokenizers are some 50 MB.
 MAX_SMALL_FILE_BYTES = 500_000_000
-
-#: Bytes that are read of a configuration; the largest known are some hundred kilobytes.
-_MAX_CONFIG_BYTES = 10_000_000
 
 
 def check_pinned(source: TensorSource, locked: LockedSource) -> None:
@@ -221,7 +218,7 @@ def lock_source(
 
 def _describe(written: str, location: Location, source: FileSource, hash_files: bool) -> LockedSource:
     side_files = _files_themselves(source)
-    config_bytes = min(source.sizes.get(CONFIG_NAME, 0), _MAX_CONFIG_BYTES)
+    config_bytes = min(source.sizes.get(CONFIG_NAME, 0), MAX_CONFIG_BYTES)
     config = source.read_bytes(CONFIG_NAME, 0, config_bytes) if config_bytes else None
     refuse_parts(source.listing, source.index, config_values(config, source.label))
     adapter_config = config_of(source) if is_adapter(source.index) else None

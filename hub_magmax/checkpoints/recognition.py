@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from hub_magmax.checkpoints.adapter_formats import find_adapter
+from hub_magmax.checkpoints.config import MAX_CONFIG_BYTES, stated_architecture
 from hub_magmax.checkpoints.foreign_files import conversion, format_of, pickles_among, sharded_training
 from hub_magmax.checkpoints.headers import ReadBytes
 from hub_magmax.checkpoints.index import (
@@ -202,8 +203,17 @@ def _pickled(facts: Facts) -> Finding | None:
     return Finding(
         f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
         "safetensors",
-        f"Convert them where you trust them: {conversion(origin, listing.sizes, pickles)}",
+        f"Convert them where you trust them: {conversion(origin, _names_class(listing), pickles)}",
     )
+
+
+def _names_class(listing: Listing) -> bool:
+    """Say whether config.json names a class of transformers; those of 2019 did not."""
+    size = listing.sizes.get("config.json", 0)
+    if not 0 < size <= MAX_CONFIG_BYTES:
+        return False
+    model_type, classes = stated_architecture(listing.read_bytes("config.json", 0, size), listing.label)
+    return bool(model_type and classes)
 
 
 # With headers: names, dtypes and shapes of tensors.
