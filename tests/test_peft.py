@@ -54,11 +54,14 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def write_adapter(folder: Path, architecture: str, config: Any) -> tuple[Any, Any]:
+def write_adapter(folder: Path, architecture: str, config: Any, num_rows: int = 0) -> tuple[Any, Any]:
     """Write a base model and a random adapter for it; return its class and the model with the adapter."""
     model = ARCHITECTURES[architecture].build(0)
     model.save_pretrained(folder / "base")
-    adapted = peft.get_peft_model(type(model).from_pretrained(folder / "base"), config)
+    base = type(model).from_pretrained(folder / "base")
+    if num_rows:
+        base.resize_token_embeddings(num_rows)
+    adapted = peft.get_peft_model(base, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -122,6 +125,35 @@ def test_adapter_of_tied_layers_computes_what_peft_computes_with_it(tmp_path: Pa
     )
     merge(plan(recipe_of(tmp_path)), tmp_path / "out")
     inputs = ARCHITECTURES[architecture].inputs()
+    with torch.no_grad():
+        found, expected = (
+            model(**inputs).logits for model in (model_class.from_pretrained(tmp_path / "out"), adapted)
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+#: Adapters trained after tokens were added.
+RESIZED: dict[str, tuple[str, dict[str, Any]]] = {
+    "whole": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "by itself": ("llama", {"target_modules": ["q_proj"]}),
+    "factors": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "tied": (
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "untied": ("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("name", RESIZED)
+@pytest.mark.filterwarnings("ignore")
+def test_adapter_with_added_tokens_computes_what_peft_computes_with_it(tmp_path: Path, name: str) -> None:
+    architecture, options = RESIZED[name]
+    model_class, adapted = write_adapter(
+        tmp_path, architecture, peft.LoraConfig(**{"r": 4, "lora_alpha": 8} | options), num_rows=70
+    )
+    merge(plan(recipe_of(tmp_path)), tmp_path / "out")
+    inputs = {"input_ids": torch.tensor([[3, 66, 5, 69, 1]])}
     with torch.no_grad():
         found, expected = (
             model(**inputs).logits for model in (model_class.from_pretrained(tmp_path / "out"), adapted)

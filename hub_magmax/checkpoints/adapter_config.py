@@ -20,6 +20,8 @@ _MAX_CONFIG_BYTES = 1_000_000
 _TRAIN_AGAIN = "PEFT does not merge it into weights either: train a LoRA without it."
 _NO_WEIGHTS = "It adds to the input of layers, and no weights do what it does: train a LoRA instead."
 _WITH_BIAS = "PEFT merges it where layers have a bias of their own. "
+_RESIZED = "If tokens were added before training, call resize_token_embeddings on the base model first. "
+_BEFORE_MERGING = (_WITH_BIAS, _RESIZED)
 _CONVERT = (
     "Its start is drawn at random, so only the model in training can be converted, by PEFT: "
     "model.save_pretrained('OUT', path_initial_model_for_weight_conversion='INITIAL'), where INITIAL is the "
@@ -32,7 +34,7 @@ _REFUSED = (
     ("use_dora", "DoRA, which rescales every row", ""),
     ("lora_bias", "a bias inside the adapter", _WITH_BIAS),
     ("layer_replication", "replicated layers", _TRAIN_AGAIN),
-    ("trainable_token_indices", "single trained tokens", ""),
+    ("trainable_token_indices", "single trained tokens", _RESIZED),
     ("target_parameters", "parameters outside of layers", ""),
     ("use_qalora", "QA-LoRA", ""),
     ("alora_invocation_tokens", "an activated LoRA", _TRAIN_AGAIN),
@@ -152,7 +154,7 @@ def _refuse(values: Mapping[str, Any], where: str) -> None:
         return
     merged = materialise("Merge it into its base model first", _model_class(values))
     steps = [step for _, step in found if step]
-    instead = [step for step in steps if step != _WITH_BIAS]
+    instead = [step for step in steps if step not in _BEFORE_MERGING]
     raise CheckpointError(
         f"this adapter has {' and '.join(what for what, _ in found)}",
         where=where,
@@ -195,6 +197,19 @@ def materialise(what: str, model_class: str = "") -> str:
         "from peft import PeftModel as P; "
         "P.from_pretrained(M.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"
         ".save_pretrained('OUT')\", and name OUT in the recipe."
+    )
+
+
+def resize_first(num_rows: int, model_class: str = "") -> str:
+    """Return how to make a whole checkpoint of an adapter that was trained after tokens were added."""
+    return (
+        "Add the rows to its base model, and merge it into that: "
+        f'python -c "from transformers import {model_class or "AutoModelForCausalLM"} as M; '
+        "from peft import PeftModel as P; b = M.from_pretrained('BASE'); "
+        f"b.resize_token_embeddings({num_rows}); "
+        "P.from_pretrained(b, 'ADAPTER').merge_and_unload().save_pretrained('OUT')\". "
+        "Copy the tokenizer with the added tokens to OUT, and name OUT in the recipe and in "
+        "output.files_from, with token_rows for the embedding and the head."
     )
 
 

@@ -16,6 +16,7 @@ from hub_magmax.checkpoints.adapter_ties import (
     untie,
     with_tied_names,
 )
+from hub_magmax.checkpoints.added_rows import find_added_rows
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
@@ -62,7 +63,11 @@ def _compared(
     index = with_tied_names(base.index, ties)
     places = {name: _places(index, base, adapter.index) for name, adapter in adapters.items()}
     apart = dict(_apart(recipe, adapters, places, index, ties))
-    found = {name: replace(sources[name], places=places[name], ties=apart[name]) for name in adapters}
+    added = _added_rows(recipe, base, index, adapters, places)
+    found = {
+        name: replace(sources[name], places=where, ties=apart[name], added_rows=added.get(name))
+        for name, where in places.items()
+    }
     if any(untied is not None for untied in apart.values()):
         for name in sources.keys() - adapters.keys():
             completed = completed_ties(opened[name], sources[name].ties or {}, ties)
@@ -117,6 +122,38 @@ def _trained(
     place = places_by_prefix(index, modules) if places is None else places_by_name(places)
     for name in (*(f"{module}.weight" for module in modules), *whole):
         yield from (where.name for where in (place(name) if place else ()))
+
+
+def _whole(
+    index: CheckpointIndex, adapter: CheckpointIndex, places: Mapping[str, str] | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors that an adapter holds whole, by the base model's names."""
+    factors, whole = sorted_names(adapter)
+    modules = [module for module, _ in factors]
+    place = places_by_prefix(index, modules) if places is None else places_by_name(places)
+    return {
+        where.name: adapter.tensors[path].shape
+        for name, path in whole.items()
+        for where in (place(name) if place else ())
+    }
+
+
+def _added_rows(
+    recipe: Recipe,
+    base: TensorSource,
+    index: CheckpointIndex,
+    adapters: Mapping[str, TensorSource],
+    places: Mapping[str, Mapping[str, str] | None],
+) -> dict[str, dict[str, int]]:
+    """Return what `find_added_rows` finds, unless the recipe says what to do with rows."""
+    if recipe.token_rows:
+        return {}
+    whole = {}
+    for name, adapter in adapters.items():
+        shapes = _whole(index, adapter.index, places[name])
+        ruled = {tensor for tensor in shapes for rule in recipe.tensors if rule.covers(tensor)}
+        whole[name] = {tensor: shape for tensor, shape in shapes.items() if shape and tensor not in ruled}
+    return find_added_rows(base, index, adapters, whole)
 
 
 def _names(adapter: CheckpointIndex) -> tuple[list[str], list[str]]:

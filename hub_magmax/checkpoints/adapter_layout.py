@@ -145,6 +145,8 @@ def sorted_names(adapter: CheckpointIndex) -> tuple[dict[Layer, Factors], dict[s
     whole: dict[str, str] = {}
     for stored in adapter.tensors:
         name = stored.removeprefix(_PREFIX)
+        if ".original_module." in name:
+            continue  # what a module was before it was trained whole; PEFT saves it where tokens were added
         if match := _FACTOR.fullmatch(name):
             sides.setdefault((match["module"], bool(match["kind"])), {})[match["side"]] = stored
         elif ".lora_" in name:

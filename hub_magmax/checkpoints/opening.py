@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from hub_magmax.checkpoints.adapter import with_adapters
+from hub_magmax.checkpoints.added_rows import with_added_rows
 from hub_magmax.checkpoints.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.labels import with_label_rows
@@ -112,7 +113,7 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
     whole = with_adapters(tied, places, in_sequence=lock.adapters == "sequence")
     whole = with_label_rows(whole, lock.sources)
     if not lock.token_rows:
-        return whole
+        return with_added_rows(whole, {name: locked.added_rows for name, locked in lock.sources.items()})
     vocabularies = {
         name: read_vocabulary(
             read_side_file(source, TOKENIZER_NAME, lock.sources[name]), f"{source.label}, {TOKENIZER_NAME}"

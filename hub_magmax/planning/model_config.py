@@ -20,6 +20,7 @@ from hub_magmax.checkpoints.model_classes import TIE_KEY, is_said_untied
 from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.ties import ties_of
+from hub_magmax.checkpoints.vocabulary import before_rows
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.config_sizes import (
     CLASSIFIER,
@@ -121,7 +122,7 @@ class _Agreement:
         self.plan, self.sources, self.config = plan, sources, config
         self.files_from = plan.recipe.output.files_from
         self.label = f"{sources[self.files_from].label}, {CONFIG_NAME}"
-        self.before: Mapping[str, TensorInfo] = sources[self.files_from].index.tensors
+        self.before: Mapping[str, TensorInfo] = before_rows(sources[self.files_from]).tensors
         self.jobs: dict[str, TensorJob] = {job.name: job for job in plan.jobs}
         ties = ties_of(plan.lock)
         self._tied = ties.copies.keys() | ties.apart.keys()

@@ -47,8 +47,18 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
         *tie_notices(plan),
+        *_added_rows_notices(plan),
         *config_notices(plan),
     )
+
+
+def _added_rows_notices(plan: Plan) -> Iterator[str]:
+    for name, source in plan.lock.tasks.items():
+        for tensor, rows in list((source.added_rows or {}).items())[:1]:
+            yield (
+                f"{name} was trained with added tokens: {shown(tensor)} has {rows:,} rows in it, and the "
+                f"merged model has them; its tokenizer is that of {plan.recipe.output.files_from}"
+            )
 
 
 def _metadata_notices(plan: Plan) -> tuple[str, ...]:

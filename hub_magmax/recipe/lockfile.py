@@ -18,7 +18,17 @@ LOCK_NAME = "recipe.lock.json"
 _ASIDE = ("datasets", "local_data", "chosen", "versions")
 
 #: Fields of a source that are stored only where they have a value.
-_OPTIONAL = ("adapter_config", "places", "part", "languages", "datasets", "renamed", "ties", "label_rows")
+_OPTIONAL = (
+    "adapter_config",
+    "places",
+    "added_rows",
+    "part",
+    "languages",
+    "datasets",
+    "renamed",
+    "ties",
+    "label_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class LockedSource:
         adapter_config: Hashes of `adapter_config.json` where the source is a LoRA adapter, else None.
         places: Where tensors of a LoRA adapter are in the base model's files, where these call them otherwise
             (`adapter_places.find_places`), else None.
+        added_rows: Rows of the tensors to which a LoRA adapter adds tokens, by name, else None.
         part: The folder, or the file of weights, that counts where a source holds several models, else None.
         languages, datasets: As the source's own card states them, unchecked, or None.
         renamed: Its tensors that the base model calls by another name, or None.
@@ -71,6 +82,7 @@ class LockedSource:
     side_files: Mapping[str, str] = field(default_factory=dict, hash=False)
     adapter_config: str | None = None
     places: Mapping[str, str] | None = field(default=None, hash=False)
+    added_rows: Mapping[str, int] | None = field(default=None, hash=False)
     part: str | None = None
     languages: tuple[str, ...] | None = None
     datasets: tuple[str, ...] | None = None
