@@ -98,7 +98,7 @@ def _names(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> 
     aside = set[str]()
     if alike is not None:
         aside = {*alike.base, *alike.own}
-        yield _Fact(index.label, alike.what, tuple(aside), "", alike.step)
+        yield _Fact(index.label, alike.what, (*alike.base, *alike.own), "", alike.step)
     for names, what, take in (
         (missing, "lacks {} of the base model", "base_model"),
         (surplus, "has {} that the base model lacks", "nothing"),
@@ -210,8 +210,8 @@ def _settled(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
     every_name = {name for index in indexes.values() for name in index.tensors}
     rules: list[str] = []
     for take in ("base_model", "nothing"):
-        names = set[str]().union(*(fact.names for fact in facts if fact.take == take))
-        rules += rules_for(names, every_name, take)
+        names = dict.fromkeys(name for fact in facts if fact.take == take for name in fact.names)
+        rules += rules_for([*names], every_name, take)
     if rules:
         besides = _besides(facts, base, indexes)
         yield f"{_start(facts)}, add to the recipe: tensors: [{', '.join(rules)}]{besides}."
