@@ -185,6 +185,11 @@ def test_no_value_is_read(llamas):
     assert open_folder(folder, tensors, WEIGHTS).problems == frozenset()
 
 
+def test_nothing_is_fetched(llamas, hub):
+    merged(llamas)
+    assert not sum(hub.counts.values())
+
+
 def test_pickle_is_not_opened(llamas):
     torch.save(load_file(llamas / "base" / WEIGHTS), llamas / "base" / "pytorch_model.bin")
     assert ("missing", "lm_head.weight") in open_folder(llamas / "base", {}, WEIGHTS).problems
