@@ -73,6 +73,62 @@ def test_equal_configurations_are_not_noted_whoever_wrote_them(name):
     assert findings(one, other) == () and findings(other, one) == ()
 
 
+#: Configurations as older versions of transformers and other programs wrote them, beside sizes.
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 100,
+}
+OLDER = (
+    {"model_type": "llama", "max_sequence_length": 2048, "pad_token_id": 0, "rms_norm_eps": 1e-6},
+    {"model_type": "llama", "rope_scaling": None, "pretraining_tp": 1, "torch_dtype": "float16"},
+    {
+        "model_type": "llama",
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+        }
+        | {"original_max_position_embeddings": 8192},
+    },
+    {"model_type": "mistral", "num_key_value_heads": 2, "rope_theta": 1e6, "sliding_window": None},
+    {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768, "rope_theta": 1e6},
+    {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": None, "head_dim": 16},
+    {
+        "model_type": "gemma2",
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+        "sliding_window_size": 4096,
+    },
+    {"model_type": "gemma3_text", "rope_local_base_freq": 10000.0, "rope_theta": 1e6, "sliding_window": 512},
+    {"model_type": "phi3", "original_max_position_embeddings": 4096, "rope_scaling": None, "pad_token_id": 3},
+    {"model_type": "gpt_neox", "rotary_emb_base": 10000, "rotary_pct": 0.25, "hidden_act": "gelu"},
+    {"model_type": "bert", "gradient_checkpointing": False, "position_embedding_type": "absolute"},
+    {"model_type": "deberta-v2", "pos_att_type": "p2c|c2p", "relative_attention": True},
+    {
+        "model_type": "qwen2_vl",
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_config": {"depth": 2, "embed_dim": 64, "num_heads": 4, "in_chans": 3},
+    },
+)
+
+
+@pytest.mark.parametrize("values", OLDER, ids=lambda values: values["model_type"])
+@pytest.mark.parametrize("is_short", [True, False])
+def test_what_transformers_saves_again_is_not_noted(values, is_short):
+    from transformers import CONFIG_MAPPING
+
+    older = _SIZES | {"bos_token_id": 1, "eos_token_id": 2} | values
+    config = CONFIG_MAPPING[older["model_type"]].from_dict(older)
+    newer = json.loads(config.to_json_string(use_diff=is_short)) | {"model_type": older["model_type"]}
+    assert findings(older, newer) == () and findings(newer, older) == ()
+
+
 NOTED = {
     "rope_parameters.rope_theta": ({"rope_theta": 10000.0}, {"rope_theta": 1e6}),
     "rope_parameters.factor": ({}, {"rope_scaling": {"type": "linear", "factor": 4.0}}),

@@ -58,6 +58,9 @@ _IN_ROPE = {
     "rope_local_base_freq": "sliding_attention.rope_theta",
 }
 
+#: Kinds of rotary embeddings that belong to a class of models, and that other versions leave to it.
+_OWN_ROPE = ("mrope", "axial")
+
 _ROPE_KEYS = ("rope_scaling", "rope_parameters", *_IN_ROPE)
 
 #: What configurations mean that do not state these.
@@ -179,7 +182,9 @@ def _is_same(path: str, key: _Key, values: _Flat, kept: _Flat) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return the only item of a list in place of the list."""
+    """Return the only item of a list, or texts in one text as some configurations have them, for the list."""
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return "|".join(value)
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -207,13 +212,22 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if key not in _ROPE_KEYS
     }
-    if found.get("use_sliding_window") is False:
-        found |= {"sliding_window": None, "max_window_layers": None}
     for key in ("size", "crop_size"):  # of images: a number, or by side
         if isinstance(found.get(key), dict) and len(sides := {*found[key].values()}) == 1:
             found[key] = sides.pop()
+    found |= _as_read(found)
     rope = _rope(values)
     return found | ({"rope_parameters": rope} if rope else {})
+
+
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what transformers takes instead of values that are stated."""
+    found: dict[str, Any] = {}
+    if values.get("use_sliding_window") is False:
+        found |= {"sliding_window": None, "max_window_layers": None}
+    if str(values.get("model_type")).startswith("gemma") and values.get("hidden_act") == "gelu":
+        found["hidden_act"] = "gelu_pytorch_tanh"
+    return found
 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +236,7 @@ def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
     for part in (values.get("rope_scaling"), values.get("rope_parameters")):
         found |= dict(_by_layer(part)) if isinstance(part, dict) else {}
     kind = found.get("rope_type", found.pop("type", None))
-    found["rope_type"] = "default" if kind == "mrope" else kind  # its sections are stated too
+    found["rope_type"] = "default" if kind in _OWN_ROPE else kind
     return {key: value for key, value in found.items() if value not in (None, _rope_default(key))}
 
 
