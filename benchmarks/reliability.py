@@ -107,7 +107,12 @@ table gives the slowest answer and how much the process grew over the whole part
 - **Memory that runs out** ends a command as a full disk does: one paragraph, nothing at the output, and the
   same command goes on.
 - **Names of files** from a repository that lead elsewhere on some system (separators, Windows' devices,
-  control characters) are not copied, and refused for weights. What is copied is at most 500 MB a file.
+  control characters) are not copied, and refused for weights. What is copied is at most 500 MB a file,
+  but for weights of sub-folders. Configurations can name files inside the checkpoint only.
+- **Whole.** What loaders need beside the weights is copied and pinned, sub-folders and code included
+  ([docs/output.md](output.md)); what stays behind is named. Code is read as text to find what it imports,
+  and never run; pickles are neither read nor copied. `run` opens the output on torch's meta device as its
+  library does, with no network and no code of the checkpoint, before it publishes.
 - **Recipes** are at most 1 MB, with 50,000 values, 30 levels and numbers of 100 characters, so that each is
   answered in seconds. One that holds an access token, or an address with a password, is refused, since
   recipes are published. Errors never repeat a token, nor the one in `HF_TOKEN`.
@@ -124,12 +129,35 @@ table gives the slowest answer and how much the process grew over the whole part
 - **One set of weights.** A folder with `model.safetensors` and an index of other files, or with whole
   weights and a PEFT adapter, is refused, since loaders differ in what they take; the file that counts can
   be named.
-- **Architectures.** Every `config.json` that states a `model_type` must state the same one, since models of
-  two types can have tensors of the same names and shapes. The same holds for `architectures`, unless the
-  recipe has rules for `tensors`, which say whose head is kept. An adapter must fit the base model's layers
-  by name and shape; one that is more than a product of matrices is refused.
+- **Architectures.** Every `config.json` that states a `model_type` must state the same one, since models
+  of two types can have tensors of the same names and shapes. Heads that `architectures` names must be for
+  the same task, unless the recipe has rules for `tensors`, which say whose head is kept. Other class
+  names decide nothing where all tensors agree: those of wrappers (`FSDPLlamaForCausalLM`) are not noted,
+  others are. An adapter must fit the base model's layers by name and shape; one that is more than a
+  product of matrices is refused.
 - **Tokenizers** and chat templates that differ are no error: `plan`, the merge report and the card name the
   sources and the files, and whose tokenizer the merged model gets.
+- **Configurations** that differ in a key that changes what is computed (`rope_theta`, activations, norms,
+  stop tokens, image sizes) are noted in the same places, one line for each group of equal differences,
+  with both values. Names, versions, dtypes, options of training and defaults that only one version of
+  transformers writes are not. Other numbers of attention heads in tensors of one shape are a fault.
+- **Labels.** Where `id2label` of two classifiers names the same labels in another order, the rows of
+  their heads are matched by label, and it is said. Other labels are a fault: rows of two meanings would
+  be merged.
+- **Faults** of the checkpoints, such as a task that was fine-tuned from another base model, are looked
+  for in samples of their values, and refused unless they are [accepted by
+  name](evaluation.md#before-merging).
+- **An adapter of another base model**, by the name in its `adapter_config.json`, is noted with both names.
+- **Tied weights.** Tensors that a model uses as one parameter, such as a head and an embedding, are
+  merged as one, however often a file stores them. That they are one is known from equal contents where a
+  file stores both, and from `tie_word_embeddings` where it lacks one; the lock has it for each source.
+  The output stores what the base model stores. Where a task trained them apart, the output has both, each
+  merged against the base model's one, and its config.json says `tie_word_embeddings: false`. A rule about
+  one of the names is carried out, and unties them too.
+- **config.json** of the output is a copy, with the values changed that its weights have otherwise: dtype,
+  vocabulary, positions, token types, labels, image size, number of layers, ties. A size that it states,
+  and that cannot be changed so simply (such as `intermediate_size`), is an error of `plan`; sizes that it
+  does not state are not judged.
 - **Headers and indexes** are at most 100 MB, name every tensor once, and may have 64 dimensions. A size is
   believed only where it agrees with the file's, so a header cannot make anything large be allocated.
 
