@@ -13,6 +13,7 @@ from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.merging.output.header import shard_header
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.planning.headers import plan_from_headers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import explain, notices
@@ -210,7 +211,7 @@ def test_plan_reads_headers_and_integers_only(family, monkeypatch):
 
     monkeypatch.setattr(LocalSource, "read_into", counted)
     recipe = load_recipe(write_recipe(family))
-    made = plan(recipe, lock(recipe))
+    made = plan_from_headers(recipe, lock(recipe))
     first = MemorySource.from_tensors(BASE).index.tensors[made.jobs[0].name]
     positions = load_file(family / "base" / "model.safetensors")["position_ids"]
     of_tensors = [stop - start for start, stop in beyond if stop > first.start_byte]
