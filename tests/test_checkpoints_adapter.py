@@ -257,6 +257,44 @@ def test_transposed_layers_get_the_transposed_product(tmp_path):
     assert found.equal(base["h.0.attn.c_attn.weight"] + (second @ first).T)
 
 
+def write_pair(folder, base):
+    """Write an adapter of both layers of a base model, one of which is stored transposed."""
+    factors = {
+        "wide": (torch.randn(2, 24), torch.randn(72, 2)),
+        "head": (torch.randn(2, 24), torch.randn(50, 2)),
+    }
+    if "square.weight" in base:
+        factors["square"] = torch.randn(2, 24), torch.randn(24, 2)
+    folder.mkdir()
+    stored = {}
+    for name, (first, second) in factors.items():
+        stored |= {f"base_model.model.{name}.lora_A.weight": first}
+        stored |= {f"base_model.model.{name}.lora_B.weight": second}
+    save_file(stored, folder / "adapter_model.safetensors")
+    return factors
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_each_layer_gets_its_product_as_it_stores_its_weights(tmp_path, said):
+    base = {"wide.weight": torch.randn(24, 72), "head.weight": torch.randn(50, 24)}
+    factors = write_pair(tmp_path / "lora", base)
+    config = {"r": 2, "lora_alpha": 2, "fan_in_fan_out": said}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    source = source_of(base, tmp_path / "lora")
+    products = {name: second @ first for name, (first, second) in factors.items()}
+    assert whole(source, "wide.weight").equal(base["wide.weight"] + products["wide"].T)
+    assert whole(source, "head.weight").equal(base["head.weight"] + products["head"])
+
+
+def test_square_layer_is_refused_where_nothing_tells_how_it_is_stored(tmp_path):
+    names = {"wide.weight": (24, 72), "head.weight": (50, 24), "square.weight": (24, 24)}
+    base = {name: torch.randn(shape) for name, shape in names.items()}
+    write_pair(tmp_path / "lora", base)
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
+    with pytest.raises(MismatchError, match=r"'wide' is stored transposed; of 'square'.*merge_and_unload"):
+        source_of(base, tmp_path / "lora")
+
+
 def test_embeddings_get_the_transposed_product(tmp_path):
     base = {"model.embed_tokens.weight": torch.randn(100, 16)}
     first, second = torch.randn(2, 100), torch.randn(16, 2)

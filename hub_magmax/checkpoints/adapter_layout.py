@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
 from hub_magmax.checkpoints.adapter_places import Place, places_by_name, places_by_prefix
@@ -111,6 +112,7 @@ def adapter_layout(
             )
             product = _oriented(product, below, adapter, config)
             products[where.name] = (*products.get(where.name, ()), product)
+    _refuse_ambiguous(chain.from_iterable(products.values()), below, adapter, config)
     return AdapterLayout(products, whole, replace(below, label=adapter.label, shards=adapter.shards))
 
 
@@ -184,6 +186,24 @@ def _misfit(
     )
 
 
+# Complex, and flat: two lists of layers.
+def _refuse_ambiguous(
+    products: Iterable[Product], below: CheckpointIndex, adapter: CheckpointIndex, config: AdapterConfig
+) -> None:
+    """Raise MismatchError for a square layer where others are stored otherwise than the adapter says."""
+    plain = [product for product in products if not product.is_embedding]
+    shapes = {product.module: below.tensors[product.place.name].shape for product in plain}
+    turned = [p.module for p in plain if p.transposed and not config.transposed]
+    square = [p.module for p in plain if len({*shapes[p.module]}) == 1 and len(shapes[p.module]) == 2]
+    if turned and square:
+        raise MismatchError(
+            f"`fan_in_fan_out` is false, and {shown(turned[0])} is stored transposed; of {shown(square[0])}, "
+            "which is square, nothing tells",
+            where=adapter.label,
+            hint=materialise("Merge it into its base model first", config.model_class),
+        )
+
+
 # Complex, and flat: a list of what has to fit.
 def _oriented(
     product: Product, below: CheckpointIndex, adapter: CheckpointIndex, config: AdapterConfig
@@ -202,19 +222,22 @@ def _oriented(
     start, stop = place.rows or (0, second.shape[0])
     straight = (stop - start, *first.shape[1:])
     is_plain = place.rows is None and place.num_rows is None
-    turned = is_plain and (product.is_embedding or (config.transposed and len(straight) == 2))
+    said = product.is_embedding or config.transposed
+    is_straight = not product.is_embedding and expected == straight
+    turned = is_plain and (product.is_embedding or (len(straight) == 2 and (said or not is_straight)))
     floating = {base.dtype, first.dtype, second.dtype} <= set(MERGEABLE_DTYPES)
     if floating and set(second.shape[2:]) <= {1} and stop <= second.shape[0]:
         if turned and expected == straight[::-1]:
             return replace(product, transposed=True)
-        # PEFT says `fan_in_fan_out` once, and adds straight to layers that do not store their weights so.
-        if not product.is_embedding and expected == straight:
+        # PEFT says `fan_in_fan_out` once, as for the last layer, and adds to each as it stores its weights.
+        if is_straight:
             return product
     if found := unlike(base, base):
         where = f"{below.label}, tensor {base.name!r}"
         raise MismatchError(found.what, where=where, expected=found.expected, hint=found.step)
     raise MismatchError(
-        f"the product of {shown(product.module)} has shape {list(straight)}{' transposed' * turned}",
+        f"the product of {shown(product.module)} has shape {list(straight)}"
+        f"{' transposed' * (turned and said)}",
         where=adapter.label,
         expected=f"{list(expected)} of floating point, as {shown(base.name)} of {below.label}",
         hint="Check that it was trained on this base model. Grouped convolutions cannot be added.",
