@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hub_magmax.checkpoints.config import values_of
 from hub_magmax.checkpoints.labels import LabelRows, head_tensors, labels_of
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError
@@ -153,7 +154,7 @@ def test_labels_that_do_not_contradict_are_not_noted(tmp_path, name):
     ],
 )
 def test_labels_are_read_where_they_name_every_row(config, expected):
-    assert labels_of(json.dumps(config).encode()) == expected
+    assert labels_of(values_of(json.dumps(config).encode())) == expected
 
 
 def test_heads_are_told_from_other_tensors_of_as_many_rows():

@@ -290,8 +290,8 @@ def test_a_doubted_name_is_settled_by_correcting_it(family):
 
 def adapter_note(stated, *, reference="./base", repo_id=None, name=None, revision=None, commit=None):
     base = LockedSource(reference, "hub" if repo_id else "local", repo_id, commit, ())
-    config = json.dumps({"base_model_name_or_path": stated, "revision": revision}).encode()
-    return other_base("one", config, base, json.dumps({"_name_or_path": name}).encode())
+    config = {"base_model_name_or_path": stated, "revision": revision}
+    return other_base("one", config, base, {"_name_or_path": name})
 
 
 @pytest.mark.parametrize(

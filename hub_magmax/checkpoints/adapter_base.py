@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from hub_magmax.recipe.lockfile import LockedSource
@@ -28,7 +27,9 @@ _UNTOLD = re.compile(
 _CACHE = re.compile(r".*models--([^/\\]+)[/\\]snapshots[/\\].*")
 
 
-def other_base(task: str, adapter_config: bytes, base: LockedSource, base_config: bytes | None) -> str | None:
+def other_base(
+    task: str, adapter_config: Mapping[str, Any], base: LockedSource, base_config: Mapping[str, Any]
+) -> str | None:
     """Return a line if an adapter names another base model, or another commit of it, than the merge has.
 
     Models are compared by the last part of their names: the same one lies under other owners and in folders,
@@ -36,13 +37,12 @@ def other_base(task: str, adapter_config: bytes, base: LockedSource, base_config
 
     Args:
         task: The adapter's.
-        adapter_config: Content of its configuration.
+        adapter_config: Values of its configuration.
         base: The base model of the merge.
-        base_config: Content of its config.json, or None.
+        base_config: Values of its config.json.
     """
-    values = _values(adapter_config)
-    stated, commit = values.get("base_model_name_or_path"), values.get("revision")
-    names = [base.repo_id] if base.repo_id else [base.reference, _values(base_config).get("_name_or_path")]
+    stated, commit = adapter_config.get("base_model_name_or_path"), adapter_config.get("revision")
+    names = [base.repo_id] if base.repo_id else [base.reference, base_config.get("_name_or_path")]
     known = {name: model for name in names if (model := _model(name))}
     trained_on = _model(stated)
     if known and trained_on and trained_on not in known.values():
@@ -60,13 +60,6 @@ def other_base(task: str, adapter_config: bytes, base: LockedSource, base_config
 
 def _is_commit(name: Any) -> TypeGuard[str]:
     return isinstance(name, str) and re.fullmatch(r"[0-9a-f]{40}", name) is not None
-
-
-def _values(content: bytes | None) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        found = json.loads(content or b"")
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _model(name: Any) -> str:

@@ -17,9 +17,9 @@ from hub_magmax.checkpoints.adapter_ties import (
     with_tied_names,
 )
 from hub_magmax.checkpoints.added_rows import find_added_rows
+from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.opening import open_source
-from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -89,10 +89,8 @@ def _places(index: CheckpointIndex, base: TensorSource, adapter: CheckpointIndex
     place = places_by_prefix(index, modules)
     if place is not None and all(where.name in index.tensors for name in whole for where in place(name)):
         return None
-    if CONFIG_NAME not in base.sizes:
-        return None
     names = [f"{module}.weight" for module in modules] + whole
-    return find_places(index, base.index, read_small_file(base, CONFIG_NAME), names) or None
+    return find_places(index, base.index, stated_config(base), names) or None
 
 
 def _apart(

@@ -6,7 +6,6 @@ base model's files, and transformers 5 renames layers, and splits or joins them,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -80,7 +79,7 @@ def _parsed(written: str) -> tuple[str, Rows | None]:
 
 
 def find_places(
-    known: CheckpointIndex, base: CheckpointIndex, config: bytes, names: list[str]
+    known: CheckpointIndex, base: CheckpointIndex, config: Mapping[str, Any], names: list[str]
 ) -> dict[str, str] | None:
     """Return where tensors of an adapter are in the base model's files, by transformers' tables.
 
@@ -89,7 +88,7 @@ def find_places(
     Args:
         known: Tensors of the base model, tied ones under all of their names.
         base: Tensors of its files.
-        config: Content of its config.json.
+        config: Values of its config.json.
         names: Tensors that the adapter changes, as it calls them, `.weight` included.
 
     Returns:
@@ -97,12 +96,8 @@ def find_places(
         projections side by side, a name ends in them: `attn.Wqkv.weight[0:32]`. None where transformers does
         not know the base model.
     """
-    try:
-        values: Any = json.loads(config)
-    except (ValueError, RecursionError):
-        return None
-    ours = model_names(values, base.tensors) if isinstance(values, dict) else None
-    theirs = model_names(values, names) if ours else None
+    ours = model_names(config, base.tensors) if config else None
+    theirs = model_names(config, names) if ours else None
     if ours is None or theirs is None:
         return None
     found: dict[str, str] = {}

@@ -8,17 +8,14 @@ one parameter, and stores it under all names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from hub_magmax.checkpoints.adapter_layout import sorted_names
+from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.conversion_tables import model_names
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.model_classes import declares_ties, tied_names
-from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 
 
@@ -37,7 +34,7 @@ def ties_of_class(base: TensorSource) -> dict[str, str]:
 
     The installed transformers is asked, which takes a second or two. Empty where nothing is tied.
     """
-    config, stored = _config(base), base.index.tensors
+    config, stored = stated_config(base), base.index.tensors
     if not declares_ties(config):
         return {}
     ties = tied_names(config)
@@ -86,13 +83,6 @@ def completed_ties(source: TensorSource, found: Mapping[str, str], ties: Mapping
         for name, of in ties.items()
         if name not in stored and found.get(of, of) in stored
     }
-    if lacking.keys() <= found.keys() or declares_ties(_config(source)) is False:
+    if lacking.keys() <= found.keys() or declares_ties(stated_config(source)) is False:
         return dict(found)
     return {**lacking, **found}
-
-
-def _config(source: TensorSource) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        values = json.loads(read_small_file(source, CONFIG_NAME)) if CONFIG_NAME in source.sizes else {}
-        return values if isinstance(values, dict) else {}
-    return {}

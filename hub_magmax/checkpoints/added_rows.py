@@ -6,15 +6,13 @@ checkpoints get as many rows; those that lack them do not count in the added one
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config, resize_first
+from hub_magmax.checkpoints.config import counts_at, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
+from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
 from hub_magmax.errors import MismatchError
@@ -42,7 +40,7 @@ def find_added_rows(
         MismatchError: If an adapter adds rows to some tensors of tokens only, or if two add rows that are not
             known to be of the same tokens.
     """
-    sizes, found = {*_vocabulary_sizes(base)}, dict[str, dict[str, int]]()
+    sizes, found = {*counts_at(stated_config(base), "vocab_size").values()}, dict[str, dict[str, int]]()
     for task, shapes in whole.items():
         rows = _resized(index, shapes, sizes)
         if rows:
@@ -62,21 +60,6 @@ def _resized(
         if info and info.shape[0] in sizes and info.shape[1:] == (*width,) and rows > info.shape[0]:
             found[name] = rows
     return found
-
-
-def _vocabulary_sizes(base: TensorSource) -> Iterator[int]:
-    """Yield the numbers of tokens that a configuration states."""
-
-    def stated(values: Any) -> Iterator[int]:
-        if isinstance(values, dict):
-            for key, value in values.items():
-                if key == "vocab_size" and isinstance(value, int):
-                    yield value
-                yield from stated(value)
-
-    with suppress(ValueError, RecursionError):
-        if CONFIG_NAME in base.sizes:
-            yield from [*stated(json.loads(read_small_file(base, CONFIG_NAME)))]
 
 
 def _refuse_partial(

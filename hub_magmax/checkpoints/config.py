@@ -1,52 +1,105 @@
-"""Facts from a checkpoint's config.json."""
+"""Values of a checkpoint's config.json, and of the configurations nested in it."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
 
 from hub_magmax.checkpoints.headers import DAMAGED, json_problem
 from hub_magmax.errors import CheckpointError
 
+CONFIG_NAME = "config.json"
+
 #: Bytes that are read of a configuration; the largest known are some hundred kilobytes.
 MAX_CONFIG_BYTES = 10_000_000
 
+#: Keys with a value for each label, which is no configuration.
+LABELS = ("id2label", "label2id")
+
+#: Keys that lead to a value.
+Path = tuple[str, ...]
+
+
+class Files(Protocol):
+    """Files of a checkpoint: a source, or its listing."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    def read_bytes(self, path: str, start: int, stop: int, /) -> bytes: ...
+
+
+def read_config(files: Files) -> bytes | None:
+    """Return the content of config.json, cut off where it is longer than any; None where there is none."""
+    size = min(files.sizes.get(CONFIG_NAME, 0), MAX_CONFIG_BYTES)
+    return files.read_bytes(CONFIG_NAME, 0, size) if size else None
+
+
+def stated_config(files: Files) -> dict[str, Any]:
+    """Return the values of config.json; none where it is not there, no JSON or no mapping."""
+    return values_of(read_config(files))
+
+
+def values_of(config: bytes | None) -> dict[str, Any]:
+    """Return the values of a configuration; none where it is not there, no JSON or no mapping."""
+    with suppress(ValueError, RecursionError):
+        values = json.loads(config or b"{}")
+        return values if isinstance(values, dict) else {}
+    return {}
+
 
 def config_values(config: bytes | None, label: str) -> dict[str, Any]:
-    """Return the values of a configuration; none if there is no configuration, or it is no mapping.
+    """Return the same, for a configuration that is read the first time.
 
     Raises:
         CheckpointError: If `config` is not JSON.
     """
-    if config is None:
-        return {}
     try:
-        values = json.loads(config.decode("utf-8"))
+        values = json.loads((config or b"{}").decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"not readable as JSON ({json_problem(error)})",
-            where=f"{label}, config.json",
+            where=f"{label}, {CONFIG_NAME}",
             hint=DAMAGED,
         ) from error
     return values if isinstance(values, dict) else {}
 
 
-def stated_architecture(config: bytes | None, label: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return the `model_type` and the `architectures` of a configuration, without values that are no names.
-
-    Args:
-        config: Content of `config.json`, or None.
-        label: Name of the checkpoint in messages.
-
-    Raises:
-        CheckpointError: If `config` is not JSON.
-    """
-    values = config_values(config, label)
-    model_type, classes = values.get("model_type"), values.get("architectures")
+def stated_architecture(config: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """Return `model_type` and `architectures` of a configuration, without values that are no names."""
+    model_type, classes = config.get("model_type"), config.get("architectures")
     names = classes if isinstance(classes, list) else []
     return model_type if _is_name(model_type) else None, tuple(name for name in names if _is_name(name))
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,100}", value, re.ASCII) is not None
+
+
+def levels(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the configuration and those nested in it, with the keys that lead to each."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in LABELS:
+            yield from levels(value, (*path, key))
+
+
+def level_at(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Return a nested configuration; empty where there is none."""
+    for key in path:
+        inner = config.get(key)
+        config = inner if isinstance(inner, Mapping) else {}
+    return config
+
+
+def counts_at(config: Mapping[str, Any], key: str) -> dict[Path, int]:
+    """Return the whole numbers that a configuration and those nested in it state under a key."""
+    return {path: level[key] for path, level in levels(config) if is_count(level.get(key))}
+
+
+def is_count(value: Any) -> bool:
+    """Say whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)

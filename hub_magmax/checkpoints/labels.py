@@ -6,7 +6,6 @@ checkpoints name the same labels in another order, a row of one means what anoth
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hub_magmax.checkpoints.config import CONFIG_NAME, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
@@ -21,8 +21,6 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.schema import Recipe
-
-CONFIG_NAME = "config.json"
 
 #: Names by which transformers numbers labels that nobody named.
 _UNNAMED = re.compile(r"(label|class)?[_ -]?\d+", re.IGNORECASE)
@@ -34,11 +32,11 @@ _HEAD = re.compile(
 )
 
 
-def labels_of(config: bytes | None) -> tuple[str, ...] | None:
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the names of labels by row, in one spelling; None where a configuration does not name them."""
     try:
-        named = _named(json.loads(config or b"{}"))
-    except (ValueError, AttributeError, TypeError, RecursionError):
+        named = _named(config)
+    except (ValueError, AttributeError, TypeError):
         return None
     labels = tuple(named.get(row, "") for row in range(len(named)))
     is_clear = "" not in labels and len(set(labels)) == len(labels)
@@ -83,14 +81,9 @@ def lock_label_rows(
     if len({source.side_files.get(CONFIG_NAME) for source in sources.values()} - {None}) < 2:
         return dict(sources)
     opened = {name: cache.open(location_of(locked, recipe.folder)) for name, locked in sources.items()}
-    labels = {name: labels_of(_config(source)) for name, source in opened.items()}
+    labels = {name: labels_of(stated_config(source)) for name, source in opened.items()}
     found = label_rows(labels, recipe.output.files_from, opened["base_model"].index)
     return {name: replace(locked, label_rows=found.get(name)) for name, locked in sources.items()}
-
-
-def _config(source: TensorSource) -> bytes | None:
-    size = source.sizes.get(CONFIG_NAME)
-    return source.read_bytes(CONFIG_NAME, 0, size) if size else None
 
 
 def label_rows(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+
+from hub_magmax.checkpoints.config import levels
 
 #: Says in config.json whether a model's embeddings and heads are one parameter.
 TIE_KEY = "tie_word_embeddings"
@@ -16,7 +18,7 @@ def declares_ties(config: Mapping[str, Any]) -> bool | None:
     Where the key is absent, or false, which some model types do not heed, the installed transformers' class
     of its `model_type` is asked.
     """
-    said = [*_stated(config)]
+    said = _stated(config)
     if True in said:
         return True
     found = _config_of(config)
@@ -32,7 +34,7 @@ def is_said_tied(config: Mapping[str, Any]) -> bool:
 
 def is_said_untied(config: Mapping[str, Any]) -> bool:
     """Say whether a configuration itself names the key, and says false wherever it does."""
-    said = [*_stated(config)]
+    said = _stated(config)
     return bool(said) and not any(said)
 
 
@@ -56,12 +58,9 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _stated(config: Mapping[str, Any]) -> Iterator[bool]:
-    for key, value in config.items():
-        if key == TIE_KEY and isinstance(value, bool):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _stated(value)
+def _stated(config: Mapping[str, Any]) -> list[bool]:
+    said = (level.get(TIE_KEY) for _, level in levels(config))
+    return [value for value in said if isinstance(value, bool)]
 
 
 def _config_of(config: Mapping[str, Any]) -> Any | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config
-from hub_magmax.checkpoints.config import MAX_CONFIG_BYTES, config_values, stated_architecture
+from hub_magmax.checkpoints.config import config_values, read_config, stated_architecture
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate
 from hub_magmax.checkpoints.needed_files import module_folders, needed_files
@@ -22,8 +22,6 @@ from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.files import os_errors
 from hub_magmax.recipe.lockfile import LockedFile, LockedSource
 from hub_magmax.recipe.schema import Recipe
-
-CONFIG_NAME = "config.json"
 
 #: Languages or data sets that are kept of a card.
 _MAX_LISTED = 50
@@ -218,9 +216,8 @@ def lock_source(
 
 def _describe(written: str, location: Location, source: FileSource, hash_files: bool) -> LockedSource:
     side_files = _files_themselves(source)
-    config_bytes = min(source.sizes.get(CONFIG_NAME, 0), MAX_CONFIG_BYTES)
-    config = source.read_bytes(CONFIG_NAME, 0, config_bytes) if config_bytes else None
-    refuse_parts(source.listing, source.index, config_values(config, source.label))
+    config = config_values(read_config(source), source.label)
+    refuse_parts(source.listing, source.index, config)
     adapter_config = config_of(source) if is_adapter(source.index) else None
     if adapter_config is not None:
         parse_config(adapter_config, source.label)
@@ -233,7 +230,7 @@ def _describe(written: str, location: Location, source: FileSource, hash_files: 
         )
         for shard in source.index.shards
     )
-    model_type, architectures = stated_architecture(config, source.label)
+    model_type, architectures = stated_architecture(config)
     return LockedSource(
         reference=written,
         kind=location.name,

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from hub_magmax.checkpoints.adapter_formats import find_adapter
-from hub_magmax.checkpoints.config import MAX_CONFIG_BYTES, stated_architecture
+from hub_magmax.checkpoints.config import config_values, read_config, stated_architecture
 from hub_magmax.checkpoints.foreign_files import conversion, format_of, pickles_among, sharded_training
 from hub_magmax.checkpoints.headers import ReadBytes
 from hub_magmax.checkpoints.index import (
@@ -209,10 +209,7 @@ def _pickled(facts: Facts) -> Finding | None:
 
 def _names_class(listing: Listing) -> bool:
     """Say whether config.json names a class of transformers; those of 2019 did not."""
-    size = listing.sizes.get("config.json", 0)
-    if not 0 < size <= MAX_CONFIG_BYTES:
-        return False
-    model_type, classes = stated_architecture(listing.read_bytes("config.json", 0, size), listing.label)
+    model_type, classes = stated_architecture(config_values(read_config(listing), listing.label))
     return bool(model_type and classes)
 
 

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from hub_magmax.checkpoints.config import config_values
+from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.conversion_tables import Joint, ModelNames, expert_names, model_names
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.locations import location_of
@@ -19,8 +18,6 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import NUMBER, ROW, LockedJoint, Renaming, collapsed, filled
 from hub_magmax.recipe.schema import Recipe
-
-CONFIG_NAME = "config.json"
 
 
 def with_renamings(
@@ -135,19 +132,13 @@ def _is_joint_free(joint: Joint, is_own: bool, recipe: Recipe) -> bool:
 
 def _add_by_tables(found: _Found, own: TensorSource, base: TensorSource) -> None:
     """Add what transformers' tables know, or, where it does not know the architecture, the usual experts."""
-    config = _config_of(base) or _config_of(own)
+    config = stated_config(base) or stated_config(own)
     plain = {name: plain_name(name) for name in own.index.tensors}
     for table in (lambda names: model_names(config, names), expert_names):
         mine, theirs = table(plain.values()), table(base.index.tensors)
         if mine is not None and theirs is not None:
             by_plain = {short: name for name, short in plain.items()}
             _add(found, _under(mine, by_plain), theirs, own.index, base.index)
-
-
-def _config_of(source: TensorSource) -> dict[str, Any]:
-    size = source.sizes.get(CONFIG_NAME, 0)
-    content = source.read_bytes(CONFIG_NAME, 0, size) if 0 < size < 10_000_000 else None
-    return config_values(content, source.label)
 
 
 def _under(names: ModelNames, stored: Mapping[str, str]) -> ModelNames:

@@ -7,20 +7,19 @@ transformers 5 loads it as one, whatever the configuration says.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, TensorInfo
 from hub_magmax.checkpoints.model_classes import declares_ties, is_said_tied, is_said_untied, tied_names
 from hub_magmax.checkpoints.opening import open_source
-from hub_magmax.checkpoints.pinning import CONFIG_NAME
 from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -126,11 +125,7 @@ class _Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        size = self.source.sizes.get(CONFIG_NAME, 0)
-        with suppress(ValueError, RecursionError):
-            found = json.loads(self.source.read_bytes(CONFIG_NAME, 0, size)) if size else {}
-            return found if isinstance(found, dict) else {}
-        return {}
+        return stated_config(self.source)
 
     @cached_property
     def declares_ties(self) -> bool | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-Path = tuple[str, ...]
+from hub_magmax.checkpoints.config import Path, is_count, levels
 
 #: Words in the names of tensors that belong to a nested configuration.
 _WORDS = {"vision_config": ("vision", "visual"), "text_config": ("text", "language")}
@@ -54,16 +54,6 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 #: Model types that scale what goes into the head where it is tied, by the key that says so.
 SCALED_BY_TIE = ("t5", "mt5", "umt5", "longt5", "pop2piano", "udop", "switch_transformers")
 
-LABELS = ("id2label", "label2id")
-
-
-def levels(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yield the configuration and those nested in it."""
-    yield path, config
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key not in LABELS:
-            yield from levels(value, (*path, key))
-
 
 def sizes_stated(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
     """Yield the sizes of tensors that a configuration states."""
@@ -71,24 +61,6 @@ def sizes_stated(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
         for key, value in level.items():
             if is_count(value) and value > 1 and _SIZE.fullmatch(key):
                 yield (*path, key), value
-
-
-def counts_at(nested: Iterable[tuple[Path, Mapping[str, Any]]], key: str) -> dict[Path, int]:
-    """Return the numbers that configurations state under a key, by their paths."""
-    return {path: level[key] for path, level in nested if is_count(level.get(key))}
-
-
-def is_count(value: Any) -> bool:
-    """Say whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def level_at(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """Return a nested configuration; empty where there is none."""
-    for key in path:
-        inner = config.get(key)
-        config = inner if isinstance(inner, Mapping) else {}
-    return config
 
 
 def most_common(dtypes: Iterable[tuple[str, int]]) -> str | None:

@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.planning.findings import Finding
 from hub_magmax.text import shown
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+GENERATION = "generation_config.json"
 
 #: Files whose keys are compared; those of tokenizers are compared whole (`side_files.tokenizer_notices`).
 _COMPARED = re.compile(
@@ -92,7 +93,7 @@ def config_findings(contents: Mapping[str, Mapping[str, bytes]], files_from: str
         for path, content in sorted(files.items()):
             if (values := _parsed(content)) is not None:
                 parsed.setdefault(path, {})[source] = values
-    configs = parsed.get(CONFIG, {})
+    configs = parsed.get(CONFIG_NAME, {})
     return tuple(
         finding for path, found in parsed.items() for finding in _in_file(path, found, configs, files_from)
     )

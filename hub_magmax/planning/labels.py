@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.labels import head_tensors, labels_of, rows_in_order
@@ -18,14 +19,14 @@ _MOST_SHOWN = 4
 
 
 def label_findings(
-    recipe: Recipe, lock: Lock, configs: Mapping[str, bytes | None], index: CheckpointIndex
+    recipe: Recipe, lock: Lock, configs: Mapping[str, Mapping[str, Any]], index: CheckpointIndex
 ) -> Iterator[Finding]:
     """Yield a note for labels in another order, and a fault where rows of other labels would be merged.
 
     Args:
         recipe: Its rules say which tensors are merged, and `files_from` whose labels the merged model has.
         lock: Holds the rows that are matched.
-        configs: By source, the content of its config.json.
+        configs: By source, the values of its config.json.
         index: Of the base model.
     """
     named = {name: found for name, config in configs.items() if (found := labels_of(config))}

@@ -11,13 +11,21 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from hub_magmax.checkpoints.config import (
+    CONFIG_NAME,
+    LABELS,
+    Path,
+    counts_at,
+    is_count,
+    level_at,
+    levels,
+    stated_config,
+)
 from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.model_classes import TIE_KEY, is_said_untied
-from hub_magmax.checkpoints.pinning import CONFIG_NAME, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.ties import ties_of
 from hub_magmax.checkpoints.vocabulary import before_rows
@@ -25,18 +33,12 @@ from hub_magmax.errors import MismatchError
 from hub_magmax.planning.config_sizes import (
     CLASSIFIER,
     DTYPES,
-    LABELS,
     NUM_LAYERS,
     OFTEN_LEFT_OUT,
     PER_LAYER,
     POSITIONS,
     ROWS,
     SCALED_BY_TIE,
-    Path,
-    counts_at,
-    is_count,
-    level_at,
-    levels,
     most_common,
     of_level,
     of_side,
@@ -62,7 +64,7 @@ def config_changes(plan: Plan, sources: Mapping[str, TensorSource]) -> tuple[Con
         MismatchError: If a size that config.json states is no longer that of the weights, and cannot follow.
     """
     source = sources[plan.recipe.output.files_from]
-    config = config_values(source)
+    config = stated_config(source)
     if not config:
         return ()
     found = _Agreement(plan, sources, config)
@@ -77,16 +79,6 @@ def _weights_name(plan: Plan, config: Mapping[str, Any]) -> Iterator[ConfigChang
     written = plan.shards[0].file if len(plan.shards) == 1 else plan.index_name
     if isinstance(stated, str) and stated != written:
         yield ConfigChange(("transformers_weights",), stated, written)
-
-
-def config_values(source: TensorSource) -> dict[str, Any]:
-    """Return the values of a source's config.json; empty where there is none, or it is no mapping."""
-    if CONFIG_NAME not in source.sizes:
-        return {}
-    with suppress(ValueError, RecursionError):
-        values = json.loads(read_small_file(source, CONFIG_NAME))
-        return values if isinstance(values, dict) else {}
-    return {}
 
 
 # Complex, and flat: two lines, each of several facts.
@@ -155,7 +147,7 @@ class _Agreement:
         self, nested: Sequence[Level], key: str, pattern: re.Pattern[str], extras: Sequence[int]
     ) -> Iterator[ConfigChange]:
         tensors = self._along(0, pattern)
-        stated = counts_at(nested, key)
+        stated = counts_at(self.config, key)
         for path, old in stated.items():
             fitting, extra = _stating(tensors, old, extras)
             own = of_level(fitting, path)
@@ -242,7 +234,7 @@ class _Agreement:
     def _as_elsewhere(self, path: Path, length: int) -> list[Any]:
         """Return the lists of this length that other sources state."""
         above, key = path[:-1], path[-1]
-        found = [level_at(config_values(source), above).get(key) for source in self.sources.values()]
+        found = [level_at(stated_config(source), above).get(key) for source in self.sources.values()]
         return [own for own in found if isinstance(own, list) and len(own) == length]
 
     def _labels(self) -> Iterator[ConfigChange]:
@@ -271,7 +263,7 @@ class _Agreement:
         """Return the labels of the source that a classifier is copied from, where it states so many."""
         if len(taken) > 1 or taken & {"merge", self.files_from}:
             return {}
-        theirs = config_values(self.sources[min(taken)])
+        theirs = stated_config(self.sources[min(taken)])
         labels = theirs.get("id2label")
         if not isinstance(labels, dict) or len(labels) != count:
             return {}
@@ -294,7 +286,7 @@ class _Agreement:
         if self._names(self.files_from) == self.jobs.keys() - self._tied:
             return
         for source in self.sources:
-            stated = config_values(self.sources[source]).get("architectures")
+            stated = stated_config(self.sources[source]).get("architectures")
             if stated and self._names(source) == self.jobs.keys() - self._tied:
                 if stated != self.config.get("architectures"):
                     yield ConfigChange(("architectures",), self.config.get("architectures"), stated)
@@ -309,7 +301,7 @@ class _Agreement:
 
         transformers 5 takes two tensors that differ for untied in any case.
         """
-        said = map(config_values, self.sources.values())
+        said = map(stated_config, self.sources.values())
         return self.config.get("model_type") in SCALED_BY_TIE and not any(map(is_said_untied, said))
 
     def refuse_unexplained(self, changes: Sequence[ConfigChange]) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hub_magmax.checkpoints.adapter_base import other_base
 from hub_magmax.checkpoints.adapter_config import config_of
+from hub_magmax.checkpoints.config import CONFIG_NAME, MAX_CONFIG_BYTES, values_of
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.planning.configs import CONFIG, GENERATION, config_findings, is_compared
+from hub_magmax.planning.configs import GENERATION, config_findings, is_compared
 from hub_magmax.planning.findings import Finding
 from hub_magmax.planning.labels import label_findings
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-
-#: Bytes of a configuration that are read; the largest known are some hundred kilobytes.
-_MAX_BYTES = 10_000_000
 
 
 def stated_findings(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> tuple[Finding, ...]:
@@ -31,7 +30,7 @@ def stated_findings(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSourc
         name: {path: _read(source, path) for path in paths if path in source.sizes}
         for name, source in opened.items()
     }
-    configs = {name: files.get(CONFIG) for name, files in contents.items()}
+    configs = {name: values_of(files.get(CONFIG_NAME)) for name, files in contents.items()}
     return (
         *config_findings(contents, files_from),
         *label_findings(recipe, lock, configs, opened["base_model"].index),
@@ -49,16 +48,18 @@ def _paths(lock: Lock, files_from: str) -> set[str]:
     kept = lock.sources[files_from].side_files
     found = {path for path, stated in hashes.items() if len(stated) > 1 or path not in kept}
     names_base = any(task.adapter_config for task in lock.tasks.values())
-    return found | ({CONFIG} if names_base or GENERATION in found else set())
+    return found | ({CONFIG_NAME} if names_base or GENERATION in found else set())
 
 
-def _adapters(lock: Lock, opened: Mapping[str, TensorSource], base_config: bytes | None) -> Iterator[Finding]:
+def _adapters(
+    lock: Lock, opened: Mapping[str, TensorSource], base_config: Mapping[str, Any]
+) -> Iterator[Finding]:
     for name, task in lock.tasks.items():
         if task.adapter_config:
-            text = other_base(name, config_of(opened[name]), lock.base_model, base_config)
+            text = other_base(name, values_of(config_of(opened[name])), lock.base_model, base_config)
             if text is not None:
                 yield Finding("adapter base", name, text, False)
 
 
 def _read(source: TensorSource, path: str) -> bytes:
-    return source.read_bytes(path, 0, min(source.sizes[path], _MAX_BYTES))
+    return source.read_bytes(path, 0, min(source.sizes[path], MAX_CONFIG_BYTES))

@@ -17,11 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.checkpoints.side_files import MODULES_NAME
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.text import shown
-
-CONFIG_NAME = "config.json"
 
 #: Dtype and shape of each tensor, by name.
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.opening import open_inputs
@@ -18,7 +19,6 @@ from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import OutputError
 from hub_magmax.merging.output.libraries import (
-    CONFIG_NAME,
     NotOpenedError,
     Opened,
     Problem,

@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
-from hub_magmax.checkpoints.pinning import CONFIG_NAME, copied_files, copy_side_file
+from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import sha256_of, write_text
