@@ -30,6 +30,7 @@ from hub_magmax.planning.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
 from hub_magmax.planning.look import with_findings
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.statistics import may_lack
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
@@ -229,7 +230,7 @@ def lock(
     sources = {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
-    sources = lock_ties(recipe, with_renamings(recipe, sources, cache), cache)
+    sources = lock_ties(recipe, with_renamings(recipe, sources, cache), cache, may_lack)
     sources = lock_label_rows(recipe, lock_adapters(recipe, sources, cache), cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")

@@ -234,3 +234,25 @@ def test_copy_follows_rows_that_are_matched_by_token(tmp_path):
     expected = (tensors[EMBEDDING][:12].flip(0) + loaded(tmp_path / "b", EMBEDDING)) / 2
     for name in (EMBEDDING, HEAD):
         torch.testing.assert_close(loaded(recipe.output_path, name), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "buffer"),
+    [
+        ("h.{}.attn.bias", torch.ones(1, 1, 6, 6).tril()),
+        ("h.{}.attn.rotary_emb.cos_cached", torch.arange(12.0).reshape(6, 2).cos()),
+        ("h.{}.attn.relative_coords_table", torch.arange(18.0).reshape(1, 3, 3, 2)),
+    ],
+)
+def test_buffers_that_are_equal_in_all_layers_are_not_tied(tmp_path, name, buffer):
+    """As openai-community/gpt2 stores its masks, and fine-tuned models do not."""
+    recipe = write_family(tmp_path, STORED_ONCE, STORED_ONCE, STORED_TWICE)()
+    file = tmp_path / "base" / "model.safetensors"
+    buffers = {name.format(layer): buffer.clone() for layer in range(3)}
+    save_file(load_file(file) | buffers, file, metadata={"format": "pt"})
+    planned = plan(recipe)
+    merge(planned)
+    assert not [line for line in notices(planned) if "tied" in line and "h.0" in line]
+    assert says_tied(recipe.output_path) is True
+    found = load_file(recipe.output_path / "model.safetensors")
+    assert all(torch.equal(found[key], buffer) for key in buffers)

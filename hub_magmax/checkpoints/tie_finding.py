@@ -8,7 +8,7 @@ transformers 5 loads it as one, whatever the configuration says.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -52,7 +52,10 @@ _MOST_ALIKE = 256
 
 
 def lock_ties(
-    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
+    recipe: Recipe,
+    sources: Mapping[str, LockedSource],
+    cache: SourceCache,
+    is_made_anew: Callable[[TensorInfo], bool],
 ) -> dict[str, LockedSource]:
     """Return the sources of a lock with their tied tensors; adapters as they are.
 
@@ -60,6 +63,8 @@ def lock_ties(
         recipe: Says where relative paths start.
         sources: `base_model` and the tasks, pinned.
         cache: Checkpoints that are open already.
+        is_made_anew: Tells buffers that a model's code makes, such as masks, equal in all layers: no
+            parameters, so never tied.
     """
     whole = {name: locked for name, locked in sources.items() if not locked.adapter_config}
     with ExitStack() as stack:
@@ -67,26 +72,29 @@ def lock_ties(
             name: stack.enter_context(closing(open_source(recipe, locked, cache)))
             for name, locked in whole.items()
         }
-        found = find_ties(with_base_names(opened, whole))
+        found = find_ties(with_base_names(opened, whole), is_made_anew)
     return {
         name: replace(locked, ties=found[name]) if found.get(name) else locked
         for name, locked in sources.items()
     }
 
 
-def find_ties(sources: Mapping[str, TensorSource]) -> dict[str, dict[str, str]]:
+def find_ties(
+    sources: Mapping[str, TensorSource], is_made_anew: Callable[[TensorInfo], bool]
+) -> dict[str, dict[str, str]]:
     """Return the tied tensors of each source: their names, and the stored tensor whose values they have.
 
     Reads tensors only where a source stores two that may be tied, up to their first difference.
 
     Args:
         sources: `base_model` and the tasks that are whole checkpoints, under the base model's names.
+        is_made_anew: As `lock_ties` has it.
 
     Returns:
         By source; empty for each where nothing is tied, or all sources store the same as parameters of
         their own.
     """
-    family = {name: _Checkpoint(source) for name, source in sources.items()}
+    family = {name: _Checkpoint(source, is_made_anew) for name, source in sources.items()}
     every = _all_tensors(family)
     uneven = _uneven(every, family)
     found: dict[str, dict[str, str]] = {name: {} for name in sources}
@@ -113,15 +121,20 @@ def _all_tensors(family: Mapping[str, _Checkpoint]) -> dict[str, TensorInfo]:
 
 @dataclass
 class _Checkpoint:
-    """A source, its configuration and its tensors of floating point."""
+    """A source, its configuration and its parameters of floating point."""
 
     source: TensorSource
+    is_made_anew: Callable[[TensorInfo], bool]
     _equal: dict[tuple[str, str], bool] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         tensors = self.source.index.tensors
-        return {name: info for name, info in tensors.items() if info.dtype in MERGEABLE_DTYPES}
+        return {
+            name: info
+            for name, info in tensors.items()
+            if info.dtype in MERGEABLE_DTYPES and not self.is_made_anew(info)
+        }
 
     @cached_property
     def config(self) -> dict[str, Any]:
