@@ -154,6 +154,31 @@ def test_a_key_that_changes_the_function_is_noted_with_both_values(key):
     assert findings(task, base)[0].rule == "config"
 
 
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("stated", "other"),
+    [
+        ({"hidden_act": "gelu"}, "silu"),
+        ({"rms_norm_eps": 1e-5}, "1e-06"),
+        ({"attention_bias": True}, "False"),
+    ],
+)
+def test_a_value_is_compared_with_the_one_that_transformers_takes_where_none_is_stated(stated, other):
+    ((key, value),) = stated.items()
+    (found,) = findings(LLAMA, LLAMA | stated)
+    assert f"{key} is {value!r}, there " in found.text and other in found.text and not found.is_fault
+    assert key in findings(LLAMA | stated, LLAMA)[0].text
+
+
+def test_what_transformers_takes_is_not_noted_where_it_is_stated():
+    told = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "head_dim": 16, "num_key_value_heads": 4}
+    assert findings(LLAMA, LLAMA | told) == findings(LLAMA | told, LLAMA) == ()
+    short = {"model_type": "llama"}  # as tests and other programs write them
+    assert findings(short, LLAMA | told) == findings(LLAMA | told, short) == ()
+
+
 @pytest.mark.parametrize(
     "key", ["num_attention_heads", "num_key_value_heads", "n_head", "encoder_attention_heads"]
 )
@@ -161,6 +186,26 @@ def test_other_numbers_of_heads_are_a_fault(key):
     (found,) = findings({key: 4}, {key: 8})
     assert found.is_fault and found.name == "heads:one"
     assert f"{key} is 8, there 4" in found.text
+
+
+@pytest.mark.parametrize("file", ["open_clip_config.json", "params.json"])
+def test_configurations_of_other_libraries_are_compared(file):
+    base, task = ({"model_cfg": {"quick_gelu": value}} for value in (True, False))
+    (found,) = findings(base, task, file)
+    assert "model_cfg.quick_gelu is False, there True" in found.text
+
+
+def test_configurations_in_folders_of_modules_reach_the_plan(family):
+    for name in ("base", "a", "b", "c"):
+        modules = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}]
+        (family / name / "modules.json").write_text(json.dumps(modules))
+        (family / name / "1_Pooling").mkdir()
+        pooling = {"pooling_mode_cls_token": name == "a"}
+        (family / name / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (found,) = notices(plan(load_recipe(write_recipe(family))))
+    assert (
+        found.startswith("1_Pooling/config.json of a differs") and "pooling_mode_cls_token is True" in found
+    )
 
 
 def test_equal_differences_are_one_line():

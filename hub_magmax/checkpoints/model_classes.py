@@ -1,4 +1,4 @@
-"""Ties of weights as transformers' classes state them; nothing is imported before it is asked."""
+"""Ties and values that transformers' classes give configurations; nothing is imported before it is asked."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
         with torch.device("meta"):
             model = getattr(transformers, names[0])(found)
         return dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+    return {}
+
+
+def as_loaded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all values of a configuration as transformers takes them; empty where it does not know it."""
+    with suppress(Exception):  # whatever a class says to values that it does not expect
+        found = _config_of(config)
+        return {} if found is None else dict(found.to_dict())
     return {}
 
 

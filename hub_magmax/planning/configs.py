@@ -3,7 +3,8 @@
 Configurations of one model differ in many keys that change nothing: names, versions, dtypes, what is for
 training alone, and defaults that one version of transformers writes and another does not. So no key of
 `_NO_FUNCTION` counts, and one that only one side states counts only where stating it switches something on
-(`_OFF_IF_ABSENT`). Keys that were renamed are compared under one name.
+(`_OFF_IF_ABSENT`), or where transformers takes another value for the other side. Keys that were renamed are
+compared under one name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.checkpoints.config import CONFIG_NAME
+from hub_magmax.checkpoints.model_classes import as_loaded
 from hub_magmax.planning.findings import Finding
 from hub_magmax.text import shown
 
@@ -22,7 +24,7 @@ GENERATION = "generation_config.json"
 #: Files whose keys are compared; those of tokenizers are compared whole (`side_files.tokenizer_notices`).
 _COMPARED = re.compile(
     r"(.*/)?(config|generation_config|(\w+_)?(pre)?processor_config|scheduler_config|model_index|modules|"
-    r"sentence_\w+_config|config_sentence_transformers)\.json"
+    r"sentence_\w+_config|config_sentence_transformers|open_clip_config|params)\.json"
 )
 
 #: Keys that change nothing that the merged model computes, or that are decided elsewhere: types and classes
@@ -119,14 +121,60 @@ def _in_file(
         return
     flat = _flattened(found)
     groups: dict[tuple[str, ...], list[str]] = {}
+    taken = _Taken(found if path == CONFIG_NAME else {})
     for source, values in flat.items():
-        heads, others = _differences(path, values, flat[files_from])
+        heads, others = _differences(
+            path,
+            taken.beside(source, values, flat[files_from]),
+            taken.beside(files_from, flat[files_from], values),
+        )
         if heads:
             yield Finding("heads", source, _heads_text(path, source, files_from, heads), True)
         if others:
             groups.setdefault(others, []).append(source)
     for group, sources in groups.items():
         yield Finding("config", sources[0], _group_text(path, sources, files_from, group), False)
+
+
+class _Taken:
+    """Values that transformers takes where configurations do not state them.
+
+    Args:
+        configs: By source, its config.json.
+    """
+
+    def __init__(self, configs: Mapping[str, dict[str, Any]]) -> None:
+        self._configs = configs
+        self._read: dict[str, Mapping[str, Any]] = {}
+
+    def beside(self, source: str, values: _Flat, other: _Flat) -> _Flat:
+        """Return a source's values with those that it takes where only the other one states one.
+
+        Numbers of things are left out: shapes tell them, and a short configuration does not.
+        """
+        if source not in self._configs:
+            return values
+        asked = [key for key in other if key not in values and _is_taken(key, other[key])]
+        if asked and source not in self._read:
+            self._read[source] = as_loaded(self._configs[source])
+        taken = {key: _at(key, self._read[source]) for key in asked}
+        return {**values, **{key: value for key, value in taken.items() if value is not None}}
+
+
+def _is_taken(key: _Key, stated: Any) -> bool:
+    is_known = _is_ignored(key) or any(_OFF_IF_ABSENT.fullmatch(part) for part in key)
+    return isinstance(stated, (bool, float, str)) and not is_known
+
+
+def _at(key: _Key, values: Mapping[str, Any]) -> Any:
+    """Return the value that a key leads to, at the top or in the part for text."""
+    for root in (values, values.get("text_config")):
+        found: Any = root
+        for part in key:
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is not None:
+            return found
+    return None
 
 
 def _heads_text(path: str, source: str, files_from: str, told: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ def stated_findings(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSourc
     files_from = recipe.output.files_from
     paths = _paths(lock, files_from)
     contents = {
-        name: {path: _read(source, path) for path in paths if path in source.sizes}
+        name: {path: _read(source, size, path) for path in paths if (size := source.size_of(path))}
         for name, source in opened.items()
     }
     configs = {name: values_of(files.get(CONFIG_NAME)) for name, files in contents.items()}
@@ -61,5 +61,5 @@ def _adapters(
                 yield Finding("adapter base", name, text, False)
 
 
-def _read(source: TensorSource, path: str) -> bytes:
-    return source.read_bytes(path, 0, min(source.sizes[path], MAX_CONFIG_BYTES))
+def _read(source: TensorSource, size: int, path: str) -> bytes:
+    return source.read_bytes(path, 0, min(size, MAX_CONFIG_BYTES))
