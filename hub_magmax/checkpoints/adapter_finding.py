@@ -24,7 +24,7 @@ from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Recipe, rule_for
 
 
 def lock_adapters(
@@ -149,8 +149,11 @@ def _added_rows(
     whole = {}
     for name, adapter in adapters.items():
         shapes = _whole(index, adapter.index, places[name])
-        ruled = {tensor for tensor in shapes for rule in recipe.tensors if rule.covers(tensor)}
-        whole[name] = {tensor: shape for tensor, shape in shapes.items() if shape and tensor not in ruled}
+        whole[name] = {
+            tensor: shape
+            for tensor, shape in shapes.items()
+            if shape and rule_for(tensor, recipe.tensors) is None
+        }
     return find_added_rows(base, index, adapters, whole)
 
 

@@ -27,7 +27,7 @@ from hub_magmax.checkpoints.vocabulary import (
 from hub_magmax.files import digest
 from hub_magmax.methods import get_method
 from hub_magmax.recipe.lockfile import Lock, LockedSource
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Recipe, rule_for
 
 
 def open_source(recipe: Recipe, locked: LockedSource, cache: SourceCache | None = None) -> FileSource:
@@ -142,7 +142,7 @@ def as_merged(
         task: 0.0 if number in unread else max(weights[number], 0.0) if how.uses_preference else 1.0
         for number, task in enumerate(tasks)
     }
-    return with_settled_rows(sources, shares, lambda name: not any(r.covers(name) for r in recipe.tensors))
+    return with_settled_rows(sources, shares, lambda name: rule_for(name, recipe.tensors) is None)
 
 
 def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:

@@ -17,7 +17,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import NUMBER, ROW, LockedJoint, Renaming, collapsed, filled
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Recipe, rule_for
 
 
 def with_renamings(
@@ -120,7 +120,7 @@ def _surplus(found: _Found, own: CheckpointIndex, base: CheckpointIndex) -> dict
 
 def _is_free(own: str, base: str, recipe: Recipe) -> bool:
     """Say whether no rule means a tensor by the task's own name."""
-    rule = next((rule for rule in recipe.tensors if rule.covers(own)), None)
+    rule = rule_for(own, recipe.tensors)
     return rule is None or rule.covers(base)
 
 

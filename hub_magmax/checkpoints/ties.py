@@ -18,7 +18,7 @@ from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Recipe, rule_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,7 +103,7 @@ def _kept(opened: Mapping[str, TensorSource], recipe: Recipe, ties: Ties) -> set
     return {
         name
         for name in ties.copies
-        if any(name in tensors for tensors in stored) or any(rule.covers(name) for rule in recipe.tensors)
+        if any(name in tensors for tensors in stored) or rule_for(name, recipe.tensors)
     }
 
 

@@ -22,10 +22,10 @@ from hub_magmax.checkpoints.adapter_places import Place
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
-from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read, check_globs, rule_for
+from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read, check_globs
 from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import GlobRule, Recipe
+from hub_magmax.recipe.schema import GlobRule, Recipe, rule_for
 from hub_magmax.text import shown
 
 _AS_WEIGHTS = "Or write whole weights: output.format: weights."

@@ -9,9 +9,8 @@ from typing import Any
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.labels import head_tensors, labels_of, rows_in_order
 from hub_magmax.planning.findings import Finding
-from hub_magmax.planning.layout import rule_for
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Recipe, rule_for
 from hub_magmax.text import listed, shown
 
 #: Labels and tensors that a sentence names.

@@ -20,7 +20,7 @@ from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, own_tensors, refuse_lacking, with_copies, without_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import GlobRule, Recipe
+from hub_magmax.recipe.schema import GlobRule, Recipe, rule_for
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -84,19 +84,14 @@ def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]
     )
 
 
-def rule_for(name: str, rules: Iterable[GlobRule]) -> GlobRule | None:
-    """Return the rule that decides about a tensor, None where it is merged."""
-    return next((rule for rule in rules if rule.covers(name)), None)
-
-
 def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> list[str]:
     """Return tensors that the base model lacks and a rule takes from a task."""
     base = indexes["base_model"].tensors
     added = []
     for task, index in indexes.items():
         for name in index.tensors:
-            rule = rule_for(name, rules)
-            if name not in base and rule is not None and rule.take == task:
+            rule = rule_for(name, rules) if name not in base else None
+            if rule is not None and rule.take == task:
                 added.append(name)
     return added
 
@@ -106,13 +101,13 @@ def _surplus_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule
     base = indexes["base_model"].tensors
     for index in indexes.values():
         for name, info in index.tensors.items():
-            if name not in base and not rule_for(name, rules) and may_lack(info):
+            if name not in base and rule_for(name, rules) is None and may_lack(info):
                 yield name
 
 
 def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
     """Raise RecipeError for a rule that matches no tensor of any checkpoint."""
-    every_name = {name for index in indexes for name in index.tensors}
+    every_name = {name for index in indexes for name in index.tensors} if rules else set[str]()
     for position, rule in enumerate(rules):
         if not any(rule.covers(name) for name in every_name):
             raise RecipeError(
@@ -149,9 +144,8 @@ def _job_without_rule(
 ) -> TensorJob:
     name = base.name
     kind = kind_of(base)
-    lacking = _lacking(name, indexes)
     if kind is not None:
-        unread = averaged if kind.source == MEAN else lacking
+        unread = averaged if kind.source == MEAN else _lacking(name, indexes)
         return replace(_copy(base, kind.source, kind.reason, dtype), unread=unread)
     if base.dtype in EXACT_DTYPES:
         return _copy(base, "base_model", EXACT_REASON, dtype)

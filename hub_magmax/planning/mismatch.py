@@ -20,7 +20,7 @@ from hub_magmax.errors import MismatchError
 from hub_magmax.planning.globs import grouped, rules_for
 from hub_magmax.planning.lookalikes import SAVE_AGAIN, lookalikes
 from hub_magmax.planning.statistics import kind_of, may_lack
-from hub_magmax.recipe.schema import GlobRule
+from hub_magmax.recipe.schema import GlobRule, rule_for
 from hub_magmax.text import listed, shown
 
 #: Patterns of names, or tensors, that are shown of one group.
@@ -75,7 +75,7 @@ def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule]) -> None:
 def _ruled(indexes: Indexes, rules: Sequence[GlobRule]) -> set[str]:
     """Return the names that rules are about."""
     every_name = {name for index in indexes.values() for name in index.tensors} if rules else ()
-    return {name for name in every_name if any(rule.covers(name) for rule in rules)}
+    return {name for name in every_name if rule_for(name, rules)}
 
 
 def _facts(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:

@@ -16,6 +16,7 @@ from hub_magmax import methods
 from hub_magmax.checkpoints.index import EXACT_DTYPES, MERGEABLE_DTYPES, TensorInfo
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import rule_for
 from hub_magmax.text import listed, shown
 
 Shape = tuple[int, ...]
@@ -200,7 +201,7 @@ def _lacking(plan: Plan) -> Iterator[str]:
 
 def _surplus(plan: Plan) -> Iterator[str]:
     ruled = [rule for rule in plan.recipe.tensors if rule.take == "nothing"]
-    names = [shown(name) for name in plan.left_out if not any(rule.covers(name) for rule in ruled)]
+    names = [shown(name) for name in plan.left_out if rule_for(name, ruled) is None]
     if names:
         yield f"left out, as the base model lacks them: {listed(names, 3)}"
 

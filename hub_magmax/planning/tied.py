@@ -11,7 +11,7 @@ from hub_magmax.checkpoints.ties import ties_of
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import GlobRule
+from hub_magmax.recipe.schema import GlobRule, rule_for
 from hub_magmax.text import listed, shown
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ def refuse_lacking(lock: Lock, indexes: Mapping[str, CheckpointIndex], rules: tu
     ties = ties_of(lock)
     base = indexes["base_model"].tensors
     for name, other in {**ties.copies, **{name: of for name, (of, _) in ties.apart.items()}}.items():
-        if name not in base or any(rule.covers(name) for rule in rules):
+        if name not in base or rule_for(name, rules) is not None:
             continue
         for index in indexes.values():
             if name not in index.tensors and other in index.tensors:
@@ -50,12 +50,13 @@ def copies_in(lock: Lock, base: Mapping[str, TensorInfo], rules: tuple[GlobRule,
         base: Tensors of the base model, tied ones included.
         rules: Of the recipe.
     """
-    taken = {name: rule.take for rule in reversed(rules) for name in base if rule.covers(name)}
-    return {
-        name: of
-        for name, of in ties_of(lock).copies.items()
-        if name in base and of in base and name not in taken and taken.get(of) != "nothing"
-    }
+
+    def stays(name: str, of: str) -> bool:
+        rule = rule_for(of, rules)
+        return rule_for(name, rules) is None and (rule is None or rule.take != "nothing")
+
+    pairs = ties_of(lock).copies.items()
+    return {name: of for name, of in pairs if name in base and of in base and stays(name, of)}
 
 
 def without_copies(

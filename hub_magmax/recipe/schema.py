@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,6 +101,11 @@ class GlobRule(Spec):
 
     def covers(self, tensor: str) -> bool:
         return fnmatchcase(tensor, self.match)
+
+
+def rule_for(tensor: str, rules: Iterable[GlobRule]) -> GlobRule | None:
+    """Return the rule that decides about a tensor, the first that covers it; None where it is merged."""
+    return next((rule for rule in rules if rule.covers(tensor)), None)
 
 
 def _tried() -> tuple[Method, ...]:
