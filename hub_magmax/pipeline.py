@@ -12,12 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.adapter_finding import lock_adapters
-from hub_magmax.checkpoints.labels import lock_label_rows
+from hub_magmax.checkpoints.adapter_finding import with_placed_adapters
+from hub_magmax.checkpoints.labels import with_label_orders
+from hub_magmax.checkpoints.opening import open_pinned
 from hub_magmax.checkpoints.pinning import lock_source
+from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.renaming import with_renamings
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
-from hub_magmax.checkpoints.tie_finding import lock_ties
+from hub_magmax.checkpoints.tie_finding import with_found_ties
 from hub_magmax.errors import EvaluationError, OutputError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
@@ -36,7 +38,7 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, ResolvedPreference
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference
 from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
@@ -230,8 +232,7 @@ def lock(
     sources = {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
-    sources = lock_ties(recipe, with_renamings(recipe, sources, cache), cache, may_lack)
-    sources = lock_label_rows(recipe, lock_adapters(recipe, sources, cache), cache)
+    sources = _compared(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
     found = Lock(
@@ -254,6 +255,17 @@ def lock(
         return found
     choice = choose(recipe, found, report)
     return replace(found, method=choice.method, chosen=choice.seen)
+
+
+def _compared(
+    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
+) -> dict[str, LockedSource]:
+    """Return pinned sources with what comparing them tells: names, ties, places of adapters, labels."""
+    with open_pinned(recipe, sources, cache) as opened:
+        found = with_renamings(recipe, sources, opened)
+        named = with_base_names(opened, found)
+        found = with_placed_adapters(recipe, with_found_ties(found, named, may_lack), named)
+        return with_label_orders(recipe, found, opened)
 
 
 def plan(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config
 from hub_magmax.checkpoints.adapter_layout import sorted_names
-from hub_magmax.checkpoints.adapter_places import find_places, places_by_name, places_by_prefix
+from hub_magmax.checkpoints.adapter_places import find_places, known_places, places_by_prefix
 from hub_magmax.checkpoints.adapter_ties import (
     completed_ties,
     may_untie,
@@ -19,16 +18,13 @@ from hub_magmax.checkpoints.adapter_ties import (
 from hub_magmax.checkpoints.added_rows import find_added_rows
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.opening import open_source
-from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.schema import Recipe, rule_for
 
 
-def lock_adapters(
-    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
+def with_placed_adapters(
+    recipe: Recipe, sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource]
 ) -> dict[str, LockedSource]:
     """Return the sources of a lock with what headers and configurations tell about its adapters.
 
@@ -36,29 +32,17 @@ def lock_adapters(
     trains a part of what is tied in the base model, it and the whole checkpoints get their ties.
 
     Args:
-        recipe: Says where relative paths start, and whether adapters are added to each other.
+        recipe: Says whether adapters are added to each other.
         sources: `base_model` and the tasks, pinned, with the ties of whole checkpoints.
-        cache: Checkpoints that are open already.
+        opened: The same, open, under the base model's names.
 
     Raises:
         CheckpointError: If an adapter is malformed.
     """
-    if not any(locked.adapter_config for locked in sources.values()):
-        return dict(sources)
-    with ExitStack() as stack:
-        opened: dict[str, TensorSource] = {
-            name: stack.enter_context(closing(open_source(recipe, locked, cache)))
-            for name, locked in sources.items()
-        }
-        return _compared(recipe, sources, with_base_names(opened, sources))
-
-
-def _compared(
-    recipe: Recipe, sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource]
-) -> dict[str, LockedSource]:
-    """Return the sources, compared with each other while they are open, under the base model's names."""
     base = opened["base_model"]
     adapters = {name: opened[name] for name, locked in sources.items() if locked.adapter_config}
+    if not adapters:
+        return dict(sources)
     ties = _ties_of(base, sources["base_model"], adapters.values())
     index = with_tied_names(base.index, ties)
     places = {name: _places(index, base, adapter.index) for name, adapter in adapters.items()}
@@ -69,10 +53,19 @@ def _compared(
         for name, where in places.items()
     }
     if any(untied is not None for untied in apart.values()):
-        for name in sources.keys() - adapters.keys():
-            completed = completed_ties(opened[name], sources[name].ties or {}, ties)
-            found[name] = replace(sources[name], ties=completed or None)
+        found |= _completed(sources, opened, ties)
     return {**sources, **found}
+
+
+def _completed(
+    sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource], ties: Mapping[str, str]
+) -> dict[str, LockedSource]:
+    """Return the whole checkpoints with all names that the base model ties."""
+    return {
+        name: replace(locked, ties=completed_ties(opened[name], locked.ties or {}, ties) or None)
+        for name, locked in sources.items()
+        if not locked.adapter_config
+    }
 
 
 def _ties_of(base: TensorSource, locked: LockedSource, adapters: Iterable[TensorSource]) -> Mapping[str, str]:
@@ -117,7 +110,7 @@ def _trained(
 ) -> Iterable[str]:
     """Yield the tensors of the base model that an adapter changes."""
     modules, whole = _names(adapter)
-    place = places_by_prefix(index, modules) if places is None else places_by_name(places)
+    place = known_places(index, modules, places)
     for name in (*(f"{module}.weight" for module in modules), *whole):
         yield from (where.name for where in (place(name) if place else ()))
 
@@ -127,8 +120,7 @@ def _whole(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of tensors that an adapter holds whole, by the base model's names."""
     factors, whole = sorted_names(adapter)
-    modules = [module for module, _ in factors]
-    place = places_by_prefix(index, modules) if places is None else places_by_name(places)
+    place = known_places(index, [module for module, _ in factors], places)
     return {
         where.name: adapter.tensors[path].shape
         for name, path in whole.items()

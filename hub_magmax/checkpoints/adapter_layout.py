@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
-from hub_magmax.checkpoints.adapter_places import Place, places_by_name, places_by_prefix
+from hub_magmax.checkpoints.adapter_places import Place, known_places
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.stored_otherwise import unlike
 from hub_magmax.errors import CheckpointError, MismatchError
@@ -96,7 +96,7 @@ def adapter_layout(
     if config.ensures_ties:  # what the base model's files lack is one of the others once more
         factors, stored = _stored_once(base, factors, stored)
     modules = [module for module, _ in factors]
-    place = places_by_prefix(base, modules) if places is None else places_by_name(places)
+    place = known_places(base, modules, places)
     if place is None:
         raise _misfit(base, adapter, config, modules)
     whole = {_only(place(plain), plain, adapter, config): path for plain, path in stored.items()}

@@ -62,7 +62,12 @@ def _prefixes(names: Iterable[str], module: str) -> list[tuple[str, str]]:
     return [("", ""), *((prefix, "") for prefix in added), *([("", first + dot)] if dot else [])]
 
 
-def places_by_name(found: Mapping[str, str]) -> Places:
+def known_places(base: CheckpointIndex, modules: list[str], found: Mapping[str, str] | None) -> Places | None:
+    """Return the places that `find_places` found, or where it was not asked, those that names tell."""
+    return places_by_prefix(base, modules) if found is None else _places_by_name(found)
+
+
+def _places_by_name(found: Mapping[str, str]) -> Places:
     """Return the places that `find_places` found; other tensors keep their names."""
     places: dict[str, list[Place]] = {}
     for written, where in found.items():

@@ -15,9 +15,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.config import CONFIG_NAME, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
-from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.schema import Recipe
@@ -68,19 +66,18 @@ def rows_in_order(labels: Sequence[str], wanted: Sequence[str]) -> tuple[int, ..
     return tuple(places[label] for label in wanted) if places.keys() == set(wanted) else None
 
 
-def lock_label_rows(
-    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
+def with_label_orders(
+    recipe: Recipe, sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource]
 ) -> dict[str, LockedSource]:
     """Return pinned sources with the order of their labels' rows, where it is not the merged model's.
 
     Args:
         recipe: Says whose configuration the merged model gets.
         sources: `base_model`, then the tasks; pinned.
-        cache: Checkpoints that are open already.
+        opened: The same, open.
     """
     if len({source.side_files.get(CONFIG_NAME) for source in sources.values()} - {None}) < 2:
         return dict(sources)
-    opened = {name: cache.open(location_of(locked, recipe.folder)) for name, locked in sources.items()}
     labels = {name: labels_of(stated_config(source)) for name, source in opened.items()}
     found = label_rows(labels, recipe.output.files_from, opened["base_model"].index)
     return {name: replace(locked, label_rows=found.get(name)) for name, locked in sources.items()}

@@ -55,7 +55,7 @@ def open_checkpoints(
     recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the sources of a lock by name, as `as_checkpoints` returns them."""
-    with _opened(recipe, lock, cache) as opened:
+    with open_pinned(recipe, lock.sources, cache) as opened:
         yield as_checkpoints(recipe, lock, opened)
 
 
@@ -64,7 +64,7 @@ def open_inputs(
     recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
-    with _opened(recipe, lock, cache) as opened:
+    with open_pinned(recipe, lock.sources, cache) as opened:
         yield (
             with_ties(opened, recipe, lock)
             if recipe.output.is_adapter
@@ -73,13 +73,16 @@ def open_inputs(
 
 
 @contextmanager
-def _opened(recipe: Recipe, lock: Lock, cache: SourceCache | None) -> Iterator[dict[str, TensorSource]]:
+def open_pinned(
+    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache | None = None
+) -> Iterator[dict[str, TensorSource]]:
+    """Open pinned sources by name, each as it is stored."""
     cache = cache or SourceCache()
-    cache.read_headers(location_of(locked, recipe.folder) for locked in lock.sources.values())
+    cache.read_headers(location_of(locked, recipe.folder) for locked in sources.values())
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(closing(open_source(recipe, locked, cache)))
-            for name, locked in lock.sources.items()
+            for name, locked in sources.items()
         }
 
 

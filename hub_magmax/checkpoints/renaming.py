@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.conversion_tables import Joint, ModelNames, expert_names, model_names
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.checkpoints.name_matching import fits, match_names, plain_name, unwrapped
 from hub_magmax.checkpoints.renamed import places
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import NUMBER, ROW, LockedJoint, Renaming, collapsed, filled
 from hub_magmax.recipe.schema import Recipe, rule_for
 
 
 def with_renamings(
-    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
+    recipe: Recipe, sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource]
 ) -> dict[str, LockedSource]:
     """Return the sources, each task with the renaming that brings its tensors to the base model's names.
 
@@ -30,21 +27,16 @@ def with_renamings(
 
     Args:
         recipe: For its rules.
-        sources: `base_model`, then the tasks.
-        cache: Where they are open.
+        sources: `base_model`, then the tasks; pinned.
+        opened: The same, open.
     """
-    with closing(cache.open(location_of(sources["base_model"], recipe.folder))) as base:
-        found = {"base_model": sources["base_model"]}
-        for name, locked in sources.items():
-            if name != "base_model":
-                found[name] = locked if locked.adapter_config else _renamed(recipe, locked, base, cache)
-    return found
-
-
-def _renamed(recipe: Recipe, locked: LockedSource, base: TensorSource, cache: SourceCache) -> LockedSource:
-    with closing(cache.open(location_of(locked, recipe.folder))) as own:
-        renaming = find_renaming(own, base, recipe)
-    return locked if renaming is None else replace(locked, renamed=renaming)
+    base = opened["base_model"]
+    return {
+        name: locked
+        if name == "base_model" or locked.adapter_config
+        else replace(locked, renamed=find_renaming(opened[name], base, recipe))
+        for name, locked in sources.items()
+    }
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,12 +18,8 @@ import numpy as np
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, TensorInfo
 from hub_magmax.checkpoints.model_classes import declares_ties, is_said_tied, is_said_untied, tied_names
-from hub_magmax.checkpoints.opening import open_source
-from hub_magmax.checkpoints.renamed import with_base_names
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.schema import Recipe
 
 #: Last parts of the names of embeddings, and of heads that models tie to one.
 _EMBEDDING = re.compile(
@@ -51,32 +46,22 @@ _MOST_UNKNOWN = 16
 _MOST_ALIKE = 256
 
 
-def lock_ties(
-    recipe: Recipe,
+def with_found_ties(
     sources: Mapping[str, LockedSource],
-    cache: SourceCache,
+    opened: Mapping[str, TensorSource],
     is_made_anew: Callable[[TensorInfo], bool],
 ) -> dict[str, LockedSource]:
     """Return the sources of a lock with their tied tensors; adapters as they are.
 
     Args:
-        recipe: Says where relative paths start.
         sources: `base_model` and the tasks, pinned.
-        cache: Checkpoints that are open already.
+        opened: The same, open, under the base model's names.
         is_made_anew: Tells buffers that a model's code makes, such as masks, equal in all layers: no
             parameters, so never tied.
     """
-    whole = {name: locked for name, locked in sources.items() if not locked.adapter_config}
-    with ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(closing(open_source(recipe, locked, cache)))
-            for name, locked in whole.items()
-        }
-        found = find_ties(with_base_names(opened, whole), is_made_anew)
-    return {
-        name: replace(locked, ties=found[name]) if found.get(name) else locked
-        for name, locked in sources.items()
-    }
+    whole = {name: opened[name] for name, locked in sources.items() if not locked.adapter_config}
+    found = find_ties(whole, is_made_anew)
+    return {name: replace(locked, ties=found.get(name) or None) for name, locked in sources.items()}
 
 
 def find_ties(
