@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from hub_magmax.checkpoints.foreign_files import FileFormat
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 
 #: Names that are looked at to tell an adapter, in which nearly all are marked.
 _MAX_SAMPLED = 100
-
-
-class AdapterFormat(NamedTuple):
-    """A kind of adapter, and how to come from it to a whole model."""
-
-    what: str
-    step: str
-
 
 _BY_ITS_PROGRAM = "Merge it into its base model with the program that trained it, and name the whole model."
 
@@ -39,23 +31,23 @@ _AS_PEFT = (
     "where that is lost, merge it into its base model with the program that trained it."
 )
 
-_KOHYA = AdapterFormat("a LoRA as kohya's scripts save it", _BY_DIFFUSERS)
-_DIFFUSERS = AdapterFormat("a LoRA as diffusers saves it", _BY_DIFFUSERS)
-_PEFT = AdapterFormat("a LoRA with PEFT's names of tensors", _AS_PEFT)
-_MLX = AdapterFormat("a LoRA as MLX saves it", _BY_MLX)
+_KOHYA = FileFormat("a LoRA as kohya's scripts save it", _BY_DIFFUSERS)
+_DIFFUSERS = FileFormat("a LoRA as diffusers saves it", _BY_DIFFUSERS)
+_PEFT = FileFormat("a LoRA with PEFT's names of tensors", _AS_PEFT)
+_MLX = FileFormat("a LoRA as MLX saves it", _BY_MLX)
 
 #: Beginnings of names with PEFT's endings that name the parts of an image model.
 _PARTS_OF_PIPELINES = ("unet.", "transformer.", "text_encoder", "diffusion_model.")
 
 #: Parts of names that only adapters have, most special first.
-_MARKS: tuple[tuple[str, AdapterFormat], ...] = (
-    (".hada_", AdapterFormat("a LoHa", _BY_LYCORIS)),
-    (".lokr_", AdapterFormat("a LoKr", _BY_LYCORIS)),
-    (".oft_", AdapterFormat("an OFT adapter", _BY_ITS_PROGRAM)),
-    (".boft_", AdapterFormat("a BOFT adapter", _BY_ITS_PROGRAM)),
-    (".on_input", AdapterFormat("an IA3 adapter", _BY_LYCORIS)),
-    (".diff_b", AdapterFormat("a file of differences", _BY_LYCORIS)),
-    ("lora_controlnet", AdapterFormat("a Control-LoRA", _BY_ITS_PROGRAM)),
+_MARKS: tuple[tuple[str, FileFormat], ...] = (
+    (".hada_", FileFormat("a LoHa", _BY_LYCORIS)),
+    (".lokr_", FileFormat("a LoKr", _BY_LYCORIS)),
+    (".oft_", FileFormat("an OFT adapter", _BY_ITS_PROGRAM)),
+    (".boft_", FileFormat("a BOFT adapter", _BY_ITS_PROGRAM)),
+    (".on_input", FileFormat("an IA3 adapter", _BY_LYCORIS)),
+    (".diff_b", FileFormat("a file of differences", _BY_LYCORIS)),
+    ("lora_controlnet", FileFormat("a Control-LoRA", _BY_ITS_PROGRAM)),
     (".lora_down.", _KOHYA),
     (".lora_up.", _KOHYA),
     (".lora.down.", _DIFFUSERS),
@@ -69,14 +61,14 @@ _MARKS: tuple[tuple[str, AdapterFormat], ...] = (
     (".lora_magnitude_vector", _PEFT),
     (".lora_a", _MLX),
     (".lora_b", _MLX),
-    (".ia3_l", AdapterFormat("an IA3 adapter", _AS_PEFT)),
-    ("prompt_embeddings", AdapterFormat("a trained prompt", _AS_PEFT)),
-    (".vera_lambda_", AdapterFormat("a VeRA adapter", _AS_PEFT)),
-    (".hra_u", AdapterFormat("an HRA adapter", _AS_PEFT)),
-    (".fourierft_", AdapterFormat("a FourierFT adapter", _AS_PEFT)),
-    (".vblora_", AdapterFormat("a VB-LoRA adapter", _AS_PEFT)),
-    (".adaption_", AdapterFormat("an adapter of prompts", _AS_PEFT)),
-    (".adapters.", AdapterFormat("an adapter of layers", _BY_ITS_PROGRAM)),
+    (".ia3_l", FileFormat("an IA3 adapter", _AS_PEFT)),
+    ("prompt_embeddings", FileFormat("a trained prompt", _AS_PEFT)),
+    (".vera_lambda_", FileFormat("a VeRA adapter", _AS_PEFT)),
+    (".hra_u", FileFormat("an HRA adapter", _AS_PEFT)),
+    (".fourierft_", FileFormat("a FourierFT adapter", _AS_PEFT)),
+    (".vblora_", FileFormat("a VB-LoRA adapter", _AS_PEFT)),
+    (".adaption_", FileFormat("an adapter of prompts", _AS_PEFT)),
+    (".adapters.", FileFormat("an adapter of layers", _BY_ITS_PROGRAM)),
 )
 
 #: Ends of names that occur in adapters and say nothing of the kind.
@@ -86,17 +78,17 @@ _BESIDE = (".alpha", ".dora_scale", ".diff", ".rescale", ".scalar")
 _INVERSIONS = ("emb_params", "clip_l", "clip_g")
 
 
-def find_adapter(names: Iterable[str]) -> AdapterFormat | None:
+def find_adapter(names: Iterable[str]) -> FileFormat | None:
     """Return the kind of adapter whose tensors have these names; None if most are of a model."""
     ordered = sorted(names)
     if ordered and all(name in _INVERSIONS or name.startswith("<") for name in ordered):
-        return AdapterFormat("a textual inversion, which is an input and no weights", "Leave it out.")
+        return FileFormat("a textual inversion, which is an input and no weights", "Leave it out.")
     sample = ordered[:: max(-(-len(ordered) // _MAX_SAMPLED), 1)]
     found = [kind for name in sample if (kind := _kind(name)) is not None]
     beside = sum(name.endswith(_BESIDE) for name in sample)
     return found[0] if found and 2 * (len(found) + beside) >= len(sample) else None
 
 
-def _kind(name: str) -> AdapterFormat | None:
+def _kind(name: str) -> FileFormat | None:
     kind = next((kind for mark, kind in _MARKS if mark in name), None)
     return _DIFFUSERS if kind is _PEFT and name.startswith(_PARTS_OF_PIPELINES) else kind

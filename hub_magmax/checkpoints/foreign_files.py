@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class FileFormat(NamedTuple):
-    """A format of weights, and how to come from it to a checkpoint."""
+    """A format of weights or adapters, and how to come from it to a whole checkpoint."""
 
     what: str
     step: str

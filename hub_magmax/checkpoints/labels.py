@@ -7,7 +7,7 @@ checkpoints name the same labels in another order, a row of one means what anoth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.config import CONFIG_NAME, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.checkpoints.source import ComputedRows, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.schema import Recipe
@@ -113,7 +113,7 @@ def with_label_rows(
     }
 
 
-class LabelRows(DerivedSource):
+class LabelRows(ComputedRows):
     """A checkpoint with the rows of some tensors in another order; a `TensorSource`.
 
     Args:
@@ -122,15 +122,15 @@ class LabelRows(DerivedSource):
     """
 
     def __init__(self, source: TensorSource, rows: Mapping[str, Sequence[int]]) -> None:
-        super().__init__(source)
-        self._rows = {name: order for name, order in rows.items() if name in source.index.tensors}
+        super().__init__(source, rows)
+        self._rows = rows
 
     @property
     def index(self) -> CheckpointIndex:
         return self.source.index
 
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
-        if name not in self._rows or stop == start:
+        if name not in self._names or stop == start:
             return self.source.read_stored(name, start, stop, out)
         info = self.index.tensors[name]
         width = info.num_elements // info.shape[0]
@@ -144,14 +144,3 @@ class LabelRows(DerivedSource):
             return Stored(bits, parts[0].dtype)
         out[:] = bits
         return Stored(out, parts[0].dtype)
-
-    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
-        read = [name for name in names if name not in self._rows]
-        self.source.expect(read, budget_bytes, in_part=in_part)
-
-    def release(self, name: str, stop: int) -> None:
-        if name not in self._rows:
-            self.source.release(name, stop)
-
-    def tensor_file(self, name: str) -> TensorFile | None:
-        return None if name in self._rows else self.source.tensor_file(name)

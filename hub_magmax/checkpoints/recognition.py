@@ -40,7 +40,7 @@ _POINTER_BYTES = range(120, 1025)
 _MAX_FOLDERS = 100
 
 
-class Finding(NamedTuple):
+class Refusal(NamedTuple):
     """A reason why something is no full checkpoint, what is expected in its place, and the step."""
 
     what: str
@@ -123,7 +123,7 @@ def _refuse(facts: Facts) -> None:
 # While no weights could be read: files and folders.
 
 
-def _sharded_training(facts: Facts) -> Finding | None:
+def _sharded_training(facts: Facts) -> Refusal | None:
     """Find training checkpoints of DeepSpeed and FSDP."""
     if facts.files:
         return None
@@ -131,10 +131,10 @@ def _sharded_training(facts: Facts) -> Finding | None:
     if found is None:
         return None
     shards, seen = found
-    return Finding(f"{shards.what} ({seen})", SINGLE_NAME, shards.step)
+    return Refusal(f"{shards.what} ({seen})", SINGLE_NAME, shards.step)
 
 
-def _folders(facts: Facts) -> Finding | None:
+def _folders(facts: Facts) -> Refusal | None:
     """Find models that lie in sub-folders: a trainer's checkpoints, or a pipeline of diffusers."""
     listing = facts.listing
     if facts.files:
@@ -155,7 +155,7 @@ def _folders(facts: Facts) -> Finding | None:
     else:
         what, step = f"no safetensors file at the top, but weights in {names}", "Name one of these"
         example = found[-1]
-    return Finding(what, "the folder of one model", f"{step}: {listing.part(example)}")
+    return Refusal(what, "the folder of one model", f"{step}: {listing.part(example)}")
 
 
 def _folders_with_weights(listing: Listing) -> list[str]:
@@ -175,24 +175,24 @@ def holds_weights(contents: Contents) -> bool:
     return known or bool(pickles_among(names)) or sharded_training(names, folders) is not None
 
 
-def _other_format(facts: Facts) -> Finding | None:
+def _other_format(facts: Facts) -> Refusal | None:
     """Find files of other programs; also named in place of a folder."""
     listing = facts.listing
     if facts.files:
         return None
     for file in [*listing.sizes, *([] if listing.sizes else [listing.label])]:
         if found := format_of(file):
-            return Finding(f"{file.rpartition('/')[2]} is {found.what}", "safetensors", found.step)
+            return Refusal(f"{file.rpartition('/')[2]} is {found.what}", "safetensors", found.step)
     return None
 
 
-def _pickled(facts: Facts) -> Finding | None:
+def _pickled(facts: Facts) -> Refusal | None:
     listing = facts.listing
     pickles = [] if facts.files else pickles_among(listing.sizes)
     if not pickles:
         return None
     if all(PurePath(path).stem == "adapter_model" for path in pickles):
-        return Finding(
+        return Refusal(
             f"a PEFT adapter with pickled weights ({pickles[0]}), which are never loaded",
             ADAPTER_NAME,
             'Convert it where you trust it: python -c "import torch; from safetensors.torch import '
@@ -200,7 +200,7 @@ def _pickled(facts: Facts) -> Finding | None:
             "'adapter_model.safetensors')\", in its folder.",
         )
     origin = listing.origin or repr(listing.label)
-    return Finding(
+    return Refusal(
         f"only pickled weights ({', '.join(pickles[:3])}), which are never loaded",
         "safetensors",
         f"Convert them where you trust them: {conversion(origin, _names_class(listing), pickles)}",
@@ -216,17 +216,17 @@ def _names_class(listing: Listing) -> bool:
 # With headers: names, dtypes and shapes of tensors.
 
 
-def _quantised(facts: Facts) -> Finding | None:
+def _quantised(facts: Facts) -> Refusal | None:
     stated = stated_quantisation(facts.config)
     kind = stated and shown(stated[1]).strip("'")
     if found := find_codes(facts.tensors):
-        return Finding(
+        return Refusal(
             f"the checkpoint is quantised ({kind or found.format}; it holds {shown(found.tensor)})",
             f"weights in full, as {', '.join(MERGEABLE_DTYPES)}",
             in_full(found.format),
         )
     if stated is not None and facts.files:
-        return Finding(
+        return Refusal(
             f"config.json says that the weights are quantised ({kind}), and they do not look like it",
             "a configuration that fits the weights, since the merged model gets a copy of it",
             f"If the weights are plain numbers, remove `{stated[0]}` from config.json.",
@@ -234,14 +234,14 @@ def _quantised(facts: Facts) -> Finding | None:
     return None
 
 
-def _other_weights(facts: Facts) -> Finding | None:
+def _other_weights(facts: Facts) -> Refusal | None:
     """Find a configuration that has transformers load another file than the one that was read."""
     listing, named = facts.listing, str(facts.config.get("transformers_weights"))
     if not facts.files or listing.weights or named not in listing.sizes or named in facts.files:
         return None
     if named.endswith(".index.json"):  # its shards, or those of another index beside it
         return None
-    return Finding(
+    return Refusal(
         f"config.json says that the weights are in {named}, and loaders that do not know of this read "
         f"{facts.files[0]}",
         "one set of weights",
@@ -249,7 +249,7 @@ def _other_weights(facts: Facts) -> Finding | None:
     )
 
 
-def _empty(facts: Facts) -> Finding | None:
+def _empty(facts: Facts) -> Refusal | None:
     """Find parameters without elements, as ZeRO-3 and FSDP leave them outside of the gathered model."""
     empty = [
         name
@@ -258,7 +258,7 @@ def _empty(facts: Facts) -> Finding | None:
     ]
     if not empty:
         return None
-    return Finding(
+    return Refusal(
         f"{listed([shown(name) for name in empty], 3)} {'is' if len(empty) == 1 else 'are'} empty: the model "
         "was saved by DeepSpeed ZeRO-3 (or FSDP) without gathering its weights",
         "every parameter whole",
@@ -268,12 +268,12 @@ def _empty(facts: Facts) -> Finding | None:
     )
 
 
-def _training_state(facts: Facts) -> Finding | None:
+def _training_state(facts: Facts) -> Refusal | None:
     """Find flattened parameters of FSDP, and states of optimisers."""
     for name in facts.tensors:
         if "flat_param" in name or name.endswith((".exp_avg", ".exp_avg_sq", ".momentum_buffer")):
             kind = "flattened parameters of FSDP" if "flat_param" in name else "the state of an optimiser"
-            return Finding(
+            return Refusal(
                 f"the file holds {kind} ({shown(name)})",
                 "the model's own tensors",
                 "Save the model with a full state dict (accelerate: fsdp_state_dict_type FULL_STATE_DICT), "
@@ -282,14 +282,14 @@ def _training_state(facts: Facts) -> Finding | None:
     return None
 
 
-def _unmerged(facts: Facts) -> Finding | None:
+def _unmerged(facts: Facts) -> Refusal | None:
     """Find a whole model that PEFT wraps, saved with the adapter's layers inside."""
     layer = next((name for name in facts.tensors if ".base_layer." in name), None)
     if layer is None or facts.files == (ADAPTER_NAME,) or not any(".lora_" in name for name in facts.tensors):
         return None
     if any("lora" in key for key in facts.config):  # a model that is made with its LoRAs, as Phi-4's
         return None
-    return Finding(
+    return Refusal(
         f"the model was saved with an adapter in it that is not merged (it holds {shown(layer)})",
         "the model's own tensors, with the adapter merged",
         "Where it was trained, save model.merge_and_unload(), and name that; or save the adapter alone, by "
@@ -297,20 +297,20 @@ def _unmerged(facts: Facts) -> Finding | None:
     )
 
 
-def _adapter(facts: Facts) -> Finding | None:
+def _adapter(facts: Facts) -> Refusal | None:
     """Find adapters that are not PEFT's own files, and those that lack their configuration."""
     if not facts.files:
         return None
     if facts.files == (ADAPTER_NAME,):
         if ADAPTER_CONFIG_NAME in facts.listing.sizes:
             return None
-        return Finding(
+        return Refusal(
             f"a PEFT adapter ({ADAPTER_NAME}) without {ADAPTER_CONFIG_NAME}",
             "",
             "Download or copy the adapter again, completely.",
         )
     found = find_adapter(facts.tensors)
-    return found and Finding(
+    return found and Refusal(
         f"{facts.files[0]} is {found.what}, and not a whole model",
         f"a whole model, or a LoRA as PEFT saves it ({ADAPTER_NAME} and {ADAPTER_CONFIG_NAME})",
         found.step,
@@ -318,7 +318,7 @@ def _adapter(facts: Facts) -> Finding | None:
 
 
 #: In this order, since a quantised adapter's file is an adapter first, and a quantised layer may be wrapped.
-RECOGNISERS: tuple[Callable[[Facts], Finding | None], ...] = (
+RECOGNISERS: tuple[Callable[[Facts], Refusal | None], ...] = (
     _sharded_training,
     _folders,
     _other_format,

@@ -259,6 +259,30 @@ class DerivedSource(TensorSource):
         self.source.close()
 
 
+class ComputedRows(DerivedSource):
+    """A checkpoint with rows of some tensors in an order of their own, so that these are not read ahead.
+
+    Args:
+        source: The checkpoint.
+        names: The tensors.
+    """
+
+    def __init__(self, source: TensorSource, names: Iterable[str]) -> None:
+        super().__init__(source)
+        self._names = tuple(name for name in names if name in source.index.tensors)
+
+    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
+        read = [name for name in names if name not in self._names]
+        self.source.expect(read, budget_bytes, in_part=in_part)
+
+    def release(self, name: str, stop: int) -> None:
+        if name not in self._names:
+            self.source.release(name, stop)
+
+    def tensor_file(self, name: str) -> TensorFile | None:
+        return None if name in self._names else self.source.tensor_file(name)
+
+
 class MemorySource(FileSource):
     """A checkpoint held in memory: files by name, or tensors, which are laid out as one file."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hub_magmax.checkpoints.index import FLOAT8_DTYPES, MERGEABLE_DTYPES, TensorInfo
 from hub_magmax.checkpoints.quantised import BEFORE_QUANTISATION
-from hub_magmax.checkpoints.recognition import Finding
+from hub_magmax.checkpoints.recognition import Refusal
 from hub_magmax.text import shown
 
 #: Writes a copy of a folder with float8 as bfloat16, which holds every value of it.
@@ -18,27 +18,27 @@ _CAST = (
 )
 
 
-def unlike(tensor: TensorInfo, base: TensorInfo) -> Finding | None:
+def unlike(tensor: TensorInfo, base: TensorInfo) -> Refusal | None:
     """Return why a tensor is not the values of the base model's, whatever a rule says; None if it can be."""
     numbers = ", ".join(MERGEABLE_DTYPES)
     if tensor.dtype in FLOAT8_DTYPES:
         step = f"Cast each checkpoint that is stored so, without loss, and name the copy: {_CAST}"
-        return Finding(f"dtype {tensor.dtype} is not merged", f"one of {numbers}", step)
+        return Refusal(f"dtype {tensor.dtype} is not merged", f"one of {numbers}", step)
     if not tensor.num_elements and base.num_elements:
         step = "Save it again whole: sharded training leaves tensors empty that it did not gather."
-        return Finding("the tensor is empty", f"{list(base.shape)} as in the base model", step)
+        return Refusal("the tensor is empty", f"{list(base.shape)} as in the base model", step)
     if len(tensor.shape) == 1 < len(base.shape) and tensor.dtype in MERGEABLE_DTYPES:
         step = "Save it again whole: sharded training (FSDP, ZeRO) keeps parameters flat and in parts."
-        return Finding(
+        return Refusal(
             f"the tensor is flat, {list(tensor.shape)}", f"{list(base.shape)} as in the base model", step
         )
     is_weight = base.dtype in MERGEABLE_DTYPES and base.name.endswith("weight")
     if is_weight and tensor.dtype not in MERGEABLE_DTYPES:
-        return Finding(f"dtype {tensor.dtype} looks quantised", f"one of {numbers}", BEFORE_QUANTISATION)
+        return Refusal(f"dtype {tensor.dtype} looks quantised", f"one of {numbers}", BEFORE_QUANTISATION)
     return None
 
 
-def part_of_one(pairs: Sequence[tuple[TensorInfo, TensorInfo]], num_tensors: int) -> Finding | None:
+def part_of_one(pairs: Sequence[tuple[TensorInfo, TensorInfo]], num_tensors: int) -> Refusal | None:
     """Return that a checkpoint is the part of one process, given its tensors of other shapes and the base's.
 
     Args:
@@ -52,7 +52,7 @@ def part_of_one(pairs: Sequence[tuple[TensorInfo, TensorInfo]], num_tensors: int
     step = (
         "Save it again whole: distributed training (FSDP, tensor parallelism) wrote the part of one process."
     )
-    return Finding(
+    return Refusal(
         f"{what}{list(pairs[0][0].shape)}, not {list(pairs[0][1].shape)})", "all parts, joined", step
     )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.checkpoints.source import ComputedRows, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.text import shown
@@ -215,7 +215,7 @@ class _Family:
         return mean if is_double else mean.to(torch.float32)
 
 
-class TokenRows(DerivedSource):
+class TokenRows(ComputedRows):
     """A checkpoint with the rows of another one's vocabulary in some tensors; a `TensorSource`.
 
     Args:
@@ -235,9 +235,8 @@ class TokenRows(DerivedSource):
         shares: Mapping[str, float] | None = None,
         is_settled: Callable[[str], bool] = lambda name: False,
     ) -> None:
-        super().__init__(family.sources[own])
+        super().__init__(family.sources[own], names)
         self._own, self._family, self._all_names = own, family, names
-        self._names = tuple(name for name in names if name in self.source.index.tensors)
         self._shares, self._is_settled = shares or {}, is_settled
         self._origins: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -300,18 +299,6 @@ class TokenRows(DerivedSource):
             origins = np.where(has_own, _OWN, np.where(base >= 0, _BASE, _MEAN))
             self._origins[name] = origins, np.where(has_own, own, base)
         return self._origins[name]
-
-    def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
-        # Rows come in any order, so they are not fetched ahead.
-        read = [name for name in names if name not in self._names]
-        self.source.expect(read, budget_bytes, in_part=in_part)
-
-    def release(self, name: str, stop: int) -> None:
-        if name not in self._names:
-            self.source.release(name, stop)
-
-    def tensor_file(self, name: str) -> TensorFile | None:
-        return None if name in self._names else self.source.tensor_file(name)
 
 
 def _runs(origins: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int]]:

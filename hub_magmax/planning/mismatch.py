@@ -14,7 +14,7 @@ from hub_magmax.checkpoints.index import (
     CheckpointIndex,
     TensorInfo,
 )
-from hub_magmax.checkpoints.recognition import Finding
+from hub_magmax.checkpoints.recognition import Refusal
 from hub_magmax.checkpoints.stored_otherwise import part_of_one, unlike
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.globs import grouped, rules_for
@@ -127,7 +127,7 @@ def _pairs(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> 
 
 def _codes(label: str, pairs: Sequence[_Pair], num_tensors: int) -> Iterator[_Fact]:
     """Yield the tensors that are no values of the base model's, whatever a rule would say."""
-    found: dict[Finding, list[str]] = defaultdict(list)
+    found: dict[Refusal, list[str]] = defaultdict(list)
     part = part_of_one([(own, theirs) for own, theirs in pairs if own.shape != theirs.shape], num_tensors)
     for own, theirs in pairs:
         if finding := part or unlike(own, theirs):

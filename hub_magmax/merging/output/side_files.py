@@ -25,6 +25,7 @@ from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
+from hub_magmax.text import listed
 
 
 # Complex, and flat: sums over jobs and shards, one for each field.
@@ -66,8 +67,7 @@ def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, 
     places = [f"{job.name} of {job.source}" for job in plan.jobs if job.name in names]
     if not places:
         return ()
-    listed = ", ".join(places[:5]) + (f" and {len(places) - 5:,} more" if len(places) > 5 else "")
-    return (f"copied as they are, with NaN or infinity among their values: {listed}",)
+    return (f"copied as they are, with NaN or infinity among their values: {listed(places, 5)}",)
 
 
 def write_beside_weights(
