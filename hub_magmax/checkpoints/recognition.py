@@ -1,15 +1,16 @@
 """Recognition of what a checkpoint is, from file names, headers and config.json, before it is compared.
 
-`RECOGNISERS` has one line for each kind of thing that is no full checkpoint of a model. Each function says
-by which evidence it is known and which step leads to a checkpoint; none proposes a rule of a recipe, since
-a rule would drop what the thing holds.
+`RECOGNISERS` has one line for each kind of thing that is no full checkpoint of a model, and
+`WITHOUT_WEIGHTS` one for each kind without safetensors. Each function says by which evidence it is known and
+which step leads to a checkpoint; none proposes a rule of a recipe, since a rule would drop what the thing
+holds.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -54,15 +55,15 @@ class Facts:
 
     Attributes:
         listing: Its files.
-        files: Its files of weights; empty while none could be read.
+        files: Its files of weights.
         tensors: Its tensors by name.
         config: Values of config.json; empty where there is none.
     """
 
     listing: Listing
-    files: tuple[str, ...] = ()
-    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...]
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
 
 
 def refuse_parts(listing: Listing, index: CheckpointIndex, config: Mapping[str, Any]) -> None:
@@ -73,13 +74,13 @@ def refuse_parts(listing: Listing, index: CheckpointIndex, config: Mapping[str, 
         index: Its tensors and files of weights.
         config: Values of config.json; empty where there is none.
     """
-    files = tuple(shard.file for shard in index.shards)
-    _refuse(Facts(listing, files, index.tensors, config))
+    facts = Facts(listing, tuple(shard.file for shard in index.shards), index.tensors, config)
+    _refuse(listing.label, (recognise(facts) for recognise in RECOGNISERS))
 
 
 def refuse_without_weights(listing: Listing) -> None:
     """Raise CheckpointError for a checkpoint without safetensors weights, saying what is there."""
-    _refuse(Facts(listing))
+    _refuse(listing.label, (recognise(listing) for recognise in WITHOUT_WEIGHTS))
     raise CheckpointError(
         "no safetensors file",
         where=listing.label,
@@ -90,11 +91,8 @@ def refuse_without_weights(listing: Listing) -> None:
 
 def refuse_file(label: str, name: str) -> None:
     """Raise CheckpointError for a single file of weights in another format, by its name."""
-    _refuse(Facts(Listing(label, {name: 0}, _read_nothing)))
-
-
-def _read_nothing(path: str, start: int, stop: int) -> bytes:
-    return b""
+    listing = Listing(label, {name: 0}, lambda path, start, stop: b"")
+    _refuse(label, (recognise(listing) for recognise in WITHOUT_WEIGHTS))
 
 
 def refuse_pointers(label: str, sizes: Mapping[str, int], read_bytes: ReadBytes) -> None:
@@ -112,33 +110,25 @@ def refuse_pointers(label: str, sizes: Mapping[str, int], read_bytes: ReadBytes)
         )
 
 
-def _refuse(facts: Facts) -> None:
-    for recognise in RECOGNISERS:
-        if found := recognise(facts):
-            raise CheckpointError(
-                found.what, where=facts.listing.label, expected=found.expected, hint=found.step
-            )
+def _refuse(label: str, found: Iterable[Refusal | None]) -> None:
+    if refusal := next(filter(None, found), None):
+        raise CheckpointError(refusal.what, where=label, expected=refusal.expected, hint=refusal.step)
 
 
-# While no weights could be read: files and folders.
+# Without weights that can be read: files and folders.
 
 
-def _sharded_training(facts: Facts) -> Refusal | None:
+def _sharded_training(listing: Listing) -> Refusal | None:
     """Find training checkpoints of DeepSpeed and FSDP."""
-    if facts.files:
-        return None
-    found = sharded_training(facts.listing.sizes, facts.listing.contents("")[1])
+    found = sharded_training(listing.sizes, listing.contents("")[1])
     if found is None:
         return None
     shards, seen = found
     return Refusal(f"{shards.what} ({seen})", SINGLE_NAME, shards.step)
 
 
-def _folders(facts: Facts) -> Refusal | None:
+def _folders(listing: Listing) -> Refusal | None:
     """Find models that lie in sub-folders: a trainer's checkpoints, or a pipeline of diffusers."""
-    listing = facts.listing
-    if facts.files:
-        return None
     found = _folders_with_weights(listing)
     if not found:
         return None
@@ -175,20 +165,16 @@ def holds_weights(contents: Contents) -> bool:
     return known or bool(pickles_among(names)) or sharded_training(names, folders) is not None
 
 
-def _other_format(facts: Facts) -> Refusal | None:
+def _other_format(listing: Listing) -> Refusal | None:
     """Find files of other programs; also named in place of a folder."""
-    listing = facts.listing
-    if facts.files:
-        return None
     for file in [*listing.sizes, *([] if listing.sizes else [listing.label])]:
         if found := format_of(file):
             return Refusal(f"{file.rpartition('/')[2]} is {found.what}", "safetensors", found.step)
     return None
 
 
-def _pickled(facts: Facts) -> Refusal | None:
-    listing = facts.listing
-    pickles = [] if facts.files else pickles_among(listing.sizes)
+def _pickled(listing: Listing) -> Refusal | None:
+    pickles = pickles_among(listing.sizes)
     if not pickles:
         return None
     if all(PurePath(path).stem == "adapter_model" for path in pickles):
@@ -213,6 +199,14 @@ def _names_class(listing: Listing) -> bool:
     return bool(model_type and classes)
 
 
+WITHOUT_WEIGHTS: tuple[Callable[[Listing], Refusal | None], ...] = (
+    _sharded_training,
+    _folders,
+    _other_format,
+    _pickled,
+)
+
+
 # With headers: names, dtypes and shapes of tensors.
 
 
@@ -225,7 +219,7 @@ def _quantised(facts: Facts) -> Refusal | None:
             f"weights in full, as {', '.join(MERGEABLE_DTYPES)}",
             in_full(found.format),
         )
-    if stated is not None and facts.files:
+    if stated is not None:
         return Refusal(
             f"config.json says that the weights are quantised ({kind}), and they do not look like it",
             "a configuration that fits the weights, since the merged model gets a copy of it",
@@ -237,7 +231,7 @@ def _quantised(facts: Facts) -> Refusal | None:
 def _other_weights(facts: Facts) -> Refusal | None:
     """Find a configuration that has transformers load another file than the one that was read."""
     listing, named = facts.listing, str(facts.config.get("transformers_weights"))
-    if not facts.files or listing.weights or named not in listing.sizes or named in facts.files:
+    if listing.weights or named not in listing.sizes or named in facts.files:
         return None
     if named.endswith(".index.json"):  # its shards, or those of another index beside it
         return None
@@ -299,8 +293,6 @@ def _unmerged(facts: Facts) -> Refusal | None:
 
 def _adapter(facts: Facts) -> Refusal | None:
     """Find adapters that are not PEFT's own files, and those that lack their configuration."""
-    if not facts.files:
-        return None
     if facts.files == (ADAPTER_NAME,):
         if ADAPTER_CONFIG_NAME in facts.listing.sizes:
             return None
@@ -319,10 +311,6 @@ def _adapter(facts: Facts) -> Refusal | None:
 
 #: In this order, since a quantised adapter's file is an adapter first, and a quantised layer may be wrapped.
 RECOGNISERS: tuple[Callable[[Facts], Refusal | None], ...] = (
-    _sharded_training,
-    _folders,
-    _other_format,
-    _pickled,
     _other_weights,
     _adapter,
     _quantised,
