@@ -7,7 +7,8 @@ checkpoints get as many rows; those that lack them do not count in the added one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from glob import escape
 
 from hub_magmax.checkpoints.adapter_config import config_of, parse_config, resize_first
 from hub_magmax.checkpoints.config import counts_at, stated_config
@@ -128,9 +129,4 @@ def with_added_rows(
         return dict(sources)
     target = max(rows, key=lambda task: max(rows[task].values()))
     held = [name for name in rows[target] if name in sources[target].index.tensors]
-    return with_token_rows(sources, {name: {} for name in sources}, target, _globs(held))
-
-
-def _globs(names: Iterable[str]) -> list[str]:
-    """Return globs that match these names and no others."""
-    return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+    return with_token_rows(sources, {name: {} for name in sources}, target, [*map(escape, held)])

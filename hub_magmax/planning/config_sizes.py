@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.checkpoints.config import Path, is_count, levels
+from hub_magmax.planning.layout import OUTPUT_DTYPES
 
 #: Words in the names of tensors that belong to a nested configuration.
 _WORDS = {"vision_config": ("vision", "visual"), "text_config": ("text", "language")}
@@ -50,7 +51,7 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_t
 #: Keys whose values are sizes of tensors.
 _SIZE = re.compile(r".*(size|_dim|positions|position_embeddings|n_embd|n_ctx|d_model|d_ff|channels)")
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {stored: name for name, stored in OUTPUT_DTYPES.items()}
 #: Model types that scale what goes into the head where it is tied, by the key that says so.
 SCALED_BY_TIE = ("t5", "mt5", "umt5", "longt5", "pop2piano", "udop", "switch_transformers")
 

@@ -7,12 +7,10 @@ import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 from itertools import takewhile
 
 _DIGITS = re.compile(r"\d+")
-
-#: Signs that mean something in a glob, as a glob writes them where they mean themselves.
-_LITERAL = {sign: f"[{sign}]" for sign in "*?["}
 
 #: Numbers that are listed one by one.
 _MOST_LISTED = 4
@@ -80,11 +78,11 @@ class _Globs:
         depth = len(before)
         alike: dict[str, list[list[str]]] = {}
         for name in names:
-            alike.setdefault(_DIGITS.sub("*", _escaped(name[depth])), []).append(name)
+            alike.setdefault(_DIGITS.sub("*", escape(name[depth])), []).append(name)
         for segment, group in alike.items():
             apart: dict[str, list[list[str]]] = {}
             for name in group:
-                apart.setdefault(_escaped(name[depth]), []).append(name)
+                apart.setdefault(escape(name[depth]), []).append(name)
             if len(apart) > 1 and self._holds_together([*before, segment], group):
                 yield [*before, segment], group
             else:
@@ -92,9 +90,7 @@ class _Globs:
 
     def _holds_together(self, start: list[str], names: Sequence[list[str]]) -> bool:
         """Say whether the names can be told from others by what follows, whatever their numbers."""
-        tails = {
-            tuple(_DIGITS.sub("*", _escaped(segment)) for segment in name[len(start) :]) for name in names
-        }
+        tails = {tuple(_DIGITS.sub("*", escape(segment)) for segment in name[len(start) :]) for name in names}
         return all(self._is_free(".".join([*start, *tail])) for tail in tails)
 
     def _is_free(self, glob: str) -> bool:
@@ -108,8 +104,4 @@ class _Globs:
 
 
 def _literal(name: Sequence[str]) -> str:
-    return ".".join(map(_escaped, name))
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LITERAL.get(sign, sign) for sign in text)
+    return escape(".".join(name))

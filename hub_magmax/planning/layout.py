@@ -17,7 +17,7 @@ from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.mismatch import refuse_differences
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
-from hub_magmax.planning.tied import copies_in, own_tensors, refuse_lacking, with_copies, without_copies
+from hub_magmax.planning.tied import copies_in, refuse_lacking, with_copies, without_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, Recipe, rule_for
@@ -43,18 +43,19 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     refuse_lacking(lock, indexes, rules)
     base = indexes["base_model"].tensors
     copies = copies_in(lock, base, rules)
-    refuse_differences(without_copies(indexes, copies), rules)
-    names = [*base, *_added_names(indexes, rules)]
-    decided = [(name, rule_for(name, rules)) for name in names]
+    own = without_copies(indexes, copies)
+    refuse_differences(own, rules)
+    added = _added_names(indexes, rules)
+    decided = [(name, rule_for(name, rules)) for name in (*own["base_model"].tensors, *added)]
     method = methods.get_method(lock.method["name"])
     unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
     averaged = without_share(lock)
     jobs = [
         _job(name, rule, indexes, recipe.output.dtype, unread, averaged)
-        for name, rule in own_tensors(decided, copies)
+        for name, rule in decided
         if rule is None or rule.take != "nothing"
     ]
-    jobs = with_copies(names, jobs, copies)
+    jobs = with_copies((*base, *added), jobs, copies)
     if not jobs:
         raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")

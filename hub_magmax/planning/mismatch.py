@@ -84,11 +84,10 @@ def _facts(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> 
     if codes := [*_codes(index.label, pairs, len(base.tensors))]:
         yield from codes
         return  # no rule is for any tensor of what is no checkpoint of the base model
-    values = pairs
     yield from _names(index, base, is_ruled)
-    yield from _transposed(index.label, values)
-    yield from _shapes(index.label, values, base.label)
-    yield from _dtypes(index.label, values, base.label)
+    yield from _transposed(index.label, pairs)
+    yield from _shapes(index.label, pairs, base.label)
+    yield from _dtypes(index.label, pairs, base.label)
 
 
 def _names(index: CheckpointIndex, base: CheckpointIndex, is_ruled: IsRuled) -> Iterator[_Fact]:

@@ -139,9 +139,9 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
 
 
 def _tensors(plan: Plan) -> Iterator[Row]:
-    facts = describe(plan)
-    yield "merged", f"{facts['tensors_merged']:,} tensors, {facts['elements_merged']:,} elements"
-    yield "copied", f"{facts['tensors_copied']:,} tensors"
+    merged = [job.num_elements for job in plan.jobs if job.merged]
+    yield "merged", f"{len(merged):,} tensors, {sum(merged):,} elements"
+    yield "copied", f"{len(plan.jobs) - len(merged):,} tensors"
     reasons = Counter((job.reason, job.source) for job in plan.jobs if not job.merged)
     yield from (("", f"{count:,} from {source}: {why}") for (why, source), count in reasons.items())
     if plan.left_out:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.ties import ties_of
@@ -13,8 +12,6 @@ from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import GlobRule, rule_for
 from hub_magmax.text import listed, shown
-
-T = TypeVar("T")
 
 
 def refuse_lacking(lock: Lock, indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
@@ -63,19 +60,14 @@ def without_copies(
     indexes: Mapping[str, CheckpointIndex], copies: Mapping[str, str]
 ) -> dict[str, CheckpointIndex]:
     """Return the sources without the tensors that the output copies from others of its own."""
+    if not copies:
+        return dict(indexes)
     return {
         source: replace(
-            index, tensors={name: info for name, info in index.tensors.items() if name not in copies}
+            index, tensors={name: own for name, own in index.tensors.items() if name not in copies}
         )
-        if copies
-        else index
         for source, index in indexes.items()
     }
-
-
-def own_tensors(decided: Iterable[tuple[str, T]], copies: Mapping[str, str]) -> list[tuple[str, T]]:
-    """Return the tensors, each with what was decided about it, that are no copies of others."""
-    return [(name, rule) for name, rule in decided if name not in copies]
 
 
 def with_copies(
