@@ -202,17 +202,16 @@ def _by_first_segment(own: Tensors, base: Tensors) -> dict[str, str]:
 
 
 def _by_head(tensors: Tensors) -> dict[str, dict[str, str]]:
-    """Return names by first segment and by the rest."""
+    """Return names by first segment and by the rest, of segments with enough names to be one part."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for name in tensors:
         head, _, rest = name.partition(".")
         found[head][rest] = name
-    return found
+    return {
+        head: rests for head, rests in found.items() if len(rests) > 1 and any("." in rest for rest in rests)
+    }
 
 
 def _is_alike(mine: Mapping[str, str], theirs: Mapping[str, str], own: Tensors, base: Tensors) -> bool:
-    """Say whether two parts have the same names and shapes, and enough of them to be one part."""
-    is_large = len(mine) > 1 and any("." in rest for rest in mine)
-    return (
-        is_large and mine.keys() == theirs.keys() and all(fits(own[mine[r]], base[theirs[r]]) for r in mine)
-    )
+    """Say whether two parts have the same names and shapes."""
+    return mine.keys() == theirs.keys() and all(fits(own[mine[r]], base[theirs[r]]) for r in mine)

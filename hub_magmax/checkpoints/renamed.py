@@ -18,6 +18,9 @@ from hub_magmax.recipe.renaming import LockedJoint, Renaming, collapsed, filled
 if TYPE_CHECKING:
     import numpy as np
 
+#: A tensor of a pattern, and the numbers in its name.
+_Instance = tuple[TensorInfo, tuple[str, ...]]
+
 
 def places(renaming: Renaming, own: CheckpointIndex, base: CheckpointIndex) -> dict[str, Place]:
     """Return where a source has tensors that the base model calls by another name, by the base's name.
@@ -31,8 +34,10 @@ def places(renaming: Renaming, own: CheckpointIndex, base: CheckpointIndex) -> d
     for stored, name in _renamed(renaming.names, [name for name in own.tensors if name not in base.tensors]):
         if name not in own.tensors:
             found[name] = Place(replace(own.tensors[stored], name=name), stored)
+    wholes = {is_own: _by_pattern(own if is_own else base) for is_own in {j.is_own for j in renaming.joints}}
     for joint in renaming.joints:
-        found |= _parts(joint, own, base) if joint.is_own else _wholes(joint, own, base)
+        instances = wholes[joint.is_own].get(joint.whole, [])
+        found |= (_parts if joint.is_own else _wholes)(joint, instances, own, base)
     return found
 
 
@@ -47,12 +52,13 @@ def _renamed(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> Iterator
             yield name, filled(patterns[pattern], numbers)
 
 
-def _instances(pattern: str, index: CheckpointIndex) -> Iterator[tuple[TensorInfo, tuple[str, ...]]]:
-    """Yield the tensors whose names are of a pattern, with the numbers."""
+def _by_pattern(index: CheckpointIndex) -> dict[str, list[_Instance]]:
+    """Return tensors with the numbers in their names, by the pattern of the name."""
+    found: dict[str, list[_Instance]] = {}
     for name, info in index.tensors.items():
-        found, numbers = collapsed(name)
-        if found == pattern:
-            yield info, numbers
+        pattern, numbers = collapsed(name)
+        found.setdefault(pattern, []).append((info, numbers))
+    return found
 
 
 def _rows(joint: LockedJoint, whole: TensorInfo, numbers: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -60,10 +66,12 @@ def _rows(joint: LockedJoint, whole: TensorInfo, numbers: tuple[str, ...]) -> tu
     return tuple(tuple(filled(part, numbers, row) for part in joint.parts) for row in range(count))
 
 
-def _parts(joint: LockedJoint, own: CheckpointIndex, base: CheckpointIndex) -> dict[str, Place]:
+def _parts(
+    joint: LockedJoint, instances: Sequence[_Instance], own: CheckpointIndex, base: CheckpointIndex
+) -> dict[str, Place]:
     """Return tensors of the base model that are parts of the source's."""
     found: dict[str, Place] = {}
-    for whole, numbers in _instances(joint.whole, own):
+    for whole, numbers in instances:
         rows = _rows(joint, whole, numbers)
         infos = [base.tensors.get(name) for row in rows for name in row]
         joining = _joining(joint, whole, infos[: len(joint.parts)])
@@ -75,10 +83,12 @@ def _parts(joint: LockedJoint, own: CheckpointIndex, base: CheckpointIndex) -> d
     return found
 
 
-def _wholes(joint: LockedJoint, own: CheckpointIndex, base: CheckpointIndex) -> dict[str, Place]:
+def _wholes(
+    joint: LockedJoint, instances: Sequence[_Instance], own: CheckpointIndex, base: CheckpointIndex
+) -> dict[str, Place]:
     """Return tensors of the base model that hold several of the source's."""
     found: dict[str, Place] = {}
-    for whole, numbers in _instances(joint.whole, base):
+    for whole, numbers in instances:
         rows = _rows(joint, whole, numbers)
         stored = [[own.tensors[name] for name in row if name in own.tensors] for row in rows]
         if whole.name not in own.tensors and _are_alike(stored):

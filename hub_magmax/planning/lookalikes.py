@@ -116,12 +116,12 @@ def _in_another_layout(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return tensors of layers in which both sides have as many elements that the other one lacks."""
     mine, theirs = _by_layer(surplus), _by_layer(missing)
-    own, others = [], []
+    own, others = set[str](), set[str]()
     for layer in theirs.keys() & mine.keys():
         count = sum(index.tensors[name].num_elements for name in mine[layer])
         if count and count == sum(base.tensors[name].num_elements for name in theirs[layer]):
-            own += mine[layer]
-            others += theirs[layer]
+            own.update(mine[layer])
+            others.update(theirs[layer])
     return tuple(name for name in surplus if name in own), tuple(name for name in missing if name in others)
 
 
