@@ -277,6 +277,23 @@ def test_variant_of_diffusers_does_not_replace_the_usual_weights(tmp_path, two, 
     assert same(merged(tmp_path, "./a"), two["a"])
 
 
+@pytest.mark.parametrize("counts", ["model.safetensors", "diffusion_pytorch_model.safetensors"])
+def test_weights_for_diffusers_beside_others_are_refused_and_either_can_be_named(tmp_path, two, counts):
+    other = make_tensors(9, base=two["base"])
+    save_file(other, tmp_path / "a" / "diffusion_pytorch_model.safetensors")
+    error = str(refusal(tmp_path))
+    assert "two sets of weights: model.safetensors and diffusion_pytorch_model.safetensors" in error
+    assert f"./a/{counts}" in error
+    assert same(merged(tmp_path, f"./a/{counts}"), two["a"] if counts == "model.safetensors" else other)
+
+
+def test_index_of_another_name_does_not_replace_the_usual_weights(tmp_path, two):
+    save_file(make_tensors(9, base=two["base"]), tmp_path / "a" / "consolidated-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(two["a"], "consolidated-00001-of-00001.safetensors")}
+    (tmp_path / "a" / "consolidated.safetensors.index.json").write_text(json.dumps(index))
+    assert same(merged(tmp_path, "./a"), two["a"])
+
+
 def test_other_layout_of_the_same_model_is_no_second_set(tmp_path, two):
     save_file({"layers.0.weight": torch.ones(2)}, tmp_path / "a" / "consolidated.safetensors")
     assert same(merged(tmp_path, "./a"), two["a"])

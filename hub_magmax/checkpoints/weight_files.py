@@ -33,6 +33,10 @@ from hub_magmax.text import listed, shown
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 
 
+#: What diffusers looks for, in place of `model.safetensors`.
+_DIFFUSERS_NAME = "diffusion_pytorch_model.safetensors"
+
+
 def read_index(listing: Listing) -> CheckpointIndex:
     """Return the index of a checkpoint, from its headers alone.
 
@@ -79,6 +83,9 @@ def weight_map(listing: Listing) -> dict[str, frozenset[str] | None]:
         return _named_weights(listing)
     indexes = _candidates(sizes, INDEX_NAME, ".safetensors.index.json")
     singles = _candidates(sizes, SINGLE_NAME, SUFFIXES)
+    _refuse_two_libraries(listing)
+    if SINGLE_NAME in sizes and indexes != [INDEX_NAME]:
+        indexes = []  # loaders read an index of another name only where it is asked for
     if len(indexes) == 1:
         expected = _parse_index(listing, indexes[0])
         _refuse_two_sets(listing, indexes[0].removesuffix(".index.json"), indexes[0], expected)
@@ -117,6 +124,16 @@ def _refuse_two_sets(listing: Listing, single: str, index: str, shards: Iterable
             f"{whole}, and a PEFT adapter ({ADAPTER_NAME})",
             f"transformers reads the adapter, and the base model that {ADAPTER_CONFIG_NAME} names",
         )
+
+
+def _refuse_two_libraries(listing: Listing) -> None:
+    """Raise CheckpointError if there are weights for diffusers, and others for every other loader."""
+    stems = [SINGLE_NAME, _DIFFUSERS_NAME]
+    ways = [[way for way in (stem, f"{stem}.index.json") if way in listing.sizes] for stem in stems]
+    if all(ways):
+        found = [way[0] for way in ways]
+        why = f"diffusers reads {found[1]}, and other loaders {found[0]}"
+        _refuse_sets(listing, found, " and ".join(found), why)
 
 
 def _refuse_sets(listing: Listing, ways: list[str], sets: str, why: str) -> NoReturn:
