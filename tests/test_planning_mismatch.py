@@ -163,6 +163,21 @@ def test_rule_for_a_tasks_own_names_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        {"encoder.conv_in.weight": torch.ones(4, 3, 3, 3), "decoder.conv_in.weight": torch.ones(4, 4, 3, 3)},
+        {"lora_unet_layers_0_q.diff": torch.ones(5, 3), "lora_unet_layers_1_q.diff": torch.ones(5, 3)},
+    ],
+)
+def test_what_holds_none_of_the_base_models_tensors_gets_no_rule(
+    tmp_path: Path, other: Mapping[str, Tensor]
+) -> None:
+    message = refused(write(tmp_path, base=BASE, one=moved(BASE), two=other))
+    assert "./two: holds none of the base model's 6 tensors, but '" in message
+    assert "name a whole model" in message and "take:" not in message
+
+
+@pytest.mark.parametrize(
     ("names", "expected"),
     [
         (["a"], ["a"]),

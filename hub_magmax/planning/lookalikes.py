@@ -24,6 +24,10 @@ SAVE_AGAIN = (
 )
 _LEAVE_OUT = "Rules use the base model's names: leave out the rules for the task's own names."
 _LOCK_AGAIN = "Lock the recipe again: `hub-magmax lock` finds which tensor stands for which."
+_ANOTHER = (
+    "It is another model, or an adapter or a part of one in a format that is not known: name a whole model "
+    "that was fine-tuned from this base model. An adapter is merged first, by the program that trained it."
+)
 
 #: Share of the base model's tensors from which on a task that lacks them is not what a rule is for.
 _MOST = 0.5
@@ -54,6 +58,8 @@ def lookalikes(
 ) -> Lookalikes | None:
     """Return tensors that a checkpoint lacks and that seem to be there otherwise, or None.
 
+    All of them where it holds nothing else: no rule makes it a checkpoint of the base model.
+
     Args:
         index, base: Of the checkpoint, and of the base model.
         missing: Names that the checkpoint lacks and no rule is about.
@@ -77,9 +83,19 @@ def lookalikes(
             f"has {_few(own)} in place of {_few(others)}, which looks like another layout of the same numbers"
         )
         return Lookalikes(own, others, what, SAVE_AGAIN)
+    return _of_all(index, base, missing, surplus)
+
+
+def _of_all(
+    index: CheckpointIndex, base: CheckpointIndex, missing: Sequence[str], surplus: Sequence[str]
+) -> Lookalikes | None:
+    """Return all tensors where most have other names, or where a checkpoint holds none of the base model."""
     if _is_most(index, base, missing, surplus):
         what = f"calls {len(missing):,} of {len(base.tensors):,} tensors otherwise, such as {_few(missing)}"
         return Lookalikes(tuple(surplus), tuple(missing), f"{what}, and has {_few(surplus)}", SAVE_AGAIN)
+    if len(missing) == len(base.tensors):
+        what = f"holds none of the base model's {len(missing):,} tensors, but {_few(surplus)}"
+        return Lookalikes(tuple(surplus), tuple(missing), what, _ANOTHER)
     return None
 
 
