@@ -242,11 +242,14 @@ def test_copy_follows_rows_that_are_matched_by_token(tmp_path):
         ("h.{}.attn.bias", torch.ones(1, 1, 6, 6).tril()),
         ("h.{}.attn.rotary_emb.cos_cached", torch.arange(12.0).reshape(6, 2).cos()),
         ("h.{}.attn.relative_coords_table", torch.arange(18.0).reshape(1, 3, 3, 2)),
+        ("h.{}.attn.slopes", torch.arange(8.0).reshape(4, 2)),
     ],
 )
 def test_buffers_that_are_equal_in_all_layers_are_not_tied(tmp_path, name, buffer):
     """As openai-community/gpt2 stores its masks, and fine-tuned models do not."""
-    recipe = write_family(tmp_path, STORED_ONCE, STORED_ONCE, STORED_TWICE)()
+    recipe = write_family(tmp_path, STORED_ONCE, STORED_ONCE, STORED_TWICE)(
+        tensors=[{"match": "h.*", "take": "base_model"}]
+    )
     file = tmp_path / "base" / "model.safetensors"
     buffers = {name.format(layer): buffer.clone() for layer in range(3)}
     save_file(load_file(file) | buffers, file, metadata={"format": "pt"})

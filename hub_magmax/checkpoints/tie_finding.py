@@ -190,8 +190,14 @@ def _groups_without_names(
     # The class takes seconds to import, and is asked where contents do not tell and the model ties something.
     ties = tied_names(base.config) if None in twins.values() and base.is_said_tied else {}
     for name, twin in twins.items():
-        if (other := twin or ties.get(name, "")) in every:
+        other = twin or ties.get(name, "")
+        if _every_one_stores({other, name}, family.values()):
             yield other, name
+
+
+def _every_one_stores(pair: set[str], family: Iterable[_Checkpoint]) -> bool:
+    """Say whether every source stores one of a pair; not so buffers that are equal in all layers."""
+    return not any(pair.isdisjoint(model.tensors) for model in family)
 
 
 def _twin_of(name: str, family: Iterable[_Checkpoint]) -> str | None:
