@@ -195,6 +195,54 @@ def test_what_is_no_text_is_refused_with_its_place(tmp_path, line, place):
     assert place in str(refusal(tmp_path, text))
 
 
+HEAD = "base_model: ./b\ntasks: [{name: a, model: ./a}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "way"),
+    [
+        ("method: {name: ties, density: 50%}", "write 0.5"),
+        ('method: {name: ties, density: "0,25"}', "write 0.25"),
+        ("method: {name: task_arithmetic, scaling: 0,5}", "decimals are written with a point, such as 0.5"),
+        ("preference: {weights: {a: 70%}}", "write 0.7"),
+        ("seed: 1e3", "write 1000"),
+        ("output: {dtype: bf16}", "write bfloat16"),
+        ("output: {dtype: torch.float16}", "write float16"),
+        ("output: merged", "write output: {path: merged}"),
+        ("preference: uniform", "write preference: {weights: "),
+        ("preference: {weights: [0.5]}", "write weights: {animals: 0.7"),
+        ("tensors: {match: a, take: a}", "write tensors: [{match: "),
+        ("method: [ties]", "write method: {name: ties, density: 0.2}"),
+        ("weights: {a: 1}", "preference: {weights: {animals: 0.7"),
+        ("method: {name: task_arithmetic, lambda: 0.5}", "it is called scaling here"),
+        ("merge_method: ties", "it is called method here"),
+    ],
+)
+def test_a_value_in_another_form_is_refused_with_the_one_that_is_meant(tmp_path, text, way):
+    assert way in str(refusal(tmp_path, f"{HEAD}{text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "way"),
+    [
+        ("[./a, ./b]", "'./a' has another form than expected; write tasks: [{name: animals"),
+        ("{a: ./a}", "write tasks: [{name: animals"),
+        ("[{name: my task, model: ./a}]", "'my task' is no name: up to 64 letters"),
+        (
+            "[{name: a, model: ./a, weight: 1}]",
+            "unknown key 'weight'; shares of tasks are said as preference",
+        ),
+    ],
+)
+def test_tasks_in_another_form_are_told_once_and_not_called_missing(tmp_path, tasks, way):
+    text = str(refusal(tmp_path, f"base_model: ./b\ntasks: {tasks}\n"))
+    assert way in text and "at least 1" not in text
+
+
+def test_no_task_at_all_is_refused(tmp_path):
+    assert "at least 1" in str(refusal(tmp_path, "base_model: ./b\ntasks: []\n"))
+
+
 def test_a_name_left_empty_is_no_name(tmp_path):
     text = "base_model: ./b\ntasks: [{name: , model: ./a}]\n"
     assert "tasks.0.name: None should be a valid string" in str(refusal(tmp_path, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import (
@@ -23,6 +24,37 @@ _SHOWN_PROBLEMS = 20
 
 #: Characters of a problem: some of them quote a name that may be of any length.
 _SHOWN_CHARACTERS = 500
+
+
+#: How keys are written whose value is of another form, by the last name in their path.
+_FORMS: Mapping[str, str] = {
+    "tasks": "tasks: [{name: animals, model: ./animals}]",
+    "method": "method: {name: ties, density: 0.2}",
+    "preference": (
+        "preference: {weights: {animals: 0.7, plants: 0.3}}, and leave it out for every task the same"
+    ),
+    "weights": "weights: {animals: 0.7, plants: 0.3}",
+    "tensors": 'tensors: [{match: "lm_head.*", take: base_model}]',
+    "output": "output: {path: merged}",
+}
+_OTHER_FORMS = ("model_type", "dict_type", "tuple_type", "list_type")
+
+_WEIGHTS = "shares of tasks are said as preference: {weights: {animals: 0.7, plants: 0.3}}"
+
+#: What is meant by keys that other programs have, or that belong elsewhere.
+_MEANT: Mapping[str, str] = {
+    "weight": _WEIGHTS,
+    "weights": _WEIGHTS,
+    "lambda": "it is called scaling here",
+    "models": "the checkpoints are `tasks`, each with a name and a model",
+    "merge_method": "it is called method here",
+    "parameters": "options belong to `method`, and weights to `preference`",
+    "dtype": "the output's is said as output: {dtype: bfloat16}",
+    "slices": "all layers are merged; rules for single tensors are `tensors`",
+}
+
+#: Other names of dtypes.
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 def all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, int]) -> RecipeError:
@@ -58,17 +90,57 @@ def explain(
         owner: Name of a method or an evaluator.
     """
     unknown = f"{owner} has no option" if owner else "unknown key"
-    for entry in error.errors():
+    entries = error.errors()
+    for entry in entries:
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
             keys = known if isinstance(known, list) else _known_keys(known, path[:-1])
-            hint = nearest(str(path[-1]), keys) or f"expected one of {', '.join(keys)}"
-            yield prefix + path, f"{unknown} {shown(path[-1])}; {hint}"
+            yield prefix + path, f"{unknown} {shown(path[-1])}; {_key_hint(str(path[-1]), keys)}"
         elif entry["type"] == "missing":
             yield prefix + path, f"the key {path[-1]!r} is required"
-        else:
-            text = entry["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
-            yield prefix + path, f"{shown(entry['input'], 60)} {text}" if text.startswith("should") else text
+        elif entry["type"] != "too_short" or not any(_is_below(other["loc"], path) for other in entries):
+            yield prefix + path, _value_text(entry, prefix + path)
+
+
+def _is_below(path: KeyPath, above: KeyPath) -> bool:
+    """Say whether a value is part of another one, which is too short only for lack of it."""
+    return len(path) > len(above) and path[: len(above)] == above
+
+
+def _key_hint(key: str, known: list[str]) -> str:
+    if key.isdigit():
+        return "decimals are written with a point, such as 0.5"
+    return _MEANT.get(key) or nearest(key, known) or f"expected one of {', '.join(known)}"
+
+
+def _value_text(entry: Mapping[str, Any], path: KeyPath) -> str:
+    """Return what is wrong about a value, and how it is written where that can be told."""
+    value = entry["input"]
+    key = next((part for part in reversed(path) if isinstance(part, str)), "")
+    if entry["type"] in _OTHER_FORMS and key in _FORMS:
+        return f"{shown(value, 60)} has another form than expected; write {_FORMS[key]}"
+    if entry["type"] == "string_pattern_mismatch" and key == "name":
+        return f"{shown(value, 60)} is no name: up to 64 letters, digits, _, . and -, first a letter or digit"
+    text = entry["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    text = f"{shown(value, 60)} {text}" if text.startswith("should") else text
+    return f"{text}; write {meant}" if (meant := _meant(value, entry)) else text
+
+
+def _meant(value: Any, entry: Mapping[str, Any]) -> str | None:
+    """Return a value that was written in another way, as it is written here; None where it is not known."""
+    if not isinstance(value, str):
+        return None
+    if entry["type"] == "literal_error":
+        name = value.lower().removeprefix("torch.")
+        name = _DTYPES.get(name, name)
+        return name if f"'{name}'" in entry["msg"] else None
+    text = value.strip().replace(",", ".")
+    if entry["type"] not in ("float_parsing", "int_parsing", "int_from_float"):
+        return None
+    with suppress(ValueError, OverflowError):
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        return f"{number:.12g}"
+    return None
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
