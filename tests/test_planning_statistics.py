@@ -246,3 +246,26 @@ def test_globs_match_the_group_and_nothing_else():
     assert settling_globs(["l.0.a", "l.1.a", "l.2.a"], every) == ["l.*.a"]
     assert settling_globs(["l.0.a", "l.1.a"], every) == ["l.0.a", "l.1.a"]
     assert settling_globs(["m[0]"], every) == ["m[[]0]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_statistic"),
+    [
+        ("normalize_inputs.buffer_observation_state.std", True),
+        ("unnormalize_outputs.buffer_action.min", True),
+        ("obs_rms.var", True),
+        ("normalizer.sigma", True),
+        ("quantizer.layers.0.codebook.cluster_usage", True),
+        ("vq._codebook.embed_avg", True),
+        ("head.mean", False),
+        ("norm.weight", False),
+        ("quantizer.codebook.embed", False),
+    ],
+)
+def test_statistics_of_data_and_codebooks_stay_between_those_of_the_tasks(tmp_path, name, is_statistic):
+    values = {"base": 1.0, "a": 0.2, "b": 0.3, "c": 0.4}
+    extra = {task: {name: torch.full((4,), value)} for task, value in values.items()}
+    write_norms(tmp_path, extra=extra)
+    made, found = run(tmp_path, method={"name": "task_arithmetic", "scaling": 3.0})
+    assert (abs(found[name][0] - 0.275) < 1e-6) == is_statistic
+    assert any(f"statistics (1: {name!r}) are means" in note for note in notices(made)) == is_statistic

@@ -83,6 +83,7 @@ _RUNNING = (
     "are means over the tasks, weighted by the preference and not scaled; to set them anew, pass data "
     "through the merged model in training mode"
 )
+_MEANS = "are means over the tasks, weighted by the preference and not scaled"
 _COUNTED = "are the base model's"
 _OBSERVED = "are the base model's; pass data through the merged model before it is quantised"
 
@@ -93,6 +94,9 @@ _COUNTING = "num|n|count|counter|counts|calls|step|steps|iter|iters|iteration|it
 _OBSERVER = r"\w*(?:fake_quant|activation_post_process|observer)\w*"
 _OBSERVED_VALUE = "(?:min|max)_vals?|scale|zero_point|eps|histogram|(?:fake_quant|observer)_enabled"
 
+#: Modules that keep statistics of data: of policies' inputs and outputs, of observations and rewards.
+_NORMALISER = r"(?:\w+_)?(?:rms|normali[sz]er|standardi[sz]er|stats|statistics|mean_(?:var|std))"
+
 _ATTENTION = r"\w*(?:attn|attention)"
 
 #: The first kind that covers a tensor counts.
@@ -101,6 +105,15 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "running variances", "(?:running|moving)_(?:var|variance|std)", MEAN,
         dtypes=MERGEABLE_DTYPES, note=_RUNNING,
+    ),
+    Kind("statistics", "mean|std|min|max", MEAN, parent=r"buffer_\w+", dtypes=MERGEABLE_DTYPES, note=_MEANS),
+    Kind(
+        "statistics", "_?(?:mean|var|variance|std|sigma)", MEAN, parent=_NORMALISER,
+        dtypes=MERGEABLE_DTYPES, note=_MEANS,
+    ),
+    Kind(
+        "statistics", "_?(?:ema_)?cluster_(?:size|usage)|embed_(?:avg|sum)", MEAN,
+        dtypes=MERGEABLE_DTYPES, note=_MEANS,
     ),
     Kind("counters", "num_batches_tracked", BASE, _is_single, may_lack=True, note=_COUNTED),
     Kind(
