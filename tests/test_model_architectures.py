@@ -9,9 +9,7 @@ from benchmarks.tiny_models import ARCHITECTURES
 def quiet_transformers():
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     yield
-    transformers.utils.logging.enable_progress_bar()
     transformers.logging.set_verbosity(level)
 
 

@@ -24,7 +24,7 @@ from hub_magmax.planning.budget import (
 )
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.registry import METHODS
-from tests.families import write_checkpoint, write_recipe
+from tests.families import accepted, write_checkpoint, write_recipe
 from tests.test_planning_layout import BASE, planned
 
 
@@ -128,7 +128,7 @@ def test_a_merge_allocates_what_its_plan_states(
     checkpoints, tmp_path, method, backend, chunk_elements, least
 ):
     recipe = write_recipe(checkpoints, names=("a", "b", "c"), method=method)
-    made = plan(load_recipe(recipe))
+    made = accepted(plan(load_recipe(recipe)))
     budget = replace(budget_of(made, 1), chunk_elements=chunk_elements)
     options = {"backend": backend, "chunk_elements": chunk_elements}
     merge(made, tmp_path / "first", **options)  # what is imported and compiled once is not the merge's
