@@ -91,7 +91,7 @@ def _fine_tuned(base: Any, seed: int) -> Any:
 
 
 def _names(folder: Path) -> set[str]:
-    from hub_magmax.checkpoints.local import LocalSource
+    from hub_magmax.checkpoints.storage.local import LocalSource
 
     with contextlib.closing(LocalSource(folder)) as source:
         return set(source.index.tensors)

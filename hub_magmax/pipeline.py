@@ -12,14 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.adapter_finding import with_placed_adapters
-from hub_magmax.checkpoints.labels import with_label_orders
+from hub_magmax.checkpoints.adapters.finding import with_placed_adapters
+from hub_magmax.checkpoints.names.renamed import with_base_names
+from hub_magmax.checkpoints.names.renaming import with_renamings
 from hub_magmax.checkpoints.opening import open_pinned
 from hub_magmax.checkpoints.pinning import lock_source
-from hub_magmax.checkpoints.renamed import with_base_names
-from hub_magmax.checkpoints.renaming import with_renamings
+from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
-from hub_magmax.checkpoints.tie_finding import with_found_ties
+from hub_magmax.checkpoints.ties.finding import with_found_ties
 from hub_magmax.errors import EvaluationError, OutputError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
@@ -28,9 +28,9 @@ from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import from_here, write_text
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
-from hub_magmax.planning.architectures import check_architectures
+from hub_magmax.planning.findings.look import with_findings
+from hub_magmax.planning.fitting.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
-from hub_magmax.planning.look import with_findings
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.statistics import may_lack
 from hub_magmax.preference import resolve_preference

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.analysis.diagnosing import diagnose
-from hub_magmax.checkpoints.adapter import AdapterSource
+from hub_magmax.checkpoints.adapters.adapter import AdapterSource
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, ADAPTER_NAME
-from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, MismatchError, NonFiniteError, OutputError, RecipeError
 from hub_magmax.fleet.canaries import canary

@@ -14,7 +14,7 @@ from hub_magmax.cli import main
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.planning.faults import THRESHOLDS
+from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import read_diagnosis

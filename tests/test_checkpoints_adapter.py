@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.analysis.diagnosing import diagnose
-from hub_magmax.checkpoints.adapter import AdapterSource, with_adapters
-from hub_magmax.checkpoints.adapter_config import parse_config
-from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.adapters.adapter import AdapterSource, with_adapters
+from hub_magmax.checkpoints.adapters.config import parse_config
 from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_models import ARCHITECTURES, Architecture
-from hub_magmax.checkpoints.adapter import AdapterSource
-from hub_magmax.checkpoints.conversion_tables import model_names
-from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.adapters.adapter import AdapterSource
+from hub_magmax.checkpoints.names.conversion_tables import model_names
 from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import MismatchError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_models import ARCHITECTURES
-from hub_magmax.checkpoints.adapter_ties import untie
+from hub_magmax.checkpoints.adapters.ties import untie
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.summary import notices

@@ -4,9 +4,9 @@ import re
 import pytest
 import torch
 
-from hub_magmax.checkpoints.hub import HubSource, resolve_commit
-from hub_magmax.checkpoints.hub_files import WINDOW_BYTES
-from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.storage.hub import HubSource, resolve_commit
+from hub_magmax.checkpoints.storage.hub_files import WINDOW_BYTES
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, LockError, SourceError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan

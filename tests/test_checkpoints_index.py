@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.listing import Listing
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.checkpoints.weight_files import read_index
 from hub_magmax.errors import CheckpointError, HubMagmaxError, SourceError
 from tests.families import make_tensors, write_checkpoint

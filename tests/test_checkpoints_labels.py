@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hub_magmax.checkpoints.config import values_of
-from hub_magmax.checkpoints.labels import LabelRows, head_tensors, labels_of
+from hub_magmax.checkpoints.rows.labels import LabelRows, head_tensors, labels_of
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError
 from hub_magmax.merging.execution import merge

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from hub_magmax.checkpoints.index import TensorInfo
-from hub_magmax.checkpoints.name_matching import match_names, plain_name
+from hub_magmax.checkpoints.names.matching import match_names, plain_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 

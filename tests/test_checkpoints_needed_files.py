@@ -132,7 +132,7 @@ def test_files_that_a_configuration_names_by_path_are_needed():
 
 @pytest.mark.parametrize("written", ["../secret.txt", "/etc/passwd", "a\\b.txt", "C:x.txt", "nul.txt", "", 7])
 def test_configuration_cannot_name_files_elsewhere(tmp_path, written):
-    from hub_magmax.checkpoints.local import LocalSource
+    from hub_magmax.checkpoints.storage.local import LocalSource
 
     put(tmp_path, {"secret.txt": b"x", "model/config.json": json.dumps({"name": written}).encode()})
     put(tmp_path / "model", {"modules.json": json.dumps([{"path": written}]).encode()})
@@ -140,7 +140,7 @@ def test_configuration_cannot_name_files_elsewhere(tmp_path, written):
 
 
 def test_link_out_of_a_folder_that_is_needed_is_refused(tmp_path):
-    from hub_magmax.checkpoints.local import LocalSource
+    from hub_magmax.checkpoints.storage.local import LocalSource
 
     put(tmp_path, {"secret/config.json": b"{}", "model/modules.json": b'[{"path": "1_Pooling"}]'})
     (tmp_path / "model" / "1_Pooling").symlink_to(tmp_path / "secret")
@@ -149,7 +149,7 @@ def test_link_out_of_a_folder_that_is_needed_is_refused(tmp_path):
 
 
 def test_folders_in_a_snapshot_of_the_hubs_cache_are_read_through_its_links(tmp_path):
-    from hub_magmax.checkpoints.local import LocalSource
+    from hub_magmax.checkpoints.storage.local import LocalSource
 
     snapshot = tmp_path / "models--me--x" / "snapshots" / ("0" * 40)
     for number, (path, content) in enumerate(sentence_files().items()):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted, segments
+from hub_magmax.checkpoints.storage.readahead import ReadAhead, Segment, Wanted, segments
 from hub_magmax.errors import DamagedError
 
 CONTENT = bytes(number * 7 % 251 for number in range(1000))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hub_magmax.checkpoints.index import INDEX_NAME
-from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.checkpoints.renamed import RenamedSource
+from hub_magmax.checkpoints.names.renamed import RenamedSource
 from hub_magmax.checkpoints.source import MemorySource, tensor_place
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.recipe.renaming import LockedJoint, Renaming
 from tests.families import write_checkpoint
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hub_magmax.checkpoints.conversion_tables import Joint, model_names
+from hub_magmax.checkpoints.names.conversion_tables import Joint, model_names
 
 LAYER = "model.layers.0."
 

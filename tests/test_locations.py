@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from hub_magmax.checkpoints.listing import split_part
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.locations import HubModel, LocalFolder, ModelPlace, locate, location_of
 from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import RecipeError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import plan, run

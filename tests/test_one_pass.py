@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.compiled import cache, one_pass

@@ -200,7 +200,7 @@ def test_plan_of_a_method_that_ignores_the_preference_says_so(family):
 
 
 def test_plan_reads_headers_and_integers_only(family, monkeypatch):
-    from hub_magmax.checkpoints.local import LocalSource
+    from hub_magmax.checkpoints.storage.local import LocalSource
 
     beyond = []
     original = LocalSource.read_into

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hub_magmax.errors import MismatchError
 from hub_magmax.pipeline import plan, run
-from hub_magmax.planning.globs import grouped, settling_globs
+from hub_magmax.planning.fitting.globs import grouped, settling_globs
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import read_merged, write_checkpoint, write_recipe
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from hub_magmax.checkpoints.adapter_base import other_base
+from hub_magmax.checkpoints.adapters.base_names import other_base
 from hub_magmax.errors import MismatchError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.planning.configs import config_findings
+from hub_magmax.planning.findings.configs import config_findings
 from hub_magmax.planning.summary import describe, explain, notices
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LockedSource

@@ -13,7 +13,7 @@ from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.planning.globs import settling_globs
+from hub_magmax.planning.fitting.globs import settling_globs
 from hub_magmax.planning.statistics import kind_of, shares_of
 from hub_magmax.planning.summary import describe, explain, notices
 from hub_magmax.recipe.loading import load_recipe

@@ -25,7 +25,7 @@ from hub_magmax.evaluation.scores import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES
 from hub_magmax.merging.output.report import MergeReport, ShardRecord
 from hub_magmax.methods import get_method, method_names
-from hub_magmax.planning.faults import THRESHOLDS
+from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.reporting import cells as card_cells

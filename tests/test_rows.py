@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import CheckpointError, NonFiniteError
 from hub_magmax.kernels import ops, reference
 from hub_magmax.kernels.compiled import cache

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import reliability, torture, victims
-from hub_magmax.checkpoints import local
-from hub_magmax.checkpoints.local import LocalSource
+from hub_magmax.checkpoints.storage import local
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import CheckpointError, HubMagmaxError, OutputError, SourceError
 from hub_magmax.files import sha256_of
 from hub_magmax.merging.execution import merge

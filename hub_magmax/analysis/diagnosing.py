@@ -29,7 +29,7 @@ from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.chunks import StoredChunks, ahead
 from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
-from hub_magmax.planning.faults import MIN_PRINT, PRINT_ELEMENTS, Swap, swaps
+from hub_magmax.planning.findings.faults import MIN_PRINT, PRINT_ELEMENTS, Swap, swaps
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.reporting.diagnosis import (

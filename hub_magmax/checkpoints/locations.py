@@ -162,7 +162,7 @@ class LocalFolder(Location, name="local"):
         return cls(path, written)
 
     def open(self) -> FileSource:
-        from hub_magmax.checkpoints.local import LocalSource
+        from hub_magmax.checkpoints.storage.local import LocalSource
 
         return LocalSource(self.path, self.written, self.part)
 
@@ -208,12 +208,12 @@ class HubModel(Location, name="hub"):
         return cls(str(locked.repo_id), locked.commit, locked.part or "")
 
     def open(self) -> FileSource:
-        from hub_magmax.checkpoints.hub import open_hub
+        from hub_magmax.checkpoints.storage.hub import open_hub
 
         return open_hub(self.repo_id, str(self.revision), self.part)
 
     def pinned(self) -> Self:
-        from hub_magmax.checkpoints.hub import resolve_commit
+        from hub_magmax.checkpoints.storage.hub import resolve_commit
 
         return replace(self, revision=resolve_commit(self.repo_id, self.revision))
 

@@ -6,24 +6,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from hub_magmax.checkpoints.adapter import with_adapters
-from hub_magmax.checkpoints.added_rows import with_added_rows
-from hub_magmax.checkpoints.hub import open_hub, resolve_commit
+from hub_magmax.checkpoints.adapters.adapter import with_adapters
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
-from hub_magmax.checkpoints.labels import with_label_rows
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
-from hub_magmax.checkpoints.renamed import with_base_names
-from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
-from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.checkpoints.ties import with_ties
-from hub_magmax.checkpoints.vocabulary import (
+from hub_magmax.checkpoints.rows.added_rows import with_added_rows
+from hub_magmax.checkpoints.rows.labels import with_label_rows
+from hub_magmax.checkpoints.rows.vocabulary import (
     TOKENIZER_NAME,
     read_vocabulary,
     with_settled_rows,
     with_token_rows,
 )
+from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
+from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
+from hub_magmax.checkpoints.storage.local import LocalSource
+from hub_magmax.checkpoints.ties.tied import with_ties
 from hub_magmax.files import digest
 from hub_magmax.methods import get_method
 from hub_magmax.recipe.lockfile import Lock, LockedSource

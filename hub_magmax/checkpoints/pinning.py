@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.adapter_config import config_of, parse_config
+from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.config import config_values, read_config, stated_architecture
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate

@@ -13,11 +13,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.adapter import AdapterSource
+from hub_magmax.checkpoints.adapters.adapter import AdapterSource
 from hub_magmax.checkpoints.locations import ModelPlace, location_of
 from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.ties import TiedSource
+from hub_magmax.checkpoints.ties.tied import TiedSource
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.evaluation.evaluators import (

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import file_sha256, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import OutputError, SourceError
 from hub_magmax.evaluation.data import changed_local_data
 from hub_magmax.fleet.verifying import recipe_and_lock

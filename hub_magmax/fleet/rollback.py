@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hub_magmax.checkpoints.hub import resolve_commit
+from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.hub import hub_api

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from hub_magmax.checkpoints.hub import open_hub, resolve_commit
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.publishing.comparing import AFTER_CHANGE, compare_reported

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hub_magmax.checkpoints.adapter_config import config_of
+from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.dtypes import torch_dtype

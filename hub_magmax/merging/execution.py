@@ -28,7 +28,7 @@ from hub_magmax.merging.output.report import (
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import Progress
 from hub_magmax.planning.budget import MAX_THREADS, budget_of
-from hub_magmax.planning.findings import refuse_faults
+from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
 

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from hub_magmax.checkpoints.local import START_AGAIN
 from hub_magmax.checkpoints.source import RowMemory, TensorFile, TensorSource
+from hub_magmax.checkpoints.storage.local import START_AGAIN
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.stored import Stored, bits_dtype

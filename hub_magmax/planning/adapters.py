@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.checkpoints.adapter import AdapterSource
-from hub_magmax.checkpoints.adapter_layout import Product
-from hub_magmax.checkpoints.adapter_places import Place
+from hub_magmax.checkpoints.adapters.adapter import AdapterSource
+from hub_magmax.checkpoints.adapters.layout import Product
+from hub_magmax.checkpoints.adapters.places import Place
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError

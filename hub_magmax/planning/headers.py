@@ -10,9 +10,9 @@ from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.planning.adapters import plan_adapter
-from hub_magmax.planning.integers import check_integers
+from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
-from hub_magmax.planning.model_config import config_changes
+from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe

@@ -14,7 +14,7 @@ from hub_magmax.checkpoints.index import (
 )
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.budget import budget_of
-from hub_magmax.planning.mismatch import refuse_differences
+from hub_magmax.planning.fitting.mismatch import refuse_differences
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, refuse_lacking, with_copies, without_copies

@@ -16,7 +16,7 @@ from hub_magmax import methods
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.files import digest
 from hub_magmax.kernels.dtypes import ITEM_BYTES
-from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 

@@ -10,12 +10,12 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
-from hub_magmax.planning.architectures import classes_of
 from hub_magmax.planning.budget import peak_memory_bytes
-from hub_magmax.planning.findings import Finding, faults_left
-from hub_magmax.planning.model_config import config_notices
+from hub_magmax.planning.findings.finding import Finding, faults_left
+from hub_magmax.planning.fitting.architectures import classes_of
+from hub_magmax.planning.fitting.renamings import renaming_notices
+from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import Plan
-from hub_magmax.planning.renamings import renaming_notices
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.text import format_bytes, shown

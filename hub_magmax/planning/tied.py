@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.ties import ties_of
+from hub_magmax.checkpoints.ties.tied import ties_of
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 from hub_magmax.recipe.lockfile import Lock

@@ -15,7 +15,7 @@ from hub_magmax.hub import hub_api, retry
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
-from hub_magmax.planning.findings import refuse_faults
+from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hub_magmax.checkpoints.hub import open_hub
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.files import write_text
 from hub_magmax.merging.execution import make_shards, prepare, share

@@ -22,7 +22,7 @@ from hub_magmax.evaluation.scores import Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, ExampleLoss, example_loss
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.merging.output.report import MergeReport
-from hub_magmax.planning.faults import THRESHOLDS
+from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.registry import METHODS

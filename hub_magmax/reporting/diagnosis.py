@@ -13,8 +13,17 @@ import numpy as np
 
 from hub_magmax.errors import OutputError
 from hub_magmax.files import read_json
-from hub_magmax.planning.faults import THRESHOLDS, Evidence, Geometry, Matrix, Swap, faults, limit_of, ratio
-from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.findings.faults import (
+    THRESHOLDS,
+    Evidence,
+    Geometry,
+    Matrix,
+    Swap,
+    faults,
+    limit_of,
+    ratio,
+)
+from hub_magmax.planning.findings.finding import Finding
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"

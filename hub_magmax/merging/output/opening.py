@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 
 from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.checkpoints.index import TensorInfo
-from hub_magmax.checkpoints.local import LocalSource
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import OutputError
 from hub_magmax.merging.output.libraries import (
     NotOpenedError,

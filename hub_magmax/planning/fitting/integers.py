@@ -8,7 +8,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError
-from hub_magmax.planning.globs import rules_for
+from hub_magmax.planning.fitting.globs import rules_for
 from hub_magmax.planning.plan import EXACT_REASON, Plan
 from hub_magmax.text import listed, shown
 

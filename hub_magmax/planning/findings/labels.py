@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.labels import head_tensors, labels_of, rows_in_order
-from hub_magmax.planning.findings import Finding
+from hub_magmax.checkpoints.rows.labels import head_tensors, labels_of, rows_in_order
+from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe, rule_for
 from hub_magmax.text import listed, shown

@@ -17,8 +17,8 @@ from hub_magmax.checkpoints.index import (
 from hub_magmax.checkpoints.recognition import Refusal
 from hub_magmax.checkpoints.stored_otherwise import part_of_one, unlike
 from hub_magmax.errors import MismatchError
-from hub_magmax.planning.globs import grouped, rules_for
-from hub_magmax.planning.lookalikes import SAVE_AGAIN, lookalikes
+from hub_magmax.planning.fitting.globs import grouped, rules_for
+from hub_magmax.planning.fitting.lookalikes import SAVE_AGAIN, lookalikes
 from hub_magmax.planning.statistics import kind_of, may_lack
 from hub_magmax.recipe.schema import GlobRule, rule_for
 from hub_magmax.text import listed, shown

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from hub_magmax.checkpoints.adapter_layout import sorted_names
+from hub_magmax.checkpoints.adapters.layout import sorted_names
 from hub_magmax.checkpoints.config import stated_config
-from hub_magmax.checkpoints.conversion_tables import model_names
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.model_classes import declares_ties, tied_names
+from hub_magmax.checkpoints.names.conversion_tables import model_names
+from hub_magmax.checkpoints.names.model_classes import declares_ties, tied_names
 from hub_magmax.checkpoints.source import TensorSource
 
 

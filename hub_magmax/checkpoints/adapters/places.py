@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from hub_magmax.checkpoints.conversion_tables import Joint, ModelNames, model_names
 from hub_magmax.checkpoints.index import CheckpointIndex
+from hub_magmax.checkpoints.names.conversion_tables import Joint, ModelNames, model_names
 
 #: A name with rows, as `find_places` writes it: `attn.Wqkv.weight[0:32]`.
 _WITH_ROWS = re.compile(r"(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)\]")

@@ -19,10 +19,10 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.planning.faults import MIN_PRINT, PRINT_ELEMENTS, Evidence, Geometry, faults, swaps
-from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.findings.faults import MIN_PRINT, PRINT_ELEMENTS, Evidence, Geometry, faults, swaps
+from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.planning.findings.stated import stated_findings
 from hub_magmax.planning.plan import Plan, TensorJob
-from hub_magmax.planning.stated import stated_findings
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 
 #: Tensors that are looked at, and the elements of a block: there is one at the start and one in the middle.

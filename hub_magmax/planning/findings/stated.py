@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hub_magmax.checkpoints.adapter_base import other_base
-from hub_magmax.checkpoints.adapter_config import config_of
+from hub_magmax.checkpoints.adapters.base_names import other_base
+from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.config import CONFIG_NAME, MAX_CONFIG_BYTES, values_of
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.planning.configs import GENERATION, config_findings, is_compared
-from hub_magmax.planning.findings import Finding
-from hub_magmax.planning.labels import label_findings
+from hub_magmax.planning.findings.configs import GENERATION, config_findings, is_compared
+from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.planning.findings.labels import label_findings
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 

@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.joined_tensors import Joining, Place, joining_of, part_of, whole_of
+from hub_magmax.checkpoints.names.joined_tensors import Joining, Place, joining_of, part_of, whole_of
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import LockedSource

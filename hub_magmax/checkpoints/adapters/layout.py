@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from hub_magmax.checkpoints.adapter_config import AdapterConfig, materialise
-from hub_magmax.checkpoints.adapter_places import Place, known_places
+from hub_magmax.checkpoints.adapters.config import AdapterConfig, materialise
+from hub_magmax.checkpoints.adapters.places import Place, known_places
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.stored_otherwise import unlike
 from hub_magmax.errors import CheckpointError, MismatchError

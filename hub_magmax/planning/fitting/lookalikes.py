@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.name_matching import Matching, match_names
-from hub_magmax.planning.globs import grouped
+from hub_magmax.checkpoints.names.matching import Matching, match_names
+from hub_magmax.planning.fitting.globs import grouped
 from hub_magmax.recipe.renaming import collapsed
 from hub_magmax.text import listed, shown
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from hub_magmax.checkpoints.hub_cache import check_complete, commit_in_cache
-from hub_magmax.checkpoints.hub_files import (
+from hub_magmax.checkpoints.index import CheckpointIndex
+from hub_magmax.checkpoints.listing import split_part
+from hub_magmax.checkpoints.source import FileSource, Folder
+from hub_magmax.checkpoints.storage.hub_cache import check_complete, commit_in_cache
+from hub_magmax.checkpoints.storage.hub_files import (
     MAX_SKIPPED_BYTES,
     PARALLEL_REQUESTS,
     WINDOW_BYTES,
     FileFetcher,
     HubFolder,
 )
-from hub_magmax.checkpoints.index import CheckpointIndex
-from hub_magmax.checkpoints.listing import split_part
-from hub_magmax.checkpoints.local import LocalSource
-from hub_magmax.checkpoints.readahead import ReadAhead, Segment, Wanted
-from hub_magmax.checkpoints.source import FileSource, Folder
+from hub_magmax.checkpoints.storage.local import LocalSource
+from hub_magmax.checkpoints.storage.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.checkpoints.weight_files import read_index, weight_map
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.kernels.stored import Stored

@@ -8,7 +8,7 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from hub_magmax.planning.findings import Finding
+from hub_magmax.planning.findings.finding import Finding
 
 #: Limits of the rules, each with its meaning in words, which a diagnosis states.
 THRESHOLDS: Mapping[str, tuple[float, str]] = {

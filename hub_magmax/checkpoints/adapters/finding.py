@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from hub_magmax.checkpoints.adapter_config import config_of, parse_config
-from hub_magmax.checkpoints.adapter_layout import sorted_names
-from hub_magmax.checkpoints.adapter_places import find_places, known_places, places_by_prefix
-from hub_magmax.checkpoints.adapter_ties import (
+from hub_magmax.checkpoints.adapters.config import config_of, parse_config
+from hub_magmax.checkpoints.adapters.layout import sorted_names
+from hub_magmax.checkpoints.adapters.places import find_places, known_places, places_by_prefix
+from hub_magmax.checkpoints.adapters.ties import (
     completed_ties,
     may_untie,
     ties_of_class,
     untie,
     with_tied_names,
 )
-from hub_magmax.checkpoints.added_rows import find_added_rows
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
+from hub_magmax.checkpoints.rows.added_rows import find_added_rows
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.schema import Recipe, rule_for

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.checkpoints.config import CONFIG_NAME
-from hub_magmax.checkpoints.model_classes import as_loaded
-from hub_magmax.planning.findings import Finding
+from hub_magmax.checkpoints.names.model_classes import as_loaded
+from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.text import shown
 
 GENERATION = "generation_config.json"
@@ -28,7 +28,7 @@ _COMPARED = re.compile(
 )
 
 #: Keys that change nothing that the merged model computes, or that are decided elsewhere: types and classes
-#: (`headers.check_architectures`), labels (`checkpoints.labels`), ties and sizes (by the tensors).
+#: (`headers.check_architectures`), labels (`checkpoints.rows.labels`), ties and sizes (by the tensors).
 _NO_FUNCTION = re.compile(
     r"_(?!class_name).*|name_or_path|.*version.*|.*dtype|.*cache.*|architectures|model_type|auto_map|license|"
     r"id2label|label2id|num_labels|vocab_size|tie_(word|encoder)_\w+|(tokenizer|processor)_class|"

@@ -25,12 +25,12 @@ from hub_magmax.checkpoints.config import (
     stated_config,
 )
 from hub_magmax.checkpoints.index import TensorInfo
-from hub_magmax.checkpoints.model_classes import TIE_KEY, is_said_untied
+from hub_magmax.checkpoints.names.model_classes import TIE_KEY, is_said_untied
+from hub_magmax.checkpoints.rows.vocabulary import before_rows
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.ties import ties_of
-from hub_magmax.checkpoints.vocabulary import before_rows
+from hub_magmax.checkpoints.ties.tied import ties_of
 from hub_magmax.errors import MismatchError
-from hub_magmax.planning.config_sizes import (
+from hub_magmax.planning.output_config.sizes import (
     CLASSIFIER,
     DTYPES,
     NUM_LAYERS,

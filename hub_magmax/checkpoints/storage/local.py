@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 
-from hub_magmax.checkpoints.descriptors import Descriptors
-from hub_magmax.checkpoints.page_cache import PageCacheAdvice, is_cached
 from hub_magmax.checkpoints.recognition import refuse_file
 from hub_magmax.checkpoints.source import FileSource, Folder, TensorFile
+from hub_magmax.checkpoints.storage.descriptors import Descriptors
+from hub_magmax.checkpoints.storage.page_cache import PageCacheAdvice, is_cached
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.files import read_fully
 from hub_magmax.recipe.model_names import is_folder, is_there

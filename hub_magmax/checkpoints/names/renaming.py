@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from hub_magmax.checkpoints.config import stated_config
-from hub_magmax.checkpoints.conversion_tables import Joint, ModelNames, expert_names, model_names
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.name_matching import fits, match_names, plain_name, unwrapped
-from hub_magmax.checkpoints.renamed import places
+from hub_magmax.checkpoints.names.conversion_tables import Joint, ModelNames, expert_names, model_names
+from hub_magmax.checkpoints.names.matching import fits, match_names, plain_name, unwrapped
+from hub_magmax.checkpoints.names.renamed import places
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import NUMBER, ROW, LockedJoint, Renaming, collapsed, filled

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.checkpoints.adapter_config import config_of, parse_config
-from hub_magmax.checkpoints.adapter_layout import Product, adapter_layout, damaged
+from hub_magmax.checkpoints.adapters.config import config_of, parse_config
+from hub_magmax.checkpoints.adapters.layout import Product, adapter_layout, damaged
 from hub_magmax.checkpoints.index import CheckpointIndex, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored

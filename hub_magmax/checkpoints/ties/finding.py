@@ -17,7 +17,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, TensorInfo
-from hub_magmax.checkpoints.model_classes import declares_ties, is_said_tied, is_said_untied, tied_names
+from hub_magmax.checkpoints.names.model_classes import declares_ties, is_said_tied, is_said_untied, tied_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
 

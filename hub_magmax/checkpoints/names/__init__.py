@@ -1,0 +1,1 @@
+"""Tensors under other names than the base model's: the renaming found, and applied while reading."""

@@ -1,0 +1,1 @@
+"""Bytes of checkpoints: folders of this machine, and the Hub."""

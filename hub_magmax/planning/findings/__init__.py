@@ -1,0 +1,1 @@
+"""What is odd about checkpoints: by their configurations, and by samples of their values."""

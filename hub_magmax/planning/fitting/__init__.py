@@ -1,0 +1,1 @@
+"""Checkpoints beside the base model: what differs between them, and the rules that settle it."""

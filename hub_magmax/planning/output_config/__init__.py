@@ -1,0 +1,1 @@
+"""The config.json of an output, made to describe its weights."""
