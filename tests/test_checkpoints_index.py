@@ -199,3 +199,19 @@ def test_file_that_is_gone_is_an_error_when_it_is_read(tmp_path):
         source.expect(["a"], 1000)
         with pytest.raises(SourceError, match="cannot be read"):
             source.read("a", 0, 10)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_link_to_a_file_that_is_not_there_is_told(tmp_path, file):
+    """A snapshot of the Hub's cache that was copied without its blobs."""
+    write_checkpoint(tmp_path, make_tensors(0))
+    (tmp_path / ".#notes").symlink_to("someone@host:1")  # a lock of an editor
+    with closing(LocalSource(tmp_path)) as source:
+        assert "model.safetensors" in source.sizes
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).symlink_to("../../blobs/0123")
+    with (
+        closing(LocalSource(tmp_path)) as source,
+        pytest.raises(SourceError, match="a file that is not there"),
+    ):
+        _ = source.sizes

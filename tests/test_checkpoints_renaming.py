@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hub_magmax.errors import MismatchError, NonFiniteError, RecipeError
+from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.loading import load_recipe
@@ -87,8 +88,11 @@ def write(folder: Path, **checkpoints: Mapping[str, Tensor]) -> Path:
     return write_recipe(folder, tasks=tasks, method="average", output={"path": "out"})
 
 
-@pytest.mark.parametrize("is_inverse", [False, True], ids=["task", "base model"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "is_inverse"),
+    [*((layout, False) for layout in LAYOUTS), *((layout, True) for layout in LAYOUTS if layout != "prefix")],
+    ids=lambda value: value if isinstance(value, str) else "base model" if value else "task",
+)
 def test_task_under_other_names_is_merged_under_the_base_models(
     layout: str, is_inverse: bool, tmp_path: Path
 ) -> None:
@@ -107,6 +111,33 @@ def test_task_under_other_names_is_merged_under_the_base_models(
     assert is_inverse or note in "; ".join(notices(done.plan))
     assert any("one: its tensors are called" in line for line in notices(done.plan))
     assert not any("two" in line for line in notices(done.plan))
+
+
+@pytest.mark.parametrize("wrapped", [("base",), ("base", "one"), ("base", "one", "two")], ids=str)
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_fsdp_wrapped_module._orig_mod.", "module."])
+def test_base_model_loses_what_wrappers_put_before_its_names(
+    prefix: str, wrapped: tuple[str, ...], tmp_path: Path
+) -> None:
+    family = {"base": PLAIN, "one": moved(PLAIN, 1), "two": moved(PLAIN, 100)}
+    stored = {n: renamed((prefix + "{}").format)(v) if n in wrapped else v for n, v in family.items()}
+    recipe = write(tmp_path, **stored)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    for name in family:
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    made = plan(load_recipe(recipe))
+    merge(made, tmp_path / "merged")
+    found = read_merged(tmp_path / "merged")
+    assert found.keys() == PLAIN.keys()
+    for name in PLAIN:
+        torch.testing.assert_close(found[name], (family["one"][name] + family["two"][name]) / 2)
+    assert any(f"base_model: its tensors are called `{prefix}X` for `X`" in line for line in notices(made))
+
+
+def test_beginning_of_all_names_stays_where_nobody_says_how_the_model_is_loaded(tmp_path: Path) -> None:
+    stored = renamed("module.{}".format)(PLAIN)
+    recipe = write(tmp_path, base=stored, one=moved(stored, 1))
+    (tmp_path / "base" / "config.json").unlink(missing_ok=True)
+    assert plan(load_recipe(recipe)).lock.base_model.renamed is None
 
 
 def test_lock_holds_patterns_and_gives_the_same_merge_again(tmp_path: Path) -> None:

@@ -66,6 +66,22 @@ def unwrapped(name: str) -> str:
     return found
 
 
+def names_without_wrappers(names: Iterable[str], *, is_outer_known: bool) -> dict[str, str]:
+    """Return the names that wrappers changed, with what they were before; none where two would become one.
+
+    Args:
+        names: Of all tensors of a checkpoint.
+        is_outer_known: Whether a beginning of all names, such as `module.`, is no part of them for sure.
+    """
+    names = [*names]
+    plain = {name: unwrapped(name) for name in names}
+    if not (is_outer_known and all(name.startswith(_OUTER) for name in names)):
+        plain = {name: found for name, found in plain.items() if not name.startswith(_OUTER)}
+    changed = {name: found for name, found in plain.items() if name != found}
+    after = [changed.get(name, name) for name in names]
+    return changed if len(set(after)) == len(after) else {}
+
+
 def plain_name(name: str) -> str:
     """Return a name without wrappers' segments, and with new names of parameters for old ones."""
     found = unwrapped(name)

@@ -166,9 +166,22 @@ class RenamedSource(DerivedSource):
 def with_base_names(
     sources: Mapping[str, TensorSource], locked: Mapping[str, LockedSource]
 ) -> dict[str, TensorSource]:
-    """Return the sources of a lock with the base model's names, where they have others."""
-    base = sources["base_model"].index
+    """Return the sources of a lock with the base model's names, where they have others.
+
+    The base model itself is renamed where wrappers changed its names.
+    """
+    base = unwrapped_base(sources["base_model"], locked["base_model"].renamed)
     return {
-        name: source if (renamed := locked[name].renamed) is None else RenamedSource(source, renamed, base)
+        name: base
+        if name == "base_model"
+        else source
+        if (renamed := locked[name].renamed) is None
+        else RenamedSource(source, renamed, base.index)
         for name, source in sources.items()
     }
+
+
+def unwrapped_base(base: TensorSource, renaming: Renaming | None) -> TensorSource:
+    """Return the base model under the names that it had before wrappers changed them."""
+    nothing = CheckpointIndex(base.label, (), {})
+    return base if renaming is None else RenamedSource(base, renaming, nothing)

@@ -9,8 +9,14 @@ from dataclasses import dataclass, field, replace
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.names.conversion_tables import Joint, ModelNames, expert_names, model_names
-from hub_magmax.checkpoints.names.matching import fits, match_names, plain_name, unwrapped
-from hub_magmax.checkpoints.names.renamed import places
+from hub_magmax.checkpoints.names.matching import (
+    fits,
+    match_names,
+    names_without_wrappers,
+    plain_name,
+    unwrapped,
+)
+from hub_magmax.checkpoints.names.renamed import places, unwrapped_base
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import NUMBER, ROW, LockedJoint, Renaming, collapsed, filled
@@ -20,7 +26,7 @@ from hub_magmax.recipe.schema import Recipe, rule_for
 def with_renamings(
     recipe: Recipe, sources: Mapping[str, LockedSource], opened: Mapping[str, TensorSource]
 ) -> dict[str, LockedSource]:
-    """Return the sources, each task with the renaming that brings its tensors to the base model's names.
+    """Return the sources, each with the renaming that brings its tensors to the base model's plain names.
 
     A task whose names are the base model's, and one of which no renaming is sure, stays as it is; planning
     then says what differs. Tensors that a rule of the recipe names by the task's own name keep it.
@@ -30,13 +36,28 @@ def with_renamings(
         sources: `base_model`, then the tasks; pinned.
         opened: The same, open.
     """
-    base = opened["base_model"]
-    return {
+    unwrapping = find_unwrapping(opened["base_model"], recipe)
+    base = unwrapped_base(opened["base_model"], unwrapping)
+    tasks = {
         name: locked
-        if name == "base_model" or locked.adapter_config
+        if locked.adapter_config
         else replace(locked, renamed=find_renaming(opened[name], base, recipe))
         for name, locked in sources.items()
+        if name != "base_model"
     }
+    return {"base_model": replace(sources["base_model"], renamed=unwrapping), **tasks}
+
+
+def find_unwrapping(base: TensorSource, recipe: Recipe) -> Renaming | None:
+    """Return the renaming of a base model whose names wrappers changed, such as `_orig_mod.`, or None.
+
+    A library that loads the merged model would find none of its tensors. `module.` is taken from all names
+    only where config.json says that transformers loads the model, which has no such names.
+    """
+    is_known = isinstance(stated_config(base).get("model_type"), str)
+    pairs = names_without_wrappers(base.index.tensors, is_outer_known=is_known)
+    free = {name: plain for name, plain in pairs.items() if _is_free(name, plain, recipe)}
+    return Renaming(tuple(_name_patterns(free))) if free else None
 
 
 @dataclass

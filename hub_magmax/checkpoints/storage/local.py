@@ -81,6 +81,7 @@ class LocalSource(FileSource):
             folders = tuple(f"{start}{entry.name}" for entry in found if entry.is_dir())
             sizes = {f"{start}{entry.name}": entry.stat().st_size for entry in files}
             _refuse_stray_links(self.folder, [*([folder] if path else []), *files], self.label)
+            _refuse_lost_links(found, self.label)
         except OSError as error:
             if path and isinstance(error, FileNotFoundError | NotADirectoryError):
                 return Folder({}, ())
@@ -148,6 +149,19 @@ class LocalSource(FileSource):
 
     def close(self) -> None:
         self.descriptors.close()
+
+
+def _refuse_lost_links(entries: Iterable[Path], label: str) -> None:
+    """Raise SourceError for a link to a file that is not there; editors keep hidden ones."""
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists() and not entry.name.startswith("."):
+            raise SourceError(
+                f"{entry.name!r} is a link to a file that is not there",
+                where=label,
+                expected="files, or links to files",
+                hint="Copy the checkpoint with the files that its links lead to (`cp -rL`), or download it "
+                "again; remove the link if nothing needs it.",
+            )
 
 
 def _refuse_stray_links(folder: Path, paths: list[Path], label: str) -> None:

@@ -1,4 +1,4 @@
-"""Sentences about tensors that a task calls otherwise than the base model."""
+"""Sentences about tensors that a source calls otherwise than the merged model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MOST_SHOWN = 3
 
 
 def renaming_notices(lock: Lock, names: Iterable[str]) -> tuple[str, ...]:
-    """Return a line for every task whose tensors have other names than the base model's.
+    """Return a line for every source whose tensors have other names than those of the merged model.
 
     Args:
         lock: Holds the renamings.
-        names: Of the base model's tensors.
+        names: Of the base model's tensors, without wrappers.
     """
-    renamed = {task: source.renamed for task, source in lock.tasks.items() if source.renamed}
+    renamed = {task: source.renamed for task, source in lock.sources.items() if source.renamed}
     counts = Counter(collapsed(name)[0] for name in names) if renamed else Counter()
     return tuple(_notice(task, renaming, counts) for task, renaming in renamed.items())
 
