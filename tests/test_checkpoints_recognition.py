@@ -400,6 +400,41 @@ def moved(folder: Path, *names: str) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def test_old_folder_of_sentence_transformers_is_saved_again_with_its_pooling(tmp_path):
+    """Its transformer lies in a sub-folder; naming that would leave the pooling behind."""
+    library = pytest.importorskip("sentence_transformers")
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sits"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path / "a" / "0_Transformer"
+    BertModel(BertConfig(**sizes, intermediate_size=8)).save_pretrained(folder)
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    (tmp_path / "a" / "1_Pooling").mkdir()
+    pooling = {
+        "word_embedding_dimension": 8,
+        "pooling_mode_cls_token": True,
+        "pooling_mode_mean_tokens": False,
+    }
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())
+    ]
+    (tmp_path / "a" / "modules.json").write_text(json.dumps(modules))
+    write_checkpoint(tmp_path / "base", make_tensors(0))
+    error = refusal(tmp_path)
+    assert "weights lie in 0_Transformer" in str(error)
+    run_told(error, tmp_path)
+    before, after = (library.SentenceTransformer(str(tmp_path / n), device="cpu") for n in ("a", "OUT"))
+    assert np.allclose(before.encode("a cat sits"), after.encode("a cat sits"), atol=1e-6)
+    tasks = [{"name": "a", "model": "./OUT"}]
+    recipe = parse_recipe(recipe_values(base_model="./OUT", tasks=tasks), folder=tmp_path)
+    assert "1_Pooling/config.json" in lock(recipe).base_model.side_files
+
+
 def test_checkpoints_of_a_trainer_are_named_by_number_and_the_last_can_be_taken(tmp_path, two):
     moved(tmp_path / "a", "checkpoint-1000", "checkpoint-500", "runs")
     (tmp_path / "a" / "runs" / "model.safetensors").rename(tmp_path / "a" / "runs" / "events.out")

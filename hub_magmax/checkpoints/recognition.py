@@ -128,7 +128,7 @@ def _sharded_training(listing: Listing) -> Refusal | None:
 
 
 def _folders(listing: Listing) -> Refusal | None:
-    """Find models that lie in sub-folders: a trainer's checkpoints, or a pipeline of diffusers."""
+    """Find models that lie in sub-folders: a trainer's checkpoints, a pipeline, an old sentence encoder."""
     found = _folders_with_weights(listing)
     if not found:
         return None
@@ -139,6 +139,13 @@ def _folders(listing: Listing) -> Refusal | None:
             "Merge one at a time",
         )
         example = next((name for name in found if name in ("unet", "transformer")), found[-1])
+    elif "modules.json" in listing.sizes:
+        return Refusal(
+            f"a model of sentence-transformers, whose weights lie in {names}",
+            "the weights at the top, as sentence-transformers saves them today",
+            'Save it again, and name the copy: python -c "from sentence_transformers import '
+            f"SentenceTransformer as S; S({listing.origin or repr(listing.label)}).save('OUT')\"",
+        )
     elif all(re.fullmatch(r"checkpoint-\d+", name) for name in found):
         what, step = f"a trainer's folder with the checkpoints {names}", "Name one, such as the newest"
         example = found[-1]
