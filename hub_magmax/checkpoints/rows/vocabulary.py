@@ -128,6 +128,7 @@ def _matched(source: TensorSource, globs: Sequence[str]) -> tuple[str, ...]:
                 f"the glob {glob!r} matches no tensor of {source.label}",
                 where=f"recipe, token_rows.{position}",
                 expected=f"a glob over names such as {min(tensors)!r}",
+                hint="A head that is tied to the embedding has its rows; leave its line out.",
             )
     found = tuple(name for name in tensors if any(fnmatchcase(name, glob) for glob in globs))
     for name in found:
