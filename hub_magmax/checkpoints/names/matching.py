@@ -74,12 +74,14 @@ def names_without_wrappers(names: Iterable[str], *, is_outer_known: bool) -> dic
         is_outer_known: Whether a beginning of all names, such as `module.`, is no part of them for sure.
     """
     names = [*names]
-    plain = {name: unwrapped(name) for name in names}
-    if not (is_outer_known and all(name.startswith(_OUTER) for name in names)):
-        plain = {name: found for name, found in plain.items() if not name.startswith(_OUTER)}
-    changed = {name: found for name, found in plain.items() if name != found}
-    after = [changed.get(name, name) for name in names]
-    return changed if len(set(after)) == len(after) else {}
+    takes_outer = is_outer_known and all(name.startswith(_OUTER) for name in names)
+    changed = {
+        name: plain
+        for name in names
+        if (plain := unwrapped(name)) != name and (takes_outer or not name.startswith(_OUTER))
+    }
+    after = {changed.get(name, name) for name in names}
+    return changed if len(after) == len(names) else {}
 
 
 def plain_name(name: str) -> str:
