@@ -577,3 +577,22 @@ def test_merged_adapter_is_scored_on_the_hub(hub, tmp_path):
     found = canary(repo, folder=tmp_path)
     assert not found.regressed
     assert [task.now for task in found.tasks] == [task.before for task in found.tasks]
+
+
+def test_merged_adapter_fits_a_base_model_that_was_saved_from_within_a_wrapper(tmp_path):
+    plain, _ = write_base(tmp_path / "plain", {f"layers.{n}.q_proj.weight": (24, 24) for n in range(2)})
+    write_checkpoint(tmp_path / "base", {f"_orig_mod.{name}": value for name, value in plain.items()})
+    for seed, name in enumerate("ab"):
+        # Trained on the model within another, so that the lock holds where the layers lie.
+        inner = {f"encoder.{layer}": value for layer, value in plain.items()}
+        write_adapter(tmp_path / name, inner, ["q_proj"], seed)
+    found = []
+    for number, base in enumerate(("./plain", "./base")):
+        output = {"format": "adapter", "path": f"out{number}"}
+        recipe = parse_recipe(
+            recipe_values(names=("a", "b"), base_model=base, method="average", output=output), folder=tmp_path
+        )
+        merge(plan(recipe), tmp_path / f"out{number}")
+        found.append(load_file(tmp_path / f"out{number}" / ADAPTER_NAME))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -66,7 +66,7 @@ def open_inputs(
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
     with open_pinned(recipe, lock.sources, cache) as opened:
         yield (
-            with_ties(opened, recipe, lock)
+            with_ties(with_base_names(opened, lock.sources), recipe, lock)
             if recipe.output.is_adapter
             else as_merged(recipe, as_checkpoints(recipe, lock, opened), lock.method["name"], lock.weights)
         )

@@ -73,7 +73,7 @@ def find_ties(
 
     Args:
         sources: `base_model` and the tasks that are whole checkpoints, under the base model's names.
-        is_made_anew: As `lock_ties` has it.
+        is_made_anew: As `with_found_ties` has it.
 
     Returns:
         By source; empty for each where nothing is tied, or all sources store the same as parameters of

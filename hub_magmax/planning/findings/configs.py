@@ -28,7 +28,7 @@ _COMPARED = re.compile(
 )
 
 #: Keys that change nothing that the merged model computes, or that are decided elsewhere: types and classes
-#: (`headers.check_architectures`), labels (`checkpoints.rows.labels`), ties and sizes (by the tensors).
+#: (`fitting.architectures`), labels (`checkpoints.rows.labels`), ties and sizes (by the tensors).
 _NO_FUNCTION = re.compile(
     r"_(?!class_name).*|name_or_path|.*version.*|.*dtype|.*cache.*|architectures|model_type|auto_map|license|"
     r"id2label|label2id|num_labels|vocab_size|tie_(word|encoder)_\w+|(tokenizer|processor)_class|"
