@@ -342,10 +342,10 @@ def test_nothing_written_names_a_folder_of_this_machine(family):
 def test_the_verb_of_the_docs_is_a_file_and_a_line_of_the_table(family, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
     code = page.split("## A verb")[1].split("```python\n")[1].split("```")[0]
-    module = types.ModuleType("hub_magmax.fleet.sizes")
+    module = types.ModuleType("hub_magmax.cli.sizes")
     exec(compile(code, "contributing.md", "exec"), vars(module))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(VERBS, "sizes", "fleet.sizes")
+    monkeypatch.setitem(VERBS, "sizes", "sizes")
     assert "sizes       Show the bytes of each file of weights in FOLDER." in call("--help")[1]
     call("merge", write_recipe(family))
     code, out, _ = call("sizes", family / "merged", "--json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hub_magmax.terminal import Answer, verb
+from hub_magmax.cli.terminal import Answer, verb
 
 
 @verb

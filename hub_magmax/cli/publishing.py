@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from hub_magmax.terminal import Answer, DestinationOptions, destination_options, verb
+from hub_magmax.cli.options import DestinationOptions, destination_options
+from hub_magmax.cli.terminal import Answer, verb
 
 
 @verb

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hub_magmax.terminal import Answer, say, verb
+from hub_magmax.cli.terminal import Answer, say, verb
 
 
 @verb

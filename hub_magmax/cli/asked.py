@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hub_magmax.cli.options import RecipeOptions
 from hub_magmax.errors import OutputError
+from hub_magmax.files import write_text
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.terminal import RecipeOptions
 
 
 def lock_beside(recipe: Path) -> Path:
     """Return the path of a recipe's lock: `recipe.lock.json` for `recipe.yaml`."""
     return recipe.with_name(recipe.stem + ".lock.json")
+
+
+def write_lock(locked: Lock, path: Path) -> Path:
+    """Write a lock, and return its path."""
+    write_text(path, locked.to_json())
+    return path
 
 
 def read_recipe(asked: RecipeOptions) -> Recipe:

@@ -1,0 +1,63 @@
+"""The command line: the table of verbs, and the command that lists them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from hub_magmax import __version__
+
+#: Each verb and the module of this package that holds its function, imported when the verb is used or listed.
+VERBS = {
+    "canary": "fleet",
+    "card": "evaluating",
+    "compare": "analysing",
+    "diagnose": "analysing",
+    "evaluate": "evaluating",
+    "lock": "merging",
+    "merge": "merging",
+    "methods": "methods",
+    "plan": "merging",
+    "prefer": "recipes",
+    "push": "publishing",
+    "quickstart": "quickstart",
+    "rollback": "fleet",
+    "run": "merging",
+    "schema": "recipes",
+    "sign": "fleet",
+    "sweep": "analysing",
+    "validate": "recipes",
+    "verify": "fleet",
+}
+
+
+class VerbGroup(click.Group):
+    """The commands that `VERBS` names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(import_module(f"hub_magmax.cli.{VERBS[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(
+    cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="hub-magmax")
+def main() -> None:
+    """Merge fine-tuned checkpoints into one model, under a preference.
+
+    \b
+    Start here:
+      hub-magmax quickstart          the whole job on a small real example, in a minute or two
+      hub-magmax validate RECIPE     find everything wrong in a recipe
+      hub-magmax plan RECIPE         see what a merge will read, write and need
+      hub-magmax run RECIPE          lock, merge, evaluate, write the card, push
+
+    Exit codes: 0 success, 1 an error that says what to do (or a canary that regressed), 2 wrong usage.
+    """

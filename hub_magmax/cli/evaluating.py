@@ -1,0 +1,38 @@
+"""Verbs for a merged model: evaluate, card."""
+
+from __future__ import annotations
+
+import json
+
+from hub_magmax.cli.options import RecipeOptions, recipe_options
+from hub_magmax.cli.terminal import Answer, quiet, say, verb, wrote
+
+
+@verb
+@recipe_options
+def evaluate(asked: RecipeOptions) -> Answer:
+    """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
+    from hub_magmax.cli.asked import read_merged
+    from hub_magmax.evaluation.scores import write_scores
+    from hub_magmax.evaluation.scoring import evaluate as do_evaluate
+    from hub_magmax.processes import find_processes
+
+    found, locked = read_merged(asked)
+    processes = find_processes(say)
+    report = say if processes.is_first else quiet
+    scores = do_evaluate(found, locked, found.output_path, processes=processes, report=report)
+    if not processes.is_first:
+        return Answer({}, "")
+    write_scores(scores, found.output_path)
+    return Answer(json.loads(scores.to_json()), scores.table())
+
+
+@verb
+@recipe_options
+def card(asked: RecipeOptions) -> Answer:
+    """Write the card of RECIPE's merged model from what was measured."""
+    from hub_magmax.cli.asked import read_merged
+    from hub_magmax.reporting.card_file import write_stored_card
+
+    path = write_stored_card(*read_merged(asked))
+    return Answer({"card": str(path)}, wrote([path]))

@@ -1,0 +1,178 @@
+"""Verbs of the main story: lock, plan, merge, run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hub_magmax.cli.options import (
+    DestinationOptions,
+    RecipeOptions,
+    destination_options,
+    device_option,
+    faults_option,
+    memory_option,
+    recipe_argument,
+    recipe_options,
+)
+from hub_magmax.cli.terminal import Answer, progress, quiet, say, verb
+
+if TYPE_CHECKING:
+    from hub_magmax.merging.output.report import MergeReport
+    from hub_magmax.publishing.commits import Destination
+    from hub_magmax.recipe.lockfile import Lock
+    from hub_magmax.recipe.schema import Recipe
+
+
+@verb
+@recipe_argument
+@click.option("--out", type=Path, help="Where to write the lock.")
+@click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
+def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
+    """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
+    from hub_magmax.cli.asked import lock_beside, write_lock
+    from hub_magmax.pipeline import lock as make_lock
+    from hub_magmax.recipe.loading import load_recipe
+
+    locked = make_lock(load_recipe(recipe), hash_files=hash_files, report=say)
+    path = write_lock(locked, out or lock_beside(recipe))
+    lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
+    return Answer(json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"]))
+
+
+@verb
+@recipe_options
+@memory_option
+@device_option
+def plan(asked: RecipeOptions) -> Answer:
+    """Show what merging RECIPE will read, write and need, from headers alone."""
+    from hub_magmax.checkpoints.source_cache import SourceCache
+    from hub_magmax.cli.asked import read_asked
+    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.summary import describe, explain
+
+    found, locked = read_asked(asked)
+    cache = SourceCache()
+    planned = make_plan(found, locked or lock(found, cache=cache), cache=cache)
+    return Answer(describe(planned), explain(planned))
+
+
+@verb
+@recipe_options
+@memory_option
+@device_option
+@faults_option
+def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
+    """Merge RECIPE into its output folder, without evaluating or publishing."""
+    from hub_magmax.checkpoints.source_cache import SourceCache
+    from hub_magmax.cli.asked import read_asked
+    from hub_magmax.merging.execution import merge as do_merge
+    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.processes import find_processes
+
+    found, locked = read_asked(asked)
+    processes, cache = find_processes(say), SourceCache()
+    locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
+    planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
+    with progress(planned.progress_bytes if processes.is_first else 0) as advance:
+        report = do_merge(planned, progress=advance, processes=processes, cache=cache)
+    return Answer(json.loads(report.to_json()), _summary(found, report) if processes.is_first else "")
+
+
+def _summary(recipe: Recipe, report: MergeReport) -> str:
+    from hub_magmax.files import from_here
+    from hub_magmax.text import format_bytes
+
+    lines = [
+        f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "
+        f"peak memory {format_bytes(report.peak_memory_bytes)}",
+        f"wrote {from_here(recipe.output_path)}" if recipe.output.keep else "no folder was kept",
+    ]
+    if report.profile:
+        spent = sorted(report.profile.items(), key=lambda item: -item[1])
+        lines.insert(1, "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent))
+    if report.opened:
+        lines.append("opened     " + ": ".join(filter(None, report.opened.values())))
+    lines += [f"note: {notice}" for notice in report.notices]
+    if report.shares:
+        lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))
+    return "\n".join(lines)
+
+
+@verb
+@recipe_options
+@click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
+@memory_option
+@device_option
+@faults_option
+@destination_options
+def run(
+    asked: RecipeOptions,
+    to: DestinationOptions,
+    push_anyway: bool,
+    dry_run: bool,
+    in_spite_of: tuple[str, ...],
+) -> Answer:
+    """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
+    from hub_magmax.cli.asked import read_asked
+    from hub_magmax.files import from_here
+    from hub_magmax.pipeline import destination_of
+    from hub_magmax.pipeline import run as do_run
+    from hub_magmax.processes import find_processes
+
+    found, locked = read_asked(asked)
+    destination = destination_of(found, to.given())
+    if dry_run:
+        return _dry_run(found, locked, destination, in_spite_of)
+    processes = find_processes(say)
+    done = do_run(
+        found,
+        locked=locked,
+        report=say if processes.is_first else quiet,
+        progress=progress,
+        processes=processes,
+        push_anyway=push_anyway,
+        destination=destination,
+        in_spite_of=in_spite_of,
+    )
+    if not processes.is_first:
+        return Answer({}, "")
+    values = {"output": from_here(found.output_path), "report": json.loads(done.report.to_json())}
+    text = _summary(found, done.report)
+    if done.scores is not None:
+        values["scores"] = json.loads(done.scores.to_json())
+        guards = "".join(f"guard {guard.name}: {guard.verdict}\n" for guard in done.guards)
+        text = f"{done.scores.table()}\n{guards}\n{text}"
+    if done.published is not None:
+        values["published"] = {"commit": done.published.commit, "url": done.published.url}
+        text += f"\npublished {done.published.url}"
+    return Answer(values, text)
+
+
+def _dry_run(
+    recipe: Recipe, locked: Lock | None, destination: Destination | None, in_spite_of: tuple[str, ...]
+) -> Answer:
+    from hub_magmax.checkpoints.source_cache import SourceCache
+    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.summary import describe, explain
+    from hub_magmax.publishing.preflight import rehearse
+
+    cache = SourceCache()
+    locked = locked or lock(recipe, report=say, cache=cache)
+    planned = make_plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
+    findings = rehearse(planned, destination)
+    values = describe(planned) | {
+        "checks": [
+            {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}
+            for f in findings
+        ]
+    }
+    text = "\n".join([explain(planned), *map(str, findings)])
+    return Answer(values, text, exit_code=int(any(finding.error for finding in findings)))

@@ -1,0 +1,18 @@
+"""The verb that shows the whole job on a small example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hub_magmax.cli.terminal import Answer, say, verb
+
+
+@verb
+@click.argument("folder", type=Path, default=Path("quickstart"))
+def quickstart(folder: Path) -> Answer:
+    """Make five small checkpoints in FOLDER, merge them, and show what the preference does."""
+    from hub_magmax.quickstart.demo import quickstart as do_quickstart
+
+    return Answer(*do_quickstart(folder, report=say))

@@ -1,0 +1,62 @@
+"""Verbs for recipes: validate, prefer, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.cli.options import recipe_argument
+from hub_magmax.cli.terminal import Answer, say, verb
+
+
+@verb
+@recipe_argument
+def validate(recipe: Path) -> Answer:
+    """Check RECIPE without looking at any checkpoint."""
+    from hub_magmax.recipe.loading import load_recipe
+
+    found = load_recipe(recipe)
+    facts = {"recipe": str(recipe), "digest": found.digest, "tasks": list(found.task_names)}
+    return Answer(facts, f"{recipe}: valid, {len(found.tasks)} tasks, {found.method.name}")
+
+
+@verb
+def schema() -> Answer:
+    """Print the JSON schema of recipes, for editors."""
+    from hub_magmax.recipe.loading import json_schema
+
+    found = json_schema()
+    return Answer(found, json.dumps(found, indent=2))
+
+
+@verb
+@recipe_argument
+def prefer(recipe: Path) -> Answer:
+    """Show the preference that RECIPE resolves to; an estimate is kept in the lock beside it."""
+    from dataclasses import asdict
+
+    from hub_magmax.cli.asked import lock_beside, write_lock
+    from hub_magmax.pipeline import lock
+    from hub_magmax.preference import resolve_preference
+    from hub_magmax.recipe.loading import load_recipe
+
+    asked = load_recipe(recipe)
+    estimated = asked.preference is not None and asked.preference.is_estimated
+    locked = lock(asked, report=say) if estimated else None
+    found = locked.preference if locked else resolve_preference(asked)
+    width = max(len(name) for name in found.weights)
+    bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
+    notes = [f"{key.replace('_', ' ')}: {_plainly(value)}" for key, value in found.explanation.items()]
+    if locked:
+        notes.append(f"wrote {write_lock(locked, lock_beside(recipe))}")
+    return Answer(asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes]))
+
+
+def _plainly(value: Any) -> str:
+    """Return a number, or numbers by name, as a person would write them."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plainly(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return " to ".join(_plainly(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
