@@ -40,6 +40,7 @@ from hub_magmax.evaluation.evaluators import (
     make_evaluator,
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
+from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe
@@ -264,7 +265,28 @@ def test_log_likelihoods_reach_the_scores_with_an_interval_of_their_own(causal, 
     assert found.high - mean == pytest.approx(4.302653 * sd / math.sqrt(3))  # t with two degrees of freedom
 
 
-def harness(monkeypatch, samples):
+def scored(causal, folder, name, **options):
+    """Return the scores of one task on two texts, for a model that is its own base and merge."""
+    Dataset.from_dict({"text": ["ab", "abcd"]}).to_json(folder / "rows.jsonl")
+    tasks = {"a": {"dataset": str(folder / "rows.jsonl")}}
+    values = recipe_values(("a",), evaluation={"evaluator": {"name": name, **options}, "tasks": tasks})
+    values |= {"base_model": str(causal), "tasks": [{"name": "a", "model": str(causal)}]}
+    recipe = parse_recipe(values, folder=folder)
+    return evaluate(recipe, lock(recipe), causal)
+
+
+def test_scores_say_their_unit_and_direction(causal, tmp_path):
+    scores = scored(causal, tmp_path, "log-likelihood")
+    assert (scores.unit, scores.higher_is_better) == ("nats per token", True)
+    assert scores.table().endswith("\n\nlog-likelihood in nats per token; higher is better")
+    write_scores(scores, tmp_path)
+    assert read_scores(tmp_path) == scores
+    accuracy = Scores("accuracy", "image-classification", (), {})
+    assert accuracy.legend == "accuracy, a share from 0 to 1; higher is better"
+    assert "unit" not in json.loads(accuracy.to_json())  # older files have none, and keep their digests
+
+
+def harness(monkeypatch, samples, directions=()):
     """Put a package in the place of lm-eval that returns `samples` and remembers its arguments."""
     seen = {}
 
@@ -272,7 +294,8 @@ def harness(monkeypatch, samples):
         seen.update(arguments)
         if isinstance(samples, Exception):
             raise samples
-        return {"samples": {arguments["tasks"][0]: samples}}
+        task = arguments["tasks"][0]
+        return {"samples": {task: samples}, "higher_is_better": {task: dict(directions)}}
 
     package, models, huggingface = (ModuleType(name) for name in ("lm_eval", "models", "huggingface"))
     package.simple_evaluate, huggingface.HFLM = simple_evaluate, SimpleNamespace
@@ -299,6 +322,12 @@ def test_measure_that_the_task_does_not_have_is_refused(monkeypatch):
     found = make_evaluator("lm-eval", {"measure": "f1"})
     with pytest.raises(EvaluationError, match=r"does not measure 'f1'.*one of acc"):
         found.outcomes(MODEL, [("sciq", 8)])
+
+
+def test_measure_of_the_harness_of_which_less_is_better_is_refused(monkeypatch):
+    harness(monkeypatch, [{"ter": 0.2}], {"ter": False, "chrf": True})
+    with pytest.raises(EvaluationError, match=r"lower values of 'ter' are better.*one of chrf"):
+        make_evaluator("lm-eval", {"measure": "ter"}).outcomes(MODEL, [("wmt", 8)])
 
 
 def test_task_that_the_harness_does_not_have_is_one_sentence(monkeypatch):
@@ -335,15 +364,10 @@ def test_plugin_is_an_evaluator_like_any_other(monkeypatch, causal, tmp_path):
     point = EntryPoint("length", f"{__name__}:Length", "hub_magmax.evaluators")
     monkeypatch.setitem(vars(EVALUATORS), "plugins", {"length": point})
     assert evaluator_names()[-1] == "length"
-    Dataset.from_dict({"text": ["ab", "abcd"]}).to_json(tmp_path / "rows.jsonl")
-    evaluation = {
-        "evaluator": {"name": "length", "factor": 2},
-        "tasks": {"a": {"dataset": str(tmp_path / "rows.jsonl")}},
-    }
-    values = recipe_values(("a",), evaluation=evaluation)
-    values |= {"base_model": str(causal), "tasks": [{"name": "a", "model": str(causal)}]}
-    recipe = parse_recipe(values, folder=tmp_path)
-    assert evaluate(recipe, lock(recipe), causal).get("merged", "a").outcomes == (4.0, 8.0)
+    assert scored(causal, tmp_path, "length", factor=2).get("merged", "a").outcomes == (4.0, 8.0)
+    monkeypatch.setattr(Length, "higher_is_better", False, raising=False)
+    with pytest.raises(EvaluationError, match=r"lower values of 'length'.*return the negative"):
+        scored(causal, tmp_path, "length")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ class Scores:
         data: By task, the data set, split and revision that were used, and a fingerprint of the examples.
         evaluation_digest: Of the recipe's `evaluation` that asked for them.
         is_share: Values are shares, to be shown in per cent.
+        unit: Of the values, such as "nats per token"; empty where the metric says it.
+        higher_is_better: Always true for now: an evaluator of which less is better is refused.
     """
 
     metric: str
@@ -72,6 +74,8 @@ class Scores:
     data: Mapping[str, Mapping[str, Any]] = field(hash=False)
     evaluation_digest: str = ""
     is_share: bool = True
+    unit: str = ""
+    higher_is_better: bool = True
 
     def get(self, model: str, task: str) -> Score | None:
         return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
@@ -81,16 +85,22 @@ class Scores:
         rows: dict[str, dict[str, float]] = {}
         for score in self.scores:
             rows.setdefault(score.model, {})[score.task] = score.value
-        return score_table(self.metric, rows, tuple(self.data))
+        return f"{score_table(self.metric, rows, tuple(self.data))}\n\n{self.legend}"
+
+    @property
+    def legend(self) -> str:
+        """Say what the values are, in which unit, and which of them are better."""
+        unit = f" in {self.unit}" if self.unit else ", a share from 0 to 1" if self.is_share else ""
+        return f"{self.metric}{unit}; {'higher' if self.higher_is_better else 'lower'} is better"
 
     @property
     def digest(self) -> str:
-        return digest(asdict(self))
+        return digest(_values(self))
 
     def to_json(self) -> str:
         """Return everything but the single outcomes."""
         short = tuple(replace(score, outcomes=(), probabilities=()) for score in self.scores)
-        values = asdict(replace(self, scores=short))
+        values = _values(replace(self, scores=short))
         for score in values["scores"]:
             del score["outcomes"], score["probabilities"]
         return json.dumps({"digest": self.digest, **values}, indent=2, ensure_ascii=False) + "\n"
@@ -104,6 +114,15 @@ class Scores:
                 row["probabilities"] = score.probabilities
             rows.append(json.dumps(row, ensure_ascii=False))
         return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def _values(scores: Scores) -> dict[str, Any]:
+    """Return plain values; a field that came later is left out at its default, as in older files."""
+    values = asdict(scores)
+    for name in ("unit", "higher_is_better"):
+        if values[name] == Scores.__dataclass_fields__[name].default:
+            del values[name]
+    return values
 
 
 def write_scores(scores: Scores, folder: Path) -> None:

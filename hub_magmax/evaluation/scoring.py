@@ -24,9 +24,11 @@ from hub_magmax.evaluation.evaluators import (
     Evaluator,
     Outcome,
     brings_data,
+    check_direction,
     columns_of,
     evaluator_of,
     needs_labels,
+    unit_of,
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
@@ -74,6 +76,7 @@ def evaluate(
             hint="Name an evaluator and each task's examples under `evaluation`.",
         )
     evaluator = evaluator_of(spec)
+    check_direction(evaluator, spec.evaluator.name)
     processes = processes or find_processes()
     examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
@@ -94,7 +97,13 @@ def evaluate(
         if task in scored
     }
     return Scores(
-        evaluator.metric, evaluator.pipeline_tag, tuple(scores), described, spec.digest, evaluator.is_share
+        evaluator.metric,
+        evaluator.pipeline_tag,
+        tuple(scores),
+        described,
+        spec.digest,
+        evaluator.is_share,
+        unit_of(evaluator),
     )
 
 

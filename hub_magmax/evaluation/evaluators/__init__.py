@@ -6,6 +6,7 @@ from hub_magmax.evaluation.evaluators.registry import (
     EvaluatorKind,
     Outcome,
     brings_data,
+    check_direction,
     columns_of,
     evaluator,
     evaluator_names,
@@ -13,6 +14,7 @@ from hub_magmax.evaluation.evaluators.registry import (
     get_evaluator,
     make_evaluator,
     needs_labels,
+    unit_of,
 )
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "EvaluatorKind",
     "Outcome",
     "brings_data",
+    "check_direction",
     "columns_of",
     "evaluator",
     "evaluator_names",
@@ -28,4 +31,5 @@ __all__ = [
     "get_evaluator",
     "make_evaluator",
     "needs_labels",
+    "unit_of",
 ]

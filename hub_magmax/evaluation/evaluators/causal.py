@@ -28,6 +28,7 @@ class LogLikelihood:
     """
 
     metric: ClassVar[str] = "log-likelihood"
+    unit: ClassVar[str] = "nats per token"
     labelled: ClassVar[bool] = False
     is_share: ClassVar[bool] = False
     pipeline_tag: ClassVar[str] = "text-generation"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -81,8 +81,19 @@ class Harness:
                     where=f"lm-eval task {task!r}",
                     hint="`lm-eval ls tasks` lists the tasks there are.",
                 ) from error
+            self._check_direction(results, task)
             found += [self._outcome(sample, task) for sample in results["samples"][task]]
         return found
+
+    def _check_direction(self, results: Mapping[str, Any], task: str) -> None:
+        directions = results.get("higher_is_better", {}).get(task, {})
+        if directions.get(self.measure) is False:
+            higher = [name for name, is_higher in directions.items() if is_higher]
+            raise EvaluationError(
+                f"lower values of {self.measure!r} are better, and models are compared by higher ones",
+                where=f"lm-eval task {task!r}",
+                expected=f"measure: one of {', '.join(higher)}" if higher else "",
+            )
 
     def _outcome(self, sample: dict[str, Any], task: str) -> Outcome:
         if self.measure not in sample:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from hub_magmax.errors import EvaluationError
 from hub_magmax.recipe.schema import Evaluation
 from hub_magmax.recipe.values import Data
 from hub_magmax.registry import EVALUATORS, Options, check_options, options_of
@@ -53,9 +54,13 @@ class Evaluator(Protocol):
         pipeline_tag: The Hub's name for the kind of model.
         model_class, processor_class: Classes of transformers with `from_pretrained`.
 
-    Two more are optional: `labelled`, true unless said otherwise, says that examples need their label
-    column, and `brings_data` that there are no examples to load, because `dataset` is a name that the
-    evaluator itself knows.
+    More are optional, with a default for each:
+        labelled: Examples need their label column; true.
+        brings_data: There are no examples to load, because `dataset` is a name that the evaluator itself
+            knows; false.
+        unit: Of the scores, such as "nats per token"; none.
+        higher_is_better: False is refused, since everything that compares models takes more for better:
+            return the negative of such a measure.
     """
 
     @property
@@ -110,6 +115,21 @@ def needs_labels(evaluator: Evaluator) -> bool:
 def brings_data(evaluator: Evaluator) -> bool:
     """Say whether the evaluator has examples of its own."""
     return bool(getattr(evaluator, "brings_data", False))
+
+
+def unit_of(evaluator: Evaluator) -> str:
+    """Return the unit of the scores, empty where the evaluator states none."""
+    return str(getattr(evaluator, "unit", ""))
+
+
+def check_direction(evaluator: Evaluator, name: str) -> None:
+    """Raise EvaluationError for an evaluator whose scores are better the lower they are."""
+    if not getattr(evaluator, "higher_is_better", True):
+        raise EvaluationError(
+            f"lower values of {evaluator.metric!r} are better, and models are compared by higher ones",
+            where=f"evaluator {name!r}",
+            hint="Let the evaluator return the negative of its measure.",
+        )
 
 
 @dataclass(frozen=True)
