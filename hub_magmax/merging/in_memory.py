@@ -89,21 +89,29 @@ class InMemoryMerger:
         lock: Pins the checkpoints; its method and preference play no part.
         backend: Computes; by default the one for the recipe's `output.device`, or what is fastest on the CPU
             for this many elements. The bytes are the same for all.
+        sources: Checkpoints by name, `base_model` first, in place of those that the lock pins.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         LockError: If a source is no longer what was locked.
     """
 
-    def __init__(self, recipe: Recipe, lock: Lock, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        lock: Lock,
+        backend: Backend | None = None,
+        sources: Mapping[str, TensorSource] | None = None,
+    ) -> None:
         with ExitStack() as stack:
-            opened = {
-                name: stack.enter_context(closing(open_held(recipe, locked)))
-                for name, locked in lock.sources.items()
-            }
-            whole = as_checkpoints(recipe, lock, opened)
-            self.sources: Mapping[str, TensorSource] = whole
-            indexes = {name: source.index for name, source in whole.items()}
+            if sources is None:
+                opened = {
+                    name: stack.enter_context(closing(open_held(recipe, locked)))
+                    for name, locked in lock.sources.items()
+                }
+                sources = as_checkpoints(recipe, lock, opened)
+            self.sources = sources
+            indexes = {name: source.index for name, source in sources.items()}
             self.plan: Plan = make_plan(recipe, lock, indexes)
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
             self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)

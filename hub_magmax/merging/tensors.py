@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -31,9 +31,9 @@ def tensor_rule(
 
 
 def merge_tensors(
-    task_vectors: Float[torch.Tensor, "tasks *shape"],
+    task_vectors: Float[torch.Tensor, "tasks *shape"] | Mapping[str, Float[torch.Tensor, "*shape"]],
     *,
-    preference: tuple[float, ...] | None = None,
+    preference: Sequence[float] | Mapping[str, float] | None = None,
     method: str = "tunable_magmax",
     seed: int = 0,
     name: str = "",
@@ -42,8 +42,9 @@ def merge_tensors(
     """Merge stacked task vectors by any method; the result is not scaled: add λ times it to the base.
 
     Args:
-        task_vectors: float32, CPU, finite; the tasks along the first axis.
-        preference: One non-negative weight per task, summing to 1; uniform by default.
+        task_vectors: float32, CPU, finite; the tasks along the first axis, or a tensor by task.
+        preference: One non-negative weight per task, summing to 1, in order or by task (tasks that are not
+            named get none); uniform by default.
         method: Name of a registered method.
         seed: Decides the draws of methods that draw.
         name: The tensor's name; tensors of different names get different draws.
@@ -58,10 +59,10 @@ def merge_tensors(
     except ValidationError as error:
         problems = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
         raise RecipeError(problems, where=method) from error
-    num_tasks = len(task_vectors)
-    weights = preference if preference is not None else (1 / num_tasks,) * num_tasks
-    if len(weights) != num_tasks:
-        raise RecipeError(f"{len(weights)} weights for {num_tasks} tasks", where="preference")
+    tasks = tuple(task_vectors) if isinstance(task_vectors, Mapping) else None
+    if isinstance(task_vectors, Mapping):
+        task_vectors = torch.stack([*task_vectors.values()])
+    weights = _weights(preference, len(task_vectors), tasks)
     quotas(weights, 0)  # raises unless the weights are a preference
     if not task_vectors[0].numel():
         return task_vectors[0].clone()  # no method is asked, as in a merge of files
@@ -70,8 +71,48 @@ def merge_tensors(
         chunks,
         tuple(task_vectors.shape[1:]),
         {"name": method, "scaling": 1.0, **checked},
-        tuple(weights),
+        weights,
         CounterGenerator(seed, name),
     )
     merged = [rule.op(chunk, rule.inputs(start, chunk.shape[1])) for start, chunk in chunks]
     return torch.cat(merged).reshape(task_vectors.shape[1:])
+
+
+def _weights(preference: Any, num_tasks: int, tasks: tuple[str, ...] | None) -> tuple[float, ...]:
+    """Return one weight per task, in order, from weights in order or by task."""
+    if preference is None or preference == "uniform":
+        return (1 / num_tasks,) * num_tasks
+    if not isinstance(preference, Mapping):
+        return weights_in_order(preference, num_tasks)
+    if tasks is None:
+        raise RecipeError(
+            "weights by task, and the task vectors have no names",
+            where="preference",
+            expected=f"{num_tasks} weights in the order of the tasks, or task vectors by task",
+        )
+    if unknown := [task for task in preference if task not in tasks]:
+        raise RecipeError(
+            f"there is no task {unknown[0]!r}", where="preference", expected=f"one of {', '.join(tasks)}"
+        )
+    return tuple(float(preference.get(task, 0.0)) for task in tasks)
+
+
+def weights_in_order(preference: Any, num_tasks: int) -> tuple[float, ...]:
+    """Return one number per task.
+
+    Raises:
+        RecipeError: If these are no numbers, or not as many as there are tasks.
+    """
+    try:
+        weights = tuple(float(weight) for weight in preference)
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"{preference!r} are no weights",
+            where="preference",
+            expected=f"{num_tasks} numbers, one per task, or numbers by task",
+        ) from None
+    if len(weights) != num_tasks:
+        raise RecipeError(
+            f"{len(weights)} weights for {num_tasks} tasks", where="preference", expected="one per task"
+        )
+    return weights
