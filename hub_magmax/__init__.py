@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.canaries import canary as canary
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
     from hub_magmax.fleet.rollback import rollback as rollback
+    from hub_magmax.fleet.signing import sign as sign
     from hub_magmax.fleet.verifying import verify as verify
     from hub_magmax.merging.execution import merge as merge
+    from hub_magmax.merging.state_dicts import merge_state_dicts as merge_state_dicts
     from hub_magmax.merging.tensors import merge_tensors as merge_tensors
     from hub_magmax.methods import merge_method as merge_method
     from hub_magmax.pipeline import lock as lock
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from hub_magmax.recipe.schema import Recipe as Recipe
     from hub_magmax.reporting.card import render_card as render_card
     from hub_magmax.reporting.card_file import write_card as write_card
+    from hub_magmax.studies import compare as compare
+    from hub_magmax.studies import diagnose as diagnose
+    from hub_magmax.studies import prefer as prefer
+    from hub_magmax.studies import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -36,21 +42,27 @@ _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe.schema",
     "canary": "fleet.canaries",
+    "compare": "studies",
+    "diagnose": "studies",
     "evaluate": "evaluation.scoring",
     "explain": "planning.summary",
     "load_recipe": "recipe.loading",
     "lock": "pipeline",
     "merge": "merging.execution",
     "merge_method": "methods",
+    "merge_state_dicts": "merging.state_dicts",
     "merge_tensors": "merging.tensors",
     "parse_recipe": "recipe.loading",
-    "preference_from_labels": "preference.labels",
     "plan": "pipeline",
+    "prefer": "studies",
+    "preference_from_labels": "preference.labels",
     "push": "publishing.pushing",
     "rebuild": "fleet.rebuilding",
     "render_card": "reporting.card",
     "rollback": "fleet.rollback",
     "run": "pipeline",
+    "sign": "fleet.signing",
+    "sweep": "studies",
     "verify": "fleet.verifying",
     "write_card": "reporting.card_file",
 }

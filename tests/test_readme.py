@@ -260,3 +260,16 @@ def test_schedules_are_what_the_table_says():
 
 def test_the_core_is_torch_alone():
     assert torch.equal(hm.merge_tensors(torch.ones(1, 3)), torch.ones(3))
+
+
+@pytest.mark.parametrize("block", blocks(DOCS["python.md"], "python"), ids=["models in memory", "tensors"])
+def test_python_of_the_guide_runs_as_printed(block):
+    exec(compile(block, "python.md", "exec"), {})
+
+
+def test_the_guide_to_python_lists_every_name():
+    text = DOCS["python.md"].read_text(encoding="utf-8").split("## ")[0]
+    listed = set(re.findall(r"`(\w+)`", "\n".join(row for row in text.splitlines() if row.startswith("| `"))))
+    assert set(hm.__all__) - listed == {"HubMagmaxError", "__version__", "render_card"}
+    assert listed <= set(hm.__all__)
+    assert all(getattr(hm, name).__doc__ for name in listed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -62,32 +62,26 @@ def merge_state_dicts(
             that settle it.
         NonFiniteError: At a NaN or infinity in a state dict or in the merged model.
     """
-    recipe = parse_recipe(
+    recipe = _recipe_of(
         {
-            "base_model": "base",
             "tasks": [{"name": name, "model": name} for name in tasks],
-            "method": method if isinstance(method, str) else dict(method),
+            "method": method,
             "preference": _as_written(preference, tuple(tasks)),
-            "tensors": [dict(rule) for rule in tensors],
+            "tensors": [*tensors],
             "output": {"dtype": dtype},
             "seed": seed,
-        },
-        where="merge_state_dicts",
+        }
     )
-    _refuse_estimates(recipe)
-    shared = _shared_tensors((base, *tasks.values()))
-    sources = {
-        name: StateDictSource({key: value for key, value in model.items() if key not in shared}, name)
-        for name, model in {"base_model": base, **tasks}.items()
-    }
     lock = _lock_of(recipe)
+    models = {"base_model": base, **tasks}
+    shared = _shared_tensors(tuple(models.values()))
+    sources = {name: StateDictSource(_without(model, shared), name) for name, model in models.items()}
     with InMemoryMerger(recipe, lock, sources=sources) as merger:
         check_integers(merger.plan, sources)
         weights = merger.merge(lock.method, lock.weights).weights(lock.method["scaling"])
     found = {name: _placed(tensor, base.get(name)) for name, tensor in weights.items()}
-    names = (*base, *(name for name in found if name not in base))
-    stored = {name: shared.get(name, name) for name in names}
-    return {name: found[of] for name, of in stored.items() if of in found}
+    found |= {name: found[of] for name, of in shared.items() if of in found}
+    return {name: found[name] for name in dict.fromkeys((*base, *found)) if name in found}
 
 
 def _as_written(preference: Any, tasks: Sequence[str]) -> Any:
@@ -100,8 +94,9 @@ def _as_written(preference: Any, tasks: Sequence[str]) -> Any:
     return {"weights": dict(zip(tasks, weights_in_order(preference, len(tasks)), strict=True))}
 
 
-def _refuse_estimates(recipe: Recipe) -> None:
-    """Raise where examples would have to be scored, for which models in files are loaded."""
+def _recipe_of(values: dict[str, Any]) -> Recipe:
+    """Return a checked recipe that needs no examples, for which models in files would have to be loaded."""
+    recipe = parse_recipe({"base_model": "base", **values}, where="merge_state_dicts")
     if recipe.method.is_auto or (recipe.preference is not None and recipe.preference.is_estimated):
         raise RecipeError(
             "this needs examples, and models that can be loaded from files",
@@ -109,6 +104,7 @@ def _refuse_estimates(recipe: Recipe) -> None:
             expected="a method and weights as numbers",
             hint="Save the models and use `hub_magmax.lock`, or estimate the weights first.",
         )
+    return recipe
 
 
 def _lock_of(recipe: Recipe) -> Lock:
@@ -138,6 +134,11 @@ def _aliases(model: StateDict) -> Aliases:
             if (of := first.setdefault(place, name)) != name:
                 aliases[name] = of
     return aliases
+
+
+def _without(model: StateDict, names: Iterable[str]) -> StateDict:
+    left_out = frozenset(names)
+    return {name: tensor for name, tensor in model.items() if name not in left_out}
 
 
 def _placed(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:

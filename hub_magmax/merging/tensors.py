@@ -53,12 +53,7 @@ def merge_tensors(
     Raises:
         RecipeError: If the method, an option or the preference is not valid.
     """
-    found = methods.get_method(method)
-    try:
-        checked = methods.check_options(found, options)
-    except ValidationError as error:
-        problems = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
-        raise RecipeError(problems, where=method) from error
+    described = {"name": method, "scaling": 1.0, **_checked(method, options)}
     tasks = tuple(task_vectors) if isinstance(task_vectors, Mapping) else None
     if isinstance(task_vectors, Mapping):
         task_vectors = torch.stack([*task_vectors.values()])
@@ -70,12 +65,21 @@ def merge_tensors(
     rule = tensor_rule(
         chunks,
         tuple(task_vectors.shape[1:]),
-        {"name": method, "scaling": 1.0, **checked},
+        described,
         weights,
         CounterGenerator(seed, name),
     )
     merged = [rule.op(chunk, rule.inputs(start, chunk.shape[1])) for start, chunk in chunks]
     return torch.cat(merged).reshape(task_vectors.shape[1:])
+
+
+def _checked(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options with its defaults."""
+    try:
+        return methods.check_options(methods.get_method(method), options)
+    except ValidationError as error:
+        problems = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
+        raise RecipeError(problems, where=method) from error
 
 
 def _weights(preference: Any, num_tasks: int, tasks: tuple[str, ...] | None) -> tuple[float, ...]:

@@ -1,0 +1,89 @@
+"""Studies of a recipe from Python: its preference, a diagnosis, a comparison and a sweep.
+
+Each locks the recipe itself where no lock is given. Nothing is written; results have `to_json` and `table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hub_magmax.analysis import comparing, diagnosing, sweeping
+from hub_magmax.pipeline import lock, plan
+from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.lockfile import Lock, ResolvedPreference
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.tradeoff_surface import Surface
+from hub_magmax.text import Report
+
+
+def prefer(recipe: Recipe, *, report: Report = lambda line: None) -> ResolvedPreference:
+    """Return the weights that the recipe's preference stands for, by task.
+
+    Weights and schedules are computed; `labels`, `transport` and other estimates read their data, and
+    checkpoints where they need features.
+
+    Args:
+        recipe: Its `preference` says how; without one all tasks weigh alike.
+        report: Called with a line of text at each long step.
+
+    Raises:
+        RecipeError, EvaluationError, SourceError: As `lock`.
+    """
+    estimated = recipe.preference is not None and recipe.preference.is_estimated
+    return lock(recipe, report=report).preference if estimated else resolve_preference(recipe)
+
+
+def diagnose(
+    recipe: Recipe,
+    locked: Lock | None = None,
+    *,
+    report: Report = lambda line: None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> Diagnosis:
+    """Read all checkpoints once, and return what is odd about them before they are merged.
+
+    Args:
+        recipe: What would be merged.
+        locked: Its lock; made now where it is not given.
+        report: Called with a line of text at each long step.
+        progress: Called with the bytes of the output that the tensors read since the last call stand for.
+
+    Raises:
+        MismatchError: If the checkpoints do not fit each other.
+        NonFiniteError: At a NaN or infinity in a checkpoint.
+    """
+    return diagnosing.diagnose(plan(recipe, locked or lock(recipe, report=report)), progress=progress)
+
+
+def compare(
+    recipe: Recipe, locked: Lock | None = None, *, report: Report = lambda line: None
+) -> comparing.Comparison:
+    """Try methods, scaling coefficients and preferences in memory, chosen and reported on different examples.
+
+    Args:
+        recipe: Names what to try and the two samples under `compare`, and the evaluator under `evaluation`.
+        locked: Lock of the recipe; made now where it is not given.
+        report: Called with a line of text at each step.
+
+    Raises:
+        EvaluationError: If a sample is missing, too small, or cannot be used.
+    """
+    locked = locked or lock(comparing.comparable(recipe), report=report)
+    return comparing.compare(recipe, locked, report=report)
+
+
+def sweep(recipe: Recipe, locked: Lock | None = None, *, report: Report = lambda line: None) -> Surface:
+    """Merge in memory for many preferences, and score each of them on every task of the evaluation.
+
+    Args:
+        recipe: `sweep` says which preferences, `evaluation` on which examples.
+        locked: Lock of the recipe; made now where it is not given.
+        report: Called with a line of text at each step.
+
+    Raises:
+        RecipeError: If the method ignores the preference, or there are too few tasks or tries.
+        EvaluationError: If the examples cannot be used.
+    """
+    locked = locked or lock(sweeping.sweepable(recipe), report=report)
+    return sweeping.sweep(recipe, locked, report=report)
