@@ -39,7 +39,7 @@ from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference
-from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of
+from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of, with_plugin
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
@@ -252,9 +252,9 @@ def lock(
     preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     if not recipe.method.is_auto:
-        return found
+        return with_plugin(found)
     choice = choose(recipe, found, report)
-    return replace(found, method=choice.method, chosen=choice.seen)
+    return with_plugin(replace(found, method=choice.method, chosen=choice.seen))
 
 
 def _compared(

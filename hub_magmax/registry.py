@@ -6,13 +6,16 @@ torch, for other packages, or for methods that it does not use.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -31,6 +34,28 @@ class Registered(Protocol):
 
     @property
     def options(self) -> Options: ...
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The package that announces a merge method, an evaluator or a kind of source.
+
+    Attributes:
+        package, version: As it is installed; the version is empty where it is not known.
+        code: sha256 of the Python files of its top-level module, by which a lock tells changed code.
+    """
+
+    package: str
+    version: str
+    code: str
+
+    def __str__(self) -> str:
+        return f"package {self.package} {self.version}".strip()
+
+    @property
+    def requirement(self) -> str:
+        """The package at this version, as pip takes it."""
+        return f"{self.package}=={self.version}" if self.version else self.package
 
 
 @dataclass(frozen=True)
@@ -65,11 +90,24 @@ class Registry:
             return next(entry for entry in entries if entry is not None and entry.name == name)
         if name in self.plugins:
             return self._load(name)
+        hint = nearest(name, self.names()).replace("did", "Did", 1)
         raise RecipeError(
             f"there is no {self.noun} {name!r}",
             expected=f"one of {', '.join(self.names())}",
-            hint=nearest(name, self.names()).replace("did", "Did", 1),
+            hint=hint or "If it is a plug-in, install its package beside hub_magmax.",
         )
+
+    def plugin(self, name: str) -> Plugin | None:
+        """Return the package of an entry that is loaded; None of a built-in or unknown one."""
+        point = None if name in self.built_in else self.plugins.get(name)
+        if point is None:
+            return None
+        distribution = getattr(point, "dist", None)
+        module = str(getattr(point, "value", "")).partition(":")[0]
+        package = distribution.name if distribution is not None else module.partition(".")[0]
+        version = distribution.version if distribution is not None else ""
+        code = _code_digest(module) if module in sys.modules else ""
+        return Plugin(package or "unknown", version, code)
 
     @cached_property
     def plugins(self) -> Mapping[str, Any]:
@@ -81,9 +119,9 @@ class Registry:
             entry = getattr(self.plugins[name].load(), self.attribute, None)
         except MemoryError:
             raise
-        except Exception as error:  # whatever importing somebody's package may raise
+        except (Exception, SystemExit) as error:  # whatever importing somebody's package may raise
             raise RecipeError(
-                f"the plugin with the {self.noun} {name!r} cannot be imported "
+                f"the plug-in with the {self.noun} {name!r} ({self.plugin(name)}) cannot be imported "
                 f"({type(error).__name__}: {error})",
                 where=f"entry point in {self.group!r}",
                 hint="Repair or uninstall the package that announces it.",
@@ -94,6 +132,25 @@ class Registry:
                 expected=f"something decorated with @{self.attribute}",
             )
         return entry
+
+
+def _code_digest(module: str) -> str:
+    """Return the sha256 of the Python files of a loaded module's top package; empty where there are none."""
+    names = module.split(".")
+    parents = (".".join(names[:length]) for length in range(1, len(names) + 1))
+    loaded = (sys.modules.get(name) for name in parents)
+    # A namespace package has no file, and holds packages of others.
+    file = next((found.__file__ for found in loaded if found is not None and found.__file__), None)
+    if file is None:
+        return ""
+    path = Path(file)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    digest = hashlib.sha256()
+    for one in files:
+        with suppress(OSError):
+            content = hashlib.sha256(one.read_bytes()).hexdigest()
+            digest.update(f"{one.relative_to(path.parent).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 #: Kinds of locations of checkpoints (`checkpoints.locations.Location`); add a line here for a new one. Names

@@ -22,7 +22,7 @@ from hub_magmax.merging import rows as filerows
 from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.methods import Rule, thresholds
-from hub_magmax.methods.registry import chosen_rule
+from hub_magmax.methods.rules import chosen_rule
 from hub_magmax.methods.selection import assignment
 from tests import test_merging
 from tests.families import write_checkpoint

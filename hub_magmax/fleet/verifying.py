@@ -15,7 +15,7 @@ from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_rep
 from hub_magmax.publishing.comparing import AFTER_CHANGE, compare_reported
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
-from hub_magmax.recipe.matching import check_lock
+from hub_magmax.recipe.matching import check_lock, refuse_missing_plugin
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
 
@@ -82,6 +82,7 @@ def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tupl
 
     Raises:
         LockError: If one is missing, or they do not belong together.
+        MissingDependencyError: If the plug-in that merged it is not installed.
     """
     for name in (RECIPE_NAME, LOCK_NAME):
         if name not in stored.sizes:
@@ -91,7 +92,8 @@ def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tupl
                 hint="Give a model that `hub-magmax` merged.",
             )
         (temporary / name).write_bytes(read_small_file(stored, name))
-    recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
     locked = read_lock(temporary / LOCK_NAME)
+    refuse_missing_plugin(locked)  # first: without it the recipe's method is unknown
+    recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
     check_lock(recipe, locked, f"{stored.label}, {LOCK_NAME}")
     return recipe, locked

@@ -3,7 +3,6 @@
 from hub_magmax.methods.registry import (
     MergeMethod,
     Paper,
-    Rule,
     get_method,
     linear_names,
     merge_method,
@@ -11,6 +10,7 @@ from hub_magmax.methods.registry import (
     multiplying_names,
     surveys_model,
 )
+from hub_magmax.methods.rules import Rule
 from hub_magmax.registry import check_options
 
 __all__ = [

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from hub_magmax.methods.magmax import MAGMAX
-from hub_magmax.methods.registry import Rule, merge_method, preferred
+from hub_magmax.methods.registry import merge_method, preferred
+from hub_magmax.methods.rules import Rule
 
 if TYPE_CHECKING:
     import numpy as np

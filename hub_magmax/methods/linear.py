@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hub_magmax.methods.registry import Paper, Rule, merge_method, preferred
+from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.rules import Rule
 
 if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from hub_magmax.methods.registry import Paper, Rule, chosen_rule, merge_method, preferred
+from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.rules import Rule, chosen_rule
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator

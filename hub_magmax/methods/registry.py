@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.errors import RecipeError
+from hub_magmax.methods.plugins import failures, plugin_rule, refusal
+from hub_magmax.methods.rules import Rule, weighted_rule
 from hub_magmax.registry import METHODS, Options, options_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hub_magmax.kernels.lazy_imports import Array
-    from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
 
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
 SUPPLIED = ("preference", "multipliers", "generator")
 
 Form = Literal["tensor", "elementwise", "rule", "linear"]
-
-
-def _nothing(start: int, count: int) -> tuple[Array, ...]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -59,32 +53,6 @@ class Paper:
             f"@misc{{{self.key},\n  title = {{{self.title}}},\n  author = {{{self.author} and others}},\n"
             f"  year = {{{self.year}}},\n  eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}},\n}}"
         )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The merge of one tensor, chunk by chunk, once its task vectors have been surveyed.
-
-    Attributes:
-        op: A built-in operation of `kernels.ops`, or `Op(function)` for one of your own.
-        per_element: Takes the index of a chunk's first element and its length; returns the numbers that `op`
-            takes for each element: tensors, or arrays, of that length, along their first axis.
-        per_task: Tensors, or arrays, that are the same for all chunks.
-        num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
-        duality_gap: Relative distance of `top-n` from the optimum, or None.
-    """
-
-    op: Op
-    per_element: Callable[[int, int], tuple[Array, ...]] = _nothing
-    per_task: tuple[Array, ...] = ()
-    num_unaligned: tuple[int, ...] = ()
-    duality_gap: float | None = None
-
-    def inputs(self, start: int, count: int) -> Inputs:
-        """Return all numbers that `op` takes for some elements."""
-        from hub_magmax.kernels.ops import Inputs
-
-        return Inputs(self.per_element(start, count), self.per_task)
 
 
 @dataclass(frozen=True)
@@ -123,8 +91,24 @@ class MergeMethod:
 
     def unread(self, preference: tuple[float, ...]) -> tuple[int, ...]:
         """Return the tasks that do not count under a preference; zeros do in place of their task vectors."""
-        used = range(len(preference)) if self.uses is None else self.uses(preference)
-        return tuple(task for task in range(len(preference)) if task not in used)
+        if self.uses is None:
+            return ()
+        every = range(len(preference))
+        with failures(f"{self.label}, uses"):
+            used = tuple(self.uses(preference))
+        if not set(used) <= {*every}:
+            raise refusal(f"the tasks {list(used)}", f"{self.label}, uses", f"numbers from 0 to {every[-1]}")
+        return tuple(task for task in every if task not in used)
+
+    @property
+    def is_built_in(self) -> bool:
+        return self.name in METHODS.built_in
+
+    @cached_property
+    def label(self) -> str:
+        """Name of the method in messages, with the package of a plug-in."""
+        plugin = METHODS.plugin(self.name)
+        return f"method {self.name}" if plugin is None else f"plug-in {self.name} ({plugin})"
 
     @property
     def uses_preference(self) -> bool:
@@ -154,18 +138,17 @@ class MergeMethod:
             options: As returned by `check_options`.
         """
         if self.form == "linear":
-            return _weighted_rule(self.coefficients(chunks.num_tasks, preference, options))
+            return weighted_rule(self.coefficients(chunks.num_tasks, preference, options))
         supplied = {
             "preference": preference,
             "multipliers": _multipliers(preference),
             "generator": generator,
         }
         call = {name: supplied[name] for name in self.supplied} | dict(options)
-        if self.form == "elementwise":
-            return _elementwise_rule(self.function, call)
-        with _failures(f"method {self.name}, tensor {generator.name!r}"):
-            if self.form == "tensor":
-                return _whole_tensor_rule(self.function, chunks, shape, call)
+        where = f"{self.label}, tensor {generator.name!r}"
+        if not self.is_built_in:
+            return plugin_rule(self.form, self.function, chunks, shape, call, where)
+        with failures(where):
             rule: Rule = self.function(chunks, **call)
             return rule
 
@@ -190,91 +173,21 @@ class MergeMethod:
         Raises:
             RecipeError: If the method is not linear, or fails, or returns anything but finite numbers.
         """
-        where = f"method {self.name}"
+        where = self.label
         if self.form != "linear":
             raise RecipeError("the method is not linear", where=where, expected=", ".join(linear_names()))
         supplied = {"preference": preference, "multipliers": _multipliers(preference)}
         call = {name: supplied[name] for name in self.supplied} | dict(options)
-        with _failures(where):
+        with failures(where):
             found = tuple(float(value) for value in self.function(num_tasks, **call))
         if len(found) != num_tasks or not all(map(math.isfinite, found)):
-            raise RecipeError(
-                f"the method returned {found}", where=where, expected=f"{num_tasks} finite numbers"
-            )
+            raise refusal(str(found), where, f"{num_tasks} finite numbers")
         return found
 
 
 def _multipliers(preference: tuple[float, ...]) -> tuple[float, ...]:
     """Return weights times the number of tasks: ones where all tasks weigh the same."""
     return tuple(weight * len(preference) for weight in preference)
-
-
-@contextmanager
-def _failures(where: str) -> Iterator[None]:
-    """Turn any error of a method into a RecipeError."""
-    try:
-        yield
-    except (HubMagmaxError, OSError, MemoryError):
-        raise  # of the checkpoints, or of the machine
-    except Exception as error:
-        raise RecipeError(
-            f"the method failed ({type(error).__name__}: {error})", where=where, hint="--debug shows where."
-        ) from error
-
-
-def _weighted_rule(weights: tuple[float, ...]) -> Rule:
-    import numpy as np
-
-    from hub_magmax.kernels.ops import WEIGHTED_SUM
-
-    return Rule(WEIGHTED_SUM, per_task=(np.array(weights, np.float32),))
-
-
-def _whole_tensor_rule(
-    function: Callable[..., Tensor], chunks: Chunks, shape: tuple[int, ...], call: dict[str, Any]
-) -> Rule:
-    import torch
-
-    stacked = torch.empty((chunks.num_tasks, chunks.num_elements))
-    for start, task_vectors in chunks:
-        stacked[:, start : start + task_vectors.shape[1]] = task_vectors
-    merged = function(stacked.view(chunks.num_tasks, *shape), **call)
-    if not isinstance(merged, torch.Tensor):
-        raise RecipeError(
-            f"the method returned a {type(merged).__name__}",
-            where=function.__name__,
-            expected="a torch.Tensor",
-        )
-    merged = merged.reshape(-1)
-    if merged.shape != (chunks.num_elements,) or merged.dtype != torch.float32:
-        raise RecipeError(
-            f"the method returned {merged.numel():,} elements of {merged.dtype}",
-            where=function.__name__,
-            expected=f"torch.float32 of shape {list(shape)}",
-        )
-    return precomputed_rule(merged)
-
-
-def _elementwise_rule(function: Callable[..., Tensor], call: dict[str, Any]) -> Rule:
-    import torch
-
-    from hub_magmax.kernels.ops import Op
-
-    return Rule(Op(lambda rows: function(torch.stack(list(rows)), **call)))
-
-
-def precomputed_rule(found: Array) -> Rule:
-    """Return a rule whose merged values are known: float32, one per element of the tensor."""
-    from hub_magmax.kernels.ops import PRECOMPUTED
-
-    return Rule(PRECOMPUTED, per_element=lambda start, count: (found[start : start + count],))
-
-
-def chosen_rule(owner: Array, num_unaligned: tuple[int, ...] = (), duality_gap: float | None = None) -> Rule:
-    """Return a rule whose winners are known: uint8, one per element of the tensor; the facts are `Rule`'s."""
-    from hub_magmax.kernels.ops import CHOSEN
-
-    return Rule(CHOSEN, lambda start, count: (owner[start : start + count],), (), num_unaligned, duality_gap)
 
 
 def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
@@ -326,6 +239,8 @@ def merge_method(
 
     if form not in get_args(Form):
         raise ValueError(f"{name}: form {form!r} is not one of {', '.join(get_args(Form))}")
+    if not math.isfinite(scaling):
+        raise ValueError(f"{name}: scaling {scaling} is not a finite number")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from hub_magmax.methods.registry import Paper, Rule, merge_method, preferred
+from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.rules import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,6 +15,7 @@ from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.matching import check_plugin
 from hub_magmax.recipe.schema import Recipe
 
 
@@ -65,8 +66,10 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         RecipeError: If an adapter is asked for, and the tasks cannot become one.
-        LockError: If a source is no longer what was locked.
+        LockError: If a source, or a plug-in, is no longer what was locked.
+        MissingDependencyError: If the plug-in that the lock merges by is not installed.
     """
+    check_plugin(locked)
     check_adapters(recipe, locked.sources)
     with open_inputs(recipe, locked, cache or SourceCache()) as opened:
         files_from = recipe.output.files_from

@@ -132,6 +132,8 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
         yield f"task {number}", f"{name}: {task.label}"
     options = [f"{key} {value}" for key, value in lock.method.items() if key not in ("name", "scaling")]
     yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
+    if lock.plugin:
+        yield "plug-in", f"{lock.plugin['package']} {lock.plugin['version']}, code {lock.plugin['code'][:12]}"
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
     yield "preference", f"{weights} ({lock.preference.kind})"
     if found := coefficients(plan):

@@ -150,6 +150,8 @@ class Lock:
         adapters: Whether an adapter is added to the base model (`each`), or to the checkpoint of the task
             before it (`sequence`).
         token_rows: Globs over the tensors whose rows are matched by token.
+        plugin: `package`, `version` and `code` (a sha256) of a method of another package: changed code is
+            another merge. Empty for a built-in method.
         versions: Of Python and the packages that wrote the lock. They are for people, and no part of the
             digest: the same merge gives the same bytes whatever the versions.
     """
@@ -166,6 +168,7 @@ class Lock:
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapters: Literal["each", "sequence"] = "each"
     token_rows: tuple[str, ...] = ()
+    plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -199,7 +202,7 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        for key in ("token_rows", "local_data"):
+        for key in ("token_rows", "local_data", "plugin"):
             if not values[key]:
                 del values[key]
         for source in (values["base_model"], *values["tasks"].values()):

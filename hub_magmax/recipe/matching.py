@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.errors import LockError
+from hub_magmax.errors import LockError, MissingDependencyError
 from hub_magmax.files import digest
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
+from hub_magmax.registry import METHODS, Plugin
 
 
 def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
@@ -49,6 +51,49 @@ def locked_method(written: Method, preference: Preference | None = None) -> dict
     scaling = default if written.scaling in (None, AUTO) else written.scaling
     options = methods.check_options(method, written.options)
     return {"name": method.name, "scaling": scaling, **options}
+
+
+def with_plugin(locked: Lock) -> Lock:
+    """Return a lock that names the package of its method, where that is a plug-in."""
+    found = METHODS.plugin(methods.get_method(locked.method["name"]).name)
+    return locked if found is None else replace(locked, plugin=asdict(found))
+
+
+def refuse_missing_plugin(locked: Lock) -> None:
+    """Raise MissingDependencyError if the plug-in that `locked` merges by is not installed."""
+    name = locked.method["name"]
+    if locked.plugin and name not in METHODS.names():
+        package = Plugin(**locked.plugin)
+        raise MissingDependencyError(
+            f"the merge method {name!r} is of the {package}, which is not installed here",
+            where=f"plug-in {name}",
+            hint=f"Install it beside hub_magmax: pip install {package.requirement}",
+        )
+
+
+def check_plugin(locked: Lock) -> None:
+    """Raise unless the plug-in that `locked` merges by is installed, and is the one that was locked.
+
+    Raises:
+        MissingDependencyError: If there is none of its name.
+        LockError: If its package, version or code is another one. Locks of earlier versions name none.
+    """
+    refuse_missing_plugin(locked)
+    if not locked.plugin:
+        return
+    name, expected = locked.method["name"], Plugin(**locked.plugin)
+    methods.get_method(name)
+    if (found := METHODS.plugin(name)) != expected:
+        is_renamed = found is None or (found.package, found.version) != (expected.package, expected.version)
+        raise LockError(
+            f"the lock was made with the {expected}, and here is the {found or 'built-in method'}"
+            if is_renamed
+            else f"the code of the {expected} is not what it was when the lock was made",
+            where=f"plug-in {name}",
+            expected="the same package, version and code, which decide the merged bytes",
+            hint=f"Install {expected.requirement} as it was; or, to merge with this one, lock again with "
+            "`hub-magmax lock` and choose another output.path.",
+        )
 
 
 def _method_fits(recipe: Recipe, locked: Lock) -> bool:

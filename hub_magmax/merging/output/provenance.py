@@ -54,6 +54,8 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
         "seed": lock.seed,
         "chosen": dict(lock.chosen),
     }
+    if lock.plugin:
+        internal["plugin"] = dict(lock.plugin)
     definition = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"recipe": recipe.to_dict()},

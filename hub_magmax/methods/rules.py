@@ -1,0 +1,64 @@
+"""The merge of one tensor, once a method has looked at it: an operation and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hub_magmax.kernels.lazy_imports import Array
+    from hub_magmax.kernels.ops import Inputs, Op
+
+
+def _nothing(start: int, count: int) -> tuple[Array, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The merge of one tensor, chunk by chunk, once its task vectors have been surveyed.
+
+    Attributes:
+        op: A built-in operation of `kernels.ops`, or `Op(function)` for one of your own.
+        per_element: Takes the index of a chunk's first element and its length; returns the numbers that `op`
+            takes for each element: tensors, or arrays, of that length, along their first axis.
+        per_task: Tensors, or arrays, that are the same for all chunks.
+        num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
+        duality_gap: Relative distance of `top-n` from the optimum, or None.
+    """
+
+    op: Op
+    per_element: Callable[[int, int], tuple[Array, ...]] = _nothing
+    per_task: tuple[Array, ...] = ()
+    num_unaligned: tuple[int, ...] = ()
+    duality_gap: float | None = None
+
+    def inputs(self, start: int, count: int) -> Inputs:
+        """Return all numbers that `op` takes for some elements."""
+        from hub_magmax.kernels.ops import Inputs
+
+        return Inputs(self.per_element(start, count), self.per_task)
+
+
+def weighted_rule(weights: tuple[float, ...]) -> Rule:
+    """Return the rule that adds the task vectors, each multiplied by its weight."""
+    import numpy as np
+
+    from hub_magmax.kernels.ops import WEIGHTED_SUM
+
+    return Rule(WEIGHTED_SUM, per_task=(np.array(weights, np.float32),))
+
+
+def precomputed_rule(found: Array) -> Rule:
+    """Return a rule whose merged values are known: float32, one per element of the tensor."""
+    from hub_magmax.kernels.ops import PRECOMPUTED
+
+    return Rule(PRECOMPUTED, per_element=lambda start, count: (found[start : start + count],))
+
+
+def chosen_rule(owner: Array, num_unaligned: tuple[int, ...] = (), duality_gap: float | None = None) -> Rule:
+    """Return a rule whose winners are known: uint8, one per element of the tensor; the facts are `Rule`'s."""
+    from hub_magmax.kernels.ops import CHOSEN
+
+    return Rule(CHOSEN, lambda start, count: (owner[start : start + count],), (), num_unaligned, duality_gap)
