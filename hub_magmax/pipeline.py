@@ -20,7 +20,7 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
-from hub_magmax.errors import EvaluationError, OutputError, PublishError, RecipeError
+from hub_magmax.errors import EvaluationError, LockError, OutputError, PublishError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
@@ -38,8 +38,9 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference
-from hub_magmax.recipe.matching import locked_method, preference_digest, rules_of, with_plugin
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference, read_lock
+from hub_magmax.recipe.matching import check_lock, locked_method, preference_digest, rules_of, with_plugin
+from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
@@ -317,6 +318,15 @@ def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
     return None
 
 
-def result_folder(recipe: Recipe) -> Path:
-    """Return where to write what was found out: beside the merged model, or else beside the recipe."""
-    return recipe.output_path if (recipe.output_path / LOCK_NAME).is_file() else recipe.folder
+def result_files(recipe: Recipe, locked: Lock, beside: ResultFiles) -> ResultFiles:
+    """Return where to write what was found out about a recipe: with its merged model, or else beside it.
+
+    A merged model has the results of its own recipe and its own checkpoints only: those of another recipe
+    with the same output, or of checkpoints that were pinned again, go to `beside`.
+    """
+    with suppress(LockError):
+        kept = read_lock(recipe.output_path / LOCK_NAME)
+        check_lock(recipe, kept, LOCK_NAME)
+        if kept.sources == locked.sources:
+            return ResultFiles(recipe.output_path)
+    return beside

@@ -110,8 +110,8 @@ def test_the_command_writes_table_picture_and_page_beside_the_recipe(family, tmp
     assert done.exit_code == 0
     values = json.loads(done.stdout)
     assert values["front"] == [0, 1, 2, 3, 4] and len(values["points"]) == 5
-    assert (path.parent / "tradeoffs.png").read_bytes().startswith(b"\x89PNG")
-    rows = list(csv.DictReader(io.StringIO((path.parent / "tradeoffs.csv").read_text())))
+    assert (path.parent / "recipe.tradeoffs.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(io.StringIO((path.parent / "recipe.tradeoffs.csv").read_text())))
     assert [float(row["score:a"]) for row in rows] == [0, 0, 0.9, 0.9, 0.9]
     assert [float(row["preference:b"]) for row in rows] == [1, 0.75, 0.5, 0.25, 0]
     # Beside a merged model the page is linked from its card.

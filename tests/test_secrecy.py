@@ -146,7 +146,8 @@ def test_nothing_that_any_command_writes_names_a_token_or_a_folder_of_this_machi
         now = written_below(tmp_path)  # a later command may write a file anew
         found |= {f"{name} after {words}": now[name] for name in now.keys() - sources}
     written = {name.split(" ")[0] for name in found}
-    assert {"recipe.lock.json", "recipe.winner.yaml", "recipe.comparison.json", "tradeoffs.html"} <= written
+    results = {"recipe.lock.json", "recipe.winner.yaml", "recipe.comparison.json", "recipe.tradeoffs.html"}
+    assert results <= written
     assert {f"merged/{name}" for name in ("diagnosis.json", "model.sig", "outcomes.json")} <= written
     assert not any(".partial" in name for name in written)
     for commit in hub.commits("me/everything"):

@@ -26,7 +26,11 @@ from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
+from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
+
+#: Files that a comparison writes.
+REPORT_NAME, PICTURE_NAME, WINNER_NAME = "comparison.json", "comparison.png", "winner.yaml"
 
 #: Names of the recipe's own weights, and of equal ones.
 RECIPE, UNIFORM = "recipe", "uniform"
@@ -227,14 +231,11 @@ def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
     return updated(recipe, changes)
 
 
-def write_comparison(recipe: Recipe, comparison: Comparison, path: Path) -> tuple[Path, Path, Path]:
-    """Write the report, its picture, and the winning recipe beside the recipe `path`, and return where."""
+def write_comparison(recipe: Recipe, comparison: Comparison, place: ResultFiles) -> tuple[Path, Path, Path]:
+    """Write the report, its picture, and the winning recipe, and return where."""
     from hub_magmax.reporting.figures import draw_comparison
 
-    report, picture, winner = (
-        path.with_name(path.stem + ending)
-        for ending in (".comparison.json", ".comparison.png", ".winner.yaml")
-    )
+    report, picture, winner = (place.path(name) for name in (REPORT_NAME, PICTURE_NAME, WINNER_NAME))
     write_text(report, comparison.to_json())
     draw_comparison(comparison_rows(comparison), comparison.metric, picture, is_share=comparison.is_share)
     write_text(winner, winning_recipe(recipe, comparison).to_yaml())

@@ -32,6 +32,7 @@ from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
 from hub_magmax.planning.findings.faults import MIN_PRINT, PRINT_ELEMENTS, Swap, swaps
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
     HEAT_MAP_NAME,
@@ -304,11 +305,11 @@ def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
     return swaps(tasks, prints)
 
 
-def write_diagnosis(found: Diagnosis, folder: Path) -> tuple[Path, Path]:
-    """Write the numbers and the heat map into `folder`, and return where."""
+def write_diagnosis(found: Diagnosis, place: ResultFiles) -> tuple[Path, Path]:
+    """Write the numbers and the heat map, and return where."""
     from hub_magmax.reporting.figures import draw_cosines
 
-    numbers, picture = folder / DIAGNOSIS_NAME, folder / HEAT_MAP_NAME
+    numbers, picture = place.path(DIAGNOSIS_NAME), place.path(HEAT_MAP_NAME)
     write_text(numbers, found.to_json())
     draw_cosines(found, picture)
     return numbers, picture

@@ -18,6 +18,7 @@ from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe, Sweep
 from hub_magmax.reporting.tradeoff_surface import (
     EXPLORER_NAME,
@@ -155,12 +156,12 @@ def _weights(
         yield simplex.as_written(found)
 
 
-def write_sweep(recipe: Recipe, surface: Surface, folder: Path) -> tuple[Path, Path, Path]:
-    """Write the table, the picture of the front and the explorer into `folder`, and return where."""
+def write_sweep(recipe: Recipe, surface: Surface, place: ResultFiles) -> tuple[Path, Path, Path]:
+    """Write the table, the picture of the front and the explorer, and return where."""
     from hub_magmax.reporting.explorer import render_explorer
     from hub_magmax.reporting.figures import draw_front
 
-    table, picture, explorer = (folder / name for name in (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME))
+    table, picture, explorer = (place.path(name) for name in (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME))
     write_text(table, surface.to_csv())
     draw_front(surface, picture)
     write_text(explorer, render_explorer(recipe, surface))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hub_magmax.cli.options import RecipeOptions, device_option, recipe_argument, recipe_options
 from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
+
+if TYPE_CHECKING:
+    from hub_magmax.recipe.result_files import ResultFiles
 
 
 @verb
@@ -16,14 +20,14 @@ def compare(recipe: Path, device: str | None) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
-    from hub_magmax.cli.asked import read_recipe
+    from hub_magmax.cli.asked import files_beside, read_asked
     from hub_magmax.pipeline import lock
-    from hub_magmax.recipe.loading import load_recipe
 
-    asked = read_recipe(RecipeOptions(recipe, device=device))
-    locked = lock(comparable(asked), report=say)
-    comparison = do_compare(asked, locked, report=say)
-    files = write_comparison(load_recipe(recipe), comparison, recipe)
+    asked = RecipeOptions(recipe, device=device)
+    found, locked = read_asked(asked)
+    prepared = comparable(found)
+    comparison = do_compare(found, locked or lock(prepared, report=say), report=say)
+    files = write_comparison(found.portable, comparison, files_beside(asked, found))
     return Answer(json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote(files)}")
 
 
@@ -34,14 +38,15 @@ def sweep(asked: RecipeOptions) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
-    from hub_magmax.cli.asked import read_asked
-    from hub_magmax.pipeline import lock, result_folder
+    from hub_magmax.cli.asked import files_beside, read_asked
+    from hub_magmax.pipeline import lock, result_files
 
     found, locked = read_asked(asked)
-    locked = locked or lock(sweepable(found), report=say)
+    prepared = sweepable(found)
+    locked = locked or lock(prepared, report=say)
     surface = do_sweep(found, locked, report=say)
-    files = [*write_sweep(found, surface, result_folder(found))]
-    files += _linked_card(asked)
+    place = result_files(found, locked, files_beside(asked, found))
+    files = [*write_sweep(found, surface, place), *_linked_card(asked, place)]
     return Answer(surface.to_dict(), f"{surface.table()}\n{wrote(files)}")
 
 
@@ -51,25 +56,25 @@ def diagnose(asked: RecipeOptions) -> Answer:
     """Read RECIPE's checkpoints once, and say what is odd about them before they are merged."""
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
-    from hub_magmax.cli.asked import read_asked
-    from hub_magmax.pipeline import lock, result_folder
+    from hub_magmax.cli.asked import files_beside, read_asked
+    from hub_magmax.pipeline import lock, result_files
     from hub_magmax.pipeline import plan as make_plan
 
     found, locked = read_asked(asked)
-    planned = make_plan(found, locked or lock(found, report=say))
+    locked = locked or lock(found, report=say)
+    planned = make_plan(found, locked)
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)
-    files = [*write_diagnosis(diagnosis, result_folder(found))]
-    files += _linked_card(asked)
+    place = result_files(found, locked, files_beside(asked, found))
+    files = [*write_diagnosis(diagnosis, place), *_linked_card(asked, place)]
     return Answer(json.loads(diagnosis.to_json()), f"{diagnosis.table()}\n{wrote(files)}")
 
 
-def _linked_card(asked: RecipeOptions) -> list[Path]:
-    """Write the card of the merged model again where there is one, since it links to the files beside it."""
-    from hub_magmax.cli.asked import read_asked, read_merged
+def _linked_card(asked: RecipeOptions, place: ResultFiles) -> list[Path]:
+    """Write the card beside the results again, where there is one, since it links to them."""
+    from hub_magmax.cli.asked import read_merged
     from hub_magmax.reporting.card_file import CARD_NAME, write_stored_card
 
-    recipe, _ = read_asked(asked)
-    if not (recipe.output_path / CARD_NAME).is_file():
+    if place.prefix or not place.path(CARD_NAME).is_file():
         return []
     return [write_stored_card(*read_merged(asked), keep_edited=True)]

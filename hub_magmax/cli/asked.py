@@ -10,12 +10,18 @@ from hub_magmax.files import write_text
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
+from hub_magmax.recipe.result_files import ResultFiles, beside
 from hub_magmax.recipe.schema import Recipe
 
 
 def lock_beside(recipe: Path) -> Path:
-    """Return the path of a recipe's lock: `recipe.lock.json` for `recipe.yaml`."""
-    return recipe.with_name(recipe.stem + ".lock.json")
+    """Return the path of a recipe's lock: `mix.lock.json` for `mix.yaml`."""
+    return beside(recipe).path("lock.json")
+
+
+def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
+    """Return where results of the recipe as it was asked for go, beside its file."""
+    return beside(asked.recipe, load_recipe(asked.recipe), recipe)
 
 
 def write_lock(locked: Lock, path: Path) -> Path:

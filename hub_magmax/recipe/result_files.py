@@ -1,0 +1,60 @@
+"""Names of the files that are written for a recipe, beside it or beside its merged model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hub_magmax.files import digest
+from hub_magmax.recipe.schema import Recipe
+
+#: Ending of a recipe that the names of its files leave out. Any other one stays in them, so that no two
+#: recipes of a folder share a name.
+_ENDING = ".yaml"
+
+#: Keys that say where and how a merge is written, and nothing about results.
+_ASIDE = ("output",)
+
+#: Hexadecimal digits that tell one set of changed values from another.
+_NUM_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Place of results: a folder, and the beginning of every name in it.
+
+    Beside a recipe names begin with the recipe's name; in the folder of a merged model, which has one
+    recipe, with nothing.
+    """
+
+    folder: Path
+    prefix: str = ""
+
+    def path(self, name: str) -> Path:
+        """Return the path of one file, such as `mix.tradeoffs.csv` for `tradeoffs.csv`."""
+        return self.folder / (self.prefix + name)
+
+
+def beside(path: Path, written: Recipe | None = None, asked: Recipe | None = None) -> ResultFiles:
+    """Return where the results of the recipe in `path` go: `mix.tradeoffs.csv` for `mix.yaml`.
+
+    Results of a recipe with other values than its file has must not replace those of the file: their names
+    also hold a digest of these values, such as `mix.set-1f0c93ab.tradeoffs.csv`.
+
+    Args:
+        path: The recipe's file.
+        written: The recipe as the file has it.
+        asked: The recipe with the values to use instead.
+    """
+    name = path.name.removesuffix(_ENDING) if path.suffix else f"{path.name}."
+    changed = _changed(written, asked) if written and asked else {}
+    if changed:
+        name += f".set-{digest(changed).removeprefix('sha256:')[:_NUM_DIGITS]}"
+    return ResultFiles(path.parent, f"{name}.")
+
+
+def _changed(written: Recipe, asked: Recipe) -> dict[str, object]:
+    """Return the values of `asked` that are others in `written`, by top-level key."""
+    before, after = written.to_dict(), asked.to_dict()
+    keys = sorted({*before, *after} - {*_ASIDE})
+    return {key: after.get(key) for key in keys if before.get(key) != after.get(key)}

@@ -1,0 +1,108 @@
+"""Names of results: every recipe has its own, and so has every set of values on the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from hub_magmax.cli import main
+from hub_magmax.pipeline import lock, result_files
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
+from hub_magmax.recipe.result_files import ResultFiles, beside
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+
+BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    write_classifiers(folder, BIASES)
+    write_rows(folder / "cats.parquet", [0] * 9 + [2])
+    return folder
+
+
+def values(**changes):
+    found = classifier_recipe(
+        method={"name": "average", "scaling": 1.0},
+        evaluation={"tasks": {"a": {"dataset": "./cats.parquet"}}},
+        sweep={"walk": "grid", "budget": 3},
+        compare={
+            "tune": {"dataset": "./rows.parquet"},
+            "report": {"dataset": "./cats.parquet"},
+            "methods": ["average"],
+            "scaling": [1.0],
+        },
+    )
+    return found | changes
+
+
+def written(folder: Path, name: str, **changes) -> Path:
+    (folder / name).write_text(yaml.safe_dump(values(**changes)))
+    return folder / name
+
+
+def test_files_are_named_after_their_recipe():
+    assert beside(Path("x/mix.yaml")).path("lock.json") == Path("x/mix.lock.json")
+    assert beside(Path("mix.v2.yaml")).path("lock.json") == Path("mix.v2.lock.json")
+
+
+@pytest.mark.parametrize(
+    "other", ["mix.yml", "mix", "mix.json", "mix.v2.yaml", "mix.winner.yaml", "Mix.yaml"]
+)
+def test_no_other_recipe_of_the_folder_has_the_same_files(other):
+    assert beside(Path(other)).path("tradeoffs.csv") != beside(Path("mix.yaml")).path("tradeoffs.csv")
+
+
+def test_values_on_the_command_line_have_files_of_their_own():
+    recipe = parse_recipe(values())
+    changed, again = (updated(recipe, {"sweep": {"budget": 9}}) for _ in range(2))
+    elsewhere = updated(changed, {"output": {"path": "elsewhere"}})
+    path = Path("mix.yaml")
+    assert beside(path, recipe, recipe) == beside(path)
+    assert beside(path, recipe, elsewhere) == beside(path, recipe, changed) == beside(path, recipe, again)
+    assert beside(path, recipe, changed).prefix.startswith("mix.set-")
+    other = updated(recipe, {"sweep": {"budget": 8}})
+    assert beside(path, recipe, other) not in (beside(path), beside(path, recipe, changed))
+
+
+@pytest.mark.parametrize("verb", ["lock", "compare", "sweep", "diagnose"])
+def test_what_one_recipe_wrote_stays_as_it_is_under_another(family, tmp_path, verb):
+    folder = shutil.copytree(family, tmp_path / "work")
+    recipes = [written(folder, name) for name in ("mix.yaml", "sch.yaml", "mix.yml")]
+    before = {path.name for path in folder.iterdir()}
+    stored = {}
+    for recipe in recipes:
+        assert CliRunner().invoke(main, [verb, str(recipe)], catch_exceptions=False).exit_code == 0
+        assert stored == {path: path.stat().st_mtime_ns for path in stored}
+        stored |= {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name not in before}
+    names = {path.name for path in stored}
+    assert {name.removeprefix("mix.yml.") for name in names if name.startswith("mix.yml.")} == {
+        name.removeprefix("sch.") for name in names if name.startswith("sch.")
+    }
+    assert len(names) % 3 == 0
+
+
+def test_a_merged_model_has_the_results_of_its_own_recipe_and_checkpoints_only(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    mine, other = written(folder, "mix.yaml"), written(folder, "other.yaml", method="ties")
+    assert CliRunner().invoke(main, ["merge", str(mine)], catch_exceptions=False).exit_code == 0
+    recipe, beside_it = load_recipe(mine), ResultFiles(folder, "mix.")
+    assert result_files(recipe, lock(recipe), beside_it) == ResultFiles(folder / "merged")
+    assert result_files(load_recipe(other), lock(load_recipe(other)), beside_it) == beside_it
+    for path in folder.glob("a/*.safetensors"):
+        shutil.copy(folder / "b" / path.name, path)
+    assert result_files(recipe, lock(recipe, hash_files=True), beside_it) == beside_it
+
+
+def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    recipe = written(folder, "mix.yaml")
+    assert CliRunner().invoke(main, ["lock", str(recipe)], catch_exceptions=False).exit_code == 0
+    written(folder, "mix.yaml", seed=3)
+    done = CliRunner().invoke(main, ["compare", str(recipe), "--json"])
+    assert done.exit_code == 1
+    assert "seed" in json.loads(done.stdout)["error"]["what"]
