@@ -18,17 +18,57 @@
 
 A message is one paragraph made of four facts: what was wrong, where, what was expected,
 and what to do next. The facts stay on the exception as attributes, so that a program can
-use them without parsing the text. Whatever is quoted in them, access tokens are taken out.
+use them without parsing the text; of several problems at once each has its own (`Problem`).
+Whatever is quoted in them, access tokens are taken out.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from hub_magmax.text import without_secrets
+from hub_magmax.text import shown, without_secrets
+
+#: Keys and positions that lead to a value of a recipe.
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, for programs.
+
+    Attributes:
+        kind: `unknown_key`, `missing_key`, `value` or `conflict` in a recipe, else the name of the error.
+        message: What is wrong, as a clause.
+        file: The file that holds it, where that is known.
+        key: Where it is in a recipe.
+        line, column: Where that is in its file, from 1; None where it is not known.
+        expected: What would have been right.
+        hint: What the person can do now.
+    """
+
+    kind: str
+    message: str
+    file: str = ""
+    key: KeyPath = ()
+    line: int | None = None
+    column: int | None = None
+    expected: str = ""
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("message", "file", "expected", "hint"):
+            object.__setattr__(self, name, without_secrets(getattr(self, name)))
+
+    @property
+    def place(self) -> str:
+        """Line, column and key, in words; empty where none is known."""
+        line = f"line {self.line}" + (f", column {self.column}" if self.column else "") if self.line else ""
+        key = ".".join(shown(part).strip("'") for part in self.key)
+        return ", ".join(part for part in (line, key) if part)
 
 
 class HubMagmaxError(Exception):
@@ -36,20 +76,45 @@ class HubMagmaxError(Exception):
 
     Args:
         what: What is wrong, as a clause without a full stop.
-        where: File, key path, tensor, or repository at a commit.
+        where: File, key path, tensor, or repository at a commit; by default the recipe's `key`.
         expected: What would have been right.
         hint: What the person can do now, as a sentence in the imperative.
+        key: Keys of the recipe that lead to what is wrong.
+        problems: The same for programs, one by one; by default the one that the other arguments describe.
     """
 
-    def __init__(self, what: str, *, where: str = "", expected: str = "", hint: str = "") -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        hint: str = "",
+        key: KeyPath = (),
+        problems: tuple[Problem, ...] = (),
+    ) -> None:
+        where = where or (f"recipe, {'.'.join(map(str, key))}" if key else "")
         facts = tuple(without_secrets(fact) for fact in (what, where, expected, hint))
         self.what, self.where, self.expected, self.hint = facts
+        alone = Problem(type(self).__name__, self.what, key=key, expected=self.expected, hint=self.hint)
+        self.problems = problems or (alone,)
         super().__init__(*facts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let an error travel between processes."""
-        facts = {"where": self.where, "expected": self.expected, "hint": self.hint}
-        return partial(type(self), self.what, **facts), ()
+        return partial(type(self), self.what, **self._facts(), problems=self.problems), ()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"where": self.where, "expected": self.expected, "hint": self.hint}
+
+    def with_problem(self, problem: Problem, where: str) -> HubMagmaxError:
+        """Return the same error with its one problem described more closely."""
+        return type(self)(self.what, **self._facts() | {"where": where}, problems=(problem,))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for programs."""
+        problems = [asdict(problem) for problem in self.problems]
+        return {"kind": type(self).__name__, "what": self.what, **self._facts(), "problems": problems}
 
     def __str__(self) -> str:
         start = f"{self.where}: {self.what}" if self.where else self.what

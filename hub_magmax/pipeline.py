@@ -183,7 +183,7 @@ def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType
         if changes:
             raise RecipeError(
                 f"{', '.join(changes)}: the recipe does not say where to publish",
-                where="recipe, output.push_to_hub",
+                key=("output", "push_to_hub"),
                 expected="a repository on the Hub",
             )
         return None

@@ -51,13 +51,50 @@ outptu: {path: x}
     text = str(error)
     assert "6 problems" in text or "5 problems" in text
     for fragment in (
-        "line 7, outptu: unknown key 'outptu'; did you mean 'output'?",
-        "line 5, method.densty: ties has no option 'densty'; did you mean 'density'?",
-        "line 5, method.density: 2 should be less than or equal to 1",
-        "line 6, preference.weights.c: there is no task 'c'",
-        "line 6, preference.weights: the weights sum to 0.9, expected 1",
+        "line 7, column 1, outptu: unknown key 'outptu'; did you mean 'output'?",
+        "line 5, column 22, method.densty: ties has no option 'densty'; did you mean 'density'?",
+        "line 5, column 35, method.density: 2 should be at most 1",
+        "line 6, column 32, preference.weights.c: there is no task 'c'",
+        "line 6, column 14, preference.weights: the weights sum to 0.9, expected 1",
     ):
         assert fragment in text
+
+
+def test_programs_get_one_object_per_problem_with_its_place_and_the_next_step(tmp_path):
+    error = refusal(
+        tmp_path,
+        "base_model: ./base\ntasks: [{name: a, model: ./a}]\n"
+        "preference:\n  weights: {b: 1}\noutput: {memory: 1GB,\n  dtpye: bf16}\nseed: -1\n",
+    )
+    path = str(tmp_path / "recipe.yaml")
+    assert error.to_dict()["problems"] == [
+        {
+            "kind": "unknown_key",
+            "message": "unknown key 'dtpye'",
+            "file": path,
+            "key": ("output", "dtpye"),
+            "line": 6,
+            "column": 3,
+            "expected": "",
+            "hint": "did you mean 'dtype'?",
+        },
+        {
+            "kind": "value",
+            "message": "-1 should be at least 0",
+            "file": path,
+            "key": ("seed",),
+            "line": 7,
+            "column": 1,
+            "expected": "",
+            "hint": "`hub-magmax schema` prints the values that each key takes",
+        },
+    ]
+    assert error.where == path
+
+
+def test_text_that_is_no_yaml_has_its_line_and_column_for_programs(tmp_path):
+    (problem,) = refusal(tmp_path, "base_model: ./b\nseed: 1\nseed: 2\n").problems
+    assert (problem.kind, problem.line, problem.column, problem.hint) == ("yaml", 3, 1, "Keep one of them.")
 
 
 def test_unknown_key_names_the_nearest_one():
@@ -184,10 +221,13 @@ def test_options_that_are_text_are_read_as_they_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "place"),
     [
-        ("seed: 2024-01-01", "line 4, seed"),
-        ("preference: {weights: {no: on}}", "line 4, preference.weights.no"),
-        ("output: {push_to_hub: no}", "line 4, output.push_to_hub: False should be a repository on the Hub"),
-        ("method: {name: ties, density: 2024-01-01}", "line 4, method.density"),
+        ("seed: 2024-01-01", "line 4, column 1, seed"),
+        ("preference: {weights: {no: on}}", "line 4, column 24, preference.weights.no"),
+        (
+            "output: {push_to_hub: no}",
+            "line 4, column 10, output.push_to_hub: False should be a repository on the Hub",
+        ),
+        ("method: {name: ties, density: 2024-01-01}", "line 4, column 22, method.density"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(tmp_path, line, place):
@@ -227,7 +267,7 @@ def test_a_value_in_another_form_is_refused_with_the_one_that_is_meant(tmp_path,
     [
         ("[./a, ./b]", "'./a' has another form than expected; write tasks: [{name: animals"),
         ("{a: ./a}", "write tasks: [{name: animals"),
-        ("[{name: my task, model: ./a}]", "'my task' is no name: up to 64 letters"),
+        ("[{name: my task, model: ./a}]", "'my task' cannot be a name; use up to 64 letters"),
         (
             "[{name: a, model: ./a, weight: 1}]",
             "unknown key 'weight'; shares of tasks are said as preference",
@@ -245,7 +285,7 @@ def test_no_task_at_all_is_refused(tmp_path):
 
 def test_a_name_left_empty_is_no_name(tmp_path):
     text = "base_model: ./b\ntasks: [{name: , model: ./a}]\n"
-    assert "tasks.0.name: None should be a valid string" in str(refusal(tmp_path, text))
+    assert "tasks.0.name: None should be text" in str(refusal(tmp_path, text))
 
 
 def test_missing_file_is_one_sentence(tmp_path):

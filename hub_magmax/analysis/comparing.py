@@ -207,7 +207,7 @@ def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[f
     if lock.preference.kind == COEFFICIENTS:
         raise RecipeError(
             "a comparison tries methods that need shares of the tasks",
-            where="recipe, preference.coefficients",
+            key=("preference", "coefficients"),
             hint="Use weights, or leave `preference` out.",
         )
     found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}

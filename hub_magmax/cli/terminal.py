@@ -48,7 +48,7 @@ class Verb(click.Command):
             if debug or told is None:
                 say(traceback.format_exc())
             else:
-                _print_error(told, as_json)
+                _print_error(_placed(told, ctx.params), as_json)
             sys.exit(1)
         shown = json.dumps(answer.values, indent=2, ensure_ascii=False) if as_json else printable(answer.text)
         click.echo(without_secrets(shown))
@@ -91,11 +91,19 @@ def _refuse_unprintable(arguments: Mapping[str, Any]) -> None:
             )
 
 
+def _placed(error: HubMagmaxError, arguments: Mapping[str, Any]) -> HubMagmaxError:
+    """Return an error about a key with its line, where the arguments name the recipe."""
+    recipe = getattr(arguments.get("asked"), "recipe", arguments.get("recipe"))
+    if recipe is None or not error.problems[0].key:
+        return error
+    from hub_magmax.recipe.loading import with_place
+
+    return with_place(error, recipe)
+
+
 def _print_error(error: HubMagmaxError, as_json: bool) -> None:
     if as_json:
-        facts = {"kind": type(error).__name__, "what": error.what, "where": error.where}
-        facts |= {"expected": error.expected, "hint": error.hint}
-        click.echo(json.dumps({"error": facts}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"error": error.to_dict()}, indent=2, ensure_ascii=False))
     else:
         click.echo(f"Error: {printable(str(error))}", err=True)
 

@@ -133,7 +133,7 @@ def backend_on(name: str) -> Device:
     if name not in found and f"{name}:0" not in found:
         raise RecipeError(
             f"torch finds no device {name!r} on this machine",
-            where="recipe, output.device",
+            key=("output", "device"),
             expected=f"one of {', '.join(found)}" if found[1:] else f"{found[0]}, which is all it finds",
             hint="Choose another one (--device), or none for what is fastest on the CPU: the bytes are the "
             "same. A GPU needs its driver, and a version of torch for it.",

@@ -60,7 +60,7 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
     if not jobs:
         raise RecipeError(
             "no layer is left to be adapted: rules, preference and scaling take every product away",
-            where="recipe, output.format",
+            key=("output", "format"),
             hint="Leave out a rule, or raise method.scaling.",
         )
     bytes_in = bytes_read(jobs, {name: source.index for name, source in sources.items()})
@@ -188,7 +188,7 @@ def _torn(module: str, tensor: str) -> RecipeError:
     return RecipeError(
         f"the layer {shown(module)} is several tensors of the base model, and a rule covers {shown(tensor)} "
         "and not all of them",
-        where="recipe, tensors",
+        key=("tensors",),
         hint=f"Write rules that treat them alike. {_AS_WEIGHTS}",
     )
 
@@ -196,6 +196,6 @@ def _torn(module: str, tensor: str) -> RecipeError:
 def _left_out(tensor: str, rule: GlobRule) -> RecipeError:
     return RecipeError(
         f"the rule {rule.match!r} leaves out {shown(tensor)}, and an adapter cannot take tensors away",
-        where="recipe, tensors",
+        key=("tensors",),
         hint=f"Say `take: base_model` to leave it as it is in the base model. {_AS_WEIGHTS}",
     )

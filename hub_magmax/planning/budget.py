@@ -164,7 +164,7 @@ def budget_of(plan: Plan, num_threads: int) -> Budget:
         needed = format_bytes(memory_bytes(plan, choices[-1]))
         raise RecipeError(
             f"this merge needs about {needed} of memory in each process",
-            where="recipe, output.memory",
+            key=("output", "memory"),
             expected=f"at least that; found {format_bytes(limit)}",
             hint="Raise it, or choose a method that keeps nothing of tensors: average, magmax.",
         )

@@ -31,7 +31,7 @@ def check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
     if (name := recipe.output.files_from) in adapters:
         raise RecipeError(
             f"{name} is an adapter, and the merged model needs the config of a whole model",
-            where="recipe, output.files_from",
+            key=("output", "files_from"),
             hint="Leave it out: the base model's files are copied.",
         )
     _check_asked(recipe, sources, adapters)
@@ -42,14 +42,14 @@ def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: 
     if recipe.adapters and not adapters:
         raise RecipeError(
             "none of the tasks is an adapter",
-            where="recipe, adapters",
+            key=("adapters",),
             hint="Leave it out, or check the tasks' models.",
         )
     whole = [name for name in sources if name != "base_model" and name not in adapters]
     if recipe.output.is_adapter and whole:
         raise RecipeError(
             f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
-            where="recipe, output.format",
+            key=("output", "format"),
             expected="LoRA adapters only, to write an adapter",
             hint="Write whole weights: output.format: weights.",
         )

@@ -57,7 +57,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     ]
     jobs = with_copies((*base, *added), jobs, copies)
     if not jobs:
-        raise RecipeError("the rules leave out every tensor", where="recipe, tensors")
+        raise RecipeError("the rules leave out every tensor", key=("tensors",))
     left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
     left_out += tuple(dict.fromkeys(_surplus_names(indexes, rules)))
     files_from = recipe.output.files_from
@@ -113,7 +113,7 @@ def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...])
         if not any(rule.covers(name) for name in every_name):
             raise RecipeError(
                 f"the glob {rule.match!r} matches no tensor",
-                where=f"recipe, tensors.{position}.match",
+                key=("tensors", position, "match"),
                 expected=f"a glob over names such as {min(every_name)!r}",
             )
 

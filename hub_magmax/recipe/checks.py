@@ -13,11 +13,11 @@ from pydantic import (
 )
 
 from hub_magmax import methods
-from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
-from hub_magmax.recipe.problems import KeyPath, Problem, explain
+from hub_magmax.recipe.problems import conflict, explain
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
@@ -31,10 +31,11 @@ def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
             yield from token_problems(key, path)
             yield from token_problems(item, (*path, key))
     elif isinstance(value, str) and holds_token(value):
-        yield (
-            path,
-            "this holds an access token or a password, and recipes are published: name the model as "
-            "org/model, and give the token by `hf auth login` or HF_TOKEN",
+        yield Problem(
+            "value",
+            "this holds an access token or a password, and recipes are published",
+            key=path,
+            hint="name the model as org/model, and give the token by `hf auth login` or HF_TOKEN",
         )
 
 
@@ -45,7 +46,7 @@ def option_problems(values: dict[str, Any]) -> Iterator[Problem]:
             entry = registry.get(value.get("name", model.model_fields["name"].default))
             check_options(entry, {k: v for k, v in value.items() if k not in model.model_fields})
         except RecipeError as error:
-            yield (*prefix, "name"), str(error).rstrip(".")
+            yield _of_error((*prefix, "name"), error)
         except ValidationError as error:
             yield from explain(error, prefix, [*model.model_fields, *entry.options], entry.name)
 
@@ -92,12 +93,19 @@ def _schemas(values: dict[str, Any]) -> Iterator[tuple[KeyPath, Callable[[], obj
             yield prefix, partial(check_options, entry, options)
 
 
+def _of_error(path: KeyPath, error: HubMagmaxError) -> Problem:
+    """Return the facts of an error as the problem of a key."""
+    return Problem("value", error.what, key=path, expected=error.expected, hint=error.hint.rstrip("."))
+
+
 def _task_problems(recipe: Recipe) -> Iterator[Problem]:
     for index, name in enumerate(recipe.task_names):
         if name == "base_model":
-            yield ("tasks", index, "name"), "'base_model' is taken; choose another name"
+            yield conflict(("tasks", index, "name"), "'base_model' is taken", "choose another name")
         elif name in recipe.task_names[:index]:
-            yield ("tasks", index, "name"), f"the name {name!r} is used twice"
+            first = recipe.task_names.index(name)
+            text = f"the name {name!r} is used twice, first by tasks.{first}"
+            yield conflict(("tasks", index, "name"), text, "give each task a name of its own")
 
 
 def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -107,7 +115,7 @@ def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
         try:
             parse_model_name(written, recipe.folder)
         except HubMagmaxError as error:
-            yield path, str(error).rstrip(".")
+            yield _of_error(path, error)
 
 
 def _name_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -115,13 +123,13 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
     for path, name in _used_names(recipe):
         if name not in names:
             hint = nearest(name, names) or f"the tasks are {', '.join(names)}"
-            yield path, f"there is no task {shown(name)}; {hint}"
+            yield conflict(path, f"there is no task {shown(name)}", hint)
 
 
 def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.evaluation.guard if recipe.evaluation else ():
         if name in recipe.task_names:
-            yield ("evaluation", "guard", name), "this is the name of a task; choose another one"
+            yield conflict(("evaluation", "guard", name), "this is the name of a task", "choose another one")
 
 
 def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
@@ -133,7 +141,7 @@ def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
             yield ("compare", "preferences", name), preference
 
 
-def _names_in(preference: Preference, path: KeyPath) -> Iterator[Problem]:
+def _names_in(preference: Preference, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if preference.kind in ("weights", COEFFICIENTS):
         yield from (((*path, preference.kind, name), name) for name in preference.spec)
     elif preference.is_estimated:
@@ -142,7 +150,7 @@ def _names_in(preference: Preference, path: KeyPath) -> Iterator[Problem]:
             yield from (((*path, preference.kind, key, name), name) for name in names)
 
 
-def _used_names(recipe: Recipe) -> Iterator[Problem]:
+def _used_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     for path, preference in _preferences(recipe):
         yield from _names_in(preference, path)
     if recipe.evaluation:
@@ -168,22 +176,23 @@ def _share_problems(path: KeyPath, weights: Mapping[str, float], method: str) ->
     negative = next((name for name, value in weights.items() if value < 0), None)
     if negative is not None:
         instead = "" if _multiplies(method) else f" and method: {methods.multiplying_names()[0]}"
-        yield (
+        yield conflict(
             (*path, negative),
-            f"{weights[negative]:g} is no share of the tasks; to subtract a task, multiply the task vectors "
-            f"by coefficients: {_as_coefficients(weights)}{instead}",
+            f"{weights[negative]:g} is no share of the tasks",
+            "to subtract a task, multiply the task vectors by coefficients: "
+            f"{_as_coefficients(weights)}{instead}",
         )
     elif weights and abs(math.fsum(weights.values()) - 1) > 1e-6:
-        yield path, _wrong_sum(weights, method)
+        total = math.fsum(weights.values())
+        text = f"the weights sum to {total:.6g}, expected 1"
+        yield conflict(path, text, _with_sum_one(weights, total, method))
 
 
-def _wrong_sum(weights: Mapping[str, float], method: str) -> str:
-    total = math.fsum(weights.values())
-    text = f"the weights sum to {total:.6g}, expected 1"
+def _with_sum_one(weights: Mapping[str, float], total: float, method: str) -> str:
     if not total:
-        return text
+        return "give at least one task a weight above 0"
     shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items())
-    text += f"; in the same proportions: {{{shares}}}"
+    text = f"in the same proportions: {{{shares}}}"
     if _multiplies(method):
         text += f"; to multiply the task vectors by the numbers as they are: {_as_coefficients(weights)}"
     return text
@@ -199,7 +208,9 @@ def _data_problems(recipe: Recipe) -> Iterator[Problem]:
         if isinstance(preference.spec, DistanceEstimate):
             missing = [name for name in recipe.task_names if name not in preference.spec.train]
             if missing:
-                yield (*prefix, preference.kind, "train"), f"there is no data for {', '.join(missing)}"
+                path = (*prefix, preference.kind, "train")
+                hint = "name the training data of every task"
+                yield conflict(path, f"there is no data for {', '.join(missing)}", hint)
 
 
 def _multiplies(method: str) -> bool:
@@ -215,39 +226,40 @@ def _coefficient_problems(recipe: Recipe) -> Iterator[Problem]:
         if preference.coefficients is None:
             continue
         if path != ("preference",) or recipe.method.is_auto:
-            yield (*path, "coefficients"), "a comparison tries methods that need shares: use weights"
+            text = "a comparison tries methods that need shares of the tasks"
+            yield conflict((*path, "coefficients"), text, "use weights")
         elif not _multiplies(recipe.method.name):
-            yield (
-                (*path, "coefficients"),
-                f"{recipe.method.name} needs shares of the tasks, which are weights; {takers} take "
-                "coefficients",
-            )
+            text = f"{recipe.method.name} needs shares of the tasks, which are weights"
+            yield conflict((*path, "coefficients"), text, f"{takers} take coefficients")
 
 
 def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
     """Return what keeps a comparison from choosing, where the recipe leaves a choice to one."""
     if recipe.method.is_auto and recipe.tuning_data is None:
         key = "name" if recipe.method.name == AUTO else "scaling"
-        yield ("method", key), "there is no labelled sample of the target to choose by: compare: {tune: ...}"
+        text = "there is no labelled sample of the target to choose by"
+        yield conflict(("method", key), text, "name one: compare: {tune: {dataset: ..., split: ...}}")
     for index, method in enumerate(recipe.compare.methods if recipe.compare else ()):
         if method.is_auto:
-            yield ("compare", "methods", index), "auto is no method to try"
+            hint = "name a method; a comparison tries every scaling of compare.scaling"
+            yield conflict(("compare", "methods", index), "auto is no method to try", hint)
 
 
 def _search_problems(recipe: Recipe) -> Iterator[Problem]:
     searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
     if searched and recipe.method.name == AUTO:
-        yield searched[0], "a search needs a method; name one in place of auto"
+        yield conflict(searched[0], "a search needs a method", "name one in place of auto")
 
 
 def _output_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.output.keep:
         return
     if recipe.output.push_to_hub is None:
-        yield ("output", "keep"), "without a folder the model must go to the Hub: name output.push_to_hub"
+        text = "without a folder the model must go to the Hub"
+        yield conflict(("output", "keep"), text, "name output.push_to_hub")
     if recipe.evaluation is not None:
-        hint = "set it to true, or leave `evaluation` out"
-        yield ("output", "keep"), f"scoring loads the merged model from its folder, so keep it: {hint}"
+        text = "scoring loads the merged model from its folder, so it must be kept"
+        yield conflict(("output", "keep"), text, "set it to true, or leave `evaluation` out")
 
 
 def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -255,17 +267,19 @@ def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.output.is_adapter:
         return
     if recipe.token_rows:
-        yield ("token_rows",), "an adapter has no rows of tokens: leave this out, or output.format: adapter"
+        text = "an adapter has no rows of tokens"
+        yield conflict(("token_rows",), text, "leave this out, or output.format: adapter")
     used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
     if recipe.compare is not None or recipe.method.name == AUTO:
         tried = (recipe.compare or Compare()).methods
         used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
     for path, name in used.items():
         if name != AUTO and not _is_linear(name):
-            yield (
+            yield conflict(
                 path,
-                f"{name} is not linear, so what it gives is no adapter; linear are "
-                f"{', '.join(methods.linear_names())}, and output.format: weights takes every method",
+                f"{name} is not linear, so what it gives is no adapter",
+                f"linear are {', '.join(methods.linear_names())}, and output.format: weights takes every "
+                "method",
             )
 
 

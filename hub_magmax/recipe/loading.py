@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from pydantic import (
     ValidationError,
 )
 
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.recipe.checks import contradictions, option_problems, text_wanted, token_problems
-from hub_magmax.recipe.problems import KeyPath, Problem, all_problems, explain
+from hub_magmax.recipe.problems import all_problems, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.recipe.strict_yaml import read_yaml
+from hub_magmax.recipe.strict_yaml import Place, read_yaml
 
 #: A recipe is written by hand; anything larger is not one.
 MAX_RECIPE_BYTES = 1_000_000
@@ -32,19 +33,29 @@ def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
         RecipeError: With every problem found, each at its line and key path.
     """
     path = Path(path)
+    values, places, written = read_yaml(_text_of(path), str(path))
+    return parse_recipe(
+        _with_text(values, written), folder=folder or path.parent, where=str(path), places=places
+    )
+
+
+def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is", where=str(path))
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(
             f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
         ) from error
-    values, lines, written = read_yaml(text, str(path))
-    return parse_recipe(
-        _with_text(values, written), folder=folder or path.parent, where=str(path), lines=lines
-    )
+
+
+def with_place(error: HubMagmaxError, path: Path) -> HubMagmaxError:
+    """Return an error about a key with its line in the recipe at `path`, as it is where there is none."""
+    with suppress(HubMagmaxError):
+        return in_recipe(error, str(path), read_yaml(_text_of(path), str(path)).places)
+    return error
 
 
 def parse_recipe(
@@ -52,7 +63,7 @@ def parse_recipe(
     *,
     folder: Path | None = None,
     where: str = "recipe",
-    lines: Mapping[KeyPath, int] | None = None,
+    places: Mapping[KeyPath, Place] | None = None,
 ) -> Recipe:
     """Check plain values and return the recipe they describe.
 
@@ -60,7 +71,7 @@ def parse_recipe(
         values: Plain values of YAML or JSON.
         folder: Where relative paths start; the current folder by default.
         where: Name of the recipe in messages.
-        lines: Line number by key path, where known.
+        places: Line and column by key path, where known.
 
     Raises:
         RecipeError: With every problem found.
@@ -81,7 +92,7 @@ def parse_recipe(
         recipe._folder = folder
         problems += contradictions(recipe)
     if problems or recipe is None:
-        raise all_problems(problems, where, lines or {})
+        raise all_problems(problems, where, places or {})
     return recipe
 
 

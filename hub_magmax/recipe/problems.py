@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import (
@@ -11,13 +12,9 @@ from pydantic import (
     ValidationError,
 )
 
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
+from hub_magmax.recipe.strict_yaml import Place
 from hub_magmax.text import nearest, shown
-
-#: A key path, and what is wrong there.
-KeyPath = tuple[str | int, ...]
-
-Problem = tuple[KeyPath, str]
 
 #: Problems listed in one message; whoever sees more has made one mistake many times.
 _SHOWN_PROBLEMS = 20
@@ -53,29 +50,91 @@ _MEANT: Mapping[str, str] = {
     "slices": "all layers are merged; rules for single tensors are `tensors`",
 }
 
+#: What a value should be, by pydantic's name of what is wrong, in place of pydantic's words.
+_RULES: Mapping[str, str] = {
+    "float_type": "be a number",
+    "float_parsing": "be a number",
+    "finite_number": "be a finite number",
+    "int_type": "be a whole number",
+    "int_parsing": "be a whole number",
+    "int_from_float": "be a whole number",
+    "bool_type": "be true or false",
+    "bool_parsing": "be true or false",
+    "string_type": "be text",
+    "greater_than": "be above {gt}",
+    "greater_than_equal": "be at least {ge}",
+    "less_than": "be below {lt}",
+    "less_than_equal": "be at most {le}",
+    "literal_error": "be {expected}",
+    "string_too_short": "not be empty",
+    "string_too_long": "have at most {max_length} characters",
+    "too_short": "hold at least {min_length}",
+    "too_long": "hold at most {max_length}, not {actual_length}",
+}
+
 #: Other names of dtypes.
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
-def all_problems(problems: list[Problem], where: str, lines: Mapping[KeyPath, int]) -> RecipeError:
-    """Return one error that lists the problems, each with its key path and the nearest known line."""
+#: What to do about a value whose problem says no more.
+_SEE_SCHEMA = "`hub-magmax schema` prints the values that each key takes"
 
-    def place(path: KeyPath) -> str:
-        key = ".".join(shown(part).strip("'") for part in path) or "(top level)"
-        known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-        return f"line {known}, {key}" if known else key
 
-    texts = [
-        text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..." for _, text in problems
-    ]
-    found = [f"{place(path)}: {text}" for (path, _), text in zip(problems, texts, strict=True)]
-    if len(found) == 1:
-        return RecipeError(texts[0], where=f"{where}, {place(problems[0][0])}")
-    if len(found) > _SHOWN_PROBLEMS + 1:
-        listed = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
+def conflict(path: KeyPath, message: str, hint: str = "") -> Problem:
+    """Return the problem of a value that does not fit others of the recipe."""
+    return Problem("conflict", message, key=path, hint=hint)
+
+
+def told(problem: Problem) -> str:
+    """Return what is wrong and what to do, as a clause, cut where it quotes a name of any length."""
+    hint = "" if problem.hint == _SEE_SCHEMA else problem.hint
+    if problem.expected or hint[:1].isupper():
+        text = str(RecipeError(problem.message, expected=problem.expected, hint=hint)).rstrip(".")
     else:
-        listed = found
-    return RecipeError(f"{len(found)} problems\n  - " + "\n  - ".join(listed), where=where)
+        text = "; ".join(part for part in (problem.message, hint) if part)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def all_problems(problems: Iterable[Problem], where: str, places: Mapping[KeyPath, Place]) -> RecipeError:
+    """Return one error that lists the problems in the order of the file, each with its place there.
+
+    Args:
+        problems: At least one.
+        where: Name of the recipe.
+        places: Line and column by key path, where known.
+    """
+    listed = [placed(problem, where, places) for problem in problems]
+    listed.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+    if len(listed) == 1:
+        return RecipeError(told(listed[0]), where=f"{where}, {_place(listed[0])}", problems=(*listed,))
+    found = [f"{_place(problem)}: {told(problem)}" for problem in listed]
+    if len(found) > _SHOWN_PROBLEMS + 1:
+        found = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
+    what = f"{len(listed)} problems\n  - " + "\n  - ".join(found)
+    return RecipeError(what, where=where, problems=(*listed,))
+
+
+def _place(problem: Problem) -> str:
+    return problem.place if problem.key else ", ".join(filter(None, (problem.place, "(top level)")))
+
+
+def placed(problem: Problem, file: str, places: Mapping[KeyPath, Place]) -> Problem:
+    """Return a problem with its file, and with the line and column of its key, or of the nearest above."""
+    above = (problem.key[:end] for end in range(len(problem.key), 0, -1))
+    line, column = next((places[path] for path in above if path in places), (None, None))
+    return replace(problem, file=file, line=line, column=column)
+
+
+def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place]) -> HubMagmaxError:
+    """Return an error about a key of the recipe with the key's place in the recipe's file.
+
+    An error that is about no key, or says where it is, is returned as it is.
+    """
+    problem = error.problems[0]
+    if len(error.problems) > 1 or not problem.key or problem.file:
+        return error
+    problem = placed(problem, file, places)
+    return error.with_problem(problem, f"{file}, {problem.place}")
 
 
 def explain(
@@ -95,11 +154,14 @@ def explain(
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
             keys = known if isinstance(known, list) else _known_keys(known, path[:-1])
-            yield prefix + path, f"{unknown} {shown(path[-1])}; {_key_hint(str(path[-1]), keys)}"
+            hint = _key_hint(str(path[-1]), keys)
+            yield Problem("unknown_key", f"{unknown} {shown(path[-1])}", key=prefix + path, hint=hint)
         elif entry["type"] == "missing":
-            yield prefix + path, f"the key {path[-1]!r} is required"
+            text = f"the key {path[-1]!r} is required"
+            yield Problem("missing_key", text, key=prefix + path, hint=_SEE_SCHEMA)
         elif entry["type"] != "too_short" or not any(_is_below(other["loc"], path) for other in entries):
-            yield prefix + path, _value_text(entry, prefix + path)
+            text, way = _value_text(entry, prefix + path)
+            yield Problem("value", text, key=prefix + path, hint=way or _SEE_SCHEMA)
 
 
 def _is_below(path: KeyPath, above: KeyPath) -> bool:
@@ -113,17 +175,30 @@ def _key_hint(key: str, known: list[str]) -> str:
     return _MEANT.get(key) or nearest(key, known) or f"expected one of {', '.join(known)}"
 
 
-def _value_text(entry: Mapping[str, Any], path: KeyPath) -> str:
+def _value_text(entry: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     """Return what is wrong about a value, and how it is written where that can be told."""
     value = entry["input"]
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     if entry["type"] in _OTHER_FORMS and key in _FORMS:
-        return f"{shown(value, 60)} has another form than expected; write {_FORMS[key]}"
+        return f"{shown(value, 60)} has another form than expected", f"write {_FORMS[key]}"
     if entry["type"] == "string_pattern_mismatch" and key == "name":
-        return f"{shown(value, 60)} is no name: up to 64 letters, digits, _, . and -, first a letter or digit"
-    text = entry["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+        rule = "use up to 64 letters, digits, _, . and -, the first a letter or digit"
+        return f"{shown(value, 60)} cannot be a name", rule
+    text = _rule(entry)
     text = f"{shown(value, 60)} {text}" if text.startswith("should") else text
-    return f"{text}; write {meant}" if (meant := _meant(value, entry)) else text
+    return text, f"write {meant}" if (meant := _meant(value, entry)) else ""
+
+
+def _rule(entry: Mapping[str, Any]) -> str:
+    """Return what a value should be, in our words where pydantic's are not those of a recipe."""
+    if words := _RULES.get(entry["type"]):
+        return f"should {words}".format_map({k: _plain(limit) for k, limit in entry.get("ctx", {}).items()})
+    text: str = entry["msg"]
+    return text.removeprefix("Value error, ").replace("Input should", "should", 1)
+
+
+def _plain(limit: Any) -> Any:
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
 def _meant(value: Any, entry: Mapping[str, Any]) -> str | None:

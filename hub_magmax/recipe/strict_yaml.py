@@ -7,12 +7,12 @@ beside the values the reader returns how they are written, for whoever wants tex
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
-from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.problems import KeyPath
+from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.text import shown
 
 #: Levels of lists and mappings; recipes need six.
@@ -51,13 +51,13 @@ class _Loader(yaml.SafeLoader):
             (self.num_values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values, which no recipe has"),
         ):
             if too_much:
-                raise RecipeError(what, where=f"line {event.start_mark.line + 1}")
+                raise _error(what, event.start_mark)
         # Shared nodes can make a small file explode; a tag can make any value another kind.
         for kind, what in (("anchor", "anchors and aliases"), ("tag", "not valid YAML for a recipe: tags")):
             if getattr(event, kind, None):
-                raise RecipeError(
+                raise _error(
                     f"{what} are not allowed",
-                    where=f"line {event.start_mark.line + 1}",
+                    event.start_mark,
                     hint="Write the value out; put text that starts with such a sign in quotes.",
                 )
         node = super().compose_node(parent, index)
@@ -65,17 +65,21 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+#: Line and column, from 1.
+Place = tuple[int, int]
+
+
 class Read(NamedTuple):
     """Values of a YAML text.
 
     Attributes:
         values: Plain values.
-        lines: The line on which each key path starts.
+        places: Line and column, from 1, at which each key path starts.
         written: Single values as written, by key path, where YAML does not take them for text.
     """
 
     values: Any
-    lines: dict[KeyPath, int]
+    places: dict[KeyPath, Place]
     written: dict[KeyPath, str]
 
 
@@ -87,22 +91,34 @@ def read_yaml(text: str, where: str) -> Read:
         node = loader.get_single_node()
         _note(node, (), read)
         return read if node is None else read._replace(values=loader.construct_document(node))
-    except RecipeError as error:
-        place = f"{where}, {error.where}"
-        raise RecipeError(error.what, where=place, expected=error.expected, hint=error.hint) from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         problem = getattr(error, "problem", None) or "not valid YAML"
-        raise RecipeError(
-            f"not valid YAML: {problem}", where=place, hint="Check the indentation there."
-        ) from error
+        mark = getattr(error, "problem_mark", None)
+        found = _error(f"not valid YAML: {problem}", mark, hint="Check the indentation there.")
+        raise _in_file(found, where) from error
+    except RecipeError as error:
+        raise _in_file(error, where) from error
     except RecursionError as error:
-        raise RecipeError("nested too deeply", where=where) from error
+        raise _in_file(RecipeError("nested too deeply"), where) from error
     except ValueError as error:  # an integer that YAML recognises and cannot build
-        raise RecipeError(
-            f"a value that YAML cannot read: {error}", where=where, hint="Put it in quotes."
-        ) from error
+        found = RecipeError(f"a value that YAML cannot read: {error}", hint="Put it in quotes.")
+        raise _in_file(found, where) from error
+
+
+def _error(what: str, mark: yaml.Mark | None, *, expected: str = "", hint: str = "") -> RecipeError:
+    """Return the error of the text at `mark`; the file is named by `_in_file`."""
+    line, column = _place(mark) if mark else (None, None)
+    problem = Problem("yaml", what, line=line, column=column, expected=expected, hint=hint)
+    return RecipeError(what, expected=expected, hint=hint, problems=(problem,))
+
+
+def _in_file(error: RecipeError, where: str) -> HubMagmaxError:
+    problem = replace(error.problems[0], kind="yaml", file=where)
+    return error.with_problem(problem, ", ".join(part for part in (where, problem.place) if part))
+
+
+def _place(mark: yaml.Mark) -> Place:
+    return mark.line + 1, mark.column + 1
 
 
 def _note(node: yaml.Node | None, path: KeyPath, read: Read) -> None:
@@ -114,40 +130,38 @@ def _note(node: yaml.Node | None, path: KeyPath, read: Read) -> None:
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*path, _checked_key(key, path, read))
-            read.lines[inner] = key.start_mark.line + 1
+            read.places[inner] = _place(key.start_mark)
             _note(value, inner, read)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            read.lines[*path, index] = value.start_mark.line + 1
+            read.places[*path, index] = _place(value.start_mark)
             _note(value, (*path, index), read)
 
 
 def _checked_key(key: yaml.Node, path: KeyPath, read: Read) -> str:
-    line = key.start_mark.line + 1
     if not isinstance(key, yaml.ScalarNode):
-        raise RecipeError("a key that is not a name", where=f"line {line}", expected="key: value")
+        raise _error("a key that is not a name", key.start_mark, expected="key: value")
     _check_scalar(key)
     name: str = key.value
-    if (*path, name) in read.lines:
-        raise RecipeError(
-            f"the key {shown(name)} appears twice, first on line {read.lines[*path, name]}",
-            where=f"line {line}",
+    if (*path, name) in read.places:
+        raise _error(
+            f"the key {shown(name)} appears twice, first on line {read.places[*path, name][0]}",
+            key.start_mark,
             hint="Keep one of them.",
         )
     return name
 
 
 def _check_scalar(node: yaml.ScalarNode) -> None:
-    where = f"line {node.start_mark.line + 1}"
     try:
         node.value.encode()
     except UnicodeEncodeError as error:
-        raise RecipeError("text that holds half a character", where=where) from error
+        raise _error("text that holds half a character", node.start_mark) from error
     # Hours pass before YAML has built a number of a million digits, and Python does not print one of 5,000.
     if node.tag.endswith((":int", ":float")) and len(node.value) > _MAX_NUMBER_LENGTH:
-        raise RecipeError(
+        raise _error(
             f"a number of {len(node.value):,} characters",
-            where=where,
+            node.start_mark,
             expected=f"at most {_MAX_NUMBER_LENGTH}",
             hint="Put it in quotes if it is text.",
         )

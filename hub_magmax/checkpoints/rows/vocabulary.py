@@ -126,7 +126,7 @@ def _matched(source: TensorSource, globs: Sequence[str]) -> tuple[str, ...]:
         if not any(fnmatchcase(name, glob) for name in tensors):
             raise RecipeError(
                 f"the glob {glob!r} matches no tensor of {source.label}",
-                where=f"recipe, token_rows.{position}",
+                key=("token_rows", position),
                 expected=f"a glob over names such as {min(tensors)!r}",
                 hint="A head that is tied to the embedding has its rows; leave its line out.",
             )

@@ -176,7 +176,7 @@ class _Agreement:
             raise MismatchError(
                 f"{shown(first.name)} of the output has {first.after} rows, and {shown(other.name)} "
                 f"{other.after}",
-                where="recipe, tensors",
+                key=("tensors",),
                 expected=f"the same number, since `{path[-1]}` of config.json states both",
                 hint="Take both from one source, by a rule for each: "
                 + ", ".join(f"{{match: {json.dumps(rows.name)}, take: TASK}}" for rows in (first, other)),
@@ -374,7 +374,7 @@ def _gap(stack: str, layers: set[int]) -> MismatchError:
     lacking = min(set(range(max(layers))) - layers)
     return MismatchError(
         f"the output has {stack}{max(layers)} and lacks {stack}{lacking}",
-        where="recipe, tensors",
+        key=("tensors",),
         expected="layers that are counted from 0, without a gap",
         hint="Leave out the last layers only, or leave out none.",
     )
