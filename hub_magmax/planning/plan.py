@@ -7,6 +7,7 @@ the locked method and preference, and the seed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -182,6 +183,14 @@ class Plan:
     def merged(self) -> tuple[TensorJob, ...]:
         """The merged tensors, each parameter once."""
         return tuple(job for job in self.jobs if job.merged and not isinstance(job, TiedJob))
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Elements of the output by dtype, of tied tensors once."""
+        found: Counter[str] = Counter()
+        for job in self.jobs:
+            found[job.dtype] += 0 if isinstance(job, TiedJob) else job.num_elements
+        return dict(found)
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -243,6 +243,7 @@ def _draft(plan: Plan) -> MergeReport:
         elements_merged=sum(job.num_elements for job in plan.jobs if job.merged),
         bytes_in=plan.bytes_in,
         bytes_out=plan.bytes_out,
+        parameters=plan.parameters,
         seconds=0.0,
         peak_memory_bytes=0,
         versions=software_versions(),

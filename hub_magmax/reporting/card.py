@@ -31,6 +31,7 @@ from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, Diagnosis, verdict
 from hub_magmax.reporting.front_matter import front_matter, model_name
 from hub_magmax.reporting.headline import headline
 from hub_magmax.reporting.licence import combined_license
+from hub_magmax.reporting.model_kind import ModelFiles, ModelKind, kind_of, locked_files
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.usage import loading, rebuild_arguments, recipe_text
@@ -44,10 +45,12 @@ class Beside:
     Attributes:
         explorer: Whether there is a page to explore other preferences with.
         diagnosis: Of the checkpoints, together with its heat map.
+        files: Of the model, by which its kind is known; by default those that the lock tells.
     """
 
     explorer: bool = False
     diagnosis: Diagnosis | None = None
+    files: ModelFiles | None = None
 
 
 NOTHING = Beside()
@@ -82,6 +85,7 @@ def render_card(
     if repo_id is not None:
         output = recipe.output.model_copy(update={"push_to_hub": repo_id})
         named = recipe.model_copy(update={"output": output})
+    kind = _kind(recipe, lock, scores, beside)
     rows = task_tradeoffs(scores, lock.preference.shares)
     unit = Unit(scores.is_share if scores else True)
     facts = {
@@ -95,16 +99,26 @@ def render_card(
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
         "paper": _arxiv_number(method.source),
         "bibtex": method.paper and method.paper.bibtex,
-        "loading": loading(named, lock, scores),
+        "loading": loading(named, lock, kind, [shard.file for shard in report.shards]),
         "rebuild_arguments": Markdown(rebuild_arguments(named, lock)),
     }
-    facts |= _published(named, recipe, lock, scores) | _measured(recipe, scores, rows)
+    facts |= _published(named, recipe, lock, kind, scores) | _measured(recipe, scores, rows)
     facts |= _linked(beside, picture) | {"unit": unit}
     text: str = environment(unit).get_template(TEMPLATE_NAME).render(facts)
     return text.rstrip() + "\n"
 
 
-def _published(named: Recipe, recipe: Recipe, lock: Lock, scores: Scores | None) -> dict[str, Any]:
+def _kind(recipe: Recipe, lock: Lock, scores: Scores | None, beside: Beside) -> ModelKind:
+    """Return the kind of the model; an adapter is of that of its base model."""
+    evaluated = scores.pipeline_tag if scores else ""
+    if recipe.output.is_adapter:
+        return kind_of(locked_files(lock.base_model), evaluated)
+    return kind_of(beside.files or locked_files(lock.sources[recipe.output.files_from]), evaluated)
+
+
+def _published(
+    named: Recipe, recipe: Recipe, lock: Lock, kind: ModelKind, scores: Scores | None
+) -> dict[str, Any]:
     """Return front matter, licence, recipe and lock, without tokens and absolute paths."""
     license_ = combined_license(
         [source.license and publishable(source.license) for source in lock.sources.values()],
@@ -112,7 +126,7 @@ def _published(named: Recipe, recipe: Recipe, lock: Lock, scores: Scores | None)
     )
     lock_values = json.loads(lock.to_json())
     return {
-        "front_matter": Markdown(front_matter(named, lock, scores, license_)),
+        "front_matter": Markdown(front_matter(named, lock, kind, scores, license_)),
         "license": license_,
         "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),
         "recipe_text": recipe_text(recipe),

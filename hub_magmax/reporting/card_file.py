@@ -14,6 +14,7 @@ from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, read_diagnosis
+from hub_magmax.reporting.model_kind import files_in
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 
 #: Names of the card and of the picture beside it.
@@ -108,4 +109,4 @@ def _found_beside(folder: Path) -> Beside:
     diagnosis = None
     if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
         diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
-    return Beside((folder / EXPLORER_NAME).is_file(), diagnosis)
+    return Beside((folder / EXPLORER_NAME).is_file(), diagnosis, files_in(folder))

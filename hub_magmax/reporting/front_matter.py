@@ -15,6 +15,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import DatasetId, Language
 from hub_magmax.reporting.licence import License
+from hub_magmax.reporting.model_kind import ModelKind
 from hub_magmax.text import one_line
 
 
@@ -41,7 +42,9 @@ def hub_id(source: LockedSource) -> str | None:
 
 
 # Complex, and flat: one condition for each key that may be absent.
-def front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: License) -> str:
+def front_matter(
+    recipe: Recipe, lock: Lock, kind: ModelKind, scores: Scores | None, license_: License
+) -> str:
     """Return the metadata as YAML, without the lines that enclose it."""
     from huggingface_hub import ModelCardData, constants
 
@@ -49,14 +52,13 @@ def front_matter(recipe: Recipe, lock: Lock, scores: Scores | None, license_: Li
     base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
     repo_id = valid_repo_id(recipe.output.push_to_hub)
     results = _eval_results(scores) if scores else []
-    pipeline_tag = scores.pipeline_tag if scores else ""
     return ModelCardData(
         base_model=base_models or None,
         base_model_relation=("adapter" if recipe.output.is_adapter else "merge") if base_models else None,
         language=_said(recipe.output.language, [s.languages for s in lock.sources.values()], Language),
         datasets=_said(recipe.output.datasets, [s.datasets for s in lock.sources.values()], DatasetId),
-        library_name="peft" if recipe.output.is_adapter else "transformers",
-        pipeline_tag=pipeline_tag if re.fullmatch(r"[a-z0-9-]{1,64}", pipeline_tag) else None,
+        library_name="peft" if recipe.output.is_adapter else kind.library or None,
+        pipeline_tag=kind.task if re.fullmatch(r"[a-z0-9-]{1,64}", kind.task) else None,
         license=license_.id,
         license_name=license_.name,
         license_link=f"{constants.ENDPOINT}/{repo_id}#licence" if license_.name and repo_id else None,

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from hub_magmax.evaluation.scores import Scores
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.front_matter import hub_id, valid_repo_id
+from hub_magmax.reporting.model_kind import ModelKind
 from hub_magmax.text import is_invisible, one_line, publishable_values
-
-#: By the Hub's name for a kind of model: the class that loads it and the class of its inputs.
-_LOADERS = {
-    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
-    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
-    "text-generation": ("AutoModelForCausalLM", "AutoTokenizer"),
-    "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification", "AutoProcessor"),
-}
 
 
 def rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
@@ -28,28 +21,58 @@ def rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
     return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
 
 
-def loading(recipe: Recipe, lock: Lock, scores: Scores | None) -> str:
-    """Return Python code that loads the model, or the base model with the merged adapter."""
-    name = valid_repo_id(recipe.output.push_to_hub) or one_line(recipe.output.path)
-    model, inputs = _LOADERS.get(scores.pipeline_tag if scores else "", (_model_class(recipe, lock), None))
-    lines = [f"from transformers import {', '.join(sorted(filter(None, (model, inputs))))}", ""]
-    place = json.dumps(name)
+def loading(recipe: Recipe, lock: Lock, kind: ModelKind, files: Sequence[str]) -> str:
+    """Return Python code that loads the model, or the base model with the merged adapter.
+
+    Args:
+        recipe: Names its repository or its folder.
+        lock: Pins the base model of an adapter.
+        kind: Of the model; for an adapter of its base model.
+        files: Of weights.
+    """
+    name = valid_repo_id(recipe.output.push_to_hub)
+    if not kind.library:
+        return _tensors(name, one_line(recipe.output.path), files)
+    place = json.dumps(name or one_line(recipe.output.path))
     if recipe.output.is_adapter:
-        place = _arguments(lock.base_model)
-        lines.insert(0, "from peft import PeftModel")
-        lines += [f"base = {model}.from_pretrained({place})"]
-        lines += [f"model = PeftModel.from_pretrained(base, {json.dumps(name)})"]
-    else:
-        lines += [f"model = {model}.from_pretrained({place})"]
-    variable = "tokenizer" if inputs == "AutoTokenizer" else "processor"
-    lines += [f"{variable} = {inputs}.from_pretrained({place})"] if inputs else []
+        return _adapter(lock, kind, place)
+    if kind.library == "sentence-transformers":
+        return f"from sentence_transformers import {kind.loader}\n\nmodel = {kind.loader}({place})"
+    arguments = f"{place}, trust_remote_code=True" if kind.runs_code else place
+    note = ["# This runs Python code that lies beside the weights; read it first."] if kind.runs_code else []
+    lines = [_import(kind), "", *note, f"model = {kind.loader}.from_pretrained({arguments})"]
+    return "\n".join([*lines, *_prepared(kind, arguments)])
+
+
+def _import(kind: ModelKind) -> str:
+    return f"from {kind.library} import {', '.join(sorted(filter(None, (kind.loader, kind.inputs))))}"
+
+
+def _prepared(kind: ModelKind, arguments: str) -> list[str]:
+    variable = "tokenizer" if kind.inputs == "AutoTokenizer" else "processor"
+    return [f"{variable} = {kind.inputs}.from_pretrained({arguments})"] if kind.inputs else []
+
+
+def _adapter(lock: Lock, kind: ModelKind, place: str) -> str:
+    base = _arguments(lock.base_model)
+    lines = ["from peft import PeftModel", _import(kind), "", f"base = {kind.loader}.from_pretrained({base})"]
+    lines += [f"model = PeftModel.from_pretrained(base, {place})", *_prepared(kind, base)]
     return "\n".join(lines)
 
 
-def _model_class(recipe: Recipe, lock: Lock) -> str:
-    """Return the class to load with where no evaluator names it; an adapter needs that of its training."""
-    stated = lock.base_model.architectures[:1] if recipe.output.is_adapter else ()
-    return next((name for name in stated if name.isidentifier()), "AutoModel")
+def _tensors(repo_id: str | None, folder: str, files: Sequence[str]) -> str:
+    """Return code that reads the tensors of a model whose class nothing names."""
+    whole = f"snapshot_download({json.dumps(repo_id)})" if repo_id else json.dumps(folder)
+    fetch = ["from huggingface_hub import snapshot_download"] if repo_id else []
+    lines = ["from pathlib import Path", "", *fetch, "from safetensors.torch import load_file", ""]
+    if len(files) == 1:
+        return "\n".join([*lines, f"tensors = load_file(Path({whole}) / {json.dumps(one_line(files[0]))})"])
+    lines += [
+        "tensors = {}",
+        f'for file in Path({whole}).glob("*.safetensors"):',
+        "    tensors |= load_file(file)",
+    ]
+    return "\n".join(lines)
 
 
 def _arguments(base: LockedSource) -> str:

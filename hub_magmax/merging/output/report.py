@@ -74,6 +74,8 @@ class MergeReport:
         num_unaligned: By task, the elements that `algorithm-1` filled at random, or empty.
         duality_gap: Largest relative gap to the optimum over all tensors (`top-n`), or None.
         elements_merged, bytes_in, bytes_out: Of the whole merge.
+        parameters: Elements of the output by dtype, in safetensors' names; of tied tensors once. Empty in
+            reports of earlier versions.
         seconds: Wall-clock time of the run that finished it.
         profile: Seconds of that run by kind of work, added up over the threads of the first process: `read`
             and `write` files, `compute`, `store` (hash what was written, have the disk keep it, send it),
@@ -101,6 +103,7 @@ class MergeReport:
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     profile: Mapping[str, float] = field(default_factory=dict, hash=False)
     opened: Mapping[str, str] = field(default_factory=dict, hash=False)
+    parameters: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def sha256(self) -> dict[str, str]:

@@ -47,6 +47,7 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping
         elements_merged=elements,
         bytes_in=plan.bytes_in,
         bytes_out=sum(shard.size_bytes for shard in shards),
+        parameters=plan.parameters,
         seconds=seconds,
         profile=dict(profile),
         peak_memory_bytes=peak_memory_bytes(),
