@@ -45,6 +45,30 @@ def hub_api() -> HfApi:
     return HfApi(library_name=LIBRARY_NAME, library_version=version(LIBRARY_NAME))
 
 
+def is_offline() -> bool:
+    """Say whether HF_HUB_OFFLINE is set: nothing is sent, and the local cache answers."""
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Send nothing meanwhile, as with HF_HUB_OFFLINE=1: revisions and files come from the local cache."""
+    from huggingface_hub import constants
+
+    before, variable = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are not imported yet
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        del os.environ["HF_HUB_OFFLINE"]
+        if variable is not None:
+            os.environ["HF_HUB_OFFLINE"] = variable
+
+
 def _check_token() -> None:
     """Raise SourceError, which does not repeat it, where the token in use cannot be part of a request."""
     from huggingface_hub import get_token
@@ -74,8 +98,8 @@ _REFUSALS = (
     ("RevisionNotFoundError", "there is no such revision", "Name a branch, tag, commit or refs/pr/N."),
     (
         "RevisionResolutionError",
-        "the Hub cannot be reached, and the local cache does not know this revision",
-        "Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE.",
+        "nothing is sent offline, and the local cache does not know this revision",
+        "Unset HF_HUB_OFFLINE (leave out --from-cache), or download the model first: hf download REPO.",
     ),
     (
         "LocalEntryNotFoundError",
@@ -92,7 +116,8 @@ _REFUSALS = (
     (
         "HfHubHTTPError",
         "the Hub answered with an error",
-        "Check the name (org/model, or ./name for a folder), or try again later.",
+        "Check the name (org/model, or ./name for a folder), or try again later; --from-cache sends nothing, "
+        "and reads the local cache.",
     ),
 )
 
@@ -132,7 +157,8 @@ def hub_errors(where: str) -> Iterator[None]:
         raise SourceError(
             f"the connection failed ({type(error).__name__})",
             where=where,
-            hint="Check the connection and HF_ENDPOINT, then run the same command again.",
+            hint="Check the connection and HF_ENDPOINT, then run the same command again; --from-cache sends "
+            "nothing, and reads the local cache.",
         ) from error
     except ValueError as error:  # what json and its readers raise
         raise SourceError(
@@ -149,8 +175,6 @@ def is_passing(error: BaseException) -> bool:
 
     if isinstance(error, errors.HfHubHTTPError):
         return getattr(error.response, "status_code", None) in PASSING_STATUSES
-    if isinstance(error, errors.RevisionResolutionError):
-        return error.__cause__ is not None and is_passing(error.__cause__)
     # A body that was cut or changed is no JSON.
     return isinstance(error, json.JSONDecodeError | UnicodeDecodeError | ChangedError | httpx.TransportError)
 

@@ -190,7 +190,7 @@ def test_text_classification(tmp_path):
     [
         ({"input_column": "picture"}, "no column 'picture'"),
         ({"label_column": "class"}, "no column 'class'"),
-        ({"dataset": "./none.parquet"}, "cannot be loaded"),
+        ({"dataset": "./none.parquet"}, "there is no such file or folder"),
         ({"split": "nonsense"}, "cannot be loaded"),
     ],
 )

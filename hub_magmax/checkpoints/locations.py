@@ -227,9 +227,9 @@ class HubModel(Location, name="hub"):
 
     @property
     def is_remote(self) -> bool:
-        from huggingface_hub import constants
+        from hub_magmax.hub import is_offline
 
-        return not constants.HF_HUB_OFFLINE
+        return not is_offline()
 
     @property
     def uri(self) -> str:

@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hub_magmax.cli.options import RecipeOptions, device_option, recipe_argument, recipe_options
+from hub_magmax.cli.options import (
+    RecipeOptions,
+    device_option,
+    from_cache_option,
+    recipe_argument,
+    recipe_options,
+)
 from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
 
 if TYPE_CHECKING:
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 
 @verb
 @recipe_argument
+@from_cache_option
 @device_option
 def compare(recipe: Path, device: str | None) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""

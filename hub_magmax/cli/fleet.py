@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hub_magmax.cli.options import from_cache_option
 from hub_magmax.cli.terminal import Answer, say, verb
 
 
@@ -21,6 +22,7 @@ from hub_magmax.cli.terminal import Answer, say, verb
     help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
 )
 @click.option("--public-key", type=Path, help="Also check a folder's signature.")
+@from_cache_option
 def verify(
     model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
 ) -> Answer:
@@ -85,6 +87,7 @@ def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
     type=Path,
     help="Where relative paths of local data start; the current folder.",
 )
+@from_cache_option
 def canary(
     model: str, revision: str | None, against: str | None, margin: float, folder: Path | None
 ) -> Answer:

@@ -14,6 +14,7 @@ from hub_magmax.cli.options import (
     destination_options,
     device_option,
     faults_option,
+    from_cache_option,
     memory_option,
     recipe_argument,
     recipe_options,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 @verb
 @recipe_argument
+@from_cache_option
 @click.option("--out", type=Path, help="Where to write the lock.")
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
 def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:

@@ -37,6 +37,21 @@ class DestinationOptions:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def _send_nothing(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from hub_magmax.hub import offline
+
+        context.with_resource(offline())
+
+
+from_cache_option = click.option(
+    "--from-cache",
+    is_flag=True,
+    expose_value=False,
+    callback=_send_nothing,
+    help="Send nothing: take revisions and files from the local cache, as with HF_HUB_OFFLINE=1.",
+)
+
 recipe_argument = click.argument("recipe", type=Path)
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
@@ -55,6 +70,7 @@ faults_option = click.option(
 def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
     for option in (
+        from_cache_option,
         click.option("--output", type=Path, help="Folder to create, instead of the recipe's."),
         click.option(
             "--lock",

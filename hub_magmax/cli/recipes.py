@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.cli.options import recipe_argument
+from hub_magmax.cli.options import from_cache_option, recipe_argument
 from hub_magmax.cli.terminal import Answer, say, verb
 
 
@@ -32,6 +32,7 @@ def schema() -> Answer:
 
 @verb
 @recipe_argument
+@from_cache_option
 def prefer(recipe: Path) -> Answer:
     """Show the preference that RECIPE resolves to; an estimate is kept in the lock beside it."""
     from dataclasses import asdict

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.errors import EvaluationError, LockError
+from hub_magmax.errors import EvaluationError, HubMagmaxError, LockError
 from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
-from hub_magmax.files import canonical_json, sha256_of
-from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, retry
+from hub_magmax.evaluation.hub_data import commit_of, load_from_hub
+from hub_magmax.files import canonical_json, from_here, sha256_of
+from hub_magmax.hub import is_offline, is_passing
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Recipe
@@ -20,10 +25,6 @@ from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from contextlib import suppress
-from dataclasses import replace
-
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 
 #: Single files by ending, and the `datasets` reader for each.
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -38,17 +39,16 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
     Raises:
         EvaluationError: If the Hub has no such data set, or does not show it.
     """
-    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx
 
     pins: dict[str, str] = {}
     for spec in data_of(recipe):
         key = _pin_key(spec)
-        if key in pins or _is_local(spec, recipe.folder) or is_offline_mode():
+        if key in pins or _is_local(spec, recipe.folder) or is_offline():
             continue
         try:
-            pins[key] = _commit_of(spec)
+            pins[key] = commit_of(spec)
         except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0][:300]
             raise EvaluationError(
@@ -58,12 +58,6 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
                 hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
             ) from error
     return pins
-
-
-def _commit_of(spec: Data) -> str:
-    api = hub_api()
-    found = retry(lambda: api.dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT_SECONDS))
-    return str(found.sha)
 
 
 def pin_local_data(recipe: Recipe) -> dict[str, str]:
@@ -181,7 +175,8 @@ def _pin_key(spec: Data) -> str:
 
 
 def _is_local(spec: Data, folder: Path) -> bool:
-    return is_there(_local_path(spec, folder)) or spec.dataset.startswith((".", "/", "~"))
+    path = _local_path(spec, folder)
+    return is_there(path) or path.suffix in _READERS or spec.dataset.startswith((".", "/", "~"))
 
 
 def _local_path(spec: Data, folder: Path) -> Path:
@@ -198,19 +193,19 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
 
     Raises:
         EvaluationError: If they cannot be loaded, are empty, or lack a named column.
+        SourceError: If the Hub does not answer.
     """
     where = f"{spec.dataset}, split {spec.split}"
+    _refuse_missing(spec, folder)
     try:
         with without_bars():
             examples = _load(spec, folder)
-    except MemoryError:
+    except (MemoryError, HubMagmaxError):
         raise
     except Exception as error:  # datasets raises many kinds, most of them for a wrong name
         reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(
-            f"the data cannot be loaded ({type(error).__name__}: {reason})",
-            where=where,
-            hint="Check the name, the split and the columns with datasets.load_dataset.",
+            f"the data cannot be loaded ({type(error).__name__}: {reason})", where=where, hint=_way_out(error)
         ) from error
     for column in (spec.input_column, spec.label_column if labelled else None):
         if column is not None and column not in examples.column_names:
@@ -225,6 +220,27 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
     return examples
 
 
+def _refuse_missing(spec: Data, folder: Path) -> None:
+    """Raise EvaluationError for a name that can only be a folder's or a file's, and is not there."""
+    if _is_local(spec, folder) and not is_there(_local_path(spec, folder)):
+        raise EvaluationError(
+            "there is no such file or folder",
+            where=f"{spec.dataset}, in {from_here(folder)}",
+            expected="examples that the recipe names",
+            hint="Relative paths start at the folder of the recipe. `canary` and `verify --rebuild` read the "
+            "recipe that is stored with the model, and start here, or at --from FOLDER.",
+        )
+
+
+def _way_out(error: Exception) -> str:
+    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+    if isinstance(error, OSError) and error.errno in refused:
+        return "Data is prepared below HF_HOME: name a folder there that can be written and has room."
+    if isinstance(error, ConnectionError) or is_passing(error):
+        return "Check the connection and HF_ENDPOINT, then run the same command again."
+    return "Check the name, the split and the columns with datasets.load_dataset."
+
+
 def _load(spec: Data, folder: Path) -> Dataset:
     from datasets import load_dataset
 
@@ -235,8 +251,9 @@ def _load(spec: Data, folder: Path) -> Dataset:
             "test", "train", 1
         )  # a single file is one split, which datasets calls train
         return load_dataset(_READERS[path.suffix], data_files=str(path), split=split, **separator)
-    name = str(path) if path.is_dir() else spec.dataset
-    return load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
+    if path.is_dir():
+        return load_dataset(str(path), spec.config, split=spec.split)
+    return load_from_hub(spec)
 
 
 def fingerprint(examples: Dataset, columns: Sequence[str]) -> str:

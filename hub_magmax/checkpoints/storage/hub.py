@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,11 +26,13 @@ from hub_magmax.checkpoints.storage.hub_files import (
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.checkpoints.storage.readahead import ReadAhead, Segment, Wanted
 from hub_magmax.checkpoints.weight_files import read_index, weight_map
-from hub_magmax.hub import hub_api, hub_errors, retry
+from hub_magmax.hub import TIMEOUT_SECONDS, hub_api, hub_errors, is_offline, retry
 from hub_magmax.kernels.stored import Stored
 
 #: Bytes of a header's first request; most headers are smaller.
 HEADER_WINDOW_BYTES = 2**16
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 #: A file's first window stays in memory if fetching it again would be more than a hundredth of the file.
 _KEPT_HEAD_BYTES = 100 * HEADER_WINDOW_BYTES
@@ -38,26 +41,46 @@ _KEPT_HEAD_BYTES = 100 * HEADER_WINDOW_BYTES
 def resolve_commit(repo_id: str, revision: str | None) -> str:
     """Return the 40-digit commit that `revision` (None: the default branch) names now.
 
-    Works offline from the local cache, also for the beginning of a commit.
+    The Hub is asked, again and again while it fails in a way that can pass. Only offline does the local cache
+    answer instead, also for the beginning of a commit.
+
+    Raises:
+        SourceError: If the Hub does not answer, or offline the cache does not know.
     """
+    if is_offline():
+        return _cached_commit(repo_id, revision)
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    with hub_errors(_named(repo_id, revision)):
+        # Not `HfApi.resolve_revision`, which takes what the cache holds of a branch while the Hub fails.
+        info = retry(lambda: hub_api().model_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS))
+    assert info.sha is not None
+    return info.sha
+
+
+def _cached_commit(repo_id: str, revision: str | None) -> str:
     from huggingface_hub.errors import RevisionResolutionError
 
-    name = f"{repo_id}@{revision}" if revision else repo_id
-    with hub_errors(name):
+    with hub_errors(_named(repo_id, revision)):
         try:
-            return str(retry(lambda: hub_api().resolve_revision(repo_id, revision=revision)).resolved)
+            found = hub_api().resolve_revision(repo_id, revision=revision, local_files_only=True)
+            return str(found.resolved)
         except RevisionResolutionError:
             if (commit := commit_in_cache(repo_id, revision)) is None:
                 raise
             return commit
 
 
+def _named(repo_id: str, revision: str | None) -> str:
+    return f"{repo_id}@{revision}" if revision else repo_id
+
+
 def open_hub(repo_id: str, commit: str, part: str = "") -> FileSource:
     """Open a repository at a commit, or a part of it; from the local cache when offline."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         label = _label(repo_id, commit, part)
         with hub_errors(label):
             try:
@@ -79,6 +102,7 @@ class CachedSource(LocalSource):
     """
 
     def __init__(self, repo_id: str, commit: str, part: str, snapshot: Path) -> None:
+        self.commit = commit
         self._place = repo_id, commit, split_part(part)[0]
         super().__init__(snapshot / self._place[2], _label(repo_id, commit, part), split_part(part)[1])
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from hub_magmax.errors import EvaluationError, MissingDependencyError
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.hub_data import without_prepared_copies
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,14 +68,15 @@ class Harness:
                 device=str(model.device),
             )
             try:
-                results = lm_eval.simple_evaluate(
-                    model=language_model,
-                    tasks=[task],
-                    num_fewshot=self.num_fewshot,
-                    limit=self.limit,
-                    log_samples=True,
-                    bootstrap_iters=0,
-                )
+                with without_prepared_copies():
+                    results = lm_eval.simple_evaluate(
+                        model=language_model,
+                        tasks=[task],
+                        num_fewshot=self.num_fewshot,
+                        limit=self.limit,
+                        log_samples=True,
+                        bootstrap_iters=0,
+                    )
             except (KeyError, ValueError, OSError) as error:
                 raise EvaluationError(
                     f"lm-eval cannot run the task ({type(error).__name__}: {str(error)[:300]})",

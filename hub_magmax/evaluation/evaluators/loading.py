@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.storage.hub_copy import copied_from_hub
 from hub_magmax.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -57,11 +58,12 @@ def load_model(place: ModelPlace, model_class: str, processor_class: str, purpos
     import transformers
 
     try:
+        here = copied_from_hub(place)
         with without_bars():
             network = getattr(transformers, model_class).from_pretrained(
-                place.name, use_safetensors=True, variant=place.variant, **place.options
+                here.name, use_safetensors=True, variant=here.variant, **here.options
             )
-            processor = getattr(transformers, processor_class).from_pretrained(place.name, **place.options)
+            processor = getattr(transformers, processor_class).from_pretrained(here.name, **here.options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(

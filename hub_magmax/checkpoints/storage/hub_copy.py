@@ -1,0 +1,60 @@
+"""Models of the Hub copied into the local cache, whole, before a library loads them from there.
+
+A library that loads from the Hub itself takes a file that it could not get as missing, or an older one from
+the cache. From a folder it can do neither.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hub_magmax.checkpoints.listing import split_part
+from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.needed_files import needed_files
+from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
+from hub_magmax.checkpoints.weight_files import weight_map
+from hub_magmax.errors import SourceError
+from hub_magmax.hub import hub_api, hub_errors, is_offline, is_passing, retry
+
+#: Files that are downloaded side by side.
+_PARALLEL_DOWNLOADS = 4
+
+
+def copied_from_hub(place: ModelPlace) -> ModelPlace:
+    """Return where a model lies on this machine, after its files were downloaded where they are missing.
+
+    Offline the place stays what it is: libraries then read the local cache.
+
+    Raises:
+        SourceError: If a file of the model cannot be downloaded.
+    """
+    if is_offline() or (place.revision is None and Path(place.name).is_dir()):
+        return place
+    commit = resolve_commit(place.name, place.revision)
+    source = open_hub(place.name, commit, place.part)
+    folder = split_part(place.part)[0]
+    indexes = (path for path in source.sizes if path.endswith(".safetensors.index.json"))
+    paths = [*dict.fromkeys([*needed_files(source), *indexes, *weight_map(source.listing)])]
+    names = [f"{folder}/{path}" if folder else path for path in paths]
+    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+        copies = list(pool.map(lambda name: _download(place.name, commit, name), names))
+    return ModelPlace(str(copies[0].parents[names[0].count("/")]), part=place.part)
+
+
+def _download(repo_id: str, commit: str, path: str) -> Path:
+    """Return the file in the local cache; huggingface_hub repeats most requests itself."""
+    where = f"{repo_id}@{commit[:7]}, {path}"
+    with hub_errors(where):
+        try:
+            return Path(retry(lambda: hub_api().hf_hub_download(repo_id, path, revision=commit), _may_pass))
+        except RuntimeError as error:  # of hf_xet
+            raise SourceError(
+                f"the download failed ({' '.join(str(error).split())[:200]})",
+                where=where,
+                hint="Check the connection and the room in HF_HOME, then run the same command again.",
+            ) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    return is_passing(error) or isinstance(error, RuntimeError)
