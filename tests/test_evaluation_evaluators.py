@@ -267,7 +267,7 @@ def test_log_likelihoods_reach_the_scores_with_an_interval_of_their_own(causal, 
 
 def scored(causal, folder, name, **options):
     """Return the scores of one task on two texts, for a model that is its own base and merge."""
-    Dataset.from_dict({"text": ["ab", "abcd"]}).to_json(folder / "rows.jsonl")
+    Dataset.from_dict({"text": ["ab ab", "abcd abcd"]}).to_json(folder / "rows.jsonl")
     tasks = {"a": {"dataset": str(folder / "rows.jsonl")}}
     values = recipe_values(("a",), evaluation={"evaluator": {"name": name, **options}, "tasks": tasks})
     values |= {"base_model": str(causal), "tasks": [{"name": "a", "model": str(causal)}]}
@@ -364,7 +364,7 @@ def test_plugin_is_an_evaluator_like_any_other(monkeypatch, causal, tmp_path):
     point = EntryPoint("length", f"{__name__}:Length", "hub_magmax.evaluators")
     monkeypatch.setitem(vars(EVALUATORS), "plugins", {"length": point})
     assert evaluator_names()[-1] == "length"
-    assert scored(causal, tmp_path, "length", factor=2).get("merged", "a").outcomes == (4.0, 8.0)
+    assert scored(causal, tmp_path, "length", factor=2).get("merged", "a").outcomes == (10.0, 18.0)
     monkeypatch.setattr(Length, "higher_is_better", False, raising=False)
     with pytest.raises(EvaluationError, match=r"lower values of 'length'.*return the negative"):
         scored(causal, tmp_path, "length")

@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError, HubMagmaxError, LockError
 from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
+from hub_magmax.evaluation.evaluators.prompts import with_prompts
 from hub_magmax.evaluation.hub_data import commit_of, load_from_hub
 from hub_magmax.files import canonical_json, from_here, sha256_of
 from hub_magmax.hub import is_offline, is_passing
@@ -82,7 +84,8 @@ def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, s
         folder: Where relative paths start.
         locked: From `pin_local_data`.
     """
-    for name, found in _local_digests([spec for spec in specs if spec.dataset in locked], folder):
+    named = [part for spec in specs for part in _with_shots(spec) if part.dataset in locked]
+    for name, found in _local_digests(named, folder):
         if found != locked[name]:
             raise LockError(
                 "this data is no longer what was locked, so scores on it cannot be compared",
@@ -134,8 +137,12 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def pinned(spec: Data, pins: Mapping[str, str]) -> Data:
     """Return `spec` with its revision replaced by the commit it was pinned to, if it was."""
-    commit = pins.get(_pin_key(spec))
-    return spec.model_copy(update={"revision": commit}) if commit else spec
+    changes: dict[str, Any] = {}
+    if commit := pins.get(_pin_key(spec)):
+        changes["revision"] = commit
+    if spec.few_shot and spec.shots and (commit := pins.get(_pin_key(spec.shots))):
+        changes["few_shot"] = spec.few_shot.model_copy(update={"revision": commit})
+    return spec.model_copy(update=changes) if changes else spec
 
 
 def with_pinned_data(recipe: Recipe, pins: Mapping[str, str]) -> Recipe:
@@ -152,7 +159,15 @@ def with_pinned_data(recipe: Recipe, pins: Mapping[str, str]) -> Recipe:
 
 
 def data_of(recipe: Recipe) -> list[Data]:
-    """Return every data set that the recipe names, in order."""
+    """Return every data set that the recipe names, in order, those of solved examples included."""
+    return [part for data in _named_data(recipe) for part in _with_shots(data)]
+
+
+def _with_shots(data: Data) -> tuple[Data, ...]:
+    return (data,) if data.shots is None else (data, data.shots)
+
+
+def _named_data(recipe: Recipe) -> list[Data]:
     found: list[Data] = []
     if recipe.preference is not None:
         found += _data_in(recipe.preference)
@@ -207,17 +222,17 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
         raise EvaluationError(
             f"the data cannot be loaded ({type(error).__name__}: {reason})", where=where, hint=_way_out(error)
         ) from error
-    for column in (spec.input_column, spec.label_column if labelled else None):
+    for column in (spec.input_column, spec.prompt_column, spec.label_column if labelled else None):
         if column is not None and column not in examples.column_names:
             raise EvaluationError(
                 f"there is no column {column!r}",
                 where=where,
                 expected=f"one of {', '.join(examples.column_names)}",
-                hint="Name it with input_column or label_column.",
+                hint="Name it with input_column, prompt_column or label_column.",
             )
     if len(examples) == 0:
         raise EvaluationError("the split is empty", where=where)
-    return examples
+    return with_prompts(examples, spec, partial(load_examples, folder=folder, labelled=labelled))
 
 
 def _refuse_missing(spec: Data, folder: Path) -> None:

@@ -41,6 +41,7 @@ class Score:
         num_examples: How many examples it is a mean of.
         outcomes: What the model scored on each of them, in order; empty where that was not kept.
         probabilities: Of the right answers, likewise; also empty where the evaluator tells none.
+        num_cut: Examples that were longer than the model's context, so that a part was left out.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Score:
     num_examples: int
     outcomes: tuple[float, ...] = field(default=(), repr=False)
     probabilities: tuple[float, ...] = field(default=(), repr=False)
+    num_cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,23 @@ class Scores:
         rows: dict[str, dict[str, float]] = {}
         for score in self.scores:
             rows.setdefault(score.model, {})[score.task] = score.value
-        return f"{score_table(self.metric, rows, tuple(self.data))}\n\n{self.legend}"
+        return "\n".join([score_table(self.metric, rows, tuple(self.data)), "", self.legend, *self.cuts])
 
     @property
     def legend(self) -> str:
         """Say what the values are, in which unit, and which of them are better."""
         unit = f" in {self.unit}" if self.unit else ", a share from 0 to 1" if self.is_share else ""
         return f"{self.metric}{unit}; {'higher' if self.higher_is_better else 'lower'} is better"
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Name the examples that did not fit a model's context, one line per model and task."""
+        return tuple(
+            f"{score.task}: {score.num_cut:,} of {score.num_examples:,} examples are beyond the context of "
+            f"{score.model}, and a part of each was left out"
+            for score in self.scores
+            if score.num_cut
+        )
 
     @property
     def digest(self) -> str:
@@ -122,6 +134,9 @@ def _values(scores: Scores) -> dict[str, Any]:
     for name in ("unit", "higher_is_better"):
         if values[name] == Scores.__dataclass_fields__[name].default:
             del values[name]
+    for score in values["scores"]:
+        if not score["num_cut"]:
+            del score["num_cut"]
     return values
 
 
@@ -183,4 +198,5 @@ def make_score(model: str, task: str, outcomes: Sequence[Outcome], *, is_share: 
     probabilities = tuple(round(o.probability, 6) for o in outcomes if o.probability is not None)
     if len(probabilities) < len(values):
         probabilities = ()
-    return Score(model, task, math.fsum(values) / len(values), low, high, len(values), values, probabilities)
+    mean, num_cut = math.fsum(values) / len(values), sum(outcome.is_cut for outcome in outcomes)
+    return Score(model, task, mean, low, high, len(values), values, probabilities, num_cut)

@@ -26,6 +26,7 @@ from hub_magmax.evaluation.evaluators import (
     brings_data,
     check_direction,
     columns_of,
+    described_inputs,
     evaluator_of,
     needs_labels,
     unit_of,
@@ -92,7 +93,7 @@ def evaluate(
                 scores.append(make_score(label, task, found, is_share=evaluator.is_share))
     scored = {score.task for score in scores}
     described = {
-        task: _describe(pinned(data, lock.datasets), examples[task])
+        task: _describe(pinned(data, lock.datasets), examples[task]) | described_inputs(evaluator, data)
         for task, data in spec.data.items()
         if task in scored
     }

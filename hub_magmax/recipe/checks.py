@@ -132,6 +132,23 @@ def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
             yield conflict(("evaluation", "guard", name), "this is the name of a task", "choose another one")
 
 
+def _prompt_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield keys of prompts where the evaluator has none: they would be left out in silence."""
+    if recipe.evaluation is None:
+        return
+    name = recipe.evaluation.evaluator.name
+    if getattr(EVALUATORS.get(name).make, "has_prompts", False):
+        return
+    for part, found in (("tasks", recipe.evaluation.tasks), ("guard", recipe.evaluation.guard)):
+        for task, data in found.items():
+            for key in data.prompt_keys:
+                yield conflict(
+                    ("evaluation", part, task, key),
+                    f"the evaluator {name} has no prompts",
+                    "leave the key out, or choose another evaluator",
+                )
+
+
 def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
     """Yield every preference in the recipe with its key path."""
     if recipe.preference is not None:
@@ -303,6 +320,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _output_problems,
     _adapter_problems,
     _guard_problems,
+    _prompt_problems,
 )
 
 

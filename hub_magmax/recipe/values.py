@@ -12,13 +12,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
+    model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticKnownError
 
 from hub_magmax.kernels.backend import DEVICES
 from hub_magmax.recipe.model_names import relative_path
+from hub_magmax.recipe.templates import checked_template
 
 #: Most tasks, and most entries that there is one of per task.
 MAX_TASKS = 255
@@ -132,8 +136,31 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+#: A Jinja2 template over the columns of an example.
+PromptTemplate = Annotated[str, Field(min_length=1), AfterValidator(checked_template)]
+
+
+class FewShot(Spec):
+    """Solved examples before every prompt: `count` of another split or data set, drawn by `seed`."""
+
+    count: Annotated[int, Field(ge=1, le=100)]
+    dataset: Place | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+#: Keys of `Data` that came later: without a value they are no part of its digest.
+_PROMPT_KEYS = ("prompt_column", "template", "few_shot")
+
+
 class Data(Spec):
-    """Examples as `datasets` names them: a Hub id, or a local folder or file, and a split."""
+    """Examples as `datasets` names them: a Hub id, or a local folder or file, and a split.
+
+    A language model is given the column `prompt_column`, or what `template` makes of an example's columns,
+    after the examples of `few_shot`.
+    """
 
     dataset: Place
     config: str | None = None
@@ -141,6 +168,45 @@ class Data(Spec):
     revision: str | None = None
     input_column: str | None = None
     label_column: str = "label"
+    prompt_column: str | None = None
+    template: PromptTemplate | None = None
+    few_shot: FewShot | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Data:
+        if self.prompt_column is not None and self.template is not None:
+            raise ValueError("prompt_column and template both say what the prompt is; name one of them")
+        if self.shots is not None and (self.shots.dataset, self.shots.config, self.shots.split) == (
+            self.dataset,
+            self.config,
+            self.split,
+        ):
+            raise ValueError("few_shot takes its examples from the data that is scored; name another split")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_prompts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k not in _PROMPT_KEYS or v is not None}
+
+    @property
+    def shots(self) -> Data | None:
+        """The data that the few solved examples are drawn from."""
+        if self.few_shot is None:
+            return None
+        own = self.few_shot.dataset is None
+        changes: dict[str, Any] = {
+            "dataset": self.dataset if own else self.few_shot.dataset,
+            "config": self.few_shot.config or (self.config if own else None),
+            "split": self.few_shot.split,
+            "revision": self.few_shot.revision or (self.revision if own else None),
+            "few_shot": None,
+        }
+        return self.model_copy(update=changes)
+
+    @property
+    def prompt_keys(self) -> tuple[str, ...]:
+        """The keys that were set and that only evaluators with prompts understand."""
+        return tuple(key for key in _PROMPT_KEYS if getattr(self, key) is not None)
 
 
 TaskData = Annotated[dict[TaskName, Data], Field(max_length=MAX_TASKS)]

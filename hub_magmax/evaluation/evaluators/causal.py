@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.evaluators.examples import batches_of
-from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.examples import rows_of
+from hub_magmax.evaluation.evaluators.likelihoods import Row, answer_row, log_likelihoods, text_row
+from hub_magmax.evaluation.evaluators.prompts import Solved, describe_joint, prompter_of, shots_of
+from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,44 +20,107 @@ if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
+class _Prompted:
+    """What evaluators of prompts and answers share.
+
+    Attributes:
+        delimiter: Between prompt and answer; by default a space where neither has white space there.
+        chat_template: Put prompts as a user's turns into the chat template of each model's tokenizer.
+    """
+
+    has_prompts: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "text-generation"
+    model_class: ClassVar[str] = "AutoModelForCausalLM"
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    delimiter: str | None
+    chat_template: bool
+
+    def describe_inputs(self) -> dict[str, str]:
+        return {"joint": describe_joint(self.delimiter, chat=self.chat_template)}
+
+
+class Text(NamedTuple):
+    """One text to score: its row, what came before it, and itself."""
+
+    row: Row
+    prompt: str
+    answer: str
+
+
 @evaluator("log-likelihood")
 @dataclass(frozen=True)
-class LogLikelihood:
+class LogLikelihood(_Prompted):
     """Texts to their mean log-probability per token, which is minus the loss (natural logarithm).
 
-    The first token has nothing before it and does not count. Texts longer than the model's context
-    are cut off there.
+    After a prompt only the text's own tokens count. Without one the first token has nothing before it and
+    does not count. What is longer than the model's context is cut: texts at the end, prompts at the start.
     """
+
+    _: KW_ONLY
+    delimiter: str | None = None
+    chat_template: bool = False
 
     metric: ClassVar[str] = "log-likelihood"
     unit: ClassVar[str] = "nats per token"
     labelled: ClassVar[bool] = False
     is_share: ClassVar[bool] = False
-    pipeline_tag: ClassVar[str] = "text-generation"
-    model_class: ClassVar[str] = "AutoModelForCausalLM"
-    processor_class: ClassVar[str] = "AutoTokenizer"
 
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
-    ) -> Iterator[list[tuple[list[int], int]]]:
-        for (texts,) in batches_of(examples, (columns.input or "text",), batch_size):
-            yield [(_tokens(model, text), 1) for text in texts]
+    ) -> Iterator[list[Text]]:
+        column = columns.input or "text"
+        prompter = prompter_of(model, self.delimiter, chat=self.chat_template)
 
-    def outcomes(self, model: LoadedModel, batches: Iterable[list[tuple[list[int], int]]]) -> list[Outcome]:
+        def solve(row: Mapping[str, Any]) -> Solved:
+            return str(row[columns.prompt]) if columns.prompt else "", str(row[column])
+
+        wanted = [name for name in (column, columns.prompt, columns.shots) if name]
+        for rows in rows_of(examples, wanted, batch_size):
+            batch = []
+            for row in rows:
+                prompt, answer = solve(row)
+                shots = shots_of(row[columns.shots], solve) if columns.shots else []
+                if columns.prompt or shots:
+                    prompt, answer = prompter.joined(shots, prompt, answer)
+                    batch.append(Text(answer_row(model, prompt, answer), prompt, answer))
+                else:
+                    batch.append(Text(text_row(model, answer), "", answer))
+            yield batch
+
+    def outcomes(self, model: LoadedModel, batches: Iterable[list[Text]]) -> list[Outcome]:
         found = []
-        for rows in batches:
-            for (tokens, first), total in zip(rows, _log_likelihoods(model, rows), strict=True):
-                mean = total / max(1, len(tokens) - first)
-                found.append(Outcome(mean, math.exp(mean)))
+        for texts in batches:
+            totals = log_likelihoods(model, [text.row for text in texts])
+            for text, total in zip(texts, totals, strict=True):
+                mean = total / text.row.num_counted
+                found.append(Outcome(mean, math.exp(mean), is_cut=text.row.is_cut))
         return found
+
+    def samples(self, model: LoadedModel, batches: Iterable[list[Text]]) -> list[Sample]:
+        """Return the texts with their scores, and what the model itself goes on with after a prompt."""
+        found = []
+        for texts in batches:
+            for text, outcome in zip(texts, self.outcomes(model, [texts]), strict=True):
+                answer = continued(model, text.row) if text.prompt else None
+                found.append(Sample(text.prompt, answer, text.answer, outcome.score))
+        return found
+
+
+class Question(NamedTuple):
+    """One question: a row for each answer, the number of the right one, and the texts."""
+
+    rows: list[Row]
+    right: int
+    prompt: str
+    answers: list[str]
 
 
 @evaluator("multiple-choice")
 @dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoice(_Prompted):
     """Questions with some answers each, right where the likeliest answer is the labelled one.
 
-    The question and a space come before every answer. Equal likelihoods go to the first answer.
+    Equal likelihoods go to the first answer.
 
     Attributes:
         choices_column: Holds the list of answers. The label is the number of the right one, or its text.
@@ -65,36 +130,91 @@ class MultipleChoice:
     _: KW_ONLY
     choices_column: str = "choices"
     per_token: bool = False
+    delimiter: str | None = None
+    chat_template: bool = False
 
     metric: ClassVar[str] = "accuracy"
     is_share: ClassVar[bool] = True
-    pipeline_tag: ClassVar[str] = "text-generation"
-    model_class: ClassVar[str] = "AutoModelForCausalLM"
-    processor_class: ClassVar[str] = "AutoTokenizer"
 
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
-    ) -> Iterator[list[tuple[list[tuple[list[int], int]], int]]]:
-        wanted = (columns.input or "question", self.choices_column, columns.label)
-        for questions, choices, labels in batches_of(examples, wanted, batch_size):
-            yield [
-                (_continuations(model, question, answers), _number_of(label, answers))
-                for question, answers, label in zip(questions, choices, labels, strict=True)
-            ]
+    ) -> Iterator[list[Question]]:
+        column = columns.prompt or columns.input or "question"
+        prompter = prompter_of(model, self.delimiter, chat=self.chat_template)
 
-    def outcomes(
-        self, model: LoadedModel, batches: Iterable[list[tuple[list[tuple[list[int], int]], int]]]
-    ) -> list[Outcome]:
-        found = []
-        for questions in batches:
-            totals = iter(_log_likelihoods(model, [row for rows, _ in questions for row in rows]))
-            for rows, right in questions:
-                scores = list(islice(totals, len(rows)))
-                if self.per_token:
-                    lengths = [len(tokens) - first for tokens, first in rows]
-                    scores = [score / length for score, length in zip(scores, lengths, strict=True)]
-                found.append(_chosen(scores, right))
-        return found
+        def solve(row: Mapping[str, Any]) -> Solved:
+            answers = _answers(row[self.choices_column])
+            return str(row[column]), answers[_number_of(row[columns.label], answers)]
+
+        wanted = [column, self.choices_column, columns.label, *([columns.shots] if columns.shots else [])]
+        for rows in rows_of(examples, wanted, batch_size):
+            batch = []
+            for row in rows:
+                answers = _answers(row[self.choices_column])
+                shots = shots_of(row[columns.shots], solve) if columns.shots else []
+                pairs = [prompter.joined(shots, str(row[column]), answer) for answer in answers]
+                texts = [answer_row(model, *pair) for pair in pairs]
+                right = _number_of(row[columns.label], answers)
+                batch.append(Question(texts, right, pairs[0][0], [answer for _, answer in pairs]))
+            yield batch
+
+    def outcomes(self, model: LoadedModel, batches: Iterable[list[Question]]) -> list[Outcome]:
+        return [
+            _chosen(scores, question.right)._replace(is_cut=any(row.is_cut for row in question.rows))
+            for questions in batches
+            for question, scores in zip(questions, self._scores(model, questions), strict=True)
+        ]
+
+    def samples(self, model: LoadedModel, batches: Iterable[list[Question]]) -> list[Sample]:
+        """Return the questions, the answer that was chosen, and the right one."""
+        return [
+            Sample(
+                question.prompt,
+                question.answers[scores.index(max(scores))],
+                question.answers[question.right],
+                _chosen(scores, question.right).score,
+            )
+            for questions in batches
+            for question, scores in zip(questions, self._scores(model, questions), strict=True)
+        ]
+
+    def _scores(self, model: LoadedModel, questions: Sequence[Question]) -> Iterator[list[float]]:
+        """Yield what each question's answers are compared by."""
+        totals = iter(log_likelihoods(model, [row for question in questions for row in question.rows]))
+        for question in questions:
+            scores = list(islice(totals, len(question.rows)))
+            if self.per_token:
+                scores = [s / row.num_counted for s, row in zip(scores, question.rows, strict=True)]
+            yield scores
+
+
+def continued(model: LoadedModel, row: Row) -> str:
+    """Return the model's own likeliest tokens, one at a time, in place of those that count."""
+    import torch
+
+    ids = torch.tensor([row.tokens[: row.first]], device=model.device)
+    with torch.inference_mode():
+        made = model.network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=row.num_counted,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=model.processor.pad_token_id or model.processor.eos_token_id or 0,
+        )
+    text: str = model.processor.decode(made[0, row.first :], skip_special_tokens=True)
+    return text
+
+
+def _answers(cell: Any) -> list[str]:
+    """Return the answers of a cell as texts."""
+    if not isinstance(cell, Sequence) or isinstance(cell, str) or not cell:
+        raise EvaluationError(
+            f"{cell!r:.100} is no list of answers",
+            where="choices column",
+            hint="Name it with choices_column.",
+        )
+    return [str(answer) for answer in cell]
 
 
 def _chosen(scores: Sequence[float], right: int) -> Outcome:
@@ -109,50 +229,11 @@ def _chosen(scores: Sequence[float], right: int) -> Outcome:
 def _number_of(label: Any, answers: Sequence[str]) -> int:
     if isinstance(label, int) and 0 <= label < len(answers):
         return label
-    if label in answers:
-        return list(answers).index(label)
+    for written in (list(answers), [answer.strip() for answer in answers]):
+        if written.count(str(label)) == 1 or str(label) in answers:
+            return written.index(str(label))
     raise EvaluationError(
         f"the label {label!r} is none of the answers",
         where="label column",
         expected=f"a number from 0 to {len(answers) - 1}, or one of {', '.join(map(repr, answers))}",
     )
-
-
-def _tokens(model: LoadedModel, text: str) -> list[int]:
-    """Return a text's tokens, cut off where the model's context ends."""
-    tokens: list[int] = model.processor(text)["input_ids"]
-    return tokens[: getattr(model.network.config, "max_position_embeddings", None)]
-
-
-def _continuations(model: LoadedModel, question: str, answers: Sequence[str]) -> list[tuple[list[int], int]]:
-    """Return the tokens of question and answer together, and where the answer starts.
-
-    The question is tokenised together with the answer, since a token may span the space between them:
-    the answer starts where the two first differ from the question alone, and at least one token counts.
-    """
-    alone: list[int] = model.processor(question, add_special_tokens=True)["input_ids"]
-    rows = []
-    for answer in answers:
-        tokens = _tokens(model, f"{question} {answer}")
-        shared = next((i for i, (a, b) in enumerate(zip(alone, tokens, strict=False)) if a != b), len(alone))
-        rows.append((tokens, max(1, min(shared, len(tokens) - 1))))
-    return rows
-
-
-def _log_likelihoods(model: LoadedModel, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Return the summed log-probability of each row's tokens from its `first` one on.
-
-    Rows are run together, filled up at the end, where attention does not reach back from.
-    """
-    import torch
-
-    length = max(len(tokens) for tokens, _ in rows)
-    ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows], device=model.device)
-    mask = torch.tensor([[1] * len(t) + [0] * (length - len(t)) for t, _ in rows], device=model.device)
-    with torch.inference_mode():
-        logits = model.network(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        chosen = logits.double().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return [
-        float(row[first - 1 : len(tokens) - 1].sum())
-        for row, (tokens, first) in zip(chosen, rows, strict=True)
-    ]

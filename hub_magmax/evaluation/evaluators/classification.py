@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
+from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, cut_texts, label_names
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 
 if TYPE_CHECKING:
@@ -26,23 +26,30 @@ class _Classification:
     def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
         raise NotImplementedError
 
+    def cut_inputs(self, processor: Any, inputs: list[Any]) -> list[bool]:
+        """Return for each input whether a part of it is left out."""
+        return [False] * len(inputs)
+
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
-    ) -> Iterator[tuple[Any, list[int]]]:
+    ) -> Iterator[tuple[Any, list[int], list[bool]]]:
         to_class = _classes(model.network.config, label_names(examples, columns.label))
         wanted = (columns.input or self.input_column, columns.label)
         for inputs, labels in batches_of(examples, wanted, batch_size):
-            yield self.encode_inputs(model.processor, inputs), [to_class(label) for label in labels]
+            encoded = self.encode_inputs(model.processor, inputs)
+            yield encoded, [to_class(label) for label in labels], self.cut_inputs(model.processor, inputs)
 
-    def outcomes(self, model: LoadedModel, batches: Iterable[tuple[Any, list[int]]]) -> list[Outcome]:
+    def outcomes(
+        self, model: LoadedModel, batches: Iterable[tuple[Any, list[int], list[bool]]]
+    ) -> list[Outcome]:
         import torch
 
+        found = []
         with torch.inference_mode():
-            return [
-                outcome
-                for encoded, classes in batches
-                for outcome in class_outcomes(model.network(**encoded.to(model.device)).logits, classes)
-            ]
+            for encoded, classes, cut in batches:
+                scored = class_outcomes(model.network(**encoded.to(model.device)).logits, classes)
+                found += [outcome._replace(is_cut=c) for outcome, c in zip(scored, cut, strict=True)]
+        return found
 
 
 def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
@@ -95,3 +102,6 @@ class TextClassification(_Classification):
 
     def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
         return processor(inputs, padding=True, truncation=True, return_tensors="pt")
+
+    def cut_inputs(self, processor: Any, inputs: list[Any]) -> list[bool]:
+        return cut_texts(processor, inputs)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from hub_magmax.evaluation.evaluators.examples import batches_of, label_names, label_text
-from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.examples import cut_texts, label_names, label_text, rows_of
+from hub_magmax.evaluation.evaluators.prompts import Solved, prompter_of, shots_of
+from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,12 +18,22 @@ if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
+class Inputs(NamedTuple):
+    """A batch: what the model gets, the right answers, and the texts before they were cut."""
+
+    encoded: Any
+    answers: list[str]
+    prompts: list[str]
+    cut: list[bool]
+
+
 @evaluator("text-to-text")
 @dataclass(frozen=True)
 class TextToText:
     """Texts to texts, right where the greedy answer is the label's text to the letter, case and spaces aside.
 
-    For sequence-to-sequence models such as T5. Labels are texts, or numbers whose names the data has.
+    For sequence-to-sequence models such as T5. Labels are texts, or numbers whose names the data has. Prompts
+    of the data, and solved examples before them, take the place of the input.
 
     Attributes:
         max_new_tokens: Where an answer is cut off.
@@ -35,37 +46,66 @@ class TextToText:
 
     metric: ClassVar[str] = "exact match"
     is_share: ClassVar[bool] = True
+    has_prompts: ClassVar[bool] = True
     pipeline_tag: ClassVar[str] = "text-generation"
     model_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     processor_class: ClassVar[str] = "AutoTokenizer"
 
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
-    ) -> Iterator[tuple[Any, list[str]]]:
+    ) -> Iterator[Inputs]:
         names = label_names(examples, columns.label)
-        for texts, labels in batches_of(examples, (columns.input or "text", columns.label), batch_size):
-            prefixed = [self.prefix + text for text in texts]
-            encoded = model.processor(prefixed, padding=True, truncation=True, return_tensors="pt")
-            yield encoded, [label_text(label, names) for label in labels]
+        column = columns.prompt or columns.input or "text"
 
-    def outcomes(self, model: LoadedModel, batches: Iterable[tuple[Any, list[str]]]) -> list[Outcome]:
+        def solve(row: Mapping[str, Any]) -> Solved:
+            return self.prefix + str(row[column]), label_text(row[columns.label], names)
+
+        prompter = prompter_of(model, None, chat=False)
+        wanted = [column, columns.label, *([columns.shots] if columns.shots else [])]
+        for rows in rows_of(examples, wanted, batch_size):
+            prompts, answers = [], []
+            for row in rows:
+                prompt, answer = solve(row)
+                shots = shots_of(row[columns.shots], solve) if columns.shots else []
+                prompts.append(prompter.joined(shots, prompt, answer)[0])
+                answers.append(answer)
+            encoded = model.processor(prompts, padding=True, truncation=True, return_tensors="pt")
+            yield Inputs(encoded, answers, prompts, cut_texts(model.processor, prompts))
+
+    def outcomes(self, model: LoadedModel, batches: Iterable[Inputs]) -> list[Outcome]:
+        return [
+            Outcome(self._score(text, label), is_cut=is_cut)
+            for inputs in batches
+            for text, label, is_cut in zip(
+                self._generated(model, inputs), inputs.answers, inputs.cut, strict=True
+            )
+        ]
+
+    def samples(self, model: LoadedModel, batches: Iterable[Inputs]) -> list[Sample]:
+        """Return the inputs, what was generated, and the labels' texts."""
+        return [
+            Sample(prompt, text, label, self._score(text, label))
+            for inputs in batches
+            for prompt, text, label in zip(
+                inputs.prompts, self._generated(model, inputs), inputs.answers, strict=True
+            )
+        ]
+
+    def _generated(self, model: LoadedModel, inputs: Inputs) -> list[str]:
         import torch
 
-        found = []
         with torch.inference_mode():
-            for encoded, wanted in batches:
-                answers = model.network.generate(
-                    **encoded.to(model.device),
-                    max_new_tokens=self.max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                )
-                texts = model.processor.batch_decode(answers, skip_special_tokens=True)
-                found += [
-                    Outcome(float(_plain(text) == _plain(label)))
-                    for text, label in zip(texts, wanted, strict=True)
-                ]
-        return found
+            answers = model.network.generate(
+                **inputs.encoded.to(model.device),
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+            )
+        texts: list[str] = model.processor.batch_decode(answers, skip_special_tokens=True)
+        return texts
+
+    def _score(self, text: str, label: str) -> float:
+        return float(_plain(text) == _plain(label))
 
 
 def _plain(text: str) -> str:

@@ -30,19 +30,45 @@ class Outcome(NamedTuple):
         probability: That the model gave the right answer, where it says so.
         margin: How much more the model favours the right answer than the best of the others, in any unit
             that is the same for all its answers; negative where it is wrong. None where it does not say.
+        is_cut: The example was longer than the model's context, so that a part of it was left out.
     """
 
     score: float
     probability: float | None = None
     margin: float | None = None
+    is_cut: bool = False
+
+
+class Sample(NamedTuple):
+    """One example as a model saw it and answered, for people to read.
+
+    Attributes:
+        prompt: What the model was given.
+        answer: What it answered or chose; None where it only judged the expected text.
+        expected: The right answer.
+        score: As in `Outcome`.
+    """
+
+    prompt: str
+    answer: str | None
+    expected: str
+    score: float
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of the inputs and the right answers; without an input column the evaluator's own."""
+    """Columns of the inputs and the right answers; without an input column the evaluator's own.
+
+    Attributes:
+        input, label: Columns of the input and of the right answer.
+        prompt: Column of what comes before a text; None where nothing was named.
+        shots: Column that holds the solved examples before it (`prompts.shots_of`); None without any.
+    """
 
     input: str | None = None
     label: str = "label"
+    prompt: str | None = None
+    shots: str | None = None
 
 
 class Evaluator(Protocol):
@@ -58,6 +84,11 @@ class Evaluator(Protocol):
         labelled: Examples need their label column; true.
         brings_data: There are no examples to load, because `dataset` is a name that the evaluator itself
             knows; false.
+        has_prompts: `encode` heeds `Columns.prompt` and `Columns.shots`; false, and a recipe that names such
+            a column is refused.
+        describe_inputs: A method without arguments: how inputs are put together, as values by name for
+            plan, card and `scores.json`; none.
+        samples: A method like `outcomes` that returns a list of `Sample`; none.
         unit: Of the scores, such as "nats per token"; none.
         higher_is_better: False is refused, since everything that compares models takes more for better:
             return the negative of such a measure.
@@ -95,7 +126,10 @@ class Evaluator(Protocol):
 
 def columns_of(data: Data) -> Columns:
     """Return the columns of inputs and labels that a recipe names for a data set."""
-    return Columns(data.input_column, data.label_column)
+    from hub_magmax.evaluation.evaluators.prompts import PROMPT_COLUMN, SHOTS_COLUMN
+
+    prompt = PROMPT_COLUMN if data.template is not None else data.prompt_column
+    return Columns(data.input_column, data.label_column, prompt, SHOTS_COLUMN if data.few_shot else None)
 
 
 def evaluator_of(spec: Evaluation) -> Evaluator:
@@ -115,6 +149,18 @@ def needs_labels(evaluator: Evaluator) -> bool:
 def brings_data(evaluator: Evaluator) -> bool:
     """Say whether the evaluator has examples of its own."""
     return bool(getattr(evaluator, "brings_data", False))
+
+
+def described_inputs(evaluator: Evaluator, data: Data) -> dict[str, Any]:
+    """Return how an evaluator puts together what models get, as values by name."""
+    describe = getattr(evaluator, "describe_inputs", None)
+    found: dict[str, Any] = dict(describe()) if describe else {}
+    prompts = {"prompt_column": data.prompt_column, "template": data.template}
+    found |= {key: value for key, value in prompts.items() if value is not None}
+    if data.few_shot and data.shots:
+        shots = data.few_shot
+        found["few_shot"] = f"{shots.count} of {data.shots.dataset}, split {shots.split}, seed {shots.seed}"
+    return found
 
 
 def unit_of(evaluator: Evaluator) -> str:

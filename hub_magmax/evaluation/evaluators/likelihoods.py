@@ -1,0 +1,174 @@
+"""Log-probabilities that a causal language model gives to parts of texts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
+
+#: Most tokens that are run together, and most logits of them: half a gigabyte in float32.
+_MOST_TOKENS = 16_384
+_MOST_LOGITS = 2**27
+
+#: Names of the longest context in configurations, as transformers' models call it.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+
+#: Tokenizers without a limit say a number above this.
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of one text; those from `first` on count, and each of them has one before it.
+
+    Attributes:
+        tokens: Of the whole text, or of what the context holds.
+        first: The first token that counts, at least 1.
+        is_cut: Tokens were left out.
+    """
+
+    tokens: list[int]
+    first: int
+    is_cut: bool = False
+
+    @property
+    def num_counted(self) -> int:
+        return len(self.tokens) - self.first
+
+
+def text_row(model: LoadedModel, text: str) -> Row:
+    """Return all tokens of a text, cut off where the model's context ends; the first does not count."""
+    tokens: list[int] = model.processor(text)["input_ids"]
+    limit = context_of(model)
+    if len(tokens) < 2:
+        raise EvaluationError(
+            f"the text {text!r:.100} has fewer than two tokens, so nothing in it can be scored",
+            where="input column",
+            hint="Leave such examples out, or give a prompt before the texts.",
+        )
+    return Row(tokens[:limit], 1, limit is not None and len(tokens) > limit)
+
+
+def answer_row(model: LoadedModel, prompt: str, answer: str) -> Row:
+    """Return the tokens of prompt and answer together, of which the answer's count.
+
+    They are tokenised together, since a token may span the joint: the answer starts where the tokens
+    first differ from those of the prompt alone, without the white space at its end, and at least one
+    counts. Texts beyond the context lose their beginning. lm-eval does both alike.
+    """
+    start = prompt.rstrip()
+    special = _adds_special(model.processor, prompt)
+    alone: list[int] = model.processor(start, add_special_tokens=special)["input_ids"] if start else []
+    tokens: list[int] = model.processor(prompt + answer, add_special_tokens=special)["input_ids"]
+    if not answer.strip():
+        raise EvaluationError(
+            "an answer is empty, so that it has no likelihood", where=f"after {prompt!r:.100}"
+        )
+    if not start:
+        # Something has to come before the first token that counts.
+        beginning = _beginning(model)
+        tokens = tokens if tokens[:1] == [beginning] else [beginning, *tokens]
+        alone = [beginning]
+    first = next((i for i, (a, b) in enumerate(zip(alone, tokens, strict=False)) if a != b), len(alone))
+    limit = context_of(model)
+    over = max(0, len(tokens) - limit - 1) if limit is not None else 0
+    tokens, first = tokens[over:], first - over
+    return Row(tokens, max(1, min(first, len(tokens) - 1)), over > 0)
+
+
+def _adds_special(processor: Any, prompt: str) -> bool:
+    """Say whether the tokenizer may put its own tokens before a prompt: not where these are there."""
+    beginning = getattr(processor, "bos_token", None)
+    return not (beginning and prompt.startswith(beginning))
+
+
+def _beginning(model: LoadedModel) -> int:
+    """Return the token that begins a text, or else the one that ends texts."""
+    processor = model.processor
+    known = (processor.bos_token_id, processor.eos_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+def context_of(model: LoadedModel) -> int | None:
+    """Return the most tokens that the model takes, None where nothing says it."""
+    config = model.network.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = [getattr(text, key, None) for key in _CONTEXT_KEYS]
+    limit = getattr(model.processor, "model_max_length", None)
+    stated = [value for value in (*found, limit) if isinstance(value, int) and 0 < value < _NO_LIMIT]
+    return stated[0] if stated else None
+
+
+def log_likelihoods(model: LoadedModel, rows: Sequence[Row]) -> list[float]:
+    """Return the summed log-probability of each row's tokens from its `first` one on.
+
+    Rows of similar length run together, filled up at the end, where attention does not reach back from.
+    """
+    found = [0.0] * len(rows)
+    for group in _groups(rows, _vocabulary(model)):
+        for index, total in zip(group, _run(model, [rows[i] for i in group]), strict=True):
+            found[index] = total
+    return found
+
+
+def _vocabulary(model: LoadedModel) -> int:
+    config = model.network.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "vocab_size", 0) or 2**17)
+
+
+def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
+    """Yield the numbers of rows that run together, the longest first: what does not fit fails at once."""
+    group: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), i)):
+        longest = len(rows[(group or [index])[0]].tokens)
+        kept = longest - min(rows[i].first for i in (*group, index))
+        size = len(group) + 1
+        if group and (size * longest > _MOST_TOKENS or size * kept * vocabulary > _MOST_LOGITS):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _run(model: LoadedModel, rows: Sequence[Row]) -> list[float]:
+    import torch
+
+    # The last token has nothing after it.
+    length = max(len(row.tokens) for row in rows) - 1
+    filled = [row.tokens[:-1] + [0] * (length + 1 - len(row.tokens)) for row in rows]
+    seen = [[1] * (len(row.tokens) - 1) + [0] * (length + 1 - len(row.tokens)) for row in rows]
+    ids, mask = (torch.tensor(values, device=model.device) for values in (filled, seen))
+    kept = length + 1 - min(row.first for row in rows)
+    with torch.inference_mode():
+        logits = _last_logits(model.network, kept, input_ids=ids, attention_mask=mask)
+        return [_total(logits[i], row, length - kept) for i, row in enumerate(rows)]
+
+
+def _last_logits(network: Any, kept: int, **inputs: Any) -> Tensor:
+    """Return the logits of the last `kept` places, which most models compute alone if told to."""
+    told = {"logits_to_keep": kept} if "logits_to_keep" in _parameters(network) else {}
+    logits: Tensor = network(**inputs, use_cache=False, **told).logits
+    return logits[:, -kept:]
+
+
+def _parameters(network: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(network.forward).parameters)
+
+
+def _total(logits: Tensor, row: Row, skipped: int) -> float:
+    """Return the sum over one row, in float64; the logits start at its place `skipped`."""
+    import torch
+
+    wanted = torch.tensor(row.tokens[row.first :], device=logits.device)
+    counted = logits[row.first - 1 - skipped : len(row.tokens) - 1 - skipped].double()
+    return float(counted.log_softmax(-1).gather(-1, wanted[:, None]).sum())
