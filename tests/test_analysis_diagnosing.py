@@ -14,11 +14,13 @@ from hub_magmax.cli import main
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.planning.findings.faults import THRESHOLDS
+from hub_magmax.planning.findings.faults import THRESHOLDS, Evidence, Geometry
+from hub_magmax.planning.findings.faults import faults as find_faults
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
+from tests.drawn import draw_diagnosis
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.test_reporting_card import make_lock, make_recipe, make_report
 from tests.test_reporting_figures import texts
@@ -276,6 +278,99 @@ def test_directions_that_are_shared_are_found(tmp_path):
     assert shares[0, 1] == pytest.approx(1, abs=1e-3)
     assert shares[0, 2] == pytest.approx(0, abs=1e-3)
     assert overlap.chance == 8 / 40
+
+
+def write_many(folder, names, shape, *, change=lambda tensors: tensors):
+    """Write a base model and two checkpoints of many small tensors, and return the plan."""
+    shapes = dict.fromkeys(names, shape)
+    base = make_tensors(0, shapes=shapes)
+    family = {"base": base, "b": make_tensors(2, base=base, shapes=shapes)}
+    family["a"] = change(make_tensors(1, base=base, shapes=shapes))
+    for name, tensors in family.items():
+        write_checkpoint(folder / name, tensors)
+    recipe = load_recipe(write_recipe(folder, names=("a", "b")))
+    return plan(recipe, lock(recipe))
+
+
+def test_exchanged_experts_are_named_among_many_of_one_shape(tmp_path):
+    one, other = (f"layers.{layer}.experts.{expert}.up.weight" for layer, expert in ((1, 17), (6, 100)))
+
+    def exchanged(tensors):
+        return tensors | {one: tensors[other], other: tensors[one]}
+
+    names = [f"layers.{layer}.experts.{expert}.up.weight" for layer in range(8) for expert in range(128)]
+    found = diagnose(write_many(tmp_path, names, (4, 8), change=exchanged))
+    assert {(swap.task, swap.tensor, swap.looks_like) for swap in found.swaps} == {
+        ("a", one, other),
+        ("a", other, one),
+    }
+    assert [layer.name for layer in found.layers] == [f"layers.{number}" for number in range(8)]
+    assert found.num_tensors == 1024 and found.whole.num_looked_at == 1024 * 32
+
+
+def test_a_nan_in_one_of_many_small_tensors_is_refused_with_its_place(tmp_path):
+    def broken(tensors):
+        tensors["w.30"][3, 2] = torch.nan
+        return tensors
+
+    planned = write_many(tmp_path, [f"w.{n}" for n in range(60)], (4, 8), change=broken)
+    with pytest.raises(NonFiniteError, match=r"element 26 is nan") as refused:
+        diagnose(planned)
+    assert "w.30" in str(refused.value)
+
+
+def test_neighbouring_layers_are_joined_where_each_tensor_would_be_one(tmp_path):
+    found = diagnose(write_many(tmp_path, [f"w.{n:03d}" for n in range(600)], (2, 2)))
+    assert len(found.layers) == 200
+    assert found.layers[0].name == "w.000 … w.002" and found.layers[0].num_elements == 12
+    assert found.whole.num_elements == 2400 and found.whole.wins == pytest.approx(found.matrices.wins)
+
+
+def test_the_verdict_comes_first_and_pairs_of_many_tasks_are_summed_up():
+    tasks = [f"task-{n}" for n in range(40)]
+    found = draw_diagnosis(tasks)
+    lines = found.table().splitlines()
+    assert lines[0].startswith(found.verdict)
+    start = lines.index("pair: cosine, agreement in sign, ratio of lengths") + 1
+    pairs = lines[start : start + 11]
+    values = [found.whole.cosines[one, other] for one, other in itertools.combinations(range(40), 2)]
+    assert f": {min(values):.3f}, " in pairs[0] and f": {max(values):.3f}, " in pairs[-1]
+    assert pairs[5].startswith("… 770 pairs between these: cosines from ")
+    assert len(lines) < 70
+    assert len(draw_diagnosis(tasks[:6]).table().splitlines()) > 6 + 15
+
+
+@pytest.mark.parametrize(
+    ("method", "says_lacking"), [("average", False), ("magmax", False), ("tunable_magmax", True)]
+)
+def test_quotas_are_spoken_of_where_the_method_has_them(method, says_lacking):
+    found = draw_diagnosis(["a", "b", "c", "d"], method=method)
+    assert (found.whole.lacking_shares > THRESHOLDS["short"][0]).any()
+    assert ("quota" in found.table()) == ("lacking" in found.table()) == says_lacking
+    assert ("short" in {finding.rule for finding in found.findings}) == says_lacking
+
+
+def test_the_method_is_that_of_the_recipe(tmp_path):
+    _, planned = write(tmp_path)
+    assert diagnose(planned).method == planned.lock.method["name"] == "tunable_magmax"
+
+
+def test_notes_of_one_kind_are_bounded_and_the_worst_come_first():
+    found = draw_diagnosis([f"t{n}" for n in range(40)], method="tunable_magmax")
+    short = [finding for finding in found.findings if finding.rule == "short"]
+    worst = found.whole.lacking_shares.argmax()
+    assert short[0].task == f"t{worst}" and len(short) == 6
+    count = (found.whole.lacking_shares > THRESHOLDS["short"][0]).sum()
+    assert short[-1].text.startswith(f"{count - 5} more tasks lack much of their quota")
+
+
+def test_of_many_copies_each_is_named_once():
+    tasks = tuple(f"t{n}" for n in range(12))
+    products = np.full((13, 13), 1.0)
+    products[0], products[:, 0], products[0, 0] = 0.0, 0.0, 100.0
+    geometry = Geometry(1000, products)
+    found = list(find_faults(Evidence(tasks, geometry, geometry, (False,) * 12)))
+    assert [finding.task for finding in found] == list(tasks[1:])
 
 
 def test_a_nan_is_refused_with_its_place(tmp_path):

@@ -9,27 +9,30 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hub_magmax.analysis.tensor_sums import TensorSums
 from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import write_text
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import one_thread
+from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.chunks import StoredChunks, ahead
-from hub_magmax.methods.selection import quotas
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
-from hub_magmax.planning.findings.faults import MIN_PRINT, PRINT_ELEMENTS, Swap, swaps
+from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.result_files import ResultFiles
@@ -40,13 +43,14 @@ from hub_magmax.reporting.diagnosis import (
     Group,
     Overlap,
     make_group,
-    total,
 )
 
-#: Blocks that are worked on together.
-_AT_ONCE = 16
+#: Blocks of a large tensor that are worked on together, and values of small tensors, over all checkpoints.
+_AT_ONCE, _TOGETHER = 16, 1 << 20
 #: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
 _NUM_MATRICES, _NUM_ROWS, _HELD_NUMBERS, _NUM_DIRECTIONS = 4, 128, 1 << 25, 8
+#: Layers that are told apart.
+_MOST_LAYERS = 256
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def diagnose(
 ) -> Diagnosis:
     """Compare the checkpoints with the base model and with each other, in one pass.
 
-    Holds a few blocks of every checkpoint, a few kilobytes per tensor, and some rows of the largest matrices.
+    Holds a few blocks of every checkpoint, a kilobyte per tensor, and some rows of one matrix at a time.
 
     Args:
         plan: Which tensors are merged, and for which preference quotas are told.
@@ -106,28 +110,38 @@ def diagnose(
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())
         ordered = [opened[name] for name in plan.lock.sources]
-        looks = []
+        layers, overlaps = _Layers(plan), []
         for look in _looks(plan, ordered, reader, sample):
-            looks.append(look)
-            progress(look.job.num_bytes)
-        return _conclude(tuple(plan.lock.tasks), looks, started)
+            if isinstance(look, TensorSums):
+                layers.add(look)
+                progress(sum(job.num_bytes for job in look.jobs))
+            else:
+                overlaps.append(look)
+        sizes = {job.name: job.num_elements for job in plan.merged}
+        return layers.conclude(sorted(overlaps, key=lambda one: -sizes[one.matrix]), started)
 
 
 def _looks(
     plan: Plan, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor, sample: Sample
-) -> Iterator[_Look]:
+) -> Iterator[TensorSums | Overlap]:
     """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
     jobs = [job for job in plan.merged if job.num_elements]
     held = _largest_matrices(jobs)
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
     base, *tasks = ordered
-    weights = tuple(plan.lock.preference.shares.values())
-    for job in jobs:
-        chunks = StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
-        yield _Look(job, chunks, weights, sample, holds_rows=job.name in held)
-        for source in ordered:
-            source.release(job.name, job.num_elements)
+
+    def chunks_of(job: TensorJob) -> StoredChunks:
+        return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
+
+    most = _TOGETHER // len(ordered)
+    small = min(sample.whole_elements, most)
+    for is_small, run in groupby(jobs, lambda job: job.num_elements <= small and job.name not in held):
+        for window in _windows(run, most) if is_small else ([job] for job in run):
+            if is_small:
+                yield from _look_together(window, ordered, chunks_of)
+            else:
+                yield from _look_alone(window[0], chunks_of, sample, wants_overlap=window[0].name in held)
 
 
 def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
@@ -135,97 +149,92 @@ def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
     return {job.name for job in matrices[:_NUM_MATRICES]}
 
 
-class _Look:
-    """Sums over one tensor, gathered chunk by chunk."""
+def _windows(jobs: Iterable[TensorJob], most: int) -> Iterator[list[TensorJob]]:
+    """Yield neighbours with up to `most` elements together."""
+    window: list[TensorJob] = []
+    size = 0
+    for job in jobs:
+        size += job.num_elements
+        if window and size > most:
+            yield window
+            window, size = [], job.num_elements
+        window.append(job)
+    if window:
+        yield window
 
-    def __init__(
-        self,
-        job: TensorJob,
-        chunks: StoredChunks,
-        weights: tuple[float, ...],
-        sample: Sample,
-        *,
-        holds_rows: bool,
-    ) -> None:
-        num_tasks = len(weights)
-        self.job = job
-        self.looked_at = 0
-        self.same = [True] * num_tasks
-        self.prints: Tensor | None = None
-        self._products = np.zeros((num_tasks + 1, num_tasks + 1))
-        self._agreeing, self._shared = np.zeros((2, num_tasks, num_tasks))
-        self._wins = np.zeros(num_tasks)
-        self.holds_rows = holds_rows
-        self._rows: list[Tensor] = []
-        self._max_rows = 0
-        if holds_rows:
-            self._max_rows = min(_NUM_ROWS, max(_HELD_NUMBERS // (job.shape[1] * num_tasks), 2))
-        self._gather(chunks, sample)
-        # Where nothing changed, nothing is to be won and nothing to be lacked.
-        wanted = np.array(quotas(weights, round(self._wins.sum())), dtype=np.float64)
-        sums = (self._products, self._agreeing, self._shared, np.diag(self._shared), self._wins)
-        lacking = np.maximum(wanted - self._wins, 0)
-        self.group = make_group(job.name, job.num_elements, self.looked_at, *sums, lacking)
 
-    def _gather(self, chunks: StoredChunks, sample: Sample) -> None:
-        for blocks in _read_together(chunks, sample.blocks(self.job.num_elements)):
-            base, *checkpoints = _joined(blocks)
-            self._compare(base, checkpoints)
-            vectors = ops.task_vectors(base, checkpoints)
-            probe = float(vectors.sum())
-            if not math.isfinite(probe):
-                for block in blocks:
-                    chunks.check(probe, block)
-            self._count(base.float(), vectors)
-        if self.looked_at < self.job.num_elements and any(self.same):
-            self._read_on(chunks)
-        for block in _read(chunks, self._rows_to_hold()):
-            self._rows.append(ops.task_vectors(block.base, block.checkpoints))
+def _look_together(
+    window: Sequence[TensorJob],
+    ordered: Sequence[TensorSource],
+    chunks_of: Callable[[TensorJob], StoredChunks],
+) -> Iterator[TensorSums]:
+    """Read small tensors whole, and count those of one shape and dtype at once."""
+    alike: dict[tuple[Any, ...], list[TensorJob]] = {}
+    for job in window:
+        dtypes = (source.index.tensors[job.name].dtype for source in ordered)
+        alike.setdefault((job.shape, *dtypes), []).append(job)
+    for jobs in alike.values():
+        base, *checkpoints = (_read_whole(source, jobs) for source in ordered)
+        sums = TensorSums(jobs, len(checkpoints))
+        if not sums.count(base, checkpoints):
+            for number, job in enumerate(jobs):
+                values = [Stored.of(rows[number]) for rows in (base, *checkpoints)]
+                chunks_of(job).check(math.nan, RawChunk([(0, job.num_elements)], partial(list, values)))
+        yield sums
 
-    def _compare(self, base: Tensor, checkpoints: list[Tensor]) -> None:
-        for task, checkpoint in enumerate(checkpoints):
-            self.same[task] = self.same[task] and _equal(base, checkpoint)
 
-    def _read_on(self, chunks: StoredChunks) -> None:
-        """Read the whole tensor until every task is known to differ."""
-        step, size = chunks.chunk_elements, self.job.num_elements
-        everything = [(start, min(start + step, size)) for start in range(0, size, step)]
-        for block in _read(chunks, everything):
-            self._compare(block.base, block.checkpoints)
-            if not any(self.same):
-                return
+def _read_whole(source: TensorSource, jobs: Sequence[TensorJob]) -> Tensor:
+    """Return tensors of one shape and dtype, a row for each, and let go of them."""
+    dtype, size = source.index.tensors[jobs[0].name].dtype, jobs[0].num_elements
+    rows = np.empty((len(jobs), size), bits_dtype(dtype))
+    for job, row in zip(jobs, rows, strict=True):
+        found = source.read_stored(job.name, 0, size, row)
+        if found.bits is not row:  # computed
+            row[:] = found.bits
+        source.release(job.name, size)
+    return Stored(rows, dtype).tensor
 
-    def _rows_to_hold(self) -> list[tuple[int, int]]:
-        if not self._max_rows:
-            return []
-        rows, columns = self.job.shape
-        held = range(0, rows, max(rows // self._max_rows, 1))[: self._max_rows]
-        return [(row * columns, (row + 1) * columns) for row in held]
 
-    def _count(self, base: Tensor, vectors: Tensor) -> None:
-        self.looked_at += len(base)
-        if self.prints is None:
-            checkpoints = base[None, :PRINT_ELEMENTS] + vectors[:, :PRINT_ELEMENTS]
-            self.prints = torch.cat([base[None, :PRINT_ELEMENTS], checkpoints])
-        whole = torch.cat([base[None], vectors])
-        self._products += (whole @ whole.T).double().numpy()
-        signs = vectors.sign()
-        changed = signs.abs()
-        together, shared = (signs @ signs.T).numpy(), (changed @ changed.T).numpy()
-        self._agreeing += (together + shared) / 2
-        self._shared += shared
-        largest, winner = vectors.abs().flip(0).max(0)
-        winners = len(vectors) - 1 - winner[largest > 0]
-        self._wins += torch.bincount(winners, minlength=len(vectors)).numpy()
+def _look_alone(
+    job: TensorJob, chunks_of: Callable[[TensorJob], StoredChunks], sample: Sample, *, wants_overlap: bool
+) -> Iterator[TensorSums | Overlap]:
+    """Read blocks of a tensor, and the rest of it as far as it takes to find a difference."""
+    chunks = chunks_of(job)
+    sums = TensorSums([job], chunks.num_tasks)
+    for blocks in _read_together(chunks, sample.blocks(job.num_elements)):
+        base, *checkpoints = _joined(blocks)
+        if not sums.count(base, checkpoints):
+            for block in blocks:
+                chunks.check(math.nan, block)
+    if sums.looked_at < job.num_elements and sums.same.any():
+        _read_on(sums, chunks)
+    yield sums
+    if wants_overlap:
+        yield _overlap(job, chunks)
+    chunks.release(job.num_elements)
 
-    def overlap(self) -> Overlap:
-        """Compare the strongest directions of each task's change to this matrix."""
-        rows = torch.stack(self._rows, dim=1)
-        count = min(_NUM_DIRECTIONS, rows.shape[1], -(-rows.shape[2] // 2))
-        directions = torch.stack([_directions(task, count) for task in rows])
-        cosines = torch.einsum("aic,bjc->abij", directions, directions)
-        shares = (cosines**2).sum((2, 3)) / count
-        return Overlap(self.job.name, tuple(map(tuple, shares.tolist())), count / rows.shape[2])
+
+def _read_on(sums: TensorSums, chunks: StoredChunks) -> None:
+    """Read the whole tensor until every task is known to differ."""
+    step, size = chunks.chunk_elements, chunks.num_elements
+    for block in _read(chunks, [(start, min(start + step, size)) for start in range(0, size, step)]):
+        sums.compare(block.base[None], [checkpoint[None] for checkpoint in block.checkpoints])
+        if not sums.same.any():
+            return
+
+
+def _overlap(job: TensorJob, chunks: StoredChunks) -> Overlap:
+    """Compare the strongest directions of each task's change to a matrix, by some of its rows."""
+    num_rows, columns = job.shape
+    most = min(_NUM_ROWS, max(_HELD_NUMBERS // (columns * chunks.num_tasks), 2))
+    held = range(0, num_rows, max(num_rows // most, 1))[:most]
+    blocks = _read(chunks, [(row * columns, (row + 1) * columns) for row in held])
+    rows = torch.stack([ops.task_vectors(block.base, block.checkpoints) for block in blocks], dim=1)
+    count = min(_NUM_DIRECTIONS, rows.shape[1], -(-columns // 2))
+    directions = torch.stack([_directions(task, count) for task in rows])
+    cosines = torch.einsum("aic,bjc->abij", directions, directions)
+    shares = (cosines**2).sum((2, 3)) / count
+    return Overlap(job.name, tuple(map(tuple, shares.tolist())), count / columns)
 
 
 def _read(chunks: StoredChunks, blocks: Sequence[tuple[int, int]]) -> Iterator[RawChunk]:
@@ -251,12 +260,8 @@ def _read_block(chunks: StoredChunks, start: int, stop: int) -> RawChunk:
 
 
 def _joined(blocks: Sequence[RawChunk]) -> list[Tensor]:
-    """Return the values of several blocks as one, of the base model and of every checkpoint."""
-    return [torch.cat(parts) for parts in zip(*(block.values for block in blocks), strict=True)]
-
-
-def _equal(base: Tensor, checkpoint: Tensor) -> bool:
-    return base.dtype == checkpoint.dtype and torch.equal(base, checkpoint)
+    """Return the values of several blocks as one row, of the base model and of every checkpoint."""
+    return [torch.cat(parts)[None] for parts in zip(*(block.values for block in blocks), strict=True)]
 
 
 def _directions(rows: Tensor, count: int) -> Tensor:
@@ -267,42 +272,72 @@ def _directions(rows: Tensor, count: int) -> Tensor:
     return torch.where(strengths[:, None] > 1e-12 * strengths.max(), found / strengths[:, None], 0.0)
 
 
-def _conclude(tasks: tuple[str, ...], looks: list[_Look], started: float) -> Diagnosis:
-    matrices = [look.group for look in looks if len(look.job.shape) >= 2]
-    held = sorted((look for look in looks if look.holds_rows), key=lambda look: -look.job.num_elements)
-    overlaps = tuple(look.overlap() for look in held)
-    return Diagnosis(
-        tasks,
-        _layers(looks),
-        total("matrices", matrices) if matrices else None,
-        tuple(sum(look.same[task] for look in looks) for task in range(len(tasks))),
-        len(looks),
-        overlaps,
-        _swaps(tasks, looks),
-        round(time.perf_counter() - started, 3),
-    )
+class _Layers:
+    """Sums by layer, over all matrices, and by task, of the tensors that are added.
 
+    Neighbouring layers share one place where there are more than `_MOST_LAYERS`.
+    """
 
-def _layers(looks: list[_Look]) -> tuple[Group, ...]:
-    layers: dict[str, list[Group]] = {}
-    for look in looks:
-        layers.setdefault(layer_of(look.job.name), []).append(look.group)
-    return tuple(total(name, groups) for name, groups in layers.items())
+    _KEYS = ("products", "agreeing", "shared", "changed", "wins", "lacking")
+
+    def __init__(self, plan: Plan) -> None:
+        self._tasks, self._weights = tuple(plan.lock.tasks), tuple(plan.lock.preference.shares.values())
+        self._method = plan.lock.method["name"]
+        layers = list(dict.fromkeys(layer_of(job.name) for job in plan.merged if job.num_elements))
+        size = -(-len(layers) // _MOST_LAYERS) or 1
+        self._places = {layer: number // size for number, layer in enumerate(layers)}
+        rows = [layers[start : start + size] for start in range(0, len(layers), size)]
+        self._names = [row[0] if len(row) == 1 else f"{row[0]} … {row[-1]}" for row in rows]
+        count, tasks = len(rows) + 1, len(self._tasks)  # the last place is that of all matrices
+        self._sizes = np.zeros((count, 2), np.int64)
+        square, row_by_task = (count, tasks, tasks), (count, tasks)
+        shapes = ((count, tasks + 1, tasks + 1), square, square, row_by_task, row_by_task, row_by_task)
+        self._sums = {key: np.zeros(shape) for key, shape in zip(self._KEYS, shapes, strict=True)}
+        self._swaps = SwapSearch(self._tasks)
+        self._unchanged, self._num_tensors = np.zeros(tasks, int), 0
+
+    def add(self, sums: TensorSums) -> None:
+        """Add tensors of one shape."""
+        job = sums.jobs[0]
+        self._num_tensors += len(sums.jobs)
+        self._unchanged += sums.same.sum(axis=0)
+        self._swaps.add([job.name for job in sums.jobs], job.shape, sums.prints)
+        places = np.array([self._places[layer_of(job.name)] for job in sums.jobs])
+        sizes = np.array([job.num_elements, sums.looked_at])
+        np.add.at(self._sizes, places, sizes)
+        found = {key: getattr(sums, key) for key in self._KEYS[:-1]} | {
+            "lacking": sums.lacking(self._weights)
+        }
+        for key, values in found.items():
+            np.add.at(self._sums[key], places, values)
+            if len(job.shape) >= 2:
+                self._sums[key][-1] += values.sum(axis=0)
+        if len(job.shape) >= 2:
+            self._sizes[-1] += len(places) * sizes
+
+    def conclude(self, overlaps: Iterable[Overlap], started: float) -> Diagnosis:
+        """Return what was found."""
+        return Diagnosis(
+            self._tasks,
+            tuple(self._group(name, place) for place, name in enumerate(self._names)),
+            self._group("matrices", -1) if self._sizes[-1, 0] else None,
+            tuple(self._unchanged.tolist()),
+            self._num_tensors,
+            tuple(overlaps),
+            self._swaps.found(),
+            round(time.perf_counter() - started, 3),
+            self._method,
+        )
+
+    def _group(self, name: str, place: int) -> Group:
+        size, looked_at = self._sizes[place].tolist()
+        return make_group(name, size, looked_at, *(self._sums[key][place] for key in self._KEYS))
 
 
 def layer_of(tensor: str) -> str:
     """Return the layer a tensor belongs to: its name up to the first number, or without its last part."""
     match = re.match(r"(.*?\.\d+)(\.|$)", tensor)
     return match[1] if match else tensor.rpartition(".")[0] or tensor
-
-
-def _swaps(tasks: tuple[str, ...], looks: list[_Look]) -> tuple[Swap, ...]:
-    prints = {
-        look.job.name: (look.job.shape, look.prints.numpy())
-        for look in looks
-        if look.prints is not None and look.prints.shape[1] >= MIN_PRINT
-    }
-    return swaps(tasks, prints)
 
 
 def write_diagnosis(found: Diagnosis, place: ResultFiles) -> tuple[Path, Path]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from hub_magmax.planning.findings.finding import Finding
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
+
+#: Methods that give tasks the elements on which they change most; of these, those with quotas.
+_BY_SIZE, _BY_QUOTA = ("magmax", "tunable_magmax"), ("tunable_magmax",)
+
+#: Pairs of tasks that are all listed, those at either end of more, and notes of one kind.
+_MOST_PAIRS, _ENDS, _MOST_NOTES = 15, 5, 5
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ class Diagnosis:
         overlaps: Of the largest matrices.
         swaps: Tensors in the place of another.
         seconds: That the pass took.
+        method: That is going to merge them.
     """
 
     tasks: tuple[str, ...]
@@ -156,6 +164,7 @@ class Diagnosis:
     overlaps: tuple[Overlap, ...]
     swaps: tuple[Swap, ...]
     seconds: float
+    method: str = "tunable_magmax"
 
     @cached_property
     def whole(self) -> Group:
@@ -163,8 +172,15 @@ class Diagnosis:
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """Findings beyond the stated thresholds; faults first."""
-        return (*faults(self.evidence), *_opposed(self), *_shares(self))
+        """Findings beyond the stated thresholds; faults first, and notes where they bear on the method."""
+        dominant = _dominant(self) if self.method in _BY_SIZE else ()
+        short = _short(self) if self.has_quotas else ()
+        return (*faults(self.evidence), *_opposed(self), *dominant, *short)
+
+    @property
+    def has_quotas(self) -> bool:
+        """Whether the method gives each task as many elements as the preference says."""
+        return self.method in _BY_QUOTA
 
     @property
     def evidence(self) -> Evidence:
@@ -189,10 +205,18 @@ class Diagnosis:
         return tuple(changed / self.whole.num_looked_at for changed in self.whole.changed)
 
     def table(self) -> str:
-        """Return numbers by task and by pair, findings and verdict as text."""
+        """Return verdict, findings, and numbers by task and by pair as text."""
+        looked = f"{self.whole.num_looked_at:,} of {self.whole.num_elements:,} elements"
+        lines = [f"{self.verdict} ({looked}, {self.seconds:.1f} s)"]
+        for finding in self.findings:
+            limit, meaning = THRESHOLDS.get(finding.rule, (None, ""))
+            stated = f" [{finding.rule}: {meaning}, {limit:g}]" if limit is not None else ""
+            lines.append(f"{'FAULT' if finding.is_fault else 'note'}: {finding.text}{stated}")
         width = max(4, *(len(task) for task in self.tasks))
-        lines = [f"{'task':<{width}}  length  changed    wins  lacking", *self._task_lines(width)]
-        lines += ["", "pair: cosine, agreement in sign, ratio of lengths", *self._pair_lines()]
+        quota = "  lacking" if self.has_quotas else ""
+        lines += ["", f"{'task':<{width}}  length  changed    wins{quota}", *self._task_lines(width)]
+        if len(self.tasks) > 1:
+            lines += ["", "pair: cosine, agreement in sign, ratio of lengths", *self._pair_lines()]
         for overlap in self.overlaps:
             shares = np.array(overlap.shares)[np.triu_indices(len(self.tasks), 1)]
             if len(shares):
@@ -200,27 +224,39 @@ class Diagnosis:
                     f"directions in {overlap.matrix}: shared {shares.mean():.3f} on average, up to "
                     f"{shares.max():.3f}; by chance {overlap.chance:.3f}"
                 )
-        for finding in self.findings:
-            limit, meaning = THRESHOLDS.get(finding.rule, (None, ""))
-            stated = f" [{finding.rule}: {meaning}, {limit:g}]" if limit is not None else ""
-            lines.append(f"{'FAULT' if finding.is_fault else 'note'}: {finding.text}{stated}")
-        looked = f"{self.whole.num_looked_at:,} of {self.whole.num_elements:,} elements"
-        return "\n".join([*lines, f"{self.verdict} ({looked}, {self.seconds:.1f} s)"])
+        return "\n".join(lines)
 
     def _task_lines(self, width: int) -> Iterator[str]:
+        whole = self.whole
         for number, task in enumerate(self.tasks):
+            quota = f"  {whole.lacking_shares[number]:7.3f}" if self.has_quotas else ""
             yield (
                 f"{task:<{width}}  {self.relative_lengths[number]:6.3g}  {self.changed_shares[number]:7.3f}  "
-                f"{self.whole.win_shares[number]:6.3f}  {self.whole.lacking_shares[number]:7.3f}"
+                f"{whole.win_shares[number]:6.3f}{quota}"
             )
 
     def _pair_lines(self) -> Iterator[str]:
-        for one, task in enumerate(self.tasks):
-            for other in range(one + 1, len(self.tasks)):
-                yield (
-                    f"{task} and {self.tasks[other]}: {self.whole.cosines[one, other]:.3f}, "
-                    f"{self.whole.sign_agreement[one, other]:.3f}, {self.whole.length_ratios[one, other]:.3g}"
-                )
+        """Yield a line per pair of few tasks; of many the pairs with the lowest and the highest cosines."""
+        pairs = list(combinations(range(len(self.tasks)), 2))
+        if len(pairs) <= _MOST_PAIRS:
+            yield from map(self._pair_line, pairs)
+            return
+        pairs.sort(key=lambda pair: self.whole.cosines[pair])
+        between = pairs[_ENDS:-_ENDS]
+        yield from map(self._pair_line, pairs[:_ENDS])
+        values = np.array([self.whole.cosines[pair] for pair in between])
+        yield (
+            f"… {len(between)} pairs between these: cosines from {values[0]:.3f} to {values[-1]:.3f}, "
+            f"{values.mean():.3f} on average; all are in {DIAGNOSIS_NAME} and in {HEAT_MAP_NAME}"
+        )
+        yield from map(self._pair_line, pairs[-_ENDS:])
+
+    def _pair_line(self, pair: tuple[int, int]) -> str:
+        whole = self.whole
+        return (
+            f"{self.tasks[pair[0]]} and {self.tasks[pair[1]]}: {whole.cosines[pair]:.3f}, "
+            f"{whole.sign_agreement[pair]:.3f}, {whole.length_ratios[pair]:.3g}"
+        )
 
     @property
     def suspects(self) -> tuple[str, ...]:
@@ -264,25 +300,39 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 
 def _opposed(found: Diagnosis) -> Iterator[Finding]:
-    for one, task in enumerate(found.tasks):
-        for other in range(one):
-            cosine, earlier = found.whole.cosines[one, other], found.tasks[other]
-            if cosine < limit_of("opposed"):
-                text = f"{task} and {earlier} pull in opposite directions: a cosine of {cosine:.3f}"
-                yield Finding("opposed", task, text, False)
+    cosines, limit = found.whole.cosines, limit_of("opposed")
+    pairs = [pair for pair in combinations(range(len(found.tasks)), 2) if cosines[pair] < limit]
+    pairs.sort(key=lambda pair: cosines[pair])
+    for earlier, later in pairs[:_MOST_NOTES]:
+        text = (
+            f"{found.tasks[later]} and {found.tasks[earlier]} pull in opposite directions: "
+            f"a cosine of {cosines[earlier, later]:.3f}"
+        )
+        yield Finding("opposed", found.tasks[later], text, False)
+    if left := pairs[_MOST_NOTES:]:
+        text = f"{len(left)} more pairs of tasks pull in opposite directions, less so"
+        yield Finding("opposed", found.tasks[left[0][1]], text, False)
 
 
-def _shares(found: Diagnosis) -> Iterator[Finding]:
-    for number, task in enumerate(found.tasks):
-        share, lacking = found.whole.win_shares[number], found.whole.lacking_shares[number]
+def _dominant(found: Diagnosis) -> Iterator[Finding]:
+    for task, share in zip(found.tasks, found.whole.win_shares, strict=True):
         if len(found.tasks) > 1 and share > limit_of("dominant"):
             text = (
                 f"{task} has the largest change in {100 * share:.1f} % of the elements: MAGMAX is almost it"
             )
             yield Finding("dominant", task, text, False)
-        if lacking > limit_of("short"):
-            text = (
-                f"{task} lacks {100 * lacking:.1f} % of its quota among what it wins: "
-                "the rest comes from where other tasks change more"
-            )
-            yield Finding("short", task, text, False)
+
+
+def _short(found: Diagnosis) -> Iterator[Finding]:
+    shares = found.whole.lacking_shares
+    tasks = [number for number in range(len(found.tasks)) if shares[number] > limit_of("short")]
+    tasks.sort(key=lambda number: -shares[number])
+    for number in tasks[:_MOST_NOTES]:
+        text = (
+            f"{found.tasks[number]} lacks {100 * shares[number]:.1f} % of its quota among what it wins: "
+            "the rest comes from where other tasks change more"
+        )
+        yield Finding("short", found.tasks[number], text, False)
+    if left := tasks[_MOST_NOTES:]:
+        text = f"{len(left)} more tasks lack much of their quota, up to {100 * shares[left[0]]:.1f} %"
+        yield Finding("short", found.tasks[left[0]], text, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import islice
 
 import numpy as np
 
@@ -37,9 +37,6 @@ _SAME_LENGTH = 0.01
 
 #: Length of zeros beside the base model's, from sums that are rounded.
 _ZERO = 1e-3
-
-#: Elements of each tensor by which it is recognised in another place, and fewer than which tell nothing.
-PRINT_ELEMENTS, MIN_PRINT = 1024, 16
 
 #: Rows of numbers.
 Matrix = tuple[tuple[float, ...], ...]
@@ -125,10 +122,15 @@ def faults(seen: Evidence) -> Iterator[Finding]:
     if seen.whole.products[0, 0] == 0:
         yield Finding("zeros", "base_model", "the base model holds nothing but zeros", True)
     suspects = {fault.task for fault in found}
-    for one, other in combinations(range(len(seen.tasks)), 2):
-        # Task vectors of a wrong base model are alike because that is wrong.
-        if not {seen.tasks[one], seen.tasks[other]} <= suspects:
-            yield from _alike(seen, one, other)
+    for other in range(len(seen.tasks)):
+        alike = [
+            finding
+            for one in range(other)
+            # Task vectors of a wrong base model are alike because that is wrong.
+            if not {seen.tasks[one], seen.tasks[other]} <= suspects
+            for finding in _alike(seen, one, other)
+        ]
+        yield from sorted(alike, key=lambda finding: not finding.is_fault)[:1]  # of many copies, each once
 
 
 def _alike(seen: Evidence, one: int, other: int) -> Iterator[Finding]:
@@ -180,37 +182,3 @@ def _swap_finding(seen: Evidence, task: str) -> Finding:
     )
     more = f"; and {len(swaps) - 4} more" if len(swaps) > 4 else ""
     return Finding("swapped", task, f"{task} has tensors in the wrong place: {named}{more}", True)
-
-
-def swaps(
-    tasks: tuple[str, ...], prints: Mapping[str, tuple[tuple[int, ...], np.ndarray]]
-) -> tuple[Swap, ...]:
-    """Return tensors that do not resemble their own in the base model, but another of the same shape.
-
-    Args:
-        tasks: In order.
-        prints: By tensor, its shape, and its first elements in the base model and in each checkpoint.
-    """
-    alike: dict[tuple[int, ...], list[str]] = {}
-    for name, (shape, _) in prints.items():
-        alike.setdefault(shape, []).append(name)
-    found = []
-    for names in alike.values():
-        if len(names) == 1:
-            continue
-        rows = np.stack([_standardised(prints[name][1]) for name in names])
-        for number, task in enumerate(tasks, 1):
-            # Rows: tensors of the checkpoint; columns: tensors of the base model.
-            likeness = rows[:, number] @ rows[:, 0].T
-            best, place = likeness.max(axis=1), likeness.argmax(axis=1)
-            for row in np.flatnonzero((best > limit_of("swapped")) & (likeness.diagonal() < 0.5)):
-                found.append(Swap(task, names[row], names[int(place[row])]))
-    return tuple(found)
-
-
-def _standardised(rows: np.ndarray) -> np.ndarray:
-    """Return rows with a mean of zero and a length of one; constant rows become zero."""
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    constant = lengths <= 1e-5 * np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(constant, 0.0, centred / np.maximum(lengths, 1e-30))

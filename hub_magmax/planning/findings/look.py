@@ -19,9 +19,10 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.planning.findings.faults import MIN_PRINT, PRINT_ELEMENTS, Evidence, Geometry, faults, swaps
+from hub_magmax.planning.findings.faults import Evidence, Geometry, faults
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.planning.findings.stated import stated_findings
+from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 
@@ -141,7 +142,7 @@ class Look:
         self._whole, self._matrices = _Sums(len(tasks)), _Sums(len(tasks))
         self._differs = np.zeros(len(tasks), bool)
         self._broken: dict[str, str] = {}  # the first tensor with a NaN or an infinity, by source
-        self._prints: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
+        self._swaps = SwapSearch(tasks)
         every = -(-len(jobs) // _MOST_TENSORS) or 1
         for job in jobs[::every]:
             for start in (0,) if job.num_elements <= _BLOCK_ELEMENTS else (0, job.num_elements // 2):
@@ -159,7 +160,7 @@ class Look:
                     self._whole.geometry,
                     (self._matrices if self._matrices.count else self._whole).geometry,
                     tuple(self._is_unchanged(number) for number in range(len(self._tasks))),
-                    swaps(self._tasks, self._prints),
+                    self._swaps.found(),
                 )
             )
 
@@ -175,8 +176,8 @@ class Look:
     def _count(self, job: TensorJob, start: int, rows: np.ndarray) -> None:
         """Add a block, of the base model first; the rows become task vectors."""
         size = rows.shape[1]
-        if start == 0 and size >= MIN_PRINT:
-            self._prints[job.name] = (job.shape, rows[:, :PRINT_ELEMENTS].copy())
+        if start == 0:
+            self._swaps.add([job.name], job.shape, rows[None])
         rows[1:] -= rows[0]
         self._differs |= rows[1:].any(axis=1)
         products = (rows @ rows.T).astype(np.float64)
