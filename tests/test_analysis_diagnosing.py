@@ -417,7 +417,7 @@ def test_the_command_writes_numbers_and_picture_and_the_card_shows_them(tmp_path
     recipe = tmp_path / "recipe.yaml"
     done = CliRunner().invoke(main, ["diagnose", str(recipe), "--json"], catch_exceptions=False)
     assert json.loads(done.stdout)["findings"][0]["rule"] == "unchanged"
-    assert (tmp_path / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "recipe.diagnosis.png").read_bytes().startswith(b"\x89PNG")
     accepted = ["--in-spite-of", "unchanged:b"]
     done = CliRunner().invoke(main, ["run", str(recipe), *accepted], catch_exceptions=False)
     assert done.exit_code == 0
