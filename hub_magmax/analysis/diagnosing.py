@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +135,11 @@ def _looks(
 
     most = _TOGETHER // len(ordered)
     small = min(sample.whole_elements, most)
-    for is_small, run in groupby(jobs, lambda job: job.num_elements <= small and job.name not in held):
-        for window in _windows(run, most) if is_small else ([job] for job in run):
-            if is_small:
-                yield from _look_together(window, ordered, chunks_of)
-            else:
-                yield from _look_alone(window[0], chunks_of, sample, wants_overlap=window[0].name in held)
+    for window in _windows(jobs, most, lambda job: job.num_elements <= small and job.name not in held):
+        if len(window) > 1:
+            yield from _look_together(window, ordered, chunks_of)
+        else:
+            yield from _look_alone(window[0], chunks_of, sample, wants_overlap=window[0].name in held)
 
 
 def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
@@ -149,15 +147,17 @@ def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
     return {job.name for job in matrices[:_NUM_MATRICES]}
 
 
-def _windows(jobs: Iterable[TensorJob], most: int) -> Iterator[list[TensorJob]]:
-    """Yield neighbours with up to `most` elements together."""
+def _windows(
+    jobs: Iterable[TensorJob], most: int, is_small: Callable[[TensorJob], bool]
+) -> Iterator[list[TensorJob]]:
+    """Yield small neighbours together, up to `most` elements, and others alone."""
     window: list[TensorJob] = []
     size = 0
     for job in jobs:
-        size += job.num_elements
+        size += job.num_elements if is_small(job) else most
         if window and size > most:
             yield window
-            window, size = [], job.num_elements
+            window, size = [], job.num_elements if is_small(job) else most
         window.append(job)
     if window:
         yield window

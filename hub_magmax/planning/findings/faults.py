@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import islice
 
@@ -122,15 +122,18 @@ def faults(seen: Evidence) -> Iterator[Finding]:
     if seen.whole.products[0, 0] == 0:
         yield Finding("zeros", "base_model", "the base model holds nothing but zeros", True)
     suspects = {fault.task for fault in found}
-    for other in range(len(seen.tasks)):
-        alike = [
-            finding
-            for one in range(other)
+    yield from _copies(seen, suspects)
+
+
+def _copies(seen: Evidence, suspects: Set[str]) -> Iterator[Finding]:
+    """Yield tasks that are like an earlier one: of many copies, each once."""
+    for later in range(len(seen.tasks)):
+        found: list[Finding] = []
+        for earlier in range(later):
             # Task vectors of a wrong base model are alike because that is wrong.
-            if not {seen.tasks[one], seen.tasks[other]} <= suspects
-            for finding in _alike(seen, one, other)
-        ]
-        yield from sorted(alike, key=lambda finding: not finding.is_fault)[:1]  # of many copies, each once
+            if not {seen.tasks[earlier], seen.tasks[later]} <= suspects:
+                found += _alike(seen, earlier, later)
+        yield from sorted(found, key=lambda finding: not finding.is_fault)[:1]
 
 
 def _alike(seen: Evidence, one: int, other: int) -> Iterator[Finding]:
