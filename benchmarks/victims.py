@@ -179,7 +179,8 @@ def _said(victim: Victim) -> Path:
 
 def one_paragraph(said: str) -> bool:
     """Say whether a message is what people get: one paragraph that starts with `Error:`."""
-    lines = [line for line in said.strip().split("\n") if not line.startswith("merging ")]
+    told = ("merging ", "resuming: ")
+    lines = [line for line in said.strip().split("\n") if not line.startswith(told)]
     return len(lines) == 1 and lines[0].startswith("Error: ") and "Traceback" not in said
 
 

@@ -11,6 +11,7 @@
     ├── OutputError              an output folder that cannot be written or is taken
     ├── EvaluationError          data or models that cannot be scored
     ├── PublishError             the Hub refused, or what it holds differs
+    │   └── RegressedError       the model falls behind on a guard
     ├── SignatureError           a signature that cannot be made, or does not fit
     ├── DistributedError         processes that disagree about the world they are in
     ├── SystemRefusalError       no memory, no room for temporary files, no more threads
@@ -81,7 +82,12 @@ class HubMagmaxError(Exception):
         hint: What the person can do now, as a sentence in the imperative.
         key: Keys of the recipe that lead to what is wrong.
         problems: The same for programs, one by one; by default the one that the other arguments describe.
+
+    Attributes:
+        exit_code: Of a command that ends by it.
     """
+
+    exit_code = 1
 
     def __init__(
         self,
@@ -161,6 +167,12 @@ class EvaluationError(HubMagmaxError):
 
 class PublishError(HubMagmaxError):
     """The Hub refused the upload, or holds something else than was sent."""
+
+
+class RegressedError(PublishError):
+    """The merged model falls behind on a guard, so it is not published."""
+
+    exit_code = 3
 
 
 class SignatureError(HubMagmaxError):

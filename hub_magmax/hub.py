@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_magmax.errors import SourceError
-from hub_magmax.text import TOKEN_VARIABLES
+from hub_magmax.text import TOKEN_VARIABLES, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
+
+LOG = logging.getLogger(__name__)
 
 #: How requests name the library that sends them.
 LIBRARY_NAME = "hub_magmax"
@@ -194,7 +197,9 @@ def retry(call: Callable[[], T], passes: Callable[[Exception], bool] = is_passin
         except Exception as error:
             if not passes(error):
                 raise
-            time.sleep(max(wait, _asked_wait(getattr(error, "response", None))))
+            seconds = max(wait, _asked_wait(getattr(error, "response", None)))
+            LOG.debug("asking again in %g s: %s", seconds, shown(str(error)))
+            time.sleep(seconds)
     return call()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,13 +21,12 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
-from hub_magmax.errors import EvaluationError, LockError, OutputError, PublishError, RecipeError
+from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError, RegressedError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import from_here, write_text
-from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
@@ -44,13 +44,19 @@ from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 
+LOG = logging.getLogger(__name__)
+
 Report = Callable[[str], None]
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Results of a run; `output` does not exist where the model went straight to the Hub."""
+    """Results of a run; `output` does not exist where the model went straight to the Hub.
+
+    Attributes:
+        merged_before: The merge was finished earlier, and its report is of then.
+    """
 
     plan: Plan
     report: MergeReport
@@ -58,6 +64,7 @@ class Run:
     scores: Scores | None = None
     published: Published | None = None
     guards: tuple[Guard, ...] = ()
+    merged_before: bool = False
 
 
 def run(
@@ -88,7 +95,7 @@ def run(
 
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
-        PublishError: If a guard regressed, after everything was written, in place of pushing.
+        RegressedError: If a guard regressed, after everything was written, in place of pushing.
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
@@ -98,35 +105,47 @@ def run(
     planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     if destination is not None and not recipe.output.keep:
-        from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
-
-        report(f"merging {len(planned.jobs)} tensors, straight to {destination.name}")
-        with progress(planned.progress_bytes) as advance:
-            merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
-        return Run(planned, merged, recipe.output_path, published=published)
+        return _streamed(planned, destination, head, progress, processes, cache)
     output = recipe.output_path
-    merged = _opened(planned, _merge(planned, report, progress, processes, cache), processes, cache)
+    merged, is_old = _merge(planned, progress, processes, cache)
+    merged = _opened(planned, merged, processes, cache)
     scores = _scores(recipe, locked, output, report, processes)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
     _write_card(planned, merged, scores, report)
-    done = Run(planned, merged, output, scores, guards=check_guards(recipe.evaluation, scores))
+    guards = check_guards(recipe.evaluation, scores)
+    done = Run(planned, merged, output, scores, guards=guards, merged_before=is_old)
     if destination is None:
         return done
     return _published(done, destination, head, report, push_anyway=push_anyway)
 
 
-def _merge(
-    planned: Plan, report: Report, progress: ProgressBar, processes: Processes, cache: SourceCache
-) -> MergeReport:
-    """Merge into the recipe's folder, unless that is done."""
-    from hub_magmax.merging.execution import finished, merge  # loads torch
+def _streamed(
+    planned: Plan,
+    destination: Destination,
+    head: Head | None,
+    progress: ProgressBar,
+    processes: Processes,
+    cache: SourceCache,
+) -> Run:
+    """Merge straight to the Hub, without a folder."""
+    from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
-    output = planned.recipe.output_path
-    if finished(PartialFolder(output, planned.digest)) is None:
-        report(f"merging {len(planned.jobs)} tensors into {from_here(output)}")
     with progress(planned.progress_bytes) as advance:
-        return merge(planned, output, progress=advance, processes=processes, cache=cache)
+        merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
+    is_old = head is not None and published is not None and published.commit == head.commit
+    return Run(planned, merged, planned.recipe.output_path, published=published, merged_before=is_old)
+
+
+def _merge(
+    planned: Plan, progress: ProgressBar, processes: Processes, cache: SourceCache
+) -> tuple[MergeReport, bool]:
+    """Merge into the recipe's folder, unless that is done; return the report, and whether it was done."""
+    from hub_magmax.merging.execution import is_finished, merge  # loads torch
+
+    is_old = processes.first_decides(lambda: is_finished(planned))
+    with progress(planned.progress_bytes) as advance:
+        return merge(planned, progress=advance, processes=processes, cache=cache), is_old
 
 
 def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: SourceCache) -> MergeReport:
@@ -145,6 +164,8 @@ def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: Sou
         write_text(planned.recipe.output_path / REPORT_NAME, done.to_json())
         return done
 
+    if not merged.opened:
+        LOG.debug("opening the merged model as its library does")
     found = merged if merged.opened else processes.first_decides(look)
     if isinstance(found, OutputError):
         raise found
@@ -153,6 +174,7 @@ def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: Sou
 
 def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
     """Write the card, unless somebody edited it."""
+    LOG.debug("writing the card")
     output = planned.recipe.output_path
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
@@ -193,7 +215,7 @@ def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType
 def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:
     fallen = [f"{guard.name} by {-guard.difference.mean:.4g}" for guard in regressed(guards)]
     if fallen and recipe.evaluation:
-        raise PublishError(
+        raise RegressedError(
             f"the merged model falls behind the base model on {', '.join(fallen)}, so it was not pushed",
             where=from_here(recipe.output_path),
             expected=f"at most {recipe.evaluation.margin:g}, as evaluation.margin says",
@@ -226,6 +248,7 @@ def lock(
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
     cache = cache or SourceCache()
+    LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
     written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
     with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
         found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, cache=cache), written)
@@ -250,6 +273,7 @@ def lock(
         versions=lock_versions(),
     )
     asked = with_pinned_data(recipe, found.datasets)
+    LOG.debug("resolving the preference")
     preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     if not recipe.method.is_auto:
@@ -262,6 +286,7 @@ def _compared(
     recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
 ) -> dict[str, LockedSource]:
     """Return pinned sources with what comparing them tells: names, ties, places of adapters, labels."""
+    LOG.debug("comparing the headers")
     with open_pinned(recipe, sources, cache) as opened:
         found = with_renamings(recipe, sources, opened)
         named = with_base_names(opened, found)
@@ -293,7 +318,9 @@ def plan(
         LockError: If a source is no longer what was locked.
     """
     cache = cache or SourceCache()
+    LOG.debug("planning from the headers")
     made = plan_from_headers(recipe, locked or lock(recipe, cache=cache), cache=cache)
+    LOG.debug("looking at samples of values")
     return with_findings(made, cache, in_spite_of)
 
 

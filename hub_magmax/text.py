@@ -94,6 +94,15 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a time as people read it: 12 s, 3 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 #: Longest foreign text shown in a line or a table cell.
 MAX_INLINE = 120
 

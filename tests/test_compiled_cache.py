@@ -1,5 +1,7 @@
 """Compiled loops outlast the process: kept on disk, checked, and called without their compiler."""
 
+import logging
+import re
 import subprocess
 import sys
 
@@ -34,13 +36,17 @@ def mixed(loop):
     return owner.tolist()
 
 
-def test_what_was_compiled_is_kept_and_used_again(folder, monkeypatch):
+def test_what_was_compiled_is_kept_and_used_again(folder, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="hub_magmax")
     loop = cache.Loop("mix")
     assert not loop.is_kept()
     found = mixed(loop)
+    told = "compiling the loop mix, once on this machine\ncompiled the loop mix in [0-9.]+ s"
+    assert re.fullmatch(told, "\n".join(caplog.messages))
     assert set(found) == {3, 5} and loop.is_kept() and not cache.Loop("rank").is_kept()
     monkeypatch.setattr(cache, "compile_loop", None)
     assert mixed(cache.Loop("mix")) == found
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:100], lambda c: b"", lambda c: c[:-1] + b"?"])

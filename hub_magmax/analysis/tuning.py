@@ -247,6 +247,7 @@ def choose(recipe: Recipe, lock: Lock, report: Callable[[str], None] = lambda li
         batches = scorer.load(data, "compare.tune")
         trials = list(scorer.run(tried, batches))
     winner = best(trials)
+    report(_told(winner, trials, scorer.evaluator.metric))
     seen = {
         "examples": len(winner.outcomes),
         "tried": len(trials),
@@ -259,6 +260,17 @@ def choose(recipe: Recipe, lock: Lock, report: Callable[[str], None] = lambda li
         "spec_digest": comparison_digest(recipe),
     }
     return Choice(winner.candidate.method, seen)
+
+
+def _told(winner: Trial, trials: Sequence[Trial], metric: str) -> str:
+    """Say in words what was chosen, and why."""
+    top = max(trials, key=lambda trial: trial.margin)
+    chosen = f"{winner.candidate.label}, scaling {winner.candidate.method['scaling']:g}"
+    text = f"auto chose {chosen}, {metric} {winner.value:.4g} on {len(winner.outcomes)} examples: "
+    if winner is top:
+        return f"{text}the best of {len(trials)} ways"
+    other = f"{top.candidate.label}, scaling {top.candidate.method['scaling']:g} ({top.value:.4g})"
+    return f"{text}the best of {len(trials)} ways, {other}, is not better by more than its error"
 
 
 def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:

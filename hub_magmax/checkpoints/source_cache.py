@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from hub_magmax.checkpoints.locations import Location
 from hub_magmax.checkpoints.source import FileSource
+
+LOG = logging.getLogger(__name__)
 
 #: Checkpoints whose headers are read side by side.
 PARALLEL_SOURCES = 8
@@ -26,6 +29,7 @@ class SourceCache:
         source = self._opened.get(location)
         if source is None or not source.is_current():
             source = self._opened[location] = location.open()
+            LOG.debug("opened %s, %d files", source.label, len(source.sizes))
         return source
 
     def read_headers(self, locations: Iterable[Location]) -> None:

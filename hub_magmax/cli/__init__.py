@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from importlib import import_module
 
 import click
 
 from hub_magmax import __version__
+from hub_magmax.cli.terminal import USAGE, error_json, log_options
 
 #: Each verb and the module of this package that holds its function, imported when the verb is used or listed.
 VERBS = {
@@ -44,12 +47,33 @@ class VerbGroup(click.Group):
         command: click.Command = getattr(import_module(f"hub_magmax.cli.{VERBS[cmd_name]}"), cmd_name)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> None:
+        try:
+            super().invoke(ctx)
+        except KeyboardInterrupt:  # before the verb began
+            sys.exit(128 + signal.SIGINT)
+        except click.UsageError as error:
+            if not ctx.meta[_AS_JSON]:
+                raise
+            where = error.ctx.command_path if error.ctx else ""
+            click.echo(error_json("UsageError", error.format_message(), where=where))
+            sys.exit(USAGE)
+
+
+#: Where the context keeps whether programs read the answer.
+_AS_JSON = "hub_magmax.as_json"
+
 
 @click.group(
     cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(__version__, prog_name="hub-magmax")
-def main() -> None:
+@log_options
+def main(verbose: bool, quiet: bool, log_format: str | None) -> None:
     """Merge fine-tuned checkpoints into one model, under a preference.
 
     \b
@@ -59,5 +83,8 @@ def main() -> None:
       hub-magmax plan RECIPE         see what a merge will read, write and need
       hub-magmax run RECIPE          lock, merge, evaluate, write the card, push
 
-    Exit codes: 0 success, 1 an error that says what to do (or a canary that regressed), 2 wrong usage.
+    \b
+    Exit codes: 0 success; 1 an error that says what to do, or something checked that is not as it
+    should be; 2 wrong usage; 3 a model that regressed; 130 interrupted by Ctrl-C, 143 terminated:
+    what is finished is kept, and the same command goes on from there.
     """

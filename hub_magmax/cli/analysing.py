@@ -13,7 +13,7 @@ from hub_magmax.cli.options import (
     recipe_argument,
     recipe_options,
 )
-from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
+from hub_magmax.cli.terminal import ERROR, Answer, progress, say, verb, wrote
 
 if TYPE_CHECKING:
     from hub_magmax.recipe.result_files import ResultFiles
@@ -60,7 +60,10 @@ def sweep(asked: RecipeOptions) -> Answer:
 @verb
 @recipe_options
 def diagnose(asked: RecipeOptions) -> Answer:
-    """Read RECIPE's checkpoints once, and say what is odd about them before they are merged."""
+    """Read RECIPE's checkpoints once, and say what is odd about them before they are merged.
+
+    Exits with 1 if one of them has a fault, for which a merge would be refused.
+    """
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
     from hub_magmax.cli.asked import files_beside, read_asked
@@ -74,7 +77,8 @@ def diagnose(asked: RecipeOptions) -> Answer:
         diagnosis = do_diagnose(planned, progress=advance)
     place = result_files(found, locked, files_beside(asked, found))
     files = [*write_diagnosis(diagnosis, place), *_linked_card(asked, place)]
-    return Answer(json.loads(diagnosis.to_json()), f"{diagnosis.table()}\n{wrote(files)}")
+    text = f"{diagnosis.table()}\n{wrote(files)}"
+    return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)
 
 
 def _linked_card(asked: RecipeOptions, place: ResultFiles) -> list[Path]:

@@ -19,7 +19,7 @@ from hub_magmax.cli.options import (
     recipe_argument,
     recipe_options,
 )
-from hub_magmax.cli.terminal import Answer, progress, quiet, say, verb
+from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, quiet, say, verb
 
 if TYPE_CHECKING:
     from hub_magmax.merging.output.report import MergeReport
@@ -49,18 +49,25 @@ def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
 @recipe_options
 @memory_option
 @device_option
-def plan(asked: RecipeOptions) -> Answer:
-    """Show what merging RECIPE will read, write and need, from headers alone."""
+@faults_option
+def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
+    """Show what merging RECIPE will read, write and need, from headers alone.
+
+    Exits with 1 if a merge would be refused: a FAULT that --in-spite-of does not accept.
+    """
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.asked import read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.planning.findings.finding import faults_left
     from hub_magmax.planning.summary import describe, explain
 
     found, locked = read_asked(asked)
     cache = SourceCache()
-    planned = make_plan(found, locked or lock(found, cache=cache), cache=cache)
-    return Answer(describe(planned), explain(planned))
+    locked = locked or lock(found, report=say, cache=cache)
+    planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
+    refused = faults_left(planned.findings, planned.in_spite_of)
+    return Answer(describe(planned), explain(planned), exit_code=ERROR if refused else 0)
 
 
 @verb
@@ -72,6 +79,7 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     """Merge RECIPE into its output folder, without evaluating or publishing."""
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.asked import read_asked
+    from hub_magmax.merging.execution import is_finished
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -79,25 +87,32 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 
     found, locked = read_asked(asked)
     processes, cache = find_processes(say), SourceCache()
-    locked = locked or processes.first_decides(lambda: lock(found, cache=cache))
+    locked = locked or processes.first_decides(lambda: lock(found, report=say, cache=cache))
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
-    with progress(planned.progress_bytes if processes.is_first else 0) as advance:
+    is_old = processes.first_decides(lambda: is_finished(planned))
+    with progress(planned.progress_bytes) as advance:
         report = do_merge(planned, progress=advance, processes=processes, cache=cache)
-    return Answer(json.loads(report.to_json()), _summary(found, report) if processes.is_first else "")
+    text = _summary(found, report, is_old=is_old)
+    return Answer(json.loads(report.to_json()), text if processes.is_first else "")
 
 
-def _summary(recipe: Recipe, report: MergeReport) -> str:
+def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
+    """Return what a merge did, in words; of one that was finished earlier, what is there."""
     from hub_magmax.files import from_here
     from hub_magmax.text import format_bytes
 
-    lines = [
-        f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s), {report.seconds:.1f} s, "
-        f"peak memory {format_bytes(report.peak_memory_bytes)}",
-        f"wrote {from_here(recipe.output_path)}" if recipe.output.keep else "no folder was kept",
-    ]
-    if report.profile:
+    keep, output = recipe.output.keep, from_here(recipe.output_path)
+    size = f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s)"
+    if is_old:
+        lines = [size, f"already there: {output}" if keep else "published already"]
+    else:
+        peak = format_bytes(report.peak_memory_bytes)
         spent = sorted(report.profile.items(), key=lambda item: -item[1])
-        lines.insert(1, "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent))
+        lines = [
+            f"{size}, {report.seconds:.1f} s, peak memory {peak}",
+            "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent),
+            f"wrote {output}" if keep else "no folder was kept",
+        ]
     if report.opened:
         lines.append("opened     " + ": ".join(filter(None, report.opened.values())))
     lines += [f"note: {notice}" for notice in report.notices]
@@ -146,7 +161,7 @@ def run(
     if not processes.is_first:
         return Answer({}, "")
     values = {"output": from_here(found.output_path), "report": json.loads(done.report.to_json())}
-    text = _summary(found, done.report)
+    text = _summary(found, done.report, is_old=done.merged_before)
     if done.scores is not None:
         values["scores"] = json.loads(done.scores.to_json())
         guards = "".join(f"guard {guard.name}: {guard.verdict}\n" for guard in done.guards)
@@ -154,7 +169,8 @@ def run(
     if done.published is not None:
         values["published"] = {"commit": done.published.commit, "url": done.published.url}
         text += f"\npublished {done.published.url}"
-    return Answer(values, text)
+    has_regressed = any(guard.verdict == "regressed" for guard in done.guards) and not push_anyway
+    return Answer(values, text, exit_code=REGRESSED if has_regressed else 0)
 
 
 def _dry_run(

@@ -1,9 +1,12 @@
-"""The terminal, for the verbs of the command line: answers, options, errors as a paragraph, progress bars."""
+"""The terminal, for the verbs of the command line: answers, options, errors as a paragraph, exit codes."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +16,17 @@ from typing import Any, NamedTuple
 
 import click
 
-from hub_magmax.errors import HubMagmaxError, RecipeError, explained
+from hub_magmax import __version__
+from hub_magmax.cli.display import LOG, Display, LogOptions, Work, displayed, library_bars_off
+from hub_magmax.errors import HubMagmaxError, Problem, RecipeError, explained
 from hub_magmax.files import from_here
 from hub_magmax.text import holds_control, printable, spelled_out, without_secrets
+
+#: Exit codes: an error, or something that is not as it should be; wrong usage; a model that regressed.
+ERROR, USAGE, REGRESSED = 1, 2, 3
+
+#: Where the context of a verb keeps what shows its progress.
+_DISPLAY = "hub_magmax.display"
 
 
 class Answer(NamedTuple):
@@ -24,7 +35,8 @@ class Answer(NamedTuple):
     Attributes:
         values: Printed as JSON, for programs.
         text: Printed for people.
-        exit_code: 1 where something that was checked is not as it should be.
+        exit_code: `ERROR` where something that was checked is not as it should be, `REGRESSED` where a model
+            fell behind.
     """
 
     values: Any
@@ -32,37 +44,122 @@ class Answer(NamedTuple):
     exit_code: int = 0
 
 
+class TerminatedError(KeyboardInterrupt):
+    """The system asks this process to end, which takes the way of Ctrl-C."""
+
+
 class Verb(click.Command):
     """A command whose function returns an `Answer`, and whose errors are one paragraph each."""
 
     def invoke(self, ctx: click.Context) -> None:
         as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
+        options = _log_options(ctx)
+        with library_bars_off(), displayed(options) as display:
+            ctx.meta[_DISPLAY] = display
+            shown, code = self._answered(ctx, as_json, debug)
+        if shown:
+            click.echo(without_secrets(shown))
+        if code:
+            sys.exit(code)
+
+    def _answered(self, ctx: click.Context, as_json: bool, debug: bool) -> tuple[str, int]:
+        """Return the text for stdout, and the exit code."""
+        LOG.debug("starting %s (hub-magmax %s)", self.name, __version__)
         try:
-            _refuse_unprintable(ctx.params)
-            _fold(ctx.params, getattr(self.callback, "folded", {}))
-            answer: Answer = super().invoke(ctx)
+            with _termination():
+                _refuse_unprintable(ctx.params)
+                _fold(ctx.params, getattr(self.callback, "folded", {}))
+                answer: Answer = super().invoke(ctx)
         except BrokenPipeError:
-            sys.exit(1)
+            return "", ERROR
+        except KeyboardInterrupt as stopped:
+            return _interruption(as_json, stopped)
         except Exception as error:
             told = explained(error)
             if debug or told is None:
-                say(traceback.format_exc())
-            else:
-                _print_error(_placed(told, ctx.params), as_json)
-            sys.exit(1)
-        shown = json.dumps(answer.values, indent=2, ensure_ascii=False) if as_json else printable(answer.text)
-        click.echo(without_secrets(shown))
-        if answer.exit_code:
-            sys.exit(answer.exit_code)
+                LOG.error("%s", traceback.format_exc())
+                return "", ERROR
+            return _refusal(_placed(told, ctx.params), as_json), told.exit_code
+        if as_json:
+            return json.dumps(answer.values, indent=2, ensure_ascii=False), answer.exit_code
+        return printable(answer.text), answer.exit_code
 
 
 def verb(function: Callable[..., Answer]) -> Verb:
     """Turn a function into the command of its name; its docstring is the help."""
-    function = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(function)
-    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs.")(
-        function
-    )
+    for option in (
+        log_options,
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs."),
+    ):
+        function = option(function)
     return click.command(cls=Verb)(function)
+
+
+def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `LogOptions`."""
+    for option in (
+        click.option(
+            "--log-format", type=click.Choice(["text", "json"]), help="Form of the lines on stderr."
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more, with times."),
+    ):
+        function = option(function)
+    return function
+
+
+def _log_options(ctx: click.Context) -> LogOptions:
+    """Return the options that stand before or after the verb."""
+    before = ctx.parent.params if ctx.parent else {}
+    said = {name: ctx.params.pop(name) or before.get(name) for name in ("verbose", "quiet", "log_format")}
+    if said["verbose"] and said["quiet"]:
+        raise click.UsageError("--verbose and --quiet exclude each other.", ctx)
+    return LogOptions(bool(said["verbose"]), bool(said["quiet"]), said["log_format"] or "text")
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Let the system's request to end (SIGTERM) take the way of Ctrl-C; a second one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interruption(as_json: bool, stopped: KeyboardInterrupt) -> tuple[str, int]:
+    """Say that what is finished is kept; return the text for stdout and the exit code."""
+    number = signal.SIGTERM if isinstance(stopped, TerminatedError) else signal.SIGINT
+    if number == signal.SIGINT and threading.current_thread() is threading.main_thread():
+        # Once more, while threads still end: at once, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    what, hint = "interrupted", "What is finished is kept, and the same command goes on from there."
+    if os.environ.get("RANK", "0") == "0":
+        LOG.error("%s. %s", what.capitalize(), hint)
+    return error_json("Interrupted", what, hint=hint) if as_json else "", 128 + number
+
+
+def error_json(kind: str, what: str, *, where: str = "", hint: str = "") -> str:
+    """Return what ends a command, and is none of the package's errors, in the form of those."""
+    facts = HubMagmaxError(what, where=where, hint=hint, problems=(Problem(kind, what, hint=hint),)).to_dict()
+    return json.dumps({"error": facts | {"kind": kind}}, indent=2, ensure_ascii=False)
+
+
+def _refusal(error: HubMagmaxError, as_json: bool) -> str:
+    """Return an error for programs, or write it for people."""
+    if as_json:
+        return json.dumps({"error": error.to_dict()}, indent=2, ensure_ascii=False)
+    LOG.error("Error: %s", error)
+    return ""
 
 
 def _fold(arguments: dict[str, Any], folded: Mapping[str, Any]) -> None:
@@ -101,16 +198,9 @@ def _placed(error: HubMagmaxError, arguments: Mapping[str, Any]) -> HubMagmaxErr
     return with_place(error, recipe)
 
 
-def _print_error(error: HubMagmaxError, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"error": error.to_dict()}, indent=2, ensure_ascii=False))
-    else:
-        click.echo(f"Error: {printable(str(error))}", err=True)
-
-
 def say(line: str) -> None:
-    """Print a line for people to stderr."""
-    click.echo(without_secrets(printable(line)), err=True)
+    """Write a line for people to stderr."""
+    LOG.info("%s", line)
 
 
 def quiet(line: str) -> None:
@@ -124,10 +214,7 @@ def wrote(paths: Iterable[Path]) -> str:
 
 @contextmanager
 def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None]]:
-    """Show bytes written and time left, on a terminal, unless Hub progress bars are switched off."""
-    from huggingface_hub.utils import tqdm
-
-    make_bar: Any = tqdm
-    bar = make_bar(total=total, unit="B", unit_scale=True, desc=doing, disable=None)
-    with bar:
-        yield bar.update
+    """Show bytes done, rate and time left, while what this yields is called with the bytes of each step."""
+    display: Display = click.get_current_context().meta[_DISPLAY]
+    with display.counting(Work(doing, total)) as work:
+        yield work.advance

@@ -83,8 +83,8 @@ def evaluate(
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
     kind = evaluator.model_class, evaluator.processor_class, spec.evaluator.name
-    for name, place in places.items():
-        report(f"scoring {name}")
+    for number, (name, place) in enumerate(places.items(), 1):
+        report(f"scoring {name} ({number} of {len(places)})")
         loaded = _load(recipe, lock, name, place, kind, pinned=models is None)
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:

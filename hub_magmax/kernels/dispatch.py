@@ -7,11 +7,14 @@ six to fifteen seconds, once per environment.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 from hub_magmax.kernels.backend import DEVICES, Backend
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.reference import Reference
+
+LOG = logging.getLogger(__name__)
 
 #: Merging so many elements takes longer operation by operation than compiling does ...
 COMPILE_ABOVE_ELEMENTS = 2**27
@@ -35,5 +38,6 @@ def choose_backend(num_elements: int, device: str | None = None) -> Backend:
         return found
     if num_elements >= LOAD_ABOVE_ELEMENTS and (num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()):
         return Compiled()
+    LOG.debug("loading torch")
     import_module("torch")  # now, by one thread, for its settings to hold from the beginning
     return Reference()

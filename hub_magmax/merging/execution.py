@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from hub_magmax.checkpoints.opening import check_hashes, open_inputs, versions_o
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
-from hub_magmax.files import os_errors
+from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
@@ -31,6 +32,8 @@ from hub_magmax.planning.budget import MAX_THREADS, budget_of
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
+
+LOG = logging.getLogger(__name__)
 
 
 # Most decisions are the defaults of its arguments; the steps are one story.
@@ -76,11 +79,13 @@ def merge(
     processes, cache = processes or find_processes(), cache or SourceCache()
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
+        LOG.info("%s is finished already, nothing is merged again", from_here(place.output))
         return done
     refuse_faults(plan.findings, plan.in_spite_of)
     own = plan if sources is None else None
     if (refusal := processes.first_decides(lambda: prepare(place, own, cache))) is not None:
         raise refusal
+    LOG.info("%s into %s", told(plan, processes), from_here(place.output))
     with ExitStack() as stack:
         stack.callback(place.abandon)
         if sources is None:
@@ -94,6 +99,24 @@ def merge(
             place.publish()
     processes.wait()
     return report
+
+
+def told(plan: Plan, processes: Processes) -> str:
+    """Say in words what is merged, how, and by how many processes."""
+    method, count, files = plan.lock.method, processes.count, len(plan.shards)
+    text = f"merging {len(plan.jobs):,} tensors by {method['name']}, scaling {method['scaling']:g},"
+    if count == 1:
+        return text
+    text += f" in {count} processes"
+    if idle := count - files:
+        text += f", of which {idle} have nothing to do: there are {files} files, more with another "
+        text += "output.shard_size,"
+    return text
+
+
+def is_finished(plan: Plan) -> bool:
+    """Say whether the recipe's output is this very merge, complete."""
+    return finished(PartialFolder(plan.recipe.output_path, plan.digest)) is not None
 
 
 class ShardSink(Protocol):
@@ -130,23 +153,49 @@ def make_shards(
         Seconds by kind of work, as the merge report has them.
     """
     with _raising(progress or (lambda num_bytes: None)) as advance:
-        missing = [*_unfinished(share(plan.shards, processes), sink, advance)]
+        own = share(plan.shards, processes)
+        missing = [*_unfinished(own, sink, advance)]
+        if len(missing) < len(own):
+            LOG.info("resuming: %d of %d files are there", len(own) - len(missing), len(own))
         in_order = plan.num_remote > 0
         budget = budget_of(plan, 1 if in_order else min(num_threads(), MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
         backend = backend or _backend_of(plan)
+        LOG.debug(
+            "computing by %s in %d threads, %d elements at a time",
+            type(backend).__name__.lower(),
+            budget.num_threads,
+            budget.chunk_elements,
+        )
         engine = Engine(plan, sources, place, advance, budget, sink.num_open, backend, in_order=in_order)
-        with one_thread():
+        with one_thread(), _telling_what_is_kept(len(own), len(own) - len(missing)) as count:
             try:
                 engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
                 for record in engine.make(missing):
                     with os_errors(place.folder / record.file), engine.clock.spend("store"):
                         sink.record(record)
+                    count()
             except DamagedError:
                 place.forget()  # what is finished may be made of the same bytes
                 raise
     return engine.clock.seconds
+
+
+@contextmanager
+def _telling_what_is_kept(num_files: int, num_finished: int) -> Iterator[Callable[[], None]]:
+    """Say after an interruption how many files are finished; what this yields counts another one."""
+
+    def count() -> None:
+        nonlocal num_finished
+        num_finished += 1
+
+    try:
+        yield count
+    except KeyboardInterrupt:
+        more = "" if num_finished else " (a smaller output.shard_size makes more files)"
+        LOG.info("%d of %d files are finished, and kept%s", num_finished, num_files, more)
+        raise
 
 
 def _unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) -> Iterator[Shard]:

@@ -6,6 +6,7 @@ sends what it makes, and only names, sizes and hashes travel between them.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.files import write_text
-from hub_magmax.merging.execution import make_shards, prepare, share
+from hub_magmax.merging.execution import make_shards, prepare, share, told
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.opening import open_output
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
@@ -43,6 +44,8 @@ from hub_magmax.publishing.commits import (
 from hub_magmax.publishing.comparing import compare_reported
 from hub_magmax.publishing.pushing import contents_of, operations
 from hub_magmax.reporting.card_file import write_card
+
+LOG = logging.getLogger(__name__)
 
 #: Attempts to make and send files that the Hub lost.
 _ROUNDS = 3
@@ -76,8 +79,10 @@ def merge_to_hub(
     started = time.perf_counter()
     place = PartialFolder(plan.recipe.output_path, plan.digest)
     if (done := processes.first_decides(lambda: published_already(destination, plan))) is not None:
+        LOG.info("%s holds this merge already, nothing is merged again", destination.name)
         discard(place, processes)
         return done
+    LOG.info("%s straight to %s", told(plan, processes), destination.name)
     own = _prepare(place, plan, processes, cache)
     try:
         with open_inputs(plan.recipe, plan.lock, cache) as sources:

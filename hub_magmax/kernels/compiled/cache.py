@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -26,6 +28,8 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+
+LOG = logging.getLogger(__name__)
 
 #: Elements of all rows that are worked on at a time: they stay in the nearest caches.
 BLOCK = 2048
@@ -106,10 +110,17 @@ class Loop:
                 file = f"{self.name}-{'-'.join(map(_name, kinds))}-{fingerprint()}.o"
                 content = _find(file)
                 if content is None:
-                    content = compile_loop(self.name, kinds)
+                    content = self._compile(kinds)
                     _keep(file, content)
                 self._code[kinds] = _link(content, kinds)
             return self._code[kinds]
+
+    def _compile(self, kinds: tuple[Kind, ...]) -> bytes:
+        LOG.info("compiling the loop %s, once on this machine", self.name)
+        started = time.perf_counter()
+        content = compile_loop(self.name, kinds)
+        LOG.info("compiled the loop %s in %.1f s", self.name, time.perf_counter() - started)
+        return content
 
 
 merge_chunk = Loop("merge_chunk")

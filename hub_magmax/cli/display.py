@@ -1,0 +1,282 @@
+"""Log records on stderr, as lines or as JSON objects, and the state of long work meanwhile.
+
+All of the package reports through the standard library's `logging`, below the logger `hub_magmax`. A terminal
+shows the state in its bottom line; elsewhere it is a line every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import click
+
+from hub_magmax.text import format_bytes, format_seconds, printable, without_secrets
+
+LOG = logging.getLogger("hub_magmax")
+
+#: Loggers of other libraries that tell details: huggingface_hub's of requests that are sent again.
+_DETAILS = ("huggingface_hub.utils._http",)
+
+#: Seconds between two looks at the work, from a change of work to the first line about it where there is no
+#: terminal, and at most between two lines about one that does not count its bytes.
+_TICK_SECONDS, LINE_SECONDS, MAX_LINE_SECONDS = 0.25, 5.0, 60.0
+
+#: The rate is that of the last seconds.
+_RATE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """Options of the log: `verbose` adds details and times, `quiet` leaves errors only."""
+
+    verbose: bool = False
+    quiet: bool = False
+    log_format: str = "text"
+
+    @property
+    def threshold(self) -> int:
+        """Level of the least important record that is written."""
+        if self.quiet:
+            return logging.ERROR
+        if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+            return logging.WARNING
+        return logging.DEBUG if self.verbose else logging.INFO
+
+
+class Work:
+    """Work of a known number of bytes: how many are done, and how fast it goes."""
+
+    def __init__(self, doing: str, total: int) -> None:
+        self.doing, self.total, self.done = doing, total, 0
+        self._samples: deque[tuple[float, int]] = deque()
+        self._lock = threading.Lock()
+
+    def advance(self, num_bytes: int) -> None:
+        """Count bytes that were done since."""
+        with self._lock:
+            self.done += num_bytes
+
+    def sample(self, now: float) -> None:
+        """Note how far it is; what was done before the first bytes, or was there already, is no speed."""
+        if self.done == 0:
+            return
+        self._samples.append((now, self.done))
+        while now - self._samples[0][0] > _RATE_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second, None while that is unknown."""
+        if not self._samples:
+            return None
+        (since, before), (now, done) = self._samples[0], self._samples[-1]
+        return (done - before) / (now - since) if now > since else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest takes at this rate, None while that is unknown."""
+        return (self.total - self.done) / self.rate if self.rate else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the values of a JSON line."""
+        rate, left = self.rate, self.seconds_left
+        return {
+            "bytes": self.done,
+            "total": self.total,
+            "rate": None if rate is None else round(rate),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+
+    def __str__(self) -> str:
+        share = self.done / self.total if self.total else 1.0
+        text = f"{self.doing}: {share:.0%}, {format_bytes(self.done)} of {format_bytes(self.total)}"
+        if self.rate is not None:
+            text += f", {format_bytes(round(self.rate))}/s"
+        if self.done < self.total and self.seconds_left is not None:
+            text += f", {format_seconds(self.seconds_left)} left"
+        return text
+
+
+class Display(logging.Handler):
+    """Writes records to stderr, and shows meanwhile what goes on.
+
+    Args:
+        options: Which records, and in which form.
+    """
+
+    def __init__(self, options: LogOptions) -> None:
+        super().__init__()
+        self._options = options
+        self._as_json = options.log_format == "json"
+        self._shows_state = options.threshold <= logging.INFO
+        self._has_bottom_line = self._shows_state and not self._as_json and sys.stderr.isatty()
+        self._work: Work | None = None
+        self._step, self._step_is_written = "", False
+        self._step_since = self._written_at = time.monotonic()
+        self._pause = LINE_SECONDS
+        self._drawn, self._has_line_of_work = "", False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, or keep it as the step that goes on."""
+        level = logging.DEBUG if record.name in _DETAILS else record.levelno
+        is_written = level >= self._options.threshold
+        if not hasattr(record, "state"):
+            self._step, self._step_since = _line_of(record), time.monotonic()
+            self._step_is_written, self._pause = is_written, LINE_SECONDS
+        if is_written:
+            self.clear()
+            click.echo(self._written(record), err=True)
+            self._written_at = time.monotonic()
+
+    def _written(self, record: logging.LogRecord) -> str:
+        line, at = _line_of(record), datetime.fromtimestamp(record.created).astimezone()
+        if self._as_json:
+            facts = {
+                "time": at.isoformat(timespec="milliseconds"),
+                "level": record.levelname.lower(),
+                "message": line,
+            }
+            return json.dumps(facts | getattr(record, "state", {}), ensure_ascii=False)
+        start = f"{at:%H:%M:%S}.{at.microsecond // 1000:03d} " if self._options.verbose else ""
+        return f"{start}warning: {line}" if record.levelno == logging.WARNING else start + line
+
+    @contextmanager
+    def counting(self, work: Work) -> Iterator[Work]:
+        """Show this work while it goes on."""
+        self._work, self._has_line_of_work = work, False
+        try:
+            yield work
+        finally:
+            with self._alone():
+                self._work = None
+                if self._has_line_of_work or (self._as_json and work.done):
+                    self._write_state(str(work), work.facts())
+                self.clear()
+
+    def tick(self) -> None:
+        """Show the state, if it is time to."""
+        with self._alone():
+            now = time.monotonic()
+            if self._work is not None:
+                self._work.sample(now)
+            if self._has_bottom_line:
+                self._draw(now)
+            elif self._shows_state and now - self._written_at >= self._pause:
+                if self._work is not None:
+                    self._has_line_of_work = True
+                    self._write_state(str(self._work), self._work.facts())
+                else:
+                    seconds = now - self._step_since
+                    self._pause = min(2 * self._pause, MAX_LINE_SECONDS)
+                    self._write_state(
+                        f"{self._step}: {format_seconds(seconds)} so far", {"seconds": round(seconds, 1)}
+                    )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _write_state(self, line: str, facts: dict[str, Any]) -> None:
+        LOG.info("%s", line, extra={"state": facts})
+
+    def _draw(self, now: float) -> None:
+        """Draw the bottom line, unless a library shows a bar of its own there."""
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is not None and any(not bar.disable for bar in getattr(tqdm.tqdm, "_instances", ())):
+            self._drawn = ""
+            return
+        width = shutil.get_terminal_size().columns - 1
+        seconds = format_seconds(now - self._step_since)
+        step = seconds if self._step_is_written else f"{self._step}, {seconds}"
+        line = _bar(self._work, width) if self._work is not None and self._work.done else f"… {step}"
+        if line != self._drawn:
+            click.echo(f"\r\x1b[2K{line[:width]}", err=True, nl=False)
+            self._drawn = line
+
+    def clear(self) -> None:
+        """Remove the bottom line."""
+        if self._drawn:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+            self._drawn = ""
+
+
+def _bar(work: Work, width: int) -> str:
+    """Return the state of some work with a bar, where there is room for one."""
+    text = str(work)
+    room = min(width - len(text) - 1, 30)
+    if room < 5:
+        return text
+    filled = round(room * work.done / work.total) if work.total else room
+    return f"{text} {'█' * filled}{'░' * (room - filled)}"
+
+
+def _line_of(record: logging.LogRecord) -> str:
+    """Return the message as it may be shown; of a Python warning the first line."""
+    message = record.getMessage()
+    if record.name == "py.warnings":
+        message = message.split("\n")[0]
+    return without_secrets(printable(message))
+
+
+#: Variables that switch the progress bars of huggingface_hub, datasets, and all others by tqdm off.
+_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+
+
+@contextmanager
+def library_bars_off() -> Iterator[None]:
+    """Keep progress bars of other libraries out of what is no terminal; they read this when imported."""
+    added = [] if sys.stderr.isatty() else [name for name in _BARS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def displayed(options: LogOptions) -> Iterator[Display]:
+    """Send the package's records and Python's warnings to stderr while this lasts, and show the state."""
+    display = Display(options)
+    details = [logging.getLogger(name) for name in ("py.warnings", *_DETAILS)]
+    before = [(logger, logger.level, logger.propagate) for logger in (LOG, *details)]
+    LOG.setLevel(logging.DEBUG)
+    for logger, _, _ in before:
+        logger.addHandler(display)
+        logger.propagate = False
+    logging.captureWarnings(True)
+    ended = threading.Event()
+    pulse = threading.Thread(target=_beat, args=(display, ended), daemon=True)
+    pulse.start()
+    try:
+        yield display
+    finally:
+        ended.set()
+        pulse.join()
+        display.clear()
+        logging.captureWarnings(False)
+        for logger, level, propagate in before:
+            logger.removeHandler(display)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+def _beat(display: Display, ended: threading.Event) -> None:
+    while not ended.wait(_TICK_SECONDS):
+        display.tick()
