@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.analysis.resuming import say_resumed
 from hub_magmax.analysis.tuning import (
     Candidate,
     CandidateScorer,
@@ -21,7 +22,8 @@ from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.intervals import Difference, paired_difference
-from hub_magmax.evaluation.scores import Score, make_score
+from hub_magmax.evaluation.journal import Journal
+from hub_magmax.evaluation.scores import Score, deviation, make_score
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
@@ -46,6 +48,8 @@ class Compared:
         tuned: Mean score on the tuning sample; too high by the choice that was made there.
         reported: On the other sample.
         to_winner: Difference to the winner there, example by example; None for the winner.
+        by_seed: Mean score there of each seed's model, where the method draws and the comparison names seeds;
+            everything else is then of the mean over the seeds.
     """
 
     label: str
@@ -53,6 +57,12 @@ class Compared:
     tuned: float
     reported: Score
     to_winner: Difference | None
+    by_seed: Mapping[int, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the reported score over the seeds; None where there are fewer than two."""
+        return deviation(self.by_seed)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,8 @@ class Comparison:
         values = asdict(self)
         for score in (values["base_model"], *(method["reported"] for method in values["methods"])):
             del score["outcomes"]
+        for method, found in zip(values["methods"], self.methods, strict=True):
+            method["deviation"] = found.deviation
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def table(self) -> str:
@@ -126,7 +138,13 @@ def comparable(recipe: Recipe) -> Recipe:
     return updated(recipe, {"method": "average"}) if recipe.method.is_auto else recipe
 
 
-def compare(recipe: Recipe, lock: Lock, *, report: Callable[[str], None] = lambda line: None) -> Comparison:
+def compare(
+    recipe: Recipe,
+    lock: Lock,
+    *,
+    journal: Journal | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Comparison:
     """Try methods, scaling coefficients and preferences, and say which did best on other examples.
 
     Merges in memory and writes nothing. Every method is tuned alike: its scaling coefficient and its
@@ -135,6 +153,7 @@ def compare(recipe: Recipe, lock: Lock, *, report: Callable[[str], None] = lambd
     Args:
         recipe: Names what to try under `compare`, and the evaluator under `evaluation`.
         lock: Of `comparable(recipe)`; its preference is tried beside the others.
+        journal: Keeps what was measured, and has what an interrupted comparison measured (`study_journal`).
         report: Called with a line of text at each step.
 
     Raises:
@@ -145,16 +164,20 @@ def compare(recipe: Recipe, lock: Lock, *, report: Callable[[str], None] = lambd
     weights = _preferences(recipe, spec, lock)
     tried = candidates(spec, recipe.method, weights)
     report(f"trying {len(tried)} ways to merge")
-    with CandidateScorer(recipe, lock) as scorer:
-        trials = list(scorer.run(tried, scorer.load(recipe.tuning_data, "compare.tune")))
+    journal = Journal() if journal is None else journal
+    say_resumed(journal, sum(max(1, len(candidate.seeds)) for candidate in tried), report)
+    with CandidateScorer(recipe, lock, journal) as scorer:
+        trials = list(scorer.run(tried, scorer.load(recipe.tuning_data, "compare.tune"), "tune"))
         winner, finalists = best(trials), best_by_label(trials)
         report(f"scoring the best of {len(finalists)} methods on other examples")
         other = scorer.load(spec.report, "compare.report")
         reported = dict(
-            zip(finalists, scorer.run([t.candidate for t in finalists.values()], other), strict=True)
+            zip(
+                finalists, scorer.run([t.candidate for t in finalists.values()], other, "report"), strict=True
+            )
         )
         nothing = Candidate({"name": "average", "scaling": 0.0}, UNIFORM, weights[UNIFORM])
-        (base,) = scorer.run([nothing], other)
+        (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
 
 
@@ -178,6 +201,7 @@ def _conclude(
             None
             if label == won
             else paired_difference([o.score for o in trial.outcomes], best_scores, seed=seed),
+            trial.by_seed,
         )
         for label, trial in reported.items()
     ]

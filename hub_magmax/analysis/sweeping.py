@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hub_magmax import methods
 from hub_magmax.analysis import simplex
-from hub_magmax.analysis.tuning import Candidate, CandidateScorer
+from hub_magmax.analysis.resuming import say_resumed
+from hub_magmax.analysis.tuning import Candidate, CandidateScorer, Trial, draws
 from hub_magmax.errors import EvaluationError, RecipeError
+from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
@@ -30,7 +31,9 @@ from hub_magmax.reporting.tradeoff_surface import (
 from hub_magmax.text import Report
 
 
-def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> Surface:
+def sweep(
+    recipe: Recipe, lock: Lock, *, journal: Journal | None = None, report: Report = lambda line: None
+) -> Surface:
     """Merge in memory for many preferences, and score each on every task of the evaluation.
 
     Method and scaling coefficient are the recipe's; its own preference plays no part. Nothing is written.
@@ -38,6 +41,7 @@ def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> 
     Args:
         recipe: `sweep` says which preferences, `evaluation` on which examples.
         lock: Of `sweepable(recipe)`, or of the recipe itself.
+        journal: Keeps what was measured, and has what an interrupted sweep measured (`study_journal`).
         report: Called with a line of text at each step.
 
     Raises:
@@ -46,14 +50,17 @@ def sweep(recipe: Recipe, lock: Lock, *, report: Report = lambda line: None) -> 
     """
     spec = recipe.sweep or Sweep()
     _check_method(lock)
-    with CandidateScorer(recipe, lock) as scorer:
+    journal = Journal() if journal is None else journal
+    say_resumed(journal, 1 + len(recipe.evaluation.tasks if recipe.evaluation else ()) + spec.budget, report)
+    with CandidateScorer(recipe, lock, journal) as scorer:
         course = _Course(recipe, lock, scorer)
         base = course.base_model()
         own = course.own()
+        seeds = (spec.seeds or ()) if draws(lock.method) else ()
         floor = [score.value for score in base]
         points: list[Point] = []
         for weights in _weights(spec, len(lock.tasks), floor, points):
-            points.append(Point(weights, course.scores(Candidate(lock.method, "sweep", weights))))
+            points.append(course.point(Candidate(lock.method, "sweep", weights, seeds)))
             report(f"preference {len(points)}: " + "/".join(f"{weight:g}" for weight in weights))
     evaluator = scorer.evaluator
     return Surface(
@@ -115,20 +122,24 @@ class _Course:
         self._lock, self._scorer = lock, scorer
         self.batches = {task: scorer.encode(examples[task], data) for task, data in spec.tasks.items()}
 
-    def scores(self, candidate: Candidate, name: str = "merged") -> tuple[Score, ...]:
-        return tuple(self._scored(candidate, name, self.batches).values())
+    def point(self, candidate: Candidate) -> Point:
+        """Return the scores of one preference on every task, and those of each seed where it names seeds."""
+        trials = self._scorer.score(candidate, self.batches)
+        by_seed = {task: trial.by_seed for task, trial in trials.items() if trial.by_seed}
+        return Point(
+            candidate.weights, tuple(self._score("merged", *found) for found in trials.items()), by_seed
+        )
 
-    def _scored(self, candidate: Candidate, name: str, batches: Mapping[str, Any]) -> dict[str, Score]:
-        is_share = self._scorer.evaluator.is_share
-        return {
-            task: replace(make_score(name, task, found, is_share=is_share), outcomes=(), probabilities=())
-            for task, found in self._scorer.score(candidate, batches).items()
-        }
+    def _score(self, model: str, task: str, trial: Trial) -> Score:
+        found = make_score(model, task, trial.outcomes, is_share=self._scorer.evaluator.is_share)
+        return replace(found, outcomes=(), probabilities=())
 
     def base_model(self) -> tuple[Score, ...]:
         """Return the scores of a merge that adds nothing."""
         weights = (1 / len(self._lock.tasks),) * len(self._lock.tasks)
-        return self.scores(Candidate({"name": "average", "scaling": 0.0}, "none", weights), "base_model")
+        nothing = Candidate({"name": "average", "scaling": 0.0}, "none", weights)
+        found = self._scorer.score(nothing, self.batches)
+        return tuple(self._score("base_model", task, trial) for task, trial in found.items())
 
     def own(self) -> tuple[Score, ...]:
         """Return each task's own checkpoint on it: a merge that takes everything from this task."""
@@ -137,7 +148,7 @@ class _Course:
         for task, batches in self.batches.items():
             weights = tuple(float(other == task) for other in tasks)
             alone = Candidate({"name": "single_task", "scaling": 1.0}, "one task", weights)
-            found += self._scored(alone, task, {task: batches}).values()
+            found.append(self._score(task, task, self._scorer.score(alone, {task: batches})[task]))
         return tuple(found)
 
 

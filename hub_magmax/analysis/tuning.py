@@ -15,7 +15,9 @@ from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
 from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
+from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
+from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.lockfile import Lock
@@ -25,6 +27,11 @@ from hub_magmax.recipe.values import AUTO, Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from hub_magmax.merging.in_memory import MergedModel
+
+    #: Models of one candidate by seed, surveyed and not yet scaled.
+    _Merged = dict[int | None, MergedModel]
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
 METHOD_ERRORS = 1.0
@@ -40,11 +47,13 @@ class Candidate:
         method: `name`, `scaling` and every option.
         preference: Name of the weights: `recipe`, `uniform`, or a name from `compare`.
         weights: One per task.
+        seeds: Of the draws to average over, for a method that draws; empty for the lock's seed.
     """
 
     method: Mapping[str, Any]
     preference: str
     weights: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
 
     def same_as(self, other: Candidate) -> bool:
         """Say whether both give the same model."""
@@ -63,12 +72,32 @@ class Candidate:
         return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
 
 
+def draws(method: Mapping[str, Any]) -> bool:
+    """Say whether a method, as a lock describes it, draws: another seed is then another model.
+
+    `top-n` draws between equals only, and counts as one that does not.
+    """
+    return "generator" in methods.get_method(method["name"]).supplied and method.get("selection") != "top-n"
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and what its model did, one outcome per example."""
+    """A candidate and what its model did.
+
+    Attributes:
+        outcomes: One per example; their mean over the seeds where there are several.
+        draws: What the model of each seed did, where the candidate names seeds.
+    """
 
     candidate: Candidate
     outcomes: tuple[Outcome, ...]
+    draws: tuple[tuple[Outcome, ...], ...] = ()
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Mean score of each seed's model; empty where the candidate names no seeds."""
+        means = (math.fsum(o.score for o in found) / len(found) for found in self.draws)
+        return dict(zip(self.candidate.seeds, means, strict=True)) if self.draws else {}
 
     @property
     def value(self) -> float:
@@ -115,12 +144,14 @@ class CandidateScorer:
     Args:
         recipe: Its evaluation names the evaluator.
         lock: Pins checkpoints and data; its method and preference play no part.
+        journal: Keeps what was measured, and has what an interrupted command measured.
     """
 
-    def __init__(self, recipe: Recipe, lock: Lock) -> None:
+    def __init__(self, recipe: Recipe, lock: Lock, journal: Journal | None = None) -> None:
         from hub_magmax.merging.in_memory import InMemoryMerger  # loads torch
 
         spec = recipe.evaluation or Evaluation(tasks={})
+        self._journal = Journal() if journal is None else journal
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
         self.evaluator = evaluator_of(spec)
         with ExitStack() as stack:
@@ -155,28 +186,83 @@ class CandidateScorer:
         """Return examples as batches that `run` takes."""
         return list(self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size))
 
-    def run(self, candidates: Sequence[Candidate], batches: Sequence[Any]) -> Iterator[Trial]:
+    def run(
+        self, candidates: Sequence[Candidate], batches: Sequence[Any], sample: str = ""
+    ) -> Iterator[Trial]:
         """Yield what each candidate did, in order.
 
         Neighbours that differ in their scaling coefficient alone are merged once.
+
+        Args:
+            candidates: What to merge.
+            batches: From `load` or `encode`.
+            sample: Name of these examples in the journal.
         """
 
-        def unscaled(candidate: Candidate) -> tuple[dict[str, Any], tuple[float, ...]]:
-            return {k: v for k, v in candidate.method.items() if k != "scaling"}, candidate.weights
+        def unscaled(candidate: Candidate) -> tuple[dict[str, Any], tuple[float, ...], tuple[int, ...]]:
+            method = {k: v for k, v in candidate.method.items() if k != "scaling"}
+            return method, candidate.weights, candidate.seeds
 
-        for (method, weights), group in groupby(candidates, key=unscaled):
-            merged = self._merger.merge(method, weights)
+        for _, group in groupby(candidates, key=unscaled):
+            merged: _Merged = {}
             for candidate in group:
-                model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
-                yield Trial(candidate, tuple(self.evaluator.outcomes(model, batches)))
+                yield self._tried(candidate, {sample: batches}, merged)[sample]
 
-    def score(
-        self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]
-    ) -> dict[str, tuple[Outcome, ...]]:
+    def score(self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]) -> dict[str, Trial]:
         """Return what one candidate did on each of several data sets; it is merged once."""
-        merged = self._merger.merge(candidate.method, candidate.weights)
-        model = self._model.with_weights(merged.weights(float(candidate.method["scaling"])))
-        return {name: tuple(self.evaluator.outcomes(model, found)) for name, found in batches.items()}
+        return self._tried(candidate, batches, {})
+
+    def _tried(
+        self, candidate: Candidate, batches: Mapping[str, Sequence[Any]], merged: _Merged
+    ) -> dict[str, Trial]:
+        """Return what one candidate did on each data set; `merged` has, and gets, its models by seed."""
+        found = [self._outcomes(candidate, seed, batches, merged) for seed in candidate.seeds or (None,)]
+        return {
+            name: Trial(
+                candidate,
+                mean_outcomes([outcomes[name] for outcomes in found]),
+                tuple(outcomes[name] for outcomes in found) if candidate.seeds else (),
+            )
+            for name in batches
+        }
+
+    def _outcomes(
+        self, candidate: Candidate, seed: int | None, batches: Mapping[str, Sequence[Any]], merged: _Merged
+    ) -> dict[str, Outcomes]:
+        key = digest([dict(candidate.method), list(candidate.weights), seed, list(batches)])
+        kept = self._journal.get(key)
+        if kept is not None:
+            return kept
+        if seed not in merged:
+            merged[seed] = self._merger.merge(candidate.method, candidate.weights, seed)
+        weights = merged[seed].weights(float(candidate.method["scaling"]))
+        model = self._model.with_weights(weights)
+        # As from the journal, so that a resumed command writes the same bytes.
+        measured = {
+            name: restored(stored(self.evaluator.outcomes(model, found))) for name, found in batches.items()
+        }
+        self._journal.add(key, measured)
+        return measured
+
+
+def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
+    """Return the mean outcome of each example; the outcomes themselves where there is one draw."""
+    if len(draws) == 1:
+        return draws[0]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+    return tuple(
+        Outcome(
+            mean([o.score for o in each]) or 0.0,
+            mean([o.probability for o in each]),
+            mean([o.margin for o in each]),
+            any(o.is_cut for o in each),
+        )
+        for each in zip(*draws, strict=True)
+    )
 
 
 def candidates(
@@ -211,7 +297,8 @@ def _variants(
     scalings = every if method.scaling in (None, AUTO) else (method.scaling,)
     for name, weights in list(preferences.items())[: None if registered.uses_preference else 1]:
         for scaling in scalings:
-            yield Candidate(locked_method(method.model_copy(update={"scaling": scaling})), name, weights)
+            filled = locked_method(method.model_copy(update={"scaling": scaling}))
+            yield Candidate(filled, name, weights, (compare.seeds or ()) if draws(filled) else ())
 
 
 def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:

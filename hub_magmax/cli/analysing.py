@@ -27,14 +27,17 @@ def compare(recipe: Path, device: str | None) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
+    from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.cli.asked import files_beside, read_asked
     from hub_magmax.pipeline import lock
 
     asked = RecipeOptions(recipe, device=device)
     found, locked = read_asked(asked)
-    prepared = comparable(found)
-    comparison = do_compare(found, locked or lock(prepared, report=say), report=say)
-    files = write_comparison(found.portable, comparison, files_beside(asked, found))
+    prepared, place = comparable(found), files_beside(asked, found)
+    locked = locked or lock(prepared, report=say)
+    with study_journal(place.path("compare.journal"), found, locked, say) as journal:
+        comparison = do_compare(found, locked, journal=journal, report=say)
+        files = write_comparison(found.portable, comparison, place)
     return Answer(json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote(files)}")
 
 
@@ -43,17 +46,19 @@ def compare(recipe: Path, device: str | None) -> Answer:
 @device_option
 def sweep(asked: RecipeOptions) -> Answer:
     """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
+    from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
     from hub_magmax.cli.asked import files_beside, read_asked
     from hub_magmax.pipeline import lock, result_files
 
     found, locked = read_asked(asked)
-    prepared = sweepable(found)
+    prepared, beside = sweepable(found), files_beside(asked, found)
     locked = locked or lock(prepared, report=say)
-    surface = do_sweep(found, locked, report=say)
-    place = result_files(found, locked, files_beside(asked, found))
-    files = [*write_sweep(found, surface, place), *_linked_card(asked, place)]
+    place = result_files(found, locked, beside)
+    with study_journal(beside.path("sweep.journal"), found, locked, say) as journal:
+        surface = do_sweep(found, locked, journal=journal, report=say)
+        files = [*write_sweep(found, surface, place), *_linked_card(asked, place)]
     return Answer(surface.to_dict(), f"{surface.table()}\n{wrote(files)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -200,3 +201,8 @@ def make_score(model: str, task: str, outcomes: Sequence[Outcome], *, is_share: 
         probabilities = ()
     mean, num_cut = math.fsum(values) / len(values), sum(outcome.is_cut for outcome in outcomes)
     return Score(model, task, mean, low, high, len(values), values, probabilities, num_cut)
+
+
+def deviation(by_seed: Mapping[int, float]) -> float | None:
+    """Return the standard deviation of scores over seeds (n − 1); None where there are fewer than two."""
+    return statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None

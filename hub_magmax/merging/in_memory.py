@@ -126,12 +126,15 @@ class InMemoryMerger:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def merge(self, method: Mapping[str, Any], weights: tuple[float, ...]) -> MergedModel:
+    def merge(
+        self, method: Mapping[str, Any], weights: tuple[float, ...], seed: int | None = None
+    ) -> MergedModel:
         """Survey all tensors for one method under one preference.
 
         Args:
             method: `name` and every option, as a lock has them; `scaling` plays no part.
             weights: One per task, non-negative, summing to 1.
+            seed: Of draws; the lock's by default.
 
         Raises:
             NonFiniteError: At a NaN or infinity in a checkpoint, if the method surveys it.
@@ -142,7 +145,7 @@ class InMemoryMerger:
         read = tuple(base if task in unread else source for task, source in enumerate(tasks))
         jobs = [*filter(attrgetter("merged"), self.plan.jobs)]
         chunks = {job.name: self._chunks(job, base, read) for job in jobs}
-        seed = self.plan.lock.seed
+        seed = self.plan.lock.seed if seed is None else seed
 
         def rule_of(job: TensorJob) -> Rule:
             return tensor_rule(

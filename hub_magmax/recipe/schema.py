@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -117,6 +118,18 @@ def _tried() -> tuple[Method, ...]:
     )
 
 
+def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("the same seed twice is one draw; write each seed once")
+    return seeds
+
+
+#: Seeds that a comparison or a sweep averages over, for methods that draw; none: the recipe's own.
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(max_length=100), AfterValidator(_once)
+]
+
+
 class Compare(Spec):
     """Candidates of a comparison, the examples that choose, and the examples that are reported.
 
@@ -132,6 +145,7 @@ class Compare(Spec):
         0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0,
     )  # fmt: skip
     preferences: dict[TaskName, Preference] = Field(default_factory=dict, max_length=MAX_TRIED)
+    seeds: Seeds | None = None
 
 
 #: Whole numbers of two to eight bits.
@@ -172,6 +186,7 @@ class Sweep(Spec):
 
     walk: Literal["adaptive", "grid", "schedule"] = "adaptive"
     budget: Annotated[int, Field(ge=2, le=10_000)] = 60
+    seeds: Seeds | None = None
 
 
 class Output(Spec):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hub_magmax.evaluation.scores import Score
+from hub_magmax.evaluation.scores import Score, deviation
 from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.
@@ -20,10 +20,20 @@ TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME = "tradeoffs.csv", "tradeoffs.png"
 
 @dataclass(frozen=True)
 class Point:
-    """One preference, one weight per task of the recipe, and a score per evaluated task."""
+    """One preference, one weight per task of the recipe, and a score per evaluated task.
+
+    Attributes:
+        by_seed: Where the method draws and the sweep names seeds: by evaluated task, the mean score of each
+            seed's model. `scores` are then of the mean over the seeds.
+    """
 
     weights: tuple[float, ...]
     scores: tuple[Score, ...]
+    by_seed: Mapping[str, Mapping[int, float]] = field(default_factory=dict, hash=False)
+
+    def deviation(self, task: str) -> float | None:
+        """Standard deviation of a task's score over the seeds; None where there are fewer than two."""
+        return deviation(self.by_seed.get(task, {}))
 
 
 @dataclass(frozen=True)

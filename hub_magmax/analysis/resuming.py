@@ -1,0 +1,69 @@
+"""Journal of a comparison or a sweep, bound to everything that its outcomes depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.checkpoints.opening import versions_of
+from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.evaluation.circumstances import circumstances, folder_state
+from hub_magmax.evaluation.evaluators import evaluator_of
+from hub_magmax.evaluation.journal import Journal, open_journal
+from hub_magmax.files import digest
+from hub_magmax.methods import get_method
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Compare, Recipe
+from hub_magmax.registry import EVALUATORS, METHODS
+from hub_magmax.text import Report
+
+
+@contextmanager
+def study_journal(
+    path: Path, recipe: Recipe, lock: Lock, report: Report = lambda line: None
+) -> Iterator[Journal]:
+    """Open the journal of a comparison or a sweep; it is removed when the block ends without an error.
+
+    Args:
+        path: Its file.
+        recipe, lock: As the study gets them.
+        report: Called with a line where measurements of an earlier attempt are dropped, or kept for a later.
+    """
+    with open_journal(path, _subject(recipe, lock), report) as journal:
+        yield journal
+
+
+def say_resumed(journal: Journal, total: int, report: Report) -> None:
+    """Report how many of `total` measurements an earlier attempt left, if it did."""
+    if len(journal):
+        report(f"resuming: {min(len(journal), total)} of {total} are there")
+
+
+def _subject(recipe: Recipe, lock: Lock) -> str:
+    """Return a digest of recipe, lock, the present files of folders, plug-ins, software and processor."""
+    places = [location_of(source, recipe.folder).model_place.name for source in lock.sources.values()]
+    return digest(
+        {
+            "recipe": recipe.to_dict(),
+            "lock": lock.checksum,
+            "weights": versions_of(recipe, lock, SourceCache()),
+            "files": {place: folder_state(Path(place)) for place in places},
+            "plugins": [*_plugins(recipe, lock)],
+            "circumstances": circumstances(),
+        }
+    )
+
+
+def _plugins(recipe: Recipe, lock: Lock) -> Iterable[Any]:
+    """Yield package, version and code of every plug-in that takes part."""
+    spec = recipe.compare or Compare()
+    for name in dict.fromkeys([lock.method["name"], *(method.name for method in spec.methods)]):
+        if get_method(name) and (plugin := METHODS.plugin(name)):
+            yield asdict(plugin)
+    if recipe.evaluation is not None and evaluator_of(recipe.evaluation):
+        plugin = EVALUATORS.plugin(recipe.evaluation.evaluator.name)
+        yield asdict(plugin) if plugin else None

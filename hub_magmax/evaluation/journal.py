@@ -1,0 +1,141 @@
+"""Journal of a long measurement: outcomes that are kept until all of it is done.
+
+A journal is one file of lines. The first is a digest of everything that the outcomes depend on, so that those
+of another recipe, other data or other software are never taken for these; each other line is one finished
+measurement. A kill can cut the last line short, which then does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from hub_magmax.errors import OutputError
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.files import from_here
+from hub_magmax.text import Report
+
+Outcomes = tuple[Outcome, ...]
+
+
+def stored(outcomes: Sequence[Outcome]) -> list[list[float | bool | None]]:
+    """Return outcomes as plain values."""
+
+    def plain(value: float | None) -> float | None:
+        return None if value is None else float(value)
+
+    return [[plain(o.score), plain(o.probability), plain(o.margin), bool(o.is_cut)] for o in outcomes]
+
+
+def restored(values: Sequence[Sequence[Any]]) -> Outcomes:
+    """Return the outcomes of `stored`, equal to the last bit."""
+    return tuple(Outcome(*value) for value in values)
+
+
+class Journal:
+    """Finished measurements by key: outcomes by the name of their examples. Without a file none is kept."""
+
+    def __init__(self, file: IO[str] | None = None, found: Mapping[str, Any] | None = None) -> None:
+        self._file = file
+        self._found = dict(found or {})
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, key: str) -> dict[str, Outcomes] | None:
+        """Return a finished measurement, None where it is not there."""
+        values = self._found.get(key)
+        return None if values is None else {name: restored(value) for name, value in values.items()}
+
+    def add(self, key: str, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+        """Keep a finished measurement."""
+        values = {name: stored(value) for name, value in outcomes.items()}
+        if self._file is not None:
+            self._found[key] = values
+            self._file.write(json.dumps([key, values]) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+@contextlib.contextmanager
+def open_journal(path: Path, subject: str, report: Report = lambda line: None) -> Iterator[Journal]:
+    """Open the journal of a measurement; it is removed when the block ends without an error.
+
+    Args:
+        path: Its file. Where that cannot be written, nothing is kept, and it is said.
+        subject: Digest of everything that the outcomes depend on.
+        report: Called with a line where measurements are dropped, or kept for the next attempt.
+
+    Raises:
+        OutputError: If another process is at it.
+    """
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        report(
+            f"no journal can be kept in {from_here(path.parent)} ({error.strerror}): an interrupted "
+            "command begins again"
+        )
+        yield Journal()
+        return
+    with file:
+        _claim(file, path)
+        found = _read(file, subject, report)
+        journal = Journal(file, found)
+        try:
+            yield journal
+        except BaseException:
+            if len(journal):
+                report(
+                    f"{len(journal)} results are kept in {from_here(path)}: the same command goes on there"
+                )
+            else:
+                path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+
+
+def _claim(file: IO[str], path: Path) -> None:
+    """Raise OutputError if another process writes this journal; a process that is killed lets go of it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            "another process measures the same at the moment",
+            where=from_here(path),
+            hint="Wait for it, or end it first.",
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _read(file: IO[str], subject: str, report: Report) -> dict[str, Any]:
+    """Return what is there for this subject, and leave the file at the end of it."""
+    file.seek(0)
+    lines = file.read().splitlines(keepends=True)
+    found: dict[str, Any] = {}
+    whole = 0
+    if lines and lines[0] == f"{json.dumps(subject)}\n":
+        whole = len(lines[0].encode())
+        for line in lines[1:]:
+            try:
+                key, values = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith("\n"):
+                break
+            found[key] = values
+            whole += len(line.encode())
+    elif len(lines) > 1:
+        report("starting anew: recipe, checkpoints, data or software changed since the interruption")
+    file.seek(whole)
+    file.truncate()
+    if not whole:
+        file.write(json.dumps(subject) + "\n")
+        file.flush()
+    return found

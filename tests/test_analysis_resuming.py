@@ -1,0 +1,147 @@
+"""Journals of comparisons and sweeps: an interrupted command goes on, and writes the same bytes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from hub_magmax.analysis.resuming import study_journal
+from hub_magmax.analysis.tuning import CandidateScorer
+from hub_magmax.cli import main
+from hub_magmax.errors import OutputError
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.journal import open_journal, restored, stored
+from hub_magmax.pipeline import lock
+from hub_magmax.recipe.loading import load_recipe
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+
+OUTCOMES = {"a": (Outcome(1.0, 0.1 + 0.2, None), Outcome(0.0, 1 / 3, -2.5, True))}
+
+#: Ends with SIGKILL when the fourth model was scored.
+KILLED = """
+import os, signal, sys
+from hub_magmax.evaluation.journal import Journal
+add = Journal.add
+def add_and_die(self, key, outcomes):
+    add(self, key, outcomes)
+    if len(self) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.add = add_and_die
+from hub_magmax.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    write_classifiers(tmp_path, {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)})
+    write_rows(tmp_path / "others.parquet", [0] * 5 + [2] * 3)
+    values = classifier_recipe(
+        method={"name": "average", "scaling": 1.0},
+        evaluation={"tasks": {"a": {"dataset": "./rows.parquet"}, "b": {"dataset": "./others.parquet"}}},
+        sweep={"walk": "adaptive", "budget": 7},
+        compare={
+            "tune": {"dataset": "./rows.parquet"},
+            "report": {"dataset": "./others.parquet"},
+            "methods": ["average", "random_mix"],
+            "scaling": [0.5, 1.0],
+            "seeds": [3, 4],
+        },
+    )
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("mix.*")}
+
+
+def call(*words):
+    return CliRunner().invoke(main, words, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("verb", "total"), [("sweep", 10), ("compare", 6)])
+def test_a_killed_command_goes_on_and_writes_the_same_bytes(folder, tmp_path, verb, total):
+    whole = shutil.copytree(folder, tmp_path / "whole", ignore=shutil.ignore_patterns("whole"))
+    assert call(verb, str(whole / "mix.yaml")).exit_code == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, verb, str(folder / "mix.yaml")], check=False)
+    assert killed.returncode == -9
+    journal = folder / f"mix.{verb}.journal"
+    journal.write_bytes(journal.read_bytes() + b'["half of a li')
+    done = call(verb, str(folder / "mix.yaml"))
+    assert done.exit_code == 0 and f"resuming: 4 of {total} are there" in done.stderr
+    assert written(folder) == written(whole)  # and no journal is left
+
+
+def test_what_is_there_is_not_measured_again(folder, monkeypatch):
+    recipe = load_recipe(folder / "mix.yaml")
+    locked, path = lock(recipe), folder / "mix.sweep.journal"
+    from hub_magmax.analysis.sweeping import sweep
+
+    with pytest.raises(KeyboardInterrupt), study_journal(path, recipe, locked) as journal:
+        found = sweep(recipe, locked, journal=journal)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(CandidateScorer, "__exit__", lambda self, *error: None)
+    lines: list[str] = []
+    with study_journal(path, recipe, locked, lines.append) as journal:
+        monkeypatch.setattr("hub_magmax.merging.in_memory.InMemoryMerger.merge", None)
+        assert sweep(recipe, locked, journal=journal, report=lines.append) == found
+    assert lines[0] == "resuming: 10 of 10 are there"
+
+
+@pytest.mark.parametrize("change", ["recipe", "lock", "weights", "config", "same"])
+def test_results_of_other_inputs_do_not_count(folder, change):
+    recipe = load_recipe(folder / "mix.yaml")
+    locked, path = lock(recipe), folder / "mix.sweep.journal"
+    with pytest.raises(KeyboardInterrupt), study_journal(path, recipe, locked) as journal:
+        journal.add("key", OUTCOMES)
+        raise KeyboardInterrupt
+    if change == "recipe":
+        recipe = recipe.model_copy(update={"seed": 5})
+    elif change == "lock":
+        locked = replace(locked, local_data={"./rows.parquet": "sha256:other"})
+    elif change in ("weights", "config"):
+        file = folder / "a" / ("model.safetensors" if change == "weights" else "config.json")
+        file.write_bytes(file.read_bytes())
+    lines: list[str] = []
+    with study_journal(path, recipe, locked, lines.append) as journal:
+        assert journal.get("key") == (OUTCOMES if change == "same" else None)
+    assert len(lines) == (change != "same")
+
+
+def test_outcomes_come_back_to_the_last_bit():
+    assert restored(json.loads(json.dumps(stored(OUTCOMES["a"])))) == OUTCOMES["a"]
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path):
+    twice = pytest.raises(OutputError, match="another process measures the same")
+    with open_journal(tmp_path / "j", "sha256:1"), twice, open_journal(tmp_path / "j", "sha256:1"):
+        pass
+    assert not (tmp_path / "j").exists()
+
+
+def test_without_a_place_for_the_journal_the_work_is_done_all_the_same(tmp_path):
+    lines: list[str] = []
+    with open_journal(tmp_path / "none" / "j", "sha256:1", lines.append) as journal:
+        journal.add("key", OUTCOMES)
+        assert journal.get("key") is None
+    assert "no journal can be kept" in lines[0]
+
+
+def test_an_error_says_what_is_kept(tmp_path):
+    lines: list[str] = []
+    with pytest.raises(ValueError), open_journal(tmp_path / "j", "sha256:1", lines.append) as journal:
+        journal.add("key", OUTCOMES)
+        raise ValueError
+    assert lines[0].startswith("1 results are kept in")
+    with pytest.raises(ValueError), open_journal(tmp_path / "k", "sha256:1", lines.append) as journal:
+        raise ValueError
+    assert len(lines) == 1 and not (tmp_path / "k").exists()
