@@ -146,7 +146,7 @@ table gives the slowest answer and how much the process grew over the whole part
   be merged.
 - **Faults** of the checkpoints, such as a task that was fine-tuned from another base model, are looked
   for in samples of their values, and refused unless they are [accepted by
-  name](evaluation.md#before-merging).
+  name](diagnosis.md).
 - **An adapter of another base model**, by the name in its `adapter_config.json`, is noted with both names.
 - **Tied weights.** Tensors that a model uses as one parameter, such as a head and an embedding, are
   merged as one, however often a file stores them. That they are one is known from equal contents where a

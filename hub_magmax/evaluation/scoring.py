@@ -7,17 +7,12 @@ intervals) is the same for all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.adapters.adapter import AdapterSource
-from hub_magmax.checkpoints.locations import ModelPlace, location_of
-from hub_magmax.checkpoints.opening import open_checkpoints, open_model, open_source
-from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.ties.tied import TiedSource
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.evaluation.evaluators import (
@@ -31,7 +26,8 @@ from hub_magmax.evaluation.evaluators import (
     needs_labels,
     unit_of,
 )
-from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
+from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
@@ -82,10 +78,10 @@ def evaluate(
     examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
-    kind = evaluator.model_class, evaluator.processor_class, spec.evaluator.name
+    loading = Loading(recipe, lock, evaluator, is_pinned=models is None)
     for number, (name, place) in enumerate(places.items(), 1):
         report(f"scoring {name} ({number} of {len(places)})")
-        loaded = _load(recipe, lock, name, place, kind, pinned=models is None)
+        loaded = loading.load(name, place)
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:
                 data = spec.data[task]
@@ -106,17 +102,6 @@ def evaluate(
         evaluator.is_share,
         unit_of(evaluator),
     )
-
-
-def _load(
-    recipe: Recipe, lock: Lock, name: str, place: ModelPlace, kind: tuple[str, str, str], *, pinned: bool
-) -> LoadedModel:
-    """Load one model; `pinned` says that the names of tasks mean the lock's checkpoints."""
-    if name == MERGED and recipe.output.is_adapter:
-        return _load_merged_adapter(recipe, lock, place, kind)
-    if pinned and name in lock.tasks and lock.tasks[name].adapter_config:
-        return _load_adapted(recipe, lock, name, kind)
-    return load_model(place, *kind)
 
 
 def _asked(
@@ -178,45 +163,6 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
         task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)
         for task, data in spec.data.items()
     }
-
-
-def _load_adapted(recipe: Recipe, lock: Lock, task: str, kind: tuple[str, str, str]) -> LoadedModel:
-    """Load the base model with the weights that a task's adapter makes of it."""
-    with open_checkpoints(recipe, lock) as sources:
-        return _load_over_base(recipe, lock, sources[task], kind)
-
-
-def _load_merged_adapter(
-    recipe: Recipe, lock: Lock, place: ModelPlace, kind: tuple[str, str, str]
-) -> LoadedModel:
-    """Load the base model with the weights that the merged adapter makes of it; PEFT is not needed."""
-    with (
-        closing(open_source(recipe, lock.base_model)) as base,
-        closing(open_model(place.name, place.revision)) as adapter,
-    ):
-        tied = TiedSource(base, lock.base_model.ties or {})
-        return _load_over_base(recipe, lock, AdapterSource(tied, adapter, _merged_places(lock)), kind)
-
-
-def _merged_places(lock: Lock) -> Mapping[str, str] | None:
-    """Return where the layers of the merged adapter are: it has the names of the tasks' adapters."""
-    places = [task.places for task in lock.tasks.values() if task.places is not None]
-    return {name: where for found in places for name, where in found.items()} or None
-
-
-def _load_over_base(
-    recipe: Recipe, lock: Lock, source: TensorSource, kind: tuple[str, str, str]
-) -> LoadedModel:
-    weights = {
-        name: source.read(name, 0, info.num_elements).view(info.shape)
-        for name, info in source.index.tensors.items()
-    }
-    return load_model(location_of(lock.base_model, recipe.folder).model_place, *kind).with_weights(weights)
-
-
-def model_places(recipe: Recipe, lock: Lock) -> dict[str, ModelPlace]:
-    """Return where the base model and every task's checkpoint can be loaded from."""
-    return {name: location_of(source, recipe.folder).model_place for name, source in lock.sources.items()}
 
 
 def _describe(data: Data, examples: Examples) -> dict[str, Any]:

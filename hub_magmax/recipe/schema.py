@@ -156,7 +156,8 @@ class Evaluation(Spec):
     """Per task, the examples that the card reports on.
 
     `quantized` scores the merged model again on weights rounded to so many bits. `guard` names examples on
-    which the merged model may score at most `margin` less than the base model.
+    which the merged model may score at most `margin` less than the base model. `device_map` spreads each
+    model over the devices of this machine, as accelerate does.
     """
 
     evaluator: EvaluatorChoice = EvaluatorChoice()
@@ -165,11 +166,12 @@ class Evaluation(Spec):
     quantized: tuple[Bits, ...] = ()
     guard: TaskData = Field(default_factory=dict)
     margin: Annotated[Number, Field(ge=0)] = 0.01
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
 
     @property
     def digest(self) -> str:
         """Digest of what decides the scores."""
-        return digest(self.model_dump(mode="json", exclude={"margin"}))
+        return digest(self.model_dump(mode="json", exclude={"margin", "device_map"}))
 
     @property
     def data(self) -> dict[str, Data]:

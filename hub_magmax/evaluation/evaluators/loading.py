@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class MisnamedError(EvaluationError):
+    """Weights of a checkpoint have other names than its model's, which would run on random ones."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to run.
@@ -23,45 +28,79 @@ class LoadedModel:
         network: Of transformers, in evaluation mode, on this process's device.
         processor: Its tokenizer or image processor.
         name: For messages.
+        device_map: How it is spread over devices, as accelerate has it; None for one device.
     """
 
     network: Any
     processor: Any
     name: str
+    device_map: str | None = None
 
     @property
     def device(self) -> Any:
         return self.network.device
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> LoadedModel:
-        """Return the same model with other weights, named as in its safetensors files."""
+        """Return the same model with other weights, named as in its safetensors files.
+
+        Where they have more or fewer rows for tokens than the model, the new one has as many.
+
+        Raises:
+            EvaluationError: If they do not fit.
+        """
         with without_bars():
             # By way of from_pretrained, since names in files and in modules can differ.
-            network = type(self.network).from_pretrained(
-                None, config=self.network.config, state_dict=dict(weights), dtype=self.network.dtype
-            )
-        return replace(self, network=network.eval().to(self.device))
+            try:
+                network, found = type(self.network).from_pretrained(
+                    None,
+                    config=_fitted_config(self.network, weights),
+                    state_dict=dict(weights),
+                    dtype=self.network.dtype,
+                    device_map=self.device_map,
+                    output_loading_info=True,
+                )
+            except RuntimeError as error:
+                raise EvaluationError(
+                    f"the weights do not fit the configuration ({str(error).strip().splitlines()[-1][:300]})",
+                    where=self.name,
+                ) from error
+        _refuse_misnamed(found, self.name)
+        return replace(self, network=_placed(network, self.device_map))
 
 
-def load_model(place: ModelPlace, model_class: str, processor_class: str, purpose: str) -> LoadedModel:
-    """Load a model and the processor of its inputs.
+def load_model(
+    place: ModelPlace,
+    model_class: str,
+    processor_class: str,
+    purpose: str,
+    *,
+    device_map: str | None = None,
+    accepts_misnamed: bool = False,
+) -> LoadedModel:
+    """Load a model and the processor of its inputs, in the dtype in which its weights are stored.
 
     Args:
         place: Where it is.
         model_class, processor_class: Classes of transformers.
         purpose: What it is loaded for, for the message.
+        device_map: How to spread it over devices, as accelerate has it; None for this process's device.
+        accepts_misnamed: The weights are replaced afterwards, so their names do not matter.
 
     Raises:
         EvaluationError: If it cannot be loaded.
     """
-    import torch
     import transformers
 
     try:
         here = copied_from_hub(place)
         with without_bars():
-            network = getattr(transformers, model_class).from_pretrained(
-                here.name, use_safetensors=True, variant=here.variant, **here.options
+            network, found = getattr(transformers, model_class).from_pretrained(
+                here.name,
+                use_safetensors=True,
+                variant=here.variant,
+                device_map=device_map,
+                output_loading_info=True,
+                **here.options,
             )
             processor = getattr(transformers, processor_class).from_pretrained(here.name, **here.options)
     except (OSError, ValueError, KeyError) as error:
@@ -71,8 +110,64 @@ def load_model(place: ModelPlace, model_class: str, processor_class: str, purpos
             where=place.name,
             hint="Check the evaluator, and that config and processor files are there.",
         ) from error
+    if not accepts_misnamed:
+        _refuse_misnamed(found, place.name)
+    return LoadedModel(_placed(network, device_map), processor, place.name, device_map)
+
+
+def _placed(network: Any, device_map: str | None) -> Any:
+    """Return the network in evaluation mode, on this process's device unless it is spread over several."""
+    import torch
+
+    if device_map is not None:
+        return network.eval()
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-    return LoadedModel(network.eval().to(device), processor, place.name)
+    return network.eval().to(device)
+
+
+def _refuse_misnamed(found: Mapping[str, Any], name: str) -> None:
+    """Raise MisnamedError where parts of the model are not in its files, and are there by another name."""
+    unexpected = {*found["unexpected_keys"]}
+    tails = {tail for key in unexpected for tail in _tails(key)}
+    lost = sorted(
+        key for key in found["missing_keys"] if key in tails or not unexpected.isdisjoint(_tails(key))
+    )
+    if lost:
+        raise MisnamedError(
+            f"its weights have other names than the model, which would run on random ones: {lost[0]!r}"
+            + (f" and {len(lost) - 1:,} more are there with another prefix" if len(lost) > 1 else ""),
+            where=name,
+            hint="Save the model again from transformers, without a wrapper around it.",
+        )
+
+
+def _tails(key: str) -> list[str]:
+    """Return a name without its first segments, one by one; whole names are no tails, nor last segments."""
+    parts = key.split(".")
+    return [".".join(parts[start:]) for start in range(1, len(parts) - 1)]
+
+
+def _fitted_config(network: Any, weights: Mapping[str, Tensor]) -> Any:
+    """Return the network's configuration with as many tokens as the weights have rows for."""
+    try:
+        own = network.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError):
+        return network.config
+    text = network.config.get_text_config()
+    if getattr(text, "vocab_size", None) != own.shape[0]:
+        return network.config
+    name = next(name for name, parameter in network.named_parameters() if parameter is own)
+    last = name.split(".")[-2:]
+    rows = {
+        weight.shape[0]
+        for key, weight in weights.items()
+        if key.split(".")[-2:] == last and weight.shape[1:] == own.shape[1:]
+    }
+    if len(rows) != 1 or rows == {own.shape[0]}:
+        return network.config
+    config = deepcopy(network.config)
+    config.get_text_config().vocab_size = rows.pop()
+    return config
 
 
 @contextmanager
