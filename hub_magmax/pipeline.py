@@ -39,7 +39,15 @@ from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference, read_lock
-from hub_magmax.recipe.matching import check_lock, locked_method, preference_digest, rules_of, with_plugin
+from hub_magmax.recipe.matching import (
+    check_lock,
+    kept_preference,
+    kept_sources,
+    locked_method,
+    preference_digest,
+    rules_of,
+    with_plugin,
+)
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
@@ -230,6 +238,7 @@ def lock(
     hash_files: bool = False,
     report: Report = lambda line: None,
     cache: SourceCache | None = None,
+    earlier: Lock | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
@@ -241,6 +250,7 @@ def lock(
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
         cache: Checkpoints that stay open for later calls.
+        earlier: A lock whose checkpoints and data sets stay as it pins them, where the recipe still has them.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
@@ -249,11 +259,8 @@ def lock(
     """
     cache = cache or SourceCache()
     LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
-    written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
-    with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
-        found_sources = pool.map(partial(lock_source, recipe, hash_files=hash_files, cache=cache), written)
-        pinned = dict(zip(written, found_sources, strict=True))
-    sources = {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
+    make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
+    sources = _pinned(recipe, make, kept_sources(earlier) if earlier else {})
     check_adapters(recipe, sources)
     check_architectures(sources, rules=bool(recipe.tensors))
     sources = _compared(recipe, sources, cache)
@@ -266,20 +273,34 @@ def lock(
         preference=uniform,
         tensors=rules_of(recipe),
         seed=recipe.seed,
-        datasets=pin_datasets(recipe),
+        datasets=pin_datasets(recipe, earlier.datasets if earlier else {}),
         local_data=pin_local_data(recipe),
         adapters=recipe.adapters or "each",
         token_rows=recipe.token_rows or (),
         versions=lock_versions(),
     )
     asked = with_pinned_data(recipe, found.datasets)
-    LOG.debug("resolving the preference")
-    preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
+    if earlier and kept_preference(recipe, earlier, sources):
+        preference = earlier.preference
+    else:
+        LOG.debug("resolving the preference")
+        preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     if not recipe.method.is_auto:
         return with_plugin(found)
     choice = choose(recipe, found, report)
     return with_plugin(replace(found, method=choice.method, chosen=choice.seen))
+
+
+def _pinned(
+    recipe: Recipe, make: Callable[[str], LockedSource], kept: Mapping[str, LockedSource]
+) -> dict[str, LockedSource]:
+    """Return the recipe's sources pinned: as `kept` has them, by their names in the recipe, or now."""
+    written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
+    fresh = [name for name in written if name not in kept]
+    with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
+        pinned = {**kept, **dict(zip(fresh, pool.map(make, fresh), strict=True))}
+    return {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
 
 
 def _compared(

@@ -182,7 +182,7 @@ def edit_lock(folder: Path) -> Words:
 
 def another_lock(folder: Path) -> Words:
     write_recipe(folder, seed=7, method="average")
-    return ["plan", "recipe.yaml"]
+    return ["card", "recipe.yaml"]
 
 
 def source_changed(folder: Path) -> Words:
@@ -430,7 +430,7 @@ CASES: dict[str, Break] = {
     "value-nan": tensors(lambda t: t["embed.weight"].view(-1)[17:18].fill_(torch.nan)),
     "value-infinity": tensors(lambda t: t["scale"].fill_(-torch.inf)),
     "lock-edited": after("lock", edit_lock),
-    "lock-of-another-recipe": after("lock", another_lock),
+    "lock-of-another-recipe": after("merge", another_lock),
     "lock-source-changed": after("lock", source_changed),
     "lock-not-a-lock": lock_text,
     "lock-missing": after("lock", lambda folder: ["plan", "recipe.yaml", "--lock", "none.json"]),

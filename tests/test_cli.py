@@ -201,8 +201,9 @@ def test_lock_beside_the_recipe_is_followed(family):
     assert call("merge", recipe)[0] == 0
     write_recipe(family, preference={"weights": {"b": 1}})
     code, _, err = call("merge", recipe, "--output", family / "other")
-    assert code == 1
-    assert "the recipe changed since this lock was written: preference" in err
+    assert (code, err.startswith("the lock's checkpoints stay; resolved anew: preference")) == (0, True)
+    lock = json.loads((family / "other" / "recipe.lock.json").read_text())
+    assert lock["preference"]["weights"] == {"a": 0.0, "b": 1.0, "c": 0.0}
 
 
 def test_output_option_decides_where_it_goes(family):

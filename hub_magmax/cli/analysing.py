@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.cli.options import (
     RecipeOptions,
+    changed_recipe,
     device_option,
     from_cache_option,
-    recipe_argument,
     recipe_options,
 )
 from hub_magmax.cli.terminal import ERROR, Answer, progress, say, verb, wrote
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 @verb
-@recipe_argument
+@changed_recipe
 @from_cache_option
 @device_option
-def compare(recipe: Path, device: str | None) -> Answer:
+def compare(asked: RecipeOptions) -> Answer:
     """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
@@ -31,8 +31,7 @@ def compare(recipe: Path, device: str | None) -> Answer:
     from hub_magmax.cli.asked import files_beside, read_asked
     from hub_magmax.pipeline import lock
 
-    asked = RecipeOptions(recipe, device=device)
-    found, locked = read_asked(asked)
+    found, locked = read_asked(asked, prepare=comparable)
     prepared, place = comparable(found), files_beside(asked, found)
     locked = locked or lock(prepared, report=say)
     with study_journal(place.path("compare.journal"), found, locked, say) as journal:
@@ -52,7 +51,7 @@ def sweep(asked: RecipeOptions) -> Answer:
     from hub_magmax.cli.asked import files_beside, read_asked
     from hub_magmax.pipeline import lock, result_files
 
-    found, locked = read_asked(asked)
+    found, locked = read_asked(asked, prepare=sweepable)
     prepared, beside = sweepable(found), files_beside(asked, found)
     locked = locked or lock(prepared, report=say)
     place = result_files(found, locked, beside)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hub_magmax.cli.options import RecipeOptions
+from hub_magmax.cli.terminal import say
 from hub_magmax.errors import OutputError
 from hub_magmax.files import write_text
-from hub_magmax.recipe.loading import load_recipe, updated
+from hub_magmax.recipe.loading import parse_text
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
-from hub_magmax.recipe.matching import check_lock
+from hub_magmax.recipe.matching import SOURCES, changed_keys, check_lock, is_kept
 from hub_magmax.recipe.result_files import ResultFiles, beside
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import listed
 
 
-def lock_beside(recipe: Path) -> Path:
-    """Return the path of a recipe's lock: `mix.lock.json` for `mix.yaml`."""
-    return beside(recipe).path("lock.json")
+def lock_beside(asked: RecipeOptions) -> Path | None:
+    """Return the path of a recipe's lock: `mix.lock.json` for `mix.yaml`; a stream has none."""
+    return None if asked.text.is_stream else beside(asked.recipe).path("lock.json")
 
 
 def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
-    """Return where results of the recipe as it was asked for go, beside its file."""
-    return beside(asked.recipe, load_recipe(asked.recipe), recipe)
+    """Return where results of the recipe as it was asked for go, beside its file.
+
+    Those of a stream go to the current folder, as those of a recipe `stdin.yaml`.
+    """
+    path = Path("stdin.yaml") if asked.text.is_stream else asked.recipe
+    return beside(path, parse_text(asked.text), recipe)
 
 
 def write_lock(locked: Lock, path: Path) -> Path:
@@ -36,26 +43,51 @@ def read_recipe(asked: RecipeOptions) -> Recipe:
     Raises:
         RecipeError: If it is not valid.
     """
-    recipe = load_recipe(asked.recipe)
-    path = asked.output and str(asked.output.absolute())
-    instead = {"path": path, "memory": asked.memory, "device": asked.device}
-    if said := {key: value for key, value in instead.items() if value is not None}:
-        recipe = updated(recipe, {"output": recipe.to_dict()["output"] | said})
-    return recipe
+    return parse_text(asked.text, asked.changes)
 
 
-def read_asked(asked: RecipeOptions) -> tuple[Recipe, Lock | None]:
+def read_asked(
+    asked: RecipeOptions,
+    decide: Callable[[Callable[[], Lock]], Lock] = lambda make: make(),
+    prepare: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+) -> tuple[Recipe, Lock | None]:
     """Return the recipe with the command line's replacements, and its lock, None where there is none.
+
+    Where the recipe has other values than the lock, its lock is made anew, with the checkpoints that the old
+    one pins.
+
+    Args:
+        asked: The recipe, and its lock if it is not the one beside it.
+        decide: Returns what a call gives, the same in all processes.
+        prepare: Returns the recipe whose lock a verb needs, where that is made anew.
 
     Raises:
         RecipeError: If the recipe is not valid.
-        LockError: If the lock cannot be read, or is of another recipe.
+        LockError: If the lock cannot be read.
     """
     recipe = read_recipe(asked)
-    lock = asked.lock_path or lock_beside(asked.recipe)
-    if asked.lock_path is None and not lock.is_file():
-        return recipe, None
-    return recipe, _matching_lock(recipe, lock)
+    earlier = earlier_lock(asked)
+    if earlier is None or not changed_keys(recipe, earlier):
+        return recipe, earlier
+    return recipe, decide(lambda: renewed(prepare(recipe), earlier))
+
+
+def earlier_lock(asked: RecipeOptions) -> Lock | None:
+    """Return the lock that is there, whether it fits the recipe or not."""
+    path = asked.lock_path or lock_beside(asked)
+    return read_lock(path) if path and (asked.lock_path or path.is_file()) else None
+
+
+def renewed(recipe: Recipe, earlier: Lock) -> Lock:
+    """Return a lock of the recipe with the checkpoints that an earlier lock pins, and say what changed."""
+    from hub_magmax.pipeline import lock
+
+    made = lock(recipe, report=say, earlier=earlier)
+    fresh = [name for name, source in made.sources.items() if not is_kept(source, earlier)]
+    kept = f"the lock's checkpoints stay{f', but {listed(fresh)}, pinned now' if fresh else ''}"
+    anew = [key for key in changed_keys(recipe, earlier) if key != SOURCES]
+    say(f"{kept}; resolved anew: {listed(anew)}" if anew else kept)
+    return made
 
 
 def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:
@@ -63,9 +95,10 @@ def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:
 
     Raises:
         OutputError: If there is no merged model.
-        RecipeError, LockError: As `read_asked`.
+        RecipeError: If the recipe is not valid.
+        LockError: If the model was merged from another recipe.
     """
-    recipe, _ = read_asked(asked)
+    recipe = read_recipe(asked)
     path = recipe.output_path / LOCK_NAME
     if not path.is_file():
         raise OutputError(
@@ -73,10 +106,6 @@ def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:
             where=str(recipe.output_path),
             hint="Run `hub-magmax merge` first.",
         )
-    return recipe, _matching_lock(recipe, path)
-
-
-def _matching_lock(recipe: Recipe, path: Path) -> Lock:
     lock = read_lock(path)
     check_lock(recipe, lock, str(path))
-    return lock
+    return recipe, lock

@@ -11,12 +11,12 @@ import click
 from hub_magmax.cli.options import (
     DestinationOptions,
     RecipeOptions,
+    changed_recipe,
     destination_options,
     device_option,
     faults_option,
     from_cache_option,
     memory_option,
-    recipe_argument,
     recipe_options,
 )
 from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, quiet, say, verb
@@ -29,18 +29,29 @@ if TYPE_CHECKING:
 
 
 @verb
-@recipe_argument
+@changed_recipe
 @from_cache_option
 @click.option("--out", type=Path, help="Where to write the lock.")
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
-def lock(recipe: Path, out: Path | None, hash_files: bool) -> Answer:
+@click.option("--keep", is_flag=True, help="Keep the checkpoints that the present lock pins.")
+def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -> Answer:
     """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
-    from hub_magmax.cli.asked import lock_beside, write_lock
+    from hub_magmax.cli.asked import earlier_lock, lock_beside, read_recipe, renewed, write_lock
+    from hub_magmax.errors import RecipeError
     from hub_magmax.pipeline import lock as make_lock
-    from hub_magmax.recipe.loading import load_recipe
 
-    locked = make_lock(load_recipe(recipe), hash_files=hash_files, report=say)
-    path = write_lock(locked, out or lock_beside(recipe))
+    if keep and hash_files:
+        raise RecipeError("--hash reads the checkpoints anew, and --keep does not", where="lock")
+    target = out or lock_beside(asked)
+    if target is None:
+        raise RecipeError(
+            "a recipe from a stream has no place beside it for its lock",
+            where=asked.text.name,
+            hint="Say where to write it: give --out FILE.",
+        )
+    found, earlier = read_recipe(asked), earlier_lock(asked) if keep else None
+    locked = renewed(found, earlier) if earlier else make_lock(found, hash_files=hash_files, report=say)
+    path = write_lock(locked, target)
     lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
     return Answer(json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"]))
 
@@ -85,8 +96,8 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
 
-    found, locked = read_asked(asked)
     processes, cache = find_processes(say), SourceCache()
+    found, locked = read_asked(asked, processes.first_decides)
     locked = locked or processes.first_decides(lambda: lock(found, report=say, cache=cache))
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     is_old = processes.first_decides(lambda: is_finished(planned))
@@ -143,11 +154,11 @@ def run(
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
 
-    found, locked = read_asked(asked)
+    processes = find_processes(say)
+    found, locked = read_asked(asked, processes.first_decides)
     destination = destination_of(found, to.given())
     if dry_run:
         return _dry_run(found, locked, destination, in_spite_of)
-    processes = find_processes(say)
     done = do_run(
         found,
         locked=locked,

@@ -2,25 +2,75 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hub_magmax.cli.terminal import Answer
 
+if TYPE_CHECKING:
+    from hub_magmax.errors import HubMagmaxError
+    from hub_magmax.recipe.changes import Change
+    from hub_magmax.recipe.loading import RecipeText
+
+
+#: What stands for a recipe on standard input.
+STDIN = "-"
+
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """A recipe on the command line: its path, and replacements for its lock and parts of its output."""
+    """A recipe on the command line: its path, and replacements for its lock and for values in it."""
 
     recipe: Path
     lock_path: Path | None = None
+    settings: tuple[str, ...] = ()
+    preference: str | None = None
     output: Path | None = None
     memory: str | None = None
     device: str | None = None
+
+    @cached_property
+    def text(self) -> RecipeText:
+        """The recipe's text, which standard input gives once."""
+        from hub_magmax.recipe.loading import read_text, text_of
+
+        if str(self.recipe) == STDIN:
+            return text_of(sys.stdin.buffer, "standard input", Path())
+        return read_text(self.recipe)
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """Values in place of the recipe's own."""
+        from hub_magmax.recipe.changes import Change, parse_preference, parse_setting
+
+        shares = [parse_preference(self.preference)] if self.preference is not None else []
+        path = self.output and str(self.output.absolute())
+        options = {
+            "path": ("output", path),
+            "memory": ("memory", self.memory),
+            "device": ("device", self.device),
+        }
+        return (
+            *(parse_setting(text) for text in self.settings),
+            *shares,
+            *(
+                Change(f"--{name} {value}", ("output", key), value)
+                for key, (name, value) in options.items()
+                if value is not None
+            ),
+        )
+
+    def placed(self, error: HubMagmaxError) -> HubMagmaxError:
+        """Return an error about a key of the recipe with its line, or its option."""
+        from hub_magmax.recipe.loading import with_place
+
+        return with_place(error, self.text, self.changes)
 
 
 @dataclass(frozen=True)
@@ -53,6 +103,18 @@ from_cache_option = click.option(
 )
 
 recipe_argument = click.argument("recipe", type=Path)
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A value in place of the recipe's, such as method.scaling=0.4; can be repeated.",
+)
+preference_option = click.option(
+    "--preference",
+    metavar="TASK=SHARE,...",
+    help="Weights in place of the recipe's preference, or `uniform`.",
+)
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
 device_option = click.option(
@@ -67,11 +129,20 @@ faults_option = click.option(
 )
 
 
+def changed_recipe(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add RECIPE and values in place of its own; the function gets `asked`, a `RecipeOptions`."""
+    for option in (preference_option, set_option, recipe_argument):
+        function = option(function)
+    return _folding(function, "asked", RecipeOptions)
+
+
 def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
     for option in (
         from_cache_option,
         click.option("--output", type=Path, help="Folder to create, instead of the recipe's."),
+        preference_option,
+        set_option,
         click.option(
             "--lock",
             "lock_path",

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from hub_magmax.cli.options import from_cache_option, recipe_argument
+from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
 from hub_magmax.cli.terminal import Answer, say, verb
 
 
 @verb
-@recipe_argument
-def validate(recipe: Path) -> Answer:
+@changed_recipe
+def validate(asked: RecipeOptions) -> Answer:
     """Check RECIPE without looking at any checkpoint."""
-    from hub_magmax.recipe.loading import load_recipe
+    from hub_magmax.cli.asked import read_recipe
 
-    found = load_recipe(recipe)
-    facts = {"recipe": str(recipe), "digest": found.digest, "tasks": list(found.task_names)}
-    return Answer(facts, f"{recipe}: valid, {len(found.tasks)} tasks, {found.method.name}")
+    found, name = read_recipe(asked), asked.text.name
+    facts = {"recipe": name, "digest": found.digest, "tasks": list(found.task_names)}
+    return Answer(facts, f"{name}: valid, {len(found.tasks)} tasks, {found.method.name}")
 
 
 @verb
@@ -31,26 +30,25 @@ def schema() -> Answer:
 
 
 @verb
-@recipe_argument
+@changed_recipe
 @from_cache_option
-def prefer(recipe: Path) -> Answer:
+def prefer(asked: RecipeOptions) -> Answer:
     """Show the preference that RECIPE resolves to; an estimate is kept in the lock beside it."""
     from dataclasses import asdict
 
-    from hub_magmax.cli.asked import lock_beside, write_lock
+    from hub_magmax.cli.asked import earlier_lock, lock_beside, read_recipe, write_lock
     from hub_magmax.pipeline import lock
     from hub_magmax.preference import resolve_preference
-    from hub_magmax.recipe.loading import load_recipe
 
-    asked = load_recipe(recipe)
-    estimated = asked.preference is not None and asked.preference.is_estimated
-    locked = lock(asked, report=say) if estimated else None
-    found = locked.preference if locked else resolve_preference(asked)
+    recipe, path = read_recipe(asked), lock_beside(asked)
+    estimated = recipe.preference is not None and recipe.preference.is_estimated
+    locked = lock(recipe, report=say, earlier=earlier_lock(asked)) if estimated else None
+    found = locked.preference if locked else resolve_preference(recipe)
     width = max(len(name) for name in found.weights)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
     notes = [f"{key.replace('_', ' ')}: {_plainly(value)}" for key, value in found.explanation.items()]
-    if locked:
-        notes.append(f"wrote {write_lock(locked, lock_beside(recipe))}")
+    if locked and path and not asked.changes:
+        notes.append(f"wrote {write_lock(locked, path)}")
     return Answer(asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes]))
 
 

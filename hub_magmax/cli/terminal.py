@@ -189,13 +189,9 @@ def _refuse_unprintable(arguments: Mapping[str, Any]) -> None:
 
 
 def _placed(error: HubMagmaxError, arguments: Mapping[str, Any]) -> HubMagmaxError:
-    """Return an error about a key with its line, where the arguments name the recipe."""
-    recipe = getattr(arguments.get("asked"), "recipe", arguments.get("recipe"))
-    if recipe is None or not error.problems[0].key:
-        return error
-    from hub_magmax.recipe.loading import with_place
-
-    return with_place(error, recipe)
+    """Return an error about a key of the recipe with its place, where the arguments name a recipe."""
+    asked = arguments.get("asked")
+    return asked.placed(error) if asked is not None and error.problems[0].key else error
 
 
 def say(line: str) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError, HubMagmaxError, LockError
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def pin_datasets(recipe: Recipe) -> dict[str, str]:
+def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Return the commit that each data set on the Hub stands for now, by its name and revision.
 
     Local folders and files have no commits (`pin_local_data`), and offline nothing can be asked: these are
     left out.
+
+    Args:
+        recipe: Names the data sets.
+        known: Commits that stay as they are.
 
     Raises:
         EvaluationError: If the Hub has no such data set, or does not show it.
@@ -47,6 +52,8 @@ def pin_datasets(recipe: Recipe) -> dict[str, str]:
     pins: dict[str, str] = {}
     for spec in data_of(recipe):
         key = _pin_key(spec)
+        if key in known:
+            pins[key] = known[key]
         if key in pins or _is_local(spec, recipe.folder) or is_offline():
             continue
         try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import (
     ValidationError,
 )
 
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
+from hub_magmax.recipe.changes import Change, with_changes, without_replaced
 from hub_magmax.recipe.checks import contradictions, option_problems, text_wanted, token_problems
 from hub_magmax.recipe.problems import all_problems, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
@@ -20,6 +22,26 @@ from hub_magmax.recipe.strict_yaml import Place, read_yaml
 
 #: A recipe is written by hand; anything larger is not one.
 MAX_RECIPE_BYTES = 1_000_000
+
+#: Folders whose files stand for streams of the process, even where a stream is a file.
+_STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """Text of a recipe.
+
+    Attributes:
+        text: YAML.
+        name: Of the recipe in messages.
+        folder: Where its relative paths start.
+        is_stream: Whether it came from a stream: nothing is written beside it.
+    """
+
+    text: str
+    name: str
+    folder: Path
+    is_stream: bool = False
 
 
 def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
@@ -32,29 +54,62 @@ def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
     Raises:
         RecipeError: With every problem found, each at its line and key path.
     """
-    path = Path(path)
-    values, places, written = read_yaml(_text_of(path), str(path))
+    found = read_text(Path(path))
+    return parse_text(replace(found, folder=folder or found.folder))
+
+
+def read_text(path: Path) -> RecipeText:
+    """Return the text of a recipe's file, or of a stream such as /dev/stdin."""
+    try:
+        with path.open("rb") as file:
+            is_stream = path.parent in _STREAMS or not path.is_file()
+            return text_of(file, str(path), Path() if is_stream else path.parent, is_stream=is_stream)
+    except OSError as error:
+        raise _unreadable(str(path), error.strerror or type(error).__name__) from error
+
+
+def text_of(file: IO[bytes], name: str, folder: Path, *, is_stream: bool = True) -> RecipeText:
+    """Return the text of an open file.
+
+    Raises:
+        RecipeError: If it is larger than any recipe, or not UTF-8.
+    """
+    content = file.read(MAX_RECIPE_BYTES + 1)
+    if len(content) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is", where=name)
+    try:
+        return RecipeText(content.decode(), name, folder, is_stream)
+    except UnicodeDecodeError as error:
+        raise _unreadable(name, "not UTF-8 text") from error
+
+
+def _unreadable(name: str, reason: str) -> RecipeError:
+    hint = "Give the path of a YAML recipe."
+    return RecipeError(f"the recipe cannot be read ({reason})", where=name, hint=hint)
+
+
+def parse_text(found: RecipeText, changes: Sequence[Change] = ()) -> Recipe:
+    """Check the recipe in a text, with other values in place of some of its own.
+
+    Raises:
+        RecipeError: With every problem found, each at its line and key path, or at its option.
+    """
+    values, places, written = read_yaml(found.text, found.name)
+    values, written, options = with_changes(values, written, changes)
     return parse_recipe(
-        _with_text(values, written), folder=folder or path.parent, where=str(path), places=places
+        _with_text(values, written),
+        folder=found.folder,
+        where=found.name,
+        places=without_replaced(places, options),
     )
 
 
-def _text_of(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is", where=str(path))
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(
-            f"the recipe cannot be read ({reason})", where=str(path), hint="Give the path of a YAML recipe."
-        ) from error
-
-
-def with_place(error: HubMagmaxError, path: Path) -> HubMagmaxError:
-    """Return an error about a key with its line in the recipe at `path`, as it is where there is none."""
+def with_place(error: HubMagmaxError, found: RecipeText, changes: Sequence[Change] = ()) -> HubMagmaxError:
+    """Return an error about a key with its line in the recipe, as it is where there is none."""
     with suppress(HubMagmaxError):
-        return in_recipe(error, str(path), read_yaml(_text_of(path), str(path)).places)
+        values, places, written = read_yaml(found.text, found.name)
+        options = with_changes(values, written, changes)[2]
+        return in_recipe(error, found.name, without_replaced(places, options))
     return error
 
 
@@ -63,7 +118,7 @@ def parse_recipe(
     *,
     folder: Path | None = None,
     where: str = "recipe",
-    places: Mapping[KeyPath, Place] | None = None,
+    places: Mapping[KeyPath, Place | str] | None = None,
 ) -> Recipe:
     """Check plain values and return the recipe they describe.
 
@@ -71,7 +126,7 @@ def parse_recipe(
         values: Plain values of YAML or JSON.
         folder: Where relative paths start; the current folder by default.
         where: Name of the recipe in messages.
-        places: Line and column by key path, where known.
+        places: Line and column by key path, where known, or the option that gives the value.
 
     Raises:
         RecipeError: With every problem found.

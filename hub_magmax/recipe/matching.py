@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.errors import LockError, MissingDependencyError
 from hub_magmax.files import digest
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import METHODS, Plugin
 
+#: Name of the keys that say which checkpoints are merged.
+SOURCES = "base_model and tasks"
+
 
 def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
-    """Raise LockError unless `locked` was made from `recipe`: sources, method, rules, seed, kind.
+    """Raise LockError unless a merged model's lock was made from `recipe`: sources, method, rules, seed.
 
     The output and the evaluation may change without a new lock.
     """
+    if changed := changed_keys(recipe, locked):
+        raise LockError(
+            f"the recipe changed since this model was merged: {', '.join(changed)}",
+            where=where,
+            expected="the recipe that it was merged from, which lies beside it",
+            hint="Merge the changed recipe into another folder (--output FOLDER), or name that folder.",
+        )
+
+
+def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
+    """Return the keys of a recipe with other values than those that `locked` was made from."""
     written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     same = {
-        "base_model and tasks": {n: s.reference for n, s in locked.sources.items()} == written,
+        SOURCES: {n: s.reference for n, s in locked.sources.items()} == written,
         "their order": list(locked.tasks) == list(recipe.task_names),
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == preference_digest(recipe),
@@ -31,13 +46,37 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
         "token_rows": locked.token_rows == (recipe.token_rows or ()),
         "seed": locked.seed == recipe.seed,
     }
-    changed = [key for key, equal in same.items() if not equal]
-    if changed:
-        raise LockError(
-            f"the recipe changed since this lock was written: {', '.join(changed)}",
-            where=where,
-            hint="Run `hub-magmax lock` again, or delete the lock.",
-        )
+    return [key for key, equal in same.items() if not equal]
+
+
+def kept_sources(earlier: Lock) -> dict[str, LockedSource]:
+    """Return the checkpoints of a lock by their names in its recipe, before they are compared."""
+    return {source.reference: _uncompared(source) for source in earlier.sources.values()}
+
+
+def is_kept(source: LockedSource, earlier: Lock) -> bool:
+    """Say whether a checkpoint is pinned as an earlier lock pins it."""
+    return kept_sources(earlier).get(source.reference) == _uncompared(source)
+
+
+def kept_preference(recipe: Recipe, earlier: Lock, sources: Mapping[str, LockedSource]) -> bool:
+    """Say whether the preference of an earlier lock is still that of the recipe.
+
+    The weights of a search, and of an estimate that was tried on examples, depend on the method too.
+    """
+    spec = recipe.preference.spec if recipe.preference else None
+    alone = recipe.preference is None or (
+        recipe.preference.search is None and not getattr(spec, "holdout", None)
+    )
+    same = earlier.preference.spec_digest == preference_digest(recipe)
+    return (
+        alone and same and {**sources} == earlier.sources and list(earlier.tasks) == list(recipe.task_names)
+    )
+
+
+def _uncompared(source: LockedSource) -> LockedSource:
+    """Return a locked source without what comparing it with the others told."""
+    return replace(source, places=None, added_rows=None, renamed=None, ties=None, label_rows=None)
 
 
 def locked_method(written: Method, preference: Preference | None = None) -> dict[str, Any]:

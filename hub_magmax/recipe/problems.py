@@ -95,19 +95,25 @@ def told(problem: Problem) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-def all_problems(problems: Iterable[Problem], where: str, places: Mapping[KeyPath, Place]) -> RecipeError:
+def all_problems(
+    problems: Iterable[Problem], where: str, places: Mapping[KeyPath, Place | str]
+) -> RecipeError:
     """Return one error that lists the problems in the order of the file, each with its place there.
 
     Args:
         problems: At least one.
         where: Name of the recipe.
-        places: Line and column by key path, where known.
+        places: Line and column by key path, where known, or the option that gives the value.
     """
     listed = [placed(problem, where, places) for problem in problems]
     listed.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
     if len(listed) == 1:
-        return RecipeError(told(listed[0]), where=f"{where}, {_place(listed[0])}", problems=(*listed,))
-    found = [f"{_place(problem)}: {told(problem)}" for problem in listed]
+        place = f"{listed[0].file}, {_place(listed[0])}"
+        return RecipeError(told(listed[0]), where=place, problems=(*listed,))
+    options = [f"{problem.file}, " if problem.file != where else "" for problem in listed]
+    found = [
+        f"{option}{_place(problem)}: {told(problem)}" for option, problem in zip(options, listed, strict=True)
+    ]
     if len(found) > _SHOWN_PROBLEMS + 1:
         found = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
     what = f"{len(listed)} problems\n  - " + "\n  - ".join(found)
@@ -118,14 +124,22 @@ def _place(problem: Problem) -> str:
     return problem.place if problem.key else ", ".join(filter(None, (problem.place, "(top level)")))
 
 
-def placed(problem: Problem, file: str, places: Mapping[KeyPath, Place]) -> Problem:
-    """Return a problem with its file, and with the line and column of its key, or of the nearest above."""
-    above = (problem.key[:end] for end in range(len(problem.key), 0, -1))
-    line, column = next((places[path] for path in above if path in places), (None, None))
-    return replace(problem, file=file, line=line, column=column)
+def placed(problem: Problem, file: str, places: Mapping[KeyPath, Place | str]) -> Problem:
+    """Return a problem with its file, and with the line and column of its key, or of the nearest above.
+
+    In place of the file stands the option that gives the value, or a part of it.
+    """
+    key = problem.key
+    above = (key[:end] for end in range(len(key), 0, -1))
+    below = (place for path, place in places.items() if isinstance(place, str) and path[: len(key)] == key)
+    found = (*below, *(places[path] for path in above if path in places))
+    place = found[0] if key and found else (None, None)
+    if isinstance(place, str):
+        return replace(problem, file=place)
+    return replace(problem, file=file, line=place[0], column=place[1])
 
 
-def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place]) -> HubMagmaxError:
+def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place | str]) -> HubMagmaxError:
     """Return an error about a key of the recipe with the key's place in the recipe's file.
 
     An error that is about no key, or says where it is, is returned as it is.
@@ -134,7 +148,7 @@ def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place])
     if len(error.problems) > 1 or not problem.key or problem.file:
         return error
     problem = placed(problem, file, places)
-    return error.with_problem(problem, f"{file}, {problem.place}")
+    return error.with_problem(problem, f"{problem.file}, {problem.place}")
 
 
 def explain(

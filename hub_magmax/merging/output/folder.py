@@ -180,7 +180,8 @@ def refuse_taken(output: Path) -> None:
             "the output folder already holds a model" if holds_model else "the output path is taken",
             where=str(output),
             expected="a new or empty folder",
-            hint="Choose another output.path, or move the old one away; nothing is ever overwritten.",
+            hint="Choose another folder (--output FOLDER, or output.path in the recipe), or move the old one "
+            "away; nothing is ever overwritten.",
         )
 
 
