@@ -193,7 +193,7 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(capsys, monkeypatc
         shown.tick()
     LOG.removeHandler(shown)
     assert capsys.readouterr().err.splitlines() == [
-        "reading the headers: 0 s so far",
+        "reading the headers",
         "merging: 50%, 500 B of 1.0 kB",
         "merging: 50%, 500 B of 1.0 kB",
     ]

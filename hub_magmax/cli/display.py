@@ -180,9 +180,8 @@ class Display(logging.Handler):
                 else:
                     seconds = now - self._step_since
                     self._pause = min(2 * self._pause, MAX_LINE_SECONDS)
-                    self._write_state(
-                        f"{self._step}: {format_seconds(seconds)} so far", {"seconds": round(seconds, 1)}
-                    )
+                    so_far = f": {format_seconds(seconds)} so far" if seconds >= 1 else ""
+                    self._write_state(self._step + so_far, {"seconds": round(seconds, 1)})
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -92,11 +92,12 @@ def make_family(
         data=folder / "data",
     )
     with undisturbed():
-        _once(family.data, partial(make_data, lesson), report)
-        _once(family.base_model, partial(make_base, lesson), report)
+        _once(family.data, partial(make_data, lesson), "writing examples", report)
+        _once(family.base_model, partial(make_base, lesson), "training, half of all the time", report)
         previous = family.base_model
         for task, checkpoint in family.tasks.items():
-            _once(checkpoint, partial(make_task, lesson, task, previous), report)
+            doing = f"training, from {previous.name}"
+            _once(checkpoint, partial(make_task, lesson, task, previous), doing, report)
             previous = checkpoint
     return family
 
@@ -135,11 +136,12 @@ def _differing_line(found: str, wanted: str) -> str:
     return "one of them is cut off"
 
 
-def _once(target: Path, make: Callable[[Path], str], report: Report) -> None:
+def _once(target: Path, make: Callable[[Path], str], doing: str, report: Report) -> None:
     """Let `make` fill a folder that becomes `target` when it is complete, unless that is there already."""
     if target.exists():
         report(f"{target.name}: already there")
         return
+    report(f"{target.name}: {doing}")
     started = time.perf_counter()
     unfinished = target.with_name(target.name + ".partial")
     with os_errors(target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from transformers import ViTConfig, ViTForImageClassification, get_cosine_schedu
 from hub_magmax.errors import CheckpointError
 from hub_magmax.quickstart.digits import NAMES, NUM_CLASSES, SOURCE, Examples, Lesson
 from hub_magmax.quickstart.settings import Settings, Training, generator_of, seed_of
+
+LOG = logging.getLogger(__name__)
 
 #: Read by AutoImageProcessor. Written by hand because the class that would write it depends on whether
 #: torchvision is installed. An image of another size is scaled to 8 by 8.
@@ -149,7 +152,8 @@ def _fit(
     schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
     network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
     network.train()
-    for _ in range(training.epochs):
+    for epoch in range(training.epochs):
+        LOG.debug("%s: epoch %d of %d", type(network).__name__.strip("_").lower(), epoch + 1, training.epochs)
         for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size):
             loss = cross_entropy(
                 network(images[batch]), labels[batch], label_smoothing=training.label_smoothing
