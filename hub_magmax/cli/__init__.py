@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 from hub_magmax import __version__
-from hub_magmax.cli.terminal import USAGE, error_json, log_options
+from hub_magmax.cli.terminal import LOG_OPTIONS, USAGE, error_json
 
 #: Each verb and the module of this package that holds its function, imported when the verb is used or listed.
 VERBS = {
@@ -69,22 +69,23 @@ _AS_JSON = "hub_magmax.as_json"
 
 
 @click.group(
-    cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=list(LOG_OPTIONS),
 )
 @click.version_option(__version__, prog_name="hub-magmax")
-@log_options
 def main(verbose: bool, quiet: bool, log_format: str | None) -> None:
     """Merge fine-tuned checkpoints into one model, under a preference.
 
     \b
     Start here:
-      hub-magmax quickstart          the whole job on a small real example, in a minute or two
-      hub-magmax validate RECIPE     find everything wrong in a recipe
-      hub-magmax plan RECIPE         see what a merge will read, write and need
-      hub-magmax run RECIPE          lock, merge, evaluate, write the card, push
+      hub-magmax quickstart       the whole job on a small example, in a minute
+      hub-magmax validate RECIPE  find everything wrong in a recipe
+      hub-magmax plan RECIPE      see what a merge will read, write and need
+      hub-magmax run RECIPE       lock, merge, evaluate, write the card, push
 
     \b
-    Exit codes: 0 success; 1 an error that says what to do, or something checked that is not as it
-    should be; 2 wrong usage; 3 a model that regressed; 130 interrupted by Ctrl-C, 143 terminated:
-    what is finished is kept, and the same command goes on from there.
+    Exit codes: 0 done; 1 an error that says what to do, or something checked is
+    not as it should be; 2 wrong usage; 3 a model regressed; 130 interrupted by
+    Ctrl-C, 143 terminated (the same command goes on from what is finished).
     """

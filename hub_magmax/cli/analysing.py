@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 @from_cache_option
 @device_option
 def compare(asked: RecipeOptions) -> Answer:
-    """Try methods, scalings and preferences in memory, and write the winner as a recipe."""
+    """Try methods, scalings and preferences; write the best recipe.
+
+    Merges in memory. RECIPE names the examples to choose by and to report on under `compare`.
+
+    \b
+    Example:
+      hub-magmax compare recipe.yaml
+    """
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
     from hub_magmax.analysis.resuming import study_journal
@@ -44,7 +51,14 @@ def compare(asked: RecipeOptions) -> Answer:
 @recipe_options
 @device_option
 def sweep(asked: RecipeOptions) -> Answer:
-    """Merge RECIPE in memory for many preferences, and show which trade-offs there are."""
+    """Merge RECIPE for many preferences, and show the trade-offs.
+
+    Merges in memory, and scores by the examples of `evaluation`.
+
+    \b
+    Example:
+      hub-magmax sweep recipe.yaml
+    """
     from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
@@ -64,9 +78,13 @@ def sweep(asked: RecipeOptions) -> Answer:
 @verb
 @recipe_options
 def diagnose(asked: RecipeOptions) -> Answer:
-    """Read RECIPE's checkpoints once, and say what is odd about them before they are merged.
+    """Read RECIPE's checkpoints once, and say what is odd in them.
 
     Exits with 1 if one of them has a fault, for which a merge would be refused.
+
+    \b
+    Example:
+      hub-magmax diagnose recipe.yaml
     """
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis

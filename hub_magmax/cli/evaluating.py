@@ -11,7 +11,12 @@ from hub_magmax.cli.terminal import Answer, quiet, say, verb, wrote
 @verb
 @recipe_options
 def evaluate(asked: RecipeOptions) -> Answer:
-    """Score the merged model of RECIPE, its base model and every task's own checkpoint."""
+    """Score RECIPE's merged model, its base model and its tasks.
+
+    \b
+    Example:
+      hub-magmax evaluate recipe.yaml
+    """
     from hub_magmax.cli.asked import read_merged
     from hub_magmax.evaluation.scores import write_scores
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
@@ -30,7 +35,12 @@ def evaluate(asked: RecipeOptions) -> Answer:
 @verb
 @recipe_options
 def card(asked: RecipeOptions) -> Answer:
-    """Write the card of RECIPE's merged model from what was measured."""
+    """Write the card of RECIPE's merged model anew.
+
+    \b
+    Example:
+      hub-magmax card recipe.yaml
+    """
     from hub_magmax.cli.asked import read_merged
     from hub_magmax.reporting.card_file import write_stored_card
 

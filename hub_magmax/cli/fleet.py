@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hub_magmax.cli.options import from_cache_option
-from hub_magmax.cli.terminal import Answer, say, verb
+from hub_magmax.cli.terminal import REGRESSED, Answer, say, verb
 
 
 @verb
@@ -26,7 +26,15 @@ from hub_magmax.cli.terminal import Answer, say, verb
 def verify(
     model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
 ) -> Answer:
-    """Check a merged MODEL, a folder or a Hub id, against its own merge report."""
+    """Check a merged MODEL against its own merge report.
+
+    MODEL is a folder or a Hub id.
+
+    \b
+    Examples:
+      hub-magmax verify merged
+      hub-magmax verify me/merged --rebuild
+    """
     from hub_magmax.fleet.verifying import verify as do_verify
 
     hashes = do_verify(model, revision=revision)
@@ -57,7 +65,12 @@ def verify(
 @click.argument("folder", type=Path)
 @click.option("--private-key", required=True, type=Path, help="PEM file of the key.")
 def sign(folder: Path, private_key: Path) -> Answer:
-    """Sign a merged FOLDER with a key file, by OpenSSF model-signing."""
+    """Sign a merged FOLDER with a key file (OpenSSF model-signing).
+
+    \b
+    Example:
+      hub-magmax sign merged --private-key key.pem
+    """
     from hub_magmax.fleet.signing import sign as do_sign
 
     path = do_sign(folder, private_key)
@@ -69,7 +82,14 @@ def sign(folder: Path, private_key: Path) -> Answer:
 @click.option("--branch", help="Branch to move; the default branch.")
 @click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
 def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
-    """Move REPO back to an earlier model that passes `verify`, in one commit."""
+    """Move REPO back to an earlier model, in one commit.
+
+    That is the last other one that passes `verify`, unless --to names it.
+
+    \b
+    Example:
+      hub-magmax rollback me/merged
+    """
     from hub_magmax.fleet.rollback import rollback as do_rollback
 
     published = do_rollback(repo_id, branch=branch, to=to)
@@ -91,8 +111,15 @@ def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
 def canary(
     model: str, revision: str | None, against: str | None, margin: float, folder: Path | None
 ) -> Answer:
-    """Score a merged MODEL again; exit 1 if a task is worse than pinned results by more than the margin."""
+    """Score a merged MODEL again, and compare with pinned results.
+
+    Exits with 3 if a task is worse by more than the margin.
+
+    \b
+    Example:
+      hub-magmax canary me/merged --margin 0.02
+    """
     from hub_magmax.fleet.canaries import canary as do_canary
 
     found = do_canary(model, revision=revision, against=against, margin=margin, folder=folder, report=say)
-    return Answer(found.to_dict(), found.table(), exit_code=int(bool(found.regressed)))
+    return Answer(found.to_dict(), found.table(), exit_code=REGRESSED if found.regressed else 0)

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
 @click.option("--keep", is_flag=True, help="Keep the checkpoints that the present lock pins.")
 def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -> Answer:
-    """Pin RECIPE: commits, sizes, hashes, and the preference as numbers."""
+    """Pin RECIPE: commits, hashes, and the preference as numbers.
+
+    \b
+    Example:
+      hub-magmax lock recipe.yaml
+    """
     from hub_magmax.cli.asked import earlier_lock, lock_beside, read_recipe, renewed, write_lock
     from hub_magmax.errors import RecipeError
     from hub_magmax.pipeline import lock as make_lock
@@ -62,9 +67,14 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
 @device_option
 @faults_option
 def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
-    """Show what merging RECIPE will read, write and need, from headers alone.
+    """Show what merging RECIPE will read, write and need.
 
-    Exits with 1 if a merge would be refused: a FAULT that --in-spite-of does not accept.
+    Reads headers and samples of values. Exits with 1 if a merge would be refused, for a FAULT that is not
+    accepted.
+
+    \b
+    Example:
+      hub-magmax plan recipe.yaml
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.asked import read_asked
@@ -87,7 +97,12 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 @device_option
 @faults_option
 def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
-    """Merge RECIPE into its output folder, without evaluating or publishing."""
+    """Merge RECIPE into its output folder, and do no more.
+
+    \b
+    Example:
+      hub-magmax merge recipe.yaml --memory 2GB
+    """
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.asked import read_asked
     from hub_magmax.merging.execution import is_finished
@@ -135,7 +150,7 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
 @verb
 @recipe_options
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and check everything; write and send nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, check everything, change nothing.")
 @memory_option
 @device_option
 @faults_option
@@ -147,7 +162,15 @@ def run(
     dry_run: bool,
     in_spite_of: tuple[str, ...],
 ) -> Answer:
-    """Do all that RECIPE asks for: lock, plan, merge, evaluate, card, push."""
+    """Do all that RECIPE asks for, from its lock to the push.
+
+    Exits with 3 if the model regressed on a guard.
+
+    \b
+    Examples:
+      hub-magmax run recipe.yaml --dry-run
+      hub-magmax run recipe.yaml
+    """
     from hub_magmax.cli.asked import read_asked
     from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of

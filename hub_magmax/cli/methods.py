@@ -7,7 +7,12 @@ from hub_magmax.cli.terminal import Answer, verb
 
 @verb
 def methods() -> Answer:
-    """List the merge methods, their options and how they use the preference."""
+    """List the merge methods and their options.
+
+    \b
+    Example:
+      hub-magmax methods
+    """
     from hub_magmax.methods import get_method, method_names
 
     found = [get_method(name) for name in method_names()]

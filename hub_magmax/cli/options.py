@@ -99,7 +99,7 @@ from_cache_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_send_nothing,
-    help="Send nothing: take revisions and files from the local cache, as with HF_HUB_OFFLINE=1.",
+    help="Send nothing: read the local cache alone.",
 )
 
 recipe_argument = click.argument("recipe", type=Path)
@@ -117,15 +117,13 @@ preference_option = click.option(
 )
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
-device_option = click.option(
-    "--device", help="Merge on cpu, cuda, cuda:1 or mps, by torch, instead of what is fastest on the CPU."
-)
+device_option = click.option("--device", help="cpu, cuda, cuda:1 or mps; else what is fastest.")
 
 faults_option = click.option(
     "--in-spite-of",
     multiple=True,
     metavar="FAULT",
-    help="Merge although the checkpoints have this fault, by the name that the error gives; can be repeated.",
+    help="Accept a fault of checkpoints; can be repeated.",
 )
 
 
@@ -147,7 +145,7 @@ def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
             "--lock",
             "lock_path",
             type=Path,
-            help="Lock to follow; by default the one beside the recipe, if it is there.",
+            help="Lock to follow, instead of the one beside RECIPE.",
         ),
         recipe_argument,
     ):

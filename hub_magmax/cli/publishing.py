@@ -15,7 +15,12 @@ from hub_magmax.cli.terminal import Answer, verb
 @click.argument("repo_id")
 @destination_options
 def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
-    """Publish a merged FOLDER as REPO_ID, in one commit."""
+    """Publish a merged FOLDER as REPO_ID, in one commit.
+
+    \b
+    Example:
+      hub-magmax push merged me/merged --private
+    """
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.publishing.pushing import push_to
 

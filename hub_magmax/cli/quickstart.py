@@ -12,7 +12,14 @@ from hub_magmax.cli.terminal import Answer, say, verb
 @verb
 @click.argument("folder", type=Path, default=Path("quickstart"))
 def quickstart(folder: Path) -> Answer:
-    """Make five small checkpoints in FOLDER, merge them, and show what the preference does."""
+    """Train five small models in FOLDER, and merge them.
+
+    Takes about a minute, and shows what the preference does.
+
+    \b
+    Example:
+      hub-magmax quickstart quickstart
+    """
     from hub_magmax.quickstart.demo import quickstart as do_quickstart
 
     return Answer(*do_quickstart(folder, report=say))

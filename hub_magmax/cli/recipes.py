@@ -12,7 +12,12 @@ from hub_magmax.cli.terminal import Answer, say, verb
 @verb
 @changed_recipe
 def validate(asked: RecipeOptions) -> Answer:
-    """Check RECIPE without looking at any checkpoint."""
+    """Check RECIPE without looking at any checkpoint.
+
+    \b
+    Example:
+      hub-magmax validate recipe.yaml
+    """
     from hub_magmax.cli.asked import read_recipe
 
     found, name = read_recipe(asked), asked.text.name
@@ -22,7 +27,12 @@ def validate(asked: RecipeOptions) -> Answer:
 
 @verb
 def schema() -> Answer:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for editors.
+
+    \b
+    Example:
+      hub-magmax schema
+    """
     from hub_magmax.recipe.loading import json_schema
 
     found = json_schema()
@@ -33,7 +43,14 @@ def schema() -> Answer:
 @changed_recipe
 @from_cache_option
 def prefer(asked: RecipeOptions) -> Answer:
-    """Show the preference that RECIPE resolves to; an estimate is kept in the lock beside it."""
+    """Show the preference that RECIPE resolves to.
+
+    An estimate is kept in the lock beside it.
+
+    \b
+    Example:
+      hub-magmax prefer recipe.yaml
+    """
     from dataclasses import asdict
 
     from hub_magmax.cli.asked import earlier_lock, lock_beside, read_recipe, write_lock

@@ -85,28 +85,24 @@ class Verb(click.Command):
         return printable(answer.text), answer.exit_code
 
 
+#: Options of the log, in the order of the help; `LogOptions` holds their values.
+LOG_OPTIONS = (
+    click.Option(["-v", "--verbose"], is_flag=True, help="Say more, with times."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Print results and errors only."),
+    click.Option(["--log-format"], type=click.Choice(["text", "json"]), help="Form of the lines on stderr."),
+)
+_COMMON_OPTIONS = (
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON value for programs."),
+    *LOG_OPTIONS,
+    click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+)
+
+
 def verb(function: Callable[..., Answer]) -> Verb:
     """Turn a function into the command of its name; its docstring is the help."""
-    for option in (
-        log_options,
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON value for programs."),
-    ):
-        function = option(function)
-    return click.command(cls=Verb)(function)
-
-
-def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `LogOptions`."""
-    for option in (
-        click.option(
-            "--log-format", type=click.Choice(["text", "json"]), help="Form of the lines on stderr."
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
-        click.option("-v", "--verbose", is_flag=True, help="Say more, with times."),
-    ):
-        function = option(function)
-    return function
+    command = click.command(cls=Verb)(function)
+    command.params += _COMMON_OPTIONS
+    return command
 
 
 def _log_options(ctx: click.Context) -> LogOptions:

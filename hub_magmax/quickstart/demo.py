@@ -11,7 +11,7 @@ from typing import Any
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.scores import MERGED, Scores, score_table
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.files import write_text
+from hub_magmax.files import from_here, write_text
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.quickstart import make_family
@@ -100,9 +100,9 @@ def _text(rows: Mapping[str, Mapping[str, float]], recipe: Recipe, path: Path, o
             "",
             score_table("accuracy on", rows, recipe.task_names),
             "",
-            f"The merged model   {output}",
-            f"Its card           {output / 'README.md'}",
-            f"Its picture        {output / 'tradeoff.png'}",
+            f"The merged model   {from_here(output)}",
+            f"Its card           {from_here(output / 'README.md')}",
+            f"Its picture        {from_here(output / 'tradeoff.png')}",
             f"To merge your own models, edit {path} and run: hub-magmax run {path}",
         ]
     )
