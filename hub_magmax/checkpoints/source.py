@@ -27,10 +27,12 @@ class TensorFile(NamedTuple):
     Attributes:
         reading: Lends the file's descriptor. What was read meanwhile counts if it ends without an error.
         start_byte: Of the tensor in the file.
+        path: Of the file, in its checkpoint.
     """
 
     reading: Callable[[], AbstractContextManager[int]]
     start_byte: int
+    path: str
 
 
 class Folder(NamedTuple):

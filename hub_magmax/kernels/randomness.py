@@ -9,10 +9,11 @@ uniformly random subset of that size.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt64
 
 from hub_magmax.kernels.lazy_imports import torch
 
@@ -66,10 +67,42 @@ class CounterGenerator:
         )
 
 
+class JoinedGenerator(CounterGenerator):
+    """The generators of several tensors, whose elements are numbered one tensor after the other.
+
+    It has the seed and the name of the first one. Backends draw by its keys, and not by constants.
+
+    Args:
+        generators: One for each tensor.
+        sizes: Their elements.
+    """
+
+    def __init__(self, generators: Sequence[CounterGenerator], sizes: Sequence[int]) -> None:
+        super().__init__(generators[0].seed, generators[0].name)
+        vars(self)["_parts"] = (
+            generators,
+            np.cumsum([0, *sizes[:-1]]),
+            np.repeat(np.arange(len(sizes)), sizes),
+        )
+
+    def keys(self, indices: Int64[np.ndarray, " count"], stream: int) -> Int64[np.ndarray, " count"]:
+        """Return the keys that each tensor's own generator gives its elements."""
+        generators, firsts, tensors = vars(self)["_parts"]
+        constants = np.array([generator.constants(stream) for generator in generators], np.uint64)
+        of_each = tensors[indices]
+        before, middle = constants[of_each].T
+        return keys_of(indices - firsts[of_each], before, middle)
+
+    def constants(self, stream: int, first: int = 0) -> tuple[np.uint64, np.uint64]:
+        raise AssertionError("each tensor has its own")
+
+
 def keys_of(
-    indices: Int64[np.ndarray, " count"], before: np.uint64, middle: np.uint64
-) -> Int64[np.ndarray, " count"]:
-    """Return the keys of elements in a stream with these constants."""
+    indices: Int64[np.ndarray, "*elements"],
+    before: np.uint64 | UInt64[np.ndarray, "*_"],
+    middle: np.uint64 | UInt64[np.ndarray, "*_"],
+) -> Int64[np.ndarray, "*elements"]:
+    """Return the keys of elements in a stream with these constants, or each in one of its own."""
     increment, first, second = MULTIPLIERS
     # numpy takes 4.5 ns per key, torch 16 ns. Products and sums wrap modulo 2**64, which keeps
     # each step a bijection.
@@ -81,7 +114,7 @@ def keys_of(
     mixed ^= mixed >> np.uint64(27)
     mixed *= second
     mixed ^= mixed >> np.uint64(31)
-    keys: Int64[np.ndarray, " count"] = mixed.view(np.int64)
+    keys: Int64[np.ndarray, "*elements"] = mixed.view(np.int64)
     return keys
 
 

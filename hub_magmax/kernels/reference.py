@@ -244,20 +244,20 @@ def _with_ties(
     for task, magnitude in enumerate(magnitudes):
         tied |= (magnitude == top).astype(code.dtype) << code.dtype.type(task)
     is_tied = (tied & (tied - code.dtype.type(1))) != 0
-    owner = np.where(is_tied, _highest_bit(tied) + np.uint8(TIED), owner)
+    owner = np.where(is_tied, highest_bit(tied) + np.uint8(TIED), owner)
     return np.where(top == 0, np.uint8(ZERO), owner), np.where(is_tied, tied, code)
 
 
 def hand_over(owner: Owners, codes: Codes, places: Places, draw: Draw) -> None:
     """Give elements to their heirs, as `Draw` says."""
-    heirs = _highest_bit(codes[places] & codes.dtype.type(draw.mask))
+    heirs = highest_bit(codes[places] & codes.dtype.type(draw.mask))
     owner[places] = heirs + draw.mark
 
 
 _BIT_LENGTHS = np.array([byte.bit_length() for byte in range(256)], dtype=np.uint8)
 
 
-def _highest_bit(codes: Shaped[np.ndarray, " count"]) -> UInt8[np.ndarray, " count"]:
+def highest_bit(codes: Shaped[np.ndarray, " count"]) -> UInt8[np.ndarray, " count"]:
     """Return the place of each code's highest bit, 0 where no bit is set."""
     highest = np.zeros(codes.shape, dtype=np.uint8)
     for shift in range(0, 8 * codes.itemsize, 8):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.files import os_errors
@@ -20,6 +21,7 @@ from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.adapters import factor_values
+from hub_magmax.merging.bundles import Bundle, UnfitError, bundled, merge_bundle
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import unmerged_chunks
@@ -32,10 +34,12 @@ from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
 from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.merging.survey import ModelRule, survey
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import surveys_model
+from hub_magmax.methods import Rule, get_method, surveys_model
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import shares_of
+
+Unit = TypeVar("Unit", bound=TensorJob | Bundle)
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16
@@ -151,22 +155,70 @@ class Engine:
         for job in shard.jobs:
             places[job.name] = position
             position += job.num_bytes
+        units = self._units(shard)
         begun = {
-            job.name: self.makers.submit(self._tensor, file, job, places[job.name])
-            for job in starting_order(shard.jobs, in_order=self.in_order)
+            id(unit): self.makers.submit(self._unit, file, unit, places)
+            for unit in starting_order(units, in_order=self.in_order)
         }
 
         def wait() -> ShardRecord:
             tallies = []
             with os_errors(path):
-                for job in shard.jobs:
-                    tallies.append(begun[job.name].result())
+                for unit in units:
+                    tallies.append(begun[id(unit)].result())
+                    last = unit.jobs[-1] if isinstance(unit, Bundle) else unit
                     with self.clock.spend("store"):
-                        file.read_back(places[job.name] + job.num_bytes)
+                        file.read_back(places[last.name] + last.num_bytes)
                 with self.clock.spend("store"):
                     return record_of(shard.file, file, tallies)
 
         return wait
+
+    def _units(self, shard: Shard) -> Sequence[TensorJob | Bundle]:
+        """Return what is made at a time: a tensor, or small neighbours that can be read from files."""
+        if self.in_order or not get_method(self.plan.lock.method["name"]).is_built_in:
+            return shard.jobs
+        return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements)]
+
+    def _unit(self, file: ShardFile, unit: TensorJob | Bundle, places: Mapping[str, int]) -> Tally:
+        """Write what is made at a time, at its place in a file."""
+        if not isinstance(unit, Bundle):
+            return self._tensor(file, unit, places[unit.name])
+        try:
+            return self._bundle(file, unit, places[unit.jobs[0].name])
+        except UnfitError:  # nothing was written
+            whole = Tally(len(self.plan.lock.tasks))
+            for job in unit.jobs:
+                whole.include(self._tensor(file, job, places[job.name]))
+            return whole
+
+    def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
+        tally, rule_of = Tally(len(self.plan.lock.tasks)), None
+        if (whole := self.model_rule) is not None:
+
+            def rule_of(job: TensorJob) -> Rule:
+                return whole.part(job.tensor)
+
+        sources = self._read_sources(bundle.jobs[0])
+        with inference(), self.clock.spend("compute"):
+            merged, rule = merge_bundle(
+                bundle,
+                sources,
+                self.plan.lock,
+                self.backend,
+                self._memory,
+                self.clock,
+                rule_of,
+            )
+            tally.add(rule)
+            tally.count(merged.counts)
+            with self.clock.spend("write"):
+                file.write(merged.values.content, position)
+        for source in sources:
+            for job in bundle.jobs:
+                source.release(job.tensor, job.num_elements)
+        self._advance(bundle.num_bytes)
+        return tally
 
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> Tally:
         """Write one tensor at `position` of a file."""
@@ -224,10 +276,7 @@ class Engine:
         )
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
-        # The base model in place of a checkpoint makes its task vector zero.
-        base, *tasks = [
-            self.sources["base_model" if name in job.unread else name] for name in self.plan.lock.sources
-        ]
+        base, *tasks = self._read_sources(job)
         return StoredChunks(
             job.tensor,
             job.num_elements,
@@ -241,9 +290,13 @@ class Engine:
             self.scratch,
         )
 
+    def _read_sources(self, job: TensorJob) -> list[TensorSource]:
+        # The base model in place of a checkpoint makes its task vector zero.
+        return [self.sources["base_model" if name in job.unread else name] for name in self.plan.lock.sources]
 
-def starting_order(jobs: Sequence[TensorJob], *, in_order: bool) -> Sequence[TensorJob]:
-    """Return a file's tensors in the order in which they are begun.
+
+def starting_order(jobs: Sequence[Unit], *, in_order: bool) -> Sequence[Unit]:
+    """Return a file's tensors, or bundles of them, in the order in which they are begun.
 
     Large ones come first, so that all threads end together, the others in the order of the file, which is
     read back in that order. With `in_order`, as for checkpoints on the Hub, nothing changes place.

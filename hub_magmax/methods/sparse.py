@@ -10,7 +10,7 @@ from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -60,13 +60,13 @@ def ties(
     from hub_magmax.kernels.ops import TIES
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
-    keep = math.ceil(_as_written(density) * chunks.num_elements)
+    ranks = _trimmed_ranks(chunks.num_elements, density)
     weights = np.array(preference, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
         return Rule(TIES, per_task=(thresholds[0], weights))
 
-    return rule_of(magnitude_thresholds(chunks, (keep,), rule_of))
+    return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 
 
 @merge_method("dare", source=_DARE, scaling=0.3, form="rule", uses=preferred)
@@ -158,10 +158,7 @@ def breadcrumbs(
     from hub_magmax.kernels.ops import BAND
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
-    num_elements = chunks.num_elements
-    removed = math.floor(_as_written(outliers) * num_elements)
-    keep = math.ceil(_as_written(density) * num_elements)
-    ranks = min(removed + 1, num_elements), min(removed + keep, num_elements)
+    ranks = _banded_ranks(chunks.num_elements, density, outliers)
     factors = np.array(multipliers, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
@@ -169,6 +166,24 @@ def breadcrumbs(
         return Rule(BAND, per_task=(least, most, factors))
 
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
+
+
+def _trimmed_ranks(num_elements: int, density: float, scope: Scope = "tensor") -> tuple[int, ...]:
+    """Return the rank of the smallest magnitude that is kept."""
+    return (math.ceil(_as_written(density) * num_elements),)
+
+
+def _banded_ranks(
+    num_elements: int, density: float, outliers: float, scope: Scope = "tensor"
+) -> tuple[int, ...]:
+    """Return the ranks of the largest and of the smallest magnitude that are kept."""
+    removed = math.floor(_as_written(outliers) * num_elements)
+    keep = math.ceil(_as_written(density) * num_elements)
+    return min(removed + 1, num_elements), min(removed + keep, num_elements)
+
+
+#: The ranks of the thresholds of methods that have some, by number of elements and options.
+RANKS: "Mapping[str, Callable[..., tuple[int, ...]]]" = {"ties": _trimmed_ranks, "breadcrumbs": _banded_ranks}
 
 
 def _as_written(share: float) -> Fraction:

@@ -56,6 +56,23 @@ def magnitude_thresholds(
     return magnitudes[:, places].T
 
 
+def thresholds_side_by_side(
+    magnitudes: Float32[np.ndarray, "tasks tensors elements"], ranks: Sequence[int]
+) -> tuple[Float32[np.ndarray, "tasks tensors"], Float32[np.ndarray, "tasks tensors"]]:
+    """Return the largest and the smallest magnitudes that are kept of each tensor.
+
+    Args:
+        magnitudes: Of tensors of one size.
+        ranks: From 1: that of the smallest one that is kept, and before it that of the largest, if some above
+            are not kept.
+    """
+    size = magnitudes.shape[-1]
+    places = [size - rank for rank in ranks]
+    found = np.partition(magnitudes, sorted({*places}), axis=-1)
+    most = found[..., places[0]] if len(places) > 1 else np.full(found.shape[:-1], np.float32(math.inf))
+    return most, found[..., places[-1]]
+
+
 def _count_thresholds(
     chunks: Chunks, ranks: Sequence[int], rule_of: Callable[[np.ndarray], Any] | None
 ) -> Float32[np.ndarray, "ranks tasks"]:

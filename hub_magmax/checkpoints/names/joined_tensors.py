@@ -132,7 +132,7 @@ class Part(Place):
         if file is None or self.joining.lines > 1:
             return None
         item_bytes = bits_dtype(self.info.dtype).itemsize
-        return TensorFile(file.reading, file.start_byte + self.start(0) * item_bytes)
+        return TensorFile(file.reading, file.start_byte + self.start(0) * item_bytes, file.path)
 
     def release(self, source: TensorSource, stop: int) -> None:
         return

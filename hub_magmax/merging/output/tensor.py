@@ -63,6 +63,13 @@ class Tally:
             self.unaligned[task] += count
         self.gap = rule.duality_gap
 
+    def include(self, other: Tally) -> None:
+        """Add the facts about another tensor."""
+        self.counts = [*map(sum, zip(self.counts, other.counts, strict=True))]
+        self.unaligned = [*map(sum, zip(self.unaligned, other.unaligned, strict=True))]
+        self.gap = max((gap for gap in (self.gap, other.gap) if gap is not None), default=None)
+        self.not_finite += other.not_finite
+
     def count(self, counts: np.ndarray) -> None:
         for task, count in enumerate(counts.tolist()):
             self.counts[task] += count

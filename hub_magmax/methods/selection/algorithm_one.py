@@ -81,7 +81,7 @@ def _rank_tasks(
     """
     num_tasks = chunks.num_tasks
     owner = chunks.scratch.zeros(chunks.num_elements, np.uint8)
-    codes = chunks.scratch.zeros(chunks.num_elements, _code_type(num_tasks))
+    codes = chunks.scratch.zeros(chunks.num_elements, code_type(num_tasks))
     if num_tasks == 1:
         return owner, codes
     wanted = (np.array(quotas) > 0).astype(np.uint8)
@@ -95,7 +95,7 @@ def _rank_tasks(
     return owner, codes
 
 
-def _code_type(num_tasks: int) -> np.dtype[Any]:
+def code_type(num_tasks: int) -> np.dtype[Any]:
     """Return the smallest unsigned type with a bit per task."""
     return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if num_tasks <= 8 * size))
 
