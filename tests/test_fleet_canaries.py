@@ -12,6 +12,7 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
+from hub_magmax.fleet.history import Revision, StoredScores, last_good
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
@@ -80,17 +81,17 @@ def test_a_loss_of_the_margin_itself_is_allowed(merged, images, margin, passes):
     assert found.regressed == (() if passes else ("b",))
 
 
-def test_command_ends_with_one_on_regression_and_prints_everything(merged, images):  # noqa: F811
+def test_command_ends_with_three_on_regression_and_prints_everything(merged, images):  # noqa: F811
     words = ("canary", merged, "--from", images)
     code, out, _ = call(*words, "--json")
     assert code == 0 and json.loads(out)["regressed"] == []
     say(merged, 1)
     code, out, _ = call(*words, "--json")
     values = json.loads(out)
-    assert code == 1 and values["regressed"] == ["a", "b"]
+    assert code == 3 and values["regressed"] == ["a", "b"]
     assert values["tasks"][0]["difference"]["lost"] == 4
     code, out, _ = call(*words)
-    assert code == 1 and "a, b got worse by more than 0.01" in out
+    assert code == 3 and "a, b got worse by more than 0.01" in out
     assert call(*words, "--margin", "0.5")[0] == 0
 
 
@@ -112,6 +113,76 @@ def test_repository_is_compared_with_an_earlier_revision(merged, images, hub):  
     found = canary(repo, against=first, folder=images)
     assert found.regressed == ("a", "b")
     assert found.against == f"{repo}@{first[:7]}"
+
+
+def published_worse(folder, repo, hub):
+    """Commit a model that is always wrong, with its scores, as a run with another preference would."""
+    say(folder, 1)
+    for task in "ab":
+        pin(folder, task, [0.0] * 10)
+    names = ("model.safetensors", "scores.json", "outcomes.json")
+    hub.add_repo(repo, files={name: (folder / name).read_bytes() for name in names})
+
+
+def test_worse_model_is_compared_with_the_last_good_one_every_day(merged, images, hub):  # noqa: F811
+    repo = f"me/canary{next(_numbers)}"
+    push(merged, repo)
+    good = hub.head(repo)
+    assert canary(repo, folder=images).against == f"{repo}@{good[:7]}"
+    published_worse(merged, repo, hub)
+    hub.add_repo(repo, files={"README.md": b"my words"})
+    code, out, said = call("canary", repo, "--from", images)
+    assert code == 3 and f"against {repo}@{good[:7]}: a, b got worse" in out
+    assert f"comparing with the last good model ({good[:12]}," in said
+    # A third one that is as bad as the second is no better than the first.
+    published_worse(merged, repo, hub)
+    hub.add_repo(repo, files={"scores.json": (merged / "scores.json").read_bytes() + b"\n"})
+    assert canary(f"{repo}@main", folder=images).regressed == ("a", "b")
+    assert call("canary", repo, "--from", images, "--against", "main")[0] == 0, "its own scores"
+    # Another first one, a loss of which the margin allows.
+    assert canary(repo, folder=images, margin=0.4).against == f"{repo}@{hub.head(repo)[:7]}"
+
+
+def revision(number, rolled_back=False, metric="accuracy", data="x", **means):
+    scores = StoredScores(metric, means, dict.fromkeys(means, data)) if means else None
+    return Revision(f"{number:040x}", "", "", "", scores, rolled_back)
+
+
+def test_last_good_revision_is_no_worse_than_the_one_before_it():
+    def found(*revisions, margin=0.01):
+        good = last_good(reversed(revisions), margin)
+        return None if good is None else int(good.commit, 16)
+
+    first = revision(1, a=0.8, b=0.5)
+    assert found() is None
+    assert found(revision(0), first) == 1
+    assert found(first, revision(2, a=0.79, b=0.5)) == 2, "a loss of the margin itself"
+    assert found(first, revision(2, a=0.9, b=0.4)) == 1, "one task is enough"
+    assert found(first, revision(2, a=0.9, b=0.4), revision(3, a=0.9, b=0.4)) == 1
+    assert found(first, revision(2, a=0.9, b=0.4), revision(3, a=0.8, b=0.5)) == 3
+    assert found(first, revision(2, a=0.9, b=0.9, rolled_back=True), revision(3)) == 1
+    assert found(first, revision(2, a=0.1, b=0.1, data="y")) == 2, "other examples begin anew"
+    assert found(first, revision(2, a=0.1, b=0.1, metric="F1")) == 2
+
+
+def test_data_that_lies_elsewhere_is_named_with_the_way_to_it(merged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = call("canary", merged)
+    assert code == 1 and "./rows.parquet" in said and "there is no such file or folder" in said
+    assert "--from FOLDER" in said
+
+
+def test_revision_is_named_with_the_repository_or_beside_it(merged, hub):
+    repo = f"me/canary{next(_numbers)}"
+    push(merged, repo)
+    first = hub.head(repo)
+    hub.add_repo(repo, files={"config.json": b"{}"})
+    assert call("verify", repo)[0] == 1
+    for words in ((f"{repo}@{first}",), (f"hf://{repo}@{first}",), (repo, "--revision", first)):
+        code, out, _ = call("verify", *words)
+        assert code == 0 and "all as merged" in out
+    code, _, said = call("verify", f"{repo}@main", "--revision", first)
+    assert code == 1 and f"two revisions are named, main and {first}" in said
 
 
 def test_model_without_stored_scores_is_told_so(merged, images):  # noqa: F811

@@ -1,9 +1,11 @@
 import itertools
+import json
 
 import pytest
 from huggingface_hub import HfApi
 
 from hub_magmax.errors import PublishError, SourceError
+from hub_magmax.fleet.history import history
 from hub_magmax.fleet.rollback import rollback
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.pipeline import run
@@ -78,7 +80,7 @@ def test_named_revision_is_restored_on_the_named_branch(repo, hub):
     good, main = hub.commits(repo)[1].sha, hub.head(repo)
     HfApi().create_branch(repo, branch="production", revision=main)
     code, out, _ = call("rollback", repo, "--branch", "production", "--to", good)
-    assert code == 0 and out.startswith("restored http")
+    assert code == 0 and out.startswith(f"{repo}@production: {good} was restored in place of {main}")
     assert tree(hub, repo, "production") == tree(hub, repo, good)
     assert hub.head(repo) == main
 
@@ -123,3 +125,88 @@ def test_what_does_not_exist_is_said(repo, hub):
         rollback(repo, branch="none")
     with pytest.raises(SourceError, match="no such revision"):
         rollback(repo, to="none")
+
+
+@pytest.fixture
+def three(family, first, hub):
+    """A repository with three models, and their commits, the newest first."""
+    name = f"me/three{next(_numbers)}"
+    push(first, name)
+    push(merged(family, "second", method="last_task"), name)
+    push(merged(family, "third", method="magmax"), name)
+    return name, [commit.sha for commit in hub.commits(name)][:3]
+
+
+def test_second_rollback_goes_on_to_older_models_and_never_back(three, hub):
+    repo, (_, second, first) = three
+    done = rollback(repo)
+    assert (done.restored, tree(hub, repo, "main")) == (second, tree(hub, repo, second))
+    done = rollback(repo)
+    assert (done.restored, tree(hub, repo, "main")) == (first, tree(hub, repo, first))
+    before = hub.head(repo)
+    with pytest.raises(
+        PublishError, match=r"no earlier revision passes .*was rolled back.*hub-magmax history"
+    ):
+        rollback(repo)
+    assert hub.head(repo) == before
+
+
+def test_what_was_rolled_back_stays_so_after_the_card_was_edited(three, hub):
+    repo, (_, _, first) = three
+    rollback(repo)
+    hub.add_repo(repo, files={"README.md": b"my words"})
+    assert rollback(repo).restored == first
+
+
+def test_model_that_is_pushed_again_after_a_rollback_counts_again(three, family, hub):
+    repo, (_, _, first) = three
+    rollback(repo, to=first)
+    again = push(family / "third", repo).commit
+    push(family / "second", repo)
+    assert rollback(repo).restored == again
+    assert tree(hub, repo, rollback(repo).restored) == tree(hub, repo, first)
+
+
+def test_rollback_is_recorded_and_says_what_it_restored(three, hub):
+    repo, (third, second, _) = three
+    code, out, _ = call("rollback", repo)
+    made = hub.commits(repo)[0]
+    assert code == 0 and f"{second} was restored in place of {third}" in out
+    assert made.title == f"Roll back to {second[:12]}"
+    assert made.message == f"Restores the files of {second}, in place of those of {third}."
+
+
+def test_rehearsal_says_what_would_be_restored_and_changes_nothing(three, hub):
+    repo, (third, second, _) = three
+    code, out, _ = call("rollback", repo, "--dry-run")
+    assert code == 0 and f"{second} would be restored in place of {third}" in out
+    assert hub.head(repo) == third
+    values = json.loads(call("rollback", f"{repo}@main", "--dry-run", "--json")[1])
+    assert (values["restored"], values["commit"], values["dry_run"]) == (second, "", True)
+    assert "merge_report.json" in values["copied"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"kind": "status", "status": 503, "times": 2}, {"kind": "lose_response", "times": 1}],
+    ids=str,
+)
+def test_rollback_goes_on_after_what_passes(three, hub, fault, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    repo, (_, second, _) = three
+    for path in ("/api/models/*", "*/commit/*"):
+        hub.faults.add(path, **fault)
+    assert rollback(repo).restored == second
+    assert len(hub.commits(repo)) == 5, "three models, the rollback, and the empty commit of a new repository"
+
+
+def test_history_lists_models_and_marks_what_was_rolled_back(three, hub):
+    repo, (third, second, first) = three
+    done = rollback(repo)
+    found = history(repo)
+    assert [revision.commit for revision in found[:4]] == [done.commit, third, second, first]
+    assert [revision.rolled_back for revision in found[:4]] == [False, True, False, False]
+    assert found[0].weights == found[2].weights != found[3].weights
+    assert found[-1].weights == "" and found[0].scores is None
+    code, out, _ = call("history", repo, "--limit", "2")
+    assert code == 0 and third[:12] in out and "(rolled back)" in out and first[:12] not in out

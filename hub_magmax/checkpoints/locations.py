@@ -262,6 +262,27 @@ def location_of(locked: LockedSource, folder: Path) -> Location:
     return location
 
 
+def repository_of(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the repository and the revision that a person names: `id`, `id@revision`, or its page's address.
+
+    Args:
+        model: What was written.
+        revision: What was written beside it, if anything.
+
+    Raises:
+        RecipeError: If the name is malformed.
+        SourceError: If it names a part of a repository, or another revision than `revision`.
+    """
+    found = HubModel.parse(model, Path())
+    if found.part:
+        raise SourceError("this names a part of a repository", where=model, expected="a whole repository")
+    if None not in (revision, found.revision) and revision != found.revision:
+        raise SourceError(
+            f"two revisions are named, {found.revision} and {revision}", where=model, hint="Leave one out."
+        )
+    return found.repo_id, revision or found.revision
+
+
 def _split_hub_name(written: str) -> tuple[str, str | None, str]:
     if written.startswith("hf://"):
         return _parse_hf_uri(written, written)

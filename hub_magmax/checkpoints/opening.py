@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.adapters.adapter import with_adapters
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
-from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.checkpoints.locations import location_of, repository_of
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
 from hub_magmax.checkpoints.rows.added_rows import with_added_rows
@@ -87,10 +87,11 @@ def open_pinned(
 
 
 def open_model(model: str, revision: str | None) -> FileSource:
-    """Open a merged folder, or a repository at a revision (None: the default branch)."""
+    """Open a merged folder, or a repository at a revision (None: that of its name, or the default branch)."""
     if Path(model).is_dir():
         return LocalSource(Path(model), model)
-    return open_hub(model, resolve_commit(model, revision))
+    repo_id, revision = repository_of(model, revision)
+    return open_hub(repo_id, resolve_commit(repo_id, revision))
 
 
 def open_held(recipe: Recipe, locked: LockedSource) -> FileSource:

@@ -18,6 +18,7 @@ VERBS = {
     "compare": "analysing",
     "diagnose": "analysing",
     "evaluate": "evaluating",
+    "history": "fleet",
     "lock": "merging",
     "merge": "merging",
     "methods": "methods",

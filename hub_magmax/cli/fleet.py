@@ -1,7 +1,8 @@
-"""Verbs for models in use: verify, sign, rollback, canary."""
+"""Verbs for models in use: verify, sign, history, rollback, canary."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +79,52 @@ def sign(folder: Path, private_key: Path) -> Answer:
 
 
 @verb
-@click.argument("repo_id", metavar="REPO")
-@click.option("--branch", help="Branch to move; the default branch.")
-@click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
-def rollback(repo_id: str, branch: str | None, to: str | None) -> Answer:
-    """Move REPO back to an earlier model, in one commit.
-
-    That is the last other one that passes `verify`, unless --to names it.
+@click.argument("model", metavar="REPO")
+@click.option("--branch", help="Branch, tag or commit; the default branch.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+def history(model: str, branch: str | None, limit: int) -> Answer:
+    """List the revisions of REPO with the scores that are stored with them.
 
     \b
     Example:
-      hub-magmax rollback me/merged
+      hub-magmax history me/merged
+    """
+    from hub_magmax.fleet.history import as_table
+    from hub_magmax.fleet.history import history as look_back
+
+    found = look_back(model, branch=branch, limit=limit)
+    return Answer([revision.to_dict() for revision in found], as_table(found))
+
+
+@verb
+@click.argument("model", metavar="REPO")
+@click.option("--branch", help="Branch to move; the default branch.")
+@click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
+@click.option("--dry-run", is_flag=True, help="Say what would be restored, and change nothing.")
+def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> Answer:
+    """Move REPO back to an earlier model, in one commit.
+
+    That is the last other one that passes `verify`, unless --to names it; once more, and it is an older one.
+
+    \b
+    Example:
+      hub-magmax rollback me/merged --dry-run
     """
     from hub_magmax.fleet.rollback import rollback as do_rollback
 
-    published = do_rollback(repo_id, branch=branch, to=to)
-    return Answer({"commit": published.commit, "url": published.url}, f"restored {published.url}")
+    done = do_rollback(model, branch=branch, to=to, dry_run=dry_run)
+    files = f"{len(done.copied)} file(s) copied on the Hub, {len(done.removed)} removed"
+    place, how = f"{model}@{branch}" if branch else model, "would be" if dry_run else "was"
+    text = f"{place}: {done.restored} {how} restored in place of {done.replaced} ({files})"
+    return Answer(asdict(done) | {"dry_run": dry_run}, "\n".join(filter(None, [text, done.url])))
 
 
 @verb
 @click.argument("model")
 @click.option("--revision", help="Revision of a model on the Hub.")
-@click.option("--against", metavar="REVISION", help="Whose stored scores are pinned; by default MODEL's own.")
+@click.option(
+    "--against", metavar="REVISION", help="Whose stored scores are pinned; by default the last good's."
+)
 @click.option("--margin", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Allowed loss.")
 @click.option(
     "--from",

@@ -13,15 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.locations import ModelPlace, repository_of
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.fleet.history import history, last_good
 from hub_magmax.fleet.verifying import recipe_and_lock
+from hub_magmax.hub import is_offline
 
 #: Allowed loss of a task's score, in units of the metric: a hundredth is one point of accuracy.
 MARGIN = 0.01
@@ -103,11 +106,14 @@ def canary(
     examples, so about these there is no uncertainty; the interval and the p-value say how far the
     difference would hold on others, and do not decide.
 
+    By default a repository is compared with its last good revision (`history.last_good`): the model itself,
+    or an earlier one where its stored scores are worse than that one's.
+
     Args:
-        model: A merged folder, or a repository id.
+        model: A merged folder, or a repository id, also with `@` and a revision.
         revision: Of the repository; the default branch if None.
         against: Whose stored scores are the pinned ones: a revision of the repository, or for a folder
-            another folder; by default those stored with `model` itself.
+            another folder. By default those of the last good revision, for a folder its own.
         margin: How much worse a task may get, in units of the metric.
         folder: Where the relative paths of local data start; the current folder if None.
         report: Called with a line of text at each step.
@@ -116,18 +122,38 @@ def canary(
         EvaluationError: If there are no stored scores, or those are of another evaluation or other data.
         LockError: If local data is not what the model's lock says.
     """
-    place = against if against is not None and Path(model).is_dir() else model
+    repo_id, commit = model, None
+    if not Path(model).is_dir():
+        repo_id, revision = repository_of(model, revision)
+        commit = resolve_commit(repo_id, revision)
+        against = against or _reference(repo_id, commit, margin, report)
+    place = against if against is not None and commit is None else repo_id
     with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:
-        with closing(open_model(place, revision if against is None else against)) as stored:
+        with closing(open_model(place, against if commit else None)) as stored:
             pinned, pinned_label = _stored_scores(stored, Path(temporary)), stored.label
-        with closing(open_model(model, revision)) as stored:
+        with closing(open_model(repo_id, commit)) as stored:
             recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
-            label, commit = stored.label, getattr(stored, "commit", None)
-        scored = {MERGED: ModelPlace(model, commit)}
-        measured = evaluate(recipe, lock, model, models=scored, report=report)
+            label = stored.label
+        scored = {MERGED: ModelPlace(repo_id, commit)}
+        measured = evaluate(recipe, lock, repo_id, models=scored, report=report)
     _check_comparable(pinned, measured, pinned_label)
     changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
     return Canary(label, pinned_label, measured.metric, margin, changes, measured.data)
+
+
+def _reference(repo_id: str, commit: str, margin: float, report: Callable[[str], None]) -> str:
+    """Return the last good revision up to `commit`; offline the history is not known, so `commit` itself."""
+    if is_offline():
+        return commit
+    revisions = history(repo_id, branch=commit)
+    good = last_good(revisions, margin)
+    if good is None or good.commit == commit:
+        return commit
+    same = {found.weights for found in revisions if found.commit == commit}
+    if good.weights not in same:
+        when = f"{good.commit[:12]}, {good.created[:10]}, {good.title!r}"
+        report(f"comparing with the last good model ({when}): the stored scores of this one are worse")
+    return good.commit
 
 
 def _stored_scores(stored: TensorSource, temporary: Path) -> Scores:

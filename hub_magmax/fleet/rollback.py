@@ -2,78 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
+from hub_magmax.fleet.history import TITLE, list_commits, rolled_back
 from hub_magmax.fleet.verifying import verify
-from hub_magmax.hub import hub_api
-from hub_magmax.publishing.commits import Published, publish_errors
+from hub_magmax.hub import hub_api, retry
+from hub_magmax.publishing.commits import Destination, Head, Published, commit, find_head, publish_errors
 
 #: Reasons that are shown where no earlier revision can be restored.
 _SHOWN_REASONS = 3
 
 
-def rollback(repo_id: str, *, branch: str | None = None, to: str | None = None) -> Published:
+@dataclass(frozen=True)
+class RolledBack(Published):
+    """Commit of a rollback; after a rehearsal `commit` and `url` are empty.
+
+    Attributes:
+        restored: The revision whose files the branch holds now.
+        replaced: The head of the branch before.
+        copied, removed: The files that differ between them.
+    """
+
+    restored: str
+    replaced: str
+    copied: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def rollback(
+    model: str, *, branch: str | None = None, to: str | None = None, dry_run: bool = False
+) -> RolledBack:
     """Restore the files of an earlier revision that passes `verify`, in one commit on top of the branch.
 
     Nothing is uploaded: the Hub copies large files by their hashes. Files that the revision does not have
     are removed, history stays, and nothing happens if the branch moves meanwhile.
 
+    Called again it goes on to still older models: a revision that was rolled back once is restored only
+    where `to` names it. The commits of rollbacks say in their titles what they restored.
+
     Args:
-        repo_id: A repository of merged models.
+        model: A repository of merged models.
         branch: The branch to move; the default branch if None.
-        to: The revision to restore. By default the newest one of the branch that passes and holds another
-            model than the branch does now.
+        to: The revision to restore. By default the newest one of the branch that passes, was not rolled
+            back, and holds another model than the branch does now.
+        dry_run: Change nothing, and return what would be done.
 
     Raises:
         PublishError: If the revision does not pass, there is none, or the branch moved.
     """
-    with publish_errors(repo_id):
-        head = hub_api().model_info(repo_id, revision=branch).sha
-    assert head is not None
-    target = resolve_commit(repo_id, to) if to is not None else _last_that_passes(repo_id, head)
+    repo_id, branch = repository_of(model, branch)
+    head = find_head(Destination(repo_id, revision=branch))
+    target = resolve_commit(repo_id, to) if to is not None else _last_that_passes(repo_id, head.commit)
     expected = verify(repo_id, revision=target)
-    operations = _operations(repo_id, head, target)
-    if not operations:
+    now, then = _files(repo_id, head.commit), _files(repo_id, target)
+    copied = tuple(path for path in then if now.get(path) != then[path])
+    removed = tuple(path for path in now if path not in then)
+    if not copied and not removed:
         raise PublishError(
             f"the branch holds the files of {target[:7]} already",
-            where=f"{repo_id}@{head[:7]}",
+            where=f"{repo_id}@{head.commit[:7]}",
             hint="Name an earlier revision with --to.",
         )
-    with publish_errors(repo_id):
-        commit = hub_api().create_commit(
-            repo_id,
-            operations,
-            commit_message=f"Roll back to {target[:12]}",
-            commit_description=f"Restores the files of {target}, in place of those of {head}.",
-            revision=branch,
-            parent_commit=head,
-        )
-    if verify(repo_id, revision=commit.oid) != expected:
+    planned = RolledBack(repo_id, "", "", target, head.commit, copied, removed)
+    return planned if dry_run else _carried_out(planned, repo_id, branch, head, then, expected)
+
+
+def _carried_out(
+    planned: RolledBack,
+    repo_id: str,
+    branch: str | None,
+    head: Head,
+    files: Mapping[str, str],
+    expected: Mapping[str, str],
+) -> RolledBack:
+    """Commit a rollback to the revision that holds `files`, and compare what the branch holds then."""
+    from huggingface_hub import CommitOperationCopy, CommitOperationDelete
+
+    target = planned.restored
+    destination = Destination(
+        repo_id,
+        revision=branch,
+        commit_message=TITLE.format(target[:12]),
+        commit_description=f"Restores the files of {target}, in place of those of {planned.replaced}.",
+    )
+    operations: list[Any] = [
+        *(CommitOperationCopy(path, path, src_revision=target) for path in planned.copied),
+        *(CommitOperationDelete(path) for path in planned.removed),
+    ]
+    done = commit(destination, operations, head, files)
+    if verify(repo_id, revision=done.commit) != expected:
         raise PublishError(
             f"the Hub holds other files than those of {target[:7]} after the commit",
-            where=f"{repo_id}@{commit.oid[:7]}",
+            where=f"{destination.name}, {done.commit[:7]}",
             hint="Do not use this revision; run the same command again.",
         )
-    return Published(repo_id, commit.oid, commit.commit_url)
+    return replace(planned, commit=done.commit, url=done.url)
 
 
 def _last_that_passes(repo_id: str, head: str) -> str:
-    """Return the newest commit before `head` that passes and holds another model."""
+    """Return the newest commit before `head` that passes, was not rolled back, and holds another model."""
     with publish_errors(repo_id):
-        history = [commit.commit_id for commit in hub_api().list_repo_commits(repo_id, revision=head)]
-    reasons: list[str] = []
+        commits = [(str(found.commit_id), str(found.title)) for found in list_commits(repo_id, head)]
+    history, undone = [name for name, _ in commits], rolled_back(commits)
+    reasons = [f"{repo_id}@{name[:7]}: was rolled back" for name in history if name in undone]
     now = _passes(repo_id, head, [])
-    for commit in history[1:]:
-        found = _passes(repo_id, commit, reasons)
+    for name in history[1:]:
+        if name in undone:
+            continue
+        found = _passes(repo_id, name, reasons)
         if found is not None and found != now:
-            return commit
+            return name
     told = "; ".join(reasons[:_SHOWN_REASONS])
     raise PublishError(
         f"no earlier revision passes with another model{f' ({told})' if told else ''}",
         where=f"{repo_id}@{head[:7]}",
-        hint="Name a revision with --to, or push a good model again.",
+        hint="Name a revision with --to (`hub-magmax history REPO` lists them), or push a good model again.",
     )
 
 
@@ -86,20 +134,11 @@ def _passes(repo_id: str, commit: str, reasons: list[str]) -> dict[str, str] | N
         return None
 
 
-def _operations(repo_id: str, head: str, target: str) -> list[Any]:
-    """Return the operations that turn the files of `head` into those of `target`."""
-    from huggingface_hub import CommitOperationCopy, CommitOperationDelete
-
-    now, then = _files(repo_id, head), _files(repo_id, target)
-    copies = [path for path in then if now.get(path) != then[path]]
-    return [
-        *(CommitOperationCopy(path, path, src_revision=target) for path in copies),
-        *(CommitOperationDelete(path) for path in now if path not in then),
-    ]
-
-
 def _files(repo_id: str, commit: str) -> dict[str, str]:
-    """Return git's id of every file at a commit, by path."""
+    """Return the hash that the Hub states of every file at a commit, by path."""
     with publish_errors(repo_id):
-        info = hub_api().model_info(repo_id, revision=commit, files_metadata=True)
-    return {file.rfilename: str(file.blob_id) for file in info.siblings or []}
+        info = retry(lambda: hub_api().model_info(repo_id, revision=commit, files_metadata=True))
+    return {
+        file.rfilename: f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
+        for file in info.siblings or []
+    }

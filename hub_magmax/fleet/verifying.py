@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
@@ -26,7 +26,7 @@ def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
     files that loaders read, and that the merge did not write, are errors.
 
     Args:
-        model: A folder, or a repository id.
+        model: A folder, or a repository id, also with `@` and a revision.
         revision: Of the repository; the default branch if None.
 
     Returns:
@@ -41,8 +41,7 @@ def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
         report = read_report(folder / REPORT_NAME)
         with closing(LocalSource(folder, model)) as source:
             return _compare(source, report, OutputError)
-    commit = resolve_commit(model, revision)
-    with closing(open_hub(model, commit)) as source:
+    with closing(open_model(model, revision)) as source:
         if REPORT_NAME not in source.sizes:
             raise PublishError(
                 f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made",

@@ -36,6 +36,7 @@ class Destination:
         revision: Branch to commit to; the default branch if None.
         create_pr: Open a pull request instead of committing to the branch.
         commit_message: Title of the commit.
+        commit_description: Text below it.
     """
 
     repo_id: str
@@ -43,6 +44,7 @@ class Destination:
     revision: str | None = None
     create_pr: bool = False
     commit_message: str = "Add merged model"
+    commit_description: str = ""
 
     def __post_init__(self) -> None:
         if self.create_pr and self.revision is not None:
@@ -237,6 +239,7 @@ def commit(
                 destination.repo_id,
                 operations,
                 commit_message=destination.commit_message,
+                commit_description=destination.commit_description,
                 revision=destination.revision,
                 create_pr=destination.create_pr,
                 parent_commit=head.commit,

@@ -1,0 +1,196 @@
+"""History of a published model: its revisions, their scores, and those that were rolled back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hub_magmax.checkpoints.locations import repository_of
+from hub_magmax.checkpoints.pinning import read_small_file
+from hub_magmax.checkpoints.source import FileSource
+from hub_magmax.checkpoints.storage.hub import open_hub
+from hub_magmax.evaluation.scores import MERGED, SCORES_NAME
+from hub_magmax.files import digest
+from hub_magmax.hub import hub_api, hub_errors, retry
+from hub_magmax.merging.output.report import REPORT_NAME
+
+#: Revisions that are looked at, the newest.
+MAX_REVISIONS = 50
+
+#: Title of the commits of `rollback`, by which the next one knows them.
+TITLE = "Roll back to {}"
+_TITLE = re.compile(r"Roll back to ([0-9a-f]{12})")
+
+#: Revisions that are listed side by side.
+_PARALLEL = 8
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """Scores of the merged model as they are stored with it.
+
+    Attributes:
+        metric: What they are called.
+        means: By task, the mean score.
+        examples: By task, the fingerprint of the examples.
+    """
+
+    metric: str
+    means: Mapping[str, float] = field(hash=False)
+    examples: Mapping[str, str] = field(hash=False)
+
+    def is_comparable(self, other: StoredScores) -> bool:
+        """Say whether both are of one metric on the same examples."""
+        return (self.metric, self.examples) == (other.metric, other.examples)
+
+    def is_worse(self, other: StoredScores, margin: float) -> bool:
+        """Say whether a task's mean is below that of `other` by more than the margin."""
+        # Not a rounding error of the mean: a loss of the margin itself is allowed.
+        return any(self.means[task] - value < -margin - 1e-12 for task, value in other.means.items())
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit of a branch.
+
+    Attributes:
+        commit, created, title: Of the commit; the time in ISO 8601.
+        weights: A digest of the weight files, the same for the same model; empty where none was merged.
+        scores: Of the merged model; None where none are stored.
+        rolled_back: A later commit restored an earlier revision in place of it.
+    """
+
+    commit: str
+    created: str
+    title: str
+    weights: str = ""
+    scores: StoredScores | None = None
+    rolled_back: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def history(model: str, *, branch: str | None = None, limit: int = MAX_REVISIONS) -> tuple[Revision, ...]:
+    """Return the revisions of a repository, the newest first, with what is stored of their scores.
+
+    Args:
+        model: A repository id, or with `@` and a branch.
+        branch: The branch, tag or commit whose history it is; the default branch if None.
+        limit: How many of the newest.
+
+    Raises:
+        SourceError: If the Hub does not answer, or there is no such repository or branch.
+    """
+    repo_id, branch = repository_of(model, branch)
+    commits = list_commits(repo_id, branch)
+    undone = rolled_back([(commit.commit_id, commit.title) for commit in commits])
+
+    def describe(commit: Any) -> Revision:
+        created = commit.created_at.isoformat(timespec="seconds")
+        with closing(open_hub(repo_id, commit.commit_id)) as source:
+            return Revision(
+                commit.commit_id,
+                created,
+                commit.title,
+                _weights(source),
+                _stored_scores(source),
+                commit.commit_id in undone,
+            )
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return tuple(pool.map(describe, commits[:limit]))
+
+
+def list_commits(repo_id: str, revision: str | None) -> list[Any]:
+    """Return the commits of a branch as the Hub lists them, the newest first."""
+    with hub_errors(f"{repo_id}@{revision}" if revision else repo_id):
+        return retry(lambda: hub_api().list_repo_commits(repo_id, revision=revision))
+
+
+def rolled_back(commits: Sequence[tuple[str, str]]) -> set[str]:
+    """Return the commits that were rolled back: all between a rollback and the revision that it restored.
+
+    Args:
+        commits: Their ids and titles, the newest first.
+    """
+    ids = [commit for commit, _ in commits]
+    found: set[str] = set()
+    for position, (_, title) in enumerate(commits):
+        restored = _origin(title, ids)
+        if restored is not None:
+            found.update(ids[position + 1 : restored])
+    return found
+
+
+def _origin(title: str, commits: Sequence[str]) -> int | None:
+    """Return the position of the commit that a rollback of this title restored; None for other titles."""
+    match = _TITLE.fullmatch(title)
+    begun = match[1] if match else "-"
+    return next((at for at, commit in enumerate(commits) if commit.startswith(begun)), None)
+
+
+def last_good(revisions: Iterable[Revision], margin: float) -> Revision | None:
+    """Return the newest revision that was no worse than the last good one before it, by the stored scores.
+
+    The first one with scores is good, and so is the first one that was scored on other examples. Revisions
+    that were rolled back do not count.
+
+    Args:
+        revisions: From `history`, the newest first.
+        margin: How much worse a task may get.
+    """
+    good: Revision | None = None
+    for revision in reversed([found for found in revisions if not found.rolled_back]):
+        if (now := revision.scores) is None:
+            continue
+        before = good.scores if good is not None else None
+        if before is None or not now.is_comparable(before) or not now.is_worse(before, margin):
+            good = revision
+    return good
+
+
+def as_table(revisions: Sequence[Revision]) -> str:
+    """Return the revisions as text, a line each: commit, time, weights, mean and lowest score, title."""
+    lines = [f"{'commit':<12}  {'created':<16}  {'model':<8}  {'mean':>6}  {'lowest':<24}  title"]
+    for found in revisions:
+        mean, lowest = "-", "-"
+        if found.scores is not None and found.scores.means:
+            means = found.scores.means
+            worst = min(means, key=lambda task: means[task])
+            mean, lowest = f"{sum(means.values()) / len(means):.3f}", f"{means[worst]:.3f} {worst}"
+        mark = "  (rolled back)" if found.rolled_back else ""
+        when = found.created[:16].replace("T", " ")
+        model = found.weights[:8] or "-"
+        lines.append(f"{found.commit[:12]}  {when}  {model:<8}  {mean:>6}  {lowest:<24}  {found.title}{mark}")
+    return "\n".join(lines)
+
+
+def _weights(source: FileSource) -> str:
+    if REPORT_NAME not in source.sizes:
+        return ""
+    files = {path: source.stated_hashes(path) for path in source.sizes if path.endswith(".safetensors")}
+    return digest(files).removeprefix("sha256:")
+
+
+def _stored_scores(source: FileSource) -> StoredScores | None:
+    """Return the scores that are stored with a model; None where there are none that can be read."""
+    if SCORES_NAME not in source.sizes:
+        return None
+    content = read_small_file(source, SCORES_NAME)
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        values = json.loads(content)
+        examples = {task: str(data.get("fingerprint", "")) for task, data in values["data"].items()}
+        means = {
+            score["task"]: float(score["value"])
+            for score in values["scores"]
+            if score["model"] == MERGED and score["task"] in examples
+        }
+        if means.keys() == examples.keys():
+            return StoredScores(str(values["metric"]), means, examples)
+    return None
