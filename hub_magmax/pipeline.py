@@ -24,6 +24,7 @@ from hub_magmax.checkpoints.ties.finding import with_found_ties
 from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError, RegressedError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, regressed
+from hub_magmax.evaluation.needs import evaluation_needs
 from hub_magmax.evaluation.scores import Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import from_here, write_text
@@ -112,6 +113,8 @@ def run(
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
+    if (needs := evaluation_needs(recipe, locked, planned.bytes_out)) and needs.download_bytes:
+        report(f"for the scores: {needs}")
     if destination is not None and not recipe.output.keep:
         return _streamed(planned, destination, head, progress, processes, cache)
     output = recipe.output_path

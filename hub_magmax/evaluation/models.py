@@ -59,14 +59,17 @@ class Loading:
             return self._merged_adapter(place)
         if self.is_pinned and name in self.lock.tasks and self.lock.tasks[name].adapter_config:
             return self._adapted(name, place)
+        is_base = self.is_pinned and name == "base_model"
         try:
-            return self._loaded(place)
+            return self._loaded(place, accepts_random=is_base)
         except MisnamedError:
             if not self.is_pinned or name not in self.lock.sources:
                 raise
         return self._loaded(place, accepts_misnamed=True).with_weights(self._weights(name))
 
-    def _loaded(self, place: ModelPlace, *, accepts_misnamed: bool = False) -> LoadedModel:
+    def _loaded(
+        self, place: ModelPlace, *, accepts_misnamed: bool = False, accepts_random: bool = False
+    ) -> LoadedModel:
         spec = self.recipe.evaluation
         return load_model(
             place,
@@ -75,6 +78,7 @@ class Loading:
             spec.evaluator.name if spec else "evaluation",
             device_map=spec.device_map if spec else None,
             accepts_misnamed=accepts_misnamed,
+            accepts_random=accepts_random,
         )
 
     def _base(self) -> LoadedModel:

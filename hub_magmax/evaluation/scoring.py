@@ -33,7 +33,7 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import Report
+from hub_magmax.text import Report, listed
 
 
 def evaluate(
@@ -82,11 +82,14 @@ def evaluate(
     for number, (name, place) in enumerate(places.items(), 1):
         report(f"scoring {name} ({number} of {len(places)})")
         loaded = loading.load(name, place)
+        if loaded.random:
+            report(f"{name} lacks {listed(loaded.random, 2)}: it is scored with random ones")
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:
                 data = spec.data[task]
                 found = run_evaluator(evaluator, model, examples[task], data, spec.batch_size, processes)
                 scores.append(make_score(label, task, found, is_share=evaluator.is_share))
+        del loaded, model  # one at a time is in memory
     scored = {score.task for score in scores}
     described = {
         task: _describe(pinned(data, lock.datasets), examples[task]) | described_inputs(evaluator, data)

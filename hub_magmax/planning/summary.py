@@ -10,6 +10,7 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
+from hub_magmax.evaluation.needs import evaluation_needs, evaluation_rows
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
@@ -87,6 +88,7 @@ def coefficients(plan: Plan) -> dict[str, float] | None:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the summary that `plan --json` prints."""
+    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out)
     merged = [job for job in plan.jobs if job.merged]
     copied = [job for job in plan.jobs if not job.merged]
     return {
@@ -106,6 +108,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "shards": [{"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in plan.shards],
         "peak_memory_bytes": peak_memory_bytes(plan),
         "device": plan.recipe.output.device,
+        "evaluation": asdict(needs) if needs else None,
         "notices": list(notices(plan)),
         "findings": [asdict(finding) | {"name": finding.name} for finding in plan.findings],
         "in_spite_of": list(plan.in_spite_of),
@@ -122,6 +125,7 @@ def explain(plan: Plan) -> str:
         ("memory", f"about {format_bytes(peak_memory_bytes(plan))} per process"),
     ]
     rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
+    rows += evaluation_rows(plan.recipe, evaluation_needs(plan.recipe, plan.lock, plan.bytes_out))
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
 
 

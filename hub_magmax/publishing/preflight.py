@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.data import with_kept_data
+from hub_magmax.evaluation.needs import check_download_room, check_fits, evaluation_needs
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import from_here, os_errors
 from hub_magmax.hub import hub_api, retry
@@ -54,12 +55,16 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
         MismatchError: If the checkpoints have faults that are not accepted.
         OutputError: If there is no room for the output.
         RecipeError: If this machine has no such device.
-        EvaluationError: If examples of the evaluation cannot be loaded.
+        EvaluationError: If examples of the evaluation cannot be loaded, its evaluator does not fit the
+            model, or there is no room for what it downloads.
         PublishError: If this token may not write, there is no such branch, or the Hub would refuse the card.
     """
     _check_sources(plan)
     check_room(plan, num_processes)
     _check_device(plan)
+    if plan.recipe.evaluation is not None:
+        check_fits(plan.recipe, plan.lock)
+        _check_downloads(plan, num_processes)
     _check_data(plan)
     if destination is None:
         return None
@@ -89,6 +94,8 @@ def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckRes
         yield _look("repository", lambda: _right_to_write(destination))
         yield _look("card", lambda: check_card(plan, destination))
     if plan.recipe.evaluation is not None:
+        yield _look("evaluator", lambda: check_fits(plan.recipe, plan.lock))
+        yield _look("downloads", lambda: _check_downloads(plan))
         yield _look("data", lambda: _check_data(plan))
 
 
@@ -107,6 +114,13 @@ def _check_device(plan: Plan) -> str:
 def _check_data(plan: Plan) -> str:
     examples = load_evaluation_data(plan.recipe, with_kept_data(plan.lock, plan.recipe.output_path))
     return f"examples of {', '.join(examples)} are there"
+
+
+def _check_downloads(plan: Plan, num_processes: int = 1) -> str:
+    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out)
+    if needs is None:
+        return "scores are there" if plan.recipe.output.keep else "nothing is scored"
+    return check_download_room(needs, plan.recipe.output_path, check_room(plan, num_processes))
 
 
 def _look(subject: str, at: Callable[[], str]) -> CheckResult:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.checkpoints.storage.hub_copy import copied_from_hub
 from hub_magmax.errors import EvaluationError
+from hub_magmax.text import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +29,14 @@ class LoadedModel:
         network: Of transformers, in evaluation mode, on this process's device.
         processor: Its tokenizer or image processor.
         name: For messages.
+        random: Parameters that its files lack, and whose values were therefore drawn.
         device_map: How it is spread over devices, as accelerate has it; None for one device.
     """
 
     network: Any
     processor: Any
     name: str
+    random: tuple[str, ...] = ()
     device_map: str | None = None
 
     @property
@@ -65,7 +68,8 @@ class LoadedModel:
                     where=self.name,
                 ) from error
         _refuse_misnamed(found, self.name)
-        return replace(self, network=_placed(network, self.device_map))
+        missing = tuple(sorted(found["missing_keys"]))
+        return replace(self, network=_placed(network, self.device_map), random=missing)
 
 
 def load_model(
@@ -76,6 +80,7 @@ def load_model(
     *,
     device_map: str | None = None,
     accepts_misnamed: bool = False,
+    accepts_random: bool = False,
 ) -> LoadedModel:
     """Load a model and the processor of its inputs, in the dtype in which its weights are stored.
 
@@ -85,6 +90,7 @@ def load_model(
         purpose: What it is loaded for, for the message.
         device_map: How to spread it over devices, as accelerate has it; None for this process's device.
         accepts_misnamed: The weights are replaced afterwards, so their names do not matter.
+        accepts_random: Parameters that the files lack may be drawn, as a head that a base model has not.
 
     Raises:
         EvaluationError: If it cannot be loaded.
@@ -112,7 +118,10 @@ def load_model(
         ) from error
     if not accepts_misnamed:
         _refuse_misnamed(found, place.name)
-    return LoadedModel(_placed(network, device_map), processor, place.name, device_map)
+        if not accepts_random:
+            _refuse_missing(found, place.name, purpose)
+    missing = tuple(sorted(found["missing_keys"]))
+    return LoadedModel(_placed(network, device_map), processor, place.name, missing, device_map)
 
 
 def _placed(network: Any, device_map: str | None) -> Any:
@@ -138,6 +147,17 @@ def _refuse_misnamed(found: Mapping[str, Any], name: str) -> None:
             + (f" and {len(lost) - 1:,} more are there with another prefix" if len(lost) > 1 else ""),
             where=name,
             hint="Save the model again from transformers, without a wrapper around it.",
+        )
+
+
+def _refuse_missing(found: Mapping[str, Any], name: str, purpose: str) -> None:
+    """Raise EvaluationError where parameters are not in the files, so that their values would be drawn."""
+    if missing := sorted(found["missing_keys"]):
+        raise EvaluationError(
+            f"{listed(missing, 2)} {'are' if len(missing) > 1 else 'is'} not in its files, so that {purpose} "
+            "would run on random ones",
+            where=name,
+            hint="Choose an evaluator that fits the model.",
         )
 
 

@@ -1,0 +1,159 @@
+"""Needs of an evaluation, told before it starts: downloads, room for them, memory, a model that fits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.evaluators import described_inputs, evaluator_names, evaluator_of, get_evaluator
+from hub_magmax.evaluation.scores import read_scores
+from hub_magmax.files import os_errors
+from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import format_bytes
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What scoring a recipe's models takes.
+
+    Attributes:
+        num_models: Models that are scored, one after the other.
+        download_bytes: Weights that have to be downloaded into the cache, and are not there.
+        held_bytes: Weights of the largest model, as they are stored; in memory while it is scored.
+        joint: What is put between prompt and answer, in words; empty where the evaluator has no prompts.
+    """
+
+    num_models: int
+    download_bytes: int
+    held_bytes: int
+    joint: str = ""
+
+    def __str__(self) -> str:
+        loads = (
+            f"downloads {format_bytes(self.download_bytes)} of checkpoints and "
+            if self.download_bytes
+            else ""
+        )
+        return f"{self.num_models} models; {loads}holds one of {format_bytes(self.held_bytes)} in memory"
+
+
+def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None:
+    """Return what the recipe's evaluation will take; None where there is none, or where it is done.
+
+    Args:
+        recipe, lock: What will be merged and scored.
+        bytes_out: Of the merged model.
+    """
+    spec = recipe.evaluation
+    if spec is None or not recipe.output.keep or _is_done(recipe):
+        return None
+    whole = {name: source for name, source in lock.sources.items() if not source.adapter_config}
+    sizes = {name: sum(file.size_bytes for file in source.files) for name, source in lock.sources.items()}
+    above = max((size for name, size in sizes.items() if name not in whole), default=0)
+    # An adapter is scored as the base model with whole weights in its place.
+    held = max(*(sizes[name] for name in whole), sizes["base_model"] + above, bytes_out)
+    joint = (
+        described_inputs(evaluator_of(spec), next(iter(spec.data.values()))).get("joint", "")
+        if spec.data
+        else ""
+    )
+    return Needs(len(lock.sources) + 1, sum(map(_missing_bytes, lock.sources.values())), held, joint)
+
+
+def _is_done(recipe: Recipe) -> bool:
+    with suppress(EvaluationError):
+        stored = read_scores(recipe.output_path)
+        return recipe.evaluation is not None and stored.evaluation_digest == recipe.evaluation.digest
+    return False
+
+
+def _missing_bytes(source: LockedSource) -> int:
+    """Return the bytes of a source's weights that are neither a folder's nor in the cache."""
+    if not source.repo_id or not source.commit:
+        return 0
+    return sum(file.size_bytes for file in source.files if not _is_cached(source, file.path))
+
+
+def _is_cached(source: LockedSource, path: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    assert source.repo_id
+    return isinstance(try_to_load_from_cache(source.repo_id, path, revision=source.commit), str)
+
+
+def check_download_room(needs: Needs, output: Path, output_bytes: int) -> str:
+    """Return in words that what is downloaded has room in the cache.
+
+    Args:
+        needs: Of the evaluation.
+        output: Where the merged model goes, which may be on the same disk.
+        output_bytes: What it still needs there.
+
+    Raises:
+        EvaluationError: If there is too little room.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(HF_HUB_CACHE)
+    if not needs.download_bytes:
+        return "nothing to download"
+    with os_errors(cache):
+        there, beside = (next(p for p in (path, *path.parents) if p.exists()) for path in (cache, output))
+        shared = output_bytes if there.stat().st_dev == beside.stat().st_dev else 0
+        free = shutil.disk_usage(there).free
+    if needs.download_bytes + shared > free:
+        also = f", and the merged model {format_bytes(shared)}" if shared else ""
+        raise EvaluationError(
+            f"scoring downloads {format_bytes(needs.download_bytes)} of checkpoints{also}, and "
+            f"{format_bytes(free)} are free",
+            where=f"cache of the Hub, {cache}",
+            hint="Free some space, set HF_HOME to a larger disk, or leave out `evaluation` and score elsewhere.",
+        )
+    return f"{format_bytes(needs.download_bytes)} of checkpoints into {cache}, where there is room"
+
+
+def check_fits(recipe: Recipe, lock: Lock) -> str:
+    """Return in words that the evaluator runs models of the recipe's kind.
+
+    Raises:
+        EvaluationError: If transformers has no such class for them.
+    """
+    spec = recipe.evaluation
+    kind = lock.sources[recipe.output.files_from].model_type
+    if spec is None or kind is None:
+        return "not known"
+    name = spec.evaluator.name
+    if _runs(get_evaluator(name).make, kind) is False:
+        fitting = [other for other in evaluator_names() if _runs(get_evaluator(other).make, kind)]
+        raise EvaluationError(
+            f"the evaluator {name} does not run models of the type {kind!r}",
+            where="evaluation.evaluator",
+            expected=f"one of {', '.join(fitting)}" if fitting else "",
+            hint="Choose an evaluator that fits the model." if fitting else "",
+        )
+    return f"{name} runs models of the type {kind}"
+
+
+def _runs(make: Any, model_type: str) -> bool | None:
+    """Say whether an evaluator's class of transformers has models of a type; None where it does not tell."""
+    import transformers
+
+    mapping = getattr(getattr(transformers, getattr(make, "model_class", ""), None), "_model_mapping", None)
+    configs = transformers.CONFIG_MAPPING
+    if mapping is None or model_type not in configs:
+        return None
+    return configs[model_type] in mapping
+
+
+def evaluation_rows(recipe: Recipe, needs: Needs | None) -> Iterator[tuple[str, str]]:
+    """Yield lines of a plan about the evaluation, each a label and a text."""
+    if needs is not None and recipe.evaluation is not None:
+        yield "scores", f"{recipe.evaluation.evaluator.name} on {', '.join(recipe.evaluation.data)}: {needs}"
+        if needs.joint:
+            yield "", needs.joint
