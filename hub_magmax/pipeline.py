@@ -113,8 +113,7 @@ def run(
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
-    if (needs := evaluation_needs(recipe, locked, planned.bytes_out)) and needs.download_bytes:
-        report(f"for the scores: {needs}")
+    _announce(planned, report)
     if destination is not None and not recipe.output.keep:
         return _streamed(planned, destination, head, progress, processes, cache)
     output = recipe.output_path
@@ -129,6 +128,13 @@ def run(
     if destination is None:
         return done
     return _published(done, destination, head, report, push_anyway=push_anyway)
+
+
+def _announce(planned: Plan, report: Report) -> None:
+    """Say what scoring will download, before anything starts."""
+    needs = evaluation_needs(planned.recipe, planned.lock, planned.bytes_out)
+    if needs is not None and needs.download_bytes:
+        report(f"for the scores: {needs}")
 
 
 def _streamed(

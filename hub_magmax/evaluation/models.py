@@ -21,6 +21,7 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel, MisnamedError,
 from hub_magmax.evaluation.scores import MERGED
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import Report, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +43,14 @@ class Loading:
         recipe, lock: Whose models these are.
         evaluator: Says which classes load them.
         is_pinned: The names of tasks mean the lock's checkpoints.
+        report: Called with a line about what is odd.
     """
 
     recipe: Recipe
     lock: Lock
     evaluator: Evaluator
     is_pinned: bool = True
+    report: Report = lambda line: None
 
     def load(self, name: str, place: ModelPlace) -> LoadedModel:
         """Return one model, with its own rows and its own tokenizer.
@@ -59,13 +62,19 @@ class Loading:
             return self._merged_adapter(place)
         if self.is_pinned and name in self.lock.tasks and self.lock.tasks[name].adapter_config:
             return self._adapted(name, place)
-        is_base = self.is_pinned and name == "base_model"
+        return self._whole(name, place)
+
+    def _whole(self, name: str, place: ModelPlace) -> LoadedModel:
+        """Return a checkpoint as it is, or by the base model's names where transformers knows not its own."""
         try:
-            return self._loaded(place, accepts_random=is_base)
+            loaded = self._loaded(place, accepts_random=self.is_pinned and name == "base_model")
         except MisnamedError:
             if not self.is_pinned or name not in self.lock.sources:
                 raise
-        return self._loaded(place, accepts_misnamed=True).with_weights(self._weights(name))
+            return self._loaded(place, accepts_misnamed=True).with_weights(self._weights(name))
+        if loaded.random:
+            self.report(f"{name} lacks {listed(loaded.random, 2)}: it is scored with random ones")
+        return loaded
 
     def _loaded(
         self, place: ModelPlace, *, accepts_misnamed: bool = False, accepts_random: bool = False

@@ -13,7 +13,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import described_inputs, evaluator_names, evaluator_of, get_evaluator
 from hub_magmax.evaluation.scores import read_scores
 from hub_magmax.files import os_errors
-from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import format_bytes
 
@@ -53,17 +53,23 @@ def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None
     spec = recipe.evaluation
     if spec is None or not recipe.output.keep or _is_done(recipe):
         return None
-    whole = {name: source for name, source in lock.sources.items() if not source.adapter_config}
-    sizes = {name: sum(file.size_bytes for file in source.files) for name, source in lock.sources.items()}
-    above = max((size for name, size in sizes.items() if name not in whole), default=0)
-    # An adapter is scored as the base model with whole weights in its place.
-    held = max(*(sizes[name] for name in whole), sizes["base_model"] + above, bytes_out)
-    joint = (
-        described_inputs(evaluator_of(spec), next(iter(spec.data.values()))).get("joint", "")
-        if spec.data
-        else ""
+    from hub_magmax.checkpoints.storage.hub_copy import bytes_to_copy
+
+    joint = [described_inputs(evaluator_of(spec), data).get("joint", "") for data in spec.data.values()]
+    return Needs(
+        num_models=len(lock.sources) + 1,
+        download_bytes=sum(map(bytes_to_copy, lock.sources.values())),
+        held_bytes=_largest_bytes(lock, bytes_out),
+        joint=joint[0] if joint else "",
     )
-    return Needs(len(lock.sources) + 1, sum(map(_missing_bytes, lock.sources.values())), held, joint)
+
+
+def _largest_bytes(lock: Lock, bytes_out: int) -> int:
+    """Return the bytes of the largest model; an adapter is scored with its base model."""
+    base, *tasks = (sum(file.size_bytes for file in source.files) for source in lock.sources.values())
+    adapted = (bool(task.adapter_config) for task in lock.tasks.values())
+    sizes = (size + base * is_adapter for size, is_adapter in zip(tasks, adapted, strict=True))
+    return max(base, bytes_out, *sizes)
 
 
 def _is_done(recipe: Recipe) -> bool:
@@ -71,20 +77,6 @@ def _is_done(recipe: Recipe) -> bool:
         stored = read_scores(recipe.output_path)
         return recipe.evaluation is not None and stored.evaluation_digest == recipe.evaluation.digest
     return False
-
-
-def _missing_bytes(source: LockedSource) -> int:
-    """Return the bytes of a source's weights that are neither a folder's nor in the cache."""
-    if not source.repo_id or not source.commit:
-        return 0
-    return sum(file.size_bytes for file in source.files if not _is_cached(source, file.path))
-
-
-def _is_cached(source: LockedSource, path: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    assert source.repo_id
-    return isinstance(try_to_load_from_cache(source.repo_id, path, revision=source.commit), str)
 
 
 def check_download_room(needs: Needs, output: Path, output_bytes: int) -> str:
@@ -113,7 +105,7 @@ def check_download_room(needs: Needs, output: Path, output_bytes: int) -> str:
             f"scoring downloads {format_bytes(needs.download_bytes)} of checkpoints{also}, and "
             f"{format_bytes(free)} are free",
             where=f"cache of the Hub, {cache}",
-            hint="Free some space, set HF_HOME to a larger disk, or leave out `evaluation` and score elsewhere.",
+            hint="Free some space, set HF_HOME to a larger disk, or leave out `evaluation`.",
         )
     return f"{format_bytes(needs.download_bytes)} of checkpoints into {cache}, where there is room"
 

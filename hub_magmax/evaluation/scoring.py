@@ -33,7 +33,7 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import Report, listed
+from hub_magmax.text import Report
 
 
 def evaluate(
@@ -78,12 +78,10 @@ def evaluate(
     examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
     scores: list[Score] = []
-    loading = Loading(recipe, lock, evaluator, is_pinned=models is None)
+    loading = Loading(recipe, lock, evaluator, is_pinned=models is None, report=report)
     for number, (name, place) in enumerate(places.items(), 1):
         report(f"scoring {name} ({number} of {len(places)})")
         loaded = loading.load(name, place)
-        if loaded.random:
-            report(f"{name} lacks {listed(loaded.random, 2)}: it is scored with random ones")
         for label, model, names in _asked(name, loaded, spec, shrink=models is None):
             for task in names:
                 data = spec.data[task]

@@ -16,9 +16,25 @@ from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.weight_files import weight_map
 from hub_magmax.errors import SourceError
 from hub_magmax.hub import hub_api, hub_errors, is_offline, is_passing, retry
+from hub_magmax.recipe.lockfile import LockedSource
+
 
 #: Files that are downloaded side by side.
 _PARALLEL_DOWNLOADS = 4
+
+
+def bytes_to_copy(source: LockedSource) -> int:
+    """Return the bytes of a pinned checkpoint's weights that a copy has to download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, commit = source.repo_id, source.commit
+    if not repo or not commit:
+        return 0
+    return sum(
+        file.size_bytes
+        for file in source.files
+        if not isinstance(try_to_load_from_cache(repo, file.path, revision=commit), str)
+    )
 
 
 def copied_from_hub(place: ModelPlace) -> ModelPlace:
