@@ -17,6 +17,7 @@ VERBS = {
     "card": "evaluating",
     "compare": "analysing",
     "diagnose": "analysing",
+    "doctor": "doctor",
     "evaluate": "evaluating",
     "history": "fleet",
     "lock": "merging",
