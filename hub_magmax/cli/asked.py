@@ -25,10 +25,11 @@ def lock_beside(asked: RecipeOptions) -> Path | None:
 def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
     """Return where results of the recipe as it was asked for go, beside its file.
 
-    Those of a stream go to the current folder, as those of a recipe `stdin.yaml`.
+    Those of a stream go to the current folder, and hold a digest of the recipe: streams have no names.
     """
-    path = Path("stdin.yaml") if asked.text.is_stream else asked.recipe
-    return beside(path, parse_text(asked.text), recipe)
+    written = parse_text(asked.text)
+    named = f"stdin-{written.digest.removeprefix('sha256:')[:8]}.yaml"
+    return beside(Path(named) if asked.text.is_stream else asked.recipe, written, recipe)
 
 
 def write_lock(locked: Lock, path: Path) -> Path:

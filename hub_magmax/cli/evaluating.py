@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import click
+
 from hub_magmax.cli.options import RecipeOptions, recipe_options
 from hub_magmax.cli.terminal import Answer, quiet, say, verb, wrote
 
 
 @verb
 @recipe_options
-def evaluate(asked: RecipeOptions) -> Answer:
+@click.option("--again", is_flag=True, help="Score base model and tasks' checkpoints again too.")
+def evaluate(asked: RecipeOptions, again: bool) -> Answer:
     """Score RECIPE's merged model, its base model and its tasks.
 
     \b
@@ -25,10 +28,11 @@ def evaluate(asked: RecipeOptions) -> Answer:
     found, locked = read_merged(asked)
     processes = find_processes(say)
     report = say if processes.is_first else quiet
-    scores = do_evaluate(found, locked, found.output_path, processes=processes, report=report)
+    output = found.output_path
+    scores = do_evaluate(found, locked, output, again=again, processes=processes, report=report)
     if not processes.is_first:
         return Answer({}, "")
-    write_scores(scores, found.output_path)
+    write_scores(scores, output)
     return Answer(json.loads(scores.to_json()), scores.table())
 
 

@@ -6,8 +6,8 @@ intervals) is the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ from hub_magmax.evaluation.evaluators import (
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.models import Loading, model_places
+from hub_magmax.evaluation.reuse import Reuse
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import Report
+
+#: Examples of a data set, or the name by which an evaluator finds its own.
+Examples = Any
 
 
 def evaluate(
@@ -42,6 +46,7 @@ def evaluate(
     merged: Path | str,
     *,
     models: Mapping[str, ModelPlace] | None = None,
+    again: bool = False,
     processes: Processes | None = None,
     report: Report = lambda line: None,
 ) -> Scores:
@@ -50,6 +55,9 @@ def evaluate(
     The merged model is also scored with rounded weights, where the recipe asks for it, and on the guards,
     as is the base model.
 
+    What base model and tasks' checkpoints answered in an earlier evaluation is not measured again while they,
+    the examples, the evaluator and the software are the same (`reuse`).
+
     Under `accelerate launch` every process runs its share of the batches, and all of them return the
     same scores, which do not depend on how many they are.
 
@@ -57,7 +65,8 @@ def evaluate(
         recipe: Its `evaluation` names the data and the evaluator.
         lock: Pins the checkpoints that are scored, and the data.
         merged: Folder (or repository id) of the merged model.
-        models: Score these instead, by name, and none of them with rounded weights.
+        models: Score these instead, by name, and none of them with rounded weights; always anew.
+        again: Measure everything, whatever is known from earlier.
         processes: Which of how many processes this is; found from the launcher by default.
         report: Called with a line before each model.
 
@@ -77,23 +86,21 @@ def evaluate(
     processes = processes or find_processes()
     examples = load_evaluation_data(recipe, lock)
     places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
-    scores: list[Score] = []
+    wanted = {name: _asked(name, spec, pinned=models is None) for name in places}
+    described = _described(recipe, lock, evaluator, examples, wanted)
+    reuse = Reuse(recipe, lock, Path(merged), described, processes, is_on=models is None and not again)
+    reuse.find(wanted, report)
+    bench = _Bench(evaluator, spec, examples, processes, reuse)
     loading = Loading(recipe, lock, evaluator, is_pinned=models is None, report=report)
+    scores: list[Score] = []
     for number, (name, place) in enumerate(places.items(), 1):
-        report(f"scoring {name} ({number} of {len(places)})")
-        loaded = loading.load(name, place)
-        for label, model, names in _asked(name, loaded, spec, shrink=models is None):
-            for task in names:
-                data = spec.data[task]
-                found = run_evaluator(evaluator, model, examples[task], data, spec.batch_size, processes)
-                scores.append(make_score(label, task, found, is_share=evaluator.is_share))
-        del loaded, model  # one at a time is in memory
-    scored = {score.task for score in scores}
-    described = {
-        task: _describe(pinned(data, lock.datasets), examples[task]) | described_inputs(evaluator, data)
-        for task, data in spec.data.items()
-        if task in scored
-    }
+
+        def load(name: str = name, place: ModelPlace = place, number: int = number) -> LoadedModel:
+            report(f"scoring {name} ({number} of {len(places)})")
+            return loading.load(name, place)
+
+        scores += bench.scores(name, wanted[name], load)
+    reuse.done()
     return Scores(
         evaluator.metric,
         evaluator.pipeline_tag,
@@ -105,18 +112,72 @@ def evaluate(
     )
 
 
-def _asked(
-    name: str, loaded: LoadedModel, spec: Evaluation, *, shrink: bool
-) -> Iterator[tuple[str, LoadedModel, tuple[str, ...]]]:
-    """Yield a model with its name and the tasks to score it on, then its quantised copies."""
-    guarded = tuple(spec.guard) if name in ("base_model", MERGED) else ()
-    yield name, loaded, (*spec.tasks, *guarded)
-    if name == MERGED and shrink:
-        from hub_magmax.evaluation.quantizing import rounded
+def _asked(name: str, spec: Evaluation, *, pinned: bool) -> list[tuple[str, str]]:
+    """Return what to score a model on: its name and a task, then those of its quantised copies."""
+    if name in ("base_model", MERGED):
+        quantized = spec.quantized if name == MERGED and pinned else ()
+        return [(name, task) for task in (*spec.tasks, *spec.guard)] + _quantized(quantized, spec)
+    own_only = pinned and spec.cells == "own"
+    return [(name, task) for task in spec.tasks if task == name or not own_only]
 
-        for bits in dict.fromkeys(spec.quantized):
-            shrunk = replace(loaded, network=rounded(loaded.network, int(bits.removeprefix("int"))))
-            yield quantized_name(bits), shrunk, tuple(spec.tasks)
+
+def _quantized(kinds: Sequence[str], spec: Evaluation) -> list[tuple[str, str]]:
+    return [(quantized_name(bits), task) for bits in dict.fromkeys(kinds) for task in spec.tasks]
+
+
+def _described(
+    recipe: Recipe,
+    lock: Lock,
+    evaluator: Evaluator,
+    examples: Mapping[str, Examples],
+    wanted: Mapping[str, Sequence[tuple[str, str]]],
+) -> dict[str, dict[str, Any]]:
+    """Return facts about the examples of every task that a model is scored on."""
+    scored = {task for cells in wanted.values() for _, task in cells}
+    data = recipe.evaluation.data if recipe.evaluation else {}
+    return {
+        task: _describe(pinned(data[task], lock.datasets), examples[task])
+        | described_inputs(evaluator, data[task])
+        for task in data
+        if task in scored
+    }
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The examples of an evaluation, ready to score any model on."""
+
+    evaluator: Evaluator
+    spec: Evaluation
+    examples: Mapping[str, Examples]
+    processes: Processes
+    reuse: Reuse
+
+    def scores(
+        self, name: str, cells: Sequence[tuple[str, str]], load: Callable[[], LoadedModel]
+    ) -> Iterator[Score]:
+        """Yield the scores of a model and its quantised copies; it is loaded if one of them is not known."""
+        held: dict[str, LoadedModel] = {}
+        for label, task in cells:
+            found = self.reuse.known.get((label, task))
+            if found is None:
+                held = held or {name: load()}
+                if label not in held:
+                    held = {name: held[name], label: _shrunk(held[name], label)}
+                found = self.reuse.keep(label, task, self._answers(held[label], task))
+            yield make_score(label, task, found, is_share=self.evaluator.is_share)
+
+    def _answers(self, model: LoadedModel, task: str) -> list[Outcome]:
+        data, size = self.spec.data[task], self.spec.batch_size
+        return run_evaluator(self.evaluator, model, self.examples[task], data, size, self.processes)
+
+
+def _shrunk(loaded: LoadedModel, label: str) -> LoadedModel:
+    """Return the quantised copy of a model that has this label."""
+    from hub_magmax.evaluation.quantizing import rounded
+
+    bits = int(label.removeprefix(quantized_name("int")))
+    return replace(loaded, network=rounded(loaded.network, bits))
 
 
 def run_evaluator(
@@ -140,10 +201,6 @@ def run_evaluator(
     shares = [iter(outcomes) for outcomes in processes.gather(found)]
     batches = (islice(shares[n % processes.count], batch_size) for n in range(len(starts)))
     return list(chain.from_iterable(batches))
-
-
-#: Examples of a data set, or the name by which an evaluator finds its own.
-Examples = Any
 
 
 def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:

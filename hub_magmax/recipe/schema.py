@@ -157,7 +157,8 @@ class Evaluation(Spec):
 
     `quantized` scores the merged model again on weights rounded to so many bits. `guard` names examples on
     which the merged model may score at most `margin` less than the base model. `device_map` spreads each
-    model over the devices of this machine, as accelerate does.
+    model over the devices of this machine, as accelerate does. `cells: own` scores each task's checkpoint on
+    its own task only, by default on all.
     """
 
     evaluator: EvaluatorChoice = EvaluatorChoice()
@@ -167,11 +168,13 @@ class Evaluation(Spec):
     guard: TaskData = Field(default_factory=dict)
     margin: Annotated[Number, Field(ge=0)] = 0.01
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    cells: Literal["all", "own"] | None = None
 
     @property
     def digest(self) -> str:
         """Digest of what decides the scores."""
-        return digest(self.model_dump(mode="json", exclude={"margin", "device_map"}))
+        aside = {"margin", "device_map"} | ({"cells"} if self.cells != "own" else set())
+        return digest(self.model_dump(mode="json", exclude=aside))
 
     @property
     def data(self) -> dict[str, Data]:

@@ -18,7 +18,6 @@ from hub_magmax.errors import SourceError
 from hub_magmax.hub import hub_api, hub_errors, is_offline, is_passing, retry
 from hub_magmax.recipe.lockfile import LockedSource
 
-
 #: Files that are downloaded side by side.
 _PARALLEL_DOWNLOADS = 4
 

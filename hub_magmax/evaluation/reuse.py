@@ -1,0 +1,226 @@
+"""Scores of earlier evaluations: a checkpoint that did not change is not scored again.
+
+What a model answers on each example of a task is kept in a cache folder, under a digest of everything that it
+depends on: the checkpoint's commit or the content of its files, the examples, the evaluator with its options,
+software, this package's code and the processor. Nothing there can be out of date, since whatever changes has
+another digest; the folder can be deleted at any time. The merged model's answers are kept until its
+evaluation is done, so that an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.checkpoints.identity import identity_of, is_loaded
+from hub_magmax.evaluation.circumstances import circumstances, folder_state
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.journal import Outcomes, restored, stored
+from hub_magmax.files import digest
+from hub_magmax.processes import Processes
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.registry import EVALUATORS
+from hub_magmax.text import Report
+
+#: A model's name and a task's.
+Cell = tuple[str, str]
+
+#: Names the folder, in place of the user's cache; empty: nothing is kept or reused.
+FOLDER_VARIABLE = "HUB_MAGMAX_SCORES"
+
+#: Scores that were not used for so long are removed.
+MAX_AGE_SECONDS = 90 * 24 * 3600
+
+#: Keys of data that say where examples lie; what they are is their fingerprint.
+_PLACES = {"dataset", "config", "split", "revision"}
+
+#: Keys of an evaluation that do not change what a model answers.
+_ASIDE = {"tasks", "guard", "margin", "quantized", "cells"}
+
+#: What a lock found out about a source by comparing it with the base model.
+_FACTS = ("adapter_config", "places", "added_rows", "renamed", "ties", "label_rows")
+
+
+def score_folder() -> Path | None:
+    """Return the folder of kept scores, `hub_magmax/scores` in the user's cache; None for none."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    with contextlib.suppress(RuntimeError):  # no home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hub_magmax" / "scores"
+    return None
+
+
+class KeptScores:
+    """Answers of models on tasks, by digest, a file each; where the disk fails, nothing is known or kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    @property
+    def is_on(self) -> bool:
+        return self._folder is not None
+
+    def get(self, key: str | None) -> Outcomes | None:
+        """Return what was kept under a key, None where it is not there."""
+        if self._folder is None or key is None:
+            return None
+        path = self._folder / f"{key}.json"
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["digest"] == digest(values["outcomes"]):
+                os.utime(path)
+                return restored(values["outcomes"])
+        return None
+
+    def put(self, key: str | None, outcomes: Sequence[Outcome]) -> None:
+        """Keep what a model answered."""
+        if self._folder is None or key is None:
+            return
+        values = stored(outcomes)
+        with contextlib.suppress(OSError, ValueError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as temporary:
+                json.dump({"digest": digest(values), "outcomes": values}, temporary)
+            Path(temporary.name).replace(self._folder / f"{key}.json")
+
+    def forget(self, keys: Iterable[str | None]) -> None:
+        """Remove what is kept under some keys, and everything that was not used for long."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        with contextlib.suppress(OSError):
+            for key in keys:
+                (self._folder / f"{key}.json").unlink(missing_ok=True)
+            oldest = time.time() - MAX_AGE_SECONDS
+            for entry in os.scandir(self._folder):
+                if entry.stat().st_mtime < oldest:
+                    Path(entry.path).unlink(missing_ok=True)
+
+
+class Reuse:
+    """What is known of an evaluation's models before it begins.
+
+    Args:
+        recipe, lock: Of the evaluation.
+        merged: Folder of the merged model.
+        described: As `Scores.data`. Answers on examples without a fingerprint are never kept.
+        processes: The first one reads and writes, and all get the same.
+        is_on: Otherwise everything is measured, and nothing kept.
+
+    Attributes:
+        known: Answers by model and task.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        lock: Lock,
+        merged: Path,
+        described: Mapping[str, Mapping[str, Any]],
+        processes: Processes,
+        *,
+        is_on: bool,
+    ) -> None:
+        self._kept = KeptScores(score_folder() if is_on and processes.is_first else None)
+        self._keys = _Keys(recipe, lock, merged, described) if self._kept.is_on else None
+        self._processes, self._made = processes, set(lock.sources)
+        self._wanted: list[Cell] = []
+        self.known: dict[Cell, Outcomes] = {}
+
+    def find(self, wanted: Mapping[str, Sequence[Cell]], report: Report) -> None:
+        """Look up the models and tasks of the evaluation, by place, and report how many are known."""
+        self._wanted = [cell for cells in wanted.values() for cell in cells]
+        self.known = self._processes.first_decides(self._look)
+        if not self.known:
+            return
+        whole = [
+            name for name, cells in wanted.items() if cells and all(cell in self.known for cell in cells)
+        ]
+        count = f"{len(self.known)} of {len(self._wanted)} scores are there"
+        kept = "1 checkpoint" if len(whole) == 1 else f"{len(whole)} checkpoints"
+        report(f"scores of {kept} are reused: {count}" if whole else f"resuming: {count}")
+
+    def _look(self) -> dict[Cell, Outcomes]:
+        if self._keys is None:
+            return {}
+        found = {cell: self._kept.get(self._keys.key(*cell)) for cell in self._wanted}
+        return {cell: outcomes for cell, outcomes in found.items() if outcomes is not None}
+
+    def keep(self, model: str, task: str, outcomes: Sequence[Outcome]) -> Outcomes:
+        """Keep what was measured, and return it as it will come back."""
+        found = restored(stored(outcomes))
+        if self._keys is not None:
+            self._kept.put(self._keys.key(model, task), found)
+        return found
+
+    def done(self) -> None:
+        """Forget the merged model's answers: they are in the scores."""
+        if self._keys is not None:
+            made = [cell for cell in self._wanted if cell[0] not in self._made]
+            self._kept.forget(self._keys.key(*cell) for cell in made)
+
+
+class _Keys:
+    """Digests under which answers are kept."""
+
+    def __init__(
+        self, recipe: Recipe, lock: Lock, merged: Path, described: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        assert recipe.evaluation is not None
+        self._recipe, self._lock, self._spec, self._merged = recipe, lock, recipe.evaluation, merged
+        self._fingerprints = {task: facts.get("fingerprint") for task, facts in described.items()}
+        self._common = _common(recipe.evaluation)
+        self._models: dict[str, Any] = {}
+
+    def key(self, model: str, task: str) -> str | None:
+        """Return the digest of a model's answers on a task; None where they may not be kept."""
+        if self._fingerprints.get(task) is None:
+            return None
+        identity = self._model(model)
+        if identity is None:
+            return None
+        data = self._spec.data[task].model_dump(mode="json", exclude=_PLACES)
+        parts = [identity, self._fingerprints[task], data, self._common]
+        return digest(parts).removeprefix("sha256:")
+
+    def _model(self, name: str) -> Any:
+        if name not in self._models:
+            is_source = name in self._lock.sources
+            self._models[name] = self._source(name) if is_source else self._made(name)
+        return self._models[name]
+
+    def _made(self, name: str) -> Any:
+        """Return the state of the merged model's files, which changes with whatever is done to them."""
+        if not self._merged.is_dir():
+            return None
+        files = [state for state in folder_state(self._merged) if is_loaded(state[0])]
+        how = {"is_adapter": self._recipe.output.is_adapter, "lock": self._lock.digest}
+        return [name, os.path.abspath(self._merged), files, how]  # noqa: PTH100
+
+    def _source(self, name: str) -> Any:
+        """Return what tells a checkpoint from all others, with what it is added to or named after."""
+        before = [*self._lock.tasks][: [*self._lock.sources].index(name)]
+        in_sequence = self._lock.sources[name].adapter_config and self._lock.adapters == "sequence"
+        names = dict.fromkeys(["base_model", *(before if in_sequence else []), name])
+        contents = {part: self._content(part) for part in names}
+        if None in contents.values():
+            return None
+        facts = [{key: asdict(self._lock.sources[part])[key] for key in _FACTS} for part in names]
+        return [name, contents, facts, self._lock.tensors, self._lock.token_rows]
+
+    def _content(self, name: str) -> Any:
+        return identity_of(self._lock.sources[name], self._recipe.folder)
+
+
+def _common(spec: Evaluation) -> Any:
+    plugin = EVALUATORS.plugin(spec.evaluator.name)
+    how = spec.model_dump(mode="json", exclude=_ASIDE)
+    return [how, asdict(plugin) if plugin else None, circumstances()]

@@ -1,0 +1,193 @@
+"""Reuse of scores: a checkpoint is scored once, and again after any change that could matter."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hub_magmax.errors import LockError
+from hub_magmax.evaluation import reuse
+from hub_magmax.evaluation.circumstances import circumstances
+from hub_magmax.evaluation.reuse import Reuse
+from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.pipeline import lock
+from hub_magmax.processes import Processes
+from hub_magmax.recipe.loading import parse_recipe, updated
+from hub_magmax.reporting.card import best_single
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    biases = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
+    write_classifiers(tmp_path, {**biases, "merged": (0.5, 0.4, 0.1)})
+    write_rows(tmp_path / "others.parquet", [0] * 5 + [2] * 3)
+    return tmp_path
+
+
+def make_recipe(folder, **changes):
+    data = {"a": {"dataset": "./rows.parquet"}, "b": {"dataset": "./others.parquet"}}
+    return parse_recipe(classifier_recipe(evaluation={"tasks": data} | changes), folder=folder)
+
+
+def scored(recipe, merged="merged", **options):
+    lines: list[str] = []
+    scores = evaluate(recipe, lock(recipe), recipe.folder / merged, report=lines.append, **options)
+    return scores, lines
+
+
+def written(scores):
+    return scores.to_json(), scores.outcomes_json()
+
+
+def test_another_merge_of_the_same_checkpoints_scores_the_merged_model_only(folder):
+    recipe = make_recipe(folder)
+    assert len(scored(recipe)[1]) == 4
+    other, lines = scored(recipe, "a")
+    assert lines == ["scores of 3 checkpoints are reused: 6 of 8 scores are there", "scoring merged (4 of 4)"]
+    anew, lines = scored(recipe, "a", again=True)
+    assert len(lines) == 4 and written(other) == written(anew)
+
+
+def test_the_merged_model_is_measured_each_time(folder):
+    recipe = make_recipe(folder)
+    scored(recipe)
+    assert scored(recipe)[1][-1] == "scoring merged (4 of 4)"
+
+
+def change_a_weight(folder):
+    """One value in the weights; header, size and time of change stay what they were."""
+    import os
+
+    file = folder / "a" / "model.safetensors"
+    times = file.stat()
+    weights = load_file(file)
+    weights["classifier.bias"] = torch.tensor([0.0, 1.0, 0.1])
+    save_file(weights, file, {"format": "pt"})
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def change_the_processor(folder):
+    file = folder / "a" / "preprocessor_config.json"
+    values = json.loads(file.read_text()) | {"do_normalize": False}
+    file.write_text(json.dumps(values))
+
+
+def change_a_row(folder):
+    write_rows(folder / "others.parquet", [0] * 4 + [2] * 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (change_a_weight, ["a"]),
+        (change_the_processor, ["a"]),
+        (change_a_row, ["base_model", "a", "b"]),
+        (lambda folder: {"batch_size": 2}, ["base_model", "a", "b"]),
+        (lambda folder: {"margin": 0.5}, []),
+        (lambda folder: None, []),
+    ],
+)
+def test_what_changed_is_measured_again(folder, change, expected):
+    scored(make_recipe(folder))
+    recipe = make_recipe(folder, **(change(folder) or {}))
+    found, lines = scored(recipe)
+    assert [line.split()[1] for line in lines if line.startswith("scoring")] == [*expected, "merged"]
+    assert written(found) == written(scored(recipe, again=True)[0])
+
+
+def test_other_software_is_other_scores(folder, monkeypatch):
+    recipe = make_recipe(folder)
+    scored(recipe)
+    other = circumstances() | {"transformers": "99"}
+    monkeypatch.setattr(reuse, "circumstances", lambda: other)
+    assert len(scored(recipe)[1]) == 4
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_merged_model_too(folder, monkeypatch):
+    recipe = make_recipe(folder)
+    whole = scored(recipe, again=True)[0]
+    keep = Reuse.keep
+
+    def keep_and_end(self, model, task, outcomes):
+        found = keep(self, model, task, outcomes)
+        if (model, task) == ("merged", "a"):
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Reuse, "keep", keep_and_end)
+    with pytest.raises(KeyboardInterrupt):
+        scored(recipe)
+    monkeypatch.setattr(Reuse, "keep", keep)
+    found, lines = scored(recipe)
+    assert lines == ["scores of 3 checkpoints are reused: 7 of 8 scores are there", "scoring merged (4 of 4)"]
+    assert written(found) == written(whole)
+
+
+def test_a_damaged_file_is_a_miss(folder, monkeypatch):
+    monkeypatch.setenv("HUB_MAGMAX_SCORES", str(folder / "kept"))
+    recipe = make_recipe(folder)
+    scored(recipe)
+    files = sorted((folder / "kept").iterdir())
+    assert len(files) == 6
+    files[1].write_text(files[1].read_text().replace("[[", "[[1", 1))
+    files[2].write_text("{")
+    found, lines = scored(recipe)
+    assert "4 of 8 scores are there" in lines[0]
+    assert written(found) == written(scored(recipe, again=True)[0])
+
+
+@pytest.mark.parametrize("place", ["", "/proc/none"])
+def test_without_a_folder_everything_is_measured(folder, monkeypatch, place):
+    monkeypatch.setenv("HUB_MAGMAX_SCORES", place)
+    recipe = make_recipe(folder)
+    assert [len(scored(recipe)[1]) for _ in range(2)] == [4, 4]
+
+
+def test_own_cells_are_the_diagonal_and_what_the_card_needs(folder):
+    recipe = make_recipe(folder, cells="own")
+    scores, _ = scored(recipe)
+    assert [(s.model, s.task) for s in scores.scores] == [
+        ("base_model", "a"), ("base_model", "b"), ("a", "a"), ("b", "b"), ("merged", "a"), ("merged", "b"),
+    ]  # fmt: skip
+    everything = scored(make_recipe(folder, cells="all"))[0]
+    assert all(everything.get(s.model, s.task) == s for s in scores.scores)
+    assert best_single(scores, {"a": 0.5, "b": 0.5}) is None
+    assert scores.evaluation_digest != everything.evaluation_digest
+    assert make_recipe(folder).evaluation.digest == everything.evaluation_digest
+
+
+def test_an_adapter_depends_on_what_it_is_added_to(folder):
+    recipe = make_recipe(folder)
+    locked = lock(recipe)
+    adapter = replace(locked.tasks["b"], adapter_config="sha256:1")
+    for mode, others in (("each", ["base"]), ("sequence", ["base", "a"])):
+        as_lock = replace(locked, adapters=mode, tasks={**locked.tasks, "b": adapter})
+        before = key_of(recipe, as_lock)
+        assert before == key_of(recipe, as_lock)
+        for other in ("base", "a", "b"):
+            kept = shutil.copytree(folder / other, folder / "kept")
+            (folder / other / "config.json").write_text((kept / "config.json").read_text() + " ")
+            assert (key_of(recipe, as_lock) != before) == (other in [*others, "b"])
+            shutil.rmtree(folder / other)
+            kept.rename(folder / other)
+
+
+def key_of(recipe, locked):
+    described = {"b": {"fingerprint": "sha256:2"}}
+    found = Reuse(recipe, locked, Path("none"), described, Processes(), is_on=True)
+    return found._keys.key("b", "b")
+
+
+def test_local_data_that_changed_under_a_lock_is_still_refused(folder):
+    recipe = make_recipe(folder)
+    locked = lock(recipe)
+    evaluate(recipe, locked, folder / "merged")
+    change_a_row(folder)
+    with pytest.raises(LockError, match="no longer what was locked"):
+        evaluate(updated(recipe, {}), locked, folder / "merged")
