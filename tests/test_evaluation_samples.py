@@ -1,0 +1,123 @@
+"""Examples as the models see and answer them."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hub_magmax.cli import main
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.samples import samples, table
+from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.pipeline import lock, plan
+from hub_magmax.recipe.loading import parse_recipe
+from tests.families import recipe_values
+from tests.tiny_llama import write_llama
+
+ROWS = {
+    "question": ["was it good?", "the film\nwas\x1b[31m", "a token hf_" + "a" * 30],
+    "choices": [[" good", " bad"], ["odd", "bad one"], ["a", "b"]],
+    "text": ["good film", "bad", "an odd one"],
+    "label": [1, 0, 0],
+}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    write_llama(folder / "base")
+    for seed, name in enumerate("ab"):
+        write_llama(folder / name)
+        network = LlamaForCausalLM.from_pretrained(folder / "base")
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        network.save_pretrained(folder / name)
+    Dataset.from_dict(ROWS).to_json(folder / "rows.jsonl")
+    return folder
+
+
+def recipe_of(folder, evaluator, **data):
+    tasks = {name: {"dataset": "./rows.jsonl", **data} for name in "ab"}
+    return parse_recipe(
+        recipe_values(("a", "b"), evaluation={"evaluator": evaluator, "tasks": tasks}), folder=folder
+    )
+
+
+def test_choices_are_shown_for_base_own_checkpoint_and_merge(family):
+    recipe = recipe_of(family, "multiple-choice")
+    locked = lock(recipe)
+    seen = samples(recipe, locked, family / "b", 2)
+    assert [(s.task, s.index, s.model) for s in seen] == [
+        (task, index, model) for task in "ab" for index in (0, 1) for model in ("base_model", task, "merged")
+    ]
+    scores = evaluate(recipe, locked, family / "b")
+    for example in seen:
+        assert example.score == scores.get(example.model, example.task).outcomes[example.index]
+        assert (example.answer == example.expected) == (example.score == 1)
+    assert seen[0].prompt == "was it good?" and seen[0].expected == " bad"
+    # The joint is shown as the model gets it.
+    assert seen[3].expected == " odd"
+
+
+def test_after_a_prompt_the_models_own_continuation_is_shown(family):
+    recipe = recipe_of(family, "log-likelihood", prompt_column="question")
+    (example, *_) = samples(recipe, lock(recipe), family / "b", 1)
+    network, words = (
+        AutoModelForCausalLM.from_pretrained(family / "base"),
+        AutoTokenizer.from_pretrained(family / "base"),
+    )
+    tokens = words("was it good?")["input_ids"]
+    for _ in words(" good film")["input_ids"]:  # greedily, without a cache
+        with torch.no_grad():
+            tokens.append(int(network(torch.tensor([tokens])).logits[0, -1].argmax()))
+    start = len(words("was it good?")["input_ids"])
+    assert example.answer == words.decode(tokens[start:], skip_special_tokens=True)
+    assert example.expected == " good film"
+
+
+def test_texts_are_neutralised_in_the_table_and_in_the_values(family):
+    recipe = recipe_of(family, "multiple-choice")
+    seen = samples(recipe, lock(recipe), family / "b", 3)
+    text = table(seen)
+    for shown in (text, json.dumps([s.to_dict() for s in seen])):
+        assert "\x1b" not in shown and "a" * 20 not in shown and "hf_…" in shown.replace("\\u2026", "…")
+    assert "\\u001b[31m" in text
+    first = text.split("\n\n")[0].split("\n")
+    assert first[0] == "a, example 0"
+    assert first[1].split() == ["prompt", "was", "it", "good?"]
+    assert [line.split()[0] for line in first[2:]] == ["expected", "base_model", "a", "merged"]
+
+
+def test_evaluator_that_shows_nothing_gives_inputs_labels_and_scores(family, monkeypatch):
+    monkeypatch.delattr("hub_magmax.evaluation.evaluators.causal.LogLikelihood.samples")
+    recipe = recipe_of(family, "log-likelihood")
+    (example, *_) = samples(recipe, lock(recipe), family / "b", 1)
+    assert (example.prompt, example.answer, example.expected) == ("good film", None, "1")
+    assert f"base_model  {example.score:.4g}" in table([example])
+
+
+def test_examples_that_an_evaluator_brings_are_not_shown(family):
+    recipe = recipe_of(family, "lm-eval")
+    with pytest.raises(EvaluationError, match="names no examples that could be shown"):
+        samples(recipe, lock(recipe), family / "b", 1)
+
+
+def test_the_verb_shows_samples_and_writes_nothing(family, tmp_path):
+    from hub_magmax.merging.execution import merge
+
+    recipe = recipe_of(family, "multiple-choice")
+    path = family / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    merge(plan(recipe), family / "merged")
+    before = {file.name: file.stat().st_mtime_ns for file in (family / "merged").iterdir()}
+    found = CliRunner().invoke(main, ["evaluate", str(path), "--samples", "1", "--json"])
+    assert found.exit_code == 0, found.output
+    assert [s["model"] for s in json.loads(found.stdout)["samples"]] == [
+        "base_model", "a", "merged", "base_model", "b", "merged",
+    ]  # fmt: skip
+    assert before == {file.name: file.stat().st_mtime_ns for file in (family / "merged").iterdir()}
