@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "dataset
 
 #: Packages of which one tells whether an extra is there, and what it is for.
 _EXTRAS = {
-    "quickstart": ("sklearn", "the small example"),
-    "lm-eval": ("lm_eval", "its tasks as evaluation"),
-    "signing": ("model_signing", "signatures"),
+    "quickstart": ("scikit-learn", "the small example"),
+    "lm-eval": ("lm-eval", "its tasks as evaluation"),
+    "signing": ("model-signing", "signatures"),
 }
 
 
@@ -66,15 +65,19 @@ def conditions() -> Iterator[Condition]:
 
 
 def _packages() -> Condition:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("hub_magmax", *_PACKAGES):
-        found[name] = None
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+    found = {name: _version(name) for name in ("hub_magmax", *_PACKAGES)}
+    found = {"python": platform.python_version(), **found}
     missing = ", ".join(name for name, number in found.items() if number is None)
     text = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     problem = f"not installed: {missing}; run `pip install hub-magmax` again" if missing else ""
     return Condition("versions", text, found, problem)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> Condition:
@@ -262,7 +265,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _extras() -> Condition:
-    facts = {name: find_spec(package) is not None for name, (package, _) in _EXTRAS.items()}
+    facts = {name: _version(package) is not None for name, (package, _) in _EXTRAS.items()}
     found = [name for name, there in facts.items() if there]
     missing = [f"{name} (for {_EXTRAS[name][1]})" for name, there in facts.items() if not there]
     text = ", ".join(found) or "none"

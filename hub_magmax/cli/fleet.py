@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import from_cache_option
 from hub_magmax.cli.terminal import REGRESSED, Answer, say, verb
 
@@ -19,10 +20,10 @@ from hub_magmax.cli.terminal import REGRESSED, Answer, say, verb
 @click.option(
     "--from",
     "folder",
-    type=Path,
+    type=FilePath("dir"),
     help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
 )
-@click.option("--public-key", type=Path, help="Also check a folder's signature.")
+@click.option("--public-key", type=FilePath(), help="Also check a folder's signature.")
 @from_cache_option
 def verify(
     model: str, revision: str | None, rebuild: bool, folder: Path | None, public_key: Path | None
@@ -63,8 +64,8 @@ def verify(
 
 
 @verb
-@click.argument("folder", type=Path)
-@click.option("--private-key", required=True, type=Path, help="PEM file of the key.")
+@click.argument("folder", type=FilePath("dir"))
+@click.option("--private-key", required=True, type=FilePath(), help="PEM file of the key.")
 def sign(folder: Path, private_key: Path) -> Answer:
     """Sign a merged FOLDER with a key file (OpenSSF model-signing).
 
@@ -83,7 +84,7 @@ def sign(folder: Path, private_key: Path) -> Answer:
 @click.option("--branch", help="Branch, tag or commit; the default branch.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
 def history(model: str, branch: str | None, limit: int) -> Answer:
-    """List the revisions of REPO with the scores that are stored with them.
+    """List the revisions of REPO, with their stored scores.
 
     \b
     Example:
@@ -129,7 +130,7 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
 @click.option(
     "--from",
     "folder",
-    type=Path,
+    type=FilePath("dir"),
     help="Where relative paths of local data start; the current folder.",
 )
 @from_cache_option

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import (
     DestinationOptions,
     RecipeOptions,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @verb
 @changed_recipe
 @from_cache_option
-@click.option("--out", type=Path, help="Where to write the lock.")
+@click.option("--out", type=FilePath(), help="Where to write the lock.")
 @click.option("--hash", "hash_files", is_flag=True, help="Read local checkpoints whole, and pin every byte.")
 @click.option("--keep", is_flag=True, help="Keep the checkpoints that the present lock pins.")
 def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -> Answer:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import click
+
+from hub_magmax.cli.completing import complete_method
 from hub_magmax.cli.terminal import Answer, verb
 
 
 @verb
-def methods() -> Answer:
-    """List the merge methods and their options.
+@click.argument("name", required=False, shell_complete=complete_method)
+def methods(name: str | None) -> Answer:
+    """List the merge methods and their options, or those of NAME.
 
     \b
-    Example:
+    Examples:
       hub-magmax methods
+      hub-magmax methods ties
     """
     from hub_magmax.methods import get_method, method_names
 
-    found = [get_method(name) for name in method_names()]
+    found = [get_method(name) for name in ([name] if name else method_names())]
     values = [
         {
             "name": method.name,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hub_magmax.cli.completing import FilePath, complete_setting
 from hub_magmax.cli.terminal import Answer
 
 if TYPE_CHECKING:
@@ -102,12 +103,13 @@ from_cache_option = click.option(
     help="Send nothing: read the local cache alone.",
 )
 
-recipe_argument = click.argument("recipe", type=Path)
+recipe_argument = click.argument("recipe", type=FilePath("recipe"))
 set_option = click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=complete_setting,
     help="A value in place of the recipe's, such as method.scaling=0.4; can be repeated.",
 )
 preference_option = click.option(
@@ -138,13 +140,13 @@ def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
     for option in (
         from_cache_option,
-        click.option("--output", type=Path, help="Folder to create, instead of the recipe's."),
+        click.option("--output", type=FilePath("dir"), help="Folder to create, instead of the recipe's."),
         preference_option,
         set_option,
         click.option(
             "--lock",
             "lock_path",
-            type=Path,
+            type=FilePath(),
             help="Lock to follow, instead of the one beside RECIPE.",
         ),
         recipe_argument,

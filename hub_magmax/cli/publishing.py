@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import DestinationOptions, destination_options
 from hub_magmax.cli.terminal import Answer, verb
 
 
 @verb
-@click.argument("folder", type=Path)
+@click.argument("folder", type=FilePath("dir"))
 @click.argument("repo_id")
 @destination_options
 def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.terminal import Answer, say, verb
 
 
 @verb
-@click.argument("folder", type=Path, default=Path("quickstart"))
+@click.argument("folder", type=FilePath("dir"), default=Path("quickstart"))
 def quickstart(folder: Path) -> Answer:
     """Train five small models in FOLDER, and merge them.
 
