@@ -21,13 +21,14 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
-from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError, RegressedError
+from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
-from hub_magmax.evaluation.guards import Guard, check_guards, regressed
+from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
 from hub_magmax.evaluation.scores import Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.files import from_here, write_text
+from hub_magmax.files import write_text
+from hub_magmax.fleet.signing import check_key, sign
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
@@ -39,6 +40,7 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
+from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference, read_lock
 from hub_magmax.recipe.matching import (
     check_lock,
@@ -114,8 +116,8 @@ def run(
     planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     _announce(planned, report)
-    if destination is not None and not recipe.output.keep:
-        return _streamed(planned, destination, head, progress, processes, cache)
+    if (gone := _without_folder(planned, destination, head, progress, processes, cache)) is not None:
+        return gone
     output = recipe.output_path
     merged, is_old = _merge(planned, progress, processes, cache)
     merged = _opened(planned, merged, processes, cache)
@@ -137,21 +139,27 @@ def _announce(planned: Plan, report: Report) -> None:
         report(f"for the scores: {needs}")
 
 
-def _streamed(
+def _without_folder(
     planned: Plan,
-    destination: Destination,
+    destination: Destination | None,
     head: Head | None,
     progress: ProgressBar,
     processes: Processes,
     cache: SourceCache,
-) -> Run:
-    """Merge straight to the Hub, without a folder."""
+) -> Run | None:
+    """Merge straight to the Hub; or find that the model is there; None where a folder has to be made."""
+    output = planned.recipe.output_path
+    if destination is None or planned.recipe.output.keep:
+        return None
+    if not is_streamed(planned.recipe, destination):
+        before = processes.first_decides(partial(pushed_before, planned, destination))
+        return before and Run(planned, before[0], output, before[2], before[1], merged_before=True)
     from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
     with progress(planned.progress_bytes) as advance:
         merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
     is_old = head is not None and published is not None and published.commit == head.commit
-    return Run(planned, merged, planned.recipe.output_path, published=published, merged_before=is_old)
+    return Run(planned, merged, output, published=published, merged_before=is_old)
 
 
 def _merge(
@@ -201,11 +209,16 @@ def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, repor
 def _published(
     done: Run, destination: Destination, head: Head | None, report: Report, *, push_anyway: bool
 ) -> Run:
-    """Push the model, unless a guard regressed."""
+    """Push the model, signed where that is asked for, unless a guard regressed."""
     if not push_anyway:
-        _refuse_regression(done.guards, done.plan.recipe)
+        refuse_regression(done.guards, done.plan.recipe)
+    if destination.private_key is not None:
+        sign(done.output, destination.private_key)
     report(f"pushing to {destination.name}")
-    return replace(done, published=push_to(destination, done.output, head))
+    published = push_to(destination, done.output, head)
+    if not done.plan.recipe.output.keep:
+        remove_folder(done.output)
+    return replace(done, published=published)
 
 
 def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType({})) -> Destination | None:
@@ -217,6 +230,7 @@ def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType
 
     Raises:
         RecipeError: If there are changes, and the recipe names no repository.
+        SignatureError: If there is a private key that cannot sign.
     """
     if recipe.output.push_to_hub is None:
         if changes:
@@ -226,19 +240,10 @@ def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType
                 expected="a repository on the Hub",
             )
         return None
-    return Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **changes})
-
-
-def _refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:
-    fallen = [f"{guard.name} by {-guard.difference.mean:.4g}" for guard in regressed(guards)]
-    if fallen and recipe.evaluation:
-        raise RegressedError(
-            f"the merged model falls behind the base model on {', '.join(fallen)}, so it was not pushed",
-            where=from_here(recipe.output_path),
-            expected=f"at most {recipe.evaluation.margin:g}, as evaluation.margin says",
-            hint="The model and its card are written. Change the method or the preference, or push all the "
-            "same: hub-magmax run RECIPE --push-anyway",
-        )
+    found = Destination(**{"repo_id": recipe.output.push_to_hub, "private": recipe.output.private, **changes})
+    if found.private_key is not None:
+        check_key(found.private_key)
+    return found
 
 
 def lock(

@@ -45,11 +45,12 @@ def test_disk_that_is_too_small_is_known_before_anything_is_written(family, monk
 def test_straight_to_the_hub_needs_room_for_two_files(family, repo, monkeypatch):
     planned = plan(recipe_for(family, repo, keep=False, shard_size="600B"))
     two = sum(sorted(shard.data_bytes for shard in planned.shards)[-2:])
-    assert preflight.check_room(planned) == two + planned.copied_bytes + preflight.SMALL_BYTES
+    destination = destination_of(planned.recipe)
+    assert preflight.check_room(planned, destination) == two + planned.copied_bytes + preflight.SMALL_BYTES
     assert planned.bytes_out > two
     disk_of(monkeypatch, two + planned.copied_bytes + preflight.SMALL_BYTES - 1)
     with pytest.raises(OutputError, match=r"lower output\.shard_size"):
-        preflight.check_room(planned)
+        preflight.check_room(planned, destination)
 
 
 def test_what_is_finished_needs_no_room_again(family):

@@ -283,11 +283,6 @@ def test_of_two_that_push_to_one_branch_one_wins_and_the_other_is_told(family, h
     ("output", "evaluation", "reason"),
     [
         ({"keep": False}, None, "name output.push_to_hub"),
-        (
-            {"keep": False, "push_to_hub": "me/x"},
-            {"tasks": {"a": {"dataset": "me/data"}}},
-            "leave `evaluation` out",
-        ),
     ],
 )
 def test_what_cannot_be_done_without_a_folder_is_known_from_the_recipe(output, evaluation, reason):

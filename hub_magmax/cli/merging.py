@@ -128,7 +128,7 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
     from hub_magmax.files import from_here
     from hub_magmax.text import format_bytes
 
-    keep, output = recipe.output.keep, from_here(recipe.output_path)
+    keep, output = recipe.output_path.is_dir(), from_here(recipe.output_path)
     size = f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s)"
     if is_old:
         lines = [size, f"already there: {output}" if keep else "published already"]

@@ -82,6 +82,7 @@ class DestinationOptions:
     revision: str | None
     create_pr: bool | None
     commit_message: str | None
+    private_key: Path | None
 
     def given(self) -> dict[str, Any]:
         """Return the values that the command line states, by attribute of `commits.Destination`."""
@@ -158,6 +159,7 @@ def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
 def destination_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add options of a commit; the function gets them as `to`, a `DestinationOptions`."""
     for option in (
+        click.option("--private-key", type=Path, help="PEM file of a key: sign the model before the push."),
         click.option("--commit-message", help="Title of the commit; `Add merged model`."),
         click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
         click.option("--revision", help="Branch to commit to."),

@@ -25,5 +25,9 @@ def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.publishing.pushing import push_to
 
+    if to.private_key is not None:
+        from hub_magmax.fleet.signing import sign
+
+        sign(folder, to.private_key)
     published = push_to(Destination(repo_id, **to.given()), folder)
     return Answer({"commit": published.commit, "url": published.url}, f"published {published.url}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hub_magmax.errors import RegressedError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, Score, Scores
-from hub_magmax.recipe.schema import Evaluation
+from hub_magmax.files import from_here
+from hub_magmax.recipe.schema import Evaluation, Recipe
 
 Verdict = Literal["held", "not shown", "regressed"]
 
@@ -56,3 +58,16 @@ def check_guards(evaluation: Evaluation | None, scores: Scores | None) -> tuple[
 def regressed(guards: tuple[Guard, ...]) -> tuple[Guard, ...]:
     """Return the guards that fell behind by more than their margin."""
     return tuple(guard for guard in guards if guard.verdict == "regressed")
+
+
+def refuse_regression(guards: tuple[Guard, ...], recipe: Recipe) -> None:
+    """Raise RegressedError if a guard fell behind by more than its margin."""
+    fallen = [f"{guard.name} by {-guard.difference.mean:.4g}" for guard in regressed(guards)]
+    if fallen and recipe.evaluation:
+        raise RegressedError(
+            f"the merged model falls behind the base model on {', '.join(fallen)}, so it was not pushed",
+            where=from_here(recipe.output_path),
+            expected=f"at most {recipe.evaluation.margin:g}, as evaluation.margin says",
+            hint="The model and its card are written. Change the method or the preference, or push all the "
+            "same: hub-magmax run RECIPE --push-anyway",
+        )

@@ -51,7 +51,7 @@ def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None
         bytes_out: Of the merged model.
     """
     spec = recipe.evaluation
-    if spec is None or not recipe.output.keep or _is_done(recipe):
+    if spec is None or _is_done(recipe):
         return None
     from hub_magmax.checkpoints.storage.hub_copy import bytes_to_copy
 

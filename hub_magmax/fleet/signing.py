@@ -15,9 +15,7 @@ from typing import Any
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
-
-#: File of the signature, beside the weights.
-SIGNATURE_NAME = "model.sig"
+from hub_magmax.publishing.pushing import SIGNATURE_NAME
 
 
 def sign(folder: Path | str, private_key: Path) -> Path:
@@ -43,6 +41,12 @@ def sign(folder: Path | str, private_key: Path) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return folder / SIGNATURE_NAME
+
+
+def check_key(private_key: Path) -> None:
+    """Raise SignatureError for a key that cannot sign; called before a merge, so that it is known early."""
+    with signature_errors(str(private_key), "the key cannot be used"):
+        _model_signing("signing").Config().use_elliptic_key_signer(private_key=private_key)
 
 
 def check_signature(folder: Path | str, public_key: Path) -> None:

@@ -37,6 +37,7 @@ class Destination:
         create_pr: Open a pull request instead of committing to the branch.
         commit_message: Title of the commit.
         commit_description: Text below it.
+        private_key: File of the key with which the model is signed before it is published.
     """
 
     repo_id: str
@@ -45,6 +46,7 @@ class Destination:
     create_pr: bool = False
     commit_message: str = "Add merged model"
     commit_description: str = ""
+    private_key: Path | None = None
 
     def __post_init__(self) -> None:
         if self.create_pr and self.revision is not None:

@@ -20,6 +20,7 @@ from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
+from hub_magmax.publishing.scored_push import is_streamed
 from hub_magmax.reporting.card import render_card
 from hub_magmax.text import format_bytes
 
@@ -60,11 +61,11 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
         PublishError: If this token may not write, there is no such branch, or the Hub would refuse the card.
     """
     _check_sources(plan)
-    check_room(plan, num_processes)
+    check_room(plan, destination, num_processes)
     _check_device(plan)
     if plan.recipe.evaluation is not None:
         check_fits(plan.recipe, plan.lock)
-        _check_downloads(plan, num_processes)
+        _check_downloads(plan, destination, num_processes)
     _check_data(plan)
     if destination is None:
         return None
@@ -82,10 +83,10 @@ def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, 
 # A list of checks, one line each; those that a plan does not need are left out.
 def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckResult]:
     yield _look("checkpoints", lambda: _check_sources(plan))
-    yield _look("room", lambda: f"{format_bytes(check_room(plan))} needed, and there")
+    yield _look("room", lambda: f"{format_bytes(check_room(plan, destination))} needed, and there")
     if plan.recipe.output.device is not None:
         yield _look("device", lambda: _check_device(plan))
-    if plan.recipe.output.keep:
+    if not is_streamed(plan.recipe, destination):
         yield _look("output", lambda: _free_output(plan))
     if destination is None:
         yield CheckResult("publishing", "not asked for: the recipe has no output.push_to_hub")
@@ -95,7 +96,7 @@ def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckRes
         yield _look("card", lambda: check_card(plan, destination))
     if plan.recipe.evaluation is not None:
         yield _look("evaluator", lambda: check_fits(plan.recipe, plan.lock))
-        yield _look("downloads", lambda: _check_downloads(plan))
+        yield _look("downloads", lambda: _check_downloads(plan, destination))
         yield _look("data", lambda: _check_data(plan))
 
 
@@ -116,11 +117,12 @@ def _check_data(plan: Plan) -> str:
     return f"examples of {', '.join(examples)} are there"
 
 
-def _check_downloads(plan: Plan, num_processes: int = 1) -> str:
+def _check_downloads(plan: Plan, destination: Destination | None, num_processes: int = 1) -> str:
     needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out)
     if needs is None:
-        return "scores are there" if plan.recipe.output.keep else "nothing is scored"
-    return check_download_room(needs, plan.recipe.output_path, check_room(plan, num_processes))
+        return "scores are there"
+    room = check_room(plan, destination, num_processes)
+    return check_download_room(needs, plan.recipe.output_path, room)
 
 
 def _look(subject: str, at: Callable[[], str]) -> CheckResult:
@@ -136,7 +138,7 @@ def _free_output(plan: Plan) -> str:
     return f"{from_here(plan.recipe.output_path)} is free"
 
 
-def check_room(plan: Plan, num_processes: int = 1) -> int:
+def check_room(plan: Plan, destination: Destination | None = None, num_processes: int = 1) -> int:
     """Return the bytes that the output needs on the disk and does not have yet.
 
     Raises:
@@ -144,7 +146,8 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
     """
     output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses impossible paths
     sizes = sorted((shard.data_bytes for shard in plan.shards), reverse=True)
-    kept = sizes if plan.recipe.output.keep else sizes[: _FILES_ON_DISK * num_processes]
+    streamed = is_streamed(plan.recipe, destination)
+    kept = sizes[: _FILES_ON_DISK * num_processes] if streamed else sizes
     with os_errors(output):
         there = next(folder for folder in output.parents if folder.exists())
         partial = output.with_name(output.name + ".partial")
@@ -155,10 +158,10 @@ def check_room(plan: Plan, num_processes: int = 1) -> int:
         raise OutputError(
             f"{format_bytes(free)} are free, and the merge needs {format_bytes(needed)} more",
             where=str(output),
-            hint="Free some space or choose another output.path. Straight to the Hub (output.keep: false) it "
-            "needs room for two files of output.shard_size."
-            if plan.recipe.output.keep
-            else "Free some space, choose another output.path, or lower output.shard_size.",
+            hint="Free some space, choose another output.path, or lower output.shard_size."
+            if streamed
+            else "Free some space or choose another output.path. Straight to the Hub (output.keep: false, "
+            "not scored or signed) it needs room for two files of output.shard_size.",
         )
     return needed
 

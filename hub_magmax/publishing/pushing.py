@@ -9,9 +9,16 @@ from typing import Any
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
+from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
+
+#: File of a signature, beside the weights.
+SIGNATURE_NAME = "model.sig"
+
+#: What belongs to one merged model, and would be taken for the next one's.
+_OF_ONE_MODEL = (SCORES_NAME, OUTCOMES_NAME, SIGNATURE_NAME)
 
 
 def push(
@@ -63,11 +70,11 @@ def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
     """Return huggingface_hub's operations for a commit of files: paths, bytes, or operations, by name.
 
     Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with the
-    configuration of an adapter.
+    configuration of an adapter; so are its scores and its signature.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    stale = sorted(name for name in {*head.files} - contents.keys() if _holds_weights(name))
+    stale = sorted(name for name in {*head.files} - contents.keys() if _is_stale(name))
     added = [
         CommitOperationAdd(name, content) if isinstance(content, Path | bytes) else content
         for name, content in contents.items()
@@ -88,6 +95,10 @@ def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     if CARD_NAME in contents and not is_edited(folder / CARD_NAME):
         contents[CARD_NAME] = stored_card(folder, repo_id).encode()
     return contents
+
+
+def _is_stale(path: str) -> bool:
+    return _holds_weights(path) or path in _OF_ONE_MODEL
 
 
 def _holds_weights(path: str) -> bool:

@@ -10,17 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from hub_magmax.checkpoints.opening import open_inputs
-from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.source import FileSource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.storage.hub import open_hub
-from hub_magmax.errors import HubMagmaxError, PublishError
+from hub_magmax.errors import HubMagmaxError, PublishError, SourceError
 from hub_magmax.files import write_text
 from hub_magmax.merging.execution import make_shards, prepare, share, told
 from hub_magmax.merging.output.folder import PartialFolder
@@ -161,14 +161,24 @@ def discard(place: PartialFolder, processes: Processes) -> None:
 def published_already(destination: Destination, plan: Plan) -> tuple[MergeReport, Published] | None:
     """Return the report and the commit of this very merge if the destination holds it, complete."""
     for found in candidates(destination):
-        with suppress(HubMagmaxError), closing(open_hub(found.repo_id, found.commit)) as source:
-            if REPORT_NAME not in source.sizes:
-                continue
-            content = source.read_bytes(REPORT_NAME, 0, source.sizes[REPORT_NAME])
-            report = parse_report(content, source.label)
-            if report.plan_digest == plan.digest:
-                compare_reported(source, report, PublishError)
+        with closing(open_hub(found.repo_id, found.commit)) as source:
+            if REPORT_NAME in source.sizes and (report := _whole(source, plan)) is not None:
                 return report, found
+    return None
+
+
+def _whole(source: FileSource, plan: Plan) -> MergeReport | None:
+    """Return the report of a published model if `plan` made it, and every file is as merged."""
+    content = source.read_bytes(REPORT_NAME, 0, source.sizes[REPORT_NAME])
+    try:
+        report = parse_report(content, source.label)
+        if report.plan_digest == plan.digest:
+            compare_reported(source, report, PublishError)
+            return report
+    except SourceError:  # the Hub does not answer, which says nothing of what it holds
+        raise
+    except HubMagmaxError:
+        pass
     return None
 
 

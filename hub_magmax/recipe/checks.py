@@ -269,14 +269,9 @@ def _search_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _output_problems(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.output.keep:
-        return
-    if recipe.output.push_to_hub is None:
+    if not recipe.output.keep and recipe.output.push_to_hub is None:
         text = "without a folder the model must go to the Hub"
         yield conflict(("output", "keep"), text, "name output.push_to_hub")
-    if recipe.evaluation is not None:
-        text = "scoring loads the merged model from its folder, so it must be kept"
-        yield conflict(("output", "keep"), text, "set it to true, or leave `evaluation` out")
 
 
 def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:

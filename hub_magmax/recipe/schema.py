@@ -200,9 +200,10 @@ class Output(Spec):
     `format: adapter` writes LoRA adapters merged by a linear method as one adapter, by default whole weights.
     `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` is
     where torch merges; by default the fastest backend on the CPU does.
-    Without `keep` it goes to the Hub file by file while it is merged, and no folder is made. `files_from` is
-    `base_model` or the task whose config, tokenizer and processor are copied. `license`, `language` and
-    `datasets` (what the sources were trained on) are for the card.
+    Without `keep` it goes to the Hub file by file while it is merged, and no folder is made; where it is
+    scored or signed first, the folder is removed after the push. `files_from` is `base_model` or the task
+    whose config, tokenizer and processor are copied. `license`, `language` and `datasets` (what the sources
+    were trained on) are for the card.
     """
 
     path: Place = "merged"
@@ -247,6 +248,11 @@ class Recipe(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def needs_folder(self) -> bool:
+        """Whether the merged model has to be whole on this machine: it is kept there, or scored."""
+        return self.output.keep or self.evaluation is not None
 
     @property
     def folder(self) -> Path:

@@ -107,7 +107,7 @@ def _unfit(plan: Plan, folder: Path, found: Opened, problems: list[Problem]) -> 
 
 
 def _state(plan: Plan) -> str:
-    kept = "The folder stays as it is, and nothing" if plan.recipe.output.keep else "Nothing"
+    kept = "The folder stays as it is, and nothing" if plan.recipe.needs_folder else "Nothing"
     return f"{kept} is published."
 
 
