@@ -108,8 +108,18 @@ def store(output: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in VALUES:
         shutil.copy(output / name, folder / name)
-    (folder / PICTURE_NAME).write_bytes(_reduced((output / PICTURE_NAME).read_bytes()))
+    draw(folder)
     write_text(folder / CARD_NAME, render(folder))
+
+
+def draw(folder: Path) -> None:
+    """Draw the picture of the values stored in `folder`, with few colours."""
+    from hub_magmax.reporting.figures import draw_tradeoff
+
+    with TemporaryDirectory() as place:
+        shares = read_lock(folder / LOCK_NAME).preference.shares
+        picture, _ = draw_tradeoff(read_scores(folder), shares, Path(place) / PICTURE_NAME)
+        (folder / PICTURE_NAME).write_bytes(_reduced(picture.read_bytes()))
 
 
 def render(folder: Path) -> str:
@@ -145,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for name in recipe_names():
         write_text(CARDS / name / CARD_NAME, render(CARDS / name))
+        draw(CARDS / name)
 
 
 if __name__ == "__main__":

@@ -142,13 +142,25 @@ def test_sweeps_that_say_nothing_are_refused(family, changes, kind, message):
         swept(make_recipe(family, **changes))
 
 
+@pytest.mark.parametrize(
+    ("preference", "wanted"),
+    [
+        (None, (0.5, 0.5)),
+        ({"weights": {"a": 0.7, "b": 0.3}}, (0.7, 0.3)),
+        ({"geometric": {"ratio": 3}}, (0.25, 0.75)),
+        ({"labels": {"target": {"dataset": "./cats.parquet"}, "classes": {"a": [0], "b": [1]}}}, ()),
+    ],
+)
+def test_a_sweep_knows_the_weights_that_the_recipe_itself_wants(family, preference, wanted):
+    recipe = parse_recipe(recipe_values_(preference=preference), folder=family)
+    assert sweep(recipe, lock(sweepable(recipe))).wanted == pytest.approx(wanted)
+
+
 def test_the_picture_of_the_front_shows_every_model_on_it():
     surface = make_surface()
     axes = front_figure(surface).axes[0]
-    lines = [line for line in axes.lines if line.get_linewidth() == 0.5]
-    assert len(lines) == len(surface.front)
-    for line, index in zip(lines, surface.front, strict=True):
-        assert line.get_xdata() == pytest.approx(100 * surface.values[index])
+    _, front = [line for line in axes.lines if line.get_marker() == "o"]
+    assert front.get_ydata() == pytest.approx([100 * surface.values[index, 0] for index in surface.front])
 
 
 @pytest.mark.parametrize("num_tasks", [2, 3, 6])
@@ -156,7 +168,7 @@ def test_the_picture_of_the_front_shows_every_model_on_it():
 def test_no_label_of_the_front_overlaps_another_or_leaves_the_picture(num_tasks, letter):
     surface = make_surface(num_tasks)
     names = tuple(f"{letter * 30}{number}" for number in range(num_tasks))
-    figure = front_figure(replace(surface, evaluated=names))
+    figure = front_figure(replace(surface, tasks=names, evaluated=names))
     figure.canvas.draw()
     placed = texts(figure)
     assert len(placed) >= 2 * num_tasks + 4

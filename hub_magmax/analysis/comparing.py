@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hub_magmax.analysis.resuming import say_resumed
 from hub_magmax.analysis.tuning import (
@@ -20,7 +20,7 @@ from hub_magmax.analysis.tuning import (
 )
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import with_pinned_data
-from hub_magmax.evaluation.evaluators import Evaluator
+from hub_magmax.evaluation.evaluators import Evaluator, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score
@@ -30,6 +30,9 @@ from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
+
+if TYPE_CHECKING:
+    from hub_magmax.reporting.figures import Row
 
 #: Files that a comparison writes.
 REPORT_NAME, PICTURE_NAME, WINNER_NAME = "comparison.json", "comparison.png", "winner.yaml"
@@ -76,6 +79,7 @@ class Comparison:
         methods: Each method at its best, the highest reported score first.
         winner: Label of the method that did best on the tuning sample.
         tried: Label, scaling coefficient, preference and mean tuning score of everything tried.
+        unit: Of scores that are no shares.
     """
 
     metric: str
@@ -86,6 +90,7 @@ class Comparison:
     methods: tuple[Compared, ...]
     winner: str
     tried: tuple[Mapping[str, Any], ...]
+    unit: str = ""
 
     def to_json(self) -> str:
         values = asdict(self)
@@ -223,6 +228,7 @@ def _conclude(
             }
             for trial in trials
         ),
+        unit_of(evaluator),
     )
 
 
@@ -255,22 +261,25 @@ def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
     return updated(recipe, changes)
 
 
-def write_comparison(recipe: Recipe, comparison: Comparison, place: ResultFiles) -> tuple[Path, Path, Path]:
-    """Write the report, its picture, and the winning recipe, and return where."""
-    from hub_magmax.reporting.figures import draw_comparison
+def write_comparison(recipe: Recipe, comparison: Comparison, place: ResultFiles) -> tuple[Path, ...]:
+    """Write the report, its pictures, and the winning recipe, and return where."""
+    from hub_magmax.reporting.figures import Scale, draw_comparison
 
     report, picture, winner = (place.path(name) for name in (REPORT_NAME, PICTURE_NAME, WINNER_NAME))
     write_text(report, comparison.to_json())
-    draw_comparison(comparison_rows(comparison), comparison.metric, picture, is_share=comparison.is_share)
+    scale = Scale(comparison.metric, comparison.is_share, comparison.unit)
+    pictures = draw_comparison(comparison_rows(comparison), scale, picture)
     write_text(winner, winning_recipe(recipe, comparison).to_yaml())
-    return report, picture, winner
+    return report, *pictures, winner
 
 
-def comparison_rows(comparison: Comparison) -> list[tuple[str, Score, bool]]:
-    """Return what the picture shows, from the top: a label, a score, and whether it won."""
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """Return what the picture shows, from the top."""
+    from hub_magmax.reporting.figures import Row
+
     rows = []
     for method in comparison.methods:
         scaling = f"λ {method.candidate.method['scaling']:.3g}"
         label = f"{method.label}, {scaling}, {method.candidate.preference}"
-        rows.append((label, method.reported, method.label == comparison.winner))
-    return [*rows, ("base model", comparison.base_model, False)]
+        rows.append(Row(label, method.reported, method.label == comparison.winner, method.deviation))
+    return [*rows, Row("base model", comparison.base_model)]

@@ -340,11 +340,10 @@ def layer_of(tensor: str) -> str:
     return match[1] if match else tensor.rpartition(".")[0] or tensor
 
 
-def write_diagnosis(found: Diagnosis, place: ResultFiles) -> tuple[Path, Path]:
-    """Write the numbers and the heat map, and return where."""
+def write_diagnosis(found: Diagnosis, place: ResultFiles) -> tuple[Path, ...]:
+    """Write the numbers and the heat maps, and return where."""
     from hub_magmax.reporting.figures import draw_cosines
 
     numbers, picture = place.path(DIAGNOSIS_NAME), place.path(HEAT_MAP_NAME)
     write_text(numbers, found.to_json())
-    draw_cosines(found, picture)
-    return numbers, picture
+    return numbers, *draw_cosines(found, picture)

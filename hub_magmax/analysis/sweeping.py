@@ -13,10 +13,12 @@ from hub_magmax.analysis import simplex
 from hub_magmax.analysis.resuming import say_resumed
 from hub_magmax.analysis.tuning import Candidate, CandidateScorer, Trial, draws
 from hub_magmax.errors import EvaluationError, RecipeError
+from hub_magmax.evaluation.evaluators import unit_of
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
+from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.result_files import ResultFiles
@@ -73,7 +75,18 @@ def sweep(
         tuple(points),
         base,
         own,
+        unit_of(evaluator),
+        _wanted(recipe, lock),
     )
+
+
+def _wanted(recipe: Recipe, lock: Lock) -> tuple[float, ...]:
+    """Return the recipe's own weights; none where they would have to be estimated for the sweep alone."""
+    if lock.preference.kind == "uniform" and recipe.preference is not None:
+        if recipe.preference.is_estimated:
+            return ()
+        return tuple(resolve_preference(recipe).shares.values())
+    return tuple(lock.preference.shares.values())
 
 
 def sweepable(recipe: Recipe) -> Recipe:
@@ -167,13 +180,13 @@ def _weights(
         yield simplex.as_written(found)
 
 
-def write_sweep(recipe: Recipe, surface: Surface, place: ResultFiles) -> tuple[Path, Path, Path]:
-    """Write the table, the picture of the front and the explorer, and return where."""
+def write_sweep(recipe: Recipe, surface: Surface, place: ResultFiles) -> tuple[Path, ...]:
+    """Write the table, the pictures of the front and the explorer, and return where."""
     from hub_magmax.reporting.explorer import render_explorer
     from hub_magmax.reporting.figures import draw_front
 
     table, picture, explorer = (place.path(name) for name in (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME))
     write_text(table, surface.to_csv())
-    draw_front(surface, picture)
+    pictures = draw_front(surface, picture)
     write_text(explorer, render_explorer(recipe, surface))
-    return table, picture, explorer
+    return table, *pictures, explorer

@@ -49,6 +49,8 @@ class Surface:
         points: In the order in which they were tried.
         base_model: Its score on every evaluated task.
         own: Each evaluated task's own checkpoint on it.
+        unit: Of scores that are no shares.
+        wanted: The recipe's own weights of the tasks; empty where it has none.
     """
 
     metric: str
@@ -60,6 +62,8 @@ class Surface:
     points: tuple[Point, ...]
     base_model: tuple[Score, ...]
     own: tuple[Score, ...]
+    unit: str = ""
+    wanted: tuple[float, ...] = ()
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -70,6 +74,13 @@ class Surface:
     def front(self) -> tuple[int, ...]:
         """Indices of the points that no other point beats."""
         return tuple(front(self.values))
+
+    @cached_property
+    def best(self) -> int | None:
+        """Index of the point with the best mean under the recipe's own weights; None without these."""
+        wanted = dict(zip(self.tasks, self.wanted, strict=True)) if self.wanted else {}
+        weights = np.array([max(wanted.get(task, 0.0), 0.0) for task in self.evaluated])
+        return int((self.values @ weights).argmax()) if weights.any() else None
 
     @cached_property
     def hypervolume(self) -> float:
