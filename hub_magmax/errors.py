@@ -126,7 +126,8 @@ class HubMagmaxError(Exception):
         start = f"{self.where}: {self.what}" if self.where else self.what
         expected = f"Expected {self.expected}" if self.expected else ""
         sentences = (part.strip() for part in (start, expected, self.hint))
-        return " ".join(s if s.endswith((".", "?", "!")) else f"{s}." for s in sentences if s)
+        between = "\n" if "\n" in start else " "
+        return between.join(s if s.endswith((".", "?", "!")) else f"{s}." for s in sentences if s)
 
 
 class RecipeError(HubMagmaxError):

@@ -16,6 +16,7 @@ from pydantic import (
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.recipe.changes import Change, with_changes, without_replaced
 from hub_magmax.recipe.checks import contradictions, option_problems, text_wanted, token_problems
+from hub_magmax.recipe.foreign import folder_error, refuse_foreign
 from hub_magmax.recipe.problems import all_problems, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.strict_yaml import Place, read_yaml
@@ -64,6 +65,8 @@ def read_text(path: Path) -> RecipeText:
         with path.open("rb") as file:
             is_stream = path.parent in _STREAMS or not path.is_file()
             return text_of(file, str(path), Path() if is_stream else path.parent, is_stream=is_stream)
+    except IsADirectoryError as error:
+        raise folder_error(path) from error
     except OSError as error:
         raise _unreadable(str(path), error.strerror or type(error).__name__) from error
 
@@ -94,6 +97,7 @@ def parse_text(found: RecipeText, changes: Sequence[Change] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem found, each at its line and key path, or at its option.
     """
+    refuse_foreign(found.text, found.name)
     values, places, written = read_yaml(found.text, found.name)
     values, written, options = with_changes(values, written, changes)
     return parse_recipe(
