@@ -15,6 +15,9 @@ from hub_magmax import pipeline
 from hub_magmax.cli import display
 from hub_magmax.cli.display import LOG, Display, LogOptions, Work
 from hub_magmax.errors import RegressedError
+from hub_magmax.merging.execution import told
+from hub_magmax.processes import Processes
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.text import format_seconds
 from tests.families import write_recipe
 from tests.test_cli import call
@@ -127,6 +130,7 @@ def test_wrong_usage_for_programs_is_json_too():
     assert (error["kind"], error["what"]) == ("UsageError", "Missing argument 'RECIPE'.")
     assert error["problems"][0]["kind"] == "UsageError"
     assert call("merge", "-v", "-q", "recipe.yaml")[0] == 2
+    assert "No such command 'mrege'. Did you mean 'merge'?" in call("mrege")[2]
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
@@ -245,3 +249,13 @@ def test_bars_of_other_libraries_stay_out_of_what_is_no_terminal(monkeypatch):
         )
         subprocess.run([sys.executable, "-c", code], check=True)
     assert "TQDM_DISABLE" not in os.environ
+
+
+def test_processes_that_take_part_are_told_and_those_that_have_nothing_to_do(family):
+    made = pipeline.plan(load_recipe(write_recipe(family, method="average", output={"shard_size": "1KB"})))
+    files, start = len(made.shards), "merging 6 tensors by average, scaling 1,"
+    assert files > 2
+    assert told(made, Processes()) == start
+    assert told(made, Processes(0, 2)) == f"{start} in 2 processes"
+    more = f"(1 with nothing to do: there are {files} files, and more by output.shard_size)"
+    assert told(made, Processes(0, files + 1)) == f"{start} in {files + 1} processes {more}"

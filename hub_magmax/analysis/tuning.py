@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax import methods
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     #: Models of one candidate by seed, surveyed and not yet scaled.
     _Merged = dict[int | None, MergedModel]
+
+LOG = logging.getLogger(__name__)
 
 #: Standard errors by which a method may be worse than the best and still be taken for an earlier place ...
 METHOD_ERRORS = 1.0
@@ -203,9 +206,11 @@ class CandidateScorer:
             method = {k: v for k, v in candidate.method.items() if k != "scaling"}
             return method, candidate.weights, candidate.seeds
 
+        numbers = count(1)
         for _, group in groupby(candidates, key=unscaled):
             merged: _Merged = {}
             for candidate in group:
+                LOG.debug("way %d of %d: %s", next(numbers), len(candidates), candidate.label)
                 yield self._tried(candidate, {sample: batches}, merged)[sample]
 
     def score(self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]) -> dict[str, Trial]:

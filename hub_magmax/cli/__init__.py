@@ -10,6 +10,7 @@ import click
 
 from hub_magmax import __version__
 from hub_magmax.cli.terminal import LOG_OPTIONS, USAGE, error_json
+from hub_magmax.text import nearest
 
 #: Each verb and the module of this package that holds its function, imported when the verb is used or listed.
 VERBS = {
@@ -48,6 +49,15 @@ class VerbGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f"hub_magmax.cli.{VERBS[cmd_name]}"), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            hint = nearest(args[0], sorted(VERBS))
+            raise click.UsageError(f"{error.message} {hint[:1].upper()}{hint[1:]}".strip(), ctx) from None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_AS_JSON] = "--json" in args

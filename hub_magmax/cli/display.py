@@ -160,7 +160,8 @@ class Display(logging.Handler):
             yield work
         finally:
             with self._alone():
-                self._work = None
+                self._work, self._step, self._step_is_written = None, "finishing", False
+                self._step_since = time.monotonic()
                 if self._has_line_of_work or (self._as_json and work.done):
                     self._write_state(str(work), work.facts())
                 self.clear()

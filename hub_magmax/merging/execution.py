@@ -108,9 +108,9 @@ def told(plan: Plan, processes: Processes) -> str:
     if count == 1:
         return text
     text += f" in {count} processes"
-    if idle := count - files:
-        text += f", of which {idle} have nothing to do: there are {files} files, more with another "
-        text += "output.shard_size,"
+    if count > files:
+        idle = count - files
+        text += f" ({idle} with nothing to do: there are {files} files, and more by output.shard_size)"
     return text
 
 
