@@ -499,7 +499,7 @@ def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     merged(family, "free", chunk_elements=None, method="magmax")
     # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.
-    limit = budget.RUNTIME_BYTES + 900
+    limit = budget.RUNTIME_BYTES + budget.TORCH_BYTES + 900
     merged(family, "bound", chunk_elements=None, method="magmax", output={"memory": limit})
     plans = [
         plan(load_recipe(write_recipe(family, method="magmax", output={"memory": memory})))

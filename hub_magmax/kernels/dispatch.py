@@ -23,6 +23,17 @@ COMPILE_ABOVE_ELEMENTS = 2**27
 LOAD_ABOVE_ELEMENTS = 2**21
 
 
+def is_fused(num_elements: int, device: str | None = None) -> bool:
+    """Say whether merging so many elements is left to compiled loops, which do without torch."""
+    is_worth_it = num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()
+    return device is None and num_elements >= LOAD_ABOVE_ELEMENTS and is_worth_it
+
+
+def compiles_first(num_elements: int, device: str | None = None) -> bool:
+    """Say whether that compiles the loops, once for this processor and this version."""
+    return is_fused(num_elements, device) and not Compiled.is_kept()
+
+
 def choose_backend(num_elements: int, device: str | None = None) -> Backend:
     """Return the fastest backend for merging so many elements, compiling and loading included.
 
@@ -36,7 +47,7 @@ def choose_backend(num_elements: int, device: str | None = None) -> Backend:
     if device is not None:
         found: Backend = import_module(DEVICES[device.partition(":")[0]]).backend_on(device)
         return found
-    if num_elements >= LOAD_ABOVE_ELEMENTS and (num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()):
+    if is_fused(num_elements):
         return Compiled()
     LOG.debug("loading torch")
     import_module("torch")  # now, by one thread, for its settings to hold from the beginning

@@ -26,11 +26,9 @@ from hub_magmax.merging.chunks import ChunkMemory
 from hub_magmax.merging.profile import Clock
 from hub_magmax.methods import Rule, get_method
 from hub_magmax.methods.side_by_side import Tensors, looks_at_values, rule_side_by_side
+from hub_magmax.planning.budget import SMALL_ELEMENTS
 from hub_magmax.planning.plan import FactorJob, TensorJob
 from hub_magmax.recipe.lockfile import Lock
-
-#: A tensor of more elements is merged alone: calls are a small part of its time.
-SMALL_ELEMENTS = 2**14
 
 
 @dataclass(frozen=True)

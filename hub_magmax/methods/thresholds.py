@@ -19,7 +19,7 @@ HELD_NUMBERS = 1 << 20
 #: To bracket a threshold, so many elements are looked at of every so many, or of larger parts if these are
 #: many. Each run is a read of its own. Measured with five tasks of 11 million elements: 48 runs leave 8
 #: elements in 100 in brackets of six deviations, 86 leave 5 in brackets of four.
-SAMPLE_RUN, SAMPLE_STRIDE, _MOST_RUNS = 1 << 12, 1 << 17, 512
+SAMPLE_RUN, SAMPLE_STRIDE, MOST_RUNS = 1 << 12, 1 << 17, 512
 
 #: Bins of a histogram: so many for each element that is thought to be in the bracket, within bounds. Where
 #: the bin of a threshold has more than two different magnitudes, another pass narrows the bracket.
@@ -125,7 +125,7 @@ def _count(chunks: Chunks, brackets: Sequence[_Bracket], rule_of: Callable[[np.n
 
 def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
-    stride = max(SAMPLE_STRIDE, math.ceil(chunks.num_elements / _MOST_RUNS))
+    stride = max(SAMPLE_STRIDE, math.ceil(chunks.num_elements / MOST_RUNS))
     vectors = chunks.runs(SAMPLE_RUN, stride)
     rows = np.abs(vectors, out=vectors).view(np.int32)
     brackets = []

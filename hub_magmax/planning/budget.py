@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
+from hub_magmax.kernels.dispatch import compiles_first, is_fused
+from hub_magmax.kernels.lazy_imports import is_imported
+from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
 from hub_magmax.planning.plan import Plan
 from hub_magmax.text import format_bytes
 
@@ -28,21 +33,34 @@ OPEN_CHUNKS = 8
 #: it again takes a twenty-fifth of a merge, measured.
 HELD_CHUNKS = 32
 
-#: The process with torch imported and no tensors, measured.
-RUNTIME_BYTES = 350_000_000
+#: The process with all that a merge imports and no tensors, without torch and with it, measured.
+RUNTIME_BYTES, TORCH_BYTES = 120_000_000, 145_000_000
+
+#: Compiling loops, once in an environment.
+COMPILING_BYTES = 95_000_000
+
+#: A limit below this was written without its unit.
+_FEWEST_BYTES = 10**7
+
+#: A tensor of more elements is merged alone; smaller ones together, as many as a chunk holds.
+SMALL_ELEMENTS = 2**14
 
 #: A merge that must not take much works on pieces no smaller than these.
 LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
 
 
-#: Bytes an element that `merging` allocates, by what holds them; tests/test_planning_budget.py measures them.
-#: A chunk is held as stored, once for the base model and once for each task, as task vectors in float32, and
-#: merged, with temporaries. Undecided elements of a single pass are held as stored and with their places, and
-#: merged values until their tensor is written.
-STORED, VECTOR, MERGED, PLACE, HELD = 4, 4, 24, 8, 4
+#: Bytes an element that `merging` allocates where torch computes, by what holds them. A chunk is held as task
+#: vectors in float32 besides as stored, and merged, with temporaries.
+VECTOR, MERGED = 4, 24
 
-#: Histograms of magnitudes: bytes an element of a tensor and task, and the most for one task.
-COUNTED, MOST_COUNTED = 2, 2**25
+#: Bytes of the place of an element that is undecided at first, or that is collected.
+PLACE = 8
+
+#: A histogram has some bins of so many bytes for each element that a sample leaves open, up to a number.
+_BIN_BYTES, _BINS_PER_ELEMENT, _MOST_BINS = 16, 4, 2**20
+
+#: Elements of a tensor that `top-n` collects, measured with random values.
+_COLLECTED = 0.04
 
 #: Draws: bytes an element of a chunk, and those of the random keys, which are made piece by piece.
 DRAWN, KEYS = 12, 2**21
@@ -66,69 +84,129 @@ class Budget:
     read_ahead_bytes: int = READ_AHEAD_BYTES
 
 
-def memory_bytes(plan: Plan, budget: Budget) -> int:
-    """Return about how much memory one process needs that works with this much at a time."""
+def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int:
+    """Return about how much memory one process needs that works with this much at a time.
+
+    Args:
+        plan: Of the merge.
+        budget: What is worked with at a time.
+        with_files: Count files that are mapped, as a resident set does; the system takes them back at need.
+    """
     sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
     at_once = sizes[: budget.num_threads]
+    runtime = runtime_bytes(plan)
     if plan.ranks:
-        return RUNTIME_BYTES + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
+        return runtime + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
     method, num_tasks = methods.get_method(plan.lock.method["name"]), len(plan.lock.tasks)
-    surveys_model = methods.surveys_model(plan.lock.method)
-    scope = [sum(sizes)] if surveys_model else at_once
-    held = sum(_held_bytes(method, num_tasks, size) for size in scope)
-    chunks = _chunk_bytes(at_once, num_tasks, budget) + _drawn_bytes(method, at_once, budget)
-    if method.held_bytes is None:
-        held += budget.num_threads * _histogram_bytes(scope, num_tasks)
-    if not surveys_model:
-        held += _undecided_bytes(method, at_once, num_tasks, budget)
+    held = _Held(plan, method, num_tasks, budget, with_files, _takes_torch(plan))
+    chunks = sum(held.of_chunk(size) for size in _chunked(sizes, budget))
+    scope = [sum(sizes)] if methods.surveys_model(plan.lock.method) else at_once
+    surveyed = sum(held.of_tensor(size) for size in scope)
     is_repeated = method.form not in ("elementwise", "linear")
-    return RUNTIME_BYTES + chunks + held + _ahead_bytes(plan, budget, is_repeated=is_repeated)
+    return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
+
+
+def runtime_bytes(plan: Plan) -> int:
+    """Return what the process takes without tensors: fused merges do without torch."""
+    has_torch = _takes_torch(plan) or is_imported() or "WORLD_SIZE" in os.environ
+    compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
+    return RUNTIME_BYTES + TORCH_BYTES * has_torch + COMPILING_BYTES * compiles
+
+
+def _num_elements(plan: Plan) -> int:
+    return sum(job.num_elements for job in plan.jobs if job.merged)
+
+
+def _takes_torch(plan: Plan) -> bool:
+    """Say whether torch computes or reads some of a merge."""
+    is_built_in = methods.get_method(plan.lock.method["name"]).is_built_in
+    fused = is_fused(_num_elements(plan), plan.recipe.output.device)
+    return plan.needs_torch or not fused or not is_built_in
+
+
+def _chunked(sizes: Sequence[int], budget: Budget) -> list[int]:
+    """Return the elements that each thread has in memory: of a large tensor, or of small ones together."""
+    small = sum(size for size in sizes if size <= SMALL_ELEMENTS)
+    return sorted((min(size, budget.chunk_elements) for size in (*sizes, small)), reverse=True)[
+        : budget.num_threads
+    ]
 
 
 def peak_memory_bytes(plan: Plan) -> int:
-    """Return about how much memory one process needs that works with one thread."""
-    return memory_bytes(plan, budget_of(plan, 1))
+    """Return about how large the resident set of one process becomes that works with one thread."""
+    return memory_bytes(plan, budget_of(plan, 1), with_files=True)
 
 
-def _chunk_bytes(sizes: Sequence[int], num_tasks: int, budget: Budget) -> int:
-    """Return what each thread holds of its chunk."""
-    each = STORED * (num_tasks + 1) + VECTOR * num_tasks + MERGED
-    return each * sum(min(size, budget.chunk_elements) for size in sizes)
+@dataclass(frozen=True)
+class _Held:
+    """Memory that a method takes of a plan's tensors."""
 
+    plan: Plan
+    method: methods.MergeMethod
+    num_tasks: int
+    budget: Budget
+    with_files: bool
+    by_torch: bool
 
-def _drawn_bytes(method: methods.MergeMethod, sizes: Sequence[int], budget: Budget) -> int:
-    """Return what each thread holds of the draws for its chunk."""
-    if method.held_bytes != 0 or "generator" not in method.supplied:
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of an element as stored, of the base model and every task."""
+        return self.plan.stored_item_bytes * (self.num_tasks + 1)
+
+    @property
+    def _sees_files(self) -> bool:
+        """Whether loops read a few elements at a time from files, so that no chunk is held as stored."""
+        return not self.by_torch and self.method.held_bytes == 0
+
+    def of_chunk(self, size: int) -> float:
+        """Return what a thread holds of a chunk of so many elements."""
+        merged = self.plan.stored_item_bytes if not self.by_torch else MERGED
+        rows = 0 if self._sees_files and size > SMALL_ELEMENTS else self._row_bytes
+        vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
+        draws = self.method.held_bytes == 0 and "generator" in self.method.supplied
+        return (rows + vectors + merged + DRAWN * draws) * size + KEYS * draws
+
+    def of_tensor(self, size: int) -> float:
+        """Return what is held of a tensor of so many elements, or of a whole model, that is surveyed."""
+        options = self.plan.lock.method
+        if self.method.form == "tensor":
+            return (VECTOR * self.num_tasks + 8 + (self.method.held_bytes or 0)) * size
+        if not self.method.is_built_in:
+            return (self.method.held_bytes or 0) * size
+        if self.method.held_bytes is None:
+            return self._thresholds(size) + self._one_pass(size)
+        if options.get("selection") == "top-n":
+            collected = _COLLECTED * (PLACE + VECTOR * self.num_tasks) * size
+            look = (PLACE + VECTOR * self.num_tasks) * min(size, self.budget.chunk_elements)
+            return self._array(1, size) + collected + look + self._one_pass(size)
+        if options.get("selection") == "algorithm-1":
+            codes = next(width for width in (1, 2, 4, 8) if self.num_tasks <= 8 * width)
+            return self._array(1, size) + self._array(codes, size)
         return 0
-    return sum(DRAWN * min(size, budget.chunk_elements) + KEYS for size in sizes)
 
+    def _array(self, width: int, size: int) -> int:
+        """Return what an array of a number for each element takes; large ones are files that are mapped."""
+        num_bytes = width * size
+        return num_bytes if self.with_files or num_bytes <= IN_MEMORY_BYTES else 0
 
-def _histogram_bytes(sizes: Sequence[int], num_tasks: int) -> int:
-    """Return what a thread holds of histograms of each tensor's magnitudes."""
-    return num_tasks * max((min(COUNTED * size, MOST_COUNTED) for size in sizes), default=0)
+    def _thresholds(self, size: int) -> float:
+        """Return what histograms and the sample take by which thresholds are found."""
+        if self.num_tasks * size <= HELD_NUMBERS:
+            return 3 * VECTOR * self.num_tasks * size
+        sample = SAMPLE_RUN * size / max(SAMPLE_STRIDE, size / MOST_RUNS)
+        is_open = 3.2 / math.sqrt(sample)
+        ranks = 1.2 if self.method.name == "breadcrumbs" else 1  # few are near the largest magnitudes
+        bins = _BIN_BYTES * min(_MOST_BINS, _BINS_PER_ELEMENT * is_open * size) * self.num_tasks * ranks
+        left = self.num_tasks * ranks * is_open * min(size, OPEN_CHUNKS * self.budget.chunk_elements)
+        return bins + 2 * VECTOR * self.num_tasks * sample + left * (self._row_bytes + PLACE)
 
-
-def _undecided_bytes(
-    method: methods.MergeMethod, sizes: Sequence[int], num_tasks: int, budget: Budget
-) -> int:
-    """Return what a pass holds of undecided elements, and of tensors that are not written yet."""
-    if method.form != "rule" or method.held_bytes == 0:
-        return 0
-    if method.held_bytes is not None:  # it has all but those of the chunk that is being merged
-        return (STORED * (num_tasks + 1) + PLACE) * sum(min(size, budget.chunk_elements) for size in sizes)
-    most_open, most_held = OPEN_CHUNKS * budget.chunk_elements, HELD_CHUNKS * budget.chunk_elements
-    undecided = (STORED * (num_tasks + 1) + PLACE) * sum(min(size, most_open) for size in sizes)
-    return undecided + HELD * sum(size for size in sizes if size <= most_held)
-
-
-def _held_bytes(method: methods.MergeMethod, num_tasks: int, size: int) -> int:
-    """Return the bytes in memory that a method holds of one tensor of `size` elements."""
-    held_bytes = method.held_bytes or 0
-    if method.form == "tensor":
-        return (VECTOR * num_tasks + 8 + held_bytes) * size
-    within = min(size, IN_MEMORY_BYTES)
-    # Measured with `top-n`: what is not decided at once, of a tensor of a billion elements.
-    return held_bytes * within + (size - within) * 3 // 4 * bool(held_bytes)
+    def _one_pass(self, size: int) -> float:
+        """Return what is held to merge a tensor while it is surveyed."""
+        if methods.surveys_model(self.plan.lock.method) or self.by_torch:
+            return 0
+        chunk = min(size, self.budget.chunk_elements)
+        is_held = size <= HELD_CHUNKS * self.budget.chunk_elements
+        return (self._row_bytes + PLACE) * chunk + self.plan.stored_item_bytes * size * is_held
 
 
 def _ahead_bytes(plan: Plan, budget: Budget, *, is_repeated: bool) -> int:
@@ -161,14 +239,31 @@ def budget_of(plan: Plan, num_threads: int) -> Budget:
     ]
     fitting = next((choice for choice in choices if memory_bytes(plan, choice) <= limit), None)
     if fitting is None:
-        needed = format_bytes(memory_bytes(plan, choices[-1]))
-        raise RecipeError(
-            f"this merge needs about {needed} of memory in each process",
-            key=("output", "memory"),
-            expected=f"at least that; found {format_bytes(limit)}",
-            hint="Raise it, or choose a method that keeps nothing of tensors: average, magmax.",
-        )
+        raise _too_little(plan, limit, memory_bytes(plan, choices[-1]))
     return fitting
+
+
+def _too_little(plan: Plan, limit: int, needed: int) -> RecipeError:
+    """Return the error of a limit that cannot be kept, with what would help and is not in use."""
+    key = ("output", "memory")
+    if limit < _FEWEST_BYTES:
+        return RecipeError(
+            f"{limit:,} bytes are less than any program needs",
+            key=key,
+            expected=f"about {format_bytes(needed)} for this merge",
+            hint=f"Write the unit: did you mean {limit}MB?" if limit < 10**5 else "Write a unit, as in 1GB.",
+        )
+    steps = ["raise it"]
+    if plan.recipe.output.device is not None:
+        steps.append("leave out the device, which takes torch")
+    if methods.get_method(plan.lock.method["name"]).held_bytes != 0:
+        steps.append("choose a method that keeps nothing of tensors: average, magmax")
+    return RecipeError(
+        f"this merge needs about {format_bytes(needed)} of memory in each process",
+        key=key,
+        expected=f"at least that; found {format_bytes(limit)}",
+        hint=", or ".join(steps).capitalize() + ".",
+    )
 
 
 def _halved(most: int, least: int) -> Iterator[int]:

@@ -13,6 +13,8 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.kernels.chunk import LOOP_DTYPES
+from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.fitting.mismatch import refuse_differences
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
@@ -70,9 +72,38 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         bytes_read(jobs, indexes),
         metadata=kept_metadata(indexes[files_from]),
         lost_metadata=lost_metadata(indexes[files_from]),
+        stored_item_bytes=_stored_item_bytes(jobs, indexes),
+        needs_torch=_needs_torch(jobs, lock, indexes),
     )
     budget_of(made, 1)  # raises where more is needed than there is
     return made
+
+
+def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:
+    tensors = indexes["base_model"].tensors
+    return max((ITEM_BYTES[tensors[job.tensor].dtype] for job in jobs if job.merged), default=4)
+
+
+def _needs_torch(jobs: Iterable[TensorJob], lock: Lock, indexes: Mapping[str, CheckpointIndex]) -> bool:
+    """Say whether a merge by compiled loops imports torch all the same."""
+    sources = lock.sources.values()
+    if (
+        lock.token_rows
+        or lock.plugin
+        or any(s.adapter_config or s.added_rows or s.label_rows for s in sources)
+    ):
+        return True
+    return any(_takes_torch(job, indexes) for job in jobs)
+
+
+def _takes_torch(job: TensorJob, indexes: Mapping[str, CheckpointIndex]) -> bool:
+    if job.source == MEAN:
+        return True
+    if not job.merged:
+        info = indexes[job.source].tensors.get(job.tensor)
+        return info is not None and info.dtype != job.dtype
+    stored = {index.tensors[job.tensor].dtype for index in indexes.values() if job.tensor in index.tensors}
+    return stored != {job.dtype} or job.dtype not in LOOP_DTYPES
 
 
 def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:

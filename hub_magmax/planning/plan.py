@@ -158,6 +158,8 @@ class Plan:
         copied_bytes: Of the files that are copied from it.
         metadata: Of the output's headers, beside the merge's own.
         lost_metadata: Keys of the same source's headers that are left out.
+        stored_item_bytes: Of an element of a merged tensor as it is stored, the widest of all.
+        needs_torch: Something besides the method takes torch: adapters, casts, means, rows put in order.
         config_changes: What config.json says of the output's weights, and not of those it was written for.
     """
 
@@ -174,6 +176,8 @@ class Plan:
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     lost_metadata: tuple[str, ...] = ()
     config_changes: tuple[ConfigChange, ...] = ()
+    stored_item_bytes: int = 4
+    needs_torch: bool = True
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:
