@@ -54,6 +54,7 @@ from hub_magmax.recipe.matching import (
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
+from hub_magmax.reporting.headline import result
 
 LOG = logging.getLogger(__name__)
 
@@ -198,7 +199,9 @@ def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: Sou
 
 
 def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
-    """Write the card, unless somebody edited it."""
+    """Write the card, unless somebody edited it; warn of a model that is below its base model."""
+    if scores is not None and (below := result(scores, planned.lock)[0]):
+        LOG.warning("%s", below)
     LOG.debug("writing the card")
     output = planned.recipe.output_path
     if is_edited(output / CARD_NAME):

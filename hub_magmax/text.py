@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import unicodedata
@@ -110,7 +109,8 @@ MAX_INLINE = 120
 #: show nothing, or make a reader see something else than what is there.
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 
-_ABSOLUTE = re.compile(r"[/~\\]|file:|[A-Za-z]:[\\/]", re.IGNORECASE)
+#: Paths of one machine: absolute ones, and relative ones that lead out by two folders or more.
+_OF_A_MACHINE = re.compile(r"[/~\\]|(\.\.[/\\]){2}|file:|[A-Za-z]:[\\/]", re.IGNORECASE)
 
 
 class Markdown(str):
@@ -145,12 +145,12 @@ def one_line(text: str) -> str:
 
 
 def publishable(text: str) -> str:
-    """Return `text` without access tokens, and an absolute path as its last part only."""
+    """Return `text` without access tokens, and a path of this machine as its last part only."""
     text = without_tokens(text)
-    if not _ABSOLUTE.match(text):
+    if not _OF_A_MACHINE.match(text):
         return text
     last = re.split(r"[\\/:]+", text.rstrip("\\/"))[-1]
-    return last if last and not last.startswith("~") else "(folder)"
+    return last if last and not last.startswith(("~", "..")) else "(folder)"
 
 
 def publishable_values(value: Any) -> Any:
@@ -162,12 +162,6 @@ def publishable_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [publishable_values(item) for item in value]
     return value
-
-
-def visible_json(value: Any) -> str:
-    """Return readable JSON in which every invisible character is escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(json.dumps(c)[1:-1] if is_invisible(c) and c != "\n" else c for c in text)
 
 
 def is_invisible(character: str) -> bool:

@@ -1,7 +1,5 @@
 """Foreign text is shown, never obeyed: judged by a CommonMark parser with tables."""
 
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,6 @@ from hub_magmax.text import (
     one_line,
     publishable,
     publishable_values,
-    visible_json,
 )
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -103,11 +100,3 @@ def test_what_concerns_one_machine_or_person_is_left_out(written, shown):
 def test_values_are_cleaned_at_every_depth():
     values = {"a": ["/x/y", {"/k/b": ("/z/w", 1, None, 0.5)}]}
     assert publishable_values(values) == {"a": ["y", {"b": ["w", 1, None, 0.5]}]}
-
-
-@SETTINGS
-@given(st.recursive(MARKUP | st.none() | st.integers(), lambda inner: st.lists(inner, max_size=3)))
-def test_visible_json_reads_back_as_it_was(value):
-    text = visible_json(value)
-    assert json.loads(text) == value
-    assert not any(is_invisible(character) for character in text if character != "\n")

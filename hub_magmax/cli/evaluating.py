@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -11,8 +12,11 @@ from hub_magmax.cli.options import RecipeOptions, recipe_options
 from hub_magmax.cli.terminal import Answer, quiet, say, verb, wrote
 
 if TYPE_CHECKING:
+    from hub_magmax.evaluation.scores import Scores
     from hub_magmax.recipe.lockfile import Lock
     from hub_magmax.recipe.schema import Recipe
+
+LOG = logging.getLogger(__name__)
 
 
 @verb
@@ -47,7 +51,18 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None) -> Answer:
     if not processes.is_first:
         return Answer({}, "")
     write_scores(scores, output)
-    return Answer(json.loads(scores.to_json()), scores.table())
+    return _assessed(scores, locked)
+
+
+def _assessed(scores: Scores, locked: Lock) -> Answer:
+    """Return the scores and how the model does by them; warn of one that is below its base model."""
+    from hub_magmax.reporting.headline import assessment_of, result
+
+    below, rest = result(scores, locked)
+    if below:
+        LOG.warning("%s", below)
+    values = {**json.loads(scores.to_json()), "assessment": assessment_of(scores, locked)}
+    return Answer(values, "\n\n".join(filter(None, (scores.table(), " ".join(filter(None, (below, rest)))))))
 
 
 def _shown(recipe: Recipe, locked: Lock, count: int) -> Answer:

@@ -23,7 +23,9 @@ from hub_magmax.cli.options import (
 from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, quiet, say, verb
 
 if TYPE_CHECKING:
+    from hub_magmax.evaluation.scores import Scores
     from hub_magmax.merging.output.report import MergeReport
+    from hub_magmax.pipeline import Run
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.recipe.lockfile import Lock
     from hub_magmax.recipe.schema import Recipe
@@ -177,6 +179,7 @@ def run(
     from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
+    from hub_magmax.reporting.headline import assessment_of
 
     processes = find_processes(say)
     found, locked = read_asked(asked, processes.first_decides)
@@ -199,13 +202,22 @@ def run(
     text = _summary(found, done.report, is_old=done.merged_before)
     if done.scores is not None:
         values["scores"] = json.loads(done.scores.to_json())
-        guards = "".join(f"guard {guard.name}: {guard.verdict}\n" for guard in done.guards)
-        text = f"{done.scores.table()}\n{guards}\n{text}"
+        values["assessment"] = assessment_of(done.scores, done.plan.lock)
+        text = f"{_measured(done, done.scores)}\n{text}"
     if done.published is not None:
         values["published"] = {"commit": done.published.commit, "url": done.published.url}
         text += f"\npublished {done.published.url}"
     has_regressed = any(guard.verdict == "regressed" for guard in done.guards) and not push_anyway
     return Answer(values, text, exit_code=REGRESSED if has_regressed else 0)
+
+
+def _measured(done: Run, scores: Scores) -> str:
+    """Return the scores, how the model does by them, and the verdict of each guard."""
+    from hub_magmax.reporting.headline import result
+
+    guards = "".join(f"guard {guard.name}: {guard.verdict}\n" for guard in done.guards)
+    told = " ".join(filter(None, result(scores, done.plan.lock)))
+    return f"{scores.table()}\n\n{told}\n{guards}"
 
 
 def _dry_run(

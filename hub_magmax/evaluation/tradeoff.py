@@ -82,8 +82,9 @@ def weighted_mean(scores: Sequence[Score | None], weights: Sequence[float]) -> f
 def best_single(scores: Scores, preference: Mapping[str, float]) -> tuple[str, float] | None:
     """Return the task whose checkpoint alone has the highest preference-weighted mean, and that mean."""
     weights = tuple(preference.values())
+    found = {(score.model, score.task): score for score in scores.scores}  # T² look-ups
     means = {
-        model: weighted_mean([scores.get(model, task) for task in preference], weights)
+        model: weighted_mean([found.get((model, task)) for task in preference], weights)
         for model in preference
     }
     measured = {model: mean for model, mean in means.items() if mean is not None}

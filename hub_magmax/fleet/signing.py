@@ -14,8 +14,7 @@ from typing import Any
 
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
 from hub_magmax.fleet.verifying import verify
-from hub_magmax.merging.output.report import REPORT_NAME, read_report
-from hub_magmax.publishing.pushing import SIGNATURE_NAME
+from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 
 
 def sign(folder: Path | str, private_key: Path) -> Path:

@@ -10,12 +10,9 @@ from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
-from hub_magmax.merging.output.report import REPORT_NAME, read_report
+from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
-
-#: File of a signature, beside the weights.
-SIGNATURE_NAME = "model.sig"
 
 #: What belongs to one merged model, and would be taken for the next one's.
 _OF_ONE_MODEL = (SCORES_NAME, OUTCOMES_NAME, SIGNATURE_NAME)

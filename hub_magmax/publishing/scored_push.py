@@ -13,10 +13,9 @@ from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, Scores, read_scores
 from hub_magmax.files import os_errors
-from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.merging.output.report import SIGNATURE_NAME, MergeReport
 from hub_magmax.planning.plan import Plan
 from hub_magmax.publishing.commits import Destination, Published
-from hub_magmax.publishing.pushing import SIGNATURE_NAME
 from hub_magmax.publishing.streaming_push import published_already
 from hub_magmax.recipe.schema import Recipe
 

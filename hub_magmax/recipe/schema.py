@@ -282,9 +282,9 @@ class Recipe(Spec):
         """The recipe as it lies beside a merged model: without the device, which other machines may lack."""
         return self.model_copy(update={"output": self.output.model_copy(update={"device": None})})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that `parse_recipe` turns into an equal recipe."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+    def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return plain values that `parse_recipe` turns into an equal recipe, with defaults or without."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=not defaults)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

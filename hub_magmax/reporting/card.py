@@ -7,7 +7,6 @@ what was not measured is shown as such. Text that other people wrote is shown as
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,24 +17,26 @@ from urllib.parse import quote
 from hub_magmax import methods
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES
-from hub_magmax.evaluation.scores import Scores, quantized_name
+from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, ExampleLoss, example_loss
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
-from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.merging.output.provenance import PROVENANCE_NAME
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.findings.faults import THRESHOLDS
-from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.registry import METHODS
 from hub_magmax.reporting.cells import TEMPLATE_NAME, environment
 from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, Diagnosis, verdict
 from hub_magmax.reporting.front_matter import front_matter, model_name
-from hub_magmax.reporting.headline import headline
+from hub_magmax.reporting.headline import made_line, model_line, result_line
 from hub_magmax.reporting.licence import combined_license
 from hub_magmax.reporting.model_kind import ModelFiles, ModelKind, kind_of, locked_files
-from hub_magmax.reporting.score_formats import Unit
+from hub_magmax.reporting.score_formats import unit_of
+from hub_magmax.reporting.tables import MAX_FOLDED, MAX_OPEN, by_preference, measured_on, telling
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
-from hub_magmax.reporting.usage import loading, rebuild_arguments, recipe_text
-from hub_magmax.text import Markdown, code, publishable, publishable_values, visible_json
+from hub_magmax.reporting.usage import checks, loading, recipe_text, recipe_values
+from hub_magmax.text import Markdown, code, publishable, publishable_values
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,19 @@ class Beside:
         explorer: Whether there is a page to explore other preferences with.
         diagnosis: Of the checkpoints, together with its heat map.
         files: Of the model, by which its kind is known; by default those that the lock tells.
+        signature: Whether there is a signature.
     """
 
     explorer: bool = False
     diagnosis: Diagnosis | None = None
     files: ModelFiles | None = None
+    signature: bool = False
 
 
 NOTHING = Beside()
+
+#: Tasks of a recipe that a card shows; a longer one is only linked.
+_MAX_TASKS = 40
 
 
 def render_card(
@@ -86,11 +92,13 @@ def render_card(
         output = recipe.output.model_copy(update={"push_to_hub": repo_id})
         named = recipe.model_copy(update={"output": output})
     kind = _kind(recipe, lock, scores, beside)
-    rows = task_tradeoffs(scores, lock.preference.shares)
-    unit = Unit(scores.is_share if scores else True)
+    shares = lock.preference.shares
+    unit = unit_of(scores)
     facts = {
         "title": model_name(named),
-        "headline": headline(lock, rows, scores, unit, ignored=not method.uses_preference),
+        "model_line": model_line(kind, report, is_adapter=recipe.output.is_adapter),
+        "made_line": made_line(lock, shares, ignored=not method.uses_preference),
+        "result_line": result_line(scores, lock),
         "recipe": recipe,
         "lock": lock,
         "report": report,
@@ -100,10 +108,11 @@ def render_card(
         "paper": _arxiv_number(method.source),
         "bibtex": method.paper and method.paper.bibtex,
         "loading": loading(named, lock, kind, [shard.file for shard in report.shards]),
-        "rebuild_arguments": Markdown(rebuild_arguments(named, lock)),
+        "checks": checks(named, lock, is_scored=scores is not None, is_signed=beside.signature),
     }
-    facts |= _published(named, recipe, lock, kind, scores) | _measured(recipe, scores, rows)
-    facts |= _linked(beside, picture) | {"unit": unit}
+    facts |= _published(named, recipe, lock, kind, scores)
+    facts |= _measured(recipe, lock, scores, by_preference(task_tradeoffs(scores, shares)))
+    facts |= _linked(beside, picture) | {"unit": unit, "max_open": MAX_OPEN, "max_folded": MAX_FOLDED}
     text: str = environment(unit).get_template(TEMPLATE_NAME).render(facts)
     return text.rstrip() + "\n"
 
@@ -119,26 +128,34 @@ def _kind(recipe: Recipe, lock: Lock, scores: Scores | None, beside: Beside) -> 
 def _published(
     named: Recipe, recipe: Recipe, lock: Lock, kind: ModelKind, scores: Scores | None
 ) -> dict[str, Any]:
-    """Return front matter, licence, recipe and lock, without tokens and absolute paths."""
+    """Return front matter, licence, recipe and links to files, without tokens and paths of this machine."""
     license_ = combined_license(
         [source.license and publishable(source.license) for source in lock.sources.values()],
         recipe.output.license and publishable(recipe.output.license),
     )
-    lock_values = json.loads(lock.to_json())
+    values = recipe_values(recipe)
     return {
         "front_matter": Markdown(front_matter(named, lock, kind, scores, license_)),
         "license": license_,
-        "shortened": any(publishable_values(values) != values for values in (recipe.to_dict(), lock_values)),
-        "recipe_text": recipe_text(recipe),
-        "lock_text": visible_json(publishable_values(lock_values)),
+        "shortened": publishable_values(values) != values,
+        "recipe_text": recipe_text(publishable_values(values)) if len(recipe.tasks) <= _MAX_TASKS else None,
+        "files": [Markdown(f"[{name}]({name})") for name in _files(scores)],
     }
 
 
-def _measured(recipe: Recipe, scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, Any]:
+def _files(scores: Scores | None) -> tuple[str, ...]:
+    """Return the files beside a card that hold what it was made from."""
+    measured = (SCORES_NAME, OUTCOMES_NAME) if scores else ()
+    return (RECIPE_NAME, LOCK_NAME, REPORT_NAME, PROVENANCE_NAME, *measured)
+
+
+def _measured(recipe: Recipe, lock: Lock, scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, Any]:
     """Return scores, their differences, guards and per-example losses."""
     return {
         "scores": scores,
         "rows": rows,
+        "telling": telling(rows),
+        "data": measured_on(scores, lock, [row.task for row in rows]),
         "num_resamples": NUM_RESAMPLES,
         "paired": any(row.own_difference or row.base_difference for row in rows),
         "weighted": _weighted(rows, scores),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, write_scores
 from hub_magmax.files import write_text
-from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, read_report
+from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, MergeReport, read_report
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
@@ -109,4 +109,5 @@ def _found_beside(folder: Path) -> Beside:
     diagnosis = None
     if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
         diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
-    return Beside((folder / EXPLORER_NAME).is_file(), diagnosis, files_in(folder))
+    explorer, signature = ((folder / name).is_file() for name in (EXPLORER_NAME, SIGNATURE_NAME))
+    return Beside(explorer, diagnosis, files_in(folder), signature)

@@ -41,6 +41,7 @@ def environment(unit: Unit) -> Any:
         "words": lambda name: code(str(name).replace("_", " ")),
         "mean": lambda value: Markdown(unit.value(value)),
         "difference": partial(_difference, unit),
+        "shortened": _shortened,
         "score": partial(_score, unit),
         "source": source_link,
         "level": lambda level: Markdown(f"{level:.2f}".removeprefix("0")),
@@ -58,6 +59,14 @@ def _shown(value: Any) -> str:
     if value is None:
         return "—"
     return str(value) if isinstance(value, int) else code(str(value))
+
+
+def _shortened(digest: str | None) -> Markdown | None:
+    """Return a commit or a digest by as many digits as tell it from others."""
+    if digest is None:
+        return None
+    kind, colon, digits = str(digest).rpartition(":")
+    return code(kind + colon + digits[:12] if re.fullmatch("[0-9a-f]{40,}", digits) else str(digest))
 
 
 def _number(value: float | None) -> Markdown | None:

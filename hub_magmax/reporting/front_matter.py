@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import DatasetId, Language
 from hub_magmax.reporting.licence import License
 from hub_magmax.reporting.model_kind import ModelKind
+from hub_magmax.reporting.tables import Measured, measured_on
 from hub_magmax.text import one_line
 
 
@@ -51,14 +51,14 @@ def front_matter(
     sources = [lock.base_model] if recipe.output.is_adapter else [*lock.sources.values()]
     base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
     repo_id = valid_repo_id(recipe.output.push_to_hub)
-    results = _eval_results(scores) if scores else []
+    results = _eval_results(scores, lock) if scores else []
     return ModelCardData(
         base_model=base_models or None,
         base_model_relation=("adapter" if recipe.output.is_adapter else "merge") if base_models else None,
         language=_said(recipe.output.language, [s.languages for s in lock.sources.values()], Language),
         datasets=_said(recipe.output.datasets, [s.datasets for s in lock.sources.values()], DatasetId),
         library_name="peft" if recipe.output.is_adapter else kind.library or None,
-        pipeline_tag=kind.task if re.fullmatch(r"[a-z0-9-]{1,64}", kind.task) else None,
+        pipeline_tag=kind.task or None,
         license=license_.id,
         license_name=license_.name,
         license_link=f"{constants.ENDPOINT}/{repo_id}#licence" if license_.name and repo_id else None,
@@ -79,22 +79,23 @@ def _said(own: Sequence[str] | None, stated: Sequence[Sequence[str] | None], kin
     return found or None
 
 
-def _eval_results(scores: Scores) -> list[Any]:
+def _eval_results(scores: Scores, lock: Lock) -> list[Any]:
     """Return the merged model's scores, each tied to the data it was measured on."""
     from huggingface_hub import EvalResult
 
-    def described(task: str, key: str) -> str | None:
-        value = scores.data.get(task, {}).get(key)
+    def line(value: Any) -> str | None:
         return None if value is None else one_line(str(value))
 
+    data = {measured.task: measured for measured in measured_on(scores, lock, ())}
+    unknown = Measured("", None, None, {})
     return [
         EvalResult(
             task_type=one_line(scores.pipeline_tag),
-            dataset_type=described(score.task, "dataset") or "unknown",
-            dataset_name=described(score.task, "dataset") or "unknown",
-            dataset_config=described(score.task, "config"),
-            dataset_split=described(score.task, "split"),
-            dataset_revision=described(score.task, "revision"),
+            dataset_type=line(on.dataset) or "unknown",
+            dataset_name=line(on.dataset) or "unknown",
+            dataset_config=line(on.values.get("config")),
+            dataset_split=line(on.values.get("split")),
+            dataset_revision=line(on.revision),
             metric_type=one_line(scores.metric),
             # Tasks can share a data set and a split: only this name tells their results apart.
             metric_name=f"{one_line(scores.metric)} on {score.task}",
@@ -102,4 +103,5 @@ def _eval_results(scores: Scores) -> list[Any]:
         )
         for score in scores.scores
         if score.model == MERGED
+        for on in (data.get(score.task, unknown),)
     ]

@@ -1,63 +1,193 @@
-"""First sentence of the card: models, method, preference, and the change of the scores."""
+"""First lines of the card: kind of the model, its sources, and how it does beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from hub_magmax.evaluation.assessment import Assessment, assess
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
+from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
-from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import Markdown, code, listed
+from hub_magmax.reporting.model_kind import ModelKind
+from hub_magmax.reporting.score_formats import Unit, unit_of
+from hub_magmax.text import Markdown, code, format_bytes, listed, one_line
 
-#: Tasks named in the first sentence; the table names all of them.
-_MAX_NAMED = 6
+#: Tasks, and characters of their names, in the first lines; the table names all tasks.
+_MAX_TASKS, _MAX_NAMES = 6, 120
+
+#: Characters of one name there; the middle of a longer one is left out.
+_MAX_NAME = 40
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+#: Turns a name that others wrote into text: code on a card, itself in a terminal.
+Quote = Callable[[str], str]
 
 
-def headline(
-    lock: Lock, rows: Sequence[Tradeoff], scores: Scores | None, unit: Unit, *, ignored: bool
-) -> Markdown:
-    """Return models, method, preference and change of the scores as one sentence."""
-    checkpoints = f"{len(rows)} checkpoints" if len(rows) > 1 else "One checkpoint"
-    wanted = _asked(lock, rows) + (", which the method ignores" if ignored else "")
-    cost = _cost(rows, scores.metric, unit) if scores else "what it cost was not evaluated"
-    base = code(lock.base_model.label)
+def model_line(kind: ModelKind, report: MergeReport, *, is_adapter: bool) -> Markdown:
+    """Return class, task, size and dtypes of a model as one line."""
+    what = "LoRA adapter" if is_adapter else "model"
+    task = kind.task.replace("-", " ").replace("zero shot", "zero-shot")
+    named = f"A {what} for {task}" if task else f"A {what}"
+    facts: list[str] = [code(kind.model_class)] if kind.model_class else []
+    facts += [f"of {kind.library}"] if kind.library not in ("", "transformers") else []
+    return Markdown(f"**{named}**: {', '.join([*facts, _size(report)])}.")
+
+
+def _size(report: MergeReport) -> str:
+    """Return the number of parameters and their dtypes; of earlier reports the size of the weights."""
+    if not report.parameters:
+        return f"{format_bytes(report.bytes_out)} of weights"
+    dtypes = sorted(report.parameters, key=lambda dtype: -report.parameters[dtype])
+    named = listed([_DTYPES.get(dtype) or code(dtype) for dtype in dtypes])
+    return f"{count_in_words(sum(report.parameters.values()))} parameters in {named}"
+
+
+def count_in_words(count: int) -> str:
+    """Return a large number as people say it: 7.24 billion."""
+    for size, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {name}"
+    return f"{count:,}"
+
+
+def made_line(lock: Lock, preference: Mapping[str, float], *, ignored: bool) -> Markdown:
+    """Return base model, method and preference as one sentence, which names the most wanted tasks."""
+    checkpoints = f"{len(preference)} checkpoints" if len(preference) > 1 else "one checkpoint"
+    base = lock.base_model
+    named = code(base.label if base.commit else base.reference.rstrip("/").rsplit("/", 1)[-1])
+    wanted = _asked(lock, preference) + (", which the method ignores" if ignored else "")
     return Markdown(
-        f"{checkpoints} fine-tuned from {base}, merged by {code(lock.method['name'])} for {wanted}; {cost}."
+        f"Merged from {checkpoints} fine-tuned from {named}, by {code(lock.method['name'])} for {wanted}."
     )
 
 
-def _asked(lock: Lock, rows: Sequence[Tradeoff]) -> str:
+def _asked(lock: Lock, preference: Mapping[str, float]) -> str:
     if lock.preference.kind == COEFFICIENTS:
-        numbers = [f"{code(task)} {number:.4g}" for task, number in lock.preference.weights.items()]
-        return f"the coefficients {listed(numbers, _MAX_NAMED)}"
-    if len({row.preference for row in rows}) == 1 and len(rows) > 1:
-        return f"the same preference for each of {listed([code(row.task) for row in rows], _MAX_NAMED)}"
-    first = sorted(rows, key=lambda row: -row.preference) if len(rows) > _MAX_NAMED else rows
-    return f"the preference {listed([f'{code(row.task)} {row.preference:.4g}' for row in first], _MAX_NAMED)}"
+        numbers = lock.preference.weights
+        return f"the coefficients {_most({task: abs(number) for task, number in numbers.items()}, numbers)}"
+    if len(set(preference.values())) == 1 and len(preference) > 1:
+        return f"the same preference for each of {_most(preference, {})}"
+    return f"the preference {_most(preference, preference)}"
 
 
-def _cost(rows: Sequence[Tradeoff], metric: str, unit: Unit) -> str:
-    for attribute, reference in (("to_own", "each task's own checkpoint"), ("to_base", "the base model")):
-        changes = [(row, getattr(row, attribute)) for row in rows if getattr(row, attribute) is not None]
-        if changes:
-            return _change(changes, f"compared with {reference}", metric, unit)
-    values = [row.merged.value for row in rows if row.merged]
-    if not values:
-        return "the merged model was not evaluated"
-    mean = unit.value(sum(values) / len(values)) + unit.sign
-    return f"{code(metric)} over {_tasks(len(values))} {mean} on average"
+def _most(order: Mapping[str, float], numbers: Mapping[str, float]) -> str:
+    """Return as many tasks as fit, the largest first, each with its number if it has one."""
+    first = sorted(order, key=lambda task: -order[task])
+    lengths = [len(_shortened(task)) for task in first]
+    fitting = sum(sum(lengths[: place + 1]) <= _MAX_NAMES for place in range(min(_MAX_TASKS, len(first))))
+    named = [_name(task, code) + (f" {numbers[task]:.3g}" if numbers else "") for task in first]
+    return listed(named, max(1, fitting))
 
 
-def _change(changes: Sequence[tuple[Tradeoff, float]], compared: str, metric: str, unit: Unit) -> str:
-    mean = sum(change for _, change in changes) / len(changes)
-    row, most = max(changes, key=lambda pair: abs(pair[1]))
-    assert row.merged is not None
-    before, after = (unit.value(value) + unit.sign for value in (row.merged.value - most, row.merged.value))
+def _shortened(name: str) -> str:
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{name[: _MAX_NAME // 2]}…{name[len(name) - _MAX_NAME // 2 + 1 :]}"
+
+
+def _name(task: str, quote: Quote) -> str:
+    return quote(_shortened(task))
+
+
+def result_line(scores: Scores | None, lock: Lock) -> Markdown:
+    """Return how the model does, in Markdown: being below the base model stands first."""
+    if scores is None:
+        return Markdown("Not evaluated: how well it does any task is not known.")
+    below, rest = result(scores, lock, code)
+    if not rest:
+        return Markdown("Not evaluated itself: only other models were scored.")
+    return Markdown(" ".join(filter(None, (f"**{below}**" if below else "", rest))))
+
+
+def result(scores: Scores, lock: Lock, quote: Quote = one_line) -> tuple[str, str]:
+    """Return how the merged model does as two sentences, for a card or a terminal.
+
+    Args:
+        scores: What was measured.
+        lock: Says how much each task matters.
+        quote: Turns a name into text.
+
+    Returns:
+        Where it is below its base model, and the scores; empty where there is nothing to say.
+    """
+    found = assess(scores, lock.preference.shares)
+    if found is None:
+        return "", ""
+    unit = unit_of(scores)
+    below = [text for text in (_below_mean(found, unit), _below_tasks(found, unit, quote)) if text]
+    first = f"Below its base model {' and '.join(below)}." if below else ""
+    return first, f"{_means(found, quote(scores.metric), unit)}{_kept(found, unit, quote)}."
+
+
+def assessment_of(scores: Scores, lock: Lock) -> dict[str, Any] | None:
+    """Return the numbers behind `result` for programs; None where the merged model was not scored."""
+    found = assess(scores, lock.preference.shares)
+    return found.to_dict() if found else None
+
+
+def _below_mean(found: Assessment, unit: Unit) -> str:
+    if len(found.compared) == 1:
+        return ""
+    for mean, how in ((found.weighted, "on average"), (found.plain, "on the plain average of the tasks")):
+        if mean.is_below_base and mean.merged is not None and mean.base is not None:
+            return f"{how} ({_shown(mean.merged, unit)} against {_shown(mean.base, unit)})"
+    return ""
+
+
+def _below_tasks(found: Assessment, unit: Unit, quote: Quote) -> str:
+    if not found.below_base:
+        return ""
+    worst, count, of = found.below_base[0], len(found.below_base), len(found.compared)
+    counted = f"all {of} tasks" if count == of else f"{count} of {of} tasks"
+    counted = "" if of == 1 else f"{counted}, most on " if count > 1 else f"{counted}, "
+    return f"on {counted}{_name(worst.task, quote)} ({_change(worst, 'base', unit)})"
+
+
+def _change(row: Tradeoff, before: str, unit: Unit) -> str:
+    old = row.base if before == "base" else row.own
+    assert old is not None and row.merged is not None
+    return f"{_shown(old.value, unit)} → {_shown(row.merged.value, unit)}"
+
+
+def _means(found: Assessment, metric: str, unit: Unit) -> str:
+    """Return the mean scores of all models as the beginning of a sentence."""
+    mean, how = found.weighted, "weighted by the preference"
+    if mean.merged is None or len({row.preference for row in found.rows}) == 1:
+        mean, how = (
+            found.plain,
+            f"on average over {_tasks(sum(row.merged is not None for row in found.rows))}",
+        )
+    assert mean.merged is not None, "the merged model was scored on some task"
+    others = ((mean.base, "for the base model"), (mean.own, "for each task's own checkpoint"))
+    beside = [f"{_shown(value, unit)} {whose}" for value, whose in others if value is not None]
+    text = f"{metric} is {_shown(mean.merged, unit)} {how}"
+    return text + (f", against {listed(beside)}" if beside else "")
+
+
+def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
+    """Return how much of the checkpoints' scores is kept, and on which task the least."""
+    worst = found.worst
+    if worst is None:
+        return ""
+    named, change = _name(worst.task, quote), _change(worst, "own", unit)
+    if not found.kept:
+        return f"; furthest behind its own checkpoint on {named} ({change})"
+    mean, least = sum(found.kept.values()) / len(found.kept), found.kept[worst.task]
+    if len(found.kept) == 1:
+        return f"; it keeps {least:.0%} of its own checkpoint's score on {named} ({change})".replace(
+            "%", " %", 1
+        )
     return (
-        f"{compared}, {code(metric)} changes by {unit.change(mean)}{unit.difference_name} on average over "
-        f"{_tasks(len(changes))}, most on {code(row.task)} ({before} → {after})"
+        f"; it keeps {100 * mean:.0f} % of the own checkpoints' scores on average, "
+        f"and {100 * least:.0f} % on the worst task, {named} ({change})"
     )
+
+
+def _shown(value: float, unit: Unit) -> str:
+    return unit.value(value) + unit.sign
 
 
 def _tasks(count: int) -> str:

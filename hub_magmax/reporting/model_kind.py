@@ -111,8 +111,10 @@ def kind_of(files: ModelFiles, evaluated: str = "") -> ModelKind:
 
     Args:
         files: Beside its weights.
-        evaluated: The Hub's name of the task that it was evaluated for, if it was.
+        evaluated: The Hub's name of the task that it was evaluated for, if it was; other text is left out.
     """
+    if not re.fullmatch(r"[a-z0-9-]{1,64}", evaluated):
+        evaluated = ""
     if MODULES_NAME in files.names:
         return _sentence_encoder(files, evaluated)
     part = files.config.get("_class_name")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hub_magmax.evaluation.scores import Scores
+
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -13,9 +15,11 @@ class Unit:
 
     Attributes:
         is_share: They lie between 0 and 1 and are shown in per cent; otherwise with four digits.
+        name: Of the unit of other scores, such as "nats per token"; empty where the metric says it.
     """
 
     is_share: bool = True
+    name: str = ""
 
     @property
     def factor(self) -> int:
@@ -34,8 +38,9 @@ class Unit:
 
     @property
     def words(self) -> str:
-        """Say after "values are accuracy" how they are shown."""
-        return " in per cent" if self.is_share else ""
+        """Say after "values are accuracy" how they are shown; every evaluator's scores point up."""
+        unit = "per cent" if self.is_share else self.name
+        return (f" in {unit}" if unit else "") + " (higher is better)"
 
     def value(self, score: float) -> str:
         """Return a score without its unit."""
@@ -53,3 +58,8 @@ class Unit:
         # Adding a positive zero takes the sign off a negative one.
         shown = f"{round(100 * number, 1) + 0.0:{sign}.1f}" if self.is_share else f"{number + 0.0:{sign}.4g}"
         return shown.replace("-", _MINUS)
+
+
+def unit_of(scores: Scores | None) -> Unit:
+    """Return the format of scores."""
+    return Unit(scores.is_share, scores.unit) if scores else Unit()

@@ -1,4 +1,4 @@
-"""Code blocks of the card: loading the model, rebuilding it, its recipe."""
+"""Code blocks of the card: loading the model, checking it, its recipe."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.front_matter import hub_id, valid_repo_id
 from hub_magmax.reporting.model_kind import ModelKind
-from hub_magmax.text import is_invisible, one_line, publishable_values
+from hub_magmax.text import is_invisible, one_line
 
 
-def rebuild_arguments(recipe: Recipe, lock: Lock) -> str:
-    """Return the arguments of `hub-magmax verify` that rebuild the model, quoted for a shell."""
-    target = recipe.output.push_to_hub or Path(recipe.output.path).name
-    local = any(source.commit is None for source in lock.sources.values())
-    return shlex.quote(one_line(target)) + " --rebuild" + (" --from FOLDER" if local else "")
+def checks(recipe: Recipe, lock: Lock, *, is_scored: bool, is_signed: bool) -> str:
+    """Return the commands that verify, rebuild and score the model again, quoted for a shell."""
+    target = shlex.quote(one_line(recipe.output.push_to_hub or Path(recipe.output.path).name))
+    sources = " --from FOLDER" if any(source.commit is None for source in lock.sources.values()) else ""
+    data = " --from FOLDER" if lock.local_data else ""
+    lines = [(f"verify {target}", "every file is as merged")]
+    lines += [(f"verify {target} --rebuild{sources}", "merge again, and compare every byte")]
+    lines += (
+        [(f"verify {target} --public-key KEY", "it is signed by the owner of this key")] if is_signed else []
+    )
+    lines += (
+        [(f"canary {target}{data}", "score it again, and compare example by example")] if is_scored else []
+    )
+    return "\n".join(f"hub-magmax {command}  # {what}" for command, what in lines)
 
 
 def loading(recipe: Recipe, lock: Lock, kind: ModelKind, files: Sequence[str]) -> str:
@@ -82,11 +92,21 @@ def _arguments(base: LockedSource) -> str:
     return json.dumps(one_line(base.reference))
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """Return the recipe as YAML; invisible characters are escaped, which YAML reads back as they were."""
+#: Keys of a recipe that do not change the model.
+_ABOUT_SCORES = ("evaluation", "compare", "sweep")
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe makes the model, without defaults."""
+    short = {"schema": recipe.schema_version} | recipe.portable.to_dict(defaults=False)
+    short["method"] = {"name": recipe.method.name} | short.get("method", {})
+    return {key: short[key] for key in short if key not in _ABOUT_SCORES}
+
+
+def recipe_text(values: dict[str, Any]) -> str:
+    """Return values as YAML; invisible characters are escaped, which YAML reads back as they were."""
     import yaml
 
-    values = publishable_values(recipe.portable.to_dict())
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if any(is_invisible(character) and character != "\n" for character in text):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=False)

@@ -16,6 +16,9 @@ from hub_magmax.files import digest, read_json
 
 REPORT_NAME = "merge_report.json"
 
+#: File of a signature of the merge, beside the report.
+SIGNATURE_NAME = "model.sig"
+
 
 def software_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages of a merge, without importing them."""

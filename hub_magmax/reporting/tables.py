@@ -1,0 +1,71 @@
+"""Rows of the card's tables: the most wanted tasks first, and few enough to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hub_magmax.evaluation.scores import Scores
+from hub_magmax.evaluation.tradeoff import Tradeoff
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.text import publishable
+
+#: Rows of a table that stands open; a longer one is folded.
+MAX_OPEN = 12
+
+#: Rows of a folded table; whatever is beyond is in the files beside the card.
+MAX_FOLDED = 100
+
+#: Of a folded table the first rows stand open, and these further ones.
+_FIRST, _WORST = 5, 3
+
+
+def by_preference(rows: Sequence[Tradeoff]) -> tuple[Tradeoff, ...]:
+    """Return the rows of tasks, the most wanted first."""
+    return tuple(sorted(rows, key=lambda row: -row.preference))
+
+
+def telling(rows: Sequence[Tradeoff]) -> tuple[Tradeoff, ...]:
+    """Return the rows that stand open: all, or the first ones with those that lost most."""
+    if len(rows) <= MAX_OPEN:
+        return tuple(rows)
+    changes = [(row, row.to_base if row.to_own is None else row.to_own) for row in rows[_FIRST:]]
+    lost = sorted(((change, row) for row, change in changes if change is not None), key=lambda pair: pair[0])
+    worst = [row for _, row in lost[:_WORST]]
+    return (*rows[:_FIRST], *(row for row in rows[_FIRST:] if row in worst))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Data that a task or a guard was measured on.
+
+    Attributes:
+        task: Its name.
+        dataset: Name on the Hub; of local data the name of the file or folder alone.
+        revision: Commit, or the digest of local data; None where neither is known.
+        values: Everything else that the scores say of it.
+    """
+
+    task: str
+    dataset: str | None
+    revision: str | None
+    values: Mapping[str, Any]
+
+
+def measured_on(scores: Scores | None, lock: Lock, first: Sequence[str]) -> tuple[Measured, ...]:
+    """Return the data of all tasks and guards, in the order `first` as far as it goes.
+
+    Paths of local data are not told: they mean something on one machine only.
+    """
+    found = scores.data if scores else {}
+    order = dict.fromkeys([*(task for task in first if task in found), *found])
+    return tuple(_measured(task, found[task], lock) for task in order)
+
+
+def _measured(task: str, values: Mapping[str, Any], lock: Lock) -> Measured:
+    dataset, revision = values.get("dataset"), values.get("revision")
+    if isinstance(dataset, str) and (dataset in lock.local_data or dataset.startswith((".", "/", "~"))):
+        revision = revision or lock.local_data.get(dataset)
+        dataset = publishable(dataset).rstrip("/").rsplit("/", 1)[-1]
+    return Measured(task, dataset, revision, values)
