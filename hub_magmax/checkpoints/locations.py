@@ -109,6 +109,10 @@ class Location(ABC):
         """Return the location with names that can move, such as branches, replaced by what they mean now."""
         return self
 
+    def trusting(self, roots: tuple[Path, ...]) -> Self:
+        """Return the location with folders that links of its files may lead to."""
+        return self
+
     @property
     def pin(self) -> Pin:
         """Values that a lock stores of a pinned location. With a `commit`, its files can never change."""
@@ -147,12 +151,14 @@ class Location(ABC):
 class LocalFolder(Location, name="local"):
     """A checkpoint on this machine. `path` is absolute; `written` is its name in the recipe.
 
-    `part` is the one file of weights (or index) that counts, if the recipe names one of several.
+    `part` is the one file of weights (or index) that counts, if the recipe names one of several, and links
+    may lead out of the folder below `trusted_links`.
     """
 
     path: Path
     written: str
     part: str = ""
+    trusted_links: tuple[Path, ...] = ()
 
     @classmethod
     def parse(cls, written: str, folder: Path) -> Self:
@@ -164,7 +170,10 @@ class LocalFolder(Location, name="local"):
     def open(self) -> FileSource:
         from hub_magmax.checkpoints.storage.local import LocalSource
 
-        return LocalSource(self.path, self.written, self.part)
+        return LocalSource(self.path, self.written, self.part, trusted_links=self.trusted_links)
+
+    def trusting(self, roots: tuple[Path, ...]) -> Self:
+        return replace(self, trusted_links=roots)
 
     @property
     def pin(self) -> Pin:

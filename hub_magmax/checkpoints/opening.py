@@ -41,7 +41,8 @@ def open_source(recipe: Recipe, locked: LockedSource, cache: SourceCache | None 
     Raises:
         LockError: If a weight file changed since.
     """
-    source = (cache or SourceCache()).open(location_of(locked, recipe.folder))
+    location = location_of(locked, recipe.folder).trusting(recipe.trusted_roots)
+    source = (cache or SourceCache()).open(location)
     try:
         check_pinned(source, locked)
     except BaseException:

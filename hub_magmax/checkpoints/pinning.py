@@ -207,6 +207,7 @@ def lock_source(
         CheckpointError: If it is malformed, or no full checkpoint of a model; see `recognition`.
     """
     location, cache = locate(written, recipe.folder).pinned(), cache or SourceCache()
+    location = location.trusting(recipe.trusted_roots)
     with closing(cache.open(location)) as source:
         found = _describe(written, location, source, hash_files)
     if location.whole != location:

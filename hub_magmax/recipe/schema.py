@@ -19,6 +19,7 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.files import digest
+from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.values import (
     AUTO,
@@ -230,7 +231,8 @@ class Recipe(Spec):
 
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
     of the task before it (`sequence`). `token_rows` are globs over the tensors with a row per token, which
-    are matched by token where the vocabularies of the checkpoints differ.
+    are matched by token where the vocabularies of the checkpoints differ. `trusted_links` are folders that
+    links of checkpoints may lead to, such as the cache of DVC.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -241,6 +243,7 @@ class Recipe(Spec):
     tensors: tuple[GlobRule, ...] = ()
     adapters: Literal["each", "sequence"] | None = None
     token_rows: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    trusted_links: tuple[Place, ...] | None = None
     evaluation: Evaluation | None = None
     compare: Compare | None = None
     sweep: Sweep | None = None
@@ -267,6 +270,11 @@ class Recipe(Spec):
         return Path(os.path.normpath(self.folder / self.output.path))
 
     @property
+    def trusted_roots(self) -> tuple[Path, ...]:
+        """The folders that links of checkpoints may lead to, absolute."""
+        return tuple((self.folder / expanded(root)).resolve() for root in self.trusted_links or ())
+
+    @property
     def digest(self) -> str:
         return digest(self.to_dict())
 
@@ -279,8 +287,9 @@ class Recipe(Spec):
 
     @property
     def portable(self) -> Recipe:
-        """The recipe as it lies beside a merged model: without the device, which other machines may lack."""
-        return self.model_copy(update={"output": self.output.model_copy(update={"device": None})})
+        """The recipe as it lies beside a merged model: without device and links, which are a machine's."""
+        output = self.output.model_copy(update={"device": None})
+        return self.model_copy(update={"output": output, "trusted_links": None})
 
     def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
         """Return plain values that `parse_recipe` turns into an equal recipe, with defaults or without."""

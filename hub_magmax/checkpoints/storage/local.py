@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from hub_magmax.checkpoints.storage.page_cache import PageCacheAdvice, is_cached
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.files import read_fully
 from hub_magmax.recipe.model_names import is_folder, is_there
+from hub_magmax.text import listed
 
 START_AGAIN = "Let what changes the file come to its end, then run the same command again."
 
@@ -29,14 +31,16 @@ class LocalSource(FileSource):
     of the last change, whether later or earlier), so all bytes belong to one version of the file, the
     one whose header was checked.
 
-    A link is followed only if it stays inside the folder, or leads from a snapshot of the Hub's
-    cache to that cache's blobs: a repository can hold a link to any file of the reader's.
+    A link is followed only if it stays inside the folder, leads below a folder that the recipe trusts, or
+    from a snapshot of the Hub's cache to that cache's blobs: a repository can hold a link to any file of the
+    reader's.
 
     Args:
         folder: Its folder.
         label: Its name in messages; the folder by default.
         weights: The file of weights, or the index, that counts if there are several.
         is_cached: Says whether a byte of a descriptor's file is in the page cache.
+        trusted_links: Folders that links may lead to.
 
     Attributes:
         descriptors: Its open files.
@@ -54,7 +58,9 @@ class LocalSource(FileSource):
         weights: str = "",
         *,
         is_cached: Callable[[int, int], bool] = is_cached,
+        trusted_links: tuple[Path, ...] = (),
     ) -> None:
+        self._trusted_links = trusted_links
         self.folder, self.label, self.weights = folder, label or str(folder), weights
         self.descriptors = Descriptors(folder)
         self._advice = PageCacheAdvice(self.descriptors.lend, is_cached)
@@ -80,7 +86,7 @@ class LocalSource(FileSource):
             files = [entry for entry in found if entry.is_file()]
             folders = tuple(f"{start}{entry.name}" for entry in found if entry.is_dir())
             sizes = {f"{start}{entry.name}": entry.stat().st_size for entry in files}
-            _refuse_stray_links(self.folder, [*([folder] if path else []), *files], self.label)
+            self._refuse_stray_links([*([folder] if path else []), *files])
             _refuse_lost_links(found, self.label)
         except OSError as error:
             if path and isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -95,7 +101,7 @@ class LocalSource(FileSource):
         try:
             if not file.is_file():
                 return None
-            _refuse_stray_links(self.folder, [file.parent, file], self.label)
+            self._refuse_stray_links([file.parent, file])
             return file.stat().st_size
         except OSError as error:
             raise SourceError(
@@ -150,6 +156,38 @@ class LocalSource(FileSource):
     def close(self) -> None:
         self.descriptors.close()
 
+    def _refuse_stray_links(self, paths: list[Path]) -> None:
+        """Raise SourceError for links that lead out of the folder, and not to what is trusted.
+
+        From the Hub's cache they may lead to its blobs. Of folders below this one links above count too.
+        """
+        links = [path for path in paths if path.is_symlink() or path.is_dir()]
+        if not links:
+            return
+        top = self.folder.resolve()
+        inside = [top, *_blobs_of(top), *self._trusted_links]
+        found = {os.path.relpath(link, self.folder): link.resolve() for link in links}
+        stray = {
+            name: target
+            for name, target in found.items()
+            if not any(target.is_relative_to(place) for place in inside)
+        }
+        if stray:
+            raise _stray_error(stray, self.label)
+
+
+def _stray_error(stray: Mapping[str, Path], label: str) -> SourceError:
+    """Return the error of links, by name with what they lead to, that lead where nothing is trusted."""
+    names = listed([*map(repr, stray)], 3)
+    kind = "is a link that leads" if len(stray) == 1 else "are links that lead"
+    return SourceError(
+        f"{names} {kind} out of the folder",
+        where=label,
+        expected="files, or links to files inside the folder",
+        hint=f"If you trust the files there, add to the recipe: trusted_links: ['{_common_root(stray)}']; or "
+        "put them in place of the links (`cp -L`).",
+    )
+
 
 def _refuse_lost_links(entries: Iterable[Path], label: str) -> None:
     """Raise SourceError for a link to a file that is not there; editors keep hidden ones."""
@@ -164,24 +202,12 @@ def _refuse_lost_links(entries: Iterable[Path], label: str) -> None:
             )
 
 
-def _refuse_stray_links(folder: Path, paths: list[Path], label: str) -> None:
-    """Raise SourceError for a link that leads out of a folder; from the Hub's cache it may lead to its blobs.
-
-    Of folders below `folder`, links above them count too.
-    """
-    links = [path for path in paths if path.is_symlink() or path.is_dir()]
-    if not links:
-        return
-    top = folder.resolve()
-    inside = [top, *_blobs_of(top)]
-    for link in links:
-        if not any(link.resolve().is_relative_to(place) for place in inside):
-            raise SourceError(
-                f"{os.path.relpath(link, folder)!r} is a link that leads out of the folder",
-                where=label,
-                expected="files, or links to files inside the folder",
-                hint="If you trust the link, put the file itself in its place (`cp -L`).",
-            )
+def _common_root(stray: Mapping[str, Path]) -> Path:
+    """Return the folder that holds what links lead to; of a content store, its top above `ab/cdef...`."""
+    root = Path(os.path.commonpath([target.parent for target in stray.values()]))
+    while re.fullmatch("[0-9a-f]{2}", root.name):
+        root = root.parent
+    return root
 
 
 def _blobs_of(folder: Path) -> list[Path]:
