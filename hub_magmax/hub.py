@@ -29,6 +29,9 @@ TIMEOUT_SECONDS = 60.0
 #: Pauses before a failed request is sent again.
 WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
 
+#: A pause that a person notices.
+_NOTICED_SECONDS = 2.0
+
 #: Longest pause that a server can ask for.
 _MAX_WAIT_SECONDS = 300.0
 
@@ -88,6 +91,21 @@ def _check_token() -> None:
         if names
         else "Run `hf auth login` again, with a token as the Hub shows it.",
     )
+
+
+def token_in_use() -> str:
+    """Return "this token", or "nobody" where none is sent."""
+    from huggingface_hub import get_token
+
+    return "nobody (no token is sent)" if get_token() is None else "this token"
+
+
+def is_token_empty() -> bool:
+    """Say whether no token is sent because a variable that should hold one is empty."""
+    from huggingface_hub import get_token
+
+    values = [os.environ[name] for name in TOKEN_VARIABLES if name in os.environ]
+    return get_token() is None and bool(values) and not any(value.strip() for value in values)
 
 
 #: What huggingface_hub raises while reading, most special first, with what was wrong and what to do.
@@ -152,6 +170,8 @@ def hub_errors(where: str) -> Iterator[None]:
         for name, *usual in _REFUSALS:
             if isinstance(error, getattr(errors, name)):
                 what, hint = _OTHERWISE.get((name, status), usual)
+                if status in (401, 403, 404) and is_token_empty():
+                    hint += " HF_TOKEN is set and empty, so no token was sent: unset it."
                 raise SourceError(
                     f"{what} (status {status})" if status else what, where=where, hint=hint
                 ) from error
@@ -198,9 +218,21 @@ def retry(call: Callable[[], T], passes: Callable[[Exception], bool] = is_passin
             if not passes(error):
                 raise
             seconds = max(wait, _asked_wait(getattr(error, "response", None)))
-            LOG.debug("asking again in %g s: %s", seconds, shown(str(error)))
+            # The first pauses are too short to be noticed.
+            level = logging.INFO if seconds >= _NOTICED_SECONDS else logging.DEBUG
+            LOG.log(level, "%s; asking again in %g s", _reason(error), seconds)
             time.sleep(seconds)
     return call()
+
+
+def _reason(error: Exception) -> str:
+    """Return in a few words why a request failed; huggingface_hub's own take three lines."""
+    response = getattr(error, "response", None)
+    status, url = getattr(response, "status_code", None), getattr(response, "url", None)
+    if status is None:
+        words = shown(" ".join(str(error).split())) if str(error) else type(error).__name__
+        return f"a request failed ({words})"
+    return f"{getattr(url, 'host', '') or 'the Hub'} answered {status}"
 
 
 class ChangedError(ValueError):

@@ -124,6 +124,7 @@ def test_dry_run_prints_the_plan_and_what_was_checked(family, hub, repo):
     assert done.exit_code == 0, done.output
     assert "merged       " in done.output
     assert "will be created" in done.output
+    assert done.output.splitlines()[-1] == "all checks passed"
     assert not (family / "merged").exists()
     monkey = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--dry-run", "--json"])
     checks = json.loads(monkey.stdout)["checks"]
@@ -141,7 +142,9 @@ def test_dry_run_that_finds_something_wrong_ends_with_exit_code_1(family, hub, r
     recipe_for(family, repo)
     done = CliRunner().invoke(main, ["run", str(family / "recipe.yaml"), "--dry-run"])
     assert done.exit_code == 1
-    assert '"license" must be one of' in done.output
+    (failed,) = [line for line in done.output.splitlines() if "FAILED" in line]
+    assert failed.startswith("card         FAILED: ") and '"license" must be one of' in failed
+    assert done.output.splitlines()[-1] == "1 of 6 checks failed"
 
 
 def test_options_of_run_say_how_to_commit(family, hub, repo):

@@ -239,5 +239,7 @@ def _dry_run(
             for f in findings
         ]
     }
-    text = "\n".join([explain(planned), *map(str, findings)])
-    return Answer(values, text, exit_code=int(any(finding.error for finding in findings)))
+    num_failed = sum(finding.error is not None for finding in findings)
+    verdict = f"{num_failed} of {len(findings)} checks failed" if num_failed else "all checks passed"
+    text = "\n".join([explain(planned), *map(str, findings), verdict])
+    return Answer(values, text, exit_code=ERROR if num_failed else 0)

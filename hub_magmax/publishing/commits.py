@@ -11,10 +11,8 @@ from typing import Any
 
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
-from hub_magmax.hub import hub_api, is_passing, retry
+from hub_magmax.hub import hub_api, is_passing, is_token_empty, retry, token_in_use
 from hub_magmax.merging.output.report import ShardRecord
-
-_SIGN_IN = "Run `hf auth login` or set HF_TOKEN to a token with write access."
 
 #: Part of the Hub's answer about a large file that was uploaded and has been removed.
 _COLLECTED = "LFS pointer"
@@ -81,43 +79,71 @@ class CollectedError(PublishError):
 @contextmanager
 def publish_errors(where: str) -> Iterator[None]:
     """Turn errors of huggingface_hub while writing into a PublishError that says what to do."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
     try:
         yield
-    except RepositoryNotFoundError as error:
-        raise PublishError(
-            "there is no such repository that this token may write to", where=where, hint=_SIGN_IN
-        ) from error
-    except RevisionNotFoundError as error:
-        raise PublishError(
-            "there is no such branch", where=where, hint="Create it first, or name another one."
-        ) from error
-    except HfHubHTTPError as error:
-        raise _refusal(error, where) from error
-    except (RuntimeError, ConnectionError) as error:  # how huggingface_hub and hf_xet report failed uploads
-        raise _failed_upload(error, where) from error
-    except HFValidationError as error:
-        raise PublishError(f"not a valid repository id: {error}", where=where) from error
-    except (httpx.HTTPError, OfflineModeIsEnabled) as error:
-        raise PublishError(
+    # RuntimeError and ConnectionError: how huggingface_hub and hf_xet report failed uploads.
+    except (HfHubHTTPError, RuntimeError, OSError, httpx.HTTPError, ValueError) as error:
+        told = _known(error, where) or _by_kind(error, where)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _known(error: Exception, where: str) -> PublishError | None:
+    """Return the error to raise for one of huggingface_hub that means one thing."""
+    from huggingface_hub import errors
+
+    known: tuple[tuple[type[Exception], str, str], ...] = (
+        (
+            errors.RepositoryNotFoundError,
+            f"there is no such repository that {token_in_use()} may write to",
+            _sign_in(),
+        ),
+        (errors.RevisionNotFoundError, "there is no such branch", "Create it first, or name another one."),
+        (errors.LocalTokenNotFoundError, "nobody is signed in", _sign_in()),
+        (
+            errors.OfflineModeIsEnabled,  # which is a ConnectionError too
+            "nothing can be published offline",
+            "Unset HF_HUB_OFFLINE (and leave out --from-cache), then run the same command again.",
+        ),
+        (errors.HFValidationError, f"not a valid repository id: {error}", "Write org/model."),
+    )
+    found = (
+        PublishError(what, where=where, hint=hint) for kind, what, hint in known if isinstance(error, kind)
+    )
+    return next(found, None)
+
+
+def _by_kind(error: Exception, where: str) -> PublishError | None:
+    """Return the error to raise for one that can mean several things; None for those of the system."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error, where)
+    if isinstance(error, RuntimeError | ConnectionError):
+        return _failed_upload(error, where)
+    if isinstance(error, httpx.HTTPError):
+        return PublishError(
             f"the Hub cannot be reached ({type(error).__name__})",
             where=where,
-            hint="Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, then run the same command again.",
-        ) from error
-    except ValueError as error:  # also how huggingface_hub refuses a card
-        raise PublishError(
+            hint="Check the connection and HF_ENDPOINT, then run the same command again.",
+        )
+    if isinstance(error, ValueError):  # also how huggingface_hub refuses a card
+        return PublishError(
             " ".join(str(error).split())[:500],
             where=where,
             hint="Nothing was published; run the same command again when that is mended.",
-        ) from error
+        )
+    return None
+
+
+def _sign_in() -> str:
+    empty = " HF_TOKEN is set and empty: unset it." if is_token_empty() else ""
+    return f"Run `hf auth login` or set HF_TOKEN to a token with write access.{empty}"
 
 
 def _failed_upload(error: Exception, where: str) -> PublishError:
@@ -129,14 +155,16 @@ def _failed_upload(error: Exception, where: str) -> PublishError:
     return PublishError(
         f"{reason} ({type(error.__cause__ or error).__name__})",
         where=where,
-        hint=_SIGN_IN if _TOKEN_REFUSED.search(reason) else again,
+        hint=_sign_in() if _TOKEN_REFUSED.search(reason) else again,
     )
 
 
 def _refusal(error: Any, where: str) -> PublishError:
     status = error.response.status_code if error.response is not None else None
     if status in (401, 403):
-        return PublishError(f"this token may not write here (status {status})", where=where, hint=_SIGN_IN)
+        return PublishError(
+            f"{token_in_use()} may not write here (status {status})", where=where, hint=_sign_in()
+        )
     reason = (error.server_message or "").strip().split("\n")[0]
     if status == 400 and _COLLECTED in reason:
         return CollectedError(f"the Hub has lost files that were sent to it ({reason})", where)

@@ -44,7 +44,7 @@ class CheckResult:
     error: HubMagmaxError | None = None
 
     def __str__(self) -> str:
-        return f"{self.subject:<12} {self.error or self.found}"
+        return f"{self.subject:<12} {f'FAILED: {self.error}' if self.error else self.found}"
 
 
 def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1) -> Head | None:
