@@ -21,7 +21,7 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
-from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
+from hub_magmax.errors import EvaluationError, OutputError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
@@ -30,6 +30,7 @@ from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import write_text
 from hub_magmax.fleet.signing import check_key, sign
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
+from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
@@ -41,9 +42,8 @@ from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, ResolvedPreference, read_lock
+from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.recipe.matching import (
-    check_lock,
     kept_preference,
     kept_sources,
     locked_method,
@@ -51,7 +51,6 @@ from hub_magmax.recipe.matching import (
     rules_of,
     with_plugin,
 )
-from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
@@ -362,6 +361,12 @@ def plan(
     return with_findings(made, cache, in_spite_of)
 
 
+def check_faults(recipe: Recipe, locked: Lock, in_spite_of: Iterable[str] = ()) -> None:
+    """Raise MismatchError where checkpoints have faults that are not accepted by name, as a merge does."""
+    planned = plan(recipe, locked, in_spite_of=in_spite_of)
+    refuse_faults(planned.findings, planned.in_spite_of)
+
+
 def _scores(
     recipe: Recipe, locked: Lock, output: Path, report: Report, processes: Processes
 ) -> Scores | None:
@@ -381,17 +386,3 @@ def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
         if recipe.evaluation and stored.evaluation_digest == recipe.evaluation.digest:
             return stored
     return None
-
-
-def result_files(recipe: Recipe, locked: Lock, beside: ResultFiles) -> ResultFiles:
-    """Return where to write what was found out about a recipe: with its merged model, or else beside it.
-
-    A merged model has the results of its own recipe and its own checkpoints only: those of another recipe
-    with the same output, or of checkpoints that were pinned again, go to `beside`.
-    """
-    with suppress(LockError):
-        kept = read_lock(recipe.output_path / LOCK_NAME)
-        check_lock(recipe, kept, LOCK_NAME)
-        if kept.sources == locked.sources:
-            return ResultFiles(recipe.output_path)
-    return beside

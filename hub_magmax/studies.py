@@ -5,10 +5,12 @@ Each locks the recipe itself where no lock is given. Nothing is written; results
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
-from hub_magmax.pipeline import lock, plan
+from hub_magmax.analysis.resuming import study_journal
+from hub_magmax.pipeline import check_faults, lock, plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock, ResolvedPreference
 from hub_magmax.recipe.schema import Recipe
@@ -57,33 +59,57 @@ def diagnose(
 
 
 def compare(
-    recipe: Recipe, locked: Lock | None = None, *, report: Report = lambda line: None
+    recipe: Recipe,
+    locked: Lock | None = None,
+    *,
+    journal: Path | None = None,
+    in_spite_of: Iterable[str] = (),
+    report: Report = lambda line: None,
 ) -> comparing.Comparison:
     """Try methods, scaling coefficients and preferences in memory, chosen and reported on different examples.
 
     Args:
         recipe: Names what to try and the two samples under `compare`, and the evaluator under `evaluation`.
         locked: Lock of the recipe; made now where it is not given.
+        journal: File that keeps what was measured until all is, so that an interrupted call goes on.
+        in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
         report: Called with a line of text at each step.
 
     Raises:
+        MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
         EvaluationError: If a sample is missing, too small, or cannot be used.
     """
-    locked = locked or lock(comparing.comparable(recipe), report=report)
-    return comparing.compare(recipe, locked, report=report)
+    prepared = comparing.comparable(recipe)
+    locked = locked or lock(prepared, report=report)
+    check_faults(prepared, locked, in_spite_of)
+    with study_journal(journal, recipe, locked, report) as kept:
+        return comparing.compare(recipe, locked, journal=kept, report=report)
 
 
-def sweep(recipe: Recipe, locked: Lock | None = None, *, report: Report = lambda line: None) -> Surface:
+def sweep(
+    recipe: Recipe,
+    locked: Lock | None = None,
+    *,
+    journal: Path | None = None,
+    in_spite_of: Iterable[str] = (),
+    report: Report = lambda line: None,
+) -> Surface:
     """Merge in memory for many preferences, and score each of them on every task of the evaluation.
 
     Args:
         recipe: `sweep` says which preferences, `evaluation` on which examples.
         locked: Lock of the recipe; made now where it is not given.
+        journal: File that keeps what was measured until all is, so that an interrupted call goes on.
+        in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
         report: Called with a line of text at each step.
 
     Raises:
+        MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
         RecipeError: If the method ignores the preference, or there are too few tasks or tries.
         EvaluationError: If the examples cannot be used.
     """
-    locked = locked or lock(sweeping.sweepable(recipe), report=report)
-    return sweeping.sweep(recipe, locked, report=report)
+    prepared = sweeping.sweepable(recipe)
+    locked = locked or lock(prepared, report=report)
+    check_faults(prepared, locked, in_spite_of)
+    with study_journal(journal, recipe, locked, report) as kept:
+        return sweeping.sweep(recipe, locked, journal=kept, report=report)

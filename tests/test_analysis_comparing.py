@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,22 @@ def test_samples_that_are_too_small_are_refused(folder):
 def test_the_same_recipe_gives_the_same_report(folder):
     asked = parse_recipe(values(), folder=folder)
     assert compared(asked).to_json() == compared(asked).to_json()
+
+
+@pytest.mark.parametrize(
+    ("merits", "expected"),
+    [
+        ((0.5, 0.4), ()),
+        ((0.4, 0.5), "average is within one standard error of ties on the examples that choose"),
+        ((0.5, 0.4), "average did best on the examples that choose; ties is above it on the others"),
+    ],
+)
+def test_why_the_winner_is_not_the_first_row_is_said(folder, merits, expected):
+    found = compared(parse_recipe(values(), folder=folder))
+    first = replace(found.methods[0], label="average")
+    other = replace(first, label="ties")
+    tried = tuple({"label": n, "merit": m} for n, m in zip(("average", "ties"), merits, strict=True))
+    rows = (other, first) if expected else (first, other)
+    shown = replace(found, methods=rows, winner="average", tried=tried)
+    assert shown.reason == () if not expected else shown.reason[0].startswith(expected)
+    assert all(line in shown.table() for line in shown.reason)

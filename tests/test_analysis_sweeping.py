@@ -119,11 +119,34 @@ def test_the_command_writes_table_picture_and_page_beside_the_recipe(family, tmp
     card = path.parent / "merged" / "README.md"
     assert "tradeoffs.html" not in card.read_text()
     done = CliRunner().invoke(main, ["sweep", str(path)], catch_exceptions=False)
-    assert "5 of 5 preferences are on the front" in done.stdout
-    assert "hypervolume above the base model 0: none is better than it on every task at once" in done.stdout
+    best = "for the recipe's weights (a 0.5, b 0.5) the best of 5 preferences is a 0.5, b 0.5: "
+    assert done.stdout.startswith(
+        best + "mean accuracy 0.450 under these weights, where the base model has 0.200"
+    )
+    # True of every sweep as small as this one, and therefore not said.
+    assert "on the front" not in done.stdout and "hypervolume" not in done.stdout
     assert "[tradeoffs.html](tradeoffs.html)" in card.read_text()
     assert (path.parent / "merged" / "tradeoffs.html").is_file()
     assert CliRunner().invoke(main, ["verify", str(card.parent)], catch_exceptions=False).exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["sweep", "compare"])
+def test_faults_of_checkpoints_are_found_as_by_a_merge(family, tmp_path, verb):
+    import shutil
+
+    import yaml
+
+    shutil.copytree(family, tmp_path / "work")
+    shutil.copy(tmp_path / "work/base/model.safetensors", tmp_path / "work/a/model.safetensors")
+    path = tmp_path / "work" / "recipe.yaml"
+    compared = {"tune": {"dataset": "./cats.parquet"}, "report": {"dataset": "./dogs.parquet"}}
+    path.write_text(yaml.safe_dump(recipe_values_(compare={**compared, "methods": ["average"]})))
+    done = CliRunner().invoke(main, [verb, str(path)])
+    assert done.exit_code == 1 and "--in-spite-of unchanged:a" in done.stderr
+    words = [verb, str(path), "--in-spite-of", "unchanged:a", "--format", "csv"]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "wrote" in done.stderr
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == (5 if verb == "sweep" else 2)
 
 
 @pytest.mark.parametrize(

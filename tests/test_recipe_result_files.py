@@ -8,9 +8,9 @@ import yaml
 from click.testing import CliRunner
 
 from hub_magmax.cli import main
-from hub_magmax.pipeline import lock, result_files
+from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
-from hub_magmax.recipe.result_files import ResultFiles, beside
+from hub_magmax.recipe.result_files import ResultFiles, beside, place_of_results
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 
 BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
@@ -90,11 +90,11 @@ def test_a_merged_model_has_the_results_of_its_own_recipe_and_checkpoints_only(f
     mine, other = written(folder, "mix.yaml"), written(folder, "other.yaml", method="ties")
     assert CliRunner().invoke(main, ["merge", str(mine)], catch_exceptions=False).exit_code == 0
     recipe, beside_it = load_recipe(mine), ResultFiles(folder, "mix.")
-    assert result_files(recipe, lock(recipe), beside_it) == ResultFiles(folder / "merged")
-    assert result_files(load_recipe(other), lock(load_recipe(other)), beside_it) == beside_it
+    assert place_of_results(recipe, lock(recipe), beside_it) == ResultFiles(folder / "merged")
+    assert place_of_results(load_recipe(other), lock(load_recipe(other)), beside_it) == beside_it
     for path in folder.glob("a/*.safetensors"):
         shutil.copy(folder / "b" / path.name, path)
-    assert result_files(recipe, lock(recipe, hash_files=True), beside_it) == beside_it
+    assert place_of_results(recipe, lock(recipe, hash_files=True), beside_it) == beside_it
 
 
 def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):

@@ -23,7 +23,8 @@ from hub_magmax.evaluation.data import with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
-from hub_magmax.evaluation.scores import Score, deviation, make_score
+from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
+from hub_magmax.evaluation.tables import Cell, Format, Table
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
@@ -100,32 +101,51 @@ class Comparison:
             method["deviation"] = found.deviation
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
-    def table(self) -> str:
-        """Return the methods as text, the best first."""
-        width = max(len("base model"), *(len(method.label) for method in self.methods))
-        measured = f"{self.metric}, 95 %"
-        head = f"{'method':<{width}}  scaling  preference  tuned   {measured:<22}  to the winner"
-        lines = [head, *(self._line(method, width) for method in self.methods)]
-        base = self.base_model
-        lines.append(f"{'base model':<{width}}  {'':>7}  {'':<10}  {'':>5}   {_interval(base)}")
-        lines.append(
-            f"{len(self.tried)} ways to merge, chosen by {self.num_tuning} examples, "
-            f"reported on {self.num_reporting} others; the winner is {self.winner}"
+    def table(self, form: Format = "text") -> str:
+        """Return the methods, the best first, and why the winner is the winner."""
+        rows = [self._row(method) for method in self.methods]
+        base = ("base model", None, None, None, measured(self.base_model), None, None)
+        head = ("method", "scaling", "preference", "tuned", self.metric, "to the winner", "p")
+        notes = (
+            f"{len(self.tried)} ways to merge, chosen by {self.num_tuning} examples, reported on "
+            f"{self.num_reporting} others with 95 % intervals; the winner is {self.winner}",
+            *self.reason,
         )
-        return "\n".join(lines)
+        return Table(head, (*rows, base), notes).write(form)
 
-    def _line(self, method: Compared, width: int) -> str:
-        found = method.to_winner
-        against = "the winner" if found is None else f"{found.mean:+.3f}, p = {found.p_value:.2g}"
-        scaling = f"{method.candidate.method['scaling']:.3g}"
+    def _row(self, method: Compared) -> tuple[Cell, ...]:
+        found, candidate = method.to_winner, method.candidate
         return (
-            f"{method.label:<{width}}  {scaling:>7}  {method.candidate.preference:<10}  {method.tuned:.3f}   "
-            f"{_interval(method.reported):<22}  {against}"
+            method.label,
+            f"{candidate.method['scaling']:.3g}",
+            candidate.preference,
+            method.tuned,
+            measured(method.reported, method.deviation),
+            "the winner" if found is None else f"{found.mean:+.3f}",
+            None if found is None else f"{found.p_value:.2g}",
         )
 
+    @property
+    def reason(self) -> tuple[str, ...]:
+        """Say why the winner is not the first row, where it is not."""
+        first = self.methods[0]
+        if first.label == self.winner:
+            return ()
+        merits = {label: max(t["merit"] for t in self.tried if t["label"] == label) for label in self._labels}
+        leader = max(merits, key=lambda label: merits[label])
+        how = (
+            "did best on the examples that choose"
+            if leader == self.winner
+            else f"is within one standard error of {leader} on the examples that choose, and stands before it"
+        )
+        return (
+            f"{self.winner} {how}; {first.label} is above it on the others, which choose nothing, since "
+            "choosing by them would flatter the winner",
+        )
 
-def _interval(score: Score) -> str:
-    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(trial["label"] for trial in self.tried))
 
 
 def comparable(recipe: Recipe) -> Recipe:

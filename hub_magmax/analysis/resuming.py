@@ -24,15 +24,18 @@ from hub_magmax.text import Report
 
 @contextmanager
 def study_journal(
-    path: Path, recipe: Recipe, lock: Lock, report: Report = lambda line: None
+    path: Path | None, recipe: Recipe, lock: Lock, report: Report = lambda line: None
 ) -> Iterator[Journal]:
     """Open the journal of a comparison or a sweep; it is removed when the block ends without an error.
 
     Args:
-        path: Its file.
+        path: Its file; None: nothing is kept.
         recipe, lock: As the study gets them.
         report: Called with a line where measurements of an earlier attempt are dropped, or kept for a later.
     """
+    if path is None:
+        yield Journal()
+        return
     with open_journal(path, _subject(recipe, lock), report) as journal:
         yield journal
 

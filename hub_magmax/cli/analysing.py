@@ -10,12 +10,15 @@ from hub_magmax.cli.options import (
     RecipeOptions,
     changed_recipe,
     device_option,
+    faults_option,
+    format_option,
     from_cache_option,
     recipe_options,
 )
-from hub_magmax.cli.terminal import ERROR, Answer, progress, say, verb, wrote
+from hub_magmax.cli.terminal import ERROR, Answer, progress, say, table_and, verb, wrote
 
 if TYPE_CHECKING:
+    from hub_magmax.evaluation.tables import Format
     from hub_magmax.recipe.result_files import ResultFiles
 
 
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 @changed_recipe
 @from_cache_option
 @device_option
-def compare(asked: RecipeOptions) -> Answer:
+@faults_option
+@format_option
+def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> Answer:
     """Try methods, scalings and preferences; write the best recipe.
 
     Merges in memory. RECIPE names the examples to choose by and to report on under `compare`.
@@ -36,21 +41,24 @@ def compare(asked: RecipeOptions) -> Answer:
     from hub_magmax.analysis.comparing import compare as do_compare
     from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.cli.asked import files_beside, read_asked
-    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import check_faults, lock
 
     found, locked = read_asked(asked, prepare=comparable)
     prepared, place = comparable(found), files_beside(asked, found)
     locked = locked or lock(prepared, report=say)
+    check_faults(prepared, locked, in_spite_of)
     with study_journal(place.path("compare.journal"), found, locked, say) as journal:
         comparison = do_compare(found, locked, journal=journal, report=say)
         files = write_comparison(found.portable, comparison, place)
-    return Answer(json.loads(comparison.to_json()), f"{comparison.table()}\n{wrote(files)}")
+    return Answer(json.loads(comparison.to_json()), table_and(files, comparison.table(form), form))
 
 
 @verb
 @recipe_options
 @device_option
-def sweep(asked: RecipeOptions) -> Answer:
+@faults_option
+@format_option
+def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> Answer:
     """Merge RECIPE for many preferences, and show the trade-offs.
 
     Merges in memory, and scores by the examples of `evaluation`.
@@ -63,16 +71,18 @@ def sweep(asked: RecipeOptions) -> Answer:
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
     from hub_magmax.cli.asked import files_beside, read_asked
-    from hub_magmax.pipeline import lock, result_files
+    from hub_magmax.pipeline import check_faults, lock
+    from hub_magmax.recipe.result_files import place_of_results
 
     found, locked = read_asked(asked, prepare=sweepable)
     prepared, beside = sweepable(found), files_beside(asked, found)
     locked = locked or lock(prepared, report=say)
-    place = result_files(found, locked, beside)
+    check_faults(prepared, locked, in_spite_of)
+    place = place_of_results(found, locked, beside)
     with study_journal(beside.path("sweep.journal"), found, locked, say) as journal:
         surface = do_sweep(found, locked, journal=journal, report=say)
         files = [*write_sweep(found, surface, place), *_linked_card(asked, place)]
-    return Answer(surface.to_dict(), f"{surface.table()}\n{wrote(files)}")
+    return Answer(surface.to_dict(), table_and(files, surface.table(form), form))
 
 
 @verb
@@ -89,15 +99,16 @@ def diagnose(asked: RecipeOptions) -> Answer:
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
     from hub_magmax.cli.asked import files_beside, read_asked
-    from hub_magmax.pipeline import lock, result_files
+    from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.recipe.result_files import place_of_results
 
     found, locked = read_asked(asked)
     locked = locked or lock(found, report=say)
     planned = make_plan(found, locked)
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)
-    place = result_files(found, locked, files_beside(asked, found))
+    place = place_of_results(found, locked, files_beside(asked, found))
     files = [*write_diagnosis(diagnosis, place), *_linked_card(asked, place)]
     text = f"{diagnosis.table()}\n{wrote(files)}"
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)

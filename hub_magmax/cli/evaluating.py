@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hub_magmax.cli.options import RecipeOptions, recipe_options
+from hub_magmax.cli.options import RecipeOptions, format_option, recipe_options
 from hub_magmax.cli.terminal import Answer, quiet, say, verb, wrote
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.scores import Scores
+    from hub_magmax.evaluation.tables import Format
     from hub_magmax.recipe.lockfile import Lock
     from hub_magmax.recipe.schema import Recipe
 
@@ -28,7 +29,8 @@ LOG = logging.getLogger(__name__)
     metavar="N",
     help="Show N examples of each task, and what the models make of them; nothing is scored or written.",
 )
-def evaluate(asked: RecipeOptions, again: bool, samples: int | None) -> Answer:
+@format_option
+def evaluate(asked: RecipeOptions, again: bool, samples: int | None, form: Format) -> Answer:
     """Score RECIPE's merged model, its base model and its tasks.
 
     \b
@@ -51,10 +53,10 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None) -> Answer:
     if not processes.is_first:
         return Answer({}, "")
     write_scores(scores, output)
-    return _assessed(scores, locked)
+    return _assessed(scores, locked, form)
 
 
-def _assessed(scores: Scores, locked: Lock) -> Answer:
+def _assessed(scores: Scores, locked: Lock, form: Format) -> Answer:
     """Return the scores and how the model does by them; warn of one that is below its base model."""
     from hub_magmax.reporting.headline import assessment_of, result
 
@@ -62,7 +64,8 @@ def _assessed(scores: Scores, locked: Lock) -> Answer:
     if below:
         LOG.warning("%s", below)
     values = {**json.loads(scores.to_json()), "assessment": assessment_of(scores, locked)}
-    return Answer(values, "\n\n".join(filter(None, (scores.table(), " ".join(filter(None, (below, rest)))))))
+    sentences = " ".join(filter(None, (below, rest))) if form == "text" else ""
+    return Answer(values, "\n\n".join(filter(None, (scores.table(form), sentences))))
 
 
 def _shown(recipe: Recipe, locked: Lock, count: int) -> Answer:

@@ -13,6 +13,7 @@ import click
 
 from hub_magmax.cli.completing import FilePath, complete_setting
 from hub_magmax.cli.terminal import Answer
+from hub_magmax.evaluation.tables import FORMATS
 
 if TYPE_CHECKING:
     from hub_magmax.errors import HubMagmaxError
@@ -121,6 +122,15 @@ preference_option = click.option(
 
 memory_option = click.option("--memory", help="Most memory of each process, such as 1GB.")
 device_option = click.option("--device", help="cpu, cuda, cuda:1 or mps; else what is fastest.")
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="Form of the table.",
+)
 
 faults_option = click.option(
     "--in-spite-of",

@@ -204,6 +204,14 @@ def wrote(paths: Iterable[Path]) -> str:
     return "\n".join(f"wrote {from_here(path)}" for path in paths)
 
 
+def table_and(files: Iterable[Path], table: str, form: str) -> str:
+    """Return a table with the names of files below; in a form for programs alone, and the names on stderr."""
+    if form == "text":
+        return f"{table}\n{wrote(files)}"
+    say(wrote(files))
+    return table
+
+
 @contextmanager
 def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None]]:
     """Show bytes done, rate and time left, while what this yields is called with the bytes of each step."""

@@ -13,12 +13,16 @@ from typing import Any
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import mean_interval
+from hub_magmax.evaluation.tables import Format, Measured, Table
 from hub_magmax.files import digest, write_text
 
 SCORES_NAME = "scores.json"
 
 #: Beside it: the score of every model on every example.
 OUTCOMES_NAME = "outcomes.json"
+
+#: More tasks than this are the rows of a table in the terminal, and not its columns.
+MAX_COLUMNS = 8
 
 #: Name of the merged model among the scored models.
 MERGED = "merged"
@@ -83,12 +87,30 @@ class Scores:
     def get(self, model: str, task: str) -> Score | None:
         return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
 
-    def table(self) -> str:
-        """Return everything that was measured as text."""
-        rows: dict[str, dict[str, float]] = {}
-        for score in self.scores:
-            rows.setdefault(score.model, {})[score.task] = score.value
-        return "\n".join([score_table(self.metric, rows, tuple(self.data)), "", self.legend, *self.cuts])
+    def table(self, form: Format = "text") -> str:
+        """Return what was measured: as text every model on every task, or of many tasks a line for each.
+
+        CSV has a line for every model and task, Markdown and LaTeX one for each task.
+        """
+        if form == "csv":
+            rows = tuple((s.model, s.task, s.num_examples, measured(s)) for s in self.scores)
+            return Table(("model", "task", "examples", self.metric), rows).write(form)
+        if form == "text" and len(self.data) <= MAX_COLUMNS:
+            grid: dict[str, dict[str, float]] = {}
+            for score in self.scores:
+                grid.setdefault(score.model, {})[score.task] = score.value
+            return "\n".join([score_table(self.metric, grid, tuple(self.data)), "", self.legend, *self.cuts])
+        return self._by_task().write(form)
+
+    def _by_task(self) -> Table:
+        """Return a row for each task: base model, own checkpoint, and the merged model in all its forms."""
+        made = [model for model in dict.fromkeys(s.model for s in self.scores) if model.startswith(MERGED)]
+        rows = tuple(
+            (task, *(measured(self.get(model, task)) for model in ("base_model", task, *made)))
+            for task in self.data
+        )
+        notes = (f"{self.legend}; intervals are of 95 %", *self.cuts)
+        return Table(("task", "base model", "own checkpoint", *made), rows, notes)
 
     @property
     def legend(self) -> str:
@@ -139,6 +161,11 @@ def _values(scores: Scores) -> dict[str, Any]:
         if not score["num_cut"]:
             del score["num_cut"]
     return values
+
+
+def measured(score: Score | None, spread: float | None = None) -> Measured | None:
+    """Return a score as a cell of a table, with its standard deviation over seeds where there is one."""
+    return None if score is None else Measured(score.value, score.low, score.high, spread)
 
 
 def write_scores(scores: Scores, folder: Path) -> None:

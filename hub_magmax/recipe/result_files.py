@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hub_magmax.errors import LockError
 from hub_magmax.files import digest
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.matching import check_lock
 from hub_magmax.recipe.schema import Recipe
 
 #: Ending of a recipe that the names of its files leave out. Any other one stays in them, so that no two
@@ -51,6 +55,20 @@ def beside(path: Path, written: Recipe | None = None, asked: Recipe | None = Non
     if changed:
         name += f".set-{digest(changed).removeprefix('sha256:')[:_NUM_DIGITS]}"
     return ResultFiles(path.parent, f"{name}.")
+
+
+def place_of_results(recipe: Recipe, locked: Lock, beside: ResultFiles) -> ResultFiles:
+    """Return where to write what was found out about a recipe: with its merged model, or else beside it.
+
+    A merged model has the results of its own recipe and its own checkpoints only: those of another recipe
+    with the same output, or of checkpoints that were pinned again, go to `beside`.
+    """
+    with suppress(LockError):
+        kept = read_lock(recipe.output_path / LOCK_NAME)
+        check_lock(recipe, kept, LOCK_NAME)
+        if kept.sources == locked.sources:
+            return ResultFiles(recipe.output_path)
+    return beside
 
 
 def _changed(written: Recipe, asked: Recipe) -> dict[str, object]:

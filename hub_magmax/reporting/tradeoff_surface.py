@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from hub_magmax.evaluation.scores import Score, deviation
+from hub_magmax.evaluation.scores import MAX_COLUMNS, Score, deviation, measured
+from hub_magmax.evaluation.tables import Format, Table
 from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.
@@ -30,6 +31,13 @@ class Point:
     weights: tuple[float, ...]
     scores: tuple[Score, ...]
     by_seed: Mapping[str, Mapping[int, float]] = field(default_factory=dict, hash=False)
+
+    def cells(self, drawn: Sequence[str]) -> Iterator[str]:
+        """Yield weights, scores with intervals, and deviations on the tasks `drawn`, as CSV has them."""
+        yield from (f"{weight:g}" for weight in self.weights)
+        yield from (f"{n:.6g}" for score in self.scores for n in (score.value, score.low, score.high))
+        spreads = map(self.deviation, drawn)
+        yield from ("" if spread is None else f"{spread:.6g}" for spread in spreads)
 
     def deviation(self, task: str) -> float | None:
         """Standard deviation of a task's score over the seeds; None where there are fewer than two."""
@@ -96,29 +104,59 @@ class Surface:
         return values | {"front": list(self.front), "hypervolume": self.hypervolume}
 
     def to_csv(self) -> str:
-        """Return one line per point: weights, and score and interval per task, in the unit of the score."""
+        """Return one line per point: weights, and score and interval per task, in the unit of the score.
+
+        Where the sweep names seeds, the standard deviations over these follow.
+        """
         stream = io.StringIO()
         table = csv.writer(stream, lineterminator="\n")
-        kinds = ("score", "low", "high")
-        measured = [f"{kind}:{task}" for task in self.evaluated for kind in kinds]
-        table.writerow(["point", "on_front", *(f"preference:{task}" for task in self.tasks), *measured])
+        names = [f"{kind}:{task}" for task in self.evaluated for kind in ("score", "low", "high")]
+        drawn = self.evaluated if any(point.by_seed for point in self.points) else ()
+        preferences = (f"preference:{task}" for task in self.tasks)
+        table.writerow(["point", "on_front", *preferences, *names, *(f"sd:{task}" for task in drawn)])
         for index, point in enumerate(self.points):
-            numbers = (f"{n:.6g}" for score in point.scores for n in (score.value, score.low, score.high))
-            table.writerow([index, int(index in self.front), *(f"{w:g}" for w in point.weights), *numbers])
+            table.writerow([index, int(index in self.front), *point.cells(drawn)])
         return stream.getvalue()
 
-    def table(self) -> str:
-        """Return the front as text."""
-        width = max(12, *(len(task) for task in (*self.tasks, *self.evaluated)))
-        names = [f"{task:>{width}}" for task in (*self.tasks, *self.evaluated)]
-        head = "preference".ljust((width + 2) * len(self.tasks)) + self.metric
-        lines = [head.rstrip(), "  ".join(names)]
-        for index in self.front:
-            point = self.points[index]
-            shown = [*(f"{w:g}" for w in point.weights), *(f"{score.value:.3f}" for score in point.scores)]
-            lines.append("  ".join(f"{text:>{width}}" for text in shown))
-        volume = f"hypervolume above the base model {self.hypervolume:.6g}"
-        if not self.hypervolume:
-            volume += ": none is better than it on every task at once"
-        lines.append(f"{len(self.front)} of {len(self.points)} preferences are on the front; {volume}")
-        return "\n".join(lines)
+    def table(self, form: Format = "text") -> str:
+        """Return the front, and the preference that is best for the recipe's weights; CSV has all points."""
+        if form == "csv":
+            return self.to_csv().rstrip("\n")
+        if form == "text" and len(self.tasks) > MAX_COLUMNS:
+            return "\n".join(self.verdict) or f"{len(self.points)} preferences were tried"
+        points = [self.points[index] for index in self.front]
+        rows = tuple(
+            (*p.weights, *(measured(score, p.deviation(score.task)) for score in p.scores)) for p in points
+        )
+        names = (f"weight of {task}" for task in self.tasks)
+        head = (*names, *(f"{self.metric} of {task}" for task in self.evaluated))
+        return Table(head, rows, lead=self.verdict).write(form)
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """Sentences about the whole: the best preference for the recipe's weights first."""
+        found = [] if self.best is None else [self._best_of(self.points[self.best])]
+        if len(self.front) < len(self.points):
+            found.append(f"{len(self.front)} of {len(self.points)} preferences are on the front")
+        if self.hypervolume:
+            found.append(f"hypervolume above the base model {self.hypervolume:.6g}")
+        return tuple(found)
+
+    def _best_of(self, point: Point) -> str:
+        mean, base = (self._mean(scores) for scores in (point.scores, self.base_model))
+        return (
+            f"for the recipe's weights ({named(self.tasks, self.wanted)}) the best of {len(self.points)} "
+            f"preferences is {named(self.tasks, point.weights)}: mean {self.metric} {mean:.3f} under these "
+            f"weights, where the base model has {base:.3f}"
+        )
+
+    def _mean(self, scores: Sequence[Score]) -> float:
+        """Return the mean under the recipe's own weights of the evaluated tasks."""
+        wanted = dict(zip(self.tasks, self.wanted, strict=True))
+        weights = np.array([max(wanted[task], 0.0) for task in self.evaluated])
+        return float(np.average([score.value for score in scores], weights=weights))
+
+
+def named(tasks: Sequence[str], weights: Sequence[float]) -> str:
+    """Return weights with the names of their tasks; those of zero are left out."""
+    return ", ".join(f"{task} {weight:.4g}" for task, weight in zip(tasks, weights, strict=True) if weight)
