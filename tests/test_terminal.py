@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from hub_magmax import pipeline
 from hub_magmax.cli import display
 from hub_magmax.cli.display import LOG, Display, LogOptions, Work
-from hub_magmax.errors import RegressedError
+from hub_magmax.errors import OutputError, RegressedError
 from hub_magmax.merging.execution import told
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import load_recipe
@@ -239,7 +240,7 @@ def test_a_terminal_shows_in_its_bottom_line_what_goes_on_and_clears_it(family):
 def test_bars_of_other_libraries_stay_out_of_what_is_no_terminal(monkeypatch):
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)
-    with display.library_bars_off():
+    with display.library_bars_off(LogOptions()):
         code = (
             "import io, datasets\n"
             "from tqdm.auto import tqdm\n"
@@ -259,3 +260,30 @@ def test_processes_that_take_part_are_told_and_those_that_have_nothing_to_do(fam
     assert told(made, Processes(0, 2)) == f"{start} in 2 processes"
     more = f"(1 with nothing to do: there are {files} files, and more by output.shard_size)"
     assert told(made, Processes(0, files + 1)) == f"{start} in {files + 1} processes {more}"
+
+
+def test_requests_that_are_sent_again_are_details(family, hub):
+    hub.add_repo("me/patience", folder=family / "a")
+    recipe = write_recipe(family, tasks=[{"name": "a", "model": "me/patience"}])
+    for option, is_told in (("-v", True), ("--log-format=text", False)):
+        hub.faults.add("/api/models/*", "status", status=503, times=1)
+        code, _, err = call("plan", recipe, option)
+        assert code == 0 and ("again" in err or "503" in err) == is_told
+        assert "Retrying" not in err or is_told
+
+
+def test_what_others_write_to_stderr_is_json_too(family, monkeypatch):
+    def shout(*args, **options):
+        print("one line\nand another", file=sys.stderr)
+        warnings.warn("look out", UserWarning, stacklevel=1)
+        raise OutputError("no room")
+
+    monkeypatch.setattr(pipeline, "plan", shout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = call("plan", write_recipe(family), "--log-format", "json")
+    found = [(record["level"], record["message"]) for record in map(json.loads, err.splitlines())]
+    assert code == 1
+    assert found[:2] == [("warning", "one line"), ("warning", "and another")]
+    assert found[2][0] == "warning" and found[2][1].endswith("UserWarning: look out")
+    assert found[3:] == [("error", "Error: no room.")]

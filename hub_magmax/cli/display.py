@@ -6,6 +6,7 @@ shows the state in its bottom line; elsewhere it is a line every few seconds.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -127,6 +128,7 @@ class Display(logging.Handler):
         self._step_since = self._written_at = time.monotonic()
         self._pause = LINE_SECONDS
         self._drawn, self._has_line_of_work = "", False
+        self._stream = sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or keep it as the step that goes on."""
@@ -137,7 +139,7 @@ class Display(logging.Handler):
             self._step_is_written, self._pause = is_written, LINE_SECONDS
         if is_written:
             self.clear()
-            click.echo(self._written(record), err=True)
+            click.echo(self._written(record), file=self._stream)
             self._written_at = time.monotonic()
 
     def _written(self, record: logging.LogRecord) -> str:
@@ -206,13 +208,13 @@ class Display(logging.Handler):
         step = seconds if self._step_is_written else f"{self._step}, {seconds}"
         line = _bar(self._work, width) if self._work is not None and self._work.done else f"… {step}"
         if line != self._drawn:
-            click.echo(f"\r\x1b[2K{line[:width]}", err=True, nl=False)
+            click.echo(f"\r\x1b[2K{line[:width]}", file=self._stream, nl=False)
             self._drawn = line
 
     def clear(self) -> None:
         """Remove the bottom line."""
         if self._drawn:
-            click.echo("\r\x1b[2K", err=True, nl=False)
+            click.echo("\r\x1b[2K", file=self._stream, nl=False)
             self._drawn = ""
 
 
@@ -239,15 +241,32 @@ _BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "T
 
 
 @contextmanager
-def library_bars_off() -> Iterator[None]:
+def library_bars_off(options: LogOptions) -> Iterator[None]:
     """Keep progress bars of other libraries out of what is no terminal; they read this when imported."""
-    added = [] if sys.stderr.isatty() else [name for name in _BARS if name not in os.environ]
+    has_bars = sys.stderr.isatty() and options.log_format == "text" and not options.quiet
+    added = [] if has_bars else [name for name in _BARS if name not in os.environ]
     os.environ.update(dict.fromkeys(added, "1"))
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+class _ForeignLines(io.TextIOBase):
+    """Stands for stderr while its lines are JSON: what others write there becomes records."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = f"{self._begun}{text}".replace("\r", "\n").split("\n")
+        for line in filter(str.strip, lines):
+            LOG.warning("%s", line)
+        return len(text)
 
 
 @contextmanager
@@ -261,6 +280,9 @@ def displayed(options: LogOptions) -> Iterator[Display]:
         logger.addHandler(display)
         logger.propagate = False
     logging.captureWarnings(True)
+    stream = sys.stderr
+    if options.log_format == "json":
+        sys.stderr = _ForeignLines()
     ended = threading.Event()
     pulse = threading.Thread(target=_beat, args=(display, ended), daemon=True)
     pulse.start()
@@ -271,6 +293,7 @@ def displayed(options: LogOptions) -> Iterator[Display]:
         pulse.join()
         display.clear()
         logging.captureWarnings(False)
+        sys.stderr = stream
         for logger, level, propagate in before:
             logger.removeHandler(display)
             logger.setLevel(level)
