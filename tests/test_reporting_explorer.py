@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.reporting.explorer import render_explorer
 from hub_magmax.reporting.tradeoff_surface import Point, Surface
 from tests.browser import Page, find_browser
+from tests.drawn import draw_surface, long_names
 from tests.families import recipe_values
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028&lt;\u202e`${alert(3)}`"
@@ -52,7 +54,7 @@ def test_the_page_holds_every_measured_number():
     facts = measured_in(render_explorer(make_recipe(), surface))
     for point, shown in zip(surface.points, facts["points"], strict=True):
         assert tuple(shown["weights"]) == point.weights
-        assert [tuple(s) for s in shown["scores"]] == [(s.value, s.low, s.high) for s in point.scores]
+        assert [tuple(s) for s in shown["scores"]] == [(s.value, s.low, s.high, None) for s in point.scores]
     assert facts["front"] == list(surface.front)
     assert facts["examples"] == [100, 101, 102]
 
@@ -117,7 +119,7 @@ def shares(page):
 
 def expected_scores(page):
     found = page.evaluate("[...document.querySelectorAll('.task .number')].map(o => o.textContent)")
-    return [float(text.removesuffix(" %")) for text in found]
+    return [float(text.removesuffix("\u00a0%")) for text in found]
 
 
 def box(page, selector):
@@ -164,8 +166,9 @@ def test_the_nearest_points_are_shown_with_preferences_scores_and_intervals(page
 def test_the_scale_of_the_scores_has_a_unit_and_every_row_its_number_of_examples(page):
     shown = page()
     scale = shown.evaluate("document.querySelector('.scale').innerText").split()
-    assert scale[:5] == ["0", "25", "50", "75", "100"]
-    assert " ".join(scale[5:]) == "accuracy (%), thin lines: 95 % interval"
+    assert scale == ["0", "25", "50", "75", "100"]
+    measure = shown.evaluate("document.getElementById('measure').innerText")
+    assert measure == "Scores: accuracy (%), higher is better; thin lines: 95 % interval."
     sizes = shown.evaluate("[...document.querySelectorAll('.task .quiet')].map((row) => row.innerText)")
     assert [text.split("n\u00a0=\u00a0")[1] for text in sizes] == ["100", "101", "102"]
 
@@ -173,12 +176,13 @@ def test_the_scale_of_the_scores_has_a_unit_and_every_row_its_number_of_examples
 def test_intervals_are_drawn_where_they_were_measured(page):
     shown = page()
     ends = shown.evaluate(
-        "[...document.querySelectorAll('.interval')].map((l) => [l.x1.baseVal.value, l.x2.baseVal.value])"
+        "[...document.querySelectorAll('.interval')].map((line) => ['x1', 'x2'].map("
+        "(end) => line[end].baseVal.valueInSpecifiedUnits))"
     )
-    # 8 to 292 stand for 0 to 100 %: the base model's is 5 to 15 %, the own checkpoint's 95 to 105 %.
+    # In per cent: the base model's is 5 to 15, the own checkpoint's 95 to 105.
     assert len(ends) == 6
-    assert ends[0] == pytest.approx([8 + 284 * 0.05, 8 + 284 * 0.15], abs=0.01)
-    assert ends[1] == pytest.approx([8 + 284 * 0.95, 8 + 284 * 1.05], abs=0.01)
+    assert ends[0] == pytest.approx([5, 15], abs=0.01)
+    assert ends[1] == pytest.approx([95, 105], abs=0.01)
 
 
 def test_dragging_in_the_triangle_moves_the_preference(page):
@@ -216,10 +220,10 @@ def test_sliders_work_by_keyboard_and_mouse(page):
 def test_every_control_is_reached_with_the_tab_key(page):
     shown = page()
     seen = []
-    for _ in range(12):
+    for _ in range(13):
         shown.press("Tab")
         seen.append(shown.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    for control in ("triangle", "mass-0", "mass-1", "mass-2", "even", "snap", "Go there", "recipe"):
+    for control in ("triangle", "mass-0", "mass-1", "mass-2", "even", "snap", "Go there", "copy", "recipe"):
         assert control in seen, seen
 
 
@@ -237,7 +241,7 @@ def test_a_measured_point_can_be_gone_to(page):
 def test_other_numbers_of_tasks_have_sliders_alone(page, num_tasks):
     shown = page(make_surface(num_tasks))
     assert box(shown, "#triangle")["height"] == 0
-    shown.press("Tab")
+    shown.press("Tab", times=3)  # past the two buttons
     assert shown.evaluate("document.activeElement.id") == "mass-0"
     shown.evaluate("document.getElementById('mass-1').focus()")
     shown.press("ArrowRight", times=30)
@@ -328,16 +332,122 @@ OVERLAPS = """(() => {
 })()"""
 
 
-@pytest.mark.parametrize("num_tasks", [3, 6])
-@pytest.mark.parametrize("width", [400, 1000])
+#: What is drawn of a task: the boxes of its name, slider, weight, picture and score.
+ROWS = """[...document.querySelectorAll('.task')].map((row) => [...row.children].slice(0, 5).map((part) => {
+  const box = part.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom]; }))"""
+
+WIDTHS = (380, 800, 1400)
+
+
+def open_drawn(page, num_tasks, width, **options):
+    names = long_names(num_tasks)
+    surface = draw_surface(names, num_points=num_tasks + 8)
+    return page(surface, parse_recipe(recipe_values(names)), width=width, **options), surface
+
+
+@pytest.mark.parametrize("num_tasks", [3, 10, 20, 40])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overlaps_or_leaves_the_screen(page, width, num_tasks):
-    surface = make_surface(num_tasks)
-    long = tuple(f"{'long-name-' * 5}{number}" for number in range(num_tasks))
-    points = surface.points
-    surface = Surface(
-        "accuracy", True, surface.method, "grid", long, long, points, surface.base_model, surface.own
-    )
-    recipe = parse_recipe(recipe_values(long))
-    shown = page(surface, recipe, width=width)
+    shown, _ = open_drawn(page, num_tasks, width)
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     assert shown.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_slider_and_score_of_a_task_are_in_one_row(page, width):
+    shown, _ = open_drawn(page, 40, width)
+    rows = shown.evaluate(ROWS)
+    assert len(rows) == 40
+    for (_, above, _, _), slider, weight, bar, score in rows:
+        middle = [(top + bottom) / 2 for _, top, _, bottom in (slider, weight, bar)]
+        assert max(middle) - min(middle) < 4
+        if width > 700:
+            assert abs((score[1] + score[3]) / 2 - middle[0]) < 4
+        else:  # above the slider, beside the name
+            assert abs(score[1] - above) < 4 and 0 < slider[1] - score[3] < 36
+        assert score[3] - score[1] < 30  # one line: "50.0 %" does not wrap
+    tops, ends = [row[0][1] for row in rows], [max(box[3] for box in row) for row in rows]
+    assert all(end <= top + 1 for end, top in zip(ends, tops[1:], strict=False))
+
+
+def test_long_names_are_cut_in_the_middle_where_there_are_many_and_told_in_full(page):
+    read = "[...document.querySelectorAll('.task label')].map((label) => [label.textContent, label.title])"
+    shown, surface = open_drawn(page, 40, 1400)
+    found = shown.evaluate(read)
+    assert [title for _, title in found] == list(surface.tasks)
+    assert len({text for text, _ in found}) == 40 and max(len(text) for text, _ in found) <= 24
+    shown, surface = open_drawn(page, 3, 1400)
+    assert [text for text, _ in shown.evaluate(read)] == list(surface.tasks)
+
+
+def test_the_best_preference_for_the_recipes_weights_is_said_first_and_one_click_away(page):
+    shown, surface = open_drawn(page, 5, 1000)
+    best = surface.points[surface.best]
+    mean = sum(w * s.value for w, s in zip(surface.wanted, best.scores, strict=True))
+    heading = shown.evaluate("document.querySelector('section:not([hidden]) h2').textContent")
+    assert heading == "Best for the recipe's own weights"
+    assert f"score at best {100 * mean:.1f}\u00a0% on average" in shown.evaluate(
+        "document.getElementById('best-text').textContent"
+    )
+    shown.press("Tab")
+    assert shown.evaluate("document.activeElement.id") == "best"
+    shown.press("Enter")
+    assert shares(shown) == pytest.approx(best.weights, abs=0.001)
+    recipe = yaml.safe_load(shown.evaluate("document.getElementById('recipe').textContent"))
+    assert list(recipe["preference"]["weights"].values()) == pytest.approx(best.weights)
+    shown.evaluate("document.getElementById('wanted').click()")
+    assert shares(shown) == pytest.approx(surface.wanted, abs=0.001)
+
+
+def test_without_weights_of_the_recipe_nothing_is_called_best(page):
+    shown = page(replace(make_surface(), wanted=()))
+    assert box(shown, "#best-section")["height"] == 0
+
+
+def test_the_mean_under_the_shown_preference_is_that_of_the_scores(page):
+    shown = page()
+    shown.drag(corner(shown, 1))
+    text = shown.evaluate("document.getElementById('mean').textContent")
+    assert text == "Mean of these scores, weighted by this preference: 100.0\u00a0%."
+
+
+def test_the_recipe_is_copied_or_selected(page):
+    shown = page()
+    shown.evaluate("document.getElementById('copy').focus()")
+    shown.press("Enter")
+    recipe = shown.evaluate("document.getElementById('recipe').textContent")
+    assert shown.evaluate("getSelection().toString()").strip() == recipe.strip()
+    assert shown.evaluate("document.getElementById('copied').textContent").split(":")[0] in (
+        "Copied.",
+        "Selected",
+    )
+
+
+def test_a_task_without_examples_keeps_its_slider_and_says_so(page):
+    surface = make_surface(4)
+    fewer = [Point(point.weights, point.scores[:3]) for point in surface.points]
+    shown = page(
+        replace(
+            surface,
+            evaluated=surface.tasks[:3],
+            points=tuple(fewer),
+            base_model=surface.base_model[:3],
+            own=surface.own[:3],
+        )
+    )
+    assert shown.evaluate("document.querySelectorAll('.task')[3].innerText").split("\n")[-1] == "not measured"
+    assert len(shares(shown)) == 4
+
+
+def test_deviations_over_seeds_stand_in_the_table(page):
+    surface = make_surface()
+    seeds = {task: {0: 0.5, 1: 0.6} for task in surface.tasks}
+    points = tuple(replace(point, by_seed=seeds) for point in surface.points)
+    text = page(replace(surface, points=points)).evaluate("document.getElementById('near').innerText")
+    assert text.count("\u00a0±\u00a07.1 [") == 9
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_is_legible_at_forty_tasks_too(page, dark):
+    shown, _ = open_drawn(page, 40, 1400, dark=dark)
+    assert shown.evaluate(CONTRASTS)[0][0] >= 4.5

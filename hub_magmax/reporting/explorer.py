@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.reporting.figures.names import cut_names
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME, Surface
 from hub_magmax.text import one_line, publishable_values
 
 #: Text of the page that the measured values replace.
 _PLACE = "__MEASURED__"
+
+#: Tasks up to which long names are shown whole, and characters of a name that are shown of more.
+_FEW_TASKS, _LABEL_CHARACTERS = 12, 24
 
 
 def render_explorer(recipe: Recipe, surface: Surface) -> str:
@@ -45,9 +50,16 @@ def _facts(recipe: Recipe, surface: Surface) -> dict[str, Any]:
         "method": one_line(surface.method["name"]),
         "scaling": surface.method["scaling"],
         "tasks": surface.tasks,
+        "labels": _labels(surface.tasks),
         "evaluated": surface.evaluated,
+        "unit": one_line(surface.unit),
+        "wanted": surface.wanted,
+        "best": surface.best,
         "points": [
-            {"weights": point.weights, "scores": [_numbers(score) for score in point.scores]}
+            {
+                "weights": point.weights,
+                "scores": [(*_numbers(score), point.deviation(score.task)) for score in point.scores],
+            }
             for point in surface.points
         ],
         "front": surface.front,
@@ -56,6 +68,13 @@ def _facts(recipe: Recipe, surface: Surface) -> dict[str, Any]:
         "examples": [score.num_examples for score in surface.base_model],
         "recipe": yaml.safe_dump(values, sort_keys=False, allow_unicode=False),
     }
+
+
+def _labels(tasks: Sequence[str]) -> list[str]:
+    """Return what tasks are called beside their sliders: one line each where there are many."""
+    if len(tasks) <= _FEW_TASKS:
+        return list(tasks)
+    return cut_names(tasks, lambda text: len(text) <= _LABEL_CHARACTERS)
 
 
 def _numbers(score: Score) -> tuple[float, float, float]:
