@@ -70,6 +70,22 @@ def shown(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def shown_apart(one: Any, other: Any, most: int = 100) -> tuple[str, str]:
+    """Return two different values as `shown`, cut alike around the first place where their texts differ."""
+    texts = repr(one), repr(other)
+    if max(map(len, texts)) <= most:
+        return texts
+    pairs = enumerate(zip(*texts, strict=False))
+    first = next((place for place, (a, b) in pairs if a != b), min(map(len, texts)))
+    start = max(0, first - most // 4)
+    return _window(texts[0], start, most), _window(texts[1], start, most)
+
+
+def _window(text: str, start: int, most: int) -> str:
+    cut = text[start : start + most]
+    return f"{'...' if start else ''}{cut}{'...' if start + most < len(text) else ''}"
+
+
 def listed(items: Sequence[str], most: int = 255) -> str:
     """Return "a, b and c", or "a, b and 7 more" where there are more than `most`; at least one item."""
     rest = len(items) - most

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hub_magmax.checkpoints.opening import open_inputs
+from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
+from hub_magmax.checkpoints.opening import open_inputs, open_pinned
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
@@ -14,9 +16,13 @@ from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.tokens import token_changes
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.matching import check_plugin
 from hub_magmax.recipe.schema import Recipe
+
+#: Names of dtypes in recipes, by those in files.
+_PLAIN_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
@@ -71,7 +77,11 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
     """
     check_plugin(locked)
     check_adapters(recipe, locked.sources)
-    with open_inputs(recipe, locked, cache or SourceCache()) as opened:
+    cache = cache or SourceCache()
+    with open_pinned(recipe, locked.sources, cache) as stored:
+        dtypes = {name: stored_dtypes(source.index) for name, source in stored.items()}
+        tokens = token_changes(recipe, locked, stored)
+    with open_inputs(recipe, locked, cache) as opened:
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
         if recipe.output.is_adapter:
@@ -84,4 +94,14 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         # An adapter is no model, whose files its base model keeps.
         left = () if recipe.output.is_adapter else left_behind(source, copied)
         copied_bytes = sum(source.size_of(path) or 0 for path in copied_files(source, copied))
-    return replace(made, left_behind=left, copied_bytes=copied_bytes)
+    return replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
+
+
+def stored_dtypes(index: CheckpointIndex) -> tuple[str, ...]:
+    """Return the dtypes of a checkpoint as people call them, the most frequent one first; floats if any."""
+    counts = Counter[str]()
+    for info in index.tensors.values():
+        counts[info.dtype] += info.num_elements
+    found = [dtype for dtype, _ in counts.most_common()]
+    floats = [dtype for dtype in found if dtype not in EXACT_DTYPES]
+    return tuple(_PLAIN_DTYPES.get(dtype, dtype) for dtype in floats or found)

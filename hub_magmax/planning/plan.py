@@ -18,6 +18,7 @@ from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.files import digest
 from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.planning.tokens import TokenChange
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 
@@ -160,6 +161,8 @@ class Plan:
         lost_metadata: Keys of the same source's headers that are left out.
         stored_item_bytes: Of an element of a merged tensor as it is stored, the widest of all.
         needs_torch: Something besides the method takes torch: adapters, casts, means, rows put in order.
+        dtypes: By source the dtypes that it is stored in, the most frequent one first.
+        tokens: What differs in the tokens of tasks.
         config_changes: What config.json says of the output's weights, and not of those it was written for.
     """
 
@@ -175,6 +178,8 @@ class Plan:
     copied_bytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     lost_metadata: tuple[str, ...] = ()
+    dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    tokens: tuple[TokenChange, ...] = ()
     config_changes: tuple[ConfigChange, ...] = ()
     stored_item_bytes: int = 4
     needs_torch: bool = True

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
 from hub_magmax.evaluation.needs import evaluation_needs, evaluation_rows
+from hub_magmax.files import from_here
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
@@ -19,6 +23,7 @@ from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
+from hub_magmax.planning.tokens import token_notices
 from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.
@@ -42,6 +47,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         ),
         *renaming_notices(plan.lock, (job.name for job in plan.jobs)),
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
+        *token_notices(plan.tokens, plan.recipe),
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
         *unweighted_notices(plan),
@@ -105,6 +111,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
+        **_sources_and_output(plan),
         "shards": [{"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in plan.shards],
         "peak_memory_bytes": peak_memory_bytes(plan),
         "device": plan.recipe.output.device,
@@ -116,12 +123,24 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _sources_and_output(plan: Plan) -> dict[str, Any]:
+    return {
+        "output": from_here(plan.recipe.output_path) if plan.recipe.output.keep else None,
+        "needed_bytes": _needed_bytes(plan),
+        "free_bytes": _free_bytes(plan.recipe.output_path),
+        "dtypes": {name: list(found) for name, found in plan.dtypes.items()},
+        "adapters": [name for name, source in plan.lock.tasks.items() if source.adapter_config],
+        "tokens": [asdict(change) for change in plan.tokens],
+    }
+
+
 def explain(plan: Plan) -> str:
     """Return the plan in words, for a person to read before it is carried out."""
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
     rows += [
         ("reads", format_bytes(plan.bytes_in)),
         ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
+        *_output(plan),
         ("memory", f"about {format_bytes(peak_memory_bytes(plan))} per process"),
     ]
     rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
@@ -129,19 +148,54 @@ def explain(plan: Plan) -> str:
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
 
 
+def _output(plan: Plan) -> Iterator[Row]:
+    """Yield where the output goes, and the room that it needs there."""
+    output = plan.recipe.output
+    if not output.keep:
+        yield "output", f"{output.push_to_hub} on the Hub, no folder"
+        return
+    path, free = plan.recipe.output_path, _free_bytes(plan.recipe.output_path)
+    yield "output", from_here(path) + (", which is there" if path.exists() else "")
+    if needed := _needed_bytes(plan):
+        yield "room", f"{format_bytes(needed)}" + ("" if free is None else f"; {format_bytes(free)} are free")
+
+
+def _needed_bytes(plan: Plan) -> int:
+    """Return the bytes that the output's folder takes and does not have yet."""
+    is_there = not plan.recipe.output.keep or plan.recipe.output_path.exists()
+    return 0 if is_there else plan.bytes_out + plan.copied_bytes
+
+
+def _free_bytes(path: Path) -> int | None:
+    """Return the free bytes of the disk that will hold `path`; None where the system does not say."""
+    with suppress(OSError, StopIteration):
+        return shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+    return None
+
+
+def _kind(plan: Plan, name: str) -> str:
+    """Return the kind and the dtypes of a source in brackets."""
+    adapter = ["adapter"] if plan.lock.sources[name].adapter_config else []
+    facts = [*adapter, *plan.dtypes.get(name, ())]
+    return f" ({', '.join(facts)})" if facts else ""
+
+
 def _sources_and_method(plan: Plan) -> Iterator[Row]:
     lock = plan.lock
-    yield "base model", lock.base_model.label
+    yield "base model", lock.base_model.label + _kind(plan, "base_model")
     for number, (name, task) in enumerate(lock.tasks.items(), 1):
-        yield f"task {number}", f"{name}: {task.label}"
+        yield f"task {number}", f"{name}: {task.label}{_kind(plan, name)}"
     options = [f"{key} {value}" for key, value in lock.method.items() if key not in ("name", "scaling")]
     yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
     if lock.plugin:
         yield "plug-in", f"{lock.plugin['package']} {lock.plugin['version']}, code {lock.plugin['code'][:12]}"
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
     yield "preference", f"{weights} ({lock.preference.kind})"
+    if lock.chosen:
+        yield "chosen", f"by a comparison of {len(lock.chosen.get('tried', ()))} ways to merge"
     if found := coefficients(plan):
-        yield "coefficients", ", ".join(f"{name} {number:.4g}" for name, number in found.items())
+        numbers = ", ".join(f"{name} {number:.4g}" for name, number in found.items())
+        yield "coefficients", f"{numbers} (what each task vector is multiplied by, scaling included)"
 
 
 def _tensors(plan: Plan) -> Iterator[Row]:

@@ -38,7 +38,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
     written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     same = {
         SOURCES: {n: s.reference for n, s in locked.sources.items()} == written,
-        "their order": list(locked.tasks) == list(recipe.task_names),
+        "order of the tasks": list(locked.tasks) == list(recipe.task_names),
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == preference_digest(recipe),
         "tensors": locked.tensors == rules_of(recipe),

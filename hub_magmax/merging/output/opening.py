@@ -46,13 +46,14 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
     if plan.recipe.output.is_adapter:
         return _not_tried("an adapter is opened with its base model")
     try:
-        found = open_folder(folder, _written(plan, folder), _single_name(plan))
+        written = _written(plan, folder)
+        found = open_folder(folder, written, _single_name(plan))
     except NotOpenedError as reason:
         return _not_tried(str(reason))
     except Exception as error:  # whatever a library raises
         return _explained(plan, folder, error, cache)
     if not found.problems:
-        return _result(found, "")
+        return _result(found, _shared(found.num_tensors, len(written)))
     base = _opened_base(plan, cache)
     if new := sorted(found.problems - (base.problems if base else frozenset())):
         raise _unfit(plan, folder, found, new)
@@ -61,6 +62,12 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
 
 def _not_tried(reason: str) -> dict[str, str]:
     return {"library": "", "result": f"not tried: {reason}"}
+
+
+def _shared(num_tensors: int, num_written: int) -> str:
+    """Return why a model has more tensors than its files, where it does."""
+    more = num_tensors - num_written
+    return f": {num_written:,} of the files, and {more:,} tied to these or not saved" if more > 0 else ""
 
 
 def _result(found: Opened, but: str) -> dict[str, str]:

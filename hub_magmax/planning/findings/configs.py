@@ -17,7 +17,7 @@ from typing import Any
 from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.checkpoints.names.model_classes import as_loaded
 from hub_magmax.planning.findings.finding import Finding
-from hub_magmax.text import shown
+from hub_magmax.text import shown, shown_apart
 
 GENERATION = "generation_config.json"
 
@@ -193,7 +193,10 @@ def _group_text(path: str, sources: list[str], files_from: str, told: Sequence[s
 
 
 def _told(key: _Key, values: _Flat, kept: _Flat) -> str:
-    own, other = (shown(found[key], 60) if key in found else "not stated" for found in (values, kept))
+    if key in values and key in kept:
+        own, other = shown_apart(values[key], kept[key], 60)
+    else:
+        own, other = (shown(found[key], 60) if key in found else "not stated" for found in (values, kept))
     return f"{'.'.join(key) or 'its content'} is {own}, there {other}"
 
 
