@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation.scoring import evaluate as evaluate
     from hub_magmax.fleet.canaries import canary as canary
+    from hub_magmax.fleet.history import history as history
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
     from hub_magmax.fleet.rollback import rollback as rollback
     from hub_magmax.fleet.signing import sign as sign
@@ -46,6 +47,7 @@ _HOMES = {
     "diagnose": "studies",
     "evaluate": "evaluation.scoring",
     "explain": "planning.summary",
+    "history": "fleet.history",
     "load_recipe": "recipe.loading",
     "lock": "pipeline",
     "merge": "merging.execution",

@@ -783,3 +783,19 @@ def test_the_command_prints_what_to_export_and_stops_on_an_interrupt(tmp_path: P
     names = {line.rpartition("|")[2].strip() for line in imported.read_text().splitlines()}
     assert "tests.local_hub.hub" in names
     assert not {"torch", "pyarrow"} & names
+
+
+def test_who_asks_may_create_where_whoami_says_so_and_nowhere_else(hub):
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    hub.add_repo("crew/model")
+    spaces = {"me", *(org["name"] for org in api.whoami()["orgs"])}
+    assert "crew" in spaces and "nobodys" not in spaces
+    assert api.create_repo("crew/second").repo_id == "crew/second"
+    with pytest.raises(HfHubHTTPError, match="rights to create a model under the namespace"):
+        api.create_repo("nobodys/model")
+    assert HfApi(endpoint=hub.endpoint, token=hub.add_user("you")).whoami()["orgs"] == []
+
+
+def test_organisation_without_repositories_is_named_at_the_start():
+    with LocalHub(orgs=["acme"]) as hub:
+        assert HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("acme/model").repo_id == "acme/model"

@@ -19,10 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="port to listen on (any that is free)")
     parser.add_argument("--root", type=Path, help="folder that keeps the repositories (a temporary one)")
     parser.add_argument("--token", default=DEFAULT_TOKEN, help=f"token of the user 'me' ({DEFAULT_TOKEN})")
+    parser.add_argument("--org", action="append", default=[], help="organisation of 'me'; can be repeated")
     options = parser.parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with LocalHub(options.root, port=options.port, token=options.token) as hub:
+        with LocalHub(options.root, port=options.port, token=options.token, orgs=options.org) as hub:
             sys.stdout.write(
                 f"export HF_ENDPOINT={hub.endpoint}\n"
                 f"# To write, or to read what is private: export HF_TOKEN={hub.token}\n"

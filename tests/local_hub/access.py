@@ -15,7 +15,7 @@ from tests.local_hub.xetstore import XetStore
 
 _KINDS: dict[str, Kind] = {"datasets": "dataset", "dataset": "dataset", "spaces": "space", "space": "space"}
 ADMIN = "me"
-"""The user whose token writes everywhere."""
+"""The user who is a member of every organisation."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class Core:
     signer: Signer
     users: Mapping[str, str]
     """From tokens to names; grows when a user is added."""
+    orgs: tuple[str, ...] = ()
+    """Organisations of `ADMIN`, beside the namespaces that hold repositories already."""
 
     @property
     def xet_address(self) -> str:
@@ -156,9 +158,15 @@ class Call:
         """Address of what programs ask about the repository, on the host that the client used."""
         return f"http://{self.request.host}/api/{self.repo_id.kind}s/{self.repo_id.name}"
 
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Where the user may write: under their own name, and in organisations; sorted."""
+        shared = {*self.core.orgs, *self.core.store.namespaces} if self.user == ADMIN else set()
+        return tuple(sorted(shared | {self.user})) if self.user else ()
+
     def owns(self, namespace: str) -> bool:
         """Say whether the user may write in a namespace."""
-        return bool(self.user) and self.user in (ADMIN, namespace)
+        return namespace in self.namespaces
 
     def visible(self) -> Repo:
         """Return the repository, for its metadata.

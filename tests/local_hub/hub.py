@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -38,7 +38,8 @@ class LocalHub:
     Args:
         root: Folder that keeps the repositories; None for a temporary one.
         port: Port to listen on; 0 for any that is free.
-        token: Token of the user `me`, who may write everywhere.
+        token: Token of the user `me`, who is a member of every organisation.
+        orgs: Organisations that hold no repository yet.
         url_lifetime_seconds: How long a signed URL may be used.
         clock: Seconds since the epoch, for the dates of commits and the end of signed URLs.
 
@@ -52,6 +53,7 @@ class LocalHub:
         *,
         port: int = 0,
         token: str = DEFAULT_TOKEN,
+        orgs: Sequence[str] = (),
         url_lifetime_seconds: float | int = 3600,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -73,7 +75,7 @@ class LocalHub:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         storage = f"http://localhost:{self._server.server_port}"
         signer = Signer(storage, secrets.token_bytes(32), clock, url_lifetime_seconds)
-        self._server.core = Core(self._store, self._xet, signer, self._users)
+        self._server.core = Core(self._store, self._xet, signer, self._users, tuple(orgs))
         self._thread: threading.Thread | None = None
 
     def start(self) -> LocalHub:

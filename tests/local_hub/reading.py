@@ -16,10 +16,11 @@ from tests.local_hub.wire import RefusalError, Response, file_response, json_res
 def whoami(call: Call) -> Response:
     """Say whose token it is."""
     name = call.require_user()
+    orgs = [{"type": "org", "name": space} for space in call.namespaces if space != name]
     access_token = {"displayName": "local", "role": "write"}
     auth = {"type": "access_token", "accessToken": access_token}
     return json_response(
-        {"type": "user", "id": name, "name": name, "fullname": name, "orgs": [], "auth": auth}
+        {"type": "user", "id": name, "name": name, "fullname": name, "orgs": orgs, "auth": auth}
     )
 
 

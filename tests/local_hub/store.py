@@ -106,6 +106,12 @@ class Store:
 
     # Repositories.
 
+    @property
+    def namespaces(self) -> set[str]:
+        """The namespaces that hold repositories."""
+        with self._lock:
+            return {repo_id.namespace for repo_id in self._repos}
+
     def find(self, repo_id: RepoId) -> Repo | None:
         """Return a repository as it is now, or None."""
         return self._repos.get(repo_id)
