@@ -99,6 +99,14 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {found[0]!r}?" if found else ""
 
 
+def cut_in_middle(name: str, most: int) -> str:
+    """Return a name of at most `most` characters: of a longer one both ends, which tell it from others."""
+    if len(name) <= most:
+        return name
+    end = max(1, most * 3 // 5)
+    return f"{name[: max(0, most - end - 1)]}…{name[-end:]}"
+
+
 def format_bytes(count: int) -> str:
     """Return `count` in the unit people read: 1.5 GB is 1.5·10⁹ bytes."""
     size = float(count)

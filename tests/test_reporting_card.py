@@ -863,6 +863,36 @@ def test_local_data_is_known_by_name_and_digest_and_its_path_is_not_told():
     }
 
 
+JOINT = "a space between prompt and answer, unless either has white space there"
+
+
+def test_the_card_says_how_language_models_were_asked():
+    data = {
+        "animals": {"dataset": "./a.jsonl", "joint": JOINT, "template": "Q: {{ q }}\nA:"},
+        "plants": {
+            "dataset": "./b.jsonl",
+            "joint": JOINT,
+            "few_shot": "3 of ./eval/b.jsonl, split train, seed 0",
+        },
+    }
+    lock = make_lock(local_data={"./eval/b.jsonl": "sha256:" + "0" * 64})
+    card = make_card(lock=lock, scores=make_scores(data=data))
+    assert f"\n- `animals`: `template` `Q: {{{{ q }}}} A:`, `joint` `{JOINT}`.\n" in card
+    assert f"\n- `plants`: `few shot` `3 of b.jsonl, split train, seed 0`, `joint` `{JOINT}`.\n" in card
+    same = {task: {"dataset": "o/x", "joint": JOINT} for task in WEIGHTS}
+    assert f"\n- All tasks: `joint` `{JOINT}`.\n" in make_card(scores=make_scores(data=same))
+    assert "asked" not in make_card()
+
+
+def test_texts_that_were_cut_are_counted():
+    scores = make_scores()
+    cut = replace(
+        scores, scores=tuple(replace(s, num_cut=3 if s.task == "plants" else 0) for s in scores.scores)
+    )
+    assert "\n- `plants`: 3 of 288 examples.\n" in make_card(scores=cut)
+    assert "context" not in make_card()
+
+
 def test_the_recipe_on_the_card_makes_the_same_model():
     card = make_card()
     assert "lock_version" not in card and "header_sha256" not in card

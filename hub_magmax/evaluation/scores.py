@@ -15,6 +15,7 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.evaluation.tables import Format, Measured, Table
 from hub_magmax.files import digest, write_text
+from hub_magmax.text import cut_in_middle
 
 SCORES_NAME = "scores.json"
 
@@ -23,6 +24,12 @@ OUTCOMES_NAME = "outcomes.json"
 
 #: More tasks than this are the rows of a table in the terminal, and not its columns.
 MAX_COLUMNS = 8
+
+#: Characters of a line in the terminal: of a table, and of one with intervals.
+MAX_WIDTH, MAX_WIDTH_WITH_INTERVALS = 80, 120
+
+#: Heading of the scores that each task's own checkpoint has on it.
+OWN = "own"
 
 #: Name of the merged model among the scored models.
 MERGED = "merged"
@@ -95,12 +102,23 @@ class Scores:
         if form == "csv":
             rows = tuple((s.model, s.task, s.num_examples, measured(s)) for s in self.scores)
             return Table(("model", "task", "examples", self.metric), rows).write(form)
-        if form == "text" and len(self.data) <= MAX_COLUMNS:
-            grid: dict[str, dict[str, float]] = {}
-            for score in self.scores:
-                grid.setdefault(score.model, {})[score.task] = score.value
-            return "\n".join([score_table(self.metric, grid, tuple(self.data)), "", self.legend, *self.cuts])
-        return self._by_task().write(form)
+        return self._fitting() if form == "text" else self._by_task().write(form)
+
+    def _fitting(self) -> str:
+        """Return a text whose lines fit the terminal, with as much as there is room for."""
+        rows: dict[str, dict[str, float]] = {}
+        for score in self.scores:
+            rows.setdefault(score.model, {})[score.task] = score.value
+        tasks, end = tuple(self.data), ["", self.legend, *self.cuts]
+        everything = score_table(self.metric, rows, tasks)
+        if len(tasks) <= MAX_COLUMNS and _width(everything) <= MAX_WIDTH:
+            return "\n".join([everything, *end])
+        with_intervals = self._by_task().write("text")
+        if _width(with_intervals) <= MAX_WIDTH_WITH_INTERVALS:
+            return with_intervals
+        return "\n".join(
+            [_short(self.metric, rows, tasks), *end, f"every model on every task: {SCORES_NAME}"]
+        )
 
     def _by_task(self) -> Table:
         """Return a row for each task: base model, own checkpoint, and the merged model in all its forms."""
@@ -183,6 +201,29 @@ def score_table(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Seq
         cells = (f"{values[task]:>{c}.3f}" if task in values else "-" * c for task, c in columns.items())
         lines.append("  ".join([f"{name:<{width}}", *cells]))
     return "\n".join(lines)
+
+
+def _short(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> str:
+    """Return a row per task, with the models that are of all tasks and the task's own checkpoint."""
+    columns = dict.fromkeys(["base_model", OWN, *(name for name in rows if name not in tasks)])
+    room = MAX_WIDTH - sum(max(len(name), 5) + 2 for name in columns)
+    turned: dict[str, dict[str, float]] = {}
+    for name, task in zip(_short_names(tasks, room), tasks, strict=True):
+        found = ((column, rows.get(task if column == OWN else column, {})) for column in columns)
+        turned[name] = {column: values[task] for column, values in found if task in values}
+    return score_table(corner[:room], turned, tuple(columns))
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
+def _short_names(names: Sequence[str], room: int) -> list[str]:
+    """Return names of at most `room` characters, numbered where they differ in the part that was cut."""
+    short = [cut_in_middle(name, room) for name in names]
+    if len({*short}) == len(names):
+        return short
+    return [f"{number} {cut_in_middle(name, room - 4)}" for number, name in enumerate(names, 1)]
 
 
 def read_scores(folder: Path) -> Scores:

@@ -33,7 +33,15 @@ from hub_magmax.reporting.headline import made_line, model_line, result_line
 from hub_magmax.reporting.licence import combined_license
 from hub_magmax.reporting.model_kind import ModelFiles, ModelKind, kind_of, locked_files
 from hub_magmax.reporting.score_formats import unit_of
-from hub_magmax.reporting.tables import MAX_FOLDED, MAX_OPEN, by_preference, measured_on, telling
+from hub_magmax.reporting.tables import (
+    MAX_FOLDED,
+    MAX_OPEN,
+    asked,
+    by_preference,
+    cut_texts,
+    measured_on,
+    telling,
+)
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.usage import checks, loading, recipe_text, recipe_values
 from hub_magmax.text import Markdown, code, publishable, publishable_values
@@ -151,11 +159,14 @@ def _files(scores: Scores | None) -> tuple[str, ...]:
 
 def _measured(recipe: Recipe, lock: Lock, scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, Any]:
     """Return scores, their differences, guards and per-example losses."""
+    data = measured_on(scores, lock, [row.task for row in rows])
     return {
         "scores": scores,
         "rows": rows,
         "telling": telling(rows),
-        "data": measured_on(scores, lock, [row.task for row in rows]),
+        "data": data,
+        "asked": asked(data, lock),
+        "cut": cut_texts(scores),
         "num_resamples": NUM_RESAMPLES,
         "paired": any(row.own_difference or row.base_difference for row in rows),
         "weighted": _weighted(rows, scores),

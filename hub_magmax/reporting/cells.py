@@ -13,9 +13,12 @@ from hub_magmax.evaluation.tails import ExampleLoss
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.reporting.front_matter import hub_id
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import Markdown, code, fenced, format_bytes
+from hub_magmax.text import Markdown, code, fenced, format_bytes, listed
 
 TEMPLATE_NAME = "model_card.md.jinja"
+
+#: Names in a list within a sentence.
+_MAX_NAMES = 6
 
 
 def environment(unit: Unit) -> Any:
@@ -35,6 +38,7 @@ def environment(unit: Unit) -> Any:
         "count": lambda number: Markdown(f"{number:,}"),
         "fenced": fenced,
         "markdown": Markdown,
+        "names": lambda names: Markdown(listed([code(name) for name in names], _MAX_NAMES)),
         "number": _number,
         "pairs": _pairs,
         "plain": _plain,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hub_magmax.evaluation.scores import Scores
+from hub_magmax.evaluation.scores import MERGED, Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.text import publishable
@@ -63,9 +63,38 @@ def measured_on(scores: Scores | None, lock: Lock, first: Sequence[str]) -> tupl
     return tuple(_measured(task, found[task], lock) for task in order)
 
 
+#: Values of `Scores.data` that say how models were asked.
+_ASKED = ("prompt_column", "template", "few_shot", "joint")
+
+
+def asked(data: Sequence[Measured], lock: Lock) -> tuple[tuple[tuple[str, ...], dict[str, str]], ...]:
+    """Return the ways in which models were asked, each with its tasks; none where no evaluator tells."""
+    ways: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for on in data:
+        how = {key.replace("_", " "): on.values[key] for key in _ASKED if on.values.get(key)}
+        if how:
+            ways.setdefault(tuple((key, _without_places(str(how[key]), lock)) for key in how), []).append(
+                on.task
+            )
+    return tuple((tuple(tasks), dict(way)) for way, tasks in ways.items())
+
+
+def _without_places(text: str, lock: Lock) -> str:
+    """Return a text in which local data has its name and not its path."""
+    for place in sorted(lock.local_data, key=len, reverse=True):
+        text = text.replace(place, place.rstrip("/").rsplit("/", 1)[-1])
+    return text
+
+
 def _measured(task: str, values: Mapping[str, Any], lock: Lock) -> Measured:
     dataset, revision = values.get("dataset"), values.get("revision")
     if isinstance(dataset, str) and (dataset in lock.local_data or dataset.startswith((".", "/", "~"))):
         revision = revision or lock.local_data.get(dataset)
         dataset = publishable(dataset).rstrip("/").rsplit("/", 1)[-1]
     return Measured(task, dataset, revision, values)
+
+
+def cut_texts(scores: Scores | None) -> tuple[Score, ...]:
+    """Return the scores of the merged model for which texts were cut."""
+    found = scores.scores if scores else ()
+    return tuple(score for score in found if score.num_cut and score.model == MERGED)
