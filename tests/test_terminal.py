@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -287,3 +289,26 @@ def test_what_others_write_to_stderr_is_json_too(family, monkeypatch):
     assert found[:2] == [("warning", "one line"), ("warning", "and another")]
     assert found[2][0] == "warning" and found[2][1].endswith("UserWarning: look out")
     assert found[3:] == [("error", "Error: no room.")]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bottom_line_makes_room_for_bars_of_other_libraries(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown = Display(LogOptions())
+    shown.emit(logging.makeLogRecord({"msg": "planning", "levelno": logging.DEBUG}))
+    monkeypatch.setitem(sys.modules, "tqdm", types.ModuleType("tqdm"))  # as while it is being imported
+    shown.tick()
+    assert sys.stderr.getvalue() == "\r\x1b[2K… planning, 0 s"
+    shown.clear()
+    before = sys.stderr.getvalue()
+    bar = types.SimpleNamespace(disable=False)
+    sys.modules["tqdm"].tqdm = types.SimpleNamespace(_instances=[bar])
+    shown.tick()
+    assert sys.stderr.getvalue() == before
+    bar.disable = True
+    shown.tick()
+    assert sys.stderr.getvalue() == f"{before}\r\x1b[2K… planning, 0 s"

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -199,8 +199,7 @@ class Display(logging.Handler):
 
     def _draw(self, now: float) -> None:
         """Draw the bottom line, unless a library shows a bar of its own there."""
-        tqdm = sys.modules.get("tqdm")
-        if tqdm is not None and any(not bar.disable for bar in getattr(tqdm.tqdm, "_instances", ())):
+        if _is_bar_of_others_shown():
             self._drawn = ""
             return
         width = shutil.get_terminal_size().columns - 1
@@ -216,6 +215,15 @@ class Display(logging.Handler):
         if self._drawn:
             click.echo("\r\x1b[2K", file=self._stream, nl=False)
             self._drawn = ""
+
+
+def _is_bar_of_others_shown() -> bool:
+    """Say whether a library shows a bar by tqdm, which another thread may be importing or using now."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    try:
+        return any(not getattr(bar, "disable", True) for bar in bars)
+    except RuntimeError:  # one more while they were looked at
+        return True
 
 
 def _bar(work: Work, width: int) -> str:
@@ -302,4 +310,5 @@ def displayed(options: LogOptions) -> Iterator[Display]:
 
 def _beat(display: Display, ended: threading.Event) -> None:
     while not ended.wait(_TICK_SECONDS):
-        display.tick()
+        with suppress(OSError, ValueError):  # stderr is closed
+            display.tick()
