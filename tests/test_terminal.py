@@ -260,7 +260,7 @@ def test_processes_that_take_part_are_told_and_those_that_have_nothing_to_do(fam
     assert files > 2
     assert told(made, Processes()) == start
     assert told(made, Processes(0, 2)) == f"{start} in 2 processes"
-    more = f"(1 with nothing to do: there are {files} files, and more by output.shard_size)"
+    more = f"(1 with nothing to do: {files} file(s), and more by output.shard_size)"
     assert told(made, Processes(0, files + 1)) == f"{start} in {files + 1} processes {more}"
 
 

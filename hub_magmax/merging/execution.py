@@ -110,7 +110,7 @@ def told(plan: Plan, processes: Processes) -> str:
     text += f" in {count} processes"
     if count > files:
         idle = count - files
-        text += f" ({idle} with nothing to do: there are {files} files, and more by output.shard_size)"
+        text += f" ({idle} with nothing to do: {files} file(s), and more by output.shard_size)"
     return text
 
 
