@@ -119,7 +119,7 @@ def draw(folder: Path) -> None:
     with TemporaryDirectory() as place:
         shares = read_lock(folder / LOCK_NAME).preference.shares
         picture, _ = draw_tradeoff(read_scores(folder), shares, Path(place) / PICTURE_NAME)
-        (folder / PICTURE_NAME).write_bytes(_reduced(picture.read_bytes()))
+        (folder / PICTURE_NAME).write_bytes(reduced(picture.read_bytes()))
 
 
 def render(folder: Path) -> str:
@@ -132,7 +132,8 @@ def render(folder: Path) -> str:
         return render_card(recipe, locked, report, scores, picture=PICTURE_NAME)
 
 
-def _reduced(png: bytes) -> bytes:
+def reduced(png: bytes) -> bytes:
+    """Return a PNG with few colours."""
     from PIL import Image
 
     stream = io.BytesIO()

@@ -11,9 +11,10 @@ import yaml
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.reporting.explorer import render_explorer
+from hub_magmax.reporting.figures import draw_tradeoff
 from hub_magmax.reporting.tradeoff_surface import Point, Surface
 from tests.browser import Page, find_browser
-from tests.drawn import draw_surface, long_names
+from tests.drawn import draw_preference, draw_scores, draw_surface, long_names
 from tests.families import recipe_values
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028&lt;\u202e`${alert(3)}`"
@@ -108,6 +109,21 @@ def page(browser, tmp_path):
     yield show
     assert browser.complaints == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_an_svg_follows_the_scheme_of_its_reader(browser, tmp_path, dark):
+    tasks = long_names(3)
+    _, svg = draw_tradeoff(draw_scores(tasks), draw_preference(tasks), tmp_path / "picture.png")
+    browser.complaints.clear()
+    browser.open(svg, dark=dark)
+    read = "[...document.querySelectorAll('path, text')].map((node) => getComputedStyle(node).fill)"
+    fills = browser.evaluate(read)
+    page, text = (
+        ("rgb(20, 22, 26)", "rgb(240, 241, 243)") if dark else ("rgb(255, 255, 255)", "rgb(26, 26, 26)")
+    )
+    assert fills[0] == page and text in fills
+    assert browser.complaints == []
 
 
 def shares(page):
