@@ -225,7 +225,8 @@ def test_p_values_by_hand():
     # Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), two degrees of freedom.
     t = 2 * 3**0.5
     assert t_test_p([1.0, 2.0, 3.0]) == pytest.approx(1 - t / (2 + t * t) ** 0.5)
-    assert t_test_p([1.0]) == 1.0
+    assert t_test_p([1.0]) is None
+    assert t_test_p([1.0, 1.0]) == 1.0
     # Ranks 1 to 8, all positive: mean 18, variance 8·9·17/24 = 51.
     from math import erfc
 

@@ -3,23 +3,27 @@
     python -m benchmarks.continual                            the digits: five seeds, 5 and 10 tasks
     accelerate launch -m benchmarks.continual --data cifar100 --tasks 5 20 50
     accelerate launch -m benchmarks.continual --data language --sequence four --adapters
+    python -m benchmarks.continual --checkpoints mine.yaml --output mine
     python -m benchmarks.continual --render                   the page again, from the stored results
 
-What is finished is kept, so that an interrupted command goes on where it stopped. Every command writes
-docs/experiments.md anew, from all stored results.
+What is finished is kept, so that an interrupted command goes on where it stopped. Every command on the data
+of this repository writes docs/experiments.md anew, from all stored results; data and checkpoints of your own
+(--dataset, --checkpoints, a file for --sequence), and other settings, have results and page in --output.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.continual.pages import render, store
+from benchmarks.continual.own import own_family
+from benchmarks.continual.pages import PAGE, RESULTS, render, store
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import commit, measure
 from benchmarks.continual.sources import Family
@@ -36,7 +40,7 @@ def all_digits(options: argparse.Namespace) -> Iterator[str]:
     """Yield the names of the families of digits as they are stored."""
     at = commit()
     jobs = [
-        (options.folder, num_tasks, seed, at)
+        (options.folder, num_tasks, seed, at, results_of(options)[0])
         for seed in range(options.seeds)
         for num_tasks in options.tasks or (5, 10)
     ]
@@ -55,25 +59,63 @@ def all_learned(options: argparse.Namespace) -> Iterator[str]:
     from accelerate import PartialState
 
     at, report = commit(), Progress()
-    name, flags = _named(options)
+    name, flags = named(options)
     protocol = Protocol(largest=LARGE)
     families = list(_families(options, options.folder / name, report))
     for family in families if PartialState().is_main_process else ():
         result = measure(family, protocol, options.folder / name / "scores", at=at, report=report)
-        store(name, flags, result)
+        store(name, flags, result, results_of(options)[0])
         yield family.name
 
 
-def _named(options: argparse.Namespace) -> tuple[str, str]:
-    """Return what results are stored under, and the options that asked for them."""
-    if options.data != "language":
-        return options.data, f"--data {options.data} --model {options.model or _CLIP}"
-    kind = "-adapters" if options.adapters else ""
-    flag = " --adapters" if options.adapters else ""
-    model = options.model or _T5
-    sequence = Path(options.sequence).stem
-    return f"language-{sequence}{kind}", f"--data language --model {model} --sequence {sequence}{flag}"
+def named(options: argparse.Namespace) -> tuple[str, str]:
+    """Return what results are stored under, and the options that asked for them, without paths."""
+    if options.checkpoints:
+        files = [path.name for path in options.checkpoints]
+        return f"own-{_slug(Path(files[0]).stem)}", " ".join(["--checkpoints", *files])
+    flags = [f"--data {options.data}"]
+    if options.data == "language":
+        name = f"language-{_slug(Path(options.sequence).stem)}{'-adapters' if options.adapters else ''}"
+        flags += [f"--model {_shown(options.model or _T5)}", f"--sequence {_shown(options.sequence)}"]
+    else:
+        name = f"own-{_slug(Path(options.dataset).name)}" if options.dataset else options.data
+        flags.append(f"--model {_shown(options.model or _CLIP)}")
+        flags += [f"--dataset {_shown(options.dataset)}"] if options.dataset else []
+    flags += ["--adapters"] if options.adapters else []
+    learning = ("epochs", "batch_size", "learning_rate")
+    given = {key: getattr(options, key) for key in learning if getattr(options, key) is not None}
+    flags += [f"--{key.replace('_', '-')} {value:g}" for key, value in given.items()]
+    return name, " ".join(flags)
 
+
+def _shown(value: str) -> str:
+    """Return a value of an option for the page: of a path only its last part."""
+    is_path = value.startswith((".", "/", "~")) or Path(value).expanduser().exists()
+    return Path(value).name if is_path else value
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "data"
+
+
+def results_of(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the folder of results, and the page: this repository's for its own data and settings only."""
+    changed = (getattr(options, key) for key in _CHANGES)
+    is_own = any(value is not None for value in changed) or not _is_shipped(options.sequence)
+    if options.output is None and not is_own:
+        return RESULTS, PAGE
+    folder = options.output or options.folder / "results"
+    return folder, folder / PAGE.name
+
+
+def _is_shipped(sequence: str) -> bool:
+    from benchmarks.continual.sequences import LANGUAGE
+
+    return (LANGUAGE / f"{sequence}.yaml").is_file()
+
+
+#: Options whose results are not those of this repository's page.
+_CHANGES = ("checkpoints", "dataset", "model", "epochs", "batch_size", "learning_rate")
 
 _CLIP, _T5 = "openai/clip-vit-base-patch16", "google-t5/t5-large"
 
@@ -84,6 +126,9 @@ def _families(options: argparse.Namespace, folder: Path, report: Progress) -> It
     from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family
     from hub_magmax.checkpoints.locations import ModelPlace
 
+    if options.checkpoints:
+        yield from (own_family(path, seed) for seed, path in enumerate(options.checkpoints))
+        return
     given = {
         "epochs": options.epochs,
         "batch_size": options.batch_size,
@@ -127,6 +172,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int)
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
+    add("--checkpoints", type=Path, nargs="+", metavar="RECIPE", help="your own, one recipe for each seed")
+    add("--output", type=Path, help="folder of results and page, instead of this repository's")
     add("--render", action="store_true", help="write the page from the stored results alone")
     return parser.parse_args(words)
 
@@ -134,10 +181,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     if not options.render:
-        for name in all_digits(options) if options.data == "digits" else all_learned(options):
+        is_digits = options.data == "digits" and not options.checkpoints
+        for name in all_digits(options) if is_digits else all_learned(options):
             print(f"{name}: stored", flush=True)
     if os.environ.get("RANK", "0") == "0":
-        render()
+        results, page = results_of(options)
+        render(results, page)
+        print(f"wrote {page}", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hub_magmax import methods
 from hub_magmax.analysis.tuning import Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference.explicit import KINDS, normalise
-from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.preferences import Schedule
 from hub_magmax.recipe.schema import Method, Recipe
 
@@ -117,11 +117,16 @@ class Bench(AbstractContextManager["Bench"]):
 
 
 def recipe_of(family: Family) -> Recipe:
+    """Return a recipe of the family's checkpoints and evaluator, without examples."""
+    evaluation = {"evaluator": dict(family.evaluator), "tasks": {}, "batch_size": 256}
+    if family.recipe is not None:
+        aside = dict.fromkeys(("preference", "compare", "sweep"))
+        return updated(family.recipe, {**aside, "method": "average", "evaluation": evaluation})
     values = {
         "schema": 1,
         "base_model": str(family.base_model.absolute()),
         "tasks": [{"name": task, "model": str(place.absolute())} for task, place in family.tasks.items()],
-        "evaluation": {"evaluator": dict(family.evaluator), "tasks": {}, "batch_size": 256},
+        "evaluation": evaluation,
     }
     return parse_recipe(values)
 

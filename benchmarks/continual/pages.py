@@ -20,10 +20,17 @@ LEVEL = 0.01
 #: Points that a comparison's choice may lose to the best fixed choice in hindsight.
 TOLERATED = 0.005
 
-_INTRODUCTION = """# Experiments
+_HEAD = """# Experiments
 
 Written by `python -m benchmarks.continual --render` from `benchmarks/results/experiments/`; not by hand.
+"""
 
+_OWN_HEAD = """# Experiments
+
+Written by `python -m benchmarks.continual` from the results in this folder; not by hand.
+"""
+
+_INTRODUCTION = """
 Tasks are learned one after the other, each from the checkpoint before it, with a frozen head that all share.
 A target mixes a few tasks, drawn from the test examples; a tenth of it, the meta sample, estimates the
 preference and tunes the scaling coefficient λ, and the rest is scored over all classes. Accuracy is in per
@@ -56,6 +63,16 @@ frozen head made of the class names; classes are grouped at random, by seed. Ima
 four fifths of it become one. After each task an adapter's product (rank 8, factor 32/8) is added to the
 weights. For texts the preference is the known mixing ratio. `--dataset`, and a YAML file for `--sequence`,
 take other data of the same form.
+
+Checkpoints that are there already need a recipe only, with examples for every task under `evaluation`, and
+one for each seed. Nothing is learned then:
+
+```console
+python -m benchmarks.continual --checkpoints mine-0.yaml mine-1.yaml --output mine
+```
+
+Results of your own data, checkpoints or settings, and their page `experiments.md`, go to `--output`, by
+default `experiments/results`, and never to this page.
 """
 
 
@@ -81,15 +98,20 @@ def _value(value: Any) -> str:
 
 
 def render(results: Path = RESULTS, page: Path = PAGE) -> str:
-    """Write the tables beside the stored results, and the page; return the page's text."""
-    text = _INTRODUCTION
+    """Write the tables beside the stored results, and the page; return the page's text.
+
+    A page beside its results, which are then a user's own, says nothing about the data of this repository.
+    """
+    is_own = page.parent == results
+    text = (_OWN_HEAD if is_own else _HEAD) + _INTRODUCTION
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         families = [json.loads(path.read_text()) for path in sorted(folder.glob("t[0-9]*s[0-9]*.json"))]
         tables = make_tables(sorted(families, key=lambda family: (family["num_tasks"], family["seed"])))
         write_text(folder / "tables.json", json.dumps(tables, indent=1) + "\n")
         text += _section(folder.name, families, tables)
-    write_text(page, text + _OTHERS)
-    return text + _OTHERS
+    text += "" if is_own else _OTHERS
+    write_text(page, text)
+    return text
 
 
 def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> str:
@@ -113,22 +135,26 @@ def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[s
 def _provenance(families: Sequence[Mapping[str, Any]]) -> str:
     seeds = sorted({family["seed"] for family in families})
     numbers = sorted({family["num_tasks"] for family in families})
-    flags = f"{families[0]['flags']} --seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
+    flags = families[0]["flags"]
+    if not flags.startswith("--checkpoints"):  # which say both
+        flags += f" --seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
     commits = sorted({commit for family in families for commit in family["commits"]})
     machines = sorted({family["machine"] for family in families})
     targets = [target for family in families for target in family["targets"]]
     meta, held = (sorted(target[key] for target in targets) for key in ("meta", "held_out"))
+    seeing = f"; transport sees {families[0]['num_train']} training examples over all tasks"
     return (
         f"`python -m benchmarks.continual {flags}`, commit {', '.join(commits)}, {'; '.join(machines)}. "
-        f"{len(seeds)} seeds, {len(families[0]['targets'])} targets each; meta samples of {meta[0]} to "
-        f"{meta[-1]} examples, {held[0]} to {held[-1]} scored; transport sees {families[0]['num_train']} "
-        "training examples over all tasks.\n"
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {len(families[0]['targets'])} targets each; meta "
+        f"samples of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored"
+        f"{seeing if families[0]['num_train'] else ''}.\n"
     )
 
 
 def _verdicts(tables: Mapping[str, Any]) -> str:
     """Say what holds of what is claimed, and where methods with the same preference stand."""
-    lines = []
+    lines, tests = [], [row["fixed"]["t_test"] for rows in tables["paired_tests"].values() for row in rows]
+    single = all(test is None for test in tests)
     for number, rows in tables["paired_tests"].items():
         kind = next(iter(tables["regrets"][number]))
         for way, shown in (("fixed", "λ = 0.5"), ("tuned", "λ tuned")):
@@ -140,7 +166,11 @@ def _verdicts(tables: Mapping[str, Any]) -> str:
             )
     return (
         f"{OURS} against others. It beats what it is ahead of with p < {LEVEL} in both tests below, and is "
-        "beaten likewise.\n\n" + "\n".join(lines) + "\n"
+        "beaten likewise"
+        + ("; with one seed there is no second test, and nothing is decided" if single else "")
+        + ".\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 
@@ -148,7 +178,7 @@ def _standing(rows: Sequence[Mapping[str, Any]], way: str) -> str:
     sides: dict[str, list[str]] = {"beats": [], "undecided": [], "beaten by": []}
     for row in rows:
         test = row[way]
-        sure = test["wilcoxon"] < LEVEL and test["t_test"] < LEVEL
+        sure = all(test[kind] is not None and test[kind] < LEVEL for kind in ("wilcoxon", "t_test"))
         side = "undecided" if not sure else "beats" if test["difference"] > 0 else "beaten by"
         sides[side].append(row["method"])
     return "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
@@ -183,7 +213,7 @@ def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
         if way not in row:
             cells.append("")
             continue
-        shown = f"{100 * row[way][0]:.1f} ± {100 * row[way][1]:.1f}"
+        shown = " ± ".join(f"{100 * value:.1f}" for value in row[way])
         top = max(other[way][0] for other in rows if way in other)
         shown = f"**{shown}**" if row[way][0] == top else shown
         cells.append(f"{shown} ({row['hindsight_scaling']:g})" if way == "hindsight" else shown)
@@ -229,7 +259,9 @@ def _tests(ours: str, by_number: Mapping[str, Any], kind: str) -> str:
     )
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "one seed"
     return f"{value:.2g}" if value >= 1e-4 else "<1e-4"
 
 

@@ -116,6 +116,8 @@ def _torch_version() -> str:
 
 def _identity(family: Family) -> list[Any]:
     """Return what tells checkpoints and data of one name apart."""
+    if family.identity:
+        return [family.name, list(family.tasks), family.owners.tolist(), family.identity]
     files = [
         file for place in (family.base_model, *family.tasks.values()) for file in place.glob("*.safetensors")
     ]

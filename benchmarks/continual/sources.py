@@ -14,6 +14,7 @@ from hub_magmax.evaluation.data import load_examples
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.quickstart import Settings, make_family
 from hub_magmax.quickstart.settings import DEFAULTS
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Family:
         train: Training examples of each task, for the preference by transport.
         features: Features of examples under a checkpoint, for the same.
         num_train: Training examples of all tasks together that it looks at.
+        recipe: Names the checkpoints, where they were not made here.
+        identity: Tells these from all others, where they were not made here.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Family:
     train: Mapping[str, Dataset] = field(default_factory=dict, hash=False)
     features: Callable[[Path, Dataset], np.ndarray] | None = field(default=None, hash=False)
     num_train: int = 300
+    recipe: Recipe | None = None
+    identity: str = ""
 
 
 def digits(

@@ -192,7 +192,9 @@ def _by_seed(results: Results, key: tuple[str, str], way: str) -> list[float]:
     return [_mean(values) for values in _by_target(results, key, way)]
 
 
-def _paired(results: Results, first: tuple[str, str], second: tuple[str, str], way: str) -> dict[str, float]:
+def _paired(
+    results: Results, first: tuple[str, str], second: tuple[str, str], way: str
+) -> dict[str, float | None]:
     pairs = zip(_by_target(results, first, way), _by_target(results, second, way), strict=True)
     differences = [one - other for one, other in pairs]
     return {
@@ -211,11 +213,13 @@ def wilcoxon_p(differences: np.ndarray) -> float:
     return float(wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)
 
 
-def t_test_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p-value of Student's t; 1 where there are too few values or nothing differs."""
+def t_test_p(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of Student's t; 1 where nothing differs, None for a single value."""
     from scipy.stats import ttest_1samp
 
-    if len(differences) < 2 or len(set(differences)) == 1:
+    if len(differences) < 2:
+        return None
+    if len(set(differences)) == 1:
         return 1.0
     return float(ttest_1samp(differences, 0.0).pvalue)
 
@@ -244,5 +248,5 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """Return mean and standard deviation, the latter 0 for a single value."""
-    return [_mean(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0]
+    """Return mean and standard deviation; the mean alone of a single value."""
+    return [_mean(values), *([float(np.std(values, ddof=1))] if len(values) > 1 else [])]

@@ -12,7 +12,7 @@ from benchmarks.continual.results import measure
 from benchmarks.continual.sources import digits
 
 
-def measure_digits(folder: Path, num_tasks: int, seed: int, at: str) -> str:
+def measure_digits(folder: Path, num_tasks: int, seed: int, at: str, results: Path) -> str:
     """Make one family of digits, measure it, store its results; for a process of its own."""
     import torch
 
@@ -20,7 +20,7 @@ def measure_digits(folder: Path, num_tasks: int, seed: int, at: str) -> str:
     report = Progress()
     family = digits(folder, num_tasks, seed, report=report)
     result = measure(family, Protocol(), folder / "scores", at=at, report=report)
-    store("digits", "--data digits", result)
+    store("digits", "--data digits", result, results)
     return family.name
 
 
