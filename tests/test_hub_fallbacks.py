@@ -115,7 +115,13 @@ def test_licence_of_a_source_is_not_taken_for_missing(hub, tmp_path, fault):
     assert locked.base_model.license == "mit"
 
 
-FILES = {"config.json": b"{}", "tokenizer.json": b'{"a": 1}', "vocab.txt": b"x", "chat_template.jinja": b"y"}
+FILES = {
+    "config.json": b"{}",
+    "tokenizer.json": b'{"a": 1}',
+    "vocab.txt": b"x",
+    "chat_template.jinja": b"y",
+    "README.md": b"---\nlicense: mit\n---\n",
+}
 
 
 @pytest.fixture

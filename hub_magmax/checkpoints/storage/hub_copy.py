@@ -50,7 +50,8 @@ def copied_from_hub(place: ModelPlace) -> ModelPlace:
     source = open_hub(place.name, commit, place.part)
     folder = split_part(place.part)[0]
     indexes = (path for path in source.sizes if path.endswith(".safetensors.index.json"))
-    paths = [*dict.fromkeys([*needed_files(source), *indexes, *weight_map(source.listing)])]
+    card = (path for path in source.sizes if path == "README.md")  # the licence, for a merge offline
+    paths = [*dict.fromkeys([*needed_files(source), *card, *indexes, *weight_map(source.listing)])]
     names = [f"{folder}/{path}" if folder else path for path in paths]
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         copies = list(pool.map(lambda name: _download(place.name, commit, name), names))
