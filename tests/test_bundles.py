@@ -13,8 +13,9 @@ from hub_magmax.kernels.randomness import CounterGenerator, JoinedGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging import bundles
 from hub_magmax.merging.execution import merge
-from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas
+from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
 from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
+from hub_magmax.methods.selection.unique_optima import unique_optima
 from hub_magmax.methods.side_by_side import Tensors
 from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
@@ -115,6 +116,29 @@ def test_algorithm_1_side_by_side_selects_as_it_does_alone(vectors, ratio, backe
         alone = algorithm_1(ArrayChunks(vectors[:, number].copy(), backend=backend), shares, generator)
         assert owner[number].tolist() == alone.owner.tolist()
         assert tuple(unaligned[number].tolist()) == alone.num_unaligned
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("ratio", [1.0, 0.6, 0.05, 0.0])
+def test_one_best_selection_is_that_of_top_n(num_tasks, ratio):
+    generator = np.random.default_rng(num_tasks)
+    vectors = generator.integers(-(2**20), 2**20, (num_tasks, 12, 40)).astype(np.float32) / 2**20
+    vectors[:, 0] = np.rint(3 * vectors[:, 0])  # many tie
+    raw = np.array([ratio**task for task in range(num_tasks)])
+    shares = quotas(tuple(raw / raw.sum()), 40)
+    owner, is_settled = unique_optima(vectors, shares)
+    assert is_settled[1:].all()
+    for number in np.flatnonzero(is_settled):
+        keys = CounterGenerator(7, f"tensor {number}")
+        alone = top_n(ArrayChunks(vectors[:, number].copy()), shares, keys)
+        assert owner[number].tolist() == alone.owner.tolist() and alone.duality_gap == 0
+
+
+def test_magnitudes_off_the_grid_and_zeros_are_left_to_top_n():
+    vectors = np.ones((2, 3, 4), np.float32) * np.float32([[[1, 2, 3, 4]], [[4, 3, 2, 1.5]]])
+    vectors[0, 0, 0] = 2.0**-60
+    vectors[:, 1] = 0  # every selection is the best one
+    assert unique_optima(vectors, (2, 2))[1].tolist() == [False, False, True]
 
 
 def test_joined_generator_gives_each_tensor_its_own_keys():

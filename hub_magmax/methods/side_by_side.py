@@ -18,6 +18,7 @@ from hub_magmax.methods.registry import MergeMethod
 from hub_magmax.methods.rules import Rule, chosen_rule
 from hub_magmax.methods.selection.quotas import quotas
 from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
+from hub_magmax.methods.selection.unique_optima import unique_optima
 from hub_magmax.methods.sparse import RANKS
 from hub_magmax.methods.thresholds import thresholds_side_by_side
 
@@ -97,7 +98,7 @@ def rule_side_by_side(
         return _trimmed(method, tensors, preference, options)
     if options["selection"] == "algorithm-1":
         return SideBySide(_algorithm_1(tensors, preference))
-    return SideBySide(_one_by_one(method, tensors, preference, options))
+    return SideBySide(_top_n(method, tensors, preference, options))
 
 
 def _trimmed(
@@ -135,16 +136,21 @@ def _algorithm_1(tensors: Tensors, preference: tuple[float, ...]) -> Rule:
     return chosen_rule(owner, tuple(unaligned.tolist()))
 
 
-def _one_by_one(
+def _top_n(
     method: MergeMethod, tensors: Tensors, preference: tuple[float, ...], options: Mapping[str, Any]
 ) -> Rule:
-    """Return winners that the method selects of one tensor after the other, without reading any again."""
+    """Return the winners of tensors that have one best selection, and what the method selects of others."""
     owner, gap = np.empty(tensors.vectors.shape[1], np.uint8), 0.0
-    for first, size, generator in zip(
-        tensors.firsts.tolist(), tensors.sizes, tensors.generators, strict=True
-    ):
-        chunks = ArrayChunks(tensors.vectors[:, first : first + size], backend=tensors.backend)
-        rule = method.rule(chunks, shape=(size,), preference=preference, generator=generator, options=options)
-        owner[first : first + size] = rule.per_element(0, size)[0]
-        gap = max(gap, rule.duality_gap or 0.0)
+    for size, some, elements in tensors.of_one_size():
+        found, is_settled = unique_optima(tensors.vectors[:, elements], quotas(preference, size))
+        owner[elements] = found
+        for tensor in some[~is_settled].tolist():
+            first = int(tensors.firsts[tensor])
+            chunks = ArrayChunks(tensors.vectors[:, first : first + size], backend=tensors.backend)
+            generator = tensors.generators[tensor]
+            rule = method.rule(
+                chunks, shape=(size,), preference=preference, generator=generator, options=options
+            )
+            owner[first : first + size] = rule.per_element(0, size)[0]
+            gap = max(gap, rule.duality_gap or 0.0)
     return chosen_rule(owner, (0,) * tensors.num_tasks, gap)
