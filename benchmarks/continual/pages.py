@@ -86,15 +86,13 @@ def store(data: str, flags: str, result: Mapping[str, Any], results: Path = RESU
 
 def _lines(values: Mapping[str, Any]) -> str:
     """Return JSON with one line per item of a list of mappings, so that a change shows where it is."""
-    return (
-        "{\n" + ",\n".join(f"{json.dumps(key)}: {_value(value)}" for key, value in values.items()) + "\n}\n"
-    )
+    lines = (f"{json.dumps(key)}: {_value(value)}" for key, value in values.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
-    return json.dumps(value)
+    items = value if isinstance(value, list) and value and isinstance(value[0], dict) else ()
+    return "[\n" + ",\n".join(map(json.dumps, items)) + "\n]" if items else json.dumps(value)
 
 
 def render(results: Path = RESULTS, page: Path = PAGE) -> str:
