@@ -68,6 +68,7 @@ def all_learned(options: argparse.Namespace) -> Iterator[str]:
         yield family.name
 
 
+# Complex, and flat: one condition for each option that is stated.
 def named(options: argparse.Namespace) -> tuple[str, str]:
     """Return what results are stored under, and the options that asked for them, without paths."""
     if options.checkpoints:

@@ -130,7 +130,7 @@ def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[s
     return "\n".join(part for part in parts if part)
 
 
-def _provenance(families: Sequence[Mapping[str, Any]]) -> str:
+def _provenance(families: Sequence[Mapping[str, Any]]) -> str:  # flat: a set for each fact
     seeds = sorted({family["seed"] for family in families})
     numbers = sorted({family["num_tasks"] for family in families})
     flags = families[0]["flags"]
@@ -149,7 +149,7 @@ def _provenance(families: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _verdicts(tables: Mapping[str, Any]) -> str:
+def _verdicts(tables: Mapping[str, Any]) -> str:  # flat: a line for each number of tasks
     """Say what holds of what is claimed, and where methods with the same preference stand."""
     lines, tests = [], [row["fixed"]["t_test"] for rows in tables["paired_tests"].values() for row in rows]
     single = all(test is None for test in tests)

@@ -36,6 +36,7 @@ def bytes_to_copy(source: LockedSource) -> int:
     )
 
 
+# Complex, and flat: each kind of file is listed in one line.
 def copied_from_hub(place: ModelPlace) -> ModelPlace:
     """Return where a model lies on this machine, after its files were downloaded where they are missing.
 
