@@ -115,7 +115,7 @@ WRITING = [
     "push {0}/alone me/everything",
     "rollback me/everything",
 ]
-WRITING_NOTHING = {"validate", "plan", "methods", "schema"}
+WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema"}
 
 
 def test_every_command_is_looked_at():
@@ -211,13 +211,13 @@ def test_output_given_by_an_option_is_looked_at_too(family):
 def test_traceback_names_no_token_whatever_it_quotes(family, monkeypatch, how):
     monkeypatch.setenv("HF_TOKEN", "a token of another kind")
 
-    def fail(path):
+    def fail(*arguments):
         try:
             raise OSError(f"http://me:pass@host/x {TOKEN}")
         except OSError as error:
             raise KeyError("a token of another kind \x1b[2J") from error
 
-    monkeypatch.setattr("hub_magmax.recipe.loading.load_recipe", fail)
+    monkeypatch.setattr("hub_magmax.cli.asked.parse_text", fail)
     found = CliRunner().invoke(main, ["validate", str(write_recipe(family)), *how])
     assert (found.exit_code, found.stdout) == (1, "")
     assert found.stderr.startswith("Traceback") and "KeyError: 'hf_… " in found.stderr
@@ -340,6 +340,7 @@ def hungry(*arguments, **options):
 
 def test_memory_that_runs_out_in_data_a_plugin_or_a_signature_is_no_fault_of_theirs(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", hungry)
+    (tmp_path / "x").mkdir()
     with pytest.raises(MemoryError):
         data.load_examples(Data(dataset="./x"), tmp_path)
     point = type("Point", (), {"name": "x", "load": hungry})()
