@@ -1,6 +1,6 @@
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.files import digest
 from hub_magmax.merging.output.header import shard_header
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import lock, plan
@@ -41,6 +42,14 @@ def planned(
         name: MemorySource.from_tensors(tensors, f"task {name}").index for name, tensors in tasks.items()
     }
     return make_plan(recipe, locked, indexes)
+
+
+def test_digest_of_a_plan_is_that_of_all_its_values():
+    made = planned({"a": BASE, "b": BASE})
+    values = {"lock": made.lock.digest, "shards": [asdict(shard) for shard in made.shards]}
+    values |= {"files_from": made.recipe.output.files_from}
+    values |= {"metadata": dict(made.metadata)} if made.metadata else {}
+    assert made.digest == digest(values)
 
 
 def test_floats_are_merged_and_integers_copied():

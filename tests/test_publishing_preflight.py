@@ -12,6 +12,7 @@ from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import write_recipe
+from tests.test_cli import call
 
 _numbers = itertools.count()
 
@@ -39,6 +40,14 @@ def test_disk_that_is_too_small_is_known_before_anything_is_written(family, monk
     disk_of(monkeypatch, 1000)
     with pytest.raises(OutputError, match=r"1\.0 kB are free.*output\.keep: false"):
         run(recipe_for(family))
+    assert not list(family.glob("merged*"))
+
+
+def test_merge_looks_for_room_before_it_writes(family, monkeypatch):
+    recipe = write_recipe(family)
+    disk_of(monkeypatch, 1000)
+    code, _, err = call("merge", recipe)
+    assert code == 1 and "1.0 kB are free, and the merge needs" in err
     assert not list(family.glob("merged*"))
 
 

@@ -113,12 +113,14 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
+    from hub_magmax.publishing.preflight import check_room
 
     processes, cache = find_processes(say), SourceCache()
     found, locked = read_asked(asked, processes.first_decides)
     locked = locked or processes.first_decides(lambda: lock(found, report=say, cache=cache))
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     is_old = processes.first_decides(lambda: is_finished(planned))
+    check_room(planned)
     with progress(planned.progress_bytes) as advance:
         report = do_merge(planned, progress=advance, processes=processes, cache=cache)
     text = _summary(found, report, is_old=is_old)
