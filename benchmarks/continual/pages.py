@@ -25,10 +25,7 @@ _HEAD = """# Experiments
 Written by `python -m benchmarks.continual --render` from `benchmarks/results/experiments/`; not by hand.
 """
 
-_OWN_HEAD = """# Experiments
-
-Written by `python -m benchmarks.continual` from the results in this folder; not by hand.
-"""
+_OWN_HEAD = "# Experiments\n\nWritten by `python -m benchmarks.continual` from the results in this folder.\n"
 
 _INTRODUCTION = """
 Tasks are learned one after the other, each from the checkpoint before it, with a frozen head that all share.
