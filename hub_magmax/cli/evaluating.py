@@ -29,8 +29,11 @@ LOG = logging.getLogger(__name__)
     metavar="N",
     help="Show N examples of each task, and what the models make of them; nothing is scored or written.",
 )
+@click.option(
+    "--new-data", is_flag=True, help="Score on data that changed since the merge; its lock says so."
+)
 @format_option
-def evaluate(asked: RecipeOptions, again: bool, samples: int | None, form: Format) -> Answer:
+def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: bool, form: Format) -> Answer:
     """Score RECIPE's merged model, its base model and its tasks.
 
     \b
@@ -39,11 +42,14 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, form: Forma
       hub-magmax evaluate recipe.yaml --samples 5
     """
     from hub_magmax.cli.asked import read_merged
+    from hub_magmax.evaluation.data import with_present_data
     from hub_magmax.evaluation.scores import write_scores
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
+    from hub_magmax.merging.output.relocking import write_lock_again
     from hub_magmax.processes import find_processes
 
     found, locked = read_merged(asked)
+    locked = with_present_data(found, locked) if new_data else locked
     if samples is not None:
         return _shown(found, locked, samples)
     processes = find_processes(say)
@@ -53,6 +59,8 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, form: Forma
     if not processes.is_first:
         return Answer({}, "")
     write_scores(scores, output)
+    if new_data:
+        write_lock_again(output, locked)
     return _assessed(scores, locked, form)
 
 

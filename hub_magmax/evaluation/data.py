@@ -98,9 +98,56 @@ def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, s
                 "this data is no longer what was locked, so scores on it cannot be compared",
                 where=name,
                 expected=f"files with the digest {locked[name]}",
-                hint="Bring them back; or, to measure on the new data, write a new lock with `hub-magmax "
-                "lock` and merge into another folder.",
+                hint="Bring them back; or measure a finished merge on the new data, as its lock then says: "
+                "hub-magmax evaluate RECIPE --new-data",
             )
+
+
+def with_present_data(recipe: Recipe, locked: Lock) -> Lock:
+    """Return the lock of a finished merge with the evaluation's data as it is now, and what that replaces.
+
+    Raises:
+        LockError: If the data decided the merge too.
+        EvaluationError: If it cannot be read.
+    """
+    now, pins = _present(recipe)
+    before = {**locked.local_data, **locked.datasets}
+    changed = {
+        name: before[name] for name, found in {**now, **pins}.items() if before.get(name, found) != found
+    }
+    _refuse_decided(changed, recipe, locked)
+    return replace(
+        locked,
+        local_data={**locked.local_data, **now},
+        datasets={**locked.datasets, **pins},
+        replaced_data={**changed, **locked.replaced_data},
+    )
+
+
+def _present(recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the digests of the evaluation's local data, and the commits of its data on the Hub."""
+    named = recipe.evaluation.data.values() if recipe.evaluation else ()
+    specs = [part for spec in named for part in _with_shots(spec)]
+    now = dict(_local_digests(specs, recipe.folder))
+    wanted = {_pin_key(spec) for spec in specs if spec.dataset not in now}
+    return now, {key: commit for key, commit in pin_datasets(recipe).items() if key in wanted}
+
+
+def _refuse_decided(changed: Iterable[str], recipe: Recipe, locked: Lock) -> None:
+    fixed = {part.dataset for spec in _deciding_data(recipe, locked) for part in _with_shots(spec)}
+    if decided := [name for name in changed if name.split("@")[0] in fixed]:
+        raise LockError(
+            "this data decided the preference or the method too, so the model is not that of the new data",
+            where=decided[0],
+            hint="Merge into another folder, with a new lock.",
+        )
+
+
+def _deciding_data(recipe: Recipe, locked: Lock) -> list[Data]:
+    """Return the data that a merged model depends on: of its preference, and of a comparison that chose."""
+    found = _data_in(recipe.preference) if recipe.preference is not None else []
+    tuning = recipe.tuning_data
+    return [*found, tuning] if locked.chosen and tuning is not None else found
 
 
 def changed_local_data(recipe: Recipe, locked: Mapping[str, str]) -> tuple[str, ...]:
@@ -225,9 +272,8 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
     except (MemoryError, HubMagmaxError):
         raise
     except Exception as error:  # datasets raises many kinds, most of them for a wrong name
-        reason = str(error).strip().split("\n")[0][:300]
         raise EvaluationError(
-            f"the data cannot be loaded ({type(error).__name__}: {reason})", where=where, hint=_way_out(error)
+            f"the data cannot be loaded ({_reasons(error)})", where=where, hint=_way_out(error)
         ) from error
     for column in (spec.input_column, spec.prompt_column, spec.label_column if labelled else None):
         if column is not None and column not in examples.column_names:
@@ -240,6 +286,17 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
     if len(examples) == 0:
         raise EvaluationError("the split is empty", where=where)
     return with_prompts(examples, spec, partial(load_examples, folder=folder, labelled=labelled))
+
+
+def _reasons(error: BaseException) -> str:
+    """Return an error with what caused it: `datasets` often says in the outermost only that it failed."""
+    found = [error]
+    while cause := found[-1].__cause__:
+        found.append(cause)
+    shown = found if len(found) < 3 else [found[0], found[-1]]
+    return "; ".join(
+        f"{type(e).__name__}: {str(e).strip().splitlines()[0][:300] if str(e).strip() else ''}" for e in shown
+    )
 
 
 def _refuse_missing(spec: Data, folder: Path) -> None:

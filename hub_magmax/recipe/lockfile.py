@@ -15,7 +15,7 @@ from hub_magmax.recipe.renaming import Renaming
 LOCK_NAME = "recipe.lock.json"
 
 #: Fields of a lock that do not decide the merged bytes.
-_ASIDE = ("datasets", "local_data", "chosen", "versions")
+_ASIDE = ("datasets", "local_data", "replaced_data", "chosen", "versions")
 
 #: Fields of a source that are stored only where they have a value.
 _OPTIONAL = (
@@ -145,6 +145,8 @@ class Lock:
         datasets: Commits of the data sets on the Hub that preference and evaluation use, by
             `name@revision`.
         local_data: Digest of the files of every other data set that they use, by its name in the recipe.
+        replaced_data: Of the evaluation's data that was corrected after the merge, what was locked then; by
+            name, as in `datasets` and `local_data`, which have what was scored on last.
         chosen: Where the recipe left the method or the scaling coefficient to a comparison: what was
             compared, on how many examples, and how each candidate did; otherwise empty.
         adapters: Whether an adapter is added to the base model (`each`), or to the checkpoint of the task
@@ -165,6 +167,7 @@ class Lock:
     schema: Literal[1] = 1
     datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
     local_data: Mapping[str, str] = field(default_factory=dict, hash=False)
+    replaced_data: Mapping[str, str] = field(default_factory=dict, hash=False)
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapters: Literal["each", "sequence"] = "each"
     token_rows: tuple[str, ...] = ()
@@ -202,7 +205,7 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        for key in ("token_rows", "local_data", "plugin"):
+        for key in ("token_rows", "local_data", "replaced_data", "plugin"):
             if not values[key]:
                 del values[key]
         for source in (values["base_model"], *values["tasks"].values()):

@@ -46,7 +46,7 @@ class Row:
 
 def text_row(model: LoadedModel, text: str) -> Row:
     """Return all tokens of a text, cut off where the model's context ends; the first does not count."""
-    tokens: list[int] = model.processor(text)["input_ids"]
+    tokens: list[int] = model.processor(text, verbose=False)["input_ids"]
     limit = context_of(model)
     if len(tokens) < 2:
         raise EvaluationError(
@@ -66,8 +66,12 @@ def answer_row(model: LoadedModel, prompt: str, answer: str) -> Row:
     """
     start = prompt.rstrip()
     special = _adds_special(model.processor, prompt)
-    alone: list[int] = model.processor(start, add_special_tokens=special)["input_ids"] if start else []
-    tokens: list[int] = model.processor(prompt + answer, add_special_tokens=special)["input_ids"]
+
+    def tokens_of(text: str) -> list[int]:
+        found: list[int] = model.processor(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return found
+
+    alone, tokens = tokens_of(start) if start else [], tokens_of(prompt + answer)
     if not answer.strip():
         raise EvaluationError(
             "an answer is empty, so that it has no likelihood", where=f"after {prompt!r:.100}"

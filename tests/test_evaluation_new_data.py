@@ -1,0 +1,78 @@
+"""Corrected data of a finished merge: scored again, and the lock says so."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from hub_magmax.cli import main
+from hub_magmax.errors import EvaluationError, LockError
+from hub_magmax.evaluation.data import load_examples, with_present_data
+from hub_magmax.fleet.verifying import verify
+from hub_magmax.pipeline import lock, run
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.lockfile import read_lock
+from hub_magmax.recipe.values import Data
+from tests.families import recipe_values
+from tests.test_evaluation_samples import family, recipe_of
+
+__all__ = ["family"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [*arguments, "--json"])
+
+
+def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
+    rows = (family / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace('"label":1', '"label":0', 1))
+    values = recipe_of(family, "multiple-choice").to_dict()
+    values |= {"base_model": str(family / "base"), "output": {"path": "out"}}
+    values["tasks"] = [{"name": name, "model": str(family / name)} for name in "ab"]
+    recipe = parse_recipe(values, folder=tmp_path)
+    path, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    path.write_text(recipe.to_yaml())
+    run(recipe)
+    before = read_lock(out / "recipe.lock.json")
+    weights = (out / "model.safetensors").stat().st_mtime_ns
+    (tmp_path / "rows.jsonl").write_text(rows)
+    refused = invoke("evaluate", str(path))
+    assert refused.exit_code == 1 and "--new-data" in refused.output
+    found = invoke("evaluate", str(path), "--new-data")
+    assert found.exit_code == 0, found.output
+    after = read_lock(out / "recipe.lock.json")
+    assert after.replaced_data == before.local_data
+    assert after.local_data == lock(recipe).local_data != before.local_data
+    assert after.digest == before.digest and after.checksum != before.checksum
+    verify(str(out))
+    assert (out / "model.safetensors").stat().st_mtime_ns == weights
+    # What was locked at the merge stays, however often data is corrected.
+    assert with_present_data(recipe, after) == after
+    assert json.loads((out / "scores.json").read_text())["data"]["a"]["examples"] == 3
+    assert invoke("evaluate", str(path)).exit_code == 0
+
+
+def test_data_that_decided_the_preference_cannot_be_replaced(family, tmp_path):
+    (tmp_path / "rows.csv").write_text("label,text\n0,x\n1,y\n")
+    data = {"dataset": "./rows.csv"}
+    values = recipe_values(
+        ("a", "b"),
+        evaluation={"evaluator": "text-classification", "tasks": {"a": data}},
+        preference={"labels": {"target": data, "classes": {"a": [0], "b": [1]}}},
+    )
+    sources = {
+        "base_model": str(family / "base"),
+        "tasks": [{"name": n, "model": str(family / n)} for n in "ab"],
+    }
+    recipe = parse_recipe(values | sources, folder=tmp_path)
+    made = lock(parse_recipe(recipe_values(("a", "b")) | sources, folder=tmp_path))
+    locked = replace(made, local_data={"./rows.csv": "sha256:" + "0" * 64})
+    with pytest.raises(LockError, match="decided the preference or the method too"):
+        with_present_data(recipe, locked)
+
+
+def test_what_caused_an_error_of_datasets_is_told(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(EvaluationError, match=r"cannot be loaded \(DatasetGenerationError.*; .*(JSON|parse)"):
+        load_examples(Data(dataset="./rows.jsonl"), tmp_path)
