@@ -95,8 +95,14 @@ def listed(items: Sequence[str], most: int = 255) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return the question whether the nearest of the known names is meant; empty where none is near."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {found[0]!r}?" if found else ""
+    plain = {_plain(one): one for one in reversed(known)}
+    found = difflib.get_close_matches(_plain(name), plain, n=1)
+    return f"did you mean {plain[found[0]]!r}?" if found else ""
+
+
+def _plain(name: str) -> str:
+    """Return a name in small letters, with one sign between its words."""
+    return re.sub(r"[\s/.-]", "_", name.lower())
 
 
 def cut_in_middle(name: str, most: int) -> str:

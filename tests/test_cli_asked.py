@@ -117,3 +117,12 @@ def test_a_merged_model_belongs_to_the_recipe_that_it_was_merged_from(family):
 def test_an_error_of_a_plan_names_the_option_that_gives_the_value(family):
     err = call("plan", write_recipe(family), "--memory", "200")[2]
     assert "--memory 200, output.memory: this merge needs" in err
+
+
+def test_validating_says_what_it_did_not_look_at(family):
+    recipe = write_recipe(family, tasks=[{"name": "a", "model": "./a"}, {"name": "b", "model": "./none"}])
+    code, out, _ = call("validate", recipe)
+    assert code == 0
+    assert "note: tasks.b.model: there is no ./none on this machine" in out
+    assert "checkpoints were not opened: `hub-magmax plan` reads their headers" in out
+    assert "tasks.a.model" not in out

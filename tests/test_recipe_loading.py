@@ -249,7 +249,7 @@ HEAD = "base_model: ./b\ntasks: [{name: a, model: ./a}]\n"
         ("output: {dtype: bf16}", "write bfloat16"),
         ("output: {dtype: torch.float16}", "write float16"),
         ("output: merged", "write output: {path: merged}"),
-        ("preference: uniform", "write preference: {weights: "),
+        ("preference: uniform", "leave preference out"),
         ("preference: {weights: [0.5]}", "write weights: {animals: 0.7"),
         ("tensors: {match: a, take: a}", "write tensors: [{match: "),
         ("method: [ties]", "write method: {name: ties, density: 0.2}"),
@@ -385,3 +385,39 @@ ENDLESS = {
 def test_recipe_that_could_take_minutes_is_refused_in_seconds(tmp_path, kind):
     error = refusal(tmp_path, f"base_model: ./base\ntasks:\n  - {{name: a, model: ./a}}\n{ENDLESS[kind]}")
     assert len(str(error)) < 5000
+
+
+@pytest.mark.parametrize(
+    ("preference", "way"),
+    [
+        ("uniform", "leave preference out: then every task counts the same"),
+        ("geometric", "write preference: {geometric: {ratio: 0.5}}"),
+        (
+            "{geometric: 0.5}",
+            "0.5 has another form than expected; write geometric: {ratio: 0.5}",
+        ),
+        ("{power: 2}", "write power: {exponent: 2}"),
+        ("{a: 1}", "shares of tasks are said as preference: {weights: {animals: 0.7"),
+        (
+            "{labels: {target: me/x, classes: {a: x}}}",
+            "write target: {dataset: me/site-photos,",
+        ),
+        ("{labels: {target: {dataset: x}, classes: {a: x}}}", "write classes: {animals: [cat, dog]}"),
+    ],
+)
+def test_a_preference_in_another_form_is_told_with_the_right_one(tmp_path, preference, way):
+    text = f"base_model: ./b\ntasks: [{{name: a, model: ./a}}]\npreference: {preference}\n"
+    assert way in str(refusal(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["tunable/magmax", "TUNABLE_MAGMAX", "tunable-magmax", "tunable magmax"])
+def test_signs_and_capitals_of_a_name_are_no_other_name(name):
+    assert "Did you mean 'tunable_magmax'?" in refusal_of(method=name)
+
+
+def test_more_tasks_than_a_method_tells_apart_are_refused():
+    tasks = [{"name": f"t{number}", "model": "./a"} for number in range(70)]
+    assert "tunable_magmax tells at most 64 tasks apart, and 70 have a share" in refusal_of(tasks=tasks)
+    few = {"weights": {f"t{number}": 1 / 64 for number in range(64)}}
+    assert parse_recipe(recipe_values(tasks=tasks, preference=few))
+    assert parse_recipe(recipe_values(tasks=tasks, method="average"))

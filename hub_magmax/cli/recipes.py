@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
 from hub_magmax.cli.terminal import Answer, say, verb
+
+if TYPE_CHECKING:
+    from hub_magmax.recipe.schema import Recipe
 
 
 @verb
@@ -21,8 +24,25 @@ def validate(asked: RecipeOptions) -> Answer:
     from hub_magmax.cli.asked import read_recipe
 
     found, name = read_recipe(asked), asked.text.name
-    facts = {"recipe": name, "digest": found.digest, "tasks": list(found.task_names)}
-    return Answer(facts, f"{name}: valid, {len(found.tasks)} tasks, {found.method.name}")
+    missing = [place for place, model in _models(found).items() if _is_missing(model, found)]
+    facts = {"recipe": name, "digest": found.digest, "tasks": list(found.task_names), "not_here": missing}
+    lines = [f"{name}: valid, {len(found.tasks)} tasks, {found.method.name}"]
+    lines += [f"note: {place}: there is no {_models(found)[place]} on this machine" for place in missing]
+    lines.append("checkpoints were not opened: `hub-magmax plan` reads their headers")
+    return Answer(facts, "\n".join(lines))
+
+
+def _models(recipe: Recipe) -> dict[str, str]:
+    """Return the names of the models by their keys."""
+    tasks = {f"tasks.{task.name}.model": task.model for task in recipe.tasks}
+    return {"base_model": recipe.base_model, **tasks}
+
+
+def _is_missing(model: str, recipe: Recipe) -> bool:
+    """Say whether a model is named by a path, and nothing is there."""
+    from hub_magmax.recipe.model_names import expanded, is_there
+
+    return model.startswith((".", "/", "~")) and not is_there(recipe.folder / expanded(model))
 
 
 @verb
@@ -63,10 +83,17 @@ def prefer(asked: RecipeOptions) -> Answer:
     found = locked.preference if locked else resolve_preference(recipe)
     width = max(len(name) for name in found.weights)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
-    notes = [f"{key.replace('_', ' ')}: {_plainly(value)}" for key, value in found.explanation.items()]
+    notes = [
+        f"{_NOTES.get(key, key.replace('_', ' '))}: {_plainly(fact)}"
+        for key, fact in found.explanation.items()
+    ]
     if locked and path and not asked.changes:
         notes.append(f"wrote {write_lock(locked, path)}")
     return Answer(asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes]))
+
+
+#: Facts of an estimate that need more words than their names.
+_NOTES = {"similarities": "similarities (of the target to each task's data; exp(-distance / temperature))"}
 
 
 def _plainly(value: Any) -> str:

@@ -262,6 +262,23 @@ def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
             yield conflict(("compare", "methods", index), "auto is no method to try", hint)
 
 
+def _count_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Return more tasks than the method can tell apart; an estimate may leave some out."""
+    preference = recipe.preference
+    if recipe.method.name != "tunable_magmax" or (preference and preference.is_estimated):
+        return
+    from hub_magmax.methods.selection.owners import MAX_TASKS
+
+    weights = preference.weights if preference else None
+    num_active = len(recipe.tasks) if weights is None else sum(weight > 0 for weight in weights.values())
+    if num_active > MAX_TASKS:
+        yield conflict(
+            ("tasks",),
+            f"tunable_magmax tells at most {MAX_TASKS} tasks apart, and {num_active} have a share",
+            f"give weights to the {MAX_TASKS} that matter most, or choose a method that averages",
+        )
+
+
 def _search_problems(recipe: Recipe) -> Iterator[Problem]:
     searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
     if searched and recipe.method.name == AUTO:
@@ -312,6 +329,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _coefficient_problems,
     _comparison_problems,
     _search_problems,
+    _count_problems,
     _output_problems,
     _adapter_problems,
     _guard_problems,

@@ -17,8 +17,8 @@ from hub_magmax.recipe.strict_yaml import Place
 #: Values that are walked through; anchors may repeat some.
 _MAX_VALUES = 20_000
 
-#: Characters of a YAML text that is looked at: half a second.
-_MAX_CHARACTERS = 50_000
+#: Characters of a YAML text that is looked at, which takes half a second at most.
+_MAX_CHARACTERS = 20_000
 
 #: Lines of a message about a mergekit recipe.
 _MAX_LINES = 40

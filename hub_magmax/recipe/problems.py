@@ -31,6 +31,16 @@ _FORMS: Mapping[str, str] = {
         "preference: {weights: {animals: 0.7, plants: 0.3}}, and leave it out for every task the same"
     ),
     "weights": "weights: {animals: 0.7, plants: 0.3}",
+    "coefficients": "coefficients: {animals: 1, plants: -0.5}",
+    "geometric": "geometric: {ratio: 0.5}",
+    "linear": "linear: {ratio: 0.5}",
+    "power": "power: {exponent: 2}",
+    "classes": "classes: {animals: [cat, dog]}",
+    "target": "target: {dataset: me/site-photos, split: train}",
+    "train": "train: {animals: {dataset: me/animals, split: train}}",
+    "tune": "tune: {dataset: me/site-photos, split: train}",
+    "report": "report: {dataset: me/site-photos, split: test}",
+    "evaluation": "evaluation: {tasks: {animals: {dataset: me/animals, split: test}}}",
     "tensors": 'tensors: [{match: "lm_head.*", take: base_model}]',
     "output": "output: {path: merged}",
 }
@@ -168,7 +178,7 @@ def explain(
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
             keys = known if isinstance(known, list) else _known_keys(known, path[:-1])
-            hint = _key_hint(str(path[-1]), keys)
+            hint = _key_hint(_sought(entry), keys)
             yield Problem("unknown_key", f"{unknown} {shown(path[-1])}", key=prefix + path, hint=hint)
         elif entry["type"] == "missing":
             text = f"the key {path[-1]!r} is required"
@@ -183,6 +193,13 @@ def _is_below(path: KeyPath, above: KeyPath) -> bool:
     return len(path) > len(above) and path[: len(above)] == above
 
 
+def _sought(entry: Mapping[str, Any]) -> str:
+    """Return an unknown key; for a task's weight that stands right below the preference, `weights`."""
+    *above, key = entry["loc"]
+    is_share = above == ["preference"] and isinstance(entry["input"], int | float)
+    return "weights" if is_share else str(key)
+
+
 def _key_hint(key: str, known: list[str]) -> str:
     if key.isdigit():
         return "decimals are written with a point, such as 0.5"
@@ -193,14 +210,24 @@ def _value_text(entry: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     """Return what is wrong about a value, and how it is written where that can be told."""
     value = entry["input"]
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
-    if entry["type"] in _OTHER_FORMS and key in _FORMS:
-        return f"{shown(value, 60)} has another form than expected", f"write {_FORMS[key]}"
+    if entry["type"] in _OTHER_FORMS and (form := _form(path, value)):
+        return f"{shown(value, 60)} has another form than expected", form
     if entry["type"] == "string_pattern_mismatch" and key == "name":
         rule = "use up to 64 letters, digits, _, . and -, the first a letter or digit"
         return f"{shown(value, 60)} cannot be a name", rule
     text = _rule(entry)
     text = f"{shown(value, 60)} {text}" if text.startswith("should") else text
     return text, f"write {meant}" if (meant := _meant(value, entry)) else ""
+
+
+def _form(path: KeyPath, value: Any) -> str:
+    """Return how the last known key of a path is written; empty where none is known."""
+    key = str(next((part for part in reversed(path) if part in _FORMS), ""))
+    if key == "preference" and value == "uniform":
+        return "leave preference out: then every task counts the same"
+    if key == "preference" and isinstance(value, str) and value in _FORMS:
+        return f"write preference: {{{_FORMS[value]}}}"
+    return f"write {_FORMS[key]}" if key else ""
 
 
 def _rule(entry: Mapping[str, Any]) -> str:
