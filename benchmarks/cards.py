@@ -132,12 +132,12 @@ def render(folder: Path) -> str:
         return render_card(recipe, locked, report, scores, picture=PICTURE_NAME)
 
 
-def reduced(png: bytes) -> bytes:
+def reduced(png: bytes, num_colours: int = NUM_COLOURS) -> bytes:
     """Return a PNG with few colours."""
     from PIL import Image
 
     stream = io.BytesIO()
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(num_colours, dither=Image.Dither.NONE)
     picture.save(stream, format="png", optimize=True)
     return stream.getvalue()
 

@@ -45,7 +45,7 @@ def store(folder: Path) -> None:
     """Copy the pictures that the documentation shows, with few colours."""
     PLACE.mkdir(exist_ok=True)
     for name in STORED:
-        (PLACE / name).write_bytes(reduced((folder / name).read_bytes()))
+        (PLACE / name).write_bytes(reduced((folder / name).read_bytes(), 256))
 
 
 def main() -> None:
