@@ -247,7 +247,7 @@ class Diagnosis:
         values = np.array([self.whole.cosines[pair] for pair in between])
         yield (
             f"… {len(between)} pairs between these: cosines from {values[0]:.3f} to {values[-1]:.3f}, "
-            f"{values.mean():.3f} on average; all are in {DIAGNOSIS_NAME} and in {HEAT_MAP_NAME}"
+            f"{round(values.mean(), 3) + 0.0:.3f} on average; the files that are written have all of them"
         )
         yield from map(self._pair_line, pairs[-_ENDS:])
 
