@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hub_magmax.reporting.card_file import write_card as write_card
     from hub_magmax.studies import compare as compare
     from hub_magmax.studies import diagnose as diagnose
+    from hub_magmax.studies import picture as picture
     from hub_magmax.studies import prefer as prefer
     from hub_magmax.studies import sweep as sweep
 
@@ -55,6 +56,7 @@ _HOMES = {
     "merge_state_dicts": "merging.state_dicts",
     "merge_tensors": "merging.tensors",
     "parse_recipe": "recipe.loading",
+    "picture": "studies",
     "plan": "pipeline",
     "prefer": "studies",
     "preference_from_labels": "preference.labels",

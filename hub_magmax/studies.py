@@ -1,20 +1,23 @@
 """Studies of a recipe from Python: its preference, a diagnosis, a comparison and a sweep.
 
-Each locks the recipe itself where no lock is given. Nothing is written; results have `to_json` and `table`.
+Each locks the recipe itself where no lock is given. Nothing is written. Results have `table()` for people,
+`to_frame()` for pandas, and are shown as tables by notebooks; `picture` draws them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.resuming import study_journal
+from hub_magmax.evaluation.scores import Scores
 from hub_magmax.pipeline import check_faults, lock, plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.lockfile import Lock, ResolvedPreference
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.figures.writing import Picture
 from hub_magmax.reporting.tradeoff_surface import Surface
 from hub_magmax.text import Report
 
@@ -113,3 +116,26 @@ def sweep(
     check_faults(prepared, locked, in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
         return sweeping.sweep(recipe, locked, journal=kept, report=report)
+
+
+def picture(
+    result: Scores | comparing.Comparison | Surface | Diagnosis, preference: Mapping[str, float] | None = None
+) -> Picture:
+    """Return the picture of a result, as notebooks show it: `picture(scores).png` are its bytes.
+
+    Args:
+        result: Scores of an evaluation, a comparison, a sweep, or a diagnosis.
+        preference: Of scores: the weights to show beside them, by task; by default all tasks weigh alike.
+    """
+    from hub_magmax.reporting import figures
+
+    if isinstance(result, Scores):
+        shown = preference or dict.fromkeys(result.data, 1 / len(result.data))
+        return Picture.of(figures.tradeoff_figure(result, shown), "Scores by task")
+    if isinstance(result, comparing.Comparison):
+        scale = figures.Scale(result.metric, result.is_share, result.unit)
+        rows = comparing.comparison_rows(result)
+        return Picture.of(figures.comparison_figure(rows, scale), "Ways to merge that were compared")
+    if isinstance(result, Surface):
+        return Picture.of(figures.front_figure(result), "Models by the weight of each task")
+    return Picture.of(figures.cosines_figure(result), "Similarity of every two task vectors")

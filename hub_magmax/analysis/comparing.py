@@ -24,7 +24,7 @@ from hub_magmax.evaluation.evaluators import Evaluator, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
-from hub_magmax.evaluation.tables import Cell, Format, Table
+from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
@@ -70,7 +70,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Everything that was compared.
 
     Attributes:
@@ -103,6 +103,10 @@ class Comparison:
 
     def table(self, form: Format = "text") -> str:
         """Return the methods, the best first, and why the winner is the winner."""
+        return self.as_table().write(form)
+
+    def as_table(self) -> Table:
+        """Return a row for each method at its best, and one for the base model."""
         rows = [self._row(method) for method in self.methods]
         base = ("base model", None, None, None, measured(self.base_model), None, None)
         head = ("method", "scaling", "preference", "tuned", self.metric, "to the winner", "p")
@@ -111,7 +115,7 @@ class Comparison:
             f"{self.num_reporting} others with 95 % intervals; the winner is {self.winner}",
             *self.reason,
         )
-        return Table(head, (*rows, base), notes).write(form)
+        return Table(head, (*rows, base), notes)
 
     def _row(self, method: Compared) -> tuple[Cell, ...]:
         found, candidate = method.to_winner, method.candidate

@@ -13,7 +13,7 @@ from typing import Any
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import mean_interval
-from hub_magmax.evaluation.tables import Format, Measured, Table
+from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.files import digest, write_text
 from hub_magmax.text import cut_in_middle
 
@@ -68,7 +68,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Tabular):
     """All that was measured.
 
     Attributes:
@@ -100,8 +100,7 @@ class Scores:
         CSV has a line for every model and task, Markdown and LaTeX one for each task.
         """
         if form == "csv":
-            rows = tuple((s.model, s.task, s.num_examples, measured(s)) for s in self.scores)
-            return Table(("model", "task", "examples", self.metric), rows).write(form)
+            return self.as_table().write(form)
         return self._fitting() if form == "text" else self._by_task().write(form)
 
     def _fitting(self) -> str:
@@ -119,6 +118,14 @@ class Scores:
         return "\n".join(
             [_short(self.metric, rows, tasks), *end, f"every model on every task: {SCORES_NAME}"]
         )
+
+    def as_table(self) -> Table:
+        """Return a row for every model and task."""
+        rows = tuple((s.model, s.task, s.num_examples, measured(s)) for s in self.scores)
+        return Table(("model", "task", "examples", self.metric), rows)
+
+    def _repr_html_(self) -> str:
+        return self._by_task()._repr_html_()
 
     def _by_task(self) -> Table:
         """Return a row for each task: base model, own checkpoint, and the merged model in all its forms."""

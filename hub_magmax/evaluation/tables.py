@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from html import escape
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas
 
 #: Forms of a table.
 FORMATS = ("text", "markdown", "csv", "latex")
@@ -61,6 +66,32 @@ class Table:
         return {"text": self._text, "markdown": self._markdown, "csv": self._csv, "latex": self._latex}[
             form
         ]()
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the rows as pandas has them, a measured number in columns of its own as in CSV."""
+        import pandas
+
+        kinds = [self._parts(column) for column in range(len(self.head))]
+        names = [f"{n} {part}".rstrip() for n, parts in zip(self.head, kinds, strict=True) for part in parts]
+        rows = (zip(row, kinds, strict=True) for row in self.rows)
+        values = [[value for cell, parts in row for value in _parts_of(cell, parts)] for row in rows]
+        return pandas.DataFrame(values, columns=names)
+
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        sides = ["left" if is_left else "right" for is_left in self._texts()]
+
+        def row_of(cells: Sequence[str], tag: str) -> str:
+            pairs = zip(cells, sides, strict=True)
+            inner = (f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for cell, side in pairs)
+            return f"<tr>{''.join(inner)}</tr>"
+
+        rows = [row_of([_shown(cell) for cell in row], "td") for row in self.rows]
+        above, below = [
+            "".join(f"<p>{escape(text)}</p>" for text in texts) for texts in (self.lead, self.notes)
+        ]
+        head, body = row_of(self.head, "th"), "".join(rows)
+        return f"{above}<table><thead>{head}</thead><tbody>{body}</tbody></table>{below}"
 
     def _text(self) -> str:
         cells = [self.head, *(tuple(map(_shown, row)) for row in self.rows)]
@@ -134,15 +165,34 @@ class Table:
         return ("", "low", "high", *(["sd"] if drawn else []))
 
 
+class Tabular(ABC):
+    """Results that are a table: for pandas, and as notebooks show them."""
+
+    @abstractmethod
+    def as_table(self) -> Table:
+        """Return everything that is worth a row."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the rows of the table for pandas; an interval is two more columns, `low` and `high`."""
+        return self.as_table().to_frame()
+
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        return self.as_table()._repr_html_()
+
+
+def _parts_of(cell: Cell, parts: Sequence[str]) -> Iterator[str | int | float | None]:
+    """Yield the parts of a cell: those that it has, None for the others."""
+    if isinstance(cell, Measured):
+        by_part = {"": cell.value, "low": cell.low, "high": cell.high, "sd": cell.deviation}
+        yield from (by_part[part] for part in parts)
+    else:
+        yield from (cell if part == "" else None for part in parts)
+
+
 def _values(cell: Cell, parts: Sequence[str]) -> Iterator[str]:
     """Yield a cell's values as CSV has them: numbers with ten digits."""
-    measured = cell if isinstance(cell, Measured) else None
-    single = measured.value if measured else cell
-    by_part = {"": single}
-    if isinstance(cell, Measured):
-        by_part |= {"low": cell.low, "high": cell.high, "sd": cell.deviation}
-    for part in parts:
-        value = by_part.get(part)
+    for value in _parts_of(cell, parts):
         yield "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 

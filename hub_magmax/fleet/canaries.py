@@ -22,6 +22,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.fleet.history import history, last_good
 from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.hub import is_offline
@@ -48,7 +49,7 @@ class TaskChange:
 
 
 @dataclass(frozen=True)
-class Canary:
+class Canary(Tabular):
     """Scores of a model now, compared with pinned results.
 
     Attributes:
@@ -74,21 +75,29 @@ class Canary:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "regressed": list(self.regressed)}
 
-    def table(self) -> str:
-        """Return every task and the verdict as text."""
-        width = max(len("task"), *(len(change.task) for change in self.tasks))
-        lines = [f"{'task':<{width}}  pinned    now  change  95 % interval     gained  lost       p"]
-        for change in self.tasks:
-            found = change.difference
-            values = f"{change.before:6.3f}  {change.now:5.3f}  {found.mean:+.3f}"
-            interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
-            counts = f"{found.gained:>6}  {found.lost:>4}  {found.p_value:6.2g}"
-            mark = "  regressed" if change.regressed else ""
-            lines.append(f"{change.task:<{width}}  {values}  {interval}  {counts}{mark}")
+    def table(self, form: Format = "text") -> str:
+        """Return every task and the verdict."""
+        return self.as_table().write(form)
+
+    def as_table(self) -> Table:
+        """Return a row for each task."""
+        rows = tuple(
+            (
+                change.task,
+                change.before,
+                change.now,
+                Measured(change.difference.mean, change.difference.low, change.difference.high),
+                change.difference.gained,
+                change.difference.lost,
+                f"{change.difference.p_value:.2g}",
+                "regressed" if change.regressed else "",
+            )
+            for change in self.tasks
+        )
         worse = ", ".join(self.regressed)
         verdict = f"{worse} got worse by more than" if worse else "no task got worse by more than"
-        lines.append(f"{self.model} against {self.against}: {verdict} {self.margin:g} ({self.metric})")
-        return "\n".join(lines)
+        note = f"{self.model} against {self.against}: {verdict} {self.margin:g} ({self.metric})"
+        return Table(("task", "pinned", "now", "change", "gained", "lost", "p", ""), rows, (note,))
 
 
 def canary(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hub_magmax.errors import OutputError
+from hub_magmax.evaluation.tables import Cell, Table, Tabular
 from hub_magmax.files import read_json
 from hub_magmax.planning.findings.faults import (
     THRESHOLDS,
@@ -141,7 +142,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Tabular):
     """All that was found.
 
     Attributes:
@@ -225,6 +226,17 @@ class Diagnosis:
                     f"{shares.max():.3f}; by chance {overlap.chance:.3f}"
                 )
         return "\n".join(lines)
+
+    def as_table(self) -> Table:
+        """Return a row for each task: its length, the shares that changed and that win, and what lacks."""
+        columns = [self.tasks, self.relative_lengths, self.changed_shares, self.whole.win_shares.tolist()]
+        names = ["task", "length", "changed", "wins"]
+        if self.has_quotas:
+            columns.append(self.whole.lacking_shares.tolist())
+            names.append("lacking")
+        rows: tuple[tuple[Cell, ...], ...] = tuple(zip(*columns, strict=True))
+        findings = tuple(f"{'FAULT' if found.is_fault else 'note'}: {found.text}" for found in self.findings)
+        return Table(tuple(names), rows, lead=(self.verdict, *findings))
 
     def _task_lines(self, width: int) -> Iterator[str]:
         whole = self.whole

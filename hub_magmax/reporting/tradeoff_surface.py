@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hub_magmax.evaluation.scores import MAX_COLUMNS, Score, deviation, measured
-from hub_magmax.evaluation.tables import Format, Table
+from hub_magmax.evaluation.tables import Format, Table, Tabular
 from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.
@@ -45,7 +45,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Surface:
+class Surface(Tabular):
     """All that a sweep measured.
 
     Attributes:
@@ -124,13 +124,20 @@ class Surface:
             return self.to_csv().rstrip("\n")
         if form == "text" and len(self.tasks) > MAX_COLUMNS:
             return "\n".join(self.verdict) or f"{len(self.points)} preferences were tried"
-        points = [self.points[index] for index in self.front]
+        whole = self.as_table()
+        on_front = tuple(whole.rows[index][1:] for index in self.front)
+        return Table(whole.head[1:], on_front, lead=self.verdict).write(form)
+
+    def as_table(self) -> Table:
+        """Return a row for each point: whether it is on the front, its weights and its scores."""
+        front = frozenset(self.front)
         rows = tuple(
-            (*p.weights, *(measured(score, p.deviation(score.task)) for score in p.scores)) for p in points
+            (int(index in front), *p.weights, *(measured(s, p.deviation(s.task)) for s in p.scores))
+            for index, p in enumerate(self.points)
         )
         names = (f"weight of {task}" for task in self.tasks)
-        head = (*names, *(f"{self.metric} of {task}" for task in self.evaluated))
-        return Table(head, rows, lead=self.verdict).write(form)
+        head = ("on front", *names, *(f"{self.metric} of {task}" for task in self.evaluated))
+        return Table(head, rows, lead=self.verdict)
 
     @property
     def verdict(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
 _FONTS = f"'{FONT}', 'Bitstream Vera Sans', Verdana, sans-serif"
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the bytes of a PNG, which notebooks show, and as the text of an SVG."""
+
+    png: bytes = field(repr=False)
+    svg: str = field(repr=False)
+    title: str
+
+    @classmethod
+    def of(cls, figure: Figure, title: str) -> Picture:
+        content = io.BytesIO()
+        figure.savefig(content, format="png", metadata={"Software": None})
+        return cls(content.getvalue(), svg_text(figure, title), title)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
 def write_figure(figure: Figure, path: Path, title: str) -> tuple[Path, Path]:
     """Write a PNG, and beside it an SVG of the same name, and return where.
 
@@ -29,9 +48,8 @@ def write_figure(figure: Figure, path: Path, title: str) -> tuple[Path, Path]:
     Raises:
         OutputError: If they cannot be written.
     """
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    files = {path: picture.getvalue(), path.with_suffix(".svg"): svg_text(figure, title).encode()}
+    picture = Picture.of(figure, title)
+    files = {path: picture.png, path.with_suffix(".svg"): picture.svg.encode()}
     for file, content in files.items():
         try:
             file.write_bytes(content)
