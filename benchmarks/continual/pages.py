@@ -362,19 +362,10 @@ def _sample_sizes(by_number: Mapping[str, Any], estimates: Mapping[str, Any]) ->
 
 def _selections(by_number: Mapping[str, Any]) -> str:
     flat = {
-        number: [
-            {
-                "scaling": row["scaling"],
-                "column": row["preference"],
-                "value": f"{_pc(row[OURS])} / {_pc(row[TOP_N])}",
-            }
-            for row in rows
-            if row["preference"] != "uniform"
-        ]
-        for number, rows in by_number.items()
+        number: [row for row in rows if row["preference"] != "uniform"] for number, rows in by_number.items()
     }
     title = "### `algorithm-1` / `top-n` by λ\n\n"
-    return title + _pivot(flat, "scaling", "column", lambda row: row["value"])
+    return title + _pivot(flat, "scaling", "preference", lambda row: f"{_pc(row[OURS])} / {_pc(row[TOP_N])}")
 
 
 def _pivot(by_number: Mapping[str, Sequence[Mapping[str, Any]]], down: str, across: str, cell: Any) -> str:
