@@ -12,6 +12,7 @@ from pathlib import Path
 from hub_magmax.checkpoints.listing import split_part
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.checkpoints.needed_files import needed_files
+from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.weight_files import weight_map
 from hub_magmax.errors import SourceError
@@ -36,7 +37,6 @@ def bytes_to_copy(source: LockedSource) -> int:
     )
 
 
-# Complex, and flat: each kind of file is listed in one line.
 def copied_from_hub(place: ModelPlace) -> ModelPlace:
     """Return where a model lies on this machine, after its files were downloaded where they are missing.
 
@@ -50,13 +50,16 @@ def copied_from_hub(place: ModelPlace) -> ModelPlace:
     commit = resolve_commit(place.name, place.revision)
     source = open_hub(place.name, commit, place.part)
     folder = split_part(place.part)[0]
-    indexes = (path for path in source.sizes if path.endswith(".safetensors.index.json"))
-    card = (path for path in source.sizes if path == "README.md")  # the licence, for a merge offline
-    paths = [*dict.fromkeys([*needed_files(source), *card, *indexes, *weight_map(source.listing)])]
-    names = [f"{folder}/{path}" if folder else path for path in paths]
+    names = [f"{folder}/{path}" if folder else path for path in _loaded_files(source)]
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         copies = list(pool.map(lambda name: _download(place.name, commit, name), names))
     return ModelPlace(str(copies[0].parents[names[0].count("/")]), part=place.part)
+
+
+def _loaded_files(source: FileSource) -> list[str]:
+    """Return the files that loading the model reads, and its card: the licence, for a merge offline."""
+    beside = [p for p in source.sizes if p == "README.md" or p.endswith(".safetensors.index.json")]
+    return [*dict.fromkeys([*needed_files(source), *beside, *weight_map(source.listing)])]
 
 
 def _download(repo_id: str, commit: str, path: str) -> Path:
