@@ -98,8 +98,8 @@ def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, s
                 "this data is no longer what was locked, so scores on it cannot be compared",
                 where=name,
                 expected=f"files with the digest {locked[name]}",
-                hint="Bring them back; or measure a finished merge on the new data, as its lock then says: "
-                "hub-magmax evaluate RECIPE --new-data",
+                hint="Bring them back; or score a finished merge on the new data, as its lock then says "
+                "(hub-magmax evaluate RECIPE --new-data); or write a new lock and merge into another folder.",
             )
 
 
