@@ -174,10 +174,10 @@ the first one that differs, and then every file but recipe and lock, which it me
 provenance](https://slsa.dev/provenance/v1) predicate. Its subjects are the weight files. Its build type
 `urn:hub_magmax:merge:1` means: `externalParameters.recipe` is the recipe; `internalParameters` are the
 digests of lock and plan, the method with its options, the preference as numbers with the fingerprint of
-its data, the seed, and the package of a plug-in; `resolvedDependencies` are the sources (`hf://` names with their commits, or
-folders relative to the recipe), their weight files, the files that were copied from one of them, and the
-data sets, those on the Hub with their commits, others with a digest of their files. The versions of the
-software are the builder's. It names no time and no machine, so a merge that is repeated states the same.
+its data, the seed, and the package of a plug-in; `resolvedDependencies` are the sources (`hf://` names with
+their commits, or folders relative to the recipe), their weight files, the files that were copied from one of
+them, and the data sets, those on the Hub with their commits, others with a digest of their files. The
+versions of the software are the builder's. It names no time and no machine, so a merge that is repeated states the same.
 
 `hub-magmax sign FOLDER --private-key KEY` writes `model.sig` by [OpenSSF
 model-signing](https://github.com/sigstore/model-transparency) (`pip install 'hub-magmax[signing]'`),
