@@ -177,7 +177,8 @@ digests of lock and plan, the method with its options, the preference as numbers
 its data, the seed, and the package of a plug-in; `resolvedDependencies` are the sources (`hf://` names with
 their commits, or folders relative to the recipe), their weight files, the files that were copied from one of
 them, and the data sets, those on the Hub with their commits, others with a digest of their files. The
-versions of the software are the builder's. It names no time and no machine, so a merge that is repeated states the same.
+versions of the software are the builder's. It names no time and no machine, so a merge that is repeated
+states the same.
 
 `hub-magmax sign FOLDER --private-key KEY` writes `model.sig` by [OpenSSF
 model-signing](https://github.com/sigstore/model-transparency) (`pip install 'hub-magmax[signing]'`),

@@ -178,7 +178,8 @@ def test_plugin_of_the_docs_merges(plugin, family):
 
 def described_keys(heading: str) -> set[str]:
     """Return the first cells of the tables below a heading of the pages about recipes."""
-    text = "\n".join(DOCS[name].read_text(encoding="utf-8") for name in ("recipes.md", "evaluation.md"))
+    pages = ("recipes.md", "evaluation.md", "comparison.md")
+    text = "\n".join(DOCS[name].read_text(encoding="utf-8") for name in pages)
     section = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.M | re.S)[1]
     cells = re.findall(r"^\| (`[a-z_`, ]+`) \|", section, re.M)
     return {key for cell in cells for key in re.findall("[a-z_]+", cell)}
