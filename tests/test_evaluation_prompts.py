@@ -11,6 +11,7 @@ from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.data import check_local_data, data_of, load_examples, pin_local_data
 from hub_magmax.evaluation.evaluators import Columns, columns_of, make_evaluator
+from hub_magmax.evaluation.evaluators.likelihoods import Row, log_likelihoods
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.scores import read_scores, write_scores
 from hub_magmax.evaluation.scoring import evaluate
@@ -256,3 +257,27 @@ def test_text_of_which_nothing_can_be_scored_is_an_error(model, column, rows):
     data = Data(dataset="x", prompt_column="question") if column == "question" else None
     with pytest.raises(EvaluationError, match=r"fewer than two tokens|an answer is empty"):
         run(model, "log-likelihood", {column: rows} | ({} if column == "text" else {"text": ["", "b"]}), data)
+
+
+def test_choices_of_one_token_and_beginnings_of_other_rows_run_once(folder, model, monkeypatch):
+    rows = [
+        Row([1, 5, 6, 7], 3),
+        Row([1, 5, 6, 9], 3),  # the same input, another answer
+        Row([1, 5, 8], 2),  # its input begins that of the others
+        Row([1, 5, 6, 7, 3], 3),  # its input is the first row whole
+        Row([1, 4, 6], 2),
+        Row([2, 3], 1),
+    ]
+    sizes = []
+    forward = model.network.forward
+
+    def counted(input_ids, **inputs):
+        sizes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.network, "forward", counted)
+        found = log_likelihoods(model, rows)
+    assert sizes == [(3, 4)]
+    alone = [log_likelihoods(model, [row])[0] for row in rows]
+    assert found == pytest.approx(alone, abs=1e-5)

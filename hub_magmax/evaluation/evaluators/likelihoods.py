@@ -115,12 +115,34 @@ def log_likelihoods(model: LoadedModel, rows: Sequence[Row]) -> list[float]:
     """Return the summed log-probability of each row's tokens from its `first` one on.
 
     Rows of similar length run together, filled up at the end, where attention does not reach back from.
+    Answers of one token to the same prompt, and rows whose input is the beginning of another one's, are read
+    from one run.
     """
     found = [0.0] * len(rows)
-    for group in _groups(rows, _vocabulary(model)):
-        for index, total in zip(group, _run(model, [rows[i] for i in group]), strict=True):
-            found[index] = total
+    served = _served_together(rows)
+    runs = [Row(rows[numbers[0]].tokens, min(rows[number].first for number in numbers)) for numbers in served]
+    for group in _groups(runs, _vocabulary(model)):
+        for index, logits, skipped in _run(model, runs, group):
+            for number in served[index]:
+                found[number] = _total(logits, rows[number], skipped)
     return found
+
+
+def _served_together(rows: Sequence[Row]) -> list[list[int]]:
+    """Return the numbers of rows that one run serves: the inputs of all begin the input of the first.
+
+    The input of a row is all its tokens but the last, which has nothing after it. Sorted, a beginning stands
+    right before what it begins.
+    """
+    inputs = [row.tokens[:-1] for row in rows]
+    served: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda number: inputs[number], reverse=True):
+        carrier = inputs[served[-1][0]] if served else []
+        if served and carrier[: len(inputs[number])] == inputs[number]:
+            served[-1].append(number)
+        else:
+            served.append([number])
+    return served
 
 
 def _vocabulary(model: LoadedModel) -> int:
@@ -144,9 +166,11 @@ def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
         yield group
 
 
-def _run(model: LoadedModel, rows: Sequence[Row]) -> list[float]:
+def _run(model: LoadedModel, runs: Sequence[Row], group: Sequence[int]) -> list[tuple[int, Tensor, int]]:
+    """Run some rows together; return the number of each, its logits, and how many places these leave out."""
     import torch
 
+    rows = [runs[index] for index in group]
     # The last token has nothing after it.
     length = max(len(row.tokens) for row in rows) - 1
     filled = [row.tokens[:-1] + [0] * (length + 1 - len(row.tokens)) for row in rows]
@@ -155,7 +179,7 @@ def _run(model: LoadedModel, rows: Sequence[Row]) -> list[float]:
     kept = length + 1 - min(row.first for row in rows)
     with torch.inference_mode():
         logits = _last_logits(model.network, kept, input_ids=ids, attention_mask=mask)
-        return [_total(logits[i], row, length - kept) for i, row in enumerate(rows)]
+    return [(index, found, length - kept) for index, found in zip(group, logits, strict=True)]
 
 
 def _last_logits(network: Any, kept: int, **inputs: Any) -> Tensor:
