@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,11 @@ def from_here(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def existing_parent(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists; the path itself where there is none."""
+    return next((place for place in (path, *path.parents) if place.exists()), path)
+
+
 #: Errors of a full disk, an exhausted quota, a file size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -63,6 +68,15 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_digest(files: Iterable[Path], folder: Path) -> str:
+    """Return one sha256 over names below `folder` and contents of files; dangling links are left out."""
+    hasher = hashlib.sha256()
+    for path in sorted(files):
+        if path.is_file():
+            hasher.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    return hasher.hexdigest()
 
 
 @contextlib.contextmanager

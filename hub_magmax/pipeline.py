@@ -54,10 +54,10 @@ from hub_magmax.recipe.matching import (
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
+from hub_magmax.text import Report
 
 LOG = logging.getLogger(__name__)
 
-Report = Callable[[str], None]
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
@@ -153,7 +153,10 @@ def _without_folder(
         return None
     if not is_streamed(planned.recipe, destination):
         before = processes.first_decides(partial(pushed_before, planned, destination))
-        return before and Run(planned, before[0], output, before[2], before[1], merged_before=True)
+        if before is None:
+            return None
+        report, commit, scores = before
+        return Run(planned, report, output, scores, commit, merged_before=True)
     from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
     with progress(planned.progress_bytes) as advance:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from hub_magmax.errors import DistributedError
+from hub_magmax.text import Report
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def _ended_peers() -> Iterator[None]:
         ) from error
 
 
-def find_processes(report: Callable[[str], None] = lambda line: None) -> Processes:
+def find_processes(report: Report = lambda line: None) -> Processes:
     """Return the place of this process among those that `accelerate launch` or torchrun started.
 
     Args:

@@ -6,12 +6,10 @@ torch, for other packages, or for methods that it does not use.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -20,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.files import code_digest
 from hub_magmax.text import nearest
 
 #: Recipe options as pydantic field definitions, (annotation, default) by name.
@@ -144,13 +143,7 @@ def _code_digest(module: str) -> str:
     if file is None:
         return ""
     path = Path(file)
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    digest = hashlib.sha256()
-    for one in files:
-        with suppress(OSError):
-            content = hashlib.sha256(one.read_bytes()).hexdigest()
-            digest.update(f"{one.relative_to(path.parent).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
+    return code_digest(path.parent.rglob("*.py") if path.name == "__init__.py" else [path], path.parent)
 
 
 #: Kinds of locations of checkpoints (`checkpoints.locations.Location`); add a line here for a new one. Names

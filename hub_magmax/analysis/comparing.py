@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
+from hub_magmax.text import Report
 
 if TYPE_CHECKING:
     from hub_magmax.reporting.figures import Row
@@ -172,7 +173,7 @@ def compare(
     lock: Lock,
     *,
     journal: Journal | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
 ) -> Comparison:
     """Try methods, scaling coefficients and preferences, and say which did best on other examples.
 

@@ -65,8 +65,10 @@ def _plugins(recipe: Recipe, lock: Lock) -> Iterable[Any]:
     """Yield package, version and code of every plug-in that takes part."""
     spec = recipe.compare or Compare()
     for name in dict.fromkeys([lock.method["name"], *(method.name for method in spec.methods)]):
-        if get_method(name) and (plugin := METHODS.plugin(name)):
+        get_method(name)  # imports the plug-in, whose code is hashed only then
+        if plugin := METHODS.plugin(name):
             yield asdict(plugin)
-    if recipe.evaluation is not None and evaluator_of(recipe.evaluation):
+    if recipe.evaluation is not None:
+        evaluator_of(recipe.evaluation)  # likewise
         plugin = EVALUATORS.plugin(recipe.evaluation.evaluator.name)
         yield asdict(plugin) if plugin else None

@@ -25,6 +25,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import comparison_digest, locked_method
 from hub_magmax.recipe.schema import Compare, Evaluation, Method, Recipe
 from hub_magmax.recipe.values import AUTO, Data
+from hub_magmax.text import Report
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -329,7 +330,7 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
     return on_examples
 
 
-def choose(recipe: Recipe, lock: Lock, report: Callable[[str], None] = lambda line: None) -> Choice:
+def choose(recipe: Recipe, lock: Lock, report: Report = lambda line: None) -> Choice:
     """Return the best of what the recipe's comparison tries, under the lock's preference."""
     data = recipe.tuning_data
     assert data is not None, "checked with the recipe"

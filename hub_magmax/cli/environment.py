@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import HubMagmaxError
+from hub_magmax.files import existing_parent
 from hub_magmax.text import TOKEN_VARIABLES, format_bytes
 
 #: Seconds to wait for the Hub, and for all that a request needs (name servers have no time-out of their own).
@@ -125,7 +126,7 @@ def _disks() -> Iterator[Condition]:
 
 
 def _disk(subject: str, folder: Path, hint: str) -> Condition:
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    there = existing_parent(folder)
     facts: dict[str, Any] = {"folder": str(folder), "free_bytes": None}
     try:
         free = facts["free_bytes"] = shutil.disk_usage(there).free
@@ -260,7 +261,7 @@ def _loops() -> Condition:
 
 
 def _is_writable(folder: Path) -> bool:
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    there = existing_parent(folder)
     return os.access(there, os.W_OK | os.X_OK)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hub_magmax.cli.options import RecipeOptions, format_option, recipe_options
-from hub_magmax.cli.terminal import Answer, quiet, say, verb, wrote
+from hub_magmax.cli.terminal import Answer, say, verb, wrote
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.scores import Scores
@@ -53,9 +53,8 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
     if samples is not None:
         return _shown(found, locked, samples)
     processes = find_processes(say)
-    report = say if processes.is_first else quiet
     output = found.output_path
-    scores = do_evaluate(found, locked, output, again=again, processes=processes, report=report)
+    scores = do_evaluate(found, locked, output, again=again, processes=processes, report=say)
     if not processes.is_first:
         return Answer({}, "")
     write_scores(scores, output)

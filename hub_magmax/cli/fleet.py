@@ -11,6 +11,7 @@ import click
 from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import from_cache_option
 from hub_magmax.cli.terminal import REGRESSED, Answer, say, verb
+from hub_magmax.fleet import MARGIN
 
 
 @verb
@@ -126,7 +127,9 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
 @click.option(
     "--against", metavar="REVISION", help="Whose stored scores are pinned; by default the last good's."
 )
-@click.option("--margin", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Allowed loss.")
+@click.option(
+    "--margin", type=click.FloatRange(min=0), default=MARGIN, show_default=True, help="Allowed loss."
+)
 @click.option(
     "--from",
     "folder",

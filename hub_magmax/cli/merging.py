@@ -20,7 +20,7 @@ from hub_magmax.cli.options import (
     memory_option,
     recipe_options,
 )
-from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, quiet, say, verb
+from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, say, verb
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.scores import Scores
@@ -191,7 +191,7 @@ def run(
     done = do_run(
         found,
         locked=locked,
-        report=say if processes.is_first else quiet,
+        report=say,
         progress=progress,
         processes=processes,
         push_anyway=push_anyway,

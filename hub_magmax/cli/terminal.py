@@ -191,12 +191,8 @@ def _placed(error: HubMagmaxError, arguments: Mapping[str, Any]) -> HubMagmaxErr
 
 
 def say(line: str) -> None:
-    """Write a line for people to stderr."""
+    """Write a line for people to stderr; of several processes the first one does."""
     LOG.info("%s", line)
-
-
-def quiet(line: str) -> None:
-    """Print nothing: `say` of all processes but the first."""
 
 
 def wrote(paths: Iterable[Path]) -> str:

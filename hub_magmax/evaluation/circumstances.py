@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from contextlib import suppress
@@ -10,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from hub_magmax.files import code_digest
 
 #: Packages whose versions can change a score.
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pillow", "accelerate", "lm_eval")
@@ -20,7 +21,10 @@ def circumstances() -> dict[str, Any]:
     """Return versions of software, a digest of this package's code, and the processor that runs models."""
     import torch
 
-    found: dict[str, Any] = {"python": platform.python_version(), "code": _code_digest()}
+    # The code of this package, whose version alone does not tell every change.
+    folder = Path(__file__).parents[1]
+    code = code_digest(folder.rglob("*.py"), folder)
+    found: dict[str, Any] = {"python": platform.python_version(), "code": code}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
@@ -29,16 +33,6 @@ def circumstances() -> dict[str, Any]:
     found["capability"] = torch.backends.cpu.get_cpu_capability()
     found["threads"] = torch.get_num_threads()
     return found
-
-
-def _code_digest() -> str:
-    """Return the sha256 of all Python files of this package: its version alone does not tell every change."""
-    folder = Path(__file__).parents[1]
-    hasher = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        hasher.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return hasher.hexdigest()
 
 
 def folder_state(folder: Path) -> list[list[Any]]:

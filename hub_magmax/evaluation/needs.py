@@ -12,7 +12,7 @@ from typing import Any
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import described_inputs, evaluator_names, evaluator_of, get_evaluator
 from hub_magmax.evaluation.scores import read_scores
-from hub_magmax.files import os_errors
+from hub_magmax.files import existing_parent, os_errors
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import format_bytes
@@ -96,7 +96,7 @@ def check_download_room(needs: Needs, output: Path, output_bytes: int) -> str:
     if not needs.download_bytes:
         return "nothing to download"
     with os_errors(cache):
-        there, beside = (next(p for p in (path, *path.parents) if p.exists()) for path in (cache, output))
+        there, beside = existing_parent(cache), existing_parent(output)
         shared = output_bytes if there.stat().st_dev == beside.stat().st_dev else 0
         free = shutil.disk_usage(there).free
     if needs.download_bytes + shared > free:

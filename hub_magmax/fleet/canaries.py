@@ -6,7 +6,7 @@ were stored, or as an earlier revision did?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,12 +23,11 @@ from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, read_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
+from hub_magmax.fleet import MARGIN
 from hub_magmax.fleet.history import history, last_good
 from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.hub import is_offline
-
-#: Allowed loss of a task's score, in units of the metric: a hundredth is one point of accuracy.
-MARGIN = 0.01
+from hub_magmax.text import Report
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def canary(
     against: str | None = None,
     margin: float = MARGIN,
     folder: Path | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
 ) -> Canary:
     """Run the evaluation stored with `model` again, on its pinned data, and compare with pinned results.
 
@@ -150,7 +149,7 @@ def canary(
     return Canary(label, pinned_label, measured.metric, margin, changes, measured.data)
 
 
-def _reference(repo_id: str, commit: str, margin: float, report: Callable[[str], None]) -> str:
+def _reference(repo_id: str, commit: str, margin: float, report: Report) -> str:
     """Return the last good revision up to `commit`; offline the history is not known, so `commit` itself."""
     if is_offline():
         return commit

@@ -23,8 +23,6 @@ _MAX_CHARACTERS = 20_000
 #: Lines of a message about a mergekit recipe.
 _MAX_LINES = 40
 
-_WITHOUT_TASKS = "base_model: and tasks:, see docs/recipes.md"
-
 
 def refuse_foreign(text: str, name: str) -> None:
     """Raise RecipeError if a text is a known kind of file that is no recipe, with what to give instead."""

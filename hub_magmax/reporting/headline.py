@@ -171,9 +171,7 @@ def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
         return f"; furthest behind its own checkpoint on {named} ({change})"
     mean, least = sum(found.kept.values()) / len(found.kept), found.kept[worst.task]
     if len(found.kept) == 1:
-        return f"; it keeps {least:.0%} of its own checkpoint's score on {named} ({change})".replace(
-            "%", " %", 1
-        )
+        return f"; it keeps {100 * least:.0f} % of its own checkpoint's score on {named} ({change})"
     return (
         f"; it keeps {100 * mean:.0f} % of the own checkpoints' scores on average, "
         f"and {100 * least:.0f} % on the worst task, {named} ({change})"

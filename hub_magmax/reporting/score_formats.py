@@ -50,10 +50,6 @@ class Unit:
         """Return a difference of two scores with its sign."""
         return self._written(difference, "+")
 
-    def axis(self, metric: str) -> str:
-        """Return the title of an axis; long names are cut."""
-        return metric[:40] + (" (%)" if self.is_share else "")
-
     def _written(self, number: float, sign: str) -> str:
         # Adding a positive zero takes the sign off a negative one.
         shown = f"{round(100 * number, 1) + 0.0:{sign}.1f}" if self.is_share else f"{number + 0.0:{sign}.4g}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.examples import rows_of
 from hub_magmax.evaluation.evaluators.likelihoods import Row, answer_row, log_likelihoods, text_row
-from hub_magmax.evaluation.evaluators.prompts import Solved, describe_joint, prompter_of, shots_of
+from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, describe_joint, shots_of
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class LogLikelihood(_Prompted):
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[list[Text]]:
         column = columns.input or "text"
-        prompter = prompter_of(model, self.delimiter, chat=self.chat_template)
+        prompter = Prompter(model.processor, model.name, self.delimiter, chat=self.chat_template)
 
         def solve(row: Mapping[str, Any]) -> Solved:
             return str(row[columns.prompt]) if columns.prompt else "", str(row[column])
@@ -140,7 +140,7 @@ class MultipleChoice(_Prompted):
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[list[Question]]:
         column = columns.prompt or columns.input or "question"
-        prompter = prompter_of(model, self.delimiter, chat=self.chat_template)
+        prompter = Prompter(model.processor, model.name, self.delimiter, chat=self.chat_template)
 
         def solve(row: Mapping[str, Any]) -> Solved:
             answers = _answers(row[self.choices_column])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from hub_magmax.evaluation.evaluators.examples import cut_texts, label_names, label_text, rows_of
-from hub_magmax.evaluation.evaluators.prompts import Solved, prompter_of, shots_of
+from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, shots_of
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TextToText:
         def solve(row: Mapping[str, Any]) -> Solved:
             return self.prefix + str(row[column]), label_text(row[columns.label], names)
 
-        prompter = prompter_of(model, None, chat=False)
+        prompter = Prompter(model.processor, model.name)
         wanted = [column, columns.label, *([columns.shots] if columns.shots else [])]
         for rows in rows_of(examples, wanted, batch_size):
             prompts, answers = [], []

@@ -15,7 +15,6 @@ from hub_magmax.recipe.values import Data
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 #: Columns that are made when the data is loaded; data of its own may not have them.
 PROMPT_COLUMN = "(prompt)"
@@ -135,11 +134,6 @@ class Prompter:
         turns.append({"role": "user", "content": prompt})
         rendered: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return rendered
-
-
-def prompter_of(model: LoadedModel, delimiter: str | None, *, chat: bool) -> Prompter:
-    """Return what puts prompts and answers together for a model."""
-    return Prompter(model.processor, model.name, delimiter, chat)
 
 
 def shots_of(cell: str | None, solve: Callable[[Mapping[str, Any]], Solved]) -> list[Solved]:
