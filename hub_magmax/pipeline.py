@@ -299,7 +299,7 @@ def lock(
         versions=lock_versions(),
     )
     asked = with_pinned_data(recipe, found.datasets)
-    if earlier and kept_preference(recipe, earlier, sources):
+    if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference
     else:
         LOG.debug("resolving the preference")

@@ -92,6 +92,22 @@ def test_a_source_that_changed_alone_is_pinned_anew(family):
     assert "the lock's checkpoints stay, but c, pinned now" in err
 
 
+def test_a_named_lock_of_another_recipe_is_refused(family):
+    recipe = write_recipe(family, method="average")
+    other = family / "other.lock.json"
+    answer("lock", recipe, "--set", "seed=3", "--out", other)
+    for verb in ("plan", "merge", "diagnose"):
+        code, _, err = call(verb, recipe, "--lock", other)
+        assert code == 1
+        assert "not the one that this lock was made from: seed" in err
+    assert call("plan", recipe, "--lock", other, "--set", "output.path=elsewhere")[0] == 1
+    assert answer("plan", recipe, "--lock", other, "--set", "seed=3")
+    code, _, err = call("plan", recipe, "--lock", other, "--set", "method=ties")
+    assert (code, "resolved anew: method and seed" in err) == (0, True)
+    other.rename(family / "recipe.lock.json")
+    assert "the lock's checkpoints stay; resolved anew: seed" in call("plan", recipe)[2]
+
+
 def test_a_merge_under_another_preference_needs_an_output_of_its_own(family):
     recipe = write_recipe(family, method="average")
     answer("run", recipe)
@@ -116,7 +132,7 @@ def test_a_merged_model_belongs_to_the_recipe_that_it_was_merged_from(family):
 
 def test_an_error_of_a_plan_names_the_option_that_gives_the_value(family):
     err = call("plan", write_recipe(family), "--memory", "200")[2]
-    assert "--memory 200, output.memory: this merge needs" in err
+    assert "--memory 200, output.memory: 200 bytes are less than" in err
 
 
 def test_validating_says_what_it_did_not_look_at(family):

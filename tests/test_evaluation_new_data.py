@@ -53,9 +53,10 @@ def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
     assert invoke("evaluate", str(path)).exit_code == 0
 
 
-def test_data_that_decided_the_preference_cannot_be_replaced(family, tmp_path):
-    (tmp_path / "rows.csv").write_text("label,text\n0,x\n1,y\n")
-    data = {"dataset": "./rows.csv"}
+@pytest.mark.parametrize("name", ["./rows.csv", "./rows@2.csv"])
+def test_data_that_decided_the_preference_cannot_be_replaced(family, tmp_path, name):
+    (tmp_path / name).write_text("label,text\n0,x\n1,y\n")
+    data = {"dataset": name}
     values = recipe_values(
         ("a", "b"),
         evaluation={"evaluator": "text-classification", "tasks": {"a": data}},
@@ -67,7 +68,7 @@ def test_data_that_decided_the_preference_cannot_be_replaced(family, tmp_path):
     }
     recipe = parse_recipe(values | sources, folder=tmp_path)
     made = lock(parse_recipe(recipe_values(("a", "b")) | sources, folder=tmp_path))
-    locked = replace(made, local_data={"./rows.csv": "sha256:" + "0" * 64})
+    locked = replace(made, local_data={name: "sha256:" + "0" * 64})
     with pytest.raises(LockError, match="decided the preference or the method too"):
         with_present_data(recipe, locked)
 

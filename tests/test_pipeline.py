@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +8,7 @@ from hub_magmax.errors import LockError
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
 from tests.families import write_recipe
 from tests.test_cli import call
@@ -74,3 +75,27 @@ def test_lock_from_before_local_data_was_locked_is_read(family):
     assert "local_data" not in json.loads(locked.to_json())
     (family / "old.lock.json").write_text(locked.to_json())
     assert read_lock(family / "old.lock.json") == locked
+
+
+@pytest.mark.parametrize("change", ["nothing", "the data", "the seed", "the method"])
+def test_an_estimate_is_kept_while_seed_and_data_are_the_same(family, change):
+    (family / "rows.csv").write_text("text,label\n" + "x,0\n" * 7 + "x,1\n" * 3)
+    labels = {"target": {"dataset": "./rows.csv"}, "classes": {"a": [0], "b": [1]}}
+    tasks = [{"name": name, "model": f"./{name}"} for name in "ab"]
+    recipe = load_recipe(write_recipe(family, tasks=tasks, preference={"labels": labels}))
+    made = lock(recipe)
+    marked = {"a": 0.5, "b": 0.5}
+    earlier = replace(made, preference=replace(made.preference, weights=marked))
+    if change == "the data":
+        (family / "rows.csv").write_text("text,label\n" + "x,0\n" * 1 + "x,1\n" * 9)
+    changes = {"the seed": {"seed": 3}, "the method": {"method": {"name": "average"}}}
+    found = lock(updated(recipe, changes.get(change, {})), earlier=earlier)
+    kept = change in ("nothing", "the method")
+    assert (dict(found.preference.weights) == marked) == kept
+
+
+def test_computed_weights_do_not_depend_on_the_seed(family):
+    recipe = load_recipe(write_recipe(family, preference={"weights": {"a": 1, "b": 0, "c": 0}}))
+    made = lock(recipe)
+    earlier = replace(made, preference=replace(made.preference, weights={"a": 0.5, "b": 0.5, "c": 0.0}))
+    assert lock(updated(recipe, {"seed": 3}), earlier=earlier).preference == earlier.preference

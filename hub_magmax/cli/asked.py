@@ -7,12 +7,12 @@ from pathlib import Path
 
 from hub_magmax.cli.options import RecipeOptions
 from hub_magmax.cli.terminal import say
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import LockError, OutputError
 from hub_magmax.files import write_text
 from hub_magmax.recipe.loading import parse_text
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import SOURCES, changed_keys, check_lock, is_kept
-from hub_magmax.recipe.result_files import ResultFiles, beside
+from hub_magmax.recipe.result_files import ResultFiles, beside, changed_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import listed
 
@@ -55,7 +55,7 @@ def read_asked(
     """Return the recipe with the command line's replacements, and its lock, None where there is none.
 
     Where the recipe has other values than the lock, its lock is made anew, with the checkpoints that the old
-    one pins.
+    one pins. A lock that the command line names has to be the recipe's, unless other values are given too.
 
     Args:
         asked: The recipe, and its lock if it is not the one beside it.
@@ -64,13 +64,27 @@ def read_asked(
 
     Raises:
         RecipeError: If the recipe is not valid.
-        LockError: If the lock cannot be read.
+        LockError: If the lock cannot be read, or the one that is named was made from another recipe.
     """
     recipe = read_recipe(asked)
     earlier = earlier_lock(asked)
-    if earlier is None or not changed_keys(recipe, earlier):
+    changed = changed_keys(recipe, earlier) if earlier else []
+    if earlier is None or not changed:
         return recipe, earlier
+    if asked.lock_path and not _is_other_merge(asked, recipe):
+        raise LockError(
+            f"the recipe is not the one that this lock was made from: {', '.join(changed)}",
+            where=str(asked.lock_path),
+            expected=f"a lock of {asked.text.name}",
+            hint="Name the recipe's own lock, or write it with `hub-magmax lock`. To keep the checkpoints of "
+            "this one, copy it beside the recipe, as recipe.lock.json beside recipe.yaml.",
+        )
     return recipe, decide(lambda: renewed(prepare(recipe), earlier))
+
+
+def _is_other_merge(asked: RecipeOptions, recipe: Recipe) -> bool:
+    """Say whether the command line changed a value on which a lock depends."""
+    return not changed_values(parse_text(asked.text), recipe).keys() <= {"evaluation", "sweep"}
 
 
 def earlier_lock(asked: RecipeOptions) -> Lock | None:

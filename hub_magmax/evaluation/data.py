@@ -22,7 +22,6 @@ from hub_magmax.files import canonical_json, from_here, sha256_of
 from hub_magmax.hub import is_offline, is_passing
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.model_names import is_there
-from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
 
@@ -51,7 +50,7 @@ def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})
 
     pins: dict[str, str] = {}
     for spec in data_of(recipe):
-        key = _pin_key(spec)
+        key = spec.pin_key
         if key in known:
             pins[key] = known[key]
         if key in pins or _is_local(spec, recipe.folder) or is_offline():
@@ -91,7 +90,7 @@ def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, s
         folder: Where relative paths start.
         locked: From `pin_local_data`.
     """
-    named = [part for spec in specs for part in _with_shots(spec) if part.dataset in locked]
+    named = [part for spec in specs for part in spec.parts if part.dataset in locked]
     for name, found in _local_digests(named, folder):
         if found != locked[name]:
             raise LockError(
@@ -127,15 +126,15 @@ def with_present_data(recipe: Recipe, locked: Lock) -> Lock:
 def _present(recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
     """Return the digests of the evaluation's local data, and the commits of its data on the Hub."""
     named = recipe.evaluation.data.values() if recipe.evaluation else ()
-    specs = [part for spec in named for part in _with_shots(spec)]
+    specs = [part for spec in named for part in spec.parts]
     now = dict(_local_digests(specs, recipe.folder))
-    wanted = {_pin_key(spec) for spec in specs if spec.dataset not in now}
+    wanted = {spec.pin_key for spec in specs if spec.dataset not in now}
     return now, {key: commit for key, commit in pin_datasets(recipe).items() if key in wanted}
 
 
 def _refuse_decided(changed: Iterable[str], recipe: Recipe, locked: Lock) -> None:
-    fixed = {part.dataset for spec in _deciding_data(recipe, locked) for part in _with_shots(spec)}
-    if decided := [name for name in changed if name.split("@")[0] in fixed]:
+    fixed = {part.dataset for spec in _deciding_data(recipe, locked) for part in spec.parts}
+    if decided := [name for name in changed if name in fixed or name.rpartition("@")[0] in fixed]:
         raise LockError(
             "this data decided the preference or the method too, so the model is not that of the new data",
             where=decided[0],
@@ -145,7 +144,7 @@ def _refuse_decided(changed: Iterable[str], recipe: Recipe, locked: Lock) -> Non
 
 def _deciding_data(recipe: Recipe, locked: Lock) -> list[Data]:
     """Return the data that a merged model depends on: of its preference, and of a comparison that chose."""
-    found = _data_in(recipe.preference) if recipe.preference is not None else []
+    found = recipe.preference.data if recipe.preference is not None else []
     tuning = recipe.tuning_data
     return [*found, tuning] if locked.chosen and tuning is not None else found
 
@@ -192,9 +191,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def pinned(spec: Data, pins: Mapping[str, str]) -> Data:
     """Return `spec` with its revision replaced by the commit it was pinned to, if it was."""
     changes: dict[str, Any] = {}
-    if commit := pins.get(_pin_key(spec)):
+    if commit := pins.get(spec.pin_key):
         changes["revision"] = commit
-    if spec.few_shot and spec.shots and (commit := pins.get(_pin_key(spec.shots))):
+    if spec.few_shot and spec.shots and (commit := pins.get(spec.shots.pin_key)):
         changes["few_shot"] = spec.few_shot.model_copy(update={"revision": commit})
     return spec.model_copy(update=changes) if changes else spec
 
@@ -214,33 +213,20 @@ def with_pinned_data(recipe: Recipe, pins: Mapping[str, str]) -> Recipe:
 
 def data_of(recipe: Recipe) -> list[Data]:
     """Return every data set that the recipe names, in order, those of solved examples included."""
-    return [part for data in _named_data(recipe) for part in _with_shots(data)]
-
-
-def _with_shots(data: Data) -> tuple[Data, ...]:
-    return (data,) if data.shots is None else (data, data.shots)
+    return [part for data in _named_data(recipe) for part in data.parts]
 
 
 def _named_data(recipe: Recipe) -> list[Data]:
     found: list[Data] = []
     if recipe.preference is not None:
-        found += _data_in(recipe.preference)
+        found += recipe.preference.data
     if recipe.compare is not None:
         found += [data for data in (recipe.compare.tune, recipe.compare.report) if data is not None]
         for preference in recipe.compare.preferences.values():
-            found += _data_in(preference)
+            found += preference.data
     if recipe.evaluation is not None and not brings_data(evaluator_of(recipe.evaluation)):
         found += recipe.evaluation.data.values()
     return found
-
-
-def _data_in(preference: Preference) -> list[Data]:
-    spec = preference.spec
-    return [spec.target, *getattr(spec, "train", {}).values()] if preference.is_estimated else []
-
-
-def _pin_key(spec: Data) -> str:
-    return f"{spec.dataset}@{spec.revision or 'main'}"
 
 
 def _is_local(spec: Data, folder: Path) -> bool:

@@ -139,7 +139,8 @@ def last_good(revisions: Iterable[Revision], margin: float) -> Revision | None:
     """Return the newest revision that was no worse than the last good one before it, by the stored scores.
 
     The first one with scores is good, and so is the first one that was scored on other examples. Revisions
-    that were rolled back do not count.
+    that were rolled back do not count. `history` lists a limited number, 50 by default: the oldest scored
+    revision in it is good, whatever came before.
 
     Args:
         revisions: From `history`, the newest first.

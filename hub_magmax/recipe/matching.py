@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -59,10 +58,16 @@ def is_kept(source: LockedSource, earlier: Lock) -> bool:
     return kept_sources(earlier).get(source.reference) == _uncompared(source)
 
 
-def kept_preference(recipe: Recipe, earlier: Lock, sources: Mapping[str, LockedSource]) -> bool:
+def kept_preference(recipe: Recipe, earlier: Lock, made: Lock) -> bool:
     """Say whether the preference of an earlier lock is still that of the recipe.
 
-    The weights of a search, and of an estimate that was tried on examples, depend on the method too.
+    An estimate depends on the seed and on its data, and the weights of a search, or of an estimate that was
+    tried on examples, on the method too.
+
+    Args:
+        recipe: Names the preference.
+        earlier: The lock that has its weights.
+        made: The new lock, but for the preference.
     """
     spec = recipe.preference.spec if recipe.preference else None
     alone = recipe.preference is None or (
@@ -70,8 +75,20 @@ def kept_preference(recipe: Recipe, earlier: Lock, sources: Mapping[str, LockedS
     )
     same = earlier.preference.spec_digest == preference_digest(recipe)
     return (
-        alone and same and {**sources} == earlier.sources and list(earlier.tasks) == list(recipe.task_names)
+        alone
+        and same
+        and made.sources == earlier.sources
+        and list(earlier.tasks) == list(recipe.task_names)
+        and _drawn_from(recipe, earlier) == _drawn_from(recipe, made)
     )
+
+
+def _drawn_from(recipe: Recipe, locked: Lock) -> list[Any]:
+    """Return what a lock says of an estimate's draw and data: the seed, digests and commits; else nothing."""
+    data = recipe.preference.data if recipe.preference else []
+    parts = [part for spec in data for part in spec.parts]
+    pinned = [(locked.local_data.get(part.dataset), locked.datasets.get(part.pin_key)) for part in parts]
+    return [locked.seed, *pinned] if parts else []
 
 
 def _uncompared(source: LockedSource) -> LockedSource:

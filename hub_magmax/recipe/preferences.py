@@ -189,3 +189,10 @@ class Preference(Spec):
     def is_estimated(self) -> bool:
         """Whether the weights come from data, so that a lock holds what cannot be computed again."""
         return isinstance(self.spec, Estimate)
+
+    @property
+    def data(self) -> list[Data]:
+        """The data that the weights are estimated from, in order; none where they are computed."""
+        if not self.is_estimated:
+            return []
+        return [self.spec.target, *getattr(self.spec, "train", {}).values()]

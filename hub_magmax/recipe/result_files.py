@@ -51,7 +51,7 @@ def beside(path: Path, written: Recipe | None = None, asked: Recipe | None = Non
         asked: The recipe with the values to use instead.
     """
     name = path.name.removesuffix(_ENDING) if path.suffix else f"{path.name}."
-    changed = _changed(written, asked) if written and asked else {}
+    changed = changed_values(written, asked) if written and asked else {}
     if changed:
         name += f".set-{digest(changed).removeprefix('sha256:')[:_NUM_DIGITS]}"
     return ResultFiles(path.parent, f"{name}.")
@@ -71,8 +71,8 @@ def place_of_results(recipe: Recipe, locked: Lock, beside: ResultFiles) -> Resul
     return beside
 
 
-def _changed(written: Recipe, asked: Recipe) -> dict[str, object]:
-    """Return the values of `asked` that are others in `written`, by top-level key."""
+def changed_values(written: Recipe, asked: Recipe) -> dict[str, object]:
+    """Return the values of `asked` that are others in `written`, by top-level key, but for the output."""
     before, after = written.to_dict(), asked.to_dict()
     keys = sorted({*before, *after} - {*_ASIDE})
     return {key: after.get(key) for key in keys if before.get(key) != after.get(key)}

@@ -204,6 +204,16 @@ class Data(Spec):
         return self.model_copy(update=changes)
 
     @property
+    def parts(self) -> tuple[Data, ...]:
+        """Itself, and the data of its few solved examples."""
+        return (self,) if self.shots is None else (self, self.shots)
+
+    @property
+    def pin_key(self) -> str:
+        """Name of its commit in a lock."""
+        return f"{self.dataset}@{self.revision or 'main'}"
+
+    @property
     def prompt_keys(self) -> tuple[str, ...]:
         """The keys that were set and that only evaluators with prompts understand."""
         return tuple(key for key in _PROMPT_KEYS if getattr(self, key) is not None)
