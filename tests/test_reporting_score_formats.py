@@ -23,5 +23,8 @@ def test_shares_are_per_cent_and_other_scores_themselves(is_share, number, value
 
 
 def test_only_shares_have_per_cent_and_points():
-    assert (Unit(True).axis("accuracy"), Unit(False).axis("loss")) == ("accuracy (%)", "loss")
-    assert (Unit(False).sign, Unit(False).difference_name, Unit(False).words) == ("", "", "")
+    assert (Unit(False).sign, Unit(False).difference_name, Unit(False).words) == (
+        "",
+        "",
+        " (higher is better)",
+    )

@@ -136,8 +136,10 @@ class Comparison(Tabular):
         first = self.methods[0]
         if first.label == self.winner:
             return ()
-        merits = {label: max(t["merit"] for t in self.tried if t["label"] == label) for label in self._labels}
-        leader = max(merits, key=lambda label: merits[label])
+        margins = {
+            label: max(t["merit"] for t in self.tried if t["label"] == label) for label in self._labels
+        }
+        leader = max(margins, key=lambda label: margins[label])
         how = (
             "did best on the examples that choose"
             if leader == self.winner

@@ -184,7 +184,7 @@ def _look_together(
 
 
 def _read_whole(source: TensorSource, jobs: Sequence[TensorJob]) -> Tensor:
-    """Return tensors of one shape and dtype, a row for each, and let go of them."""
+    """Return tensors of one shape and dtype, a row for each, and release them."""
     dtype, size = source.index.tensors[jobs[0].name].dtype, jobs[0].num_elements
     rows = np.empty((len(jobs), size), bits_dtype(dtype))
     for job, row in zip(jobs, rows, strict=True):

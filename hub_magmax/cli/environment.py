@@ -213,7 +213,7 @@ def _ask(url: str, token: str | None) -> tuple[int, Any] | str:
 
 
 def _within(seconds: float, ask: Callable[[], tuple[int, Any] | str]) -> tuple[int, Any] | str:
-    """Return what `ask` returns, or that there is no answer after so many seconds."""
+    """Return what `ask` returns, or that there is no answer after `seconds`."""
     found: list[tuple[int, Any] | str] = []
     thread = threading.Thread(target=lambda: found.append(ask()), daemon=True)
     thread.start()

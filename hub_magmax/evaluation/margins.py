@@ -33,7 +33,7 @@ def normalised_margins(outcomes: Sequence[Outcome]) -> Margins:
 
 
 def within(best: Margins, other: Margins, errors: float) -> bool:
-    """Say whether `other` is worse than `best` by no more than so many standard errors of the difference.
+    """Say whether `other` is worse than `best` by no more than `errors` standard errors of the difference.
 
     Both are of the same examples. One example says nothing about errors: then `other` may not be worse.
     """

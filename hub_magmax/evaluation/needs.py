@@ -20,7 +20,7 @@ from hub_magmax.text import format_bytes
 
 @dataclass(frozen=True)
 class Needs:
-    """What scoring a recipe's models takes.
+    """Number, downloads and memory of the models that scoring a recipe runs.
 
     Attributes:
         num_models: Models that are scored, one after the other.

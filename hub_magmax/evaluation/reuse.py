@@ -106,7 +106,7 @@ class KeptScores:
 
 
 class Reuse:
-    """What is known of an evaluation's models before it begins.
+    """Stored answers of an evaluation's models, and their identities, before it begins.
 
     Args:
         recipe, lock: Of the evaluation.

@@ -16,15 +16,15 @@ from hub_magmax.kernels.reference import Reference
 
 LOG = logging.getLogger(__name__)
 
-#: Merging so many elements takes longer operation by operation than compiling does ...
+#: Merging more elements takes longer operation by operation than compiling does ...
 COMPILE_ABOVE_ELEMENTS = 2**27
-#: ... and so many longer than loading what was compiled, a twentieth of a second; where only a part of it
-#: was, the rest is compiled, once.
+#: ... and more than these longer than loading what was compiled, a twentieth of a second; where only a part
+#: of it was, the rest is compiled, once.
 LOAD_ABOVE_ELEMENTS = 2**21
 
 
 def is_fused(num_elements: int, device: str | None = None) -> bool:
-    """Say whether merging so many elements is left to compiled loops, which do without torch."""
+    """Say whether merging `num_elements` is left to compiled loops, which do without torch."""
     is_worth_it = num_elements >= COMPILE_ABOVE_ELEMENTS or Compiled.is_kept()
     return device is None and num_elements >= LOAD_ABOVE_ELEMENTS and is_worth_it
 
@@ -35,7 +35,7 @@ def compiles_first(num_elements: int, device: str | None = None) -> bool:
 
 
 def choose_backend(num_elements: int, device: str | None = None) -> Backend:
-    """Return the fastest backend for merging so many elements, compiling and loading included.
+    """Return the fastest backend for merging `num_elements`, compiling and loading included.
 
     Args:
         num_elements: Of all merged tensors.

@@ -55,7 +55,7 @@ class Bundle:
 def bundled(
     jobs: Sequence[TensorJob], sources: Mapping[str, TensorSource], most_elements: int
 ) -> Iterator[TensorJob | Bundle]:
-    """Yield the jobs of a file in order, small neighbours together, of up to so many elements."""
+    """Yield the jobs of a file in order, small neighbours together, of at most `most_elements`."""
     for kind, alike in groupby(jobs, partial(_kind, sources)):
         if kind is None:
             yield from alike
@@ -82,7 +82,10 @@ def _kind(sources: Mapping[str, TensorSource], job: TensorJob) -> tuple[str, str
 
 
 class UnfitError(Exception):
-    """Not all is as it should be in a bundle; its tensors one by one tell where."""
+    """A bundle holds a non-finite value or a short file.
+
+    Its tensors are then merged one by one, which names the tensor.
+    """
 
 
 def merge_bundle(

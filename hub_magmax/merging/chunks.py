@@ -49,7 +49,7 @@ class ChunkMemory:
 class StoredChunks:
     """One tensor's task vectors, read from the sources again at every iteration.
 
-    Iterating may be repeated. `last_pass` is the last look at the tensor: what it passed is let go of.
+    Iterating may be repeated. `last_pass` is the last look at the tensor, and releases what it passed.
 
     Attributes:
         reader: Runs the reads, one at a time and a few ahead of what is asked for; None reads when asked.
@@ -139,7 +139,7 @@ class StoredChunks:
         is_unread: bool = False,
         is_last: bool = False,
     ) -> Iterator[RawChunk]:
-        """Read groups of parts, or leave it to compiled loops where these can; at last let go of them."""
+        """Read groups of parts, or leave that to compiled loops; the last pass releases them."""
         read = partial(self._read, is_unread=is_unread, is_last=is_last)
         with self._files.opened() if self._files is not None else nullcontext():
             if self.reader is None:
@@ -171,7 +171,7 @@ class StoredChunks:
         chunk.check = partial(self.check, chunk=chunk)
         if files is None:
             chunk.stored  # noqa: B018, read now, by this thread
-        if is_last:  # by this thread, too: what is far away is read and let go of by one
+        if is_last:  # by this thread, too: what is far away is read and released by one
             self.release(parts[-1][1])
         return chunk
 
@@ -238,7 +238,7 @@ class StoredChunks:
 
 
 def _runs(size: int, length: int, every: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the first `length` elements of every `every`, of so many in all."""
+    """Yield the bounds of the first `length` elements of every `every`, of `size` in all."""
     return ((start, min(start + length, size)) for start in range(0, size, every))
 
 

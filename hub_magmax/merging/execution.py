@@ -90,8 +90,9 @@ def merge(
         stack.callback(place.abandon)
         if sources is None:
             sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, cache))
-        shelf = place.journal
-        profile = make_shards(plan, sources, place, shelf, progress, chunk_elements, processes, backend)
+        profile = make_shards(
+            plan, sources, place, place.journal, progress, chunk_elements, processes, backend
+        )
         processes.wait()
         report = report_of(plan, place, time.perf_counter() - started, profile)
         if processes.is_first:

@@ -16,12 +16,12 @@ from hub_magmax.methods.chunks import Chunks
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
 HELD_NUMBERS = 1 << 20
 
-#: To bracket a threshold, so many elements are looked at of every so many, or of larger parts if these are
-#: many. Each run is a read of its own. Measured with five tasks of 11 million elements: 48 runs leave 8
-#: elements in 100 in brackets of six deviations, 86 leave 5 in brackets of four.
+#: To bracket a threshold, runs of `SAMPLE_RUN` elements are looked at, one every `SAMPLE_STRIDE`, and at
+#: most `MOST_RUNS` of a tensor. Each run is a read of its own. Measured with five tasks of 11 million
+#: elements: 48 runs leave 8 elements in 100 in brackets of six deviations, 86 leave 5 in brackets of four.
 SAMPLE_RUN, SAMPLE_STRIDE, MOST_RUNS = 1 << 12, 1 << 17, 512
 
-#: Bins of a histogram: so many for each element that is thought to be in the bracket, within bounds. Where
+#: Bins of a histogram for each element that is thought to be in the bracket, and the fewest and most. Where
 #: the bin of a threshold has more than two different magnitudes, another pass narrows the bracket.
 _BINS_PER_ELEMENT, _FEWEST_BINS, MOST_BINS = 4, 1 << 12, 1 << 20
 #: Twice as many passes, of one element each, take as long as keeping an element until its rule is known.

@@ -56,7 +56,7 @@ VECTOR, MERGED = 4, 24
 #: Bytes of the place of an element that is undecided at first, or that is collected.
 PLACE = 8
 
-#: A histogram has some bins of so many bytes for each element that a sample leaves open, up to a number.
+#: Bytes of a histogram's bin, bins for each element that a sample leaves open, and the most bins.
 _BIN_BYTES, _BINS_PER_ELEMENT, _MOST_BINS = 16, 4, 2**20
 
 #: Elements of a tensor that `top-n` collects, measured with random values.
@@ -159,7 +159,7 @@ class _Held:
         return not self.by_torch and self.method.held_bytes == 0
 
     def of_chunk(self, size: int) -> float:
-        """Return what a thread holds of a chunk of so many elements."""
+        """Return what a thread holds of a chunk of `size` elements."""
         merged = self.plan.stored_item_bytes if not self.by_torch else MERGED
         rows = 0 if self._sees_files and size > SMALL_ELEMENTS else self._row_bytes
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
@@ -167,7 +167,7 @@ class _Held:
         return (rows + vectors + merged + DRAWN * draws) * size + KEYS * draws
 
     def of_tensor(self, size: int) -> float:
-        """Return what is held of a tensor of so many elements, or of a whole model, that is surveyed."""
+        """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""
         options = self.plan.lock.method
         if self.method.form == "tensor":
             return (VECTOR * self.num_tasks + 8 + (self.method.held_bytes or 0)) * size

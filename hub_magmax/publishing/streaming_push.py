@@ -93,9 +93,9 @@ def merge_to_hub(
 
             finish = _Finish(plan, destination, head, place, sources, report)
             for _ in range(_ROUNDS):
-                with closing(_UploadedShards(place, destination)) as shelf:
-                    spent = make_shards(plan, sources, place, shelf, progress, None, processes)
-                    shelf.finish()
+                with closing(_UploadedShards(place, destination)) as shards:
+                    spent = make_shards(plan, sources, place, shards, progress, None, processes)
+                    shards.finish()
                 profile.update(spent)
                 _tell_the_first(place, plan, processes)
                 outcome = processes.first_decides(finish.commit)

@@ -156,7 +156,7 @@ Bits = Annotated[str, Field(pattern=r"^int[2-8]$")]
 class Evaluation(Spec):
     """Per task, the examples that the card reports on.
 
-    `quantized` scores the merged model again on weights rounded to so many bits. `guard` names examples on
+    `quantized` scores the merged model again on weights rounded to fewer bits. `guard` names examples on
     which the merged model may score at most `margin` less than the base model. `device_map` spreads each
     model over the devices of this machine, as accelerate does. `cells: own` scores each task's checkpoint on
     its own task only, by default on all.

@@ -87,7 +87,7 @@ def locked_files(source: LockedSource) -> ModelFiles:
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What a model is, and what loads it.
+    """Kind of a model, and the class that loads it.
 
     Attributes:
         library: `transformers`, `sentence-transformers`, `diffusers`, or empty: a file of tensors.

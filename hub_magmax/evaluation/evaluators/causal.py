@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Prompted:
-    """What evaluators of prompts and answers share.
+    """Parts that evaluators of prompts and answers share.
 
     Attributes:
         delimiter: Between prompt and answer; by default a space where neither has white space there.

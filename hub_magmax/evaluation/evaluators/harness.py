@@ -28,7 +28,7 @@ class Harness:
     Attributes:
         measure: Which of the task's metrics counts, from 0 to 1 for each example.
         num_fewshot: Solved examples in front of each question; the task's own number by default.
-        limit: Score the first so many examples only.
+        limit: Examples that are scored, the first ones; all by default.
     """
 
     _: KW_ONLY

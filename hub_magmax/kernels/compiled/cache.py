@@ -38,7 +38,7 @@ BLOCK = 2048
 #: Narrower registers are used several at a time.
 LANES = 16
 
-#: Where places among a block are written, so many more are needed: they are written a few at a time.
+#: Additional places that an array of places in a block needs: they are written a few at a time.
 SPARE = 4
 
 #: High bits of a key that nearly always tell which task a mix draws.

@@ -289,7 +289,7 @@ def load(context, array, start, number):
     Args:
         array: Without gaps; where it has rows, elements are counted row after row.
         start: Of the first element.
-        number: If not None, there are so many, fewer than sixteen, and zeros follow. That is slow.
+        number: If not None, how many there are, fewer than sixteen; zeros follow. That is slow.
     """
     element = ir.IntType(array.dtype.bitwidth)
 

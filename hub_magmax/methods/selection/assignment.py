@@ -209,7 +209,7 @@ def _rough(stock: _Stock) -> tuple[Prices, Prices]:
 class _Sample:
     """Some elements of a tensor, or all of a small one, with quotas of their own.
 
-    `run`: so many in a row are neighbours.
+    `run`: how many in a row are neighbours.
     """
 
     stock: _Stock
@@ -285,7 +285,7 @@ def _ranges(
     ranks: Int64[np.ndarray, " tasks"],
     total: int,
 ) -> Box:
-    """Return how far each price moves until its task wins so many more or fewer elements than its quota."""
+    """Return how far each price moves until its task wins `ranks` elements more or fewer than its quota."""
     net = market.values - prices[:, None]
     winner, _, leads = leaders(net)
     best, box, settled = net.max(axis=0, initial=-np.inf), Box.everywhere(prices), quotas - market.quotas

@@ -211,7 +211,7 @@ def clear(market: Market, prices: Prices) -> Prices | None:
 
 
 def _descend(market: Market, prices: Prices, most: int = sys.maxsize) -> tuple[Prices | None, bool]:
-    """Move prices by exact line searches, in at most so many steps; say whether that was enough.
+    """Move prices by exact line searches, in at most `most` steps; say whether that was enough.
 
     Where quotas cannot be met, the elements that can only go to some tasks outnumber the quotas of these.
     Raising their prices together, up to where enough elements tie with other tasks, is a step of steepest

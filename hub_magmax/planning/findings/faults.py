@@ -19,9 +19,9 @@ THRESHOLDS: Mapping[str, tuple[float, str]] = {
     ),
     "scaled": (
         2.0,
-        "weights are more than so many times, or less than one so-many-th, as long as the base model's",
+        "weights are longer than the base model's by more than this factor, or shorter",
     ),
-    "long": (10.0, "a task vector is more than so many times as long as the middle one"),
+    "long": (10.0, "a task vector is longer than the middle one by more than this factor"),
     "near-identical": (0.999, "two task vectors have a cosine above this"),
     "opposed": (-0.1, "two task vectors have a cosine below this"),
     "dominant": (0.9, "a task wins more than this share of the elements under MAGMAX"),

@@ -36,7 +36,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class _Spread:
-    """Some of ever more sketches by name: all of few, and every so-many-th of more than `MOST_SOUGHT`."""
+    """A sample of sketches by name: all of up to `MOST_SOUGHT`, of more every second, fourth or eighth."""
 
     names: list[str] = field(default_factory=list)
     sketches: list[np.ndarray] = field(default_factory=list)

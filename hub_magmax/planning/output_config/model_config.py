@@ -228,7 +228,7 @@ class _Agreement:
     def _per_layer(
         self, path: Path, level: Mapping[str, Any], before: int, after: int
     ) -> Iterator[ConfigChange]:
-        """Yield the lists with a value per layer, cut, or as a source with so many layers has them."""
+        """Yield the lists with a value per layer, cut, or as a source with `after` layers has them."""
         for key in PER_LAYER:
             old = level.get(key)
             if isinstance(old, list) and len(old) == before:
@@ -259,13 +259,13 @@ class _Agreement:
             yield ConfigChange(("num_labels",), self.config["num_labels"], after)
 
     def _heads(self, count: int) -> list[TensorJob]:
-        """Return the output's classifiers: those that had so many labels, or that the source has not."""
+        """Return the output's classifiers: those that had `count` labels, or that the source has not."""
         known, _ = _stating(self._along(0, CLASSIFIER), count, (0,))
         added = [n for n, job in self.jobs.items() if n not in self.before and CLASSIFIER.fullmatch(n)]
         return [self.jobs[name] for name in [*known, *added] if self.jobs[name].shape]
 
     def _labels_of(self, taken: set[str], count: int) -> dict[str, Any]:
-        """Return the labels of the source that a classifier is copied from, where it states so many."""
+        """Return the labels of the source that a classifier is copied from, where it states `count`."""
         if len(taken) > 1 or taken & {"merge", self.files_from}:
             return {}
         theirs = stated_config(self.sources[min(taken)])

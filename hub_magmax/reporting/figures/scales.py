@@ -42,7 +42,7 @@ class Scale:
         return self.format.factor * value
 
     def title(self, width: float) -> str:
-        """Return metric, unit and direction, at most so many inches wide."""
+        """Return metric, unit and direction, at most `width` inches wide."""
         unit = " (%)" if self.is_share else f" ({self.unit})" if self.unit else ""
         rest = f"{unit}, {'higher' if self.higher_is_better else 'lower'} is better"
         return cut(self.metric, lambda text: inches(text + rest, SMALL_POINTS) <= width) + rest

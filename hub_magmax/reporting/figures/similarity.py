@@ -152,7 +152,7 @@ def _say_above(figure: Figure, axes: Axes, words: str) -> None:
 
 
 def _write(figure: Figure, side: int, height: float, words: str, colour: str | None = None) -> None:
-    """Write a line so many inches above the end of the figure, at its left or right."""
+    """Write a line `height` inches above the end of the figure, at its left or right."""
     share = height / float(figure.get_figheight())
     style = text_style(SMALL_POINTS, colour) if colour else text_style(SMALL_POINTS)
     figure.text((LEFT, RIGHT)[side], share, words, ha=("left", "right")[side], va="center", **style)

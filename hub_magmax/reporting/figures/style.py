@@ -115,7 +115,7 @@ def new_figure(height: float) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, right: float, bottom: float, height: float) -> Axes:
-    """Return axes between two shares of the width, and so many inches above the figure's end and tall."""
+    """Return axes between two shares of the width, `bottom` inches above the end, `height` inches tall."""
     whole = figure.get_figheight()
     axes = figure.add_axes((left, bottom / whole, right - left, height / whole))
     axes.set_facecolor("none")
