@@ -97,8 +97,11 @@ def test_what_is_there_is_not_measured_again(folder, monkeypatch):
     assert lines[0] == "resuming: 10 of 10 are there"
 
 
-@pytest.mark.parametrize("change", ["recipe", "lock", "weights", "config", "same"])
+@pytest.mark.parametrize("change", ["recipe", "lock", "weights", "config", "template", "same"])
 def test_results_of_other_inputs_do_not_count(folder, change):
+    template = folder / "a" / "additional_chat_templates" / "tools.jinja"
+    template.parent.mkdir()
+    template.write_text("one")
     recipe = load_recipe(folder / "mix.yaml")
     locked, path = lock(recipe), folder / "mix.sweep.journal"
     with pytest.raises(KeyboardInterrupt), study_journal(path, recipe, locked) as journal:
@@ -111,6 +114,8 @@ def test_results_of_other_inputs_do_not_count(folder, change):
     elif change in ("weights", "config"):
         file = folder / "a" / ("model.safetensors" if change == "weights" else "config.json")
         file.write_bytes(file.read_bytes())
+    elif change == "template":
+        template.write_text("two")
     lines: list[str] = []
     with study_journal(path, recipe, locked, lines.append) as journal:
         assert journal.get("key") == (OUTCOMES if change == "same" else None)

@@ -1,6 +1,7 @@
 """Reuse of scores: a checkpoint is scored once, and again after any change that could matter."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.errors import LockError
 from hub_magmax.evaluation import reuse
 from hub_magmax.evaluation.circumstances import circumstances
-from hub_magmax.evaluation.reuse import Reuse
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.reuse import KeptScores, Reuse
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
@@ -62,8 +64,6 @@ def test_the_merged_model_is_measured_each_time(folder):
 
 def change_a_weight(folder):
     """One value in the weights; header, size and time of change stay what they were."""
-    import os
-
     file = folder / "a" / "model.safetensors"
     times = file.stat()
     weights = load_file(file)
@@ -178,10 +178,74 @@ def test_an_adapter_depends_on_what_it_is_added_to(folder):
             kept.rename(folder / other)
 
 
-def key_of(recipe, locked):
+def reuse_of(recipe, locked):
     described = {"b": {"fingerprint": "sha256:2"}}
-    found = Reuse(recipe, locked, Path("none"), described, Processes(), is_on=True)
-    return found._keys.key("b", "b")
+    return Reuse(recipe, locked, Path("none"), described, Processes(), is_on=True)
+
+
+def key_of(recipe, locked):
+    return reuse_of(recipe, locked)._keys.key("b", "b")
+
+
+def put_a_template(folder, text):
+    templates = folder / "additional_chat_templates"
+    templates.mkdir(exist_ok=True)
+    (templates / "tools.jinja").write_text(text)
+
+
+def put_a_module(folder, text):
+    (folder / "modules.json").write_text('[{"path": "2_Dense", "type": "any"}]')
+    (folder / "2_Dense").mkdir(exist_ok=True)
+    (folder / "2_Dense" / "model.safetensors").write_text(text)
+
+
+@pytest.mark.parametrize("put", [put_a_template, put_a_module])
+def test_files_in_sub_folders_that_loaders_read_count(folder, put):
+    put(folder / "b", "one")
+    recipe = make_recipe(folder)
+    locked = lock(recipe)
+    before = key_of(recipe, locked)
+    assert key_of(recipe, locked) == before
+    put(folder / "b", "two")
+    assert key_of(recipe, locked) != before
+
+
+def test_files_that_no_loader_reads_do_not_count(folder):
+    recipe = make_recipe(folder)
+    locked = lock(recipe)
+    before = key_of(recipe, locked)
+    (folder / "b" / "README.md").write_text("x")
+    (folder / "b" / "checkpoint-500").mkdir()
+    (folder / "b" / "checkpoint-500" / "config.json").write_text("{}")
+    assert key_of(recipe, locked) == before
+
+
+@pytest.mark.parametrize("changed", ["base", "b", "a", None])
+def test_answers_of_files_that_changed_since_they_were_hashed_are_not_kept(folder, changed):
+    recipe = make_recipe(folder)
+    locked = lock(recipe)
+    first = reuse_of(recipe, locked)
+    first.find({"b": [("b", "b")]}, lambda line: None)
+    file = folder / (changed or "b") / "config.json"
+    content = file.read_bytes()
+    if changed:
+        file.write_bytes(content + b" ")
+    first.keep("b", "b", [Outcome(1.0)])
+    file.write_bytes(content)
+    second = reuse_of(recipe, locked)
+    second.find({"b": [("b", "b")]}, lambda line: None)
+    assert bool(second.known) == (changed in ("a", None))
+
+
+def test_only_scores_are_forgotten(tmp_path):
+    theirs = ["thesis.tex", "results.json", f"{'a' * 64}.json.bak", "tmp12345678", f"{'A' * 64}.json"]
+    ours = [f"{'a' * 64}.json", f"{'0' * 64}.json", "hub_magmax-abc_1234"]
+    for name in [*theirs, *ours]:
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f"{'1' * 64}.json").write_text("x")  # used a moment ago
+    KeptScores(tmp_path).forget([])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*theirs, f"{'1' * 64}.json"])
 
 
 def test_local_data_that_changed_under_a_lock_is_still_refused(folder):

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.checkpoints.identity import state_of
 from hub_magmax.checkpoints.opening import versions_of
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.evaluation.circumstances import circumstances, folder_state
+from hub_magmax.evaluation.circumstances import circumstances
 from hub_magmax.evaluation.evaluators import evaluator_of
 from hub_magmax.evaluation.journal import Journal, open_journal
 from hub_magmax.files import digest
@@ -48,13 +48,13 @@ def say_resumed(journal: Journal, total: int, report: Report) -> None:
 
 def _subject(recipe: Recipe, lock: Lock) -> str:
     """Return a digest of recipe, lock, the present files of folders, plug-ins, software and processor."""
-    places = [location_of(source, recipe.folder).model_place.name for source in lock.sources.values()]
+    files = {name: state_of(source, recipe.folder) for name, source in lock.sources.items()}
     return digest(
         {
             "recipe": recipe.to_dict(),
             "lock": lock.checksum,
             "weights": versions_of(recipe, lock, SourceCache()),
-            "files": {place: folder_state(Path(place)) for place in places},
+            "files": files,
             "plugins": [*_plugins(recipe, lock)],
             "circumstances": circumstances(),
         }

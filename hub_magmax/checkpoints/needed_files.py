@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hub_magmax.checkpoints.leftovers import is_never_copied
+from hub_magmax.checkpoints.listing import is_weights
 from hub_magmax.checkpoints.side_files import MODULES_NAME, is_needed, is_safe
 from hub_magmax.checkpoints.source import Folder, TensorSource
 from hub_magmax.errors import CheckpointError
@@ -60,6 +61,16 @@ def needed_files(source: TensorSource) -> tuple[str, ...]:
     found.update(filter(search.has, _GENERATE_FILES))
     found |= search.imported_by(path for path in found if path.endswith(".py"))
     return tuple(sorted(found))
+
+
+def loaded_files(source: TensorSource) -> tuple[str, ...]:
+    """Return the paths of all files that a loader may read, sorted: weights at the top, and `needed_files`.
+
+    Raises:
+        CheckpointError: As `needed_files`.
+    """
+    weights = (path for path in source.sizes if "/" not in path and is_weights(path))
+    return tuple(sorted({*needed_files(source), *weights}))
 
 
 def module_folders(source: TensorSource) -> tuple[str, ...]:

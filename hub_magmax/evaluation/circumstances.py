@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import suppress
 from functools import cache
@@ -33,12 +32,3 @@ def circumstances() -> dict[str, Any]:
     found["capability"] = torch.backends.cpu.get_cpu_capability()
     found["threads"] = torch.get_num_threads()
     return found
-
-
-def folder_state(folder: Path) -> list[list[Any]]:
-    """Return name, size, inode and times of the files at the top of a folder: any change shows in them."""
-    with suppress(OSError):
-        files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
-        states = [(os.path.basename(path), os.stat(path)) for path in files]  # noqa: PTH119, PTH116
-        return [[name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in states]
-    return []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.identity import identity_of, is_loaded
-from hub_magmax.evaluation.circumstances import circumstances, folder_state
+from hub_magmax.checkpoints.identity import folder_state, identity_of, state_of
+from hub_magmax.errors import HubMagmaxError
+from hub_magmax.evaluation.circumstances import circumstances
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.journal import Outcomes, restored, stored
 from hub_magmax.files import digest
@@ -38,6 +40,10 @@ FOLDER_VARIABLE = "HUB_MAGMAX_SCORES"
 
 #: Scores that were not used for so long are removed.
 MAX_AGE_SECONDS = 90 * 24 * 3600
+
+#: Names of the files that are written here, finished and not; the user's folder may hold others.
+_TEMPORARY_PREFIX = "hub_magmax-"
+_OURS = re.compile(rf"[0-9a-f]{{64}}\.json|{_TEMPORARY_PREFIX}\w+")
 
 #: Keys of data that say where examples lie; what they are is their fingerprint.
 _PLACES = {"dataset", "config", "split", "revision"}
@@ -88,12 +94,14 @@ class KeptScores:
         values = stored(outcomes)
         with contextlib.suppress(OSError, ValueError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as temporary:
+            with tempfile.NamedTemporaryFile(
+                "w", prefix=_TEMPORARY_PREFIX, dir=self._folder, delete=False
+            ) as temporary:
                 json.dump({"digest": digest(values), "outcomes": values}, temporary)
             Path(temporary.name).replace(self._folder / f"{key}.json")
 
     def forget(self, keys: Iterable[str | None]) -> None:
-        """Remove what is kept under some keys, and everything that was not used for long."""
+        """Remove what is kept under some keys, and all scores that were not used for long."""
         if self._folder is None or not self._folder.is_dir():
             return
         with contextlib.suppress(OSError):
@@ -101,7 +109,7 @@ class KeptScores:
                 (self._folder / f"{key}.json").unlink(missing_ok=True)
             oldest = time.time() - MAX_AGE_SECONDS
             for entry in os.scandir(self._folder):
-                if entry.stat().st_mtime < oldest:
+                if _OURS.fullmatch(entry.name) and entry.stat().st_mtime < oldest:
                     Path(entry.path).unlink(missing_ok=True)
 
 
@@ -155,9 +163,12 @@ class Reuse:
         return {cell: outcomes for cell, outcomes in found.items() if outcomes is not None}
 
     def keep(self, model: str, task: str, outcomes: Sequence[Outcome]) -> Outcomes:
-        """Keep what was measured, and return it as it will come back."""
+        """Return what was measured as it will come back, and keep it if the model's files are the same still.
+
+        What was hashed at first may not be what was loaded later.
+        """
         found = restored(stored(outcomes))
-        if self._keys is not None:
+        if self._keys is not None and self._keys.is_current(model):
             self._kept.put(self._keys.key(model, task), found)
         return found
 
@@ -179,6 +190,7 @@ class _Keys:
         self._fingerprints = {task: facts.get("fingerprint") for task, facts in described.items()}
         self._common = _common(recipe.evaluation)
         self._models: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
 
     def key(self, model: str, task: str) -> str | None:
         """Return the digest of a model's answers on a task; None where they may not be kept."""
@@ -194,30 +206,50 @@ class _Keys:
     def _model(self, name: str) -> Any:
         if name not in self._models:
             is_source = name in self._lock.sources
+            self._states[name] = self._state(name)  # first: a change while files are hashed counts too
             self._models[name] = self._source(name) if is_source else self._made(name)
         return self._models[name]
 
+    def is_current(self, name: str) -> bool:
+        """Say whether the files of a model are those that its key was made of."""
+        before = self._states.get(name)
+        return before is not None and self._state(name) == before
+
+    def _state(self, name: str) -> Any:
+        """Return the state of all files that a model's answers depend on; None where they cannot be read."""
+        with contextlib.suppress(OSError, HubMagmaxError):
+            if name not in self._lock.sources:
+                return folder_state(self._merged)
+            return [state_of(self._lock.sources[part], self._recipe.folder) for part in self._parts(name)]
+        return None
+
     def _made(self, name: str) -> Any:
         """Return the state of the merged model's files, which changes with whatever is done to them."""
-        if not self._merged.is_dir():
+        files = self._states[name]
+        if files is None:
             return None
-        files = [state for state in folder_state(self._merged) if is_loaded(state[0])]
         how = {"is_adapter": self._recipe.output.is_adapter, "lock": self._lock.digest}
         return [name, os.path.abspath(self._merged), files, how]  # noqa: PTH100
 
     def _source(self, name: str) -> Any:
         """Return what tells a checkpoint from all others, with what it is added to or named after."""
-        before = [*self._lock.tasks][: [*self._lock.sources].index(name)]
-        in_sequence = self._lock.sources[name].adapter_config and self._lock.adapters == "sequence"
-        names = dict.fromkeys(["base_model", *(before if in_sequence else []), name])
+        names = self._parts(name)
         contents = {part: self._content(part) for part in names}
         if None in contents.values():
             return None
         facts = [{key: asdict(self._lock.sources[part])[key] for key in _FACTS} for part in names]
         return [name, contents, facts, self._lock.tensors, self._lock.token_rows]
 
+    def _parts(self, name: str) -> list[str]:
+        """Return the base model, the adapters that come before a source in a sequence, and the source."""
+        before = [*self._lock.tasks][: [*self._lock.sources].index(name)]
+        in_sequence = self._lock.sources[name].adapter_config and self._lock.adapters == "sequence"
+        return [*dict.fromkeys(["base_model", *(before if in_sequence else []), name])]
+
     def _content(self, name: str) -> Any:
-        return identity_of(self._lock.sources[name], self._recipe.folder)
+        with contextlib.suppress(OSError, HubMagmaxError):  # what loads it says what is wrong
+            return identity_of(self._lock.sources[name], self._recipe.folder)
+        return None
 
 
 def _common(spec: Evaluation) -> Any:
