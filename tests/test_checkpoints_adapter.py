@@ -525,3 +525,23 @@ def test_whole_checkpoints_and_adapters_stand_side_by_side(tmp_path):
     found = with_adapters(sources)
     assert isinstance(found["a"], AdapterSource)
     assert found["b"] is sources["b"]
+
+
+def test_whole_tensors_of_adapters_in_sequence_come_from_the_adapter_that_has_them(tmp_path):
+    base = {"l.q.weight": torch.randn(8, 8), "norm1.bias": torch.zeros(8), "norm2.bias": torch.zeros(8)}
+    write_checkpoint(tmp_path / "base", base)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q"]}
+    config["modules_to_save"] = ["norm1", "norm2"]
+    for task, saved in {"a": {"norm1": 10.0, "norm2": 20.0}, "b": {"norm2": 200.0}}.items():
+        tensors = {"l.q.lora_A.weight": torch.randn(2, 8), "l.q.lora_B.weight": torch.randn(8, 2)}
+        tensors |= {f"{name}.bias": torch.full((8,), value) for name, value in saved.items()}
+        (tmp_path / task).mkdir()
+        names = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+        save_file(names, tmp_path / task / "adapter_model.safetensors")
+        (tmp_path / task / "adapter_config.json").write_text(json.dumps(config))
+    values = recipe_values("ab", method={"name": "average", "scaling": 1}, adapters="sequence")
+    merge(plan(parse_recipe(values | {"output": {"path": "out"}}, folder=tmp_path), in_spite_of=()))
+    found = read_merged(tmp_path / "out")
+    # b was trained from a: it has a's first norm, and a second one of its own.
+    assert found["norm1.bias"].tolist() == [10.0] * 8
+    assert found["norm2.bias"].tolist() == [110.0] * 8

@@ -27,7 +27,7 @@ class TensorFile(NamedTuple):
     Attributes:
         reading: Lends the file's descriptor. What was read meanwhile counts if it ends without an error.
         start_byte: Of the tensor in the file.
-        path: Of the file, in its checkpoint.
+        path: Of the file on this machine: one checkpoint can be read from several folders.
     """
 
     reading: Callable[[], AbstractContextManager[int]]

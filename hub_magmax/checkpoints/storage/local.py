@@ -145,7 +145,7 @@ class LocalSource(FileSource):
 
     def tensor_file(self, name: str) -> TensorFile:
         info = self.index.tensors[name]
-        return TensorFile(partial(self.reading, info.file), info.start_byte, info.file)
+        return TensorFile(partial(self.reading, info.file), info.start_byte, str(self.folder / info.file))
 
     def version(self, path: str) -> tuple[int, ...]:
         return self.descriptors.current_version(path)
