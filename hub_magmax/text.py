@@ -156,7 +156,7 @@ def code(text: str) -> Markdown:
     return Markdown(f"`{shown or '⟨empty⟩'}`")
 
 
-def fenced(text: str) -> Markdown:
+def fenced(text: str, language: str = "") -> Markdown:
     """Return `text` as a code block whose fence is longer than any run of backticks in it.
 
     Invisible characters but line breaks are spelled out.
@@ -164,7 +164,7 @@ def fenced(text: str) -> Markdown:
     text = "".join(_spelled_out(c) if is_invisible(c) and c != "\n" else c for c in text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return Markdown(f"{fence}\n{text.rstrip()}\n{fence}")
+    return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
 def one_line(text: str) -> str:

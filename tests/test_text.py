@@ -61,6 +61,7 @@ def test_a_fence_ends_only_where_it_was_meant_to(text):
 
 def test_a_fence_is_longer_than_the_longest_run_inside():
     assert fenced("a\n`````\nb").startswith("``````\n")
+    assert fenced("import a", "python") == "```python\nimport a\n```"
 
 
 def test_nothing_invisible_is_left_in_a_fence_but_its_lines():
