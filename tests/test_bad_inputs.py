@@ -363,6 +363,8 @@ CASES: dict[str, Break] = {
     "checkpoint-large-side-file": checkpoint(large_side_file),
     "checkpoint-link-outside": checkpoint(link_out),
     "checkpoint-config-not-json": checkpoint(lambda folder: (folder / "config.json").write_text("{'a': 1}")),
+    "checkpoint-config-empty": checkpoint(lambda folder: (folder / "config.json").write_text("")),
+    "checkpoint-config-no-mapping": checkpoint(lambda folder: (folder / "config.json").write_text("[]")),
     "quantised-gptq": tensors(
         lambda t: replaced(
             t,

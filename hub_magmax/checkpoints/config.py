@@ -34,8 +34,10 @@ class Files(Protocol):
 
 def read_config(files: Files) -> bytes | None:
     """Return the content of config.json, cut off where it is longer than any; None where there is none."""
-    size = min(files.sizes.get(CONFIG_NAME, 0), MAX_CONFIG_BYTES)
-    return files.read_bytes(CONFIG_NAME, 0, size) if size else None
+    if CONFIG_NAME not in files.sizes:
+        return None
+    size = min(files.sizes[CONFIG_NAME], MAX_CONFIG_BYTES)
+    return files.read_bytes(CONFIG_NAME, 0, size) if size else b""
 
 
 def stated_config(files: Files) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def stated_config(files: Files) -> dict[str, Any]:
 def values_of(config: bytes | None) -> dict[str, Any]:
     """Return the values of a configuration; none where it is not there, no JSON or no mapping."""
     with suppress(ValueError, RecursionError):
-        values = json.loads(config or b"{}")
+        values = json.loads(b"{}" if config is None else config)
         return values if isinstance(values, dict) else {}
     return {}
 
@@ -55,17 +57,19 @@ def config_values(config: bytes | None, label: str) -> dict[str, Any]:
     """Return the same, for a configuration that is read the first time.
 
     Raises:
-        CheckpointError: If `config` is not JSON.
+        CheckpointError: If `config` is empty, not JSON or no mapping.
     """
     try:
-        values = json.loads((config or b"{}").decode("utf-8"))
+        values = json.loads("{}" if config is None else config.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"not readable as JSON ({json_problem(error)})",
             where=f"{label}, {CONFIG_NAME}",
             hint=DAMAGED,
         ) from error
-    return values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        raise CheckpointError("no mapping of keys to values", where=f"{label}, {CONFIG_NAME}", hint=DAMAGED)
+    return values
 
 
 def stated_architecture(config: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
