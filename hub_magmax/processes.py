@@ -110,6 +110,17 @@ def find_processes(report: Report = lambda line: None) -> Processes:
     return Processes(state.process_index, state.num_processes, state)
 
 
+def refuse_several(work: str) -> None:
+    """Raise DistributedError in each of several processes, for work that one process does."""
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != "1":
+        raise DistributedError(
+            f"{work} runs in one process",
+            where=f"WORLD_SIZE={launched}",
+            hint="Start the command without torchrun or accelerate launch.",
+        )
+
+
 def _is_alone_among_several() -> bool:
     """Say whether `accelerate launch` was asked for more than one process, and started one.
 

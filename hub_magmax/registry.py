@@ -97,7 +97,11 @@ class Registry:
         )
 
     def plugin(self, name: str) -> Plugin | None:
-        """Return the package of an entry that is loaded; None of a built-in or unknown one."""
+        """Return the package of an entry that is loaded; None of a built-in or unknown one.
+
+        Raises:
+            RecipeError: If its code cannot be read.
+        """
         point = None if name in self.built_in else self.plugins.get(name)
         if point is None:
             return None
@@ -105,7 +109,14 @@ class Registry:
         module = str(getattr(point, "value", "")).partition(":")[0]
         package = distribution.name if distribution is not None else module.partition(".")[0]
         version = distribution.version if distribution is not None else ""
-        code = _code_digest(module) if module in sys.modules else ""
+        try:
+            code = _code_digest(module) if module in sys.modules else ""
+        except OSError as error:
+            raise RecipeError(
+                f"the code of the plug-in with the {self.noun} {name!r} cannot be read ({error.strerror})",
+                where=str(error.filename),
+                hint="Make it readable, or install the package again.",
+            ) from error
         return Plugin(package or "unknown", version, code)
 
     @cached_property

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hub_magmax.analysis.resuming import study_journal
 from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.cli import main
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import DistributedError, OutputError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.journal import open_journal, restored, stored
 from hub_magmax.pipeline import lock
@@ -150,3 +150,37 @@ def test_an_error_says_what_is_kept(tmp_path):
     with pytest.raises(ValueError), open_journal(tmp_path / "k", "sha256:1", lines.append) as journal:
         raise ValueError
     assert len(lines) == 1 and not (tmp_path / "k").exists()
+
+
+def test_an_error_of_the_work_has_no_other_cause(tmp_path):
+    with pytest.raises(ValueError) as found, open_journal(tmp_path / "none" / "j", "sha256:1"):
+        raise ValueError
+    assert found.value.__context__ is None
+
+
+def test_a_journal_that_another_process_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
+    from hub_magmax.evaluation import journal as module
+
+    path, flock = tmp_path / "j", module.fcntl.flock
+    ends = iter([True])
+
+    def other_one_ends_first(file, how):
+        if next(ends, False):
+            path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", other_one_ends_first)
+    with open_journal(path, "sha256:1") as journal:
+        journal.add("key", OUTCOMES)
+        assert len(path.read_text().splitlines()) == 2
+        with pytest.raises(OutputError, match="another process"), open_journal(path, "sha256:1"):
+            pass
+
+
+def test_several_processes_are_told_that_a_study_runs_in_one(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = load_recipe(folder / "mix.yaml")
+    refused = pytest.raises(DistributedError, match="runs in one process")
+    with refused as found, study_journal(folder / "j", recipe, lock(recipe)):
+        pass
+    assert "without torchrun" in str(found.value) and not (folder / "j").exists()

@@ -77,3 +77,15 @@ def test_a_full_disk_stops_merges(hub, monkeypatch):
     assert code == 1 and "the disk is nearly full; go to a folder that you may write to" in " ".join(
         out.split()
     )
+
+
+def test_plug_ins_of_every_kind_are_shown(hub, tmp_path, monkeypatch):
+    info = tmp_path / "many-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: many\nVersion: 1.0\n")
+    groups = ("methods", "evaluators", "sources")
+    (info / "entry_points.txt").write_text("".join(f"[hub_magmax.{g}]\nmy-{g} = many:x\n" for g in groups))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = json.loads(call("doctor", "--json")[1])["plug-ins"]["found"]
+    names = [name for name, package in found if package == "many"]
+    assert names == ["my-evaluators", "my-methods", "my-sources"]

@@ -5,6 +5,7 @@ Every kind is tried with 503 once (the right commit), 503 for ever (an error), a
 
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import datasets
@@ -222,6 +223,25 @@ def test_data_of_lm_eval_is_not_an_earlier_copy_either(rows, hub):
     assert datasets.load_dataset(rows[0], split="train")["label"][:] == [1], "as the library does it"
     with without_prepared_copies(), pytest.raises(datasets.exceptions.DatasetNotFoundError):
         datasets.load_dataset(rows[0], split="train")
+
+
+def test_two_threads_leave_the_library_as_it_was(monkeypatch):
+    monkeypatch.setattr("hub_magmax.evaluation.hub_data.is_offline", lambda: False)
+    usual = datasets.load.CachedDatasetModuleFactory
+    is_inside, may_leave = threading.Event(), threading.Event()
+
+    def second():
+        with without_prepared_copies():
+            is_inside.set()
+            may_leave.wait(10)
+
+    with without_prepared_copies():
+        thread = threading.Thread(target=second)
+        thread.start()
+        is_inside.wait(0.2)  # it gets there now only where the threads do not wait for each other
+    may_leave.set()
+    thread.join()
+    assert is_inside.is_set() and datasets.load.CachedDatasetModuleFactory is usual
 
 
 def test_command_reads_the_cache_where_it_is_told_to(moved, hub, tmp_path):

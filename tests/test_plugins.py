@@ -258,6 +258,18 @@ def test_changed_code_is_another_merge(package, family):
         rebuild(str(family / "merged"), folder=family)
 
 
+def test_code_that_cannot_be_read_is_not_taken_for_none(package, monkeypatch):
+    package(0.5)
+    METHODS.get("half")
+
+    def refuse(files, folder):
+        raise PermissionError(13, "Permission denied", "/site/halving.py")
+
+    monkeypatch.setattr("hub_magmax.registry.code_digest", refuse)
+    with pytest.raises(RecipeError, match=r"'half' cannot be read \(Permission denied\)"):
+        METHODS.plugin("half")
+
+
 def test_rebuilding_without_the_plugin_names_its_package(package, monkeypatch, family):
     package(0.5)
     assert call("merge", write_recipe(family, method={"name": "half"}))[0] == 0

@@ -312,3 +312,12 @@ def test_the_bottom_line_makes_room_for_bars_of_other_libraries(monkeypatch):
     bar.disable = True
     shown.tick()
     assert sys.stderr.getvalue() == f"{before}\r\x1b[2K… planning, 0 s"
+
+
+def test_a_last_line_of_others_without_line_break_is_a_record_too(capsys):
+    with display.displayed(LogOptions(log_format="json")):
+        sys.stderr.write("first\nand then it")
+        sys.stderr.write(" died")
+    assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == [
+        "first", "and then it died",
+    ]  # fmt: skip

@@ -16,6 +16,7 @@ from hub_magmax.evaluation.evaluators import evaluator_of
 from hub_magmax.evaluation.journal import Journal, open_journal
 from hub_magmax.files import digest
 from hub_magmax.methods import get_method
+from hub_magmax.processes import refuse_several
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.registry import EVALUATORS, METHODS
@@ -32,7 +33,12 @@ def study_journal(
         path: Its file; None: nothing is kept.
         recipe, lock: As the study gets them.
         report: Called with a line where measurements of an earlier attempt are dropped, or kept for a later.
+
+    Raises:
+        DistributedError: If a launcher started several processes: each of them would measure everything.
+        OutputError: If another process measures the same.
     """
+    refuse_several("a comparison or a sweep")
     if path is None:
         yield Journal()
         return

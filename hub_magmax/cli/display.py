@@ -276,6 +276,11 @@ class _ForeignLines(io.TextIOBase):
             LOG.warning("%s", line)
         return len(text)
 
+    def end(self) -> None:
+        """Write the last line, which may lack its line break."""
+        if self._begun:
+            self.write("\n")
+
 
 @contextmanager
 def displayed(options: LogOptions) -> Iterator[Display]:
@@ -288,9 +293,9 @@ def displayed(options: LogOptions) -> Iterator[Display]:
         logger.addHandler(display)
         logger.propagate = False
     logging.captureWarnings(True)
-    stream = sys.stderr
+    stream, foreign = sys.stderr, _ForeignLines()
     if options.log_format == "json":
-        sys.stderr = _ForeignLines()
+        sys.stderr = foreign
     ended = threading.Event()
     pulse = threading.Thread(target=_beat, args=(display, ended), daemon=True)
     pulse.start()
@@ -300,6 +305,7 @@ def displayed(options: LogOptions) -> Iterator[Display]:
         ended.set()
         pulse.join()
         display.clear()
+        foreign.end()
         logging.captureWarnings(False)
         sys.stderr = stream
         for logger, level, propagate in before:

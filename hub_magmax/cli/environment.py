@@ -17,6 +17,7 @@ from typing import Any
 
 from hub_magmax.errors import HubMagmaxError
 from hub_magmax.files import existing_parent
+from hub_magmax.registry import EVALUATORS, LOCATIONS, METHODS
 from hub_magmax.text import TOKEN_VARIABLES, format_bytes
 
 #: Seconds to wait for the Hub, and for all that a request needs (name servers have no time-out of their own).
@@ -276,7 +277,7 @@ def _extras() -> Condition:
 
 
 def _plugins() -> Condition:
-    points = [*entry_points(group="hub_magmax.methods"), *entry_points(group="hub_magmax.sources")]
+    points = [point for kind in (METHODS, EVALUATORS, LOCATIONS) for point in entry_points(group=kind.group)]
     found = sorted({(point.name, point.dist.name if point.dist else "") for point in points})
     text = ", ".join(f"{name} ({package})" for name, package in found) or "none"
     return Condition("plug-ins", text, {"found": [list(pair) for pair in found]})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 #: Files that say how a data set is read, which `datasets` takes as missing while the Hub fails.
 _ABOUT_DATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+
+
+#: One thread at a time changes `datasets`, and each finds it as it was.
+_CHANGING = RLock()
 
 
 def commit_of(spec: Data) -> str:
@@ -83,16 +88,17 @@ def _prepared(spec: Data) -> Dataset:
 def without_prepared_copies() -> Iterator[None]:
     """Let `datasets.load_dataset` raise what went wrong, in place of taking what it has prepared before.
 
-    It has no option for that. Offline everything stays as it is.
+    It has no option for that. Offline everything stays as it is. Other threads wait here meanwhile.
     """
     from datasets import load
 
     def refuse(name: str, cache_dir: str | None = None) -> Any:
         raise FileNotFoundError(name)  # it then raises the error of the Hub
 
-    usual = load.CachedDatasetModuleFactory
-    load.CachedDatasetModuleFactory = usual if is_offline() else refuse
-    try:
-        yield
-    finally:
-        load.CachedDatasetModuleFactory = usual
+    with _CHANGING:
+        usual = load.CachedDatasetModuleFactory
+        load.CachedDatasetModuleFactory = usual if is_offline() else refuse
+        try:
+            yield
+        finally:
+            load.CachedDatasetModuleFactory = usual

@@ -74,17 +74,11 @@ def open_journal(path: Path, subject: str, report: Report = lambda line: None) -
     Raises:
         OutputError: If another process is at it.
     """
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        report(
-            f"no journal can be kept in {from_here(path.parent)} ({error.strerror}): an interrupted "
-            "command begins again"
-        )
+    file = _claimed(path, report)
+    if file is None:
         yield Journal()
         return
     with file:
-        _claim(file, path)
         found = _read(file, subject, report)
         journal = Journal(file, found)
         try:
@@ -98,6 +92,32 @@ def open_journal(path: Path, subject: str, report: Report = lambda line: None) -
                 path.unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)
+
+
+def _claimed(path: Path, report: Report) -> IO[str] | None:
+    """Return the journal's file, open for this process alone; None where it cannot be written."""
+    while True:
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            report(
+                f"no journal can be kept in {from_here(path.parent)} ({error.strerror}): an interrupted "
+                "command begins again"
+            )
+            return None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(file)
+            _claim(file, path)
+            if _is_at(file, path):
+                stack.pop_all()
+                return file
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Say whether a file is there still: a process that ends between opening and locking removes it."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _claim(file: IO[str], path: Path) -> None:
