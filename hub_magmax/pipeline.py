@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,11 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
-from hub_magmax.errors import EvaluationError, OutputError, RecipeError
+from hub_magmax.errors import OutputError, RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
-from hub_magmax.evaluation.scores import Scores, read_scores
+from hub_magmax.evaluation.scores import Scores, scores_for
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.files import write_text
 from hub_magmax.fleet.signing import check_key, sign
@@ -376,16 +376,7 @@ def _scores(
     """Return the scores that the recipe asks for, if it does: those of an earlier run, or new ones."""
     if recipe.evaluation is None:
         return None
-    stored = processes.first_decides(lambda: _stored_scores(recipe, output))
+    stored = processes.first_decides(lambda: scores_for(recipe))
     if stored is not None:
         return stored
     return evaluate(recipe, with_kept_data(locked, output), output, processes=processes, report=report)
-
-
-def _stored_scores(recipe: Recipe, output: Path) -> Scores | None:
-    """Return the scores of an earlier run of the same evaluation, if they are there."""
-    with suppress(EvaluationError):
-        stored = read_scores(output)
-        if recipe.evaluation and stored.evaluation_digest == recipe.evaluation.digest:
-            return stored
-    return None

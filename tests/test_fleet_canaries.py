@@ -12,7 +12,7 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
-from hub_magmax.fleet.history import Revision, StoredScores, last_good
+from hub_magmax.fleet.history import Revision, StoredScores, as_table, last_good
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
@@ -92,6 +92,8 @@ def test_command_ends_with_three_on_regression_and_prints_everything(merged, ima
     assert values["tasks"][0]["difference"]["lost"] == 4
     code, out, _ = call(*words)
     assert code == 3 and "a, b got worse by more than 0.01" in out
+    code, out, _ = call(*words, "--format", "markdown")
+    assert code == 3 and out.startswith("| task | pinned | now |")
     assert call(*words, "--margin", "0.5")[0] == 0
 
 
@@ -163,6 +165,17 @@ def test_last_good_revision_is_no_worse_than_the_one_before_it():
     assert found(first, revision(2, a=0.9, b=0.9, rolled_back=True), revision(3)) == 1
     assert found(first, revision(2, a=0.1, b=0.1, data="y")) == 2, "other examples begin anew"
     assert found(first, revision(2, a=0.1, b=0.1, metric="F1")) == 2
+
+
+def test_history_is_a_table_with_mean_and_lowest_score():
+    scored = StoredScores("accuracy", {"a": 0.5, "b": 0.25}, {"a": "x", "b": "x"})
+    found = Revision("c" * 40, "2026-01-02T03:04:05", "push", "d" * 64, scored, rolled_back=True)
+    bare = Revision("e" * 40, "2026-01-01T00:00:00", "first")
+    assert as_table([found, bare]).write("csv").splitlines() == [
+        "commit,created,model,mean,lowest,of,title",
+        "cccccccccccc,2026-01-02 03:04,dddddddd,0.375,0.25,b,push (rolled back)",
+        "eeeeeeeeeeee,2026-01-01 00:00,,,,,first",
+    ]
 
 
 def test_data_that_lies_elsewhere_is_named_with_the_way_to_it(merged, tmp_path, monkeypatch):

@@ -210,3 +210,6 @@ def test_history_lists_models_and_marks_what_was_rolled_back(three, hub):
     assert found[-1].weights == "" and found[0].scores is None
     code, out, _ = call("history", repo, "--limit", "2")
     assert code == 0 and third[:12] in out and "(rolled back)" in out and first[:12] not in out
+    assert call("history", repo, "--format", "csv")[1].startswith(
+        "commit,created,model,mean,lowest,of,title\n"
+    )

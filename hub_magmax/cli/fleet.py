@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hub_magmax.cli.completing import FilePath
-from hub_magmax.cli.options import from_cache_option
+from hub_magmax.cli.options import format_option, from_cache_option
 from hub_magmax.cli.terminal import REGRESSED, Answer, say, verb
 from hub_magmax.fleet import MARGIN
+
+if TYPE_CHECKING:
+    from hub_magmax.evaluation.tables import Format
 
 
 @verb
@@ -84,7 +87,8 @@ def sign(folder: Path, private_key: Path) -> Answer:
 @click.argument("model", metavar="REPO")
 @click.option("--branch", help="Branch, tag or commit; the default branch.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
-def history(model: str, branch: str | None, limit: int) -> Answer:
+@format_option
+def history(model: str, branch: str | None, limit: int, form: Format) -> Answer:
     """List the revisions of REPO, with their stored scores.
 
     \b
@@ -95,7 +99,7 @@ def history(model: str, branch: str | None, limit: int) -> Answer:
     from hub_magmax.fleet.history import history as look_back
 
     found = look_back(model, branch=branch, limit=limit)
-    return Answer([revision.to_dict() for revision in found], as_table(found))
+    return Answer([revision.to_dict() for revision in found], as_table(found).write(form))
 
 
 @verb
@@ -137,8 +141,9 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
     help="Where relative paths of local data start; the current folder.",
 )
 @from_cache_option
+@format_option
 def canary(
-    model: str, revision: str | None, against: str | None, margin: float, folder: Path | None
+    model: str, revision: str | None, against: str | None, margin: float, folder: Path | None, form: Format
 ) -> Answer:
     """Score a merged MODEL again, and compare with pinned results.
 
@@ -151,4 +156,4 @@ def canary(
     from hub_magmax.fleet.canaries import canary as do_canary
 
     found = do_canary(model, revision=revision, against=against, margin=margin, folder=folder, report=say)
-    return Answer(found.to_dict(), found.table(), exit_code=REGRESSED if found.regressed else 0)
+    return Answer(found.to_dict(), found.table(form), exit_code=REGRESSED if found.regressed else 0)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import described_inputs, evaluator_names, evaluator_of, get_evaluator
-from hub_magmax.evaluation.scores import read_scores
+from hub_magmax.evaluation.scores import scores_for
 from hub_magmax.files import existing_parent, os_errors
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
@@ -51,7 +50,7 @@ def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None
         bytes_out: Of the merged model.
     """
     spec = recipe.evaluation
-    if spec is None or _is_done(recipe):
+    if spec is None or scores_for(recipe) is not None:
         return None
     from hub_magmax.checkpoints.storage.hub_copy import bytes_to_copy
 
@@ -70,13 +69,6 @@ def _largest_bytes(lock: Lock, bytes_out: int) -> int:
     adapted = (bool(task.adapter_config) for task in lock.tasks.values())
     sizes = (size + base * is_adapter for size, is_adapter in zip(tasks, adapted, strict=True))
     return max(base, bytes_out, *sizes)
-
-
-def _is_done(recipe: Recipe) -> bool:
-    with suppress(EvaluationError):
-        stored = read_scores(recipe.output_path)
-        return recipe.evaluation is not None and stored.evaluation_digest == recipe.evaluation.digest
-    return False
 
 
 def check_download_room(needs: Needs, output: Path, output_bytes: int) -> str:

@@ -6,16 +6,22 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.files import digest, write_text
 from hub_magmax.text import cut_in_middle
+
+if TYPE_CHECKING:
+    from hub_magmax.checkpoints.source import TensorSource
+    from hub_magmax.recipe.schema import Recipe
 
 SCORES_NAME = "scores.json"
 
@@ -240,8 +246,46 @@ def read_scores(folder: Path) -> Scores:
         EvaluationError: If a file is missing, or not what `write_scores` writes.
     """
     try:
-        values = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))
-        rows = json.loads((folder / OUTCOMES_NAME).read_text(encoding="utf-8"))
+        scores, outcomes = ((folder / name).read_bytes() for name in (SCORES_NAME, OUTCOMES_NAME))
+    except OSError as error:
+        raise _unreadable(str(folder)) from error
+    return parse_scores(scores, outcomes, str(folder))
+
+
+def stored_scores(source: TensorSource) -> Scores:
+    """Return the scores that are stored with a checkpoint, a folder or a revision on the Hub.
+
+    Raises:
+        EvaluationError: If a file is missing, or not what `write_scores` writes.
+    """
+    for name in (SCORES_NAME, OUTCOMES_NAME):
+        if name not in source.sizes:
+            raise EvaluationError(
+                f"there is no {name}, so there are no results to compare with",
+                where=source.label,
+                hint="Give a model whose recipe has an `evaluation`, after `hub-magmax run` or `evaluate`.",
+            )
+    scores, outcomes = (read_small_file(source, name) for name in (SCORES_NAME, OUTCOMES_NAME))
+    return parse_scores(scores, outcomes, source.label)
+
+
+def scores_for(recipe: Recipe) -> Scores | None:
+    """Return the scores in the recipe's folder, if they are of the evaluation that it asks for."""
+    with suppress(EvaluationError):
+        stored = read_scores(recipe.output_path)
+        if recipe.evaluation is not None and stored.evaluation_digest == recipe.evaluation.digest:
+            return stored
+    return None
+
+
+def parse_scores(scores: bytes, outcomes: bytes, where: str) -> Scores:
+    """Return the scores in the contents of both files that `write_scores` stored.
+
+    Raises:
+        EvaluationError: If a content is not what `write_scores` writes; `where` names the place.
+    """
+    try:
+        values, rows = json.loads(scores), json.loads(outcomes)
         single: dict[tuple[str, str], dict[str, Any]] = {
             (row["model"], row["task"]): {
                 "outcomes": tuple(row["outcomes"]),
@@ -250,20 +294,23 @@ def read_scores(folder: Path) -> Scores:
             for row in rows
         }
         stored = values.pop("digest")
-        scores = [Score(**score) for score in values.pop("scores")]
-        whole = tuple(replace(score, **single[score.model, score.task]) for score in scores)
+        means = [Score(**score) for score in values.pop("scores")]
+        whole = tuple(replace(score, **single[score.model, score.task]) for score in means)
         found = Scores(scores=whole, **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EvaluationError(
-            f"{SCORES_NAME} and {OUTCOMES_NAME} do not hold scores", where=str(folder), hint="Evaluate again."
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(where) from error
     if found.digest != stored:
         raise EvaluationError(
             "the digest does not fit the scores, so one of the files was changed",
-            where=f"{SCORES_NAME} and {OUTCOMES_NAME} in {folder}",
+            where=f"{SCORES_NAME} and {OUTCOMES_NAME} in {where}",
             hint="Evaluate again.",
         )
     return found
+
+
+def _unreadable(where: str) -> EvaluationError:
+    what = f"{SCORES_NAME} and {OUTCOMES_NAME} do not hold scores"
+    return EvaluationError(what, where=where, hint="Evaluate again.")
 
 
 def make_score(model: str, task: str, outcomes: Sequence[Outcome], *, is_share: bool) -> Score:

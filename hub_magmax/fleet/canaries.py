@@ -15,12 +15,10 @@ from typing import Any
 
 from hub_magmax.checkpoints.locations import ModelPlace, repository_of
 from hub_magmax.checkpoints.opening import open_model
-from hub_magmax.checkpoints.pinning import read_small_file
-from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
-from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, read_scores
+from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, stored_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.fleet import MARGIN
@@ -138,7 +136,7 @@ def canary(
     place = against if against is not None and commit is None else repo_id
     with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:
         with closing(open_model(place, against if commit else None)) as stored:
-            pinned, pinned_label = _stored_scores(stored, Path(temporary)), stored.label
+            pinned, pinned_label = stored_scores(stored), stored.label
         with closing(open_model(repo_id, commit)) as stored:
             recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
             label = stored.label
@@ -162,18 +160,6 @@ def _reference(repo_id: str, commit: str, margin: float, report: Report) -> str:
         when = f"{good.commit[:12]}, {good.created[:10]}, {good.title!r}"
         report(f"comparing with the last good model ({when}): the stored scores of this one are worse")
     return good.commit
-
-
-def _stored_scores(stored: TensorSource, temporary: Path) -> Scores:
-    for name in (SCORES_NAME, OUTCOMES_NAME):
-        if name not in stored.sizes:
-            raise EvaluationError(
-                f"there is no {name}, so there are no results to compare with",
-                where=stored.label,
-                hint="Give a model whose recipe has an `evaluation`, after `hub-magmax run` or `evaluate`.",
-            )
-        (temporary / name).write_bytes(read_small_file(stored, name))
-    return read_scores(temporary)
 
 
 def _check_comparable(pinned: Scores, measured: Scores, label: str) -> None:

@@ -15,6 +15,7 @@ from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME
+from hub_magmax.evaluation.tables import Cell, Table
 from hub_magmax.files import digest
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.merging.output.report import REPORT_NAME
@@ -156,20 +157,20 @@ def last_good(revisions: Iterable[Revision], margin: float) -> Revision | None:
     return good
 
 
-def as_table(revisions: Sequence[Revision]) -> str:
-    """Return the revisions as text, a line each: commit, time, weights, mean and lowest score, title."""
-    lines = [f"{'commit':<12}  {'created':<16}  {'model':<8}  {'mean':>6}  {'lowest':<24}  title"]
-    for found in revisions:
-        mean, lowest = "-", "-"
-        if found.scores is not None and found.scores.means:
-            means = found.scores.means
-            worst = min(means, key=lambda task: means[task])
-            mean, lowest = f"{sum(means.values()) / len(means):.3f}", f"{means[worst]:.3f} {worst}"
-        mark = "  (rolled back)" if found.rolled_back else ""
-        when = found.created[:16].replace("T", " ")
-        model = found.weights[:8] or "-"
-        lines.append(f"{found.commit[:12]}  {when}  {model:<8}  {mean:>6}  {lowest:<24}  {found.title}{mark}")
-    return "\n".join(lines)
+def as_table(revisions: Sequence[Revision]) -> Table:
+    """Return a row for each revision: commit, time, weights, mean and lowest score, title."""
+    return Table(("commit", "created", "model", "mean", "lowest", "of", "title"), tuple(map(_row, revisions)))
+
+
+def _row(found: Revision) -> tuple[Cell, ...]:
+    mean, lowest, worst = None, None, None
+    if found.scores is not None and found.scores.means:
+        means = found.scores.means
+        worst = min(means, key=lambda task: means[task])
+        mean, lowest = sum(means.values()) / len(means), means[worst]
+    when = found.created[:16].replace("T", " ")
+    title = f"{found.title} (rolled back)" if found.rolled_back else found.title
+    return found.commit[:12], when, found.weights[:8] or None, mean, lowest, worst, title
 
 
 def _weights(source: FileSource) -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import shutil
 from contextlib import closing, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from hub_magmax.checkpoints.pinning import read_small_file
-from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, Scores, read_scores
+from hub_magmax.evaluation.scores import Scores, stored_scores
 from hub_magmax.files import os_errors
 from hub_magmax.merging.output.report import SIGNATURE_NAME, MergeReport
 from hub_magmax.planning.plan import Plan
@@ -36,22 +33,13 @@ def pushed_before(
     with closing(open_hub(published.repo_id, published.commit)) as source:
         if destination.private_key is not None and SIGNATURE_NAME not in source.sizes:
             return None
-        scores = _scores_in(source)
+        scores: Scores | None = None
+        with suppress(EvaluationError):
+            scores = stored_scores(source)
     wanted = plan.recipe.evaluation
     if wanted is not None and (scores is None or scores.evaluation_digest != wanted.digest):
         return None
     return report, published, scores
-
-
-def _scores_in(source: FileSource) -> Scores | None:
-    if SCORES_NAME not in source.sizes or OUTCOMES_NAME not in source.sizes:
-        return None
-    with TemporaryDirectory(prefix="hub_magmax_scores_") as temporary:
-        for name in (SCORES_NAME, OUTCOMES_NAME):
-            (Path(temporary) / name).write_bytes(read_small_file(source, name))
-        with suppress(EvaluationError):
-            return read_scores(Path(temporary))
-    return None
 
 
 def remove_folder(folder: Path) -> None:
