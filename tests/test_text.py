@@ -55,7 +55,7 @@ def test_no_invisible_character_is_left(text):
 @SETTINGS
 @given(MARKUP)
 def test_a_fence_ends_only_where_it_was_meant_to(text):
-    tokens = PARSER.parse(f"{fenced(text)}\n")
+    tokens = PARSER.parse(f"{fenced(text, 'yaml')}\n")
     assert [token.type for token in tokens] == ["fence"]
 
 
