@@ -210,6 +210,18 @@ def test_files_in_sub_folders_that_loaders_read_count(folder, put):
     assert key_of(recipe, locked) != before
 
 
+def test_weights_behind_a_link_into_a_content_store_count(folder):
+    (folder / "store").mkdir()
+    (folder / "b" / "model.safetensors").rename(folder / "store" / "b")
+    (folder / "b" / "model.safetensors").symlink_to(folder / "store" / "b")
+    recipe = updated(make_recipe(folder), {"trusted_links": ["./store"]})
+    locked = lock(recipe)
+    before = key_of(recipe, locked)
+    assert before is not None
+    shutil.copy(folder / "a" / "model.safetensors", folder / "store" / "b")
+    assert key_of(recipe, locked) not in (before, None)
+
+
 def test_files_that_no_loader_reads_do_not_count(folder):
     recipe = make_recipe(folder)
     locked = lock(recipe)
