@@ -97,11 +97,29 @@ def test_the_winner_is_a_recipe_that_runs(folder):
 
 def test_uniform_winners_are_written_without_a_preference(folder):
     write_rows(folder / "emus.parquet", [2] * 6)
-    emus = {"dataset": "./emus.parquet"}
-    asked = parse_recipe(values(tune=emus, report=emus, methods=["average"], scaling=[1.0]), folder=folder)
+    write_rows(folder / "more-emus.parquet", [2] * 6)
+    emus, more = {"dataset": "./emus.parquet"}, {"dataset": "./more-emus.parquet"}
+    asked = parse_recipe(values(tune=emus, report=more, methods=["average"], scaling=[1.0]), folder=folder)
     found = compared(asked)
     assert next(iter(found.methods)).candidate.preference == "uniform"
     assert winning_recipe(asked, found).preference is None
+
+
+def test_examples_that_chose_are_not_reported_on(folder):
+    tune = {"dataset": "./rows.parquet", "split": "train[:6]"}
+    report = {"dataset": "./rows.parquet", "split": "train[4:]"}
+    with pytest.raises(EvaluationError, match=r"of 6 examples are those of compare\.tune"):
+        compared(parse_recipe(values(tune=tune, report=report), folder=folder))
+
+
+def test_a_winner_below_the_base_model_is_told(folder):
+    found = compared(parse_recipe(values(), folder=folder))
+    assert found.loss == ()
+    better = replace(found.base_model, value=0.9)
+    assert replace(found, base_model=better).loss == (
+        "the winner is below the base model: 0.625 against 0.900",
+    )
+    assert "below the base model" in replace(found, base_model=better).table()
 
 
 @pytest.mark.parametrize("missing", ["tune", "report"])

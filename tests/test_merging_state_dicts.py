@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from hub_magmax.errors import CheckpointError, MismatchError, NonFiniteError, RecipeError
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.state_dicts import merge_state_dicts
+from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import make_tensors, write_checkpoint, write_recipe
@@ -204,3 +205,15 @@ def test_a_wrong_call_is_an_error_of_the_recipe(call, text):
 def test_a_state_dict_that_does_not_fit_is_an_error_that_names_the_tensor(task, error, text):
     with pytest.raises(error, match=text):
         merge_state_dicts({"w": torch.zeros(2), "ids": torch.tensor([1, 2])}, {"a": task})
+
+
+def test_a_model_in_place_of_its_state_dict_is_told():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(RecipeError, match="Linear is no state dict"):
+        merge_state_dicts(model, {"a": model.state_dict()})
+    with pytest.raises(RecipeError, match="merge_state_dicts, a: Linear is no state dict"):
+        merge_state_dicts(model.state_dict(), {"a": model})
+    with pytest.raises(RecipeError, match="list is no mapping"):
+        merge_state_dicts(model.state_dict(), [model.state_dict()])
+    with pytest.raises(RecipeError, match="list is no tensor"):
+        merge_tensors([torch.ones(2)])

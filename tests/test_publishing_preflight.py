@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from hub_magmax.cli import main
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.pipeline import destination_of, plan, run
+from hub_magmax.planning.plan import SMALL_BYTES
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.commits import Destination
 from hub_magmax.recipe.loading import load_recipe
@@ -55,9 +56,9 @@ def test_straight_to_the_hub_needs_room_for_two_files(family, repo, monkeypatch)
     planned = plan(recipe_for(family, repo, keep=False, shard_size="600B"))
     two = sum(sorted(shard.data_bytes for shard in planned.shards)[-2:])
     destination = destination_of(planned.recipe)
-    assert preflight.check_room(planned, destination) == two + planned.copied_bytes + preflight.SMALL_BYTES
+    assert preflight.check_room(planned, destination) == two + planned.copied_bytes + SMALL_BYTES
     assert planned.bytes_out > two
-    disk_of(monkeypatch, two + planned.copied_bytes + preflight.SMALL_BYTES - 1)
+    disk_of(monkeypatch, two + planned.copied_bytes + SMALL_BYTES - 1)
     with pytest.raises(OutputError, match=r"lower output\.shard_size"):
         preflight.check_room(planned, destination)
 

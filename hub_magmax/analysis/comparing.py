@@ -19,8 +19,8 @@ from hub_magmax.analysis.tuning import (
     scorer_of,
 )
 from hub_magmax.errors import EvaluationError, RecipeError
-from hub_magmax.evaluation.data import with_pinned_data
-from hub_magmax.evaluation.evaluators import Evaluator, unit_of
+from hub_magmax.evaluation.data import num_shared, with_pinned_data
+from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
@@ -31,6 +31,7 @@ from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
+from hub_magmax.recipe.values import Data
 from hub_magmax.text import Report
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Comparison(Tabular):
             f"{len(self.tried)} ways to merge, chosen by {self.num_tuning} examples, reported on "
             f"{self.num_reporting} others with 95 % intervals; the winner is {self.winner}",
             *self.reason,
+            *self.loss,
         )
         return Table(head, (*rows, base), notes)
 
@@ -129,6 +131,14 @@ class Comparison(Tabular):
             "the winner" if found is None else f"{found.mean:+.3f}",
             None if found is None else f"{found.p_value:.2g}",
         )
+
+    @property
+    def loss(self) -> tuple[str, ...]:
+        """Say that the winner does worse than the base model, where it does."""
+        won = next(method.reported for method in self.methods if method.label == self.winner)
+        if won.value >= self.base_model.value:
+            return ()
+        return (f"the winner is below the base model: {won.value:.3f} against {self.base_model.value:.3f}",)
 
     @property
     def reason(self) -> tuple[str, ...]:
@@ -199,6 +209,7 @@ def compare(
     journal = Journal() if journal is None else journal
     say_resumed(journal, sum(max(1, len(candidate.seeds)) for candidate in tried), report)
     with CandidateScorer(recipe, lock, journal) as scorer:
+        _check_apart(scorer, recipe.tuning_data, spec.report)
         trials = list(scorer.run(tried, scorer.load(recipe.tuning_data, "compare.tune"), "tune"))
         winner, finalists = best(trials), best_by_label(trials)
         report(f"scoring the best of {len(finalists)} methods on other examples")
@@ -211,6 +222,28 @@ def compare(
         nothing = Candidate({"name": "average", "scaling": 0.0}, UNIFORM, weights[UNIFORM])
         (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+
+
+def _check_apart(scorer: CandidateScorer, chosen_by: Data, reported: Data) -> None:
+    """Raise EvaluationError where the examples that are reported are those that choose.
+
+    Parts of one data set are compared row by row; a tenth may be the same, since real data repeats itself.
+    """
+    if (chosen_by.dataset, chosen_by.config) != (reported.dataset, reported.config):
+        return
+    if brings_data(scorer.evaluator):
+        shared = num_examples = 1
+    else:
+        examples = scorer.examples(reported)
+        num_examples, shared = len(examples), num_shared(examples, scorer.examples(chosen_by))
+    if 10 * shared > num_examples:
+        raise EvaluationError(
+            f"{shared} of {num_examples} examples are those of compare.tune, so the reported scores would be "
+            "too high by the choice that was made there",
+            where="compare.report",
+            expected="other examples",
+            hint='Split them, such as split: "train[:50%]" and "train[50%:]".',
+        )
 
 
 def _conclude(

@@ -179,12 +179,16 @@ class CandidateScorer:
         """
         if brings_data(self.evaluator):
             return list(self.evaluator.encode(self._model, data.dataset, columns_of(data), self._batch_size))
-        check_local_data([data], self._recipe.folder, self._lock.local_data)
-        examples = load_examples(
-            pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
-        )
+        examples = self.examples(data)
         check_sample_size(len(examples), where)
         return self.encode(examples, data)
+
+    def examples(self, data: Data) -> Dataset:
+        """Return the examples that `data` names, as they are loaded."""
+        check_local_data([data], self._recipe.folder, self._lock.local_data)
+        return load_examples(
+            pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
+        )
 
     def encode(self, examples: Dataset, data: Data) -> list[Any]:
         """Return examples as batches that `run` takes."""

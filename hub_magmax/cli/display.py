@@ -34,8 +34,8 @@ _DETAILS = ("huggingface_hub.utils._http",)
 #: terminal, and at most between two lines about one that does not count its bytes.
 _TICK_SECONDS, LINE_SECONDS, MAX_LINE_SECONDS = 0.25, 5.0, 60.0
 
-#: The rate is that of the last seconds.
-_RATE_SECONDS = 15.0
+#: The rate is that of the last seconds. The time left is told from that share of the work on, seen done here.
+_RATE_SECONDS, _LEAST_SHARE = 15.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Work:
     def __init__(self, doing: str, total: int) -> None:
         self.doing, self.total, self.done = doing, total, 0
         self._samples: deque[tuple[float, int]] = deque()
+        self._begun: int | None = None
         self._lock = threading.Lock()
 
     def advance(self, num_bytes: int) -> None:
@@ -73,6 +74,8 @@ class Work:
         """Note how far it is; what was done before the first bytes, or was there already, is no speed."""
         if self.done == 0:
             return
+        if self._begun is None:
+            self._begun = self.done
         self._samples.append((now, self.done))
         while now - self._samples[0][0] > _RATE_SECONDS:
             self._samples.popleft()
@@ -88,7 +91,9 @@ class Work:
     @property
     def seconds_left(self) -> float | None:
         """Seconds that the rest takes at this rate, None while that is unknown."""
-        return (self.total - self.done) / self.rate if self.rate else None
+        seen = self.done - (self._begun or 0)
+        is_known = self.rate and seen >= _LEAST_SHARE * self.total
+        return (self.total - self.done) / self.rate if self.rate and is_known else None
 
     def facts(self) -> dict[str, Any]:
         """Return the values of a JSON line."""

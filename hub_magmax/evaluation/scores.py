@@ -199,10 +199,10 @@ def measured(score: Score | None, spread: float | None = None) -> Measured | Non
     return None if score is None else Measured(score.value, score.low, score.high, spread)
 
 
-def write_scores(scores: Scores, folder: Path) -> None:
-    """Write the scores and their single outcomes into `folder`."""
-    write_text(folder / OUTCOMES_NAME, scores.outcomes_json())
-    write_text(folder / SCORES_NAME, scores.to_json())
+def write_scores(scores: Scores, folder: Path, prefix: str = "") -> None:
+    """Write the scores and their single outcomes into `folder`, under names that begin with `prefix`."""
+    write_text(folder / f"{prefix}{OUTCOMES_NAME}", scores.outcomes_json())
+    write_text(folder / f"{prefix}{SCORES_NAME}", scores.to_json())
 
 
 def score_table(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> str:

@@ -62,6 +62,7 @@ def merge_state_dicts(
             that settle it.
         NonFiniteError: At a NaN or infinity in a state dict or in the merged model.
     """
+    _check_mappings(base, tasks)
     recipe = _recipe_of(
         {
             "tasks": [{"name": name, "model": name} for name in tasks],
@@ -82,6 +83,23 @@ def merge_state_dicts(
     found = {name: _placed(tensor, base.get(name)) for name, tensor in weights.items()}
     found |= {name: found[of] for name, of in shared.items() if of in found}
     return {name: found[name] for name in dict.fromkeys((*base, *found)) if name in found}
+
+
+def _check_mappings(base: Any, tasks: Any) -> None:
+    """Raise RecipeError for what is no mapping, such as a model in place of its state dict."""
+    if not isinstance(tasks, Mapping):
+        raise RecipeError(
+            f"{type(tasks).__name__} is no mapping",
+            where="merge_state_dicts, tasks",
+            expected="state dicts by the names of the tasks, {name: model.state_dict()}",
+        )
+    for name, model in {"base": base, **tasks}.items():
+        if not isinstance(model, Mapping):
+            raise RecipeError(
+                f"{type(model).__name__} is no state dict",
+                where=f"merge_state_dicts, {name}",
+                expected="tensors by name, as `model.state_dict()` returns them",
+            )
 
 
 def _as_written(preference: Any, tasks: Sequence[str]) -> Any:

@@ -53,6 +53,12 @@ def merge_tensors(
     Raises:
         RecipeError: If the method, an option or the preference is not valid.
     """
+    if not isinstance(task_vectors, torch.Tensor | Mapping):
+        raise RecipeError(
+            f"{type(task_vectors).__name__} is no tensor",
+            where="task_vectors",
+            expected="a tensor with the tasks first, or a tensor by task; torch.stack makes one of a list",
+        )
     described = {"name": method, "scaling": 1.0, **_checked(method, options)}
     tasks = tuple(task_vectors) if isinstance(task_vectors, Mapping) else None
     if isinstance(task_vectors, Mapping):

@@ -25,6 +25,9 @@ from hub_magmax.recipe.schema import Recipe
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
 
+#: Room for headers, and for what a merge itself writes beside the weights.
+SMALL_BYTES = 20_000_000
+
 #: Source of running statistics.
 MEAN = "mean of the tasks"
 

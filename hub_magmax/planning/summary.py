@@ -20,7 +20,7 @@ from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
 from hub_magmax.planning.output_config.model_config import config_notices
-from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.plan import SMALL_BYTES, Plan
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokens import token_notices
@@ -163,7 +163,7 @@ def _output(plan: Plan) -> Iterator[Row]:
 def _needed_bytes(plan: Plan) -> int:
     """Return the bytes that the output's folder takes and does not have yet."""
     is_there = not plan.recipe.output.keep or plan.recipe.output_path.exists()
-    return 0 if is_there else plan.bytes_out + plan.copied_bytes
+    return 0 if is_there else plan.bytes_out + plan.copied_bytes + SMALL_BYTES
 
 
 def _free_bytes(path: Path) -> int | None:

@@ -17,7 +17,7 @@ from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.findings.finding import refuse_faults
-from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.plan import SMALL_BYTES, Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.publishing.scored_push import is_streamed
@@ -30,9 +30,6 @@ MAX_FILES = 100_000
 
 #: Files of weights that a merge straight to the Hub has on the disk.
 _FILES_ON_DISK = 2
-
-#: Room for headers, and for what the merge itself writes beside the weights.
-SMALL_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)

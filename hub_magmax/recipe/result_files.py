@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hub_magmax.errors import LockError
+from hub_magmax.errors import LockError, RecipeError
 from hub_magmax.files import digest
+from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
 #: Ending of a recipe that the names of its files leave out. Any other one stays in them, so that no two
 #: recipes of a folder share a name.
@@ -61,14 +62,24 @@ def place_of_results(recipe: Recipe, locked: Lock, beside: ResultFiles) -> Resul
     """Return where to write what was found out about a recipe: with its merged model, or else beside it.
 
     A merged model has the results of its own recipe and its own checkpoints only: those of another recipe
-    with the same output, or of checkpoints that were pinned again, go to `beside`.
+    with the same output, such as one with another evaluation, or of checkpoints that were pinned again, go
+    to `beside`.
     """
-    with suppress(LockError):
+    with suppress(LockError, RecipeError):
         kept = read_lock(recipe.output_path / LOCK_NAME)
         check_lock(recipe, kept, LOCK_NAME)
-        if kept.sources == locked.sources:
+        if kept.sources == locked.sources and is_stored(recipe):
             return ResultFiles(recipe.output_path)
     return beside
+
+
+def is_stored(recipe: Recipe) -> bool:
+    """Say whether the recipe is that of the merged model in its output folder, but for the output.
+
+    Raises:
+        RecipeError: If the stored one cannot be read.
+    """
+    return not changed_values(load_recipe(recipe.output_path / RECIPE_NAME), recipe.portable)
 
 
 def changed_values(written: Recipe, asked: Recipe) -> dict[str, object]:
