@@ -26,7 +26,8 @@ def invoke(*arguments):
 
 def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
     rows = (family / "rows.jsonl").read_text()
-    (tmp_path / "rows.jsonl").write_text(rows.replace('"label":1', '"label":0', 1))
+    wrong = rows.replace('"label":1', '"label":0', 1)
+    (tmp_path / "rows.jsonl").write_text(wrong)
     values = recipe_of(family, "multiple-choice").to_dict()
     values |= {"base_model": str(family / "base"), "output": {"path": "out"}}
     values["tasks"] = [{"name": name, "model": str(family / name)} for name in "ab"]
@@ -39,8 +40,10 @@ def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
     (tmp_path / "rows.jsonl").write_text(rows)
     refused = invoke("evaluate", str(path))
     assert refused.exit_code == 1 and "--new-data" in refused.output
+    (out / "model.sig").write_text("of the folder as it was")
     found = invoke("evaluate", str(path), "--new-data")
     assert found.exit_code == 0, found.output
+    assert "write the card again (hub-magmax card RECIPE), then sign again" in found.stderr
     after = read_lock(out / "recipe.lock.json")
     assert after.replaced_data == before.local_data
     assert after.local_data == lock(recipe).local_data != before.local_data
@@ -51,6 +54,20 @@ def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
     assert with_present_data(recipe, after) == after
     assert json.loads((out / "scores.json").read_text())["data"]["a"]["examples"] == 3
     assert invoke("evaluate", str(path)).exit_code == 0
+    # Data that is what it was at the merge is not replaced.
+    (tmp_path / "rows.jsonl").write_text(wrong)
+    restored = with_present_data(recipe, after)
+    assert (restored.replaced_data, restored.local_data) == ({}, before.local_data)
+
+
+def test_an_evaluator_that_brings_its_data_has_none_to_replace(family, tmp_path):
+    (tmp_path / "arc").write_text("a file that has the name of a task")
+    evaluation = {"evaluator": "lm-eval", "tasks": {"a": {"dataset": "arc"}}}
+    recipe = parse_recipe(recipe_values(("a", "b"), evaluation=evaluation), folder=tmp_path)
+    tasks = [{"name": n, "model": str(family / n)} for n in "ab"]
+    values = recipe_values(("a", "b"), base_model=str(family / "base")) | {"tasks": tasks}
+    locked = lock(parse_recipe(values))
+    assert with_present_data(recipe, locked) == locked
 
 
 @pytest.mark.parametrize("name", ["./rows.csv", "./rows@2.csv"])

@@ -97,6 +97,30 @@ def test_a_merged_model_has_the_results_of_its_own_recipe_and_checkpoints_only(f
     assert place_of_results(recipe, lock(recipe, hash_files=True), beside_it) == beside_it
 
 
+def test_other_values_leave_the_results_of_a_merged_model_alone(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    recipe, out = written(folder, "mix.yaml"), folder / "merged"
+
+    def call(verb, *words):
+        done = CliRunner().invoke(main, [verb, str(recipe), *words], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    call("run")
+    call("sweep")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert {"tradeoffs.csv", "scores.json", "README.md"} <= {path.name for path in before}
+    call("sweep", "--set", "sweep.budget=5")
+    call("evaluate", "--set", "evaluation.tasks.a.dataset=./rows.parquet")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    names = {path.name.split(".", 2)[2] for path in folder.glob("mix.set-*")}
+    assert {"tradeoffs.csv", "scores.json", "outcomes.json"} <= names
+    words = ["evaluate", str(recipe), "--new-data", "--set", "evaluation.batch_size=2"]
+    assert "--new-data corrects" in CliRunner().invoke(main, words).stderr
+    other = load_recipe(written(folder, "other.yaml", sweep={"walk": "grid", "budget": 5}))
+    beside_it = ResultFiles(folder, "other.")
+    assert place_of_results(other, lock(other), beside_it) == beside_it
+
+
 def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):
     folder = shutil.copytree(family, tmp_path / "work")
     recipe = written(folder, "mix.yaml")

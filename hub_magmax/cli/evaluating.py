@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from hub_magmax.cli.options import RecipeOptions, format_option, recipe_options
 from hub_magmax.cli.terminal import Answer, say, verb, wrote
+from hub_magmax.files import from_here
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hub_magmax.evaluation.scores import Scores
     from hub_magmax.evaluation.tables import Format
     from hub_magmax.recipe.lockfile import Lock
@@ -41,26 +45,46 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
       hub-magmax evaluate recipe.yaml
       hub-magmax evaluate recipe.yaml --samples 5
     """
-    from hub_magmax.cli.asked import read_merged
+    from hub_magmax.cli.asked import place_of_scores, read_merged
+    from hub_magmax.errors import RecipeError
     from hub_magmax.evaluation.data import with_present_data
-    from hub_magmax.evaluation.scores import write_scores
+    from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
     from hub_magmax.merging.output.relocking import write_lock_again
     from hub_magmax.processes import find_processes
 
     found, locked = read_merged(asked)
-    locked = with_present_data(found, locked) if new_data else locked
+    place = place_of_scores(asked, found)
+    if new_data and place.prefix:
+        raise RecipeError(
+            "--new-data corrects the data of the model's own evaluation, and --set names another one",
+            where="evaluate",
+            hint="Leave out one of them.",
+        )
+    processes = find_processes(say)
+    if new_data:
+        locked = processes.first_decides(partial(with_present_data, found, locked))
     if samples is not None:
         return _shown(found, locked, samples)
-    processes = find_processes(say)
     output = found.output_path
     scores = do_evaluate(found, locked, output, again=again, processes=processes, report=say)
     if not processes.is_first:
         return Answer({}, "")
-    write_scores(scores, output)
+    write_scores(scores, place.folder, place.prefix)
+    if place.prefix:
+        say(f"the model's own scores stay; wrote {from_here(place.path(SCORES_NAME))}")
     if new_data:
         write_lock_again(output, locked)
+        say(f"the lock names the new data: write the card again (hub-magmax card RECIPE){_unsigned(output)}")
     return _assessed(scores, locked, form)
+
+
+def _unsigned(folder: Path) -> str:
+    """Return what to do about a signature that no longer fits, where there is one."""
+    from hub_magmax.merging.output.report import SIGNATURE_NAME
+
+    is_signed = (folder / SIGNATURE_NAME).is_file()
+    return f", then sign again (hub-magmax sign {from_here(folder)} --private-key KEY)" if is_signed else ""
 
 
 def _assessed(scores: Scores, locked: Lock, form: Format) -> Answer:

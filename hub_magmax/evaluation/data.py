@@ -111,22 +111,22 @@ def with_present_data(recipe: Recipe, locked: Lock) -> Lock:
     """
     now, pins = _present(recipe)
     before = {**locked.local_data, **locked.datasets}
-    changed = {
-        name: before[name] for name, found in {**now, **pins}.items() if before.get(name, found) != found
-    }
+    present = {**before, **now, **pins}
+    changed = {name: known for name, known in before.items() if known != present[name]}
     _refuse_decided(changed, recipe, locked)
+    # The oldest digest stays, however often data is corrected; data may also be again what it was.
+    replaced = {**changed, **locked.replaced_data}
     return replace(
         locked,
         local_data={**locked.local_data, **now},
         datasets={**locked.datasets, **pins},
-        replaced_data={**changed, **locked.replaced_data},
+        replaced_data={name: known for name, known in replaced.items() if known != present.get(name)},
     )
 
 
 def _present(recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
     """Return the digests of the evaluation's local data, and the commits of its data on the Hub."""
-    named = recipe.evaluation.data.values() if recipe.evaluation else ()
-    specs = [part for spec in named for part in spec.parts]
+    specs = [part for spec in _evaluation_data(recipe) for part in spec.parts]
     now = dict(_local_digests(specs, recipe.folder))
     wanted = {spec.pin_key for spec in specs if spec.dataset not in now}
     return now, {key: commit for key, commit in pin_datasets(recipe).items() if key in wanted}
@@ -224,9 +224,14 @@ def _named_data(recipe: Recipe) -> list[Data]:
         found += [data for data in (recipe.compare.tune, recipe.compare.report) if data is not None]
         for preference in recipe.compare.preferences.values():
             found += preference.data
-    if recipe.evaluation is not None and not brings_data(evaluator_of(recipe.evaluation)):
-        found += recipe.evaluation.data.values()
-    return found
+    return found + _evaluation_data(recipe)
+
+
+def _evaluation_data(recipe: Recipe) -> list[Data]:
+    """Return the data of the evaluation; none of an evaluator that brings its own."""
+    if recipe.evaluation is None or brings_data(evaluator_of(recipe.evaluation)):
+        return []
+    return list(recipe.evaluation.data.values())
 
 
 def _is_local(spec: Data, folder: Path) -> bool:

@@ -16,7 +16,8 @@ from hub_magmax.recipe.schema import RECIPE_NAME
 def write_lock_again(folder: Path, lock: Lock) -> None:
     """Write a lock that names other data, and what depends on it: provenance, and the report's hashes.
 
-    No file that loads the model changes. A signature of the folder no longer fits.
+    No file that loads the model changes. A signature of the folder no longer fits. Between the first file and
+    the last `verify` fails; after an interruption the same call writes all of them.
 
     Args:
         folder: Of a finished merge.
