@@ -11,6 +11,7 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.data import load_examples, with_present_data
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.pipeline import lock, run
+from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.values import Data
@@ -24,7 +25,14 @@ def invoke(*arguments):
     return CliRunner().invoke(main, [*arguments, "--json"])
 
 
-def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
+class Second(Processes):
+    """The second of two processes, of which the first refuses."""
+
+    def first_decides(self, decide):
+        raise LockError("as the first process decided", where="data")
+
+
+def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path, monkeypatch):
     rows = (family / "rows.jsonl").read_text()
     wrong = rows.replace('"label":1', '"label":0', 1)
     (tmp_path / "rows.jsonl").write_text(wrong)
@@ -54,6 +62,10 @@ def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path):
     assert with_present_data(recipe, after) == after
     assert json.loads((out / "scores.json").read_text())["data"]["a"]["examples"] == 3
     assert invoke("evaluate", str(path)).exit_code == 0
+    # Of several processes one looks at the data.
+    with monkeypatch.context() as patched:
+        patched.setattr("hub_magmax.processes.find_processes", lambda report: Second(rank=1, count=2))
+        assert "as the first process decided" in invoke("evaluate", str(path), "--new-data").output
     # Data that is what it was at the merge is not replaced.
     (tmp_path / "rows.jsonl").write_text(wrong)
     restored = with_present_data(recipe, after)
