@@ -25,7 +25,9 @@ from hub_magmax.evaluation.evaluators import (
     evaluator_of,
     needs_labels,
     unit_of,
+    wanted_columns,
 )
+from hub_magmax.evaluation.evaluators.examples import check_columns
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.reuse import Reuse
@@ -207,20 +209,22 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     """Return the examples of tasks and guards; called before a merge too, so that a wrong name shows early.
 
     Raises:
-        EvaluationError: If they cannot be loaded.
+        EvaluationError: If they cannot be loaded, or lack a column that the evaluator reads.
         LockError: If local files are not those that were locked.
     """
     spec = recipe.evaluation
     if spec is None:
         return {}
-    if brings_data(evaluator_of(spec)):
+    evaluator = evaluator_of(spec)
+    if brings_data(evaluator):
         return {task: data.dataset for task, data in spec.data.items()}
     check_local_data(spec.data.values(), recipe.folder, lock.local_data)
-    labelled = needs_labels(evaluator_of(spec))
-    return {
-        task: load_examples(pinned(data, lock.datasets), recipe.folder, labelled=labelled)
-        for task, data in spec.data.items()
-    }
+    found = {}
+    for task, data in spec.data.items():
+        place = pinned(data, lock.datasets)
+        found[task] = load_examples(place, recipe.folder, labelled=needs_labels(evaluator))
+        check_columns(found[task], wanted_columns(evaluator, data))
+    return found
 
 
 def _describe(data: Data, examples: Examples) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hub_magmax.evaluation.evaluators.registry import (
     make_evaluator,
     needs_labels,
     unit_of,
+    wanted_columns,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "make_evaluator",
     "needs_labels",
     "unit_of",
+    "wanted_columns",
 ]

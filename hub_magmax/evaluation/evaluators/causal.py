@@ -65,6 +65,9 @@ class LogLikelihood(_Prompted):
     labelled: ClassVar[bool] = False
     is_share: ClassVar[bool] = False
 
+    def wanted(self, columns: Columns) -> list[str]:
+        return [name for name in (columns.input or "text", columns.prompt, columns.shots) if name]
+
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[list[Text]]:
@@ -74,8 +77,7 @@ class LogLikelihood(_Prompted):
         def solve(row: Mapping[str, Any]) -> Solved:
             return str(row[columns.prompt]) if columns.prompt else "", str(row[column])
 
-        wanted = [name for name in (column, columns.prompt, columns.shots) if name]
-        for rows in rows_of(examples, wanted, batch_size):
+        for rows in rows_of(examples, self.wanted(columns), batch_size):
             batch = []
             for row in rows:
                 prompt, answer = solve(row)
@@ -136,6 +138,10 @@ class MultipleChoice(_Prompted):
     metric: ClassVar[str] = "accuracy"
     is_share: ClassVar[bool] = True
 
+    def wanted(self, columns: Columns) -> list[str]:
+        question = columns.prompt or columns.input or "question"
+        return [question, self.choices_column, columns.label, *([columns.shots] if columns.shots else [])]
+
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[list[Question]]:
@@ -146,8 +152,7 @@ class MultipleChoice(_Prompted):
             answers = _answers(row[self.choices_column])
             return str(row[column]), answers[_number_of(row[columns.label], answers)]
 
-        wanted = [column, self.choices_column, columns.label, *([columns.shots] if columns.shots else [])]
-        for rows in rows_of(examples, wanted, batch_size):
+        for rows in rows_of(examples, self.wanted(columns), batch_size):
             batch = []
             for row in rows:
                 answers = _answers(row[self.choices_column])

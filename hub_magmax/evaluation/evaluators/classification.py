@@ -30,12 +30,14 @@ class _Classification:
         """Return for each input whether a part of it is left out."""
         return [False] * len(inputs)
 
+    def wanted(self, columns: Columns) -> list[str]:
+        return [columns.input or self.input_column, columns.label]
+
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[tuple[Any, list[int], list[bool]]]:
         to_class = _classes(model.network.config, label_names(examples, columns.label))
-        wanted = (columns.input or self.input_column, columns.label)
-        for inputs, labels in batches_of(examples, wanted, batch_size):
+        for inputs, labels in batches_of(examples, self.wanted(columns), batch_size):
             encoded = self.encode_inputs(model.processor, inputs)
             yield encoded, [to_class(label) for label in labels], self.cut_inputs(model.processor, inputs)
 

@@ -11,18 +11,23 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def batches_of(examples: Dataset, columns: Sequence[str], batch_size: int) -> Iterator[tuple[list[Any], ...]]:
-    """Yield the columns, `batch_size` examples at a time.
-
-    Raises:
-        EvaluationError: If a column is missing.
-    """
+def check_columns(examples: Dataset, columns: Sequence[str]) -> None:
+    """Raise EvaluationError where a column is missing."""
     if any(column not in examples.column_names for column in columns):
         raise EvaluationError(
             f"columns {' and '.join(repr(column) for column in columns)} are needed",
             where=f"data with {', '.join(examples.column_names)}",
             hint="Name them with input_column and label_column.",
         )
+
+
+def batches_of(examples: Dataset, columns: Sequence[str], batch_size: int) -> Iterator[tuple[list[Any], ...]]:
+    """Yield the columns, `batch_size` examples at a time.
+
+    Raises:
+        EvaluationError: If a column is missing.
+    """
+    check_columns(examples, columns)
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         yield tuple(list(batch[column]) for column in columns)

@@ -51,6 +51,10 @@ class TextToText:
     model_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     processor_class: ClassVar[str] = "AutoTokenizer"
 
+    def wanted(self, columns: Columns) -> list[str]:
+        source = columns.prompt or columns.input or "text"
+        return [source, columns.label, *([columns.shots] if columns.shots else [])]
+
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[Inputs]:
@@ -61,8 +65,7 @@ class TextToText:
             return self.prefix + str(row[column]), label_text(row[columns.label], names)
 
         prompter = Prompter(model.processor, model.name)
-        wanted = [column, columns.label, *([columns.shots] if columns.shots else [])]
-        for rows in rows_of(examples, wanted, batch_size):
+        for rows in rows_of(examples, self.wanted(columns), batch_size):
             prompts, answers = [], []
             for row in rows:
                 prompt, answer = solve(row)

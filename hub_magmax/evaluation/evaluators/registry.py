@@ -86,6 +86,8 @@ class Evaluator(Protocol):
             knows; false.
         has_prompts: `encode` heeds `Columns.prompt` and `Columns.shots`; false, and a recipe that names such
             a column is refused.
+        wanted: A method of `Columns` that returns the names of the columns that `encode` reads, so that a
+            missing one is told before a merge; they are told when they are read.
         describe_inputs: A method without arguments: how inputs are put together, as values by name for
             plan, card and `scores.json`; none.
         samples: A method like `outcomes` that returns a list of `Sample`; none.
@@ -149,6 +151,12 @@ def needs_labels(evaluator: Evaluator) -> bool:
 def brings_data(evaluator: Evaluator) -> bool:
     """Say whether the evaluator has examples of its own."""
     return bool(getattr(evaluator, "brings_data", False))
+
+
+def wanted_columns(evaluator: Evaluator, data: Data) -> list[str]:
+    """Return the columns that an evaluator is known to read of a data set; empty where it does not say."""
+    wanted = getattr(evaluator, "wanted", None)
+    return list(wanted(columns_of(data))) if wanted else []
 
 
 def described_inputs(evaluator: Evaluator, data: Data) -> dict[str, Any]:

@@ -45,12 +45,15 @@ class ZeroShotImageClassification:
     model_class: ClassVar[str] = "AutoModelForZeroShotImageClassification"
     processor_class: ClassVar[str] = "AutoProcessor"
 
+    def wanted(self, columns: Columns) -> list[str]:
+        return [columns.input or "image", columns.label]
+
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
     ) -> Iterator[tuple[Any, list[int]]]:
         numbers = {name: number for number, name in enumerate(self.classes)}
         to_class = class_lookup(numbers, label_names(examples, columns.label))
-        for images, labels in batches_of(examples, (columns.input or "image", columns.label), batch_size):
+        for images, labels in batches_of(examples, self.wanted(columns), batch_size):
             yield model.processor(images=images, return_tensors="pt"), [to_class(label) for label in labels]
 
     def outcomes(self, model: LoadedModel, batches: Iterable[tuple[Any, list[int]]]) -> list[Outcome]:
