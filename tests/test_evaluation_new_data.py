@@ -51,7 +51,8 @@ def test_a_typo_in_the_data_is_mended_without_merging_again(family, tmp_path, mo
     (out / "model.sig").write_text("of the folder as it was")
     found = invoke("evaluate", str(path), "--new-data")
     assert found.exit_code == 0, found.output
-    assert "write the card again (hub-magmax card RECIPE), then sign again" in found.stderr
+    assert "the lock names the new data: sign again (hub-magmax sign" in found.stderr
+    assert "README.md, with these scores" in found.stderr
     after = read_lock(out / "recipe.lock.json")
     assert after.replaced_data == before.local_data
     assert after.local_data == lock(recipe).local_data != before.local_data

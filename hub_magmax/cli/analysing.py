@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub_magmax.cli.options import (
@@ -19,7 +18,6 @@ from hub_magmax.cli.terminal import ERROR, Answer, progress, say, table_and, ver
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.tables import Format
-    from hub_magmax.recipe.result_files import ResultFiles
 
 
 @verb
@@ -70,7 +68,7 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
-    from hub_magmax.cli.asked import files_beside, read_asked
+    from hub_magmax.cli.asked import files_beside, linked_card, read_asked
     from hub_magmax.pipeline import check_faults, lock
     from hub_magmax.recipe.result_files import place_of_results
 
@@ -81,7 +79,7 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     place = place_of_results(found, locked, beside)
     with study_journal(beside.path("sweep.journal"), found, locked, say) as journal:
         surface = do_sweep(found, locked, journal=journal, report=say)
-        files = [*write_sweep(found, surface, place), *_linked_card(asked, place)]
+        files = [*write_sweep(found, surface, place), *linked_card(asked, place)]
     return Answer(surface.to_dict(), table_and(files, surface.table(form), form))
 
 
@@ -98,7 +96,7 @@ def diagnose(asked: RecipeOptions) -> Answer:
     """
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
-    from hub_magmax.cli.asked import files_beside, read_asked
+    from hub_magmax.cli.asked import files_beside, linked_card, read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.result_files import place_of_results
@@ -109,16 +107,6 @@ def diagnose(asked: RecipeOptions) -> Answer:
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)
     place = place_of_results(found, locked, files_beside(asked, found))
-    files = [*write_diagnosis(diagnosis, place), *_linked_card(asked, place)]
+    files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = f"{diagnosis.table()}\n{wrote(files)}"
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)
-
-
-def _linked_card(asked: RecipeOptions, place: ResultFiles) -> list[Path]:
-    """Write the card beside the results again, where there is one, since it links to them."""
-    from hub_magmax.cli.asked import read_merged
-    from hub_magmax.reporting.card_file import CARD_NAME, write_stored_card
-
-    if place.prefix or not place.path(CARD_NAME).is_file():
-        return []
-    return [write_stored_card(*read_merged(asked), keep_edited=True)]

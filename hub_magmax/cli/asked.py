@@ -134,3 +134,15 @@ def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:
     lock = read_lock(path)
     check_lock(recipe, lock, str(path))
     return recipe, lock
+
+
+def linked_card(asked: RecipeOptions, place: ResultFiles) -> list[Path]:
+    """Write the card beside results again, with its picture, where there is one, and return its path.
+
+    A card that somebody edited stays.
+    """
+    from hub_magmax.reporting.card_file import CARD_NAME, write_stored_card
+
+    if place.prefix or not place.path(CARD_NAME).is_file():
+        return []
+    return [write_stored_card(*read_merged(asked), keep_edited=True)]

@@ -45,7 +45,7 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
       hub-magmax evaluate recipe.yaml
       hub-magmax evaluate recipe.yaml --samples 5
     """
-    from hub_magmax.cli.asked import place_of_scores, read_merged
+    from hub_magmax.cli.asked import linked_card, place_of_scores, read_merged
     from hub_magmax.errors import RecipeError
     from hub_magmax.evaluation.data import with_present_data
     from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
@@ -75,7 +75,9 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
         say(f"the model's own scores stay; wrote {from_here(place.path(SCORES_NAME))}")
     if new_data:
         write_lock_again(output, locked)
-        say(f"the lock names the new data: write the card again (hub-magmax card RECIPE){_unsigned(output)}")
+        say(f"the lock names the new data{_unsigned(output)}")
+    for card in linked_card(asked, place):
+        say(f"wrote {from_here(card)}, with these scores")
     return _assessed(scores, locked, form)
 
 
@@ -84,7 +86,7 @@ def _unsigned(folder: Path) -> str:
     from hub_magmax.merging.output.report import SIGNATURE_NAME
 
     is_signed = (folder / SIGNATURE_NAME).is_file()
-    return f", then sign again (hub-magmax sign {from_here(folder)} --private-key KEY)" if is_signed else ""
+    return f": sign again (hub-magmax sign {from_here(folder)} --private-key KEY)" if is_signed else ""
 
 
 def _assessed(scores: Scores, locked: Lock, form: Format) -> Answer:
