@@ -6,6 +6,7 @@ intervals) is the same for all of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -37,6 +38,8 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import Report
+
+LOG = logging.getLogger(__name__)
 
 #: Examples of a data set, or the name by which an evaluator finds its own.
 Examples = Any
@@ -171,6 +174,7 @@ class _Bench:
 
     def _answers(self, model: LoadedModel, task: str) -> list[Outcome]:
         data, size = self.spec.data[task], self.spec.batch_size
+        LOG.debug("scoring on the examples of %s", task)
         return run_evaluator(self.evaluator, model, self.examples[task], data, size, self.processes)
 
 
