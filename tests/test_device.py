@@ -115,9 +115,9 @@ def test_names_of_devices_are_checked(family, name):
 def test_a_missing_device_is_told_in_a_paragraph_and_nothing_is_left(family):
     recipe = write_recipe(family)
     code, _, told = call("merge", recipe, "--device", MISSING)
-    assert code == 1 and told.count("\n") == 1
+    assert code == 1 and told.count("Error: ") == 1 and "Traceback" not in told
     for fact in (
-        "recipe, output.device: torch finds no device 'cuda:9999'",
+        "output.device: torch finds no device 'cuda:9999'",
         *available_devices(),
         "--device",
     ):

@@ -292,7 +292,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 6])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4])
 def test_interrupted_merge_goes_on_and_ends_with_the_same_bytes(family, chunk):
     recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}, preference=PREFERENCE))
     made = plan(recipe)

@@ -16,7 +16,7 @@ from hub_magmax.kernels.compiled import cache, one_pass
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import Histograms, Undecided
-from hub_magmax.merging import engine
+from hub_magmax.merging import bundles, engine
 from hub_magmax.merging import one_pass as early
 from hub_magmax.merging import rows as filerows
 from hub_magmax.merging.chunks import StoredChunks
@@ -60,6 +60,7 @@ def write(folder, kind, dtype=torch.bfloat16):
 @pytest.fixture
 def small_samples(monkeypatch):
     """Small tensors are counted, settled and sampled as large ones are, and read in several blocks."""
+    monkeypatch.setattr(bundles, "SMALL_ELEMENTS", 0)
     monkeypatch.setattr(thresholds, "HELD_NUMBERS", 0)
     monkeypatch.setattr(assignment, "HELD_NUMBERS", 0)
     monkeypatch.setattr(thresholds, "SAMPLE_RUN", 64)

@@ -877,10 +877,10 @@ def test_the_card_says_how_language_models_were_asked():
     }
     lock = make_lock(local_data={"./eval/b.jsonl": "sha256:" + "0" * 64})
     card = make_card(lock=lock, scores=make_scores(data=data))
-    assert f"\n- `animals`: `template` `Q: {{{{ q }}}} A:`, `joint` `{JOINT}`.\n" in card
-    assert f"\n- `plants`: `few shot` `3 of b.jsonl, split train, seed 0`, `joint` `{JOINT}`.\n" in card
+    assert f"\n- `animals`: `template` `Q: {{{{ q }}}} A:`, `joined by` `{JOINT}`.\n" in card
+    assert f"\n- `plants`: `few shot` `3 of b.jsonl, split train, seed 0`, `joined by` `{JOINT}`.\n" in card
     same = {task: {"dataset": "o/x", "joint": JOINT} for task in WEIGHTS}
-    assert f"\n- All tasks: `joint` `{JOINT}`.\n" in make_card(scores=make_scores(data=same))
+    assert f"\n- All tasks: `joined by` `{JOINT}`.\n" in make_card(scores=make_scores(data=same))
     assert "asked" not in make_card()
 
 

@@ -70,6 +70,8 @@ _RULES: Mapping[str, str] = {
     "int_from_float": "be a whole number",
     "bool_type": "be true or false",
     "bool_parsing": "be true or false",
+    "tuple_type": "be a list, such as [one, another]",
+    "list_type": "be a list, such as [one, another]",
     "string_type": "be text",
     "greater_than": "be above {gt}",
     "greater_than_equal": "be at least {ge}",

@@ -42,6 +42,8 @@ def parse_size(value: Any) -> Any:
     pattern = r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*"
     match = re.fullmatch(pattern, value) if isinstance(value, str) else None
     if not match:
+        if isinstance(value, str):
+            raise ValueError(f"{value!r} should be a size, such as 2GB or 500MB")
         return value
     if match[2].upper() not in _UNITS:
         raise ValueError(f"unknown unit {match[2]!r}; use KB, MB, GB, KiB, MiB or GiB")

@@ -55,7 +55,9 @@ def count_in_words(count: int) -> str:
 
 def made_line(lock: Lock, preference: Mapping[str, float], *, ignored: bool) -> Markdown:
     """Return base model, method and preference as one sentence, which names the most wanted tasks."""
-    checkpoints = f"{len(preference)} checkpoints" if len(preference) > 1 else "one checkpoint"
+    are_adapters = all(source.adapter_config for source in lock.tasks.values())
+    kind = "LoRA adapter" if are_adapters else "checkpoint"
+    checkpoints = f"{len(preference)} {kind}s" if len(preference) > 1 else f"one {kind}"
     base = lock.base_model
     named = code(base.label if base.commit else base.reference.rstrip("/").rsplit("/", 1)[-1])
     wanted = _asked(lock, preference) + (", which the method ignores" if ignored else "")

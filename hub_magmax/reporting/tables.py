@@ -63,15 +63,20 @@ def measured_on(scores: Scores | None, lock: Lock, first: Sequence[str]) -> tupl
     return tuple(_measured(task, found[task], lock) for task in order)
 
 
-#: Values of `Scores.data` that say how models were asked.
-_ASKED = ("prompt_column", "template", "few_shot", "joint")
+#: Values of `Scores.data` that say how models were asked, and what the card calls them.
+_ASKED = {
+    "prompt_column": "prompt column",
+    "template": "template",
+    "few_shot": "few shot",
+    "joint": "joined by",
+}
 
 
 def asked(data: Sequence[Measured], lock: Lock) -> tuple[tuple[tuple[str, ...], dict[str, str]], ...]:
     """Return the ways in which models were asked, each with its tasks; none where no evaluator tells."""
     ways: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for on in data:
-        how = {key.replace("_", " "): on.values[key] for key in _ASKED if on.values.get(key)}
+        how = {_ASKED[key]: on.values[key] for key in _ASKED if on.values.get(key)}
         if how:
             ways.setdefault(tuple((key, _without_places(str(how[key]), lock)) for key in how), []).append(
                 on.task
