@@ -178,4 +178,4 @@ def test_methods_that_need_shares_are_told_of_proportions_alone(family):
 def test_a_plan_tells_what_each_task_vector_is_multiplied_by(family, method, preference, row):
     made = plan(load_recipe(write_recipe(family, method=method, preference=preference)))
     lines = [line.split(maxsplit=1)[1] for line in explain(made).splitlines() if "coefficients " in line[:13]]
-    assert lines == ([row] if row else [])
+    assert [line.partition(" (")[0] for line in lines] == ([row] if row else [])
