@@ -6,11 +6,13 @@ Each locks the recipe itself where no lock is given. Nothing is written. Results
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.resuming import study_journal
+from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.pipeline import check_faults, lock, plan
 from hub_magmax.preference import resolve_preference
@@ -83,10 +85,8 @@ def compare(
         EvaluationError: If a sample is missing, too small, or cannot be used.
     """
     prepared = comparing.comparable(recipe)
-    locked = locked or lock(prepared, report=report)
-    check_faults(prepared, locked, in_spite_of)
-    with study_journal(journal, recipe, locked, report) as kept:
-        return comparing.compare(recipe, locked, journal=kept, report=report)
+    with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
+        return comparing.compare(recipe, found, journal=kept, report=report)
 
 
 def sweep(
@@ -112,10 +112,36 @@ def sweep(
         EvaluationError: If the examples cannot be used.
     """
     prepared = sweeping.sweepable(recipe)
+    with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
+        return sweeping.sweep(recipe, found, journal=kept, report=report)
+
+
+@contextmanager
+def study(
+    recipe: Recipe,
+    prepared: Recipe,
+    locked: Lock | None,
+    journal: Path | None,
+    in_spite_of: Iterable[str],
+    report: Report,
+) -> Iterator[tuple[Lock, Journal]]:
+    """Yield the lock of a comparison or a sweep and its open journal, which is removed when all went well.
+
+    Args:
+        recipe: What is studied.
+        prepared: The recipe to lock for it (`comparable`, `sweepable`).
+        locked: Its lock; made now where it is not given.
+        journal: File of the journal; None keeps none.
+        in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
+        report: Called with a line of text at each step.
+
+    Raises:
+        MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
+    """
     locked = locked or lock(prepared, report=report)
     check_faults(prepared, locked, in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
-        return sweeping.sweep(recipe, locked, journal=kept, report=report)
+        yield locked, kept
 
 
 def picture(

@@ -143,7 +143,7 @@ def test_magnitudes_off_the_grid_and_zeros_are_left_to_top_n():
 
 def test_joined_generator_gives_each_tensor_its_own_keys():
     generators = [CounterGenerator(1, name) for name in "xyz"]
-    joined = JoinedGenerator(generators, [2, 3, 1])
+    joined = JoinedGenerator.of(generators, [2, 3, 1])
     alone = [
         generator.keys(np.arange(size), 5) for generator, size in zip(generators, (2, 3, 1), strict=True)
     ]

@@ -37,16 +37,14 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
     """
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
-    from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.cli.asked import files_beside, read_asked
-    from hub_magmax.pipeline import check_faults, lock
+    from hub_magmax.studies import study
 
     found, locked = read_asked(asked, prepare=comparable)
     prepared, place = comparable(found), files_beside(asked, found)
-    locked = locked or lock(prepared, report=say)
-    check_faults(prepared, locked, in_spite_of)
-    with study_journal(place.path("compare.journal"), found, locked, say) as journal:
-        comparison = do_compare(found, locked, journal=journal, report=say)
+    file = place.path("compare.journal")
+    with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
+        comparison = do_compare(found, kept, journal=journal, report=say)
         files = write_comparison(found.portable, comparison, place)
     return Answer(json.loads(comparison.to_json()), table_and(files, comparison.table(form), form))
 
@@ -65,20 +63,18 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     Example:
       hub-magmax sweep recipe.yaml
     """
-    from hub_magmax.analysis.resuming import study_journal
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
     from hub_magmax.cli.asked import files_beside, linked_card, read_asked
-    from hub_magmax.pipeline import check_faults, lock
     from hub_magmax.recipe.result_files import place_of_results
+    from hub_magmax.studies import study
 
     found, locked = read_asked(asked, prepare=sweepable)
     prepared, beside = sweepable(found), files_beside(asked, found)
-    locked = locked or lock(prepared, report=say)
-    check_faults(prepared, locked, in_spite_of)
-    place = place_of_results(found, locked, beside)
-    with study_journal(beside.path("sweep.journal"), found, locked, say) as journal:
-        surface = do_sweep(found, locked, journal=journal, report=say)
+    file = beside.path("sweep.journal")
+    with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
+        place = place_of_results(found, kept, beside)
+        surface = do_sweep(found, kept, journal=journal, report=say)
         files = [*write_sweep(found, surface, place), *linked_card(asked, place)]
     return Answer(surface.to_dict(), table_and(files, surface.table(form), form))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -67,31 +68,38 @@ class CounterGenerator:
         )
 
 
+@dataclass(frozen=True)
 class JoinedGenerator(CounterGenerator):
     """The generators of several tensors, whose elements are numbered one tensor after the other.
 
     It has the seed and the name of the first one. Backends draw by its keys, and not by constants.
 
-    Args:
+    Attributes:
         generators: One for each tensor.
         sizes: Their elements.
     """
 
-    def __init__(self, generators: Sequence[CounterGenerator], sizes: Sequence[int]) -> None:
-        super().__init__(generators[0].seed, generators[0].name)
-        vars(self)["_parts"] = (
-            generators,
-            np.cumsum([0, *sizes[:-1]]),
-            np.repeat(np.arange(len(sizes)), sizes),
-        )
+    generators: tuple[CounterGenerator, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, generators: Sequence[CounterGenerator], sizes: Sequence[int]) -> JoinedGenerator:
+        return cls(generators[0].seed, generators[0].name, tuple(generators), tuple(sizes))
+
+    @cached_property
+    def _firsts(self) -> Int64[np.ndarray, " tensors"]:
+        return np.cumsum([0, *self.sizes[:-1]])
+
+    @cached_property
+    def _tensors(self) -> Int64[np.ndarray, " elements"]:
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
     def keys(self, indices: Int64[np.ndarray, " count"], stream: int) -> Int64[np.ndarray, " count"]:
         """Return the keys that each tensor's own generator gives its elements."""
-        generators, firsts, tensors = vars(self)["_parts"]
-        constants = np.array([generator.constants(stream) for generator in generators], np.uint64)
-        of_each = tensors[indices]
+        constants = np.array([generator.constants(stream) for generator in self.generators], np.uint64)
+        of_each = self._tensors[indices]
         before, middle = constants[of_each].T
-        return keys_of(indices - firsts[of_each], before, middle)
+        return keys_of(indices - self._firsts[of_each], before, middle)
 
     def constants(self, stream: int, first: int = 0) -> tuple[np.uint64, np.uint64]:
         raise AssertionError("each tensor has its own")

@@ -83,7 +83,7 @@ def rule_side_by_side(
     """Return how a built-in method merges tensors of scope `tensor`, all at once."""
     if not looks_at_values(method):
         # Draws are keyed by tensor and by the element's place in it, which numpy takes as well.
-        joined = JoinedGenerator(tensors.generators, tensors.sizes)
+        joined = JoinedGenerator.of(tensors.generators, tensors.sizes)
         unseen = ArrayChunks(tensors.vectors[:, :0], backend=Reference())
         return SideBySide(
             method.rule(

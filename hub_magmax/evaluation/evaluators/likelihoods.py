@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError
@@ -103,8 +104,7 @@ def _beginning(model: LoadedModel) -> int:
 
 def context_of(model: LoadedModel) -> int | None:
     """Return the most tokens that the model takes, None where nothing says it."""
-    config = model.network.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = _text_config(model)
     found = [getattr(text, key, None) for key in _CONTEXT_KEYS]
     limit = getattr(model.processor, "model_max_length", None)
     stated = [value for value in (*found, limit) if isinstance(value, int) and 0 < value < _NO_LIMIT]
@@ -122,9 +122,10 @@ def log_likelihoods(model: LoadedModel, rows: Sequence[Row]) -> list[float]:
     served = _served_together(rows)
     runs = [Row(rows[numbers[0]].tokens, min(rows[number].first for number in numbers)) for numbers in served]
     for group in _groups(runs, _vocabulary(model)):
-        for index, logits, skipped in _run(model, runs, group):
-            for number in served[index]:
-                found[number] = _total(logits, rows[number], skipped)
+        numbers = [served[index] for index in group]
+        totals = _run(model, [runs[index] for index in group], [[rows[n] for n in some] for some in numbers])
+        for number, total in zip(chain.from_iterable(numbers), totals, strict=True):
+            found[number] = total
     return found
 
 
@@ -146,9 +147,13 @@ def _served_together(rows: Sequence[Row]) -> list[list[int]]:
 
 
 def _vocabulary(model: LoadedModel) -> int:
+    return int(getattr(_text_config(model), "vocab_size", 0) or 2**17)
+
+
+def _text_config(model: LoadedModel) -> Any:
+    """Return the configuration of the part that reads texts, or of the whole model."""
     config = model.network.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "vocab_size", 0) or 2**17)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
@@ -166,11 +171,10 @@ def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
         yield group
 
 
-def _run(model: LoadedModel, runs: Sequence[Row], group: Sequence[int]) -> list[tuple[int, Tensor, int]]:
-    """Run some rows together; return the number of each, its logits, and how many places these leave out."""
+def _run(model: LoadedModel, rows: Sequence[Row], served: Sequence[Sequence[Row]]) -> list[float]:
+    """Run some rows together; return the sums of the rows that each serves, one after the other."""
     import torch
 
-    rows = [runs[index] for index in group]
     # The last token has nothing after it.
     length = max(len(row.tokens) for row in rows) - 1
     filled = [row.tokens[:-1] + [0] * (length + 1 - len(row.tokens)) for row in rows]
@@ -179,7 +183,7 @@ def _run(model: LoadedModel, runs: Sequence[Row], group: Sequence[int]) -> list[
     kept = length + 1 - min(row.first for row in rows)
     with torch.inference_mode():
         logits = _last_logits(model.network, kept, input_ids=ids, attention_mask=mask)
-    return [(index, found, length - kept) for index, found in zip(group, logits, strict=True)]
+        return [_total(logits[i], row, length - kept) for i, some in enumerate(served) for row in some]
 
 
 def _last_logits(network: Any, kept: int, **inputs: Any) -> Tensor:
