@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
-from hub_magmax.analysis.resuming import study_journal
+from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.pipeline import check_faults, lock, plan

@@ -16,7 +16,7 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
 from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
 from hub_magmax.methods.selection.unique_optima import unique_optima
-from hub_magmax.methods.side_by_side import Tensors
+from hub_magmax.methods.small_tensors import Tensors
 from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import accepted, write_checkpoint, write_recipe

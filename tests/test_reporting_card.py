@@ -27,7 +27,7 @@ from hub_magmax.methods import get_method, method_names
 from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
-from hub_magmax.reporting import cells as card_cells
+from hub_magmax.reporting import card_template
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import Diagnosis, make_group
 from hub_magmax.reporting.score_formats import Unit
@@ -538,7 +538,7 @@ def test_no_number_is_on_the_card_that_nothing_stored_decides():
     for versions in zip(*lines, strict=True):
         places = zip(*map(numbers_of, versions), strict=True)
         fixed |= {place[0] for place in places if len(set(place)) == 1}
-    template = files("hub_magmax.reporting").joinpath(card_cells.TEMPLATE_NAME).read_text(encoding="utf-8")
+    template = files("hub_magmax.reporting").joinpath(card_template.TEMPLATE_NAME).read_text(encoding="utf-8")
     papers = [get_method(name).paper for name in method_names()]
     stated = {*numbers_of(template), *numbers_of(str(papers)), f"{NUM_RESAMPLES:,}"}
     stated |= {f"{level:.2f}"[1:] for level in LEVELS} | {f"{limit:g}" for limit, _ in THRESHOLDS.values()}
@@ -1123,11 +1123,11 @@ def test_a_template_that_asks_for_an_unknown_fact_fails():
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError):
-        card_cells.environment(Unit()).from_string("{{ nobody_measured_this }}").render()
+        card_template.environment(Unit()).from_string("{{ nobody_measured_this }}").render()
 
 
 def test_what_a_template_shows_is_code_unless_it_is_markdown():
-    template = card_cells.environment(Unit()).from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
+    template = card_template.environment(Unit()).from_string("{{ a }} {{ a ~ b }} {{ none }} {{ 3 }}")
     assert template.render(a="<b>", b="*") == "`<b>` `<b>*` — 3"
 
 
@@ -1161,6 +1161,6 @@ def test_what_a_card_says_is_read_as_text_or_list():
 def test_the_line_of_the_docs_shows_a_value_of_the_lock():
     page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
     line = page.split("```jinja\n")[1].split("```")[0]
-    assert card_cells.environment(Unit()).from_string(line).render(lock=make_lock()).strip() == (
+    assert card_template.environment(Unit()).from_string(line).render(lock=make_lock()).strip() == (
         "| seed of random draws | 11 |"
     )

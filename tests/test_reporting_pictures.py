@@ -18,7 +18,7 @@ from hub_magmax.reporting.figures import (
     front_figure,
     tradeoff_figure,
 )
-from hub_magmax.reporting.figures.names import cut, cut_names
+from hub_magmax.reporting.figures.short_names import cut, cut_names
 from hub_magmax.reporting.figures.style import BASE, DARK, MERGED, OWN, PAGE, QUIET, STRIPE, TEXT, WANTED
 from hub_magmax.reporting.figures.writing import svg_text
 from tests.drawn import (

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.analysis.resuming import say_resumed
+from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import (
     Candidate,
     CandidateScorer,

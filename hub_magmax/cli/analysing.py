@@ -37,7 +37,7 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
     """
     from hub_magmax.analysis.comparing import comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
-    from hub_magmax.cli.asked import files_beside, read_asked
+    from hub_magmax.cli.recipe_and_lock import files_beside, read_asked
     from hub_magmax.studies import study
 
     found, locked = read_asked(asked, prepare=comparable)
@@ -65,7 +65,7 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     """
     from hub_magmax.analysis.sweeping import sweep as do_sweep
     from hub_magmax.analysis.sweeping import sweepable, write_sweep
-    from hub_magmax.cli.asked import files_beside, linked_card, read_asked
+    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_asked
     from hub_magmax.recipe.result_files import place_of_results
     from hub_magmax.studies import study
 
@@ -92,7 +92,7 @@ def diagnose(asked: RecipeOptions) -> Answer:
     """
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
     from hub_magmax.analysis.diagnosing import write_diagnosis
-    from hub_magmax.cli.asked import files_beside, linked_card, read_asked
+    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.result_files import place_of_results

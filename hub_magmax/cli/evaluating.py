@@ -45,12 +45,12 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
       hub-magmax evaluate recipe.yaml
       hub-magmax evaluate recipe.yaml --samples 5
     """
-    from hub_magmax.cli.asked import linked_card, place_of_scores, read_merged
+    from hub_magmax.cli.recipe_and_lock import linked_card, place_of_scores, read_merged
     from hub_magmax.errors import RecipeError
     from hub_magmax.evaluation.data import with_present_data
     from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
-    from hub_magmax.merging.output.relocking import write_lock_again
+    from hub_magmax.merging.output.corrected_data import write_lock_again
     from hub_magmax.processes import find_processes
 
     found, locked = read_merged(asked)
@@ -117,7 +117,7 @@ def card(asked: RecipeOptions) -> Answer:
     Example:
       hub-magmax card recipe.yaml
     """
-    from hub_magmax.cli.asked import read_merged
+    from hub_magmax.cli.recipe_and_lock import read_merged
     from hub_magmax.reporting.card_file import write_stored_card
 
     path = write_stored_card(*read_merged(asked))

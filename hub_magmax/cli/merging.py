@@ -44,7 +44,7 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
     Example:
       hub-magmax lock recipe.yaml
     """
-    from hub_magmax.cli.asked import earlier_lock, lock_beside, read_recipe, renewed, write_lock
+    from hub_magmax.cli.recipe_and_lock import earlier_lock, lock_beside, read_recipe, renewed, write_lock
     from hub_magmax.errors import RecipeError
     from hub_magmax.pipeline import lock as make_lock
 
@@ -80,7 +80,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
       hub-magmax plan recipe.yaml
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
-    from hub_magmax.cli.asked import read_asked
+    from hub_magmax.cli.recipe_and_lock import read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
@@ -107,7 +107,7 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
       hub-magmax merge recipe.yaml --memory 2GB
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
-    from hub_magmax.cli.asked import read_asked
+    from hub_magmax.cli.recipe_and_lock import read_asked
     from hub_magmax.merging.execution import is_finished
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.pipeline import lock
@@ -176,7 +176,7 @@ def run(
       hub-magmax run recipe.yaml --dry-run
       hub-magmax run recipe.yaml
     """
-    from hub_magmax.cli.asked import read_asked
+    from hub_magmax.cli.recipe_and_lock import read_asked
     from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import run as do_run

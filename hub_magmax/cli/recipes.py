@@ -21,7 +21,7 @@ def validate(asked: RecipeOptions) -> Answer:
     Example:
       hub-magmax validate recipe.yaml
     """
-    from hub_magmax.cli.asked import read_recipe
+    from hub_magmax.cli.recipe_and_lock import read_recipe
 
     found, name = read_recipe(asked), asked.text.name
     missing = [place for place, model in _models(found).items() if _is_missing(model, found)]
@@ -73,7 +73,7 @@ def prefer(asked: RecipeOptions) -> Answer:
     """
     from dataclasses import asdict
 
-    from hub_magmax.cli.asked import earlier_lock, lock_beside, read_recipe, write_lock
+    from hub_magmax.cli.recipe_and_lock import earlier_lock, lock_beside, read_recipe, write_lock
     from hub_magmax.pipeline import lock
     from hub_magmax.preference import resolve_preference
 

@@ -31,7 +31,7 @@ from hub_magmax.evaluation.evaluators import (
 from hub_magmax.evaluation.evaluators.examples import check_columns
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.models import Loading, model_places
-from hub_magmax.evaluation.reuse import Reuse
+from hub_magmax.evaluation.score_cache import Reuse
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock

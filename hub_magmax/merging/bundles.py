@@ -25,7 +25,7 @@ from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.chunks import ChunkMemory
 from hub_magmax.merging.profile import Clock
 from hub_magmax.methods import Rule, get_method
-from hub_magmax.methods.side_by_side import Tensors, looks_at_values, rule_side_by_side
+from hub_magmax.methods.small_tensors import Tensors, looks_at_values, rule_side_by_side
 from hub_magmax.planning.budget import SMALL_ELEMENTS
 from hub_magmax.planning.plan import FactorJob, TensorJob
 from hub_magmax.recipe.lockfile import Lock

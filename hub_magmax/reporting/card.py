@@ -26,14 +26,7 @@ from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.registry import METHODS
-from hub_magmax.reporting.cells import TEMPLATE_NAME, environment
-from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, Diagnosis, verdict
-from hub_magmax.reporting.front_matter import front_matter, model_name
-from hub_magmax.reporting.headline import made_line, model_line, result_line
-from hub_magmax.reporting.licence import combined_license
-from hub_magmax.reporting.model_kind import ModelFiles, ModelKind, kind_of, locked_files
-from hub_magmax.reporting.score_formats import unit_of
-from hub_magmax.reporting.tables import (
+from hub_magmax.reporting.card_rows import (
     MAX_FOLDED,
     MAX_OPEN,
     asked,
@@ -42,6 +35,13 @@ from hub_magmax.reporting.tables import (
     measured_on,
     telling,
 )
+from hub_magmax.reporting.card_template import TEMPLATE_NAME, environment
+from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, Diagnosis, verdict
+from hub_magmax.reporting.front_matter import front_matter, model_name
+from hub_magmax.reporting.headline import made_line, model_line, result_line
+from hub_magmax.reporting.licence import combined_license
+from hub_magmax.reporting.model_kind import ModelFiles, ModelKind, kind_of, locked_files
+from hub_magmax.reporting.score_formats import unit_of
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.usage import checks, loading, recipe_text, recipe_values
 from hub_magmax.text import Markdown, code, publishable, publishable_values

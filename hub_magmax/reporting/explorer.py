@@ -10,7 +10,7 @@ from typing import Any
 
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reporting.figures.names import cut_names
+from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME, Surface
 from hub_magmax.text import one_line, publishable_values
 

@@ -13,9 +13,9 @@ from hub_magmax.evaluation.scores import MERGED, Scores
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import DatasetId, Language
+from hub_magmax.reporting.card_rows import Measured, measured_on
 from hub_magmax.reporting.licence import License
 from hub_magmax.reporting.model_kind import ModelKind
-from hub_magmax.reporting.tables import Measured, measured_on
 from hub_magmax.text import one_line
 
 

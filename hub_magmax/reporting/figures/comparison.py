@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hub_magmax.evaluation.scores import Score
-from hub_magmax.reporting.figures.names import cut_names
 from hub_magmax.reporting.figures.rows import (
     MOST_ROWS,
     ROW,
@@ -20,6 +19,7 @@ from hub_magmax.reporting.figures.rows import (
     write_names,
 )
 from hub_magmax.reporting.figures.scales import Scale
+from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     BOTTOM,
     LABEL_POINTS,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hub_magmax.reporting.figures.names import cut_names
 from hub_magmax.reporting.figures.scales import Scale
+from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     BASE,
     BASE_MODEL,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.evaluation.scores import Score
-from hub_magmax.reporting.figures.names import cut_names
 from hub_magmax.reporting.figures.scales import Scale
+from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     GRID,
     LEFT,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hub_magmax.evaluation.scores import Score, Scores
-from hub_magmax.reporting.figures.names import cut
+from hub_magmax.reporting.figures.short_names import cut
 from hub_magmax.reporting.figures.style import SMALL_POINTS, inches
 from hub_magmax.reporting.score_formats import Unit
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.reporting.diagnosis import Diagnosis
-from hub_magmax.reporting.figures.names import cut_names
+from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     LEFT,
     MERGED,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff, task_tradeoffs
-from hub_magmax.reporting.figures.names import cut_names
 from hub_magmax.reporting.figures.rows import (
     MOST_ROWS,
     MOST_SLIM_ROWS,
@@ -26,6 +25,7 @@ from hub_magmax.reporting.figures.rows import (
     write_names,
 )
 from hub_magmax.reporting.figures.scales import Scale
+from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     BASE_MODEL,
     BOTTOM,

@@ -12,7 +12,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from hub_magmax.analysis.resuming import study_journal
+from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.cli import main
 from hub_magmax.errors import DistributedError, OutputError

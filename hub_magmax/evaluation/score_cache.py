@@ -22,9 +22,9 @@ from typing import Any
 
 from hub_magmax.checkpoints.identity import folder_state, identity_of, state_of
 from hub_magmax.errors import HubMagmaxError
-from hub_magmax.evaluation.circumstances import circumstances
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.journal import Outcomes, restored, stored
+from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.lockfile import Lock
@@ -255,4 +255,4 @@ class _Keys:
 def _common(spec: Evaluation) -> Any:
     plugin = EVALUATORS.plugin(spec.evaluator.name)
     how = spec.model_dump(mode="json", exclude=_ASIDE)
-    return [how, asdict(plugin) if plugin else None, circumstances()]
+    return [how, asdict(plugin) if plugin else None, software_used()]

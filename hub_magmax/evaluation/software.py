@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pillow
 
 
 @cache
-def circumstances() -> dict[str, Any]:
+def software_used() -> dict[str, Any]:
     """Return versions of software, a digest of this package's code, and the processor that runs models."""
     import torch
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError
-from hub_magmax.evaluation import reuse
-from hub_magmax.evaluation.circumstances import circumstances
+from hub_magmax.evaluation import score_cache
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.evaluation.reuse import KeptScores, Reuse
+from hub_magmax.evaluation.score_cache import KeptScores, Reuse
 from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.evaluation.software import software_used
 from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe, updated
@@ -104,8 +104,8 @@ def test_what_changed_is_measured_again(folder, change, expected):
 def test_other_software_is_other_scores(folder, monkeypatch):
     recipe = make_recipe(folder)
     scored(recipe)
-    other = circumstances() | {"transformers": "99"}
-    monkeypatch.setattr(reuse, "circumstances", lambda: other)
+    other = software_used() | {"transformers": "99"}
+    monkeypatch.setattr(score_cache, "software_used", lambda: other)
     assert len(scored(recipe)[1]) == 4
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from hub_magmax.checkpoints.identity import state_of
 from hub_magmax.checkpoints.opening import versions_of
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.evaluation.circumstances import circumstances
 from hub_magmax.evaluation.evaluators import evaluator_of
 from hub_magmax.evaluation.journal import Journal, open_journal
+from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
 from hub_magmax.methods import get_method
 from hub_magmax.processes import refuse_several
@@ -62,7 +62,7 @@ def _subject(recipe: Recipe, lock: Lock) -> str:
             "weights": versions_of(recipe, lock, SourceCache()),
             "files": files,
             "plugins": [*_plugins(recipe, lock)],
-            "circumstances": circumstances(),
+            "circumstances": software_used(),
         }
     )
 
