@@ -314,3 +314,50 @@ def test_pickle_of_a_module_is_named_and_its_advice_leads_to_a_whole_model(famil
     assert notices(plan(recipe)) == ()
     merge(plan(recipe))
     assert (family / "merged" / "2_Dense" / "model.safetensors").read_bytes() == dense()
+
+
+DAMAGED_FILES = (
+    "tokenizer.json", "modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "vocab.txt",
+    "tokenizer.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", DAMAGED_FILES)
+def test_empty_file_that_loaders_read_is_refused(family, path):
+    put(family / "base", sentence_files() | {path: b""})
+    with pytest.raises(
+        CheckpointError, match=rf"base, {path}: .*(0 bytes|character 0).*download or save it again"
+    ):
+        plan(load_recipe(write_recipe(family)))
+
+
+def test_empty_file_on_the_hub_is_refused_before_it_is_read(family, hub):
+    put(family / "base", sentence_files() | {"1_Pooling/config.json": b""})
+    hub.add_repo("acme/hollow", folder=family / "base")
+    recipe = load_recipe(write_recipe(family, base_model="acme/hollow"))
+    locked = lock(recipe)
+    hub.reset_log()
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config.json: the file is empty \(0 bytes\)"):
+        plan(recipe, locked)
+    assert not [exchange for exchange in hub.log if "1_Pooling/config.json" in exchange.path]
+
+
+@pytest.mark.parametrize("path", ["tokenizer.json", "modules.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize("content", [b'{"model": {"vocab": {"a": 0', b"<html>", b"\xff\xfe"])
+def test_json_that_cannot_be_read_is_refused(family, path, content):
+    put(family / "base", sentence_files() | {path: content})
+    with pytest.raises(CheckpointError, match=f"base, {path}: not readable as JSON"):
+        plan(load_recipe(write_recipe(family)))
+
+
+def test_files_that_may_be_empty_or_no_json_are_copied(family):
+    harmless = {
+        "LICENSE": b"",
+        "notes.txt": b"",
+        "log.json": b'{"a": 1}\n{"a": 2}\n',
+        "twice.json": b'{"a": 1, "a": 2}',
+    }
+    put(family / "base", sentence_files() | harmless | {"2_Dense/__init__.py": b""})
+    put(family / "b", {"tokenizer.json": b""})  # which is not copied
+    run(load_recipe(write_recipe(family)))
+    assert {*harmless, "2_Dense/__init__.py"} <= files_of(family / "merged")

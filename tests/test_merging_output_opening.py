@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.errors import OutputError
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output import opening
-from hub_magmax.merging.output.libraries import open_folder
+from hub_magmax.merging.output.libraries import NotOpenedError, open_folder
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.loading import load_recipe
@@ -125,14 +125,55 @@ def test_configuration_of_another_size_is_an_error(llamas):
         merged(llamas, output={"path": "out", "files_from": "a"})
 
 
-def test_configuration_that_the_library_refuses_is_an_error_where_the_base_models_is_not(llamas):
+def test_configuration_that_the_library_refuses_is_an_error(llamas):
     configure(llamas / "a", intermediate_size="wide")
     with pytest.raises(OutputError, match="opens the base model and not this"):
         merged(llamas, output={"path": "out", "files_from": "a"})
+
+
+def test_base_model_that_the_library_refuses_too_is_an_error_of_its_own(llamas):
     configure(llamas / "base", intermediate_size="wide")
-    told = merged(llamas).report.opened
-    assert told["library"] == ""
-    assert told["result"].startswith("not tried: the base model cannot be opened either (")
+    with pytest.raises(
+        OutputError, match=r"neither this nor the base model can be opened \(.*expected int"
+    ) as told:
+        merged(llamas)
+    assert told.value.what.count("expected int") == 1, "the same reason is said once"
+    configure(llamas / "base", intermediate_size=24)
+    assert merged(llamas, output={"path": "again"}).report.opened["result"] == "12 tensors fit"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": "nobodys"}},
+            "does not know models of type 'nobodys'",
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "lacks what the model needs (Using `bitsandbytes` 4-bit quantization requires bitsandbytes",
+        ),
+    ],
+)
+def test_model_that_the_library_cannot_know_is_no_fault_of_its_files(llama_folder, tmp_path, values, reason):
+    shutil.copy(llama_folder / "config.json", tmp_path)
+    configure(tmp_path, **values)
+    with pytest.raises(NotOpenedError) as told:
+        open_folder(tmp_path, {}, WEIGHTS)
+    assert reason in str(told.value)
+
+
+def test_model_that_is_made_with_values_only_is_not_opened(llamas, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    made = LlamaForCausalLM.__init__
+
+    def reads_a_value(self, *arguments, **options):
+        made(self, *arguments, **options)
+        self.scale = self.lm_head.weight.sum().item()
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", reads_a_value)
+    assert "makes it with values only" in merged(llamas).report.opened["result"]
 
 
 @pytest.mark.parametrize(

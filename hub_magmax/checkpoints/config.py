@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from hub_magmax.checkpoints.headers import DAMAGED, json_problem
+from hub_magmax.checkpoints.headers import DAMAGED, parse_json
 from hub_magmax.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -59,16 +59,10 @@ def config_values(config: bytes | None, label: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If `config` is empty, not JSON or no mapping.
     """
-    try:
-        values = json.loads("{}" if config is None else config.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"not readable as JSON ({json_problem(error)})",
-            where=f"{label}, {CONFIG_NAME}",
-            hint=DAMAGED,
-        ) from error
+    where = f"{label}, {CONFIG_NAME}"
+    values = {} if config is None else parse_json(config, where)
     if not isinstance(values, dict):
-        raise CheckpointError("no mapping of keys to values", where=f"{label}, {CONFIG_NAME}", hint=DAMAGED)
+        raise CheckpointError("no mapping of keys to values", where=where, hint=DAMAGED)
     return values
 
 

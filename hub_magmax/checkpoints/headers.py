@@ -62,7 +62,7 @@ def read_safetensors(
             else "The file is truncated or not safetensors; download or save it again.",
         )
     text = read_bytes(file, 8, 8 + length)
-    document = parse_json(text, where)
+    document = parse_json(text, where, unique_names=True)
     if not isinstance(document, dict):
         raise CheckpointError("the header is not a JSON object", where=where, hint=DAMAGED)
     metadata = document.get("__metadata__", {})
@@ -87,11 +87,11 @@ def _check_metadata(metadata: Any, where: str) -> None:
         )
 
 
-def parse_json(text: bytes, where: str) -> Any:
+def parse_json(text: bytes, where: str, *, unique_names: bool = False) -> Any:
     """Return the values of a JSON text in UTF-8.
 
     Raises:
-        CheckpointError: If it is malformed, or a name appears twice in one object.
+        CheckpointError: If it is malformed, or a name that has to be unique is not.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def parse_json(text: bytes, where: str) -> Any:
         return found
 
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique if unique_names else None)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"not readable as JSON ({json_problem(error)})",

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from hub_magmax.checkpoints.headers import parse_json
 from hub_magmax.checkpoints.leftovers import is_never_copied
 from hub_magmax.checkpoints.listing import is_weights
 from hub_magmax.checkpoints.side_files import MODULES_NAME, is_needed, is_safe
@@ -52,7 +53,7 @@ def needed_files(source: TensorSource) -> tuple[str, ...]:
     """Return the paths of the files beside the weights that a model needs, sorted.
 
     Raises:
-        CheckpointError: If a folder of `modules.json` holds more files than any module.
+        CheckpointError: If `modules.json` is no JSON, or names a folder with more files than any module.
     """
     search = _Search(source)
     found = {path for path in source.sizes if is_needed(path)}
@@ -74,8 +75,16 @@ def loaded_files(source: TensorSource) -> tuple[str, ...]:
 
 
 def module_folders(source: TensorSource) -> tuple[str, ...]:
-    """Return the folders that a sentence-transformers model names in `modules.json`, in its order."""
-    modules = _values(source, MODULES_NAME)
+    """Return the folders that a sentence-transformers model names in `modules.json`, in its order.
+
+    Raises:
+        CheckpointError: If that is no JSON: loaders need it.
+    """
+    size = source.size_of(MODULES_NAME)
+    if size is None or size > _MAX_POINTING_BYTES:
+        return ()
+    content = source.read_bytes(MODULES_NAME, 0, size) if size else b""
+    modules = parse_json(content, f"{source.label}, {MODULES_NAME}")
     entries = [entry for entry in modules if isinstance(entry, dict)] if isinstance(modules, list) else []
     folders = (_normal(entry.get("path")) for entry in entries)
     return tuple(dict.fromkeys(folder for folder in folders if folder))

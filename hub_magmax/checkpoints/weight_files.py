@@ -260,7 +260,7 @@ def _parse_index(listing: Listing, path: str) -> dict[str, frozenset[str] | None
 
 def _index_entries(content: bytes, where: str) -> Iterable[tuple[str, str]]:
     """Return the tensor names and file names that an index lists."""
-    document = parse_json(content, where)
+    document = parse_json(content, where, unique_names=True)
     entries = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()) or not entries:
         raise CheckpointError("no `weight_map` from tensor names to file names", where=where, hint=DAMAGED)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from hub_magmax.checkpoints.damaged_files import refuse_damaged
 from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.opening import open_inputs, open_pinned
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
@@ -70,6 +71,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         cache: Checkpoints that are open already, and stay open for later calls.
 
     Raises:
+        CheckpointError: If a file that is copied is damaged.
         MismatchError: If the checkpoints do not fit each other.
         RecipeError: If an adapter is asked for, and the tasks cannot become one.
         LockError: If a source, or a plug-in, is no longer what was locked.
@@ -91,9 +93,11 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
             check_integers(made, opened)
             made = replace(made, config_changes=config_changes(made, opened))
         copied, source = locked.sources[files_from], opened[files_from]
+        paths = copied_files(source, copied)
+        refuse_damaged(source, paths)
         # An adapter is no model, whose files its base model keeps.
         left = () if recipe.output.is_adapter else left_behind(source, copied)
-        copied_bytes = sum(source.size_of(path) or 0 for path in copied_files(source, copied))
+        copied_bytes = sum(source.size_of(path) or 0 for path in paths)
     return replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
 
 

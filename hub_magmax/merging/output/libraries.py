@@ -17,10 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from hub_magmax.checkpoints.config import CONFIG_NAME
+from hub_magmax.checkpoints.config import CONFIG_NAME, levels
 from hub_magmax.checkpoints.side_files import MODULES_NAME
 from hub_magmax.kernels.dtypes import torch_dtype
-from hub_magmax.text import shown
+from hub_magmax.text import listed, shown
 
 #: Dtype and shape of each tensor, by name.
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -59,7 +59,7 @@ def open_folder(folder: Path, tensors: Tensors, weights: str) -> Opened:
         weights: Name of the weights in one file.
 
     Raises:
-        NotOpenedError: If there is none, or it does not know this kind of model.
+        NotOpenedError: If there is none, or it does not know the model or something that this needs.
         Exception: Whatever a library raises over a configuration or a file.
     """
     config = _config_of(folder)
@@ -70,7 +70,12 @@ def open_folder(folder: Path, tensors: Tensors, weights: str) -> Opened:
         raise NotOpenedError(f"{library} looks for {opener.weights}, and not {weights}")
     with _quiet():
         model_class = _model_class(library, name, opener.parent, has_code="auto_map" in config)
-        found = opener.open(model_class, folder, tensors)
+        try:
+            found = opener.open(model_class, folder, tensors)
+        except Exception as error:
+            if reason := _no_fault(error, config, library):
+                raise NotOpenedError(reason) from error
+            raise
         return _with_modules(folder, found) if (folder / MODULES_NAME).is_file() else found
 
 
@@ -92,6 +97,32 @@ def _class_of(config: dict[str, Any]) -> tuple[str, str]:
         if isinstance(name, str) and name.isidentifier():
             return library, name
     raise NotOpenedError(f"{CONFIG_NAME} names no class of a model")
+
+
+def _no_fault(error: Exception, config: dict[str, Any], library: str) -> str:
+    """Return why a model is not opened by no fault of its files; empty where there is none."""
+    if isinstance(error, ImportError):
+        return f"{_named(library)} lacks what the model needs ({_first_sentence(error)})"
+    if isinstance(error, NotImplementedError | RuntimeError) and "meta" in str(error).lower():
+        return f"{_named(library)} makes it with values only ({_first_sentence(error)})"
+    if library == "transformers" and (unknown := _unknown_types(config, str(error))):
+        return f"{_named(library)} does not know models of type {listed(unknown)}"
+    return ""
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(". ")[0][:200]
+
+
+def _unknown_types(config: dict[str, Any], told: str) -> list[str]:
+    """Return the types of models that a configuration states, nested ones too, and an error says are unknown.
+
+    Many nested ones are in no list of the library, whose classes know them all the same.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    stated = dict.fromkeys(str(level["model_type"]) for _, level in levels(config) if level.get("model_type"))
+    return [shown(name) for name in stated if name not in CONFIG_MAPPING and name in told]
 
 
 def _model_class(library: str, name: str, parent: str, *, has_code: bool) -> Any:

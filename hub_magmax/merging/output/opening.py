@@ -41,7 +41,8 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
         `library` with its version, and `result`: that all fits, or why it was not tried.
 
     Raises:
-        OutputError: If tensors do not fit the configuration beside them, and the base model's fit its own.
+        OutputError: If the library cannot open it, or tensors do not fit the configuration beside them,
+            and the base model's fit its own.
     """
     if plan.recipe.output.is_adapter:
         return _not_tried("an adapter is opened with its base model")
@@ -77,17 +78,36 @@ def _result(found: Opened, but: str) -> dict[str, str]:
 
 
 def _explained(plan: Plan, folder: Path, error: Exception, cache: SourceCache | None) -> dict[str, str]:
-    """Return that nothing was tried where the base model cannot be opened either; else raise OutputError."""
-    told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    base = _opened_base(plan, cache)
-    if base is None:
-        return _not_tried(f"the base model cannot be opened either ({told})")
+    """Raise what keeps the output from being opened; return that nothing was tried where no library can."""
+    told = _reason(error)
+    try:
+        base = _open_base(plan, cache)
+    except NotOpenedError as reason:
+        return _not_tried(f"{reason} (the merged model: {told})")
+    except Exception as of_base:  # whatever a library raises
+        raise _neither_opens(plan, folder, told, _reason(of_base)) from error
     raise OutputError(
         f"{', '.join(base.libraries)} opens the base model and not this ({told})",
         where=str(folder),
         hint=f"{_state(plan)} {CONFIG_NAME} and other files are those of {plan.recipe.output.files_from}. "
         "Name the source whose files fit as output.files_from, and merge into another folder.",
     ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _neither_opens(plan: Plan, folder: Path, told: str, of_base: str) -> OutputError:
+    differs = "" if of_base == told else f"; the base model: {of_base}"
+    return OutputError(
+        f"neither this nor the base model can be opened ({told}{differs})",
+        where=str(folder),
+        expected="files that the library named in them opens",
+        hint=f"{_state(plan)} Save or download the base model again, or install the version of the library "
+        f"that its {CONFIG_NAME} states, and merge into another folder. `hub-magmax merge` writes a model "
+        "without opening it.",
+    )
 
 
 def _unfit(plan: Plan, folder: Path, found: Opened, problems: list[Problem]) -> OutputError:
@@ -126,19 +146,24 @@ def _told(problems: list[Problem]) -> str:
 
 
 def _opened_base(plan: Plan, cache: SourceCache | None) -> Opened | None:
-    """Return how the base model fits its own files, without what the recipe leaves out; None if it cannot."""
+    """Return how the base model fits its own files; None if it cannot be opened."""
     try:
-        with (
-            open_inputs(plan.recipe, plan.lock, cache) as sources,
-            TemporaryDirectory(prefix="hub_magmax_base_") as folder,
-        ):
-            base, locked = sources["base_model"], plan.lock.base_model
-            for path in copied_files(base, locked):
-                copy_side_file(base, path, locked, Path(folder))
-            kept = _described(info for name, info in base.index.tensors.items() if name not in plan.left_out)
-            return open_folder(Path(folder), kept, _single_name(plan))
+        return _open_base(plan, cache)
     except Exception:  # whatever a library raises, or why it was not opened
         return None
+
+
+def _open_base(plan: Plan, cache: SourceCache | None) -> Opened:
+    """Open the base model from its own files, without what the recipe leaves out."""
+    with (
+        open_inputs(plan.recipe, plan.lock, cache) as sources,
+        TemporaryDirectory(prefix="hub_magmax_base_") as folder,
+    ):
+        base, locked = sources["base_model"], plan.lock.base_model
+        for path in copied_files(base, locked):
+            copy_side_file(base, path, locked, Path(folder))
+        kept = _described(info for name, info in base.index.tensors.items() if name not in plan.left_out)
+        return open_folder(Path(folder), kept, _single_name(plan))
 
 
 def _written(plan: Plan, folder: Path) -> Tensors:
