@@ -5,6 +5,7 @@ they are rendered again from the values stored beside them.
 
     python -m benchmarks.cards              make the checkpoints, run everything
     python -m benchmarks.cards quickstart   use the checkpoints that `hub-magmax quickstart` made
+    python -m benchmarks.cards --only ties  run one recipe, or several
     python -m benchmarks.cards --render     write the cards again from the stored values
 """
 
@@ -71,8 +72,8 @@ def add_family(hub: LocalHub, family: Path) -> None:
     hub.add_repo("me/digits", folder=family / "data", repo_type="dataset")
 
 
-def make_cards(family: Path | None) -> None:
-    """Run every recipe and store what it measured."""
+def make_cards(family: Path | None, only: Sequence[str]) -> None:
+    """Run every recipe, or some of them, and store what they measured."""
     with TemporaryDirectory(prefix="hub_magmax_") as folder:
         workspace = Path(folder)
         if family is None:
@@ -87,6 +88,7 @@ def make_cards(family: Path | None) -> None:
             add_family(hub, family)
             environment = {key: value for key, value in os.environ.items() if key not in _MISLEADING}
             environment |= hub.environment | {"HF_HOME": str(workspace / "home")}
+            recipes = {name: path for name, path in recipes.items() if not only or name in only}
             for name, path in recipes.items():
                 _say(f"running {name}")
                 _run(path, environment)
@@ -149,10 +151,11 @@ def _say(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cards", description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="?", type=Path, help="folder that `hub-magmax quickstart` made")
+    parser.add_argument("--only", nargs="+", default=[], choices=recipe_names(), help="recipes to run")
     parser.add_argument("--render", action="store_true", help="write the cards again from the stored values")
     options = parser.parse_args(arguments)
     if not options.render:
-        make_cards(options.family)
+        make_cards(options.family, options.only)
         return
     for name in recipe_names():
         write_text(CARDS / name / CARD_NAME, render(CARDS / name))

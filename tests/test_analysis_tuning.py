@@ -1,8 +1,11 @@
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
@@ -10,6 +13,7 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.margins import normalised_margins, within
 from hub_magmax.pipeline import lock, run
 from hub_magmax.preference import resolve_preference
+from hub_magmax.preference.greedy import choose
 from hub_magmax.preference.search import on_simplex, search_weights
 from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
@@ -167,6 +171,54 @@ def test_a_search_with_a_holdout_gives_way_where_it_loses(folder, tmp_path):
     found = lock(recipe(folder, method="average", preference={"search": spec}))
     assert found.preference.explanation["holdout"]["used"] in ("estimate", "prior")
     assert found.preference.explanation["holdout"]["examples"] == 10
+
+
+def greedily(values):
+    """Return what is chosen where the set of members of a soup tells its merit, and the soups in order."""
+    tried = []
+
+    def values_of(weights):
+        members = frozenset(np.flatnonzero(weights).tolist())
+        assert np.allclose(weights[list(members)], 1 / len(members))
+        tried.append(members)
+        return np.array([values[members]])
+
+    return choose(values_of, ("a", "b", "c")), tried
+
+
+def test_a_greedy_choice_adds_tasks_in_order_of_merit_and_keeps_what_does_no_harm():
+    # By hand: b is best alone; then c, which harms; then a, which changes nothing and is kept.
+    merits = {(0,): 0.2, (1,): 0.5, (2,): 0.4, (1, 2): 0.3, (0, 1): 0.5}
+    choice, tried = greedily({frozenset(members): merit for members, merit in merits.items()})
+    assert tried == [{0}, {1}, {2}, {1, 2}, {1, 0}]
+    assert choice.tried[choice.chosen].weights.tolist() == [0.5, 0.5, 0]
+    assert choice.seen == {
+        "alone": {"b": 0.5, "c": 0.4, "a": 0.2},
+        "with_those_before": {"b": 0.5, "c": 0.3, "a": 0.5},
+        "kept": ["b", "a"],
+    }
+
+
+@given(st.lists(st.integers(0, 5), min_size=7, max_size=7))
+def test_no_soup_that_was_tried_surpasses_the_greedy_choice(merits):
+    sets = [frozenset(s) for n in (1, 2, 3) for s in combinations(range(3), n)]
+    choice, _ = greedily(dict(zip(sets, merits, strict=True)))
+    best = max(attempt.mean for attempt in choice.tried)
+    assert choice.tried[choice.chosen].mean == best
+    assert len(choice.tried) == 5
+
+
+def test_a_greedy_preference_leaves_out_the_task_that_harms(folder):
+    found = lock(
+        recipe(folder, method={"name": "average", "scaling": 1.0}, preference={"greedy": {"target": ROWS}})
+    )
+    # Most examples are cats, which task b calls emus with four times the force.
+    assert found.preference.weights == {"a": 1, "b": 0}
+    assert found.preference.kind == "greedy" and found.preference.explanation["kept"] == ["a"]
+    with pytest.raises(RecipeError, match="a search needs a method"):
+        recipe(folder, method="auto", preference={"greedy": {"target": ROWS}})
+    with pytest.raises(EvaluationError, match=r"preference\.greedy: a search needs models"):
+        resolve_preference(recipe(folder, preference={"greedy": {"target": ROWS}}))
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])

@@ -101,5 +101,5 @@ def _plainly(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plainly(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return " to ".join(_plainly(item) for item in value)
+        return (", " if isinstance(value[0], str) else " to ").join(_plainly(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Preferences: one weight per task, from weights, schedules, labels, distances or search."""
+"""Preferences: one weight per task, from weights, schedules, labels, distances, search or greedy choice."""
 
 from __future__ import annotations
 
@@ -48,10 +48,12 @@ def resolve_preference(
         from hub_magmax.preference.labels import resolve_labels
 
         return resolve_labels(recipe, scorer=scorer)
-    if preference.kind == "search":
+    if preference.is_searched:
+        from hub_magmax.preference.greedy import resolve_greedy
         from hub_magmax.preference.search import resolve_search
 
-        return resolve_search(recipe, scorer=scorer)
+        resolve = resolve_greedy if preference.greedy else resolve_search
+        return resolve(recipe, scorer=scorer)
     from hub_magmax.preference.comparison import resolve_comparison
 
     return resolve_comparison(recipe, sources=sources, scorer=scorer)

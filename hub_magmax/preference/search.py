@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -16,10 +17,16 @@ from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, conclude, rounded
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference
-from hub_magmax.recipe.preferences import Search
+from hub_magmax.recipe.preferences import Estimate
 from hub_magmax.recipe.schema import Recipe
 
 Weights = Float64[np.ndarray, " tasks"]
+
+#: One number per example, higher is better.
+Values = Float64[np.ndarray, " examples"]
+
+#: Merges with weights and scores.
+ValuesOf = Callable[[Weights], Values]
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,23 @@ class Tried:
     """Weights that were tried, and the merit of every example."""
 
     weights: Weights
-    values: Float64[np.ndarray, " examples"]
+    values: Values
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
 
 
-def search_weights(
-    values_of: Callable[[Weights], Float64[np.ndarray, " examples"]], num_tasks: int, budget: int
-) -> list[Tried]:
+@dataclass(frozen=True)
+class Choice:
+    """The weights that were tried, which of them was chosen, and the log for people."""
+
+    tried: Sequence[Tried]
+    chosen: int
+    seen: Mapping[str, Any]
+
+
+def search_weights(values_of: ValuesOf, num_tasks: int, budget: int) -> list[Tried]:
     """Try weights until the budget is spent or nothing improves, and return all of them in order.
 
     Uniform weights come first, then a simplex with one corner halfway towards each task, from which
@@ -54,7 +72,7 @@ def search_weights(
         if known is None:
             known = Tried(weights, values_of(weights))
             tried.append(known)
-        return -float(known.values.mean())
+        return -known.mean
 
     uniform = np.full(num_tasks, 1 / num_tasks)
     loss(uniform[:-1])
@@ -80,42 +98,67 @@ def on_simplex(point: Weights) -> Weights:
 def resolve_search(recipe: Recipe, *, scorer: Scorer | None) -> ResolvedPreference:
     """Search on the target sample and return the weights with what was seen.
 
-    A bootstrap row is the best of the tried weights on resampled examples.
-
     Raises:
         RecipeError: If the budget does not reach for one try per task.
         EvaluationError: If the data cannot be used, or there is no `scorer`.
     """
     assert recipe.preference is not None
-    spec: Search = recipe.preference.spec
-    tasks = recipe.task_names
-    if spec.budget <= len(tasks):
+    budget, num_tasks = recipe.preference.spec.budget, len(recipe.tasks)
+    if budget <= num_tasks:
         raise RecipeError(
-            f"{spec.budget} tries cannot tell {len(tasks)} tasks apart",
+            f"{budget} tries cannot tell {num_tasks} tasks apart",
             where="preference.search.budget",
-            expected=f"at least {len(tasks) + 1}, better {10 * len(tasks)}",
+            expected=f"at least {num_tasks + 1}, better {10 * num_tasks}",
         )
+
+    def look(values_of: ValuesOf) -> Choice:
+        tried = search_weights(values_of, num_tasks, budget)
+        best = int(np.argmax([attempt.mean for attempt in tried]))
+        return Choice(tried, best, rounded({"uniform": tried[0].mean, "best": tried[best].mean}))
+
+    return resolve_by_merging(recipe, look, {"budget": budget}, scorer)
+
+
+def resolve_by_merging(
+    recipe: Recipe, look: Callable[[ValuesOf], Choice], asked: Mapping[str, Any], scorer: Scorer | None
+) -> ResolvedPreference:
+    """Return weights that are chosen by merging with several and scoring each on the target sample.
+
+    A bootstrap row is the best of the tried weights on resampled examples.
+
+    Args:
+        recipe: Its preference is searched.
+        look: Tries weights and chooses.
+        asked: Options that decide what is tried, for the digest.
+        scorer: Merges and scores.
+
+    Raises:
+        EvaluationError: If the data cannot be used, or there is no `scorer`.
+    """
+    assert recipe.preference is not None
+    spec: Estimate = recipe.preference.spec
+    tasks, where = recipe.task_names, f"preference.{recipe.preference.kind}"
     if scorer is None:
         raise EvaluationError(
             "a search needs models that are merged and scored, which this call does not do",
-            where="preference.search",
+            where=where,
             hint="Use hub_magmax.lock or the command line.",
         )
-    target = split_target(spec, recipe, "preference.search", labelled=True)
+    target = split_target(spec, recipe, where, labelled=True)
     score = scorer(target.estimation, spec.target)
 
-    def values_of(weights: Weights) -> Float64[np.ndarray, " examples"]:
+    def values_of(weights: Weights) -> Values:
         return normalised_margins(score(dict(zip(tasks, weights.tolist(), strict=True))))
 
-    tried = search_weights(values_of, len(tasks), spec.budget)
+    choice = look(values_of)
     shares = bootstrap_shares(len(target.estimation), recipe.seed)
-    winners = np.argmax(np.stack([t.values for t in tried]) @ shares.T, axis=0)
+    winners = np.argmax(np.stack([t.values for t in choice.tried]) @ shares.T, axis=0)
+    winners[0] = choice.chosen  # The first row is of the examples as they are.
     columns = target.drawn.column_names
     return conclude(
         recipe,
-        np.stack([tried[winner].weights for winner in winners]),
-        fingerprint=digest({"target": fingerprint(target.drawn, columns), "budget": spec.budget}),
-        seen={"examples": len(target.estimation), "tried": len(tried)}
-        | rounded({"uniform": float(tried[0].values.mean()), "best": float(tried[winners[0]].values.mean())}),
+        np.stack([choice.tried[winner].weights for winner in winners]),
+        fingerprint=digest({"target": fingerprint(target.drawn, columns), **asked}),
+        seen={"examples": len(target.estimation), "tried": len(choice.tried), **choice.seen},
         score=target.score(scorer, spec.target),
     )

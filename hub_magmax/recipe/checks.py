@@ -280,7 +280,7 @@ def _count_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _search_problems(recipe: Recipe) -> Iterator[Problem]:
-    searched = [path for path, preference in _preferences(recipe) if preference.search is not None]
+    searched = [path for path, preference in _preferences(recipe) if preference.is_searched]
     if searched and recipe.method.name == AUTO:
         yield conflict(searched[0], "a search needs a method", "name one in place of auto")
 

@@ -71,7 +71,7 @@ def kept_preference(recipe: Recipe, earlier: Lock, made: Lock) -> bool:
     """
     spec = recipe.preference.spec if recipe.preference else None
     alone = recipe.preference is None or (
-        recipe.preference.search is None and not getattr(spec, "holdout", None)
+        not recipe.preference.is_searched and not getattr(spec, "holdout", None)
     )
     same = earlier.preference.spec_digest == preference_digest(recipe)
     return (

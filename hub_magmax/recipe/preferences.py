@@ -150,6 +150,15 @@ class Search(Estimate):
     budget: Annotated[int, Field(ge=2)] = 60
 
 
+class Greedy(Estimate):
+    """Take one task after the other, and keep those with which the merged model does no worse.
+
+    Tasks come in the order of what the model merged from each alone is worth on the labelled target sample,
+    the best one first; those that are kept have equal shares. With the method `average` this is the greedy
+    soup of arXiv:2203.05482.
+    """
+
+
 _NOT_NEGATIVE = WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": 0}})
 
 
@@ -170,6 +179,7 @@ class Preference(Spec):
     mmd: Mmd | None = None
     cosine: Cosine | None = None
     search: Search | None = None
+    greedy: Greedy | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -189,6 +199,11 @@ class Preference(Spec):
     def is_estimated(self) -> bool:
         """Whether the weights come from data, so that a lock holds what cannot be computed again."""
         return isinstance(self.spec, Estimate)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether models are merged and scored to find the weights, so that they depend on the method."""
+        return isinstance(self.spec, Search | Greedy)
 
     @property
     def data(self) -> list[Data]:
