@@ -55,6 +55,11 @@ def from_here(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def named_after(path: str, ending: str) -> str:
+    """Return the path of another folder beside a folder: `merged-winner` for `merged/`."""
+    return f"{os.path.normpath(path)}-{ending}"
+
+
 def existing_parent(path: Path) -> Path:
     """Return a path, or the nearest folder above it that exists; the path itself where there is none."""
     return next((place for place in (path, *path.parents) if place.exists()), path)

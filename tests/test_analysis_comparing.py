@@ -91,8 +91,17 @@ def test_the_winner_is_a_recipe_that_runs(folder):
     assert winner.preference.weights == {"a": 1.0}
     with Image.open(folder / "r.comparison.png") as picture:
         assert picture.width == 800
-    result = CliRunner().invoke(main, ["run", str(folder / "r.winner.yaml")])
-    assert result.exit_code == 0, result.output
+    # Where the recipe's own model is there already, too.
+    for name, output in (("r.yaml", "merged"), ("r.winner.yaml", "merged-winner")):
+        result = CliRunner().invoke(main, ["run", str(folder / name)])
+        assert result.exit_code == 0, result.output
+        assert (folder / output / "model.safetensors").is_file()
+
+
+def test_the_winners_recipe_keeps_what_this_machine_trusts(folder):
+    asked = parse_recipe(values() | {"trusted_links": ["./store"], "output": {"path": "out/"}}, folder=folder)
+    winner = winning_recipe(asked, compared(asked))
+    assert (winner.trusted_links, winner.output.path) == (("./store",), "out-winner")
 
 
 def test_uniform_winners_are_written_without_a_preference(folder):

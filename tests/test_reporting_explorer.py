@@ -154,9 +154,12 @@ def corner(page, task):
 
 
 def test_it_starts_with_the_same_for_all_and_shows_the_nearest_recipe(page):
-    shown = page()
+    shown = page(recipe=make_recipe(output={"private": True}))
     assert shares(shown) == [0.333] * 3
-    recipe = yaml.safe_load(shown.evaluate("document.getElementById('recipe').textContent"))
+    text = shown.evaluate("document.getElementById('recipe').textContent")
+    recipe = yaml.safe_load(text)
+    assert text.startswith("# One point of a sweep. Save it beside")
+    assert recipe["output"]["path"].startswith("merged-") and recipe["output"]["private"] is True
     weights = recipe["preference"]["weights"]
     assert sorted(weights.values()) == [0.25, 0.25, 0.5]
     assert parse_recipe(recipe).task_names == ("task-0", "task-1", "task-2")
@@ -413,6 +416,18 @@ def test_the_best_preference_for_the_recipes_weights_is_said_first_and_one_click
     assert list(recipe["preference"]["weights"].values()) == pytest.approx(best.weights)
     shown.evaluate("document.getElementById('wanted').click()")
     assert shares(shown) == pytest.approx(surface.wanted, abs=0.001)
+
+
+def test_the_recipes_own_point_is_marked_in_triangle_table_and_text(page):
+    surface = replace(make_surface(), wanted=(0.25, 0.25, 0.5), asked=10)
+    assert surface.points[surface.asked].weights == (0.5, 0.25, 0.25) != surface.points[surface.best].weights
+    shown = page(surface)
+    text = shown.evaluate("document.getElementById('best-text').textContent")
+    assert "The recipe's own preference, point 10 of the table, scores 55.2\u00a0%." in text
+    table = shown.evaluate("[...document.querySelectorAll('#near tbody tr')].at(-1).innerText").split("\t")
+    assert table[0] == "the recipe's own" and sorted(table[1:]) == ["no", "no", "yes"]
+    place = shown.evaluate("['x', 'y'].map((n) => document.getElementById('asked').getAttribute(n))")
+    assert [float(n) + 6 for n in place] == pytest.approx([150, 145])
 
 
 def test_without_weights_of_the_recipe_nothing_is_called_best(page):

@@ -25,7 +25,7 @@ from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
-from hub_magmax.files import write_text
+from hub_magmax.files import named_after, write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
@@ -311,9 +311,13 @@ def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[f
 
 
 def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
-    """Return the recipe with the method, scaling coefficient and preference that won."""
+    """Return the recipe with the method, scaling coefficient and preference that won, for any machine.
+
+    Its model goes into a folder of its own: that of the recipe may hold the recipe's model.
+    """
     won = next(m.candidate for m in comparison.methods if m.label == comparison.winner)
-    changes: dict[str, Any] = {"method": dict(won.method)}
+    output = recipe.portable.to_dict()["output"] | {"path": named_after(recipe.output.path, "winner")}
+    changes: dict[str, Any] = {"method": dict(won.method), "output": output}
     if won.preference == UNIFORM:
         changes["preference"] = None
     elif won.preference != RECIPE and recipe.compare is not None:

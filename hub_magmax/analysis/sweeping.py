@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.checks import sweep_problem
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.result_files import ResultFiles
@@ -38,7 +39,8 @@ def sweep(
 ) -> Surface:
     """Merge in memory for many preferences, and score each on every task of the evaluation.
 
-    Method and scaling coefficient are the recipe's; its own preference plays no part. Nothing is written.
+    Method and scaling coefficient are the recipe's, and its own preference is measured first where it is
+    known. Nothing is written.
 
     Args:
         recipe: `sweep` says which preferences, `evaluation` on which examples.
@@ -53,17 +55,18 @@ def sweep(
     spec = recipe.sweep or Sweep()
     _check_method(lock)
     journal = Journal() if journal is None else journal
-    say_resumed(journal, 1 + len(recipe.evaluation.tasks if recipe.evaluation else ()) + spec.budget, report)
+    own_weights = _own_weights(recipe, lock, report)
+    course = _walk(spec, len(lock.tasks), own_weights)
+    say_resumed(journal, 1 + len(recipe.evaluation.tasks if recipe.evaluation else ()) + course.most, report)
     with CandidateScorer(recipe, lock, journal) as scorer:
-        course = _Course(recipe, lock, scorer)
-        base = course.base_model()
-        own = course.own()
+        bench = _Bench(recipe, lock, scorer)
+        base = bench.base_model()
+        own = bench.own()
         seeds = (spec.seeds or ()) if draws(lock.method) else ()
-        floor = [score.value for score in base]
         points: list[Point] = []
-        for weights in _weights(spec, len(lock.tasks), floor, points):
-            points.append(course.point(Candidate(lock.method, "sweep", weights, seeds)))
-            report(f"preference {len(points)}: " + "/".join(f"{weight:g}" for weight in weights))
+        for weights in course.weights([score.value for score in base], points):
+            points.append(bench.point(Candidate(lock.method, "sweep", weights, seeds)))
+            report(f"preference {len(points)} of {course.most}: {_written(weights)}")
     evaluator = scorer.evaluator
     return Surface(
         evaluator.metric,
@@ -71,13 +74,18 @@ def sweep(
         dict(lock.method),
         spec.walk,
         tuple(lock.tasks),
-        tuple(course.batches),
+        tuple(bench.batches),
         tuple(points),
         base,
         own,
         unit_of(evaluator),
         _wanted(recipe, lock),
+        0 if own_weights else None,
     )
+
+
+def _written(weights: tuple[float, ...]) -> str:
+    return "/".join(f"{weight:.4g}" for weight in weights)
 
 
 def _wanted(recipe: Recipe, lock: Lock) -> tuple[float, ...]:
@@ -89,6 +97,19 @@ def _wanted(recipe: Recipe, lock: Lock) -> tuple[float, ...]:
     return tuple(lock.preference.shares.values())
 
 
+def _own_weights(recipe: Recipe, lock: Lock, report: Report) -> tuple[float, ...] | None:
+    """Return the preference that the recipe itself merges with; None where no share of the tasks says it."""
+    wanted = _wanted(recipe, lock)
+    if not wanted:
+        report(
+            "the recipe's own weights are an estimate: to have them measured too, run `hub-magmax lock` first"
+        )
+    elif recipe.preference is not None and recipe.preference.coefficients is not None:
+        report("the recipe's own coefficients are no shares of the tasks, and are not measured")
+        return None
+    return wanted or None
+
+
 def sweepable(recipe: Recipe) -> Recipe:
     """Return the recipe to lock for a sweep: with its preference only where `auto` is chosen under it.
 
@@ -96,22 +117,14 @@ def sweepable(recipe: Recipe) -> Recipe:
         RecipeError: If there are too few tasks or tries.
         EvaluationError: If the recipe names no examples.
     """
-    spec = recipe.sweep or Sweep()
-    num_tasks = len(recipe.tasks)
     if not recipe.evaluation or not recipe.evaluation.tasks:
         raise EvaluationError(
             "a sweep needs examples to score by",
             where="evaluation.tasks",
             expected="examples for at least one task",
         )
-    if num_tasks < 2:
-        raise RecipeError("one task has one preference only", where="tasks", expected="at least 2 tasks")
-    if spec.budget <= num_tasks:
-        raise RecipeError(
-            f"{spec.budget} preferences cannot tell {num_tasks} tasks apart",
-            where="sweep.budget",
-            expected=f"at least {num_tasks + 1}, better {20 * num_tasks}",
-        )
+    if (found := sweep_problem(recipe)) is not None:
+        raise RecipeError(found.message, key=found.key, hint=f"{found.hint[0].upper()}{found.hint[1:]}.")
     return recipe if recipe.method.is_auto else updated(recipe, {"preference": None})
 
 
@@ -126,7 +139,45 @@ def _check_method(lock: Lock) -> None:
         )
 
 
-class _Course:
+@dataclass(frozen=True)
+class _Walk:
+    """Preferences to try: some from the start, and others that what was measured suggests.
+
+    Attributes:
+        fixed: In order, the recipe's own first.
+        most: How many are tried at most.
+        is_adaptive: Whether more are looked for until there are so many.
+    """
+
+    fixed: tuple[tuple[float, ...], ...]
+    most: int
+    is_adaptive: bool
+
+    def weights(self, floor: list[float], points: list[Point]) -> Iterator[tuple[float, ...]]:
+        """Yield the preferences to try; `points` is what was measured by then."""
+        yield from self.fixed
+        while self.is_adaptive and len(points) < self.most:
+            tried = np.array([point.weights for point in points])
+            values = np.array([[score.value for score in point.scores] for point in points])
+            found = simplex.propose(tried, values, floor)
+            if found is None:
+                return
+            yield simplex.as_written(found)
+
+
+def _walk(spec: Sweep, num_tasks: int, own: tuple[float, ...] | None) -> _Walk:
+    """Return the preferences of a sweep; the recipe's own are one more, unless they are among the others."""
+    design = {"grid": simplex.grid, "schedule": simplex.schedule, "adaptive": simplex.first_design}[spec.walk]
+    others = dict.fromkeys(simplex.as_written(weights) for weights in design(num_tasks, spec.budget))
+    most = spec.budget if spec.walk == "adaptive" else len(others)
+    if own is None:
+        return _Walk(tuple(others), most, spec.walk == "adaptive")
+    as_own = simplex.as_written(np.array(own))
+    fixed = (own, *(weights for weights in others if weights != as_own))
+    return _Walk(fixed, most + len(fixed) - len(others), spec.walk == "adaptive")
+
+
+class _Bench:
     """The examples of every evaluated task, and models scored on them."""
 
     def __init__(self, recipe: Recipe, lock: Lock, scorer: CandidateScorer) -> None:
@@ -163,21 +214,6 @@ class _Course:
             alone = Candidate({"name": "single_task", "scaling": 1.0}, "one task", weights)
             found.append(self._score(task, task, self._scorer.score(alone, {task: batches})[task]))
         return tuple(found)
-
-
-def _weights(
-    spec: Sweep, num_tasks: int, floor: list[float], points: list[Point]
-) -> Iterator[tuple[float, ...]]:
-    """Yield the preferences to try; `points` is what was measured by then."""
-    fixed = {"grid": simplex.grid, "schedule": simplex.schedule, "adaptive": simplex.first_design}[spec.walk]
-    yield from dict.fromkeys(simplex.as_written(weights) for weights in fixed(num_tasks, spec.budget))
-    while spec.walk == "adaptive" and len(points) < spec.budget:
-        tried = np.array([point.weights for point in points])
-        values = np.array([[score.value for score in point.scores] for point in points])
-        found = simplex.propose(tried, values, floor)
-        if found is None:
-            return
-        yield simplex.as_written(found)
 
 
 def write_sweep(recipe: Recipe, surface: Surface, place: ResultFiles) -> tuple[Path, ...]:

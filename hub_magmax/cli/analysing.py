@@ -45,7 +45,7 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
     file = place.path("compare.journal")
     with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
         comparison = do_compare(found, kept, journal=journal, report=say)
-        files = write_comparison(found.portable, comparison, place)
+        files = write_comparison(found, comparison, place)
     return Answer(json.loads(comparison.to_json()), table_and(files, comparison.table(form), form))
 
 

@@ -18,7 +18,7 @@ from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import conflict, explain
-from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe
+from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
 from hub_magmax.text import holds_token, listed, nearest, shown
@@ -279,6 +279,26 @@ def _count_problems(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _sweep_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.sweep is not None and (found := sweep_problem(recipe)) is not None:
+        yield found
+
+
+def sweep_problem(recipe: Recipe) -> Problem | None:
+    """Return why a sweep of the recipe's tasks within its budget tells nothing; None where it does."""
+    spec, num_tasks = recipe.sweep or Sweep(), len(recipe.tasks)
+    if num_tasks < 2:
+        return conflict(("sweep",), "one task has one preference only", "name at least 2 tasks")
+    if (least := spec.least_budget(num_tasks)) > spec.budget:
+        return conflict(
+            ("sweep", "budget"),
+            f"{spec.budget} preferences of the walk {spec.walk} cannot tell {num_tasks} tasks apart",
+            f"give it at least {least}, better {20 * num_tasks}; walk: schedule goes from the first task to "
+            "the last with any number",
+        )
+    return None
+
+
 def _search_problems(recipe: Recipe) -> Iterator[Problem]:
     searched = [path for path, preference in _preferences(recipe) if preference.is_searched]
     if searched and recipe.method.name == AUTO:
@@ -329,6 +349,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _coefficient_problems,
     _comparison_problems,
     _search_problems,
+    _sweep_problems,
     _count_problems,
     _output_problems,
     _adapter_problems,

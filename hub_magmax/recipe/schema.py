@@ -194,6 +194,10 @@ class Sweep(Spec):
     budget: Annotated[int, Field(ge=2, le=10_000)] = 60
     seeds: Seeds | None = None
 
+    def least_budget(self, num_tasks: int) -> int:
+        """Return the least budget that tells so many tasks apart: each alone, and for `adaptive` one more."""
+        return {"adaptive": num_tasks + 1, "grid": num_tasks, "schedule": 2}[self.walk]
+
 
 class Output(Spec):
     """Destination and form of the merged model.

@@ -59,6 +59,7 @@ class Surface(Tabular):
         own: Each evaluated task's own checkpoint on it.
         unit: Of scores that are no shares.
         wanted: The recipe's own weights of the tasks; empty where it has none.
+        asked: Index of the point with the recipe's own preference; None where it was not measured.
     """
 
     metric: str
@@ -72,6 +73,7 @@ class Surface(Tabular):
     own: tuple[Score, ...]
     unit: str = ""
     wanted: tuple[float, ...] = ()
+    asked: int | None = None
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -106,37 +108,52 @@ class Surface(Tabular):
     def to_csv(self) -> str:
         """Return one line per point: weights, and score and interval per task, in the unit of the score.
 
-        Where the sweep names seeds, the standard deviations over these follow.
+        `recipe` is 1 for the recipe's own preference. Where the sweep names seeds, the standard deviations
+        over these follow.
         """
         stream = io.StringIO()
         table = csv.writer(stream, lineterminator="\n")
         names = [f"{kind}:{task}" for task in self.evaluated for kind in ("score", "low", "high")]
         drawn = self.evaluated if any(point.by_seed for point in self.points) else ()
         preferences = (f"preference:{task}" for task in self.tasks)
-        table.writerow(["point", "on_front", *preferences, *names, *(f"sd:{task}" for task in drawn)])
+        table.writerow(
+            ["point", "on_front", "recipe", *preferences, *names, *(f"sd:{task}" for task in drawn)]
+        )
         for index, point in enumerate(self.points):
-            table.writerow([index, int(index in self.front), *point.cells(drawn)])
+            kinds = int(index in self.front), int(index == self.asked)
+            table.writerow([index, *kinds, *point.cells(drawn)])
         return stream.getvalue()
 
     def table(self, form: Format = "text") -> str:
-        """Return the front, and the preference that is best for the recipe's weights; CSV has all points."""
+        """Return the front and the recipe's own point, and what is best for its weights; CSV has all."""
         if form == "csv":
             return self.to_csv().rstrip("\n")
         if form == "text" and len(self.tasks) > MAX_COLUMNS:
             return "\n".join(self.verdict) or f"{len(self.points)} preferences were tried"
         whole = self.as_table()
-        on_front = tuple(whole.rows[index][1:] for index in self.front)
-        return Table(whole.head[1:], on_front, lead=self.verdict).write(form)
+        shown = dict.fromkeys([*(() if self.asked is None else (self.asked,)), *self.front])
+        rows = tuple((self._kind(index), *whole.rows[index][2:]) for index in shown)
+        return Table(("point", *whole.head[2:]), rows, lead=self.verdict).write(form)
+
+    def _kind(self, index: int) -> str:
+        """Say of a point that it is the recipe's own, or on the front."""
+        kinds = {"recipe": index == self.asked, "front": index in self.front}
+        return ", ".join(kind for kind, holds in kinds.items() if holds)
 
     def as_table(self) -> Table:
-        """Return a row for each point: whether it is on the front, its weights and its scores."""
+        """Return a row for each point: if it is on the front, if the recipe's own, its weights and scores."""
         front = frozenset(self.front)
         rows = tuple(
-            (int(index in front), *p.weights, *(measured(s, p.deviation(s.task)) for s in p.scores))
+            (
+                int(index in front),
+                int(index == self.asked),
+                *p.weights,
+                *(measured(s, p.deviation(s.task)) for s in p.scores),
+            )
             for index, p in enumerate(self.points)
         )
         names = (f"weight of {task}" for task in self.tasks)
-        head = ("on front", *names, *(f"{self.metric} of {task}" for task in self.evaluated))
+        head = ("on front", "recipe", *names, *(f"{self.metric} of {task}" for task in self.evaluated))
         return Table(head, rows, lead=self.verdict)
 
     @property
@@ -151,10 +168,15 @@ class Surface(Tabular):
 
     def _best_of(self, point: Point) -> str:
         mean, base = (self._mean(scores) for scores in (point.scores, self.base_model))
+        best, others = named(self.tasks, point.weights), ""
+        if self.best == self.asked:
+            best = "the recipe's own"
+        elif self.asked is not None:
+            others = f"the recipe's own has {self._mean(self.points[self.asked].scores):.3f} and "
         return (
             f"for the recipe's weights ({named(self.tasks, self.wanted)}) the best of {len(self.points)} "
-            f"preferences is {named(self.tasks, point.weights)}: mean {self.metric} {mean:.3f} under these "
-            f"weights, where the base model has {base:.3f}"
+            f"preferences is {best}: mean {self.metric} {mean:.3f} under these weights, where {others}"
+            f"the base model has {base:.3f}"
         )
 
     def _mean(self, scores: Sequence[Score]) -> float:

@@ -58,6 +58,9 @@ _FRONT = replace(MERGED_MODEL, label="front", size=2.6)
 _OTHER = Series("other", QUIET, "o", filled=False, size=2.2)
 _BEST = Series("best for the recipe", TEXT, "o", size=6.0)
 
+#: Around the recipe's own preference, where it was measured and is not the best.
+_ASKED = Series("the recipe's own", TEXT, "s", size=5.0)
+
 #: Lines across a panel.
 _BASE_LINE: dict[str, Any] = {"color": BASE, "linestyle": (0, (3, 2)), "linewidth": 1.0}
 _OWN_LINE: dict[str, Any] = {"color": OWN, "linestyle": "-", "linewidth": 1.0}
@@ -129,8 +132,14 @@ def _draw_panel(axes: Axes, surface: Surface, task: int, scale: Scale) -> None:
     others = np.setdiff1d(np.arange(len(x)), surface.front)
     axes.plot(x[others], y[others], zorder=3, **_OTHER.style)
     axes.plot(x[[*surface.front]], y[[*surface.front]], zorder=4, **_FRONT.style)
-    if surface.best is not None:
-        axes.plot(x[surface.best], y[surface.best], zorder=5, **_BEST.style | {"markerfacecolor": "none"})
+    for index, mark in _ringed(surface).items():
+        axes.plot(x[index], y[index], zorder=5, **mark.style | {"markerfacecolor": "none"})
+
+
+def _ringed(surface: Surface) -> dict[int, Series]:
+    """Return the points that have a mark around them, by index; one that is both is the best."""
+    marks = ((surface.asked, _ASKED), (surface.best, _BEST))
+    return {index: mark for index, mark in marks if index is not None}
 
 
 def _set_ends(axes: Axes, surface: Surface, scale: Scale) -> None:
@@ -153,12 +162,14 @@ def _add_legend(figure: Figure, surface: Surface) -> None:
 
     front = f"front, {len(surface.front):,} of {len(surface.points):,}"
     others = [_OTHER] if len(surface.front) < len(surface.points) else []
-    best = [_BEST] if surface.best is not None else []
     handles = [
         Line2D([], [], label=BASE_MODEL.label, **_BASE_LINE),
         Line2D([], [], label=OWN_CHECKPOINT.label, **_OWN_LINE),
         *(Line2D([], [], label=one.label, **one.style) for one in (replace(_FRONT, label=front), *others)),
-        *(Line2D([], [], label=one.label, **one.style | {"markerfacecolor": "none"}) for one in best),
+        *(
+            Line2D([], [], label=one.label, **one.style | {"markerfacecolor": "none"})
+            for one in _ringed(surface).values()
+        ),
     ]
     add_legend(figure, handles, 1 - 0.5 * (_ABOVE - 0.02) / float(figure.get_figheight()), num_columns=3)
 
