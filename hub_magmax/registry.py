@@ -25,6 +25,14 @@ from hub_magmax.text import nearest
 Options = Mapping[str, tuple[Any, Any]]
 
 
+@dataclass(frozen=True)
+class AddedLater:
+    """Marks an option, in its `Annotated`, that came after locks had been written.
+
+    A lock leaves it out at its default value, so that locks and their digests stay what they were.
+    """
+
+
 class Registered(Protocol):
     """A merge method or an evaluator, as its decorator registers it."""
 
@@ -236,6 +244,25 @@ def _field(owner: str, namespace: dict[str, Any], parameter: inspect.Parameter) 
     if isinstance(annotation, str):  # the author's own text, where annotations are postponed
         annotation = eval(annotation, namespace)  # noqa: S307
     return (annotation, default)
+
+
+def _has_mark(annotation: Any, kind: type) -> bool:
+    return any(isinstance(mark, kind) for mark in getattr(annotation, "__metadata__", ()))
+
+
+def locked_options(entry: Registered, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as a lock has them: with defaults, without those that were added later and are unset.
+
+    Raises:
+        pydantic.ValidationError: With one entry per wrong, missing or unknown option.
+    """
+    checked = check_options(entry, options)
+    left_out = [
+        name
+        for name, (annotation, default) in entry.options.items()
+        if _has_mark(annotation, AddedLater) and checked[name] == default
+    ]
+    return {name: value for name, value in checked.items() if name not in left_out}
 
 
 def check_options(entry: Registered, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -316,6 +316,20 @@ def ties_merge(
     return merged
 
 
+def ties_sum(
+    task_vectors: np.ndarray, thresholds: Sequence[float], multipliers: Sequence[float]
+) -> list[float]:
+    """Trim and multiply; what has the sign of the sum is added."""
+    merged = []
+    for column in task_vectors.T:
+        products = [
+            Fraction(float(value)) * Fraction(multiplier) if abs(value) >= least else Fraction(0)
+            for value, least, multiplier in zip(column, thresholds, multipliers, strict=True)
+        ]
+        merged.append(float(sum(product for product in products if product * sum(products) > 0)))
+    return merged
+
+
 def is_kept(density: float, seed: int, name: str, task: int, index: int) -> bool:
     """DARE: a half of the key of stream 6 · 256 + ⌊task / 2⌋ lies below; the lower half for even tasks."""
     key = random_key(seed, name, 6 * 256 + task // 2, index) % _WORD

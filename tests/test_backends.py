@@ -60,13 +60,16 @@ def inputs_of(op, length, num_tasks=3):
     """Numbers for an operation, one weight of them zero."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.tensor([0.5, 0.0, *[0.5] * (num_tasks - 2)])
+    signed = torch.tensor([1.5, 0.0, -0.5, *[1.0] * (num_tasks - 3)])
     bounds = 0.1 * torch.rand(num_tasks, generator=generator)
     kept = torch.randint(0, 256, ((num_tasks + 7) // 8, length), generator=generator, dtype=torch.uint8)
     return {
         "ties": Inputs((), (bounds, weights)),
+        "ties_sum": Inputs((), (bounds, signed)),
         "band": Inputs((), (bounds, 2 * bounds, weights)),
         "dropped": Inputs((kept.T,), (weights / 0.3,)),
         "dropped_ties": Inputs((kept.T,), (weights * 0.3, weights)),
+        "dropped_ties_sum": Inputs((kept.T,), (signed / 0.3, signed)),
         "largest": Inputs(),
         "precomputed": Inputs((torch.randn(length, generator=generator),)),
         "chosen": Inputs((kept[0] % num_tasks,)),

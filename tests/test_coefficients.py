@@ -19,7 +19,7 @@ from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.summary import coefficients, explain
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from tests.families import recipe_values, write_recipe
+from tests.families import recipe_values, write_checkpoint, write_recipe
 from tests.test_cli import call
 from tests.test_in_memory import same
 
@@ -71,6 +71,9 @@ def test_coefficients_multiply_the_task_vectors_as_they_are_written(family, give
     {"name": "dare", "density": 0.5},
     {"name": "breadcrumbs", "density": 0.5, "outliers": 0.1},
     {"name": "breadcrumbs", "density": 0.5, "outliers": 0.1, "scope": "model"},
+    {"name": "ties", "density": 0.5, "consensus": "sum"},
+    {"name": "ties", "density": 0.5, "consensus": "sum", "scope": "model"},
+    {"name": "dare_ties", "density": 0.5, "consensus": "sum"},
 ])  # fmt: skip
 def test_every_backend_subtracts_to_the_same_bits(family, method):
     recipe = load_recipe(write_recipe(family, method=method, preference={"coefficients": GIVEN}))
@@ -115,6 +118,35 @@ def test_a_lock_holds_coefficients_and_goes_on_holding_them(family):
 def test_methods_that_need_shares_refuse_coefficients_by_name(method):
     with pytest.raises(RecipeError, match=f"{method} needs shares.*task_arithmetic, dare and breadcrumbs"):
         parse_recipe(recipe_values(method=method, preference={"coefficients": GIVEN}))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_an_elected_mean_refuses_coefficients_and_its_sum_takes_them(method):
+    preference = {"coefficients": GIVEN}
+    with pytest.raises(RecipeError, match=f"with consensus: sum {method} adds what agrees"):
+        parse_recipe(recipe_values(method=method, preference=preference))
+    parse_recipe(recipe_values(method={"name": method, "consensus": "sum"}, preference=preference))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_an_elected_sum_of_tasks_that_agree_is_the_sum_of_their_multiples(family, method):
+    """A task that is subtracted is turned round before the election."""
+    base = load_file(family / "base" / "model.safetensors")
+    for name, step in (("a", 0.25), ("b", -0.5)):
+        moved = {key: value + step if value.is_floating_point() else value for key, value in base.items()}
+        write_checkpoint(family / name, moved)
+    given = {"a": 1.5, "b": -0.5}
+    whole = {"name": method, "density": 1.0, "consensus": "sum"}
+    made, found = run(family, method=whole, preference={"coefficients": given})
+    assert made.lock.method["consensus"] == "sum"
+    assert_close(found, expected(family, given))
+
+
+def test_a_lock_does_not_tell_of_an_option_that_came_later_and_is_not_set(family):
+    locked = lock(load_recipe(write_recipe(family, method="ties")))
+    assert dict(locked.method) == {"name": "ties", "scaling": 1.0, "density": 0.2, "scope": "tensor"}
+    written = write_recipe(family, method={"name": "ties", "consensus": "mean"})
+    assert lock(load_recipe(written)).digest == locked.digest
 
 
 def test_a_comparison_refuses_coefficients(family):

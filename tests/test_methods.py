@@ -69,10 +69,16 @@ def agreement(flattening: float) -> Oracle:
     return oracle
 
 
-def ties(density: float) -> Oracle:
+def multipliers(weights: tuple[float, ...]) -> list[float]:
+    return [len(weights) * weight for weight in weights]
+
+
+def ties(density: float, consensus: str = "mean") -> Oracle:
     def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
         keep = math.ceil(round(density * vectors.shape[1], 9))
         thresholds = [oracles.threshold(vector, keep) for vector in vectors]
+        if consensus == "sum":
+            return np.array(oracles.ties_sum(vectors, thresholds, multipliers(weights)))
         return np.array(oracles.ties_merge(vectors, thresholds, weights))
 
     return oracle
@@ -85,10 +91,13 @@ def dare(density: float) -> Oracle:
     return oracle
 
 
-def dare_ties(density: float) -> Oracle:
+def dare_ties(density: float, consensus: str = "mean") -> Oracle:
     def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
         kept = oracles.dropped(vectors, density, 0, "") != 0
-        merged = oracles.ties_merge(np.where(kept, vectors, 0.0), [0.0] * len(vectors), weights)
+        merge, numbers = oracles.ties_merge, [*weights]
+        if consensus == "sum":
+            merge, numbers = oracles.ties_sum, multipliers(weights)
+        merged = merge(np.where(kept, vectors, 0.0), [0.0] * len(vectors), numbers)
         return np.array(merged) / density
 
     return oracle
@@ -119,10 +128,12 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
     ("task_arithmetic", {}, lambda vectors, weights: len(weights) * average(vectors, weights)),
     ("ties", {"density": 0.2}, ties(0.2)),
     ("ties", {"density": 1.0}, ties(1.0)),
+    ("ties", {"density": 0.4, "consensus": "sum"}, ties(0.4, "sum")),
     ("dare", {"density": 0.3}, dare(0.3)),
     ("dare", {"density": 1.0}, dare(1.0)),
     ("dare_ties", {"density": 0.6}, dare_ties(0.6)),
     ("dare_ties", {"density": 1.0}, dare_ties(1.0)),
+    ("dare_ties", {"density": 0.6, "consensus": "sum"}, dare_ties(0.6, "sum")),
     ("breadcrumbs", {}, breadcrumbs(0.15, 0.006)),
     ("breadcrumbs", {"density": 0.3, "outliers": 0.1}, breadcrumbs(0.3, 0.1)),
     ("breadcrumbs", {"density": 1.0, "outliers": 0.5}, breadcrumbs(1.0, 0.5)),
@@ -250,6 +261,30 @@ def test_agreement_by_hand():
     vectors = torch.tensor([[3.0, 3.0, 3.0], [3.0, -3.0, -6.0], [5.0, 5.0, 5.0]])
     found = merge_tensors(vectors, preference=(0.8, 0.2, 0.0), method="agreement", flattening=0.5)
     torch.testing.assert_close(found, torch.tensor([3.0, 1 / 3, 0.0]), rtol=1e-6, atol=1e-6)
+
+
+def test_elected_sums_by_hand():
+    # Kept of the first task are 4 and -3, of the second -5 and 2, of the third 6 and 1; multiplied by 1.5, .9
+    # and .6: 6, -4.5 + 3.6, -4.5, 1.8 + .6.
+    vectors = torch.tensor([[4.0, 1.0, -3.0, 0.0], [0.0, 1.0, -5.0, 2.0], [0.0, 6.0, 0.0, 1.0]])
+    call = {"preference": (0.5, 0.3, 0.2), "method": "ties", "density": 0.5}
+    found = merge_tensors(vectors, consensus="sum", **call)
+    torch.testing.assert_close(found, torch.tensor([6.0, 3.6, -9.0, 2.4]))
+    # The same tasks agree under the mean, which divides by their weights.
+    mean = merge_tensors(vectors, consensus="mean", **call)
+    torch.testing.assert_close(mean, torch.tensor([4.0, 6.0, -3.75, 1.6]))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+@pytest.mark.parametrize("case", CASES)
+def test_sum_of_equal_multiples_is_the_mean_times_the_number_of_tasks_that_agree(method, case):
+    vectors = CASES[case]
+    found, mean = (
+        merge_tensors(vectors, method=method, density=1.0, consensus=consensus)
+        for consensus in ("sum", "mean")
+    )
+    agreeing = (vectors.sign() == mean.sign()).sum(dim=0)
+    torch.testing.assert_close(found, torch.where(mean != 0, agreeing * mean, 0.0), rtol=2e-6, atol=1e-44)
 
 
 def test_breadcrumbs_by_hand():

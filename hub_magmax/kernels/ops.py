@@ -104,9 +104,17 @@ def ties_merge(rows: Rows, thresholds: Weights, weights: Weights) -> Float32[tor
 
     Source: TIES (arXiv:2306.01708), section 4, with weights.
     """
+    return elected_mean(_trimmed(rows, thresholds), weights, weights)
+
+
+def ties_sum(rows: Rows, thresholds: Weights, multipliers: Weights) -> Float32[torch.Tensor, " chunk"]:
+    """Trim as `ties_merge`, and return the `elected_sum`."""
+    return elected_sum(_trimmed(rows, thresholds), multipliers, multipliers)
+
+
+def _trimmed(rows: Rows, thresholds: Weights) -> list[torch.Tensor]:
     pairs = zip(rows, _as_tensor(thresholds), strict=True)
-    trimmed = [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]
-    return elected_mean(trimmed, weights, weights)
+    return [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]
 
 
 def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch.Tensor, " chunk"]:
@@ -127,6 +135,24 @@ def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch
         total = total + torch.where(agrees, row * weight, 0.0)
         mass = mass + torch.where(agrees, share, 0.0)
     return torch.where(mass > 0, total / mass, 0.0)
+
+
+def elected_sum(rows: Rows, multipliers: Weights, rescaled: Weights) -> Float32[torch.Tensor, " chunk"]:
+    """Return the sum of all r_t τ_t that have the sign of Σ m_t τ_t over all; zero where that sum is zero.
+
+    A task of a negative multiplier is turned round before the election.
+
+    Args:
+        rows: One chunk of each task vector.
+        multipliers: The m_t.
+        rescaled: The r_t, of the same signs; equal to the multipliers where nothing was dropped.
+    """
+    elected = weighted_sum(rows, multipliers).sign()
+    total = torch.zeros_like(elected)
+    for row, multiplier in zip(rows, _as_tensor(rescaled), strict=True):
+        product = row * multiplier
+        total = total + torch.where((product.sign() == elected) & (elected != 0), product, 0.0)
+    return total
 
 
 def banded_sum(
@@ -154,6 +180,13 @@ def dropped_ties(
     signs are equal.
     """
     return elected_mean(_masked(rows, kept), weights, shares)
+
+
+def dropped_ties_sum(
+    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], rescaled: Weights, multipliers: Weights
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return the `elected_sum` over the tasks that keep the element."""
+    return elected_sum(_masked(rows, kept), multipliers, rescaled)
 
 
 def _masked(rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"]) -> list[torch.Tensor]:
@@ -185,9 +218,11 @@ def precomputed(rows: Rows, found: Shaped[torch.Tensor, " chunk"]) -> Shaped[tor
 WEIGHTED_SUM = Op(weighted_sum, name="weighted_sum")
 AGREEING_SUM = Op(agreeing_sum, name="agreeing_sum")
 TIES = Op(ties_merge, name="ties")
+TIES_SUM = Op(ties_sum, name="ties_sum")
 BAND = Op(banded_sum, name="band")
 DROPPED = Op(dropped_sum, name="dropped")
 DROPPED_TIES = Op(dropped_ties, name="dropped_ties")
+DROPPED_TIES_SUM = Op(dropped_ties_sum, name="dropped_ties_sum")
 LARGEST = Op(largest_magnitude, selects=True, name="largest")
 #: Takes merged values of each element (float32), or its winner (uint8).
 PRECOMPUTED = Op(precomputed, name="precomputed")
@@ -200,9 +235,11 @@ OPS = {
         WEIGHTED_SUM,
         AGREEING_SUM,
         TIES,
+        TIES_SUM,
         BAND,
         DROPPED,
         DROPPED_TIES,
+        DROPPED_TIES_SUM,
         LARGEST,
         PRECOMPUTED,
         CHOSEN,

@@ -1,6 +1,7 @@
 """Merge methods: one function each, found by name through `registry`."""
 
 from hub_magmax.methods.registry import (
+    ADDING,
     MergeMethod,
     Paper,
     get_method,
@@ -14,6 +15,7 @@ from hub_magmax.methods.rules import Rule
 from hub_magmax.registry import check_options
 
 __all__ = [
+    "ADDING",
     "MergeMethod",
     "Paper",
     "Rule",

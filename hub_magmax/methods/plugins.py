@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 _OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 #: Numbers per task that each built-in operation takes; the last ones are weights.
-_PER_TASK = {"weighted_sum": 1, "agreeing_sum": 1, "ties": 2, "band": 3, "dropped": 1, "dropped_ties": 2}
+_PER_TASK = {
+    "weighted_sum": 1, "agreeing_sum": 1, "ties": 2, "ties_sum": 2, "band": 3, "dropped": 1,
+    "dropped_ties": 2, "dropped_ties_sum": 2,
+}  # fmt: skip
+#: Operations that take bits of what is kept, for each element.
+_DROPPING = ("dropped", "dropped_ties", "dropped_ties_sum")
 
 
 @contextmanager
@@ -210,8 +215,7 @@ def _checked_numbers(
     kinds: dict[str, tuple[tuple[int, ...], str]] = {
         "precomputed": ((count,), "float32"),
         "chosen": ((count,), "uint8"),
-        "dropped": ((count, bytes_of_tasks), "uint8"),
-        "dropped_ties": ((count, bytes_of_tasks), "uint8"),
+        **dict.fromkeys(_DROPPING, ((count, bytes_of_tasks), "uint8")),
     }
     if len(found) != (name in kinds):
         raise refusal(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Parameters a method may declare that the merge supplies, not the recipe.
 SUPPLIED = ("preference", "multipliers", "generator")
 
+#: Options with which a method that takes preference and multipliers adds task vectors, and does not average.
+ADDING: Mapping[str, str] = MappingProxyType({"consensus": "sum"})
+
 Form = Literal["tensor", "elementwise", "rule", "linear"]
 
 
@@ -112,12 +115,16 @@ class MergeMethod:
 
     @property
     def uses_preference(self) -> bool:
-        return "preference" in self.supplied or self.multiplies
+        return "preference" in self.supplied or "multipliers" in self.supplied
 
-    @property
-    def multiplies(self) -> bool:
-        """Whether it multiplies task vectors by numbers, so that recipes may give these, of any sign."""
-        return "multipliers" in self.supplied
+    def multiplies(self, options: Mapping[str, Any]) -> bool:
+        """Say whether it multiplies task vectors by numbers, so that recipes may give these, of any sign.
+
+        A method that takes shares of the tasks as well does so with the options `ADDING`.
+        """
+        if "multipliers" not in self.supplied:
+            return False
+        return "preference" not in self.supplied or all(options.get(k) == v for k, v in ADDING.items())
 
     def rule(
         self,
@@ -158,7 +165,7 @@ class MergeMethod:
         """Return what multiplies each task vector, the scaling coefficient aside; None if no number does."""
         if self.form == "linear":
             return self.coefficients(num_tasks, preference, options)
-        return _multipliers(preference) if self.multiplies else None
+        return _multipliers(preference) if self.multiplies(options) else None
 
     def coefficients(
         self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
@@ -212,7 +219,8 @@ def merge_method(
     (`Annotated[float, Field(gt=0)]` works); arguments named `preference` (tuple of floats) or
     `generator` (`CounterGenerator`) are supplied by the merge. One named `multipliers`, in place of
     `preference`, gets the preference times the number of tasks, or the coefficients that a recipe gives,
-    which may have any sign.
+    which may have any sign. A function that names both gets coefficients where its option `consensus` is
+    `sum`, and then has to read `multipliers` alone.
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -279,8 +287,8 @@ def linear_names() -> tuple[str, ...]:
 
 
 def multiplying_names() -> tuple[str, ...]:
-    """Return the names of the built-in methods that take coefficients."""
-    return tuple(name for name in METHODS.built_in if get_method(name).multiplies)
+    """Return the names of the built-in methods that take coefficients whatever their options are."""
+    return tuple(name for name in METHODS.built_in if get_method(name).multiplies({}))
 
 
 def get_method(name: str) -> MergeMethod:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
+from hub_magmax.registry import AddedLater
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scope = Literal["tensor", "model"]
+#: What becomes of the tasks that agree with the elected sign: their mean, or the sum of their multiples.
+Consensus = Annotated[Literal["mean", "sum"], AddedLater()]
 
 
 _TIES = Paper(
@@ -46,25 +49,33 @@ _BREADCRUMBS = Paper(
 
 @merge_method("ties", source=_TIES, scaling=1.0, form="rule", held_bytes=None, uses=preferred)
 def ties(
-    chunks: "Chunks", *, preference: tuple[float, ...], density: Density = 0.2, scope: Scope = "tensor"
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    multipliers: tuple[float, ...],
+    density: Density = 0.2,
+    consensus: Consensus = "mean",
+    scope: Scope = "tensor",
 ) -> Rule:
-    """Average, per element, the tasks that agree with the sign elected by weighted mass.
+    """Average, or add, per element, the tasks that agree with the sign elected by weighted mass.
 
     Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor or, with the
     scope `model`, in all merged tensors: `ceil(density · n)` elements and everything that ties with the
     smallest of them. The preference weights both the election and the average; uniform preference and the
-    scope `model` give TIES as published (Yadav et al. 2023).
+    scope `model` give TIES as published (Yadav et al. 2023). With the consensus `sum` the task vectors are
+    multiplied as by `task_arithmetic`, and what has the elected sign then is added.
     """
     import numpy as np
 
-    from hub_magmax.kernels.ops import TIES
+    from hub_magmax.kernels.ops import TIES, TIES_SUM
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
     ranks = _trimmed_ranks(chunks.num_elements, density)
-    weights = np.array(preference, np.float32)
+    op, numbers = (TIES, preference) if consensus == "mean" else (TIES_SUM, multipliers)
+    weights = np.array(numbers, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
-        return Rule(TIES, per_task=(thresholds[0], weights))
+        return Rule(op, per_task=(thresholds[0], weights))
 
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 
@@ -102,24 +113,30 @@ def dare_ties(
     chunks: "Chunks",
     *,
     preference: tuple[float, ...],
+    multipliers: tuple[float, ...],
     generator: "CounterGenerator",
     density: Density = 0.8,
+    consensus: Consensus = "mean",
 ) -> Rule:
     """Drop elements of each task vector at random, rescale the rest, and average as `ties` without trimming.
 
     Elements are kept as by `dare`. The preference weights both the election of the sign and the average;
     uniform preference gives DARE with the election and the disjoint mean of TIES. A density of 1 is `ties`
-    with a density of 1, bit for bit.
+    with a density of 1, bit for bit. With the consensus `sum` the task vectors are multiplied as by `dare`,
+    and what has the elected sign then is added.
     """
     import numpy as np
 
-    from hub_magmax.kernels.ops import DROPPED_TIES
+    from hub_magmax.kernels.ops import DROPPED_TIES, DROPPED_TIES_SUM
     from hub_magmax.methods import draws
 
     probability = draws.probability(density)
+    draw = _draw(chunks, density, generator)
+    if consensus == "sum":
+        rescaled = np.array([multiplier / probability for multiplier in multipliers], np.float32)
+        return Rule(DROPPED_TIES_SUM, draw, (rescaled, np.array(multipliers, np.float32)))
     weights = np.array(preference, np.float32)
     shares = np.array([weight * probability for weight in preference], np.float32)
-    draw = _draw(chunks, density, generator)
     return Rule(DROPPED_TIES, per_element=draw, per_task=(shares, weights))
 
 
@@ -168,14 +185,12 @@ def breadcrumbs(
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 
 
-def _trimmed_ranks(num_elements: int, density: float, scope: Scope = "tensor") -> tuple[int, ...]:
+def _trimmed_ranks(num_elements: int, density: float, **others: str) -> tuple[int, ...]:
     """Return the rank of the smallest magnitude that is kept."""
     return (math.ceil(_as_written(density) * num_elements),)
 
 
-def _banded_ranks(
-    num_elements: int, density: float, outliers: float, scope: Scope = "tensor"
-) -> tuple[int, ...]:
+def _banded_ranks(num_elements: int, density: float, outliers: float, **others: str) -> tuple[int, ...]:
     """Return the ranks of the largest and of the smallest magnitude that are kept."""
     removed = math.floor(_as_written(outliers) * num_elements)
     keep = math.ceil(_as_written(density) * num_elements)

@@ -185,10 +185,10 @@ def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
         if preference.is_estimated:
             written[*prefix, preference.kind, "towards"] = preference.spec.towards
         for path, weights in written.items():
-            yield from _share_problems(path, weights or {}, recipe.method.name)
+            yield from _share_problems(path, weights or {}, recipe.method)
 
 
-def _share_problems(path: KeyPath, weights: Mapping[str, float], method: str) -> Iterator[Problem]:
+def _share_problems(path: KeyPath, weights: Mapping[str, float], method: Method) -> Iterator[Problem]:
     """Return why weights are no shares, and how to say what may be meant."""
     negative = next((name for name, value in weights.items() if value < 0), None)
     if negative is not None:
@@ -205,7 +205,7 @@ def _share_problems(path: KeyPath, weights: Mapping[str, float], method: str) ->
         yield conflict(path, text, _with_sum_one(weights, total, method))
 
 
-def _with_sum_one(weights: Mapping[str, float], total: float, method: str) -> str:
+def _with_sum_one(weights: Mapping[str, float], total: float, method: Method) -> str:
     if not total:
         return "give at least one task a weight above 0"
     shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items())
@@ -230,24 +230,33 @@ def _data_problems(recipe: Recipe) -> Iterator[Problem]:
                 yield conflict(path, f"there is no data for {', '.join(missing)}", hint)
 
 
-def _multiplies(method: str) -> bool:
+def _multiplies(method: Method, **options: Any) -> bool:
+    """Say whether a method takes coefficients, with these options besides its own."""
     with suppress(RecipeError):
-        return method != AUTO and methods.get_method(method).multiplies
+        return method.name != AUTO and methods.get_method(method.name).multiplies(method.options | options)
     return False  # reported with the name
 
 
 def _coefficient_problems(recipe: Recipe) -> Iterator[Problem]:
     """Return where coefficients are given to what needs shares of the tasks."""
-    takers = listed(methods.multiplying_names())
     for path, preference in _preferences(recipe):
         if preference.coefficients is None:
             continue
         if path != ("preference",) or recipe.method.is_auto:
             text = "a comparison tries methods that need shares of the tasks"
             yield conflict((*path, "coefficients"), text, "use weights")
-        elif not _multiplies(recipe.method.name):
+        elif not _multiplies(recipe.method):
             text = f"{recipe.method.name} needs shares of the tasks, which are weights"
-            yield conflict((*path, "coefficients"), text, f"{takers} take coefficients")
+            yield conflict((*path, "coefficients"), text, _takers(recipe.method))
+
+
+def _takers(method: Method) -> str:
+    """Return which methods take coefficients; first of all the method itself, where an option lets it."""
+    takers = f"{listed(methods.multiplying_names())} take coefficients"
+    if not _multiplies(method, **methods.ADDING):
+        return takers
+    options = ", ".join(f"{key}: {value}" for key, value in methods.ADDING.items())
+    return f"with {options} {method.name} adds what agrees, and takes coefficients; {takers} always"
 
 
 def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
-from hub_magmax.registry import METHODS, Plugin
+from hub_magmax.registry import METHODS, Plugin, locked_options
 
 #: Name of the keys that say which checkpoints are merged.
 SOURCES = "base_model and tasks"
@@ -105,7 +105,7 @@ def locked_method(written: Method, preference: Preference | None = None) -> dict
     method = methods.get_method(Method().name if written.name == AUTO else written.name)
     default = 1.0 if preference is not None and preference.coefficients is not None else method.scaling
     scaling = default if written.scaling in (None, AUTO) else written.scaling
-    options = methods.check_options(method, written.options)
+    options = locked_options(method, written.options)
     return {"name": method.name, "scaling": scaling, **options}
 
 

@@ -41,9 +41,11 @@ KINDS: Mapping[Op, int] = {
     ops.WEIGHTED_SUM: cache.WEIGHTED,
     ops.AGREEING_SUM: cache.AGREEING,
     ops.TIES: cache.TIES,
+    ops.TIES_SUM: cache.TIES_SUM,
     ops.BAND: cache.BAND,
     ops.DROPPED: cache.DROPPED,
     ops.DROPPED_TIES: cache.DROPPED_TIES,
+    ops.DROPPED_TIES_SUM: cache.DROPPED_TIES_SUM,
     ops.LARGEST: cache.LARGEST,
     ops.CHOSEN: cache.CHOSEN,
 }

@@ -44,8 +44,8 @@ SPARE = 4
 #: High bits of a key that nearly always tell which task a mix draws.
 MIX_BITS = 12
 
-#: Numbers of operations; they stand in the compiled code.
-WEIGHTED, AGREEING, TIES, BAND, DROPPED, DROPPED_TIES, LARGEST, CHOSEN = range(8)
+#: Numbers of operations; they stand in the compiled code. First come sums, then elections, then selections.
+WEIGHTED, AGREEING, BAND, DROPPED, TIES, DROPPED_TIES, TIES_SUM, DROPPED_TIES_SUM, LARGEST, CHOSEN = range(10)
 
 #: Functions of the C library that loops call; all others that they could call raise errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")

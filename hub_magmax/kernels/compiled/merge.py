@@ -26,9 +26,11 @@ from hub_magmax.kernels.compiled.cache import (
     CHOSEN,
     DROPPED,
     DROPPED_TIES,
+    DROPPED_TIES_SUM,
     LANES,
     LARGEST,
     TIES,
+    TIES_SUM,
 )
 from hub_magmax.kernels.compiled.simd import (
     as_floats,
@@ -89,7 +91,7 @@ def finish(merged, base, scaling, out, start, number):
 def _kept(merging, task, moved, place, number):
     """Set what an operation leaves out of a task vector to zero."""
     kind, per_task, given = merging.kind, merging.per_task, merging.per_element
-    if kind == TIES:
+    if kind in (TIES, TIES_SUM):
         is_kept = abs(moved) >= floats(per_task[0, task])
     elif kind == BAND:
         size = abs(moved)
@@ -121,26 +123,33 @@ def _sum(merging, stored, start, number, base, place):
 
 
 @inlined
-def _elected_mean(merging, stored, start, number, base, place):
-    """Return the weighted mean of what has the sign of the weighted sum, and the largest magnitudes."""
-    per_task, scratch = merging.per_task, merging.scratch
+def _elected(merging, stored, start, number, base, place):
+    """Return the weighted mean, or sum, of what has the elected sign, and the largest magnitudes."""
+    per_task, scratch, is_sum = merging.per_task, merging.scratch, merging.kind >= TIES_SUM
     weights, zero = per_task.shape[0] - 1, floats(0.0)
-    shares = weights if merging.kind == TIES else 0
+    # The first row has what differs from the weights where elements were dropped.
+    shares = 0 if merging.kind in (DROPPED_TIES, DROPPED_TIES_SUM) else weights
     top, elected, total, mass = ints(0), floats(-0.0), zero, zero
     for task in range(stored.shape[0] - 1):
         moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
         top = larger(top, magnitude(moved))
         moved = _kept(merging, task, moved, place, number)
-        store(scratch, task * LANES, None, as_ints(moved))
         if per_task[weights, task] != 0:
             elected = elected + moved * floats(per_task[weights, task])
+        moved = moved * floats(per_task[shares, task]) if is_sum else moved
+        store(scratch, task * LANES, None, as_ints(moved))
     # What has the same sign is above zero once both signs are taken off; this is half of the instructions.
     sign = as_ints(elected) & ints(~_MAGNITUDE)
     for task in range(stored.shape[0] - 1):
-        moved = load(scratch, task * LANES, None)
-        agrees = as_floats(moved ^ sign) > zero
-        total = choose(agrees, total + as_floats(moved) * floats(per_task[weights, task]), total)
-        mass = choose(agrees, mass + floats(per_task[shares, task]), mass)
+        held = load(scratch, task * LANES, None)
+        agrees, moved = as_floats(held ^ sign) > zero, as_floats(held)
+        if is_sum:
+            total = choose(agrees, total + moved, total)
+        else:
+            total = choose(agrees, total + moved * floats(per_task[weights, task]), total)
+            mass = choose(agrees, mass + floats(per_task[shares, task]), mass)
+    if is_sum:
+        return choose(abs(elected) > zero, total, zero), top
     agrees = (abs(elected) > zero) & (mass > zero)
     return choose(agrees, total / mass, zero), top
 
@@ -180,10 +189,10 @@ def _merge(merging, stored, start, number, place, near):
     `start`, `place` and `near` are their places in `stored`, in `given` and `out`, and in `winners`.
     """
     kind, base = merging.kind, widened(stored, start, number)
-    if kind in (TIES, DROPPED_TIES):
-        merged, top = _elected_mean(merging, stored, start, number, base, place)
-    elif kind < LARGEST:
+    if kind < TIES:
         merged, top = _sum(merging, stored, start, number, base, place)
+    elif kind < LARGEST:
+        merged, top = _elected(merging, stored, start, number, base, place)
     else:
         if kind == LARGEST:
             bits, top = _largest(stored, start, number, base, merging.winners, near)
