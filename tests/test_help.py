@@ -64,6 +64,10 @@ def family(tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml_text(values))
     (folder / "other.yaml").write_text(yaml_text(values | {"method": "average", "output": {"path": "other"}}))
     (folder / "key.pem").write_text("a key")
+    (folder / "mergekit_config.yml").write_text(
+        "merge_method: linear\nmodels:\n"
+        "- {model: ./a, parameters: {weight: 1}}\n- {model: ./b, parameters: {weight: 1}}\n"
+    )
     for name in ("recipe", "other"):
         run(load_recipe(folder / f"{name}.yaml"))
     return folder

@@ -112,6 +112,7 @@ WRITING = [
     "verify merged --public-key key --rebuild --from {0}",
     "canary merged --from {0}",
     "run recipe.winner.yaml --output {0}/winner",
+    "import mergekit_config.yml --out imported.yaml",
     "push {0}/alone me/everything",
     "rollback me/everything",
 ]
@@ -135,6 +136,8 @@ def test_nothing_that_any_command_writes_names_a_token_or_a_folder_of_this_machi
     write_classifiers(tmp_path, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
     write_rows(tmp_path / "others.parquet", [0] * 5 + [2] * 3)
     (tmp_path / "key").write_text("key")
+    mix = {"model": f"{tmp_path}/a", "parameters": {"weight": 1}}
+    (tmp_path / "mergekit_config.yml").write_text(json.dumps({"merge_method": "linear", "models": [mix]}))
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(everything(tmp_path)))  # which is YAML too, without anchors
     sources, found = set(written_below(tmp_path)), {}

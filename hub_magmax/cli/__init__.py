@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
@@ -21,6 +22,7 @@ VERBS = {
     "doctor": "doctor",
     "evaluate": "evaluating",
     "history": "fleet",
+    "import": "importing",
     "lock": "merging",
     "merge": "merging",
     "methods": "methods",
@@ -47,7 +49,8 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(import_module(f"hub_magmax.cli.{VERBS[cmd_name]}"), cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(import_module(f"hub_magmax.cli.{VERBS[cmd_name]}"), name)
         return command
 
     def resolve_command(

@@ -40,10 +40,11 @@ class RecipeOptions:
     @cached_property
     def text(self) -> RecipeText:
         """The recipe's text, which standard input gives once."""
+        from hub_magmax.recipe.foreign import STANDARD_INPUT
         from hub_magmax.recipe.loading import read_text, text_of
 
         if str(self.recipe) == STDIN:
-            return text_of(sys.stdin.buffer, "standard input", Path())
+            return text_of(sys.stdin.buffer, STANDARD_INPUT, Path())
         return read_text(self.recipe)
 
     @cached_property

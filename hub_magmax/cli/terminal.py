@@ -99,8 +99,11 @@ _COMMON_OPTIONS = (
 
 
 def verb(function: Callable[..., Answer]) -> Verb:
-    """Turn a function into the command of its name; its docstring is the help."""
-    command = click.command(cls=Verb)(function)
+    """Turn a function into the command of its name; its docstring is the help.
+
+    A name that Python keeps for itself is written with an underscore at its end: `import_`.
+    """
+    command = click.command(function.__name__.rstrip("_"), cls=Verb)(function)
     command.params += _COMMON_OPTIONS
     return command
 

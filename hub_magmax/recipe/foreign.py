@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hub_magmax.errors import RecipeError
+from hub_magmax.recipe.importing.marked import Marked, read_documents
+from hub_magmax.recipe.importing.mergekit_files import CONFIG_NAME, is_mergekit, shown_in_card
 
-from hub_magmax.errors import KeyPath, Problem, RecipeError
-from hub_magmax.recipe.mergekit import Line, translate
-from hub_magmax.recipe.strict_yaml import Place
+#: Name of standard input in messages.
+STANDARD_INPUT = "standard input"
 
-#: Values that are walked through; anchors may repeat some.
-_MAX_VALUES = 20_000
-
-#: Characters of a YAML text that is looked at, which takes half a second at most.
+#: Characters of a text that is looked at, which takes half a second at most.
 _MAX_CHARACTERS = 20_000
-
-#: Lines of a message about a mergekit recipe.
-_MAX_LINES = 40
 
 
 def refuse_foreign(text: str, name: str) -> None:
     """Raise RecipeError if a text is a known kind of file that is no recipe, with what to give instead."""
-    try:
-        documents = [(json.loads(text), {})] if text.lstrip()[:1] == "{" else [*_documents(text)]
-    except (yaml.YAMLError, ValueError, RecursionError):
-        documents = []
-    values, places = documents[0] if documents else ({}, {})
-    if not isinstance(values, dict) or (
-        "tasks" in values and "genome" not in values and "checksum" not in values
-    ):
+    if name.endswith(".md"):
+        raise _card_error(name, text)
+    documents = []
+    if len(text) <= _MAX_CHARACTERS:
+        with suppress(RecipeError):
+            documents = read_documents(text, name)
+    if not documents or not documents[0].is_mapping:
         return
-    for recognise in (_mergekit, _configuration, _record, _card):
-        if found := recognise(values, places, name, len(documents)):
+    values = documents[0].plain()
+    if "tasks" in values and "genome" not in values and "checksum" not in values:
+        return
+    if found := _mergekit(documents[0], name):
+        raise found
+    for recognise in (_configuration, _record, _card):
+        if found := recognise(values, name):
             raise found
 
 
@@ -45,6 +45,9 @@ def folder_error(path: Path) -> RecipeError:
     inside = path / "recipe.yaml"
     if inside.is_file():
         return RecipeError("this is a folder", where=str(path), hint=f"Its recipe is {inside}.")
+    if (path / CONFIG_NAME).is_file():
+        what = "this is the folder of a model that mergekit merged"
+        return RecipeError(what, where=str(path), hint=_import_hint(str(path)))
     is_model = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
     return RecipeError(
         "this is a model's folder, and no recipe" if is_model else "this is a folder, and no recipe",
@@ -56,112 +59,18 @@ def folder_error(path: Path) -> RecipeError:
     )
 
 
-def _documents(text: str) -> Iterator[tuple[Any, dict[KeyPath, Place]]]:
-    """Yield the values and places of each document, without a check of tags, anchors and dates."""
-    if len(text) > _MAX_CHARACTERS:
-        return
-    for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
-        places: dict[KeyPath, Place] = {}
-        counter = iter(range(_MAX_VALUES))
-        yield _plain(node, (), places, counter), places
+def _mergekit(values: Marked, name: str) -> RecipeError | None:
+    """Return how a file of mergekit becomes a recipe."""
+    return _other(name, "this is a file of mergekit", _import_hint(name)) if is_mergekit(values) else None
 
 
-def _plain(node: yaml.Node, path: KeyPath, places: dict[KeyPath, Place], counter: Iterator[int]) -> Any:
-    if next(counter, None) is None:
-        raise ValueError("too many values")
-    if isinstance(node, yaml.MappingNode):
-        found = {}
-        for key, value in node.value:
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            places[*path, name] = key.start_mark.line + 1, key.start_mark.column + 1
-            found[name] = _plain(value, (*path, name), places, counter)
-        return found
-    if isinstance(node, yaml.SequenceNode):
-        items = []
-        for number, item in enumerate(node.value):
-            places[*path, number] = item.start_mark.line + 1, item.start_mark.column + 1
-            items.append(_plain(item, (*path, number), places, counter))
-        return items
-    return _scalar(node)
+def _import_hint(name: str) -> str:
+    """Return the command that imports a file, or standard input."""
+    source = "-" if name == STANDARD_INPUT else shlex.quote(name)
+    return f"`hub-magmax import {source}` says line by line what becomes of it, and writes the recipe."
 
 
-def _scalar(node: yaml.Node) -> Any:
-    if len(node.value) > 100 or node.tag.endswith((":str", ":timestamp")):
-        return node.value
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node)
-    except (yaml.YAMLError, ValueError):
-        return node.value
-
-
-#: Files of mergekit's other programs: a key of them, what they are, and what to do.
-_PROGRAMS: Mapping[str, tuple[str, str]] = {
-    "experts": (
-        "this is a recipe of mergekit-moe, which makes a mixture of experts",
-        "Checkpoints are merged into one of the same architecture here; list them as tasks.",
-    ),
-    "genome": (
-        "this is a recipe of mergekit-evolve, which searches for a merge",
-        "Name the checkpoints as tasks, and search the weights: preference: {search: {target: ...}}.",
-    ),
-    "layer_slices": (
-        "this is a recipe of bakllama, which puts layers together",
-        "Whole models are merged here; list them as tasks.",
-    ),
-}
-
-
-def _mergekit(
-    values: Mapping[str, Any], places: Mapping[KeyPath, Place], name: str, count: int
-) -> RecipeError | None:
-    """Return what a mergekit file becomes here, key by key."""
-    for key, (what, hint) in _PROGRAMS.items():
-        if key in values:
-            return _other(name, what, hint)
-    if "tasks" in values or not {"merge_method", "models", "slices", "modules"} & values.keys():
-        return None
-    if count > 1:
-        what = f"this is a recipe of mergekit-multi, with {count} stages"
-        step = "Write one recipe for each stage; the folder that one writes can be a model of the next."
-        return _other(name, what, step)
-    return _key_by_key(values, places, name)
-
-
-def _key_by_key(values: Mapping[str, Any], places: Mapping[KeyPath, Place], name: str) -> RecipeError:
-    found = translate(values)
-    lines = sorted(found.lines, key=lambda line: _place(line, places))
-    shown = [f"  - {_label(line, places)}: {line.text}" for line in lines[:_MAX_LINES]]
-    shown += [f"  - and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
-    hint = "What has no counterpart cannot be merged here yet; docs/recipes.md lists what can."
-    if found.recipe is not None:
-        recipe = yaml.safe_dump(found.recipe, sort_keys=False, default_flow_style=None, width=100)
-        hint = (
-            "Equal up to rounding and random draws, as a recipe of hub_magmax (folders start at its own "
-            f"folder):\n\n{recipe}\nSave it as a file, and run `hub-magmax validate` on that."
-        )
-    what = "\n".join(["this is a mergekit recipe, which is not read here", *shown])
-    problems = tuple(_problem(line, places, name) for line in lines)
-    return RecipeError(what, where=name, hint=hint, problems=problems)
-
-
-def _place(line: Line, places: Mapping[KeyPath, Place]) -> Place:
-    return places.get(line.key, (0, 0))
-
-
-def _label(line: Line, places: Mapping[KeyPath, Place]) -> str:
-    return _problem(line, places, "").place
-
-
-def _problem(line: Line, places: Mapping[KeyPath, Place], name: str) -> Problem:
-    row, column = places.get(line.key, (None, None))
-    kind = "mergekit" if line.is_kept else "no_counterpart"
-    return Problem(kind, line.text, file=name, key=line.key, line=row, column=column)
-
-
-def _configuration(
-    values: Mapping[str, Any], places: Mapping[KeyPath, Place], name: str, count: int
-) -> RecipeError | None:
+def _configuration(values: Mapping[str, Any], name: str) -> RecipeError | None:
     """Return what to do with the configuration of a model or an adapter."""
     if "peft_type" in values:
         what = f"this is the configuration of a {values['peft_type']} adapter"
@@ -179,9 +88,7 @@ def _configuration(
     return None
 
 
-def _record(
-    values: Mapping[str, Any], places: Mapping[KeyPath, Place], name: str, count: int
-) -> RecipeError | None:
+def _record(values: Mapping[str, Any], name: str) -> RecipeError | None:
     """Return what to do with files that hub_magmax writes."""
     if {"digest", "checksum"} <= values.keys():
         recipe = re.sub(r"\.lock\.json$", ".yaml", name)
@@ -193,16 +100,17 @@ def _record(
     return None
 
 
-def _card(
-    values: Mapping[str, Any], places: Mapping[KeyPath, Place], name: str, count: int
-) -> RecipeError | None:
+def _card(values: Mapping[str, Any], name: str) -> RecipeError | None:
     """Return what to do with a model card, whose front matter is YAML."""
     front = {"license", "library_name", "tags", "pipeline_tag", "model-index"} & values.keys()
-    if front or name.endswith(".md"):
-        return _other(
-            name, "this is a model card", "The recipe of a merged model is recipe.yaml beside its card."
-        )
-    return None
+    return _card_error(name) if front else None
+
+
+def _card_error(name: str, text: str = "") -> RecipeError:
+    if shown_in_card(text):
+        return _other(name, "this is a model card that shows a configuration of mergekit", _import_hint(name))
+    hint = "The recipe of a merged model is recipe.yaml beside its card."
+    return _other(name, "this is a model card", hint)
 
 
 def _other(name: str, what: str, hint: str) -> RecipeError:

@@ -1,0 +1,1 @@
+"""Configurations of other tools, read line by line and written as recipes."""

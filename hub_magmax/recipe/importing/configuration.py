@@ -1,0 +1,316 @@
+"""Structure of a mergekit configuration: models and slices in the order in which they take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hub_magmax.recipe.importing.findings import Notes
+from hub_magmax.recipe.importing.marked import Marked
+from hub_magmax.recipe.importing.mergekit_methods import MERGEKIT_METHODS, PARAMETERS, MergekitMethod, readers
+from hub_magmax.recipe.importing.parameters import Level, Setting, read_setting
+from hub_magmax.recipe.importing.references import Reference, read_reference
+from hub_magmax.text import listed, nearest, shown
+
+#: Keys of a configuration, of a model in a list, of a slice, of a source in it, of a module.
+_TOP = (
+    "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
+    "tokenizer_source", "tokenizer", "chat_template", "name",
+)  # fmt: skip
+_OF_MODEL = ("model", "parameters")
+_OF_SLICE = ("sources", "base_model", "residual_weight", "parameters")
+_OF_SOURCE = ("model", "layer_range", "parameters")
+_OF_MODULE = ("slices", "models", "parameters")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model of a merge.
+
+    Attributes:
+        reference: Its name.
+        at: Where it stands.
+        levels: Its own parameters, then those of the slice, the module and the top.
+        blocks: First block, and the one after the last, where only these take part.
+        blocks_at: Where that stands.
+        is_base: Whether it is the base model.
+    """
+
+    reference: Reference
+    at: Marked
+    levels: tuple[Level, ...]
+    blocks: tuple[int, int] | None = None
+    blocks_at: Marked | None = None
+    is_base: bool = False
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Models that are merged block by block; all of a configuration, or one after the other.
+
+    Attributes:
+        inputs: In order. Under `models:` a base model that is not listed is the last one.
+        base: The base model that counts here.
+        base_at: Where that is named.
+        levels: Parameters of the slice, the module and the top.
+        at: Where it stands.
+    """
+
+    inputs: tuple[Input, ...]
+    base: Reference | None
+    base_at: Marked | None
+    levels: tuple[Level, ...]
+    at: Marked
+
+    @property
+    def others(self) -> tuple[Input, ...]:
+        """The models that are not the base model."""
+        return tuple(one for one in self.inputs if not one.is_base)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A mergekit configuration.
+
+    Attributes:
+        method_name: Of mergekit.
+        method: Its parameters.
+        slices: One for a list of models.
+        is_sliced: Whether blocks are named.
+        base: At the top.
+        top: All of the document.
+    """
+
+    method_name: str
+    method: MergekitMethod
+    slices: tuple[Slice, ...]
+    is_sliced: bool
+    base: Reference | None
+    top: Marked
+
+    @property
+    def method_at(self) -> Marked:
+        return (self.top.entries or {})["merge_method"]
+
+
+def read_configuration(top: Marked, notes: Notes) -> Configuration | None:
+    """Return the structure of a configuration; None, noted, where mergekit would refuse it too."""
+    return _Reader(top, notes).read()
+
+
+class _Reader:
+    """Reads one document, and notes what mergekit reads over or refuses."""
+
+    def __init__(self, top: Marked, notes: Notes) -> None:
+        self._top, self._notes = top, notes
+        self._how: MergekitMethod | None = None
+        self._name = ""
+
+    def read(self) -> Configuration | None:
+        self._repeated(self._top)
+        method = self._top.get("merge_method")
+        self._name = str(method.value) if method else ""
+        self._how = MERGEKIT_METHODS.get(self._name)
+        if method is None or self._how is None:
+            self._no_method(method)
+            return None
+        self._unknown(self._top, _TOP)
+        base = self._reference("base_model", self._top)
+        if self._how.base == "required" and not (base or self._has_own_bases()):
+            self._notes.lose(method, f"{self._name} needs a base_model, also in mergekit")
+            return None
+        levels = (self._level(self._top, is_shared=True),)
+        found = self._slices(base, levels)
+        if not found or not self._notes.is_whole:
+            return None
+        is_sliced = any(one.blocks for part in found for one in part.inputs)
+        return Configuration(self._name, self._how, tuple(found), is_sliced, base, self._top)
+
+    def _no_method(self, method: Marked | None) -> None:
+        if method is None:
+            self._notes.lose(self._top, "there is no merge_method, which mergekit needs too")
+            return
+        hint = nearest(self._name, [*MERGEKIT_METHODS])
+        text = f"{shown(method.plain(), 40)} is no method of mergekit 0.1.5 that is known here"
+        self._notes.lose(method, f"{text}; {hint}" if hint else text)
+
+    def _has_own_bases(self) -> bool:
+        slices = self._top.get("slices")
+        parts = slices.items if slices and slices.items else ()
+        return bool(parts) and all(part.get("base_model") for part in parts)
+
+    def _slices(self, base: Reference | None, levels: tuple[Level, ...]) -> list[Slice]:
+        """Return the slices of models, slices or the one module."""
+        written = [key for key in ("models", "slices", "modules") if self._top.get(key)]
+        if len(written) != 1:
+            what = f"{listed(written)} exclude each other" if written else "there are no models"
+            at = (self._top.entries or {})[written[1]] if written else self._top
+            self._notes.lose(at, f"{what}: mergekit takes one of models, slices and modules")
+            return []
+        if written[0] != "modules":
+            return self._parts(self._top, base, levels)
+        modules = self._top.get("modules")
+        entries = modules.entries if modules and modules.entries else {}
+        if len(entries) != 1:
+            at = [*entries.values()][1] if len(entries) > 1 else modules or self._top
+            self._notes.lose(at, "parts of a model that are merged by settings of their own")
+            return []
+        ((name, module),) = entries.items()
+        self._unknown(module, _OF_MODULE)
+        self._notes.add(module, "exact", f"the one module is {name}: all of the model")
+        return self._parts(module, base, (self._level(module, is_shared=True), *levels))
+
+    def _parts(self, at: Marked, base: Reference | None, levels: tuple[Level, ...]) -> list[Slice]:
+        models, slices = at.get("models"), at.get("slices")
+        if models is not None:
+            return [self._models(models, base, levels)]
+        found = []
+        for part in self._items(slices, "a list of slices"):
+            self._unknown(part, _OF_SLICE)
+            own = self._reference("base_model", part)
+            inner = (self._level(part, is_shared=True), *levels)
+            base_at = part.get("base_model") if own else self._top.get("base_model")
+            inputs = [
+                self._input(source, own or base, inner, _OF_SOURCE)
+                for source in self._items(part.get("sources"), "a list of sources")
+            ]
+            kept = tuple(one for one in inputs if one is not None)
+            self._check_base(kept, own or base, base_at)
+            found.append(Slice(kept, own or base, base_at, inner, part))
+        return found
+
+    def _models(self, models: Marked, base: Reference | None, levels: tuple[Level, ...]) -> Slice:
+        inputs = [
+            self._input(entry, base, levels, _OF_MODEL) for entry in self._items(models, "a list of models")
+        ]
+        kept = [one for one in inputs if one is not None]
+        base_at = self._top.get("base_model")
+        if base is not None and base_at is not None and not any(one.is_base for one in kept):
+            kept.append(Input(base, base_at, ({}, *levels), is_base=True))
+        return Slice(tuple(kept), base, base_at, levels, models)
+
+    def _items(self, at: Marked | None, expected: str) -> Sequence[Marked]:
+        if at is not None and at.items:
+            return at.items
+        self._notes.lose(at or self._top, f"expected {expected}")
+        return ()
+
+    def _input(
+        self, entry: Marked, base: Reference | None, levels: tuple[Level, ...], keys: Sequence[str]
+    ) -> Input | None:
+        """Return a model of a list; None, noted, where none is named."""
+        self._unknown(entry, keys)
+        reference = self._reference("model", entry)
+        if reference is None:
+            if not entry.get("model"):
+                self._notes.lose(entry, "no model is named here")
+            return None
+        is_base = base is not None and reference == base
+        ignored = is_base and self._how is not None and self._how.base != "like the others"
+        own = self._level(entry, is_shared=False, of_base=ignored)
+        blocks_at = entry.get("layer_range")
+        blocks = self._blocks(blocks_at) if blocks_at else None
+        if "layer_range" in keys and blocks is None:
+            self._notes.lose(blocks_at or entry, "expected layer_range: [first, end], two whole numbers")
+        return Input(reference, entry, (own, *levels), blocks, blocks_at, is_base)
+
+    def _blocks(self, at: Marked) -> tuple[int, int] | None:
+        found = [item.value for item in at.items or ()]
+        if len(found) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in found):
+            return (found[0], found[1]) if 0 <= found[0] < found[1] else None
+        return None
+
+    def _reference(self, key: str, entry: Marked) -> Reference | None:
+        at = entry.get(key)
+        if at is None:
+            return None
+        found = read_reference(at)
+        if isinstance(found, str):
+            self._notes.lose(at, found)
+            return None
+        if any(place.is_file for place in found.places):
+            why = "a file, not a model: written for mergekit-pytorch, which knows no blocks and no tokenizers"
+            self._notes.add(at if key == "base_model" else entry, "refused", why)
+        return found
+
+    def _check_base(self, inputs: Sequence[Input], base: Reference | None, base_at: Marked | None) -> None:
+        """Note a base model that takes no part: under `slices:` it is not added."""
+        if self._how is None or base is None or base_at is None or any(one.is_base for one in inputs):
+            return
+        if self._how.base != "like the others":
+            self._notes.lose(
+                base_at,
+                f"not among the sources of every slice, where {self._name} needs it, also in mergekit",
+            )
+        else:
+            self._notes.add(base_at, "exact", "config and tokenizer come from it; it is not merged")
+
+    def _level(self, entry: Marked, *, is_shared: bool, of_base: bool = False) -> Level:
+        """Return the parameters that count at one level, and note all others."""
+        at = entry.get("parameters")
+        if at is None or self._how is None:
+            return {}
+        if not at.is_mapping:
+            self._notes.lose(at, "expected a mapping of parameters")
+            return {}
+        self._repeated(at)
+        found: dict[str, Setting] = {}
+        for name, value in (at.entries or {}).items():
+            if value.is_empty:
+                continue
+            if ignored := self._why_ignored(name, is_shared=is_shared, of_base=of_base):
+                self._notes.add(value, "warning", ignored)
+                continue
+            setting = read_setting(value)
+            if isinstance(setting, str):
+                self._notes.lose(value, setting)
+            else:
+                found[name] = setting
+        return found
+
+    def _why_ignored(self, name: str, *, is_shared: bool, of_base: bool) -> str:
+        """Return why mergekit reads over a parameter; empty where it does not."""
+        assert self._how is not None
+        if name not in PARAMETERS:
+            hint = nearest(name, PARAMETERS)
+            return f"no parameter of mergekit: it reads over this{f'; {hint}' if hint else ''}"
+        if name not in {**self._how.each, **self._how.shared}:
+            others = listed(readers(name), 4)
+            return f"{self._name} has no {name}, so mergekit reads over it; {others} read it"
+        if name in self._how.shared and not is_shared:
+            return f"{name} is shared by all models: under one of them mergekit reads over it"
+        if of_base:
+            return f"the base model has no task vector, so mergekit does not read its {name}"
+        return ""
+
+    def _unknown(self, entry: Marked, known: Sequence[str]) -> None:
+        """Note keys that mergekit does not know here."""
+        if not entry.is_mapping:
+            return
+        if entry is not self._top:
+            self._repeated(entry)
+        for key, value in (entry.entries or {}).items():
+            if key in known:
+                continue
+            if key in PARAMETERS:
+                why = f"stands beside `parameters`, not under it: mergekit reads over this {key}"
+            else:
+                hint = nearest(key, known)
+                why = f"no key of mergekit here: it reads over this{f'; {hint}' if hint else ''}"
+            self._notes.add(value, "warning", why)
+
+    def _repeated(self, entry: Marked) -> None:
+        for one in entry.repeated:
+            self._notes.add(one, "warning", "the same key stands here again, and mergekit takes the last one")
+
+
+def plain_value(at: Marked | None) -> Any:
+    """Return a value without its places; None where there is none."""
+    return None if at is None else at.plain()
+
+
+def places_of(configuration: Configuration) -> Mapping[str, Reference]:
+    """Return every model by its spelling."""
+    found = {one.reference.written: one.reference for part in configuration.slices for one in part.inputs}
+    return found | ({configuration.base.written: configuration.base} if configuration.base else {})

@@ -1,0 +1,93 @@
+"""Base model and tasks of an imported configuration, and which task each of its models becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hub_magmax.recipe.importing.configuration import Slice
+from hub_magmax.recipe.importing.findings import Notes
+from hub_magmax.recipe.importing.references import Place, Reference, task_names
+
+#: Methods that sum whole task vectors, so that a model with an adapter is two of them.
+SUMS = ("linear", "task_arithmetic")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Base model and tasks.
+
+    Attributes:
+        base: The base model.
+        tasks: Checkpoints and adapters, by name.
+        parts: By index of a model in the slice, the tasks whose vectors sum to its own; none where it is the
+            base model itself.
+    """
+
+    base: Place
+    tasks: Mapping[str, Place] = field(default_factory=dict)
+    parts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def family_of(part: Slice, method: str, notes: Notes) -> Family | None:
+    """Return base model and tasks of a slice; None, noted, where a recipe has no such family."""
+    base = part.base or _chosen(part, method, notes)
+    if base.lora is not None:
+        notes.lose(part.base_at or part.at, "a base model with an adapter: merge the adapter into it first")
+        return None
+    parts = {n: _parts(one.reference, base.model) for n, one in enumerate(part.inputs)}
+    for number, found in parts.items():
+        one = part.inputs[number]
+        if len(found) > 1 and method not in SUMS:
+            notes.lose(
+                one.at, f"an adapter on another model than the base model, which {method} takes as one"
+            )
+            return None
+        if not found and not one.is_base and part.base is not None:
+            why = "the base model under another spelling: mergekit takes it for a task whose vector is 0"
+            notes.add(one.at, "warning", why)
+    _note_models(part, parts, method, notes)
+    places = [*dict.fromkeys(place for found in parts.values() for place in found)]
+    names = dict(zip(places, task_names(places), strict=True))
+    return Family(
+        base.model,
+        {name: place for place, name in names.items()},
+        {number: tuple(names[place] for place in found) for number, found in parts.items()},
+    )
+
+
+def _chosen(part: Slice, method: str, notes: Notes) -> Reference:
+    """Return the model that plays the base model where none is named."""
+    models = [one.reference.model.plain for one in part.inputs]
+    chosen = Reference(part.inputs[0].reference.model)
+    if len(set(models)) > 1:
+        why = (
+            f"no base_model is named, so the first model, {chosen.written}, plays it, and gives config and "
+            "tokenizer; mergekit takes those of any of the models"
+        )
+        notes.add(part.at, "warning", why)
+    return chosen
+
+
+def _parts(reference: Reference, base: Place) -> tuple[Place, ...]:
+    """Return the checkpoint and the adapter that a model adds to the base model."""
+    own = () if reference.model.plain == base.plain else (reference.model,)
+    return (*own, reference.lora) if reference.lora else own
+
+
+def _note_models(part: Slice, parts: Mapping[int, tuple[Place, ...]], method: str, notes: Notes) -> None:
+    for number, one in enumerate(part.inputs):
+        if one.at is part.base_at:
+            notes.add(one.at, "exact", "base_model; it is not among the models")
+        elif one.reference.lora is not None:
+            named = one.at.get("model")
+            inside = (named.entries or {}).values() if named else ()
+            for at in (one.at, *inside):
+                notes.add(at, "rounding", "the adapter is a task, its product added to the base model")
+        elif parts[number]:
+            notes.add(one.at, "exact", "a task")
+        else:
+            notes.add(one.at, "exact", "the base model")
+    if part.base_at is not None:
+        is_centre = method in ("nuslerp", "multislerp")
+        notes.add(part.base_at, "rounding" if is_centre else "exact", "base_model")

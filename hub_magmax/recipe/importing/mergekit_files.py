@@ -1,0 +1,190 @@
+"""Files of mergekit's programs: configurations, cards that show one, and files that no merge follows from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from hub_magmax.errors import KeyPath, RecipeError
+from hub_magmax.recipe.importing.configuration import Configuration, places_of, read_configuration
+from hub_magmax.recipe.importing.findings import Notes
+from hub_magmax.recipe.importing.marked import Marked, read_documents
+from hub_magmax.recipe.importing.model_facts import Models
+from hub_magmax.recipe.importing.translation import Imported, translate
+from hub_magmax.text import listed, shown
+
+#: File of a merged model in which mergekit keeps its configuration.
+CONFIG_NAME = "mergekit_config.yml"
+
+#: Keys of which a configuration has one at least.
+_TELLING = frozenset(("merge_method", "models", "slices", "modules"))
+
+#: A fenced block of a card.
+_FENCE = re.compile(
+    r"^ {0,3}(```+|~~~+)[ \t]*([\w.+-]*)[^\n]*\n(.*?)^ {0,3}\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL
+)
+
+#: Files of mergekit's other programs: a key of them, what they are, and other keys that say so.
+_PROGRAMS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "experts": (
+        "a configuration of mergekit-moe: a mixture of experts, in which layers stand side by side",
+        {"gate_mode": "routers that come from prompts or at random: no merge of weights"},
+    ),
+    "genome": (
+        "the search space of mergekit-evolve, from which no weights follow; import the configuration of the "
+        "merge that it found",
+        {},
+    ),
+    "layer_slices": ("a configuration of bakllama, which mergekit replaced by slices:", {}),
+}
+
+
+def is_mergekit(values: Marked) -> bool:
+    """Say whether a document is a configuration of one of mergekit's programs."""
+    keys = {*(values.entries or {})}
+    return bool(keys & _TELLING or keys & _PROGRAMS.keys()) and not {"base_model", "tasks"} <= keys - {
+        "genome"
+    }
+
+
+def shown_in_card(text: str) -> list[str]:
+    """Return the configurations that a card shows, each at the lines at which it stands there."""
+    found = []
+    for block in _FENCE.finditer(text):
+        language, body = block[2].lower(), block[3]
+        if language in ("", "yaml", "yml", "json") and re.search(
+            r"^\s*(- )?merge_method\s*:", body, re.MULTILINE
+        ):
+            found.append("\n" * text.count("\n", 0, block.start(3)) + body)
+    return found
+
+
+def text_of_card(text: str, where: str) -> str:
+    """Return the configuration that a card shows, at the lines at which it stands there.
+
+    Raises:
+        RecipeError: If it shows none, or several.
+    """
+    found = shown_in_card(text)
+    if len(found) == 1:
+        return found[0]
+    lines = [str(len(one) - len(one.lstrip("\n")) + 1) for one in found]
+    what = (
+        f"{len(found)} configurations are shown, on lines {listed(lines)}"
+        if found
+        else "no configuration is shown"
+    )
+    raise RecipeError(
+        what,
+        where=where,
+        expected="a block of YAML with merge_method:, as the cards of mergekit have one",
+        hint="Copy the one that is meant into a file, and import that.",
+    )
+
+
+def import_mergekit(text: str, where: str, models: Models, without: Sequence[str] = ()) -> Imported:
+    """Return what a configuration of mergekit becomes, line by line.
+
+    Args:
+        text: YAML.
+        where: Its name in messages.
+        models: Looks checkpoints up.
+        without: Keys that are left out, as findings name them.
+
+    Raises:
+        RecipeError: If it is no YAML or no configuration, or a key of `without` is not in it.
+    """
+    documents = read_documents(text, where)
+    notes = Notes(text.splitlines())
+    if not documents or not any(map(is_mergekit, documents)):
+        raise RecipeError(
+            "this is no configuration of mergekit",
+            where=where,
+            expected="merge_method:, and models: or slices:",
+            hint="docs/import.md lists the files that can be imported.",
+        )
+    if len(documents) > 1:
+        _refuse_stages(documents, notes)
+        return Imported(notes.sorted(), None)
+    (top,) = documents
+    _refuse_programs(top, notes)
+    if not notes.is_whole:
+        return Imported(notes.sorted(), None)
+    for key in without:
+        top = _without(top, key, where, notes)
+    configuration = read_configuration(top, notes)
+    if configuration is None:
+        return Imported(notes.sorted(), None)
+    recipe = translate(configuration, models, notes)
+    remarks = tuple(_flags(configuration))
+    return Imported(notes.sorted(), recipe if notes.is_whole else None, remarks)
+
+
+def _flags(configuration: Configuration) -> Iterator[str]:
+    """Yield options of mergekit's command that change the weights, and that its file does not hold."""
+    if configuration.method.is_random:
+        yield "--random-seed, by which mergekit draws; the recipe's seed draws other elements"
+    if any(reference.lora for reference in places_of(configuration).values()):
+        yield "--lora-merge-dtype, in which mergekit adds adapters to their models; here in float32 or wider"
+    if configuration.top.get("tokenizer_source") is None and configuration.top.get("tokenizer") is None:
+        yield "--unsafe-truncate-embeddings, which cuts vocabularies of different sizes to the shortest one"
+
+
+def _refuse_programs(top: Marked, notes: Notes) -> None:
+    """Note the keys of files of mergekit's other programs."""
+    entries = top.entries or {}
+    for program, (what, others) in _PROGRAMS.items():
+        if program in entries:
+            for key, why in {program: what, **others}.items():
+                if key in entries:
+                    notes.add(entries[key], "refused", why)
+
+
+def _without(top: Marked, key: str, where: str, notes: Notes) -> Marked:
+    """Return a document without a key, and note that."""
+    path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    at = _at(top, path)
+    if at is None:
+        raise RecipeError(
+            f"there is no key {shown(key)}",
+            where=where,
+            hint="Name it as the list of lines does, models.0.parameters.",
+        )
+    notes.add(at, "warning", "left out, as --without says: the recipe goes without it")
+    return top.without(at.path)
+
+
+def _at(top: Marked, path: KeyPath) -> Marked | None:
+    found: Marked | None = top
+    for part in path:
+        if found is None:
+            return None
+        if found.items is not None:
+            found = found.items[part] if isinstance(part, int) and part < len(found.items) else None
+        else:
+            found = (found.entries or {}).get(str(part))
+    return found
+
+
+def _refuse_stages(documents: Sequence[Marked], notes: Notes) -> None:
+    """Note the stages of a file of mergekit-multi, and which of them need others."""
+    named = {str(at.value) for one in documents if (at := one.get("name"))}
+    for document in documents:
+        at = document.get("name") or document
+        why = "one of several merges: write a recipe for each, in the order in which they need each other"
+        notes.add(at, "refused", why)
+        for model in _models(document):
+            if isinstance(model.value, str) and model.value in named:
+                place = model
+                notes.add(place, "refused", f"{shown(model.value)} is a merge of this file, not a model")
+
+
+def _models(at: Marked) -> Iterator[Marked]:
+    """Yield all names of models below."""
+    for key, one in (at.entries or {}).items():
+        if key in ("model", "base_model"):
+            yield one
+        else:
+            yield from _models(one)
+    for one in at.items or ():
+        yield from _models(one)

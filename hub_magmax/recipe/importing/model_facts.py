@@ -1,0 +1,62 @@
+"""Facts about checkpoints that decide what a configuration means: blocks, names, dtypes, tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hub_magmax.recipe.importing.references import Place
+
+#: The number of a block in the name of a tensor.
+_BLOCK = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts about one checkpoint, from its headers and small files.
+
+    Attributes:
+        dtypes: Of its tensors by name, as safetensors writes them.
+        rows: Of tensors with two dimensions or more, by name.
+        num_blocks: As its configuration says.
+        tokens: Row of every token; empty where there is no tokenizer that can be read.
+        is_adapter: Whether it is a LoRA adapter.
+    """
+
+    dtypes: Mapping[str, str]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    num_blocks: int | None = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    is_adapter: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.dtypes)
+
+
+class Models(Protocol):
+    """Looks checkpoints up."""
+
+    def facts(self, place: Place) -> ModelFacts | None:
+        """Return facts about a checkpoint; None where it cannot be read now."""
+
+    def written(self, place: Place) -> str:
+        """Return the name of a checkpoint as the recipe has it."""
+
+
+class Unseen:
+    """Checkpoints that are not looked at."""
+
+    def facts(self, place: Place) -> ModelFacts | None:
+        return None
+
+    def written(self, place: Place) -> str:
+        return place.written
+
+
+def block_of(name: str) -> int | None:
+    """Return the number of the block that a tensor belongs to; None outside the blocks."""
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else None

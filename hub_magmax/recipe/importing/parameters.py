@@ -1,0 +1,147 @@
+"""Parameters of mergekit: constants, gradients over the blocks, conditions on names, levels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hub_magmax.recipe.importing.marked import Marked
+from hub_magmax.text import shown
+
+#: A filter that every name passes.
+EVERYTHING = "*"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A constant, or a gradient: points at equal distances over the blocks, with straight lines between."""
+
+    points: tuple[Any, ...]
+
+    @property
+    def is_constant(self) -> bool:
+        return len(set(map(repr, self.points))) == 1
+
+    @property
+    def first(self) -> Any:
+        """The value of embedding, final norm and head."""
+        return self.points[0]
+
+    def number(self) -> float | None:
+        """Return the constant as a number; None where it is none."""
+        return as_number(self.first) if self.is_constant else None
+
+    def numbers(self) -> tuple[float, ...] | None:
+        """Return all points as numbers; None where one is none."""
+        found = [as_number(point) for point in self.points]
+        return None if None in found else tuple(float(point or 0.0) for point in found)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A value, and the names that it counts for.
+
+    Attributes:
+        filter: Part of a name; None for every name.
+        value: What counts.
+        at: Where the value stands.
+        filter_at: Where the filter stands.
+    """
+
+    filter: str | None
+    value: Value
+    at: Marked
+    filter_at: Marked | None = None
+
+    @property
+    def is_for_all(self) -> bool:
+        return self.filter is None or self.filter == EVERYTHING
+
+    def covers(self, name: str) -> bool:
+        return self.is_for_all or str(self.filter) in name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A parameter at one level: the first condition that covers a name counts."""
+
+    at: Marked
+    conditions: tuple[Condition, ...]
+
+
+#: Parameters of one level by name.
+Level = Mapping[str, Setting]
+
+#: Signs of names of tensors; a filter with others covers none.
+_NAME_SIGNS = re.compile(r"[\w.\-/]*")
+
+
+def can_match(text: str) -> bool:
+    """Say whether the name of a tensor can hold a text."""
+    return bool(_NAME_SIGNS.fullmatch(text))
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number that is finite; text such as 1e-5, which YAML 1.1 does not take for one, counts."""
+    try:
+        found = math.nan if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def as_switch(value: Any) -> bool | None:
+    """Return true or false; None for anything else."""
+    if isinstance(value, bool):
+        return value
+    return bool(value) if value in (0, 1) and not isinstance(value, str) else None
+
+
+def read_setting(at: Marked) -> Setting | str:
+    """Return a parameter, or why it is none."""
+    if at.is_mapping:
+        found = _condition(at)
+        return found if isinstance(found, str) else Setting(at, (found,))
+    if not at.is_list:
+        return Setting(at, (Condition(None, Value((at.value,)), at),))
+    items = at.items or ()
+    if not any(item.is_mapping or item.is_list for item in items):
+        points = tuple(item.value for item in items)
+        return Setting(at, (Condition(None, Value(points), at),) if points else ())
+    conditions = []
+    for item in items:
+        found = _condition(item)
+        if isinstance(found, str):
+            return found
+        conditions.append(found)
+    return Setting(at, tuple(conditions))
+
+
+def _condition(entry: Marked) -> Condition | str:
+    """Return `{filter: ..., value: ...}`, or why it is none."""
+    written, name = entry.get("value"), entry.get("filter")
+    if written is None:
+        return f"{shown(entry.plain(), 40)} is no value: a condition is {{filter: ..., value: ...}}"
+    inner = read_setting(written) if not written.is_mapping else "a condition in a condition"
+    if isinstance(inner, str) or len(inner.conditions) != 1:
+        return "a condition has one number, or a list of numbers"
+    return Condition(str(name.value) if name else None, inner.conditions[0].value, written, name)
+
+
+def choices(levels: Sequence[Level], name: str) -> tuple[Condition, ...]:
+    """Return the conditions of a parameter in the order in which they are tried, level by level."""
+    found: list[Condition] = []
+    for level in levels:
+        for condition in level[name].conditions if name in level else ():
+            found.append(condition)
+            if condition.is_for_all:
+                return tuple(found)
+    return tuple(found)
+
+
+def settings_of(levels: Sequence[Level], name: str) -> Iterator[Setting]:
+    """Yield a parameter at every level that has it."""
+    return (level[name] for level in levels if name in level)

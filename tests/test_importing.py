@@ -1,0 +1,301 @@
+"""Configurations of mergekit read line by line: structure, levels, verdicts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hub_magmax.errors import RecipeError
+from hub_magmax.recipe.importing.mergekit_files import import_mergekit
+from hub_magmax.recipe.importing.model_facts import ModelFacts, Unseen
+from hub_magmax.recipe.loading import parse_recipe
+from tests.test_cli import call
+
+NAMES = [
+    "model.embed_tokens.weight",
+    *(
+        f"model.layers.{n}.{part}"
+        for n in range(4)
+        for part in ("self_attn.q_proj.weight", "mlp.up_proj.weight")
+    ),
+    "model.norm.weight",
+    "lm_head.weight",
+]
+SIX = ModelFacts(dict.fromkeys(NAMES, "F32"), dict.fromkeys(NAMES, 6), 4)
+
+
+class Known(Unseen):
+    """Checkpoints of four blocks in float32, but those that are named otherwise."""
+
+    def __init__(self, **others):
+        self.others = others
+
+    def facts(self, place):
+        return self.others.get(place.plain.path, SIX)
+
+
+def imported(text, models=None, without=()):
+    return import_mergekit(text, "mix.yml", models or Known(), without)
+
+
+def verdicts(text, **facts):
+    """Return {line: verdicts on it}."""
+    found = {}
+    for finding in imported(text, Known(**facts)).findings:
+        found.setdefault(finding.line, set()).add(finding.verdict)
+    return found
+
+
+def recipe_of(text, models=None):
+    found = imported(text, models)
+    assert found.recipe is not None, [f for f in found.findings if f.is_lost]
+    parse_recipe(dict(found.recipe))
+    return found.recipe
+
+
+def models_of(method, *models, base="", rest=""):
+    """Return a configuration of `NAME weight` entries."""
+    lines = [f"merge_method: {method}", *([f"base_model: {base}"] if base else []), "models:"]
+    for model in models:
+        name, *weight = model.split()
+        lines.append(f"  - model: {name}")
+        lines += [f"    parameters: {{weight: {weight[0]}}}"] if weight else []
+    return "\n".join(lines) + f"\n{rest}"
+
+
+def test_a_mean_counts_the_base_model_in_the_scaling():
+    # (0.4 base + 1 a + 0.6 b) / 2 = base + 0.8 (0.625 τ_a + 0.375 τ_b)
+    values = recipe_of(models_of("linear", "o 0.4", "a 1", "b 0.6", base="o", rest="dtype: bfloat16\n"))
+    assert values["method"] == {"name": "average", "scaling": 0.8}
+    assert values["preference"] == {"weights": {"a": 0.625, "b": 0.375}}
+    assert values["output"]["dtype"] == "bfloat16"
+
+
+def test_weights_of_a_sum_become_coefficients():
+    values = recipe_of(
+        models_of("task_arithmetic", "a@v1 0.8", "b -0.5", base="o", rest="parameters: {lambda: 0.7}")
+    )
+    assert values["tasks"] == [{"name": "a", "model": "a@v1"}, {"name": "b", "model": "b"}]
+    assert values["method"] == {"name": "task_arithmetic", "scaling": 0.7}
+    assert values["preference"] == {"coefficients": {"a": 0.8, "b": -0.5}}
+
+
+def test_adapters_on_one_model_are_tasks_over_it():
+    values = recipe_of(models_of("linear", "me/o+lora/a 1", "me/o+lora/b@v2 3"))
+    assert values["base_model"] == "me/o"
+    assert [task["model"] for task in values["tasks"]] == ["lora/a", "lora/b@v2"]
+    assert values["preference"] == {"weights": {"a": 0.25, "b": 0.75}}
+
+
+def test_an_adapter_on_another_model_is_two_tasks_of_a_sum_and_nothing_elsewhere():
+    text = models_of("task_arithmetic", "o+l 0.5", "a+l 0.25", base="o")
+    assert recipe_of(text)["preference"] == {"coefficients": {"l": 0.75, "a": 0.25}}
+    assert verdicts(text.replace("task_arithmetic", "ties"))[6] >= {"not representable"}
+
+
+def test_a_single_model_is_copied():
+    values = recipe_of("models: [{model: a}]\nmerge_method: passthrough\n")
+    assert values["base_model"] == "a" and values["tensors"] == [{"match": "*", "take": "base_model"}]
+    assert imported("models: [{model: a}]\nmerge_method: passthrough\n").verdict == "exact"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("merge_method: slrp\nmodels: []\n", 1, "slerp"),
+        ("models: [{model: a}]\n", 1, "no merge_method"),
+        ("merge_method: linear\nmodels: [{model: a}]\nslices: [{}]\n", 3, "exclude each other"),
+        ("merge_method: linear\nmodels:\n  - {parameters: {weight: 1}}\n", 3, "no model is named"),
+        ("merge_method: linear\nmodels:\n  - {model: a+b+c}\n", 3, "one plus sign at most"),
+        ("merge_method: linear\nmodels:\n  - {model: a}\n", 3, "no weight, which linear needs"),
+        ("merge_method: ties\nmodels:\n  - {model: a}\n", 1, "needs a base_model"),
+        (models_of("linear", "a 0.6", "b 0.6", rest="parameters: {normalize: false}\n"), 7, "sum to 1.2"),
+        (models_of("linear", "a 1", "b -1"), 1, "NaN"),
+        (models_of("ties", "a 1", base="o", rest="dtype: bf16\n"), 6, "no dtype"),
+        (models_of("ties", "a 1", base="o", rest="parameters: {density: 0}\n"), 6, "above 0"),
+        (models_of("ties", "a high", base="o"), 5, "no number"),
+    ],
+)
+def test_what_has_no_counterpart_is_named_at_its_line(text, line, word):
+    found = imported(text)
+    assert found.recipe is None and found.verdict == "not representable"
+    (why,) = {f.why for f in found.findings if f.is_lost and f.line == line}
+    assert word in why
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("name: one\nmerge_method: linear\n---\nmerge_method: linear\nmodels:\n  - model: one\n", {1, 4, 6}),
+        ("experts: []\ngate_mode: hidden\nbase_model: a\n", {1, 2}),
+        ("genome: {models: [a]}\ntasks: []\n", {1}),
+        ("layer_slices: []\n", {1}),
+        (models_of("linear", "a/model.safetensors 1"), {3}),
+    ],
+)
+def test_files_of_other_programs_are_refused(text, lines):
+    found = imported(text)
+    assert found.recipe is None and found.verdict == "refused"
+    assert {f.line for f in found.findings if f.verdict == "refused"} == lines
+
+
+SLIPS = """\
+merge_method: ties
+base_model: o
+models:
+  - model: o
+    parameters: {weight: 9}
+  - model: a
+    weight: 0.5
+    parameters:
+      weight: 1
+      normalize: false
+      densty: 0.1
+      gamma: 0.2
+normalize: false
+parameters:
+  density: 0.5
+  density: 0.4
+  lamda: 3
+tokenizr_source: base
+"""
+
+
+def test_what_mergekit_reads_over_is_named_and_the_rest_counts():
+    found = verdicts(SLIPS)
+    assert {line for line, words in found.items() if "warning" in words} >= {5, 7, 10, 11, 12, 13, 15, 17, 18}
+    assert recipe_of(SLIPS)["method"] == {"name": "ties", "density": 0.4, "scaling": 1.0}
+
+
+def test_the_nearest_level_counts_and_what_never_does_is_said():
+    text = models_of(
+        "ties", "a 1", "b 1", base="o", rest="parameters: {weight: 3, density: 0.5, int8_mask: 1}\n"
+    )
+    found = imported(text)
+    assert [f.why for f in found.findings if f.line == 8 and f.key[-1] == "weight"] == [
+        "never used: every tensor finds a value before this one"
+    ]
+    assert recipe_of(text)["preference"] == {"weights": {"a": 0.5, "b": 0.5}}
+
+
+def test_yaml_is_read_as_mergekit_reads_it():
+    # Text that is a number, an alias, a merge key, `no` for false.
+    text = (
+        "merge_method: linear\nmodels:\n  - model: a\n    parameters: &p {weight: 5e-1}\n"
+        "  - model: b\n    parameters: {<<: *p}\nparameters: {normalize: no}\n"
+    )
+    assert recipe_of(text)["method"] == {"name": "average", "scaling": 0.5}
+    assert verdicts(text)[7] == {"exact"}  # they sum to 1
+
+
+def test_slices_of_all_blocks_are_models():
+    part = "  - {model: %s, layer_range: [0, %d], parameters: {weight: 1}}\n"
+    text = "merge_method: linear\nslices:\n- sources:\n" + part % ("a", 4) + part % ("b", 4)
+    assert recipe_of(text)["tasks"] == [{"name": "b", "model": "b"}]
+    assert imported(text.replace("[0, 4]", "[0, 3]")).recipe is None
+    assert imported(text, Unseen()).recipe is None  # nobody knows how many there are
+
+
+def test_filters_of_no_name_are_named():
+    rest = (
+        "parameters: {density: [{filter: mlp.*up, value: 0.1}, {filter: conv, value: 0.2}, {value: 0.5}]}\n"
+    )
+    text = models_of("ties", "a 1", base="o", rest=rest)
+    why = [f.why for f in imported(text).findings if f.verdict == "warning" and f.line == 6]
+    assert len(why) == 2 and "not patterns" in why[0] and "no name" in why[1]
+    assert recipe_of(text)["method"]["density"] == 0.5
+
+
+def test_dtypes_that_models_have_change_nothing():
+    halves = ModelFacts(dict.fromkeys(NAMES, "BF16"), {}, 4)
+    text = models_of("linear", "a 1", "b 1", rest="dtype: float32\nout_dtype: bfloat16\n")
+    assert verdicts(text, b=halves)[7] == {"exact"} and verdicts(text, b=halves)[8] == {"rounding"}
+    # Without a dtype mergekit promotes; a recipe takes the base model's.
+    assert recipe_of(models_of("linear", "b 1", "a 1"), Known(b=halves))["output"]["dtype"] == "float32"
+
+
+def test_keys_can_be_left_out_by_name():
+    text = models_of("task_arithmetic", "a 1", base="o", rest="tokenizer: {pad_to_multiple_of: 8}\n")
+    assert imported(text).recipe is None
+    found = imported(text, without=["tokenizer.pad_to_multiple_of"])
+    assert found.recipe is not None
+    assert [f.verdict for f in found.findings if f.line == 6] == ["warning"]
+    with pytest.raises(RecipeError, match="no key 'tokens'"):
+        imported(text, without=["tokens"])
+
+
+@pytest.mark.parametrize("text", ["", "a: b\n", "- 1\n", "license: mit\n", "tasks: []\nbase_model: x\n"])
+def test_other_texts_are_no_configurations(text):
+    with pytest.raises(RecipeError, match="no configuration of mergekit"):
+        imported(text)
+
+
+@pytest.mark.parametrize("text", ["a: [", "&a [*a, *a]", "[" * 50, "a: &x {<<: *x}\nmerge_method: b\n"])
+def test_yaml_that_cannot_be_read_is_an_error(text):
+    with pytest.raises(RecipeError):
+        imported(text)
+
+
+CARD = """---
+license: mit
+---
+# Mix
+
+```python
+print("merge_method: no")
+```
+
+```yaml
+merge_method: task_arithmetic
+base_model: ./base
+models:
+  - model: ./a
+    parameters: {weight: 1.0}
+```
+"""
+
+
+def test_a_file_a_card_and_a_folder_are_imported(family, monkeypatch):
+    monkeypatch.chdir(family)
+    folder = family / "theirs"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    code, out, _ = call("import", "theirs", "--out", "one.yaml")
+    assert code == 0 and "14  parameters" not in out and "15  parameters: {weight: 1.0}" in out
+    (folder / "mergekit_config.yml").write_text(CARD.split("```yaml\n")[1].rstrip("`\n"))
+    assert call("import", folder, "--out", "sub.yaml")[0] == 0
+    written = yaml.safe_load((family / "sub.yaml").read_text())
+    assert written == yaml.safe_load((family / "one.yaml").read_text())
+    assert written["tasks"] == [{"name": "a", "model": "./a"}]
+
+
+def test_a_repository_is_imported(family, hub, monkeypatch):
+    monkeypatch.chdir(family)
+    hub.add_repo("me/theirs", files={"README.md": CARD.encode()})
+    assert call("import", "me/theirs")[0] == 0
+    assert Path("recipe.yaml").is_file()
+    code, _, err = call("import", "me/theirs")
+    assert code == 1 and "already" in err
+
+
+def test_nothing_is_written_where_a_line_has_no_counterpart(family, monkeypatch):
+    monkeypatch.chdir(family)
+    Path("mix.yml").write_text(models_of("ties", "./a 1", base="./base", rest="tokenizer: {source: union}\n"))
+    code, out, _ = call("import", "mix.yml", "--json")
+    values = json.loads(out)
+    assert code == 1 and values["verdict"] == "not representable" and values["recipe"] is None
+    assert not Path("recipe.yaml").exists()
+    lost = [line for line in values["lines"] if line["verdict"] == "not representable"]
+    assert [(one["line"], one["key"]) for one in lost] == [(6, ["tokenizer", "source"])]
+    assert "--without tokenizer.source" in call("import", "mix.yml")[1]
+    assert call("import", "mix.yml", "--without", "tokenizer.source")[0] == 0
+
+
+def test_paths_start_at_the_folder_of_the_recipe(family, tmp_path, monkeypatch):
+    monkeypatch.chdir(family)
+    (family / "sub").mkdir()
+    Path("mix.yml").write_text(models_of("linear", "base 1", "./a 1"))
+    assert call("import", "mix.yml", "--out", "sub/mix.yaml")[0] == 0
+    assert yaml.safe_load(Path("sub/mix.yaml").read_text())["base_model"] == "../base"
+    assert call("plan", "sub/mix.yaml")[0] == 0
