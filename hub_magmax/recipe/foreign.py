@@ -24,20 +24,21 @@ def refuse_foreign(text: str, name: str) -> None:
     """Raise RecipeError if a text is a known kind of file that is no recipe, with what to give instead."""
     if name.endswith(".md"):
         raise _card_error(name, text)
-    documents = []
-    if len(text) <= _MAX_CHARACTERS:
-        with suppress(RecipeError):
-            documents = read_documents(text, name)
-    if not documents or not documents[0].is_mapping:
+    first = _first_document(text, name)
+    keys = {*(first.entries or {})} if first else {"tasks"}
+    if first is None or ("tasks" in keys and not keys & {"genome", "checksum"}):
         return
-    values = documents[0].plain()
-    if "tasks" in values and "genome" not in values and "checksum" not in values:
-        return
-    if found := _mergekit(documents[0], name):
-        raise found
-    for recognise in (_configuration, _record, _card):
-        if found := recognise(values, name):
-            raise found
+    found = [_mergekit(first, name), *(how(first.plain(), name) for how in (_configuration, _record, _card))]
+    for error in filter(None, found):
+        raise error
+
+
+def _first_document(text: str, name: str) -> Marked | None:
+    """Return the first document of a text; None where it is no mapping, or too long to be looked at."""
+    with suppress(RecipeError):
+        documents = read_documents(text, name) if len(text) <= _MAX_CHARACTERS else []
+        return next((one for one in documents[:1] if one.is_mapping), None)
+    return None
 
 
 def folder_error(path: Path) -> RecipeError:

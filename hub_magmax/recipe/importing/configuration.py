@@ -77,7 +77,6 @@ class Configuration:
         method_name: Of mergekit.
         method: Its parameters.
         slices: One for a list of models.
-        is_sliced: Whether blocks are named.
         base: At the top.
         top: All of the document.
     """
@@ -85,7 +84,6 @@ class Configuration:
     method_name: str
     method: MergekitMethod
     slices: tuple[Slice, ...]
-    is_sliced: bool
     base: Reference | None
     top: Marked
 
@@ -119,13 +117,11 @@ class _Reader:
         base = self._reference("base_model", self._top)
         if self._how.base == "required" and not (base or self._has_own_bases()):
             self._notes.lose(method, f"{self._name} needs a base_model, also in mergekit")
-            return None
         levels = (self._level(self._top, is_shared=True),)
         found = self._slices(base, levels)
-        if not found or not self._notes.is_whole:
+        if not self._notes.is_whole:
             return None
-        is_sliced = any(one.blocks for part in found for one in part.inputs)
-        return Configuration(self._name, self._how, tuple(found), is_sliced, base, self._top)
+        return Configuration(self._name, self._how, tuple(found), base, self._top)
 
     def _no_method(self, method: Marked | None) -> None:
         if method is None:
@@ -142,18 +138,19 @@ class _Reader:
 
     def _slices(self, base: Reference | None, levels: tuple[Level, ...]) -> list[Slice]:
         """Return the slices of models, slices or the one module."""
-        written = [key for key in ("models", "slices", "modules") if self._top.get(key)]
+        written = {key: at for key in ("models", "slices", "modules") if (at := self._top.get(key))}
         if len(written) != 1:
-            what = f"{listed(written)} exclude each other" if written else "there are no models"
-            at = (self._top.entries or {})[written[1]] if written else self._top
+            what = f"{listed([*written])} exclude each other" if written else "there are no models"
+            at = [*written.values(), self._top][1 if written else 0]
             self._notes.lose(at, f"{what}: mergekit takes one of models, slices and modules")
             return []
-        if written[0] != "modules":
-            return self._parts(self._top, base, levels)
-        modules = self._top.get("modules")
-        entries = modules.entries if modules and modules.entries else {}
+        modules = written.get("modules")
+        return self._module(modules, base, levels) if modules else self._parts(self._top, base, levels)
+
+    def _module(self, modules: Marked, base: Reference | None, levels: tuple[Level, ...]) -> list[Slice]:
+        entries = modules.entries or {}
         if len(entries) != 1:
-            at = [*entries.values()][1] if len(entries) > 1 else modules or self._top
+            at = [modules, *entries.values()][2 if entries else 0]
             self._notes.lose(at, "parts of a model that are merged by settings of their own")
             return []
         ((name, module),) = entries.items()

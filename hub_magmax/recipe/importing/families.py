@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
-from hub_magmax.recipe.importing.configuration import Slice
+from hub_magmax.recipe.importing.configuration import Input, Slice
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.references import Place, Reference, task_names
+
+#: Of a base model that is named otherwise than among the models.
+_RESPELLED = "the base model under another spelling: mergekit takes it for a task whose vector is 0"
 
 #: Methods that sum whole task vectors, so that a model with an adapter is two of them.
 SUMS = ("linear", "task_arithmetic")
@@ -36,24 +40,21 @@ def family_of(part: Slice, method: str, notes: Notes) -> Family | None:
         notes.lose(part.base_at or part.at, "a base model with an adapter: merge the adapter into it first")
         return None
     parts = {n: _parts(one.reference, base.model) for n, one in enumerate(part.inputs)}
-    for number, found in parts.items():
-        one = part.inputs[number]
-        if len(found) > 1 and method not in SUMS:
-            notes.lose(
-                one.at, f"an adapter on another model than the base model, which {method} takes as one"
-            )
-            return None
-        if not found and not one.is_base and part.base is not None:
-            why = "the base model under another spelling: mergekit takes it for a task whose vector is 0"
-            notes.add(one.at, "warning", why)
+    if method not in SUMS and not _are_single(part, parts, method, notes):
+        return None
     _note_models(part, parts, method, notes)
-    places = [*dict.fromkeys(place for found in parts.values() for place in found)]
+    places = [*dict.fromkeys(chain.from_iterable(parts.values()))]
     names = dict(zip(places, task_names(places), strict=True))
-    return Family(
-        base.model,
-        {name: place for place, name in names.items()},
-        {number: tuple(names[place] for place in found) for number, found in parts.items()},
-    )
+    named = {number: tuple(names[place] for place in found) for number, found in parts.items()}
+    return Family(base.model, {name: place for place, name in names.items()}, named)
+
+
+def _are_single(part: Slice, parts: Mapping[int, tuple[Place, ...]], method: str, notes: Notes) -> bool:
+    """Say whether every model is one task; note where one is not."""
+    whole = [part.inputs[number] for number, found in parts.items() if len(found) > 1]
+    for one in whole:
+        notes.lose(one.at, f"an adapter on another model than the base model, which {method} takes as one")
+    return not whole
 
 
 def _chosen(part: Slice, method: str, notes: Notes) -> Reference:
@@ -76,18 +77,21 @@ def _parts(reference: Reference, base: Place) -> tuple[Place, ...]:
 
 
 def _note_models(part: Slice, parts: Mapping[int, tuple[Place, ...]], method: str, notes: Notes) -> None:
+    """Note what every model is."""
     for number, one in enumerate(part.inputs):
-        if one.at is part.base_at:
-            notes.add(one.at, "exact", "base_model; it is not among the models")
-        elif one.reference.lora is not None:
-            named = one.at.get("model")
-            inside = (named.entries or {}).values() if named else ()
-            for at in (one.at, *inside):
-                notes.add(at, "rounding", "the adapter is a task, its product added to the base model")
-        elif parts[number]:
-            notes.add(one.at, "exact", "a task")
-        else:
-            notes.add(one.at, "exact", "the base model")
+        _note_model(one, part, parts[number], notes)
     if part.base_at is not None:
         is_centre = method in ("nuslerp", "multislerp")
         notes.add(part.base_at, "rounding" if is_centre else "exact", "base_model")
+
+
+def _note_model(one: Input, part: Slice, tasks: tuple[Place, ...], notes: Notes) -> None:
+    """Note what one of the models is."""
+    if one.reference.lora is not None:
+        named = one.at.get("model")
+        for at in (one.at, *((named and named.entries) or {}).values()):
+            notes.add(at, "rounding", "the adapter is a task, its product added to the base model")
+    elif one.at is not part.base_at:
+        is_base = one.is_base or part.base is None
+        told = "a task" if tasks else "the base model" if is_base else _RESPELLED
+        notes.add(one.at, "warning" if told is _RESPELLED else "exact", told)

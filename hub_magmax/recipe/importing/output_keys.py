@@ -64,26 +64,26 @@ class OutputReader:
         return None
 
     def _judge_dtype(self, key: str, at: Marked, dtype: str) -> None:
-        inputs = {dtype for facts in self.facts.values() for dtype in facts.dtypes.values()}
+        widens = (key, dtype) == ("dtype", "float32") and set() < self._inputs <= _IN_FLOAT32
         if key == "dtype" and self.configuration.top.get("out_dtype"):
-            is_exact = dtype == "float32" and bool(inputs) and inputs <= _IN_FLOAT32
             why = "sums are formed in float32 or wider, and out_dtype says what is stored"
-            self.notes.add(at, "exact" if is_exact else "rounding", why)
-        elif inputs == {_DTYPES[dtype]} or (
-            key == "dtype" and dtype == "float32" and inputs and inputs <= _IN_FLOAT32
-        ):
+            self.notes.add(at, "exact" if widens else "rounding", why)
+        elif widens or self._inputs == {_DTYPES[dtype]}:
             self.notes.add(at, "exact", "output.dtype; the models hold it, or what widens to it without loss")
         elif self.is_copy:
             self.notes.add(at, "exact", "output.dtype: each element is rounded once")
         else:
-            how = "mergekit rounds the models and what it sums to it; here sums are in float32 or wider"
-            why = f"output.dtype; {how}, rounded once" if key == "dtype" else "output.dtype, rounded once"
-            self.notes.add(at, "rounding", why)
+            more = "; mergekit rounds models and sums to it too" if key == "dtype" else ""
+            self.notes.add(at, "rounding", f"output.dtype: float32 or wider is rounded once{more}")
+
+    @property
+    def _inputs(self) -> set[str]:
+        """The dtypes of the models, as far as they are known."""
+        return {dtype for facts in self.facts.values() for dtype in facts.dtypes.values()}
 
     def _promoted(self, base: set[str]) -> str | None:
         """Return the dtype of the inputs together, where the base model's, which counts here, is another."""
-        inputs = {dtype for facts in self.facts.values() for dtype in facts.dtypes.values()}
-        inputs &= set(_DTYPES.values())
+        inputs = self._inputs & set(_DTYPES.values())
         if len(inputs) < 2 or inputs == base:
             return None
         return "float64" if "F64" in inputs else "float32"
@@ -96,15 +96,18 @@ class OutputReader:
 
 def tokenizer_of(configuration: Configuration, facts: Sequence[ModelFacts | None], notes: Notes) -> None:
     """Note what `tokenizer_source` and `tokenizer` become."""
-    top = configuration.top
-    source, spec = top.get("tokenizer_source"), top.get("tokenizer")
+    source, spec = configuration.top.get("tokenizer_source"), configuration.top.get("tokenizer")
     if spec is not None:
         for at in [spec] if spec.entries is None else spec.entries.values():
             notes.lose(at, "rows of single tokens, unions and padding are not chosen here")
-    if source is None:
-        return
-    same = bool(facts) and None not in facts and len({tuple(f.tokens.items()) for f in facts if f}) == 1
-    if same and (source.value == "base"):
+    if source is not None:
+        _tokenizer_source(source, facts, notes)
+
+
+def _tokenizer_source(source: Marked, facts: Sequence[ModelFacts | None], notes: Notes) -> None:
+    known = [one for one in facts if one is not None]
+    vocabularies = {tuple(one.tokens.items()) for one in known}
+    if source.value == "base" and len(known) == len(facts) and len(vocabularies) == 1:
         notes.add(source, "exact", "all models have the same tokens; the base model's files are copied")
     else:
         notes.lose(source, "rows of other vocabularies than the base model's are not put together yet")

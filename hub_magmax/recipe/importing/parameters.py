@@ -102,22 +102,18 @@ def as_switch(value: Any) -> bool | None:
 
 def read_setting(at: Marked) -> Setting | str:
     """Return a parameter, or why it is none."""
-    if at.is_mapping:
-        found = _condition(at)
-        return found if isinstance(found, str) else Setting(at, (found,))
-    if not at.is_list:
+    items = (at,) if at.is_mapping else at.items
+    if items is None:
         return Setting(at, (Condition(None, Value((at.value,)), at),))
-    items = at.items or ()
-    if not any(item.is_mapping or item.is_list for item in items):
-        points = tuple(item.value for item in items)
-        return Setting(at, (Condition(None, Value(points), at),) if points else ())
-    conditions = []
-    for item in items:
-        found = _condition(item)
-        if isinstance(found, str):
-            return found
-        conditions.append(found)
-    return Setting(at, tuple(conditions))
+    if any(item.is_mapping or item.is_list for item in items):
+        return _conditional(at, [_condition(item) for item in items])
+    points = tuple(item.value for item in items)
+    return Setting(at, (Condition(None, Value(points), at),) if points else ())
+
+
+def _conditional(at: Marked, found: Sequence[Condition | str]) -> Setting | str:
+    wrong = [one for one in found if isinstance(one, str)]
+    return wrong[0] if wrong else Setting(at, tuple(one for one in found if not isinstance(one, str)))
 
 
 def _condition(entry: Marked) -> Condition | str:

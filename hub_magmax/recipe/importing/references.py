@@ -11,6 +11,11 @@ from hub_magmax.recipe.importing.marked import Marked
 #: Ends of names of single files of weights.
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
+#: A model as one text.
+_TEXT = re.compile(
+    r"(?P<model>[^@+]+)(@(?P<revision>[^@+]+))?(\+(?P<lora>[^@+]+)(@(?P<lora_revision>[^@+]+))?)?"
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -61,18 +66,19 @@ class Reference:
 def read_reference(at: Marked) -> Reference | str:
     """Return the model that is named, or why none is: text, or a mapping of `model` and `lora`."""
     if at.is_mapping:
-        model, lora = (_read_place(at.get(key)) for key in ("model", "lora"))
-        if model is None or (at.get("lora") and lora is None):
-            return "no model: a mapping has model: {path: ..., revision: ...}, and lora: the same"
-        return Reference(model, lora)
-    if not isinstance(at.value, str) or not at.value:
-        return "no name of a model"
-    model_text, plus, lora_text = at.value.partition("+")
-    parts = [part.split("@") for part in (model_text, lora_text) if part]
-    if "+" in lora_text or (plus and not lora_text) or any(len(part) > 2 or not part[0] for part in parts):
+        return _of_mapping(at)
+    found = _TEXT.fullmatch(at.value) if isinstance(at.value, str) else None
+    if found is None:
         return "no name of a model: it is PATH@REVISION+ADAPTER@REVISION, with one plus sign at most"
-    places = [Place(*part) for part in parts]
-    return Reference(places[0], places[1] if len(places) > 1 else None)
+    lora = Place(found["lora"], found["lora_revision"]) if found["lora"] else None
+    return Reference(Place(found["model"], found["revision"]), lora)
+
+
+def _of_mapping(at: Marked) -> Reference | str:
+    model, lora = (_read_place(at.get(key)) for key in ("model", "lora"))
+    if model is None or (at.get("lora") and lora is None):
+        return "no model: a mapping has model: {path: ..., revision: ...}, and lora: the same"
+    return Reference(model, lora)
 
 
 def _read_place(at: Marked | None) -> Place | None:
