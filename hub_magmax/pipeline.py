@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,11 +53,9 @@ from hub_magmax.recipe.matching import (
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, unseen
 
 LOG = logging.getLogger(__name__)
-
-ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def run(
     *,
     locked: Lock | None = None,
     report: Report = lambda line: None,
-    progress: ProgressBar = lambda total: nullcontext(),
+    progress: ProgressBar = unseen,
     processes: Processes | None = None,
     push_anyway: bool = False,
     destination: Destination | None = None,
@@ -98,7 +95,8 @@ def run(
         recipe: What to do.
         locked: Its lock; made now where it is not given.
         report: Called with a line of text at each step.
-        progress: Called with `Plan.progress_bytes`; opens what is called with the bytes of each chunk.
+        progress: Called with `Plan.progress_bytes`, or with the examples of a model that is scored, and with
+            what is done and the unit; opens what is called with the bytes or examples of each step.
         processes: Which of how many processes this is; found from the launcher by default.
         push_anyway: Push also where a guard regressed.
         destination: Where on the Hub the model goes, and how; by default as the recipe says.
@@ -121,7 +119,7 @@ def run(
     output = recipe.output_path
     merged, is_old = _merge(planned, progress, processes, cache)
     merged = _opened(planned, merged, processes, cache)
-    scores = _scores(recipe, locked, output, report, processes)
+    scores = _scores(recipe, locked, report, processes, progress)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
     _write_card(planned, merged, scores, report)
@@ -159,7 +157,7 @@ def _without_folder(
         return Run(planned, report, output, scores, commit, merged_before=True)
     from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
-    with progress(planned.progress_bytes) as advance:
+    with progress(planned.progress_bytes, "merging", "bytes") as advance:
         merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
     is_old = head is not None and published is not None and published.commit == head.commit
     return Run(planned, merged, output, published=published, merged_before=is_old)
@@ -172,7 +170,7 @@ def _merge(
     from hub_magmax.merging.execution import is_finished, merge  # loads torch
 
     is_old = processes.first_decides(lambda: is_finished(planned))
-    with progress(planned.progress_bytes) as advance:
+    with progress(planned.progress_bytes, "merging", "bytes") as advance:
         return merge(planned, progress=advance, processes=processes, cache=cache), is_old
 
 
@@ -371,7 +369,7 @@ def check_faults(recipe: Recipe, locked: Lock, in_spite_of: Iterable[str] = ()) 
 
 
 def _scores(
-    recipe: Recipe, locked: Lock, output: Path, report: Report, processes: Processes
+    recipe: Recipe, locked: Lock, report: Report, processes: Processes, progress: ProgressBar
 ) -> Scores | None:
     """Return the scores that the recipe asks for, if it does: those of an earlier run, or new ones."""
     if recipe.evaluation is None:
@@ -379,4 +377,6 @@ def _scores(
     stored = processes.first_decides(lambda: scores_for(recipe))
     if stored is not None:
         return stored
-    return evaluate(recipe, with_kept_data(locked, output), output, processes=processes, report=report)
+    output = recipe.output_path
+    locked = with_kept_data(locked, output)
+    return evaluate(recipe, locked, output, processes=processes, report=report, progress=progress)

@@ -21,7 +21,7 @@ from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.figures.writing import Picture
 from hub_magmax.reporting.tradeoff_surface import Surface
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, unseen
 
 
 def prefer(recipe: Recipe, *, report: Report = lambda line: None) -> ResolvedPreference:
@@ -70,6 +70,7 @@ def compare(
     journal: Path | None = None,
     in_spite_of: Iterable[str] = (),
     report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
 ) -> comparing.Comparison:
     """Try methods, scaling coefficients and preferences in memory, chosen and reported on different examples.
 
@@ -79,6 +80,7 @@ def compare(
         journal: File that keeps what was measured until all is, so that an interrupted call goes on.
         in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
         report: Called with a line of text at each step.
+        progress: Called with the number of models, what is done and the unit; opens what is called for each.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
@@ -86,7 +88,7 @@ def compare(
     """
     prepared = comparing.comparable(recipe)
     with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
-        return comparing.compare(recipe, found, journal=kept, report=report)
+        return comparing.compare(recipe, found, journal=kept, report=report, progress=progress)
 
 
 def sweep(
@@ -96,6 +98,7 @@ def sweep(
     journal: Path | None = None,
     in_spite_of: Iterable[str] = (),
     report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
 ) -> Surface:
     """Merge in memory for many preferences, and score each of them on every task of the evaluation.
 
@@ -105,6 +108,7 @@ def sweep(
         journal: File that keeps what was measured until all is, so that an interrupted call goes on.
         in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
         report: Called with a line of text at each step.
+        progress: Called with the number of models, what is done and the unit; opens what is called for each.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
@@ -113,7 +117,7 @@ def sweep(
     """
     prepared = sweeping.sweepable(recipe)
     with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
-        return sweeping.sweep(recipe, found, journal=kept, report=report)
+        return sweeping.sweep(recipe, found, journal=kept, report=report, progress=progress)
 
 
 @contextmanager

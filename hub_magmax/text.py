@@ -7,10 +7,21 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 #: Called with a line of text at each step of a long task.
 Report = Callable[[str], None]
+
+#: Opens what is called with each step's size, of a total: called with the total, with what is done, and with
+#: the unit, `bytes` or such as `examples`.
+ProgressBar = Callable[[int, str, str], AbstractContextManager[Callable[[int], None] | None]]
+
+
+def unseen(total: int, doing: str, unit: str) -> AbstractContextManager[None]:
+    """Show no progress."""
+    return nullcontext()
+
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
 _CREDENTIALS = re.compile(r"(https?://)[^/@\s]+@", re.IGNORECASE)

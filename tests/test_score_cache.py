@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from hub_magmax.errors import LockError
 from hub_magmax.evaluation import score_cache
 from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.needs import evaluation_needs
 from hub_magmax.evaluation.score_cache import KeptScores, Reuse
-from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.evaluation.scoring import counted, evaluate
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
@@ -51,7 +53,7 @@ def test_another_merge_of_the_same_checkpoints_scores_the_merged_model_only(fold
     recipe = make_recipe(folder)
     assert len(scored(recipe)[1]) == 4
     other, lines = scored(recipe, "a")
-    assert lines == ["scores of 3 checkpoints are reused: 6 of 8 scores are there", "scoring merged (4 of 4)"]
+    assert lines == ["scores of 3 checkpoints are reused: 6 of 8 scores are there", "scoring merged (1 of 1)"]
     anew, lines = scored(recipe, "a", again=True)
     assert len(lines) == 4 and written(other) == written(anew)
 
@@ -59,7 +61,44 @@ def test_another_merge_of_the_same_checkpoints_scores_the_merged_model_only(fold
 def test_the_merged_model_is_measured_each_time(folder):
     recipe = make_recipe(folder)
     scored(recipe)
-    assert scored(recipe)[1][-1] == "scoring merged (4 of 4)"
+    assert scored(recipe)[1][-1] == "scoring merged (1 of 1)"
+
+
+def test_own_cells_count_the_models_that_are_scored_and_no_other(folder):
+    data = {"a": {"dataset": "./rows.parquet"}}
+    recipe = make_recipe(folder, tasks=data, cells="own")
+    assert scored(recipe)[1] == [
+        f"scoring {n} ({i} of 3)" for i, n in enumerate(("base_model", "a", "merged"), 1)
+    ]
+    needs = evaluation_needs(recipe, lock(recipe), 0)
+    assert str(needs).startswith("3 models;")
+    assert evaluation_needs(make_recipe(folder, tasks=data), lock(recipe), 0).num_models == 4
+
+
+def test_examples_of_each_model_are_counted_while_it_is_scored(folder):
+    recipe = make_recipe(folder, batch_size=4)
+    seen, whole = [], scored(recipe)[0]
+
+    @contextmanager
+    def progress(total, doing, unit):
+        seen.append([total, doing, unit])
+        yield seen[-1].append
+
+    found = scored(recipe, progress=progress, again=True)[0]
+    # Ten and eight examples in batches of four.
+    names = ("base_model", "a", "b", "merged")
+    assert seen == [[18, f"scoring {name}", "examples", 4, 4, 2, 4, 4] for name in names]
+    assert written(found) == written(whole)
+    seen.clear()
+    scored(recipe, progress=progress)
+    assert [doing for _, doing, *_ in seen] == ["scoring merged"]
+
+
+def test_each_of_two_processes_counts_the_examples_of_both():
+    seen = []
+    assert [*counted("abc", 10, 4, seen.append)] == ["a", "b", "c"]
+    assert seen == [4, 4, 2]
+    assert [*counted("abc", 10, 4, None)] == ["a", "b", "c"]
 
 
 def change_a_weight(folder):
@@ -125,7 +164,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_merged_model_too(folder, mon
         scored(recipe)
     monkeypatch.setattr(Reuse, "keep", keep)
     found, lines = scored(recipe)
-    assert lines == ["scores of 3 checkpoints are reused: 7 of 8 scores are there", "scoring merged (4 of 4)"]
+    assert lines == ["scores of 3 checkpoints are reused: 7 of 8 scores are there", "scoring merged (1 of 1)"]
     assert written(found) == written(whole)
 
 

@@ -188,6 +188,26 @@ def test_work_tells_rate_and_time_left_of_what_was_done_meanwhile():
     assert work.facts() == {"bytes": 600, "total": 1000, "rate": 100, "seconds_left": 4.0}
 
 
+def test_rate_of_slow_steps_is_that_of_the_last_few_and_falls_in_a_stall():
+    work = Work("scoring a", 64, "examples")
+    for second in range(0, 201):
+        if second % 40 == 0:
+            work.advance(8)
+        work.sample(float(second))
+    # Eight examples in 40 s, though the last 15 s had none.
+    work.sample(215.0)
+    assert str(work) == "scoring a: 75%, 48 of 64 examples, 12 examples/min, 1 min 20 s left"
+    assert work.facts() == {"examples": 48, "total": 64, "rate": 0.2, "seconds_left": 80.0}
+    work.sample(400.0)
+    # Its last four steps began at 80 s, and one that takes 40 s would have ended at 240 s.
+    assert work.rate == pytest.approx(24 / 280)
+    fast = Work("comparing", 100, "models")
+    for second in range(3):
+        fast.advance(20)
+        fast.sample(float(second))
+    assert str(fast) == "comparing: 60%, 60 of 100 models, 20 models/s, 2 s left"
+
+
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
     shown = Display(LogOptions())

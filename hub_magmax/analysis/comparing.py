@@ -24,6 +24,7 @@ from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
+from hub_magmax.evaluation.scoring import counted
 from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
 from hub_magmax.files import named_after, write_text
 from hub_magmax.preference import resolve_preference
@@ -32,7 +33,7 @@ from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, unseen
 
 if TYPE_CHECKING:
     from hub_magmax.reporting.figures import Row
@@ -186,6 +187,7 @@ def compare(
     *,
     journal: Journal | None = None,
     report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
 ) -> Comparison:
     """Try methods, scaling coefficients and preferences, and say which did best on other examples.
 
@@ -197,6 +199,7 @@ def compare(
         lock: Of `comparable(recipe)`; its preference is tried beside the others.
         journal: Keeps what was measured, and has what an interrupted comparison measured (`study_journal`).
         report: Called with a line of text at each step.
+        progress: Called with the number of models, what is done and the unit; opens what is called for each.
 
     Raises:
         EvaluationError: If a sample is too small, or cannot be used.
@@ -210,7 +213,9 @@ def compare(
     say_resumed(journal, sum(max(1, len(candidate.seeds)) for candidate in tried), report)
     with CandidateScorer(recipe, lock, journal) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
-        trials = list(scorer.run(tried, scorer.load(recipe.tuning_data, "compare.tune"), "tune"))
+        batches = scorer.load(recipe.tuning_data, "compare.tune")
+        with progress(len(tried), "comparing", "models") as advance:
+            trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
         winner, finalists = best(trials), best_by_label(trials)
         report(f"scoring the best of {len(finalists)} methods on other examples")
         other = scorer.load(spec.report, "compare.report")

@@ -16,7 +16,7 @@ from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.evaluators import unit_of
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, make_score
-from hub_magmax.evaluation.scoring import load_evaluation_data
+from hub_magmax.evaluation.scoring import counted, load_evaluation_data
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.checks import sweep_problem
@@ -31,11 +31,16 @@ from hub_magmax.reporting.tradeoff_surface import (
     Point,
     Surface,
 )
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, unseen
 
 
 def sweep(
-    recipe: Recipe, lock: Lock, *, journal: Journal | None = None, report: Report = lambda line: None
+    recipe: Recipe,
+    lock: Lock,
+    *,
+    journal: Journal | None = None,
+    report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
 ) -> Surface:
     """Merge in memory for many preferences, and score each on every task of the evaluation.
 
@@ -47,6 +52,7 @@ def sweep(
         lock: Of `sweepable(recipe)`, or of the recipe itself.
         journal: Keeps what was measured, and has what an interrupted sweep measured (`study_journal`).
         report: Called with a line of text at each step.
+        progress: Called with the number of models, what is done and the unit; opens what is called for each.
 
     Raises:
         RecipeError: If the method ignores the preference.
@@ -64,9 +70,11 @@ def sweep(
         own = bench.own()
         seeds = (spec.seeds or ()) if draws(lock.method) else ()
         points: list[Point] = []
-        for weights in course.weights([score.value for score in base], points):
-            points.append(bench.point(Candidate(lock.method, "sweep", weights, seeds)))
-            report(f"preference {len(points)} of {course.most}: {_written(weights)}")
+        with progress(course.most, "sweeping", "models") as advance:
+            tried = course.weights([score.value for score in base], points)
+            for weights in counted(tried, course.most, 1, advance):
+                points.append(bench.point(Candidate(lock.method, "sweep", weights, seeds)))
+                report(f"preference {len(points)} of {course.most}: {_written(weights)}")
     evaluator = scorer.evaluator
     return Surface(
         evaluator.metric,

@@ -44,7 +44,7 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
     prepared, place = comparable(found), files_beside(asked, found)
     file = place.path("compare.journal")
     with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
-        comparison = do_compare(found, kept, journal=journal, report=say)
+        comparison = do_compare(found, kept, journal=journal, report=say, progress=progress)
         files = write_comparison(found, comparison, place)
     return Answer(json.loads(comparison.to_json()), table_and(files, comparison.table(form), form))
 
@@ -74,7 +74,7 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     file = beside.path("sweep.journal")
     with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
         place = place_of_results(found, kept, beside)
-        surface = do_sweep(found, kept, journal=journal, report=say)
+        surface = do_sweep(found, kept, journal=journal, report=say, progress=progress)
         files = [*write_sweep(found, surface, place), *linked_card(asked, place)]
     return Answer(surface.to_dict(), table_and(files, surface.table(form), form))
 

@@ -35,7 +35,11 @@ _DETAILS = ("huggingface_hub.utils._http",)
 _TICK_SECONDS, LINE_SECONDS, MAX_LINE_SECONDS = 0.25, 5.0, 60.0
 
 #: The rate is that of the last seconds. The time left is told from that share of the work on, seen done here.
-_RATE_SECONDS, _LEAST_SHARE = 15.0, 0.02
+#: Steps may be long, so that the rate is of a few at least.
+_RATE_SECONDS, _RATE_STEPS, _LEAST_SHARE = 15.0, 4, 0.02
+
+#: Unit of work that is told as sizes.
+BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -57,36 +61,41 @@ class LogOptions:
 
 
 class Work:
-    """Work of a known number of bytes: how many are done, and how fast it goes."""
+    """Work of a known number of bytes, examples or models: how many are done, and how fast it goes."""
 
-    def __init__(self, doing: str, total: int) -> None:
-        self.doing, self.total, self.done = doing, total, 0
+    def __init__(self, doing: str, total: int, unit: str = BYTES) -> None:
+        self.doing, self.total, self.unit, self.done = doing, total, unit, 0
         self._samples: deque[tuple[float, int]] = deque()
         self._begun: int | None = None
+        self._now = 0.0
         self._lock = threading.Lock()
 
-    def advance(self, num_bytes: int) -> None:
-        """Count bytes that were done since."""
+    def advance(self, count: int) -> None:
+        """Count what was done since."""
         with self._lock:
-            self.done += num_bytes
+            self.done += count
 
     def sample(self, now: float) -> None:
-        """Note how far it is; what was done before the first bytes, or was there already, is no speed."""
+        """Note how far it is; what was done before the first step, or was there already, is no speed."""
         if self.done == 0:
             return
         if self._begun is None:
             self._begun = self.done
-        self._samples.append((now, self.done))
-        while now - self._samples[0][0] > _RATE_SECONDS:
+        self._now = now
+        if not self._samples or self._samples[-1][1] != self.done:
+            self._samples.append((now, self.done))
+        while len(self._samples) > _RATE_STEPS and now - self._samples[1][0] > _RATE_SECONDS:
             self._samples.popleft()
 
     @property
     def rate(self) -> float | None:
-        """Bytes per second, None while that is unknown."""
-        if not self._samples:
+        """Done per second, None while that is unknown; it falls when a step takes longer than before."""
+        if len(self._samples) < 2:
             return None
-        (since, before), (now, done) = self._samples[0], self._samples[-1]
-        return (done - before) / (now - since) if now > since else None
+        (since, before), (last, done) = self._samples[0], self._samples[-1]
+        step = (last - since) / (len(self._samples) - 1)
+        seconds = max(last - since, self._now - since - step)
+        return (done - before) / seconds if seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
@@ -99,20 +108,30 @@ class Work:
         """Return the values of a JSON line."""
         rate, left = self.rate, self.seconds_left
         return {
-            "bytes": self.done,
+            self.unit: self.done,
             "total": self.total,
-            "rate": None if rate is None else round(rate),
+            "rate": None if rate is None else round(rate) if self.unit == BYTES else float(f"{rate:.3g}"),
             "seconds_left": None if left is None else round(left, 1),
         }
 
     def __str__(self) -> str:
         share = self.done / self.total if self.total else 1.0
-        text = f"{self.doing}: {share:.0%}, {format_bytes(self.done)} of {format_bytes(self.total)}"
+        text = f"{self.doing}: {share:.0%}, {self._told_share()}"
         if self.rate is not None:
-            text += f", {format_bytes(round(self.rate))}/s"
+            text += f", {self._told_rate(self.rate)}"
         if self.done < self.total and self.seconds_left is not None:
             text += f", {format_seconds(self.seconds_left)} left"
         return text
+
+    def _told_share(self) -> str:
+        if self.unit == BYTES:
+            return f"{format_bytes(self.done)} of {format_bytes(self.total)}"
+        return f"{self.done:,} of {self.total:,} {self.unit}"
+
+    def _told_rate(self, rate: float) -> str:
+        if self.unit == BYTES:
+            return f"{format_bytes(round(rate))}/s"
+        return f"{rate:,.3g} {self.unit}/s" if rate >= 1 else f"{60 * rate:.3g} {self.unit}/min"
 
 
 class Display(logging.Handler):

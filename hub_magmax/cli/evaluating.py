@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hub_magmax.cli.options import RecipeOptions, format_option, recipe_options
-from hub_magmax.cli.terminal import Answer, say, verb, wrote
+from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
 from hub_magmax.files import from_here
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
     if samples is not None:
         return _shown(found, locked, samples)
     output = found.output_path
-    scores = do_evaluate(found, locked, output, again=again, processes=processes, report=say)
+    scores = do_evaluate(
+        found, locked, output, again=again, processes=processes, report=say, progress=progress
+    )
     if not processes.is_first:
         return Answer({}, "")
     write_scores(scores, place.folder, place.prefix)

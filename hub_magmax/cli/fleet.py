@@ -10,7 +10,7 @@ import click
 
 from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import format_option, from_cache_option
-from hub_magmax.cli.terminal import REGRESSED, Answer, say, verb
+from hub_magmax.cli.terminal import REGRESSED, Answer, progress, say, verb
 from hub_magmax.fleet import MARGIN
 
 if TYPE_CHECKING:
@@ -155,5 +155,13 @@ def canary(
     """
     from hub_magmax.fleet.canaries import canary as do_canary
 
-    found = do_canary(model, revision=revision, against=against, margin=margin, folder=folder, report=say)
+    found = do_canary(
+        model,
+        revision=revision,
+        against=against,
+        margin=margin,
+        folder=folder,
+        report=say,
+        progress=progress,
+    )
     return Answer(found.to_dict(), found.table(form), exit_code=REGRESSED if found.regressed else 0)

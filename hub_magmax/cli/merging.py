@@ -121,7 +121,7 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     is_old = processes.first_decides(lambda: is_finished(planned))
     check_room(planned)
-    with progress(planned.progress_bytes) as advance:
+    with progress(planned.progress_bytes, "merging") as advance:
         report = do_merge(planned, progress=advance, processes=processes, cache=cache)
     text = _summary(found, report, is_old=is_old)
     return Answer(json.loads(report.to_json()), text if processes.is_first else "")

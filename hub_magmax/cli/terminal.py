@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import click
 
 from hub_magmax import __version__
-from hub_magmax.cli.display import LOG, Display, LogOptions, Work, displayed, library_bars_off
+from hub_magmax.cli.display import BYTES, LOG, Display, LogOptions, Work, displayed, library_bars_off
 from hub_magmax.errors import HubMagmaxError, Problem, RecipeError, explained
 from hub_magmax.files import from_here
 from hub_magmax.text import holds_control, printable, spelled_out, without_secrets
@@ -212,8 +212,8 @@ def table_and(files: Iterable[Path], table: str, form: str) -> str:
 
 
 @contextmanager
-def progress(total: int, doing: str = "merging") -> Iterator[Callable[[int], None]]:
-    """Show bytes done, rate and time left, while what this yields is called with the bytes of each step."""
+def progress(total: int, doing: str, unit: str = BYTES) -> Iterator[Callable[[int], None]]:
+    """Show how much is done, rate and time left, while what this yields is called with each step's size."""
     display: Display = click.get_current_context().meta[_DISPLAY]
-    with display.counting(Work(doing, total)) as work:
+    with display.counting(Work(doing, total, unit)) as work:
         yield work.advance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None
         return None
     from hub_magmax.checkpoints.storage.hub_copy import bytes_to_copy
 
+    own = {task: source for task, source in lock.tasks.items() if spec.own_cells(task)}
+    run = replace(lock, tasks=own)
     joint = [described_inputs(evaluator_of(spec), data).get("joint", "") for data in spec.data.values()]
     return Needs(
-        num_models=len(lock.sources) + 1,
-        download_bytes=sum(map(bytes_to_copy, lock.sources.values())),
-        held_bytes=_largest_bytes(lock, bytes_out),
+        num_models=len(run.sources) + 1,
+        download_bytes=sum(map(bytes_to_copy, run.sources.values())),
+        held_bytes=_largest_bytes(run, bytes_out),
         joint=joint[0] if joint else "",
     )
 

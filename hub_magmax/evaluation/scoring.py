@@ -7,11 +7,12 @@ intervals) is the same for all of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
@@ -30,6 +31,7 @@ from hub_magmax.evaluation.evaluators import (
 )
 from hub_magmax.evaluation.evaluators.examples import check_columns
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.journal import Outcomes
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.score_cache import Reuse
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
@@ -37,12 +39,14 @@ from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, unseen
 
 LOG = logging.getLogger(__name__)
 
 #: Examples of a data set, or the name by which an evaluator finds its own.
 Examples = Any
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -54,6 +58,7 @@ def evaluate(
     again: bool = False,
     processes: Processes | None = None,
     report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
 ) -> Scores:
     """Score the merged model, the base model and every task's own checkpoint on every task.
 
@@ -74,6 +79,8 @@ def evaluate(
         again: Measure everything, whatever is known from earlier.
         processes: Which of how many processes this is; found from the launcher by default.
         report: Called with a line before each model.
+        progress: Called with each model's examples, what is done and the unit; opens what is called with the
+            examples of each batch.
 
     Raises:
         EvaluationError: If the recipe names no data, or a model or data set cannot be used.
@@ -95,13 +102,14 @@ def evaluate(
     described = _described(recipe, lock, evaluator, examples, wanted)
     reuse = Reuse(recipe, lock, Path(merged), described, processes, is_on=models is None and not again)
     reuse.find(wanted, report)
-    bench = _Bench(evaluator, spec, examples, processes, reuse)
+    bench = _Bench(evaluator, spec, examples, processes, reuse, progress)
     loading = Loading(recipe, lock, evaluator, is_pinned=models is None, report=report)
     scores: list[Score] = []
-    for number, (name, place) in enumerate(places.items(), 1):
+    run = [name for name in places if not reuse.known.keys() >= {*wanted[name]}]
+    for name, place in places.items():
 
-        def load(name: str = name, place: ModelPlace = place, number: int = number) -> LoadedModel:
-            report(f"scoring {name} ({number} of {len(places)})")
+        def load(name: str = name, place: ModelPlace = place) -> LoadedModel:
+            report(f"scoring {name} ({run.index(name) + 1} of {len(run)})")
             return loading.load(name, place)
 
         scores += bench.scores(name, wanted[name], load)
@@ -122,8 +130,7 @@ def _asked(name: str, spec: Evaluation, *, pinned: bool) -> list[tuple[str, str]
     if name in ("base_model", MERGED):
         quantized = spec.quantized if name == MERGED and pinned else ()
         return [(name, task) for task in (*spec.tasks, *spec.guard)] + _quantized(quantized, spec)
-    own_only = pinned and spec.cells == "own"
-    return [(name, task) for task in spec.tasks if task == name or not own_only]
+    return [(name, task) for task in (spec.own_cells(name) if pinned else spec.tasks)]
 
 
 def _quantized(kinds: Sequence[str], spec: Evaluation) -> list[tuple[str, str]]:
@@ -157,25 +164,48 @@ class _Bench:
     examples: Mapping[str, Examples]
     processes: Processes
     reuse: Reuse
+    progress: ProgressBar
 
     def scores(
         self, name: str, cells: Sequence[tuple[str, str]], load: Callable[[], LoadedModel]
-    ) -> Iterator[Score]:
-        """Yield the scores of a model and its quantised copies; it is loaded if one of them is not known."""
-        held: dict[str, LoadedModel] = {}
-        for label, task in cells:
-            found = self.reuse.known.get((label, task))
-            if found is None:
-                held = held or {name: load()}
+    ) -> list[Score]:
+        """Return the scores of a model and its quantised copies; it is loaded if one of them is not known."""
+        missing = [cell for cell in cells if cell not in self.reuse.known]
+        found = {**self.reuse.known, **dict(zip(missing, self._measured(name, missing, load), strict=True))}
+        return [make_score(*cell, found[cell], is_share=self.evaluator.is_share) for cell in cells]
+
+    def _measured(
+        self, name: str, cells: Sequence[tuple[str, str]], load: Callable[[], LoadedModel]
+    ) -> Iterator[Outcomes]:
+        """Yield what a model and its quantised copies answer, one list for each cell."""
+        if not cells:
+            return
+        held = {name: load()}
+        with self._counting(name, [task for _, task in cells]) as advance:
+            for label, task in cells:
                 if label not in held:
                     held = {name: held[name], label: _shrunk(held[name], label)}
-                found = self.reuse.keep(label, task, self._answers(held[label], task))
-            yield make_score(label, task, found, is_share=self.evaluator.is_share)
+                LOG.debug("scoring on the examples of %s", task)
+                answers = self._answers(held[label], task, advance)
+                yield self.reuse.keep(label, task, answers)
 
-    def _answers(self, model: LoadedModel, task: str) -> list[Outcome]:
-        data, size = self.spec.data[task], self.spec.batch_size
-        LOG.debug("scoring on the examples of %s", task)
-        return run_evaluator(self.evaluator, model, self.examples[task], data, size, self.processes)
+    def _counting(
+        self, name: str, tasks: Sequence[str]
+    ) -> AbstractContextManager[Callable[[int], None] | None]:
+        """Show the examples that are done; how many an evaluator brings is not known."""
+        total = sum(0 if isinstance(self.examples[task], str) else len(self.examples[task]) for task in tasks)
+        return self.progress(total, f"scoring {name}", "examples") if total else nullcontext()
+
+    def _answers(self, model: LoadedModel, task: str, advance: Callable[[int], None] | None) -> list[Outcome]:
+        return run_evaluator(
+            self.evaluator,
+            model,
+            self.examples[task],
+            self.spec.data[task],
+            self.spec.batch_size,
+            self.processes,
+            advance,
+        )
 
 
 def _shrunk(loaded: LoadedModel, label: str) -> LoadedModel:
@@ -193,20 +223,38 @@ def run_evaluator(
     data: Data,
     batch_size: int,
     processes: Processes,
+    advance: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
     """Return one outcome per example, in order, the same list in every process.
 
     Process r of n runs batches r, r + n, r + 2n …, so batches are the same for any number of processes.
+    `advance` is called with the examples of all processes' batches that are likely done.
     """
-    if processes.count == 1 or isinstance(examples, str):
+    if isinstance(examples, str):
         return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))
+    if processes.count == 1:
+        batches = evaluator.encode(model, examples, columns_of(data), batch_size)
+        return evaluator.outcomes(model, counted(batches, len(examples), batch_size, advance))
     starts = range(0, len(examples), batch_size)
     mine = [i for s in starts[processes.rank :: processes.count] for i in range(s, s + batch_size)]
     share = examples.select([index for index in mine if index < len(examples)])
-    found = evaluator.outcomes(model, evaluator.encode(model, share, columns_of(data), batch_size))
+    encoded = evaluator.encode(model, share, columns_of(data), batch_size)
+    step = processes.count * batch_size
+    found = evaluator.outcomes(model, counted(encoded, len(examples), step, advance))
     shares = [iter(outcomes) for outcomes in processes.gather(found)]
     batches = (islice(shares[n % processes.count], batch_size) for n in range(len(starts)))
     return list(chain.from_iterable(batches))
+
+
+def counted(
+    batches: Iterable[T], total: int, step: int, advance: Callable[[int], None] | None
+) -> Iterator[T]:
+    """Yield batches, and call `advance` with `step` examples when the next is asked for, up to `total`."""
+    for batch in batches:
+        yield batch
+        if advance is not None:
+            advance(min(step, total))
+        total -= min(step, total)
 
 
 def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:

@@ -25,7 +25,7 @@ from hub_magmax.fleet import MARGIN
 from hub_magmax.fleet.history import history, last_good
 from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.hub import is_offline
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, unseen
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def canary(
     margin: float = MARGIN,
     folder: Path | None = None,
     report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
 ) -> Canary:
     """Run the evaluation stored with `model` again, on its pinned data, and compare with pinned results.
 
@@ -123,6 +124,7 @@ def canary(
         margin: How much worse a task may get, in units of the metric.
         folder: Where the relative paths of local data start; the current folder if None.
         report: Called with a line of text at each step.
+        progress: As for `evaluate`.
 
     Raises:
         EvaluationError: If there are no stored scores, or those are of another evaluation or other data.
@@ -141,7 +143,7 @@ def canary(
             recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
             label = stored.label
         scored = {MERGED: ModelPlace(repo_id, commit)}
-        measured = evaluate(recipe, lock, repo_id, models=scored, report=report)
+        measured = evaluate(recipe, lock, repo_id, models=scored, report=report, progress=progress)
     _check_comparable(pinned, measured, pinned_label)
     changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
     return Canary(label, pinned_label, measured.metric, margin, changes, measured.data)

@@ -177,6 +177,10 @@ class Evaluation(Spec):
         aside = {"margin", "device_map"} | ({"cells"} if self.cells != "own" else set())
         return digest(self.model_dump(mode="json", exclude=aside))
 
+    def own_cells(self, task: str) -> tuple[str, ...]:
+        """Return the tasks on whose examples a task's own checkpoint is scored."""
+        return tuple(other for other in self.tasks if other == task or self.cells != "own")
+
     @property
     def data(self) -> dict[str, Data]:
         """Return the examples of tasks and guards by name."""
