@@ -15,7 +15,7 @@ from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.adapters.finding import with_placed_adapters
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.names.renaming import with_renamings
-from hub_magmax.checkpoints.opening import open_pinned
+from hub_magmax.checkpoints.opening import open_checkpoints, open_pinned
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
@@ -32,6 +32,7 @@ from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_vers
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
+from hub_magmax.planning.fitting.stacking import locked_layers
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.statistics import may_lack
@@ -296,6 +297,7 @@ def lock(
         token_rows=recipe.token_rows or (),
         versions=lock_versions(),
     )
+    found = _stacked(recipe, found, cache)
     asked = with_pinned_data(recipe, found.datasets)
     if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference
@@ -330,6 +332,15 @@ def _compared(
         named = with_base_names(opened, found)
         found = with_placed_adapters(recipe, with_found_ties(found, named, may_lack), named)
         return with_label_orders(recipe, found, opened)
+
+
+def _stacked(recipe: Recipe, found: Lock, cache: SourceCache) -> Lock:
+    """Return a lock with the recipe's stack of layers, where it has one, once that fits the checkpoints."""
+    if not recipe.layers:
+        return found
+    LOG.debug("looking for the blocks of the stack of layers")
+    with open_checkpoints(recipe, found, cache) as opened:
+        return replace(found, layers=locked_layers(recipe, found.sources, opened))
 
 
 def plan(

@@ -7,20 +7,22 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from hub_magmax.checkpoints.adapters.adapter import with_adapters
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, CheckpointIndex
 from hub_magmax.checkpoints.locations import location_of, repository_of
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
 from hub_magmax.checkpoints.rows.added_rows import with_added_rows
-from hub_magmax.checkpoints.rows.labels import with_label_rows
+from hub_magmax.checkpoints.rows.labels import LabelRows, with_label_rows
 from hub_magmax.checkpoints.rows.vocabulary import (
     TOKENIZER_NAME,
+    TokenRows,
     read_vocabulary,
     with_settled_rows,
     with_token_rows,
 )
 from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.checkpoints.stacked_layers import StackedSource, with_stacked_layers
 from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.checkpoints.ties.tied import with_ties
@@ -116,7 +118,7 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
     places = {name: locked.places for name, locked in lock.sources.items()}
     tied = with_ties(named, recipe, lock)
     whole = with_adapters(tied, places, in_sequence=lock.adapters == "sequence")
-    whole = with_label_rows(whole, lock.sources)
+    whole = with_label_rows(with_stacked_layers(whole, lock.layers), lock.sources)
     if not lock.token_rows:
         return with_added_rows(whole, {name: locked.added_rows for name, locked in lock.sources.items()})
     vocabularies = {
@@ -128,6 +130,16 @@ def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource
         for name, source in opened.items()
     }
     return with_token_rows(whole, vocabularies, recipe.output.files_from, lock.token_rows)
+
+
+def as_stored(source: TensorSource) -> CheckpointIndex:
+    """Return the tensors of a source from `as_checkpoints` that its own configuration describes.
+
+    They are those before blocks were stacked and rows brought into the order of one vocabulary.
+    """
+    while isinstance(source, TokenRows | LabelRows | StackedSource):
+        source = source.source
+    return source.index
 
 
 def as_merged(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.index import (
@@ -17,6 +17,7 @@ from hub_magmax.kernels.chunk import LOOP_DTYPES
 from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.fitting.mismatch import refuse_differences
+from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks, taken_by_layers
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, refuse_lacking, with_copies, without_copies
@@ -46,22 +47,24 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     base = indexes["base_model"].tensors
     copies = copies_in(lock, base, rules)
     own = without_copies(indexes, copies)
-    refuse_differences(own, rules)
-    added = _added_names(indexes, rules)
-    decided = [(name, rule_for(name, rules)) for name in (*own["base_model"].tensors, *added)]
+    layered = taken_by_layers(lock, indexes)
+    refuse_differences(own, rules, layered)
+    added = _added_names(indexes, rules, layered)
+    names = in_order_of_blocks(own["base_model"].tensors, added, lock)
+    decided = [(name, _take(name, rules, layered)) for name in names]
     method = methods.get_method(lock.method["name"])
     unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
     averaged = without_share(lock)
     jobs = [
-        _job(name, rule, indexes, recipe.output.dtype, unread, averaged)
-        for name, rule in decided
-        if rule is None or rule.take != "nothing"
+        _job(name, take, indexes, recipe.output.dtype, unread, averaged)
+        for name, take in decided
+        if take is None or take.source != "nothing"
     ]
-    jobs = with_copies((*base, *added), jobs, copies)
+    jobs = with_copies(in_order_of_blocks(base, added, lock), jobs, copies)
     if not jobs:
         raise RecipeError("the rules leave out every tensor", key=("tensors",))
-    left_out = tuple(name for name, rule in decided if rule is not None and rule.take == "nothing")
-    left_out += tuple(dict.fromkeys(_surplus_names(indexes, rules)))
+    left_out = tuple(name for name, take in decided if take is not None and take.source == "nothing")
+    left_out += tuple(dict.fromkeys(_surplus_names(indexes, rules, layered)))
     files_from = recipe.output.files_from
     stem = file_stem(indexes[files_from], lock.sources[files_from])
     made = Plan(
@@ -116,24 +119,45 @@ def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]
     )
 
 
-def _added_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> list[str]:
-    """Return tensors that the base model lacks and a rule takes from a task."""
+@dataclass(frozen=True)
+class _Take:
+    """A source that a tensor is copied from, or `nothing`, and what says so."""
+
+    source: str
+    reason: str
+
+
+def _take(name: str, rules: tuple[GlobRule, ...], layered: Mapping[str, str]) -> _Take | None:
+    """Return whose a tensor is: by the first rule that covers it, or else by the stack of layers; or None."""
+    if (rule := rule_for(name, rules)) is not None:
+        return _Take(rule.take, f"rule {rule.match!r}")
+    return _Take(layered[name], LAYERS_REASON) if name in layered else None
+
+
+def _added_names(
+    indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...], layered: Mapping[str, str]
+) -> list[str]:
+    """Return tensors that the base model lacks and that come from a task."""
     base = indexes["base_model"].tensors
     added = []
     for task, index in indexes.items():
         for name in index.tensors:
-            rule = rule_for(name, rules) if name not in base else None
-            if rule is not None and rule.take == task:
+            take = _take(name, rules, layered) if name not in base else None
+            if take is not None and take.source == task:
                 added.append(name)
     return added
 
 
-def _surplus_names(indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> Iterator[str]:
-    """Yield tensors that the base model lacks and needs not have, and about which there is no rule."""
+def _surplus_names(
+    indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...], layered: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield tensors that the base model lacks and that a stack leaves out, or that it needs not have."""
     base = indexes["base_model"].tensors
     for index in indexes.values():
         for name, info in index.tensors.items():
-            if name not in base and rule_for(name, rules) is None and may_lack(info):
+            if name in base or rule_for(name, rules) is not None:
+                continue
+            if layered.get(name) == "nothing" or (name not in layered and may_lack(info)):
                 yield name
 
 
@@ -151,19 +175,19 @@ def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...])
 
 def _job(
     name: str,
-    rule: GlobRule | None,
+    take: _Take | None,
     indexes: Mapping[str, CheckpointIndex],
     dtype: str,
     unread: tuple[str, ...],
     averaged: tuple[str, ...],
 ) -> TensorJob:
-    if rule is not None:
-        if name not in indexes[rule.take].tensors:
+    if take is not None:
+        if name not in indexes[take.source].tensors:
             raise MismatchError(
-                f"tensor {name!r} is not there, and the rule {rule.match!r} takes it from there",
-                where=indexes[rule.take].label,
+                f"tensor {name!r} is not there, and the {take.reason} takes it from there",
+                where=indexes[take.source].label,
             )
-        return _copy(indexes[rule.take].tensors[name], rule.take, f"rule {rule.match!r}", dtype)
+        return _copy(indexes[take.source].tensors[name], take.source, take.reason, dtype)
     return _job_without_rule(indexes["base_model"].tensors[name], indexes, dtype, unread, averaged)
 
 

@@ -19,6 +19,7 @@ from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
+from hub_magmax.planning.layers import described_layers, layer_notices, layer_rows
 from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import SMALL_BYTES, Plan
 from hub_magmax.planning.statistics import unweighted_notices
@@ -45,6 +46,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
             if len({text.lower() for text in known.values()}) > 1
             else ()
         ),
+        *layer_notices(plan.lock),
         *renaming_notices(plan.lock, (job.name for job in plan.jobs)),
         *tokenizer_notices(side_files, plan.recipe.output.files_from),
         *token_notices(plan.tokens, plan.recipe),
@@ -108,6 +110,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "tasks_not_read": list(plan.unread),
         "ranks": plan.ranks,
         "elements_merged": sum(job.num_elements for job in merged),
+        "layers": described_layers(plan.lock),
         "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
@@ -185,6 +188,12 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
     yield "base model", lock.base_model.label + _kind(plan, "base_model")
     for number, (name, task) in enumerate(lock.tasks.items(), 1):
         yield f"task {number}", f"{name}: {task.label}{_kind(plan, name)}"
+    yield from (("" if number else "layers", text) for number, text in enumerate(layer_rows(lock)))
+    yield from _method(plan)
+
+
+def _method(plan: Plan) -> Iterator[Row]:
+    lock = plan.lock
     options = [f"{key} {value}" for key, value in lock.method.items() if key not in ("name", "scaling")]
     yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
     if lock.plugin:
@@ -216,6 +225,8 @@ def _notes(plan: Plan) -> Iterator[Row]:
     name = plan.lock.method["name"]
     if not methods.get_method(name).uses_preference:
         yield "note", f"{name} ignores the preference"
+    if not plan.merged and plan.lock.layers:
+        yield "note", "nothing is merged, so method and preference play no part"
     if plan.unread:
         yield "not read", f"{', '.join(plan.unread)}: no part of the result"
     if plan.unseen:

@@ -14,6 +14,7 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
+from hub_magmax.recipe.layers import layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
@@ -314,6 +315,13 @@ def _search_problems(recipe: Recipe) -> Iterator[Problem]:
         yield conflict(searched[0], "a search needs a method", "name one in place of auto")
 
 
+def _layer_problems(recipe: Recipe) -> Iterator[Problem]:
+    yield from layer_problems(recipe.layers or (), recipe.task_names)
+    if recipe.layers and recipe.output.is_adapter:
+        text = "an adapter has the layers of its base model"
+        yield conflict(("layers",), text, "leave this out, or output.format: adapter")
+
+
 def _output_problems(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.output.keep and recipe.output.push_to_hub is None:
         text = "without a folder the model must go to the Hub"
@@ -360,6 +368,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _search_problems,
     _sweep_problems,
     _count_problems,
+    _layer_problems,
     _output_problems,
     _adapter_problems,
     _guard_problems,

@@ -99,6 +99,27 @@ class LockedSource:
         return f"{name}/{self.part}" if self.part else name
 
 
+@dataclass(frozen=True)
+class LockedSlice:
+    """Blocks of the output that follow each other.
+
+    Attributes:
+        take: The source that they are copied from; None where they are merged.
+        blocks: By source that counts, its own blocks: from the first to before the last.
+        of: Beginning of the blocks' names, without the dot before the number; None of a recipe that does not
+            name it, before the checkpoints were looked at.
+    """
+
+    take: str | None
+    blocks: Mapping[str, tuple[int, int]] = field(hash=False)
+    of: str | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        first, end = next(iter(self.blocks.values()))
+        return end - first
+
+
 #: Kind of a preference whose numbers multiply the task vectors.
 COEFFICIENTS = "coefficients"
 
@@ -152,6 +173,8 @@ class Lock:
         adapters: Whether an adapter is added to the base model (`each`), or to the checkpoint of the task
             before it (`sequence`).
         token_rows: Globs over the tensors whose rows are matched by token.
+        layers: Of which blocks of which sources the output's stacks of blocks are made, in order; empty where
+            they are those of the base model.
         plugin: `package`, `version` and `code` (a sha256) of a method of another package: changed code is
             another merge. Empty for a built-in method.
         versions: Of Python and the packages that wrote the lock. They are for people, and no part of the
@@ -171,6 +194,7 @@ class Lock:
     chosen: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapters: Literal["each", "sequence"] = "each"
     token_rows: tuple[str, ...] = ()
+    layers: tuple[LockedSlice, ...] = ()
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -205,7 +229,7 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        for key in ("token_rows", "local_data", "replaced_data", "plugin"):
+        for key in ("token_rows", "layers", "local_data", "replaced_data", "plugin"):
             if not values[key]:
                 del values[key]
         for source in (values["base_model"], *values["tasks"].values()):

@@ -8,7 +8,7 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.errors import LockError, MissingDependencyError
 from hub_magmax.files import digest
-from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.lockfile import Lock, LockedSlice, LockedSource
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
@@ -42,6 +42,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
         "preference": locked.preference.spec_digest == preference_digest(recipe),
         "tensors": locked.tensors == rules_of(recipe),
         "adapters": locked.adapters == (recipe.adapters or "each"),
+        "layers": _layers_fit(recipe, locked),
         "token_rows": locked.token_rows == (recipe.token_rows or ()),
         "seed": locked.seed == recipe.seed,
     }
@@ -173,6 +174,21 @@ def comparison_digest(recipe: Recipe) -> str:
 def rules_of(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     """Return the recipe's rules for tensors as a lock stores them: (glob, source) pairs."""
     return tuple((rule.match, rule.take) for rule in recipe.tensors)
+
+
+def layers_of(recipe: Recipe) -> tuple[LockedSlice, ...]:
+    """Return the recipe's stack of layers as a lock stores it, before names are looked at."""
+    sources = ("base_model", *recipe.task_names)
+    return tuple(layer.locked(sources) for layer in recipe.layers or ())
+
+
+def _layers_fit(recipe: Recipe, locked: Lock) -> bool:
+    """Say whether the locked layers are the recipe's; where that names no stack, they name what was found."""
+    written = layers_of(recipe)
+    return len(written) == len(locked.layers) and all(
+        (one.take, one.blocks, one.of or other.of) == (other.take, other.blocks, other.of)
+        for one, other in zip(written, locked.layers, strict=True)
+    )
 
 
 def preference_digest(recipe: Recipe) -> str:

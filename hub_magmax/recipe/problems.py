@@ -42,6 +42,7 @@ _FORMS: Mapping[str, str] = {
     "report": "report: {dataset: me/site-photos, split: test}",
     "evaluation": "evaluation: {tasks: {animals: {dataset: me/animals, split: test}}}",
     "tensors": 'tensors: [{match: "lm_head.*", take: base_model}]',
+    "layers": "layers: [{take: base_model, blocks: [0, 16]}, {take: math, blocks: [8, 24]}]",
     "output": "output: {path: merged}",
 }
 _OTHER_FORMS = ("model_type", "dict_type", "tuple_type", "list_type")
@@ -57,7 +58,7 @@ _MEANT: Mapping[str, str] = {
     "merge_method": "it is called method here",
     "parameters": "options belong to `method`, and weights to `preference`",
     "dtype": "the output's is said as output: {dtype: bfloat16}",
-    "slices": "all layers are merged; rules for single tensors are `tensors`",
+    "slices": "a stack of layers is said as layers: [{take: base_model, blocks: [0, 16]}]",
 }
 
 #: What a value should be, by pydantic's name of what is wrong, in place of pydantic's words.

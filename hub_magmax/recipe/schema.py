@@ -19,6 +19,7 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.files import digest
+from hub_magmax.recipe.layers import MAX_BLOCKS, LayerSlice
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.values import (
@@ -238,9 +239,10 @@ class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start.
 
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
-    of the task before it (`sequence`). `token_rows` are globs over the tensors with a row per token, which
-    are matched by token where the vocabularies of the checkpoints differ. `trusted_links` are folders that
-    links of checkpoints may lead to, such as the cache of DVC.
+    of the task before it (`sequence`). `layers` says of which blocks of which sources the output's blocks are
+    made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,
+    which are matched by token where the vocabularies of the checkpoints differ. `trusted_links` are folders
+    that links of checkpoints may lead to, such as the cache of DVC.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -250,6 +252,7 @@ class Recipe(Spec):
     preference: Preference | None = None
     tensors: tuple[GlobRule, ...] = ()
     adapters: Literal["each", "sequence"] | None = None
+    layers: Annotated[tuple[LayerSlice, ...], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
     token_rows: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     trusted_links: tuple[Place, ...] | None = None
     evaluation: Evaluation | None = None

@@ -23,6 +23,7 @@ from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.findings.faults import THRESHOLDS
+from hub_magmax.planning.layers import layer_rows
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.registry import METHODS
@@ -102,10 +103,11 @@ def render_card(
     kind = _kind(recipe, lock, scores, beside)
     shares = lock.preference.shares
     unit = unit_of(scores)
+    is_copied = bool(lock.layers) and not report.elements_merged
     facts = {
         "title": model_name(named),
         "model_line": model_line(kind, report, is_adapter=recipe.output.is_adapter),
-        "made_line": made_line(lock, shares, ignored=not method.uses_preference),
+        "made_line": made_line(lock, shares, ignored=not method.uses_preference, is_copied=is_copied),
         "result_line": result_line(scores, lock),
         "recipe": recipe,
         "lock": lock,
@@ -114,7 +116,9 @@ def render_card(
         "summary": Markdown(method.summary) if method.name in METHODS.built_in else method.summary,
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
         "paper": _arxiv_number(method.source),
-        "bibtex": method.paper and method.paper.bibtex,
+        "bibtex": None if is_copied else method.paper and method.paper.bibtex,
+        "layers": [*layer_rows(lock)],
+        "is_copied": is_copied,
         "loading": loading(named, lock, kind, [shard.file for shard in report.shards]),
         "checks": checks(named, lock, is_scored=scores is not None, is_signed=beside.signature),
     }

@@ -53,17 +53,35 @@ def count_in_words(count: int) -> str:
     return f"{count:,}"
 
 
-def made_line(lock: Lock, preference: Mapping[str, float], *, ignored: bool) -> Markdown:
-    """Return base model, method and preference as one sentence, which names the most wanted tasks."""
+def made_line(lock: Lock, preference: Mapping[str, float], *, ignored: bool, is_copied: bool) -> Markdown:
+    """Return base model, method and preference as one sentence, which names the most wanted tasks.
+
+    Args:
+        lock: Of the merge.
+        preference: How much each task matters.
+        ignored: Whether the method ignores it.
+        is_copied: Whether nothing was merged: the model is a stack of its sources' layers.
+    """
+    stack = _stack(lock)
+    if is_copied:
+        return Markdown(f"{stack} It is no average of equals: nothing was merged.")
     are_adapters = all(source.adapter_config for source in lock.tasks.values())
     kind = "LoRA adapter" if are_adapters else "checkpoint"
     checkpoints = f"{len(preference)} {kind}s" if len(preference) > 1 else f"one {kind}"
     base = lock.base_model
     named = code(base.label if base.commit else base.reference.rstrip("/").rsplit("/", 1)[-1])
     wanted = _asked(lock, preference) + (", which the method ignores" if ignored else "")
-    return Markdown(
-        f"Merged from {checkpoints} fine-tuned from {named}, by {code(lock.method['name'])} for {wanted}."
-    )
+    text = f"Merged from {checkpoints} fine-tuned from {named}, by {code(lock.method['name'])} for {wanted}."
+    return Markdown(f"{text} {stack}".rstrip())
+
+
+def _stack(lock: Lock) -> str:
+    """Return a sentence about a stack of layers; empty where there is none."""
+    if not lock.layers:
+        return ""
+    count = sum(one.num_blocks for one in lock.layers)
+    sources = dict.fromkeys(name for one in lock.layers for name in one.blocks)
+    return f"A stack of {count} layers of {listed([_name(name, code) for name in sources], _MAX_TASKS)}."
 
 
 def _asked(lock: Lock, preference: Mapping[str, float]) -> str:

@@ -84,6 +84,16 @@ def names_without_wrappers(names: Iterable[str], *, is_outer_known: bool) -> dic
     return changed if len(after) == len(names) else {}
 
 
+def common_parts(one: str, other: str) -> int:
+    """Return how many parts two names have in common, from the first one on."""
+    count = 0
+    for first, second in zip(one.split("."), other.split("."), strict=False):
+        if first != second:
+            break
+        count += 1
+    return count
+
+
 def plain_name(name: str) -> str:
     """Return a name without wrappers' segments, and with new names of parameters for old ones."""
     found = unwrapped(name)

@@ -115,11 +115,6 @@ def with_settled_rows(
     }
 
 
-def before_rows(source: TensorSource) -> CheckpointIndex:
-    """Return the tensors of a source as they are before their rows are those of the merged model."""
-    return source.source.index if isinstance(source, TokenRows) else source.index
-
-
 def _matched(source: TensorSource, globs: Sequence[str]) -> tuple[str, ...]:
     tensors = source.index.tensors
     for position, glob in enumerate(globs):

@@ -61,7 +61,7 @@ def segments(ranges: Iterable[Segment], segment_bytes: int) -> tuple[Segment, ..
 
 
 class ReadAhead:
-    """Ranges that are going to be read, in order; each is fetched once.
+    """Ranges that are going to be read, in order; each is fetched once, and one that occurs twice, twice.
 
     Bytes are kept until `release`. Files that are read from their first tensor to their end are hashed on
     the way.
@@ -87,6 +87,7 @@ class ReadAhead:
         smallest, largest = limits
         segment_bytes = min(max(budget_bytes // 8, smallest), largest)
         self._segments = segments(ranges, segment_bytes)
+        self._longest = max((part.stop - part.start for part in self._segments), default=0)
         self._ahead = max(2, min(budget_bytes // segment_bytes, _MAX_REQUESTS))
         self._fetch, self._label = fetch, label
         self._pool = ThreadPoolExecutor(self._ahead)
@@ -116,14 +117,16 @@ class ReadAhead:
         return True
 
     def _find(self, path: str, position: int) -> int | None:
-        """Return the segment that holds a byte, if it is held or still to come."""
+        """Return the first segment that holds a byte, of those that are held or still to come."""
         places = self._places.get(path, [])
-        at = bisect_right(places, (position, len(self._segments))) - 1
-        if at < 0:
-            return None
-        index = places[at][1]
-        inside = position < self._segments[index].stop
-        return index if inside and index >= self._first else None
+        stop = bisect_right(places, (position, len(self._segments)))
+        start = bisect_right(places, (position - self._longest, len(self._segments)))
+        found = (
+            index
+            for _, index in places[start:stop]
+            if index >= self._first and position < self._segments[index].stop
+        )
+        return min(found, default=None)
 
     def _content(self, index: int) -> bytearray:
         if index >= self._next:

@@ -17,6 +17,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, TensorInfo
+from hub_magmax.checkpoints.names.matching import common_parts
 from hub_magmax.checkpoints.names.model_classes import declares_ties, is_said_tied, is_said_untied, tied_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
@@ -293,7 +294,7 @@ def _partner(name: str, stored: list[str], seen: set[frozenset[str]]) -> str | N
     nearest by name.
     """
     twins = [other for other in stored if frozenset((name, other)) in seen]
-    near = sorted(twins[:1] or _candidates(name, stored), key=lambda other: -_common_parts(name, other))
+    near = sorted(twins[:1] or _candidates(name, stored), key=lambda other: -common_parts(name, other))
     return near[0] if near else None
 
 
@@ -305,16 +306,6 @@ def _candidates(name: str, stored: list[str]) -> list[str]:
     if _EMBEDDING.fullmatch(name):
         return [] if embeddings else stored  # of two embeddings, one is not the other
     return embeddings or stored
-
-
-def _common_parts(one: str, other: str) -> int:
-    """Return how many parts two names have in common, from the first one on."""
-    count = 0
-    for first, second in zip(one.split("."), other.split("."), strict=False):
-        if first != second:
-            break
-        count += 1
-    return count
 
 
 def _completed(

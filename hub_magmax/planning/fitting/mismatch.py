@@ -58,14 +58,15 @@ class _Fact:
     alone: tuple[str, str] | None = None
 
 
-def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule]) -> None:
+def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule], layered: Collection[str] = ()) -> None:
     """Raise MismatchError if tensors differ in name, shape or kind, and no rule is about them.
 
     Args:
         indexes: Of `base_model` and every task.
         rules: The recipe's, for tensors.
+        layered: Names of tensors that a stack of layers takes from one source.
     """
-    base, is_ruled = indexes["base_model"], _ruled(indexes, rules).__contains__
+    base, is_ruled = indexes["base_model"], _ruled(indexes, rules).union(layered).__contains__
     others = [index for index in indexes.values() if index is not base]
     facts = [fact for index in (base, *others) for fact in _facts(index, base, is_ruled)]
     if facts:

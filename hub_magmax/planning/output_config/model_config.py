@@ -26,25 +26,22 @@ from hub_magmax.checkpoints.config import (
 )
 from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.names.model_classes import TIE_KEY, is_said_untied
-from hub_magmax.checkpoints.rows.vocabulary import before_rows
+from hub_magmax.checkpoints.opening import as_stored
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.ties.tied import ties_of
 from hub_magmax.errors import MismatchError
+from hub_magmax.planning.output_config.num_layers import Layers
 from hub_magmax.planning.output_config.sizes import (
     CLASSIFIER,
     DTYPES,
-    NUM_LAYERS,
     OFTEN_LEFT_OUT,
-    PER_LAYER,
     POSITIONS,
     ROWS,
     SCALED_BY_TIE,
     most_common,
     of_level,
-    of_side,
     side_of,
     sizes_stated,
-    stacks,
 )
 from hub_magmax.planning.plan import ConfigChange, Plan, TensorJob
 from hub_magmax.planning.tied import untied
@@ -114,7 +111,7 @@ class _Agreement:
         self.plan, self.sources, self.config = plan, sources, config
         self.files_from = plan.recipe.output.files_from
         self.label = f"{sources[self.files_from].label}, {CONFIG_NAME}"
-        self.before: Mapping[str, TensorInfo] = before_rows(sources[self.files_from]).tensors
+        self.before: Mapping[str, TensorInfo] = as_stored(sources[self.files_from]).tensors
         self.jobs: dict[str, TensorJob] = {job.name: job for job in plan.jobs}
         ties = ties_of(plan.lock)
         self._tied = ties.copies.keys() | ties.apart.keys()
@@ -127,8 +124,10 @@ class _Agreement:
             for key, pattern, extras in ROWS:
                 yield from self._rows(key, re.compile(rf"(.*\.)?({pattern})"), extras)
             yield from self._image_sizes(found)
-        if self.before.keys() != self.jobs.keys():
-            yield from self._num_layers(found)
+        slices = self.plan.lock.layers
+        if slices or self.before.keys() != self.jobs.keys():
+            configs = {name: stated_config(source) for name, source in self.sources.items()}
+            yield from Layers(self.before, self.jobs, self.files_from, configs, slices).changes(found)
         yield from self._labels()
         yield from self._ties(found)
         yield from self._classes()
@@ -208,39 +207,6 @@ class _Agreement:
                 if side**2 == rows.after - extra:
                     new = [side * patch] * 2 if isinstance(old, list) else side * patch
                     yield ConfigChange((*path, "image_size"), old, new)
-
-    def _num_layers(self, nested: Sequence[Level]) -> Iterator[ConfigChange]:
-        before, after = stacks(self.before), stacks(self.jobs)
-        for path, level in nested:
-            for key in NUM_LAYERS:
-                old = level.get(key)
-                fitting = of_level((stack for stack in before if len(before[stack]) == old), path)
-                fitting = of_side(fitting, key)
-                changed = [stack for stack in fitting if after.get(stack) and after[stack] != before[stack]]
-                if not changed:
-                    continue
-                layers = after[changed[0]]
-                if layers != set(range(len(layers))):
-                    raise _gap(changed[0], layers)
-                yield ConfigChange((*path, key), old, len(layers))
-                yield from self._per_layer(path, level, len(before[changed[0]]), len(layers))
-
-    def _per_layer(
-        self, path: Path, level: Mapping[str, Any], before: int, after: int
-    ) -> Iterator[ConfigChange]:
-        """Yield the lists with a value per layer, cut, or as a source with `after` layers has them."""
-        for key in PER_LAYER:
-            old = level.get(key)
-            if isinstance(old, list) and len(old) == before:
-                known = [old[:after]] if after < before else self._as_elsewhere((*path, key), after)
-                if known:
-                    yield ConfigChange((*path, key), old, known[0])
-
-    def _as_elsewhere(self, path: Path, length: int) -> list[Any]:
-        """Return the lists of this length that other sources state."""
-        above, key = path[:-1], path[-1]
-        found = [level_at(stated_config(source), above).get(key) for source in self.sources.values()]
-        return [own for own in found if isinstance(own, list) and len(own) == length]
 
     def _labels(self) -> Iterator[ConfigChange]:
         """Yield the labels, where the classifier of the output is that of another source."""
@@ -367,14 +333,4 @@ def _settles(change: ConfigChange, before: int, after: int) -> bool:
         is_count(change.new)
         and after - change.new in (0, 2)
         and (change.old is None or before - change.old in (0, 2))
-    )
-
-
-def _gap(stack: str, layers: set[int]) -> MismatchError:
-    lacking = min(set(range(max(layers))) - layers)
-    return MismatchError(
-        f"the output has {stack}{max(layers)} and lacks {stack}{lacking}",
-        key=("tensors",),
-        expected="layers that are counted from 0, without a gap",
-        hint="Leave out the last layers only, or leave out none.",
     )

@@ -46,7 +46,6 @@ NUM_LAYERS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "num_encoder_layers",
     "num_decoder_layers", "encoder_layers", "decoder_layers",
 )  # fmt: skip
-PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attention_layers")
 
 #: Keys whose values are sizes of tensors.
 _SIZE = re.compile(r".*(size|_dim|positions|position_embeddings|n_embd|n_ctx|d_model|d_ff|channels)")

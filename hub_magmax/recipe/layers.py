@@ -1,0 +1,112 @@
+"""Stack of layers in a recipe: which blocks of which checkpoints are the blocks of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from hub_magmax.errors import Problem
+from hub_magmax.recipe.lockfile import LockedSlice
+from hub_magmax.recipe.problems import conflict
+from hub_magmax.recipe.values import MAX_PLACE_LENGTH, Spec
+from hub_magmax.text import nearest, shown
+
+#: Most blocks of a model; the deepest known ones have some hundreds.
+MAX_BLOCKS = 10_000
+
+#: From the first block to before the last.
+Range = tuple[int, int]
+
+_FORM = "should be [first, end], such as [0, 8] for the blocks 0 to 7"
+_RANGE_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
+
+
+def _range(value: Any) -> Range:
+    numbers = [*value] if isinstance(value, list | tuple) else []
+    if len(numbers) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
+        raise ValueError(f"{shown(value, 60)} {_FORM}")
+    first, end = numbers
+    if not 0 <= first < end <= MAX_BLOCKS:
+        what = "is no part of a model" if min(first, end) < 0 or end > MAX_BLOCKS else "has no block"
+        raise ValueError(f"{value} {what}; it {_FORM}: the first one counts, and the end does not")
+    return first, end
+
+
+def _ranges(value: Any) -> Range | dict[str, Range]:
+    if not isinstance(value, Mapping):
+        return _range(value)
+    if not value:
+        raise ValueError("{} names no source; write {base_model: [0, 8], TASK: [4, 12]}, or [0, 8] for all")
+    return {str(name): _range(numbers) for name, numbers in value.items()}
+
+
+class LayerSlice(Spec):
+    """Blocks of the output that follow each other, as many as each range holds.
+
+    With `take` they are copied from that source; without it, they are merged, of every source the blocks that
+    `blocks` says. `of` is the beginning of the blocks' names, where a model has several stacks of blocks.
+    """
+
+    take: Annotated[str, Field(min_length=1)] | None = None
+    blocks: Annotated[
+        Range | dict[str, Range],
+        BeforeValidator(_ranges),
+        WithJsonSchema({"anyOf": [_RANGE_SCHEMA, {"type": "object", "additionalProperties": _RANGE_SCHEMA}]}),
+    ]
+    of: Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)] | None = None
+
+    def locked(self, sources: Sequence[str]) -> LockedSlice:
+        """Return the slice as a lock stores it: a range for each source that counts.
+
+        Args:
+            sources: `base_model` and the tasks.
+        """
+        blocks = self.blocks
+        if not isinstance(blocks, dict):
+            blocks = dict.fromkeys([self.take] if self.take else sources, blocks)
+        return LockedSlice(self.take, {name: blocks[name] for name in sources if name in blocks}, self.of)
+
+
+def layer_problems(layers: Sequence[LayerSlice], tasks: Sequence[str]) -> Iterator[Problem]:
+    """Yield what contradicts itself, or the tasks, in a stack of layers."""
+    for index, layer in enumerate(layers):
+        yield from _slice_problems(layer, ("layers", index), ("base_model", *tasks))
+
+
+def _slice_problems(
+    layer: LayerSlice, key: tuple[str | int, ...], sources: Sequence[str]
+) -> Iterator[Problem]:
+    if layer.take is not None and layer.take not in sources:
+        yield _unknown((*key, "take"), layer.take, sources)
+    if isinstance(layer.blocks, dict):
+        yield from _range_problems(layer, layer.blocks, (*key, "blocks"), sources)
+
+
+def _range_problems(
+    layer: LayerSlice, blocks: Mapping[str, Range], key: tuple[str | int, ...], sources: Sequence[str]
+) -> Iterator[Problem]:
+    """Yield what is wrong with ranges by source."""
+    if layer.take is not None:
+        yield conflict(
+            key,
+            f"blocks are taken from {layer.take} alone",
+            "write one range, such as blocks: [0, 8], or leave take out to merge them",
+        )
+    yield from (_unknown((*key, name), name, sources) for name in blocks if name not in sources)
+    lengths = {name: end - first for name, (first, end) in blocks.items()}
+    if len({*lengths.values()}) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        yield conflict(key, f"the ranges hold unequally many blocks ({counts})", "give all the same length")
+    if lacking := [name for name in sources if name not in blocks]:
+        yield conflict(
+            key,
+            f"there is no range for {', '.join(lacking)}",
+            "name every source; to leave one out, take the blocks from another one",
+        )
+
+
+def _unknown(path: tuple[str | int, ...], name: str, sources: Sequence[str]) -> Problem:
+    hint = nearest(name, sources) or f"the sources are {', '.join(sources)}"
+    return conflict(path, f"there is no task {shown(name)}", hint)
