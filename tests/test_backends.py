@@ -1,12 +1,14 @@
 """Operations × backends: every backend returns the reference's bytes, counts and notices."""
 
+import functools
 import math
+import operator
 
 import numpy as np
 import pytest
 import torch
 
-from hub_magmax.kernels import dispatch, ops, reference
+from hub_magmax.kernels import dispatch, ops, products, reference
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.compiled.backend import Compiled
@@ -63,7 +65,10 @@ def inputs_of(op, length, num_tasks=3):
     signed = torch.tensor([1.5, 0.0, -0.5, *[1.0] * (num_tasks - 3)])
     bounds = 0.1 * torch.rand(num_tasks, generator=generator)
     kept = torch.randint(0, 256, ((num_tasks + 7) // 8, length), generator=generator, dtype=torch.uint8)
+    with_base = torch.cat([torch.tensor([-0.25]), weights])
     return {
+        "affine_sum": Inputs((), (with_base,)),
+        "affine_sum_of_each": Inputs((with_base * (torch.arange(length)[:, None] % 3),)),
         "ties": Inputs((), (bounds, weights)),
         "ties_sum": Inputs((), (bounds, signed)),
         "band": Inputs((), (bounds, 2 * bounds, weights)),
@@ -165,6 +170,68 @@ def test_task_vectors_are_the_same_bytes(dtype, backend):
     found = BACKENDS[backend].task_vectors(chunk, lambda: room)
     expected = ops.task_vectors(chunk.base, chunk.checkpoints).numpy()
     assert found.tobytes() == expected.tobytes()
+
+
+PRODUCT_CHUNKS = {
+    "nothing": lambda: chunk_of(0, torch.float32),
+    "one element": lambda: chunk_of(1, torch.bfloat16),
+    "no whole row": lambda: chunk_of(products.LANES + 3, torch.float16),
+    "no whole group": lambda: chunk_of(products.ROWS * products.LANES - 1, torch.float32),
+    "five groups": lambda: chunk_of(5 * products.ROWS * products.LANES, torch.bfloat16),
+    "three blocks": lambda: chunk_of(2 * products.BLOCK + 2000, torch.bfloat16),
+    "float64": lambda: chunk_of(products.BLOCK + 1, torch.float64),
+    "mixed": lambda: chunk_of(3000, torch.bfloat16, other=torch.float32),
+    "one task": lambda: chunk_of(3000, torch.float32, num_tasks=1),
+    "eleven tasks": lambda: chunk_of(3000, torch.bfloat16, num_tasks=11),
+    "task vectors": lambda: RawChunk.of_vectors(chunk_of(3000, torch.float32).task_vectors()),
+    "task vectors and base": lambda: with_base_apart(chunk_of(3000, torch.float32)),
+}
+
+
+def with_base_apart(chunk):
+    base, *_ = chunk.vectors()
+    return RawChunk.of_vectors(chunk.task_vectors(), base)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("chunk", PRODUCT_CHUNKS)
+def test_every_backend_forms_the_same_products(chunk, backend):
+    chunk = PRODUCT_CHUNKS[chunk]()
+    found, expected = (one.products(chunk) for one in (BACKENDS[backend], REFERENCE))
+    num_vectors = 1 + num_tasks_of(chunk)
+    assert found.shape == (products.num_pairs(num_vectors), math.ceil(chunk.num_elements / products.BLOCK))
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_products_are_added_in_the_order_that_is_written_down(backend):
+    chunk = chunk_of(products.BLOCK + 5000, torch.float32, num_tasks=1)
+    base, moved = ([*map(float, row)] for row in chunk.vectors())
+    expected = [[added_in_order(one, other)] for one, other in ((base, base), (base, moved), (moved, moved))]
+    found = {**BACKENDS, "reference": REFERENCE}[backend].products(chunk)
+    assert found.tolist() == [sums for (sums,) in expected]
+    whole = products.total([found], 2)
+    exact = math.fsum(one * other for one, other in zip(base, moved, strict=True))
+    assert whole[0, 1] == whole[1, 0] == pytest.approx(exact, rel=1e-12)
+
+
+def added_in_order(one, other):
+    """Sums of products as `kernels.products` describes them: rows, then groups and lanes by halves."""
+    sums = []
+    for first in range(0, len(one), products.BLOCK):
+        terms = [
+            a * b for a, b in zip(*(row[first : first + products.BLOCK] for row in (one, other)), strict=True)
+        ]
+        terms += [0.0] * (products.BLOCK - len(terms))
+        left = []
+        for start in range(products.GROUPS * products.LANES):
+            group, lane = divmod(start, products.LANES)
+            own = terms[group * products.ROWS * products.LANES + lane :: products.LANES][: products.ROWS]
+            left.append(functools.reduce(operator.add, own, 0.0))
+        while len(left) > 1:
+            left = [a + b for a, b in zip(left[: len(left) // 2], left[len(left) // 2 :], strict=True)]
+        sums.append(left[0])
+    return sums
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -312,7 +379,8 @@ def test_surveys_notice_values_that_are_not_finite(backend):
     one.histogram(chunk, Histograms(1, bounds, *arrays))
     contest = Contest(np.arange(3), 1.0, Box.everywhere(np.zeros(3)), Classes.none(3)).as_arrays()
     one.look([(0, chunk)], contest, np.empty(5000, np.uint8))
-    assert seen == [False] * 3
+    one.products(chunk)
+    assert seen == [False] * 4
 
 
 def test_merging_by_the_reference_is_its_steps():

@@ -10,9 +10,11 @@ from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.methods import thresholds
+from hub_magmax.methods.geometry.gram import Gram
 from hub_magmax.methods.selection import algorithm_1, quotas, top_n
 
 NUM_TASKS, NUM_ELEMENTS = 4, 300_001
+SHAPE = 491, 611
 WANTED = quotas([0.4, 0.3, 0.0, 0.3], NUM_ELEMENTS)
 DTYPES = {
     "bfloat16": (torch.bfloat16,) * 5,
@@ -24,6 +26,9 @@ DTYPES = {
 RULES = {
     "thresholds": lambda chunks: thresholds.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
     "algorithm-1": lambda chunks: algorithm_1(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
+    "inner products": lambda chunks: Gram(chunks, (NUM_ELEMENTS,)).products().tolist(),
+    "products of rows": lambda chunks: Gram(chunks, SHAPE, "row").products().tolist(),
+    "products of columns": lambda chunks: Gram(chunks, SHAPE, "column").products().tolist(),
     "top-n": lambda chunks: top_n(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
 }
 

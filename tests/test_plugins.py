@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError, MissingDependencyError, NonFiniteError, RecipeError
 from hub_magmax.fleet.rebuilding import rebuild
@@ -128,6 +129,14 @@ RULES = {
         lambda c: Rule(Op(lambda rows, given: rows[0]), lambda start, count: (np.zeros(count - 1),)),
         "11 numbers for 12 elements",
     ),
+    "weights without the base model's": (
+        lambda c: Rule(ops.AFFINE_SUM, per_task=(np.ones(2, np.float32),)),
+        r"Expected 1 of float32 of shape \[3\] for the operation affine_sum",
+    ),
+    "weights of each element, of other tasks": (
+        lambda c: Rule(ops.AFFINE_SUM_OF_EACH, lambda start, count: (np.ones((count, 2), np.float32),)),
+        r"shape \[12, 3\]",
+    ),
     "error in a chunk": (lambda c: Rule(Op(lambda rows: rows[9])), "IndexError"),
     "error in its numbers": (lambda c: Rule(ops.LARGEST, lambda start, count: 1 / 0), "ZeroDivisionError"),
 }
@@ -148,6 +157,61 @@ def test_right_rules_of_a_plugin_merge(monkeypatch):
     assert merged_by(monkeypatch, "rule", lambda c: own).equal(VECTORS[1])
 
 
+BASE = torch.arange(12.0).reshape(3, 4)
+
+
+@pytest.mark.parametrize("form", ["tensor", "elementwise"])
+def test_plugin_gets_the_base_models_values(monkeypatch, form):
+    def towards_zero(vectors, *, base):
+        """Ignores the preference."""
+        return vectors.sum(0) - base / 2
+
+    announced(monkeypatch, towards_zero, form)
+    found = merge_tensors(VECTORS, method="strange", base=BASE)
+    assert found.equal(VECTORS.sum(0) - BASE / 2)
+
+
+@pytest.mark.parametrize("form", ["tensor", "elementwise"])
+def test_plugin_merges_files_with_the_base_models_values(monkeypatch, family, form):
+    def doubled(vectors, *, base):
+        """Ignores the preference."""
+        return base
+
+    announced(monkeypatch, doubled, form)
+    merge(plan(load_recipe(write_recipe(family, method={"name": "strange"}))))
+    before, after = (load_file(family / name / "model.safetensors") for name in ("base", "merged"))
+    assert after["layer.0.weight"].equal(2 * before["layer.0.weight"])
+
+
+def test_rule_of_a_plugin_adds_the_base_model(monkeypatch):
+    weights = np.array([0.5, 1, 0], np.float32)
+    each = np.repeat(weights[None], 12, axis=0)
+    own = Op(lambda base, rows: rows[0] + 0.5 * base, takes_base=True)
+    rules = {
+        "the same weights": Rule(ops.AFFINE_SUM, per_task=(weights,)),
+        "weights of each element": Rule(
+            ops.AFFINE_SUM_OF_EACH, lambda start, count: (each[start : start + count],)
+        ),
+        "its own operation": Rule(own),
+    }
+    for name, rule in rules.items():
+        announced(monkeypatch, lambda chunks, rule=rule: rule, "rule")
+        assert merge_tensors(VECTORS, method="strange", base=BASE).equal(VECTORS[0] + BASE / 2), name
+        with pytest.raises(RecipeError, match="needs the base model's values"):
+            merge_tensors(VECTORS, method="strange")
+
+
+def test_base_of_another_shape_or_kind_is_refused(monkeypatch):
+    for base, told in ((BASE[:2], r"shape \[2, 4\]"), (BASE.double(), "float64"), (BASE.tolist(), "list")):
+        with pytest.raises(RecipeError, match=told):
+            merge_tensors(VECTORS, method="average", base=base)
+
+
+def test_base_is_for_forms_that_see_values():
+    with pytest.raises(ValueError, match="base is for the forms tensor and elementwise, not for 'linear'"):
+        merge_method("odd", source="test", form="linear")(lambda num_tasks, *, base: [1.0])
+
+
 def test_coefficients_that_are_no_numbers_name_the_plugin(monkeypatch):
     for give in (lambda n: 0.5, lambda n: [0.5], lambda n: [1.0, float("nan")], lambda n: None):
         with pytest.raises(RecipeError) as caught:
@@ -165,8 +229,6 @@ def test_tasks_that_are_not_there_cannot_be_used(monkeypatch):
 
 
 def test_damaged_checkpoint_is_no_fault_of_the_plugin(monkeypatch, family):
-    from safetensors.torch import load_file, save_file
-
     path = family / "a" / "model.safetensors"
     tensors = load_file(path)
     tensors["layer.0.weight"][0, 0] = torch.nan

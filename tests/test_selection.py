@@ -69,7 +69,9 @@ class CountedChunks:
             self.reads.append(1)
         return ArrayChunks(self.task_vectors).runs(length, every)
 
-    def map(self, work, *, is_early=False):
+    has_base: bool = False
+
+    def map(self, work, *, is_early=False, multiple_of=1):
         yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.kernels.stored import Stored
     from hub_magmax.kernels.structures import (
+        BlockSums,
         Codes,
         Contest,
         Draw,
@@ -89,6 +90,20 @@ class Backend(Protocol):
 
         Raises:
             NonFiniteError: If they are not finite.
+        """
+        ...
+
+    def products(self, chunk: RawChunk) -> BlockSums:
+        """Return the inner products of the base model's values and the task vectors, block by block.
+
+        Pairs are those of the base model with itself and every task, then those of the first task with itself
+        and every later one, and so on; `kernels.products` has the order of sums.
+
+        Args:
+            chunk: From the first element of a block on, and to the last one of a block or of the tensor.
+
+        Raises:
+            NonFiniteError: If values or task vectors are not finite.
         """
         ...
 

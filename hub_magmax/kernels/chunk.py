@@ -73,6 +73,7 @@ class RawChunk:
         check: Takes a number that is finite only if all values are; raises if it is not.
         one_pass: Merges the chunk while a loop surveys it; nothing has been read then.
         has_base: False where rows are task vectors, without a base model.
+        below: Its values, where rows are task vectors and it is known.
     """
 
     parts: Sequence[tuple[int, int]]
@@ -81,13 +82,18 @@ class RawChunk:
     check: Callable[[float], None] = lambda probe: None
     one_pass: OnePass | None = None
     has_base: bool = True
+    below: Float32[np.ndarray, " chunk"] | None = None
     _stored: Stored | list[Stored] | None = None
 
     @classmethod
-    def of_vectors(cls, vectors: Float32[np.ndarray, "tasks chunk"]) -> RawChunk:
-        """Return task vectors that are known to be finite."""
+    def of_vectors(
+        cls,
+        vectors: Float32[np.ndarray, "tasks chunk"],
+        base: Float32[np.ndarray, " chunk"] | None = None,
+    ) -> RawChunk:
+        """Return task vectors that are known to be finite, and the base model's values if known."""
         rows = Stored(vectors.view(np.uint32), "F32")
-        return cls([(0, vectors.shape[1])], lambda: rows, has_base=False)
+        return cls([(0, vectors.shape[1])], lambda: rows, has_base=False, below=base)
 
     @property
     def start(self) -> int:
@@ -158,6 +164,16 @@ class RawChunk:
         self.check(float(vectors.sum()))
         found: Float32[np.ndarray, "tasks chunk"] = vectors.numpy()
         return found
+
+    def vectors(self) -> Float32[np.ndarray, "vectors chunk"]:
+        """Return the base model's values, zeros where they are not known, and the task vectors.
+
+        Raises:
+            NonFiniteError: If they are not finite.
+        """
+        moved = self.task_vectors()
+        base = self.base.float().numpy() if self.has_base else self.below
+        return np.concatenate([np.zeros_like(moved[:1]) if base is None else base[None], moved])
 
     def check_bits(self, largest: int) -> None:
         """Raise NonFiniteError if the largest magnitude that a loop met, as bits, is not finite."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8, UInt64
+from jaxtyping import Float32, Float64, Int64, UInt8, UInt64
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.backend import Merged
@@ -22,6 +22,7 @@ from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import Array, torch
 from hub_magmax.kernels.ops import Inputs, Op, task_vectors
+from hub_magmax.kernels.products import block_sums, in_blocks
 from hub_magmax.kernels.randomness import MULTIPLIERS, CounterGenerator
 from hub_magmax.kernels.reference import Reference, merge_piece
 from hub_magmax.kernels.stored import Stored
@@ -65,6 +66,20 @@ class Device(Reference):
         chunk.check(float(stacked.sum()))
         torch.from_numpy(out).copy_(stacked)
         return out
+
+    def products(self, chunk: RawChunk) -> Float64[np.ndarray, "pairs blocks"]:
+        """Return inner products block by block, as `Backend.products` says."""
+        if not chunk.has_base or self.device.type in WITHOUT_FLOAT64 or not chunk.num_elements:
+            return super().products(chunk)
+        base, *checkpoints = self._values(chunk)
+        vectors = torch.cat([base.float()[None], task_vectors(base, checkpoints)])
+        chunk.check(float(vectors[1:].sum()))
+
+        def zeros(shape: tuple[int, int]) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+        found: np.ndarray = torch.cat(block_sums(in_blocks(vectors, zeros))).cpu().numpy()
+        return found
 
     def mix(
         self,

@@ -7,7 +7,7 @@ avoided: it rounds differently in a vector body and its tail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Float32, Shaped, UInt8
@@ -38,23 +38,29 @@ class Op:
     Attributes:
         reference: Takes a chunk of each task vector (float32 torch tensors, one row per task), then
             `Inputs.per_element`, then `Inputs.per_task`, as torch tensors. Returns the merged task vector
-            (float32) or, if `selects`, the number of each element's winner (uint8, from zero).
+            (float32) or, if `selects`, the number of each element's winner (uint8, from zero). With
+            `takes_base` the base model's values (float32) come before all of these.
         selects: Every element comes from exactly one task; the merge then counts winners.
         name: Identifies an operation of this module, for instance in stored rules; "" for all others.
+        takes_base: It needs the base model's values, besides the task vectors.
     """
 
     reference: Callable[..., torch.Tensor]
     selects: bool = False
     name: str = ""
+    takes_base: bool = False
 
-    def find(self, rows: Rows, inputs: Inputs) -> torch.Tensor:
-        """Return what the reference returns."""
+    def find(self, rows: Rows, inputs: Inputs, base: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the reference returns; without values of a base model they count as zeros."""
         numbers = (*inputs.per_element, *inputs.per_task)
-        return self.reference(rows, *map(torch.as_tensor, numbers))
+        below = () if not self.takes_base else (torch.zeros_like(rows[0]) if base is None else base.float(),)
+        return self.reference(*below, rows, *map(torch.as_tensor, numbers))
 
-    def __call__(self, rows: Rows, inputs: Inputs) -> Float32[torch.Tensor, "*shape"]:
+    def __call__(
+        self, rows: Rows, inputs: Inputs, base: torch.Tensor | None = None
+    ) -> Float32[torch.Tensor, "*shape"]:
         """Return the merged task vector of a chunk."""
-        found = self.find(rows, inputs)
+        found = self.find(rows, inputs, base)
         return select_rows(rows, found) if self.selects else found
 
 
@@ -63,11 +69,35 @@ def weighted_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"
 
     A weight of one among zeros returns that task vector bit for bit.
     """
+    return _added(rows, _as_tensor(weights))
+
+
+def _added(rows: Rows, weights: Iterable[torch.Tensor]) -> Float32[torch.Tensor, "*shape"]:
     # Adding to a negative zero changes nothing; adding to a positive one would lose signs of zeros.
     total = torch.full_like(rows[0], -0.0)
-    for row, weight in zip(rows, _as_tensor(weights), strict=True):
+    for row, weight in zip(rows, weights, strict=True):
         total = torch.where(weight != 0, total + row * weight, total)
     return total
+
+
+def affine_sum(
+    base: Float32[torch.Tensor, " chunk"], rows: Rows, weights: Weights
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return w_0 θ_0 + Σ w_t τ_t, added in this order; a weight of zero leaves its vector out.
+
+    Args:
+        base: The base model's values, θ_0.
+        rows: One chunk of each task vector.
+        weights: The base model's first.
+    """
+    return weighted_sum([base, *rows], weights)
+
+
+def affine_sum_of_each(
+    base: Float32[torch.Tensor, " chunk"], rows: Rows, weights: Float32[torch.Tensor, "chunk vectors"]
+) -> Float32[torch.Tensor, " chunk"]:
+    """Return the `affine_sum` under weights of each element."""
+    return _added([base, *rows], weights.T)
 
 
 def agreeing_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
@@ -216,6 +246,8 @@ def precomputed(rows: Rows, found: Shaped[torch.Tensor, " chunk"]) -> Shaped[tor
 
 
 WEIGHTED_SUM = Op(weighted_sum, name="weighted_sum")
+AFFINE_SUM = Op(affine_sum, name="affine_sum", takes_base=True)
+AFFINE_SUM_OF_EACH = Op(affine_sum_of_each, name="affine_sum_of_each", takes_base=True)
 AGREEING_SUM = Op(agreeing_sum, name="agreeing_sum")
 TIES = Op(ties_merge, name="ties")
 TIES_SUM = Op(ties_sum, name="ties_sum")
@@ -233,6 +265,8 @@ OPS = {
     op.name: op
     for op in (
         WEIGHTED_SUM,
+        AFFINE_SUM,
+        AFFINE_SUM_OF_EACH,
         AGREEING_SUM,
         TIES,
         TIES_SUM,

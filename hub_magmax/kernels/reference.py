@@ -14,12 +14,14 @@ from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
+from hub_magmax.kernels.products import BLOCK, block_sums, in_blocks, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
     NOBODY,
     TIED,
     ZERO,
+    BlockSums,
     Codes,
     Contest,
     Draw,
@@ -97,6 +99,16 @@ class Reference:
     def task_vectors(self, chunk: RawChunk, room: Callable[[], np.ndarray]) -> Vectors:
         """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
         return chunk.task_vectors()
+
+    def products(self, chunk: RawChunk) -> BlockSums:
+        """Return inner products block by block, as `Backend.products` says."""
+        vectors = chunk.vectors()
+        step = max(1, self.piece_elements // BLOCK) * BLOCK
+        sums = [np.empty((num_pairs(len(vectors)), 0))]
+        for start in range(0, vectors.shape[1], step):
+            blocks = in_blocks(vectors[:, start : start + step], np.zeros)
+            sums.append(np.concatenate(block_sums(np.ascontiguousarray(blocks))))
+        return np.concatenate(sums, axis=1)
 
     def mix(
         self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
@@ -272,7 +284,7 @@ def merge_piece(
     """Return merged values, elements per task, and the sum of everything, which overflows at worst."""
     base, *checkpoints = values
     rows = task_rows(base, checkpoints)
-    found = op.find(rows, inputs)
+    found = op.find(rows, inputs, base)
     counts = torch.empty(0, dtype=torch.int64)
     if op.selects:
         counts = torch.bincount(found, minlength=len(rows))

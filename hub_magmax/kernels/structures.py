@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, Shaped, UInt8, UInt64
+from jaxtyping import Float32, Float64, Int32, Int64, Shaped, UInt8, UInt64
 
 #: Task vectors of a chunk.
 Vectors = Float32[np.ndarray, "tasks chunk"]
+#: Sums of the products of each pair of vectors over each block.
+BlockSums = Float64[np.ndarray, "pairs blocks"]
 #: A number for each task, for each element, and for each kind of owner.
 PerTask = UInt8[np.ndarray, " tasks"]
 Owners = UInt8[np.ndarray, " elements"]

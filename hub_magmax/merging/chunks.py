@@ -29,6 +29,7 @@ from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
+from hub_magmax.methods.chunks import in_multiples
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ class StoredChunks:
     scratch: Scratch = IN_MEMORY
     one_pass: Callable[[RawChunk], OnePass | None] | None = None
     num_threads = 1
+    has_base = True
 
     @property
     def num_tasks(self) -> int:
@@ -105,14 +107,19 @@ class StoredChunks:
             yield chunk.start, self._task_vectors(chunk)
 
     def map(
-        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+        self,
+        work: Callable[[Iterator[tuple[int, RawChunk]]], T],
+        *,
+        is_early: bool = False,
+        multiple_of: int = 1,
     ) -> Iterator[T]:
-        yield work(self.stored(is_early=is_early))
+        yield work(self.stored(is_early=is_early, multiple_of=multiple_of))
 
-    def stored(self, *, is_early: bool = False) -> Iterator[tuple[int, RawChunk]]:
+    def stored(self, *, is_early: bool = False, multiple_of: int = 1) -> Iterator[tuple[int, RawChunk]]:
         """Yield the chunks as stored, for a survey."""
         one_pass = self.one_pass if is_early else None
-        for chunk in self._stored(_alone(self._chunks()), is_unread=one_pass is not None):
+        chunks = self._chunks(multiple_of)
+        for chunk in self._stored(_alone(chunks), is_unread=one_pass is not None or multiple_of > 1):
             chunk.one_pass = one_pass(chunk) if one_pass is not None else None
             yield chunk.start, chunk
             if chunk.one_pass is not None:
@@ -129,8 +136,9 @@ class StoredChunks:
         """Yield the chunks as stored."""
         return self._stored(_alone(self._chunks()), is_unread=True, is_last=True)
 
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        return _runs(self.num_elements, self.chunk_elements, self.chunk_elements)
+    def _chunks(self, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
+        length = in_multiples(self.chunk_elements, multiple_of)
+        return _runs(self.num_elements, length, length)
 
     def _stored(
         self,
@@ -276,6 +284,7 @@ class JoinedChunks:
     expect: Callable[[bool], None]
     num_threads: int = 1
     looked_at: Callable[[str], None] = lambda name: None
+    has_base = True
 
     @property
     def num_tasks(self) -> int:
@@ -304,7 +313,11 @@ class JoinedChunks:
             self.looked_at(tensor.name)
 
     def map(
-        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+        self,
+        work: Callable[[Iterator[tuple[int, RawChunk]]], T],
+        *,
+        is_early: bool = False,
+        multiple_of: int = 1,
     ) -> Iterator[T]:
         todo = self._placed()
         lock, errors = Lock(), list[tuple[int, Exception]]()
@@ -321,7 +334,7 @@ class JoinedChunks:
                 nonlocal first
                 while (taken := take()) is not None:
                     first, tensor = taken
-                    for start, chunk in tensor.stored():
+                    for start, chunk in tensor.stored(multiple_of=multiple_of):
                         yield first + start, chunk
                     tensor.release(tensor.num_elements)
                     self.looked_at(tensor.name)

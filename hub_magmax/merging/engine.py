@@ -176,7 +176,7 @@ class Engine:
 
     def _units(self, shard: Shard) -> Sequence[TensorJob | Bundle]:
         """Return what is made at a time: a tensor, or small neighbours that can be read from files."""
-        if self.in_order or not get_method(self.plan.lock.method["name"]).is_built_in:
+        if self.in_order or not get_method(self.plan.lock.method["name"]).is_bundled:
             return shard.jobs
         return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from hub_magmax import methods
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
@@ -37,6 +38,7 @@ def merge_tensors(
     method: str = "tunable_magmax",
     seed: int = 0,
     name: str = "",
+    base: Float[torch.Tensor, "*shape"] | None = None,
     **options: Any,
 ) -> Float[torch.Tensor, "*shape"]:
     """Merge stacked task vectors by any method; the result is not scaled: add λ times it to the base.
@@ -48,6 +50,8 @@ def merge_tensors(
         method: Name of a registered method.
         seed: Decides the draws of methods that draw.
         name: The tensor's name; tensors of different names get different draws.
+        base: The base model's values, for methods that need them, such as `slerp`: of the dtype and shape of
+            one task vector.
         options: The method's own.
 
     Raises:
@@ -67,16 +71,49 @@ def merge_tensors(
     quotas(weights, 0)  # raises unless the weights are a preference
     if not task_vectors[0].numel():
         return task_vectors[0].clone()  # no method is asked, as in a merge of files
-    chunks = ArrayChunks(task_vectors, backend=choose_backend(task_vectors[0].numel()))
-    rule = tensor_rule(
-        chunks,
-        tuple(task_vectors.shape[1:]),
-        described,
-        weights,
-        CounterGenerator(seed, name),
+    label = methods.get_method(method).label
+    chunks = _with_base(task_vectors, base, method)
+    shape = tuple(task_vectors.shape[1:])
+    rule = tensor_rule(chunks, shape, described, weights, CounterGenerator(seed, name))
+    return torch.cat([*_merged(chunks, rule, label)]).reshape(shape)
+
+
+def _with_base(task_vectors: torch.Tensor, base: Any, method: str) -> ArrayChunks:
+    """Return task vectors with the base model's values, where they are given."""
+    found, like = methods.get_method(method), task_vectors[0]
+    if base is None:
+        if "base" in found.supplied:
+            raise _without_base(found.label)
+    elif not isinstance(base, torch.Tensor) or (base.shape, base.dtype) != (like.shape, like.dtype):
+        is_tensor = isinstance(base, torch.Tensor)
+        told = f"{base.dtype} of shape {[*base.shape]}" if is_tensor else type(base).__name__
+        raise RecipeError(
+            f"base is {told}", where="base", expected=f"a tensor of {like.dtype}, shape {[*like.shape]}"
+        )
+    return ArrayChunks(task_vectors, backend=choose_backend(like.numel()), base=base)
+
+
+def _merged(chunks: ArrayChunks, rule: Rule, label: str) -> Iterator[torch.Tensor]:
+    for start, chunk in chunks:
+        inputs, below = rule.inputs(start, chunk.shape[1]), chunks.below(start, start + chunk.shape[1])
+        if below is None and rule.op.takes_base and _weighs_base(rule.op, inputs):
+            raise _without_base(label)
+        yield rule.op(chunk, inputs, None if below is None else torch.from_numpy(below))
+
+
+def _weighs_base(op: Op, inputs: Inputs) -> bool:
+    """Say whether the base model's values count: a built-in operation has their weights first."""
+    return not op.name or any(
+        torch.as_tensor(w)[..., 0].any() for w in (*inputs.per_task, *inputs.per_element)
     )
-    merged = [rule.op(chunk, rule.inputs(start, chunk.shape[1])) for start, chunk in chunks]
-    return torch.cat(merged).reshape(task_vectors.shape[1:])
+
+
+def _without_base(label: str) -> RecipeError:
+    return RecipeError(
+        "the method needs the base model's values, besides the task vectors",
+        where=label,
+        expected="base=..., a tensor like one task vector",
+    )
 
 
 def _checked(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
@@ -49,6 +50,11 @@ class Chunks(Protocol):
         ...
 
     @property
+    def has_base(self) -> bool:
+        """Whether the base model's values are known, besides the task vectors."""
+        ...
+
+    @property
     def scratch(self) -> Scratch:
         """The place of arrays with a number for each element."""
         ...
@@ -64,24 +70,34 @@ class Chunks(Protocol):
         ...
 
     def map(
-        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+        self,
+        work: Callable[[Iterator[tuple[int, RawChunk]]], T],
+        *,
+        is_early: bool = False,
+        multiple_of: int = 1,
     ) -> Iterator[T]:
         """Share the chunks out between threads, as stored, and yield what `work` returns.
 
         It is called once in each thread, with the thread's share in order; most often there is one thread.
         `is_early`: it merges chunks while it surveys them, where they have `RawChunk.one_pass`.
+        `multiple_of`: every chunk of a tensor but its last one has a multiple of so many elements.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ArrayChunks:
-    """Task vectors in memory, float32 and stacked, cut into chunks of `chunk_elements`."""
+    """Task vectors in memory, float32 and stacked, cut into chunks of `chunk_elements`.
+
+    Attributes:
+        base: The base model's values, float32, for methods that need them.
+    """
 
     task_vectors: Array
     chunk_elements: int = 1 << 18
     backend: Backend = field(default_factory=Reference)
     scratch: Scratch = IN_MEMORY
+    base: Array | None = None
     num_threads = 1
 
     @property
@@ -92,6 +108,10 @@ class ArrayChunks:
     def num_elements(self) -> int:
         return math.prod(self.task_vectors.shape[1:])
 
+    @property
+    def has_base(self) -> bool:
+        return self.base is not None
+
     def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]:
         for start, chunk in self.arrays():
             yield start, torch.from_numpy(chunk)
@@ -100,14 +120,30 @@ class ArrayChunks:
         return self._flat.take(places_in_runs(self.num_elements, length, every), axis=1)
 
     def map(
-        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+        self,
+        work: Callable[[Iterator[tuple[int, RawChunk]]], T],
+        *,
+        is_early: bool = False,
+        multiple_of: int = 1,
     ) -> Iterator[T]:
-        yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
+        length, base = in_multiples(self.chunk_elements, multiple_of), self.below(0, self.num_elements)
+
+        def of(start: int, chunk: np.ndarray) -> RawChunk:
+            return RawChunk.of_vectors(chunk, None if base is None else base[start : start + length])
+
+        yield work((start, of(start, chunk)) for start, chunk in self._cut(length))
 
     def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
+        return self._cut(self.chunk_elements)
+
+    def below(self, start: int, stop: int) -> Float32[np.ndarray, " some"] | None:
+        """Return values of the base model, where they are known."""
+        return None if self.base is None else np.asarray(self.base).reshape(-1)[start:stop]
+
+    def _cut(self, length: int) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
         flat = self._flat
-        for start in range(0, self.num_elements, self.chunk_elements):
-            yield start, flat[:, start : start + self.chunk_elements]
+        for start in range(0, self.num_elements, length):
+            yield start, flat[:, start : start + length]
 
     @property
     def _flat(self) -> Float32[np.ndarray, "tasks elements"]:
@@ -140,10 +176,28 @@ class Selection:
         return torch.from_numpy(self.owner)
 
 
+def in_multiples(length: int, of: int) -> int:
+    """Return a length as a multiple of a number: the next smaller one, but not none."""
+    return max(1, length // of) * of
+
+
 def places_in_runs(num_elements: int, length: int, every: int) -> Int64[np.ndarray, " in_runs"]:
     """Return which elements are among the first `length` of every `every`."""
     places = np.arange(0, num_elements, every)[:, None] + np.arange(min(length, num_elements))
     return places[places < num_elements]
+
+
+def whole_vectors(chunks: Chunks) -> Float32[np.ndarray, "vectors elements"]:
+    """Return the base model's values, zeros where they are not known, and the task vectors of a tensor."""
+    found = np.empty((1 + chunks.num_tasks, chunks.num_elements), np.float32)
+
+    def copy(part: Iterator[tuple[int, RawChunk]]) -> None:
+        for start, chunk in part:
+            vectors = chunk.vectors()
+            found[:, start : start + vectors.shape[1]] = vectors
+
+    deque(chunks.map(copy), maxlen=0)
+    return found
 
 
 def check_task_count(num_tasks: int, limit: int) -> None:

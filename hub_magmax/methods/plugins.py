@@ -26,8 +26,8 @@ _OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EM
 
 #: Numbers per task that each built-in operation takes; the last ones are weights.
 _PER_TASK = {
-    "weighted_sum": 1, "agreeing_sum": 1, "ties": 2, "ties_sum": 2, "band": 3, "dropped": 1,
-    "dropped_ties": 2, "dropped_ties_sum": 2,
+    "weighted_sum": 1, "affine_sum": 1, "agreeing_sum": 1, "ties": 2, "ties_sum": 2, "band": 3,
+    "dropped": 1, "dropped_ties": 2, "dropped_ties_sum": 2,
 }  # fmt: skip
 #: Operations that take bits of what is kept, for each element.
 _DROPPING = ("dropped", "dropped_ties", "dropped_ties_sum")
@@ -68,6 +68,8 @@ def plugin_rule(
     shape: tuple[int, ...],
     options: Mapping[str, Any],
     where: str,
+    *,
+    takes_base: bool = False,
 ) -> Rule:
     """Return how a plug-in merges one tensor; whatever it computes, now or later, is checked.
 
@@ -78,19 +80,28 @@ def plugin_rule(
         shape: The tensor's own shape.
         options: What the function takes beside them.
         where: Names method, package and tensor in messages.
+        takes_base: The function of a form other than "rule" also takes the base model's values.
 
     Raises:
         RecipeError: If the function fails, or returns anything else than its form says.
     """
     if form == "elementwise":
-        from hub_magmax.kernels.ops import Op
-
-        return Rule(_checked_op(Op(lambda rows: function(_stacked(rows), **options)), where))
+        return Rule(_checked_op(_own_op(function, options, takes_base=takes_base), where))
     with failures(where):
         if form == "tensor":
-            merged = function(_whole(chunks).view(chunks.num_tasks, *shape), **options)
+            rows = _whole(chunks, with_base=takes_base)
+            given = {"base": rows[0].view(shape)} if takes_base else {}
+            merged = function(rows[int(takes_base) :].view(chunks.num_tasks, *shape), **given, **options)
             return precomputed_rule(_checked(merged, shape, where).reshape(-1))
         return _checked_rule(function(chunks, **options), chunks.num_tasks, where)
+
+
+def _own_op(function: Callable[..., Any], options: Mapping[str, Any], *, takes_base: bool) -> Op:
+    from hub_magmax.kernels.ops import Op
+
+    if takes_base:
+        return Op(lambda base, rows: function(_stacked(rows), base=base, **options), takes_base=True)
+    return Op(lambda rows: function(_stacked(rows), **options))
 
 
 def _stacked(rows: Rows) -> Tensor:
@@ -99,10 +110,14 @@ def _stacked(rows: Rows) -> Tensor:
     return torch.stack(list(rows))
 
 
-def _whole(chunks: Chunks) -> Tensor:
-    """Return all task vectors of a tensor, in memory of their own."""
+def _whole(chunks: Chunks, *, with_base: bool) -> Tensor:
+    """Return all task vectors of a tensor, in memory of their own, perhaps after the base model's values."""
     import torch
 
+    if with_base:
+        from hub_magmax.methods.chunks import whole_vectors
+
+        return torch.from_numpy(whole_vectors(chunks))
     stacked = torch.empty((chunks.num_tasks, chunks.num_elements))
     for start, task_vectors in chunks:
         stacked[:, start : start + task_vectors.shape[1]] = task_vectors
@@ -148,9 +163,10 @@ def _check_kind(found: Any, shape: tuple[int, ...], dtype: str, where: str) -> N
 def _checked_op(op: Op, where: str) -> Op:
     """Return an operation of a plug-in that checks what it returns."""
 
-    def reference(rows: Rows, *numbers: Tensor) -> Tensor:
+    def reference(*arguments: Any) -> Tensor:
+        rows: Rows = arguments[op.takes_base]
         with failures(where):
-            found = op.reference(rows, *numbers)
+            found = op.reference(*arguments)
             shape = tuple(rows[0].shape)
             if not op.selects:
                 return _checked(found, shape, where, rows)
@@ -195,10 +211,11 @@ def _check_per_task(rule: Rule, num_tasks: int, where: str) -> None:
 
     number = _PER_TASK.get(rule.op.name, 0)
     found = [np.asarray(values) for values in rule.per_task]
-    kind = (num_tasks,), np.dtype(np.float32)
+    width = num_tasks + (rule.op.name == "affine_sum")  # with the base model's
+    kind = (width,), np.dtype(np.float32)
     if [(one.shape, one.dtype) for one in found] != [kind] * number:
         told = ", ".join(f"{one.dtype} of shape {list(one.shape)}" for one in found) or "nothing"
-        expected = f"{number} of float32 of shape [{num_tasks}] for the operation {rule.op.name}"
+        expected = f"{number} of float32 of shape [{width}] for the operation {rule.op.name}"
         raise refusal(f"per_task {told}", where, expected)
     # Thresholds, all but the last, may be infinite, and keep nothing or all.
     if found and (np.isnan(np.stack(found)).any() or not np.isfinite(found[-1]).all()):
@@ -214,6 +231,7 @@ def _checked_numbers(
     bytes_of_tasks = -(-num_tasks // 8)
     kinds: dict[str, tuple[tuple[int, ...], str]] = {
         "precomputed": ((count,), "float32"),
+        "affine_sum_of_each": ((count, num_tasks + 1), "float32"),
         "chosen": ((count,), "uint8"),
         **dict.fromkeys(_DROPPING, ((count, bytes_of_tasks), "uint8")),
     }

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
-SUPPLIED = ("preference", "multipliers", "generator")
+SUPPLIED = ("preference", "multipliers", "generator", "shape", "base")
+
+#: Forms of functions that may take the base model's values.
+_WITH_BASE = ("tensor", "elementwise")
 
 #: Options with which a method that takes preference and multipliers adds task vectors, and does not average.
 ADDING: Mapping[str, str] = MappingProxyType({"consensus": "sum"})
@@ -107,6 +110,11 @@ class MergeMethod:
     def is_built_in(self) -> bool:
         return self.name in METHODS.built_in
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether `methods.small_tensors` merges small tensors together: not if it asks for their shapes."""
+        return self.is_built_in and self.form in ("rule", "linear") and "shape" not in self.supplied
+
     @cached_property
     def label(self) -> str:
         """Name of the method in messages, with the package of a plug-in."""
@@ -150,14 +158,16 @@ class MergeMethod:
             "preference": preference,
             "multipliers": _multipliers(preference),
             "generator": generator,
+            "shape": shape,
         }
-        call = {name: supplied[name] for name in self.supplied} | dict(options)
+        call = {name: supplied[name] for name in self.supplied if name != "base"} | dict(options)
         where = f"{self.label}, tensor {generator.name!r}"
-        if not self.is_built_in:
-            return plugin_rule(self.form, self.function, chunks, shape, call, where)
-        with failures(where):
-            rule: Rule = self.function(chunks, **call)
-            return rule
+        if self.form == "rule" and self.is_built_in:
+            with failures(where):
+                rule: Rule = self.function(chunks, **call)
+                return rule
+        takes_base = "base" in self.supplied
+        return plugin_rule(self.form, self.function, chunks, shape, call, where, takes_base=takes_base)
 
     def multipliers(
         self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
@@ -215,12 +225,13 @@ def merge_method(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a function into a merge method.
 
-    Keyword-only arguments of the function become recipe options, checked by pydantic
-    (`Annotated[float, Field(gt=0)]` works); arguments named `preference` (tuple of floats) or
-    `generator` (`CounterGenerator`) are supplied by the merge. One named `multipliers`, in place of
-    `preference`, gets the preference times the number of tasks, or the coefficients that a recipe gives,
-    which may have any sign. A function that names both gets coefficients where its option `consensus` is
-    `sum`, and then has to read `multipliers` alone.
+    Keyword-only arguments of the function become recipe options, checked by pydantic (`Annotated[float,
+    Field(gt=0)]` works); arguments named `preference` (tuple of floats), `generator` (`CounterGenerator`) or
+    `shape` (the tensor's own) are supplied by the merge. One named `multipliers`, in place of `preference`,
+    gets the preference times the number of tasks, or the coefficients that a recipe gives, which may have any
+    sign. A function that names both gets coefficients where its option `consensus` is `sum`, and then has to
+    read `multipliers` alone. One named `base` gets the base model's values, float32 and of the shape of one
+    task vector, where the form is "tensor" or "elementwise".
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -251,6 +262,8 @@ def merge_method(
         raise ValueError(f"{name}: scaling {scaling} is not a finite number")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if form not in _WITH_BASE and "base" in inspect.signature(function).parameters:
+            raise ValueError(f"{name}: base is for the forms {' and '.join(_WITH_BASE)}, not for {form!r}")
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
             source=f"arXiv:{source.arxiv}" if isinstance(source, Paper) else source,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,19 @@ def weighted_rule(weights: tuple[float, ...]) -> Rule:
     from hub_magmax.kernels.ops import WEIGHTED_SUM
 
     return Rule(WEIGHTED_SUM, per_task=(np.array(weights, np.float32),))
+
+
+def affine_rule(weights: Sequence[float] | Array) -> Rule:
+    """Return the rule that adds the base model's values and the task vectors, each multiplied by its weight.
+
+    Args:
+        weights: "1+tasks", the base model's first: what the merged task vector has of its values.
+    """
+    import numpy as np
+
+    from hub_magmax.kernels.ops import AFFINE_SUM
+
+    return Rule(AFFINE_SUM, per_task=(np.array(weights, np.float32),))
 
 
 def precomputed_rule(found: Array) -> Rule:

@@ -170,7 +170,8 @@ class _Held:
         """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""
         options = self.plan.lock.method
         if self.method.form == "tensor":
-            return (VECTOR * self.num_tasks + 8 + (self.method.held_bytes or 0)) * size
+            num_vectors = self.num_tasks + ("base" in self.method.supplied)
+            return (VECTOR * num_vectors + 8 + (self.method.held_bytes or 0)) * size
         if not self.method.is_built_in:
             return (self.method.held_bytes or 0) * size
         if self.method.held_bytes is None:

@@ -16,10 +16,12 @@ from hub_magmax.kernels.chunk import INFINITY_BITS, LOOP_DTYPES, NARROW_DTYPES, 
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.ops import Inputs, Op
+from hub_magmax.kernels.products import BLOCK, GROUPS, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
+    BlockSums,
     Codes,
     Contest,
     Draw,
@@ -39,6 +41,7 @@ from hub_magmax.kernels.winners import Kept, RuleOf, Sight
 #: The number of an operation's loop.
 KINDS: Mapping[Op, int] = {
     ops.WEIGHTED_SUM: cache.WEIGHTED,
+    ops.AFFINE_SUM: cache.AFFINE,
     ops.AGREEING_SUM: cache.AGREEING,
     ops.TIES: cache.TIES,
     ops.TIES_SUM: cache.TIES_SUM,
@@ -81,6 +84,20 @@ class Compiled(Reference):
         out = room()
         chunk.check_bits(cache.task_vectors(chunk.rows(), out))
         return out
+
+    def products(self, chunk: RawChunk) -> BlockSums:
+        """Return inner products block by block, as `Backend.products` says."""
+        found = None
+        if chunk.files is not None and chunk.files.dtype in LOOP_DTYPES:
+            with chunk.files.reading(chunk.start) as reading:
+                found = _products(reading, chunk.num_elements)
+        if found is None and chunk.has_base and chunk.is_narrow:
+            found = _products(in_memory(chunk.rows()), chunk.num_elements)
+        if found is None:
+            return super().products(chunk)
+        # A square is finite only if what is squared is.
+        chunk.check(0.0 if np.isfinite(found).all() else math.nan)
+        return found
 
     def mix(
         self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
@@ -204,6 +221,15 @@ def _merge(
         found = Stored.of(found.tensor.to(torch_dtype(dtype)))
         finite = finite and found.is_finite()
     return Merged(found, merging.counts if op.selects else merging.counts[:0], 0.0 if finite else math.nan)
+
+
+def _products(reading: Reading, num_elements: int) -> BlockSums | None:
+    """Return inner products by their loop; None where a file is too short."""
+    num_vectors = len(reading.memory)
+    pairs = num_pairs(num_vectors)
+    found = np.empty((pairs, -(-num_elements // BLOCK)))
+    scratch = np.empty((num_vectors, cache.TILE * cache.LANES)), np.zeros((GROUPS, pairs * cache.LANES))
+    return found if cache.add_products(reading, num_elements, *scratch, found) == 0 else None
 
 
 def in_memory(rows: np.ndarray) -> Reading:

@@ -41,16 +41,23 @@ LANES = 16
 #: Additional places that an array of places in a block needs: they are written a few at a time.
 SPARE = 4
 
+#: Rows of `LANES` elements whose inner products are formed at a time: those of six vectors stay in the
+#: nearest cache as float64.
+TILE = 16
+
 #: High bits of a key that nearly always tell which task a mix draws.
 MIX_BITS = 12
 
 #: Numbers of operations; they stand in the compiled code. First come sums, then elections, then selections.
-WEIGHTED, AGREEING, BAND, DROPPED, TIES, DROPPED_TIES, TIES_SUM, DROPPED_TIES_SUM, LARGEST, CHOSEN = range(10)
+(
+    WEIGHTED, AFFINE, AGREEING, BAND, DROPPED, TIES, DROPPED_TIES, TIES_SUM, DROPPED_TIES_SUM, LARGEST,
+    CHOSEN,
+) = range(11)  # fmt: skip
 
 #: Functions of the C library that loops call; all others that they could call raise errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "bits", "simd")
+_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "products", "bits", "simd")
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -126,6 +133,7 @@ class Loop:
 merge_chunk = Loop("merge_chunk")
 read_rows = Loop("read_rows")
 task_vectors = Loop("task_vectors")
+add_products = Loop("add_products")
 rank = Loop("rank")
 draw = Loop("draw")
 rename = Loop("rename")
@@ -242,7 +250,7 @@ def fingerprint() -> str:
             path.read_text(encoding="utf-8")
             for path in (
                 *(Path(__file__).with_name(f"{name}.py") for name in (*_MODULES, "cache")),
-                Path(__file__).parent.with_name("structures.py"),
+                *(Path(__file__).parent.with_name(f"{name}.py") for name in ("structures", "products")),
             )
         ),
         version("numba"),

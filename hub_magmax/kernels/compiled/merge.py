@@ -20,6 +20,7 @@ from numba import int32, int64, types
 
 from hub_magmax.kernels.compiled.bits import count
 from hub_magmax.kernels.compiled.cache import (
+    AFFINE,
     AGREEING,
     BAND,
     BLOCK,
@@ -107,10 +108,13 @@ def _sum(merging, stored, start, number, base, place):
     kind, per_task = merging.kind, merging.per_task
     weights, top = per_task.shape[0] - 1, ints(0)
     total, mass = floats(-0.0), floats(-0.0)
+    before = per_task.shape[1] - stored.shape[0] + 1
+    if kind == AFFINE and per_task[weights, 0] != 0:
+        total = total + base * floats(per_task[weights, 0])
     for task in range(stored.shape[0] - 1):
         moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
         top = larger(top, magnitude(moved))
-        weight = per_task[weights, task]
+        weight = per_task[weights, before + task]
         if weight != 0:
             if kind in (BAND, DROPPED):
                 moved = _kept(merging, task, moved, place, number)

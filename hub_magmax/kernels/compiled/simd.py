@@ -68,7 +68,12 @@ LONGS, DOUBLES = _Lanes("Longs", ir.IntType(64)), _Lanes("Doubles", ir.DoubleTyp
 
 #: By operator and type of both arguments: the type of the result, and the instruction of `llvmlite.ir`.
 _INSTRUCTIONS = {
-    operator.add: {FLOATS: (FLOATS, "fadd"), INTS: (INTS, "add"), LONGS: (LONGS, "add")},
+    operator.add: {
+        FLOATS: (FLOATS, "fadd"),
+        DOUBLES: (DOUBLES, "fadd"),
+        INTS: (INTS, "add"),
+        LONGS: (LONGS, "add"),
+    },
     operator.sub: {FLOATS: (FLOATS, "fsub"), DOUBLES: (DOUBLES, "fsub")},
     operator.mul: {FLOATS: (FLOATS, "fmul"), DOUBLES: (DOUBLES, "fmul"), LONGS: (LONGS, "mul")},
     operator.truediv: {FLOATS: (FLOATS, "fdiv")},
