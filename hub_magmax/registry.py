@@ -15,11 +15,13 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import code_digest
 from hub_magmax.text import nearest
+
+Mark = TypeVar("Mark")
 
 #: Recipe options as pydantic field definitions, (annotation, default) by name.
 Options = Mapping[str, tuple[Any, Any]]
@@ -31,6 +33,20 @@ class AddedLater:
 
     A lock leaves it out at its default value, so that locks and their digests stay what they were.
     """
+
+
+@dataclass(frozen=True)
+class PerTask:
+    """Marks an option, in its `Annotated`, of which every task may have a value of its own.
+
+    A recipe gives one value for all tasks, or a mapping with a value for each. The function gets a tuple of
+    values, one per task in order; its default, if it has one, is a tuple of the one value of all.
+
+    Attributes:
+        each: Annotation of one value.
+    """
+
+    each: Any
 
 
 class Registered(Protocol):
@@ -243,11 +259,40 @@ def _field(owner: str, namespace: dict[str, Any], parameter: inspect.Parameter) 
         raise ValueError(f"{owner}: option {parameter.name!r} needs an annotation, such as float")
     if isinstance(annotation, str):  # the author's own text, where annotations are postponed
         annotation = eval(annotation, namespace)  # noqa: S307
+    if _mark(annotation, PerTask) is not None and default is not ...:
+        (default,) = default
     return (annotation, default)
 
 
-def _has_mark(annotation: Any, kind: type) -> bool:
-    return any(isinstance(mark, kind) for mark in getattr(annotation, "__metadata__", ()))
+def _mark(annotation: Any, kind: type[Mark]) -> Mark | None:
+    """Return the mark of a kind in an annotation, None where there is none."""
+    return next((m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, kind)), None)
+
+
+def per_task(entry: Registered, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the options that have a value for each task, by the task's name."""
+    return {
+        name: options[name]
+        for name, (annotation, _) in entry.options.items()
+        if isinstance(options.get(name), Mapping) and _mark(annotation, PerTask) is not None
+    }
+
+
+def for_each_task(entry: Registered, options: Mapping[str, Any], num_tasks: int) -> dict[str, Any]:
+    """Return options as a function takes them: a tuple with a value for each task, where these may differ.
+
+    Args:
+        entry: The method.
+        options: As a lock has them; values by task are those of all tasks, in their order.
+        num_tasks: Number of tasks.
+    """
+    found = dict(options)
+    for name, (annotation, default) in entry.options.items():
+        if _mark(annotation, PerTask) is not None:
+            value = options.get(name, default)
+            found[name] = tuple(value.values()) if isinstance(value, Mapping) else (value,) * num_tasks
+            assert len(found[name]) == num_tasks, "checked with the recipe"
+    return found
 
 
 def locked_options(entry: Registered, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +305,7 @@ def locked_options(entry: Registered, options: Mapping[str, Any]) -> dict[str, A
     left_out = [
         name
         for name, (annotation, default) in entry.options.items()
-        if _has_mark(annotation, AddedLater) and checked[name] == default
+        if _mark(annotation, AddedLater) is not None and checked[name] == default
     ]
     return {name: value for name, value in checked.items() if name not in left_out}
 
@@ -273,7 +318,29 @@ def check_options(entry: Registered, options: Mapping[str, Any]) -> dict[str, An
     """
     from pydantic import ConfigDict, create_model
 
-    fields: dict[str, Any] = dict(entry.options)
+    fields: dict[str, Any] = {
+        name: (_expected(annotation, options.get(name)), default)
+        for name, (annotation, default) in entry.options.items()
+    }
     model = create_model(entry.name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
     checked: dict[str, Any] = model.model_validate(dict(options)).model_dump()
     return checked
+
+
+def _expected(annotation: Any, value: Any) -> Any:
+    """Return the annotation that a value is checked by: of values by task, where it is a mapping."""
+    from pydantic import BeforeValidator
+
+    mark = _mark(annotation, PerTask)
+    if mark is None:
+        return annotation
+    if isinstance(value, list | tuple):
+        return Annotated[Any, BeforeValidator(_refuse_list)]
+    each: Any = mark.each
+    return dict[str, each] if isinstance(value, Mapping) else each
+
+
+def _refuse_list(value: Any) -> None:
+    raise ValueError(
+        "should be one value for all tasks, or a value for each by its name, {animals: 0.5, ...}"
+    )

@@ -259,7 +259,8 @@ def test_a_key_on_an_edge_is_of_the_part_above_it(num_tasks, backend):
 @pytest.mark.parametrize("num_pairs", [1, 4, 5, 9])
 @pytest.mark.parametrize("most", [0, 1 << 31, (1 << 32) - 1])
 def test_every_backend_drops_alike(most, num_pairs, count, backend):
-    call = 123_456, count, GENERATOR, range(40, 40 + num_pairs), np.uint32(most)
+    bounds = np.resize(np.array([most, 1 << 31, most, 7], np.uint32), 2 * num_pairs)
+    call = 123_456, count, GENERATOR, range(40, 40 + num_pairs), bounds
     assert BACKENDS[backend].drop(*call).tolist() == REFERENCE.drop(*call).tolist()
 
 

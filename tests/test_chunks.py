@@ -1,5 +1,6 @@
 """One tensor of stored checkpoints: rules find the same in stored bits as in task vectors."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,9 @@ DTYPES = {
     "mixed": (torch.bfloat16, torch.float32, torch.bfloat16, torch.float16, torch.bfloat16),
 }
 RULES = {
-    "thresholds": lambda chunks: thresholds.magnitude_thresholds(chunks, [60_000, 9]).tolist(),
+    "thresholds": lambda chunks: thresholds.magnitude_thresholds(
+        chunks, np.array([[60_000, 3, 9, 2**16], [9, 300_001, 60_000, 0]])
+    ).tolist(),
     "algorithm-1": lambda chunks: algorithm_1(chunks, WANTED, CounterGenerator(3, "t")).winners.tolist(),
     "inner products": lambda chunks: Gram(chunks, (NUM_ELEMENTS,)).products().tolist(),
     "products of rows": lambda chunks: Gram(chunks, SHAPE, "row").products().tolist(),

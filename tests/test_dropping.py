@@ -31,7 +31,7 @@ def normal(*shape: int) -> Tensor:
 
 def masks(start: int, count: int, num_tasks: int, density: float) -> np.ndarray:
     """What is kept, a row per task."""
-    found = draws.draw_kept(start, count, num_tasks, density, GENERATOR, Reference())
+    found = draws.draw_kept(start, count, (density,) * num_tasks, GENERATOR, Reference())
     return np.unpackbits(found, axis=1, bitorder="little").T[:num_tasks].astype(bool)
 
 

@@ -184,7 +184,8 @@ def thresholds_of(chunks: ArrayChunks, rank: int) -> Tensor:
 
 
 def thresholds_at(chunks: ArrayChunks, ranks: list[int]) -> Tensor:
-    return torch.from_numpy(thresholds.magnitude_thresholds(chunks, ranks))
+    of_each = np.tile(np.array(ranks, np.int64)[:, None], chunks.num_tasks)
+    return torch.from_numpy(np.ascontiguousarray(thresholds.magnitude_thresholds(chunks, of_each)))
 
 
 def random_mix(start: int, count: int, weights: list[float]) -> Tensor:

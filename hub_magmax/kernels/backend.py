@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Draw,
         Edges,
         Histograms,
+        MostKeys,
         Names,
         Owners,
         PerTask,
@@ -122,7 +123,7 @@ class Backend(Protocol):
         ...
 
     def drop(
-        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: np.uint32
+        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: MostKeys
     ) -> UInt8[np.ndarray, "bytes count"]:
         """Return a bit for every task and element that is kept: eight tasks in a row, the first one lowest.
 
@@ -131,8 +132,9 @@ class Backend(Protocol):
             count: Elements to draw for.
             generator: The tensor's.
             streams: One for each pair of tasks.
-            most: An element is kept for the first task of a pair if the lower half of its key is at most
-                this, and for the second one if the upper half is.
+            most: Two numbers for each stream. An element is kept for the first task of the pair if the lower
+                half of its key is at most the first one, and for the second task if the upper half is at most
+                the other one.
         """
         ...
 

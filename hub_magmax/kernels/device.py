@@ -26,6 +26,7 @@ from hub_magmax.kernels.products import block_sums, in_blocks
 from hub_magmax.kernels.randomness import MULTIPLIERS, CounterGenerator
 from hub_magmax.kernels.reference import Reference, merge_piece
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.kernels.structures import MostKeys
 
 #: Kinds of devices without float64; the reference does what needs it.
 WITHOUT_FLOAT64 = ("mps",)
@@ -99,14 +100,14 @@ class Device(Reference):
         return drawn
 
     def drop(
-        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: np.uint32
+        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: MostKeys
     ) -> UInt8[np.ndarray, "bytes count"]:
         """Return a bit for every task and element that is kept, as `Backend.drop` says."""
         kept = torch.zeros(((len(streams) + 3) // 4, count), dtype=torch.uint8, device=self.device)
         for pair, stream in enumerate(streams):
             keys = self._keys(start, count, generator, stream)
             for task, drawn in enumerate((keys & 0xFFFFFFFF, _shifted(keys, 32)), 2 * pair):
-                kept[task // 8] |= (drawn <= int(most)).to(torch.uint8) << task % 8
+                kept[task // 8] |= (drawn <= int(most[task])).to(torch.uint8) << task % 8
         found: np.ndarray = kept.cpu().numpy()
         return found
 

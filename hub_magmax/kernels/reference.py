@@ -27,6 +27,7 @@ from hub_magmax.kernels.structures import (
     Draw,
     Edges,
     Histograms,
+    MostKeys,
     Names,
     Owners,
     PerTask,
@@ -123,7 +124,7 @@ class Reference:
         return np.take(tasks, places, mode="clip")
 
     def drop(
-        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: np.uint32
+        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: MostKeys
     ) -> UInt8[np.ndarray, "bytes count"]:
         """Return a bit for every task and element that is kept, as `Backend.drop` says."""
         kept = np.zeros(((len(streams) + 3) // 4, count), dtype=np.uint8)
@@ -134,7 +135,7 @@ class Reference:
                 keys = generator.keys(indices, stream).view(np.uint64)
                 halves = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
                 for task, drawn in enumerate(halves, 2 * pair):
-                    found[task // 8] |= (drawn <= most).view(np.uint8) << np.uint8(task % 8)
+                    found[task // 8] |= (drawn <= most[task]).view(np.uint8) << np.uint8(task % 8)
         return kept
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, Shaped, UInt8, UInt64
+from jaxtyping import Float32, Float64, Int32, Int64, Shaped, UInt8, UInt32, UInt64
 
 #: Task vectors of a chunk.
 Vectors = Float32[np.ndarray, "tasks chunk"]
@@ -21,6 +21,8 @@ Codes = Shaped[np.ndarray, " elements"]
 Places = Int64[np.ndarray, " places"]
 #: Keys without a sign, ascending.
 Edges = UInt64[np.ndarray, " edges"]
+#: The largest halves of keys with which elements are kept, for each task.
+MostKeys = UInt32[np.ndarray, " tasks"]
 
 #: Owners of an element besides tasks: marks of classes from the first one on, or nobody.
 FIRST_MARK, NOBODY = 64, 254

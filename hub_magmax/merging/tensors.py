@@ -16,6 +16,7 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
+from hub_magmax.registry import per_task
 
 
 def tensor_rule(
@@ -52,7 +53,8 @@ def merge_tensors(
         name: The tensor's name; tensors of different names get different draws.
         base: The base model's values, for methods that need them, such as `slerp`: of the dtype and shape of
             one task vector.
-        options: The method's own.
+        options: The method's own; those of which each task may have its own value take values in order or
+            by task too.
 
     Raises:
         RecipeError: If the method, an option or the preference is not valid.
@@ -63,10 +65,11 @@ def merge_tensors(
             where="task_vectors",
             expected="a tensor with the tasks first, or a tensor by task; torch.stack makes one of a list",
         )
-    described = {"name": method, "scaling": 1.0, **_checked(method, options)}
     tasks = tuple(task_vectors) if isinstance(task_vectors, Mapping) else None
     if isinstance(task_vectors, Mapping):
         task_vectors = torch.stack([*task_vectors.values()])
+    names = tasks or tuple(str(number) for number in range(len(task_vectors)))
+    described = {"name": method, "scaling": 1.0, **_checked(method, options, names)}
     weights = _weights(preference, len(task_vectors), tasks)
     quotas(weights, 0)  # raises unless the weights are a preference
     if not task_vectors[0].numel():
@@ -116,13 +119,39 @@ def _without_base(label: str) -> RecipeError:
     )
 
 
-def _checked(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's options with its defaults."""
+def _checked(method: str, options: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Return a method's options with its defaults, values of single tasks by their names in order.
+
+    Args:
+        method: Name of the method.
+        options: As they are given.
+        tasks: Names of the tasks, or their numbers.
+    """
+    entry = methods.get_method(method)
+    named = {name: _by_name(value, tasks) for name, value in options.items()}
+    by_task = per_task(entry, named)
+    for name, values in by_task.items():
+        if {*values} != {*tasks}:
+            raise RecipeError(
+                f"{name} is given for {', '.join(map(str, values))}",
+                where=method,
+                expected=f"one value, or one for each of {', '.join(tasks)}",
+            )
+    ordered = {name: {task: values[task] for task in tasks} for name, values in by_task.items()}
     try:
-        return methods.check_options(methods.get_method(method), options)
+        return methods.check_options(entry, {**options, **ordered})
     except ValidationError as error:
-        problems = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, found['loc']))}: {found['msg'].removeprefix('Value error, ')}"
+            for found in error.errors()
+        )
         raise RecipeError(problems, where=method) from error
+
+
+def _by_name(value: Any, tasks: tuple[str, ...]) -> Any:
+    """Return an option that has a value for each task by their names; any other as it is."""
+    is_list = isinstance(value, list | tuple) and len(value) == len(tasks)
+    return dict(zip(tasks, value, strict=True)) if is_list else value
 
 
 def _weights(preference: Any, num_tasks: int, tasks: tuple[str, ...] | None) -> tuple[float, ...]:

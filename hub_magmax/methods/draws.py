@@ -26,20 +26,21 @@ def probability(density: float) -> float:
 
 
 def draw_kept(
-    start: int, count: int, num_tasks: int, density: float, generator: CounterGenerator, backend: Backend
+    start: int, count: int, density: Sequence[float], generator: CounterGenerator, backend: Backend
 ) -> UInt8[np.ndarray, "count bytes"]:
     """Draw which elements are kept for which tasks: a bit each, eight tasks in a byte, the first one lowest.
 
     Args:
         start: Index of the first element in its tensor.
         count: Elements to draw for.
-        num_tasks: Number of tasks; the other bits of the last byte mean nothing.
-        density: Probability of keeping an element, above 0 and up to 1, as `probability` rounds it.
+        density: For each task the probability of keeping an element, above 0 and up to 1, as `probability`
+            rounds it. Bits of the last byte that belong to no task mean nothing.
         generator: The tensor's.
         backend: Draws; every one draws the same.
     """
-    streams = range(DARE, DARE + (num_tasks + 1) // 2)
-    return backend.drop(start, count, generator, streams, np.uint32(probability(density) * _DRAWS - 1)).T
+    most = np.array([int(probability(one) * _DRAWS) - 1 for one in density], np.uint32)
+    streams = range(DARE, DARE + (len(most) + 1) // 2)
+    return backend.drop(start, count, generator, streams, np.resize(most, 2 * len(streams))).T
 
 
 def random_mix(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from hub_magmax.errors import RecipeError
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
-from hub_magmax.registry import METHODS, Options, options_of
+from hub_magmax.registry import METHODS, Options, for_each_task, options_of
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
@@ -160,7 +160,8 @@ class MergeMethod:
             "generator": generator,
             "shape": shape,
         }
-        call = {name: supplied[name] for name in self.supplied if name != "base"} | dict(options)
+        call = {name: supplied[name] for name in self.supplied if name != "base"}
+        call |= for_each_task(self, options, chunks.num_tasks)
         where = f"{self.label}, tensor {generator.name!r}"
         if self.form == "rule" and self.is_built_in:
             with failures(where):
@@ -194,7 +195,7 @@ class MergeMethod:
         if self.form != "linear":
             raise RecipeError("the method is not linear", where=where, expected=", ".join(linear_names()))
         supplied = {"preference": preference, "multipliers": _multipliers(preference)}
-        call = {name: supplied[name] for name in self.supplied} | dict(options)
+        call = {name: supplied[name] for name in self.supplied} | for_each_task(self, options, num_tasks)
         with failures(where):
             found = tuple(float(value) for value in self.function(num_tasks, **call))
         if len(found) != num_tasks or not all(map(math.isfinite, found)):
@@ -226,12 +227,13 @@ def merge_method(
     """Turn a function into a merge method.
 
     Keyword-only arguments of the function become recipe options, checked by pydantic (`Annotated[float,
-    Field(gt=0)]` works); arguments named `preference` (tuple of floats), `generator` (`CounterGenerator`) or
-    `shape` (the tensor's own) are supplied by the merge. One named `multipliers`, in place of `preference`,
-    gets the preference times the number of tasks, or the coefficients that a recipe gives, which may have any
-    sign. A function that names both gets coefficients where its option `consensus` is `sum`, and then has to
-    read `multipliers` alone. One named `base` gets the base model's values, float32 and of the shape of one
-    task vector, where the form is "tensor" or "elementwise".
+    Field(gt=0)]` works, and `PerTask` gives each task its own value); arguments named `preference` (tuple of
+    floats), `generator` (`CounterGenerator`) or `shape` (the tensor's own) are supplied by the merge. One
+    named `multipliers`, in place of `preference`, gets the preference times the number of tasks, or the
+    coefficients that a recipe gives, which may have any sign. A function that names both gets coefficients
+    where its option `consensus` is `sum`, and then has to read `multipliers` alone. One named `base` gets the
+    base model's values, float32 and of the shape of one task vector, where the form is "tensor" or
+    "elementwise".
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.

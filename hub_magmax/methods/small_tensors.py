@@ -21,6 +21,7 @@ from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
 from hub_magmax.methods.selection.unique_optima import unique_optima
 from hub_magmax.methods.sparse import RANKS
 from hub_magmax.methods.thresholds import thresholds_side_by_side
+from hub_magmax.registry import for_each_task
 
 #: Elements of tensors of one size that are worked on at a time, so that they stay in the caches.
 _AT_ONCE = 2**16
@@ -105,12 +106,14 @@ def _trimmed(
     method: MergeMethod, tensors: Tensors, preference: tuple[float, ...], options: Mapping[str, Any]
 ) -> SideBySide:
     """Return the rule without thresholds, and what each tensor's own thresholds set to zero."""
-    magnitudes = np.abs(tensors.vectors)
+    magnitudes, of_each = np.abs(tensors.vectors), for_each_task(method, options, tensors.num_tasks)
     is_zero = np.empty(magnitudes.shape, bool)
     for size, _, elements in tensors.of_one_size():
         own = magnitudes[:, elements]
-        most, least = thresholds_side_by_side(own, RANKS[method.name](size, **options))
-        is_zero[:, elements] = (own < least[..., None]) | (own > most[..., None])
+        *most, least = thresholds_side_by_side(own, RANKS[method.name](size, **of_each))
+        is_zero[:, elements] = own < least[..., None]
+        for largest in most:
+            is_zero[:, elements] |= own > largest[..., None]
     # Any tensor tells operation and weights.
     example = ArrayChunks(np.ones((tensors.num_tasks, 1), np.float32), backend=tensors.backend)
     rule = method.rule(

@@ -8,20 +8,26 @@ from pydantic import Field
 
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
-from hub_magmax.registry import AddedLater
+from hub_magmax.registry import AddedLater, PerTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy as np
+    from jaxtyping import Int64
 
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
 
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+#: A share of each task's elements.
+Densities = Annotated[tuple[float, ...], PerTask(Density)]
+Outliers = Annotated[tuple[float, ...], PerTask(Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)])]
 Scope = Literal["tensor", "model"]
 #: What becomes of the tasks that agree with the elected sign: their mean, or the sum of their multiples.
 Consensus = Annotated[Literal["mean", "sum"], AddedLater()]
+#: How a share of n elements becomes a number of elements where it is none; `down` as mergekit computes it.
+Rounding = Annotated[Literal["up", "down"], AddedLater()]
 
 
 _TIES = Paper(
@@ -53,24 +59,26 @@ def ties(
     *,
     preference: tuple[float, ...],
     multipliers: tuple[float, ...],
-    density: Density = 0.2,
+    density: Densities = (0.2,),
     consensus: Consensus = "mean",
+    rounding: Rounding = "up",
     scope: Scope = "tensor",
 ) -> Rule:
     """Average, or add, per element, the tasks that agree with the sign elected by weighted mass.
 
     Each task vector is first trimmed to the `density` of its largest magnitudes in the tensor or, with the
-    scope `model`, in all merged tensors: `ceil(density · n)` elements and everything that ties with the
-    smallest of them. The preference weights both the election and the average; uniform preference and the
-    scope `model` give TIES as published (Yadav et al. 2023). With the consensus `sum` the task vectors are
-    multiplied as by `task_arithmetic`, and what has the elected sign then is added.
+    scope `model`, in all merged tensors: `ceil(density · n)` elements, or with the rounding `down` the floor
+    but at least one, and everything that ties with the smallest of them. The preference weights both the
+    election and the average; uniform preference and the scope `model` give TIES as published (Yadav et al.
+    2023). With the consensus `sum` the task vectors are multiplied as by `task_arithmetic`, and what has the
+    elected sign then is added.
     """
     import numpy as np
 
     from hub_magmax.kernels.ops import TIES, TIES_SUM
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
-    ranks = _trimmed_ranks(chunks.num_elements, density)
+    ranks = _trimmed_ranks(chunks.num_elements, density, rounding)
     op, numbers = (TIES, preference) if consensus == "mean" else (TIES_SUM, multipliers)
     weights = np.array(numbers, np.float32)
 
@@ -86,7 +94,7 @@ def dare(
     *,
     multipliers: tuple[float, ...],
     generator: "CounterGenerator",
-    density: Density = 0.8,
+    density: Densities = (0.8,),
 ) -> Rule:
     """Drop elements of each task vector at random, rescale the rest, and add as `task_arithmetic` does.
 
@@ -100,12 +108,9 @@ def dare(
     import numpy as np
 
     from hub_magmax.kernels.ops import DROPPED
-    from hub_magmax.methods import draws
 
-    probability = draws.probability(density)
-    rescaled = np.array([multiplier / probability for multiplier in multipliers], np.float32)
     draw = _draw(chunks, density, generator)
-    return Rule(DROPPED, per_element=draw, per_task=(rescaled,))
+    return Rule(DROPPED, draw, (np.array(_rescaled(multipliers, density), np.float32),))
 
 
 @merge_method("dare_ties", source=_DARE, scaling=1.0, form="rule", uses=preferred)
@@ -115,7 +120,7 @@ def dare_ties(
     preference: tuple[float, ...],
     multipliers: tuple[float, ...],
     generator: "CounterGenerator",
-    density: Density = 0.8,
+    density: Densities = (0.8,),
     consensus: Consensus = "mean",
 ) -> Rule:
     """Drop elements of each task vector at random, rescale the rest, and average as `ties` without trimming.
@@ -130,23 +135,30 @@ def dare_ties(
     from hub_magmax.kernels.ops import DROPPED_TIES, DROPPED_TIES_SUM
     from hub_magmax.methods import draws
 
-    probability = draws.probability(density)
-    draw = _draw(chunks, density, generator)
-    if consensus == "sum":
-        rescaled = np.array([multiplier / probability for multiplier in multipliers], np.float32)
-        return Rule(DROPPED_TIES_SUM, draw, (rescaled, np.array(multipliers, np.float32)))
-    weights = np.array(preference, np.float32)
-    shares = np.array([weight * probability for weight in preference], np.float32)
-    return Rule(DROPPED_TIES, per_element=draw, per_task=(shares, weights))
+    draw, highest = _draw(chunks, density, generator), draws.probability(max(density))
+    # What is elected and added is multiplied by the rescaling relative to the least one, and the rest comes
+    # afterwards, so that equal opposite masses cancel where all densities are the same.
+    relative = [highest / draws.probability(one) for one in density]
+    op, numbers = (DROPPED_TIES, preference) if consensus == "mean" else (DROPPED_TIES_SUM, multipliers)
+    weights = [number * factor for number, factor in zip(numbers, relative, strict=True)]
+    rest = _rescaled(numbers, density) if consensus == "sum" else [number * highest for number in numbers]
+    return Rule(op, draw, (np.array(rest, np.float32), np.array(weights, np.float32)))
+
+
+def _rescaled(numbers: tuple[float, ...], density: tuple[float, ...]) -> list[float]:
+    """Divide the number of each task by the probability with which its elements are kept."""
+    from hub_magmax.methods import draws
+
+    return [number / draws.probability(one) for number, one in zip(numbers, density, strict=True)]
 
 
 def _draw(
-    chunks: "Chunks", density: float, generator: "CounterGenerator"
+    chunks: "Chunks", density: tuple[float, ...], generator: "CounterGenerator"
 ) -> "Callable[[int, int], tuple[np.ndarray]]":
     from hub_magmax.methods import draws
 
     def draw(start: int, count: int) -> "tuple[np.ndarray]":
-        return (draws.draw_kept(start, count, chunks.num_tasks, density, generator, chunks.backend),)
+        return (draws.draw_kept(start, count, density, generator, chunks.backend),)
 
     return draw
 
@@ -156,16 +168,17 @@ def breadcrumbs(
     chunks: "Chunks",
     *,
     multipliers: tuple[float, ...],
-    density: Density = 0.15,
-    outliers: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.006,
+    density: Densities = (0.15,),
+    outliers: Outliers = (0.006,),
+    rounding: Rounding = "up",
     scope: Scope = "tensor",
 ) -> Rule:
     """Remove the largest and the small magnitudes of each task vector, and add as `task_arithmetic` does.
 
     Of the n magnitudes of a task in the tensor or, with the scope `model`, in all merged tensors, the largest
-    `floor(outliers · n)` are removed, and of the rest the largest `ceil(density · n)` are kept, or all where
-    there are fewer. Magnitudes that equal the largest
-    or the smallest kept one are kept as well, so ties keep more. A density of 1 without outliers is
+    `floor(outliers · n)` are removed, and of the rest the largest `ceil(density · n)` are kept (with the
+    rounding `down` the floor), or all where there are fewer. Magnitudes that equal the largest or the
+    smallest kept one are kept as well, so ties keep more. A density of 1 without outliers is
     `task_arithmetic`, bit for bit. Uniform preference multiplies every vector by one, which is Model
     Breadcrumbs as published (Davari and Belilovsky 2023), tensor by tensor; the released code masks each
     row of a matrix by itself. The defaults are where that code begins its search.
@@ -175,7 +188,7 @@ def breadcrumbs(
     from hub_magmax.kernels.ops import BAND
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
-    ranks = _banded_ranks(chunks.num_elements, density, outliers)
+    ranks = _banded_ranks(chunks.num_elements, density, outliers, rounding)
     factors = np.array(multipliers, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
@@ -185,20 +198,45 @@ def breadcrumbs(
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 
 
-def _trimmed_ranks(num_elements: int, density: float, **others: str) -> tuple[int, ...]:
-    """Return the rank of the smallest magnitude that is kept."""
-    return (math.ceil(_as_written(density) * num_elements),)
+def _trimmed_ranks(
+    num_elements: int, density: tuple[float, ...], rounding: str = "up", **others: str
+) -> "Int64[np.ndarray, 'ranks tasks']":
+    """Return the rank of the smallest magnitude that is kept, for each task."""
+    import numpy as np
+
+    return np.array([[max(1, _share(num_elements, one, rounding)) for one in density]])
 
 
-def _banded_ranks(num_elements: int, density: float, outliers: float, **others: str) -> tuple[int, ...]:
-    """Return the ranks of the largest and of the smallest magnitude that are kept."""
-    removed = math.floor(_as_written(outliers) * num_elements)
-    keep = math.ceil(_as_written(density) * num_elements)
-    return min(removed + 1, num_elements), min(removed + keep, num_elements)
+def _banded_ranks(
+    num_elements: int,
+    density: tuple[float, ...],
+    outliers: tuple[float, ...],
+    rounding: str = "up",
+    **others: str,
+) -> "Int64[np.ndarray, 'ranks tasks']":
+    """Return the ranks of the largest and of the smallest magnitude that are kept, for each task."""
+    import numpy as np
+
+    ranks = []
+    for kept, removed in zip(density, outliers, strict=True):
+        first = math.floor(_as_written(removed) * num_elements)
+        if rounding == "down":
+            first = int(removed * num_elements)
+        ranks.append((first + 1, first + _share(num_elements, kept, rounding)))
+    found: Int64[np.ndarray, "ranks tasks"] = np.minimum(np.array(ranks).T, num_elements)
+    return found
 
 
-#: The ranks of the thresholds of methods that have some, by number of elements and options.
-RANKS: "Mapping[str, Callable[..., tuple[int, ...]]]" = {"ties": _trimmed_ranks, "breadcrumbs": _banded_ranks}
+def _share(num_elements: int, share: float, rounding: str) -> int:
+    """Return a share of some elements as a number: of the decimal as written, or of the binary number."""
+    return math.ceil(_as_written(share) * num_elements) if rounding == "up" else int(share * num_elements)
+
+
+#: The ranks of the thresholds of methods that have some, by number of elements and options for each task.
+RANKS: "Mapping[str, Callable[..., Int64[np.ndarray, 'ranks tasks']]]" = {
+    "ties": _trimmed_ranks,
+    "breadcrumbs": _banded_ranks,
+}
 
 
 def _as_written(share: float) -> Fraction:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.structures import Histograms
@@ -28,8 +28,12 @@ _BINS_PER_ELEMENT, _FEWEST_BINS, MOST_BINS = 4, 1 << 12, 1 << 20
 _KEEPING_COST = 5
 
 
+#: Ranks of magnitudes by task, from 1, the largest one, to the number of elements; 0 stands for infinity.
+Ranks = Int64[np.ndarray, "ranks tasks"]
+
+
 def magnitude_thresholds(
-    chunks: Chunks, ranks: Sequence[int], rule_of: Callable[[np.ndarray], Any] | None = None
+    chunks: Chunks, ranks: Ranks, rule_of: Callable[[np.ndarray], Any] | None = None
 ) -> Float32[np.ndarray, "ranks tasks"]:
     """Return the magnitudes of some ranks in each task's part of a tensor, exactly.
 
@@ -38,43 +42,32 @@ def magnitude_thresholds(
     Args:
         chunks: The tensor's task vectors; read once, and a sample of them before if they are not small; more
             often only where the sample misleads.
-        ranks: From 1, the largest magnitude, to the number of elements; 0 gives infinity.
+        ranks: Of each task.
         rule_of: Turns thresholds into the rule by which elements may be merged that these decide already.
     """
-    assert all(0 <= rank <= chunks.num_elements for rank in ranks)
-    shape = len(ranks), chunks.num_tasks
+    assert ((ranks >= 0) & (ranks <= chunks.num_elements)).all()
     if chunks.num_elements == 0:
-        return np.full(shape, np.float32(math.inf))
+        return np.full(ranks.shape, np.float32(math.inf))
     if chunks.num_tasks * chunks.num_elements > HELD_NUMBERS:
         return _count_thresholds(chunks, ranks, rule_of)
     size = chunks.num_elements
-    above_all = np.full((chunks.num_tasks, 1), np.float32(math.inf))
-    magnitudes = np.concatenate([np.abs(chunks.runs(size, size)), above_all], axis=1)
-    places = [size - rank for rank in ranks]
-    if places:
-        magnitudes.partition(sorted({*places}), axis=1)
-    return magnitudes[:, places].T
+    return thresholds_side_by_side(np.abs(chunks.runs(size, size))[:, None], ranks)[..., 0]
 
 
 def thresholds_side_by_side(
-    magnitudes: Float32[np.ndarray, "tasks tensors elements"], ranks: Sequence[int]
-) -> tuple[Float32[np.ndarray, "tasks tensors"], Float32[np.ndarray, "tasks tensors"]]:
-    """Return the largest and the smallest magnitudes that are kept of each tensor.
-
-    Args:
-        magnitudes: Of tensors of one size.
-        ranks: From 1: that of the smallest one that is kept, and before it that of the largest, if some above
-            are not kept.
-    """
-    size = magnitudes.shape[-1]
-    places = [size - rank for rank in ranks]
-    found = np.partition(magnitudes, sorted({*places}), axis=-1)
-    most = found[..., places[0]] if len(places) > 1 else np.full(found.shape[:-1], np.float32(math.inf))
-    return most, found[..., places[-1]]
+    magnitudes: Float32[np.ndarray, "tasks tensors elements"], ranks: Ranks
+) -> Float32[np.ndarray, "ranks tasks tensors"]:
+    """Return the magnitudes of some ranks in each task's part of tensors of one size."""
+    above_all = np.full((*magnitudes.shape[:-1], 1), np.float32(math.inf))
+    rising, places = np.concatenate([magnitudes, above_all], axis=-1), magnitudes.shape[-1] - ranks
+    if places.size:
+        rising.partition(np.unique(places), axis=-1)
+    wanted = np.broadcast_to(places.T[:, None], (*magnitudes.shape[:-1], len(ranks)))
+    return np.moveaxis(np.take_along_axis(rising, wanted, -1), -1, 0)
 
 
 def _count_thresholds(
-    chunks: Chunks, ranks: Sequence[int], rule_of: Callable[[np.ndarray], Any] | None
+    chunks: Chunks, ranks: Ranks, rule_of: Callable[[np.ndarray], Any] | None
 ) -> Float32[np.ndarray, "ranks tasks"]:
     """Find the thresholds of a tensor of any size by counting.
 
@@ -123,7 +116,7 @@ def _count(chunks: Chunks, brackets: Sequence[_Bracket], rule_of: Callable[[np.n
     return is_merged
 
 
-def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
+def _sampled_brackets(chunks: Chunks, ranks: Ranks) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
     stride = max(SAMPLE_STRIDE, math.ceil(chunks.num_elements / MOST_RUNS))
     vectors = chunks.runs(SAMPLE_RUN, stride)
@@ -132,7 +125,7 @@ def _sampled_brackets(chunks: Chunks, ranks: Sequence[int]) -> list[_Bracket]:
     for task, row in enumerate(rows):
         rising = np.sort(row)
         whole = row[: len(row) // SAMPLE_RUN * SAMPLE_RUN].reshape(-1, SAMPLE_RUN)
-        for rank in ranks:
+        for rank in ranks[:, task].tolist():
             share = rank / chunks.num_elements
             # Four standard deviations of a count, and a few for samples in which it is small.
             margin = 4 * math.sqrt(len(rising) * share * (1 - share)) + 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -194,7 +194,9 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
 
 def _method(plan: Plan) -> Iterator[Row]:
     lock = plan.lock
-    options = [f"{key} {value}" for key, value in lock.method.items() if key not in ("name", "scaling")]
+    options = [
+        f"{key} {_told(value)}" for key, value in lock.method.items() if key not in ("name", "scaling")
+    ]
     yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
     if lock.plugin:
         yield "plug-in", f"{lock.plugin['package']} {lock.plugin['version']}, code {lock.plugin['code'][:12]}"
@@ -205,6 +207,13 @@ def _method(plan: Plan) -> Iterator[Row]:
     if found := coefficients(plan):
         numbers = ", ".join(f"{name} {number:.4g}" for name, number in found.items())
         yield "coefficients", f"{numbers} (what each task vector is multiplied by, scaling included)"
+
+
+def _told(option: Any) -> str:
+    """Return the value of an option in words, in brackets where each task has its own."""
+    if not isinstance(option, Mapping):
+        return str(option)
+    return f"({', '.join(f'{task} {value}' for task, value in option.items())})"
 
 
 def _tensors(plan: Plan) -> Iterator[Row]:

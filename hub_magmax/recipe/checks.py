@@ -17,6 +17,7 @@ from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.recipe.layers import layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
+from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import conflict, explain
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
@@ -178,6 +179,7 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     for index, rule in enumerate(recipe.tensors):
         if rule.take not in ("base_model", "nothing"):
             yield ("tensors", index, "take"), rule.take
+    yield from option_tasks(recipe)
 
 
 def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -361,6 +363,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _task_problems,
     _reference_problems,
     _name_problems,
+    missed_tasks,
     _weight_problems,
     _data_problems,
     _coefficient_problems,

@@ -21,6 +21,7 @@ from hub_magmax import methods
 from hub_magmax.files import digest
 from hub_magmax.recipe.layers import MAX_BLOCKS, LayerSlice
 from hub_magmax.recipe.model_names import expanded
+from hub_magmax.recipe.options import in_task_order
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.values import (
     AUTO,
@@ -262,6 +263,11 @@ class Recipe(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _order_values_by_task(cls, values: Any) -> Any:
+        return in_task_order(values) if isinstance(values, dict) else values
 
     @property
     def needs_folder(self) -> bool:

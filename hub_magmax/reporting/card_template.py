@@ -89,9 +89,17 @@ def _plain(value: Any) -> Markdown:
 
 
 def _pairs(values: Mapping[str, Any]) -> Markdown:
-    """Return "name value, name value": counts with separators, everything else as `_shown` has it."""
-    shown = ((name, f"{v:,}" if type(v) is int else _shown(v)) for name, v in values.items())
-    return Markdown(", ".join(f"{code(name)} {value}" for name, value in shown))
+    """Return "name value, name value": counts with separators, everything else as `_shown` has it.
+
+    Mappings among the values are pairs in brackets.
+    """
+
+    def told(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return f"({_pairs(value)})"
+        return f"{value:,}" if type(value) is int else _shown(value)
+
+    return Markdown(", ".join(f"{code(name)} {told(value)}" for name, value in values.items()))
 
 
 def _difference(unit: Unit, mean: float | None, found: Difference | None) -> Markdown | None:

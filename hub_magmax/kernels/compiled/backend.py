@@ -29,6 +29,7 @@ from hub_magmax.kernels.structures import (
     Found,
     Histograms,
     Merging,
+    MostKeys,
     Names,
     Owners,
     PerTask,
@@ -109,7 +110,7 @@ class Compiled(Reference):
         return owner
 
     def drop(
-        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: np.uint32
+        self, start: int, count: int, generator: CounterGenerator, streams: Sequence[int], most: MostKeys
     ) -> UInt8[np.ndarray, "bytes count"]:
         """Return a bit for every task and element that is kept, as `Backend.drop` says."""
         kept = np.empty(((len(streams) + 3) // 4, count), dtype=np.uint8)

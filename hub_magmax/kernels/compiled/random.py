@@ -134,14 +134,15 @@ def mix(start, before, middle, edges, names, table, owner, scratch):
 
 @inlined
 def _drop(start, begin, number, streams, most, kept):
-    """Write the bits of sixteen elements, row after row; `most` as a signed number less than any by 2**31."""
+    """Write the bits of sixteen elements, row after row."""
     for row in range(kept.shape[0]):
         found = ints(0)
         for pair in range(4 * row, min(4 * row + 4, streams.shape[0])):
             keys = _keys(start + begin, streams[pair, 0], streams[pair, 1])
-            bit = 1 << pair % 4 * 2
-            found = found | choose(_unsigned(lower(keys)) <= most, ints(bit), ints(0))
-            found = found | choose(_unsigned(lower(keys >> longs(32))) <= most, ints(2 * bit), ints(0))
+            bit, first, other = 1 << pair % 4 * 2, ints(most[2 * pair]), ints(most[2 * pair + 1])
+            found = found | choose(_unsigned(lower(keys)) <= _unsigned(first), ints(bit), ints(0))
+            upper = _unsigned(lower(keys >> longs(32)))
+            found = found | choose(upper <= _unsigned(other), ints(2 * bit), ints(0))
         store(kept, row * kept.shape[1] + begin, number, found)
 
 
@@ -158,14 +159,14 @@ def drop(start, streams, most, kept):
     Args:
         start: Index of the first element.
         streams: uint64, a row of two constants per pair of tasks.
-        most: uint32; an element is kept for the first task of a pair if the lower half of its key is at most
-            this, and for the second one if the upper half is.
+        most: uint32, two for each pair of tasks: an element is kept for the first one if the lower half of
+            its key is at most the first number, and for the other if the upper half is at most the other one.
         kept: uint8, elements in its columns.
     """
-    size, bound = kept.shape[1], _unsigned(ints(most))
+    size = kept.shape[1]
     whole = size // LANES * LANES
     for begin in range(0, whole, LANES):
-        _drop(start, begin, None, streams, bound, kept)
+        _drop(start, begin, None, streams, most, kept)
     if whole < size:
-        _drop(start, whole, size - whole, streams, bound, kept)
+        _drop(start, whole, size - whole, streams, most, kept)
     return np.int64(0)
