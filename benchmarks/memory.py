@@ -4,8 +4,9 @@
     python -m benchmarks.memory --only 'ties*' --families large
     python -m benchmarks.memory --write              # store the table in benchmarks/results/memory.json
 
-A merge runs as a command of its own on one thread. Its peak is the largest resident set that the merge report
-holds; the estimate is that of `plan`. Both count Python and all packages that are imported.
+A merge runs as a command of its own on one thread. Its peak is that of the merge report, and the estimate that
+of `plan`: memory of the process's own, which `output.memory` limits, and the resident set, with files that it
+maps. Both count Python and all packages that are imported.
 """
 
 from __future__ import annotations
@@ -78,8 +79,13 @@ def measure(
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    stated = call("plan")["peak_memory_bytes"]
-    return {"stated": stated, "taken": call("merge")["peak_memory_bytes"]}
+    stated, taken = call("plan"), call("merge")
+    return {
+        "stated": stated["peak_memory_bytes"],
+        "taken": taken["peak_memory_bytes"],
+        "stated_resident": stated["peak_resident_bytes"],
+        "taken_resident": taken["peak_resident_bytes"],
+    }
 
 
 def rows(only: list[str], families: list[str]) -> Iterator[dict[str, Any]]:
@@ -106,7 +112,8 @@ def main() -> None:
         share = row["stated"] / row["taken"]
         print(
             f"{row['family']:<9} {row['method']:<42} stated {row['stated'] / 1e6:7.1f} MB, "
-            f"taken {row['taken'] / 1e6:7.1f} MB, {share:5.2f}{'' if 0.8 <= share <= 1.25 else '  !'}",
+            f"taken {row['taken'] / 1e6:7.1f} MB, {share:5.2f}{'' if 0.8 <= share <= 1.25 else '  !'}; "
+            f"with files {row['stated_resident'] / 1e6:7.1f}, {row['taken_resident'] / 1e6:7.1f} MB",
             flush=True,
         )
     if options.write:

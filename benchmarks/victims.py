@@ -30,7 +30,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
 
 #: Fields of a merge report that differ from run to run.
-_DIFFERS: dict[str, Any] = {"seconds": 0, "peak_memory_bytes": 0, "profile": {}}
+_DIFFERS: dict[str, Any] = {"seconds": 0, "peak_memory_bytes": 0, "peak_resident_bytes": 0, "profile": {}}
 
 
 @dataclass

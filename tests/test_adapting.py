@@ -432,7 +432,7 @@ def test_plan_tells_what_is_read_and_written(tmp_path):
     assert report.bytes_out == (tmp_path / "out" / ADAPTER_NAME).stat().st_size
     assert not planned.tensors_read(planned.jobs)["base_model"]
     assert "adapter      8 layers, rank 12" in explain(planned)
-    assert 265e6 < peak_memory_bytes(planned) < 266e6
+    assert 180e6 < peak_memory_bytes(planned) < 181e6
     assert plan(recipe_of(tmp_path, output={"format": "weights"})).digest != planned.digest
 
 

@@ -24,6 +24,7 @@ from hub_magmax.planning.budget import (
     CHUNK_ELEMENTS,
     COMPILING_BYTES,
     RUNTIME_BYTES,
+    RUNTIME_FILES,
     TORCH_BYTES,
     Budget,
     budget_of,
@@ -75,6 +76,7 @@ def test_merge_without_torch_is_stated_without_it(monkeypatch):
     monkeypatch.setattr(budget, "is_imported", lambda: False)
     made = large()
     assert runtime_bytes(made) == RUNTIME_BYTES
+    assert runtime_bytes(made, with_files=True) == RUNTIME_BYTES + RUNTIME_FILES
     assert runtime_bytes(replace(made, needs_torch=True)) == RUNTIME_BYTES + TORCH_BYTES
     assert runtime_bytes(large(device="cpu")) == RUNTIME_BYTES + TORCH_BYTES
     monkeypatch.setattr(budget, "compiles_first", lambda num_elements, device: True)
@@ -115,10 +117,10 @@ def test_what_lies_in_files_is_resident_and_needs_no_memory():
     made = large()
     of_a_billion = replace(made.jobs[0], num_elements=10**9)
     made = replace(made, shards=(replace(made.shards[0], jobs=(of_a_billion,)),))
-    assert peak_memory_bytes(made) > 2e9
-    assert memory_bytes(made, budget_of(made, 1)) < 0.5e9
+    assert peak_memory_bytes(made, with_files=True) > 2e9
+    assert peak_memory_bytes(made) < 0.5e9
     average = replace(made, lock=replace(made.lock, method={"name": "average", "scaling": 1.0}))
-    assert peak_memory_bytes(average) < 0.3e9
+    assert peak_memory_bytes(average, with_files=True) < 0.4e9
 
 
 def test_scope_model_keeps_what_one_tensor_of_all_elements_would():
@@ -149,23 +151,50 @@ def refusal(family, memory, **changes):
 
 def test_a_limit_that_cannot_be_kept_is_refused_when_planning(family):
     error = refusal(family, "100MB")
-    assert re.fullmatch(r"this merge needs about 2\d\d\.\d MB of memory in each process", error.what)
-    assert (error.where, error.expected) == ("recipe, output.memory", "at least that; found 100.0 MB")
+    assert re.fullmatch(r"this merge needs about 1\d\d\.\d MB of memory in each process", error.what)
+    assert error.where == "recipe, output.memory"
+    assert re.fullmatch(r"at least 1\d\dMB; found 100\.0 MB", error.expected)
 
 
-def test_advice_is_never_what_is_in_use(family):
-    keeps = "choose a method that keeps nothing of tensors: average, magmax"
-    assert refusal(family, "100MB").hint == f"Raise it, or {keeps}."
-    for name in ("average", "magmax", "dare", "last_task"):
-        assert refusal(family, "100MB", method={"name": name}).hint == "Raise it."
-    on_device = refusal(family, "100MB", method={"name": "average"}, output={"device": "cpu"})
-    assert on_device.hint == "Raise it, or leave out the device, which takes torch."
+def test_the_least_value_that_is_advised_works_and_less_does_not(family):
+    (least,) = re.findall(r"Raise it to (\d+)MB", refusal(family, "100MB").hint)
+    refusal(family, f"{int(least) - 1}MB")
+    output = {"path": "merged", "memory": f"{least}MB"}
+    plan(load_recipe(write_recipe(family, output=output)))
+
+
+def test_methods_are_advised_only_where_they_keep_the_limit(family):
+    # Torch takes the most of tiny tensors, whatever the method.
+    for name in ("tunable_magmax", "average", "magmax", "dare", "last_task"):
+        assert re.fullmatch(r"Raise it to \d+MB\.", refusal(family, "100MB", method={"name": name}).hint)
+
+
+def test_change_that_is_advised_keeps_the_limit(monkeypatch):
+    monkeypatch.setattr(budget, "is_imported", lambda: False)
+    made = large()
+    whole = replace(made, lock=replace(made.lock, method={**made.lock.method, "scope": "model"}))
+    limit = runtime_bytes(made) + 2 * 2**20  # the codes of one tensor and no chunk
+    with pytest.raises(RecipeError) as caught:
+        budget_of(large(memory=limit), 1)
+    assert caught.value.hint.endswith("or choose a method that keeps nothing of tensors: average, magmax.")
+    for name in ("average", "magmax"):
+        lock = replace(made.lock, method={"name": name, "scaling": 1.0})
+        budget_of(replace(large(memory=limit), lock=lock), 1)
+    with pytest.raises(RecipeError, match=r"or choose method\.scope: tensor, or choose a method"):
+        budget_of(replace(large(memory=limit + 10**6), lock=whole.lock), 1)
+    budget_of(large(memory=limit + 10**6), 1)
+    with pytest.raises(
+        RecipeError, match=r"Raise it to \d+MB, or leave out output\.device, which takes torch"
+    ):
+        budget_of(large(memory=limit + 10**6, device="cpu"), 1)
 
 
 def test_a_number_without_a_unit_is_taken_for_bytes_and_asked_about(family):
     assert refusal(family, 200).what == "200 bytes are less than any program needs"
     assert refusal(family, "200").hint == "Write the unit: did you mean 200MB?"
-    assert refusal(family, 2_000_000).hint == "Write a unit, as in 1GB."
+    assert refusal(family, 2).hint == "Write the unit: did you mean 2GB?"
+    for written in ("1KB", "64KiB", 2_000_000):
+        assert re.fullmatch(r"Raise it to 1\d\dMB\.", refusal(family, written).hint)
 
 
 #: States and takes memory in a process of its own, as a command does.
@@ -178,8 +207,9 @@ from dataclasses import replace
 recipe = load_recipe(sys.argv[1])
 made = plan(recipe, lock(recipe))
 made = replace(made, in_spite_of=tuple(finding.name for finding in made.findings))
-stated = peak_memory_bytes(made)
-print(json.dumps([stated, merge(made).peak_memory_bytes]))
+stated = [peak_memory_bytes(made, with_files=files) for files in (False, True)]
+report = merge(made)
+print(json.dumps([stated, [report.peak_memory_bytes, report.peak_resident_bytes]]))
 """
 
 CASES = {
@@ -209,8 +239,8 @@ def test_a_plan_states_what_its_merge_takes_within_a_quarter(case, families, tmp
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    stated, taken = json.loads(done.stdout)
-    assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+    for stated, taken in zip(*json.loads(done.stdout), strict=True):
+        assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
 
 
 FAMILIES = {

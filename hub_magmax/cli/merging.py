@@ -137,10 +137,10 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
     if is_old:
         lines = [size, f"already there: {output}" if keep else "published already"]
     else:
-        peak = format_bytes(report.peak_memory_bytes)
+        peak, mapped = map(format_bytes, (report.peak_memory_bytes, report.peak_resident_bytes))
         spent = sorted(report.profile.items(), key=lambda item: -item[1])
         lines = [
-            f"{size}, {report.seconds:.1f} s, peak memory {peak}",
+            f"{size}, {report.seconds:.1f} s, peak memory {peak} ({mapped} with mapped files)",
             "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent),
             f"wrote {output}" if keep else "no folder was kept",
         ]

@@ -27,7 +27,7 @@ from hub_magmax.merging.output.report import (
     read_report,
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
-from hub_magmax.merging.profile import Progress
+from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
 from hub_magmax.planning.budget import MAX_THREADS, budget_of
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
@@ -90,11 +90,9 @@ def merge(
         stack.callback(place.abandon)
         if sources is None:
             sources = stack.enter_context(open_inputs(plan.recipe, plan.lock, cache))
-        profile = make_shards(
-            plan, sources, place, place.journal, progress, chunk_elements, processes, backend
-        )
+        spent = make_shards(plan, sources, place, place.journal, progress, chunk_elements, processes, backend)
         processes.wait()
-        report = report_of(plan, place, time.perf_counter() - started, profile)
+        report = report_of(plan, place, time.perf_counter() - started, spent)
         if processes.is_first:
             report = write_beside_weights(plan, sources, place.folder, report)
             place.publish()
@@ -147,13 +145,13 @@ def make_shards(
     chunk_elements: int | None,
     processes: Processes,
     backend: Backend | None = None,
-) -> dict[str, float]:
+) -> Spent:
     """Make this process's share of the output's files in `place`, but those that `sink` has.
 
     Returns:
-        Seconds by kind of work, as the merge report has them.
+        Time and memory, as the merge report has them.
     """
-    with _raising(progress or (lambda num_bytes: None)) as advance:
+    with MemoryWatch() as memory, _raising(progress or (lambda num_bytes: None)) as advance:
         own = share(plan.shards, processes)
         missing = [*_unfinished(own, sink, advance)]
         if len(missing) < len(own):
@@ -180,7 +178,7 @@ def make_shards(
             except DamagedError:
                 place.forget()  # what is finished may be made of the same bytes
                 raise
-    return engine.clock.seconds
+    return Spent(engine.clock.seconds, memory.peak_bytes)
 
 
 @contextmanager

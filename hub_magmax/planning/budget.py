@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
@@ -33,13 +34,15 @@ OPEN_CHUNKS = 8
 #: it again takes a twenty-fifth of a merge, measured.
 HELD_CHUNKS = 32
 
-#: The process with all that a merge imports and no tensors, without torch and with it, measured.
-RUNTIME_BYTES, TORCH_BYTES = 120_000_000, 145_000_000
+#: Measured without tensors: the process with all that a merge imports, what torch adds, and what compiling
+#: loops does, once in an environment. Each has memory of its own, and code that the system maps from files.
+RUNTIME_BYTES, TORCH_BYTES, COMPILING_BYTES = 55_000_000, 125_000_000, 115_000_000
+RUNTIME_FILES, TORCH_FILES, COMPILING_FILES = 73_000_000, 61_000_000, 36_000_000
 
-#: Compiling loops, once in an environment.
-COMPILING_BYTES = 95_000_000
+#: Methods that take least memory.
+LIGHT_METHODS = ("average", "magmax")
 
-#: A limit below this was written without its unit.
+#: A limit below this is less than Python takes.
 _FEWEST_BYTES = 10**7
 
 #: A tensor of more elements is merged alone; smaller ones together, as many as a chunk holds.
@@ -91,10 +94,11 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
         plan: Of the merge.
         budget: What is worked with at a time.
         with_files: Count files that are mapped, as a resident set does; the system takes them back at need.
+            `output.memory` does not limit these.
     """
     sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
     at_once = sizes[: budget.num_threads]
-    runtime = runtime_bytes(plan)
+    runtime = runtime_bytes(plan, with_files=with_files)
     if plan.ranks:
         return runtime + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
     method, num_tasks = methods.get_method(plan.lock.method["name"]), len(plan.lock.tasks)
@@ -106,11 +110,13 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
     return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
 
 
-def runtime_bytes(plan: Plan) -> int:
+def runtime_bytes(plan: Plan, *, with_files: bool = False) -> int:
     """Return what the process takes without tensors: fused merges do without torch."""
     has_torch = _takes_torch(plan) or is_imported() or "WORLD_SIZE" in os.environ
     compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
-    return RUNTIME_BYTES + TORCH_BYTES * has_torch + COMPILING_BYTES * compiles
+    own = RUNTIME_BYTES + TORCH_BYTES * has_torch + COMPILING_BYTES * compiles
+    files = RUNTIME_FILES + TORCH_FILES * has_torch + COMPILING_FILES * compiles
+    return own + files * with_files
 
 
 def _num_elements(plan: Plan) -> int:
@@ -132,9 +138,9 @@ def _chunked(sizes: Sequence[int], budget: Budget) -> list[int]:
     ]
 
 
-def peak_memory_bytes(plan: Plan) -> int:
-    """Return about how large the resident set of one process becomes that works with one thread."""
-    return memory_bytes(plan, budget_of(plan, 1), with_files=True)
+def peak_memory_bytes(plan: Plan, *, with_files: bool = False) -> int:
+    """Return about how much memory one process needs that works with one thread; see `memory_bytes`."""
+    return memory_bytes(plan, budget_of(plan, 1), with_files=with_files)
 
 
 @dataclass(frozen=True)
@@ -232,39 +238,65 @@ def budget_of(plan: Plan, num_threads: int) -> Budget:
     limit = plan.recipe.output.memory
     if limit is None:
         return Budget(num_threads)
-    choices = [
-        Budget(threads, chunk, ahead)
-        for ahead in _halved(READ_AHEAD_BYTES, _LEAST_READ_AHEAD_BYTES)
-        for threads in range(num_threads, 0, -1)
-        for chunk in _halved(CHUNK_ELEMENTS, LEAST_CHUNK_ELEMENTS)
-    ]
-    fitting = next((choice for choice in choices if memory_bytes(plan, choice) <= limit), None)
+    fitting = next((one for one in _choices(num_threads) if memory_bytes(plan, one) <= limit), None)
     if fitting is None:
-        raise _too_little(plan, limit, memory_bytes(plan, choices[-1]))
+        raise _too_little(plan, limit)
     return fitting
 
 
-def _too_little(plan: Plan, limit: int, needed: int) -> RecipeError:
-    """Return the error of a limit that cannot be kept, with what would help and is not in use."""
-    key = ("output", "memory")
-    if limit < _FEWEST_BYTES:
-        return RecipeError(
-            f"{limit:,} bytes are less than any program needs",
-            key=key,
-            expected=f"about {format_bytes(needed)} for this merge",
-            hint=f"Write the unit: did you mean {limit}MB?" if limit < 10**5 else "Write a unit, as in 1GB.",
-        )
-    steps = ["raise it"]
-    if plan.recipe.output.device is not None:
-        steps.append("leave out the device, which takes torch")
-    if methods.get_method(plan.lock.method["name"]).held_bytes != 0:
-        steps.append("choose a method that keeps nothing of tensors: average, magmax")
+def _choices(num_threads: int) -> Iterator[Budget]:
+    """Yield budgets, the largest first and the least last."""
+    for ahead in _halved(READ_AHEAD_BYTES, _LEAST_READ_AHEAD_BYTES):
+        for threads in range(num_threads, 0, -1):
+            for chunk in _halved(CHUNK_ELEMENTS, LEAST_CHUNK_ELEMENTS):
+                yield Budget(threads, chunk, ahead)
+
+
+def _least_bytes(plan: Plan) -> int:
+    """Return the least that a merge can do with."""
+    *_, least = _choices(1)
+    return memory_bytes(plan, least)
+
+
+def _too_little(plan: Plan, limit: int) -> RecipeError:
+    """Return the error of a limit that cannot be kept, with the changes after which it could."""
+    needed = _least_bytes(plan)
+    least = f"{math.ceil(needed / 10**6)}MB"
     return RecipeError(
-        f"this merge needs about {format_bytes(needed)} of memory in each process",
-        key=key,
-        expected=f"at least that; found {format_bytes(limit)}",
-        hint=", or ".join(steps).capitalize() + ".",
+        f"this merge needs about {format_bytes(needed)} of memory in each process"
+        if limit >= _FEWEST_BYTES
+        else f"{limit:,} bytes are less than any program needs",
+        key=("output", "memory"),
+        expected=f"at least {least}; found {format_bytes(limit)}",
+        hint=_forgotten_unit(limit, needed)
+        or f"{', or '.join([f'Raise it to {least}', *_lighter(plan, limit)])}.",
     )
+
+
+def _forgotten_unit(limit: int, needed: int) -> str:
+    """Return a question whether a unit is meant that makes a limit large enough; empty where it has one."""
+    if limit >= _FEWEST_BYTES or limit % 1000 == 0 or limit % 1024 == 0:
+        return ""
+    meant = next((unit for unit, size in (("MB", 10**6), ("GB", 10**9)) if limit * size >= needed), None)
+    return f"Write the unit: did you mean {limit}{meant}?" if meant and limit < 10**6 else ""
+
+
+def _lighter(plan: Plan, limit: int) -> Iterator[str]:
+    """Yield single changes of the recipe after which a merge keeps the limit, by the same estimate."""
+    recipe, method = plan.recipe, plan.lock.method
+    without_device = recipe.model_copy(update={"output": recipe.output.model_copy(update={"device": None})})
+    if recipe.output.device and _least_bytes(replace(plan, recipe=without_device)) <= limit:
+        yield "leave out output.device, which takes torch"
+    if methods.surveys_model(method) and _least_bytes(_by(plan, **{**method, "scope": "tensor"})) <= limit:
+        yield "choose method.scope: tensor"
+    others = [name for name in LIGHT_METHODS if name != method["name"] and not plan.ranks]
+    fitting = [name for name in others if _least_bytes(_by(plan, name=name, scaling=1.0)) <= limit]
+    if fitting:
+        yield f"choose a method that keeps nothing of tensors: {', '.join(fitting)}"
+
+
+def _by(plan: Plan, **method: Any) -> Plan:
+    return replace(plan, lock=replace(plan.lock, method=method))
 
 
 def _halved(most: int, least: int) -> Iterator[int]:

@@ -117,6 +117,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         **_sources_and_output(plan),
         "shards": [{"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in plan.shards],
         "peak_memory_bytes": peak_memory_bytes(plan),
+        "peak_resident_bytes": peak_memory_bytes(plan, with_files=True),
         "device": plan.recipe.output.device,
         "evaluation": asdict(needs) if needs else None,
         "notices": list(notices(plan)),
@@ -144,11 +145,16 @@ def explain(plan: Plan) -> str:
         ("reads", format_bytes(plan.bytes_in)),
         ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
         *_output(plan),
-        ("memory", f"about {format_bytes(peak_memory_bytes(plan))} per process"),
+        ("memory", _memory(plan)),
     ]
     rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
     rows += evaluation_rows(plan.recipe, evaluation_needs(plan.recipe, plan.lock, plan.bytes_out))
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
+
+
+def _memory(plan: Plan) -> str:
+    own, with_files = (format_bytes(peak_memory_bytes(plan, with_files=files)) for files in (False, True))
+    return f"about {own} per process, {with_files} with files that the system maps"
 
 
 def _output(plan: Plan) -> Iterator[Row]:

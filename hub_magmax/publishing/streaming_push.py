@@ -27,7 +27,7 @@ from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.opening import open_output
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, parse_report
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
-from hub_magmax.merging.profile import Progress
+from hub_magmax.merging.profile import Progress, Spent
 from hub_magmax.planning.plan import Plan
 from hub_magmax.processes import Processes
 from hub_magmax.publishing.commits import (
@@ -86,17 +86,16 @@ def merge_to_hub(
     own = _prepare(place, plan, processes, cache)
     try:
         with open_inputs(plan.recipe, plan.lock, cache) as sources:
-            profile: dict[str, float] = {}
+            spent = Spent()
 
             def report() -> MergeReport:
-                return report_of(plan, place, time.perf_counter() - started, profile)
+                return report_of(plan, place, time.perf_counter() - started, spent)
 
             finish = _Finish(plan, destination, head, place, sources, report)
             for _ in range(_ROUNDS):
                 with closing(_UploadedShards(place, destination)) as shards:
                     spent = make_shards(plan, sources, place, shards, progress, None, processes)
                     shards.finish()
-                profile.update(spent)
                 _tell_the_first(place, plan, processes)
                 outcome = processes.first_decides(finish.commit)
                 if not isinstance(outcome, CollectedError):

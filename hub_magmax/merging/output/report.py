@@ -83,7 +83,9 @@ class MergeReport:
         profile: Seconds of that run by kind of work, added up over the threads of the first process: `read`
             and `write` files, `compute`, `store` (hash what was written, have the disk keep it, send it),
             and `wait` for values that are read by another thread.
-        peak_memory_bytes: Largest resident set of the first process, files that it maps included.
+        peak_memory_bytes: Most memory of the first process, without files that it maps: what `output.memory`
+            limits. In reports of earlier versions these count.
+        peak_resident_bytes: The same with files that it maps; 0 in reports of earlier versions.
         versions: Of Python and the packages that took part.
         notices: What the plan noted (tokenizers and heads that differ), and copies that are not finite.
         opened: How a library opened the output: `library`, with its version, and `result`; empty where it was
@@ -107,6 +109,7 @@ class MergeReport:
     profile: Mapping[str, float] = field(default_factory=dict, hash=False)
     opened: Mapping[str, str] = field(default_factory=dict, hash=False)
     parameters: Mapping[str, int] = field(default_factory=dict, hash=False)
+    peak_resident_bytes: int = 0
 
     @property
     def sha256(self) -> dict[str, str]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.model_config import change_config
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, software_versions
+from hub_magmax.merging.profile import Spent, peak_resident_bytes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME
@@ -29,7 +27,7 @@ from hub_magmax.text import listed
 
 
 # Complex, and flat: sums over jobs and shards, one for each field.
-def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping[str, float]) -> MergeReport:
+def report_of(plan: Plan, place: PartialFolder, seconds: float, spent: Spent) -> MergeReport:
     """Return the report of a merge whose files are all recorded in `place`."""
     records = tuple(place.journal.recorded(shard.file) for shard in plan.shards)
     shards = tuple(record for record in records if record is not None)
@@ -49,8 +47,9 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, profile: Mapping
         bytes_out=sum(shard.size_bytes for shard in shards),
         parameters=plan.parameters,
         seconds=seconds,
-        profile=dict(profile),
-        peak_memory_bytes=peak_memory_bytes(),
+        profile=dict(spent.seconds),
+        peak_memory_bytes=spent.peak_memory_bytes,
+        peak_resident_bytes=peak_resident_bytes(),
         versions=software_versions(),
         notices=(*notices(plan), *_not_finite_notice(plan, shards)),
     )
@@ -87,16 +86,6 @@ def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     names = sorted(files - {shard.file for shard in report.shards})
     return {name: sha256_of(folder / name) for name in names}
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident set this process had."""
-    with suppress(OSError, StopIteration):
-        # Not from getrusage, which on Linux counts from before the program was started: the parent's.
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
