@@ -4,9 +4,9 @@
     python -m benchmarks.memory --only 'ties*' --families large
     python -m benchmarks.memory --write              # store the table in benchmarks/results/memory.json
 
-A merge runs as a command of its own on one thread. Its peak is that of the merge report, and the estimate that
-of `plan`: memory of the process's own, which `output.memory` limits, and the resident set, with files that it
-maps. Both count Python and all packages that are imported.
+A merge runs as a command of its own on one thread. Its peak is that of the merge report, the estimate that of
+`plan`: the process's own memory, which `output.memory` limits, and the resident set, with mapped files. Both
+count Python and all packages that are imported.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +72,11 @@ class Problem:
         return ", ".join(part for part in (line, key) if part)
 
 
+def place_in_recipe(key: KeyPath) -> str:
+    """Return where a key of a recipe is whose file is not known; empty without a key."""
+    return f"recipe, {'.'.join(map(str, key))}" if key else ""
+
+
 class HubMagmaxError(Exception):
     """Say what was wrong, where, what was expected, and what to do next.
 
@@ -99,7 +104,7 @@ class HubMagmaxError(Exception):
         key: KeyPath = (),
         problems: tuple[Problem, ...] = (),
     ) -> None:
-        where = where or (f"recipe, {'.'.join(map(str, key))}" if key else "")
+        where = where or place_in_recipe(key)
         facts = tuple(without_secrets(fact) for fact in (what, where, expected, hint))
         self.what, self.where, self.expected, self.hint = facts
         alone = Problem(type(self).__name__, self.what, key=key, expected=self.expected, hint=self.hint)
@@ -116,6 +121,11 @@ class HubMagmaxError(Exception):
     def with_problem(self, problem: Problem, where: str) -> HubMagmaxError:
         """Return the same error with its one problem described more closely."""
         return type(self)(self.what, **self._facts() | {"where": where}, problems=(problem,))
+
+    def is_about(self, key: KeyPath) -> None:
+        """Note the key of the recipe that leads to what is wrong, unless one is known; `where` stays."""
+        if key and len(self.problems) == 1 and not self.problems[0].key:
+            self.problems = (replace(self.problems[0], key=key),)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for programs."""

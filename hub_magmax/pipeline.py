@@ -13,6 +13,7 @@ from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.adapters.finding import with_placed_adapters
+from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.names.renaming import with_renamings
 from hub_magmax.checkpoints.opening import open_checkpoints, open_pinned
@@ -279,8 +280,9 @@ def lock(
     LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
     sources = _pinned(recipe, make, kept_sources(earlier) if earlier else {})
-    check_adapters(recipe, sources)
-    check_architectures(sources, rules=bool(recipe.tensors))
+    with about_sources(recipe, sources):
+        check_adapters(recipe, sources)
+        check_architectures(sources, rules=bool(recipe.tensors))
     sources = _compared(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from hub_magmax.checkpoints.adapters.adapter import with_adapters
+from hub_magmax.checkpoints.error_keys import about_source, about_sources
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, CheckpointIndex
 from hub_magmax.checkpoints.locations import location_of, repository_of
 from hub_magmax.checkpoints.names.renamed import with_base_names
@@ -44,12 +45,13 @@ def open_source(recipe: Recipe, locked: LockedSource, cache: SourceCache | None 
         LockError: If a weight file changed since.
     """
     location = location_of(locked, recipe.folder).trusting(recipe.trusted_roots)
-    source = (cache or SourceCache()).open(location)
-    try:
-        check_pinned(source, locked)
-    except BaseException:
-        source.close()
-        raise
+    with about_source(recipe, locked.reference):
+        source = (cache or SourceCache()).open(location)
+        try:
+            check_pinned(source, locked)
+        except BaseException:
+            source.close()
+            raise
     return source
 
 
@@ -79,10 +81,10 @@ def open_inputs(
 def open_pinned(
     recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
-    """Open pinned sources by name, each as it is stored."""
+    """Open pinned sources by name, each as it is stored; errors about one say its key in the recipe."""
     cache = cache or SourceCache()
-    cache.read_headers(location_of(locked, recipe.folder) for locked in sources.values())
-    with ExitStack() as stack:
+    with about_sources(recipe, sources), ExitStack() as stack:
+        cache.read_headers(location_of(locked, recipe.folder) for locked in sources.values())
         yield {
             name: stack.enter_context(closing(open_source(recipe, locked, cache)))
             for name, locked in sources.items()

@@ -11,6 +11,7 @@ from typing import Any
 
 from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.config import config_values, read_config, stated_architecture
+from hub_magmax.checkpoints.error_keys import about_source
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import Location, locate
 from hub_magmax.checkpoints.needed_files import module_folders, needed_files
@@ -206,12 +207,13 @@ def lock_source(
     Raises:
         CheckpointError: If it is malformed, or no full checkpoint of a model; see `recognition`.
     """
-    location, cache = locate(written, recipe.folder).pinned(), cache or SourceCache()
-    location = location.trusting(recipe.trusted_roots)
-    with closing(cache.open(location)) as source:
-        found = _describe(written, location, source, hash_files)
-    if location.whole != location:
-        found = replace(found, **card_facts(cache.open(location.whole)))
+    cache = cache or SourceCache()
+    with about_source(recipe, written):
+        location = locate(written, recipe.folder).pinned().trusting(recipe.trusted_roots)
+        with closing(cache.open(location)) as source:
+            found = _describe(written, location, source, hash_files)
+        if location.whole != location:
+            found = replace(found, **card_facts(cache.open(location.whole)))
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hub_magmax.checkpoints.damaged_files import refuse_damaged
+from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.opening import open_inputs, open_pinned
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
@@ -78,7 +79,8 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         MissingDependencyError: If the plug-in that the lock merges by is not installed.
     """
     check_plugin(locked)
-    check_adapters(recipe, locked.sources)
+    with about_sources(recipe, locked.sources):
+        check_adapters(recipe, locked.sources)
     cache = cache or SourceCache()
     with open_pinned(recipe, locked.sources, cache) as stored:
         dtypes = {name: stored_dtypes(source.index) for name, source in stored.items()}

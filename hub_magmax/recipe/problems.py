@@ -12,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
+from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError, place_in_recipe
 from hub_magmax.recipe.strict_yaml import Place
 from hub_magmax.text import nearest, shown
 
@@ -155,13 +155,15 @@ def placed(problem: Problem, file: str, places: Mapping[KeyPath, Place | str]) -
 def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place | str]) -> HubMagmaxError:
     """Return an error about a key of the recipe with the key's place in the recipe's file.
 
-    An error that is about no key, or says where it is, is returned as it is.
+    An error that is about no key, or says in which file it is, is returned as it is. The name of a
+    checkpoint, or of a part of one, follows.
     """
     problem = error.problems[0]
     if len(error.problems) > 1 or not problem.key or problem.file:
         return error
+    own = error.where if error.where != place_in_recipe(problem.key) else ""
     problem = placed(problem, file, places)
-    return error.with_problem(problem, f"{problem.file}, {problem.place}")
+    return error.with_problem(problem, ": ".join(filter(None, (f"{problem.file}, {problem.place}", own))))
 
 
 def explain(
