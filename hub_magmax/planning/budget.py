@@ -283,16 +283,24 @@ def _forgotten_unit(limit: int, needed: int) -> str:
 
 def _lighter(plan: Plan, limit: int) -> Iterator[str]:
     """Yield single changes of the recipe after which a merge keeps the limit, by the same estimate."""
-    recipe, method = plan.recipe, plan.lock.method
-    without_device = recipe.model_copy(update={"output": recipe.output.model_copy(update={"device": None})})
-    if recipe.output.device and _least_bytes(replace(plan, recipe=without_device)) <= limit:
-        yield "leave out output.device, which takes torch"
-    if methods.surveys_model(method) and _least_bytes(_by(plan, **{**method, "scope": "tensor"})) <= limit:
-        yield "choose method.scope: tensor"
-    others = [name for name in LIGHT_METHODS if name != method["name"] and not plan.ranks]
-    fitting = [name for name in others if _least_bytes(_by(plan, name=name, scaling=1.0)) <= limit]
-    if fitting:
+    yield from (change for change, changed in _changed(plan) if _keeps(changed, limit))
+    others = [name for name in LIGHT_METHODS if name != plan.lock.method["name"] and not plan.ranks]
+    if fitting := [name for name in others if _keeps(_by(plan, name=name, scaling=1.0), limit)]:
         yield f"choose a method that keeps nothing of tensors: {', '.join(fitting)}"
+
+
+def _changed(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Yield settings that take less, in words, with the plan that they give."""
+    if plan.recipe.output.device:
+        output = plan.recipe.output.model_copy(update={"device": None})
+        changed = replace(plan, recipe=plan.recipe.model_copy(update={"output": output}))
+        yield "leave out output.device, which takes torch", changed
+    if methods.surveys_model(plan.lock.method):
+        yield "choose method.scope: tensor", _by(plan, **{**plan.lock.method, "scope": "tensor"})
+
+
+def _keeps(plan: Plan, limit: int) -> bool:
+    return _least_bytes(plan) <= limit
 
 
 def _by(plan: Plan, **method: Any) -> Plan:
