@@ -135,6 +135,6 @@ def test_local_data_that_cannot_be_read_is_told_so(tmp_path, monkeypatch):
         pin_local_data(local_recipe(tmp_path, "./rows.csv"))
 
 
-@pytest.mark.parametrize("name", ["~nobody-at-all/rows", "x" * 400])
+@pytest.mark.parametrize("name", ["~nobody-at-all/rows", "./" + "x" * 400])
 def test_data_that_no_place_can_hold_is_not_pinned(tmp_path, name):
     assert pin_local_data(local_recipe(tmp_path, name)) == {}

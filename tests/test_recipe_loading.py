@@ -69,6 +69,16 @@ def test_programs_get_one_object_per_problem_with_its_place_and_the_next_step(tm
     path = str(tmp_path / "recipe.yaml")
     assert error.to_dict()["problems"] == [
         {
+            "kind": "conflict",
+            "message": "there is no task 'b'",
+            "file": path,
+            "key": ("preference", "weights", "b"),
+            "line": 4,
+            "column": 13,
+            "expected": "",
+            "hint": "the tasks are a",
+        },
+        {
             "kind": "unknown_key",
             "message": "unknown key 'dtpye'",
             "file": path,
@@ -421,3 +431,93 @@ def test_more_tasks_than_a_method_tells_apart_are_refused():
     few = {"weights": {f"t{number}": 1 / 64 for number in range(64)}}
     assert parse_recipe(recipe_values(tasks=tasks, preference=few))
     assert parse_recipe(recipe_values(tasks=tasks, method="average"))
+
+
+ALL_AT_ONCE = """\
+base_model: ./base
+tasks:
+- {name: a, model: ./a}
+- {name: b, model: ./b}
+preference: {weights: {a: .5, nosuch: .2, b: much}}
+output: {dtype: nonsense, files_from: other}
+tensors: [{match: "*", take: third, also: 1}]
+evaluation: {tasks: {a: {dataset: ./a.csv}, fourth: {dataset: ./b.csv}}}
+"""
+
+
+def test_names_of_no_task_are_told_beside_wrong_values(tmp_path):
+    found = refusal(tmp_path, ALL_AT_ONCE).problems
+    told = [(problem.line, ".".join(map(str, problem.key))) for problem in found]
+    assert told == [
+        (5, "preference.weights.nosuch"),
+        (5, "preference.weights.b"),
+        (6, "output.dtype"),
+        (6, "output.files_from"),
+        (7, "tensors.0.take"),
+        (7, "tensors.0.also"),
+        (8, "evaluation.tasks.fourth"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        # What is left out is not missed: weights that lack one, a push that is no name.
+        ({"preference": {"weights": {"a": 0.5, "b": 0.25, "c": "x"}}}, ["preference.weights.c"]),
+        ({"output": {"keep": False, "push_to_hub": "no name"}}, ["output.push_to_hub"]),
+        (
+            {"method": "auto", "compare": {"tune": {"dataset": 7.5}, "budget": "x"}},
+            ["compare.tune.dataset", "compare.budget"],
+        ),
+        # Tasks of which one has no name that can be are not looked up.
+        (
+            {"tasks": [{"name": "a b", "model": "./a"}], "preference": {"weights": {"c": 1}}},
+            ["tasks.0.name"],
+        ),
+        ({"tasks": 7, "preference": {"weights": {"c": 1}}}, ["tasks"]),
+        # A model that is no name counts as one.
+        (
+            {"tasks": [{"name": "a", "model": []}], "preference": {"weights": {"c": 1}}},
+            ["tasks.0.model", "preference.weights.c"],
+        ),
+        ({"base_model": None, "tensors": [{"match": "*", "take": "x"}]}, ["base_model", "tensors.0.take"]),
+        ({"seed": -1, "output": {"keep": False}}, ["seed", "output.keep"]),
+    ],
+)
+def test_only_what_is_wrong_is_told(changes, problems):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(recipe_values(**changes))
+    assert [".".join(map(str, problem.key)) for problem in caught.value.problems] == problems
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("base_model: ./ba\0se\n", "line 1, column 17: not valid YAML: the control character U+0000"),
+        ("a: 1\r\nb: ünï\x1b\n", "line 2, column 7: not valid YAML: the control character U+001B"),
+        ("a: 1\n\x7f", "line 2, column 1: not valid YAML: the control character U+007F"),
+    ],
+)
+def test_a_control_character_is_told_with_its_line(tmp_path, text, place):
+    (tmp_path / "recipe.yaml").write_bytes(text.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'recipe.yaml'}, {place}")
+    assert caught.value.problems[0].line
+
+
+def test_an_escaped_control_character_is_told_by_its_key(tmp_path):
+    text = 'base_model: "./ba\\0se"\ntasks: [{name: a, model: "./a\\eb"}]\noutput: {path: "x\\u0007"}\n'
+    assert [(problem.line, problem.key[-1]) for problem in refusal(tmp_path, text).problems] == [
+        (1, "base_model"),
+        (2, "model"),
+        (3, "path"),
+    ]
+
+
+def test_a_template_may_lay_out_its_text():
+    data = {"dataset": "./x", "template": "\x1e{{ question }}\n\tAnswer:"}
+    evaluation = {"tasks": {"a": data}, "evaluator": "multiple-choice"}
+    assert (
+        parse_recipe(recipe_values(evaluation=evaluation)).evaluation.tasks["a"].template == data["template"]
+    )

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from hub_magmax.checkpoints.listing import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
+from hub_magmax.recipe.hub_names import repository_problem, revision_problem
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name
 from hub_magmax.registry import LOCATIONS
@@ -28,8 +29,6 @@ from hub_magmax.text import shown
 if TYPE_CHECKING:
     from hub_magmax.checkpoints.source import FileSource
 
-#: What the Hub accepts as a repository id (huggingface_hub.utils.validate_repo_id, restated).
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEB_URL = re.compile(
     r"https?://(?P<host>[^/@]+)/(?P<id>(?!datasets/|spaces/)[^/]+/[^/]+?)"
     r"(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?"
@@ -203,13 +202,15 @@ class HubModel(Location, name="hub"):
     @classmethod
     def parse(cls, written: str, folder: Path) -> Self:
         repo_id, revision, part = _split_hub_name(written)
-        if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
+        if repository_problem(repo_id):
             raise RecipeError(
                 f"{shown(written)} is neither an existing folder nor a repository id",
                 expected="org/model, org/model@revision, hf://org/model@revision/part, or a folder",
                 hint="Relative folders start at the recipe's own folder; start them with ./"
                 + (f" : ./{written}" if written.isprintable() and len(written) <= 200 else ""),
             )
+        if revision is not None and (problem := revision_problem(revision)):
+            raise RecipeError(problem, hint="Write org/model@revision")
         return cls(repo_id, revision, part)
 
     @classmethod

@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
 from hub_magmax.hub import hub_api, is_passing, is_token_empty, retry, token_in_use
 from hub_magmax.merging.output.report import ShardRecord
+from hub_magmax.recipe.hub_names import repository_problem, revision_problem
 
 #: Part of the Hub's answer about a large file that was uploaded and has been removed.
 _COLLECTED = "LFS pointer"
@@ -47,6 +48,11 @@ class Destination:
     private_key: Path | None = None
 
     def __post_init__(self) -> None:
+        problem = repository_problem(self.repo_id) or (
+            revision_problem(self.revision) if self.revision else ""
+        )
+        if problem:
+            raise PublishError(problem, hint="Write org/model, and the branch as --revision.")
         if self.create_pr and self.revision is not None:
             raise PublishError(
                 "a pull request is opened against the default branch, and another one is named",

@@ -23,15 +23,18 @@ from hub_magmax.recipe.problems import conflict, explain
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
-from hub_magmax.text import holds_token, listed, nearest, shown
+from hub_magmax.text import holds_control, holds_token, listed, nearest, shown
+
+#: Control characters that lay out a text.
+_LAYOUT = str.maketrans("", "", "\n\t\r")
 
 
-def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
-    """Return where an access token is written: a recipe is published with its model."""
+def text_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
+    """Return where a text holds an access token, since a recipe is published, or control characters."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from token_problems(key, path)
-            yield from token_problems(item, (*path, key))
+            yield from text_problems(key, path)
+            yield from text_problems(item, (*path, key))
     elif isinstance(value, str) and holds_token(value):
         yield Problem(
             "value",
@@ -39,6 +42,9 @@ def token_problems(value: Any, path: KeyPath) -> Iterator[Problem]:
             key=path,
             hint="name the model as org/model, and give the token by `hf auth login` or HF_TOKEN",
         )
+    elif isinstance(value, str) and path[-1:] != ("template",) and holds_control(value.translate(_LAYOUT)):
+        hint = "leave out what cannot be shown: no file, repository or column has such a name"
+        yield Problem("value", f"{shown(value, 60)} holds control characters", key=path, hint=hint)
 
 
 def option_problems(values: dict[str, Any]) -> Iterator[Problem]:
@@ -358,28 +364,35 @@ def _is_linear(name: str) -> bool:
         return True  # reported with the name
 
 
-#: Contradictions between the keys of a recipe whose values are valid one by one; a new check is a line here.
-_CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _task_problems,
-    _reference_problems,
-    _name_problems,
-    missed_tasks,
-    _weight_problems,
-    _data_problems,
-    _coefficient_problems,
-    _comparison_problems,
-    _search_problems,
-    _sweep_problems,
-    _count_problems,
-    _layer_problems,
-    _output_problems,
-    _adapter_problems,
-    _guard_problems,
-    _prompt_problems,
-)
+#: Checks of contradictions between keys whose values are valid one by one, each with the top-level keys that
+#: it has to know whole. A new check is a line here.
+_CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
+    _task_problems: frozenset({"tasks"}),
+    _reference_problems: frozenset(),
+    _name_problems: frozenset({"tasks"}),
+    missed_tasks: frozenset({"tasks", "preference", "compare"}),
+    _weight_problems: frozenset({"preference", "compare", "method"}),
+    _data_problems: frozenset({"tasks", "preference", "compare"}),
+    _coefficient_problems: frozenset({"preference", "compare", "method"}),
+    _comparison_problems: frozenset({"preference", "compare", "method"}),
+    _search_problems: frozenset({"preference", "compare", "method"}),
+    _sweep_problems: frozenset({"tasks", "sweep"}),
+    _count_problems: frozenset({"tasks", "preference", "method"}),
+    _layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
+    _output_problems: frozenset({"output"}),
+    _adapter_problems: frozenset({"output", "method", "compare", "token_rows"}),
+    _guard_problems: frozenset({"tasks", "evaluation"}),
+    _prompt_problems: frozenset({"evaluation"}),
+}
 
 
-def contradictions(recipe: Recipe) -> Iterator[Problem]:
-    """Yield contradictions between the keys of a recipe whose values are valid one by one."""
-    for check in _CHECKS:
-        yield from check(recipe)
+def contradictions(recipe: Recipe, lacking: frozenset[str] = frozenset()) -> Iterator[Problem]:
+    """Yield contradictions between the keys of a recipe whose values are valid one by one.
+
+    Args:
+        recipe: What is valid of it.
+        lacking: Top-level keys from which something was left out; what depends on it is not checked.
+    """
+    for check, needed in _CHECKS.items():
+        if not needed & lacking:
+            yield from check(recipe)

@@ -15,10 +15,11 @@ from pydantic import (
 
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.recipe.changes import Change, with_changes, without_replaced
-from hub_magmax.recipe.checks import contradictions, option_problems, text_wanted, token_problems
+from hub_magmax.recipe.checks import contradictions, option_problems, text_problems, text_wanted
 from hub_magmax.recipe.foreign import folder_error, refuse_foreign
 from hub_magmax.recipe.problems import all_problems, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.sound_part import sound_part
 from hub_magmax.recipe.strict_yaml import Place, read_yaml
 
 #: A recipe is written by hand; anything larger is not one.
@@ -138,18 +139,18 @@ def parse_recipe(
     if not isinstance(values, dict):
         raise RecipeError("not a mapping of keys to values", where=where, expected="base_model:, tasks:, ...")
     problems: list[Problem] = []
-    recipe = None
+    recipe, lacking = None, frozenset[str]()
     folder = (folder or Path()).absolute()
     try:
         recipe = Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
         problems += explain(error, (), Recipe)
-        recipe = _without_unknown_keys(values, error)
+        recipe, lacking = sound_part(values, folder)
     problems += option_problems(values)
-    problems += token_problems(values, ())
+    problems += text_problems(values, ())
     if recipe is not None:
         recipe._folder = folder
-        problems += contradictions(recipe)
+        problems += contradictions(recipe, lacking)
     if problems or recipe is None:
         raise all_problems(problems, where, places or {})
     return recipe
@@ -176,22 +177,6 @@ def _with_text(values: Any, written: Mapping[KeyPath, str]) -> Any:
 def updated(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """Return a checked copy with top-level keys replaced, e.g. `updated(recipe, {"method": "average"})`."""
     return parse_recipe(recipe.to_dict() | dict(changes), folder=recipe.folder)
-
-
-def _without_unknown_keys(values: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """Return the recipe without its unknown keys, so that what else is wrong is found in the same run."""
-    rest = copy.deepcopy(values)
-    for entry in error.errors():
-        if entry["type"] == "extra_forbidden":
-            *parents, key = entry["loc"]
-            holder: Any = rest
-            for part in parents:
-                holder = holder[part]
-            del holder[key]
-    try:
-        return Recipe.model_validate(rest)
-    except ValidationError:
-        return None
 
 
 def json_schema() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
+from yaml.reader import ReaderError
 
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.text import shown
@@ -91,6 +92,8 @@ def read_yaml(text: str, where: str) -> Read:
         node = loader.get_single_node()
         _note(node, (), read)
         return read if node is None else read._replace(values=loader.construct_document(node))
+    except ReaderError as error:
+        raise _in_file(_control_character(text, error), where) from error
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "not valid YAML"
         mark = getattr(error, "problem_mark", None)
@@ -110,6 +113,16 @@ def _error(what: str, mark: yaml.Mark | None, *, expected: str = "", hint: str =
     line, column = _place(mark) if mark else (None, None)
     problem = Problem("yaml", what, line=line, column=column, expected=expected, hint=hint)
     return RecipeError(what, expected=expected, hint=hint, problems=(problem,))
+
+
+def _control_character(text: str, error: ReaderError) -> RecipeError:
+    before = text[: error.position].split("\n")
+    mark = yaml.Mark("", error.position, len(before) - 1, len(before[-1]), None, 0)
+    return _error(
+        f"not valid YAML: the control character U+{ord(text[error.position]):04X}",
+        mark,
+        hint="Delete it: editors may not show it. A file saved as UTF-16 has one in each character.",
+    )
 
 
 def _in_file(error: RecipeError, where: str) -> HubMagmaxError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,7 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from hub_magmax.kernels.backend import DEVICES
-from hub_magmax.recipe.model_names import relative_path
+from hub_magmax.recipe.hub_names import repository_problem, revision_problem
+from hub_magmax.recipe.model_names import is_there, relative_path
 from hub_magmax.recipe.templates import checked_template
 
 #: Most tasks, and most entries that there is one of per task.
@@ -81,9 +83,8 @@ def _label(value: Any) -> Any:
 
 
 def _dataset_id(value: str) -> str:
-    name = "[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
-    if not re.fullmatch(f"{name}(/{name})?", value):
-        raise ValueError(f"{value!r} should be a data set on the Hub, such as org/name")
+    if problem := repository_problem(value):
+        raise ValueError(f"{problem}; name a data set on the Hub")
     return value
 
 
@@ -96,7 +97,24 @@ def _device(value: str) -> str:
 def _repository(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a repository on the Hub, such as org/name; left out, nothing is pushed")
+    if isinstance(value, str) and (problem := repository_problem(value)):
+        raise ValueError(problem)
     return value
+
+
+def _revision(value: str) -> str:
+    if problem := revision_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _data_place(value: str, info: ValidationInfo) -> str:
+    """Refuse what is no path, is not here, and can be no data set on the Hub."""
+    folder = (info.context or {}).get("folder")
+    is_path = value.startswith((".", "/", "~")) or "://" in value or PurePath(value).suffix
+    if folder is None or is_path or is_there(folder / value) or not (problem := repository_problem(value)):
+        return value
+    raise ValueError(f"{problem}; and there is no such folder")
 
 
 def _relative(value: str, info: ValidationInfo) -> str:
@@ -124,6 +142,12 @@ Language = Annotated[str, AfterValidator(_language)]
 #: A class of a data set, by name or number.
 Label = Annotated[int | str, BeforeValidator(_label)]
 
+#: A branch, tag, commit or pull request.
+Revision = Annotated[str, AfterValidator(_revision)]
+
+#: A data set: a path, or a name on the Hub.
+DataPlace = Annotated[Place, AfterValidator(_data_place)]
+
 #: `push_to_hub: no` is no repository of the name "no".
 Repository = Annotated[str, BeforeValidator(_repository)]
 
@@ -146,10 +170,10 @@ class FewShot(Spec):
     """Solved examples before every prompt: `count` of another split or data set, drawn by `seed`."""
 
     count: Annotated[int, Field(ge=1, le=100)]
-    dataset: Place | None = None
+    dataset: DataPlace | None = None
     config: str | None = None
     split: str = "train"
-    revision: str | None = None
+    revision: Revision | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
@@ -164,10 +188,10 @@ class Data(Spec):
     after the examples of `few_shot`.
     """
 
-    dataset: Place
+    dataset: DataPlace
     config: str | None = None
     split: str = "test"
-    revision: str | None = None
+    revision: Revision | None = None
     input_column: str | None = None
     label_column: str = "label"
     prompt_column: str | None = None
