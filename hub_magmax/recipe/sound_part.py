@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,28 @@ def sound_part(values: dict[str, Any], folder: Path) -> tuple[Recipe | None, fro
         try:
             return Recipe.model_validate(rest, context={"folder": folder}), frozenset(lacking)
         except ValidationError as error:
-            # A list of which an item is wrong is also too short.
-            faults = [fault for fault in error.errors() if fault["type"] != "too_short"] or error.errors()
-        models = [fault["loc"] for fault in faults if _is_model(fault["loc"])]
-        wrong = {_existing(rest, fault["loc"]) for fault in faults if fault["loc"] not in models}
-        if () in wrong:
+            faults = error.errors()
+        # A list of which an item is wrong is also too short.
+        faults = [fault for fault in faults if fault["type"] != "too_short"] or faults
+        if (left_out := _leave_out(rest, faults)) is None:
             return None, frozenset()
-        unknown = {fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"}
-        lacking.update(str(path[0]) for path in wrong - unknown)
-        for path in models:
-            _holder(rest, path)[path[-1]] = _ANY_MODEL
-        # From the end, so that positions in lists stay what they are.
-        for path in sorted(wrong, key=_order, reverse=True):
-            del _holder(rest, path)[path[-1]]
+        lacking |= left_out
     return None, frozenset()
+
+
+def _leave_out(rest: dict[str, Any], faults: Sequence[Mapping[str, Any]]) -> set[str] | None:
+    """Remove what is wrong, and return the top-level keys that lack something; None where one is missing."""
+    wrong = {_existing(rest, fault["loc"]) for fault in faults if not _is_model(fault["loc"])}
+    if () in wrong:
+        return None
+    for fault in faults:
+        if _is_model(fault["loc"]):
+            _holder(rest, fault["loc"])[fault["loc"][-1]] = _ANY_MODEL
+    # From the end, so that positions in lists stay what they are.
+    for path in sorted(wrong, key=_order, reverse=True):
+        del _holder(rest, path)[path[-1]]
+    unknown = {fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"}
+    return {str(path[0]) for path in wrong - unknown}
 
 
 def _order(path: KeyPath) -> list[tuple[bool, str | int]]:
