@@ -44,7 +44,7 @@ def compared(recipe):
 def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
     found = compared(parse_recipe(values(), folder=folder))
     rows = {method.label: method for method in found.methods}
-    assert set(rows) == set(METHODS) and found.winner == "average"
+    assert set(rows) == {*METHODS, "the recipe: average"} and found.winner == "average"
     # Weights for task `a` say cat: right on 6 of the 10, and on 5 of the 8 others.
     assert (rows["average"].tuned, rows["average"].reported.value) == (0.6, 0.625)
     assert (rows["last_task"].tuned, rows["last_task"].reported.value) == (0.1, 0.375)
@@ -56,9 +56,23 @@ def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
 
 def test_everything_that_was_tried_is_reported(folder):
     found = compared(parse_recipe(values(), folder=folder))
-    # average and single_task under two preferences, last_task ignores them; two scalings each.
-    assert len(found.tried) == 2 * (2 + 2 + 1)
-    assert len(json.loads(found.to_json())["tried"]) == 10
+    # average and single_task under two preferences, last_task ignores them; two scalings each; the recipe.
+    assert len(found.tried) == 2 * (2 + 2 + 1) + 1
+    assert [trial["is_recipe"] for trial in json.loads(found.to_json())["tried"]] == [False] * 10 + [True]
+    assert "10 ways to merge and the recipe as it stands, chosen by 10 examples" in found.table()
+    assert "accuracy sd" in found.table("csv").split("\n")[0].split(",")
+
+
+def test_the_recipe_as_it_stands_wins_where_it_alone_is_best_and_is_written_as_it_is(folder):
+    spec = values(methods=["last_task"], scaling=[0.5]) | {"method": {"name": "average", "scaling": 0.7}}
+    asked = parse_recipe(spec, folder=folder)
+    found = compared(asked)
+    # Weights for task `a` say cat, the last task says emu: 6 and 1 of the 10 examples.
+    assert found.winner == "the recipe: average"
+    assert "the winner is the recipe: average" in found.table()
+    assert winning_recipe(asked, found).method.scaling == 0.7
+    assert winning_recipe(asked, found).preference == asked.preference
+    assert not any(t["is_recipe"] for t in compared(updated(asked, {"method": "auto"})).tried)
 
 
 def test_preferences_of_the_comparison_are_tried_too(folder):
@@ -162,7 +176,9 @@ def test_why_the_winner_is_not_the_first_row_is_said(folder, merits, expected):
     found = compared(parse_recipe(values(), folder=folder))
     first = replace(found.methods[0], label="average")
     other = replace(first, label="ties")
-    tried = tuple({"label": n, "merit": m} for n, m in zip(("average", "ties"), merits, strict=True))
+    tried = tuple(
+        {"label": n, "merit": m, "is_recipe": False} for n, m in zip(("average", "ties"), merits, strict=True)
+    )
     rows = (other, first) if expected else (first, other)
     shown = replace(found, methods=rows, winner="average", tried=tried)
     assert shown.reason == () if not expected else shown.reason[0].startswith(expected)

@@ -18,7 +18,7 @@ from hub_magmax.preference.search import on_simplex, search_weights
 from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.matching import check_lock
-from hub_magmax.recipe.schema import Compare, Method
+from hub_magmax.recipe.schema import SCALINGS, Compare, Method
 from hub_magmax.registry import METHODS
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 
@@ -42,12 +42,25 @@ def test_candidates_are_all_combinations_once():
     weights = {"recipe": (0.8, 0.2), "uniform": (0.5, 0.5)}
     found = candidates(compare, Method(name="average"), weights)
     seen = [(c.method["name"], c.preference, c.method["scaling"]) for c in found]
-    # Each method's own scaling comes first. magmax ignores the preference, so it is tried with one only.
+    # magmax ignores the preference, so it is tried with one only. The recipe as it stands is no listed one.
     assert seen == [
-        ("average", "recipe", 1.0), ("average", "recipe", 0.5), ("average", "recipe", 0.3),
-        ("average", "uniform", 1.0), ("average", "uniform", 0.5), ("average", "uniform", 0.3),
+        ("average", "recipe", 0.5), ("average", "recipe", 0.3),
+        ("average", "uniform", 0.5), ("average", "uniform", 0.3),
         ("magmax", "recipe", 0.5), ("magmax", "recipe", 0.3),
+        ("average", "recipe", 1.0),
     ]  # fmt: skip
+    assert [c.label for c in found if c.is_recipe] == [found[-1].label] == ["the recipe: average"]
+
+
+def test_what_is_listed_is_tried_and_nothing_else_but_the_recipe_itself():
+    listed = Compare(methods=(Method(name="ties"),))
+    found = candidates(listed, Method(name="average", scaling=0.9), {"recipe": (0.8, 0.2)})
+    assert [(c.label, c.method["scaling"]) for c in found if c.is_recipe] == [("the recipe: average", 0.9)]
+    # Without a list of coefficients the method's own is tried too: 1, which is among the usual ones.
+    assert {(c.method["name"], c.method["scaling"]) for c in found[:-1]} == {("ties", s) for s in SCALINGS}
+    everything = candidates(Compare(), Method(name="ties", density=0.3), {"recipe": (0.8, 0.2)})
+    assert everything[0].method["density"] == 0.3 and everything[0].label == "ties"
+    assert {"average", "magmax", "the recipe: ties"} <= {c.label for c in everything}
 
 
 def test_equal_preferences_are_tried_once():
@@ -59,9 +72,10 @@ def test_equal_preferences_are_tried_once():
 def test_a_named_scaling_is_the_only_one_and_auto_scaling_keeps_the_method():
     fixed = Compare(methods=(Method(name="average", scaling=0.3),))
     found = candidates(fixed, Method(name="average", scaling=0.3), {"recipe": (1.0,)})
-    assert [c.method["scaling"] for c in found] == [0.3]
+    assert [c.method["scaling"] for c in found] == [0.3, 0.3]
+    assert [c.is_recipe for c in found] == [False, True]
     found = candidates(fixed, Method(name="ties", scaling="auto"), {"recipe": (1.0,)})
-    assert {c.method["name"] for c in found} == {"ties"} and len(found) == len(Compare().scaling)
+    assert {c.method["name"] for c in found} == {"ties"} and len(found) == len(Compare().tried_scaling)
 
 
 def test_the_best_of_the_default_comparison_is_tried_for_every_registered_method():
@@ -71,11 +85,11 @@ def test_the_best_of_the_default_comparison_is_tried_for_every_registered_method
 
 
 def test_the_default_comparison_leaves_out_methods_that_say_so(monkeypatch):
-    assert [m.name for m in Compare().methods] == [*METHODS.built_in, "tunable_magmax"]
-    assert Compare().methods[-1].options == {"selection": "top-n"}
+    assert [m.name for m in Compare().tried_methods] == [*METHODS.built_in, "tunable_magmax"]
+    assert Compare().tried_methods[-1].options == {"selection": "top-n"}
     slow = replace(METHODS.get("ties"), in_comparison=())
     monkeypatch.setattr("hub_magmax.methods.sparse.ties.merge_method", slow)
-    assert "ties" not in {m.name for m in Compare().methods}
+    assert "ties" not in {m.name for m in Compare().tried_methods}
 
 
 def test_auto_takes_what_does_best_on_the_target(folder):
@@ -86,14 +100,14 @@ def test_auto_takes_what_does_best_on_the_target(folder):
     assert found.method["name"] == "single_task"
     assert found.chosen["best"]["single_task"]["accuracy"] == 0.6
     assert found.chosen["best"]["last_task"]["accuracy"] < 0.6
-    assert (found.chosen["examples"], found.chosen["tried"]) == (10, 2 * len(Compare().scaling))
+    assert (found.chosen["examples"], found.chosen["tried"]) == (10, 2 * len(Compare().tried_scaling))
 
 
 def test_auto_scaling_is_chosen_and_the_lock_goes_with_the_recipe_alone(folder, tmp_path):
     asked = recipe(folder, method={"name": "average", "scaling": "auto"}, compare={"tune": ROWS},
                    preference={"weights": {"a": 1.0}})  # fmt: skip
     found = lock(asked)
-    assert found.method["name"] == "average" and found.method["scaling"] in Compare().scaling
+    assert found.method["name"] == "average" and found.method["scaling"] in Compare().tried_scaling
     # Below λ = .1 / 1 the dog's bias of .1 wins; at .1 both are equal, and the first class is taken.
     assert found.chosen["best"]["average"]["accuracy"] == 0.6
     path = tmp_path / "recipe.lock.json"

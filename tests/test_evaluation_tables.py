@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ TABLE = Table(
     ("method", "tuned", "accuracy"),
     (("a|b_1 & 50 %", 0.5, Measured(0.8125, 0.7, 0.9, 0.01)), ("base", None, Measured(0.5, 0.4, 0.6))),
     notes=("higher is better, 100 %",),
+    is_drawn=True,
     lead=("best: <a|b_1>",),
 )
 
@@ -46,6 +48,14 @@ def test_csv_has_every_number_in_a_column_of_its_own():
     }  # fmt: skip
     assert rows[1]["tuned"] == "" and rows[1]["accuracy sd"] == ""
     assert len(rows) == 2
+
+
+def test_csv_has_a_column_of_deviations_by_what_the_table_may_hold_and_not_by_its_rows():
+    table = Table(("n",), ((Measured(1.0, 0.0, 2.0),),))
+    assert table.write("csv").split("\n")[0] == "n,n low,n high"
+    drawn = replace(table, is_drawn=True)
+    assert drawn.write("csv").split("\n") == ["n,n low,n high,n sd", "1,0,2,"]
+    assert [*drawn.to_frame().columns] == ["n", "n low", "n high", "n sd"]
 
 
 def test_latex_takes_no_name_for_a_command():

@@ -26,7 +26,7 @@ def make_comparison() -> Comparison:
 
     rows = (row("ties", 0.75, None), row("average", 0.7, CHANGE.difference))
     base = draw_score("base_model", "report", 0.4)
-    tried = ({"label": "ties", "merit": 1.0}, {"label": "average", "merit": 0.5})
+    tried = tuple({"label": n, "merit": m, "is_recipe": False} for n, m in (("ties", 1.0), ("average", 0.5)))
     return Comparison("accuracy", True, 100, 200, base, rows, "ties", tried)
 
 

@@ -82,7 +82,8 @@ class Comparison(Tabular):
         base_model: The base model on the reporting sample.
         methods: Each method at its best, the highest reported score first.
         winner: Label of the method that did best on the tuning sample.
-        tried: Label, scaling coefficient, preference and mean tuning score of everything tried.
+        tried: Label, scaling coefficient, preference and mean tuning score of everything tried, and whether
+            it is the recipe as it stands.
         unit: Of scores that are no shares.
     """
 
@@ -113,13 +114,15 @@ class Comparison(Tabular):
         rows = [self._row(method) for method in self.methods]
         base = ("base model", None, None, None, measured(self.base_model), None, None)
         head = ("method", "scaling", "preference", "tuned", self.metric, "to the winner", "p")
+        own = sum(trial["is_recipe"] for trial in self.tried)
+        ways = f"{len(self.tried) - own} ways to merge{' and the recipe as it stands' if own else ''}"
         notes = (
-            f"{len(self.tried)} ways to merge, chosen by {self.num_tuning} examples, reported on "
+            f"{ways}, chosen by {self.num_tuning} examples, reported on "
             f"{self.num_reporting} others with 95 % intervals; the winner is {self.winner}",
             *self.reason,
             *self.loss,
         )
-        return Table(head, (*rows, base), notes)
+        return Table(head, (*rows, base), notes, is_drawn=True)
 
     def _row(self, method: Compared) -> tuple[Cell, ...]:
         found, candidate = method.to_winner, method.candidate
@@ -208,9 +211,10 @@ def compare(
     assert recipe.tuning_data is not None and spec.report is not None, "checked by `comparable`"
     weights = _preferences(recipe, spec, lock)
     tried = candidates(spec, recipe.method, weights)
-    report(f"trying {len(tried)} ways to merge")
+    own = sum(candidate.is_recipe for candidate in tried)
+    report(f"trying {len(tried) - own} ways to merge{', and the recipe as it stands' if own else ''}")
     journal = Journal() if journal is None else journal
-    say_resumed(journal, sum(max(1, len(candidate.seeds)) for candidate in tried), report)
+    say_resumed(journal, _num_models(tried), report)
     with CandidateScorer(recipe, lock, journal) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
@@ -227,6 +231,13 @@ def compare(
         nothing = Candidate({"name": "average", "scaling": 0.0}, UNIFORM, weights[UNIFORM])
         (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+
+
+def _num_models(tried: Sequence[Candidate]) -> int:
+    """Return how many models are merged and scored: none twice for being the recipe's as well."""
+    others = [candidate for candidate in tried if not candidate.is_recipe]
+    own = [one for one in tried if one.is_recipe and not any(one.same_as(other) for other in others)]
+    return sum(max(1, len(candidate.seeds)) for candidate in (*others, *own))
 
 
 def _check_apart(scorer: CandidateScorer, chosen_by: Data, reported: Data) -> None:
@@ -290,6 +301,7 @@ def _conclude(
                 "preference": trial.candidate.preference,
                 "value": trial.value,
                 "merit": trial.margin,
+                "is_recipe": trial.candidate.is_recipe,
             }
             for trial in trials
         ),

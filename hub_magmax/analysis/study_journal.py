@@ -70,7 +70,7 @@ def _subject(recipe: Recipe, lock: Lock) -> str:
 def _plugins(recipe: Recipe, lock: Lock) -> Iterable[Any]:
     """Yield package, version and code of every plug-in that takes part."""
     spec = recipe.compare or Compare()
-    for name in dict.fromkeys([lock.method["name"], *(method.name for method in spec.methods)]):
+    for name in dict.fromkeys([lock.method["name"], *(method.name for method in spec.tried_methods)]):
         get_method(name)  # imports the plug-in, whose code is hashed only then
         if plugin := METHODS.plugin(name):
             yield asdict(plugin)

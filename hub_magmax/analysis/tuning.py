@@ -52,12 +52,14 @@ class Candidate:
         preference: Name of the weights: `recipe`, `uniform`, or a name from `compare`.
         weights: One per task.
         seeds: Of the draws to average over, for a method that draws; empty for the lock's seed.
+        is_recipe: It is the recipe as it stands.
     """
 
     method: Mapping[str, Any]
     preference: str
     weights: tuple[float, ...]
     seeds: tuple[int, ...] = ()
+    is_recipe: bool = False
 
     def same_as(self, other: Candidate) -> bool:
         """Say whether both give the same model."""
@@ -73,7 +75,8 @@ class Candidate:
     def label(self) -> str:
         """Return the method as a person would name it: without what most share."""
         selection = self.method.get("selection")
-        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
+        name = f"{self.method['name']} {selection}" if selection else str(self.method["name"])
+        return f"the recipe: {name}" if self.is_recipe else name
 
 
 def draws(method: Mapping[str, Any]) -> bool:
@@ -278,24 +281,32 @@ def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
 def candidates(
     compare: Compare, written: Method, preferences: Mapping[str, tuple[float, ...]]
 ) -> list[Candidate]:
-    """Return all that a comparison tries, without what is the same twice.
+    """Return all that a comparison tries, once each; the recipe as it stands comes last.
 
     Args:
-        compare: Its methods and scaling coefficients, beside each method's own; a method that names its
-            scaling has that one only.
-        written: The recipe's own method, which comes first; where only its scaling is `auto`, no other
-            method is tried.
-        preferences: Weights by name; methods that ignore the preference are tried with the first only.
+        compare: Its methods and scaling coefficients; a method that names its scaling has that one only.
+        written: The recipe's own method. Where its scaling is `auto`, no other is tried; where no methods are
+            listed, it comes before the built-in ones.
+        preferences: Weights by name, the recipe's first; methods that ignore the preference are tried with
+            these only.
     """
-    tried = compare.methods
-    if written.name != AUTO:
-        tried = (written,) if written.scaling == AUTO else (written, *tried)
+    tried = compare.tried_methods
+    if written.name != AUTO and written.scaling == AUTO:
+        tried = (written,)
+    elif written.name != AUTO and compare.methods is None:
+        tried = (written, *tried)
     found: list[Candidate] = []
     for method in tried:
         for candidate in _variants(method, compare, preferences):
             if not any(candidate.same_as(earlier) for earlier in found):
                 found.append(candidate)
-    return found
+    return found if written.is_auto else [*found, _as_written(written, compare, preferences)]
+
+
+def _as_written(written: Method, compare: Compare, preferences: Mapping[str, tuple[float, ...]]) -> Candidate:
+    """Return the recipe as it stands; one of the others may give the same model."""
+    filled, (name, weights) = locked_method(written), next(iter(preferences.items()))
+    return Candidate(filled, name, weights, (compare.seeds or ()) if draws(filled) else (), is_recipe=True)
 
 
 def _variants(
@@ -303,7 +314,8 @@ def _variants(
 ) -> Iterator[Candidate]:
     """Yield one method with every preference that it uses and every scaling coefficient."""
     registered = methods.get_method(method.name)
-    every = dict.fromkeys((registered.scaling, *compare.scaling))
+    own = (registered.scaling,) if compare.scaling is None else ()
+    every = dict.fromkeys((*own, *compare.tried_scaling))
     scalings = every if method.scaling in (None, AUTO) else (method.scaling,)
     for name, weights in list(preferences.items())[: None if registered.uses_preference else 1]:
         for scaling in scalings:
@@ -317,7 +329,7 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
     Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
     """
     written = recipe.method
-    scalings = (recipe.compare or Compare()).scaling if written.scaling == AUTO else (written.scaling,)
+    scalings = (recipe.compare or Compare()).tried_scaling if written.scaling == AUTO else (written.scaling,)
     tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
     def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:

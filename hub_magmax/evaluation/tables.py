@@ -54,12 +54,14 @@ class Table:
         rows: Cells; those of a column that holds text are on the left.
         notes: Sentences below; CSV is for programs, and leaves all sentences out.
         lead: Sentences above.
+        is_drawn: Measured numbers may have a deviation, so that CSV has a column for it, empty or not.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     lead: tuple[str, ...] = ()
+    is_drawn: bool = False
 
     def write(self, form: Format = "text") -> str:
         """Return the table in one of `FORMATS`, without a line break at the end."""
@@ -161,8 +163,7 @@ class Table:
         measured = [row[column] for row in self.rows if isinstance(row[column], Measured)]
         if not measured:
             return ("",)
-        drawn = any(isinstance(cell, Measured) and cell.deviation is not None for cell in measured)
-        return ("", "low", "high", *(["sd"] if drawn else []))
+        return ("", "low", "high", *(["sd"] if self.is_drawn else []))
 
 
 class Tabular(ABC):

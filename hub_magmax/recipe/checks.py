@@ -274,7 +274,7 @@ def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
         key = "name" if recipe.method.name == AUTO else "scaling"
         text = "there is no labelled sample of the target to choose by"
         yield conflict(("method", key), text, "name one: compare: {tune: {dataset: ..., split: ...}}")
-    for index, method in enumerate(recipe.compare.methods if recipe.compare else ()):
+    for index, method in enumerate(recipe.compare.tried_methods if recipe.compare else ()):
         if method.is_auto:
             hint = "name a method; a comparison tries every scaling of compare.scaling"
             yield conflict(("compare", "methods", index), "auto is no method to try", hint)
@@ -345,7 +345,7 @@ def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
         yield conflict(("token_rows",), text, "leave this out, or output.format: adapter")
     used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
     if recipe.compare is not None or recipe.method.name == AUTO:
-        tried = (recipe.compare or Compare()).methods
+        tried = (recipe.compare or Compare()).tried_methods
         used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
     for path, name in used.items():
         if name != AUTO and not _is_linear(name):

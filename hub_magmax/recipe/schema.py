@@ -47,6 +47,9 @@ from hub_magmax.registry import METHODS
 RECIPE_NAME = "recipe.yaml"
 
 
+#: Scaling coefficients that a comparison tries where it lists none.
+SCALINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
+
 #: Most methods, scaling coefficients or preferences of a comparison.
 MAX_TRIED = 255
 
@@ -138,17 +141,26 @@ class Compare(Spec):
 
     `tune` is a labelled sample of the target, by default the one that the preference is estimated from;
     `report` is other examples of the target, which no choice has seen. Every method is tried with every
-    scaling coefficient, under the recipe's preference, a uniform one, and those of `preferences`.
+    scaling coefficient, under the recipe's preference, a uniform one, and those of `preferences`. Without
+    `methods` they are all built-in ones; without `scaling` the coefficients are eight, and each method's own.
     """
 
     tune: Data | None = None
     report: Data | None = None
-    methods: tuple[Method, ...] = Field(default_factory=_tried, min_length=1, max_length=MAX_TRIED)
-    scaling: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_TRIED)] = (
-        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0,
-    )  # fmt: skip
+    methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=MAX_TRIED)] | None = None
+    scaling: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_TRIED)] | None = None
     preferences: dict[TaskName, Preference] = Field(default_factory=dict, max_length=MAX_TRIED)
     seeds: Seeds | None = None
+
+    @property
+    def tried_methods(self) -> tuple[Method, ...]:
+        """The methods that are listed, or every built-in one with its options for comparisons."""
+        return _tried() if self.methods is None else self.methods
+
+    @property
+    def tried_scaling(self) -> tuple[float, ...]:
+        """The scaling coefficients that are listed, or the usual ones."""
+        return SCALINGS if self.scaling is None else self.scaling
 
 
 #: Whole numbers of two to eight bits.

@@ -32,11 +32,11 @@ class Point:
     scores: tuple[Score, ...]
     by_seed: Mapping[str, Mapping[int, float]] = field(default_factory=dict, hash=False)
 
-    def cells(self, drawn: Sequence[str]) -> Iterator[str]:
-        """Yield weights, scores with intervals, and deviations on the tasks `drawn`, as CSV has them."""
+    def cells(self, evaluated: Sequence[str]) -> Iterator[str]:
+        """Yield weights, scores with intervals, and deviations on the evaluated tasks, as CSV has them."""
         yield from (f"{weight:g}" for weight in self.weights)
         yield from (f"{n:.6g}" for score in self.scores for n in (score.value, score.low, score.high))
-        spreads = map(self.deviation, drawn)
+        spreads = map(self.deviation, evaluated)
         yield from ("" if spread is None else f"{spread:.6g}" for spread in spreads)
 
     def deviation(self, task: str) -> float | None:
@@ -108,20 +108,19 @@ class Surface(Tabular):
     def to_csv(self) -> str:
         """Return one line per point: weights, and score and interval per task, in the unit of the score.
 
-        `recipe` is 1 for the recipe's own preference. Where the sweep names seeds, the standard deviations
-        over these follow.
+        `recipe` is 1 for the recipe's own preference. The standard deviations over the seeds follow, empty
+        where the sweep names none.
         """
         stream = io.StringIO()
         table = csv.writer(stream, lineterminator="\n")
         names = [f"{kind}:{task}" for task in self.evaluated for kind in ("score", "low", "high")]
-        drawn = self.evaluated if any(point.by_seed for point in self.points) else ()
         preferences = (f"preference:{task}" for task in self.tasks)
         table.writerow(
-            ["point", "on_front", "recipe", *preferences, *names, *(f"sd:{task}" for task in drawn)]
+            ["point", "on_front", "recipe", *preferences, *names, *(f"sd:{task}" for task in self.evaluated)]
         )
         for index, point in enumerate(self.points):
             kinds = int(index in self.front), int(index == self.asked)
-            table.writerow([index, *kinds, *point.cells(drawn)])
+            table.writerow([index, *kinds, *point.cells(self.evaluated)])
         return stream.getvalue()
 
     def table(self, form: Format = "text") -> str:
@@ -154,7 +153,7 @@ class Surface(Tabular):
         )
         names = (f"weight of {task}" for task in self.tasks)
         head = ("on front", "recipe", *names, *(f"{self.metric} of {task}" for task in self.evaluated))
-        return Table(head, rows, lead=self.verdict)
+        return Table(head, rows, lead=self.verdict, is_drawn=True)
 
     @property
     def verdict(self) -> tuple[str, ...]:
