@@ -5,9 +5,10 @@ import statistics
 import pytest
 import torch
 
+from hub_magmax.analysis.candidates import draws
 from hub_magmax.analysis.comparing import comparable, compare
 from hub_magmax.analysis.sweeping import sweep, sweepable
-from hub_magmax.analysis.tuning import draws, mean_outcomes
+from hub_magmax.analysis.tuning import mean_outcomes
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.pipeline import lock

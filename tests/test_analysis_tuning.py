@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
+from hub_magmax.analysis.candidates import Candidate, candidates
+from hub_magmax.analysis.tuning import Trial, best
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.margins import normalised_margins, within

@@ -16,7 +16,8 @@ from benchmarks.continual.results import measure
 from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
-from hub_magmax.analysis.tuning import Candidate, CandidateScorer
+from hub_magmax.analysis.candidates import Candidate
+from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.methods import method_names

@@ -8,8 +8,8 @@ import pandas
 import pytest
 
 import hub_magmax as hm
+from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.comparing import Compared, Comparison
-from hub_magmax.analysis.tuning import Candidate
 from hub_magmax.evaluation.intervals import Difference
 from hub_magmax.evaluation.tables import Measured, Table
 from hub_magmax.fleet.canaries import Canary, TaskChange

@@ -22,7 +22,8 @@ from benchmarks.continual.estimating import Weights
 from benchmarks.continual.measuring import Bench, Row
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.sources import Family
-from hub_magmax.analysis.tuning import Candidate, Trial, best, candidates
+from hub_magmax.analysis.candidates import Candidate, candidates
+from hub_magmax.analysis.tuning import Trial, best
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.files import digest, write_text
 from hub_magmax.recipe.matching import locked_method

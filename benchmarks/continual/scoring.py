@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hub_magmax.analysis.tuning import Candidate, Trial
+from hub_magmax.analysis.candidates import Candidate
+from hub_magmax.analysis.tuning import Trial
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model

@@ -8,16 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.analysis.candidates import Candidate, candidates
 from hub_magmax.analysis.study_journal import say_resumed
-from hub_magmax.analysis.tuning import (
-    Candidate,
-    CandidateScorer,
-    Trial,
-    best,
-    best_by_label,
-    candidates,
-    scorer_of,
-)
+from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_label, scorer_of
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.data import num_shared, with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of

@@ -10,8 +10,9 @@ import numpy as np
 
 from hub_magmax import methods
 from hub_magmax.analysis import simplex
+from hub_magmax.analysis.candidates import Candidate, draws
 from hub_magmax.analysis.study_journal import say_resumed
-from hub_magmax.analysis.tuning import Candidate, CandidateScorer, Trial, draws
+from hub_magmax.analysis.tuning import CandidateScorer, Trial
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.evaluators import unit_of
 from hub_magmax.evaluation.journal import Journal

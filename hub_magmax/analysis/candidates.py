@@ -1,0 +1,102 @@
+"""Ways to merge that a comparison tries: methods, scaling coefficients and preferences, once each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hub_magmax import methods
+from hub_magmax.recipe.matching import locked_method
+from hub_magmax.recipe.schema import Compare, Method
+from hub_magmax.recipe.values import AUTO
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to merge.
+
+    Attributes:
+        method: `name`, `scaling` and every option.
+        preference: Name of the weights: `recipe`, `uniform`, or a name from `compare`.
+        weights: One per task.
+        seeds: Of the draws to average over, for a method that draws; empty for the lock's seed.
+        is_recipe: It is the recipe as it stands.
+    """
+
+    method: Mapping[str, Any]
+    preference: str
+    weights: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
+    is_recipe: bool = False
+
+    def same_as(self, other: Candidate) -> bool:
+        """Say whether both give the same model."""
+        return (self.method, self.weights) == (other.method, other.weights)
+
+    @property
+    def distance_to_default(self) -> float:
+        """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
+        ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
+        return abs(math.log(ratio)) if ratio > 0 else math.inf
+
+    @property
+    def label(self) -> str:
+        """Return the method as a person would name it: without what most share."""
+        selection = self.method.get("selection")
+        name = f"{self.method['name']} {selection}" if selection else str(self.method["name"])
+        return f"the recipe: {name}" if self.is_recipe else name
+
+
+def draws(method: Mapping[str, Any]) -> bool:
+    """Say whether a method, as a lock describes it, draws: another seed is then another model.
+
+    `top-n` draws between equals only, and counts as one that does not.
+    """
+    return "generator" in methods.get_method(method["name"]).supplied and method.get("selection") != "top-n"
+
+
+def candidates(
+    compare: Compare, written: Method, preferences: Mapping[str, tuple[float, ...]]
+) -> list[Candidate]:
+    """Return all that a comparison tries, once each; the recipe as it stands comes last.
+
+    Args:
+        compare: Its methods and scaling coefficients; a method that names its scaling has that one only.
+        written: The recipe's own method. Where its scaling is `auto`, no other is tried; where no methods are
+            listed, it comes before the built-in ones.
+        preferences: Weights by name, the recipe's first; methods that ignore the preference are tried with
+            these only.
+    """
+    tried = compare.tried_methods
+    if written.name != AUTO and written.scaling == AUTO:
+        tried = (written,)
+    elif written.name != AUTO and compare.methods is None:
+        tried = (written, *tried)
+    found: list[Candidate] = []
+    for method in tried:
+        for candidate in _variants(method, compare, preferences):
+            if not any(candidate.same_as(earlier) for earlier in found):
+                found.append(candidate)
+    return found if written.is_auto else [*found, _as_written(written, compare, preferences)]
+
+
+def _as_written(written: Method, compare: Compare, preferences: Mapping[str, tuple[float, ...]]) -> Candidate:
+    """Return the recipe as it stands; one of the others may give the same model."""
+    filled, (name, weights) = locked_method(written), next(iter(preferences.items()))
+    return Candidate(filled, name, weights, (compare.seeds or ()) if draws(filled) else (), is_recipe=True)
+
+
+def _variants(
+    method: Method, compare: Compare, preferences: Mapping[str, tuple[float, ...]]
+) -> Iterator[Candidate]:
+    """Yield one method with every preference that it uses and every scaling coefficient."""
+    registered = methods.get_method(method.name)
+    own = (registered.scaling,) if compare.scaling is None else ()
+    every = dict.fromkeys((*own, *compare.tried_scaling))
+    scalings = every if method.scaling in (None, AUTO) else (method.scaling,)
+    for name, weights in list(preferences.items())[: None if registered.uses_preference else 1]:
+        for scaling in scalings:
+            filled = locked_method(method.model_copy(update={"scaling": scaling}))
+            yield Candidate(filled, name, weights, (compare.seeds or ()) if draws(filled) else ())
