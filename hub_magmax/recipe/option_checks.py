@@ -18,7 +18,7 @@ from hub_magmax.text import listed
 def _options_by_task(recipe: Recipe) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     """Yield every option with values by task, and its key path."""
     written: dict[KeyPath, Method] = {("method",): recipe.method}
-    compared = recipe.compare.methods if recipe.compare else ()
+    compared = recipe.compare.tried_methods if recipe.compare else ()
     written |= {("compare", "methods", index): method for index, method in enumerate(compared)}
     for path, method in written.items():
         with suppress(RecipeError):  # reported with the name
