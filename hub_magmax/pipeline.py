@@ -50,7 +50,7 @@ from hub_magmax.recipe.matching import (
     locked_method,
     preference_digest,
     rules_of,
-    with_plugin,
+    with_method_facts,
 )
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
@@ -308,9 +308,9 @@ def lock(
         preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     if not recipe.method.is_auto:
-        return with_plugin(found)
+        return with_method_facts(found)
     choice = choose(recipe, found, report)
-    return with_plugin(replace(found, method=choice.method, chosen=choice.seen))
+    return with_method_facts(replace(found, method=choice.method, chosen=choice.seen))
 
 
 def _pinned(

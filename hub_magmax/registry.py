@@ -204,6 +204,7 @@ METHODS = Registry(
             "agreement": "hub_magmax.methods.linear",
             "average": "hub_magmax.methods.linear",
             "task_arithmetic": "hub_magmax.methods.linear",
+            "tsv": "hub_magmax.methods.spectral",
             "ties": "hub_magmax.methods.sparse",
             "dare": "hub_magmax.methods.sparse",
             "dare_ties": "hub_magmax.methods.sparse",

@@ -23,6 +23,7 @@ CHOSEN = (
     "agreement source=adapter_forms backend=*",
     "task_arithmetic source=rules backend=compiled",
     "random_mix source=folder output=*",
+    "tsv",
 )
 
 
@@ -32,7 +33,8 @@ def merger(tmp_path, hub):
 
 
 def test_every_built_in_method_is_recorded():
-    assert {method["name"] for method in golden.METHODS.values()} == set(method_names())
+    recorded = (*golden.METHODS.values(), *golden.OF_MATRICES.values())
+    assert {method["name"] for method in recorded} == set(method_names())
 
 
 def test_every_case_is_recorded_and_nothing_else():

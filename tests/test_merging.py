@@ -37,6 +37,7 @@ METHODS = [
     "single_task",
     "last_task",
     "magmax",
+    "tsv",
     "tunable_magmax",
     {"name": "tunable_magmax", "selection": "top-n"},
     {"name": "ties", "density": 0.4, "scope": "model"},

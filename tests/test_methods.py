@@ -119,7 +119,8 @@ def single_task(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return vectors[max(range(len(weights)), key=lambda task: (weights[task], task))]
 
 
-#: Method, its options, and its oracle; None where the result is drawn or optimised, and tested elsewhere.
+#: Method, its options, and its oracle; None where the result is drawn, optimised or of whole matrices, and
+#: tested elsewhere.
 METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
     ("agreement", {}, agreement(0.25)),
     ("agreement", {"flattening": 1.0}, agreement(1.0)),
@@ -141,6 +142,7 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
     ("last_task", {}, lambda vectors, weights: vectors[-1]),
     ("magmax", {}, magmax),
     ("random_mix", {}, None),
+    ("tsv", {}, None),
     ("tunable_magmax", {"selection": "algorithm-1"}, None),
     ("tunable_magmax", {"selection": "top-n"}, None),
 ]
@@ -188,7 +190,7 @@ def test_selected_elements_come_from_a_task_unchanged(case, name, options):
     [
         m[:2]
         for m in METHODS
-        if m[0] in ("agreement", "average", "single_task", "random_mix", "tunable_magmax")
+        if m[0] in ("agreement", "average", "single_task", "random_mix", "tsv", "tunable_magmax")
     ],
     ids=str,
 )

@@ -244,5 +244,5 @@ def test_a_method_whose_bytes_depend_on_the_processor_is_told_of(monkeypatch):
     made = planned({"a": BASE, "b": BASE})
     found = replace(made, lock=replace(made.lock, method={"name": "spectral", "scaling": 1.0}))
     assert set(notices(found)) - set(notices(made)) == {
-        "the bytes that spectral gives depend on the processor"
+        "the last bits that spectral gives depend on processor, device and torch"
     }

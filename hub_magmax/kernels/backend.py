@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Int64, UInt8
+    import torch
+    from jaxtyping import Float32, Int64, UInt8
 
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.ops import Inputs, Op
@@ -59,7 +60,7 @@ class Merged(NamedTuple):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Arithmetic on chunks; every backend returns the bytes of `Reference`.
+    """Arithmetic on chunks; every backend returns the bytes of `Reference`, but for whole matrices.
 
     Attributes:
         reads_files: Chunks may be handed over unread, with the files that they lie in.
@@ -105,6 +106,20 @@ class Backend(Protocol):
 
         Raises:
             NonFiniteError: If values or task vectors are not finite.
+        """
+        ...
+
+    def of_matrices(
+        self,
+        function: Callable[[Float32[torch.Tensor, "tasks rows columns"]], Any],
+        task_vectors: Float32[torch.Tensor, "tasks rows columns"],
+    ) -> Any:
+        """Return what a function makes of the task vectors of a matrix; a tensor comes back to the CPU.
+
+        Not the reference's bytes: decompositions differ between devices and libraries in their last bits.
+
+        Raises:
+            RecipeError: If the device's memory does not hold what the function needs.
         """
         ...
 

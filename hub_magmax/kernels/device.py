@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8, UInt64
@@ -81,6 +82,28 @@ class Device(Reference):
 
         found: np.ndarray = torch.cat(block_sums(in_blocks(vectors, zeros))).cpu().numpy()
         return found
+
+    def of_matrices(
+        self,
+        function: Callable[[Float32[torch.Tensor, "tasks rows columns"]], Any],
+        task_vectors: Float32[torch.Tensor, "tasks rows columns"],
+    ) -> Any:
+        """Return what a function makes of a matrix, as `Backend.of_matrices` says.
+
+        It computes in float64, so where a device lacks that, the CPU does.
+        """
+        if self.device.type in WITHOUT_FLOAT64:
+            return super().of_matrices(function, task_vectors)
+        try:
+            found = function(self._place(task_vectors))
+        except torch.OutOfMemoryError as error:
+            num_tasks, rows, columns = task_vectors.shape
+            raise RecipeError(
+                f"{self.device} has not the memory that {num_tasks} matrices of {rows} x {columns} take",
+                key=("output", "device"),
+                hint="Leave out the device, or free its memory: other programs may hold some.",
+            ) from error
+        return found.cpu() if isinstance(found, torch.Tensor) else found
 
     def mix(
         self,

@@ -111,6 +111,14 @@ class Reference:
             sums.append(np.concatenate(block_sums(np.ascontiguousarray(blocks))))
         return np.concatenate(sums, axis=1)
 
+    def of_matrices(
+        self,
+        function: Callable[[Float32[torch.Tensor, "tasks rows columns"]], Any],
+        task_vectors: Float32[torch.Tensor, "tasks rows columns"],
+    ) -> Any:
+        """Return what a function makes of a matrix, as `Backend.of_matrices` says."""
+        return function(task_vectors)
+
     def mix(
         self, start: int, count: int, generator: CounterGenerator, edges: Edges, tasks: PerTask
     ) -> UInt8[np.ndarray, " count"]:

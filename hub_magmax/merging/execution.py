@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from hub_magmax.merging.output.report import (
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
-from hub_magmax.planning.budget import MAX_THREADS, budget_of
+from hub_magmax.planning.budget import MAX_THREADS, budget_of, takes_torch
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
@@ -209,6 +210,8 @@ def _unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) -
 def _backend_of(plan: Plan) -> Backend:
     """Return the backend of the recipe's device, or the fastest on the CPU for this many elements."""
     num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
+    if takes_torch(plan):
+        import_module("torch")  # now, for its settings to hold in all threads
     return choose_backend(num_elements, plan.recipe.output.device)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.dispatch import choose_backend
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import one_thread, torch
 from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
@@ -77,7 +77,8 @@ def merge_tensors(
     label = methods.get_method(method).label
     chunks = _with_base(task_vectors, base, method)
     shape = tuple(task_vectors.shape[1:])
-    rule = tensor_rule(chunks, shape, described, weights, CounterGenerator(seed, name))
+    with one_thread():  # as in merges of files: threads change last bits of decompositions
+        rule = tensor_rule(chunks, shape, described, weights, CounterGenerator(seed, name))
     return torch.cat([*_merged(chunks, rule, label)]).reshape(shape)
 
 

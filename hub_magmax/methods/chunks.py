@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -198,6 +198,15 @@ def whole_vectors(chunks: Chunks) -> Float32[np.ndarray, "vectors elements"]:
 
     deque(chunks.map(copy), maxlen=0)
     return found
+
+
+def stacked_vectors(chunks: Chunks, tasks: Sequence[int]) -> Float32[torch.Tensor, "tasks elements"]:
+    """Return a tensor's whole task vectors, those of some tasks, in memory of their own."""
+    stacked = torch.empty((len(tasks), chunks.num_elements))
+    for start, task_vectors in chunks:
+        for row, task in zip(stacked, tasks, strict=True):
+            row[start : start + task_vectors.shape[1]] = task_vectors[task]
+    return stacked
 
 
 def check_task_count(num_tasks: int, limit: int) -> None:

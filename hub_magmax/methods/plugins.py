@@ -92,7 +92,7 @@ def plugin_rule(
             rows = _whole(chunks, with_base=takes_base)
             given = {"base": rows[0].view(shape)} if takes_base else {}
             merged = function(rows[int(takes_base) :].view(chunks.num_tasks, *shape), **given, **options)
-            return precomputed_rule(_checked(merged, shape, where).reshape(-1))
+            return precomputed_rule(checked_values(merged, shape, where).reshape(-1))
         return _checked_rule(function(chunks, **options), chunks.num_tasks, where)
 
 
@@ -114,17 +114,14 @@ def _whole(chunks: Chunks, *, with_base: bool) -> Tensor:
     """Return all task vectors of a tensor, in memory of their own, perhaps after the base model's values."""
     import torch
 
+    from hub_magmax.methods.chunks import stacked_vectors, whole_vectors
+
     if with_base:
-        from hub_magmax.methods.chunks import whole_vectors
-
         return torch.from_numpy(whole_vectors(chunks))
-    stacked = torch.empty((chunks.num_tasks, chunks.num_elements))
-    for start, task_vectors in chunks:
-        stacked[:, start : start + task_vectors.shape[1]] = task_vectors
-    return stacked
+    return stacked_vectors(chunks, range(chunks.num_tasks))
 
 
-def _checked(found: Any, shape: tuple[int, ...], where: str, rows: Rows = ()) -> Tensor:
+def checked_values(found: Any, shape: tuple[int, ...], where: str, rows: Rows = ()) -> Tensor:
     """Return merged values, if that is what they are.
 
     Args:
@@ -169,7 +166,7 @@ def _checked_op(op: Op, where: str) -> Op:
             found = op.reference(*arguments)
             shape = tuple(rows[0].shape)
             if not op.selects:
-                return _checked(found, shape, where, rows)
+                return checked_values(found, shape, where, rows)
             _check_kind(found, shape, "uint8", where)
             return _checked_winners(found, len(rows), where)
 
@@ -243,7 +240,7 @@ def _checked_numbers(
         shape, dtype = kinds[name]
         tensor = torch.as_tensor(values)
         if dtype == "float32":
-            _checked(tensor, shape, where)
+            checked_values(tensor, shape, where)
         else:
             _check_kind(tensor, shape, dtype, where)
         if name == "chosen":

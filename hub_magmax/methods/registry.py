@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.methods.matrices import matrices_in, matrix_rule
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
 from hub_magmax.registry import METHODS, Options, for_each_task, options_of
@@ -32,7 +33,10 @@ _WITH_BASE = ("tensor", "elementwise")
 #: Options with which a method that takes preference and multipliers adds task vectors, and does not average.
 ADDING: Mapping[str, str] = MappingProxyType({"consensus": "sum"})
 
-Form = Literal["tensor", "elementwise", "rule", "linear"]
+Form = Literal["tensor", "matrix", "elementwise", "rule", "linear"]
+
+#: Takes the rows and columns of a matrix and the number of tasks, and returns bytes.
+BytesOfMatrix = Callable[[int, int, int], float]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class MergeMethod:
         form: Kind of argument that `function` takes; see `merge_method`.
         held_bytes: Memory per element of a tensor that is kept while the method looks at all of it; None for
             a single pass, which keeps elements that are undecided at a first look.
+        matrix_bytes: Memory that a method of whole matrices takes of one, beside the task vectors; None:
+            `held_bytes` for each element, and what is merged.
         uses: Takes the preference and returns the numbers of the tasks that count; None: all.
         in_comparison: Options with which a comparison tries it that names no methods.
         is_portable: Whether every processor gives the same bytes.
@@ -90,6 +96,7 @@ class MergeMethod:
     supplied: tuple[str, ...]
     summary: str
     held_bytes: int | None = 0
+    matrix_bytes: BytesOfMatrix | None = None
     uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None
     paper: Paper | None = None
     in_comparison: tuple[Mapping[str, Any], ...] = field(default=({},), hash=False)
@@ -105,6 +112,12 @@ class MergeMethod:
         if not set(used) <= {*every}:
             raise refusal(f"the tasks {list(used)}", f"{self.label}, uses", f"numbers from 0 to {every[-1]}")
         return tuple(task for task in every if task not in used)
+
+    def held_of(self, rows: int, columns: int, num_tasks: int) -> float:
+        """Return the bytes that a method of whole matrices takes of one, beside the task vectors."""
+        if self.matrix_bytes is not None:
+            return self.matrix_bytes(rows, columns, num_tasks)
+        return (8 + (self.held_bytes or 0)) * rows * columns
 
     @property
     def is_built_in(self) -> bool:
@@ -163,12 +176,34 @@ class MergeMethod:
         call = {name: supplied[name] for name in self.supplied if name != "base"}
         call |= for_each_task(self, options, chunks.num_tasks)
         where = f"{self.label}, tensor {generator.name!r}"
+        if self.form == "matrix":
+            return self._rule_of_matrix(chunks, shape, preference, generator.name, call, where)
         if self.form == "rule" and self.is_built_in:
             with failures(where):
                 rule: Rule = self.function(chunks, **call)
                 return rule
         takes_base = "base" in self.supplied
         return plugin_rule(self.form, self.function, chunks, shape, call, where, takes_base=takes_base)
+
+    def _rule_of_matrix(
+        self,
+        chunks: Chunks,
+        shape: tuple[int, ...],
+        preference: tuple[float, ...],
+        name: str,
+        call: Mapping[str, Any],
+        where: str,
+    ) -> Rule:
+        """Return the rule of a matrix, for which the function gets the tasks that count; else the mean."""
+        matrices, unread = matrices_in(name, shape), self.unread(preference)
+        tasks = [task for task in range(len(preference)) if task not in unread]
+        if matrices is None or not tasks:
+            return weighted_rule(preference)
+        for numbers in {"preference", "multipliers"} & call.keys():
+            call = {**call, numbers: tuple(call[numbers][task] for task in tasks)}
+        return matrix_rule(
+            self.function, chunks, matrices, tasks, call, where, is_checked=not self.is_built_in
+        )
 
     def multipliers(
         self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
@@ -219,7 +254,7 @@ def merge_method(
     source: str | Paper,
     scaling: float = 1.0,
     form: Form = "tensor",
-    held_bytes: int | None = 0,
+    held_bytes: int | BytesOfMatrix | None = 0,
     uses: Callable[[tuple[float, ...]], Sequence[int]] | None = None,
     in_comparison: Sequence[Mapping[str, Any]] = ({},),
     is_portable: bool = True,
@@ -241,6 +276,9 @@ def merge_method(
         scaling: Default scaling coefficient λ, a finite number.
         form: Argument and result of the function.
             "tensor": task vectors `"tasks *shape"` of one whole tensor; returns `"*shape"`.
+            "matrix": task vectors `"tasks rows columns"` of one matrix, of the tasks that `uses` names, on
+            the device of the merge; returns `"rows columns"`, float32 there. All that is no matrix
+            (`matrices.matrices_in`) is averaged by preference.
             "elementwise": the same for any run of elements, `"tasks chunk"` to `"chunk"`, so
             that memory does not grow with the tensor; every element must depend on its own
             column only.
@@ -249,8 +287,9 @@ def merge_method(
             "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
             the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
         held_bytes: Memory per element of a tensor that the method keeps while it looks at all of it, beside
-            the task vectors of `"tensor"`; plans state it and `output.memory` limits it. None for a rule that
-            merges chunks while it looks at them (`Chunks.map`) and keeps the undecided elements of a few.
+            the task vectors of `"tensor"` and `"matrix"`; plans state it and `output.memory` limits it. None
+            for a rule that merges chunks while it looks at them (`Chunks.map`) and keeps the undecided
+            elements of a few. For `"matrix"` also a function that returns all that is held of one matrix.
         uses: Takes the preference and returns the tasks, from zero, on whose vectors the result depends; the
             others are not read, and the function gets zeros in their place. None: all.
         in_comparison: Options with which a comparison that names no methods tries it, one mapping per try;
@@ -262,6 +301,7 @@ def merge_method(
         raise ValueError(f"{name}: form {form!r} is not one of {', '.join(get_args(Form))}")
     if not math.isfinite(scaling):
         raise ValueError(f"{name}: scaling {scaling} is not a finite number")
+    per_element, of_matrix = (0, held_bytes) if callable(held_bytes) else (held_bytes, None)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if form not in _WITH_BASE and "base" in inspect.signature(function).parameters:
@@ -275,7 +315,8 @@ def merge_method(
             function=function,
             options=MappingProxyType(options_of(function, without=SUPPLIED)),
             supplied=tuple(name for name in inspect.signature(function).parameters if name in SUPPLIED),
-            held_bytes=held_bytes,
+            held_bytes=per_element,
+            matrix_bytes=of_matrix,
             uses=uses,
             in_comparison=tuple(MappingProxyType(dict(options)) for options in in_comparison),
             is_portable=is_portable,

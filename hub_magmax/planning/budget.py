@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.kernels.dispatch import compiles_first, is_fused
 from hub_magmax.kernels.lazy_imports import is_imported
+from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
-from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.text import format_bytes
 
 #: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two
@@ -102,17 +104,21 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
     if plan.ranks:
         return runtime + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
     method, num_tasks = methods.get_method(plan.lock.method["name"]), len(plan.lock.tasks)
-    held = _Held(plan, method, num_tasks, budget, with_files, _takes_torch(plan))
+    held = _Held(plan, method, num_tasks, budget, with_files, takes_torch(plan))
     chunks = sum(held.of_chunk(size) for size in _chunked(sizes, budget))
-    scope = [sum(sizes)] if methods.surveys_model(plan.lock.method) else at_once
-    surveyed = sum(held.of_tensor(size) for size in scope)
+    if method.form == "matrix":
+        of_jobs = (held.of_matrices(job) for job in plan.jobs if job.merged)
+        surveyed = sum(heapq.nlargest(budget.num_threads, of_jobs))
+    else:
+        scope = [sum(sizes)] if methods.surveys_model(plan.lock.method) else at_once
+        surveyed = sum(held.of_tensor(size) for size in scope)
     is_repeated = method.form not in ("elementwise", "linear")
     return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
 
 
 def runtime_bytes(plan: Plan, *, with_files: bool = False) -> int:
     """Return what the process takes without tensors: fused merges do without torch."""
-    has_torch = _takes_torch(plan) or is_imported() or "WORLD_SIZE" in os.environ
+    has_torch = takes_torch(plan) or is_imported() or "WORLD_SIZE" in os.environ
     compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
     own = RUNTIME_BYTES + TORCH_BYTES * has_torch + COMPILING_BYTES * compiles
     files = RUNTIME_FILES + TORCH_FILES * has_torch + COMPILING_FILES * compiles
@@ -123,11 +129,11 @@ def _num_elements(plan: Plan) -> int:
     return sum(job.num_elements for job in plan.jobs if job.merged)
 
 
-def _takes_torch(plan: Plan) -> bool:
+def takes_torch(plan: Plan) -> bool:
     """Say whether torch computes or reads some of a merge."""
-    is_built_in = methods.get_method(plan.lock.method["name"]).is_built_in
+    method = methods.get_method(plan.lock.method["name"])
     fused = is_fused(_num_elements(plan), plan.recipe.output.device)
-    return plan.needs_torch or not fused or not is_built_in
+    return plan.needs_torch or not fused or not method.is_built_in or method.form == "matrix"
 
 
 def _chunked(sizes: Sequence[int], budget: Budget) -> list[int]:
@@ -190,6 +196,15 @@ class _Held:
             codes = next(width for width in (1, 2, 4, 8) if self.num_tasks <= 8 * width)
             return self._array(1, size) + self._array(codes, size)
         return 0
+
+    def of_matrices(self, job: TensorJob) -> float:
+        """Return what is held of a tensor while a method of whole matrices decides about it."""
+        found = matrices_in(job.tensor, job.shape)
+        if found is None:
+            return 0
+        num_tasks = self.num_tasks - len(job.unread)
+        stacked = VECTOR * (num_tasks + (found.number > 1)) * job.num_elements
+        return stacked + self.method.held_of(found.rows, found.columns, num_tasks)
 
     def _array(self, width: int, size: int) -> int:
         """Return what an array of a number for each element takes; large ones are files that are mapped."""

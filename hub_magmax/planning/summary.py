@@ -40,7 +40,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
     name = plan.lock.method["name"]
     portable = methods.get_method(name).is_portable
     return (
-        *(() if portable else (f"the bytes that {name} gives depend on the processor",)),
+        *(() if portable else (f"the last bits that {name} gives depend on processor, device and torch",)),
         *(
             (f"the model classes differ: {heads}",)
             if len({text.lower() for text in known.values()}) > 1

@@ -177,8 +177,10 @@ class Lock:
             they are those of the base model.
         plugin: `package`, `version` and `code` (a sha256) of a method of another package: changed code is
             another merge. Empty for a built-in method.
+        is_portable: Whether the merge gives the same bytes on every machine. Where it does not, the bytes are
+            those of one processor, device and version of torch, and others give nearly the same numbers.
         versions: Of Python and the packages that wrote the lock. They are for people, and no part of the
-            digest: the same merge gives the same bytes whatever the versions.
+            digest: the same merge gives the same bytes whatever the versions, if it is portable.
     """
 
     base_model: LockedSource
@@ -196,6 +198,7 @@ class Lock:
     token_rows: tuple[str, ...] = ()
     layers: tuple[LockedSlice, ...] = ()
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
+    is_portable: bool = True
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -232,6 +235,8 @@ class Lock:
         for key in ("token_rows", "layers", "local_data", "replaced_data", "plugin"):
             if not values[key]:
                 del values[key]
+        if self.is_portable:
+            del values["is_portable"]
         for source in (values["base_model"], *values["tasks"].values()):
             for key in _OPTIONAL:
                 if source[key] is None:

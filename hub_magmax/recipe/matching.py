@@ -110,10 +110,12 @@ def locked_method(written: Method, preference: Preference | None = None) -> dict
     return {"name": method.name, "scaling": scaling, **options}
 
 
-def with_plugin(locked: Lock) -> Lock:
-    """Return a lock that names the package of its method, where that is a plug-in."""
-    found = METHODS.plugin(methods.get_method(locked.method["name"]).name)
-    return locked if found is None else replace(locked, plugin=asdict(found))
+def with_method_facts(locked: Lock) -> Lock:
+    """Return a lock that names the package of a plug-in, and says whether bytes depend on the machine."""
+    method = methods.get_method(locked.method["name"])
+    found = METHODS.plugin(method.name)
+    plugin = {} if found is None else asdict(found)
+    return replace(locked, plugin=plugin, is_portable=method.is_portable)
 
 
 def refuse_missing_plugin(locked: Lock) -> None:

@@ -32,15 +32,22 @@ def quotas(preference: Sequence[float], num_elements: int) -> tuple[int, ...]:
     Source: the released code of Tunable MAGMAX (arXiv:2605.20803), except that it may hand a
     left-over element to a task with weight zero.
     """
-    weights = _as_written(preference)
-    wanted = [task for task, weight in enumerate(weights) if weight > 0]
-    shares = [math.floor(weight * num_elements) for weight in weights]
-    if not 0 <= num_elements - sum(shares) <= len(wanted):
-        total = sum(weights)
-        shares = [math.floor(weight * num_elements / total) for weight in weights]
+    shares = floored_shares(preference, num_elements)
+    wanted = [task for task, weight in enumerate(preference) if weight > 0]
     for task in wanted[: num_elements - sum(shares)]:
         shares[task] += 1
     return tuple(shares)
+
+
+def floored_shares(preference: Sequence[float], number: int) -> list[int]:
+    """Return the quotas of `number` things as `quotas` has them, without those that are left over."""
+    weights = _as_written(preference)
+    num_wanted = sum(weight > 0 for weight in weights)
+    shares = [math.floor(weight * number) for weight in weights]
+    if not 0 <= number - sum(shares) <= num_wanted:
+        total = sum(weights)
+        shares = [math.floor(weight * number / total) for weight in weights]
+    return shares
 
 
 def _as_written(preference: Sequence[float]) -> list[Fraction]:

@@ -1,0 +1,69 @@
+"""Singular directions of matrices, by the eigenvalues of their smaller Gram matrix.
+
+That is faster than a decomposition of the matrix, and squares ratios of singular values: in float64 a ratio
+of 1e-6 is still resolved. Directions below it count as absent: task vectors are differences in float32,
+whose rounding makes directions of about that size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from jaxtyping import Float64
+
+from hub_magmax.kernels.lazy_imports import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: A direction is absent whose singular value is not above this part of the largest one.
+ABSENT = 1e-6
+
+
+class Directions(NamedTuple):
+    """Singular directions, the strongest first; the matrix is `left · diag(strengths) · rightᵀ`."""
+
+    left: Float64[Tensor, "rows some"]
+    strengths: Float64[Tensor, " some"]
+    right: Float64[Tensor, "columns some"]
+
+    @property
+    def product(self) -> Float64[Tensor, "rows columns"]:
+        return (self.left * self.strengths) @ self.right.T
+
+
+def directions(matrix: Float64[Tensor, "rows columns"], count: int | None = None) -> Directions:
+    """Return the strongest singular directions of a matrix.
+
+    Args:
+        matrix: Finite.
+        count: How many at most; all by default. Absent ones are never among them.
+    """
+    rows, columns = matrix.shape
+    if rows > columns:
+        left, strengths, right = directions(matrix.T, count)
+        return Directions(right, strengths, left)
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    most = rows if count is None else min(count, rows)
+    strengths = squares.clamp(min=0).sqrt().flip(0)
+    strengths = strengths[: min(most, int((strengths > ABSENT * strengths[0]).sum()))]
+    left = vectors[:, rows - len(strengths) :].flip(1)
+    return Directions(left, strengths, matrix.T @ left / strengths)
+
+
+def nearest_orthonormal(parts: list[Float64[Tensor, "length some"]]) -> Float64[Tensor, "length all"]:
+    """Return the nearest columns of length one at right angles: U Vᵀ of their decomposition U Σ Vᵀ.
+
+    Where columns depend on each other nothing is added to what they span: columns that are equal
+    come back equal, and together are one direction.
+
+    Args:
+        parts: The columns side by side; emptied, for its memory.
+    """
+    columns = torch.cat(parts, 1)
+    parts.clear()
+    squares, vectors = torch.linalg.eigh(columns.T @ columns)
+    kept = squares > ABSENT**2 * squares[-1:]
+    vectors = vectors[:, kept]
+    found: Tensor = columns @ ((vectors / squares[kept].sqrt()) @ vectors.T)
+    return found
