@@ -285,7 +285,7 @@ def lock(
         check_architectures(sources, rules=bool(recipe.tensors))
     sources = _compared(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
-    uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / len(tasks)), "uniform")
+    uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / max(len(tasks), 1)), "uniform")
     found = Lock(
         base_model=sources["base_model"],
         tasks=tasks,

@@ -23,6 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hub_magmax.analysis.diagnosing import diagnose
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.fleet.rebuilding import rebuild
@@ -486,6 +487,62 @@ def test_other_dtype_is_cast_once(tmp_path):
     merge(accepted(plan(recipe)))
     expected = torch.tensor([1.001, 4.002]).bfloat16().tolist()
     assert numbers(tmp_path / "out") == expected
+
+
+def deeper(folder, **changes):
+    values = {"base_model": "./base", "layers": slices([("base_model", 0, 3), ("base_model", 1, 4)])}
+    return parse_recipe(values | {"output": {"path": "out"}} | changes, folder=folder)
+
+
+def test_one_model_needs_no_task_to_be_made_deeper(tmp_path):
+    write_blocks(tmp_path, "base", [1, 2, 3, 4])
+    folder = made(deeper(tmp_path))
+    assert numbers(folder) == [1.0, 2.0, 3.0, 2.0, 3.0, 4.0]
+    card = (folder / "README.md").read_text()
+    assert "A stack of 6 layers of `base_model`" in card
+    assert "preference" not in card.partition("## Sources")[0] and "## Tasks" not in card
+
+
+def test_what_is_in_no_named_stack_is_the_base_models_without_tasks(tmp_path):
+    tensors = {f"{side}.block.{n}.w": torch.randn(2) for side in ("encoder", "decoder") for n in range(2)}
+    write_checkpoint(
+        tmp_path / "base", tensors | {"shared.weight": torch.randn(3), "position_ids": torch.arange(3)}
+    )
+    layers = slices([("base_model", 0, 2), ("base_model", 1, 2)], of="decoder.block")
+    merge(plan(deeper(tmp_path, layers=layers)))
+    found = read_merged(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert torch.equal(found["decoder.block.2.w"], tensors["decoder.block.1.w"])
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layers": [{"blocks": [0, 1]}]}, r"layers\.0: there are no tasks to merge.*take: base_model"),
+        ({"preference": {"geometric": {"ratio": 1}}}, r"preference: there are no tasks to choose between"),
+        ({"sweep": {}}, r"sweep: there are no tasks to choose between"),
+        ({"output": {"files_from": "a"}}, r"there is no task 'a'; the recipe has no tasks"),
+    ],
+)
+def test_without_tasks_nothing_is_asked_about_them(tmp_path, changes, reason):
+    with pytest.raises(RecipeError, match=reason):
+        deeper(tmp_path, **changes)
+
+
+def test_nothing_merged_is_nothing_to_diagnose(tmp_path):
+    write_blocks(tmp_path, "base", [1, 2, 3, 4])
+    with pytest.raises(RecipeError, match=r"nothing is merged, so there is nothing to diagnose"):
+        diagnose(plan(deeper(tmp_path)))
+
+
+def test_copy_of_the_base_model_may_be_a_task_of_a_stack(tmp_path):
+    """Otherwise a checkpoint that is the base model, or another task, is a fault."""
+    write_blocks(tmp_path, "base", [1, 2, 3, 4])
+    changes = {"tasks": [{"name": "same", "model": "./base"}], "method": "average"}
+    assert plan(deeper(tmp_path, **changes)).findings == ()
+    (found,) = plan(deeper(tmp_path, layers=[{"blocks": [0, 4]}], **changes)).findings
+    assert found.name == "unchanged:same"
 
 
 def test_same_recipe_with_other_sources_is_another_lock(tmp_path):

@@ -24,6 +24,7 @@ from torch import Tensor
 from hub_magmax.analysis.tensor_sums import TensorSums
 from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.errors import RecipeError
 from hub_magmax.files import write_text
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.chunk import RawChunk
@@ -99,6 +100,7 @@ def diagnose(
 
     Raises:
         NonFiniteError: At a NaN or infinity among the elements that are looked at.
+        RecipeError: If rules, or a stack of layers, leave nothing to merge.
     """
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -125,6 +127,8 @@ def _looks(
 ) -> Iterator[TensorSums | Overlap]:
     """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
     jobs = [job for job in plan.merged if job.num_elements]
+    if not jobs:
+        raise RecipeError("nothing is merged, so there is nothing to diagnose")
     held = _largest_matrices(jobs)
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)

@@ -81,7 +81,7 @@ def prefer(asked: RecipeOptions) -> Answer:
     estimated = recipe.preference is not None and recipe.preference.is_estimated
     locked = lock(recipe, report=say, earlier=earlier_lock(asked)) if estimated else None
     found = locked.preference if locked else resolve_preference(recipe)
-    width = max(len(name) for name in found.weights)
+    width = max((len(name) for name in found.weights), default=0)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
     notes = [
         f"{_NOTES.get(key, key.replace('_', ' '))}: {_plainly(fact)}"

@@ -105,6 +105,8 @@ def told(plan: Plan, processes: Processes) -> str:
     """Say in words what is merged, how, and by how many processes."""
     method, count, files = plan.lock.method, processes.count, len(plan.shards)
     text = f"merging {len(plan.jobs):,} tensors by {method['name']}, scaling {method['scaling']:g},"
+    if not plan.merged and plan.lock.layers:
+        text = f"copying {len(plan.jobs):,} tensors"
     if count == 1:
         return text
     text += f" in {count} processes"

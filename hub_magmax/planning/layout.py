@@ -205,8 +205,8 @@ def _job_without_rule(
         return replace(_copy(base, kind.source, kind.reason, dtype), unread=unread)
     if base.dtype in EXACT_DTYPES:
         return _copy(base, "base_model", EXACT_REASON, dtype)
-    if base.num_elements == 0:
-        return _copy(base, "base_model", "no elements", dtype)
+    if base.num_elements == 0 or len(indexes) == 1:
+        return _copy(base, "base_model", "no elements" if len(indexes) > 1 else "no tasks", dtype)
     out = base.dtype if dtype == "auto" else OUTPUT_DTYPES[dtype]
     return TensorJob(name, base.shape, out, base.num_elements, "merge", unread=unread)
 

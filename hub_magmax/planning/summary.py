@@ -207,7 +207,8 @@ def _method(plan: Plan) -> Iterator[Row]:
     if lock.plugin:
         yield "plug-in", f"{lock.plugin['package']} {lock.plugin['version']}, code {lock.plugin['code'][:12]}"
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
-    yield "preference", f"{weights} ({lock.preference.kind})"
+    if lock.tasks:
+        yield "preference", f"{weights} ({lock.preference.kind})"
     if lock.chosen:
         yield "chosen", f"by a comparison of {len(lock.chosen.get('tried', ()))} ways to merge"
     if found := coefficients(plan):

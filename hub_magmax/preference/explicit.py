@@ -73,4 +73,6 @@ KINDS: Mapping[str, Callable[[Any, Sequence[str]], list[float]]] = {
 
 def resolved(kind: str, tasks: Sequence[str], masses: Sequence[float]) -> ResolvedPreference:
     """Return the masses as a preference over `tasks`."""
+    if not tasks:  # of a stack of one model's layers
+        return ResolvedPreference({}, kind)
     return ResolvedPreference(dict(zip(tasks, normalise(masses), strict=True)), kind)

@@ -14,12 +14,12 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
-from hub_magmax.recipe.layers import layer_problems
+from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
-from hub_magmax.recipe.problems import conflict, explain
+from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
@@ -107,6 +107,10 @@ def _of_error(path: KeyPath, error: HubMagmaxError) -> Problem:
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.tasks and not recipe.layers:  # which one model is enough for
+        is_missing = "tasks" not in recipe.model_fields_set
+        text = "the key 'tasks' is required" if is_missing else "[] should hold at least 1"
+        yield Problem("missing_key" if is_missing else "value", text, key=("tasks",), hint=SEE_SCHEMA)
     for index, name in enumerate(recipe.task_names):
         if name == "base_model":
             yield conflict(("tasks", index, "name"), "'base_model' is taken", "choose another name")
@@ -130,8 +134,8 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
     names = recipe.task_names
     for path, name in _used_names(recipe):
         if name not in names:
-            hint = nearest(name, names) or f"the tasks are {', '.join(names)}"
-            yield conflict(path, f"there is no task {shown(name)}", hint)
+            known = f"the tasks are {', '.join(names)}" if names else "the recipe has no tasks"
+            yield conflict(path, f"there is no task {shown(name)}", nearest(name, names) or known)
 
 
 def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -323,13 +327,6 @@ def _search_problems(recipe: Recipe) -> Iterator[Problem]:
         yield conflict(searched[0], "a search needs a method", "name one in place of auto")
 
 
-def _layer_problems(recipe: Recipe) -> Iterator[Problem]:
-    yield from layer_problems(recipe.layers or (), recipe.task_names)
-    if recipe.layers and recipe.output.is_adapter:
-        text = "an adapter has the layers of its base model"
-        yield conflict(("layers",), text, "leave this out, or output.format: adapter")
-
-
 def _output_problems(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.output.keep and recipe.output.push_to_hub is None:
         text = "without a folder the model must go to the Hub"
@@ -367,7 +364,8 @@ def _is_linear(name: str) -> bool:
 #: Checks of contradictions between keys whose values are valid one by one, each with the top-level keys that
 #: it has to know whole. A new check is a line here.
 _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
-    _task_problems: frozenset({"tasks"}),
+    _task_problems: frozenset({"tasks", "layers"}),
+    choices_without_tasks: frozenset({"tasks", "layers", "preference", "compare", "sweep"}),
     _reference_problems: frozenset(),
     _name_problems: frozenset({"tasks"}),
     missed_tasks: frozenset({"tasks", "preference", "compare"}),
@@ -378,7 +376,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _search_problems: frozenset({"preference", "compare", "method"}),
     _sweep_problems: frozenset({"tasks", "sweep"}),
     _count_problems: frozenset({"tasks", "preference", "method"}),
-    _layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
+    layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
     _output_problems: frozenset({"output"}),
     _adapter_problems: frozenset({"output", "method", "compare", "token_rows"}),
     _guard_problems: frozenset({"tasks", "evaluation"}),

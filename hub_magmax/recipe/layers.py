@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from hub_magmax.errors import Problem
 from hub_magmax.recipe.lockfile import LockedSlice
-from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.values import MAX_PLACE_LENGTH, Spec
-from hub_magmax.text import nearest, shown
+from hub_magmax.text import shown
 
 #: Most blocks of a model; the deepest known ones have some hundreds.
 MAX_BLOCKS = 10_000
@@ -67,46 +65,3 @@ class LayerSlice(Spec):
         if not isinstance(blocks, dict):
             blocks = dict.fromkeys([self.take] if self.take else sources, blocks)
         return LockedSlice(self.take, {name: blocks[name] for name in sources if name in blocks}, self.of)
-
-
-def layer_problems(layers: Sequence[LayerSlice], tasks: Sequence[str]) -> Iterator[Problem]:
-    """Yield what contradicts itself, or the tasks, in a stack of layers."""
-    for index, layer in enumerate(layers):
-        yield from _slice_problems(layer, ("layers", index), ("base_model", *tasks))
-
-
-def _slice_problems(
-    layer: LayerSlice, key: tuple[str | int, ...], sources: Sequence[str]
-) -> Iterator[Problem]:
-    if layer.take is not None and layer.take not in sources:
-        yield _unknown((*key, "take"), layer.take, sources)
-    if isinstance(layer.blocks, dict):
-        yield from _range_problems(layer, layer.blocks, (*key, "blocks"), sources)
-
-
-def _range_problems(
-    layer: LayerSlice, blocks: Mapping[str, Range], key: tuple[str | int, ...], sources: Sequence[str]
-) -> Iterator[Problem]:
-    """Yield what is wrong with ranges by source."""
-    if layer.take is not None:
-        yield conflict(
-            key,
-            f"blocks are taken from {layer.take} alone",
-            "write one range, such as blocks: [0, 8], or leave take out to merge them",
-        )
-    yield from (_unknown((*key, name), name, sources) for name in blocks if name not in sources)
-    lengths = {name: end - first for name, (first, end) in blocks.items()}
-    if len({*lengths.values()}) > 1:
-        counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        yield conflict(key, f"the ranges hold unequally many blocks ({counts})", "give all the same length")
-    if lacking := [name for name in sources if name not in blocks]:
-        yield conflict(
-            key,
-            f"there is no range for {', '.join(lacking)}",
-            "name every source; to leave one out, take the blocks from another one",
-        )
-
-
-def _unknown(path: tuple[str | int, ...], name: str, sources: Sequence[str]) -> Problem:
-    hint = nearest(name, sources) or f"the sources are {', '.join(sources)}"
-    return conflict(path, f"there is no task {shown(name)}", hint)

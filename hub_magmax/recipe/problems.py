@@ -90,7 +90,7 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "fl
 
 
 #: What to do about a value whose problem says no more.
-_SEE_SCHEMA = "`hub-magmax schema` prints the values that each key takes"
+SEE_SCHEMA = "`hub-magmax schema` prints the values that each key takes"
 
 
 def conflict(path: KeyPath, message: str, hint: str = "") -> Problem:
@@ -100,7 +100,7 @@ def conflict(path: KeyPath, message: str, hint: str = "") -> Problem:
 
 def told(problem: Problem) -> str:
     """Return what is wrong and what to do, as a clause, cut where it quotes a name of any length."""
-    hint = "" if problem.hint == _SEE_SCHEMA else problem.hint
+    hint = "" if problem.hint == SEE_SCHEMA else problem.hint
     if problem.expected or hint[:1].isupper():
         text = str(RecipeError(problem.message, expected=problem.expected, hint=hint)).rstrip(".")
     else:
@@ -187,10 +187,10 @@ def explain(
             yield Problem("unknown_key", f"{unknown} {shown(path[-1])}", key=prefix + path, hint=hint)
         elif entry["type"] == "missing":
             text = f"the key {path[-1]!r} is required"
-            yield Problem("missing_key", text, key=prefix + path, hint=_SEE_SCHEMA)
+            yield Problem("missing_key", text, key=prefix + path, hint=SEE_SCHEMA)
         elif entry["type"] != "too_short" or not any(_is_below(other["loc"], path) for other in entries):
             text, way = _value_text(entry, prefix + path)
-            yield Problem("value", text, key=prefix + path, hint=way or _SEE_SCHEMA)
+            yield Problem("value", text, key=prefix + path, hint=way or SEE_SCHEMA)
 
 
 def _is_below(path: KeyPath, above: KeyPath) -> bool:

@@ -260,7 +260,7 @@ class Recipe(Spec):
 
     schema_version: Literal[1] = Field(1, alias="schema")
     base_model: Place
-    tasks: Annotated[tuple[Task, ...], Field(min_length=1, max_length=MAX_TASKS)]
+    tasks: Annotated[tuple[Task, ...], Field(max_length=MAX_TASKS)] = ()
     method: Method = Method()
     preference: Preference | None = None
     tensors: tuple[GlobRule, ...] = ()

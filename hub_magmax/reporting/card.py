@@ -122,7 +122,7 @@ def render_card(
         "loading": loading(named, lock, kind, [shard.file for shard in report.shards]),
         "checks": checks(named, lock, is_scored=scores is not None, is_signed=beside.signature),
     }
-    facts |= _published(named, recipe, lock, kind, scores)
+    facts |= _published(named, recipe, lock, kind, scores, is_copied=is_copied)
     facts |= _measured(recipe, lock, scores, by_preference(task_tradeoffs(scores, shares)))
     facts |= _linked(beside, picture) | {"unit": unit, "max_open": MAX_OPEN, "max_folded": MAX_FOLDED}
     text: str = environment(unit).get_template(TEMPLATE_NAME).render(facts)
@@ -138,7 +138,13 @@ def _kind(recipe: Recipe, lock: Lock, scores: Scores | None, beside: Beside) -> 
 
 
 def _published(
-    named: Recipe, recipe: Recipe, lock: Lock, kind: ModelKind, scores: Scores | None
+    named: Recipe,
+    recipe: Recipe,
+    lock: Lock,
+    kind: ModelKind,
+    scores: Scores | None,
+    *,
+    is_copied: bool,
 ) -> dict[str, Any]:
     """Return front matter, licence, recipe and links to files, without tokens and paths of this machine."""
     license_ = combined_license(
@@ -147,7 +153,7 @@ def _published(
     )
     values = recipe_values(recipe)
     return {
-        "front_matter": Markdown(front_matter(named, lock, kind, scores, license_)),
+        "front_matter": Markdown(front_matter(named, lock, kind, scores, license_, is_copied=is_copied)),
         "license": license_,
         "shortened": publishable_values(values) != values,
         "recipe_text": recipe_text(publishable_values(values)) if len(recipe.tasks) <= _MAX_TASKS else None,

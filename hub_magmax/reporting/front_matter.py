@@ -43,9 +43,15 @@ def hub_id(source: LockedSource) -> str | None:
 
 # Complex, and flat: one condition for each key that may be absent.
 def front_matter(
-    recipe: Recipe, lock: Lock, kind: ModelKind, scores: Scores | None, license_: License
+    recipe: Recipe,
+    lock: Lock,
+    kind: ModelKind,
+    scores: Scores | None,
+    license_: License,
+    *,
+    is_copied: bool = False,
 ) -> str:
-    """Return the metadata as YAML, without the lines that enclose it."""
+    """Return the metadata as YAML, without the lines that enclose it; with the method where it merged."""
     from huggingface_hub import ModelCardData, constants
 
     sources = [lock.base_model] if recipe.output.is_adapter else [*lock.sources.values()]
@@ -62,7 +68,7 @@ def front_matter(
         license=license_.id,
         license_name=license_.name,
         license_link=f"{constants.ENDPOINT}/{repo_id}#licence" if license_.name and repo_id else None,
-        tags=["merge", "hub_magmax", one_line(lock.method["name"])],
+        tags=["merge", "hub_magmax", *([] if is_copied else [one_line(lock.method["name"])])],
         eval_results=results or None,
         model_name=model_name(recipe) if results else None,
     ).to_yaml()

@@ -47,7 +47,7 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
     with open_checkpoints(plan.recipe, plan.lock, cache) as opened:
         findings: tuple[Finding, ...] = (
             *stated_findings(plan.recipe, plan.lock, opened),
-            *_same_files(plan.lock, [name for name in plan.lock.tasks if name not in plan.unread]),
+            *_same_files(plan.lock, [name for name in plan.lock.tasks if _counts(name, plan)]),
         )
         told = {(finding.rule, finding.task) for finding in findings}
         here = _looked_at(plan)
@@ -56,6 +56,11 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
             findings += tuple(one for one in seen if (one.rule, one.task) not in told)
     unseen = tuple(task for task in plan.lock.tasks if task not in (*here, *plan.unread))
     return replace(plan, findings=findings, unseen=unseen, in_spite_of=tuple(in_spite_of))
+
+
+def _counts(task: str, plan: Plan) -> bool:
+    """Say whether a task is merged with others: one that a stack of layers is taken from may be any model."""
+    return task not in plan.unread and (bool(plan.merged) or not plan.lock.layers)
 
 
 def _looked_at(plan: Plan) -> tuple[str, ...]:
