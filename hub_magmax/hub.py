@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from hub_magmax.errors import SourceError
 from hub_magmax.text import TOKEN_VARIABLES, shown
@@ -29,6 +30,9 @@ TIMEOUT_SECONDS = 60.0
 #: Pauses before a failed request is sent again.
 WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
 
+#: What to do about an address of the Hub that is wrong.
+ENDPOINT_HINT = "Correct HF_ENDPOINT, or unset it for https://huggingface.co."
+
 #: A pause that a person notices.
 _NOTICED_SECONDS = 2.0
 
@@ -43,12 +47,25 @@ def hub_api() -> HfApi:
     """Return the Hub client, which identifies itself as hub_magmax and follows `HF_*` variables.
 
     Raises:
-        SourceError: If the token in use cannot be sent.
+        SourceError: If HF_ENDPOINT is no address, or the token in use cannot be sent.
     """
     from huggingface_hub import HfApi
 
+    if problem := endpoint_problem():
+        raise SourceError(problem, where="environment variable HF_ENDPOINT", hint=ENDPOINT_HINT)
     _check_token()
     return HfApi(library_name=LIBRARY_NAME, library_version=version(LIBRARY_NAME))
+
+
+def endpoint_problem() -> str:
+    """Return why the Hub's address in use can be none, as a clause; empty where it can."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme in ("http", "https") and address.hostname:
+        return ""
+    rest = constants.ENDPOINT.rpartition("://")[2]
+    return f"{shown(constants.ENDPOINT)} is no address{f': did you mean https://{rest}?' if rest else '.'}"
 
 
 def is_offline() -> bool:

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from hub_magmax.cli import environment
+from tests.families import write_recipe
 from tests.test_cli import call
 
 
@@ -59,8 +60,10 @@ def test_no_failure_of_the_network_hangs_it(address, monkeypatch, kind):
     started = time.perf_counter()
     code, out, _ = call("doctor")
     assert time.perf_counter() - started < 30  # of which torch may take some
-    assert code == 1
-    assert ("no answer in 0.5 s" if kind == "silent" else "ConnectError") in " ".join(out.split())
+    text = " ".join(out.split())
+    assert code == 0 and "Merges of folders do without it" in text
+    assert text.endswith("nothing here stops a merge, but see the warnings: Hub")
+    assert ("no answer in 0.5 s" if kind == "silent" else "ConnectError") in text
 
 
 def test_offline_nothing_is_asked(hub, monkeypatch):
@@ -77,6 +80,76 @@ def test_a_full_disk_stops_merges(hub, monkeypatch):
     assert code == 1 and "the disk is nearly full; go to a folder that you may write to" in " ".join(
         out.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "meant"),
+    [
+        ("huggingface.co", ": did you mean https://huggingface.co?"),
+        ("htps://huggingface.co", ": did you mean https://huggingface.co?"),
+        ("localhost:8080", ": did you mean https://localhost:8080?"),
+        ("https://", "."),
+    ],
+)
+def test_hub_without_an_address_is_told_as_such_and_not_asked(hub, monkeypatch, tmp_path, endpoint, meant):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    code, out, _ = call("doctor")
+    text = " ".join(out.split())
+    assert code == 1 and f"STOPS '{endpoint}' is no address{meant} Correct HF_ENDPOINT" in text
+    path = write_recipe(tmp_path, base_model="acme/x", tasks=[{"name": "a", "model": "acme/y"}])
+    started = time.perf_counter()
+    code, _, err = call("lock", path)
+    assert code == 1 and "is no address" in err
+    assert time.perf_counter() - started < 5, "it is not asked again and again"
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("host", "known", "is_wrong"),
+    [
+        ("huggingfac.e", (), True),  # like the usual name, on a machine that knows no name
+        ("hub.example", ("huggingface.co",), True),
+        ("hub.example", (), False),  # nothing is known: that is the network
+        ("hub.example", ("hub.example",), False),
+        ("huggingface.co", (), False),
+    ],
+)
+def test_misspelt_host_is_told_from_a_network_that_fails(hub, monkeypatch, host, known, is_wrong):
+    def look_up(name, port):
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(constants, "ENDPOINT", f"https://{host}")
+    found = json.loads(call("doctor", "--json")[1])["Hub"]
+    assert bool(found["problem"]) is is_wrong and bool(found["warning"]) is not is_wrong
+    if is_wrong:
+        assert found["problem"].startswith(f"no such host as {host}: Correct HF_ENDPOINT")
+
+
+@pytest.mark.parametrize(("status", "stops"), [(404, True), (503, False)])
+def test_answer_of_no_hub_stops_and_one_that_passes_warns(hub, monkeypatch, status, stops):
+    monkeypatch.setattr(environment, "ANSWER_SECONDS", 20.0)
+    hub.faults.add("/api/whoami-v2", "status", status=status)
+    code, out, _ = call("doctor")
+    assert code == int(stops) and f"the answer has status {status}" in " ".join(out.split())
+
+
+def test_folder_that_cannot_be_written_is_told_by_its_name_with_what_does_without(hub, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()  # in which no folder can be made, whoever asks
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.setattr(constants, name, str(tmp_path / "file" / name))
+    monkeypatch.setenv("HUB_MAGMAX_SCORES", str(tmp_path / "file" / "scores"))
+    code, out, _ = call("doctor", "--json")
+    found = json.loads(out)
+    told = {subject: found[subject]["warning"] for subject in ("Hub cache", "data sets", "scores")}
+    assert code == 0 and all("it cannot be written (Not a directory)" in text for text in told.values())
+    assert told["Hub cache"].endswith("merges do without it, and models of the Hub are not scored")
+    assert "HF_DATASETS_CACHE" in told["data sets"] and "HUB_MAGMAX_SCORES" in told["scores"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    found = json.loads(call("doctor", "--json")[1])
+    assert "set TMPDIR to another folder" in found["temporary"]["problem"]
 
 
 def test_plug_ins_of_every_kind_are_shown(hub, tmp_path, monkeypatch):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hub_magmax.cli.terminal import ERROR, Answer, verb
+
+if TYPE_CHECKING:
+    from hub_magmax.cli.environment import Condition
 
 #: Columns of the subjects.
 _WIDTH = 11
@@ -15,7 +20,8 @@ _WIDTH = 11
 def doctor() -> Answer:
     """Look at this machine: packages, memory, disks, Hub, devices.
 
-    Exits with 1 if something will stop a merge. The token is never shown.
+    Exits with 1 if something will stop a merge; a Hub that does not answer is a warning. The token is never
+    shown.
 
     \b
     Example:
@@ -24,17 +30,29 @@ def doctor() -> Answer:
     from hub_magmax.cli.environment import conditions
 
     found = list(conditions())
-    stopping = [condition for condition in found if condition.problem]
-    lines = []
-    for condition in found:
-        lines += _row(condition.subject, condition.text)
-        lines += _row("STOPS", condition.problem) if condition.problem else []
-    names = ", ".join(condition.subject for condition in stopping)
-    lines += ["", f"a merge will be stopped by: {names}" if names else "nothing here stops a merge"]
+    text = "\n".join([*(line for condition in found for line in _lines(condition)), "", _verdict(found)])
     values = {
-        condition.subject: {**condition.facts, "problem": condition.problem or None} for condition in found
+        condition.subject: {
+            **condition.facts,
+            "problem": condition.problem or None,
+            "warning": condition.warning or None,
+        }
+        for condition in found
     }
-    return Answer(values, "\n".join(lines), exit_code=ERROR if stopping else 0)
+    return Answer(values, text, exit_code=ERROR if any(condition.problem for condition in found) else 0)
+
+
+def _lines(condition: Condition) -> list[str]:
+    """Return what was found, with what follows from it."""
+    rows = (condition.subject, condition.text), ("STOPS", condition.problem), ("warning", condition.warning)
+    return [line for subject, text in rows if text for line in _row(subject, text)]
+
+
+def _verdict(found: Sequence[Condition]) -> str:
+    stopping = ", ".join(condition.subject for condition in found if condition.problem)
+    warned = ", ".join(condition.subject for condition in found if condition.warning)
+    verdict = f"a merge will be stopped by: {stopping}" if stopping else "nothing here stops a merge"
+    return f"{verdict}, but see the warnings: {warned}" if warned else verdict
 
 
 def _row(subject: str, text: str) -> list[str]:

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import shutil
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from hub_magmax.errors import HubMagmaxError
+from hub_magmax.evaluation.score_cache import FOLDER_VARIABLE, score_folder
 from hub_magmax.files import existing_parent
+from hub_magmax.hub import ENDPOINT_HINT, PASSING_STATUSES, endpoint_problem, hub_api
 from hub_magmax.registry import EVALUATORS, LOCATIONS, METHODS
 from hub_magmax.text import TOKEN_VARIABLES, format_bytes
+
+T = TypeVar("T")
 
 #: Seconds to wait for the Hub, and for all that a request needs (name servers have no time-out of their own).
 REQUEST_SECONDS, ANSWER_SECONDS = 4.0, 6.0
 
 #: Bytes below which a merge is likely to be stopped: of memory, and on a disk.
 _LEAST_MEMORY, _LEAST_DISK = 500_000_000, 100_000_000
+
+#: The Hub's host where HF_ENDPOINT names no other, and the answer about one that a name server knows.
+_USUAL_HOST, _KNOWN = "huggingface.co", "known"
+
+_WITHOUT_HUB = (
+    "Merges of folders do without it, and with --from-cache or HF_HUB_OFFLINE=1 those of models in the cache"
+)
 
 _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "datasets", "accelerate", "numba")
 
@@ -45,12 +59,14 @@ class Condition:
         text: What was found, for people.
         facts: The same for programs.
         problem: What will stop a merge, and what to do; empty where nothing will.
+        warning: What else will not work, and what does; empty where all does.
     """
 
     subject: str
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    warning: str = ""
 
 
 def conditions() -> Iterator[Condition]:
@@ -121,22 +137,60 @@ def _available_memory() -> tuple[int | None, int | None]:
 def _disks() -> Iterator[Condition]:
     from huggingface_hub import constants
 
-    yield _disk("output", Path.cwd(), "go to a folder that you may write to, or give --output")
-    yield _disk("temporary", Path(tempfile.gettempdir()), "set TMPDIR to another folder")
-    yield _disk("Hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to another folder")
+    yield _disk("output", Path(), "go to a folder that you may write to, or give --output")
+    yield _disk("temporary", _temporary_folder(), "set TMPDIR to another folder")
+    cache = _disk("Hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to another folder")
+    without = "merges do without it, and models of the Hub are not scored" if cache.problem else ""
+    yield replace(cache, problem="", warning="; ".join(filter(None, (cache.problem, without))))
+    yield from filter(None, map(_unwritable, _caches()))
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:  # none of those that it knows can be written
+        return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  (it is named, and not written)
+
+
+def _caches() -> Iterator[tuple[str, Path | None, str, str]]:
+    """Yield further folders that keep what was fetched or made: subject, folder, what it means, advice."""
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HOME)
+    own = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    yield (
+        "data sets",
+        own,
+        "examples cannot be prepared, so nothing is scored",
+        "set HF_HOME or HF_DATASETS_CACHE",
+    )
+    without = "scores are measured again each time"
+    yield "scores", score_folder(), without, f"set {FOLDER_VARIABLE} or XDG_CACHE_HOME"
+
+
+def _unwritable(cache: tuple[str, Path | None, str, str]) -> Condition | None:
+    """Return the condition of a folder that is used and cannot be written; None otherwise."""
+    subject, folder, without, hint = cache
+    found = _disk(subject, folder, f"{hint} to another folder") if folder is not None else None
+    if found is None or not found.problem:
+        return None
+    return replace(found, problem="", warning=f"{found.problem}; {without}")
 
 
 def _disk(subject: str, folder: Path, hint: str) -> Condition:
-    there = existing_parent(folder)
     facts: dict[str, Any] = {"folder": str(folder), "free_bytes": None}
     try:
+        folder = folder.absolute()
+        facts["folder"] = str(folder)
+        there = existing_parent(folder)
         free = facts["free_bytes"] = shutil.disk_usage(there).free
+        # Asking the system is not enough: it grants the administrator everything.
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
-        return Condition(subject, str(folder), facts, f"it cannot be read ({error.strerror}); {hint}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        problem = f"it cannot be written; {hint}"
-    else:
-        problem = f"the disk is nearly full; {hint}" if free < _LEAST_DISK else ""
+        reason = f"it cannot be written ({error.strerror or type(error).__name__})"
+        return Condition(subject, facts["folder"], facts, f"{reason}; {hint}")
+    problem = f"the disk is nearly full; {hint}" if free < _LEAST_DISK else ""
     return Condition(subject, f"{format_bytes(free)} free in {folder}", facts, problem)
 
 
@@ -144,9 +198,11 @@ def _hub() -> Iterator[Condition]:
     """Look at the token and whether the Hub answers, by one request."""
     from huggingface_hub import constants, get_token
 
-    from hub_magmax.hub import hub_api
-
     facts: dict[str, Any] = {"endpoint": constants.ENDPOINT, "answers": None, "seconds": None}
+    if problem := endpoint_problem():
+        yield _token(get_token(), None)
+        yield Condition("Hub", f"{constants.ENDPOINT} was not asked", facts, f"{problem} {ENDPOINT_HINT}")
+        return
     try:
         hub_api()
     except HubMagmaxError as error:
@@ -161,19 +217,44 @@ def _hub() -> Iterator[Condition]:
     started = time.perf_counter()
     answer = _within(ANSWER_SECONDS, lambda: _ask(f"{constants.ENDPOINT}/api/whoami-v2", token))
     yield _token(token, answer)
-    if isinstance(answer, tuple):
-        facts |= {"answers": True, "seconds": round(time.perf_counter() - started, 3)}
-        status, _ = answer
-        text = f"{constants.ENDPOINT} answers in {facts['seconds']:.2f} s"
-        if status not in (200, 401, 403):
-            hint = "try again later" if status >= 500 or status == 429 else "check HF_ENDPOINT and proxies"
-            yield Condition("Hub", text, facts, f"the answer has status {status}; {hint}")
-            return
-        yield Condition("Hub", text, facts)
-        return
-    facts["answers"] = False
-    hint = "check the network, proxies and HF_ENDPOINT; local folders and the cache do with HF_HUB_OFFLINE=1"
-    yield Condition("Hub", f"{constants.ENDPOINT} does not answer ({answer})", facts, hint)
+    seconds = round(time.perf_counter() - started, 3)
+    yield _answered(answer, seconds, facts) if isinstance(answer, tuple) else _silent(answer, facts)
+
+
+def _answered(answer: tuple[int, Any], seconds: float, facts: Mapping[str, Any]) -> Condition:
+    facts, status = {**facts, "answers": True, "seconds": seconds}, answer[0]
+    text = f"{facts['endpoint']} answers in {seconds:.2f} s"
+    if status in (200, 401, 403):
+        return Condition("Hub", text, facts)
+    told = f"the answer has status {status}"
+    if status in PASSING_STATUSES:
+        return Condition("Hub", text, facts, warning=f"{told}; try again later. {_WITHOUT_HUB}")
+    return Condition("Hub", text, facts, f"{told}, which is no Hub's; check HF_ENDPOINT and proxies")
+
+
+def _silent(reason: str, facts: Mapping[str, Any]) -> Condition:
+    """Return the condition of a Hub that does not answer: its name is wrong, or this machine is alone."""
+    facts = {**facts, "answers": False}
+    text, host = f"{facts['endpoint']} does not answer ({reason})", urlsplit(facts["endpoint"]).hostname or ""
+    if _is_misspelt(host):
+        return Condition("Hub", text, facts, f"no such host as {host}: {ENDPOINT_HINT}")
+    return Condition("Hub", text, facts, warning=f"check the network and proxies. {_WITHOUT_HUB}")
+
+
+def _is_misspelt(host: str) -> bool:
+    """Say whether a host is unknown, and looks like the usual one, or that is known."""
+    if host == _USUAL_HOST or _within(REQUEST_SECONDS, lambda: _look_up(host)) == _KNOWN:
+        return False
+    is_like = difflib.SequenceMatcher(None, host, _USUAL_HOST).ratio() > 0.8
+    return is_like or _within(REQUEST_SECONDS, lambda: _look_up(_USUAL_HOST)) == _KNOWN
+
+
+def _look_up(host: str) -> str:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return str(error)
+    return _KNOWN
 
 
 def _token(token: str | None, answer: tuple[int, Any] | str | None) -> Condition:
@@ -213,9 +294,9 @@ def _ask(url: str, token: str | None) -> tuple[int, Any] | str:
         return type(error).__name__
 
 
-def _within(seconds: float, ask: Callable[[], tuple[int, Any] | str]) -> tuple[int, Any] | str:
+def _within(seconds: float, ask: Callable[[], T | str]) -> T | str:
     """Return what `ask` returns, or that there is no answer after `seconds`."""
-    found: list[tuple[int, Any] | str] = []
+    found: list[T | str] = []
     thread = threading.Thread(target=lambda: found.append(ask()), daemon=True)
     thread.start()
     thread.join(seconds)

@@ -303,9 +303,17 @@ def _refuse_missing(spec: Data, folder: Path) -> None:
 
 
 def _way_out(error: Exception) -> str:
+    from datasets import config
+
     refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
-    if isinstance(error, OSError) and error.errno in refused:
-        return "Data is prepared below HF_HOME: name a folder there that can be written and has room."
+    prepared = Path(config.HF_DATASETS_CACHE)
+    if isinstance(error, OSError) and (
+        error.errno in refused or Path(error.filename or "") in prepared.parents
+    ):
+        return (
+            f"Data is prepared in {prepared}: name a folder that can be written and has room, as HF_HOME or "
+            "HF_DATASETS_CACHE; `hub-magmax doctor` looks at each."
+        )
     if isinstance(error, ConnectionError) or is_passing(error):
         return "Check the connection and HF_ENDPOINT, then run the same command again."
     return "Check the name, the split and the columns with datasets.load_dataset."
