@@ -53,6 +53,7 @@ from hub_magmax.recipe.matching import (
     with_method_facts,
 )
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import takes_any
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
 from hub_magmax.text import ProgressBar, Report, unseen
@@ -282,7 +283,7 @@ def lock(
     sources = _pinned(recipe, make, kept_sources(earlier) if earlier else {})
     with about_sources(recipe, sources):
         check_adapters(recipe, sources)
-        check_architectures(sources, rules=bool(recipe.tensors))
+        check_architectures(sources, rules=takes_any(recipe.tensors))
     sources = _compared(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / max(len(tasks), 1)), "uniform")

@@ -67,7 +67,7 @@ def test_small_neighbours_are_together_and_a_large_one_is_alone(tmp_path):
     write_many(tmp_path)
     made = accepted(plan(load_recipe(write_recipe(tmp_path, names=TASKS))))
     with open_inputs(made.recipe, made.lock) as sources:
-        units = [*bundles.bundled(made.jobs, sources, 100)]
+        units = [*bundles.bundled(made.jobs, sources, 100, made.values_of)]
     sizes = [
         [job.name for job in unit.jobs] if isinstance(unit, bundles.Bundle) else unit.name for unit in units
     ]

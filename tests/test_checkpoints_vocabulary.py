@@ -100,10 +100,10 @@ def test_token_that_the_base_model_lacks_keeps_its_rows_in_tasks_and_is_their_me
     ],
 )
 def test_token_that_the_base_model_lacks_is_one_row_in_all_checkpoints_that_are_merged(shares, row):
-    found = with_settled_rows(aligned("a", **NEW_TOKEN), shares, lambda name: True)
+    found = with_settled_rows(aligned("a", **NEW_TOKEN), lambda name: shares, lambda name: True)
     assert [rows_of(found, name)[1] for name in NEW_TOKEN] == [row] * 4
     assert [rows_of(found, name)[0] for name in NEW_TOKEN] == [1, 10, 20, 30]
-    copied = with_settled_rows(aligned("a", **NEW_TOKEN), shares, lambda name: False)
+    copied = with_settled_rows(aligned("a", **NEW_TOKEN), lambda name: shares, lambda name: False)
     assert rows_of(copied, "b") == [20, 8]
 
 
@@ -116,7 +116,7 @@ def test_row_of_a_new_token_is_one_number_whatever_the_dtypes():
     }
     known = {name: {row: f"t{row}" for row in range(len(values))} for name, values in rows.items()}
     found = with_settled_rows(
-        with_token_rows(sources, known, "a", ["*"]), {"a": 0.5, "b": 0.5}, lambda name: True
+        with_token_rows(sources, known, "a", ["*"]), lambda name: {"a": 0.5, "b": 0.5}, lambda name: True
     )
     values = [float(source.read("embed.weight", 1, 2)) for source in found.values()]
     assert values == [pytest.approx(0.5, abs=1e-3)] * 3

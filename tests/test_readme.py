@@ -193,7 +193,7 @@ def described_keys(heading: str) -> set[str]:
         ("`method`", "Method"),
         ("`preference`", "Preference"),
         ("Data", "Data"),
-        ("`tensors`", "GlobRule"),
+        ("`tensors`", "TensorRule"),
         ("`evaluation`", "Evaluation"),
         ("`compare`", "Compare"),
         ("`sweep`", "Sweep"),

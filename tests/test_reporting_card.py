@@ -556,6 +556,16 @@ FACTS = [
     ("lock", replace(LOCK, base_model=make_source(license="isc")), "| `isc` |"),
     ("lock", replace(LOCK, base_model=make_local("./base")), "| `base_model` | `./base` | — |"),
     ("lock", replace(LOCK, tensors=(("head.*", "animals"),)), "`head.*` and no earlier rule come from"),
+    (
+        "lock",
+        replace(LOCK, tensors=({"match": "h.*", "layers": [0, 8], "take": "animals"},)),
+        "tensors that match `h.*` in the blocks 0 to 7 and no earlier rule come from `animals`",
+    ),
+    (
+        "lock",
+        replace(LOCK, tensors=({"match": "*", "scaling": {"gradient": [0, 0.25]}, "options": {"a": "b"}},)),
+        "tensors that match `*` and no earlier rule: scaling 0, 0.25 over the blocks; options `a` `b`.",
+    ),
     ("lock", replace(LOCK, preference=ResolvedPreference(OTHER_WEIGHTS, "power")), "| 0.25 |"),
     (
         "lock",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 from hub_magmax.checkpoints.adapters.adapter import with_adapters
@@ -28,9 +29,10 @@ from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.checkpoints.ties.tied import with_ties
 from hub_magmax.files import digest
-from hub_magmax.methods import get_method
 from hub_magmax.recipe.lockfile import Lock, LockedSource
-from hub_magmax.recipe.schema import Recipe, rule_for
+from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import rule_for
 
 
 def open_source(recipe: Recipe, locked: LockedSource, cache: SourceCache | None = None) -> FileSource:
@@ -70,11 +72,28 @@ def open_inputs(
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
     with open_pinned(recipe, lock.sources, cache) as opened:
-        yield (
-            with_ties(with_base_names(opened, lock.sources), recipe, lock)
-            if recipe.output.is_adapter
-            else as_merged(recipe, as_checkpoints(recipe, lock, opened), lock.method["name"], lock.weights)
-        )
+        if recipe.output.is_adapter:
+            yield with_ties(with_base_names(opened, lock.sources), recipe, lock)
+        else:
+            checkpoints = as_checkpoints(recipe, lock, opened)
+            yield as_merged(recipe, checkpoints, _values_of(recipe, lock, checkpoints))
+
+
+def _values_of(
+    recipe: Recipe, lock: Lock, checkpoints: Mapping[str, TensorSource]
+) -> Callable[[str], MergeValues]:
+    """Return a function of a tensor's name: it returns the numbers by which the tensor is merged."""
+
+    @cache
+    def own() -> dict[str, RuleValues]:
+        names = checkpoints["base_model"].index.tensors
+        return rule_values(recipe.tensors, lock.method, tuple(lock.tasks), names)
+
+    def values_of(tensor: str) -> MergeValues:
+        found = own().get(tensor)
+        return lock.values if found is None else found.over(lock.values)
+
+    return values_of
 
 
 @contextmanager
@@ -145,23 +164,27 @@ def as_stored(source: TensorSource) -> CheckpointIndex:
 
 
 def as_merged(
-    recipe: Recipe, sources: Mapping[str, TensorSource], method: str, weights: tuple[float, ...]
+    recipe: Recipe, sources: Mapping[str, TensorSource], values_of: Callable[[str], MergeValues]
 ) -> dict[str, TensorSource]:
     """Return checkpoints as a method merges them: with one row for each token that the base model lacks.
 
     Args:
         recipe: For its rules; a tensor that one of them covers is copied as it is.
         sources: From `as_checkpoints`.
-        method: Name of the method. Tasks that it does not look at do not count.
-        weights: One per task.
+        values_of: Returns for a tensor the numbers by which it is merged. Tasks that its method does not look
+            at do not count.
     """
-    how, tasks = get_method(method), [name for name in sources if name != "base_model"]
-    unread = how.unread(weights)
-    shares = {
-        task: 0.0 if number in unread else max(weights[number], 0.0) if how.uses_preference else 1.0
-        for number, task in enumerate(tasks)
-    }
-    return with_settled_rows(sources, shares, lambda name: rule_for(name, recipe.tensors) is None)
+    tasks = [name for name in sources if name != "base_model"]
+
+    def shares_of(name: str) -> dict[str, float]:
+        values = values_of(name)
+        unread, uses_preference = values.unread(tasks), values.how.uses_preference
+        return {
+            task: 0.0 if task in unread else max(weight, 0.0) if uses_preference else 1.0
+            for task, weight in zip(tasks, values.weights, strict=True)
+        }
+
+    return with_settled_rows(sources, shares_of, lambda name: rule_for(name, recipe.tensors) is None)
 
 
 def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:

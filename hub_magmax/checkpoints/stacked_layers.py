@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.lockfile import LockedSlice
 
 if TYPE_CHECKING:
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
 
 #: By stack, the number of its own block for each block of the output that a source counts in.
 Blocks = Mapping[str, Mapping[int, int]]
-
-
-def block_of(name: str) -> tuple[str, int, str] | None:
-    """Return the stack of a tensor's block, the block's number, and the rest of its name; None without one.
-
-    The first number between dots is the block's: of `model.layers.3.mlp.experts.7.w` they are `model.layers`,
-    3 and `mlp.experts.7.w`.
-    """
-    segments = name.split(".")
-    for place, segment in enumerate(segments):
-        if segment.isdecimal() and segment == str(int(segment)):
-            return ".".join(segments[:place]), int(segment), ".".join(segments[place + 1 :])
-    return None
 
 
 def in_block(stack: str, number: int, rest: str) -> str:

@@ -24,11 +24,12 @@ from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.chunks import ChunkMemory
 from hub_magmax.merging.profile import Clock
-from hub_magmax.methods import Rule, get_method
+from hub_magmax.merging.survey import ModelRules
+from hub_magmax.methods import Rule
 from hub_magmax.methods.small_tensors import Tensors, looks_at_values, rule_side_by_side
 from hub_magmax.planning.budget import SMALL_ELEMENTS
 from hub_magmax.planning.plan import FactorJob, TensorJob
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.merge_values import MergeValues
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Bundle:
     Attributes:
         jobs: In the order of the file.
         stored_dtype: Of all of them in all sources.
+        values: By which all of them are merged.
     """
 
     jobs: tuple[TensorJob, ...]
     stored_dtype: str
+    values: MergeValues
 
     @cached_property
     def num_elements(self) -> int:
@@ -53,24 +56,32 @@ class Bundle:
 
 
 def bundled(
-    jobs: Sequence[TensorJob], sources: Mapping[str, TensorSource], most_elements: int
+    jobs: Sequence[TensorJob],
+    sources: Mapping[str, TensorSource],
+    most_elements: int,
+    values_of: Callable[[str], MergeValues],
 ) -> Iterator[TensorJob | Bundle]:
-    """Yield the jobs of a file in order, small neighbours together, of at most `most_elements`."""
-    for kind, alike in groupby(jobs, partial(_kind, sources)):
+    """Yield the jobs of a file in order, small neighbours together, of at most `most_elements`.
+
+    Tensors with other numbers, `values_of` their names, are not put together.
+    """
+    for kind, alike in groupby(jobs, partial(_kind, sources, values_of)):
         if kind is None:
             yield from alike
             continue
         firsts, total = list[TensorJob](), 0
         for job in alike:
             if total + job.num_elements > most_elements and firsts:
-                yield Bundle(tuple(firsts), kind[0])
+                yield Bundle(tuple(firsts), kind[0], kind[-1])
                 firsts, total = [], 0
             firsts.append(job)
             total += job.num_elements
-        yield Bundle(tuple(firsts), kind[0])
+        yield Bundle(tuple(firsts), kind[0], kind[-1])
 
 
-def _kind(sources: Mapping[str, TensorSource], job: TensorJob) -> tuple[str, str, tuple[str, ...]] | None:
+def _kind(
+    sources: Mapping[str, TensorSource], values_of: Callable[[str], MergeValues], job: TensorJob
+) -> tuple[str, str, tuple[str, ...], MergeValues] | None:
     """Return what tensors of a bundle have in common; None of one that is merged alone."""
     if not job.merged or isinstance(job, FactorJob) or not 0 < job.num_elements <= SMALL_ELEMENTS:
         return None
@@ -78,7 +89,7 @@ def _kind(sources: Mapping[str, TensorSource], job: TensorJob) -> tuple[str, str
     for source in sources.values():
         if source.index.tensors[job.tensor].dtype != dtype or source.tensor_file(job.tensor) is None:
             return None
-    return dtype, job.dtype, job.unread
+    return dtype, job.dtype, job.unread, values_of(job.tensor)
 
 
 class UnfitError(Exception):
@@ -91,22 +102,22 @@ class UnfitError(Exception):
 def merge_bundle(
     bundle: Bundle,
     sources: Sequence[TensorSource],
-    lock: Lock,
+    seed: int,
     backend: Backend,
     memory: ChunkMemory,
     clock: Clock,
-    rule_of: Callable[[TensorJob], Rule] | None,
+    model_rules: ModelRules,
 ) -> tuple[Merged, Rule]:
     """Return the merged values of a bundle, and the rule that merged them.
 
     Args:
         bundle: The tensors.
         sources: The base model, and what is read of each task.
-        lock: States method, preference and seed.
+        seed: Of the recipe.
         backend: Computes.
         memory: Holds stored values and task vectors.
         clock: Told when values are read.
-        rule_of: Gives each tensor's part of a rule for the whole model; None where each has its own.
+        model_rules: Of a method whose scope is the model.
 
     Raises:
         UnfitError: If a value is not finite, or a file is too short.
@@ -115,15 +126,14 @@ def merge_bundle(
         rows = _read(bundle, sources, memory)
     chunk = RawChunk([(0, bundle.num_elements)], lambda: Stored(rows, bundle.stored_dtype))
     chunk.check = _check
-    if rule_of is not None:
-        rule = _joined([rule_of(job) for job in bundle.jobs], bundle.jobs)
-    else:
-        rule = _rule(bundle, chunk, rows, lock, backend, memory)
+    found = (model_rules.part(job.tensor, bundle.values) for job in bundle.jobs)
+    parts = [part for part in found if part is not None]
+    rule = _joined(parts, bundle.jobs) if parts else _rule(bundle, chunk, rows, seed, backend, memory)
     inputs = rule.inputs(0, bundle.num_elements)
-    found = backend.merge(rule.op, chunk, inputs, bundle.jobs[0].dtype, float(lock.method["scaling"]))
-    if not math.isfinite(found.probe):
+    merged = backend.merge(rule.op, chunk, inputs, bundle.jobs[0].dtype, bundle.values.scaling)
+    if not math.isfinite(merged.probe):
         raise UnfitError
-    return found, rule
+    return merged, rule
 
 
 def _check(probe: float) -> None:
@@ -170,20 +180,20 @@ def _pieces(
 
 
 def _rule(
-    bundle: Bundle, chunk: RawChunk, rows: np.ndarray, lock: Lock, backend: Backend, memory: ChunkMemory
+    bundle: Bundle, chunk: RawChunk, rows: np.ndarray, seed: int, backend: Backend, memory: ChunkMemory
 ) -> Rule:
     """Return the rule of all tensors; what it sets to zero is set in the rows."""
-    method, num_tasks = get_method(lock.method["name"]), len(lock.tasks)
-    options = {key: value for key, value in lock.method.items() if key not in ("name", "scaling")}
+    values, num_tasks = bundle.values, len(rows) - 1
 
     def room() -> np.ndarray:
         return memory.vectors.rows(np.dtype(np.float32), bundle.num_elements, [0] * num_tasks)
 
-    is_seen = looks_at_values(method)
+    is_seen = looks_at_values(values.how)
     vectors = backend.task_vectors(chunk, room) if is_seen else np.empty((num_tasks, 0), np.float32)
     sizes = [job.num_elements for job in bundle.jobs]
-    generators = [CounterGenerator(lock.seed, job.tensor) for job in bundle.jobs]
-    found = rule_side_by_side(method, Tensors(vectors, sizes, generators, backend), lock.weights, options)
+    generators = [CounterGenerator(seed, job.tensor) for job in bundle.jobs]
+    tensors = Tensors(vectors, sizes, generators, backend)
+    found = rule_side_by_side(values.how, tensors, values.weights, values.options)
     if found.is_zero is not None:
         for row, is_zero in zip(rows[1:], found.is_zero, strict=True):
             np.copyto(row, rows[0], where=is_zero)  # a task vector of zeros there

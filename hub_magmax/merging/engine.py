@@ -32,12 +32,13 @@ from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
 from hub_magmax.merging.profile import Clock, Progress
-from hub_magmax.merging.survey import ModelRule, survey
+from hub_magmax.merging.survey import ModelRules, survey_all
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import Rule, get_method, surveys_model
+from hub_magmax.methods import get_method
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import shares_of
+from hub_magmax.recipe.merge_values import MergeValues
 
 Unit = TypeVar("Unit", bound=TensorJob | Bundle)
 
@@ -74,7 +75,7 @@ class Engine:
         self.backend = backend
         self.budget, self.in_order = budget, in_order
         self.scratch = Scratch(place.folder)
-        self.model_rule: ModelRule | None = None
+        self.model_rules = ModelRules({})
         self._not_looked_at = plan.looked_at_bytes
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.makers = ThreadPoolExecutor(budget.num_threads)
@@ -89,21 +90,22 @@ class Engine:
             source.expect(names[name], budget_bytes, in_part=in_part)
 
     def look_at_model(self, missing: Sequence[Shard], folder: Path | None) -> None:
-        """Find the rule of a method whose scope is the model, where any of these files needs it.
+        """Find the rules of a method whose scope is the model, where any of these files needs them.
 
         A folder keeps it for other processes.
         """
-        lock = self.plan.lock
-        if surveys_model(lock.method) and any(job.merged for shard in missing for job in shard.jobs):
-            jobs = self.plan.merged
+        if any(job.merged for shard in missing for job in shard.jobs):
             with inference(), self.clock.spend("compute"):
-                chunks = self._all_chunks(jobs)
-                self.model_rule = survey(jobs, chunks, lock.method, lock.weights, lock.seed, folder)
+                self.model_rules = survey_all(
+                    self.plan.surveyed, self.plan.merged, self._all_chunks, self.plan.lock.seed, folder
+                )
         if self._not_looked_at:  # by another process, or earlier
             self._progress(self._not_looked_at)
 
-    def _all_chunks(self, jobs: Sequence[TensorJob]) -> JoinedChunks:
-        """Return the chunks of these tensors, one after the other."""
+    def _all_chunks(self, values: MergeValues) -> JoinedChunks:
+        """Return the chunks of all merged tensors, one after the other, of the tasks that count."""
+        unread = values.unread(self.plan.lock.tasks)
+        jobs = [replace(job, unread=unread) for job in self.plan.merged]
         num_bytes = {job.name: job.num_bytes for job in jobs}
 
         def looked_at(name: str) -> None:
@@ -178,7 +180,7 @@ class Engine:
         """Return what is made at a time: a tensor, or small neighbours that can be read from files."""
         if self.in_order or not get_method(self.plan.lock.method["name"]).is_bundled:
             return shard.jobs
-        return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements)]
+        return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements, self.plan.values_of)]
 
     def _unit(self, file: ShardFile, unit: TensorJob | Bundle, places: Mapping[str, int]) -> Tally:
         """Write what is made at a time, at its place in a file."""
@@ -193,22 +195,16 @@ class Engine:
             return whole
 
     def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
-        tally, rule_of = Tally(len(self.plan.lock.tasks)), None
-        if (whole := self.model_rule) is not None:
-
-            def rule_of(job: TensorJob) -> Rule:
-                return whole.part(job.tensor)
-
-        sources = self._read_sources(bundle.jobs[0])
+        tally, sources = Tally(len(self.plan.lock.tasks)), self._read_sources(bundle.jobs[0])
         with inference(), self.clock.spend("compute"):
             merged, rule = merge_bundle(
                 bundle,
                 sources,
-                self.plan.lock,
+                self.plan.lock.seed,
                 self.backend,
                 self._memory,
                 self.clock,
-                rule_of,
+                self.model_rules,
             )
             tally.add(rule)
             tally.count(merged.counts)
@@ -240,29 +236,27 @@ class Engine:
         if isinstance(job, FactorJob):
             slot.write(0, Stored.of(factor_values(job, self.sources)))
             return
-        lock, start = self.plan.lock, 0
-        shares = shares_of(lock.method, lock.weights, float(lock.method["scaling"]))
-        for values in unmerged_chunks(job, self.sources, shares, self.budget.chunk_elements, self.clock):
-            if not values.is_finite():
+        values, start = self.plan.values_of(job.tensor), 0
+        shares = shares_of(values.method, values.weights, values.scaling)
+        for found in unmerged_chunks(job, self.sources, shares, self.budget.chunk_elements, self.clock):
+            if not found.is_finite():
                 tally.not_finite = [job.name]
-            slot.write(start, values)
-            start += len(values.bits)
+            slot.write(start, found)
+            start += len(found.bits)
 
     def _merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
-        lock, chunks, early = self.plan.lock, self._chunks(job, self.reader), None
-        scaling = float(lock.method["scaling"])
-        if self.model_rule is not None:
-            rule = self.model_rule.part(job.tensor)
-        else:
-            early = self._early(job, scaling, slot)
+        values, chunks, early = self.plan.values_of(job.tensor), self._chunks(job, self.reader), None
+        rule = self.model_rules.part(job.tensor, values)
+        if rule is None:
+            early = self._early(job, values.scaling, slot)
             chunks = replace(chunks, one_pass=early.chunk)
-            generator = CounterGenerator(lock.seed, job.tensor)
-            rule = tensor_rule(chunks, job.shape, lock.method, lock.weights, generator)
+            generator = CounterGenerator(self.plan.lock.seed, job.tensor)
+            rule = tensor_rule(chunks, job.shape, values.method, values.weights, generator)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
             tally.count(total)
             return
-        for start, merged in merged_chunks(chunks, rule, job.dtype, scaling):
+        for start, merged in merged_chunks(chunks, rule, job.dtype, values.scaling):
             tally.count(merged.counts)
             slot.write(start, merged.values)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -27,14 +27,15 @@ from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import unmerged_chunks
-from hub_magmax.merging.survey import survey
+from hub_magmax.merging.survey import survey_all
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import Rule, get_method, surveys_model
+from hub_magmax.methods import Rule, surveys_model
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, MAX_THREADS
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.recipe.schema import Recipe
 
 T = TypeVar("T")
@@ -45,35 +46,46 @@ _EXPECTED_MERGES = 16
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A method under one preference, with its tensors surveyed: merges with any scaling coefficient."""
+    """A method under one preference, with its tensors surveyed: merges with any scaling coefficient.
+
+    Attributes:
+        by_rules: Whether the numbers of the recipe's rules count for their tensors.
+    """
 
     merger: InMemoryMerger
-    method: Mapping[str, Any]
-    preference: tuple[float, ...]
+    values: MergeValues
+    by_rules: bool
     rules: Mapping[str, Rule]
     chunks: Mapping[str, StoredChunks]
 
     def weights(self, scaling: float) -> dict[str, Tensor]:
         """Return all tensors of the merged model, in the dtypes and shapes of its files.
 
+        Args:
+            scaling: Scaling coefficient of the tensors about which no rule names one.
+
         Raises:
             NonFiniteError: At a NaN or infinity in a checkpoint or in the merged model.
         """
-        return self.merger.for_each(
-            self.merger.plan.jobs, lambda job: self._tensor(job, scaling).view(job.shape)
-        )
+        scaled = replace(self.values, method={**self.values.method, "scaling": scaling})
 
-    def _tensor(self, job: TensorJob, scaling: float) -> Tensor:
+        def tensor(job: TensorJob) -> Tensor:
+            values = self.merger.plan.values_of(job.tensor, scaled) if self.by_rules else scaled
+            return self._tensor(job, values).view(job.shape)
+
+        return self.merger.for_each(self.merger.plan.jobs, tensor)
+
+    def _tensor(self, job: TensorJob, values: MergeValues) -> Tensor:
         out = torch.empty(job.num_elements, dtype=torch_dtype(job.dtype))
         if job.merged:
             for start, merged in merged_chunks(
-                self.chunks[job.name], self.rules[job.name], job.dtype, scaling
+                self.chunks[job.name], self.rules[job.name], job.dtype, values.scaling
             ):
                 out[start : start + len(merged.values.bits)] = merged.values.tensor
         else:
-            shares = shares_of(self.method, self.preference, scaling)
-            for start, values in self.merger.unmerged(job, shares):
-                out[start : start + len(values.bits)] = values.tensor
+            shares = shares_of(values.method, values.weights, values.scaling)
+            for start, found in self.merger.unmerged(job, shares):
+                out[start : start + len(found.bits)] = found.tensor
         return out
 
 
@@ -127,7 +139,12 @@ class InMemoryMerger:
         self._stack.close()
 
     def merge(
-        self, method: Mapping[str, Any], weights: tuple[float, ...], seed: int | None = None
+        self,
+        method: Mapping[str, Any],
+        weights: tuple[float, ...],
+        seed: int | None = None,
+        *,
+        by_rules: bool = True,
     ) -> MergedModel:
         """Survey all tensors for one method under one preference.
 
@@ -135,32 +152,37 @@ class InMemoryMerger:
             method: `name` and every option, as a lock has them; `scaling` plays no part.
             weights: One per task, non-negative, summing to 1.
             seed: Of draws; the lock's by default.
+            by_rules: Merge tensors by the numbers of the recipe's rules, where these have some.
 
         Raises:
             NonFiniteError: At a NaN or infinity in a checkpoint, if the method surveys it.
         """
-        unread = get_method(method["name"]).unread(weights)
-        base, *tasks = as_merged(self.plan.recipe, self.sources, method["name"], weights).values()
-        # The base model in place of a checkpoint makes its task vector zero.
-        read = tuple(base if task in unread else source for task, source in enumerate(tasks))
+        values, seed = MergeValues(method, weights), self.plan.lock.seed if seed is None else seed
+
+        def values_of(tensor: str) -> MergeValues:
+            return self.plan.values_of(tensor, values) if by_rules else values
+
+        sources = as_merged(self.plan.recipe, self.sources, values_of)
         jobs = [*filter(attrgetter("merged"), self.plan.jobs)]
-        chunks = {job.name: self._chunks(job, base, read) for job in jobs}
-        seed = self.plan.lock.seed if seed is None else seed
+        chunks = {job.name: self._chunks(job, sources, values_of(job.tensor)) for job in jobs}
+
+        def joined(values: MergeValues) -> JoinedChunks:
+            each = tuple(self._chunks(job, sources, values) for job in self.plan.merged)
+            return JoinedChunks(each, lambda in_part: None, self._num_threads)
+
+        sets = {
+            found.surveyed: found for job in jobs if surveys_model((found := values_of(job.tensor)).method)
+        }
+        with one_thread(), torch.no_grad():
+            whole = survey_all(sets.values(), self.plan.merged, joined, seed)
 
         def rule_of(job: TensorJob) -> Rule:
-            return tensor_rule(
-                chunks[job.name], job.shape, method, weights, CounterGenerator(seed, job.tensor)
+            own, generator = values_of(job.tensor), CounterGenerator(seed, job.tensor)
+            return whole.part(job.tensor, own) or tensor_rule(
+                chunks[job.name], job.shape, own.method, own.weights, generator
             )
 
-        if jobs and surveys_model(method):
-            each = tuple(chunks[job.name] for job in self.plan.merged)
-            joined = JoinedChunks(each, lambda in_part: None, self._num_threads)
-            with one_thread(), torch.no_grad():
-                whole = survey(self.plan.merged, joined, method, weights, seed)
-            return MergedModel(
-                self, method, weights, {job.name: whole.part(job.tensor) for job in jobs}, chunks
-            )
-        return MergedModel(self, method, weights, self.for_each(jobs, rule_of), chunks)
+        return MergedModel(self, values, by_rules, self.for_each(jobs, rule_of), chunks)
 
     def for_each(self, jobs: Sequence[TensorJob], work: Callable[[TensorJob], T]) -> dict[str, T]:
         """Return what `work` returns, by name; tensors are shared between threads, large ones first."""
@@ -188,6 +210,11 @@ class InMemoryMerger:
             yield start, values
             start += len(values.bits)
 
-    def _chunks(self, job: TensorJob, base: TensorSource, tasks: tuple[TensorSource, ...]) -> StoredChunks:
-        size = job.num_elements
-        return StoredChunks(job.tensor, size, base, tasks, CHUNK_ELEMENTS, None, self._backend, self._memory)
+    def _chunks(
+        self, job: TensorJob, sources: Mapping[str, TensorSource], values: MergeValues
+    ) -> StoredChunks:
+        size, (base, *tasks) = job.num_elements, sources.values()
+        unread = values.how.unread(values.weights)
+        # The base model in place of a checkpoint makes its task vector zero.
+        read = tuple(base if task in unread else source for task, source in enumerate(tasks))
+        return StoredChunks(job.tensor, size, base, read, CHUNK_ELEMENTS, None, self._backend, self._memory)

@@ -30,7 +30,7 @@ def merge_state_dicts(
     *,
     preference: Mapping[str, Any] | Sequence[float] | None = None,
     method: str | Mapping[str, Any] = "tunable_magmax",
-    tensors: Sequence[Mapping[str, str]] = (),
+    tensors: Sequence[Mapping[str, Any]] = (),
     dtype: str = "auto",
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
@@ -49,7 +49,8 @@ def merge_state_dicts(
             `{"coefficients": {"a": 1, "b": -0.5}}`. Uniform by default.
         method: A method's name, or its name with its options and `scaling`, as in a recipe. The scaling
             coefficient is part of the result, unlike that of `merge_tensors`.
-        tensors: Rules as in a recipe, `{"match": "head.*", "take": "a"}`; the first that matches counts.
+        tensors: Rules as in a recipe, `{"match": "head.*", "take": "a"}` or
+            `{"layers": [0, 8], "scaling": 0.5}`; the first that covers a tensor counts.
         dtype: Of the merged tensors: float64, float32, float16, bfloat16, or as they are in `base`.
         seed: Decides the draws of methods that draw.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -23,9 +23,10 @@ from hub_magmax.files import os_errors, write_text
 from hub_magmax.kernels.ops import BAND, CHOSEN, OPS, PRECOMPUTED, TIES, TIES_SUM
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import Rule
+from hub_magmax.methods import Rule, surveys_model
 from hub_magmax.methods.selection import Chunks
 from hub_magmax.planning.plan import TensorJob
+from hub_magmax.recipe.merge_values import MergeValues
 
 #: Name of the draws of a whole model; those of a tensor have the tensor's name.
 _GENERATOR_NAME = "the whole model"
@@ -51,6 +52,55 @@ class ModelRule:
         first, rule = self.starts[name], self.rule
         found = replace(rule, per_element=lambda start, count: rule.per_element(first + start, count))
         return replace(found, num_unaligned=(), duality_gap=None) if first else found
+
+
+@dataclass(frozen=True)
+class ModelRules:
+    """The rules of a model: one for each set of numbers by which some of its tensors are merged.
+
+    A tensor is merged by its part of the rule that the whole model would have by its numbers.
+
+    Attributes:
+        found: By `MergeValues.surveyed`.
+    """
+
+    found: Mapping[str, ModelRule]
+
+    def part(self, name: str, values: MergeValues) -> Rule | None:
+        """Return one tensor's rule; None where its method does not look at the whole model."""
+        return self.found[values.surveyed].part(name) if surveys_model(values.method) else None
+
+
+def survey_all(
+    sets: Iterable[MergeValues],
+    jobs: Sequence[TensorJob],
+    chunks_of: Callable[[MergeValues], Chunks],
+    seed: int,
+    folder: Path | None = None,
+) -> ModelRules:
+    """Find the rules of all merged tensors, for each set of numbers whose method looks at the whole model.
+
+    Args:
+        sets: Of numbers, `Plan.surveyed`.
+        jobs: The merged tensors, in order.
+        chunks_of: Returns the task vectors of all of them, by what counts under these numbers.
+        seed: Of the recipe.
+        folder: As `survey` has it; each set of numbers has a folder in it.
+    """
+    return ModelRules(
+        {
+            values.surveyed: survey(
+                jobs,
+                chunks_of(values),
+                values.method,
+                values.weights,
+                seed,
+                folder and folder / values.surveyed.removeprefix("sha256:")[:16],
+            )
+            for values in sets
+            if surveys_model(values.method)
+        }
+    )
 
 
 def survey(

@@ -15,17 +15,19 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hub_magmax import methods
 from hub_magmax.checkpoints.adapters.adapter import AdapterSource
 from hub_magmax.checkpoints.adapters.layout import Product
 from hub_magmax.checkpoints.adapters.places import Place
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
-from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read, check_globs
+from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read
 from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard
+from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import GlobRule, Recipe, rule_for
+from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 from hub_magmax.text import shown
 
 _AS_WEIGHTS = "Or write whole weights: output.format: weights."
@@ -51,12 +53,15 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
     adapters = {
         name: AdapterSource(base_model, sources[name], task.places) for name, task in lock.tasks.items()
     }
-    check_globs((source.index for source in (sources["base_model"], *adapters.values())), recipe.tensors)
+    check_rules((source.index for source in (sources["base_model"], *adapters.values())), recipe.tensors)
     base = base_model.index.tensors
     for adapter in adapters.values():
         _check_whole(adapter, recipe.tensors, base)
     _check_orientation([*adapters.values()])
-    jobs = tuple(_jobs(recipe, lock, base, adapters))
+    adapted = dict.fromkeys(tensor for adapter in adapters.values() for tensor in adapter.products)
+    check_values(recipe.tensors, [tensor for tensor in base if tensor in adapted], {}, base)
+    own_values = rule_values(recipe.tensors, lock.method, tuple(lock.tasks), base)
+    jobs = tuple(_jobs(recipe, lock, base, adapters, own_values))
     if not jobs:
         raise RecipeError(
             "no layer is left to be adapted: rules, preference and scaling take every product away",
@@ -64,17 +69,22 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
             hint="Leave out a rule, or raise method.scaling.",
         )
     bytes_in = bytes_read(jobs, {name: source.index for name, source in sources.items()})
-    return Plan(recipe, lock, (Shard(ADAPTER_NAME, jobs),), (), bytes_in)
+    return Plan(recipe, lock, (Shard(ADAPTER_NAME, jobs),), (), bytes_in, own_values=own_values)
 
 
 def _jobs(
-    recipe: Recipe, lock: Lock, tensors: Iterable[str], adapters: Mapping[str, AdapterSource]
+    recipe: Recipe,
+    lock: Lock,
+    tensors: Iterable[str],
+    adapters: Mapping[str, AdapterSource],
+    own_values: Mapping[str, RuleValues],
 ) -> Iterator[FactorJob]:
     """Yield the factors of every layer that an adapter changes with a coefficient other than zero."""
-    merged = _coefficients(lock)
+    merged: dict[RuleValues | None, dict[str, float]] = {None: _coefficients(lock, lock.values)}
+    merged |= {own: _coefficients(lock, own.over(lock.values)) for own in dict.fromkeys(own_values.values())}
     counted: dict[str, Mapping[str, float]] = {}
     for tensor in tensors:
-        coefficients = _covered(tensor, recipe, lock) or merged
+        coefficients = _covered(tensor, recipe, lock) or merged[own_values.get(tensor)]
         for products in _layers(tensor, adapters):
             module = next(iter(products.values())).module
             if counted.setdefault(module, coefficients) != coefficients:
@@ -89,7 +99,7 @@ def _covered(tensor: str, recipe: Recipe, lock: Lock) -> dict[str, float] | None
     rule = rule_for(tensor, recipe.tensors)
     if rule is not None and rule.take == "nothing":
         raise _left_out(tensor, rule)
-    return _taken(lock, rule.take) if rule is not None else None
+    return _taken(lock, rule.source) if rule is not None else None
 
 
 def _layers(tensor: str, adapters: Mapping[str, AdapterSource]) -> list[dict[str, Product]]:
@@ -101,12 +111,10 @@ def _layers(tensor: str, adapters: Mapping[str, AdapterSource]) -> list[dict[str
     return [found[place] for place in sorted(found, key=lambda place: place.start_row)]
 
 
-def _coefficients(lock: Lock) -> dict[str, float]:
+def _coefficients(lock: Lock, values: MergeValues) -> dict[str, float]:
     """Return what each adapter's product is multiplied by, its own scale aside, where tensors are merged."""
-    options = {key: value for key, value in lock.method.items() if key not in ("name", "scaling")}
-    method = methods.get_method(lock.method["name"])
-    found = method.coefficients(len(lock.tasks), lock.weights, options)
-    return _of_products(lock, [float(lock.method["scaling"]) * value for value in found])
+    found = values.how.coefficients(len(lock.tasks), values.weights, values.options)
+    return _of_products(lock, [values.scaling * value for value in found])
 
 
 def _taken(lock: Lock, source: str) -> dict[str, float]:
@@ -158,7 +166,7 @@ def _factor(product: Product, axis: int, coefficient: float) -> tuple[str, float
     return (product.second, coefficient * product.scale) if axis else (product.first, 1.0)
 
 
-def _check_whole(adapter: AdapterSource, rules: tuple[GlobRule, ...], base: Mapping[str, Any]) -> None:
+def _check_whole(adapter: AdapterSource, rules: tuple[TensorRule, ...], base: Mapping[str, Any]) -> None:
     """Raise unless rules leave out what is no product: trained heads, biases, a layer saved with factors."""
     for name in adapter.whole:
         rule, take = rule_for(name, rules), "base_model" if name in base else "nothing"
@@ -193,7 +201,7 @@ def _torn(module: str, tensor: str) -> RecipeError:
     )
 
 
-def _left_out(tensor: str, rule: GlobRule) -> RecipeError:
+def _left_out(tensor: str, rule: TensorRule) -> RecipeError:
     return RecipeError(
         f"the rule {rule.match!r} leaves out {shown(tensor)}, and an adapter cannot take tensors away",
         key=("tensors",),

@@ -17,6 +17,7 @@ from hub_magmax.kernels.lazy_imports import is_imported
 from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
 
 #: Elements of one tensor that are in memory at a time, per task. Half as many take an eighth longer with two
@@ -103,16 +104,11 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
     runtime = runtime_bytes(plan, with_files=with_files)
     if plan.ranks:
         return runtime + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
-    method, num_tasks = methods.get_method(plan.lock.method["name"]), len(plan.lock.tasks)
-    held = _Held(plan, method, num_tasks, budget, with_files, takes_torch(plan))
-    chunks = sum(held.of_chunk(size) for size in _chunked(sizes, budget))
-    if method.form == "matrix":
-        of_jobs = (held.of_matrices(job) for job in plan.jobs if job.merged)
-        surveyed = sum(heapq.nlargest(budget.num_threads, of_jobs))
-    else:
-        scope = [sum(sizes)] if methods.surveys_model(plan.lock.method) else at_once
-        surveyed = sum(held.of_tensor(size) for size in scope)
-    is_repeated = method.form not in ("elementwise", "linear")
+    held = [_Held(plan, values, budget, with_files, takes_torch(plan)) for values in plan.surveyed]
+    chunks = max(sum(map(each.of_chunk, _chunked(sizes, budget))) for each in held)
+    models = sum(each.of_tensor(sum(sizes)) for each in held if each.surveys_model)
+    surveyed = models + max(each.of_tensors(sizes) for each in held)
+    is_repeated = plan.lock.values.how.form not in ("elementwise", "linear")
     return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
 
 
@@ -151,14 +147,25 @@ def peak_memory_bytes(plan: Plan, *, with_files: bool = False) -> int:
 
 @dataclass(frozen=True)
 class _Held:
-    """Memory that a method takes of a plan's tensors."""
+    """Memory that a method takes of a plan's tensors, with these options and weights."""
 
     plan: Plan
-    method: methods.MergeMethod
-    num_tasks: int
+    values: MergeValues
     budget: Budget
     with_files: bool
     by_torch: bool
+
+    @property
+    def method(self) -> methods.MergeMethod:
+        return self.values.how
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.values.weights)
+
+    @property
+    def surveys_model(self) -> bool:
+        return methods.surveys_model(self.values.method)
 
     @property
     def _row_bytes(self) -> int:
@@ -180,7 +187,7 @@ class _Held:
 
     def of_tensor(self, size: int) -> float:
         """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""
-        options = self.plan.lock.method
+        options = self.values.method
         if self.method.form == "tensor":
             num_vectors = self.num_tasks + ("base" in self.method.supplied)
             return (VECTOR * num_vectors + 8 + (self.method.held_bytes or 0)) * size
@@ -196,6 +203,15 @@ class _Held:
             codes = next(width for width in (1, 2, 4, 8) if self.num_tasks <= 8 * width)
             return self._array(1, size) + self._array(codes, size)
         return 0
+
+    def of_tensors(self, sizes: Sequence[int]) -> float:
+        """Return what all threads hold of tensors surveyed one by one; the largest size is the first."""
+        if self.surveys_model:
+            return 0
+        if self.method.form == "matrix":
+            of_jobs = (self.of_matrices(job) for job in self.plan.jobs if job.merged)
+            return sum(heapq.nlargest(self.budget.num_threads, of_jobs))
+        return sum(map(self.of_tensor, sizes[: self.budget.num_threads]))
 
     def of_matrices(self, job: TensorJob) -> float:
         """Return what is held of a tensor while a method of whole matrices decides about it."""
@@ -224,7 +240,7 @@ class _Held:
 
     def _one_pass(self, size: int) -> float:
         """Return what is held to merge a tensor while it is surveyed."""
-        if methods.surveys_model(self.plan.lock.method) or self.by_torch:
+        if self.surveys_model or self.by_torch:
             return 0
         chunk = min(size, self.budget.chunk_elements)
         is_held = size <= HELD_CHUNKS * self.budget.chunk_elements

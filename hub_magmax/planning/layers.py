@@ -8,7 +8,8 @@ from typing import Any
 
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.names.matching import common_parts
-from hub_magmax.checkpoints.stacked_layers import block_of, numbered_slices, whole_stacks
+from hub_magmax.checkpoints.stacked_layers import numbered_slices, whole_stacks
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.lockfile import Lock, LockedSlice
 from hub_magmax.text import listed
 

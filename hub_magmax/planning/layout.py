@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from hub_magmax import methods
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
     MERGEABLE_DTYPES,
@@ -19,11 +18,14 @@ from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.fitting.mismatch import refuse_differences
 from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks, taken_by_layers
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
+from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, refuse_lacking, with_copies, without_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import GlobRule, Recipe, rule_for
+from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -42,7 +44,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         RecipeError: If a rule matches nothing, or the rules leave nothing.
     """
     rules = recipe.tensors
-    check_globs(indexes.values(), rules)
+    check_rules(indexes.values(), rules)
     refuse_lacking(lock, indexes, rules)
     base = indexes["base_model"].tensors
     copies = copies_in(lock, base, rules)
@@ -52,34 +54,56 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     added = _added_names(indexes, rules, layered)
     names = in_order_of_blocks(own["base_model"].tensors, added, lock)
     decided = [(name, _take(name, rules, layered)) for name in names]
-    method = methods.get_method(lock.method["name"])
-    unread = tuple(tuple(lock.tasks)[task] for task in method.unread(lock.weights))
-    averaged = without_share(lock)
+    every = in_order_of_blocks(base, added, lock)
+    own_values = rule_values(rules, lock.method, tuple(lock.tasks), every)
     jobs = [
-        _job(name, take, indexes, recipe.output.dtype, unread, averaged)
+        _job(name, take, indexes, recipe.output.dtype, _Unread(lock, own_values.get(name)))
         for name, take in decided
         if take is None or take.source != "nothing"
     ]
-    jobs = with_copies(in_order_of_blocks(base, added, lock), jobs, copies)
+    check_values(rules, [job.name for job in jobs if job.uses_values], copies, every)
+    jobs = with_copies(every, jobs, copies)
     if not jobs:
         raise RecipeError("the rules leave out every tensor", key=("tensors",))
-    left_out = tuple(name for name, take in decided if take is not None and take.source == "nothing")
-    left_out += tuple(dict.fromkeys(_surplus_names(indexes, rules, layered)))
+    left_out = dict.fromkeys((*_left_out(decided), *_surplus_names(indexes, rules, layered)))
     files_from = recipe.output.files_from
     stem = file_stem(indexes[files_from], lock.sources[files_from])
     made = Plan(
         recipe,
         lock,
         _layout(jobs, recipe.output.shard_size, stem),
-        left_out,
+        tuple(left_out),
         bytes_read(jobs, indexes),
         metadata=kept_metadata(indexes[files_from]),
         lost_metadata=lost_metadata(indexes[files_from]),
         stored_item_bytes=_stored_item_bytes(jobs, indexes),
         needs_torch=_needs_torch(jobs, lock, indexes),
+        own_values=own_values,
     )
     budget_of(made, 1)  # raises where more is needed than there is
     return made
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Sources that do not count for a tensor."""
+
+    lock: Lock
+    own: RuleValues | None
+
+    @property
+    def _values(self) -> MergeValues:
+        return self.lock.values if self.own is None else self.own.over(self.lock.values)
+
+    @property
+    def of_merges(self) -> tuple[str, ...]:
+        """The tasks that play no part in its merge."""
+        return self._values.unread(self.lock.tasks)
+
+    @property
+    def of_means(self) -> tuple[str, ...]:
+        """The sources that play no part in a mean of statistics."""
+        return without_share(self.lock.sources, self._values)
 
 
 def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:
@@ -127,15 +151,15 @@ class _Take:
     reason: str
 
 
-def _take(name: str, rules: tuple[GlobRule, ...], layered: Mapping[str, str]) -> _Take | None:
+def _take(name: str, rules: tuple[TensorRule, ...], layered: Mapping[str, str]) -> _Take | None:
     """Return whose a tensor is: by the first rule that covers it, or else by the stack of layers; or None."""
     if (rule := rule_for(name, rules)) is not None:
-        return _Take(rule.take, f"rule {rule.match!r}")
+        return _Take(rule.source, f"rule {rule.match!r}")
     return _Take(layered[name], LAYERS_REASON) if name in layered else None
 
 
 def _added_names(
-    indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...], layered: Mapping[str, str]
+    indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...], layered: Mapping[str, str]
 ) -> list[str]:
     """Return tensors that the base model lacks and that come from a task."""
     base = indexes["base_model"].tensors
@@ -148,8 +172,12 @@ def _added_names(
     return added
 
 
+def _left_out(decided: Iterable[tuple[str, _Take | None]]) -> Iterator[str]:
+    return (name for name, take in decided if take is not None and take.source == "nothing")
+
+
 def _surplus_names(
-    indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...], layered: Mapping[str, str]
+    indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...], layered: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield tensors that the base model lacks and that a stack leaves out, or that it needs not have."""
     base = indexes["base_model"].tensors
@@ -161,25 +189,12 @@ def _surplus_names(
                 yield name
 
 
-def check_globs(indexes: Iterable[CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
-    """Raise RecipeError for a rule that matches no tensor of any checkpoint."""
-    every_name = {name for index in indexes for name in index.tensors} if rules else set[str]()
-    for position, rule in enumerate(rules):
-        if not any(rule.covers(name) for name in every_name):
-            raise RecipeError(
-                f"the glob {rule.match!r} matches no tensor",
-                key=("tensors", position, "match"),
-                expected=f"a glob over names such as {min(every_name)!r}",
-            )
-
-
 def _job(
     name: str,
     take: _Take | None,
     indexes: Mapping[str, CheckpointIndex],
     dtype: str,
-    unread: tuple[str, ...],
-    averaged: tuple[str, ...],
+    unread: _Unread,
 ) -> TensorJob:
     if take is not None:
         if name not in indexes[take.source].tensors:
@@ -188,27 +203,26 @@ def _job(
                 where=indexes[take.source].label,
             )
         return _copy(indexes[take.source].tensors[name], take.source, take.reason, dtype)
-    return _job_without_rule(indexes["base_model"].tensors[name], indexes, dtype, unread, averaged)
+    return _job_without_rule(indexes["base_model"].tensors[name], indexes, dtype, unread)
 
 
 def _job_without_rule(
     base: TensorInfo,
     indexes: Mapping[str, CheckpointIndex],
     dtype: str,
-    unread: tuple[str, ...],
-    averaged: tuple[str, ...],
+    unread: _Unread,
 ) -> TensorJob:
     name = base.name
     kind = kind_of(base)
     if kind is not None:
-        unread = averaged if kind.source == MEAN else _lacking(name, indexes)
-        return replace(_copy(base, kind.source, kind.reason, dtype), unread=unread)
+        aside = unread.of_means if kind.source == MEAN else _lacking(name, indexes)
+        return replace(_copy(base, kind.source, kind.reason, dtype), unread=aside)
     if base.dtype in EXACT_DTYPES:
         return _copy(base, "base_model", EXACT_REASON, dtype)
     if base.num_elements == 0 or len(indexes) == 1:
         return _copy(base, "base_model", "no elements" if len(indexes) > 1 else "no tasks", dtype)
     out = base.dtype if dtype == "auto" else OUTPUT_DTYPES[dtype]
-    return TensorJob(name, base.shape, out, base.num_elements, "merge", unread=unread)
+    return TensorJob(name, base.shape, out, base.num_elements, "merge", unread=unread.of_merges)
 
 
 def _lacking(name: str, indexes: Mapping[str, CheckpointIndex]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.planning.tokens import TokenChange
 from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.merge_values import MergeValues, RuleValues
 from hub_magmax.recipe.schema import Recipe
 
 #: Why counts, positions and masks are copied.
@@ -55,6 +56,11 @@ class TensorJob:
     @property
     def merged(self) -> bool:
         return self.source == "merge"
+
+    @property
+    def uses_values(self) -> bool:
+        """Whether the numbers of the merge count for it."""
+        return self.source in ("merge", MEAN)
 
     @property
     def tensor(self) -> str:
@@ -172,6 +178,7 @@ class Plan:
         dtypes: By source the dtypes that it is stored in, the most frequent one first.
         tokens: What differs in the tokens of tasks.
         config_changes: What config.json says of the output's weights, and not of those it was written for.
+        own_values: What rules say of the merge of a tensor, by the name of what is read for it.
     """
 
     recipe: Recipe
@@ -191,6 +198,26 @@ class Plan:
     config_changes: tuple[ConfigChange, ...] = ()
     stored_item_bytes: int = 4
     needs_torch: bool = True
+    own_values: Mapping[str, RuleValues] = field(default_factory=dict, hash=False)
+
+    def values_of(self, tensor: str, values: MergeValues | None = None) -> MergeValues:
+        """Return the numbers by which a tensor is merged.
+
+        Args:
+            tensor: Name of what is read for it, `TensorJob.tensor`.
+            values: In place of the lock's, of the tensors about which no rule says more.
+        """
+        values, own = values or self.lock.values, self.own_values.get(tensor)
+        return values if own is None else own.over(values)
+
+    @cached_property
+    def surveyed(self) -> tuple[MergeValues, ...]:
+        """Values of merged tensors that differ in more than the scaling coefficient."""
+        if not self.own_values:
+            return (self.lock.values,)
+        used = dict.fromkeys(self.own_values.get(job.tensor) for job in self.merged)
+        found = [self.lock.values if own is None else own.over(self.lock.values) for own in used]
+        return tuple({values.surveyed: values for values in found}.values())
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:
@@ -214,17 +241,17 @@ class Plan:
         """The rank of every layer of a merged adapter, by what the adapters call it; else empty."""
         return {job.module: job.rank for job in self.jobs if isinstance(job, FactorJob)}
 
-    @property
+    @cached_property
     def unread(self) -> tuple[str, ...]:
         """The tasks that do not count for any merged tensor."""
-        return next((job.unread for job in self.jobs if job.merged and job.unread), ())
+        found = {job.unread for job in self.jobs if job.merged}
+        return tuple(task for task in self.lock.tasks if found and all(task in unread for unread in found))
 
     @property
     def looked_at_bytes(self) -> int:
         """Bytes of the output whose tensors are looked at before the first is merged; mostly none."""
-        if not methods.surveys_model(self.lock.method):
-            return 0
-        return sum(job.num_bytes for job in self.merged)
+        num_surveys = sum(methods.surveys_model(values.method) for values in self.surveyed)
+        return num_surveys * sum(job.num_bytes for job in self.merged) if num_surveys else 0
 
     @property
     def progress_bytes(self) -> int:
@@ -240,8 +267,11 @@ class Plan:
         """Digest of what decides the output: the lock, the layout, and whose files lie beside the weights."""
         shards = [{"file": shard.file, "jobs": [_values(job) for job in shard.jobs]} for shard in self.shards]
         files_from = self.recipe.output.files_from
-        values = {"lock": self.lock.digest, "shards": shards, "files_from": files_from}
-        return digest(values | ({"metadata": dict(self.metadata)} if self.metadata else {}))
+        values: dict[str, Any] = {"lock": self.lock.digest, "shards": shards, "files_from": files_from}
+        values |= {"metadata": dict(self.metadata)} if self.metadata else {}
+        numbers = {own: number for number, own in enumerate(dict.fromkeys(self.own_values.values()))}
+        by_tensor = {name: numbers[own] for name, own in self.own_values.items()}
+        return digest(values | ({"own_values": [[*map(asdict, numbers)], by_tensor]} if numbers else {}))
 
     @property
     def index_name(self) -> str:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from hub_magmax import methods
 from hub_magmax.checkpoints.index import EXACT_DTYPES, MERGEABLE_DTYPES, TensorInfo
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan
-from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import rule_for
+from hub_magmax.recipe.merge_values import MergeValues
+from hub_magmax.recipe.tensor_rules import rule_for
 from hub_magmax.text import listed, shown
 
 Shape = tuple[int, ...]
@@ -188,10 +188,10 @@ def shares_of(method: Mapping[str, Any], weights: Sequence[float], scaling: floa
     return (0.0, *(share / total for share in added)) if total else (1.0, *added)
 
 
-def without_share(lock: Lock) -> tuple[str, ...]:
-    """Return the sources that are not read for means of statistics."""
-    shares = shares_of(lock.method, lock.weights, float(lock.method["scaling"]))
-    return tuple(name for name, share in zip(lock.sources, shares, strict=True) if not share)
+def without_share(sources: Iterable[str], values: MergeValues) -> tuple[str, ...]:
+    """Return the sources that are not read for means of statistics; the base model is the first."""
+    shares = shares_of(values.method, values.weights, values.scaling)
+    return tuple(name for name, share in zip(sources, shares, strict=True) if not share)
 
 
 def unweighted_notices(plan: Plan) -> tuple[str, ...]:

@@ -85,13 +85,8 @@ def _accepted(finding: Finding, plan: Plan) -> str:
 
 def coefficients(plan: Plan) -> dict[str, float] | None:
     """Return what each task vector is multiplied by in the end, by task; None if no number does it."""
-    lock = plan.lock
-    options = {key: value for key, value in lock.method.items() if key not in ("name", "scaling")}
-    method = methods.get_method(lock.method["name"])
-    found = method.multipliers(len(lock.tasks), lock.weights, options)
-    if found is None:
-        return None
-    return {name: lock.method["scaling"] * number for name, number in zip(lock.tasks, found, strict=True)}
+    found = plan.lock.values.coefficients()
+    return None if found is None else dict(zip(plan.lock.tasks, found, strict=True))
 
 
 def describe(plan: Plan) -> dict[str, Any]:

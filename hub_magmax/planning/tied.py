@@ -10,11 +10,11 @@ from hub_magmax.checkpoints.ties.tied import ties_of
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import GlobRule, rule_for
+from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 from hub_magmax.text import listed, shown
 
 
-def refuse_lacking(lock: Lock, indexes: Mapping[str, CheckpointIndex], rules: tuple[GlobRule, ...]) -> None:
+def refuse_lacking(lock: Lock, indexes: Mapping[str, CheckpointIndex], rules: tuple[TensorRule, ...]) -> None:
     """Raise MismatchError for a source that lacks a tensor which others tie, and does not tie it."""
     ties = ties_of(lock)
     base = indexes["base_model"].tensors
@@ -37,7 +37,7 @@ def _lacking(label: str, name: str, other: str, lock: Lock) -> MismatchError:
     )
 
 
-def copies_in(lock: Lock, base: Mapping[str, TensorInfo], rules: tuple[GlobRule, ...]) -> dict[str, str]:
+def copies_in(lock: Lock, base: Mapping[str, TensorInfo], rules: tuple[TensorRule, ...]) -> dict[str, str]:
     """Return tensors of the output that are one parameter with another one, by name, and that one.
 
     A rule about the name itself is carried out; what a rule does to the other one holds for both.

@@ -12,13 +12,12 @@ from typing import Any
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.recipe.lockfile import COEFFICIENTS, ResolvedPreference
+from hub_magmax.recipe.merge_values import shares
 from hub_magmax.recipe.preferences import Power, Schedule
 
 
 def normalise(masses: Sequence[float]) -> tuple[float, ...]:
-    """Return `masses` divided by their sum; masses that already sum to 1 within 1e-6 stay as written.
-
-    A weight written by hand keeps its decimal value, so that quotas come out as the person computed.
+    """Return `masses` as shares, as `shares` does.
 
     Raises:
         RecipeError: If a mass is negative or not finite, or all are zero.
@@ -31,7 +30,7 @@ def normalise(masses: Sequence[float]) -> tuple[float, ...]:
             expected="finite numbers, none below zero and one above",
             hint="With many tasks use a ratio nearer to 1.",
         )
-    return tuple(masses) if abs(total - 1) <= 1e-6 else tuple(mass / total for mass in masses)
+    return shares(masses)
 
 
 def coefficients(spec: Mapping[str, float], tasks: Sequence[str]) -> ResolvedPreference:

@@ -20,10 +20,11 @@ from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
+from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
-from hub_magmax.text import holds_control, holds_token, listed, nearest, shown
+from hub_magmax.text import holds_control, holds_token, nearest, shown
 
 #: Control characters that lay out a text.
 _LAYOUT = str.maketrans("", "", "\n\t\r")
@@ -187,8 +188,7 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if recipe.output.files_from != "base_model":
         yield ("output", "files_from"), recipe.output.files_from
     for index, rule in enumerate(recipe.tensors):
-        if rule.take not in ("base_model", "nothing"):
-            yield ("tensors", index, "take"), rule.take
+        yield from ((("tensors", index, *key), name) for key, name in named_tasks(rule))
     yield from option_tasks(recipe)
 
 
@@ -205,7 +205,7 @@ def _share_problems(path: KeyPath, weights: Mapping[str, float], method: Method)
     """Return why weights are no shares, and how to say what may be meant."""
     negative = next((name for name, value in weights.items() if value < 0), None)
     if negative is not None:
-        instead = "" if _multiplies(method) else f" and method: {methods.multiplying_names()[0]}"
+        instead = "" if takes_coefficients(method) else f" and method: {methods.multiplying_names()[0]}"
         yield conflict(
             (*path, negative),
             f"{weights[negative]:g} is no share of the tasks",
@@ -223,7 +223,7 @@ def _with_sum_one(weights: Mapping[str, float], total: float, method: Method) ->
         return "give at least one task a weight above 0"
     shares = ", ".join(f"{name}: {value / total:.4g}" for name, value in weights.items())
     text = f"in the same proportions: {{{shares}}}"
-    if _multiplies(method):
+    if takes_coefficients(method):
         text += f"; to multiply the task vectors by the numbers as they are: {_as_coefficients(weights)}"
     return text
 
@@ -243,13 +243,6 @@ def _data_problems(recipe: Recipe) -> Iterator[Problem]:
                 yield conflict(path, f"there is no data for {', '.join(missing)}", hint)
 
 
-def _multiplies(method: Method, **options: Any) -> bool:
-    """Say whether a method takes coefficients, with these options besides its own."""
-    with suppress(RecipeError):
-        return method.name != AUTO and methods.get_method(method.name).multiplies(method.options | options)
-    return False  # reported with the name
-
-
 def _coefficient_problems(recipe: Recipe) -> Iterator[Problem]:
     """Return where coefficients are given to what needs shares of the tasks."""
     for path, preference in _preferences(recipe):
@@ -258,18 +251,9 @@ def _coefficient_problems(recipe: Recipe) -> Iterator[Problem]:
         if path != ("preference",) or recipe.method.is_auto:
             text = "a comparison tries methods that need shares of the tasks"
             yield conflict((*path, "coefficients"), text, "use weights")
-        elif not _multiplies(recipe.method):
+        elif not takes_coefficients(recipe.method):
             text = f"{recipe.method.name} needs shares of the tasks, which are weights"
-            yield conflict((*path, "coefficients"), text, _takers(recipe.method))
-
-
-def _takers(method: Method) -> str:
-    """Return which methods take coefficients; first of all the method itself, where an option lets it."""
-    takers = f"{listed(methods.multiplying_names())} take coefficients"
-    if not _multiplies(method, **methods.ADDING):
-        return takers
-    options = ", ".join(f"{key}: {value}" for key, value in methods.ADDING.items())
-    return f"with {options} {method.name} adds what agrees, and takes coefficients; {takers} always"
+            yield conflict((*path, "coefficients"), text, takers(recipe.method))
 
 
 def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -376,6 +360,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _search_problems: frozenset({"preference", "compare", "method"}),
     _sweep_problems: frozenset({"tasks", "sweep"}),
     _count_problems: frozenset({"tasks", "preference", "method"}),
+    rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
     _output_problems: frozenset({"output"}),
     _adapter_problems: frozenset({"output", "method", "compare", "token_rows"}),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from hub_magmax.errors import KeyPath, Problem
-from hub_magmax.recipe.layers import LayerSlice, Range
+from hub_magmax.recipe.blocks import Range
+from hub_magmax.recipe.layers import LayerSlice
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import nearest, shown

@@ -7,37 +7,17 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from hub_magmax.recipe.blocks import RANGE_SCHEMA, Range, block_range
 from hub_magmax.recipe.lockfile import LockedSlice
 from hub_magmax.recipe.values import MAX_PLACE_LENGTH, Spec
-from hub_magmax.text import shown
-
-#: Most blocks of a model; the deepest known ones have some hundreds.
-MAX_BLOCKS = 10_000
-
-#: From the first block to before the last.
-Range = tuple[int, int]
-
-_FORM = "should be [first, end], such as [0, 8] for the blocks 0 to 7"
-_RANGE_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
-
-
-def _range(value: Any) -> Range:
-    numbers = [*value] if isinstance(value, list | tuple) else []
-    if len(numbers) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
-        raise ValueError(f"{shown(value, 60)} {_FORM}")
-    first, end = numbers
-    if not 0 <= first < end <= MAX_BLOCKS:
-        what = "is no part of a model" if min(first, end) < 0 or end > MAX_BLOCKS else "has no block"
-        raise ValueError(f"{value} {what}; it {_FORM}: the first one counts, and the end does not")
-    return first, end
 
 
 def _ranges(value: Any) -> Range | dict[str, Range]:
     if not isinstance(value, Mapping):
-        return _range(value)
+        return block_range(value)
     if not value:
         raise ValueError("{} names no source; write {base_model: [0, 8], TASK: [4, 12]}, or [0, 8] for all")
-    return {str(name): _range(numbers) for name, numbers in value.items()}
+    return {str(name): block_range(numbers) for name, numbers in value.items()}
 
 
 class LayerSlice(Spec):
@@ -51,7 +31,7 @@ class LayerSlice(Spec):
     blocks: Annotated[
         Range | dict[str, Range],
         BeforeValidator(_ranges),
-        WithJsonSchema({"anyOf": [_RANGE_SCHEMA, {"type": "object", "additionalProperties": _RANGE_SCHEMA}]}),
+        WithJsonSchema({"anyOf": [RANGE_SCHEMA, {"type": "object", "additionalProperties": RANGE_SCHEMA}]}),
     ]
     of: Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)] | None = None
 

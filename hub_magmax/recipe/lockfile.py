@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest, read_json
+from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.recipe.renaming import Renaming
 
 LOCK_NAME = "recipe.lock.json"
@@ -161,7 +163,7 @@ class Lock:
         base_model, tasks: The pinned checkpoints; tasks by name, in the order they were learned.
         method: `name`, `scaling` and every option, with defaults filled in.
         preference: The resolved preference.
-        tensors: The recipe's rules for tensors, as (glob, source) pairs.
+        tensors: The recipe's rules for tensors: (glob, source) pairs, or all keys of a rule that has others.
         seed: The recipe's seed.
         datasets: Commits of the data sets on the Hub that preference and evaluation use, by
             `name@revision`.
@@ -187,7 +189,7 @@ class Lock:
     tasks: Mapping[str, LockedSource] = field(hash=False)
     method: Mapping[str, Any] = field(hash=False)
     preference: ResolvedPreference
-    tensors: tuple[tuple[str, str], ...]
+    tensors: tuple[tuple[str, str] | Mapping[str, Any], ...] = field(hash=False)
     seed: int
     schema: Literal[1] = 1
     datasets: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -216,6 +218,24 @@ class Lock:
         if self.preference.kind != COEFFICIENTS:
             return found
         return tuple(number / len(found) for number in found)
+
+    @cached_property
+    def values(self) -> MergeValues:
+        """How tensors are merged about which no rule says more."""
+        return MergeValues(self.method, self.weights)
+
+    @property
+    def rules(self) -> list[Mapping[str, Any]]:
+        """The rules for tensors, each with its keys."""
+        return [
+            rule if isinstance(rule, Mapping) else dict(zip(("match", "take"), rule, strict=True))
+            for rule in self.tensors
+        ]
+
+    @property
+    def value_rules(self) -> list[Mapping[str, Any]]:
+        """Those by which tensors are merged with numbers of their own."""
+        return [rule for rule in self.rules if "take" not in rule]
 
     @property
     def digest(self) -> str:

@@ -173,9 +173,9 @@ def comparison_digest(recipe: Recipe) -> str:
     return digest([values.get(key) for key in ("method", "compare", "preference")])
 
 
-def rules_of(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    """Return the recipe's rules for tensors as a lock stores them: (glob, source) pairs."""
-    return tuple((rule.match, rule.take) for rule in recipe.tensors)
+def rules_of(recipe: Recipe) -> tuple[tuple[str, str] | dict[str, Any], ...]:
+    """Return the recipe's rules for tensors as a lock stores them."""
+    return tuple(rule.locked for rule in recipe.tensors)
 
 
 def layers_of(recipe: Recipe) -> tuple[LockedSlice, ...]:

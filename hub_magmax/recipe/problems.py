@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -43,6 +43,8 @@ _FORMS: Mapping[str, str] = {
     "evaluation": "evaluation: {tasks: {animals: {dataset: me/animals, split: test}}}",
     "tensors": 'tensors: [{match: "lm_head.*", take: base_model}]',
     "layers": "layers: [{take: base_model, blocks: [0, 16]}, {take: math, blocks: [8, 24]}]",
+    "gradient": "gradient: [0, 0.5, 1]",
+    "options": "options: {density: 0.3}",
     "output": "output: {path: merged}",
 }
 _OTHER_FORMS = ("model_type", "dict_type", "tuple_type", "list_type")
@@ -108,6 +110,15 @@ def told(problem: Problem) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
+def together(problems: Sequence[Problem]) -> RecipeError:
+    """Return one error of several problems of keys; `in_recipe` adds their places in a file."""
+    if len(problems) == 1:
+        (problem,) = problems
+        return RecipeError(problem.message, key=problem.key, expected=problem.expected, hint=problem.hint)
+    lines = "\n  - ".join(f"{problem.place}: {told(problem)}" for problem in problems)
+    return RecipeError(f"{len(problems)} problems\n  - {lines}", where="recipe", problems=(*problems,))
+
+
 def all_problems(
     problems: Iterable[Problem], where: str, places: Mapping[KeyPath, Place | str]
 ) -> RecipeError:
@@ -159,8 +170,10 @@ def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place |
     checkpoint, or of a part of one, follows.
     """
     problem = error.problems[0]
-    if len(error.problems) > 1 or not problem.key or problem.file:
+    if not problem.key or problem.file:
         return error
+    if len(error.problems) > 1:
+        return all_problems(error.problems, file, places)
     own = error.where if error.where != place_in_recipe(problem.key) else ""
     problem = placed(problem, file, places)
     return error.with_problem(problem, ": ".join(filter(None, (f"{problem.file}, {problem.place}", own))))
@@ -208,7 +221,12 @@ def _sought(entry: Mapping[str, Any]) -> str:
 def _key_hint(key: str, known: list[str]) -> str:
     if key.isdigit():
         return "decimals are written with a point, such as 0.5"
-    return _MEANT.get(key) or nearest(key, known) or f"expected one of {', '.join(known)}"
+    return _MEANT.get(key) or nearest(key, known) or _expected(known)
+
+
+def _expected(known: list[str]) -> str:
+    more = "; options of the method are said as options: {density: 0.3}" if "options" in known else ""
+    return f"expected one of {', '.join(known)}{more}" if known else ""
 
 
 def _value_text(entry: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:

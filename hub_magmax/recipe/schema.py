@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,13 +17,14 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.files import digest
-from hub_magmax.recipe.layers import MAX_BLOCKS, LayerSlice
+from hub_magmax.recipe.blocks import MAX_BLOCKS
+from hub_magmax.recipe.layers import LayerSlice
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.options import in_task_order
 from hub_magmax.recipe.preferences import Preference
+from hub_magmax.recipe.tensor_rules import TensorRule
 from hub_magmax.recipe.values import (
     AUTO,
-    MAX_PLACE_LENGTH,
     MAX_TASKS,
     Data,
     DatasetId,
@@ -98,21 +97,6 @@ class EvaluatorChoice(Named):
     """A registered evaluator and its options."""
 
     name: str = "image-classification"
-
-
-class GlobRule(Spec):
-    """Tensors whose names match the glob come unchanged from one source, or are left out."""
-
-    match: Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)]
-    take: Annotated[str, Field(min_length=1)]
-
-    def covers(self, tensor: str) -> bool:
-        return fnmatchcase(tensor, self.match)
-
-
-def rule_for(tensor: str, rules: Iterable[GlobRule]) -> GlobRule | None:
-    """Return the rule that decides about a tensor, the first that covers it; None where it is merged."""
-    return next((rule for rule in rules if rule.covers(tensor)), None)
 
 
 def _tried() -> tuple[Method, ...]:
@@ -263,7 +247,7 @@ class Recipe(Spec):
     tasks: Annotated[tuple[Task, ...], Field(max_length=MAX_TASKS)] = ()
     method: Method = Method()
     preference: Preference | None = None
-    tensors: tuple[GlobRule, ...] = ()
+    tensors: tuple[TensorRule, ...] = ()
     adapters: Literal["each", "sequence"] | None = None
     layers: Annotated[tuple[LayerSlice, ...], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
     token_rows: tuple[Annotated[str, Field(min_length=1)], ...] | None = None

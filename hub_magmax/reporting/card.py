@@ -35,6 +35,7 @@ from hub_magmax.reporting.card_rows import (
     cut_texts,
     measured_on,
     telling,
+    told_rules,
 )
 from hub_magmax.reporting.card_template import TEMPLATE_NAME, environment
 from hub_magmax.reporting.diagnosis import HEAT_MAP_NAME, Diagnosis, verdict
@@ -115,6 +116,7 @@ def render_card(
         "method": method,
         "summary": Markdown(method.summary) if method.name in METHODS.built_in else method.summary,
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
+        "rules": told_rules(lock),
         "paper": _arxiv_number(method.source),
         "bibtex": None if is_copied else method.paper and method.paper.bibtex,
         "layers": [*layer_rows(lock)],

@@ -9,7 +9,7 @@ from typing import Any
 from hub_magmax.evaluation.scores import MERGED, Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.text import publishable
+from hub_magmax.text import Markdown, code, publishable
 
 #: Rows of a table that stands open; a longer one is folded.
 MAX_OPEN = 12
@@ -97,6 +97,47 @@ def _measured(task: str, values: Mapping[str, Any], lock: Lock) -> Measured:
         revision = revision or lock.local_data.get(dataset)
         dataset = publishable(dataset).rstrip("/").rsplit("/", 1)[-1]
     return Measured(task, dataset, revision, values)
+
+
+@dataclass(frozen=True)
+class ToldRule:
+    """A rule for tensors.
+
+    Attributes:
+        tensors: Which ones.
+        take: Where they come from, `nothing`, or None where they are merged.
+        numbers: By which they are merged.
+    """
+
+    tensors: Markdown
+    take: str | None
+    numbers: Markdown
+
+
+def told_rules(lock: Lock) -> tuple[ToldRule, ...]:
+    """Return the rules for tensors, in their order."""
+    return tuple(_told(rule) for rule in lock.rules)
+
+
+def _told(rule: Mapping[str, Any]) -> ToldRule:
+    first, end = rule.get("layers", (0, 0))
+    blocks = f" in the blocks {first} to {end - 1}" if end else ""
+    numbers = {key: rule[key] for key in ("weights", "coefficients", "scaling", "options") if key in rule}
+    return ToldRule(
+        Markdown(f"tensors that match {code(rule['match'])}{blocks} and no earlier rule"),
+        rule.get("take"),
+        Markdown("; ".join(f"{key} {_numbers(value)}" for key, value in numbers.items())),
+    )
+
+
+def _numbers(value: Any) -> str:
+    """Return a number of a rule, several by name, or those of a gradient."""
+    if not isinstance(value, Mapping):
+        return f"{value:.4g}" if type(value) in (int, float) else code(str(value))
+    if "gradient" not in value:
+        return ", ".join(f"{code(name)} {_numbers(item)}" for name, item in value.items())
+    where = "these blocks" if value.get("over") == "layers" else "the blocks"
+    return f"{', '.join(map(_numbers, value['gradient']))} over {where}"
 
 
 def cut_texts(scores: Scores | None) -> tuple[Score, ...]:

@@ -20,7 +20,8 @@ from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.rows.added_rows import find_added_rows
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.schema import Recipe, rule_for
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import rule_for
 
 
 def with_placed_adapters(

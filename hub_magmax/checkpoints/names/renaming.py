@@ -20,7 +20,8 @@ from hub_magmax.checkpoints.names.renamed import places, unwrapped_base
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import NUMBER, ROW, LockedJoint, Renaming, collapsed, filled
-from hub_magmax.recipe.schema import Recipe, rule_for
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import rule_for
 
 
 def with_renamings(

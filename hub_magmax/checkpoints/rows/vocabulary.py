@@ -99,18 +99,20 @@ def with_token_rows(
 
 
 def with_settled_rows(
-    sources: Mapping[str, TensorSource], shares: Mapping[str, float], is_merged: Callable[[str], bool]
+    sources: Mapping[str, TensorSource],
+    shares_of: Callable[[str], Mapping[str, float]],
+    is_merged: Callable[[str], bool],
 ) -> dict[str, TensorSource]:
     """Return the sources with one row, in all of them, for each token that the base model lacks.
 
     Args:
         sources: `base_model`, then the tasks, as `with_token_rows` returned them; others are left alone.
-        shares: By task, how much its rows count, at least 0; where only tasks of 0 have a token, they count
-            equally.
+        shares_of: Returns for a tensor, by task, how much its rows count, at least 0; where only tasks of 0
+            have a token, they count equally.
         is_merged: Says whether a tensor is merged, and not copied from one of the sources.
     """
     return {
-        name: source.settled(shares, is_merged) if isinstance(source, TokenRows) else source
+        name: source.settled(shares_of, is_merged) if isinstance(source, TokenRows) else source
         for name, source in sources.items()
     }
 
@@ -218,8 +220,7 @@ class TokenRows(ComputedRows):
         own: Name of the checkpoint.
         family: All checkpoints of the merge, for rows of tokens that this one lacks.
         names: The tensors.
-        shares: By task, how much its row counts for a token that the base model lacks; None where each task
-            keeps its own.
+        shares_of: Returns for a tensor by task how much its row counts for a token that the base model lacks.
         is_settled: Says for which tensors shares are used.
     """
 
@@ -228,17 +229,19 @@ class TokenRows(ComputedRows):
         own: str,
         family: _Family,
         names: tuple[str, ...],
-        shares: Mapping[str, float] | None = None,
+        shares_of: Callable[[str], Mapping[str, float]] = lambda name: {},
         is_settled: Callable[[str], bool] = lambda name: False,
     ) -> None:
         super().__init__(family.sources[own], names)
         self._own, self._family, self._all_names = own, family, names
-        self._shares, self._is_settled = shares or {}, is_settled
+        self._shares_of, self._is_settled = shares_of, is_settled
         self._origins: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def settled(self, shares: Mapping[str, float], is_merged: Callable[[str], bool]) -> TokenRows:
+    def settled(
+        self, shares_of: Callable[[str], Mapping[str, float]], is_merged: Callable[[str], bool]
+    ) -> TokenRows:
         """Return the same checkpoint with the rows that `with_settled_rows` describes."""
-        return TokenRows(self._own, self._family, self._all_names, shares, is_merged)
+        return TokenRows(self._own, self._family, self._all_names, shares_of, is_merged)
 
     @cached_property
     def index(self) -> CheckpointIndex:
@@ -275,10 +278,10 @@ class TokenRows(ComputedRows):
 
         info = self.index.tensors[name]
         width = info.num_elements // info.shape[0]
-        first, last = start // width, -(-stop // width)
+        first, last, shares = start // width, -(-stop // width), self._shares_of(name)
         origins, places = (values[first:last] for values in self._origin(name))
         pieces = [
-            self._family.mean(name, first + begin, self._shares)
+            self._family.mean(name, first + begin, shares)
             if origins[begin] == _MEAN
             else self._family.read(
                 self._own if origins[begin] == _OWN else "base_model", name, int(places[begin]), end - begin

@@ -18,7 +18,8 @@ from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe, rule_for
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import rule_for
 
 if TYPE_CHECKING:
     import numpy as np

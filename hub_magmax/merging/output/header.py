@@ -12,13 +12,15 @@ from hub_magmax.planning.plan import Plan, Shard
 def metadata_of(plan: Plan) -> dict[str, str]:
     """Provenance stored in every shard, beside what its source has there: the same on any machine."""
     sources = {name: source.label for name, source in plan.lock.sources.items()}
-    merge = {
+    merge: dict[str, Any] = {
         "sources": sources,
         "method": dict(plan.lock.method),
         "preference": dict(plan.lock.preference.weights),
         "seed": plan.lock.seed,
         "lock": plan.lock.digest,
     }
+    if rules := plan.lock.value_rules:
+        merge["tensors"] = [*rules]
     return {"format": "pt", **plan.metadata, "hub_magmax": json.dumps(merge, ensure_ascii=False)}
 
 

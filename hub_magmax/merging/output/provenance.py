@@ -54,6 +54,8 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
         "seed": lock.seed,
         "chosen": dict(lock.chosen),
     }
+    if rules := lock.value_rules:
+        internal["tensors"] = [*rules]
     if lock.plugin:
         internal["plugin"] = dict(lock.plugin)
     definition = {

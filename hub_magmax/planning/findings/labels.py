@@ -10,7 +10,8 @@ from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.rows.labels import head_tensors, labels_of, rows_in_order
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Recipe, rule_for
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tensor_rules import rule_for
 from hub_magmax.text import listed, shown
 
 #: Labels and tensors that a sentence names.

@@ -25,6 +25,7 @@ from hub_magmax.planning.findings.stated import stated_findings
 from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.tensor_rules import takes_any
 
 #: Tensors that are looked at, and the elements of a block: there is one at the start and one in the middle.
 _MOST_TENSORS, _BLOCK_ELEMENTS = 256, 4096
@@ -79,7 +80,7 @@ def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) 
     whole = tuple(task for task in tasks if not plan.lock.tasks[task].adapter_config)
     taken = {job.source for job in plan.jobs}
     for found in Look(plan.jobs, opened, whole).findings() if whole else ():
-        if found.rule != "unchanged" or not plan.recipe.tensors:
+        if found.rule != "unchanged" or not takes_any(plan.recipe.tensors):
             yield found
         elif found.task not in taken:
             text = f"{found.task} is the base model, unchanged, in all tensors that no rule covers"

@@ -20,7 +20,7 @@ from hub_magmax.errors import MismatchError
 from hub_magmax.planning.fitting.globs import grouped, rules_for
 from hub_magmax.planning.fitting.lookalikes import SAVE_AGAIN, lookalikes
 from hub_magmax.planning.statistics import kind_of, may_lack
-from hub_magmax.recipe.schema import GlobRule, rule_for
+from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 from hub_magmax.text import listed, shown
 
 #: Patterns of names, or tensors, that are shown of one group.
@@ -58,7 +58,7 @@ class _Fact:
     alone: tuple[str, str] | None = None
 
 
-def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule], layered: Collection[str] = ()) -> None:
+def refuse_differences(indexes: Indexes, rules: Sequence[TensorRule], layered: Collection[str] = ()) -> None:
     """Raise MismatchError if tensors differ in name, shape or kind, and no rule is about them.
 
     Args:
@@ -73,7 +73,7 @@ def refuse_differences(indexes: Indexes, rules: Sequence[GlobRule], layered: Col
         raise _error(facts, base, indexes)
 
 
-def _ruled(indexes: Indexes, rules: Sequence[GlobRule]) -> set[str]:
+def _ruled(indexes: Indexes, rules: Sequence[TensorRule]) -> set[str]:
     """Return the names that rules are about."""
     every_name = {name for index in indexes.values() for name in index.tensors} if rules else ()
     return {name for name in every_name if rule_for(name, rules)}

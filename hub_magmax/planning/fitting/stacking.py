@@ -9,10 +9,11 @@ from typing import Any
 from hub_magmax.checkpoints.config import levels, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.stacked_layers import block_of, numbered_slices, whole_stacks
+from hub_magmax.checkpoints.stacked_layers import numbered_slices, whole_stacks
 from hub_magmax.errors import KeyPath, MismatchError, RecipeError
 from hub_magmax.planning.output_config.num_layers import is_numbers, is_per_layer
 from hub_magmax.planning.statistics import may_lack
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.lockfile import LockedSlice, LockedSource
 from hub_magmax.recipe.matching import layers_of
 from hub_magmax.recipe.schema import Recipe
