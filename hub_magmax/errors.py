@@ -14,6 +14,7 @@
     │   └── RegressedError       the model falls behind on a guard
     ├── SignatureError           a signature that cannot be made, or does not fit
     ├── DistributedError         processes that disagree about the world they are in
+    ├── ArgumentError            an argument of a Python function that is of another kind
     ├── SystemRefusalError       no memory, no room for temporary files, no more threads
     └── MissingDependencyError   an optional package, with the line that installs it
 
@@ -192,6 +193,10 @@ class SignatureError(HubMagmaxError):
 
 class DistributedError(HubMagmaxError):
     """The processes disagree about how many they are, or one of them is gone."""
+
+
+class ArgumentError(HubMagmaxError, ValueError):
+    """An argument of a Python function is of another kind than it takes."""
 
 
 class SystemRefusalError(HubMagmaxError):

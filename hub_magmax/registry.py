@@ -6,18 +6,20 @@ torch, for other packages, or for methods that it does not use.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import marshal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Protocol, TypeVar
 
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.files import code_digest
 from hub_magmax.text import nearest
 
@@ -64,7 +66,8 @@ class Plugin:
     """The package that announces a merge method, an evaluator or a kind of source.
 
     Attributes:
-        package, version: As it is installed; the version is empty where it is not known.
+        package, version: As it is installed; the version is empty where it is not known, and both where a
+            program has registered something itself.
         code: sha256 of the Python files of its top-level module, by which a lock tells changed code.
     """
 
@@ -73,7 +76,7 @@ class Plugin:
     code: str
 
     def __str__(self) -> str:
-        return f"package {self.package} {self.version}".strip()
+        return f"package {self.package} {self.version}".strip() if self.package else "of no package"
 
     @property
     def requirement(self) -> str:
@@ -90,16 +93,37 @@ class Registry:
         group: Group of entry points in which another package announces its own.
         built_in: Module of each built-in entry, by name.
         attribute: Attribute in which the decorator of a function or class keeps the entry.
+        registered: What this program decorated itself, by name: known in this process alone.
     """
 
     noun: str
     group: str
     built_in: Mapping[str, str]
     attribute: str
+    registered: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def register(self, name: str, decorated: Any) -> None:
+        """Make what was decorated known by its name in this process, unless it is built in.
+
+        Raises:
+            ArgumentError: If the name is that of a built-in entry of another module.
+        """
+        if name not in self.built_in:
+            self.registered[name] = decorated
+        elif decorated.__module__ != self.built_in[name]:
+            raise ArgumentError(
+                f"{name!r} is the name of a built-in {self.noun}",
+                where=f"{decorated.__module__}.{decorated.__qualname__}",
+                expected="another name",
+            )
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, the built-in ones first, then those of other packages."""
+        """Return all names but those of this program: the built-in ones, then those of other packages."""
         return (*self.built_in, *sorted(self.plugins.keys() - self.built_in.keys()))
+
+    def knows(self, name: str) -> bool:
+        """Say whether there is an entry of a name, also one of this program."""
+        return name in self.built_in or name in self.plugins or name in self.registered
 
     def get(self, name: str) -> Any:
         """Return the entry that recipes call `name`.
@@ -113,11 +137,15 @@ class Registry:
             return next(entry for entry in entries if entry is not None and entry.name == name)
         if name in self.plugins:
             return self._load(name)
-        hint = nearest(name, self.names()).replace("did", "Did", 1)
+        if name in self.registered:
+            return getattr(self.registered[name], self.attribute)
+        known = (*self.names(), *self.registered)
         raise RecipeError(
             f"there is no {self.noun} {name!r}",
-            expected=f"one of {', '.join(self.names())}",
-            hint=hint or "If it is a plug-in, install its package beside hub_magmax.",
+            expected=f"one of {', '.join(known)}",
+            hint=nearest(name, known).replace("did", "Did", 1)
+            or "If it is a plug-in, install its package beside hub_magmax. The decorator makes it known to "
+            f"its own process only, a package to all by an entry point in the group {self.group!r}.",
         )
 
     def plugin(self, name: str) -> Plugin | None:
@@ -127,13 +155,15 @@ class Registry:
             RecipeError: If its code cannot be read.
         """
         point = None if name in self.built_in else self.plugins.get(name)
-        if point is None:
+        if point is None and (name in self.built_in or name not in self.registered):
             return None
-        distribution = getattr(point, "dist", None)
-        module = str(getattr(point, "value", "")).partition(":")[0]
-        package = distribution.name if distribution is not None else module.partition(".")[0]
-        version = distribution.version if distribution is not None else ""
         try:
+            if point is None:
+                return Plugin("", "", _own_code(self.registered[name]))
+            distribution = getattr(point, "dist", None)
+            module = str(getattr(point, "value", "")).partition(":")[0]
+            package = distribution.name if distribution is not None else module.partition(".")[0]
+            version = distribution.version if distribution is not None else ""
             code = _code_digest(module) if module in sys.modules else ""
         except OSError as error:
             raise RecipeError(
@@ -165,6 +195,12 @@ class Registry:
                 f"the entry point {name!r} in {self.group!r} is not a {self.noun} of that name",
                 expected=f"something decorated with @{self.attribute}",
             )
+        if getattr(self.registered.get(name), self.attribute, entry) is not entry:
+            raise RecipeError(
+                f"this program and the {self.plugin(name)} both have a {self.noun} {name!r}",
+                hint="Rename one of them.",
+            )
+        self.registered.pop(name, None)
         return entry
 
 
@@ -174,11 +210,23 @@ def _code_digest(module: str) -> str:
     parents = (".".join(names[:length]) for length in range(1, len(names) + 1))
     loaded = (sys.modules.get(name) for name in parents)
     # A namespace package has no file, and holds packages of others.
-    file = next((found.__file__ for found in loaded if found is not None and found.__file__), None)
+    files = (getattr(found, "__file__", None) for found in loaded)  # a notebook has none
+    file = next(filter(None, files), None)
     if file is None:
         return ""
     path = Path(file)
     return code_digest(path.parent.rglob("*.py") if path.name == "__init__.py" else [path], path.parent)
+
+
+def _own_code(decorated: Any) -> str:
+    """Return the sha256 of the Python files of a program's own entry; in a notebook of its own text."""
+    if code := _code_digest(decorated.__module__):
+        return code
+    try:
+        text = inspect.getsource(decorated).encode()
+    except (OSError, TypeError):
+        text = marshal.dumps(getattr(decorated, "__code__", None))
+    return hashlib.sha256(text).hexdigest()
 
 
 #: Kinds of locations of checkpoints (`checkpoints.locations.Location`); add a line here for a new one. Names

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import types
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_magmax.errors import LockError, MissingDependencyError, NonFiniteError, RecipeError
+from hub_magmax.errors import ArgumentError, LockError, MissingDependencyError, NonFiniteError, RecipeError
+from hub_magmax.evaluation.evaluators import evaluator_names, make_evaluator
+from hub_magmax.evaluation.evaluators.registry import evaluator
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.ops import Op
@@ -20,9 +23,10 @@ from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import Rule, merge_method
 from hub_magmax.methods.rules import chosen_rule, precomputed_rule
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.planning.summary import explain
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
-from hub_magmax.registry import METHODS, Plugin
+from hub_magmax.registry import EVALUATORS, METHODS, Plugin
 from tests.families import write_recipe
 from tests.test_cli import call
 
@@ -351,3 +355,106 @@ def test_lock_of_a_built_in_method_holds_no_plugin(family):
 
 def test_package_without_a_version_is_named_all_the_same():
     assert str(Plugin("mine", "", "")) == "package mine" and Plugin("mine", "", "").requirement == "mine"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Return what makes a script with the method `mine` of a factor, runs it, and forgets it at the end."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "own_script.py"
+
+    def run(factor):
+        path.write_text(SOURCE.format(factor=factor).replace("half", "mine"))
+        sys.modules.pop("own_script", None)
+        importlib.invalidate_caches()
+        importlib.import_module("own_script")
+
+    yield run
+    sys.modules.pop("own_script", None)
+    METHODS.registered.pop("mine", None)
+
+
+def test_a_method_of_a_script_is_used_by_name_in_its_process(own, family):
+    own(0.5)
+    assert merge_tensors(VECTORS, method="mine").equal(VECTORS.sum(0) * 0.5)
+    recipe = load_recipe(write_recipe(family, method={"name": "mine"}))
+    locked = lock(recipe)
+    assert {**locked.plugin, "code": ""} == {"package": "", "version": "", "code": ""}
+    assert len(locked.plugin["code"]) == 64
+    made = plan(recipe, locked)
+    assert f"of no package, code {locked.plugin['code'][:12]}" in explain(made)
+    merge(made)
+    assert read_lock(family / "merged" / LOCK_NAME) == locked
+    assert rebuild(str(family / "merged"), folder=family).shards
+
+
+def test_changed_code_of_a_script_is_another_merge(own, family):
+    own(0.5)
+    recipe = load_recipe(write_recipe(family, method={"name": "mine"}))
+    locked = lock(recipe)
+    merge(plan(recipe, locked))
+    own(0.25)
+    assert merge_tensors(VECTORS, method="mine").equal(VECTORS.sum(0) * 0.25)
+    with pytest.raises(LockError, match="the code of the method of no package is not what it was"):
+        plan(recipe, locked)
+
+
+def test_rebuilding_elsewhere_says_that_the_method_is_of_no_package(own, family, monkeypatch):
+    own(0.5)
+    recipe = load_recipe(write_recipe(family, method={"name": "mine"}))
+    merge(plan(recipe))
+    METHODS.registered.pop("mine")
+    with pytest.raises(MissingDependencyError, match="'mine' is of no package: the program that locked it"):
+        rebuild(str(family / "merged"), folder=family)
+    code, _, err = call("verify", family / "merged", "--rebuild", "--from", family)
+    assert code == 1 and "make a package of the method" in err
+    code, _, err = call("plan", write_recipe(family, method={"name": "mine"}))
+    assert code == 1 and "there is no merge method 'mine'" in err
+    assert "by an entry point in the group 'hub_magmax.methods'" in err
+    # A package of the same name is another method.
+    announced(monkeypatch, lambda v: v[0], "tensor")
+    monkeypatch.setitem(vars(METHODS), "plugins", {"mine": METHODS.plugins["strange"]})
+    strange.merge_method.__dict__["name"] = "mine"
+    with pytest.raises(LockError, match="made with the method of no package, and here is the package soft 1"):
+        rebuild(str(family / "merged"), folder=family)
+
+
+def test_the_text_of_a_function_counts_where_there_is_no_file(monkeypatch):
+    def defined(text):
+        space = {"__name__": "notebook", "merge_method": merge_method}
+        monkeypatch.setitem(sys.modules, "notebook", types.ModuleType("notebook"))
+        exec(text, space)
+        return METHODS.plugin("cell").code
+
+    cell = "@merge_method('cell', source='me')\ndef cell(v):\n    return v[{}]\n"
+    codes = [defined(cell.format(number)) for number in (0, 1, 0)]
+    assert codes[0] == codes[2] != codes[1]
+    METHODS.registered.pop("cell")
+
+
+def test_the_name_of_a_built_in_method_is_taken():
+    with pytest.raises(ArgumentError, match="'ties' is the name of a built-in merge method"):
+        merge_method("ties", source="test")(lambda vectors: vectors[0])
+
+
+def test_a_package_and_a_script_that_have_the_same_name_are_told(package, monkeypatch):
+    package(0.5)
+    assert METHODS.get("half") and "half" not in METHODS.registered
+    made = merge_method("half", source="test")(lambda vectors: vectors[0])
+    with pytest.raises(RecipeError, match=r"this program and the package halving 1\.0 both have"):
+        METHODS.get("half")
+    assert METHODS.registered.pop("half") is made
+
+
+def test_an_evaluator_of_a_script_is_used_by_name_too():
+    @evaluator("always-right")
+    class AlwaysRight:
+        """Gives every example full marks."""
+
+        def __init__(self, *, mark: float = 1.0):
+            self.mark = mark
+
+    assert make_evaluator("always-right", {"mark": 0.5}).mark == 0.5
+    assert "always-right" not in evaluator_names()
+    assert EVALUATORS.plugin("always-right").package == ""
+    EVALUATORS.registered.pop("always-right")

@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.methods.matrices import matrices_in, matrix_rule
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
@@ -259,16 +259,16 @@ def merge_method(
     in_comparison: Sequence[Mapping[str, Any]] = ({},),
     is_portable: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turn a function into a merge method.
+    """Turn a function into a merge method, known by its name in this process.
 
-    Keyword-only arguments of the function become recipe options, checked by pydantic (`Annotated[float,
-    Field(gt=0)]` works, and `PerTask` gives each task its own value); arguments named `preference` (tuple of
-    floats), `generator` (`CounterGenerator`) or `shape` (the tensor's own) are supplied by the merge. One
-    named `multipliers`, in place of `preference`, gets the preference times the number of tasks, or the
-    coefficients that a recipe gives, which may have any sign. A function that names both gets coefficients
-    where its option `consensus` is `sum`, and then has to read `multipliers` alone. One named `base` gets the
-    base model's values, float32 and of the shape of one task vector, where the form is "tensor" or
-    "elementwise".
+    A package announces it to all others (docs/plugins.md). Keyword-only arguments of the function become
+    recipe options, checked by pydantic (`Annotated[float, Field(gt=0)]` works, and `PerTask` gives each task
+    its own value); arguments named `preference` (tuple of floats), `generator` (`CounterGenerator`) or
+    `shape` (the tensor's own) are supplied by the merge. One named `multipliers`, in place of `preference`,
+    gets the preference times the number of tasks, or the coefficients that a recipe gives, which may have any
+    sign. A function that names both gets coefficients where its option `consensus` is `sum`, and then has to
+    read `multipliers` alone. One named `base` gets the base model's values, float32 and of the shape of one
+    task vector, where the form is "tensor" or "elementwise".
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -298,14 +298,18 @@ def merge_method(
     """
 
     if form not in get_args(Form):
-        raise ValueError(f"{name}: form {form!r} is not one of {', '.join(get_args(Form))}")
+        raise ArgumentError(
+            f"form {form!r} is not one of {', '.join(get_args(Form))}", where=f"method {name}"
+        )
     if not math.isfinite(scaling):
-        raise ValueError(f"{name}: scaling {scaling} is not a finite number")
+        raise ArgumentError(f"scaling {scaling} is not a finite number", where=f"method {name}")
     per_element, of_matrix = (0, held_bytes) if callable(held_bytes) else (held_bytes, None)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if form not in _WITH_BASE and "base" in inspect.signature(function).parameters:
-            raise ValueError(f"{name}: base is for the forms {' and '.join(_WITH_BASE)}, not for {form!r}")
+            raise ArgumentError(
+                f"base is for the forms {' and '.join(_WITH_BASE)}, not for {form!r}", where=f"method {name}"
+            )
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
             source=f"arXiv:{source.arxiv}" if isinstance(source, Paper) else source,
@@ -322,6 +326,7 @@ def merge_method(
             is_portable=is_portable,
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
         )
+        METHODS.register(name, function)
         return function
 
     return register

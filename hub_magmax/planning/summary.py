@@ -200,7 +200,8 @@ def _method(plan: Plan) -> Iterator[Row]:
     ]
     yield "method", ", ".join([f"{lock.method['name']}, scaling {lock.method['scaling']:g}", *options])
     if lock.plugin:
-        yield "plug-in", f"{lock.plugin['package']} {lock.plugin['version']}, code {lock.plugin['code'][:12]}"
+        package = f"{lock.plugin['package']} {lock.plugin['version']}".strip() or "of no package"
+        yield "plug-in", f"{package}, code {lock.plugin['code'][:12]}"
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in lock.preference.weights.items())
     if lock.tasks:
         yield "preference", f"{weights} ({lock.preference.kind})"

@@ -150,7 +150,7 @@ def _prompt_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation is None:
         return
     name = recipe.evaluation.evaluator.name
-    if name not in EVALUATORS.names() or getattr(EVALUATORS.get(name).make, "has_prompts", False):
+    if not EVALUATORS.knows(name) or getattr(EVALUATORS.get(name).make, "has_prompts", False):
         return  # an unknown one is reported with its name
     for part, found in (("tasks", recipe.evaluation.tasks), ("guard", recipe.evaluation.guard)):
         for task, data in found.items():

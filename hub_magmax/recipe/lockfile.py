@@ -177,8 +177,9 @@ class Lock:
         token_rows: Globs over the tensors whose rows are matched by token.
         layers: Of which blocks of which sources the output's stacks of blocks are made, in order; empty where
             they are those of the base model.
-        plugin: `package`, `version` and `code` (a sha256) of a method of another package: changed code is
-            another merge. Empty for a built-in method.
+        plugin: `package`, `version` (both empty for a method that the program itself has registered) and
+            `code` (a sha256) of a method that is not built in: changed code is another merge. Empty for a
+            built-in method.
         is_portable: Whether the merge gives the same bytes on every machine. Where it does not, the bytes are
             those of one processor, device and version of torch, and others give nearly the same numbers.
         versions: Of Python and the packages that wrote the lock. They are for people, and no part of the

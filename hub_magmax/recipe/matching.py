@@ -121,8 +121,15 @@ def with_method_facts(locked: Lock) -> Lock:
 def refuse_missing_plugin(locked: Lock) -> None:
     """Raise MissingDependencyError if the plug-in that `locked` merges by is not installed."""
     name = locked.method["name"]
-    if locked.plugin and name not in METHODS.names():
+    if locked.plugin and not METHODS.knows(name):
         package = Plugin(**locked.plugin)
+        if not package.package:
+            raise MissingDependencyError(
+                f"the merge method {name!r} is of no package: the program that locked it has registered it",
+                where=f"method {name}",
+                hint="Run this in that program, or make a package of the method (docs/plugins.md), lock and "
+                "merge again.",
+            )
         raise MissingDependencyError(
             f"the merge method {name!r} is of the {package}, which is not installed here",
             where=f"plug-in {name}",
@@ -144,15 +151,22 @@ def check_plugin(locked: Lock) -> None:
     methods.get_method(name)
     if (found := METHODS.plugin(name)) != expected:
         is_renamed = found is None or (found.package, found.version) != (expected.package, expected.version)
+        before = f"Install {expected.requirement}" if expected.package else "Make the code"
         raise LockError(
-            f"the lock was made with the {expected}, and here is the {found or 'built-in method'}"
+            f"the lock was made with the {_owner(expected)}, and here is the {_owner(found)}"
             if is_renamed
-            else f"the code of the {expected} is not what it was when the lock was made",
+            else f"the code of the {_owner(expected)} is not what it was when the lock was made",
             where=f"plug-in {name}",
             expected="the same package, version and code, which decide the merged bytes",
-            hint=f"Install {expected.requirement} as it was; or, to merge with this one, lock again with "
-            "`hub-magmax lock` and choose another output.path.",
+            hint=f"{before} as it was; or, to merge with this one, lock again and choose another output.path.",
         )
+
+
+def _owner(plugin: Plugin | None) -> str:
+    """Return in words whose method it is."""
+    if plugin is None:
+        return "built-in method"
+    return str(plugin) if plugin.package else "method of no package"
 
 
 def _method_fits(recipe: Recipe, locked: Lock) -> bool:

@@ -213,6 +213,7 @@ def evaluator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(make: Callable[..., Any]) -> Callable[..., Any]:
         summary = (inspect.getdoc(make) or "").split("\n", 1)[0]
         make.evaluator = EvaluatorKind(name, make, MappingProxyType(options_of(make)), summary)  # type: ignore[attr-defined]
+        EVALUATORS.register(name, make)
         return make
 
     return register
