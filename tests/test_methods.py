@@ -414,7 +414,7 @@ def test_linear_method_that_gives_anything_but_a_number_per_task_is_refused(wron
         return wrong
 
     method = merge_method("strange", source="test", form="linear")(strange).merge_method
-    with pytest.raises(RecipeError, match=r"method strange: the method (returned|failed)"):
+    with pytest.raises(RecipeError, match=r"plug-in strange \(of no package\): the method (returned|failed)"):
         method.coefficients(2, (0.5, 0.5), {})
 
 
@@ -451,7 +451,7 @@ def test_method_that_fails_names_itself_and_the_tensor(monkeypatch):
     method = merge_method("broken", source="test")(broken).merge_method
     monkeypatch.setattr(methods, "get_method", lambda name: method)
     with pytest.raises(
-        RecipeError, match=r"method broken, tensor 'w': the method failed \(ZeroDivisionError"
+        RecipeError, match=r"plug-in broken .*, tensor 'w': the method failed \(ZeroDivisionError"
     ):
         merge_tensors(CASES["two tasks"], method="broken", name="w")
 

@@ -158,7 +158,7 @@ def check_plugin(locked: Lock) -> None:
             else f"the code of the {_owner(expected)} is not what it was when the lock was made",
             where=f"plug-in {name}",
             expected="the same package, version and code, which decide the merged bytes",
-            hint=f"{before} as it was; or, to merge with this one, lock again and choose another output.path.",
+            hint=f"{before} as it was; or, to merge with this one, lock again, and choose another output.",
         )
 
 
