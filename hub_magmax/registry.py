@@ -154,24 +154,18 @@ class Registry:
         Raises:
             RecipeError: If its code cannot be read.
         """
-        point = None if name in self.built_in else self.plugins.get(name)
-        if point is None and (name in self.built_in or name not in self.registered):
+        if name in self.built_in:
             return None
         try:
-            if point is None:
-                return Plugin("", "", _own_code(self.registered[name]))
-            distribution = getattr(point, "dist", None)
-            module = str(getattr(point, "value", "")).partition(":")[0]
-            package = distribution.name if distribution is not None else module.partition(".")[0]
-            version = distribution.version if distribution is not None else ""
-            code = _code_digest(module) if module in sys.modules else ""
+            if name in self.plugins:
+                return _announced(self.plugins[name])
+            return Plugin("", "", _own_code(self.registered[name])) if name in self.registered else None
         except OSError as error:
             raise RecipeError(
                 f"the code of the plug-in with the {self.noun} {name!r} cannot be read ({error.strerror})",
                 where=str(error.filename),
                 hint="Make it readable, or install the package again.",
             ) from error
-        return Plugin(package or "unknown", version, code)
 
     @cached_property
     def plugins(self) -> Mapping[str, Any]:
@@ -202,6 +196,15 @@ class Registry:
             )
         self.registered.pop(name, None)
         return entry
+
+
+def _announced(point: Any) -> Plugin:
+    """Return the package of an entry point, with the digest of its code where it is loaded."""
+    distribution = getattr(point, "dist", None)
+    module = str(getattr(point, "value", "")).partition(":")[0]
+    package = distribution.name if distribution is not None else module.partition(".")[0]
+    version = distribution.version if distribution is not None else ""
+    return Plugin(package or "unknown", version, _code_digest(module) if module in sys.modules else "")
 
 
 def _code_digest(module: str) -> str:
