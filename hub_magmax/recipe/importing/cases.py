@@ -1,20 +1,25 @@
-"""Cases of a configuration: groups of tensors for which every parameter is one value or one gradient."""
+"""Cases of a region: groups of tensors for which every parameter is one value or one gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import permutations, product
 
 from hub_magmax.recipe.importing.configuration import Slice
 from hub_magmax.recipe.importing.mergekit_methods import REQUIRED, MergekitMethod
 from hub_magmax.recipe.importing.parameters import Condition, Value, choices
+from hub_magmax.recipe.importing.regions import Region
 
 #: Index of a model in its slice, None for parameters of all; and the parameter's name.
 Slot = tuple[int | None, str]
 
-#: Cases that are formed without the names of tensors, at most.
-_MAX_CASES = 64
+#: Which of the values of each parameter, in the order in which they are tried.
+Picks = tuple[int, ...]
+
+#: Cases that are told apart, and texts that the names of one hold, at most.
+_MAX_CASES, _MAX_FILTERS = 64, 3
 
 
 @dataclass(frozen=True)
@@ -35,40 +40,43 @@ class Case:
     """Tensors whose parameters are the same, up to gradients.
 
     Attributes:
-        filters: Texts that all of their names hold; cases before this one come first.
         picked: Every parameter of the method.
+        globs: One of them matches each of their names; cases before this one come first.
+        names: Of the tensors, where they are known.
     """
 
-    filters: tuple[str, ...]
     picked: Mapping[Slot, Picked]
-
-    @property
-    def globs(self) -> tuple[str, ...]:
-        """Globs over names, one of which matches; one for all names where there are no filters."""
-        return globs_of(self.filters)
+    globs: tuple[str, ...] = ("*",)
+    names: tuple[str, ...] = ()
 
 
-def cases_of(part: Slice, method: MergekitMethod, names: Sequence[str] = ()) -> tuple[Case, ...] | None:
-    """Return the cases of a slice, in the order in which they are tried; the last one takes what is left.
+def cases_of(region: Region, method: MergekitMethod) -> tuple[Case, ...] | None:
+    """Return the cases of a region, in the order in which they are tried; the last one takes what is left.
 
-    Args:
-        part: The slice.
-        method: Says which parameters there are.
-        names: Of the tensors; cases that none belongs to are left out. None known: all cases.
+    Cases that no tensor belongs to are left out, where names are known.
 
     Returns:
         None where there are too many to be told apart.
     """
-    tried = {slot: _tried(part, slot, default) for slot, default in _slots(part, method)}
-    if names:
-        found = {_of_name(tried, name) for name in names}
+    tried = {slot: _tried(region.part, slot, default) for slot, default in _slots(region.part, method)}
+    picked: dict[Picks, list[str]] = {}
+    if region.names:
+        for name, own in region.names.items():
+            picked.setdefault(_of_name(tried, name, own), []).append(name)
     else:
-        found = _all(tried)
-        if len(found) > _MAX_CASES:
-            return None
-    last = tuple(len(options) - 1 for options in tried.values())
-    order = sorted(found | {last})
-    return tuple(_case(tried, picks) for picks in order)
+        picked = {picks: [] for picks in _all(tried)}
+    if len(picked) > _MAX_CASES:
+        return None
+    order = sorted(picked)
+    found = [_case(tried, picks) for picks in order[:-1]]
+    globs = [globs_of(_filters(one)) for one in found]
+    if region.names and not _tell_apart([*globs, ("*",)], [picked[picks] for picks in order]):
+        globs = [tuple(map(escaped, picked[picks])) for picks in order[:-1]]
+    if not all(globs):
+        return None
+    named = [(*picked[picks],) for picks in order]
+    every = [Case(one.picked, some, own) for one, some, own in zip(found, globs, named, strict=False)]
+    return (*every, Case(_case(tried, order[-1]).picked, names=named[-1]))
 
 
 def _slots(part: Slice, method: MergekitMethod) -> Iterator[tuple[Slot, object]]:
@@ -92,16 +100,21 @@ def _tried(part: Slice, slot: Slot, default: object) -> tuple[Picked, ...]:
     return (*tried, Picked(value))
 
 
-def _of_name(tried: Mapping[Slot, tuple[Picked, ...]], name: str) -> tuple[int, ...]:
+def _of_name(tried: Mapping[Slot, tuple[Picked, ...]], name: str, own: Sequence[str]) -> Picks:
+    """Return what counts for a tensor: models look at its name in themselves."""
     return tuple(
-        next(n for n, one in enumerate(options) if one.condition is None or one.condition.covers(name))
-        for options in tried.values()
+        next(
+            place
+            for place, one in enumerate(options)
+            if one.condition is None or one.condition.covers(name if number is None else own[number])
+        )
+        for (number, _), options in tried.items()
     )
 
 
-def _all(tried: Mapping[Slot, tuple[Picked, ...]]) -> set[tuple[int, ...]]:
+def _all(tried: Mapping[Slot, tuple[Picked, ...]]) -> set[Picks]:
     """Return all combinations, up to one too many."""
-    found: set[tuple[int, ...]] = set()
+    found: set[Picks] = set()
     for picks in product(*(range(len(options)) for options in tried.values())):
         found.add(picks)
         if len(found) > _MAX_CASES:
@@ -109,29 +122,36 @@ def _all(tried: Mapping[Slot, tuple[Picked, ...]]) -> set[tuple[int, ...]]:
     return found
 
 
-def _case(tried: Mapping[Slot, tuple[Picked, ...]], picks: Sequence[int]) -> Case:
-    picked = {slot: options[n] for (slot, options), n in zip(tried.items(), picks, strict=True)}
-    filters = (
-        str(one.condition.filter)
-        for one in picked.values()
-        if one.condition is not None and not one.condition.is_for_all
-    )
-    return Case(_needed(filters), picked)
+def _case(tried: Mapping[Slot, tuple[Picked, ...]], picks: Picks) -> Case:
+    return Case({slot: options[n] for (slot, options), n in zip(tried.items(), picks, strict=True)})
 
 
-def _needed(filters: Iterator[str]) -> tuple[str, ...]:
-    """Return filters without those that another one implies."""
-    found = sorted(set(filters))
+def _filters(case: Case) -> tuple[str, ...]:
+    """Return the texts that all names of a case hold, without those that another one implies."""
+    conditions = (one.condition for one in case.picked.values())
+    found = sorted({str(one.filter) for one in conditions if one is not None and not one.is_for_all})
     return tuple(one for one in found if not any(one in other for other in found if other != one))
+
+
+def _tell_apart(globs: Sequence[Iterable[str]], names: Sequence[Sequence[str]]) -> bool:
+    """Say whether the first case with a glob that matches is the right one, for all names."""
+
+    def first(name: str) -> int:
+        return next(n for n, some in enumerate(globs) if any(fnmatchcase(name, glob) for glob in some))
+
+    return all(first(name) == own for own, of_case in enumerate(names) for name in of_case)
 
 
 def globs_of(filters: Sequence[str]) -> tuple[str, ...]:
     """Return globs, one of which matches a name if and only if it holds all of these texts.
 
-    Texts that overlap in a name are seen for two of them; more than two are taken to stand apart.
+    Texts that overlap in a name are seen for two of them; three are taken to stand apart. For more there are
+    none.
     """
     if not filters:
         return ("*",)
+    if len(filters) > _MAX_FILTERS:
+        return ()
     found = [f"*{'*'.join(map(escaped, order))}*" for order in permutations(filters)]
     if len(filters) == 2:
         for one, other in permutations(filters):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from hub_magmax.recipe.importing.findings import Verdict
+from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum
 from hub_magmax.recipe.importing.readings import LostError, Readings
+
+T = TypeVar("T")
+
+#: Sums that differ from 1 by less are 1.
+_SAME_SUM = 1e-9
+
+#: Where nothing is scaled.
+ONE = constant(1.0)
 
 #: Below this a sum of weights counts as 0, and mergekit divides by 1.
 _ZERO = 1e-8
@@ -16,171 +25,264 @@ _ZERO = 1e-8
 
 @dataclass(frozen=True)
 class Counterpart:
-    """A method of a recipe with its numbers.
+    """How a recipe merges the tensors of a case.
 
     Attributes:
-        method: Name, options and scaling.
-        kind: `weights` or `coefficients`.
+        method: Name of the method.
         numbers: By task.
-        verdict: Of the method as a whole.
+        kind: `weights`, relative to their sum, or `coefficients`.
+        options: Of the method; a `Value`, numbers by task, or a plain value each.
+        scaling: The scaling coefficient.
+        take: In place of all that, the source that the tensors are copied from.
+        verdict: On the method as a whole.
         why: What it does.
-        rules: For `tensors`.
         neutral: Parameters that change nothing.
+        counts_base: Whether the base model is a task too.
     """
 
-    method: Mapping[str, Any]
-    kind: str
-    numbers: Mapping[str, float]
-    verdict: Verdict
-    why: str
-    rules: tuple[Mapping[str, Any], ...] = ()
-    neutral: tuple[str, ...] = ()
+    method: str
+    numbers: Mapping[str, Value] = field(default_factory=dict)
+    kind: str = "weights"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    scaling: Value = ONE
+    take: str | None = None
+    verdict: Verdict = field(default="rounding", compare=False)
+    why: str = field(default="", compare=False)
+    neutral: tuple[str, ...] = field(default=(), compare=False)
+    counts_base: bool = False
 
 
-def counterpart_of(read: Readings) -> Counterpart | None:
-    """Return what computes the same, and note it; None, noted, where nothing does."""
-    maker = _MAKERS.get(read.method)
+#: Makes the counterparts of all cases.
+Maker = Callable[[Sequence[Readings]], list[Counterpart]]
+
+
+def counterparts_of(every: Sequence[Readings]) -> list[Counterpart] | None:
+    """Return how each case is merged, all by one method; None, noted, where nothing computes the same."""
+    first = every[0]
+    maker = _MAKERS.get(first.method)
     try:
         if maker is None:
-            raise read.lost(f"there is no method here that computes what {read.method} does")
-        found = maker(read)
+            raise first.lost(f"there is no method here that computes what {first.method} does")
+        found = maker(every)
     except LostError:
         return None
-    read.notes.add(read.configuration.method_at, found.verdict, found.why)
+    for one in found:
+        first.notes.add(first.configuration.method_at, one.verdict, one.why)
     return found
 
 
-def _linear(read: Readings) -> Counterpart:
-    weights, normalize = read.each("weight"), read.switch("normalize")
-    total = math.fsum(weights.values())
-    sums_to_one = abs(total - 1) <= 1e-9
-    if normalize and abs(total) < _ZERO:
+def _one_by_one(make: Callable[[Readings], T]) -> Callable[[Sequence[Readings]], list[T]]:
+    """Return what makes something of every case; whatever is lost is noted, and raised after all of them."""
+
+    def make_all(every: Sequence[Readings]) -> list[T]:
+        found, lost = [], None
+        for read in every:
+            try:
+                found.append(make(read))
+            except LostError as error:
+                lost = error
+        if lost is not None:
+            raise lost
+        return found
+
+    return make_all
+
+
+# Means and sums.
+
+
+def _linear(every: Sequence[Readings]) -> list[Counterpart]:
+    """Return a mean with shares, a sum with coefficients, or a mean of which the base model is a task too.
+
+    The first form is what people write. Coefficients may have any sign, and may run over the blocks where the
+    weights sum to the same in all of them.
+    """
+    totals = _one_by_one(_total)(every)
+    if None in totals:
+        return _one_by_one(_relative_mean)(every)
+    found = [_sum_of(read, total or 1.0) for read, total in zip(every, totals, strict=True)]
+    shares = [_mean_of(one) for one in found]
+    return [one for one in shares if one is not None] if None not in shares else found
+
+
+def _total(read: Readings) -> float | None:
+    """Return what the weights of `linear` are divided by; None where it differs between blocks."""
+    total, normalize = constant_sum([*read.each("weight").values()]), read.switch("normalize")
+    if not normalize and (total is None or not _is_one(total)):
+        told = "differ between blocks" if total is None else f"sum to {total:g}"
+        raise read.lost(f"weights that {told} scale the base model too", read.place_of("normalize"))
+    if total is not None and abs(total) < _ZERO:
         raise read.lost("weights that sum to 0, where mergekit writes NaN")
-    if not (normalize or sums_to_one):
-        why = f"weights that sum to {total:g} scale the base model too"
-        raise read.lost(why, read.place_of("normalize"))
-    found = _mean(_by_task(read, weights, total), 1.0)
-    return replace(found, neutral=("normalize",) if sums_to_one else ())
+    return total
 
 
-def _mean(numbers: Mapping[str, float], scaling: float) -> Counterpart:
-    """Return a mean of task vectors, or their sum where a number is negative."""
-    total = math.fsum(numbers.values())
-    if total > 0 and min(numbers.values()) >= 0:
-        shares = {task: number / total for task, number in numbers.items()}
-        method = {"name": "average", "scaling": short(scaling * total)}
-        return Counterpart(method, "weights", shares, "rounding", "the weighted mean of the models")
+def _is_one(total: float) -> bool:
+    return abs(total - 1) <= _SAME_SUM
+
+
+def _sum_of(read: Readings, total: float) -> Counterpart:
+    numbers = _by_task(read, read.each("weight"), total)
     why = "the weighted mean of the models, as a sum of task vectors"
-    method = {"name": "task_arithmetic", "scaling": short(scaling)}
-    return Counterpart(method, "coefficients", numbers, "rounding", why)
+    neutral = ("normalize",) if _is_one(total) else ()
+    return Counterpart("task_arithmetic", numbers, "coefficients", why=why, neutral=neutral)
 
 
-def _by_task(read: Readings, weights: Mapping[int, float], divisor: float = 1.0) -> dict[str, float]:
-    """Return the coefficient of every task's vector."""
-    found = dict.fromkeys(read.family.tasks, 0.0)
+def _mean_of(found: Counterpart) -> Counterpart | None:
+    """Return a sum as a mean of the tasks; None where one is subtracted, or differs between blocks."""
+    shares = shares_of(found.numbers)
+    if shares is None or not all(value.is_constant for value in found.numbers.values()):
+        return None
+    numbers = {task: constant(share) for task, share in shares[0].items()}
+    why = "the weighted mean of the models"
+    return Counterpart("average", numbers, scaling=constant(shares[1]), why=why, neutral=found.neutral)
+
+
+def _relative_mean(read: Readings) -> Counterpart:
+    read = replace(read, family=read.family.with_base_as_task())
+    weights = read.each("weight")
+    if min(point for value in weights.values() for point in value.points) < 0:
+        raise read.lost("weights below 0 whose sum differs between blocks", *read.places_of_each("weight"))
+    why = "the weighted mean of the models, divided by the sum of the weights in every block"
+    return Counterpart("average", _by_task(read, weights), why=why, counts_base=True)
+
+
+def _by_task(read: Readings, weights: Mapping[int, Value], divisor: float = 1.0) -> dict[str, Value]:
+    """Return the number of every task."""
+    found = dict.fromkeys(read.family.tasks, constant(0.0))
     for number, weight in weights.items():
-        for task in read.family.parts.get(number, ()):
-            found[task] += weight / divisor
+        for task in read.tasks_of(number):
+            found[task] = _plus(read, found[task], weight.times(1 / divisor))
     return found
+
+
+def _plus(read: Readings, one: Value, other: Value) -> Value:
+    """Return the sum of two values of the same points."""
+    if len(one.points) not in (1, len(other.points)) and len(other.points) != 1:
+        raise read.lost("the same adapter twice, with gradients of different lengths")
+    most = max(len(one.points), len(other.points))
+    shares = [n / (most - 1) if most > 1 else 0.0 for n in range(most)]
+    return Value(tuple(one.at(share) + other.at(share) for share in shares))
 
 
 def _summed(read: Readings) -> Counterpart:
-    weights, normalize, scaling = read.each("weight"), read.switch("normalize"), read.number("lambda")
+    weights, normalize, scaling = read.each("weight"), read.switch("normalize"), read.shared("lambda")
     _check_rescaling(read)
-    total = math.fsum(weights.values())
-    divisor = total if normalize and abs(total) >= _ZERO else 1.0
-    numbers, options = _by_task(read, weights, divisor), _options(read)
+    total = constant_sum([*weights.values()])
+    options = _options(read)
+    is_mean = normalize and (total is None or abs(total) >= _ZERO)
+    if is_mean and total is None:
+        raise read.lost("weights whose sum differs between blocks", read.place_of("normalize"))
+    numbers = _by_task(read, weights, total if is_mean and total else 1.0)
     name = {"dare_linear": "dare"}.get(read.method, read.method)
-    why = "a sum of task vectors" if divisor == 1.0 else "a mean of task vectors"
-    if options.get("density") == 1:
-        why, name, options = f"{why}: nothing is dropped", "task_arithmetic", {}
+    why = "a mean of task vectors" if is_mean else "a sum of task vectors"
     verdict: Verdict = "rounding"
     if name == "dare":
         why += "; mergekit scales what is left to the L1 norm that was there, here by 1/density"
         verdict = "in expectation"
-    method = {"name": name, **options, "scaling": short(scaling)}
-    return Counterpart(method, "coefficients", numbers, verdict, why)
+    return Counterpart(name, numbers, "coefficients", options, scaling, verdict=verdict, why=why)
+
+
+# Elections.
 
 
 def _elected(read: Readings) -> Counterpart:
-    weights, normalize, scaling = read.each("weight"), read.switch("normalize"), read.number("lambda")
+    weights, normalize, scaling = read.each("weight"), read.switch("normalize"), read.shared("lambda")
     _check_rescaling(read)
-    if not normalize:
-        default = "" if read.is_written("normalize") else f" (the default of {read.method})"
-        why = f"normalize: false{default} sums the tasks that agree, where a method here takes their mean"
-        raise read.lost(why, read.place_of("normalize"))
     numbers, options = _by_task(read, weights), _options(read)
-    total = math.fsum(numbers.values())
-    if total <= 0 or min(numbers.values()) < 0:
-        raise read.lost("weights below 0 are no shares of the tasks")
-    shares = {task: number / total for task, number in numbers.items()}
     verdict: Verdict = "in expectation" if read.method == "dare_ties" else "rounding"
-    if options["density"] < 1 and read.method == "ties":
-        more = "one element of a tensor more is kept where density times its size is no whole number"
-        read.notes.add(read.configuration.method_at, "warning", more)
-    method = {"name": read.method, **options, "scaling": short(scaling)}
-    return Counterpart(method, "weights", shares, verdict, "the mean of the tasks that agree in sign")
+    if _keeps_one_more(read, options):
+        read.warn("one element of a tensor more is kept where density times its size is no whole number")
+    if not normalize:
+        options["consensus"] = "sum"
+        why = "the sum of the tasks that agree in sign"
+        why += "" if read.is_written("normalize") else f": {read.method} sums where normalize is left out"
+        return Counterpart(read.method, numbers, "coefficients", options, scaling, verdict=verdict, why=why)
+    points = [point for value in numbers.values() for point in value.points]
+    if min(points, default=0) < 0:
+        raise read.lost("a mean with weights below 0", *read.places_of_each("weight"))
+    if not any(points):
+        raise read.lost("a mean with weights of 0 alone")
+    why = "the mean of the tasks that agree in sign"
+    return Counterpart(read.method, numbers, "weights", options, scaling, verdict=verdict, why=why)
+
+
+def _keeps_one_more(read: Readings, options: Mapping[str, Any]) -> bool:
+    density = options.get("density")
+    return read.method == "ties" and isinstance(density, Value) and min(density.points) < 1
 
 
 def _check_rescaling(read: Readings) -> None:
     """Raise where `rescale` is not what the method here does; only what was dropped is scaled up."""
-    how = read.configuration.method
-    if read.switch("rescale") is not how.shared["rescale"] and "density" in how.each:
+    default = read.configuration.method.shared["rescale"]
+    if read.reads("density") and read.switch("rescale") is not default:
         raise read.lost(f"{read.method} here always does, or never does", read.place_of("rescale"))
 
 
-def _options(read: Readings) -> dict[str, float]:
+def _options(read: Readings) -> dict[str, Any]:
     """Return density and outliers, which are the same for all tasks."""
-    found = {
-        name: _common(read, name) for name in ("density", "gamma") if name in read.configuration.method.each
-    }
-    if "density" in found and found["density"] <= 0:
-        for at in read.places_of_each("density"):
-            read.lost("a density is above 0: nothing would be left", at)
-        raise LostError
+    found = {name: _common(read, name) for name in ("density", "gamma") if read.reads(name)}
+    density = found.get("density", constant(1.0))
+    if min(density.points) <= 0:
+        raise read.lost("a density is above 0: nothing would be left", *read.places_of_each("density"))
     if "density" in found:
-        found["density"] = min(found["density"], 1.0)
+        found["density"] = Value(tuple(min(point, 1.0) for point in density.points)).simplest
     if "gamma" in found:
-        found["outliers"] = short(max(0.0, min(found.pop("gamma"), 1 - found["density"])))
-    return found
+        found["outliers"] = _outliers(read, found.pop("gamma"), found["density"])
+    return dict(found)
 
 
-def _common(read: Readings, name: str) -> float:
+def _outliers(read: Readings, gamma: Value, density: Value) -> Value:
+    """Return gamma as mergekit shortens it: none where all is kept, and never more than what is not."""
+    if not (gamma.is_constant and density.is_constant):
+        raise read.lost("a density or gamma that differs between blocks", *read.places_of_each("gamma"))
+    return constant(max(0.0, min(gamma.first, 1 - density.first)))
+
+
+def _common(read: Readings, name: str) -> Value:
     """Return the one value that a parameter has for all tasks."""
-    own = {value for number, value in read.each(name).items() if read.family.parts[number]}
+    own = {value for number, value in read.each(name).items() if read.tasks_of(number)}
     if len(own) <= 1:
-        return own.pop() if own else 1.0
-    for at in read.places_of_each(name):
-        read.lost(f"a {name} of its own for each model", at)
-    raise LostError
+        return own.pop() if own else constant(1.0)
+    raise read.lost(f"a {name} of its own for each model", *read.places_of_each(name))
+
+
+# Copies.
 
 
 def _copied(read: Readings) -> Counterpart:
-    if len(read.part.inputs) != 1:
-        raise read.lost("passthrough takes one model, also in mergekit", read.part.at)
+    if len(read.region.part.inputs) != 1:
+        raise read.lost("passthrough takes one model, also in mergekit", read.region.part.at)
     condition = read.case.picked[0, "scale"].condition
-    if condition and condition.value.number() != 1:
+    factor = condition and condition.value.in_numbers()
+    if condition and (factor is None or factor.points != (1.0,)):
         raise read.lost("tensors times a factor", condition.at)
-    if not read.family.tasks:
-        method = {"name": "single_task", "scaling": 1.0}
-        rules = ({"match": "*", "take": "base_model"},)
-        return Counterpart(method, "weights", {}, "exact", "a copy, bit for bit", rules)
-    (task,) = read.family.tasks
-    method = {"name": "average", "scaling": 1.0}
-    return Counterpart(method, "weights", {task: 1.0}, "rounding", "the adapter added to its model")
+    tasks = read.tasks_of(0)
+    if tasks and read.family.tasks[tasks[0]] == read.region.part.inputs[0].reference.lora:
+        return Counterpart("average", {tasks[0]: constant(1.0)}, why="the adapter added to its model")
+    take = tasks[0] if tasks else "base_model"
+    return Counterpart("single_task", take=take, verdict="exact", why="copies, bit for bit")
 
 
-_MAKERS: Mapping[str, Callable[[Readings], Counterpart]] = {
+_MAKERS: Mapping[str, Maker] = {
     "linear": _linear,
-    "task_arithmetic": _summed,
-    "dare_linear": _summed,
-    "breadcrumbs": _summed,
-    "ties": _elected,
-    "dare_ties": _elected,
-    "passthrough": _copied,
+    "task_arithmetic": _one_by_one(_summed),
+    "dare_linear": _one_by_one(_summed),
+    "breadcrumbs": _one_by_one(_summed),
+    "ties": _one_by_one(_elected),
+    "dare_ties": _one_by_one(_elected),
+    "passthrough": _one_by_one(_copied),
 }
 
 
 def short(value: float) -> float:
     """Return a number as a person would write it, where nothing is lost that counts."""
     return float(f"{value:.12g}")
+
+
+def shares_of(numbers: Mapping[str, Value]) -> tuple[dict[str, float], float] | None:
+    """Return the shares of tasks outside of the blocks, and their sum; None where they are no shares."""
+    first = {task: value.first for task, value in numbers.items()}
+    total = math.fsum(first.values())
+    if total <= 0 or min(first.values()) < 0:
+        return None
+    return {task: number / total for task, number in first.items()}, total

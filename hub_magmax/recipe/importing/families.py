@@ -1,8 +1,8 @@
-"""Base model and tasks of an imported configuration, and which task each of its models becomes."""
+"""Base model and tasks of an imported configuration, and which tasks each of its models becomes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -24,49 +24,79 @@ class Family:
     Attributes:
         base: The base model.
         tasks: Checkpoints and adapters, by name.
-        parts: By index of a model in the slice, the tasks whose vectors sum to its own; none where it is the
-            base model itself.
+        parts: By model, the tasks whose vectors sum to its own; none where it is the base model itself.
     """
 
     base: Place
     tasks: Mapping[str, Place] = field(default_factory=dict)
-    parts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    parts: Mapping[Reference, tuple[str, ...]] = field(default_factory=dict)
+
+    def with_base_as_task(self) -> Family:
+        """Return the same family with the base model as one more task, the first one."""
+        places = {self.base: None, **dict.fromkeys(self.tasks.values())}
+        names = dict(zip(places, task_names([*places]), strict=True))
+        old = {name: names[place] for name, place in self.tasks.items()}
+        parts = {
+            reference: tuple(old[name] for name in found) or (names[self.base],)
+            for reference, found in self.parts.items()
+        }
+        return Family(self.base, {name: place for place, name in names.items()}, parts)
 
 
-def family_of(part: Slice, method: str, notes: Notes) -> Family | None:
-    """Return base model and tasks of a slice; None, noted, where a recipe has no such family."""
-    base = part.base or _chosen(part, method, notes)
-    if base.lora is not None:
-        notes.lose(part.base_at or part.at, "a base model with an adapter: merge the adapter into it first")
+def family_of(slices: Sequence[Slice], method: str, notes: Notes) -> Family | None:
+    """Return base model and tasks of all slices; None, noted, where a recipe has no such family."""
+    base = _base_of(slices, method, notes)
+    if base is None:
         return None
-    parts = {n: _parts(one.reference, base.model) for n, one in enumerate(part.inputs)}
-    if method not in SUMS and not _are_single(part, parts, method, notes):
+    every = [one for part in slices for one in part.inputs]
+    parts = {one.reference: _parts(one.reference, base.model) for one in every}
+    if method not in SUMS and not _are_single(every, parts, method, notes):
         return None
-    _note_models(part, parts, method, notes)
+    for part in slices:
+        _note_models(part, parts, method, notes)
     places = [*dict.fromkeys(chain.from_iterable(parts.values()))]
     names = dict(zip(places, task_names(places), strict=True))
-    named = {number: tuple(names[place] for place in found) for number, found in parts.items()}
+    named = {reference: tuple(names[place] for place in found) for reference, found in parts.items()}
     return Family(base.model, {name: place for place, name in names.items()}, named)
 
 
-def _are_single(part: Slice, parts: Mapping[int, tuple[Place, ...]], method: str, notes: Notes) -> bool:
+def _base_of(slices: Sequence[Slice], method: str, notes: Notes) -> Reference | None:
+    """Return the one base model of all slices; None, noted, where there is none."""
+    bases = {part.base.plain: part for part in slices if part.base is not None}
+    if len(bases) > 1:
+        for part in slices:
+            notes.lose(part.base_at or part.at, "slices with base models of their own")
+        return None
+    base = next((part.base for part in slices if part.base is not None), None)
+    if base is None:
+        base = _chosen(slices, notes)
+    if base.lora is not None:
+        at = slices[0].base_at or slices[0].at
+        notes.lose(at, "a base model with an adapter: merge the adapter into it first")
+        return None
+    return base
+
+
+def _are_single(
+    every: Sequence[Input], parts: Mapping[Reference, tuple[Place, ...]], method: str, notes: Notes
+) -> bool:
     """Say whether every model is one task; note where one is not."""
-    whole = [part.inputs[number] for number, found in parts.items() if len(found) > 1]
+    whole = [one for one in every if len(parts[one.reference]) > 1]
     for one in whole:
         notes.lose(one.at, f"an adapter on another model than the base model, which {method} takes as one")
     return not whole
 
 
-def _chosen(part: Slice, method: str, notes: Notes) -> Reference:
+def _chosen(slices: Sequence[Slice], notes: Notes) -> Reference:
     """Return the model that plays the base model where none is named."""
-    models = [one.reference.model.plain for one in part.inputs]
-    chosen = Reference(part.inputs[0].reference.model)
-    if len(set(models)) > 1:
+    inputs = [one for part in slices for one in part.inputs]
+    chosen = Reference(inputs[0].reference.model)
+    if len({one.reference.model.plain for one in inputs}) > 1:
         why = (
             f"no base_model is named, so the first model, {chosen.written}, plays it, and gives config and "
             "tokenizer; mergekit takes those of any of the models"
         )
-        notes.add(part.at, "warning", why)
+        notes.add(slices[0].at, "warning", why)
     return chosen
 
 
@@ -76,10 +106,12 @@ def _parts(reference: Reference, base: Place) -> tuple[Place, ...]:
     return (*own, reference.lora) if reference.lora else own
 
 
-def _note_models(part: Slice, parts: Mapping[int, tuple[Place, ...]], method: str, notes: Notes) -> None:
+def _note_models(
+    part: Slice, parts: Mapping[Reference, tuple[Place, ...]], method: str, notes: Notes
+) -> None:
     """Note what every model is."""
-    for number, one in enumerate(part.inputs):
-        _note_model(one, part, parts[number], notes)
+    for one in part.inputs:
+        _note_model(one, part, parts[one.reference], notes)
     if part.base_at is not None:
         is_centre = method in ("nuslerp", "multislerp")
         notes.add(part.base_at, "rounding" if is_centre else "exact", "base_model")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from hub_magmax.recipe.importing.references import Place
-
-#: The number of a block in the name of a tensor.
-_BLOCK = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,3 @@ class Unseen:
 
     def written(self, place: Place) -> str:
         return place.written
-
-
-def block_of(name: str) -> int | None:
-    """Return the number of the block that a tensor belongs to; None outside the blocks."""
-    found = _BLOCK.search(name)
-    return int(found[1]) if found else None

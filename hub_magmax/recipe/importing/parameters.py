@@ -11,6 +11,9 @@ from typing import Any
 from hub_magmax.recipe.importing.marked import Marked
 from hub_magmax.text import shown
 
+#: Numbers that differ by less are the same.
+_SAME = 1e-12
+
 #: A filter that every name passes.
 EVERYTHING = "*"
 
@@ -30,14 +33,45 @@ class Value:
         """The value of embedding, final norm and head."""
         return self.points[0]
 
-    def number(self) -> float | None:
-        """Return the constant as a number; None where it is none."""
-        return as_number(self.first) if self.is_constant else None
-
-    def numbers(self) -> tuple[float, ...] | None:
-        """Return all points as numbers; None where one is none."""
+    def in_numbers(self) -> Value | None:
+        """Return the same with every point a number; None where one is none."""
         found = [as_number(point) for point in self.points]
-        return None if None in found else tuple(float(point or 0.0) for point in found)
+        return None if None in found else Value(tuple(found)).simplest
+
+    @property
+    def simplest(self) -> Value:
+        """The same, with one point where all are equal."""
+        return Value(self.points[:1]) if self.is_constant else self
+
+    @property
+    def outside(self) -> Value:
+        """The value outside of the blocks."""
+        return Value(self.points[:1])
+
+    def times(self, factor: float) -> Value:
+        """Return all points, which are numbers, multiplied by a factor."""
+        return Value(tuple(point * factor for point in self.points))
+
+    def at(self, share: float) -> float:
+        """Return the number at a share of the way from the first block to the last one."""
+        place = share * (len(self.points) - 1)
+        lower = min(int(place), max(len(self.points) - 2, 0))
+        rest = place - lower
+        upper = self.points[lower + bool(rest)]
+        return float((1 - rest) * self.points[lower] + rest * upper) if rest else float(self.points[lower])
+
+
+def constant(number: float) -> Value:
+    """Return the value that is one number everywhere."""
+    return Value((float(number),))
+
+
+def constant_sum(values: Sequence[Value]) -> float | None:
+    """Return what values sum to in every block; None where that differs."""
+    lasts = {len(one.points) - 1 for one in values} - {0}
+    shares = {0.0, *(n / last for last in lasts for n in range(last + 1))}
+    sums = [math.fsum(one.at(share) for one in values) for share in sorted(shares)]
+    return sums[0] if max(sums) - min(sums) <= _SAME * max(1.0, *map(abs, sums)) else None
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hub_magmax.recipe.importing.cases import Case, Picked
-from hub_magmax.recipe.importing.configuration import Configuration, Slice
+from hub_magmax.recipe.importing.configuration import Configuration
 from hub_magmax.recipe.importing.families import Family
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
-from hub_magmax.recipe.importing.parameters import as_switch
+from hub_magmax.recipe.importing.parameters import Value, as_switch, constant
+from hub_magmax.recipe.importing.regions import Region
 from hub_magmax.text import shown
 
 
@@ -23,14 +25,14 @@ class Readings:
 
     Attributes:
         configuration: What was read.
-        part: The slice.
+        region: Where the tensors come from.
         case: The tensors.
         family: Base model and tasks.
         notes: Where verdicts go.
     """
 
     configuration: Configuration
-    part: Slice
+    region: Region
     case: Case
     family: Family
     notes: Notes
@@ -39,10 +41,15 @@ class Readings:
     def method(self) -> str:
         return self.configuration.method_name
 
-    def lost(self, why: str, at: Marked | None = None) -> LostError:
+    def lost(self, why: str, *places: Marked) -> LostError:
         """Note that something has no counterpart, by default the method; return what ends the reading."""
-        self.notes.lose(at or self.configuration.method_at, why)
+        for at in places or (self.configuration.method_at,):
+            self.notes.lose(at, why)
         return LostError(why)
+
+    def warn(self, why: str) -> None:
+        """Note something about the method."""
+        self.notes.add(self.configuration.method_at, "warning", why)
 
     def place_of(self, name: str) -> Marked:
         """Return where a shared parameter stands, or else the method, whose default counts."""
@@ -57,6 +64,11 @@ class Readings:
     def is_written(self, name: str) -> bool:
         return self.case.picked[None, name].condition is not None
 
+    def reads(self, name: str) -> bool:
+        """Say whether the method has a parameter."""
+        how = self.configuration.method
+        return name in how.each or name in how.shared
+
     def switch(self, name: str) -> bool:
         """Return a shared parameter that is true or false.
 
@@ -69,16 +81,27 @@ class Readings:
             raise self.lost("neither true nor false", self.place_of(name))
         return found
 
-    def number(self, name: str) -> float:
-        """Return a shared parameter that is one number.
+    def shared(self, name: str) -> Value:
+        """Return a shared parameter in numbers.
 
         Raises:
             LostError: If it is missing, or no number.
         """
-        return self._number(name, self.case.picked[None, name], self.configuration.method_at)
+        return self._numbers(name, self.case.picked[None, name], self.configuration.method_at)
 
-    def each(self, name: str) -> dict[int, float]:
-        """Return a parameter of every model that has it, by the model's index.
+    def number(self, name: str) -> float:
+        """Return a shared parameter that is one number.
+
+        Raises:
+            LostError: If it is missing, no number, or differs between blocks.
+        """
+        found = self.shared(name)
+        if not found.is_constant:
+            raise self.lost(f"a {name} that differs between blocks", self.place_of(name))
+        return float(found.first)
+
+    def each(self, name: str) -> dict[int, Value]:
+        """Return a parameter of every model that has it, in numbers, by the model's index.
 
         Raises:
             LostError: If one is missing, or no number.
@@ -87,20 +110,42 @@ class Readings:
         for (number, slot), picked in self.case.picked.items():
             if slot == name and number is not None:
                 try:
-                    found[number] = self._number(name, picked, self.part.inputs[number].at)
+                    found[number] = self._numbers(name, picked, self.region.part.inputs[number].at)
                 except LostError as error:  # after all of them: whatever is lost is noted
                     lost = error
         if lost is not None:
             raise lost
         return found
 
-    def _number(self, name: str, picked: Picked, owner: Marked) -> float:
+    def each_by_task(self, name: str) -> dict[str, Value]:
+        """Return a parameter of models by task, of those that are one.
+
+        Raises:
+            LostError: If one is missing, or no number.
+        """
+        tasks = {number: self.tasks_of(number) for number in range(len(self.region.part.inputs))}
+        return {tasks[n][0]: value for n, value in self.each(name).items() if len(tasks[n]) == 1}
+
+    def tasks_of(self, number: int) -> tuple[str, ...]:
+        """Return the tasks whose vectors sum to that of a model."""
+        return self.family.parts[self.region.part.inputs[number].reference]
+
+    def numbers(self) -> Iterable[int]:
+        """Return the indices of the models that are not the base model."""
+        return (n for n, one in enumerate(self.region.part.inputs) if not one.is_base)
+
+    def _numbers(self, name: str, picked: Picked, owner: Marked) -> Value:
         if picked.value is None:
             raise self.lost(f"no {name}, which {self.method} needs, also in mergekit", owner)
-        found = picked.value.number()
-        if found is not None:
-            return found
-        at = picked.condition.at if picked.condition else owner
-        if picked.value.numbers() is not None:
-            raise self.lost(f"a {name} that differs between blocks", at)
-        raise self.lost(f"{shown(picked.value.first)} is no number", at)
+        found = picked.value.in_numbers()
+        if found is None:
+            at = picked.condition.at if picked.condition else owner
+            wrong = next(point for point in picked.value.points if constant_of(point) is None)
+            raise self.lost(f"{shown(wrong)} is no number", at)
+        return found.outside if self.region.is_outside else found
+
+
+def constant_of(point: object) -> Value | None:
+    """Return a point as a value; None where it is no number."""
+    found = Value((point,)).in_numbers()
+    return None if found is None else constant(found.first)

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from hub_magmax.recipe.importing.cases import Case, cases_of
-from hub_magmax.recipe.importing.configuration import Configuration, Slice, places_of
-from hub_magmax.recipe.importing.counterparts import Counterpart, counterpart_of, short
+from hub_magmax.recipe.importing.configuration import Configuration, places_of
+from hub_magmax.recipe.importing.counterparts import counterparts_of
+from hub_magmax.recipe.importing.emission import Merged, NamesNeededError, NoSharesError, method_and_rules
 from hub_magmax.recipe.importing.families import Family, family_of
 from hub_magmax.recipe.importing.findings import Finding, Notes, Verdict, worst
-from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
+from hub_magmax.recipe.importing.model_facts import Models
 from hub_magmax.recipe.importing.output_keys import OutputReader, tokenizer_of
 from hub_magmax.recipe.importing.readings import Readings
+from hub_magmax.recipe.importing.regions import Layout, Region, layout_of
 from hub_magmax.recipe.importing.verdicts import judge
 
 
@@ -55,91 +57,84 @@ class _Translator:
     def __init__(self, configuration: Configuration, models: Models, notes: Notes) -> None:
         self._config, self._models, self._notes = configuration, models, notes
         found = {
-            name: [self._models.facts(place) for place in reference.places]
+            name: [models.facts(place) for place in reference.places]
             for name, reference in places_of(configuration).items()
         }
-        self._facts: dict[str, ModelFacts] = {
-            name: facts[0] for name, facts in found.items() if facts[0] is not None
-        }
+        self._facts = {name: facts[0] for name, facts in found.items() if facts[0] is not None}
 
     def recipe(self) -> dict[str, Any] | None:
-        part = self._whole()
-        if part is None:
+        layout = layout_of(self._config, self._facts, self._notes)
+        self._check_blocks(layout)
+        family = family_of(self._config.slices, self._config.method_name, self._notes)
+        cases = [cases_of(region, self._config.method) for region in layout.regions]
+        if None in cases or family is None:
+            why = "too many filters to tell their tensors apart by name"
+            self._notes.lose(self._config.method_at, why) if family else None
             return None
-        facts = self._facts_of(part)
-        cases = cases_of(part, self._config.method, facts.names if facts else ())
-        if cases is None:
-            self._notes.lose(self._config.method_at, "too many filters to tell their tensors apart by name")
+        found = self._counterparts([*zip(layout.regions, cases, strict=True)], family)
+        output = self._output(family)
+        if found is None or not self._notes.is_whole:
             return None
-        family = family_of(part, self._config.method_name, self._notes)
-        how = self._counterpart(part, cases, family) if family else None
-        judge(self._config, [(part, cases)], self._notes, how.neutral if how else ())
-        output = self._output(part, family)
-        if family is None or how is None or not self._notes.is_whole:
+        return self._written(found, family, output)
+
+    def _check_blocks(self, layout: Layout) -> None:
+        if not layout.is_stacked:
+            return
+        for one in (one for part in self._config.slices for one in part.inputs):
+            if one.blocks_at is not None:
+                facts = self._facts.get(one.reference.written)
+                known = facts.num_blocks if facts else None
+                told = f"a part of {known} blocks" if known else "blocks of a model that could not be read"
+                self._notes.lose(one.blocks_at, f"{told}: blocks are not put together here")
+
+    def _counterparts(
+        self, regions: Sequence[tuple[Region, Sequence[Case]]], family: Family
+    ) -> list[Merged] | None:
+        """Return what merges each case of each region, and note a verdict on every parameter."""
+        every = [
+            Readings(self._config, region, case, family, self._notes)
+            for region, cases in regions
+            for case in cases
+        ]
+        found = counterparts_of(every)
+        neutral = found[0].neutral if found else ()
+        judge(self._config, [read.case for read in every], self._notes, neutral)
+        if found is None:
             return None
-        return self._written(family, how, output)
+        rest = iter(found)
+        return [(region, [(case, next(rest)) for case in cases]) for region, cases in regions]
 
-    def _facts_of(self, part: Slice) -> ModelFacts | None:
-        """Return what is known of a model of a slice whose names all have."""
-        known = (self._facts.get(one.reference.written) for one in part.inputs)
-        return next((facts for facts in known if facts is not None), None)
-
-    def _whole(self) -> Slice | None:
-        """Return the one slice, if it has all blocks of all models."""
-        part, *others = self._config.slices
-        if others:
-            for other in self._config.slices:
-                self._notes.lose(other.at, "blocks of models are not put together here")
-            return None
-        for one in part.inputs:
-            if one.blocks_at is None or one.blocks is None:
-                continue
-            facts = self._facts.get(one.reference.written)
-            count = facts.num_blocks if facts else None
-            if count is None:
-                why = f"the number of blocks of {one.reference.written} could not be read, so that these may "
-                self._notes.lose(one.blocks_at, f"{why}be a part of them")
-            elif one.blocks == (0, count):
-                self._notes.add(
-                    one.blocks_at, "exact", f"all {count} blocks, as if the model was named alone"
-                )
-            else:
-                self._notes.lose(one.blocks_at, f"a part of {count} blocks: blocks are not put together here")
-        return part
-
-    def _counterpart(self, part: Slice, cases: Sequence[Case], family: Family) -> Counterpart | None:
-        if len(cases) == 1:
-            return counterpart_of(Readings(self._config, part, cases[0], family, self._notes))
-        for case in cases:
-            for (_, name), picked in case.picked.items():
-                if picked.condition is not None and picked.condition.filter is not None:
-                    self._notes.lose(picked.condition.at, f"a {name} that differs between tensors")
-        return None
-
-    def _output(self, part: Slice, family: Family | None) -> dict[str, Any]:
-        merged = {
-            name: self._facts[name] for one in part.inputs if (name := one.reference.written) in self._facts
-        }
+    def _output(self, family: Family) -> dict[str, Any]:
         is_copy = self._config.method_name == "passthrough"
-        base = self._models.facts(family.base) if family else None
-        facts = [self._facts.get(one.reference.written) for one in part.inputs]
-        tokenizer_of(self._config, facts, self._notes)
+        base = self._models.facts(family.base)
+        inputs = {one.reference.written for part in self._config.slices for one in part.inputs}
+        tokenizer_of(self._config, [self._facts.get(name) for name in sorted(inputs)], self._notes)
+        merged = {name: facts for name, facts in self._facts.items() if name in inputs}
         reader = OutputReader(self._config, merged, self._notes, is_copy)
         return reader.output(base.dtypes.values() if base else ())
 
-    def _written(self, family: Family, how: Counterpart, output: Mapping[str, Any]) -> dict[str, Any]:
-        written = self._models.written
-        tasks = {name: written(place) for name, place in family.tasks.items()}
-        found: dict[str, Any] = {
+    def _written(
+        self, merged: Sequence[Merged], family: Family, output: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Return the recipe; None, noted, where it cannot say this."""
+        if any(found.counts_base for _, cases in merged for _, found in cases):
+            family = family.with_base_as_task()
+        tasks = {name: self._models.written(place) for name, place in family.tasks.items()}
+        base = self._models.written(family.base)
+        try:
+            how = method_and_rules(merged)
+        except NoSharesError:
+            why = "weights that sum to 0 in embedding, final norm or head, where mergekit divides by 1"
+            self._notes.lose(self._config.method_at, why)
+            return None
+        except NamesNeededError:
+            why = "other numbers before the blocks than after them, where no names of tensors could be read"
+            self._notes.lose(self._config.method_at, why)
+            return None
+        return {
             "schema": 1,
-            "base_model": written(family.base),
-            "tasks": [{"name": name, "model": model} for name, model in tasks.items()],
-            "method": dict(how.method),
+            "base_model": base,
+            "tasks": [{"name": name, "model": model} for name, model in (tasks or {"copy": base}).items()],
+            **how,
+            "output": {"path": "merged", **output},
         }
-        if not tasks:
-            found["tasks"] = [{"name": "copy", "model": written(family.base)}]
-        if how.numbers:
-            found["preference"] = {how.kind: {name: short(number) for name, number in how.numbers.items()}}
-        if how.rules:
-            found["tensors"] = [dict(rule) for rule in how.rules]
-        return found | {"output": {"path": "merged", **output}}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hub_magmax.errors import KeyPath
 from hub_magmax.recipe.importing.cases import Case
-from hub_magmax.recipe.importing.configuration import Configuration, Slice
+from hub_magmax.recipe.importing.configuration import Configuration
 from hub_magmax.recipe.importing.findings import Notes, Verdict
 from hub_magmax.recipe.importing.mergekit_methods import MERGEKIT_METHODS, SWITCHES
 from hub_magmax.recipe.importing.parameters import (
@@ -33,7 +33,7 @@ _MEANINGS = {
 
 def judge(
     configuration: Configuration,
-    cases: Sequence[tuple[Slice, Sequence[Case]]],
+    cases: Sequence[Case],
     notes: Notes,
     neutral: Sequence[str] = (),
 ) -> None:
@@ -41,13 +41,13 @@ def judge(
 
     Args:
         configuration: What was read.
-        cases: Of each slice.
+        cases: Of all regions.
         notes: Where they go.
         neutral: Parameters whose value changes nothing here.
     """
     method = MERGEKIT_METHODS[configuration.method_name]
-    every = [case for _, found in cases for case in found]
-    of_one = _Judge(configuration.method_name, _used(every), _idle_gammas(every), tuple(neutral), notes)
+    idle = _idle_gammas(cases)
+    of_one = _Judge(configuration.method_name, _used(cases), idle, tuple(neutral), notes)
     for name in {**method.each, **method.shared}:
         for setting in _written(configuration, name):
             of_one.setting(name, setting)
@@ -66,7 +66,7 @@ def _idle_gammas(cases: Sequence[Case]) -> frozenset[KeyPath]:
         for (number, name), picked in case.picked.items():
             if name == "gamma" and picked.condition is not None:
                 density = case.picked[number, "density"].value
-                is_idle = density is not None and min(density.numbers() or (0.0,)) >= 1
+                is_idle = density is not None and _is_whole(density)
                 found[picked.condition.at.path] = is_idle and found.get(picked.condition.at.path, True)
     return frozenset(path for path, is_idle in found.items() if is_idle)
 
@@ -150,4 +150,9 @@ class _Judge:
             return "changes nothing here"
         if name in SWITCHES and value.is_constant and as_switch(value.first) is default:
             return f"the default of {self._name}"
-        return "nothing is dropped" if name == "density" and (value.number() or 0) >= 1 else ""
+        return "nothing is dropped" if name == "density" and _is_whole(value) else ""
+
+
+def _is_whole(density: Value) -> bool:
+    numbers = density.in_numbers()
+    return numbers is not None and min(numbers.points) >= 1
