@@ -129,6 +129,14 @@ def test_a_planted_fault_is_named_where_only_a_part_is_looked_at(tmp_path, chang
     assert words in found.table()
 
 
+def test_a_task_that_the_recipe_calls_the_base_model_is_no_fault(tmp_path):
+    write(tmp_path)
+    values = {"schema": 1, "base_model": "./base", "method": "average"}
+    values["tasks"] = [{"name": "same", "model": "./base"}, {"name": "a", "model": "./a"}]
+    found = plan(parse_recipe(values, folder=tmp_path)).findings
+    assert [(one.rule, one.is_fault) for one in found if one.task == "same"] == [("unchanged", False)]
+
+
 def test_a_task_vector_times_a_hundred_is_named(tmp_path):
     def longer(others):
         return {

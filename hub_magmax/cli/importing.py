@@ -1,4 +1,4 @@
-"""The verb that imports configurations of other tools."""
+"""The verb that imports configurations of other tools, and makes what was published from them again."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ import click
 
 from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import from_cache_option
-from hub_magmax.cli.terminal import ERROR, Answer, verb
+from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, verb
 
 if TYPE_CHECKING:
+    from hub_magmax.fleet.reproducing import Reproduction
     from hub_magmax.recipe.importing.findings import Finding, Verdict
     from hub_magmax.recipe.importing.translation import Imported
+    from hub_magmax.recipe.schema import Recipe
 
 #: Verdicts as people read them.
 _WORDS = {"rounding": "up to rounding"}
 
-#: Characters of a line that are shown.
-_MOST = 44
+#: Characters of a line that are shown, and tensors.
+_MOST, _MOST_TENSORS = 44, 40
+
+#: Bytes of a file of a merge that is only compared.
+_SHARD_BYTES = 10**9
 
 
 @verb
 @click.argument("source", metavar="FILE|REPO")
-@click.option("--out", type=FilePath(), default=Path("recipe.yaml"), show_default=True, help="File to write.")
+@click.option("--out", type=FilePath(), help="File to write; recipe.yaml.")
 @click.option(
     "--without",
     multiple=True,
     metavar="KEY",
-    help="Go on without a key of FILE, such as models.0.parameters.scale; can be repeated.",
+    help="Go on without a key of FILE, such as tokenizer.pad_to_multiple_of; can be repeated.",
 )
 @click.option(
     "--from",
@@ -40,24 +45,32 @@ _MOST = 44
     default=Path(),
     help="Where relative paths in FILE start; the current folder.",
 )
+@click.option("--check", is_flag=True, help="Merge again, and compare with the published weights.")
+@click.option("--against", metavar="MODEL", help="With --check: whose weights these are; those of REPO.")
 @from_cache_option
-def import_(source: str, out: Path, without: tuple[str, ...], folder: Path) -> Answer:
+def import_(
+    source: str, out: Path | None, without: tuple[str, ...], folder: Path, check: bool, against: str | None
+) -> Answer:
     """Write the recipe that a mergekit configuration stands for.
 
     FILE is such a configuration, a model card that shows one, or a merged folder that holds one; REPO is a
     model on the Hub. What becomes of it is said line by line. Where a line that decides the weights has no
-    counterpart, nothing is written.
+    counterpart, nothing is written. With --check nothing is written without --out, and the exit code is 3 if
+    the weights differ.
 
     \b
-    Example:
+    Examples:
       hub-magmax import mergekit_config.yml --out imported.yaml
+      hub-magmax import theirs --check
     """
     from hub_magmax.checkpoints.foreign_texts import read_foreign
     from hub_magmax.checkpoints.model_facts import CheckpointFacts
     from hub_magmax.recipe.importing.mergekit_files import import_mergekit
 
     found = read_foreign(source, sys.stdin.buffer)
-    models = CheckpointFacts(folder, out.parent)
+    out = out or (None if check else Path("recipe.yaml"))
+    here = out.parent if out else folder
+    models = CheckpointFacts(folder, here)
     imported = import_mergekit(found.text, found.name, models, without)
     values: dict[str, Any] = {
         "source": found.name,
@@ -73,9 +86,17 @@ def import_(source: str, out: Path, without: tuple[str, ...], folder: Path) -> A
     if imported.recipe is None:
         lines.append(_refusal(found.name, imported.findings))
         return Answer(values, "\n".join(lines), ERROR)
-    _write(imported, found.name, out)
-    lines.append(f"wrote {out}: {_told(imported.verdict)}; `hub-magmax plan {out}` reads its checkpoints")
-    return Answer(values | {"written": str(out)}, "\n".join(lines))
+    recipe = _checked(imported, here, out or Path("recipe"))
+    if out is not None:
+        _write(imported, found.name, out)
+        lines.append(f"wrote {out}: {_told(imported.verdict)}; `hub-magmax plan {out}` reads its checkpoints")
+        values["written"] = str(out)
+    if not check:
+        return Answer(values, "\n".join(lines))
+    made = _made_again(imported, recipe, against or source)
+    differs = made.verdict == "differs"
+    lines = [*lines, *_comparison(made, against or source)]
+    return Answer(values | {"check": made.to_dict()}, "\n".join(lines), REGRESSED if differs else 0)
 
 
 def _table(findings: Sequence[Finding]) -> Iterable[str]:
@@ -102,24 +123,71 @@ def _refusal(name: str, findings: Sequence[Finding]) -> str:
     return f"{name}: nothing was written, for {count} line(s) are not representable{hint}"
 
 
+def _checked(imported: Imported, folder: Path, where: Path) -> Recipe:
+    from hub_magmax.recipe.loading import parse_recipe
+
+    return parse_recipe(dict(imported.recipe or {}), folder=folder, where=str(where))
+
+
 def _write(imported: Imported, name: str, out: Path) -> None:
-    """Write the recipe, with what a reader of it has to know, and check it."""
+    """Write the recipe, with what a reader of it has to know."""
     import yaml
 
     from hub_magmax.errors import OutputError
     from hub_magmax.files import write_text
-    from hub_magmax.recipe.loading import parse_recipe
     from hub_magmax.text import one_line
 
-    assert imported.recipe is not None
-    parse_recipe(dict(imported.recipe), folder=out.parent, where=str(out))
     if out.exists():
-        raise OutputError(
-            "there is such a file already", where=str(out), hint="Name another one: --out FILE."
-        )
+        hint = "Name another one: --out FILE."
+        raise OutputError("there is such a file already", where=str(out), hint=hint)
     told = [f"Imported from {one_line(Path(name).name)}: {_told(imported.verdict)}."]
     told += [f"Line {f.line}: {one_line(f.why)}." for f in imported.findings if f.verdict == "warning"]
     body = yaml.safe_dump(
-        dict(imported.recipe), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+        dict(imported.recipe or {}), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
     )
     write_text(out, "".join(f"# {line}\n" for line in told) + body)
+
+
+def _made_again(imported: Imported, recipe: Recipe, model: str) -> Reproduction:
+    """Merge again, file by file, and compare with a published model."""
+    from contextlib import closing
+    from tempfile import TemporaryDirectory
+
+    from hub_magmax.checkpoints.opening import open_model
+    from hub_magmax.checkpoints.source_cache import SourceCache
+    from hub_magmax.fleet.reproducing import reproduce
+    from hub_magmax.pipeline import plan
+    from hub_magmax.recipe.loading import updated
+
+    recipe = updated(recipe, {"output": recipe.to_dict()["output"] | {"shard_size": _SHARD_BYTES}})
+    cache = SourceCache()
+    planned = plan(recipe, cache=cache)
+    with (
+        closing(open_model(model, None)) as published,
+        TemporaryDirectory(prefix="hub_magmax_import_") as temporary,
+        progress(planned.progress_bytes, "merging") as advance,
+    ):
+        return reproduce(
+            planned,
+            published,
+            Path(temporary),
+            precision=imported.precision,
+            draws=imported.draws,
+            progress=advance,
+            cache=cache,
+        )
+
+
+def _comparison(made: Reproduction, model: str) -> Iterable[str]:
+    """Yield what the comparison with a published model shows: tensors that are not the same bits first."""
+    other = [one for one in made.tensors if one.verdict != "same bits"]
+    shown = sorted(other, key=lambda one: (one.verdict != "differs", -one.largest))[:_MOST_TENSORS]
+    width = max((len(one.name) for one in shown), default=0)
+    for one in shown:
+        count = f"{one.num_different:,} of {one.num_elements:,} elements, by {one.largest:.3g} at most"
+        yield f"{one.name:<{width}}  {one.verdict:<15}  {one.problem or count}"
+    if len(other) > len(shown):
+        yield f"and {len(other) - len(shown):,} more that are not the same bits"
+    yield from made.remarks
+    same = len(made.tensors) - len(other)
+    yield f"{model}: {made.verdict}, {same:,} of {len(made.tensors):,} tensors bit for bit"

@@ -55,6 +55,7 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
         with suppress(CheckpointError, SourceError):  # the merge stops there, and says more
             seen = (*_empty_adapters(plan, here, cache), *_seen(plan, opened, here))
             findings += tuple(one for one in seen if (one.rule, one.task) not in told)
+    findings = tuple(_as_meant(finding, plan.lock) for finding in findings)
     unseen = tuple(task for task in plan.lock.tasks if task not in (*here, *plan.unread))
     return replace(plan, findings=findings, unseen=unseen, in_spite_of=tuple(in_spite_of))
 
@@ -62,6 +63,14 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
 def _counts(task: str, plan: Plan) -> bool:
     """Say whether a task is merged with others: one that a stack of layers is taken from may be any model."""
     return task not in plan.unread and (bool(plan.merged) or not plan.lock.layers)
+
+
+def _as_meant(found: Finding, lock: Lock) -> Finding:
+    """Return a finding; a task that the recipe gives the base model's own name is no fault."""
+    own = lock.tasks.get(found.task)
+    if found.rule != "unchanged" or own is None or own.reference != lock.base_model.reference:
+        return found
+    return replace(found, text=f"{found.task} is the base model, as the recipe says", is_fault=False)
 
 
 def _looked_at(plan: Plan) -> tuple[str, ...]:

@@ -253,8 +253,8 @@ def _copied(read: Readings) -> Counterpart:
     if len(read.region.part.inputs) != 1:
         raise read.lost("passthrough takes one model, also in mergekit", read.region.part.at)
     condition = read.case.picked[0, "scale"].condition
-    factor = condition and condition.value.in_numbers()
-    if condition and (factor is None or factor.points != (1.0,)):
+    factor = condition.value.in_numbers() if condition else ONE
+    if condition and factor != ONE:
         raise read.lost("tensors times a factor", condition.at)
     tasks = read.tasks_of(0)
     if tasks and read.family.tasks[tasks[0]] == read.region.part.inputs[0].reference.lora:

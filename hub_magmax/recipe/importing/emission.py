@@ -128,7 +128,8 @@ def _differing(found: Counterpart, default: Counterpart, *, over_layers: bool) -
     """Return the values of a rule that are not those of the recipe; the scaling where all of them are."""
     values, usual = _written(found, over_layers=over_layers), _written(_outside(default), over_layers=False)
     options = {key: value for key, value in values["options"].items() if usual["options"].get(key) != value}
-    kept = {key: values[key] for key in ("weights", "coefficients", "scaling") if key in values}
+    names = ("weights", "coefficients", "scaling")
+    kept: dict[str, Any] = {key: values[key] for key in names if key in values}
     kept = {key: value for key, value in kept.items() if usual.get(key) != value}
     kept |= {"options": options} if options else {}
     return kept or {"scaling": values["scaling"]}

@@ -10,6 +10,7 @@ from hub_magmax.recipe.importing.configuration import Configuration, places_of, 
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked, read_documents
 from hub_magmax.recipe.importing.model_facts import Models
+from hub_magmax.recipe.importing.output_keys import working_dtype
 from hub_magmax.recipe.importing.translation import Imported, translate
 from hub_magmax.text import listed, shown
 
@@ -116,8 +117,13 @@ def import_mergekit(text: str, where: str, models: Models, without: Sequence[str
     if configuration is None:
         return Imported(notes.sorted(), None)
     recipe = translate(configuration, models, notes)
-    remarks = tuple(_flags(configuration))
-    return Imported(notes.sorted(), recipe if notes.is_whole else None, remarks)
+    return Imported(
+        notes.sorted(),
+        recipe if notes.is_whole else None,
+        tuple(_flags(configuration)),
+        configuration.method.is_random,
+        working_dtype(configuration, models),
+    )
 
 
 def _flags(configuration: Configuration) -> Iterator[str]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hub_magmax.recipe.importing.configuration import Configuration
+from hub_magmax.recipe.importing.configuration import Configuration, places_of
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
-from hub_magmax.recipe.importing.model_facts import ModelFacts
+from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
 from hub_magmax.text import shown
 
 #: dtypes of mergekit that recipes have, and how safetensors writes them.
@@ -92,6 +92,23 @@ class OutputReader:
         if at is not None:
             why = "no weights: set it in the tokenizer of the merged folder"
             self.notes.add(at, "warning", why)
+
+
+#: Methods that mergekit computes in float32, whatever the models hold.
+_IN_FULL = ("linear", "slerp")
+
+
+def working_dtype(configuration: Configuration, models: Models) -> str:
+    """Return the dtype in which mergekit computes, as safetensors writes it."""
+    at = configuration.top.get("dtype")
+    if at is not None:
+        return _DTYPES.get(str(at.plain()).removeprefix("torch."), "F32")
+    facts = [models.facts(reference.model) for reference in places_of(configuration).values()]
+    inputs = {dtype for one in facts if one is not None for dtype in one.dtypes.values()} & {
+        *_DTYPES.values()
+    }
+    is_half = len(inputs) == 1 and configuration.method_name not in _IN_FULL
+    return inputs.pop() if is_half else "F32"
 
 
 def tokenizer_of(configuration: Configuration, facts: Sequence[ModelFacts | None], notes: Notes) -> None:

@@ -27,11 +27,15 @@ class Imported:
         findings: By line.
         recipe: Plain values; None where something that decides the weights has no counterpart.
         remarks: What changes the result, and does not stand in the file.
+        draws: Whether both draw at random.
+        precision: dtype in which mergekit computes, as safetensors writes it.
     """
 
     findings: tuple[Finding, ...]
     recipe: Mapping[str, Any] | None
     remarks: tuple[str, ...] = ()
+    draws: bool = False
+    precision: str = "F32"
 
     @property
     def verdict(self) -> Verdict:
@@ -66,12 +70,14 @@ class _Translator:
         layout = layout_of(self._config, self._facts, self._notes)
         self._check_blocks(layout)
         family = family_of(self._config.slices, self._config.method_name, self._notes)
-        cases = [cases_of(region, self._config.method) for region in layout.regions]
-        if None in cases or family is None:
+        regions = [(region, cases_of(region, self._config.method)) for region in layout.regions]
+        known = [(region, cases) for region, cases in regions if cases is not None]
+        if len(known) < len(regions):
             why = "too many filters to tell their tensors apart by name"
-            self._notes.lose(self._config.method_at, why) if family else None
+            self._notes.lose(self._config.method_at, why)
+        if family is None or len(known) < len(regions):
             return None
-        found = self._counterparts([*zip(layout.regions, cases, strict=True)], family)
+        found = self._counterparts(known, family)
         output = self._output(family)
         if found is None or not self._notes.is_whole:
             return None
