@@ -116,7 +116,7 @@ class Movement:
     @property
     def is_alike(self) -> bool:
         """Whether both moved as many elements, as far, and with as much power."""
-        room = _MOST_APART + 10 / math.sqrt(max(self.count, 1))
+        room = _MOST_APART + 4 / math.sqrt(max(self.count, 1))
         pairs = (self.lengths, self.moved, [self.ours, self.theirs])
         return all(abs(one - other) <= room * max(one, other) for one, other in pairs)
 
