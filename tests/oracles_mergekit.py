@@ -15,13 +15,17 @@ def linear(models: Arrays, weights: Sequence[float], normalize: bool = True) -> 
     return sum(w * model for w, model in zip(weights, models, strict=True)) / total
 
 
-def trimmed(vector: np.ndarray, density: float, gamma: float = 0.0) -> np.ndarray:
-    """Return a task vector with its int(density · n) largest magnitudes after the int(gamma · n) largest."""
+def trimmed(vector: np.ndarray, density: float, gamma: float | None = None) -> np.ndarray:
+    """Return a task vector with its int(density · n) largest magnitudes, those of TIES at least one.
+
+    With gamma, which is Breadcrumbs', they are the next ones after the int(gamma · n) largest.
+    """
     if density >= 1:
         return vector
     flat = vector.ravel()
-    removed = int(gamma * flat.size)
-    kept = np.argsort(-np.abs(flat), kind="stable")[removed : removed + max(1, int(density * flat.size))]
+    removed = int((gamma or 0.0) * flat.size)
+    count = max(int(density * flat.size), int(gamma is None))
+    kept = np.argsort(-np.abs(flat), kind="stable")[removed : removed + count]
     found = np.zeros_like(flat)
     found[kept] = flat[kept]
     return found.reshape(vector.shape)

@@ -11,7 +11,12 @@ from tests.families import make_tensors, write_checkpoint
 from tests.test_cli import call
 from tests.test_importing import models_of
 
-SHAPES = {"embed.weight": (40, 8), "layers.0.weight": (48, 32), "layers.1.weight": (48, 32), "norm.bias": (8,)}
+SHAPES = {
+    "embed.weight": (40, 8),
+    "layers.0.weight": (48, 32),
+    "layers.1.weight": (48, 32),
+    "norm.bias": (8,),
+}
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def cases_of(region: Region, method: MergekitMethod) -> tuple[Case, ...] | None:
     Cases that no tensor belongs to are left out, where names are known.
 
     Returns:
-        None where there are too many to be told apart.
+        None where there are too many to be told apart, or where that takes names which are not known.
     """
     tried = {slot: _tried(region.part, slot, default) for slot, default in _slots(region.part, method)}
     picked: dict[Picks, list[str]] = {}
@@ -68,15 +68,21 @@ def cases_of(region: Region, method: MergekitMethod) -> tuple[Case, ...] | None:
     if len(picked) > _MAX_CASES:
         return None
     order = sorted(picked)
-    found = [_case(tried, picks) for picks in order[:-1]]
-    globs = [globs_of(_filters(one)) for one in found]
-    if region.names and not _tell_apart([*globs, ("*",)], [picked[picks] for picks in order]):
-        globs = [tuple(map(escaped, picked[picks])) for picks in order[:-1]]
-    if not all(globs):
+    found = [_case(tried, picks) for picks in order]
+    names = [tuple(picked[picks]) for picks in order]
+    globs = [*(globs_of(_filters(one)) for one in found[:-1]), ("*",)]
+    if region.names and _tell_apart(globs, names):
+        # A rule that covers nothing is refused.
+        globs = [
+            tuple(g for g in some if any(fnmatchcase(name, g) for name in own))
+            for some, own in zip(globs, names, strict=True)
+        ]
+    elif region.names:
+        globs = [*(tuple(map(escaped, own)) for own in names[:-1]), ("*",)]
+    elif any(len(some) != 1 for some in globs):
         return None
-    named = [(*picked[picks],) for picks in order]
-    every = [Case(one.picked, some, own) for one, some, own in zip(found, globs, named, strict=False)]
-    return (*every, Case(_case(tried, order[-1]).picked, names=named[-1]))
+    every = zip(found, globs, names, strict=True)
+    return tuple(Case(one.picked, some, own) for one, some, own in every)
 
 
 def _slots(part: Slice, method: MergekitMethod) -> Iterator[tuple[Slot, object]]:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 _SAME_SUM = 1e-9
 
 #: Where nothing is scaled.
-ONE = constant(1.0)
+ONE, ZERO = constant(1.0), constant(0.0)
 
 #: Below this a sum of weights counts as 0, and mergekit divides by 1.
 _ZERO = 1e-8
@@ -190,8 +190,6 @@ def _elected(read: Readings) -> Counterpart:
     _check_rescaling(read)
     numbers, options = _by_task(read, weights), _options(read)
     verdict: Verdict = "in expectation" if read.method == "dare_ties" else "rounding"
-    if _keeps_one_more(read, options):
-        read.warn("one element of a tensor more is kept where density times its size is no whole number")
     if not normalize:
         options["consensus"] = "sum"
         why = "the sum of the tasks that agree in sign"
@@ -206,11 +204,6 @@ def _elected(read: Readings) -> Counterpart:
     return Counterpart(read.method, numbers, "weights", options, scaling, verdict=verdict, why=why)
 
 
-def _keeps_one_more(read: Readings, options: Mapping[str, Any]) -> bool:
-    density = options.get("density")
-    return read.method == "ties" and isinstance(density, Value) and min(density.points) < 1
-
-
 def _check_rescaling(read: Readings) -> None:
     """Raise where `rescale` is not what the method here does; only what was dropped is scaled up."""
     default = read.configuration.method.shared["rescale"]
@@ -219,31 +212,41 @@ def _check_rescaling(read: Readings) -> None:
 
 
 def _options(read: Readings) -> dict[str, Any]:
-    """Return density and outliers, which are the same for all tasks."""
-    found = {name: _common(read, name) for name in ("density", "gamma") if read.reads(name)}
-    density = found.get("density", constant(1.0))
-    if min(density.points) <= 0:
+    """Return density and outliers, of each task its own where they differ, and how they are counted."""
+    if not read.reads("density"):
+        return {}
+    densities = dict.fromkeys(read.family.tasks, ONE) | read.each_by_task("density")
+    if min(point for value in densities.values() for point in value.points) <= 0:
         raise read.lost("a density is above 0: nothing would be left", *read.places_of_each("density"))
-    if "density" in found:
-        found["density"] = Value(tuple(min(point, 1.0) for point in density.points)).simplest
-    if "gamma" in found:
-        found["outliers"] = _outliers(read, found.pop("gamma"), found["density"])
-    return dict(found)
+    densities = {
+        task: Value(tuple(min(point, 1.0) for point in value.points)).simplest
+        for task, value in densities.items()
+    }
+    found: dict[str, Any] = {"density": _common(densities)}
+    if read.reads("gamma"):
+        gammas = dict.fromkeys(read.family.tasks, ZERO) | read.each_by_task("gamma")
+        found["outliers"] = _common(
+            {task: _outliers(read, gamma, densities[task]) for task, gamma in gammas.items()}
+        )
+    if not read.configuration.method.is_random and found["density"] != ONE:
+        found["rounding"] = "down"
+    return found
 
 
 def _outliers(read: Readings, gamma: Value, density: Value) -> Value:
-    """Return gamma as mergekit shortens it: none where all is kept, and never more than what is not."""
-    if not (gamma.is_constant and density.is_constant):
-        raise read.lost("a density or gamma that differs between blocks", *read.places_of_each("gamma"))
-    return constant(max(0.0, min(gamma.first, 1 - density.first)))
+    """Return gamma; none where all is kept, and then mergekit drops no outliers either."""
+    if density == ONE:
+        return ZERO
+    if max(gamma.points) + max(density.points) <= 1 and min(gamma.points) >= 0:
+        return gamma
+    why = "gamma is from 0 to what density leaves; beyond that mergekit shortens it, by numbers of elements"
+    raise read.lost(why, *read.places_of_each("gamma"))
 
 
-def _common(read: Readings, name: str) -> Value:
-    """Return the one value that a parameter has for all tasks."""
-    own = {value for number, value in read.each(name).items() if read.tasks_of(number)}
-    if len(own) <= 1:
-        return own.pop() if own else constant(1.0)
-    raise read.lost(f"a {name} of its own for each model", *read.places_of_each(name))
+def _common(values: Mapping[str, Value]) -> Value | dict[str, Value]:
+    """Return the one value that all tasks have, or else a value for each."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else dict(values)
 
 
 # Copies.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.importing.cases import Case, escaped
 from hub_magmax.recipe.importing.counterparts import Counterpart, shares_of, short
 from hub_magmax.recipe.importing.parameters import Value
@@ -71,7 +72,8 @@ def _entries(
                 yield Entry(tuple(map(escaped, case.names)), None, found)
         return
     for case, found in others:
-        yield Entry(case.globs, region.blocks, found)
+        is_outside = bool(case.names) and all(block_of(name) is None for name in case.names)
+        yield Entry(case.globs, region.blocks, _outside(found) if is_outside else found)
     if last[1] != default or (region.blocks is not None and not _is_plain(default)):
         yield Entry(("*",), region.blocks, last[1])
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.importing.configuration import Configuration, Input, Slice
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.model_facts import ModelFacts
-from hub_magmax.recipe.tensor_rules import block_of
 
 #: Facts about the models of a configuration, by spelling.
 Known = Mapping[str, ModelFacts]
@@ -120,9 +120,8 @@ def renumbered(name: str, number: int) -> str:
     """Return the name of the same tensor in another block."""
     block = block_of(name)
     assert block is not None
-    stack, own = block
-    start = f"{stack}." if stack else ""
-    return f"{start}{number}{name[len(start) + len(str(own)) :]}"
+    stack, _, rest = block
+    return ".".join(part for part in (stack, str(number), rest) if part)
 
 
 def _length(part: Slice) -> int:

@@ -73,7 +73,7 @@ class _Translator:
         regions = [(region, cases_of(region, self._config.method)) for region in layout.regions]
         known = [(region, cases) for region, cases in regions if cases is not None]
         if len(known) < len(regions):
-            why = "too many filters to tell their tensors apart by name"
+            why = "too many filters, or filters of which a name holds several where no names could be read"
             self._notes.lose(self._config.method_at, why)
         if family is None or len(known) < len(regions):
             return None
