@@ -21,7 +21,7 @@ from typing import Any
 from hub_magmax.checkpoints.model_facts import CheckpointFacts
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.recipe.importing.findings import Finding
-from hub_magmax.recipe.importing.mergekit_files import import_mergekit
+from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.importing.translation import Imported
 from hub_magmax.recipe.loading import parse_recipe
 
@@ -80,7 +80,7 @@ def main(folder: Path, work: Path, only: Sequence[str] = ()) -> int:
         if only and not name.startswith(tuple(only)):
             continue
         text = in_folders((folder / f"{name}.yml").read_text(encoding="utf-8"), expected["hub"])
-        imported = import_mergekit(text, name, CheckpointFacts(models, models))
+        imported = import_text(text, name, CheckpointFacts(models, models))
         found = judged(imported.findings, wanted["elements"])
         for state, _ in found:
             counts[state] += 1

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.recipe.importing.mergekit_files import import_mergekit
 from hub_magmax.recipe.importing.model_facts import ModelFacts, Unseen
+from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.loading import parse_recipe
 from tests.test_cli import call
 
@@ -36,7 +36,7 @@ class Known(Unseen):
 
 
 def imported(text, models=None, without=()):
-    return import_mergekit(text, "mix.yml", models or Known(), without)
+    return import_text(text, "mix.yml", models or Known(), without=without)
 
 
 def verdicts(text, **facts):
@@ -228,13 +228,93 @@ def test_keys_can_be_left_out_by_name():
 
 @pytest.mark.parametrize("text", ["", "a: b\n", "- 1\n", "license: mit\n", "tasks: []\nbase_model: x\n"])
 def test_other_texts_are_no_configurations(text):
-    with pytest.raises(RecipeError, match="no configuration of mergekit"):
+    with pytest.raises(RecipeError, match="no configuration that can be imported"):
         imported(text)
 
 
 @pytest.mark.parametrize("text", ["a: [", "&a [*a, *a]", "[" * 50, "a: &x {<<: *x}\nmerge_method: b\n"])
 def test_yaml_that_cannot_be_read_is_an_error(text):
     with pytest.raises(RecipeError):
+        imported(text)
+
+
+STAGES = """\
+name: first
+merge_method: linear
+models:
+  - {model: a, parameters: {weight: 1}}
+  - {model: b, parameters: {weight: 1}}
+---
+merge_method: task_arithmetic
+base_model: o
+models:
+  - {model: first, parameters: {weight: 0.5}}
+"""
+
+
+def test_one_merge_of_several_is_imported_by_name_or_number():
+    first = import_text(STAGES, "mix.yml", Known(), stage="first").recipe
+    assert first["output"]["path"] == "first" and first["tasks"] == [{"name": "b", "model": "b"}]
+    second = import_text(STAGES, "mix.yml", Known(), stage="2").recipe
+    assert second["tasks"] == [{"name": "first", "model": "./first"}]
+    with pytest.raises(RecipeError, match="no merge 'third'"):
+        import_text(STAGES, "mix.yml", Known(), stage="third")
+
+
+PEFT = "adapters: [x/poem, x/sql@v2]\nweights: [0.7, -0.2]\ncombination_type: cat\n"
+RANKS = {"x/poem": 4, "x/sql": 8}
+
+
+def adapters(**changes):
+    found = {
+        name: ModelFacts({}, is_adapter=True, rank=rank, adapter_base="me/o") for name, rank in RANKS.items()
+    }
+    return Known(**found | changes)
+
+
+def test_adapters_that_peft_concatenates_become_one_adapter():
+    values = recipe_of(PEFT, adapters())
+    assert values["base_model"] == "me/o" and values["output"] == {"path": "merged", "format": "adapter"}
+    assert values["preference"] == {"coefficients": {"poem": 0.7, "sql": -0.2}}
+    assert [task["model"] for task in values["tasks"]] == ["x/poem", "x/sql@v2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "word"),
+    [
+        (("cat", "linear"), 3, "factors"),
+        (("cat", "ties"), 3, "factors"),
+        (("cat", "ties_svd"), 3, "cut to a rank"),
+        (("cat", "svd"), 3, "rank of up to 12, and is cut to 8"),
+        (("cat", "svd\nsvd_rank: 10"), 4, "cut to 10"),
+        (("cat", "cats"), 3, "no way"),
+        (("[0.7, -0.2]", "[0.7]"), 2, "a list of 2 numbers"),
+        (("x/poem", "x/poem+y"), 1, "no name of an adapter"),
+    ],
+)
+def test_what_peft_does_otherwise_is_named(change, line, word):
+    found = imported(PEFT.replace(*change), adapters())
+    assert found.recipe is None
+    assert any(f.line == line and word in f.why for f in found.findings if f.is_lost)
+
+
+def test_a_product_of_full_rank_is_the_weighted_sum():
+    text = PEFT.replace("cat", "svd\nsvd_rank: 12\nsvd_driver: gesvd\ndensty: 1")
+    assert recipe_of(text, adapters()) == recipe_of(PEFT, adapters())
+    assert [f.verdict for f in imported(text, adapters()).findings if f.line > 4] == ["exact", "warning"]
+    one = "adapters: [x/sql]\nweights: [0.5]\ncombination_type: linear\n"
+    assert recipe_of(one, adapters())["preference"] == {"coefficients": {"sql": 0.5}}
+
+
+def test_adapters_whose_factor_peft_gets_wrong_are_refused():
+    stabilised = ModelFacts({}, is_adapter=True, rank=8, is_rank_stabilised=True, adapter_base="me/o")
+    found = imported(PEFT, adapters(**{"x/sql": stabilised}))
+    assert found.recipe is None and any("x/sql is rank-stabilised" in f.why for f in found.findings)
+
+
+def test_recipes_of_sd_mecha_are_refused_by_name():
+    text = 'version 0.1.0\nmodel "a.safetensors" "sd1-ldm" "weight"\n'
+    with pytest.raises(RecipeError, match="a recipe of sd-mecha"):
         imported(text)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hub_magmax.checkpoints.model_facts import CheckpointFacts
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
-from hub_magmax.recipe.importing.mergekit_files import import_mergekit
+from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.loading import parse_recipe
 from tests import oracles_mergekit as oracle
 from tests.families import accepted, read_merged, write_family
@@ -21,7 +21,7 @@ def models(tmp_path_factory):
 
 def merged(folder, text, output):
     """Return the tensors of the merge that a configuration stands for, in float64, and the verdict."""
-    found = import_mergekit(text, "mix.yml", CheckpointFacts(folder, folder))
+    found = import_text(text, "mix.yml", CheckpointFacts(folder, folder))
     assert found.recipe is not None, [f for f in found.findings if f.is_lost]
     values = dict(found.recipe) | {"output": {**found.recipe["output"], "path": str(output)}}
     recipe = parse_recipe(values, folder=folder)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.config import stated_config
-from hub_magmax.checkpoints.index import is_adapter
+from hub_magmax.checkpoints.config import stated_config, values_of
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
 from hub_magmax.checkpoints.locations import locate
 from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, read_vocabulary
 from hub_magmax.checkpoints.source import FileSource
@@ -64,12 +64,16 @@ class CheckpointFacts:
     def _looked_up(self, place: Place) -> ModelFacts:
         with closing(locate(place.written, self.folder).pinned().open()) as source:
             index = source.index
+            adapter = _adapter_values(source) if is_adapter(index) else {}
             return ModelFacts(
                 {name: info.dtype for name, info in index.tensors.items()},
                 {name: info.shape[0] for name, info in index.tensors.items() if len(info.shape) > 1},
                 _num_blocks(stated_config(source)),
                 _tokens(source),
-                is_adapter(index),
+                bool(adapter),
+                None if adapter.get("rank_pattern") else _whole(adapter.get("r")),
+                bool(adapter.get("use_rslora")),
+                str(adapter.get("base_model_name_or_path") or ""),
             )
 
 
@@ -78,6 +82,15 @@ def _num_blocks(config: Mapping[str, Any]) -> int | None:
     every = [config, *(values for values in nested if isinstance(values, dict))]
     found = (values[key] for values in every for key in _BLOCKS if isinstance(values.get(key), int))
     return next(found, None)
+
+
+def _adapter_values(source: FileSource) -> Mapping[str, Any]:
+    size = source.size_of(ADAPTER_CONFIG_NAME)
+    return values_of(source.read_bytes(ADAPTER_CONFIG_NAME, 0, size) if size else None)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _tokens(source: FileSource) -> Mapping[str, int]:

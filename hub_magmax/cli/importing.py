@@ -38,6 +38,7 @@ _SHARD_BYTES = 10**9
     metavar="KEY",
     help="Go on without a key of FILE, such as tokenizer.pad_to_multiple_of; can be repeated.",
 )
+@click.option("--stage", metavar="NAME", help="Of several merges in FILE, the one of this name or number.")
 @click.option(
     "--from",
     "folder",
@@ -49,7 +50,13 @@ _SHARD_BYTES = 10**9
 @click.option("--against", metavar="MODEL", help="With --check: whose weights these are; those of REPO.")
 @from_cache_option
 def import_(
-    source: str, out: Path | None, without: tuple[str, ...], folder: Path, check: bool, against: str | None
+    source: str,
+    out: Path | None,
+    without: tuple[str, ...],
+    stage: str | None,
+    folder: Path,
+    check: bool,
+    against: str | None,
 ) -> Answer:
     """Write the recipe that a mergekit configuration stands for.
 
@@ -63,40 +70,56 @@ def import_(
       hub-magmax import mergekit_config.yml --out imported.yaml
       hub-magmax import theirs --check
     """
-    from hub_magmax.checkpoints.foreign_texts import read_foreign
-    from hub_magmax.checkpoints.model_facts import CheckpointFacts
-    from hub_magmax.recipe.importing.mergekit_files import import_mergekit
-
-    found = read_foreign(source, sys.stdin.buffer)
     out = out or (None if check else Path("recipe.yaml"))
     here = out.parent if out else folder
-    models = CheckpointFacts(folder, here)
-    imported = import_mergekit(found.text, found.name, models, without)
-    values: dict[str, Any] = {
-        "source": found.name,
-        "verdict": imported.verdict,
-        "lines": [finding.to_dict() for finding in imported.findings],
-        "remarks": list(imported.remarks),
-        "unread": models.unread,
-        "recipe": imported.recipe,
-        "written": None,
-    }
-    lines = [*_table(imported.findings), *(f"not in the file: {remark}" for remark in imported.remarks)]
-    lines += [f"could not be read: {error}" for error in models.unread.values()]
+    imported, name, unread = _read(source, folder, here, without, stage)
+    values, lines = _values(imported, name, unread), [*_told_lines(imported, unread)]
     if imported.recipe is None:
-        lines.append(_refusal(found.name, imported.findings))
-        return Answer(values, "\n".join(lines), ERROR)
+        return Answer(values, "\n".join([*lines, _refusal(name, imported.findings)]), ERROR)
     recipe = _checked(imported, here, out or Path("recipe"))
     if out is not None:
-        _write(imported, found.name, out)
+        _write(imported, name, out)
         lines.append(f"wrote {out}: {_told(imported.verdict)}; `hub-magmax plan {out}` reads its checkpoints")
         values["written"] = str(out)
     if not check:
         return Answer(values, "\n".join(lines))
     made = _made_again(imported, recipe, against or source)
-    differs = made.verdict == "differs"
-    lines = [*lines, *_comparison(made, against or source)]
-    return Answer(values | {"check": made.to_dict()}, "\n".join(lines), REGRESSED if differs else 0)
+    lines += _comparison(made, against or source)
+    code = REGRESSED if made.verdict == "differs" else 0
+    return Answer(values | {"check": made.to_dict()}, "\n".join(lines), code)
+
+
+def _told_lines(imported: Imported, unread: dict[str, str]) -> Iterable[str]:
+    """Yield what is said of every line, and what the file does not say."""
+    yield from _table(imported.findings)
+    yield from (f"not in the file: {remark}" for remark in imported.remarks)
+    yield from (f"could not be read: {error}" for error in unread.values())
+
+
+def _read(
+    source: str, folder: Path, here: Path, without: tuple[str, ...], stage: str | None
+) -> tuple[Imported, str, dict[str, str]]:
+    """Return what a configuration becomes, its name, and the checkpoints that could not be read."""
+    from hub_magmax.checkpoints.foreign_texts import read_foreign
+    from hub_magmax.checkpoints.model_facts import CheckpointFacts
+    from hub_magmax.recipe.importing.other_tools import import_text
+
+    found = read_foreign(source, sys.stdin.buffer)
+    models = CheckpointFacts(folder, here)
+    imported = import_text(found.text, found.name, models, without=without, stage=stage)
+    return imported, found.name, models.unread
+
+
+def _values(imported: Imported, name: str, unread: dict[str, str]) -> dict[str, Any]:
+    return {
+        "source": name,
+        "verdict": imported.verdict,
+        "lines": [finding.to_dict() for finding in imported.findings],
+        "remarks": list(imported.remarks),
+        "unread": unread,
+        "recipe": imported.recipe,
+        "written": None,
+    }
 
 
 def _table(findings: Sequence[Finding]) -> Iterable[str]:

@@ -59,30 +59,43 @@ def cases_of(region: Region, method: MergekitMethod) -> tuple[Case, ...] | None:
         None where there are too many to be told apart, or where that takes names which are not known.
     """
     tried = {slot: _tried(region.part, slot, default) for slot, default in _slots(region.part, method)}
-    picked: dict[Picks, list[str]] = {}
-    if region.names:
-        for name, own in region.names.items():
-            picked.setdefault(_of_name(tried, name, own), []).append(name)
-    else:
-        picked = {picks: [] for picks in _all(tried)}
+    picked = _by_picks(tried, region)
     if len(picked) > _MAX_CASES:
         return None
-    order = sorted(picked)
-    found = [_case(tried, picks) for picks in order]
-    names = [tuple(picked[picks]) for picks in order]
-    globs = [*(globs_of(_filters(one)) for one in found[:-1]), ("*",)]
-    if region.names and _tell_apart(globs, names):
-        # A rule that covers nothing is refused.
-        globs = [
-            tuple(g for g in some if any(fnmatchcase(name, g) for name in own))
-            for some, own in zip(globs, names, strict=True)
-        ]
-    elif region.names:
-        globs = [*(tuple(map(escaped, own)) for own in names[:-1]), ("*",)]
-    elif any(len(some) != 1 for some in globs):
+    found = [_case(tried, picks) for picks in picked]
+    names = [*picked.values()]
+    globs = _globs(found, names, are_known=bool(region.names))
+    if not all(globs):
         return None
     every = zip(found, globs, names, strict=True)
     return tuple(Case(one.picked, some, own) for one, some, own in every)
+
+
+def _by_picks(tried: Mapping[Slot, tuple[Picked, ...]], region: Region) -> dict[Picks, tuple[str, ...]]:
+    """Return the names of tensors, where they are known, by what counts for them, in order."""
+    if not region.names:
+        return dict.fromkeys(sorted(_all(tried)), ())
+    found: dict[Picks, list[str]] = {}
+    for name, own in region.names.items():
+        found.setdefault(_of_name(tried, name, own), []).append(name)
+    return {picks: tuple(found[picks]) for picks in sorted(found)}
+
+
+def _globs(
+    cases: Sequence[Case], names: Sequence[tuple[str, ...]], *, are_known: bool
+) -> list[tuple[str, ...]]:
+    """Return the globs of each case; none of one that cannot be told."""
+    found = [*(globs_of(_filters(case)) for case in cases[:-1]), ("*",)]
+    if not are_known:
+        return [some if len(some) == 1 else () for some in found]
+    if not _tell_apart(found, names):
+        return [*(tuple(map(escaped, own)) for own in names[:-1]), ("*",)]
+    return [_that_match(some, own) for some, own in zip(found, names, strict=True)]
+
+
+def _that_match(globs: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the globs that match a name: a rule that covers nothing is refused."""
+    return tuple(glob for glob in globs if any(fnmatchcase(name, glob) for name in names))
 
 
 def _slots(part: Slice, method: MergekitMethod) -> Iterator[tuple[Slot, object]]:

@@ -215,22 +215,23 @@ def _options(read: Readings) -> dict[str, Any]:
     """Return density and outliers, of each task its own where they differ, and how they are counted."""
     if not read.reads("density"):
         return {}
-    densities = dict.fromkeys(read.family.tasks, ONE) | read.each_by_task("density")
-    if min(point for value in densities.values() for point in value.points) <= 0:
-        raise read.lost("a density is above 0: nothing would be left", *read.places_of_each("density"))
-    densities = {
-        task: Value(tuple(min(point, 1.0) for point in value.points)).simplest
-        for task, value in densities.items()
-    }
+    densities = _densities(read)
     found: dict[str, Any] = {"density": _common(densities)}
     if read.reads("gamma"):
         gammas = dict.fromkeys(read.family.tasks, ZERO) | read.each_by_task("gamma")
-        found["outliers"] = _common(
-            {task: _outliers(read, gamma, densities[task]) for task, gamma in gammas.items()}
-        )
+        outliers = {task: _outliers(read, gamma, densities[task]) for task, gamma in gammas.items()}
+        found["outliers"] = _common(outliers)
     if not read.configuration.method.is_random and found["density"] != ONE:
         found["rounding"] = "down"
     return found
+
+
+def _densities(read: Readings) -> dict[str, Value]:
+    """Return the density of every task; 1 of those that are not in this part."""
+    found = dict.fromkeys(read.family.tasks, ONE) | read.each_by_task("density")
+    if min(point for value in found.values() for point in value.points) <= 0:
+        raise read.lost("a density is above 0: nothing would be left", *read.places_of_each("density"))
+    return {task: Value(tuple(min(p, 1.0) for p in value.points)).simplest for task, value in found.items()}
 
 
 def _outliers(read: Readings, gamma: Value, density: Value) -> Value:

@@ -63,19 +63,27 @@ def _entries(
     region: Region, cases: Sequence[tuple[Case, Counterpart]], default: Counterpart
 ) -> Iterator[Entry]:
     """Yield the rules of a region; what the recipe itself says needs none."""
-    *others, last = cases
     if region.is_outside:
-        for case, found in cases:
-            if found != default and not case.names:
-                raise NamesNeededError
-            if found != default:
-                yield Entry(tuple(map(escaped, case.names)), None, found)
+        yield from _entries_outside(cases, default)
         return
+    *others, (_, last) = cases
     for case, found in others:
-        is_outside = bool(case.names) and all(block_of(name) is None for name in case.names)
-        yield Entry(case.globs, region.blocks, _outside(found) if is_outside else found)
-    if last[1] != default or (region.blocks is not None and not _is_plain(default)):
-        yield Entry(("*",), region.blocks, last[1])
+        yield Entry(case.globs, region.blocks, _outside(found) if _has_no_block(case) else found)
+    if last != default or (region.blocks is not None and not _is_plain(default)):
+        yield Entry(("*",), region.blocks, last)
+
+
+def _entries_outside(cases: Sequence[tuple[Case, Counterpart]], default: Counterpart) -> Iterator[Entry]:
+    for case, found in cases:
+        if found != default:
+            if not case.names:
+                raise NamesNeededError
+            yield Entry(tuple(map(escaped, case.names)), None, found)
+
+
+def _has_no_block(case: Case) -> bool:
+    """Say whether it is known that no tensor of a case is in a block: a gradient has no meaning there."""
+    return bool(case.names) and all(block_of(name) is None for name in case.names)
 
 
 def _is_plain(found: Counterpart) -> bool:

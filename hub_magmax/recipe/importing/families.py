@@ -45,31 +45,32 @@ class Family:
 
 def family_of(slices: Sequence[Slice], method: str, notes: Notes) -> Family | None:
     """Return base model and tasks of all slices; None, noted, where a recipe has no such family."""
-    base = _base_of(slices, method, notes)
-    if base is None:
-        return None
+    base = _base_of(slices, notes)
     every = [one for part in slices for one in part.inputs]
-    parts = {one.reference: _parts(one.reference, base.model) for one in every}
-    if method not in SUMS and not _are_single(every, parts, method, notes):
+    if base is None or (method not in SUMS and not _are_single(every, base, method, notes)):
         return None
+    parts = {one.reference: _parts(one.reference, base.model) for one in every}
     for part in slices:
         _note_models(part, parts, method, notes)
+    return _named(base.model, parts)
+
+
+def _named(base: Place, parts: Mapping[Reference, tuple[Place, ...]]) -> Family:
+    """Return a family with names for its tasks."""
     places = [*dict.fromkeys(chain.from_iterable(parts.values()))]
     names = dict(zip(places, task_names(places), strict=True))
     named = {reference: tuple(names[place] for place in found) for reference, found in parts.items()}
-    return Family(base.model, {name: place for place, name in names.items()}, named)
+    return Family(base, {name: place for place, name in names.items()}, named)
 
 
-def _base_of(slices: Sequence[Slice], method: str, notes: Notes) -> Reference | None:
+def _base_of(slices: Sequence[Slice], notes: Notes) -> Reference | None:
     """Return the one base model of all slices; None, noted, where there is none."""
-    bases = {part.base.plain: part for part in slices if part.base is not None}
-    if len(bases) > 1:
+    named = {part.base.plain: part.base for part in slices if part.base is not None}
+    if len(named) > 1:
         for part in slices:
             notes.lose(part.base_at or part.at, "slices with base models of their own")
         return None
-    base = next((part.base for part in slices if part.base is not None), None)
-    if base is None:
-        base = _chosen(slices, notes)
+    base = next(iter(named.values()), None) or _chosen(slices, notes)
     if base.lora is not None:
         at = slices[0].base_at or slices[0].at
         notes.lose(at, "a base model with an adapter: merge the adapter into it first")
@@ -77,11 +78,9 @@ def _base_of(slices: Sequence[Slice], method: str, notes: Notes) -> Reference | 
     return base
 
 
-def _are_single(
-    every: Sequence[Input], parts: Mapping[Reference, tuple[Place, ...]], method: str, notes: Notes
-) -> bool:
+def _are_single(every: Sequence[Input], base: Reference, method: str, notes: Notes) -> bool:
     """Say whether every model is one task; note where one is not."""
-    whole = [one for one in every if len(parts[one.reference]) > 1]
+    whole = [one for one in every if len(_parts(one.reference, base.model)) > 1]
     for one in whole:
         notes.lose(one.at, f"an adapter on another model than the base model, which {method} takes as one")
     return not whole

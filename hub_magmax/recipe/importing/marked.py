@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -86,6 +86,31 @@ class Marked:
                 if rest or number != first
             ]
             return Marked(self.value, self.line, self.column, self.path, items=tuple(items))
+        return self
+
+    def at(self, path: KeyPath) -> Marked | None:
+        """Return the value that a path leads to; None where it leads nowhere."""
+        if not path:
+            return self
+        first, rest = path[0], path[1:]
+        if self.items is not None:
+            is_there = isinstance(first, int) and first < len(self.items)
+            return self.items[int(first)].at(rest) if is_there else None
+        inner = (self.entries or {}).get(str(first))
+        return None if inner is None else inner.at(rest)
+
+    def replaced(self, texts: Mapping[str, str]) -> Marked:
+        """Return the same values with other texts in place of names of models."""
+        if self.entries is not None:
+            entries = {
+                key: replace(one, value=texts[one.value])
+                if key in ("model", "base_model") and one.value in texts
+                else one.replaced(texts)
+                for key, one in self.entries.items()
+            }
+            return replace(self, entries=entries)
+        if self.items is not None:
+            return replace(self, items=tuple(item.replaced(texts) for item in self.items))
         return self
 
 

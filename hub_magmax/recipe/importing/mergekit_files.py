@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from hub_magmax.errors import KeyPath, RecipeError
+from hub_magmax.errors import RecipeError
 from hub_magmax.recipe.importing.configuration import Configuration, places_of, read_configuration
 from hub_magmax.recipe.importing.findings import Notes
-from hub_magmax.recipe.importing.marked import Marked, read_documents
+from hub_magmax.recipe.importing.marked import Marked
 from hub_magmax.recipe.importing.model_facts import Models
 from hub_magmax.recipe.importing.output_keys import working_dtype
 from hub_magmax.recipe.importing.translation import Imported, translate
@@ -83,37 +83,10 @@ def text_of_card(text: str, where: str) -> str:
     )
 
 
-def import_mergekit(text: str, where: str, models: Models, without: Sequence[str] = ()) -> Imported:
-    """Return what a configuration of mergekit becomes, line by line.
-
-    Args:
-        text: YAML.
-        where: Its name in messages.
-        models: Looks checkpoints up.
-        without: Keys that are left out, as findings name them.
-
-    Raises:
-        RecipeError: If it is no YAML or no configuration, or a key of `without` is not in it.
-    """
-    documents = read_documents(text, where)
-    notes = Notes(text.splitlines())
-    if not documents or not any(map(is_mergekit, documents)):
-        raise RecipeError(
-            "this is no configuration of mergekit",
-            where=where,
-            expected="merge_method:, and models: or slices:",
-            hint="docs/import.md lists the files that can be imported.",
-        )
-    if len(documents) > 1:
-        _refuse_stages(documents, notes)
-        return Imported(notes.sorted(), None)
-    (top,) = documents
+def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
+    """Return what a configuration of mergekit becomes, line by line."""
     _refuse_programs(top, notes)
-    if not notes.is_whole:
-        return Imported(notes.sorted(), None)
-    for key in without:
-        top = _without(top, key, where, notes)
-    configuration = read_configuration(top, notes)
+    configuration = read_configuration(top, notes) if notes.is_whole else None
     if configuration is None:
         return Imported(notes.sorted(), None)
     recipe = translate(configuration, models, notes)
@@ -146,38 +119,43 @@ def _refuse_programs(top: Marked, notes: Notes) -> None:
                     notes.add(entries[key], "refused", why)
 
 
-def _without(top: Marked, key: str, where: str, notes: Notes) -> Marked:
-    """Return a document without a key, and note that."""
-    path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-    at = _at(top, path)
-    if at is None:
-        raise RecipeError(
-            f"there is no key {shown(key)}",
-            where=where,
-            hint="Name it as the list of lines does, models.0.parameters.",
-        )
-    notes.add(at, "warning", "left out, as --without says: the recipe goes without it")
-    return top.without(at.path)
+def stage_of(documents: Sequence[Marked], stage: str | None, where: str, notes: Notes) -> Marked | None:
+    """Return one merge of a file of mergekit-multi; None, noted, where none is chosen.
+
+    Args:
+        documents: Of the file.
+        stage: Name of the merge, or its number from 1.
+        where: Name of the file in messages.
+        notes: Where refusals go.
+
+    Raises:
+        RecipeError: If there is no such merge.
+    """
+    if stage is None:
+        _refuse_stages(documents, notes)
+        return None
+    named = _named(documents)
+    found = ({str(number): one for number, one in enumerate(documents, 1)} | named).get(stage)
+    if found is None:
+        names = listed([*named]) if named else f"a number from 1 to {len(documents)}"
+        raise RecipeError(f"there is no merge {shown(stage)} in this file", where=where, expected=names)
+    for model in _models(found):
+        if model.value in named:
+            notes.add(model, "exact", f"the folder that the recipe of the merge {shown(model.value)} writes")
+    return found.replaced({name: f"./{name}" for name in named})
 
 
-def _at(top: Marked, path: KeyPath) -> Marked | None:
-    found: Marked | None = top
-    for part in path:
-        if found is None:
-            return None
-        if found.items is not None:
-            found = found.items[part] if isinstance(part, int) and part < len(found.items) else None
-        else:
-            found = (found.entries or {}).get(str(part))
-    return found
+def _named(documents: Sequence[Marked]) -> dict[str, Marked]:
+    """Return the merges of a file by name."""
+    return {str(at.value): one for one in documents if (at := one.get("name"))}
 
 
 def _refuse_stages(documents: Sequence[Marked], notes: Notes) -> None:
     """Note the stages of a file of mergekit-multi, and which of them need others."""
-    named = {str(at.value) for one in documents if (at := one.get("name"))}
+    named = _named(documents)
     for document in documents:
         at = document.get("name") or document
-        why = "one of several merges: write a recipe for each, in the order in which they need each other"
+        why = "one of several merges: --stage imports one, in the order in which they need each other"
         notes.add(at, "refused", why)
         for model in _models(document):
             if isinstance(model.value, str) and model.value in named:

@@ -19,6 +19,9 @@ class ModelFacts:
         num_blocks: As its configuration says.
         tokens: Row of every token; empty where there is no tokenizer that can be read.
         is_adapter: Whether it is a LoRA adapter.
+        rank: Of an adapter, where all its layers have the same.
+        is_rank_stabilised: Whether an adapter's factor is that of rank-stabilised LoRA.
+        adapter_base: The base model that an adapter names.
     """
 
     dtypes: Mapping[str, str]
@@ -26,6 +29,9 @@ class ModelFacts:
     num_blocks: int | None = None
     tokens: Mapping[str, int] = field(default_factory=dict)
     is_adapter: bool = False
+    rank: int | None = None
+    is_rank_stabilised: bool = False
+    adapter_base: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

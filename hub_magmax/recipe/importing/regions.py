@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain
 
 from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.importing.configuration import Configuration, Input, Slice
@@ -61,15 +61,11 @@ def layout_of(configuration: Configuration, known: Known, notes: Notes) -> Layou
     """Return the regions of a configuration, and note what its ranges of blocks are."""
     slices = configuration.slices
     counts = {name: facts.num_blocks for name, facts in known.items()}
-    named = [one for part in slices for one in part.inputs if one.blocks is not None]
     if len(slices) == 1 and all(_is_whole(one, counts) for one in slices[0].inputs):
-        for one in named:
+        for one in slices[0].inputs:
             _note_blocks(one, notes, f"all {_end(one)} blocks, as if the model was named alone")
         return Layout((_whole(slices[0], known),))
-    starts = [0]
-    for part in slices:
-        starts.append(starts[-1] + _length(part))
-    is_stacked = not _is_aligned(slices, starts, counts)
+    starts = [0, *accumulate(map(_length, slices))]
     regions = [
         Region(part, (start, end), _in_blocks(part, start, known))
         for part, start, end in zip(slices, starts, starts[1:], strict=False)
@@ -77,12 +73,19 @@ def layout_of(configuration: Configuration, known: Known, notes: Notes) -> Layou
     for region in regions:
         for one in region.part.inputs:
             _note_blocks(one, notes, _told(region.blocks or (0, 0)))
-    last = replace(slices[-1], inputs=slices[-1].inputs[: len(slices[0].inputs)])
-    if len(last.inputs) < len(slices[-1].inputs):
+    before = _outside(slices[0], known, is_before=True)
+    after = _outside(_last(slices, notes), known, is_before=False)
+    return Layout((before, *regions, after), not _is_aligned(slices, starts, counts))
+
+
+def _last(slices: Sequence[Slice], notes: Notes) -> Slice:
+    """Return the last slice with as many models as the first one has: so many take part after the blocks."""
+    *_, last = slices
+    count = len(slices[0].inputs)
+    for one in last.inputs[count:]:
         why = "mergekit takes as many models for final norm and head as the first slice has"
-        notes.add(slices[-1].inputs[len(last.inputs)].at, "warning", why)
-    before, after = _outside(slices[0], known, is_before=True), _outside(last, known, is_before=False)
-    return Layout((before, *regions, after), is_stacked)
+        notes.add(one.at, "warning", why)
+    return replace(last, inputs=last.inputs[:count])
 
 
 def _whole(part: Slice, known: Known) -> Region:

@@ -142,5 +142,13 @@ class _Translator:
             "base_model": base,
             "tasks": [{"name": name, "model": model} for name, model in (tasks or {"copy": base}).items()],
             **how,
-            "output": {"path": "merged", **output},
+            "output": {"path": self._output_path(), **output},
         }
+
+    def _output_path(self) -> str:
+        """Return the folder of the output: a merge of several in a file is called by its name."""
+        at = self._config.top.get("name")
+        if at is None:
+            return "merged"
+        self._notes.add(at, "exact", "output.path")
+        return str(at.value)
