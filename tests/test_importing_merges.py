@@ -1,5 +1,7 @@
 """Imported configurations of mergekit merged, and compared with mergekit's arithmetic in float64."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,11 @@ from tests.test_importing import models_of
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return folder, write_family(folder, ("a", "b", "c"))
+    found = write_family(folder, ("a", "b", "c"))
+    for name in found:
+        config = {"model_type": "test", "num_hidden_layers": 2}
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return folder, found
 
 
 def merged(folder, text, output):
@@ -99,3 +105,96 @@ def test_an_imported_configuration_gives_what_mergekit_computes(models, tmp_path
         # Tensors of one element are trimmed to it by both.
         wanted = expected(*arrays)
         assert np.abs(array - wanted).max() <= (0 if exact else 1e-6), name
+
+
+def share(name):
+    """Return the place of a tensor among the two blocks of the family: the first, the last, or outside."""
+    return 1.0 if name.startswith("layer.1.") else 0.0
+
+
+def running(points, name):
+    """Return a gradient of two points, or of three, at a tensor of two blocks."""
+    return points[-1] if share(name) else points[0]
+
+
+SLICED = """\
+merge_method: task_arithmetic
+base_model: ./base
+slices:
+- sources:
+  - {model: ./base, layer_range: [0, 1]}
+  - {model: ./a, layer_range: [0, 1], parameters: {weight: [0.9, 0.4]}}
+  parameters: {lambda: 2}
+- sources:
+  - {model: ./base, layer_range: [1, 2]}
+  - {model: ./a, layer_range: [1, 2]}
+parameters: {lambda: 0.5, weight: 0.3}
+"""
+
+#: Configurations whose numbers differ between tensors, and what mergekit computes for one.
+BY_TENSOR = {
+    "linear over the blocks": (
+        "merge_method: linear\nmodels:\n- {model: ./a, parameters: {weight: [0.9, 0.1]}}\n"
+        "- {model: ./b, parameters: {weight: [0.1, 2, 0.6]}}\n- {model: ./c, parameters: {weight: [0.3]}}\n",
+        lambda name, base, a, b, c: oracle.linear(
+            [a, b, c], [running([0.9, 0.1], name), running([0.1, 2, 0.6], name), 0.3]
+        ),
+    ),
+    "linear over the blocks, to one": (
+        "merge_method: linear\nmodels:\n- {model: ./a, parameters: {weight: [1, 0.25]}}\n"
+        "- {model: ./b, parameters: {weight: [0, 0.75]}}\nparameters: {normalize: false}\n",
+        lambda name, base, a, b, c: oracle.linear(
+            [a, b], [running([1, 0.25], name), running([0, 0.75], name)], normalize=False
+        ),
+    ),
+    "sum by name, block and level": (
+        "merge_method: task_arithmetic\nbase_model: ./base\nmodels:\n"
+        "- {model: ./a, parameters: {weight: [{filter: bias, value: 0.2}, "
+        "{filter: layer, value: [0.5, -1]}]}}\n"
+        "- {model: ./b, parameters: {weight: {filter: r.1.w, value: 3}}}\n"
+        "parameters: {weight: 0.1, lambda: [{filter: weight, value: [1, 0.5]}, {value: 2}]}\n",
+        lambda name, base, a, b, c: oracle.added(
+            base,
+            [a, b],
+            [
+                0.2 if "bias" in name else running([0.5, -1], name) if "layer" in name else 0.1,
+                3 if "r.1.w" in name else 0.1,
+            ],
+            scaling=running([1, 0.5], name) if "weight" in name else 2,
+        ),
+    ),
+    "elections with a density each, and a sum in some": (
+        "merge_method: ties\nbase_model: ./base\nmodels:\n"
+        "- {model: ./a, parameters: {weight: 0.7, density: [0.9, 0.3]}}\n"
+        "- {model: ./b, parameters: {weight: 0.4}}\n- {model: ./c, parameters: {weight: 0.2, density: 1}}\n"
+        "parameters: {density: 0.57, normalize: [{filter: embed, value: false}]}\n",
+        lambda name, base, *tasks: oracle.added(
+            base,
+            tasks,
+            [0.7, 0.4, 0.2],
+            elects=True,
+            normalize="embed" not in name,
+            sparsify=lambda n, v: oracle.trimmed(v, [running([0.9, 0.3], name), 0.57, 1][n]),
+        ),
+    ),
+    "slices": (
+        SLICED,
+        lambda name, base, a, b, c: oracle.added(
+            base,
+            [a],
+            # The first slice has one block, which stands at the end; what is before it stands at the start.
+            [{"embed.weight": 0.9, "layer.0.weight": 0.4, "layer.0.bias": 0.4}.get(name, 0.3)],
+            scaling=2 if name.startswith(("embed", "layer.0")) else 0.5,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BY_TENSOR)
+def test_numbers_by_name_and_block_are_those_of_mergekit(models, tmp_path, case):
+    folder, family = models
+    text, expected = BY_TENSOR[case]
+    found, _ = merged(folder, text, tmp_path / "merged")
+    for name in found.keys() - {"position_ids"}:
+        arrays = [family[model][name].double().numpy() for model in ("base", "a", "b", "c")]
+        assert np.abs(found[name] - expected(name, *arrays)).max() <= 1e-6, name

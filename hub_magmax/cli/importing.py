@@ -81,12 +81,12 @@ def import_(
         _write(imported, name, out)
         lines.append(f"wrote {out}: {_told(imported.verdict)}; `hub-magmax plan {out}` reads its checkpoints")
         values["written"] = str(out)
-    if not check:
-        return Answer(values, "\n".join(lines))
-    made = _made_again(imported, recipe, against or source)
-    lines += _comparison(made, against or source)
-    code = REGRESSED if made.verdict == "differs" else 0
-    return Answer(values | {"check": made.to_dict()}, "\n".join(lines), code)
+    made = _made_again(imported, recipe, against or source) if check else None
+    if made is not None:
+        lines += _comparison(made, against or source)
+        values["check"] = made.to_dict()
+    differs = made is not None and made.verdict == "differs"
+    return Answer(values, "\n".join(lines), REGRESSED if differs else 0)
 
 
 def _told_lines(imported: Imported, unread: dict[str, str]) -> Iterable[str]:

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from hub_magmax.recipe.importing.references import Place
 
+#: dtypes of tensors that are merged.
+FLOATING = ("F64", "F32", "F16", "BF16")
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -35,7 +38,8 @@ class ModelFacts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.dtypes)
+        """The names of the tensors that are merged: all others are copied."""
+        return tuple(name for name, dtype in self.dtypes.items() if dtype in FLOATING)
 
 
 class Models(Protocol):
