@@ -81,12 +81,18 @@ def import_(
         _write(imported, name, out)
         lines.append(f"wrote {out}: {_told(imported.verdict)}; `hub-magmax plan {out}` reads its checkpoints")
         values["written"] = str(out)
-    made = _made_again(imported, recipe, against or source) if check else None
-    if made is not None:
-        lines += _comparison(made, against or source)
-        values["check"] = made.to_dict()
-    differs = made is not None and made.verdict == "differs"
-    return Answer(values, "\n".join(lines), REGRESSED if differs else 0)
+    if check:
+        return _with_check(values, lines, imported, recipe, against or source)
+    return Answer(values, "\n".join(lines))
+
+
+def _with_check(
+    values: dict[str, Any], lines: list[str], imported: Imported, recipe: Recipe, model: str
+) -> Answer:
+    """Return the answer with a comparison of the published weights with a merge of the recipe."""
+    made = _made_again(imported, recipe, model)
+    text = "\n".join([*lines, *_comparison(made, model)])
+    return Answer(values | {"check": made.to_dict()}, text, REGRESSED if made.verdict == "differs" else 0)
 
 
 def _told_lines(imported: Imported, unread: dict[str, str]) -> Iterable[str]:
