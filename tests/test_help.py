@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from hub_magmax.cli import VERBS, main
 from hub_magmax.pipeline import run
@@ -64,13 +65,22 @@ def family(tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml_text(values))
     (folder / "other.yaml").write_text(yaml_text(values | {"method": "average", "output": {"path": "other"}}))
     (folder / "key.pem").write_text("a key")
-    (folder / "mergekit_config.yml").write_text(
-        "merge_method: linear\nmodels:\n"
-        "- {model: ./a, parameters: {weight: 1}}\n- {model: ./b, parameters: {weight: 1}}\n"
-    )
+    write_what_mergekit_merged(folder)
     for name in ("recipe", "other"):
         run(load_recipe(folder / f"{name}.yaml"))
     return folder
+
+
+def write_what_mergekit_merged(folder):
+    """Write a configuration of mergekit, and a folder `theirs` with what it gives."""
+    text = "merge_method: linear\nmodels:\n"
+    text += "".join(f"- {{model: ./{name}, parameters: {{weight: 1}}}}\n" for name in "ab")
+    (folder / "mergekit_config.yml").write_text(text)
+    shutil.copytree(folder / "a", folder / "theirs")
+    (folder / "theirs/mergekit_config.yml").write_text(text)
+    one, other = (load_file(folder / name / "model.safetensors") for name in "ab")
+    means = {name: (one[name] + other[name]) / 2 for name in one}
+    save_file(means, folder / "theirs/model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture
