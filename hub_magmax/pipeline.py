@@ -40,7 +40,7 @@ from hub_magmax.planning.statistics import may_lack
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
-from hub_magmax.publishing.preflight import check
+from hub_magmax.publishing.preflight import check, licence_warning, told_of
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
 from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
@@ -116,7 +116,7 @@ def run(
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
-    _announce(planned, report)
+    _announce(planned, destination, head, report)
     if (gone := _without_folder(planned, destination, head, progress, processes, cache)) is not None:
         return gone
     output = recipe.output_path
@@ -133,8 +133,12 @@ def run(
     return _published(done, destination, head, report, push_anyway=push_anyway)
 
 
-def _announce(planned: Plan, report: Report) -> None:
-    """Say what scoring will download, before anything starts."""
+def _announce(planned: Plan, destination: Destination | None, head: Head | None, report: Report) -> None:
+    """Say what scoring will download and what a push replaces, before anything starts."""
+    if destination is not None and head is not None:
+        report(told_of(head, destination))
+        if warning := licence_warning(planned):
+            LOG.warning("%s", warning)
     needs = evaluation_needs(planned.recipe, planned.lock, planned.bytes_out)
     if needs is not None and needs.download_bytes:
         report(f"for the scores: {needs}")

@@ -145,6 +145,7 @@ def test_dry_run_prints_the_plan_and_what_was_checked(family, hub, repo):
         "limits",
         "repository",
         "card",
+        "licence",
     ]
 
 
@@ -154,7 +155,7 @@ def test_dry_run_that_finds_something_wrong_ends_with_exit_code_1(family, hub, r
     assert done.exit_code == 1
     (failed,) = [line for line in done.output.splitlines() if "FAILED" in line]
     assert failed.startswith("card         FAILED: ") and '"license" must be one of' in failed
-    assert done.output.splitlines()[-1] == "1 of 6 checks failed"
+    assert done.output.splitlines()[-1] == "1 of 7 checks failed"
 
 
 def test_options_of_run_say_how_to_commit(family, hub, repo):
@@ -187,3 +188,53 @@ def test_stranger_may_open_a_pull_request(family, hub, repo, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.add_user(f"stranger{next(_numbers)}"))
     done = run(recipe_for(family, repo), destination=Destination(repo, create_pr=True))
     assert done.published.url.endswith("/discussions/1")
+
+
+def licensed(folder, **licences):
+    for name, licence in licences.items():
+        (folder / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+
+
+def test_plan_and_run_say_what_a_push_replaces_and_the_title_says_it_too(family, hub, repo):
+    path = write_recipe(family, output={"path": "merged", "push_to_hub": repo})
+    licensed(family, base="mit", a="mit", b="mit", c="mit")
+    first = f"{repo} is not there, and will be created (public)"
+    later = f"{repo} holds a model: the push replaces its weights and files of the same names; others stay"
+    assert f"publishes    {first}\n" in call("plan", path)[1]
+    assert f"{repo} holds no model yet\n" in call("run", path)[2]
+    assert hub.commits(repo)[0].title == "Add merged model"
+    write_recipe(family, output={"path": "other", "push_to_hub": repo}, seed=1)
+    assert json.loads(call("plan", path, "--json")[1])["publishing"] == {"to": later, "warning": None}
+    assert f"{later}; it is at" in call("run", path, "--dry-run")[1]
+    assert f"{later}\n" in call("run", path)[2]
+    assert hub.commits(repo)[0].title == "Update merged model"
+    call("run", path, "--output", family / "third", "--set", "seed=2", "--commit-message", "Third")
+    assert hub.commits(repo)[0].title == "Third"
+
+
+def test_plan_does_not_wait_for_a_hub_that_cannot_be_asked(family, hub, repo, monkeypatch):
+    path = write_recipe(family, output={"path": "merged", "push_to_hub": repo})
+    hub.faults.add("/api/models/*", "status", status=503)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it is asked once"))
+    code, out, _ = call("plan", path)
+    assert code == 0 and f"publishes    {repo}, which was not looked at: the Hub answered 503" in out
+    monkeypatch.undo()
+    hub.faults.clear()
+    assert (
+        f"publishes    {repo}, which was not looked at: nothing can be published offline"
+        in (call("plan", path, "--from-cache")[1])
+    )
+
+
+def test_sources_without_a_licence_are_a_warning_where_the_model_is_published(family, hub, repo):
+    output = {"path": "merged", "push_to_hub": repo}
+    licensed(family, base="apache-2.0", a="unknown", b="mit")
+    path = write_recipe(family, output=output)
+    told = "a and c state no licence, which gives no permission to publish what is made of it"
+    assert f"warning      {told}" in call("plan", path)[1]
+    assert f"licence      warning: {told}" in call("run", path, "--dry-run")[1]
+    assert f"warning: {told}" in call("run", path)[2]
+    path = write_recipe(family, output=output | {"license": "mit"})
+    assert "no licence" not in call("plan", path)[1], "the recipe says"
+    path = write_recipe(family)
+    assert "no licence" not in call("plan", path)[1], "nothing is published"

@@ -109,7 +109,7 @@ def test_folder_without_a_merge_is_not_pushed(family, hub, repo):
 
 
 def test_bad_repository_name_is_one_sentence(family):
-    with pytest.raises(PublishError, match="not a valid repository id"):
+    with pytest.raises(PublishError, match="is no repository id"):
         push(merged(family), "not/a/name")
 
 

@@ -81,17 +81,23 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.recipe_and_lock import read_asked
-    from hub_magmax.pipeline import lock
+    from hub_magmax.pipeline import destination_of, lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
     from hub_magmax.planning.summary import describe, explain
+    from hub_magmax.publishing.preflight import licence_warning, look_at
 
     found, locked = read_asked(asked)
     cache = SourceCache()
     locked = locked or lock(found, report=say, cache=cache)
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     refused = faults_left(planned.findings, planned.in_spite_of)
-    return Answer(describe(planned), explain(planned), exit_code=ERROR if refused else 0)
+    values, text = describe(planned), explain(planned)
+    if (destination := destination_of(found)) is not None:
+        there, warning = look_at(destination), licence_warning(planned)
+        values["publishing"] = {"to": there, "warning": warning or None}
+        text += f"\n{'publishes':<12} {there}" + (f"\n{'warning':<12} {warning}" if warning else "")
+    return Answer(values, text, exit_code=ERROR if refused else 0)
 
 
 @verb

@@ -171,7 +171,7 @@ def destination_options(function: Callable[..., Answer]) -> Callable[..., Answer
     """Add options of a commit; the function gets them as `to`, a `DestinationOptions`."""
     for option in (
         click.option("--private-key", type=Path, help="PEM file of a key: sign the model before the push."),
-        click.option("--commit-message", help="Title of the commit; `Add merged model`."),
+        click.option("--commit-message", help="Title of the commit; Add or Update merged model."),
         click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
         click.option("--revision", help="Branch to commit to."),
         click.option("--private", is_flag=True, default=None, help="Make a new repository private."),

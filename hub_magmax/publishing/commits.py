@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
 from hub_magmax.hub import hub_api, is_passing, is_token_empty, retry, token_in_use
@@ -34,7 +35,7 @@ class Destination:
         private: Whether a new repository is private.
         revision: Branch to commit to; the default branch if None.
         create_pr: Open a pull request instead of committing to the branch.
-        commit_message: Title of the commit.
+        commit_message: Title of the commit; empty for one by what the branch holds.
         commit_description: Text below it.
         private_key: File of the key with which the model is signed before it is published.
     """
@@ -43,7 +44,7 @@ class Destination:
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
-    commit_message: str = "Add merged model"
+    commit_message: str = ""
     commit_description: str = ""
     private_key: Path | None = None
 
@@ -64,6 +65,10 @@ class Destination:
     def name(self) -> str:
         """Name in messages."""
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+    def title(self, head: Head) -> str:
+        """Return the title of a commit on top of `head`: the first model is added, later ones update it."""
+        return self.commit_message or f"{'Update' if head.holds_model else 'Add'} merged model"
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,16 @@ class Head:
     commit: str
     files: tuple[str, ...]
 
+    @property
+    def holds_model(self) -> bool:
+        return any(map(holds_weights, self.files))
+
+
+def holds_weights(path: str) -> bool:
+    """Say whether a file of a repository is one of a model's weights, or belongs to those of an adapter."""
+    weights = "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
+    return weights or path == ADAPTER_CONFIG_NAME
+
 
 def prepare_repository(destination: Destination) -> Head:
     """Create the repository if it is not there, and check that this token may commit to the branch.
@@ -274,7 +289,7 @@ def commit(
             made = hub_api().create_commit(
                 destination.repo_id,
                 operations,
-                commit_message=destination.commit_message,
+                commit_message=destination.title(head),
                 commit_description=destination.commit_description,
                 revision=destination.revision,
                 create_pr=destination.create_pr,

@@ -22,7 +22,8 @@ from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.publishing.scored_push import is_streamed
 from hub_magmax.reporting.card import render_card
-from hub_magmax.text import format_bytes
+from hub_magmax.reporting.licence import is_stated
+from hub_magmax.text import format_bytes, listed
 
 #: The Hub's own limits.
 MAX_FILE_BYTES = 200 * 10**9
@@ -72,6 +73,45 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     return head
 
 
+def told_of(head: Head | None, destination: Destination) -> str:
+    """Return in a line whether a repository exists, and what a push replaces there.
+
+    Args:
+        head: The branch as it is now; None where there is no repository.
+        destination: Where to.
+    """
+    if head is None:
+        kind = "private" if destination.private else "public"
+        return f"{destination.name} is not there, and will be created ({kind})"
+    if not head.holds_model:
+        return f"{destination.name} holds no model yet"
+    how = "a pull request replaces" if destination.create_pr else "the push replaces"
+    return f"{destination.name} holds a model: {how} its weights and files of the same names; others stay"
+
+
+def look_at(destination: Destination) -> str:
+    """Return the same after one request that is not repeated, or why that is not known."""
+    api = hub_api()
+    try:
+        with publish_errors(destination.name):
+            exists = api.repo_exists(destination.repo_id)
+            return told_of(find_head(destination) if exists else None, destination)
+    except PublishError as error:
+        return f"{destination.name}, which was not looked at: {error.what}"
+
+
+def licence_warning(plan: Plan) -> str:
+    """Return a warning about sources that state no licence, unless the recipe states one; empty without."""
+    unstated = [name for name, source in plan.lock.sources.items() if not is_stated(source.license)]
+    if not unstated or plan.recipe.output.license:
+        return ""
+    verb = "states" if len(unstated) == 1 else "state"
+    return (
+        f"{listed(unstated, 5)} {verb} no licence, which gives no permission to publish what is made of it: "
+        "ask its owner, or say output.license"
+    )
+
+
 def rehearse(plan: Plan, destination: Destination | None) -> tuple[CheckResult, ...]:
     """Look at everything that `check` looks at, and change nothing anywhere."""
     return tuple(_rehearsed(plan, destination))
@@ -91,6 +131,8 @@ def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckRes
         yield _look("limits", lambda: check_limits(plan))
         yield _look("repository", lambda: _right_to_write(destination))
         yield _look("card", lambda: check_card(plan, destination))
+        if warning := licence_warning(plan):
+            yield CheckResult("licence", f"warning: {warning}")
     if plan.recipe.evaluation is not None:
         yield _look("evaluator", lambda: check_fits(plan.recipe, plan.lock))
         yield _look("downloads", lambda: _check_downloads(plan, destination))
@@ -193,7 +235,7 @@ def _right_to_write(destination: Destination) -> str:
             retry(lambda: api.auth_check(repo_id, write=True))
     head = find_head(destination)
     how = "a pull request can be opened" if destination.create_pr else "this token may write to it"
-    return f"{destination.name} is at {head.commit[:7]}, and {how}"
+    return f"{told_of(head, destination)}; it is at {head.commit[:7]}, and {how}"
 
 
 def _right_to_create(destination: Destination) -> str:

@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
-from hub_magmax.publishing.commits import Destination, Head, Published, commit, hashes_of, prepare_repository
+from hub_magmax.publishing.commits import (
+    Destination,
+    Head,
+    Published,
+    commit,
+    hashes_of,
+    holds_weights,
+    prepare_repository,
+)
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
 
 #: What belongs to one merged model, and would be taken for the next one's.
@@ -25,7 +32,7 @@ def push(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str = "Add merged model",
+    commit_message: str = "",
 ) -> Published:
     """Publish the files of `folder` as one commit, then compare every shard with the report.
 
@@ -35,7 +42,7 @@ def push(
         private: Whether a new repository is private.
         revision: Branch to commit to; the default branch if None.
         create_pr: Open a pull request instead of committing to the branch.
-        commit_message: Title of the commit.
+        commit_message: Title of the commit; by default Add or Update merged model.
 
     Raises:
         OutputError: If `folder` does not hold a merged model.
@@ -95,9 +102,4 @@ def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 
 
 def _is_stale(path: str) -> bool:
-    return _holds_weights(path) or path in _OF_ONE_MODEL
-
-
-def _holds_weights(path: str) -> bool:
-    weights = "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
-    return weights or path == ADAPTER_CONFIG_NAME
+    return holds_weights(path) or path in _OF_ONE_MODEL

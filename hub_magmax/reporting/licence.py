@@ -61,6 +61,11 @@ class License:
     explanation: str
 
 
+def is_stated(text: str | None) -> bool:
+    """Say whether a source's card states a licence."""
+    return _normalised(text) is not None
+
+
 def combined_license(licenses: Sequence[str | None], override: str | None = None) -> License:
     """Return the licence of a model merged from sources under `licenses`.
 
