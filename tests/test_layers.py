@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -25,7 +25,7 @@ from transformers import (
 
 from hub_magmax.analysis.diagnosing import diagnose
 from hub_magmax.checkpoints.opening import open_inputs
-from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.errors import HubMagmaxError, MismatchError, RecipeError
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import make_shards, merge
@@ -487,6 +487,104 @@ def test_other_dtype_is_cast_once(tmp_path):
     merge(accepted(plan(recipe)))
     expected = torch.tensor([1.001, 4.002]).bfloat16().tolist()
     assert numbers(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_factor_multiplies_what_is_copied_and_rounds_once(tmp_path, dtype):
+    generator = torch.Generator().manual_seed(0)
+    base = {
+        f"h.{n}.{part}": torch.randn(50, generator=generator).to(torch.bfloat16)
+        for n in range(3)
+        for part in "op"
+    }
+    write_checkpoint(tmp_path / "base", base | {"norm": torch.ones(2), "step": torch.arange(3)})
+    rules = [
+        {"match": "*.o", "layers": [2, 4], "factor": 0},
+        {"match": "h.4.p", "factor": -0.3},
+        {"match": "norm", "take": "base_model", "factor": 1.7},
+    ]
+    layers = slices([("base_model", 0, 2), ("base_model", 0, 3)])
+    merge(plan(deeper(tmp_path, layers=layers, tensors=rules, output={"path": "out", "dtype": dtype})))
+    found, kind = read_merged(tmp_path / "out"), getattr(torch, dtype)
+    for number, own in enumerate((0, 1, 0, 1, 2)):
+        o, p = base[f"h.{own}.o"].double(), base[f"h.{own}.p"].double()
+        assert torch.equal(found[f"h.{number}.o"], (o * (0 if number in (2, 3) else 1)).to(kind))
+        assert torch.equal(found[f"h.{number}.p"], (p * (-0.3 if number == 4 else 1)).to(kind))
+    assert torch.equal(found["norm"], torch.full((2,), 1.7, dtype=torch.float64).to(kind))
+    assert torch.equal(found["step"], torch.arange(3))
+
+
+def test_repeated_blocks_that_write_nothing_leave_the_function_as_it_is(tmp_path):
+    """LLaMA Pro (arXiv:2401.02415): zeroed output projections make a block the identity."""
+    model = llama(0).eval()
+    model.save_pretrained(tmp_path / "base")
+    rules = [{"match": f"*.{part}.weight", "layers": [2, 4], "factor": 0} for part in ("o_proj", "down_proj")]
+    layers = slices([("base_model", 0, 2), ("base_model", 0, 4)])
+    folder = made(deeper(tmp_path, layers=layers, tensors=rules))
+    tokens = torch.arange(12)[None]
+    found = AutoModelForCausalLM.from_pretrained(folder)
+    assert found.config.num_hidden_layers == 6
+    plain = copy.deepcopy(model)  # blocks 0 and 1, nothing twice, then 2 and 3
+    assert torch.equal(
+        found.model.layers[2].self_attn.q_proj.weight, plain.model.layers[0].self_attn.q_proj.weight
+    )
+    torch.testing.assert_close(found(tokens).logits, plain(tokens).logits)
+    assert "multiplied by 0" in (folder / "README.md").read_text()
+    told = explain(plan(deeper(tmp_path, layers=layers, tensors=rules)))
+    assert "4 from base_model, times 0: stack of layers" in told
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (
+            {"match": "h.0.w", "take": "nothing", "factor": 0},
+            r"tensors\.0\.factor: what is left out has no values",
+        ),
+        (
+            {"match": "h.0.w", "scaling": 1, "factor": 0},
+            r"factor multiplies tensors that are copied, and scaling",
+        ),
+        ({"match": "h.0.w", "factor": "x"}, r"tensors\.0\.factor: 'x' should be a number"),
+        ({"match": "h.9.w", "factor": 0}, r"matches no tensor"),
+        ({"match": "position_ids", "take": "base_model", "factor": 2}, r"I64 is not floating point.*by 2"),
+    ],
+)
+def test_factor_of_what_is_not_copied_is_refused(tmp_path, rule, reason):
+    write_blocks(tmp_path, "base", [1, 2, 3, 4])
+    path = tmp_path / "base" / "model.safetensors"
+    save_file(load_file(path) | {"position_ids": torch.arange(3)}, path)
+    with pytest.raises(HubMagmaxError, match=reason):
+        plan(deeper(tmp_path, tensors=[rule]))
+
+
+def test_factor_needs_a_slice_that_takes_or_a_source(tmp_path):
+    write_blocks(tmp_path, "base", [1, 2, 3, 4])
+    write_blocks(tmp_path, "a", [1, 2, 3, 4])
+    rules = [{"match": "h.*", "factor": 2}]
+    with pytest.raises(RecipeError, match=r"the rule does not say from where; add take"):
+        recipe_of(tmp_path, None, names=("a",), tensors=rules)
+    layers = [*slices([("a", 0, 2)]), {"blocks": [2, 4]}]
+    with pytest.raises(
+        RecipeError, match=r"multiplies 'h.2.w' and 'h.3.w', and no slice of layers takes them"
+    ):
+        plan(recipe_of(tmp_path, layers, names=("a",), tensors=rules))
+    merge(accepted(plan(recipe_of(tmp_path, layers, names=("a",), tensors=[{**rules[0], "layers": [0, 2]}]))))
+    assert numbers(tmp_path / "out")[:2] == [2.0, 4.0]
+
+
+def test_head_with_a_factor_is_no_longer_tied(tmp_path):
+    llama(0, tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, {"format": "pt"}
+    )
+    layers = slices([("base_model", 0, 4)])
+    rules = [{"match": "lm_head.weight", "take": "base_model", "factor": 2}]
+    found = AutoModelForCausalLM.from_pretrained(made(deeper(tmp_path, layers=layers, tensors=rules)))
+    assert torch.equal(found.lm_head.weight, 2 * found.model.embed_tokens.weight)
+    assert not found.config.tie_word_embeddings
 
 
 def deeper(folder, **changes):

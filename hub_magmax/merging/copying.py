@@ -26,7 +26,7 @@ def unmerged_chunks(
 ) -> Iterator[Stored]:
     """Yield the values of a tensor that is copied, or a mean of statistics, in the output's dtype.
 
-    A NaN or an infinity is copied like any other value.
+    A NaN or an infinity is copied like any other value. A factor of the job that is not 1 multiplies them.
 
     Args:
         job: The tensor.
@@ -52,7 +52,12 @@ def unmerged_chunks(
         source.release(job.tensor, stop)
         if job.reason == EXACT_REASON:
             _check_equal(job, start, found, others)
-        yield found if found.dtype == job.dtype else _cast(job, source, start, found.tensor)
+        if found.dtype == job.dtype and job.factor == 1:
+            yield found
+        else:
+            # In float64, so that the product is rounded once, to the output's dtype.
+            values = found.tensor if job.factor == 1 else found.tensor.to(torch.float64) * job.factor
+            yield _cast(job, source, start, values)
 
 
 def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor) -> Stored:
@@ -66,7 +71,7 @@ def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor
                 f"element {start + element:,} is {float(values[element])}",
                 where=tensor_place(source, source.index.tensors[job.tensor], start + element),
                 expected=f"numbers that {str(cast.dtype).removeprefix('torch.')} can hold",
-                hint="Choose a wider output.dtype.",
+                hint="Choose a wider output.dtype" + (", or a smaller factor." if job.factor != 1 else "."),
             )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_meta
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
+from hub_magmax.recipe.tensor_rules import TensorRule, factor_of, rule_for
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -126,6 +127,8 @@ def _needs_torch(jobs: Iterable[TensorJob], lock: Lock, indexes: Mapping[str, Ch
 def _takes_torch(job: TensorJob, indexes: Mapping[str, CheckpointIndex]) -> bool:
     if job.source == MEAN:
         return True
+    if job.factor != 1:
+        return True
     if not job.merged:
         info = indexes[job.source].tensors.get(job.tensor)
         return info is not None and info.dtype != job.dtype
@@ -149,13 +152,14 @@ class _Take:
 
     source: str
     reason: str
+    factor: float = 1.0
 
 
 def _take(name: str, rules: tuple[TensorRule, ...], layered: Mapping[str, str]) -> _Take | None:
     """Return whose a tensor is: by the first rule that covers it, or else by the stack of layers; or None."""
     if (rule := rule_for(name, rules)) is not None:
-        return _Take(rule.source, f"rule {rule.match!r}")
-    return _Take(layered[name], LAYERS_REASON) if name in layered else None
+        return _Take(rule.source, f"rule {rule.match!r}", 1.0 if rule.factor is None else rule.factor)
+    return _Take(layered[name], LAYERS_REASON, factor_of(name, rules)) if name in layered else None
 
 
 def _added_names(
@@ -202,7 +206,15 @@ def _job(
                 f"tensor {name!r} is not there, and the {take.reason} takes it from there",
                 where=indexes[take.source].label,
             )
-        return _copy(indexes[take.source].tensors[name], take.source, take.reason, dtype)
+        info = indexes[take.source].tensors[name]
+        if take.factor != 1 and info.dtype not in MERGEABLE_DTYPES:
+            raise MismatchError(
+                f"dtype {info.dtype} is not floating point, and is not multiplied by {take.factor:g}",
+                where=f"{indexes[take.source].label}, tensor {name!r}",
+                hint="Leave factor out for this tensor, by a rule before: "
+                f"{{match: {json.dumps(name)}, take: {take.source}}}.",
+            )
+        return replace(_copy(info, take.source, take.reason, dtype), factor=take.factor)
     return _job_without_rule(indexes["base_model"].tensors[name], indexes, dtype, unread)
 
 

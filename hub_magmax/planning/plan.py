@@ -43,6 +43,7 @@ class TensorJob:
         source: "merge", `MEAN`, or the name of the source that is copied.
         reason: Why it is not merged; empty for a merged tensor.
         unread: Sources that do not count, such as tasks of weight zero, or those that lack the tensor.
+        factor: What a copy is multiplied by.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TensorJob:
     source: str
     reason: str = ""
     unread: tuple[str, ...] = ()
+    factor: float = 1.0
 
     @property
     def merged(self) -> bool:
@@ -152,8 +154,14 @@ class Shard:
 
 
 def _values(job: TensorJob) -> dict[str, Any]:
-    """Return what `asdict` does, which takes a second for ten thousands of jobs."""
-    return asdict(job) if isinstance(job, FactorJob) else vars(job)
+    """Return what `asdict` does, which takes a second for ten thousands of jobs; no factor of 1.
+
+    The digests of earlier plans stay the same.
+    """
+    values = asdict(job) if isinstance(job, FactorJob) else dict(vars(job))
+    if job.factor == 1:
+        del values["factor"]
+    return values
 
 
 @dataclass(frozen=True)

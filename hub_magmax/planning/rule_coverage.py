@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.errors import KeyPath, Problem
@@ -63,14 +64,43 @@ def check_values(
     decided: dict[int | None, list[str]] = {}
     for name in merged:
         decided.setdefault(deciding(name, rules), []).append(name)
-    problems = list[Problem]()
-    for number, rule in enumerate(rules):
-        if rule.take is None and number not in decided:
-            problems.append(_idle(rule, ("tensors", number), merged, tied, names))
-        elif not any(map(block_of, decided.get(number, ()))):
-            problems += _flat(rule, ("tensors", number), decided.get(number, ()))
+    telling = _Telling(rules, decided, tied, names)
+    problems = [problem for number in range(len(rules)) for problem in telling.of_rule(number)]
     if problems:
         raise together(problems)
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """Tells what is wrong about rules, of which each decides about some merged tensors.
+
+    Attributes:
+        rules, tied, names: As `check_values` has them.
+        decided: Merged tensors by the position of the rule that decides about them.
+    """
+
+    rules: Sequence[TensorRule]
+    decided: Mapping[int | None, Sequence[str]]
+    tied: Mapping[str, str]
+    names: Collection[str]
+
+    def of_rule(self, number: int) -> Iterator[Problem]:
+        """Yield why the numbers of a rule have no effect."""
+        rule, key, found = self.rules[number], ("tensors", number), self.decided.get(number, ())
+        if rule.factor is not None:
+            yield from (_not_copied(rule, key, found) for _ in found[:1])
+        elif rule.take is None and not found:
+            merged = [name for names in self.decided.values() for name in names]
+            yield _idle(rule, key, merged, self.tied, self.names)
+        elif not any(map(block_of, found)):
+            yield from _flat(rule, key, found)
+
+
+def _not_copied(rule: TensorRule, key: KeyPath, found: Sequence[str]) -> Problem:
+    """Return that a factor is said of merged tensors."""
+    text = f"{rule.label} multiplies {listed([*map(shown, found)], 3)}, and no slice of layers takes them"
+    hint = "Add take: base_model or a task, or cover tensors of slices with `take` only."
+    return Problem(_KIND, text, key=(*key, "factor"), hint=hint)
 
 
 def _idle(

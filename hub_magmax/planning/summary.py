@@ -21,7 +21,7 @@ from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
 from hub_magmax.planning.layers import described_layers, layer_notices, layer_rows
 from hub_magmax.planning.output_config.model_config import config_notices
-from hub_magmax.planning.plan import SMALL_BYTES, Plan
+from hub_magmax.planning.plan import SMALL_BYTES, Plan, TensorJob
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokens import token_notices
@@ -106,7 +106,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "ranks": plan.ranks,
         "elements_merged": sum(job.num_elements for job in merged),
         "layers": described_layers(plan.lock),
-        "copied": [{"tensor": j.name, "from": j.source, "reason": j.reason} for j in copied],
+        "copied": [_copied(job) for job in copied],
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
         **_sources_and_output(plan),
@@ -120,6 +120,11 @@ def describe(plan: Plan) -> dict[str, Any]:
         "in_spite_of": list(plan.in_spite_of),
         "tasks_not_looked_at": list(plan.unseen),
     }
+
+
+def _copied(job: TensorJob) -> dict[str, Any]:
+    factor = {} if job.factor == 1 else {"factor": job.factor}
+    return {"tensor": job.name, "from": job.source, "reason": job.reason} | factor
 
 
 def _sources_and_output(plan: Plan) -> dict[str, Any]:
@@ -223,8 +228,9 @@ def _tensors(plan: Plan) -> Iterator[Row]:
     merged = [job.num_elements for job in plan.jobs if job.merged]
     yield "merged", f"{len(merged):,} tensors, {sum(merged):,} elements"
     yield "copied", f"{len(plan.jobs) - len(merged):,} tensors"
-    reasons = Counter((job.reason, job.source) for job in plan.jobs if not job.merged)
-    yield from (("", f"{count:,} from {source}: {why}") for (why, source), count in reasons.items())
+    reasons = Counter((job.reason, job.source, job.factor) for job in plan.jobs if not job.merged)
+    for (why, source, factor), count in reasons.items():
+        yield "", f"{count:,} from {source}{'' if factor == 1 else f', times {factor:g}'}: {why}"
     if plan.left_out:
         yield "left out", ", ".join(plan.left_out)
     if ranks := plan.ranks.values():

@@ -92,7 +92,8 @@ def untied(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _is_one(job: TensorJob, other: TensorJob, *, is_copy: bool) -> bool:
     """Say whether two jobs give the same values: as one parameter, or copied from a source that ties them."""
-    return is_copy and (isinstance(job, TiedJob) or (job.source == other.source and not job.merged))
+    are_copies = (job.source, job.factor) == (other.source, other.factor) and not job.merged
+    return is_copy and (isinstance(job, TiedJob) or are_copies)
 
 
 def tie_notices(plan: Plan) -> Iterator[str]:

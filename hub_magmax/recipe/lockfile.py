@@ -236,7 +236,7 @@ class Lock:
     @property
     def value_rules(self) -> list[Mapping[str, Any]]:
         """Those by which tensors are merged with numbers of their own."""
-        return [rule for rule in self.rules if "take" not in rule]
+        return [rule for rule in self.rules if "take" not in rule and "factor" not in rule]
 
     @property
     def digest(self) -> str:

@@ -113,14 +113,14 @@ def rule_values(
     Raises:
         RecipeError: If the weights of a block sum to 0, or an option has a value there that it cannot have.
     """
-    if all(rule.take is not None for rule in rules):
+    if not any(rule.values for rule in rules):
         return {}
     names = tuple(tensors)
     stacks, known = depths_of(names), dict[tuple[int, int, int], RuleValues]()
     found = {}
     for name in names:
         position = deciding(name, rules)
-        if position is not None and (rule := rules[position]).take is None:
+        if position is not None and (rule := rules[position]).take is None and rule.values:
             block = block_of(name)
             place = (position, -1, 0) if block is None else (position, block.number, stacks[block.stack])
             if place not in known:

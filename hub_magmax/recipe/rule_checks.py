@@ -44,6 +44,7 @@ def rule_problems(recipe: Recipe) -> Iterator[Problem]:
     for position, rule in enumerate(recipe.tensors):
         path = ("tensors", position)
         yield from _form_problems(rule, path)
+        yield from _factor_problems(rule, path, recipe)
         yield from _weight_problems(rule, path, recipe.method)
         yield from _method_problems(rule, path, recipe)
         yield from _option_problems(rule, path, recipe)
@@ -58,7 +59,8 @@ def named_tasks(rule: TensorRule) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _form_problems(rule: TensorRule, path: KeyPath) -> Iterator[Problem]:
-    yield from _take_problems(rule, path) if rule.take is not None else _lack_problems(rule, path)
+    if rule.factor is None or rule.take is not None:
+        yield from _take_problems(rule, path) if rule.take is not None else _lack_problems(rule, path)
     if rule.weights is not None and rule.coefficients is not None:
         text = "weights and coefficients both say how much each task counts"
         yield conflict((*path, "coefficients"), text, "leave one of them out")
@@ -66,6 +68,23 @@ def _form_problems(rule: TensorRule, path: KeyPath) -> Iterator[Problem]:
         if found.over == "layers" and rule.layers is None:
             text = "there are no layers to spread the numbers over"
             yield conflict((*path, *place, "over"), text, "add layers: [first, end], or leave `over` out")
+
+
+def _factor_problems(rule: TensorRule, path: KeyPath, recipe: Recipe) -> Iterator[Problem]:
+    """Yield a factor of what is not copied."""
+    if rule.factor is None:
+        return
+    if recipe.output.is_adapter:
+        text = "an adapter's products are added to weights that are not multiplied"
+        yield conflict((*path, "factor"), text, "leave factor out")
+    elif rule.take == "nothing":
+        yield conflict((*path, "factor"), "what is left out has no values to multiply", "leave factor out")
+    elif rule.take is None and rule.values:
+        text = f"factor multiplies tensors that are copied, and {next(iter(rule.values))} is for merged ones"
+        yield conflict((*path, "factor"), text, "leave one of them out, or write a rule for each")
+    elif rule.take is None and not recipe.layers:
+        text = "factor multiplies tensors that are copied, and the rule does not say from where"
+        yield conflict((*path, "factor"), text, "add take: base_model, or a task")
 
 
 def _take_problems(rule: TensorRule, path: KeyPath) -> Iterator[Problem]:

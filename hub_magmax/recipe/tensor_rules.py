@@ -99,14 +99,16 @@ class TensorRule(Spec):
     """Tensors that come unchanged from one source, are left out, or are merged by numbers of their own.
 
     The rule covers names that match the glob `match`, of blocks from the first of `layers` to the one before
-    the last. `take` says whose the tensors are. In its place `weights` (relative to their sum), or
-    `coefficients`, `scaling` and `options` of the recipe's method say how they are merged; what a rule does
-    not say is the recipe's.
+    the last. `take` says whose the tensors are, and `factor` what they are multiplied by; it stands alone for
+    tensors that a stack of layers takes. In their place `weights` (relative to their sum), or `coefficients`,
+    `scaling` and `options` of the recipe's method say how tensors are merged; what a rule does not say is the
+    recipe's.
     """
 
     match: Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)] = "*"
     layers: BlockRange | None = None
     take: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_text)] = None
+    factor: Number | None = None
     weights: GradedByTask | None = None
     coefficients: GradedByTask | None = None
     scaling: Graded | None = None
@@ -145,7 +147,7 @@ class TensorRule(Spec):
     @property
     def locked(self) -> tuple[str, str] | dict[str, Any]:
         """The rule as a lock stores it: glob and source alone, or every key that it has."""
-        if self.take is not None and self.layers is None:
+        if self.take is not None and self.layers is None and self.factor is None:
             return self.match, self.take
         return self.model_dump(mode="json", exclude_none=True)
 
@@ -159,6 +161,12 @@ def rule_for(tensor: str, rules: Sequence[TensorRule]) -> TensorRule | None:
     """Return the rule by which a tensor is taken or left out; None where it is merged."""
     rule = next((rule for rule in rules if rule.covers(tensor)), None)
     return rule if rule is not None and rule.take is not None else None
+
+
+def factor_of(tensor: str, rules: Sequence[TensorRule]) -> float:
+    """Return what a copied tensor is multiplied by: 1 where the rule that decides about it says nothing."""
+    rule = next((rule for rule in rules if rule.covers(tensor)), None)
+    return 1.0 if rule is None or rule.factor is None else rule.factor
 
 
 def takes_any(rules: Sequence[TensorRule]) -> bool:

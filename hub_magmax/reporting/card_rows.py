@@ -105,13 +105,15 @@ class ToldRule:
 
     Attributes:
         tensors: Which ones.
-        take: Where they come from, `nothing`, or None where they are merged.
+        take: Where they come from, `nothing`, or None where they are merged or a stack of layers tells.
         numbers: By which they are merged.
+        factor: What they are multiplied by where they are copied, or None.
     """
 
     tensors: Markdown
     take: str | None
     numbers: Markdown
+    factor: float | None
 
 
 def told_rules(lock: Lock) -> tuple[ToldRule, ...]:
@@ -127,6 +129,7 @@ def _told(rule: Mapping[str, Any]) -> ToldRule:
         Markdown(f"tensors that match {code(rule['match'])}{blocks} and no earlier rule"),
         rule.get("take"),
         Markdown("; ".join(f"{key} {_numbers(value)}" for key, value in numbers.items())),
+        rule.get("factor"),
     )
 
 
