@@ -23,6 +23,7 @@ class Candidate:
         weights: One per task.
         seeds: Of the draws to average over, for a method that draws; empty for the lock's seed.
         is_recipe: It is the recipe as it stands.
+        by_rules: The recipe's rules give tensors numbers of their own.
     """
 
     method: Mapping[str, Any]
@@ -30,6 +31,7 @@ class Candidate:
     weights: tuple[float, ...]
     seeds: tuple[int, ...] = ()
     is_recipe: bool = False
+    by_rules: bool = True
 
     def same_as(self, other: Candidate) -> bool:
         """Say whether both give the same model."""
@@ -47,6 +49,18 @@ class Candidate:
         selection = self.method.get("selection")
         name = f"{self.method['name']} {selection}" if selection else str(self.method["name"])
         return f"the recipe: {name}" if self.is_recipe else name
+
+
+def base_model(num_tasks: int) -> Candidate:
+    """Return a merge that adds nothing."""
+    weights = (1 / num_tasks,) * num_tasks
+    return Candidate({"name": "average", "scaling": 0.0}, "none", weights, by_rules=False)
+
+
+def one_task(task: int, num_tasks: int) -> Candidate:
+    """Return a merge that takes everything from one task."""
+    weights = tuple(float(other == task) for other in range(num_tasks))
+    return Candidate({"name": "single_task", "scaling": 1.0}, "one task", weights, by_rules=False)
 
 
 def draws(method: Mapping[str, Any]) -> bool:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.analysis.candidates import Candidate, candidates
+from hub_magmax.analysis.candidates import Candidate, base_model, candidates
 from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_label, scorer_of
-from hub_magmax.errors import EvaluationError, RecipeError
+from hub_magmax.errors import EvaluationError, KeyPath, RecipeError
 from hub_magmax.evaluation.data import num_shared, with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
@@ -23,9 +23,10 @@ from hub_magmax.files import named_after, write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
+from hub_magmax.recipe.merge_values import rules_under
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
-from hub_magmax.recipe.values import Data
+from hub_magmax.recipe.values import AUTO, Data
 from hub_magmax.text import ProgressBar, Report, unseen
 
 if TYPE_CHECKING:
@@ -174,7 +175,10 @@ def comparable(recipe: Recipe) -> Recipe:
             where="compare",
             expected="compare: {tune: {dataset: ...}, report: {dataset: ...}}",
         )
-    return updated(recipe, {"method": "average"}) if recipe.method.is_auto else recipe
+    if not recipe.method.is_auto:
+        return recipe
+    name = recipe.method.name
+    return updated(recipe, {"method": "average" if name == AUTO else {"name": name, **recipe.method.options}})
 
 
 def compare(
@@ -221,7 +225,7 @@ def compare(
                 finalists, scorer.run([t.candidate for t in finalists.values()], other, "report"), strict=True
             )
         )
-        nothing = Candidate({"name": "average", "scaling": 0.0}, UNIFORM, weights[UNIFORM])
+        nothing = base_model(len(lock.tasks))
         (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
 
@@ -304,11 +308,14 @@ def _conclude(
 
 def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[float, ...]]:
     """Return the weights to try by name, without what is the same twice."""
-    if lock.preference.kind == COEFFICIENTS:
+    rules = (n for n, rule in enumerate(recipe.tensors) if rule.coefficients is not None)
+    keys: list[KeyPath] = [("tensors", position, "coefficients") for position in rules]
+    keys += [("preference", "coefficients")] if lock.preference.kind == COEFFICIENTS else []
+    if keys:
         raise RecipeError(
             "a comparison tries methods that need shares of the tasks",
-            key=("preference", "coefficients"),
-            hint="Use weights, or leave `preference` out.",
+            key=keys[0],
+            hint="Use weights, or leave them out.",
         )
     found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}
     for name, preference in spec.preferences.items():
@@ -328,6 +335,7 @@ def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:
     won = next(m.candidate for m in comparison.methods if m.label == comparison.winner)
     output = recipe.portable.to_dict()["output"] | {"path": named_after(recipe.output.path, "winner")}
     changes: dict[str, Any] = {"method": dict(won.method), "output": output}
+    changes["tensors"] = rules_under(recipe.tensors, recipe.method.name, won.method)
     if won.preference == UNIFORM:
         changes["preference"] = None
     elif won.preference != RECIPE and recipe.compare is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hub_magmax import methods
 from hub_magmax.analysis import simplex
-from hub_magmax.analysis.candidates import Candidate, draws
+from hub_magmax.analysis.candidates import Candidate, base_model, draws, one_task
 from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import CandidateScorer, Trial
 from hub_magmax.errors import EvaluationError, RecipeError
@@ -66,6 +66,7 @@ def sweep(
     course = _walk(spec, len(lock.tasks), own_weights)
     say_resumed(journal, 1 + len(recipe.evaluation.tasks if recipe.evaluation else ()) + course.most, report)
     with CandidateScorer(recipe, lock, journal) as scorer:
+        _check_rules(scorer)
         bench = _Bench(recipe, lock, scorer)
         base = bench.base_model()
         own = bench.own()
@@ -186,6 +187,15 @@ def _walk(spec: Sweep, num_tasks: int, own: tuple[float, ...] | None) -> _Walk:
     return _Walk(fixed, most + len(fixed) - len(others), spec.walk == "adaptive")
 
 
+def _check_rules(scorer: CandidateScorer) -> None:
+    if not scorer.follows_preference:
+        raise RecipeError(
+            "rules give every merged tensor weights of its own, so every point would be the same model",
+            key=("tensors",),
+            hint="Leave the weights of some rules out.",
+        )
+
+
 class _Bench:
     """The examples of every evaluated task, and models scored on them."""
 
@@ -209,9 +219,7 @@ class _Bench:
 
     def base_model(self) -> tuple[Score, ...]:
         """Return the scores of a merge that adds nothing."""
-        weights = (1 / len(self._lock.tasks),) * len(self._lock.tasks)
-        nothing = Candidate({"name": "average", "scaling": 0.0}, "none", weights)
-        found = self._scorer.score(nothing, self.batches)
+        found = self._scorer.score(base_model(len(self._lock.tasks)), self.batches)
         return tuple(self._score("base_model", task, trial) for task, trial in found.items())
 
     def own(self) -> tuple[Score, ...]:
@@ -219,8 +227,7 @@ class _Bench:
         tasks = tuple(self._lock.tasks)
         found: list[Score] = []
         for task, batches in self.batches.items():
-            weights = tuple(float(other == task) for other in tasks)
-            alone = Candidate({"name": "single_task", "scaling": 1.0}, "one task", weights)
+            alone = one_task(tasks.index(task), len(tasks))
             found.append(self._score(task, task, self._scorer.score(alone, {task: batches})[task]))
         return tuple(found)
 

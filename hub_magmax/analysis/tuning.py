@@ -130,6 +130,12 @@ class CandidateScorer:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    @property
+    def follows_preference(self) -> bool:
+        """Whether the preference of candidates counts for any merged tensor; rules may name others."""
+        own = (self._merger.plan.own_values.get(job.tensor) for job in self._merger.plan.merged)
+        return any(found is None or found.weights is None for found in own)
+
     def load(self, data: Data, where: str) -> list[Any]:
         """Return the examples that `data` names as batches that `run` takes.
 
@@ -166,9 +172,9 @@ class CandidateScorer:
             sample: Name of these examples in the journal.
         """
 
-        def unscaled(candidate: Candidate) -> tuple[dict[str, Any], tuple[float, ...], tuple[int, ...]]:
+        def unscaled(candidate: Candidate) -> tuple[Any, ...]:
             method = {k: v for k, v in candidate.method.items() if k != "scaling"}
-            return method, candidate.weights, candidate.seeds
+            return method, candidate.weights, candidate.seeds, candidate.by_rules
 
         numbers = count(1)
         for _, group in groupby(candidates, key=unscaled):
@@ -198,12 +204,21 @@ class CandidateScorer:
     def _outcomes(
         self, candidate: Candidate, seed: int | None, batches: Mapping[str, Sequence[Any]], merged: _Merged
     ) -> dict[str, Outcomes]:
-        key = digest([dict(candidate.method), list(candidate.weights), seed, list(batches)])
+        key = digest(
+            [
+                dict(candidate.method),
+                list(candidate.weights),
+                seed,
+                list(batches),
+                *(["without rules"] if self._merger.plan.own_values and not candidate.by_rules else []),
+            ]
+        )
         kept = self._journal.get(key)
         if kept is not None:
             return kept
         if seed not in merged:
-            merged[seed] = self._merger.merge(candidate.method, candidate.weights, seed)
+            how = candidate.method, candidate.weights, seed
+            merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
         weights = merged[seed].weights(float(candidate.method["scaling"]))
         model = self._model.with_weights(weights)
         # As from the journal, so that a resumed command writes the same bytes.

@@ -18,7 +18,7 @@ from typing import Any
 from hub_magmax.checkpoints.adapters.adapter import AdapterSource
 from hub_magmax.checkpoints.adapters.layout import Product
 from hub_magmax.checkpoints.adapters.places import Place
-from hub_magmax.checkpoints.index import ADAPTER_NAME
+from hub_magmax.checkpoints.index import ADAPTER_NAME, TensorInfo
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read
@@ -58,18 +58,27 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
     for adapter in adapters.values():
         _check_whole(adapter, recipe.tensors, base)
     _check_orientation([*adapters.values()])
-    adapted = dict.fromkeys(tensor for adapter in adapters.values() for tensor in adapter.products)
-    check_values(recipe.tensors, [tensor for tensor in base if tensor in adapted], {}, base)
-    own_values = rule_values(recipe.tensors, lock.method, tuple(lock.tasks), base)
-    jobs = tuple(_jobs(recipe, lock, base, adapters, own_values))
+    own_values = _own_values(recipe, lock, base, adapters)
+    made = [*_jobs(recipe, lock, base, adapters, own_values)]
+    jobs = tuple(job for _, job in made)
     if not jobs:
         raise RecipeError(
             "no layer is left to be adapted: rules, preference and scaling take every product away",
             key=("output", "format"),
             hint="Leave out a rule, or raise method.scaling.",
         )
+    own = {job.name: own_values[tensor] for tensor, job in made if tensor in own_values}
     bytes_in = bytes_read(jobs, {name: source.index for name, source in sources.items()})
-    return Plan(recipe, lock, (Shard(ADAPTER_NAME, jobs),), (), bytes_in, own_values=own_values)
+    return Plan(recipe, lock, (Shard(ADAPTER_NAME, jobs),), (), bytes_in, own_values=own)
+
+
+def _own_values(
+    recipe: Recipe, lock: Lock, base: Mapping[str, TensorInfo], adapters: Mapping[str, AdapterSource]
+) -> dict[str, RuleValues]:
+    """Return what rules say of the base model's tensors; each has to be about one that adapters change."""
+    adapted = dict.fromkeys(tensor for adapter in adapters.values() for tensor in adapter.products)
+    check_values(recipe.tensors, [tensor for tensor in base if tensor in adapted], {}, base)
+    return rule_values(recipe.tensors, lock.method, tuple(lock.tasks), base)
 
 
 def _jobs(
@@ -78,10 +87,12 @@ def _jobs(
     tensors: Iterable[str],
     adapters: Mapping[str, AdapterSource],
     own_values: Mapping[str, RuleValues],
-) -> Iterator[FactorJob]:
-    """Yield the factors of every layer that an adapter changes with a coefficient other than zero."""
-    merged: dict[RuleValues | None, dict[str, float]] = {None: _coefficients(lock, lock.values)}
-    merged |= {own: _coefficients(lock, own.over(lock.values)) for own in dict.fromkeys(own_values.values())}
+) -> Iterator[tuple[str, FactorJob]]:
+    """Yield the factors of every layer that an adapter changes with a coefficient other than zero.
+
+    Each comes with the name of the tensor that the layer lies in.
+    """
+    merged = _merged(lock, own_values.values())
     counted: dict[str, Mapping[str, float]] = {}
     for tensor in tensors:
         coefficients = _covered(tensor, recipe, lock) or merged[own_values.get(tensor)]
@@ -91,7 +102,8 @@ def _jobs(
                 raise _torn(module, tensor)
             kept = {task: product for task, product in products.items() if coefficients[task]}
             if all(product.is_first for product in kept.values()):
-                yield from _layer(tensor, kept, adapters, coefficients, recipe.output.dtype)
+                layer = _layer(tensor, kept, adapters, coefficients, recipe.output.dtype)
+                yield from ((tensor, job) for job in layer)
 
 
 def _covered(tensor: str, recipe: Recipe, lock: Lock) -> dict[str, float] | None:
@@ -109,6 +121,13 @@ def _layers(tensor: str, adapters: Mapping[str, AdapterSource]) -> list[dict[str
         for product in adapter.products.get(tensor, ()):
             found.setdefault(product.place, {})[task] = product
     return [found[place] for place in sorted(found, key=lambda place: place.start_row)]
+
+
+def _merged(lock: Lock, own: Iterable[RuleValues]) -> dict[RuleValues | None, dict[str, float]]:
+    """Return the coefficients of merged tensors, by what a rule says of them; None stands for no rule."""
+    found: dict[RuleValues | None, MergeValues] = {None: lock.values}
+    found |= {one: one.over(lock.values) for one in dict.fromkeys(own)}
+    return {one: _coefficients(lock, values) for one, values in found.items()}
 
 
 def _coefficients(lock: Lock, values: MergeValues) -> dict[str, float]:

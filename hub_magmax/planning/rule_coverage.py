@@ -116,8 +116,10 @@ def _idle(
         return Problem(_KIND, text, key=key, hint=f"Match {of} in its place, or both.")
     copied = listed([shown(name) for name in names if rule.covers(name)], 3)
     text = f"{rule.label} covers only tensors that are not merged: {copied}"
-    hint = "Leave the rule out; `hub-magmax plan` tells why they are copied."
-    return Problem(_KIND, text, key=key, hint=hint)
+    hint = (
+        f"Leave the rule out, or match what is merged, such as {shown(next(iter(merged)))}." if merged else ""
+    )
+    return Problem(_KIND, text, key=key, hint=hint or "Leave the rule out.")
 
 
 def _flat(rule: TensorRule, key: KeyPath, found: Sequence[str]) -> Iterator[Problem]:

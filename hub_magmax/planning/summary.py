@@ -22,6 +22,7 @@ from hub_magmax.planning.fitting.renamings import renaming_notices
 from hub_magmax.planning.layers import described_layers, layer_notices, layer_rows
 from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import SMALL_BYTES, Plan, TensorJob
+from hub_magmax.planning.rule_summary import described_rules, rule_rows
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokens import token_notices
@@ -99,6 +100,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "method": dict(plan.lock.method),
         "preference": dict(plan.lock.preference.weights),
         "coefficients": coefficients(plan),
+        "rules": described_rules(plan),
         "tensors_merged": len(merged),
         "tensors_copied": len(copied),
         "tensors_left_out": list(plan.left_out),
@@ -196,6 +198,7 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
         yield f"task {number}", f"{name}: {task.label}{_kind(plan, name)}"
     yield from (("" if number else "layers", text) for number, text in enumerate(layer_rows(lock)))
     yield from _method(plan)
+    yield from (("" if number else "rules", text) for number, text in enumerate(rule_rows(plan)))
 
 
 def _method(plan: Plan) -> Iterator[Row]:

@@ -99,6 +99,27 @@ def shares(masses: Sequence[float]) -> tuple[float, ...]:
     return tuple(masses) if abs(total - 1) <= 1e-6 else tuple(mass / total for mass in masses)
 
 
+def rules_under(rules: Iterable[TensorRule], written: str, method: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return rules as they count under another method, as `RuleValues.over` has it.
+
+    Args:
+        rules: Of a recipe.
+        written: Name of its method.
+        method: The other one, as a lock has it.
+
+    Returns:
+        The keys of each. One of which nothing is left has the scaling coefficient, and covers what it did.
+    """
+    left_out = set[str]() if method["name"] == written else {"options"}
+    left_out |= set() if get_method(method["name"]).uses_preference else {"weights"}
+    found = []
+    for rule in rules:
+        keys = rule.model_dump(mode="json", exclude_none=True, exclude=left_out)
+        is_empty = rule.values and not rule.values.keys() - left_out
+        found.append(keys | {"scaling": method["scaling"]} if is_empty else keys)
+    return found
+
+
 def rule_values(
     rules: Sequence[TensorRule], method: Mapping[str, Any], tasks: Sequence[str], tensors: Iterable[str]
 ) -> dict[str, RuleValues]:
