@@ -111,17 +111,18 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
+    from hub_magmax.merging.unfinished import plan_unfinished  # loads torch
+
     processes, cache = processes or find_processes(report), SourceCache()
     destination = destination or destination_of(recipe)
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
-    planned = plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
+    planned, is_old = plan_unfinished(recipe, locked, cache, processes, in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     _announce(planned, destination, head, report)
     if (gone := _without_folder(planned, destination, head, progress, processes, cache)) is not None:
         return gone
     output = recipe.output_path
-    merged, is_old = _merge(planned, progress, processes, cache)
-    merged = _opened(planned, merged, processes, cache)
+    merged = _opened(planned, _merge(planned, progress, processes, cache), processes, cache)
     scores = _scores(recipe, locked, report, processes, progress)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
@@ -170,15 +171,12 @@ def _without_folder(
     return Run(planned, merged, output, published=published, merged_before=is_old)
 
 
-def _merge(
-    planned: Plan, progress: ProgressBar, processes: Processes, cache: SourceCache
-) -> tuple[MergeReport, bool]:
-    """Merge into the recipe's folder, unless that is done; return the report, and whether it was done."""
-    from hub_magmax.merging.execution import is_finished, merge  # loads torch
+def _merge(planned: Plan, progress: ProgressBar, processes: Processes, cache: SourceCache) -> MergeReport:
+    """Merge into the recipe's folder, unless that is done, and return the report."""
+    from hub_magmax.merging.execution import merge  # loads torch
 
-    is_old = processes.first_decides(lambda: is_finished(planned))
     with progress(planned.progress_bytes, "merging", "bytes") as advance:
-        return merge(planned, progress=advance, processes=processes, cache=cache), is_old
+        return merge(planned, progress=advance, processes=processes, cache=cache)
 
 
 def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: SourceCache) -> MergeReport:

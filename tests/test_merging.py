@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +26,7 @@ from hub_magmax.planning import budget
 from hub_magmax.planning.summary import describe
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.schema import Recipe
-from tests.families import make_tensors, read_merged, write_checkpoint, write_family, write_recipe
+from tests.families import accepted, make_tensors, read_merged, write_checkpoint, write_family, write_recipe
 
 METHODS = [
     "agreement",
@@ -469,6 +472,34 @@ def test_copied_values_that_are_finite_are_not_mentioned(tmp_path):
     report = merged(tmp_path, **changes)
     assert report.notices == ()
     assert "not_finite" not in report.to_json()
+
+
+class Slow(MemorySource):
+    """Interrupts the process at the third read, and goes on slowly."""
+
+    reads = -100  # and of headers before
+
+    def read_into(self, path, start, buffer):
+        Slow.reads += 1
+        if Slow.reads == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # for the main thread, which waits
+        time.sleep(0.02)
+        super().read_into(path, start, buffer)
+
+
+@pytest.mark.parametrize("method", ["magmax", {"name": "ties", "scope": "model"}], ids=["merge", "survey"])
+def test_an_interruption_ends_threads_at_their_next_chunk(family, method, monkeypatch):
+    made = accepted(plan(load_recipe(write_recipe(family, method=method))))
+    files = {name: (family / name / "model.safetensors").read_bytes() for name in ("base", "a", "b", "c")}
+    names = dict(zip(made.lock.sources, files, strict=True))
+    sources = {name: Slow({"model.safetensors": files[folder]}) for name, folder in names.items()}
+    assert all(source.index.tensors for source in sources.values())
+    monkeypatch.setattr(Slow, "reads", 0)
+    with pytest.raises(KeyboardInterrupt):
+        merge(made, sources=sources, chunk_elements=8)
+    assert 3 <= Slow.reads < 12, "of 300 and more"
+    merge(made, sources=sources, chunk_elements=800)  # goes on, and is not interrupted again
+    assert (family / "merged").is_dir()
 
 
 def test_notice_about_copied_values_survives_an_interruption(tmp_path, monkeypatch):

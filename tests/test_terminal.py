@@ -5,19 +5,24 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import types
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hub_magmax import pipeline
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.cli import display
 from hub_magmax.cli.display import LOG, Display, LogOptions, Work
 from hub_magmax.errors import OutputError, RegressedError
+from hub_magmax.kernels.compiled import cache
 from hub_magmax.merging.execution import told
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import load_recipe
@@ -43,7 +48,7 @@ def interrupted(*arguments):
 def test_an_interruption_has_its_own_code_and_says_that_finished_work_is_kept(
     family, monkeypatch, number, code
 ):
-    monkeypatch.setattr(pipeline, "plan", lambda *args, **options: signal.raise_signal(number))
+    monkeypatch.setattr(SourceCache, "read_headers", lambda *args: signal.raise_signal(number))
     recipe = write_recipe(family)
     for verb in ("plan", "merge", "run", "diagnose"):
         found, out, err = interrupted(verb, recipe)
@@ -52,6 +57,47 @@ def test_an_interruption_has_its_own_code_and_says_that_finished_work_is_kept(
         found, out, _ = interrupted(verb, recipe, "--json")
         assert found == code
         assert json.loads(out)["error"]["problems"][0]["kind"] == "Interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_an_interruption_says_at_once_which_loop_is_waited_for(family, monkeypatch, number):
+    def compiled(name, kinds):
+        signal.raise_signal(number)
+
+    def compile_two(*args):
+        monkeypatch.setattr(cache, "compile_loop", lambda name, kinds: pytest.fail("it is not waited for"))
+        with suppress(pytest.fail.Exception):
+            cache.draw(np.zeros(1, np.uint8))
+        monkeypatch.setattr(cache, "compile_loop", compiled)
+        cache.rank(np.zeros(1, np.uint8))
+
+    monkeypatch.setattr(SourceCache, "read_headers", compile_two)
+    code, _, err = interrupted("plan", write_recipe(family))
+    assert code == 128 + number
+    assert [line for line in err.splitlines() if not line.startswith("compiled the loop")] == [
+        "compiling the loop draw, once on this machine",
+        "compiling the loop rank, once on this machine",
+        "stopping when the loop rank is compiled, which takes up to a minute",
+        "Interrupted. What is finished is kept, and the same command goes on from there.",
+    ]
+
+
+def test_values_of_a_finished_merge_are_not_looked_at_again(family):
+    recipe = write_recipe(family)
+    for verb in ("run", "merge"):
+        first, again = (call(verb, recipe, "-v", "--output", family / verb)[2] for _ in range(2))
+        assert "looking at samples of values" in first
+        assert "looking at samples of values" not in again
+    assert "looking at samples of values" in call("plan", recipe, "-v")[2]
+
+
+def test_fault_of_a_finished_merge_is_not_asked_about_again(family):
+    shutil.rmtree(family / "b")
+    shutil.copytree(family / "base", family / "b")
+    recipe = write_recipe(family)
+    assert call("merge", recipe)[0] == 1
+    assert call("merge", recipe, "--in-spite-of", "unchanged:b")[0] == 0
+    assert call("run", recipe)[0] == 0
 
 
 def test_a_merge_that_is_interrupted_says_how_many_files_are_kept_and_how_many_it_resumes_with(

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from hub_magmax.text import format_bytes, format_seconds, printable, without_secrets
+from hub_magmax.text import format_bytes, format_seconds, listed, printable, without_secrets
 
 LOG = logging.getLogger("hub_magmax")
 
@@ -152,6 +152,7 @@ class Display(logging.Handler):
         self._step_since = self._written_at = time.monotonic()
         self._pause = LINE_SECONDS
         self._drawn, self._has_line_of_work = "", False
+        self._unstoppable: list[str] = []
         self._stream = sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -161,6 +162,10 @@ class Display(logging.Handler):
         if not hasattr(record, "state"):
             self._step, self._step_since = _line_of(record), time.monotonic()
             self._step_is_written, self._pause = is_written, LINE_SECONDS
+        if begun := getattr(record, "begins", ""):
+            self._unstoppable.append(begun)
+        if (ended := getattr(record, "ends", "")) in self._unstoppable:
+            self._unstoppable.remove(ended)
         if is_written:
             self.clear()
             click.echo(self._written(record), file=self._stream)
@@ -177,6 +182,11 @@ class Display(logging.Handler):
             return json.dumps(facts | getattr(record, "state", {}), ensure_ascii=False)
         start = f"{at:%H:%M:%S}.{at.microsecond // 1000:03d} " if self._options.verbose else ""
         return f"{start}warning: {line}" if record.levelno == logging.WARNING else start + line
+
+    def say_what_is_waited_for(self) -> None:
+        """Say after a request to end what has to be finished first, by threads that cannot be interrupted."""
+        if self._unstoppable:
+            LOG.info("stopping when %s, which takes up to a minute", listed(self._unstoppable))
 
     @contextmanager
     def counting(self, work: Work) -> Iterator[Work]:

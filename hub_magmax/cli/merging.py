@@ -114,18 +114,16 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.recipe_and_lock import read_asked
-    from hub_magmax.merging.execution import is_finished
     from hub_magmax.merging.execution import merge as do_merge
+    from hub_magmax.merging.unfinished import plan_unfinished
     from hub_magmax.pipeline import lock
-    from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.processes import find_processes
     from hub_magmax.publishing.preflight import check_room
 
     processes, cache = find_processes(say), SourceCache()
     found, locked = read_asked(asked, processes.first_decides)
     locked = locked or processes.first_decides(lambda: lock(found, report=say, cache=cache))
-    planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
-    is_old = processes.first_decides(lambda: is_finished(planned))
+    planned, is_old = plan_unfinished(found, locked, cache, processes, in_spite_of)
     check_room(planned)
     with progress(planned.progress_bytes, "merging") as advance:
         report = do_merge(planned, progress=advance, processes=processes, cache=cache)

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ class Verb(click.Command):
         """Return the text for stdout, and the exit code."""
         LOG.debug("starting %s (hub-magmax %s)", self.name, __version__)
         try:
-            with _termination():
+            with _termination(ctx.meta[_DISPLAY]):
                 _refuse_unprintable(ctx.params)
                 _fold(ctx.params, getattr(self.callback, "folded", {}))
                 answer: Answer = super().invoke(ctx)
@@ -118,21 +118,32 @@ def _log_options(ctx: click.Context) -> LogOptions:
 
 
 @contextmanager
-def _termination() -> Iterator[None]:
-    """Let the system's request to end (SIGTERM) take the way of Ctrl-C; a second one ends the process."""
+def _termination(display: Display) -> Iterator[None]:
+    """Let the system's request to end (SIGTERM) take the way of Ctrl-C; a second one ends the process.
+
+    Both say at once what has to be finished first.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: Any) -> None:
+        with suppress(RuntimeError):  # it came while a line was written
+            display.say_what_is_waited_for()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise TerminatedError
 
-    before = signal.signal(signal.SIGTERM, end)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interruption(as_json: bool, stopped: KeyboardInterrupt) -> tuple[str, int]:

@@ -320,12 +320,12 @@ class JoinedChunks:
         multiple_of: int = 1,
     ) -> Iterator[T]:
         todo = self._placed()
-        lock, errors = Lock(), list[tuple[int, Exception]]()
+        lock, errors, clock = Lock(), list[tuple[int, Exception]](), self.tensors[0].clock
         self.expect(False)
 
         def take() -> tuple[int, StoredChunks] | None:
             with lock:
-                return None if errors else next(todo, None)
+                return None if errors or clock.is_stopped else next(todo, None)
 
         def in_one_thread() -> T:
             first = 0
@@ -339,19 +339,16 @@ class JoinedChunks:
                     tensor.release(tensor.num_elements)
                     self.looked_at(tensor.name)
 
-            with self.tensors[0].clock.spend("compute"), inference():
+            with clock.spend("compute"), inference():
                 try:
                     return work(share())
                 except Exception as error:
                     errors.append((first, error))
                     raise
 
-        with ThreadPoolExecutor(self.num_threads) as pool, self.tensors[0].clock.spend("wait"):
+        with ThreadPoolExecutor(self.num_threads) as pool, clock.spend("wait"), clock.stopping():
             done = [pool.submit(in_one_thread) for _ in range(self.num_threads)]
-            try:
-                wait(done)
-            finally:
-                todo = iter(())  # after an interruption nobody takes another tensor
+            wait(done)
         if errors:  # all before the first in order were taken before it, so it is always the same one
             raise min(errors, key=lambda error: error[0])[1]
         yield from (one.result() for one in done)

@@ -122,6 +122,7 @@ class Engine:
         )
 
     def close(self) -> None:
+        self.clock.stop()
         self.makers.shutdown(cancel_futures=True)
         if self.reader is not None:
             self.reader.shutdown(cancel_futures=True)

@@ -33,10 +33,15 @@ class Spent:
     peak_memory_bytes: int = 0
 
 
+class StoppedError(BaseException):
+    """A thread ends what it does, of which nobody takes the result any more."""
+
+
 class Clock:
     """Measures what threads are doing. Work inside other work counts for itself alone."""
 
     def __init__(self) -> None:
+        self.is_stopped = False
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = Lock()
         self._thread = _Thread()
@@ -47,9 +52,28 @@ class Clock:
         with self._lock:
             return dict(sorted(self._seconds.items()))
 
+    def stop(self) -> None:
+        """Let every thread end that goes on to something else, so that none finishes a tensor."""
+        self.is_stopped = True
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Stop where an error or an interruption ends what is done inside."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
-        """Count what is done inside as `kind`."""
+        """Count what is done inside as `kind`.
+
+        Raises:
+            StoppedError: After `stop`.
+        """
+        if self.is_stopped:
+            raise StoppedError
         self._note()
         self._thread.kinds.append(kind)
         try:

@@ -123,10 +123,14 @@ class Loop:
             return self._code[kinds]
 
     def _compile(self, kinds: tuple[Kind, ...]) -> bytes:
-        LOG.info("compiling the loop %s, once on this machine", self.name)
+        work = f"the loop {self.name} is compiled"
+        LOG.info("compiling the loop %s, once on this machine", self.name, extra={"begins": work})
         started = time.perf_counter()
-        content = compile_loop(self.name, kinds)
-        LOG.info("compiled the loop %s in %.1f s", self.name, time.perf_counter() - started)
+        try:
+            content = compile_loop(self.name, kinds)
+        finally:
+            seconds = time.perf_counter() - started
+            LOG.info("compiled the loop %s in %.1f s", self.name, seconds, extra={"ends": work})
         return content
 
 
