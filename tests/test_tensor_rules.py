@@ -178,6 +178,13 @@ def test_numbers_over_layers_restart_in_the_blocks_of_the_rule(models):
     assert same(merged(models, rules), by_numbers(models, numbers, "task_arithmetic"))
 
 
+def test_layers_may_reach_beyond_the_blocks_that_the_glob_names(models):
+    found = merged(models, [{"match": "*layer.1.*", "layers": [1, 3], "scaling": 0}])
+    for name in ("layer.1.weight", "layer.1.bias"):
+        assert torch.equal(found[name], models["base"][name])
+    assert not torch.equal(found["layer.2.weight"], models["base"]["layer.2.weight"])
+
+
 def test_coefficients_take_the_place_of_weights(models):
     rules = [{"match": "*.weight", "coefficients": {"a": 1, "b": {"gradient": [0, -1]}}}]
     base, a, b, _ = models.values()

@@ -31,12 +31,15 @@ def _covering(rule: TensorRule, number: int, names: Sequence[str]) -> Iterator[P
         text = f"the glob {rule.match!r} matches no tensor"
         yield Problem(_KIND, text, key=("tensors", number, "match"), expected=expected)
     elif rule.layers is not None:
-        yield from _beyond(rule, ("tensors", number, "layers"), matched)
+        depths = depths_of(names)  # other names of a stack tell how deep it is
+        stacks = {stack: depths[stack] for stack in depths_of(matched)}
+        yield from _beyond(rule, ("tensors", number, "layers"), matched, stacks)
 
 
-def _beyond(rule: TensorRule, key: KeyPath, matched: Sequence[str]) -> Iterator[Problem]:
-    """Yield why the names that a rule matches are not in its layers."""
-    stacks = depths_of(matched)
+def _beyond(
+    rule: TensorRule, key: KeyPath, matched: Sequence[str], stacks: Mapping[str, int]
+) -> Iterator[Problem]:
+    """Yield why the names that a rule matches are not in its layers, by the depths of their stacks."""
     if not stacks:
         text = f"no name that {rule.match!r} matches has a number, so none is in a block"
         yield Problem(_KIND, text, key=key, expected=_BLOCKS)
