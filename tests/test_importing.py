@@ -194,8 +194,12 @@ def test_slices_of_all_blocks_are_models():
     part = "  - {model: %s, layer_range: [0, %d], parameters: {weight: 1}}\n"
     text = "merge_method: linear\nslices:\n- sources:\n" + part % ("a", 4) + part % ("b", 4)
     assert recipe_of(text)["tasks"] == [{"name": "b", "model": "b"}]
-    assert imported(text.replace("[0, 4]", "[0, 3]")).recipe is None
-    assert imported(text, Unseen()).recipe is None  # nobody knows how many there are
+    assert "layers" not in recipe_of(text)
+    assert recipe_of(text.replace("[0, 4]", "[0, 3]"))["layers"] == [{"blocks": [0, 3]}]
+    assert recipe_of(text, Unseen())["layers"] == [{"blocks": [0, 4]}]  # nobody knows how many there are
+    for wrong, why in (("[0, 5]", "has 4 blocks"), ("[1, 4]", "more blocks, or fewer"), ("[4]", "two whole")):
+        found = imported(text.replace("[0, 4]", wrong, 1))
+        assert found.recipe is None and any(why in f.why for f in found.findings if f.is_lost), wrong
 
 
 def test_filters_of_no_name_are_named():

@@ -198,3 +198,103 @@ def test_numbers_by_name_and_block_are_those_of_mergekit(models, tmp_path, case)
     for name in found.keys() - {"position_ids"}:
         arrays = [family[model][name].double().numpy() for model in ("base", "a", "b", "c")]
         assert np.abs(found[name] - expected(name, *arrays)).max() <= 1e-6, name
+
+
+THREE = {"embed.weight": (6, 4)} | {f"layers.{n}.{part}": (4, 4) for n in range(3) for part in ("in", "out")}
+THREE |= {"norm.weight": (4,), "head.weight": (6, 4)}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Models of three blocks of the same shapes."""
+    folder = tmp_path_factory.mktemp("deep")
+    found = write_family(folder, ("a", "b"), shapes=THREE)
+    for name in found:
+        config = {"model_type": "test", "num_hidden_layers": 3}
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return folder, found
+
+
+def of_block(name, number):
+    """Return a name of the output in the model that it comes from."""
+    start, _, rest = name.partition(".")
+    return f"{start}.{number}.{rest.partition('.')[2]}" if start == "layers" else name
+
+
+def test_blocks_of_several_models_are_stacked(deep, tmp_path):
+    folder, family = deep
+    text = """\
+merge_method: passthrough
+slices:
+- sources: [{model: ./a, layer_range: [0, 2]}]
+- sources: [{model: ./b, layer_range: [1, 3]}]
+- sources: [{model: ./a, layer_range: [2, 3]}]
+"""
+    found, verdict = merged(folder, text, tmp_path / "merged")
+    assert verdict == "exact"
+    origins = [("a", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    names = {f"layers.{n}.{part}" for n in range(5) for part in ("in", "out")}
+    assert found.keys() == names | {"embed.weight", "norm.weight", "head.weight", "position_ids"}
+    for name, array in found.items():
+        model, block = origins[int(name.split(".")[1])] if name in names else ("a", 0)
+        assert (array == family[model][of_block(name, block)].double().numpy()).all(), name
+    assert json.loads((tmp_path / "merged/config.json").read_text())["num_hidden_layers"] == 5
+
+
+def test_shifted_blocks_are_merged_and_filters_look_at_names_in_each_model(deep, tmp_path):
+    folder, family = deep
+    text = """\
+merge_method: task_arithmetic
+base_model: ./base
+slices:
+- sources:
+  - {model: ./base, layer_range: [0, 2]}
+  - model: ./a
+    layer_range: [1, 3]
+    parameters: {weight: [{filter: s.1.in, value: 0.5}, {value: [0.2, 0.4]}]}
+  parameters: {lambda: [{filter: s.1., value: 2}, {value: 3}]}
+- sources:
+  - {model: ./a, layer_range: [2, 3]}
+  - {model: ./base, layer_range: [0, 1]}
+parameters: {weight: 0.7}
+"""
+    found, _ = merged(folder, text, tmp_path / "merged")
+    # In the output's block 0 the task's own is 1; parameters of the slice look at the output's names.
+    numbers = {
+        "embed.weight": (0, 0, 3 * 0.2),
+        "layers.0.in": (0, 1, 3 * 0.5),
+        "layers.0.out": (0, 1, 3 * 0.2),
+        "layers.1.in": (1, 2, 2 * 0.4),
+        "layers.1.out": (1, 2, 2 * 0.4),
+        "layers.2.in": (0, 2, 0.7),
+        "layers.2.out": (0, 2, 0.7),
+        "norm.weight": (0, 0, 0.7),
+        "head.weight": (0, 0, 0.7),
+    }
+    for name, (base, own, weight) in numbers.items():
+        start, end = (family[m][of_block(name, n)].double().numpy() for m, n in (("base", base), ("a", own)))
+        assert np.abs(found[name] - oracle.added(start, [end], [weight])).max() <= 1e-6, name
+
+
+def test_copies_are_multiplied_by_name_and_block(deep, tmp_path):
+    folder, family = deep
+    text = """\
+merge_method: passthrough
+slices:
+- sources: [{model: ./a, layer_range: [0, 2], parameters: {scale: [{filter: out, value: [1, 0.5]}]}}]
+- sources:
+  - model: ./a
+    layer_range: [1, 2]
+    parameters: {scale: [{filter: s.1.out, value: 0}, {filter: norm, value: 4}, {value: 1}]}
+"""
+    found, verdict = merged(folder, text, tmp_path / "merged")
+    assert verdict == "rounding"  # of gradients; here it rounds nothing
+    factors = {"layers.1.out": 0.5, "layers.2.out": 0, "norm.weight": 4}
+    for name, array in found.items():
+        own = family["a"][of_block(name, min(1, int(name.split(".")[1])) if "layers" in name else 0)]
+        assert (array == factors.get(name, 1) * own.double().numpy()).all(), name
+    single = "models: [{model: ./b, parameters: {scale: [{filter: in, value: 0.5}, {value: 1}]}}]\n"
+    found, verdict = merged(folder, single + "merge_method: passthrough\n", tmp_path / "single")
+    assert verdict == "exact"
+    for name, array in found.items():
+        assert (array == (0.5 if "in" in name else 1) * family["b"][name].double().numpy()).all(), name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from hub_magmax.recipe.importing.findings import Verdict
-from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum
+from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum, is_exact_factor
 from hub_magmax.recipe.importing.readings import LostError, Readings
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ class Counterpart:
         options: Of the method; a `Value`, numbers by task, or a plain value each.
         scaling: The scaling coefficient.
         take: In place of all that, the source that the tensors are copied from.
+        factor: What copies are multiplied by.
         verdict: On the method as a whole.
         why: What it does.
         neutral: Parameters that change nothing.
@@ -46,6 +47,7 @@ class Counterpart:
     options: Mapping[str, Any] = field(default_factory=dict)
     scaling: Value = ONE
     take: str | None = None
+    factor: Value = ONE
     verdict: Verdict = field(default="rounding", compare=False)
     why: str = field(default="", compare=False)
     neutral: tuple[str, ...] = field(default=(), compare=False)
@@ -256,15 +258,16 @@ def _common(values: Mapping[str, Value]) -> Value | dict[str, Value]:
 def _copied(read: Readings) -> Counterpart:
     if len(read.region.part.inputs) != 1:
         raise read.lost("passthrough takes one model, also in mergekit", read.region.part.at)
-    condition = read.case.picked[0, "scale"].condition
-    factor = condition.value.in_numbers() if condition else ONE
-    if condition and factor != ONE:
-        raise read.lost("tensors times a factor", condition.at)
+    factor = read.each("scale")[0] if read.case.picked[0, "scale"].value else ONE
     tasks = read.tasks_of(0)
     if tasks and read.family.tasks[tasks[0]] == read.region.part.inputs[0].reference.lora:
-        return Counterpart("average", {tasks[0]: constant(1.0)}, why="the adapter added to its model")
-    take = tasks[0] if tasks else "base_model"
-    return Counterpart("single_task", take=take, verdict="exact", why="copies, bit for bit")
+        if factor != ONE:
+            raise read.lost("a model with an adapter times a factor", *read.places_of_each("scale"))
+        return Counterpart("average", {tasks[0]: ONE}, why="the adapter added to its model")
+    take, why = tasks[0] if tasks else "base_model", "copies, bit for bit"
+    if not all(map(is_exact_factor, factor.points)):
+        return Counterpart("single_task", take=take, factor=factor, why="copies, times a factor")
+    return Counterpart("single_task", take=take, factor=factor, verdict="exact", why=why)
 
 
 _MAKERS: Mapping[str, Maker] = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-from hub_magmax.recipe.blocks import block_of
+from hub_magmax.recipe.blocks import block_of, depths_of
 from hub_magmax.recipe.importing.cases import Case, escaped
-from hub_magmax.recipe.importing.counterparts import Counterpart, shares_of, short
-from hub_magmax.recipe.importing.parameters import Value
+from hub_magmax.recipe.importing.counterparts import ONE, Counterpart, shares_of, short
+from hub_magmax.recipe.importing.parameters import Value, constant
 from hub_magmax.recipe.importing.regions import Blocks, Region
 
 #: A region with its cases, each with what merges it.
@@ -32,31 +33,99 @@ class Entry:
         globs: One rule each.
         blocks: That it covers; None for all.
         found: How its tensors are merged.
+        is_factor: Whether `layers` says where the tensors are copied from, so that a factor is left to say.
     """
 
     globs: tuple[str, ...]
     blocks: Blocks | None
     found: Counterpart
+    is_factor: bool = False
 
 
-def method_and_rules(merged: Sequence[Merged]) -> dict[str, Any]:
-    """Return `method`, `preference` and `tensors` of a recipe.
+def method_and_rules(merged: Sequence[Merged], *, is_stack: bool) -> dict[str, Any]:
+    """Return `method`, `preference` and `tensors` of a recipe; nothing where `layers` copies everything.
 
     Args:
         merged: Every region: one for all of a model, or what stands before the blocks, the blocks, and what
             stands after them.
+        is_stack: Whether the recipe's `layers` say what is copied, with what stands before and after.
 
     Raises:
         NoSharesError: If the weights outside of the blocks are no shares of the tasks.
         NamesNeededError: If tensors have to be told by names that are not known.
     """
-    default = merged[-1][1][-1][1]
-    entries = [entry for region, cases in merged for entry in _entries(region, cases, default)]
-    if not _is_plain(default):
-        entries.append(Entry(("*",), None, default))
-    found = _top(default)
+    kept = [one for one in merged if not (is_stack and _is_copied(one[1]))]
+    default = _known(*kept[-1][1][-1]) if kept else None
+    entries = chain.from_iterable(_entries_of(one, default if one in kept else None) for one in merged)
+    if default is None:
+        return _with_rules({}, entries, None)
+    return _with_rules(_top(default), chain(entries, _at_last(default, *kept[-1])), default)
+
+
+def _with_rules(
+    found: dict[str, Any], entries: Iterable[Entry], default: Counterpart | None
+) -> dict[str, Any]:
     rules = [rule for entry in entries for rule in _rules(entry, default)]
     return found | ({"tensors": rules} if rules else {})
+
+
+def _at_last(
+    default: Counterpart, region: Region, cases: Sequence[tuple[Case, Counterpart]]
+) -> Iterator[Entry]:
+    """Yield the last rule: what the recipe itself cannot say of the tensors that no other rule covers."""
+    if not _is_plain(default):
+        yield from _by_block(Entry(("*",), None, default), region, cases[-1][0])
+
+
+def _entries_of(one: Merged, default: Counterpart | None) -> Iterator[Entry]:
+    """Yield the rules of a region, which is merged as the recipe itself says, or else copied by `layers`."""
+    region, cases = one
+    known = [(case, _known(case, found)) for case, found in cases]
+    yield from _factors(region, known) if default is None else _entries(region, known, default)
+
+
+def _known(case: Case, found: Counterpart) -> Counterpart:
+    """Return the numbers outside of the blocks, where no tensor of a case is in a block."""
+    return _outside(found) if _has_no_block(case) else found
+
+
+def _is_copied(cases: Sequence[tuple[Case, Counterpart]]) -> bool:
+    """Say whether all of a region is copied from one source."""
+    takes = {found.take for _, found in cases}
+    return len(takes) == 1 and None not in takes
+
+
+def _factors(region: Region, cases: Sequence[tuple[Case, Counterpart]]) -> Iterator[Entry]:
+    """Yield the rules of a region that `layers` copies: what it is multiplied by."""
+    *others, (last, found) = cases
+    if all(one.factor == ONE for _, one in cases):
+        return
+    for case, one in others if not region.is_outside else cases:
+        globs = tuple(map(escaped, case.names)) if region.is_outside else case.globs
+        if not globs:
+            raise NamesNeededError
+        entry = Entry(globs, None if region.is_outside else region.blocks, one, is_factor=True)
+        yield from _by_block(entry, region, case)
+    if not region.is_outside and found.factor != ONE:
+        yield from _by_block(Entry(("*",), region.blocks, found, is_factor=True), region, last)
+
+
+def _by_block(entry: Entry, region: Region, case: Case) -> Iterator[Entry]:
+    """Yield a rule, or one for each block where a factor differs between them."""
+    factor = entry.found.factor
+    if factor.is_constant:
+        yield entry
+        return
+    if not region.names:
+        raise NamesNeededError
+    first, end = entry.blocks or (0, max(depths_of(region.names).values()))
+    places = [block_of(name) for name in case.names]
+    for block in sorted({place.number for place in places if place is not None}):
+        share = (block - first) / (end - first - 1) if end - first > 1 else 1.0
+        number = replace(entry.found, factor=constant(factor.at(share)))
+        yield replace(entry, blocks=(block, block + 1), found=number)
+    if None in places:
+        yield replace(entry, found=replace(entry.found, factor=factor.outside))
 
 
 def _entries(
@@ -66,11 +135,11 @@ def _entries(
     if region.is_outside:
         yield from _entries_outside(cases, default)
         return
-    *others, (_, last) = cases
+    *others, (last_case, last) = cases
     for case, found in others:
-        yield Entry(case.globs, region.blocks, _outside(found) if _has_no_block(case) else found)
+        yield from _by_block(Entry(case.globs, region.blocks, found), region, case)
     if last != default or (region.blocks is not None and not _is_plain(default)):
-        yield Entry(("*",), region.blocks, last)
+        yield from _by_block(Entry(("*",), region.blocks, last), region, last_case)
 
 
 def _entries_outside(cases: Sequence[tuple[Case, Counterpart]], default: Counterpart) -> Iterator[Entry]:
@@ -123,15 +192,22 @@ def _plain(option: Any) -> Any:
     return short(option.first) if isinstance(option, Value) else option
 
 
-def _rules(entry: Entry, default: Counterpart) -> Iterator[dict[str, Any]]:
+def _rules(entry: Entry, default: Counterpart | None) -> Iterator[dict[str, Any]]:
     for glob in entry.globs:
         place: dict[str, Any] = {} if glob == "*" and entry.blocks is not None else {"match": glob}
         if entry.blocks is not None:
             place["layers"] = [*entry.blocks]
         if entry.found.take is not None:
-            yield place | {"take": entry.found.take}
-        else:
+            yield place | _copied(entry)
+        elif default is not None:
             yield place | _differing(entry.found, default, over_layers=entry.blocks is not None)
+
+
+def _copied(entry: Entry) -> dict[str, Any]:
+    """Return what a rule says of tensors that are copied."""
+    take = {} if entry.is_factor else {"take": entry.found.take}
+    is_scaled = entry.is_factor or entry.found.factor != ONE
+    return take | ({"factor": short(entry.found.factor.first)} if is_scaled else {})
 
 
 def _differing(found: Counterpart, default: Counterpart, *, over_layers: bool) -> dict[str, Any]:
@@ -173,5 +249,6 @@ def _outside(found: Counterpart) -> Counterpart:
         found,
         numbers=first(found.numbers),
         scaling=found.scaling.outside,
+        factor=found.factor.outside,
         options={name: first(option) for name, option in found.options.items()},
     )

@@ -66,6 +66,11 @@ def constant(number: float) -> Value:
     return Value((float(number),))
 
 
+def is_exact_factor(factor: float) -> bool:
+    """Say whether products with a factor are not rounded: zero and powers of two."""
+    return factor == 0 or abs(math.frexp(factor)[0]) == 0.5
+
+
 def constant_sum(values: Sequence[Value]) -> float | None:
     """Return what values sum to in every block; None where that differs."""
     lasts = {len(one.points) - 1 for one in values} - {0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 
@@ -40,8 +40,9 @@ class Region:
     is_outside: bool = False
 
     @property
-    def is_before(self) -> bool:
-        return self.is_outside and self.blocks == (0, 0)
+    def is_inside(self) -> bool:
+        """Whether it is a slice of blocks."""
+        return self.blocks is not None and not self.is_outside
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _in_blocks(part: Slice, start: int, known: Known) -> dict[str, tuple[str, ..
 def _outside(part: Slice, known: Known, *, is_before: bool) -> Region:
     names = (name for name in _names(part.inputs, known) if block_of(name) is None)
     kept = {n: (n,) * len(part.inputs) for n in names if bool(_BEFORE.fullmatch(n)) is is_before}
-    return Region(part, (0, 0) if is_before else None, kept, is_outside=True)
+    return Region(part, None, kept, is_outside=True)
 
 
 def renumbered(name: str, number: int) -> str:
@@ -148,14 +149,6 @@ def _is_aligned(slices: Sequence[Slice], starts: Sequence[int], counts: Mapping[
         for part, start in zip(slices, starts, strict=False)
         for one in part.inputs
     )
-
-
-def unequal_slices(slices: Sequence[Slice]) -> Iterator[Input]:
-    """Yield sources with more or fewer blocks than the first one of their slice."""
-    for part in slices:
-        for one in part.inputs:
-            if one.blocks is not None and one.blocks[1] - one.blocks[0] != _length(part):
-                yield one
 
 
 def _note_blocks(one: Input, notes: Notes, why: str) -> None:

@@ -16,6 +16,7 @@ from hub_magmax.recipe.importing.model_facts import Models
 from hub_magmax.recipe.importing.output_keys import OutputReader, tokenizer_of
 from hub_magmax.recipe.importing.readings import Readings
 from hub_magmax.recipe.importing.regions import Layout, Region, layout_of
+from hub_magmax.recipe.importing.stacking import check_stack, layers_of, without_tasks
 from hub_magmax.recipe.importing.verdicts import judge
 
 
@@ -68,7 +69,7 @@ class _Translator:
 
     def recipe(self) -> dict[str, Any] | None:
         layout = layout_of(self._config, self._facts, self._notes)
-        self._check_blocks(layout)
+        check_stack(layout, self._facts, self._notes)
         family = family_of(self._config.slices, self._config.method_name, self._notes)
         regions = [(region, cases_of(region, self._config.method)) for region in layout.regions]
         known = [(region, cases) for region, cases in regions if cases is not None]
@@ -81,17 +82,7 @@ class _Translator:
         output = self._output(family)
         if found is None or not self._notes.is_whole:
             return None
-        return self._written(found, family, output)
-
-    def _check_blocks(self, layout: Layout) -> None:
-        if not layout.is_stacked:
-            return
-        for one in (one for part in self._config.slices for one in part.inputs):
-            if one.blocks_at is not None:
-                facts = self._facts.get(one.reference.written)
-                known = facts.num_blocks if facts else None
-                told = f"a part of {known} blocks" if known else "blocks of a model that could not be read"
-                self._notes.lose(one.blocks_at, f"{told}: blocks are not put together here")
+        return self._written(layout, found, family, output)
 
     def _counterparts(
         self, regions: Sequence[tuple[Region, Sequence[Case]]], family: Family
@@ -120,15 +111,16 @@ class _Translator:
         return reader.output(base.dtypes.values() if base else ())
 
     def _written(
-        self, merged: Sequence[Merged], family: Family, output: Mapping[str, Any]
+        self, layout: Layout, merged: Sequence[Merged], family: Family, output: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Return the recipe; None, noted, where it cannot say this."""
         if any(found.counts_base for _, cases in merged for _, found in cases):
             family = family.with_base_as_task()
-        tasks = {name: self._models.written(place) for name, place in family.tasks.items()}
-        base = self._models.written(family.base)
+        layers = layers_of(layout, merged, family, self._notes)
+        if not self._notes.is_whole:
+            return None
         try:
-            how = method_and_rules(merged)
+            how = method_and_rules(merged, is_stack=layers is not None)
         except NoSharesError:
             why = "weights that sum to 0 in embedding, final norm or head, where mergekit divides by 1"
             self._notes.lose(self._config.method_at, why)
@@ -137,13 +129,20 @@ class _Translator:
             why = "other numbers before the blocks than after them, where no names of tensors could be read"
             self._notes.lose(self._config.method_at, why)
             return None
+        stack = {} if layers is None else {"layers": layers}
         return {
             "schema": 1,
-            "base_model": base,
-            "tasks": [{"name": name, "model": model} for name, model in (tasks or {"copy": base}).items()],
+            "base_model": self._models.written(family.base),
+            **({} if without_tasks(family, layers) else {"tasks": self._tasks(family)}),
             **how,
+            **stack,
             "output": {"path": self._output_path(), **output},
         }
+
+    def _tasks(self, family: Family) -> list[dict[str, str]]:
+        """Return the tasks; one model alone is copied, and is a task too."""
+        places = family.tasks or {"copy": family.base}
+        return [{"name": name, "model": self._models.written(place)} for name, place in places.items()]
 
     def _output_path(self) -> str:
         """Return the folder of the output: a merge of several in a file is called by its name."""

@@ -16,6 +16,7 @@ from hub_magmax.recipe.importing.parameters import (
     Value,
     as_switch,
     can_match,
+    is_exact_factor,
     settings_of,
 )
 from hub_magmax.text import shown
@@ -98,7 +99,7 @@ class _Judge:
         """Note a parameter, its conditions and their filters."""
         for condition in setting.conditions:
             if condition.filter_at is not None:
-                self._filter(condition)
+                self._filter(name, condition)
             if condition.at.path not in self._used:
                 why = "never used: every tensor finds a value before this one"
                 self._notes.add(condition.at, "exact", why)
@@ -118,13 +119,14 @@ class _Judge:
         }
         return next((one for one in ("in expectation", "rounding") if one in found), "exact")
 
-    def _filter(self, condition: Condition) -> None:
+    def _filter(self, name: str, condition: Condition) -> None:
         at, text = condition.filter_at, condition.filter or ""
         assert at is not None
         if text == EVERYTHING:
             self._notes.add(at, "exact", "every name: a star alone is no part of a name")
         elif condition.at.path in self._used:
-            self._notes.add(at, "rounding", f"names that hold {shown(text, 60)}")
+            verdict = self._of_value(name, condition.value)[0]
+            self._notes.add(at, verdict, f"names that hold {shown(text, 60)}")
         elif can_match(text):
             self._notes.add(at, "warning", "no name of a tensor gets here that holds this text")
         else:
@@ -137,8 +139,10 @@ class _Judge:
             return "exact", why
         if name in ("density", "epsilon", "gamma") and self._method.is_random:
             return "in expectation", f"{meaning}; other elements are drawn"
-        if name in ("tol", "scale"):
+        if name == "tol":
             return "exact", meaning
+        if name == "scale":
+            return _of_scale(value)
         return "rounding", meaning
 
     def _why_nothing(self, name: str, value: Value) -> str:
@@ -156,3 +160,10 @@ class _Judge:
 def _is_whole(density: Value) -> bool:
     numbers = density.in_numbers()
     return numbers is not None and min(numbers.points) >= 1
+
+
+def _of_scale(value: Value) -> tuple[Verdict, str]:
+    """Return the verdict on a factor: zero and powers of two round nothing."""
+    numbers = value.in_numbers()
+    is_exact = numbers is not None and len(numbers.points) == 1 and is_exact_factor(numbers.first)
+    return "exact" if is_exact else "rounding", "a factor of tensors that are copied"
