@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from hub_magmax.errors import RecipeError
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, chosen_rule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
 
@@ -39,6 +42,20 @@ def magmax(chunks: "Chunks") -> Rule:
     return Rule(LARGEST)
 
 
+def _told_apart(preference: tuple[float, ...]) -> "Sequence[int]":
+    """Return the tasks with a weight, and refuse more than owners of elements tell apart."""
+    from hub_magmax.methods.selection.owners import MAX_TASKS
+
+    found = preferred(preference)
+    if len(found) > MAX_TASKS:
+        raise RecipeError(
+            f"tunable_magmax tells at most {MAX_TASKS} tasks apart, and {len(found)} have a share",
+            key=("tasks",),
+            hint=f"Give weights to the {MAX_TASKS} that matter most, or choose a method that averages.",
+        )
+    return found
+
+
 # Measured at 1B parameters and five tasks: 2.4 bytes with `algorithm-1`, 3.3 with `top-n`, and .8 for what it
 # leaves open, 4 elements in 100; the codes of more tasks are longer.
 @merge_method(
@@ -47,7 +64,7 @@ def magmax(chunks: "Chunks") -> Rule:
     scaling=0.5,
     form="rule",
     held_bytes=6,
-    uses=preferred,
+    uses=_told_apart,
     in_comparison=({}, {"selection": "top-n"}),
 )
 def tunable_magmax(

@@ -269,20 +269,23 @@ def _comparison_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _count_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Return more tasks than the method can tell apart; an estimate may leave some out."""
-    preference = recipe.preference
-    if recipe.method.name != "tunable_magmax" or (preference and preference.is_estimated):
-        return
-    from hub_magmax.methods.selection.owners import MAX_TASKS
-
+    """Return methods that do not take so many tasks; an estimate may leave some out."""
+    preference, names = recipe.preference, recipe.task_names
     weights = preference.weights if preference else None
-    num_active = len(recipe.tasks) if weights is None else sum(weight > 0 for weight in weights.values())
-    if num_active > MAX_TASKS:
-        yield conflict(
-            ("tasks",),
-            f"tunable_magmax tells at most {MAX_TASKS} tasks apart, and {num_active} have a share",
-            f"give weights to the {MAX_TASKS} that matter most, or choose a method that averages",
-        )
+    if not (preference and preference.is_estimated):
+        given = tuple(weights.get(name, 0.0) if weights else 1.0 for name in names)
+        yield from _refused_count(("tasks",), recipe.method.name, given)
+    for index, method in enumerate((recipe.compare and recipe.compare.methods) or ()):
+        yield from _refused_count(("compare", "methods", index), method.name, (1.0,) * len(names))
+
+
+def _refused_count(path: KeyPath, method: str, weights: tuple[float, ...]) -> Iterator[Problem]:
+    try:
+        if method != AUTO:
+            methods.get_method(method).unread(weights)
+    except RecipeError as error:
+        if error.problems[0].key == ("tasks",):  # others are reported with the name
+            yield conflict(path, error.what, error.hint.rstrip("."))
 
 
 def _sweep_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -359,7 +362,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _comparison_problems: frozenset({"preference", "compare", "method"}),
     _search_problems: frozenset({"preference", "compare", "method"}),
     _sweep_problems: frozenset({"tasks", "sweep"}),
-    _count_problems: frozenset({"tasks", "preference", "method"}),
+    _count_problems: frozenset({"tasks", "preference", "method", "compare"}),
     rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
     _output_problems: frozenset({"output"}),
