@@ -24,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks.golden_cases import CHUNK_ELEMENTS, OF_TWO, OUTPUTS, Case, cases
 from benchmarks.golden_checkpoints import SOURCES
 
 RESULTS = Path(__file__).parent / "results" / "golden.json"
@@ -80,105 +80,7 @@ def processor() -> str:
     return f"{platform.machine()} {llvm.get_host_cpu_name()} torch {torch.__version__}"
 
 
-# The cases. From here on only the recipe, the public functions and the files that they write are used.
-
-
-@dataclass(frozen=True)
-class Case:
-    """One merge.
-
-    Attributes:
-        title: The method with its selection and scope, as keys name it.
-        method: What the recipe says.
-        source: One of `SOURCES`.
-        output: What the recipe says besides the path; by the key's name for it.
-        backend: "eager" or "compiled"; "memory": without files; "tensors": by `merge_tensors`, one by one.
-    """
-
-    title: str
-    method: Mapping[str, Any] = field(hash=False)
-    source: str
-    output: str
-    backend: str
-
-    @property
-    def key(self) -> str:
-        output = f" output={self.output}" if self.output else ""
-        return f"{self.title} source={self.source}{output} backend={self.backend}"
-
-    @property
-    def is_of_one_machine(self) -> bool:
-        return self.source == ROUNDED or self.title in OF_MATRICES
-
-    @property
-    def group(self) -> str:
-        """Key that is equal for cases that must give the same weights."""
-        same = ("hub",) if self.title in ORDERED else ("hub", "sharded")
-        source = "folder" if self.source in same else self.source
-        output = "" if self.output == "sharded" else self.output
-        return f"{self.title} source={source} output={output}"
-
-
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "agreement": {"name": "agreement"},
-    "average": {"name": "average"},
-    "task_arithmetic": {"name": "task_arithmetic"},
-    "ties scope=tensor": {"name": "ties"},
-    "ties scope=model": {"name": "ties", "scope": "model"},
-    "dare": {"name": "dare"},
-    "dare_ties": {"name": "dare_ties", "density": 0.4},
-    "breadcrumbs scope=tensor": {"name": "breadcrumbs", "density": 0.4, "outliers": 0.05},
-    "breadcrumbs scope=model": {"name": "breadcrumbs", "density": 0.4, "outliers": 0.05, "scope": "model"},
-    "random_mix": {"name": "random_mix"},
-    "single_task": {"name": "single_task"},
-    "last_task": {"name": "last_task"},
-    "magmax": {"name": "magmax"},
-    "tunable_magmax/algorithm-1 scope=tensor": {"name": "tunable_magmax", "selection": "algorithm-1"},
-    "tunable_magmax/algorithm-1 scope=model": {
-        "name": "tunable_magmax",
-        "selection": "algorithm-1",
-        "scope": "model",
-    },
-    "tunable_magmax/top-n scope=tensor": {"name": "tunable_magmax", "selection": "top-n"},
-    "tunable_magmax/top-n scope=model": {"name": "tunable_magmax", "selection": "top-n", "scope": "model"},
-}
-OUTPUTS: Mapping[str, Mapping[str, Any]] = {
-    "": {},
-    "sharded": {"shard_size": "20KB"},
-    "bfloat16": {"dtype": "bfloat16"},
-    "float64": {"dtype": "float64"},
-    "adapter": {"format": "adapter"},
-}
-#: Methods whose result can be an adapter.
-LINEAR = ("average", "task_arithmetic")
-#: Methods of whole matrices, whose last bits depend on the processor; the engine treats their tensors alike.
-OF_MATRICES: Mapping[str, Mapping[str, Any]] = {"tsv": {"name": "tsv"}}
-#: Methods that number the elements of all tensors, in the order of the input's files, and draw by number.
-ORDERED = ("tunable_magmax/algorithm-1 scope=model", "tunable_magmax/top-n scope=model")
-#: Elements in memory at a time, so that tensors of the source `large` have several chunks.
-CHUNK_ELEMENTS = 2**16
-#: Matrix products are rounded here, and processors may add in different orders (docs/adapters.md).
-ROUNDED = "adapter_rounded"
-
-
-def cases() -> Iterator[Case]:
-    """Yield every case."""
-    for title, method in {**METHODS, **OF_MATRICES}.items():
-        yield from _cases_of(title, method, ["folder"] if title in OF_MATRICES else [*SOURCES])
-
-
-def _cases_of(title: str, method: Mapping[str, Any], sources: Sequence[str]) -> Iterator[Case]:
-    for source in sources:
-        outputs = ["", "sharded", "bfloat16", "float64"] if source == "folder" else [""]
-        if source == "adapter" and title in LINEAR:
-            outputs.append("adapter")
-        for output in outputs:
-            yield Case(title, method, source, output, "eager")
-            yield Case(title, method, source, output, "compiled")
-        if source != "sharded":
-            yield Case(title, method, source, "", "memory")
-    if method.get("scope") != "model":
-        yield Case(title, method, "folder", "", "tensors")
+# From here on only the recipe, the public functions and the files that they write are used.
 
 
 class Merger:
@@ -200,6 +102,9 @@ class Merger:
 
         values = self._recipe(case.source)
         output = {"path": "merged", **values.get("output", {}), **OUTPUTS[case.output]}
+        if case.method["name"] in OF_TWO:
+            names = [task["name"] for task in values["tasks"]][:2]
+            values = values | {"preference": {"weights": dict(zip(names, (0.7, 0.3), strict=False))}}
         recipe = parse_recipe(values | {"method": dict(case.method), "output": output}, folder=self._folder)
         locked = lock(recipe)
         if case.backend == "memory":
@@ -260,6 +165,7 @@ def merge_tensor_by_tensor(recipe: Any, locked: Any) -> dict[str, Tensor]:
             method=locked.method["name"],
             seed=locked.seed,
             name=name,
+            base=start.float(),
             **options,
         )
         update = found.to(wide) * locked.method["scaling"]

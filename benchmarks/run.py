@@ -30,8 +30,8 @@ from benchmarks.families import make_family
 from hub_magmax.registry import METHODS as REGISTERED
 
 #: By title. `single_task` is left out, which copies what one task has, as `last_task` does; so are methods of
-#: whole matrices, which take as long as their decompositions.
-_LEFT_OUT = ("single_task", "tunable_magmax", "tsv")
+#: two models, and those that hold whole tensors and take as long as their decompositions and exponentials.
+_LEFT_OUT = ("single_task", "tunable_magmax", "slerp", "nuslerp", "arcee_fusion", "tsv")
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in REGISTERED.built_in if name not in _LEFT_OUT},
     "tunable_magmax, algorithm-1": {"name": "tunable_magmax", "selection": "algorithm-1"},
@@ -47,7 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
 #: Of the floor, warm and cold: for methods that read once, for quotas and thresholds, and for quotas of all
 #: tensors together.
 ONCE, LOOKED_AT, WHOLE_MODEL = (1.5, 1.15), (2.5, 1.3), (3.5, 2.2)
-_LOOK = ("agreement", "ties", "dare", "dare_ties", "breadcrumbs", "tunable_magmax")
+_LOOK = (
+    "agreement", "ties", "dare", "dare_ties", "breadcrumbs", "tunable_magmax",
+    "multislerp", "karcher", "model_stock",
+)  # fmt: skip
 NUM_TASKS = 5
 #: Of the geometric preference: each task weighs this much of the one before.
 RATIO = 0.7

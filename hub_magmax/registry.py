@@ -246,25 +246,25 @@ LOCATIONS = Registry(
     "location_kind",
 )
 
-#: Built-in methods and the module that defines each; add a line here for a new one.
+#: Modules of built-in methods, and the methods that each defines; add a new one here.
+_METHODS_BY_MODULE: Mapping[str, tuple[str, ...]] = {
+    "linear": ("agreement", "average", "task_arithmetic", "weighted_sum"),
+    "spectral": ("tsv",),
+    "geometry.sphere": ("slerp", "nuslerp", "multislerp", "karcher"),
+    "geometry.model_stock": ("model_stock",),
+    "geometry.fusion": ("arcee_fusion",),
+    "sparse": ("ties", "dare", "dare_ties", "breadcrumbs"),
+    "choice": ("random_mix", "single_task", "last_task"),
+    "magmax": ("magmax", "tunable_magmax"),
+}
 METHODS = Registry(
     "merge method",
     "hub_magmax.methods",
     MappingProxyType(
         {
-            "agreement": "hub_magmax.methods.linear",
-            "average": "hub_magmax.methods.linear",
-            "task_arithmetic": "hub_magmax.methods.linear",
-            "tsv": "hub_magmax.methods.spectral",
-            "ties": "hub_magmax.methods.sparse",
-            "dare": "hub_magmax.methods.sparse",
-            "dare_ties": "hub_magmax.methods.sparse",
-            "breadcrumbs": "hub_magmax.methods.sparse",
-            "random_mix": "hub_magmax.methods.choice",
-            "single_task": "hub_magmax.methods.choice",
-            "last_task": "hub_magmax.methods.choice",
-            "magmax": "hub_magmax.methods.magmax",
-            "tunable_magmax": "hub_magmax.methods.magmax",
+            name: f"hub_magmax.methods.{module}"
+            for module, names in _METHODS_BY_MODULE.items()
+            for name in names
         }
     ),
     "merge_method",

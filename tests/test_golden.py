@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from benchmarks import golden
+from benchmarks import golden, golden_cases
 from hub_magmax.methods import method_names
 
 #: Every method from folders, and each kind of source, output and backend by one method at least.
@@ -33,12 +33,16 @@ def merger(tmp_path, hub):
 
 
 def test_every_built_in_method_is_recorded():
-    recorded = (*golden.METHODS.values(), *golden.OF_MATRICES.values())
+    recorded = (
+        *golden_cases.METHODS.values(),
+        *golden_cases.ALIKE.values(),
+        *golden_cases.OF_MATRICES.values(),
+    )
     assert {method["name"] for method in recorded} == set(method_names())
 
 
 def test_every_case_is_recorded_and_nothing_else():
-    assert {case.key for case in golden.cases()} == golden.load()["merges"].keys()
+    assert {case.key for case in golden_cases.cases()} == golden.load()["merges"].keys()
 
 
 @pytest.mark.parametrize("pattern", CHOSEN)
@@ -65,7 +69,7 @@ def test_differences_are_told(merger):
 
 
 def test_backends_that_do_not_agree_are_told():
-    cases = [golden.Case("magmax", {}, "folder", "", backend) for backend in ("eager", "compiled")]
+    cases = [golden_cases.Case("magmax", {}, "folder", "", backend) for backend in ("eager", "compiled")]
     assert golden.unequal({case: {"weights": "1"} for case in cases}) == []
     (line,) = golden.unequal({case: {"weights": str(number)} for number, case in enumerate(cases)})
     assert all(case.key in line for case in cases)

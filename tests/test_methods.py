@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Annotated, Any
 
@@ -17,8 +18,16 @@ from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import merge_method, method_names
 from hub_magmax.registry import METHODS as REGISTERED
 from tests import oracles
+from tests import oracles_geometry as geometry
 
 Oracle = Callable[[np.ndarray, tuple[float, ...]], "np.ndarray | None"]
+
+
+@dataclass(frozen=True)
+class WithBase:
+    """An oracle that takes the base model's values too, and tensors in their own shape."""
+
+    merge: geometry.Merge
 
 
 def _normal(tasks: int, *shape: int, seed: int = 0) -> Tensor:
@@ -46,6 +55,18 @@ CASES: Mapping[str, Tensor] = {
 }
 
 
+def base_of(vectors: Tensor) -> Tensor:
+    """Return values of a base model, for methods that need them."""
+    return torch.randn(vectors.shape[1:], generator=torch.Generator().manual_seed(9))
+
+
+def merged(vectors: Tensor, *, method: str, **options: Any) -> Tensor:
+    """Merge by any method, those between two models without the others."""
+    if method in ARCS and len(vectors) > 2 and "preference" not in options:
+        options["preference"] = (0.5, *[0.0] * (len(vectors) - 2), 0.5)
+    return merge_tensors(vectors, method=method, base=base_of(vectors), **options)
+
+
 def preferences(num_tasks: int) -> list[tuple[float, ...]]:
     one_hot = tuple(float(task == num_tasks - 1) for task in range(num_tasks))
     falling = [2.0**-task for task in range(num_tasks)]
@@ -54,6 +75,10 @@ def preferences(num_tasks: int) -> list[tuple[float, ...]]:
 
 def average(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return np.array([math.fsum(np.array(weights) * column) for column in vectors.T])
+
+
+def average_of(models: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    return np.tensordot(np.array(weights), models, axes=1)
 
 
 def agreement(flattening: float) -> Oracle:
@@ -121,12 +146,35 @@ def single_task(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
 
 #: Method, its options, and its oracle; None where the result is drawn, optimised or of whole matrices, and
 #: tested elsewhere.
-METHODS: list[tuple[str, dict[str, Any], Oracle | None]] = [
+METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
     ("agreement", {}, agreement(0.25)),
     ("agreement", {"flattening": 1.0}, agreement(1.0)),
     ("agreement", {"flattening": 0.0}, agreement(0.0)),
     ("average", {}, average),
     ("task_arithmetic", {}, lambda vectors, weights: len(weights) * average(vectors, weights)),
+    ("weighted_sum", {}, average),
+    ("weighted_sum", {"total": 1.5}, WithBase(lambda v, w, base: 1.5 * average_of(base + v, w) - base)),
+    ("weighted_sum", {"total": -1.0}, WithBase(lambda v, w, base: -average_of(base + v, w) - base)),
+    ("slerp", {}, WithBase(geometry.slerp())),
+    ("slerp", {"linear_above": 1.0}, WithBase(geometry.slerp(linear_above=1.0))),
+    ("slerp", {"t": 0.3, "linear_above": 0.6}, WithBase(geometry.slerp(0.3, 0.6))),
+    ("slerp", {"t": 0.0}, WithBase(lambda v, w, base: np.zeros_like(base))),
+    ("nuslerp", {}, WithBase(geometry.nuslerp())),
+    ("nuslerp", {"of": "models"}, WithBase(geometry.nuslerp("models"))),
+    ("nuslerp", {"each": "row"}, WithBase(geometry.nuslerp(each="row"))),
+    ("nuslerp", {"each": "column", "of": "models"}, WithBase(geometry.nuslerp("models", "column"))),
+    ("multislerp", {}, WithBase(geometry.multislerp())),
+    ("multislerp", {"of": "models"}, WithBase(geometry.multislerp("models"))),
+    ("karcher", {"max_iter": 100, "tol": 1e-9}, WithBase(geometry.karcher())),
+    (
+        "karcher",
+        {"of": "task_vectors", "max_iter": 100, "tol": 1e-9},
+        WithBase(geometry.karcher("task_vectors")),
+    ),
+    ("model_stock", {}, WithBase(geometry.model_stock())),
+    ("model_stock", {"each": "row"}, WithBase(geometry.model_stock("row"))),
+    ("model_stock", {"each": "column"}, WithBase(geometry.model_stock("column"))),
+    ("arcee_fusion", {}, WithBase(geometry.arcee_fusion)),
     ("ties", {"density": 0.2}, ties(0.2)),
     ("ties", {"density": 1.0}, ties(1.0)),
     ("ties", {"density": 0.4, "consensus": "sum"}, ties(0.4, "sum")),
@@ -153,6 +201,13 @@ WHOLE: dict[str, dict[str, Any]] = {
     "dare_ties": {"density": 1.0},
     "breadcrumbs": {"density": 1.0, "outliers": 0.0},
 }
+#: These go from one model to another.
+ARCS = {"slerp", "nuslerp"}
+#: All preference for one task returns its vector.
+ONE_HOT = {
+    "agreement", "average", "weighted_sum", "single_task", "random_mix", "tunable_magmax",
+    "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "tsv",
+}  # fmt: skip
 SELECTING = {"single_task", "last_task", "magmax", "random_mix", "tunable_magmax"}
 
 
@@ -165,14 +220,26 @@ def test_every_method_is_in_the_table():
     ("name", "options", "oracle"), [pytest.param(*m, id=f"{m[0]} {m[1]}") for m in METHODS if m[2]]
 )
 def test_method_agrees_with_its_oracle(case, name, options, oracle):
-    vectors = CASES[case]
+    vectors, base = CASES[case], base_of(CASES[case])
     flat = vectors.reshape(len(vectors), -1).numpy().astype(np.float64)
+    # 1e-44 is a few of the smallest steps of float32.
+    tolerance = 1e-6 * float(vectors.abs().max()) + 1e-44
     for weights in preferences(len(vectors)):
-        found = merge_tensors(vectors, preference=weights, method=name, **options)
-        expected = torch.from_numpy(np.asarray(oracle(flat, weights))).reshape(vectors.shape[1:])
-        # 1e-44 is a few of the smallest steps of float32.
-        tolerance = 1e-6 * float(vectors.abs().max()) + 1e-44
-        torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=tolerance)
+        if name in ARCS and np.count_nonzero(weights) > 2:
+            with pytest.raises(
+                RecipeError, match=r"at most 2 .* multislerp, karcher, model_stock and average take more"
+            ):
+                merged(vectors, preference=weights, method=name, **options)
+            continue
+        found = merged(vectors, preference=weights, method=name, **options).double()
+        if isinstance(oracle, WithBase):
+            expected = oracle.merge(vectors.double().numpy(), weights, base.double().numpy())
+            # Of whole models no more can be told than they hold.
+            atol = max(tolerance, 3e-7 * float(base.abs().max()) if name != "model_stock" else 0)
+        else:
+            expected, atol = oracle(flat, weights), tolerance
+        expected = torch.from_numpy(np.asarray(expected)).reshape(base.shape)
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=atol)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -187,24 +254,24 @@ def test_selected_elements_come_from_a_task_unchanged(case, name, options):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [
-        m[:2]
-        for m in METHODS
-        if m[0] in ("agreement", "average", "single_task", "random_mix", "tsv", "tunable_magmax")
-    ],
+    [m[:2] for m in METHODS if m[0] in ONE_HOT and not {"total", "t"} & m[1].keys()],
     ids=str,
 )
 def test_one_hot_preference_returns_that_task_bit_for_bit(case, name, options):
     vectors = CASES[case]
     for task in range(len(vectors)):
         weights = tuple(float(t == task) for t in range(len(vectors)))
-        assert merge_tensors(vectors, preference=weights, method=name, **options).equal(vectors[task])
+        assert merged(vectors, preference=weights, method=name, **options).equal(vectors[task])
 
 
-@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [m[:2] for m in METHODS if m[0] != "arcee_fusion" and not {"total", "t"} & m[1].keys()],
+    ids=str,
+)
 def test_single_task_is_returned_unchanged(name, options):
     vectors = CASES["one task"]
-    assert merge_tensors(vectors, method=name, **options | WHOLE.get(name, {})).equal(vectors[0])
+    assert merged(vectors, method=name, **options | WHOLE.get(name, {})).equal(vectors[0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -220,15 +287,15 @@ def test_methods_that_leave_nothing_out_are_others_bit_for_bit(case, name, other
         assert found.view(torch.int32).equal(expected.view(torch.int32))
 
 
-@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
+@pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS if "total" not in m[1]], ids=str)
 def test_zero_task_vectors_give_zero(name, options):
-    assert not merge_tensors(CASES["all zero"], method=name, **options).any()
+    assert not merged(CASES["all zero"], method=name, **options).any()
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0)], ids=str)
 @pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
 def test_a_tensor_without_elements_stays_empty(name, options, shape):
-    found = merge_tensors(torch.empty(2, *shape), method=name, **options)
+    found = merged(torch.empty(2, *shape), method=name, **options)
     assert (found.shape, found.dtype) == (shape, torch.float32)
 
 

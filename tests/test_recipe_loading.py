@@ -433,6 +433,17 @@ def test_more_tasks_than_a_method_tells_apart_are_refused():
     assert parse_recipe(recipe_values(tasks=tasks, method="average"))
 
 
+@pytest.mark.parametrize("method", ["slerp", "nuslerp"])
+def test_more_tasks_than_go_on_an_arc_are_refused_with_what_takes_them(method):
+    tasks = [{"name": f"t{number}", "model": "./a"} for number in range(3)]
+    told = f"{method} goes from one model to another, and 3 tasks have a weight"
+    found = refusal_of(tasks=tasks, method=method)
+    assert told in found and "multislerp, karcher, model_stock and average take more" in found
+    for kept in ({"t0": 0.5, "t2": 0.5}, {"t1": 1.0}):
+        assert parse_recipe(recipe_values(tasks=tasks, method=method, preference={"weights": kept}))
+    assert told in refusal_of(tasks=tasks, method="average", compare={"methods": ["ties", method]})
+
+
 ALL_AT_ONCE = """\
 base_model: ./base
 tasks:

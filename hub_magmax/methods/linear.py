@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.methods.registry import Paper, merge_method, preferred
-from hub_magmax.methods.rules import Rule
+from hub_magmax.methods.rules import Rule, affine_rule
 
 if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
@@ -42,6 +42,21 @@ def task_arithmetic(num_tasks: int, *, multipliers: tuple[float, ...]) -> tuple[
     coefficient is their negation of a task.
     """
     return multipliers
+
+
+@merge_method("weighted_sum", source=_MODEL_SOUPS, form="rule", uses=preferred, in_comparison=())
+def weighted_sum(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    total: Annotated[float, Field(allow_inf_nan=False)] = 1.0,
+) -> Rule:
+    """Add whole models, each multiplied by its preference times `total`, which 1 makes `average`.
+
+    The merged model is total · Σ w_t θ_t, so uniform preference gives each model the weight total / T;
+    another total than 1 scales the base model with them. That is mergekit's `linear` without normalisation.
+    """
+    return affine_rule([total - 1, *(total * weight for weight in preference)])
 
 
 @merge_method("agreement", source="hub_magmax", scaling=0.6, form="rule", uses=preferred)

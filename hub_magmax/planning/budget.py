@@ -71,6 +71,9 @@ _COLLECTED = 0.04
 #: Draws: bytes an element of a chunk, and those of the random keys, which are made piece by piece.
 DRAWN, KEYS = 12, 2**21
 
+#: Bytes of an element of each vector where rows or columns have weights of their own: widened, or its weight.
+WEIGHED = 12
+
 #: Bytes an element of a merged adapter's factor: the parts, these joined, and in the output's dtype.
 FACTOR = 12
 
@@ -129,7 +132,13 @@ def takes_torch(plan: Plan) -> bool:
     """Say whether torch computes or reads some of a merge."""
     method = methods.get_method(plan.lock.method["name"])
     fused = is_fused(_num_elements(plan), plan.recipe.output.device)
-    return plan.needs_torch or not fused or not method.is_built_in or method.form == "matrix"
+    is_own = not method.is_built_in or method.form in ("tensor", "matrix")
+    return plan.needs_torch or not fused or is_own or any(map(_has_parts, plan.surveyed))
+
+
+def _has_parts(values: MergeValues) -> bool:
+    """Say whether rows or columns of a tensor have weights of their own, by which torch merges."""
+    return bool(values.method.get("each", "tensor") != "tensor")
 
 
 def _chunked(sizes: Sequence[int], budget: Budget) -> list[int]:
@@ -183,7 +192,8 @@ class _Held:
         rows = 0 if self._sees_files and size > SMALL_ELEMENTS else self._row_bytes
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
         draws = self.method.held_bytes == 0 and "generator" in self.method.supplied
-        return (rows + vectors + merged + DRAWN * draws) * size + KEYS * draws
+        parts = WEIGHED * (1 + self.num_tasks) * _has_parts(self.values)
+        return (rows + vectors + merged + DRAWN * draws + parts) * size + KEYS * draws
 
     def of_tensor(self, size: int) -> float:
         """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""
