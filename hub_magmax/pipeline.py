@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
+from hub_magmax.arguments import checked, opened
 from hub_magmax.checkpoints.adapters.finding import with_placed_adapters
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.names.renamed import with_base_names
@@ -43,7 +44,8 @@ from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check, licence_warning, told_of
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
-from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
+from hub_magmax.recipe.loading import RecipeLike, as_recipe
+from hub_magmax.recipe.lockfile import Lock, LockedSource, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.matching import (
     kept_preference,
     kept_sources,
@@ -78,10 +80,11 @@ class Run:
     merged_before: bool = False
 
 
+@checked
 def run(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
-    locked: Lock | None = None,
+    locked: LockLike | None = None,
     report: Report = lambda line: None,
     progress: ProgressBar = unseen,
     processes: Processes | None = None,
@@ -113,8 +116,10 @@ def run(
     """
     from hub_magmax.merging.unfinished import plan_unfinished  # loads torch
 
+    recipe = as_recipe(recipe)
     processes, cache = processes or find_processes(report), SourceCache()
     destination = destination or destination_of(recipe)
+    locked = as_lock(locked) if locked else None
     locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned, is_old = plan_unfinished(recipe, locked, cache, processes, in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
@@ -165,7 +170,7 @@ def _without_folder(
         return Run(planned, report, output, scores, commit, merged_before=True)
     from hub_magmax.publishing.streaming_push import merge_to_hub  # loads torch
 
-    with progress(planned.progress_bytes, "merging", "bytes") as advance:
+    with opened(progress, planned.progress_bytes, "merging", "bytes") as advance:
         merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
     is_old = head is not None and published is not None and published.commit == head.commit
     return Run(planned, merged, output, published=published, merged_before=is_old)
@@ -175,7 +180,7 @@ def _merge(planned: Plan, progress: ProgressBar, processes: Processes, cache: So
     """Merge into the recipe's folder, unless that is done, and return the report."""
     from hub_magmax.merging.execution import merge  # loads torch
 
-    with progress(planned.progress_bytes, "merging", "bytes") as advance:
+    with opened(progress, planned.progress_bytes, "merging", "bytes") as advance:
         return merge(planned, progress=advance, processes=processes, cache=cache)
 
 
@@ -254,13 +259,14 @@ def destination_of(recipe: Recipe, changes: Mapping[str, Any] = MappingProxyType
     return found
 
 
+@checked
 def lock(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     hash_files: bool = False,
     report: Report = lambda line: None,
     cache: SourceCache | None = None,
-    earlier: Lock | None = None,
+    earlier: LockLike | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
@@ -279,7 +285,8 @@ def lock(
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    cache = cache or SourceCache()
+    recipe, cache = as_recipe(recipe), cache or SourceCache()
+    earlier = as_lock(earlier) if earlier else None
     LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
     sources = _pinned(recipe, make, kept_sources(earlier) if earlier else {})
@@ -348,9 +355,10 @@ def _stacked(recipe: Recipe, found: Lock, cache: SourceCache) -> Lock:
         return replace(found, layers=locked_layers(recipe, found.sources, opened))
 
 
+@checked
 def plan(
-    recipe: Recipe,
-    locked: Lock | None = None,
+    recipe: RecipeLike,
+    locked: LockLike | None = None,
     *,
     cache: SourceCache | None = None,
     in_spite_of: Iterable[str] = (),
@@ -371,9 +379,10 @@ def plan(
         RecipeError: If an adapter is asked for, and the tasks cannot become one.
         LockError: If a source is no longer what was locked.
     """
-    cache = cache or SourceCache()
+    recipe, cache = as_recipe(recipe), cache or SourceCache()
     LOG.debug("planning from the headers")
-    made = plan_from_headers(recipe, locked or lock(recipe, cache=cache), cache=cache)
+    locked = as_lock(locked) if locked else lock(recipe, cache=cache)
+    made = plan_from_headers(recipe, locked, cache=cache)
     LOG.debug("looking at samples of values")
     return with_findings(made, cache, in_spite_of)
 

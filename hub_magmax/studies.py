@@ -12,11 +12,13 @@ from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.study_journal import study_journal
+from hub_magmax.arguments import checked
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.pipeline import check_faults, lock, plan
 from hub_magmax.preference import resolve_preference
-from hub_magmax.recipe.lockfile import Lock, ResolvedPreference
+from hub_magmax.recipe.loading import RecipeLike, as_recipe
+from hub_magmax.recipe.lockfile import Lock, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.figures.writing import Picture
@@ -24,7 +26,8 @@ from hub_magmax.reporting.tradeoff_surface import Surface
 from hub_magmax.text import ProgressBar, Report, unseen
 
 
-def prefer(recipe: Recipe, *, report: Report = lambda line: None) -> ResolvedPreference:
+@checked
+def prefer(recipe: RecipeLike, *, report: Report = lambda line: None) -> ResolvedPreference:
     """Return the weights that the recipe's preference stands for, by task.
 
     Weights and schedules are computed; `labels`, `transport` and other estimates read their data, and
@@ -37,13 +40,15 @@ def prefer(recipe: Recipe, *, report: Report = lambda line: None) -> ResolvedPre
     Raises:
         RecipeError, EvaluationError, SourceError: As `lock`.
     """
+    recipe = as_recipe(recipe)
     estimated = recipe.preference is not None and recipe.preference.is_estimated
     return lock(recipe, report=report).preference if estimated else resolve_preference(recipe)
 
 
+@checked
 def diagnose(
-    recipe: Recipe,
-    locked: Lock | None = None,
+    recipe: RecipeLike,
+    locked: LockLike | None = None,
     *,
     report: Report = lambda line: None,
     progress: Callable[[int], None] = lambda num_bytes: None,
@@ -60,12 +65,14 @@ def diagnose(
         MismatchError: If the checkpoints do not fit each other.
         NonFiniteError: At a NaN or infinity in a checkpoint.
     """
+    recipe = as_recipe(recipe)
     return diagnosing.diagnose(plan(recipe, locked or lock(recipe, report=report)), progress=progress)
 
 
+@checked
 def compare(
-    recipe: Recipe,
-    locked: Lock | None = None,
+    recipe: RecipeLike,
+    locked: LockLike | None = None,
     *,
     journal: Path | None = None,
     in_spite_of: Iterable[str] = (),
@@ -86,14 +93,16 @@ def compare(
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
         EvaluationError: If a sample is missing, too small, or cannot be used.
     """
+    recipe = as_recipe(recipe)
     prepared = comparing.comparable(recipe)
     with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
         return comparing.compare(recipe, found, journal=kept, report=report, progress=progress)
 
 
+@checked
 def sweep(
-    recipe: Recipe,
-    locked: Lock | None = None,
+    recipe: RecipeLike,
+    locked: LockLike | None = None,
     *,
     journal: Path | None = None,
     in_spite_of: Iterable[str] = (),
@@ -115,6 +124,7 @@ def sweep(
         RecipeError: If the method ignores the preference, or there are too few tasks or tries.
         EvaluationError: If the examples cannot be used.
     """
+    recipe = as_recipe(recipe)
     prepared = sweeping.sweepable(recipe)
     with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
         return sweeping.sweep(recipe, found, journal=kept, report=report, progress=progress)
@@ -124,7 +134,7 @@ def sweep(
 def study(
     recipe: Recipe,
     prepared: Recipe,
-    locked: Lock | None,
+    locked: LockLike | None,
     journal: Path | None,
     in_spite_of: Iterable[str],
     report: Report,
@@ -142,12 +152,13 @@ def study(
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
     """
-    locked = locked or lock(prepared, report=report)
+    locked = as_lock(locked) if locked else lock(prepared, report=report)
     check_faults(prepared, locked, in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
         yield locked, kept
 
 
+@checked
 def picture(
     result: Scores | comparing.Comparison | Surface | Diagnosis, preference: Mapping[str, float] | None = None
 ) -> Picture:

@@ -206,8 +206,8 @@ def test_rule_of_a_plugin_adds_the_base_model(monkeypatch):
 
 
 def test_base_of_another_shape_or_kind_is_refused(monkeypatch):
-    for base, told in ((BASE[:2], r"shape \[2, 4\]"), (BASE.double(), "float64"), (BASE.tolist(), "list")):
-        with pytest.raises(RecipeError, match=told):
+    for base, told in ((BASE[:2], r"shape is \[2, 4\]"), (BASE.long(), "int64"), (BASE.tolist(), "list")):
+        with pytest.raises(ArgumentError, match=told):
             merge_tensors(VECTORS, method="average", base=base)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.analysis.candidates import Candidate, base_model, candidates
 from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_label, scorer_of
+from hub_magmax.arguments import opened
 from hub_magmax.errors import EvaluationError, KeyPath, RecipeError
 from hub_magmax.evaluation.data import num_shared, with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
@@ -215,7 +216,7 @@ def compare(
     with CandidateScorer(recipe, lock, journal) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
-        with progress(len(tried), "comparing", "models") as advance:
+        with opened(progress, len(tried), "comparing", "models") as advance:
             trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
         winner, finalists = best(trials), best_by_label(trials)
         report(f"scoring the best of {len(finalists)} methods on other examples")

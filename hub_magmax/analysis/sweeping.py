@@ -13,6 +13,7 @@ from hub_magmax.analysis import simplex
 from hub_magmax.analysis.candidates import Candidate, base_model, draws, one_task
 from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import CandidateScorer, Trial
+from hub_magmax.arguments import opened
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.evaluators import unit_of
 from hub_magmax.evaluation.journal import Journal
@@ -72,7 +73,7 @@ def sweep(
         own = bench.own()
         seeds = (spec.seeds or ()) if draws(lock.method) else ()
         points: list[Point] = []
-        with progress(course.most, "sweeping", "models") as advance:
+        with opened(progress, course.most, "sweeping", "models") as advance:
             tried = course.weights([score.value for score in base], points)
             for weights in counted(tried, course.most, 1, advance):
                 points.append(bench.point(Candidate(lock.method, "sweep", weights, seeds)))

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hub_magmax.arguments import checked, opened
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
@@ -36,7 +37,8 @@ from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.score_cache import Reuse
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.loading import RecipeLike, as_recipe
+from hub_magmax.recipe.lockfile import Lock, LockLike, as_lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import ProgressBar, Report, unseen
@@ -49,9 +51,10 @@ Examples = Any
 T = TypeVar("T")
 
 
+@checked
 def evaluate(
-    recipe: Recipe,
-    lock: Lock,
+    recipe: RecipeLike,
+    lock: LockLike,
     merged: Path | str,
     *,
     models: Mapping[str, ModelPlace] | None = None,
@@ -86,6 +89,7 @@ def evaluate(
         EvaluationError: If the recipe names no data, or a model or data set cannot be used.
         LockError: If local data is no longer what was locked.
     """
+    recipe, lock = as_recipe(recipe), as_lock(lock)
     spec = recipe.evaluation
     if spec is None:
         raise EvaluationError(
@@ -194,7 +198,7 @@ class _Bench:
     ) -> AbstractContextManager[Callable[[int], None] | None]:
         """Show the examples that are done; how many an evaluator brings is not known."""
         total = sum(0 if isinstance(self.examples[task], str) else len(self.examples[task]) for task in tasks)
-        return self.progress(total, f"scoring {name}", "examples") if total else nullcontext()
+        return opened(self.progress, total, f"scoring {name}", "examples") if total else nullcontext()
 
     def _answers(self, model: LoadedModel, task: str, advance: Callable[[int], None] | None) -> list[Outcome]:
         return run_evaluator(

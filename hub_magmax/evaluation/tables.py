@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
+from hub_magmax.errors import ArgumentError
+
 if TYPE_CHECKING:
     import pandas
 
@@ -64,10 +66,18 @@ class Table:
     is_drawn: bool = False
 
     def write(self, form: Format = "text") -> str:
-        """Return the table in one of `FORMATS`, without a line break at the end."""
-        return {"text": self._text, "markdown": self._markdown, "csv": self._csv, "latex": self._latex}[
-            form
-        ]()
+        """Return the table in one of `FORMATS`, without a line break at the end.
+
+        Raises:
+            ArgumentError: If there is no such form.
+        """
+        writers = {"text": self._text, "markdown": self._markdown, "csv": self._csv, "latex": self._latex}
+        if not isinstance(form, str) or form not in writers:
+            hint = "A notebook shows the result itself as HTML." if str(form) == "html" else ""
+            raise ArgumentError(
+                f"there is no form {form!r} of a table", expected=f"one of {', '.join(FORMATS)}", hint=hint
+            )
+        return writers[form]()
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the rows as pandas has them, a measured number in columns of its own as in CSV."""

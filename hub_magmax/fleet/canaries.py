@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.locations import ModelPlace, repository_of
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.storage.hub import resolve_commit
@@ -97,6 +98,7 @@ class Canary(Tabular):
         return Table(("task", "pinned", "now", "change", "gained", "lost", "p", ""), rows, (note,))
 
 
+@checked
 def canary(
     model: str,
     *,

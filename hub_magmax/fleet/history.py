@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
@@ -77,6 +78,7 @@ class Revision:
         return asdict(self)
 
 
+@checked
 def history(model: str, *, branch: str | None = None, limit: int = MAX_REVISIONS) -> tuple[Revision, ...]:
     """Return the revisions of a repository, the newest first, with what is stored of their scores.
 

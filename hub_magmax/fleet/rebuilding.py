@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import file_sha256, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
@@ -36,6 +37,7 @@ ONE_IN = 100
 _BLOCK_ELEMENTS = 2**22
 
 
+@checked
 def rebuild(model: str, *, revision: str | None = None, folder: Path | None = None) -> MergeReport:
     """Merge `model` again from its recipe and lock, and compare every tensor and every file.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
@@ -34,6 +35,7 @@ class RolledBack(Published):
     removed: tuple[str, ...]
 
 
+@checked
 def rollback(
     model: str, *, branch: str | None = None, to: str | None = None, dry_run: bool = False
 ) -> RolledBack:

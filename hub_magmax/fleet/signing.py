@@ -12,11 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.arguments import checked
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 
 
+@checked
 def sign(folder: Path | str, private_key: Path) -> Path:
     """Write the signature of a merged folder beside its weights, and return its path.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
@@ -19,6 +20,7 @@ from hub_magmax.recipe.matching import check_lock, refuse_missing_plugin
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
 
+@checked
 def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
     """Compare every file that a merge wrote with the sha256 in the model's merge report.
 

@@ -11,10 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.opening import check_hashes, open_inputs, versions_of
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import DamagedError, HubMagmaxError, OutputError
+from hub_magmax.errors import ArgumentError, DamagedError, HubMagmaxError, OutputError
 from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
@@ -38,6 +39,7 @@ LOG = logging.getLogger(__name__)
 
 
 # Most decisions are the defaults of its arguments; the steps are one story.
+@checked
 def merge(
     plan: Plan,
     output: Path | str | None = None,
@@ -76,6 +78,8 @@ def merge(
         NonFiniteError: At a NaN or infinity. Nothing appears at `output`.
         OutputError: If `output` is taken or cannot be written.
     """
+    if chunk_elements is not None and chunk_elements < 1:
+        raise ArgumentError(f"{chunk_elements} elements at a time", where="merge", expected="at least 1")
     started = time.perf_counter()
     processes, cache = processes or find_processes(), cache or SourceCache()
     place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.state_dicts import StateDictSource
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.merging.in_memory import InMemoryMerger
-from hub_magmax.merging.tensors import weights_in_order
+from hub_magmax.merging.tensors import as_tensor, weights_in_order
 from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.loading import parse_recipe
@@ -24,11 +25,12 @@ StateDict = Mapping[str, torch.Tensor]
 Aliases = Mapping[str, str]
 
 
+@checked
 def merge_state_dicts(
     base: StateDict,
     tasks: Mapping[str, StateDict],
     *,
-    preference: Mapping[str, Any] | Sequence[float] | None = None,
+    preference: Mapping[str, Any] | Sequence[float] | Literal["uniform"] | None = None,
     method: str | Mapping[str, Any] = "tunable_magmax",
     tensors: Sequence[Mapping[str, Any]] = (),
     dtype: str = "auto",
@@ -41,7 +43,8 @@ def merge_state_dicts(
     in the result.
 
     Args:
-        base: State dict of the base model, of any dense dtypes, on any device; it is not changed.
+        base: State dict of the base model, of any dense dtypes, on any device, or arrays of numpy; it is not
+            changed.
         tasks: State dicts of the fine-tuned models by task, in the order in which they were learned: 1 to 64,
             with the names and shapes of `base`.
         preference: A weight by task (tasks that are not named get none), or one for each task in order,
@@ -63,7 +66,9 @@ def merge_state_dicts(
             that settle it.
         NonFiniteError: At a NaN or infinity in a state dict or in the merged model.
     """
-    _check_mappings(base, tasks)
+    _check_state_dicts({"base": base, **tasks})
+    base = _tensors(base)
+    tasks = {name: _tensors(model) for name, model in tasks.items()}
     recipe = _recipe_of(
         {
             "tasks": [{"name": name, "model": name} for name in tasks],
@@ -86,15 +91,14 @@ def merge_state_dicts(
     return {name: found[name] for name in dict.fromkeys((*base, *found)) if name in found}
 
 
-def _check_mappings(base: Any, tasks: Any) -> None:
+def _tensors(model: StateDict) -> StateDict:
+    """Return a state dict whose arrays of numpy are tensors."""
+    return {name: as_tensor(value) for name, value in model.items()}
+
+
+def _check_state_dicts(models: Mapping[str, Any]) -> None:
     """Raise RecipeError for what is no mapping, such as a model in place of its state dict."""
-    if not isinstance(tasks, Mapping):
-        raise RecipeError(
-            f"{type(tasks).__name__} is no mapping",
-            where="merge_state_dicts, tasks",
-            expected="state dicts by the names of the tasks, {name: model.state_dict()}",
-        )
-    for name, model in {"base": base, **tasks}.items():
+    for name, model in models.items():
         if not isinstance(model, Mapping):
             raise RecipeError(
                 f"{type(model).__name__} is no state dict",
@@ -105,7 +109,7 @@ def _check_mappings(base: Any, tasks: Any) -> None:
 
 def _as_written(preference: Any, tasks: Sequence[str]) -> Any:
     """Return the preference as a recipe writes it."""
-    if preference is None or preference == "uniform":
+    if preference is None or isinstance(preference, str):
         return None
     if isinstance(preference, Mapping):
         are_numbers = all(isinstance(value, int | float) for value in preference.values())

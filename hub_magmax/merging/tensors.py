@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
+import numpy as np
 from jaxtyping import Float
 from pydantic import ValidationError
 
 from hub_magmax import methods
-from hub_magmax.errors import RecipeError
+from hub_magmax.arguments import checked
+from hub_magmax.errors import ArgumentError, NonFiniteError, RecipeError
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import one_thread, torch
 from hub_magmax.kernels.ops import Inputs, Op
@@ -32,10 +35,13 @@ def tensor_rule(
     return found.rule(chunks, shape=shape, preference=weights, generator=generator, options=options)
 
 
+@checked
 def merge_tensors(
-    task_vectors: Float[torch.Tensor, "tasks *shape"] | Mapping[str, Float[torch.Tensor, "*shape"]],
+    task_vectors: Float[torch.Tensor, "tasks *shape"]
+    | Mapping[str, Float[torch.Tensor, "*shape"]]
+    | Sequence[Float[torch.Tensor, "*shape"]],
     *,
-    preference: Sequence[float] | Mapping[str, float] | None = None,
+    preference: Sequence[float] | Mapping[str, float] | Literal["uniform"] | None = None,
     method: str = "tunable_magmax",
     seed: int = 0,
     name: str = "",
@@ -45,41 +51,86 @@ def merge_tensors(
     """Merge stacked task vectors by any method; the result is not scaled: add λ times it to the base.
 
     Args:
-        task_vectors: float32, CPU, finite; the tasks along the first axis, or a tensor by task.
+        task_vectors: Finite floating-point numbers, merged as float32 on the CPU: the tasks along the first
+            axis, a tensor by task, or a list of one for each. Arrays of numpy are taken for tensors.
         preference: One non-negative weight per task, summing to 1, in order or by task (tasks that are not
             named get none); uniform by default.
         method: Name of a registered method.
         seed: Decides the draws of methods that draw.
         name: The tensor's name; tensors of different names get different draws.
-        base: The base model's values, for methods that need them, such as `slerp`: of the dtype and shape of
-            one task vector.
+        base: The base model's values, for methods that need them, such as `slerp`: of the shape of one task
+            vector.
         options: The method's own; those of which each task may have its own value take values in order or
             by task too.
 
     Raises:
         RecipeError: If the method, an option or the preference is not valid.
+        ArgumentError: If the task vectors are no tensors, or do not fit each other.
+        NonFiniteError: At a NaN or infinity.
     """
-    if not isinstance(task_vectors, torch.Tensor | Mapping):
-        raise RecipeError(
-            f"{type(task_vectors).__name__} is no tensor",
-            where="task_vectors",
-            expected="a tensor with the tasks first, or a tensor by task; torch.stack makes one of a list",
-        )
     tasks = tuple(task_vectors) if isinstance(task_vectors, Mapping) else None
-    if isinstance(task_vectors, Mapping):
-        task_vectors = torch.stack([*task_vectors.values()])
-    names = tasks or tuple(str(number) for number in range(len(task_vectors)))
+    stacked = _stacked(task_vectors)
+    names = tasks or tuple(str(number) for number in range(len(stacked)))
     described = {"name": method, "scaling": 1.0, **_checked(method, options, names)}
-    weights = _weights(preference, len(task_vectors), tasks)
+    weights = _weights(preference, len(stacked), tasks)
     quotas(weights, 0)  # raises unless the weights are a preference
-    if not task_vectors[0].numel():
-        return task_vectors[0].clone()  # no method is asked, as in a merge of files
+    if not stacked[0].numel():
+        return stacked[0].clone()  # no method is asked, as in a merge of files
     label = methods.get_method(method).label
-    chunks = _with_base(task_vectors, base, method)
-    shape = tuple(task_vectors.shape[1:])
+    chunks = _with_base(stacked, base, method)
+    shape = tuple(stacked.shape[1:])
     with one_thread():  # as in merges of files: threads change last bits of decompositions
         rule = tensor_rule(chunks, shape, described, weights, CounterGenerator(seed, name))
     return torch.cat([*_merged(chunks, rule, label)]).reshape(shape)
+
+
+def as_tensor(value: Any) -> Any:
+    """Return an array of numpy as a tensor, where it can be one; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    native = value.dtype.newbyteorder("=")
+    with suppress(TypeError):  # objects, texts
+        return torch.from_numpy(np.require(value, native, ["C", "W"]))
+    return value
+
+
+def _stacked(given: Any) -> torch.Tensor:
+    """Return task vectors as one float32 tensor on the CPU, the tasks first."""
+    where = "merge_tensors, task_vectors"
+    if isinstance(given, Mapping | list | tuple):
+        named = given.items() if isinstance(given, Mapping) else enumerate(given)
+        found = {name: _float32(value, f"{where}, task {name}") for name, value in named}
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        if len({*shapes.values()}) > 1:
+            told = ", ".join(f"{name}: {[*shape]}" for name, shape in shapes.items())
+            raise ArgumentError(
+                f"the shapes differ ({told})", where=where, expected="one shape for all tasks"
+            )
+        rows = torch.stack([*found.values()]) if found else torch.empty(0)
+    else:
+        rows = _float32(given, where)
+    if rows.ndim == 0 or not len(rows):
+        raise ArgumentError("there is no task", where=where, expected="at least one, along the first axis")
+    return rows
+
+
+def _float32(given: Any, where: str) -> torch.Tensor:
+    """Return finite numbers as float32 on the CPU, without a copy where they are that."""
+    found = as_tensor(given)
+    is_dense = isinstance(found, torch.Tensor) and found.layout == torch.strided and not found.is_meta
+    if not is_dense or not found.is_floating_point():
+        told = (
+            f"a {found.layout} tensor of {found.dtype} on {found.device}"
+            if isinstance(found, torch.Tensor)
+            else f"a {type(given).__name__}"
+        )
+        raise ArgumentError(
+            f"this is {told}", where=where, expected="a dense tensor or array of floating-point numbers"
+        )
+    values: torch.Tensor = found.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError("this holds a NaN or an infinity", where=where, expected="finite numbers")
+    return values
 
 
 def _with_base(task_vectors: torch.Tensor, base: Any, method: str) -> ArrayChunks:
@@ -88,12 +139,11 @@ def _with_base(task_vectors: torch.Tensor, base: Any, method: str) -> ArrayChunk
     if base is None:
         if "base" in found.supplied:
             raise _without_base(found.label)
-    elif not isinstance(base, torch.Tensor) or (base.shape, base.dtype) != (like.shape, like.dtype):
-        is_tensor = isinstance(base, torch.Tensor)
-        told = f"{base.dtype} of shape {[*base.shape]}" if is_tensor else type(base).__name__
-        raise RecipeError(
-            f"base is {told}", where="base", expected=f"a tensor of {like.dtype}, shape {[*like.shape]}"
-        )
+    else:
+        base = _float32(base, "merge_tensors, base")
+        if base.shape != like.shape:
+            told = f"the shape is {[*base.shape]}"
+            raise ArgumentError(told, where="merge_tensors, base", expected=f"{[*like.shape]}")
     return ArrayChunks(task_vectors, backend=choose_backend(like.numel()), base=base)
 
 
@@ -157,7 +207,7 @@ def _by_name(value: Any, tasks: tuple[str, ...]) -> Any:
 
 def _weights(preference: Any, num_tasks: int, tasks: tuple[str, ...] | None) -> tuple[float, ...]:
     """Return one weight per task, in order, from weights in order or by task."""
-    if preference is None or preference == "uniform":
+    if preference is None or isinstance(preference, str):
         return (1 / num_tasks,) * num_tasks
     if not isinstance(preference, Mapping):
         return weights_in_order(preference, num_tasks)

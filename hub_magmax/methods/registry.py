@@ -14,6 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from hub_magmax.arguments import checked
 from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.methods.matrices import matrices_in, matrix_rule
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
@@ -248,6 +249,7 @@ def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(task for task, weight in enumerate(preference) if weight)
 
 
+@checked
 def merge_method(
     name: str,
     *,
@@ -297,7 +299,9 @@ def merge_method(
         is_portable: Whether every processor gives the same bytes. Plans and cards say where it does not.
     """
 
-    if form not in get_args(Form):
+    if not name.strip():
+        raise ArgumentError("the name is empty", where="merge_method", expected="such as my_method")
+    if not isinstance(form, str) or form not in get_args(Form):
         raise ArgumentError(
             f"form {form!r} is not one of {', '.join(get_args(Form))}", where=f"method {name}"
         )

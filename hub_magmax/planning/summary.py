@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import methods
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
 from hub_magmax.evaluation.needs import evaluation_needs, evaluation_rows
@@ -140,6 +141,7 @@ def _sources_and_output(plan: Plan) -> dict[str, Any]:
     }
 
 
+@checked
 def explain(plan: Plan) -> str:
     """Return the plan in words, for a person to read before it is carried out."""
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]

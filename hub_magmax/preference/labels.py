@@ -6,12 +6,15 @@ Source: Tunable MAGMAX (arXiv:2605.20803), label-based weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.errors import RecipeError
+from hub_magmax.arguments import checked
+from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.evaluation.evaluators.examples import label_names
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude
@@ -19,9 +22,10 @@ from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import ResolvedPreference
 from hub_magmax.recipe.preferences import Labels
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.text import nearest
+from hub_magmax.text import nearest, shown
 
 
+@checked
 def preference_from_labels(
     labels: Sequence[int | str], classes: Mapping[str, Sequence[int | str]]
 ) -> dict[str, float]:
@@ -36,10 +40,12 @@ def preference_from_labels(
 
     Raises:
         RecipeError: If a label belongs to two tasks, or none of `labels` belongs to any.
+        ArgumentError: If labels are neither numbers nor texts.
     """
     owner: dict[int | str, str] = {}
+    labels = _as_list(labels, "labels")
     for task, members in classes.items():
-        for label in members:
+        for label in _as_list(members, f"classes, {task}"):
             if owner.setdefault(label, task) != task:
                 raise RecipeError(
                     f"class {label!r} belongs to {owner[label]} and to {task}",
@@ -55,6 +61,25 @@ def preference_from_labels(
             hint="Check label_column and classes.",
         )
     return {task: counts[task] / counts.total() for task in classes}
+
+
+def _as_list(labels: Any, where: str) -> list[int | str]:
+    """Return labels as a list, also those of an array or a tensor."""
+    found = labels.tolist() if hasattr(labels, "tolist") else labels
+    if not isinstance(found, Iterable) or isinstance(found, str):
+        raise ArgumentError(
+            f"{shown(found)} is no list",
+            where=f"preference_from_labels, {where}",
+            expected="a list of labels",
+        )
+    listed = [*found]
+    if wrong := [label for label in listed if not isinstance(label, Number | str)]:
+        raise ArgumentError(
+            f"{shown(wrong[0])} is no label",
+            where=f"preference_from_labels, {where}",
+            expected="whole numbers or texts",
+        )
+    return listed
 
 
 def resolve_labels(recipe: Recipe, *, scorer: Scorer | None = None) -> ResolvedPreference:

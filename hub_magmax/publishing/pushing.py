@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
@@ -25,6 +26,7 @@ from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
 _OF_ONE_MODEL = (SCORES_NAME, OUTCOMES_NAME, SIGNATURE_NAME)
 
 
+@checked
 def push(
     folder: Path | str,
     repo_id: str,

@@ -13,6 +13,7 @@ from pydantic import (
     ValidationError,
 )
 
+from hub_magmax.arguments import checked
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.recipe.changes import Change, with_changes, without_replaced
 from hub_magmax.recipe.checks import contradictions, option_problems, text_problems, text_wanted
@@ -46,6 +47,22 @@ class RecipeText:
     is_stream: bool = False
 
 
+#: What functions take for a recipe.
+RecipeLike = Recipe | Path | str | Mapping[str, Any]
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe:
+    """Return a recipe as it is, or the one in a file of this path, or of these plain values.
+
+    Raises:
+        RecipeError: If it is not valid.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(dict(recipe)) if isinstance(recipe, Mapping) else load_recipe(recipe)
+
+
+@checked
 def load_recipe(path: str | Path, *, folder: Path | None = None) -> Recipe:
     """Read and check the recipe in the YAML file `path`.
 
@@ -118,6 +135,7 @@ def with_place(error: HubMagmaxError, found: RecipeText, changes: Sequence[Chang
     return error
 
 
+@checked
 def parse_recipe(
     values: Any,
     *,

@@ -269,6 +269,19 @@ class Lock:
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
+#: What functions take for a lock.
+LockLike = Lock | Path | str
+
+
+def as_lock(lock: LockLike) -> Lock:
+    """Return a lock as it is, or the one that is stored in a file of this path.
+
+    Raises:
+        LockError: If the file does not hold a lock.
+    """
+    return lock if isinstance(lock, Lock) else read_lock(Path(lock))
+
+
 def read_lock(path: Path) -> Lock:
     """Return the lock stored in `path`.
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hub_magmax import methods
+from hub_magmax.arguments import checked
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, Scores, quantized_name
@@ -24,7 +25,8 @@ from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.planning.layers import layer_rows
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
+from hub_magmax.recipe.loading import RecipeLike, as_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockLike, as_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.registry import METHODS
 from hub_magmax.reporting.card_rows import (
@@ -72,9 +74,10 @@ NOTHING = Beside()
 _MAX_TASKS = 40
 
 
+@checked
 def render_card(
-    recipe: Recipe,
-    lock: Lock,
+    recipe: RecipeLike,
+    lock: LockLike,
     report: MergeReport,
     scores: Scores | None = None,
     *,
@@ -96,6 +99,7 @@ def render_card(
     Raises:
         RecipeError: If the locked method is not installed here.
     """
+    recipe, lock = as_recipe(recipe), as_lock(lock)
     method = methods.get_method(lock.method["name"])
     named = recipe
     if repo_id is not None:

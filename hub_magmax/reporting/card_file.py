@@ -6,11 +6,13 @@ import hashlib
 import re
 from pathlib import Path
 
+from hub_magmax.arguments import checked
+from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, write_scores
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, MergeReport, read_report
-from hub_magmax.recipe.loading import load_recipe
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.loading import RecipeLike, as_recipe, load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockLike, as_lock, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, read_diagnosis
@@ -25,9 +27,10 @@ PICTURE_NAME = "tradeoff.png"
 _DIGEST_LINE = re.compile(r"\n<!-- hub_magmax sha256:([0-9a-f]{64}) -->\n\Z")
 
 
+@checked
 def write_card(
-    recipe: Recipe,
-    locked: Lock,
+    recipe: RecipeLike,
+    locked: LockLike,
     merged: MergeReport,
     scores: Scores | None,
     output: Path,
@@ -43,7 +46,14 @@ def write_card(
         scores: What was measured; None says that nothing was.
         output: Folder of the merged model.
         keep_edited: Leave a card alone that `is_edited`; scores and picture are written all the same.
+
+    Raises:
+        OutputError: If there is no such folder, or it cannot be written.
     """
+    recipe, locked = as_recipe(recipe), as_lock(locked)
+    if not output.is_dir():
+        hint = "Give the folder of the merged model."
+        raise OutputError("there is no such folder", where=str(output), hint=hint)
     if scores is not None:
         write_scores(scores, output)
         from hub_magmax.reporting.figures import draw_tradeoff
