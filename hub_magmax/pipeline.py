@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.arguments import checked, opened
 from hub_magmax.checkpoints.adapters.finding import with_placed_adapters
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.names.renamed import with_base_names
@@ -22,15 +21,14 @@ from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
-from hub_magmax.errors import OutputError, RecipeError
+from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
 from hub_magmax.evaluation.scores import Scores, scores_for
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.files import write_text
 from hub_magmax.fleet.signing import check_key, sign
-from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, lock_versions
+from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
@@ -44,6 +42,7 @@ from hub_magmax.publishing.commits import Destination, Head, Published
 from hub_magmax.publishing.preflight import check, licence_warning, told_of
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
+from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedSource, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.matching import (
@@ -114,20 +113,20 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
+    from hub_magmax.merging.output.opening import report_opening  # loads torch
     from hub_magmax.merging.unfinished import plan_unfinished  # loads torch
 
     recipe = as_recipe(recipe)
     processes, cache = processes or find_processes(report), SourceCache()
     destination = destination or destination_of(recipe)
-    locked = as_lock(locked) if locked else None
-    locked = locked or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
+    locked = as_lock(locked) or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
     planned, is_old = plan_unfinished(recipe, locked, cache, processes, in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     _announce(planned, destination, head, report)
     if (gone := _without_folder(planned, destination, head, progress, processes, cache)) is not None:
         return gone
     output = recipe.output_path
-    merged = _opened(planned, _merge(planned, progress, processes, cache), processes, cache)
+    merged = report_opening(planned, _merge(planned, progress, processes, cache), processes, cache)
     scores = _scores(recipe, locked, report, processes, progress)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
@@ -182,30 +181,6 @@ def _merge(planned: Plan, progress: ProgressBar, processes: Processes, cache: So
 
     with opened(progress, planned.progress_bytes, "merging", "bytes") as advance:
         return merge(planned, progress=advance, processes=processes, cache=cache)
-
-
-def _opened(planned: Plan, merged: MergeReport, processes: Processes, cache: SourceCache) -> MergeReport:
-    """Open the output as its library does, note in the report how that came out, and return it.
-
-    Raises:
-        OutputError: If tensors do not fit its configuration, in every process.
-    """
-    from hub_magmax.merging.output.opening import open_output  # loads torch
-
-    def look() -> MergeReport | OutputError:
-        try:
-            done = replace(merged, opened=open_output(planned, planned.recipe.output_path, cache))
-        except OutputError as error:
-            return error
-        write_text(planned.recipe.output_path / REPORT_NAME, done.to_json())
-        return done
-
-    if not merged.opened:
-        LOG.debug("opening the merged model as its library does")
-    found = merged if merged.opened else processes.first_decides(look)
-    if isinstance(found, OutputError):
-        raise found
-    return found
 
 
 def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
@@ -286,7 +261,7 @@ def lock(
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
     recipe, cache = as_recipe(recipe), cache or SourceCache()
-    earlier = as_lock(earlier) if earlier else None
+    earlier = as_lock(earlier)
     LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
     sources = _pinned(recipe, make, kept_sources(earlier) if earlier else {})
@@ -381,7 +356,7 @@ def plan(
     """
     recipe, cache = as_recipe(recipe), cache or SourceCache()
     LOG.debug("planning from the headers")
-    locked = as_lock(locked) if locked else lock(recipe, cache=cache)
+    locked = as_lock(locked) or lock(recipe, cache=cache)
     made = plan_from_headers(recipe, locked, cache=cache)
     LOG.debug("looking at samples of values")
     return with_findings(made, cache, in_spite_of)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.study_journal import study_journal
-from hub_magmax.arguments import checked
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.pipeline import check_faults, lock, plan
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import Lock, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.schema import Recipe
@@ -152,7 +152,7 @@ def study(
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
     """
-    locked = as_lock(locked) if locked else lock(prepared, report=report)
+    locked = as_lock(locked) or lock(prepared, report=report)
     check_faults(prepared, locked, in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
         yield locked, kept

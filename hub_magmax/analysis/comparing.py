@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.analysis.candidates import Candidate, base_model, candidates
 from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_label, scorer_of
-from hub_magmax.arguments import opened
 from hub_magmax.errors import EvaluationError, KeyPath, RecipeError
 from hub_magmax.evaluation.data import num_shared, with_pinned_data
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
@@ -22,6 +21,7 @@ from hub_magmax.evaluation.scoring import counted
 from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
 from hub_magmax.files import named_after, write_text
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.recipe.merge_values import rules_under

@@ -13,7 +13,6 @@ from hub_magmax.analysis import simplex
 from hub_magmax.analysis.candidates import Candidate, base_model, draws, one_task
 from hub_magmax.analysis.study_journal import say_resumed
 from hub_magmax.analysis.tuning import CandidateScorer, Trial
-from hub_magmax.arguments import opened
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.evaluators import unit_of
 from hub_magmax.evaluation.journal import Journal
@@ -21,6 +20,7 @@ from hub_magmax.evaluation.scores import Score, make_score
 from hub_magmax.evaluation.scoring import counted, load_evaluation_data
 from hub_magmax.files import write_text
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.checks import sweep_problem
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock

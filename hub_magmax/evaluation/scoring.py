@@ -14,7 +14,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hub_magmax.arguments import checked, opened
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
@@ -37,6 +36,7 @@ from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.score_cache import Reuse
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
 from hub_magmax.processes import Processes, find_processes
+from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import Lock, LockLike, as_lock
 from hub_magmax.recipe.schema import Evaluation, Recipe

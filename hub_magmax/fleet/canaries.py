@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.locations import ModelPlace, repository_of
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.storage.hub import resolve_commit
@@ -26,6 +25,7 @@ from hub_magmax.fleet import MARGIN
 from hub_magmax.fleet.history import history, last_good
 from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.hub import is_offline
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.text import ProgressBar, Report, unseen
 
 

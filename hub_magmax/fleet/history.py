@@ -10,7 +10,6 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
@@ -20,6 +19,7 @@ from hub_magmax.evaluation.tables import Cell, Table
 from hub_magmax.files import digest
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.merging.output.report import REPORT_NAME
+from hub_magmax.recipe.arguments import checked
 
 #: Revisions that are looked at, the newest.
 MAX_REVISIONS = 50

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import file_sha256, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
@@ -23,6 +22,7 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.planning.headers import plan_from_headers
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
@@ -14,6 +13,7 @@ from hub_magmax.fleet.history import TITLE, list_commits, rolled_back
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.hub import hub_api, retry
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, find_head, publish_errors
+from hub_magmax.recipe.arguments import checked
 
 #: Reasons that are shown where no earlier revision can be restored.
 _SHOWN_REASONS = 3

@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.arguments import checked
 from hub_magmax.errors import MissingDependencyError, OutputError, SignatureError
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
+from hub_magmax.recipe.arguments import checked
 
 
 @checked

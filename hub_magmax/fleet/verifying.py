@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
@@ -14,6 +13,7 @@ from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.publishing.comparing import AFTER_CHANGE, compare_reported
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock, refuse_missing_plugin

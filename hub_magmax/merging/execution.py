@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.opening import check_hashes, open_inputs, versions_of
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -34,6 +33,7 @@ from hub_magmax.planning.budget import MAX_THREADS, budget_of, takes_torch
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
+from hub_magmax.recipe.arguments import checked
 
 LOG = logging.getLogger(__name__)
 

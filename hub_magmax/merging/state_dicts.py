@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.state_dicts import StateDictSource
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.lazy_imports import torch
@@ -14,6 +13,7 @@ from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.tensors import as_tensor, weights_in_order
 from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.preference import resolve_preference
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.matching import locked_method, rules_of

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from pydantic import ValidationError
 
 from hub_magmax import methods
-from hub_magmax.arguments import checked
 from hub_magmax.errors import ArgumentError, NonFiniteError, RecipeError
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import one_thread, torch
@@ -19,6 +18,7 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.registry import per_task
 
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hub_magmax.arguments import checked
 from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.methods.matrices import matrices_in, matrix_rule
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
@@ -249,7 +249,27 @@ def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(task for task, weight in enumerate(preference) if weight)
 
 
-@checked
+# Complex by its table: one line for each argument.
+def _check_kinds(
+    name: Any, source: Any, scaling: Any, held_bytes: Any, uses: Any, in_comparison: Any, is_portable: Any
+) -> None:
+    """Raise ArgumentError for an argument of `merge_method` of another kind than it takes."""
+    is_bytes = held_bytes is None or callable(held_bytes) or isinstance(held_bytes, int)
+    told = isinstance(in_comparison, list | tuple) and all(isinstance(one, Mapping) for one in in_comparison)
+    taken = {
+        "name, a text": isinstance(name, str) and bool(name.strip()),
+        "source, a text or a Paper": isinstance(source, str | Paper),
+        "scaling, a finite number": isinstance(scaling, Real) and math.isfinite(scaling),
+        "held_bytes, a whole number, a function or None": is_bytes,
+        "uses, a function or None": uses is None or callable(uses),
+        "in_comparison, a list of mappings": told,
+        "is_portable, True or False": isinstance(is_portable, bool),
+    }
+    if wrong := next((kind for kind, holds in taken.items() if not holds), None):
+        parameter, _, expected = wrong.partition(", ")
+        raise ArgumentError("this is of another kind", where=f"merge_method, {parameter}", expected=expected)
+
+
 def merge_method(
     name: str,
     *,
@@ -299,14 +319,11 @@ def merge_method(
         is_portable: Whether every processor gives the same bytes. Plans and cards say where it does not.
     """
 
-    if not name.strip():
-        raise ArgumentError("the name is empty", where="merge_method", expected="such as my_method")
+    _check_kinds(name, source, scaling, held_bytes, uses, in_comparison, is_portable)
     if not isinstance(form, str) or form not in get_args(Form):
         raise ArgumentError(
             f"form {form!r} is not one of {', '.join(get_args(Form))}", where=f"method {name}"
         )
-    if not math.isfinite(scaling):
-        raise ArgumentError(f"scaling {scaling} is not a finite number", where=f"method {name}")
     per_element, of_matrix = (0, held_bytes) if callable(held_bytes) else (held_bytes, None)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

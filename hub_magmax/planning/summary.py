@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax import methods
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
 from hub_magmax.evaluation.needs import evaluation_needs, evaluation_rows
@@ -27,6 +26,7 @@ from hub_magmax.planning.rule_summary import described_rules, rule_rows
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokens import token_notices
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from hub_magmax.arguments import checked
 from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.evaluation.evaluators.examples import label_names
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude
 from hub_magmax.preference.samples import Scorer, split_target
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.lockfile import ResolvedPreference
 from hub_magmax.recipe.preferences import Labels
 from hub_magmax.recipe.schema import Recipe

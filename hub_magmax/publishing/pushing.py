@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.arguments import checked
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
@@ -20,6 +19,7 @@ from hub_magmax.publishing.commits import (
     holds_weights,
     prepare_repository,
 )
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
 
 #: What belongs to one merged model, and would be taken for the next one's.

@@ -13,8 +13,8 @@ from pydantic import (
     ValidationError,
 )
 
-from hub_magmax.arguments import checked
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.changes import Change, with_changes, without_replaced
 from hub_magmax.recipe.checks import contradictions, option_problems, text_problems, text_wanted
 from hub_magmax.recipe.foreign import folder_error, refuse_foreign

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest, read_json
@@ -273,13 +273,17 @@ class Lock:
 LockLike = Lock | Path | str
 
 
-def as_lock(lock: LockLike) -> Lock:
-    """Return a lock as it is, or the one that is stored in a file of this path.
+@overload
+def as_lock(lock: LockLike) -> Lock: ...
+@overload
+def as_lock(lock: LockLike | None) -> Lock | None: ...
+def as_lock(lock: LockLike | None) -> Lock | None:
+    """Return a lock as it is, or the one that is stored in a file of this path; None as None.
 
     Raises:
         LockError: If the file does not hold a lock.
     """
-    return lock if isinstance(lock, Lock) else read_lock(Path(lock))
+    return read_lock(Path(lock)) if isinstance(lock, Path | str) else lock
 
 
 def read_lock(path: Path) -> Lock:

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import quote
 
 from hub_magmax import methods
-from hub_magmax.arguments import checked
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, Scores, quantized_name
@@ -25,6 +24,7 @@ from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.planning.layers import layer_rows
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockLike, as_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe

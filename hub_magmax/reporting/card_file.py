@@ -6,11 +6,11 @@ import hashlib
 import re
 from pathlib import Path
 
-from hub_magmax.arguments import checked
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, write_scores
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, MergeReport, read_report
+from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import RecipeLike, as_recipe, load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockLike, as_lock, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe

@@ -6,8 +6,10 @@ model is opened in the same way, from its configuration and headers, where there
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +20,7 @@ from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import OutputError
+from hub_magmax.files import write_text
 from hub_magmax.merging.output.libraries import (
     NotOpenedError,
     Opened,
@@ -25,8 +28,37 @@ from hub_magmax.merging.output.libraries import (
     Tensors,
     open_folder,
 )
+from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.processes import Processes
 from hub_magmax.text import listed, shown
+
+LOG = logging.getLogger(__name__)
+
+
+def report_opening(
+    plan: Plan, merged: MergeReport, processes: Processes, cache: SourceCache | None = None
+) -> MergeReport:
+    """Open the output as its library does, unless the report tells of it, and return the report that does.
+
+    Raises:
+        OutputError: If tensors do not fit its configuration, in every process.
+    """
+
+    def look() -> MergeReport | OutputError:
+        try:
+            done = replace(merged, opened=open_output(plan, plan.recipe.output_path, cache))
+        except OutputError as error:
+            return error
+        write_text(plan.recipe.output_path / REPORT_NAME, done.to_json())
+        return done
+
+    if not merged.opened:
+        LOG.debug("opening the merged model as its library does")
+    found = merged if merged.opened else processes.first_decides(look)
+    if isinstance(found, OutputError):
+        raise found
+    return found
 
 
 def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> dict[str, str]:

@@ -31,7 +31,7 @@ _MADE_BY: Mapping[str, str] = {
 }
 
 #: Kinds that the functions themselves look at: tensors of any library, and protocols.
-_LEFT_ALONE = ("Any", "Float", "StateDict", "Form")
+LEFT_ALONE = ("Any", "Float", "StateDict")
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ def _check_name(value: Any, where: str) -> None:
 
 def _kinds(annotation: str) -> tuple[_Kind, ...]:
     """Return the kinds that an annotation names; empty where any value may be right."""
-    found = [_kind(part) for part in _alternatives(annotation)]
+    found = [_kind(part) for part in alternatives(annotation)]
     return () if None in found else tuple(kind for kind in found if kind is not None)
 
 
-def _alternatives(annotation: str) -> list[str]:
+def alternatives(annotation: str) -> list[str]:
     """Return the parts between the bars of an annotation that stand in no bracket."""
     parts, depth = [""], 0
     for sign in annotation:
@@ -144,13 +144,13 @@ def _alternatives(annotation: str) -> list[str]:
 def _kind(part: str) -> _Kind | None:
     """Return the kind that one part of an annotation names; None where any value may be right."""
     name = part.partition("[")[0].rpartition(".")[2]
-    if name in _LEFT_ALONE or part == "inspect._empty":
+    if name in LEFT_ALONE or part == "inspect._empty":
         return None
     if name == "Literal":
         values = ast.literal_eval(part[part.index("[") :])
         return _Kind(" or ".join(map(repr, values)), lambda value: value in values)
-    if name in _KINDS:
-        return _KINDS[name]
+    if name in KINDS:
+        return KINDS[name]
     told = f"a {name}" if name not in _MADE_BY else f"what hub_magmax.{_MADE_BY[name]} returns"
     return _Kind(told, lambda value: name in (kind.__name__ for kind in type(value).__mro__))
 
@@ -205,7 +205,7 @@ _CALLABLE = "a function of one argument, such as print"
 _NUMBERED = "a function of a number"
 _PROGRESS = "a function of a total, a text and a unit that returns a context manager"
 
-_KINDS: Mapping[str, _Kind] = {
+KINDS: Mapping[str, _Kind] = {
     "None": _Kind("None", lambda value: value is None),
     "Path": _PATH,
     "str": _TEXT,
@@ -216,7 +216,6 @@ _KINDS: Mapping[str, _Kind] = {
     "ProgressBar": _Kind(_PROGRESS, lambda value: _takes(value, 3)),
     "Progress": _Kind(_NUMBERED, lambda value: _takes(value, 1)),
     "Callable": _Kind(_NUMBERED, lambda value: _takes(value, 1)),
-    "BytesOfMatrix": _Kind("a function", callable),
     "Backend": _Kind("a backend", lambda value: hasattr(value, "task_vectors")),
     "Mapping": _Kind("a mapping, such as {name: value}", lambda value: isinstance(value, Mapping)),
     "Sequence": _Kind("a list", _is_list),
