@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hub_magmax.analysis.comparing import comparable, compare, winning_recipe
+from hub_magmax.analysis.diagnosing import diagnose
 from hub_magmax.analysis.sweeping import sweep, sweepable
 from hub_magmax.errors import LockError, RecipeError
 from hub_magmax.fleet.rebuilding import rebuild
@@ -190,9 +191,9 @@ def test_a_rule_for_a_tied_name_is_told_and_one_for_the_stored_name_counts_for_b
     base, a, b = (read_merged(tmp_path / name)[test_ties.EMBEDDING] for name in ("base", "a", "b"))
     torch.testing.assert_close(found[test_ties.EMBEDDING], base + 0.5 * ((a + b) / 2 - base))
     assert found[test_ties.HEAD].equal(found[test_ties.EMBEDDING])
-    assert any(
-        "one parameter" in notice for notice in notices(plan(make(tensors=[rules[0]], output={"path": "x"})))
-    )
+    told = f"are one parameter, merged once by the numbers of '{test_ties.EMBEDDING}'"
+    assert any(told in notice for notice in notices(plan(recipe)))
+    assert not any("by the numbers" in notice for notice in notices(plan(make(tensors=[{"scaling": 0.5}]))))
 
 
 def test_a_new_token_has_the_mean_by_the_weights_of_its_tensor(tmp_path):
@@ -209,6 +210,23 @@ def test_a_new_token_has_the_mean_by_the_weights_of_its_tensor(tmp_path):
     assert found["embed.weight"][:, 0].tolist() == [1, 6]
     with InMemoryMerger(recipe, locked := lock(recipe)) as merger:
         assert same(merger.merge(locked.method, locked.weights).weights(1.0), found)
+
+
+# Stacks of layers
+
+
+def test_blocks_of_a_rule_are_those_of_the_output(small):
+    (small / "base" / "config.json").write_text(json.dumps({"model_type": "test", "num_hidden_layers": 4}))
+    rules = [{"match": "layer.*.mlp", "scaling": {"gradient": [0, 1]}}, {"match": "layer.*", "scaling": 0}]
+    recipe = recipe_of(small, tensors=rules, layers=[{"blocks": [0, 3]}, {"blocks": [1, 4]}])
+    merge(plan(recipe))
+    found, base = read_merged(recipe.output_path), read_merged(small / "base")
+    a, b = (read_merged(small / name) for name in "ab")
+    for block, own in enumerate((0, 1, 2, 1, 2, 3)):
+        name, stored = f"layer.{block}.mlp", f"layer.{own}.mlp"
+        expected = base[stored] + block / 5 * ((a[stored] + b[stored]) / 2 - base[stored])
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
+        assert found[f"layer.{block}.attn"].equal(base[f"layer.{own}.attn"])
 
 
 # Locks, plans and the Hub
@@ -300,6 +318,20 @@ def test_models_on_the_hub_are_merged_and_streamed_the_same(small, hub):
 
 
 # Studies
+
+
+def test_a_diagnosis_counts_quotas_by_the_weights_of_each_tensor(small):
+    def lacking(**changes):
+        recipe = recipe_of(small, method="tunable_magmax", **changes)
+        found = diagnose(plan(recipe))
+        return {group.name: group.lacking for group in found.layers}
+
+    fixed = lacking(tensors=[{"match": "layer.1.*", "weights": {"a": 1}}])
+    uniform = lacking(tensors=[])
+    alone = lacking(tensors=[], preference={"weights": {"a": 1}})
+    assert fixed["layer.1"] == alone["layer.1"] != uniform["layer.1"]
+    assert fixed["layer.0"] == uniform["layer.0"] != alone["layer.0"]
+
 
 BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
 

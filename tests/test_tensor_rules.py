@@ -352,6 +352,19 @@ def test_all_problems_are_told_at_once_with_their_lines(family):
     assert re.search(rf"2 problems\n.*line {lines[0]}, .*scaling: .*\n.*line {lines[1]}, .*scaling: ", error)
 
 
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_some_tensors_may_be_looked_at_alone_and_others_with_the_model(models, scope):
+    other = {"tensor": "model", "model": "tensor"}[scope]
+    rules = [
+        {"match": "layer.*", "options": {"scope": other}},
+        {"match": "scale", "options": {"density": 0.9}},
+    ]
+    numbers = {name: {"options": {"scope": other}} if "layer" in name else {} for name in SHAPES}
+    numbers["scale"] = {"options": {"density": 0.9}}
+    method = {"name": "ties", "density": 0.4, "scope": scope}
+    assert same(merged(models, rules, method), by_numbers(models, numbers, method))
+
+
 def test_values_by_task_of_an_option_may_change_over_the_blocks(models):
     rules = [{"options": {"density": {"c": 0.9, "a": {"gradient": [0.2, 0.6]}, "b": 0.5}}}]
     numbers = {name: {} for name in SHAPES}

@@ -35,6 +35,7 @@ from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
 from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.recipe.merge_values import positive_shares
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.reporting.diagnosis import (
     DIAGNOSIS_NAME,
@@ -286,7 +287,7 @@ class _Layers:
 
     def __init__(self, plan: Plan) -> None:
         self._tasks, self._weights = tuple(plan.lock.tasks), tuple(plan.lock.preference.shares.values())
-        self._method = plan.lock.method["name"]
+        self._method, self._own_values = plan.lock.method["name"], plan.own_values
         layers = list(dict.fromkeys(layer_of(job.name) for job in plan.merged if job.num_elements))
         size = -(-len(layers) // _MOST_LAYERS) or 1
         self._places = {layer: number // size for number, layer in enumerate(layers)}
@@ -310,7 +311,7 @@ class _Layers:
         sizes = np.array([job.num_elements, sums.looked_at])
         np.add.at(self._sizes, places, sizes)
         found = {key: getattr(sums, key) for key in self._KEYS[:-1]} | {
-            "lacking": sums.lacking(self._weights)
+            "lacking": sums.lacking([self._shares(job.tensor) for job in sums.jobs])
         }
         for key, values in found.items():
             np.add.at(self._sums[key], places, values)
@@ -318,6 +319,11 @@ class _Layers:
                 self._sums[key][-1] += values.sum(axis=0)
         if len(job.shape) >= 2:
             self._sizes[-1] += len(places) * sizes
+
+    def _shares(self, tensor: str) -> tuple[float, ...]:
+        """Return how much each task matters for a tensor, summing to 1."""
+        own = self._own_values.get(tensor)
+        return self._weights if own is None or own.weights is None else positive_shares(own.weights)
 
     def conclude(self, overlaps: Iterable[Overlap], started: float) -> Diagnosis:
         """Return what was found."""

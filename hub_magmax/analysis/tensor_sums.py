@@ -43,13 +43,14 @@ class TensorSums:
         """By tensor and task, elements that differ from the base model's."""
         return np.diagonal(self.shared, axis1=1, axis2=2)
 
-    def lacking(self, weights: tuple[float, ...]) -> np.ndarray:
-        """By tensor and task, elements that its wins fall short of its quota.
+    def lacking(self, weights: Sequence[tuple[float, ...]]) -> np.ndarray:
+        """By tensor and task, elements that its wins fall short of its quota by the weights of the tensor.
 
         Where nothing changed, nothing is to be won and nothing to be lacked.
         """
         won = self.wins.sum(axis=1)
-        wanted = np.array([_quotas(weights, round(count)) for count in won.tolist()], np.float64)
+        counts = zip(weights, won.tolist(), strict=True)
+        wanted = np.array([_quotas(own, round(count)) for own, count in counts], np.float64)
         return np.maximum(wanted - self.wins, 0)
 
     def compare(self, base: Tensor, checkpoints: Sequence[Tensor]) -> None:

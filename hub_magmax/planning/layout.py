@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
@@ -57,8 +58,9 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     decided = [(name, _take(name, rules, layered)) for name in names]
     every = in_order_of_blocks(base, added, lock)
     own_values = rule_values(rules, lock.method, tuple(lock.tasks), every)
+    unread = {own: _Unread(lock, own) for own in (None, *dict.fromkeys(own_values.values()))}
     jobs = [
-        _job(name, take, indexes, recipe.output.dtype, _Unread(lock, own_values.get(name)))
+        _job(name, take, indexes, recipe.output.dtype, unread[own_values.get(name)])
         for name, take in decided
         if take is None or take.source != "nothing"
     ]
@@ -96,12 +98,12 @@ class _Unread:
     def _values(self) -> MergeValues:
         return self.lock.values if self.own is None else self.own.over(self.lock.values)
 
-    @property
+    @cached_property
     def of_merges(self) -> tuple[str, ...]:
         """The tasks that play no part in its merge."""
         return self._values.unread(self.lock.tasks)
 
-    @property
+    @cached_property
     def of_means(self) -> tuple[str, ...]:
         """The sources that play no part in a mean of statistics."""
         return without_share(self.lock.sources, self._values)

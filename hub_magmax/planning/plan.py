@@ -215,17 +215,21 @@ class Plan:
             tensor: Name of what is read for it, `TensorJob.tensor`.
             values: In place of the lock's, of the tensors about which no rule says more.
         """
-        values, own = values or self.lock.values, self.own_values.get(tensor)
+        if values is None:
+            return self._own.get(tensor, self.lock.values)
+        own = self.own_values.get(tensor)
         return values if own is None else own.over(values)
 
     @cached_property
+    def _own(self) -> dict[str, MergeValues]:
+        made = {own: own.over(self.lock.values) for own in dict.fromkeys(self.own_values.values())}
+        return {tensor: made[own] for tensor, own in self.own_values.items()}
+
+    @cached_property
     def surveyed(self) -> tuple[MergeValues, ...]:
-        """Values of merged tensors that differ in more than the scaling coefficient."""
-        if not self.own_values:
-            return (self.lock.values,)
-        used = dict.fromkeys(self.own_values.get(job.tensor) for job in self.merged)
-        found = [self.lock.values if own is None else own.over(self.lock.values) for own in used]
-        return tuple({values.surveyed: values for values in found}.values())
+        """Values of merged tensors that differ in more than the scaling coefficient; at least one."""
+        found = [self.values_of(job.tensor) for job in self.merged] if self._own else []
+        return tuple({values.surveyed: values for values in found or [self.lock.values]}.values())
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
@@ -10,7 +10,7 @@ from hub_magmax.checkpoints.ties.tied import ties_of
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
+from hub_magmax.recipe.tensor_rules import TensorRule, deciding, rule_for
 from hub_magmax.text import listed, shown
 
 
@@ -80,6 +80,12 @@ def with_copies(
     return [made[name] for name in names if name in made]
 
 
+def _numbers_differ(names: Iterable[str], rules: Sequence[TensorRule]) -> bool:
+    """Say whether rules give names numbers that are not those of one rule."""
+    decided = {deciding(name, rules) for name in names}
+    return len(decided) > 1 and any(rules[number].values for number in decided if number is not None)
+
+
 def untied(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield tensors that a source ties and that are two parameters in the output, with the other one."""
     jobs, ties = {job.name: job for job in plan.jobs}, ties_of(plan.lock)
@@ -106,7 +112,8 @@ def tie_notices(plan: Plan) -> Iterator[str]:
             by_other.setdefault(of, []).append(name)
     for of, names in by_other.items():
         copies = listed([shown(name) for name in names], 3)
-        yield f"tied weights: {copies} and {shown(of)} are one parameter, merged once"
+        by = f" by the numbers of {shown(of)}" if _numbers_differ([of, *names], plan.recipe.tensors) else ""
+        yield f"tied weights: {copies} and {shown(of)} are one parameter, merged once{by}"
     for name, other in apart.items():
         _, trained = ties.apart.get(name, (other, ()))
         why = f"{', '.join(trained)} trained it apart" if trained else "a rule is about one of them"

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest, read_json
-from hub_magmax.recipe.merge_values import MergeValues
+from hub_magmax.recipe.merge_values import MergeValues, positive_shares
 from hub_magmax.recipe.renaming import Renaming
 
 LOCK_NAME = "recipe.lock.json"
@@ -150,9 +150,7 @@ class ResolvedPreference:
         """How much each task matters, summing to 1: one that is subtracted does not."""
         if self.kind != COEFFICIENTS:
             return dict(self.weights)
-        added = {task: max(number, 0.0) for task, number in self.weights.items()}
-        total = sum(added.values())
-        return {task: number / total if total else 1 / len(added) for task, number in added.items()}
+        return dict(zip(self.weights, positive_shares(tuple(self.weights.values())), strict=True))
 
 
 @dataclass(frozen=True)

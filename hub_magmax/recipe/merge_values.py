@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,7 +35,7 @@ class MergeValues:
     method: Mapping[str, Any] = field(hash=False)
     weights: tuple[float, ...]
 
-    @property
+    @cached_property
     def how(self) -> MergeMethod:
         """The registered method."""
         return get_method(self.method["name"])
@@ -48,7 +49,7 @@ class MergeValues:
         """The options of the method."""
         return {key: value for key, value in self.method.items() if key not in ("name", "scaling")}
 
-    @property
+    @cached_property
     def surveyed(self) -> str:
         """Digest of what decides the rule of a tensor: all but the scaling coefficient."""
         return digest([self.method["name"], self.options, self.weights])
@@ -97,6 +98,13 @@ def shares(masses: Sequence[float]) -> tuple[float, ...]:
     """
     total = math.fsum(masses)
     return tuple(masses) if abs(total - 1) <= 1e-6 else tuple(mass / total for mass in masses)
+
+
+def positive_shares(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Return numbers above zero divided by their sum, else zero; equal shares where none is above."""
+    added = [max(number, 0.0) for number in numbers]
+    total = sum(added)
+    return tuple(number / total if total else 1 / len(added) for number in added)
 
 
 def rules_under(rules: Iterable[TensorRule], written: str, method: Mapping[str, Any]) -> list[dict[str, Any]]:
