@@ -7,6 +7,7 @@
     │   └── DamagedError         bytes that are not those that the Hub states
     ├── MismatchError            checkpoints that do not fit each other
     ├── SourceError              a file, repository or revision that cannot be reached
+    │   └── HubSettingError      the address of the Hub or the access token, from the environment
     ├── LockError                a lock that no longer describes its sources
     ├── OutputError              an output folder that cannot be written or is taken
     ├── EvaluationError          data or models that cannot be scored
@@ -163,6 +164,10 @@ class MismatchError(HubMagmaxError):
 
 class SourceError(HubMagmaxError):
     """A file, repository or revision cannot be reached."""
+
+
+class HubSettingError(SourceError):
+    """The Hub's address or the access token, as the environment gives them, cannot be used."""
 
 
 class LockError(HubMagmaxError):

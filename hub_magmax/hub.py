@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from hub_magmax.errors import SourceError
+from hub_magmax.errors import HubSettingError, SourceError
 from hub_magmax.text import TOKEN_VARIABLES, shown
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def hub_api() -> HfApi:
     """Return the Hub client, which identifies itself as hub_magmax and follows `HF_*` variables.
 
     Raises:
-        SourceError: If HF_ENDPOINT is no address, or the token in use cannot be sent.
+        HubSettingError: If HF_ENDPOINT is no address, or the token in use cannot be sent.
     """
     from huggingface_hub import HfApi
 
     if problem := endpoint_problem():
-        raise SourceError(problem, where="environment variable HF_ENDPOINT", hint=ENDPOINT_HINT)
+        raise HubSettingError(problem, where="environment variable HF_ENDPOINT", hint=ENDPOINT_HINT)
     _check_token()
     return HfApi(library_name=LIBRARY_NAME, library_version=version(LIBRARY_NAME))
 
@@ -93,14 +93,14 @@ def offline() -> Iterator[None]:
 
 
 def _check_token() -> None:
-    """Raise SourceError, which does not repeat it, where the token in use cannot be part of a request."""
+    """Raise HubSettingError, which does not repeat it, where the token in use cannot be part of a request."""
     from huggingface_hub import get_token
 
     token = get_token()
     if token is None or (token.isascii() and token.isprintable()):
         return
     names = [name for name in TOKEN_VARIABLES if os.environ.get(name, "").strip()]
-    raise SourceError(
+    raise HubSettingError(
         "the access token holds characters that no token has",
         where=f"environment variable {names[0]}" if names else "the token that is stored by `hf auth login`",
         expected="letters, digits and _ only",

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import marshal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -24,6 +24,9 @@ from hub_magmax.files import code_digest
 from hub_magmax.text import nearest
 
 Mark = TypeVar("Mark")
+
+#: Names that an error lists.
+_MOST_LISTED = 16
 
 #: Recipe options as pydantic field definitions, (annotation, default) by name.
 Options = Mapping[str, tuple[Any, Any]]
@@ -142,7 +145,7 @@ class Registry:
         known = (*self.names(), *self.registered)
         raise RecipeError(
             f"there is no {self.noun} {name!r}",
-            expected=f"one of {', '.join(known)}",
+            expected=_listed(self.noun, known),
             hint=nearest(name, known).replace("did", "Did", 1)
             or "If it is a plug-in, install its package beside hub_magmax. The decorator makes it known to "
             f"its own process only, a package to all by an entry point in the group {self.group!r}.",
@@ -196,6 +199,13 @@ class Registry:
             )
         self.registered.pop(name, None)
         return entry
+
+
+def _listed(noun: str, names: Sequence[str]) -> str:
+    """Return what could have been meant: all names, or the command that tells of them if they are many."""
+    if len(names) <= _MOST_LISTED:
+        return f"one of {', '.join(names)}"
+    return f"one of the {len(names)} names that `hub-magmax {noun.rsplit(maxsplit=1)[-1]}s` lists"
 
 
 def _announced(point: Any) -> Plugin:

@@ -5,6 +5,7 @@ import functools
 import re
 import subprocess
 import sys
+import unicodedata
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
@@ -948,15 +949,20 @@ HOSTILE = {
 
 def everywhere(text):
     """Return the arguments of `make_card` with `text` wherever other people's text can be."""
-    license = text if text.strip() else "plain"  # a blank licence is none at all, which the card says
-    short = text[:4000]  # a recipe with longer names is refused
-    data = {"dataset": short, "split": short, "config": short, "input_column": short}
+    # A recipe with longer names, control characters, or a repository that the Hub cannot have is refused.
+    short = "".join(c for c in text[:4000] if not unicodedata.category(c).startswith("C") or c in "\n\t")
+    license = short if short.strip() else "plain"  # a blank licence is none at all, which the card says
+    data = {"dataset": f"./{short}", "split": short, "config": short, "input_column": short}
     recipe = make_recipe(
         base_model=f"./{short}",
         tasks=[{"name": task, "model": f"./{short}{task}"} for task in WEIGHTS],
         tensors=[{"match": short, "take": "base_model"}],
         evaluation={"tasks": {"animals": data}},
-        output={"path": f"out/x{short}", "push_to_hub": f"me/{short}!", "license": license[:4000]},
+        output={
+            "path": f"out/x{short}",
+            "push_to_hub": "me/merged",
+            "license": short if short.strip() else license,
+        },
     )
     lock = make_lock(
         base_model=make_local(f"./{text}", license),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from hub_magmax.errors import (
     CheckpointError,
     HubMagmaxError,
+    HubSettingError,
     KeyPath,
     LockError,
     MismatchError,
@@ -45,6 +46,8 @@ def about_sources(recipe: Recipe, sources: Mapping[str, LockedSource]) -> Iterat
 def _with_keys(key: Callable[[HubMagmaxError], KeyPath]) -> Iterator[None]:
     try:
         yield
+    except HubSettingError:  # of all that is on the Hub, not of one checkpoint
+        raise
     except _ABOUT_SOURCES as error:
         error.is_about(key(error))
         raise
