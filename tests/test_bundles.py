@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.golden import METHODS
+from benchmarks.golden_cases import METHODS
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.compiled.backend import Compiled

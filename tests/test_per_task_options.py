@@ -16,11 +16,11 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import merge_method
+from hub_magmax.options import PerTask, for_each_task
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.summary import explain
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from hub_magmax.registry import PerTask, for_each_task
 from tests import oracles
 from tests.families import recipe_values, write_recipe
 from tests.test_bundles import merged_files, write_many

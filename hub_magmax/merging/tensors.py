@@ -18,8 +18,8 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
 from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
+from hub_magmax.options import per_task
 from hub_magmax.recipe.arguments import checked
-from hub_magmax.registry import per_task
 
 
 def tensor_rule(

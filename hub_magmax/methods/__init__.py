@@ -12,7 +12,7 @@ from hub_magmax.methods.registry import (
     surveys_model,
 )
 from hub_magmax.methods.rules import Rule
-from hub_magmax.registry import check_options
+from hub_magmax.options import check_options
 
 __all__ = [
     "ADDING",

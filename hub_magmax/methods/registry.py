@@ -19,7 +19,8 @@ from hub_magmax.errors import ArgumentError, RecipeError
 from hub_magmax.methods.matrices import matrices_in, matrix_rule
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
-from hub_magmax.registry import METHODS, Options, for_each_task, options_of
+from hub_magmax.options import Options, for_each_task, options_of
+from hub_magmax.registry import METHODS
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator

@@ -21,7 +21,7 @@ from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
 from hub_magmax.methods.selection.unique_optima import unique_optima
 from hub_magmax.methods.sparse import RANKS
 from hub_magmax.methods.thresholds import thresholds_side_by_side
-from hub_magmax.registry import for_each_task
+from hub_magmax.options import for_each_task
 
 #: Elements of tensors of one size that are worked on at a time, so that they stay in the caches.
 _AT_ONCE = 2**16

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
-from hub_magmax.registry import AddedLater, PerTask
+from hub_magmax.options import AddedLater, PerTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

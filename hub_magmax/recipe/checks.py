@@ -14,6 +14,7 @@ from pydantic import (
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
+from hub_magmax.options import check_options
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
@@ -23,7 +24,7 @@ from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
 from hub_magmax.recipe.values import AUTO
-from hub_magmax.registry import EVALUATORS, METHODS, Registry, check_options
+from hub_magmax.registry import EVALUATORS, METHODS, Registry
 from hub_magmax.text import holds_control, holds_token, nearest, shown
 
 #: Control characters that lay out a text.

@@ -8,11 +8,12 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.errors import LockError, MissingDependencyError
 from hub_magmax.files import digest
+from hub_magmax.options import locked_options
 from hub_magmax.recipe.lockfile import Lock, LockedSlice, LockedSource
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
-from hub_magmax.registry import METHODS, Plugin, locked_options
+from hub_magmax.registry import METHODS, Plugin
 
 #: Name of the keys that say which checkpoints are merged.
 SOURCES = "base_model and tasks"

@@ -8,11 +8,11 @@ from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.errors import KeyPath, Problem, RecipeError
+from hub_magmax.options import per_task
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import is_gradient
 from hub_magmax.recipe.values import AUTO
-from hub_magmax.registry import per_task
 from hub_magmax.text import listed
 
 

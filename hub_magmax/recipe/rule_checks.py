@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from hub_magmax import methods
 from hub_magmax.errors import KeyPath, Problem, RecipeError
+from hub_magmax.options import check_options
 from hub_magmax.recipe.merge_values import with_numbers
 from hub_magmax.recipe.problems import conflict, explain
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.tensor_rules import Gradient, TensorRule, gradients_in, is_gradient
 from hub_magmax.recipe.values import AUTO
-from hub_magmax.registry import check_options
 from hub_magmax.text import listed
 
 #: Keys of a rule that hold numbers by task.

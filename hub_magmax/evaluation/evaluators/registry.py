@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hub_magmax.errors import EvaluationError
+from hub_magmax.options import Options, check_options, options_of
 from hub_magmax.recipe.schema import Evaluation
 from hub_magmax.recipe.values import Data
-from hub_magmax.registry import EVALUATORS, Options, check_options, options_of
+from hub_magmax.registry import EVALUATORS
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
