@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.analysis.tuning import choose, scorer_of
-from hub_magmax.checkpoints.adapters.finding import with_placed_adapters
 from hub_magmax.checkpoints.error_keys import about_sources
-from hub_magmax.checkpoints.names.renamed import with_base_names
-from hub_magmax.checkpoints.names.renaming import with_renamings
-from hub_magmax.checkpoints.opening import open_checkpoints, open_pinned
 from hub_magmax.checkpoints.pinning import lock_source
-from hub_magmax.checkpoints.rows.labels import with_label_orders
-from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
-from hub_magmax.checkpoints.ties.finding import with_found_ties
+from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
@@ -32,10 +25,9 @@ from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
-from hub_magmax.planning.fitting.stacking import locked_layers
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
+from hub_magmax.planning.locked_sources import compared_sources, own_bases, pinned_sources, with_locked_layers
 from hub_magmax.planning.plan import Plan
-from hub_magmax.planning.statistics import may_lack
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
@@ -44,7 +36,7 @@ from hub_magmax.publishing.pushing import push_to
 from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
-from hub_magmax.recipe.lockfile import Lock, LockedSource, LockLike, ResolvedPreference, as_lock
+from hub_magmax.recipe.lockfile import Lock, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.matching import (
     kept_preference,
     kept_sources,
@@ -264,11 +256,12 @@ def lock(
     earlier = as_lock(earlier)
     LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
-    sources = _pinned(recipe, make, kept_sources(earlier) if earlier else {})
+    sources = pinned_sources(recipe, make, kept_sources(earlier) if earlier else {})
     with about_sources(recipe, sources):
         check_adapters(recipe, sources)
         check_architectures(sources, rules=takes_any(recipe.tensors))
-    sources = _compared(recipe, sources, cache)
+    LOG.debug("comparing the headers")
+    sources = compared_sources(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / max(len(tasks), 1)), "uniform")
     found = Lock(
@@ -282,9 +275,10 @@ def lock(
         local_data=pin_local_data(recipe),
         adapters=recipe.adapters or "each",
         token_rows=recipe.token_rows or (),
+        bases=own_bases(recipe, sources),
         versions=lock_versions(),
     )
-    found = _stacked(recipe, found, cache)
+    found = with_locked_layers(recipe, found, cache)
     asked = with_pinned_data(recipe, found.datasets)
     if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference
@@ -296,38 +290,6 @@ def lock(
         return with_method_facts(found)
     choice = choose(recipe, found, report)
     return with_method_facts(replace(found, method=choice.method, chosen=choice.seen))
-
-
-def _pinned(
-    recipe: Recipe, make: Callable[[str], LockedSource], kept: Mapping[str, LockedSource]
-) -> dict[str, LockedSource]:
-    """Return the recipe's sources pinned: as `kept` has them, by their names in the recipe, or now."""
-    written = dict.fromkeys([recipe.base_model, *(task.model for task in recipe.tasks)])
-    fresh = [name for name in written if name not in kept]
-    with ThreadPoolExecutor(PARALLEL_SOURCES) as pool:  # they wait for answers most of the time
-        pinned = {**kept, **dict(zip(fresh, pool.map(make, fresh), strict=True))}
-    return {"base_model": pinned[recipe.base_model]} | {t.name: pinned[t.model] for t in recipe.tasks}
-
-
-def _compared(
-    recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
-) -> dict[str, LockedSource]:
-    """Return pinned sources with what comparing them tells: names, ties, places of adapters, labels."""
-    LOG.debug("comparing the headers")
-    with open_pinned(recipe, sources, cache) as opened:
-        found = with_renamings(recipe, sources, opened)
-        named = with_base_names(opened, found)
-        found = with_placed_adapters(recipe, with_found_ties(found, named, may_lack), named)
-        return with_label_orders(recipe, found, opened)
-
-
-def _stacked(recipe: Recipe, found: Lock, cache: SourceCache) -> Lock:
-    """Return a lock with the recipe's stack of layers, where it has one, once that fits the checkpoints."""
-    if not recipe.layers:
-        return found
-    LOG.debug("looking for the blocks of the stack of layers")
-    with open_checkpoints(recipe, found, cache) as opened:
-        return replace(found, layers=locked_layers(recipe, found.sources, opened))
 
 
 @checked

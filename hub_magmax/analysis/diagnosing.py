@@ -111,7 +111,8 @@ def diagnose(
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())
-        ordered = [opened[name] for name in plan.lock.sources]
+        base = opened["base_model"]
+        ordered = [opened[name].merged_with(base) for name in plan.lock.sources]
         layers, overlaps = _Layers(plan), []
         for look in _looks(plan, ordered, reader, sample):
             if isinstance(look, TensorSums):

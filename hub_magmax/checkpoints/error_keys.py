@@ -55,6 +55,4 @@ def _with_keys(key: Callable[[HubMagmaxError], KeyPath]) -> Iterator[None]:
 
 def _key_of(recipe: Recipe, reference: str) -> KeyPath:
     """Return the first key whose value names a checkpoint; empty where none does."""
-    named: dict[KeyPath, str] = {("base_model",): recipe.base_model}
-    named |= {("tasks", number, "model"): task.model for number, task in enumerate(recipe.tasks)}
-    return next((key for key, value in named.items() if value == reference), ())
+    return next((key for key, value in recipe.models.items() if value == reference), ())

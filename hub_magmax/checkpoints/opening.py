@@ -12,6 +12,7 @@ from hub_magmax.checkpoints.error_keys import about_source, about_sources
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, CheckpointIndex
 from hub_magmax.checkpoints.locations import location_of, repository_of
 from hub_magmax.checkpoints.names.renamed import with_base_names
+from hub_magmax.checkpoints.own_bases import OwnBase, with_own_bases, without_own_bases
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
 from hub_magmax.checkpoints.rows.added_rows import with_added_rows
 from hub_magmax.checkpoints.rows.labels import LabelRows, with_label_rows
@@ -62,7 +63,7 @@ def open_checkpoints(
     recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the sources of a lock by name, as `as_checkpoints` returns them."""
-    with open_pinned(recipe, lock.sources, cache) as opened:
+    with open_pinned(recipe, lock.every_source, cache) as opened:
         yield as_checkpoints(recipe, lock, opened)
 
 
@@ -71,9 +72,10 @@ def open_inputs(
     recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
-    with open_pinned(recipe, lock.sources, cache) as opened:
+    with open_pinned(recipe, lock.every_source, cache) as opened:
         if recipe.output.is_adapter:
-            yield with_ties(with_base_names(opened, lock.sources), recipe, lock)
+            tied = with_ties(with_base_names(opened, lock.every_source), recipe, lock)
+            yield {name: tied[name] for name in lock.sources}
         else:
             checkpoints = as_checkpoints(recipe, lock, opened)
             yield as_merged(recipe, checkpoints, _values_of(recipe, lock, checkpoints))
@@ -134,17 +136,29 @@ def open_held(recipe: Recipe, locked: LockedSource) -> FileSource:
 
 
 def as_checkpoints(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Return checkpoints of one set of names and one vocabulary, adapters as what they stand for."""
-    named = with_base_names(opened, lock.sources)
-    places = {name: locked.places for name, locked in lock.sources.items()}
+    """Return checkpoints of one set of names and one vocabulary, adapters as what they stand for.
+
+    Tasks with a base model of their own know it (`own_bases.OwnBase`).
+    """
+    locked = lock.every_source
+    named = with_base_names(opened, locked)
+    places = {name: source.places for name, source in locked.items()}
     tied = with_ties(named, recipe, lock)
     whole = with_adapters(tied, places, in_sequence=lock.adapters == "sequence")
-    whole = with_label_rows(with_stacked_layers(whole, lock.layers), lock.sources)
+    whole = with_label_rows(with_stacked_layers(whole, lock.layers), locked)
+    return with_own_bases(_with_rows(recipe, lock, opened, whole))
+
+
+def _with_rows(
+    recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource], whole: Mapping[str, TensorSource]
+) -> dict[str, TensorSource]:
+    """Return checkpoints with the rows of one vocabulary."""
+    locked = lock.every_source
     if not lock.token_rows:
-        return with_added_rows(whole, {name: locked.added_rows for name, locked in lock.sources.items()})
+        return with_added_rows(whole, {name: source.added_rows for name, source in locked.items()})
     vocabularies = {
         name: read_vocabulary(
-            read_side_file(source, TOKENIZER_NAME, lock.sources[name]), f"{source.label}, {TOKENIZER_NAME}"
+            read_side_file(source, TOKENIZER_NAME, locked[name]), f"{source.label}, {TOKENIZER_NAME}"
         )
         if TOKENIZER_NAME in source.sizes
         else None
@@ -158,7 +172,7 @@ def as_stored(source: TensorSource) -> CheckpointIndex:
 
     They are those before blocks were stacked and rows brought into the order of one vocabulary.
     """
-    while isinstance(source, TokenRows | LabelRows | StackedSource):
+    while isinstance(source, OwnBase | TokenRows | LabelRows | StackedSource):
         source = source.source
     return source.index
 
@@ -184,7 +198,9 @@ def as_merged(
             for task, weight in zip(tasks, values.weights, strict=True)
         }
 
-    return with_settled_rows(sources, shares_of, lambda name: rule_for(name, recipe.tensors) is None)
+    apart = without_own_bases(sources)
+    settled = with_settled_rows(apart, shares_of, lambda name: rule_for(name, recipe.tensors) is None)
+    return with_own_bases(settled)
 
 
 def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:
@@ -193,7 +209,7 @@ def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:
     Raises:
         LockError: If one differs: the weights changed under an unchanged header.
     """
-    for locked in lock.sources.values():
+    for locked in lock.every_source.values():
         hashed = {file.path: file.sha256 for file in locked.files if file.sha256 and not locked.commit}
         if not hashed:
             continue
@@ -210,7 +226,7 @@ def versions_of(recipe: Recipe, lock: Lock, cache: SourceCache) -> str:
     on with them.
     """
     found = {}
-    for name, locked in lock.sources.items():
+    for name, locked in lock.every_source.items():
         if not locked.commit:
             with closing(open_source(recipe, locked, cache)) as source:
                 found[name] = {file.path: source.version(file.path) for file in locked.files}

@@ -136,6 +136,10 @@ class TensorSource(Protocol):
         """Note that nothing before the element `stop` of a tensor is going to be read again."""
         return
 
+    def merged_with(self, base: TensorSource) -> TensorSource:
+        """Return the checkpoint as merges read it: its difference from the base model is its task vector."""
+        return self
+
     def close(self) -> None:
         """Free files and memory; the source can be read again."""
         return

@@ -16,7 +16,7 @@ from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.blocks import block_of
-from hub_magmax.recipe.lockfile import LockedSlice
+from hub_magmax.recipe.lockfile import LockedSlice, own_base_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,10 +56,15 @@ def numbered_slices(layers: Sequence[LockedSlice]) -> dict[str, list[tuple[int, 
 def with_stacked_layers(
     sources: Mapping[str, TensorSource], layers: Sequence[LockedSlice]
 ) -> dict[str, TensorSource]:
-    """Return the sources with the blocks that a lock says; as they are where it says nothing of blocks."""
+    """Return the sources with the blocks that a lock says; as they are where it says nothing of blocks.
+
+    A task's own base model has the blocks of the task.
+    """
     if not layers:
         return dict(sources)
-    found = {name: (source, own_blocks(layers, name)) for name, source in sources.items()}
+    tasks = {own_base_name(name): name for name in sources}
+    blocks = {name: own_blocks(layers, tasks.get(name, name)) for name in sources}
+    found = {name: (source, blocks[name]) for name, source in sources.items()}
     return {
         name: source if _is_as_stored(source.index, blocks) else StackedSource(source, blocks)
         for name, (source, blocks) in found.items()

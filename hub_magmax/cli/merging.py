@@ -60,7 +60,7 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
     found, earlier = read_recipe(asked), earlier_lock(asked) if keep else None
     locked = renewed(found, earlier) if earlier else make_lock(found, hash_files=hash_files, report=say)
     path = write_lock(locked, target)
-    lines = [f"{name}: {source.label}" for name, source in locked.sources.items()]
+    lines = [f"{name}: {source.label}" for name, source in locked.every_source.items()]
     return Answer(json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"]))
 
 

@@ -108,7 +108,7 @@ def renewed(recipe: Recipe, earlier: Lock) -> Lock:
     from hub_magmax.pipeline import lock
 
     made = lock(recipe, report=say, earlier=earlier)
-    fresh = [name for name, source in made.sources.items() if not is_kept(source, earlier)]
+    fresh = [name for name, source in made.every_source.items() if not is_kept(source, earlier)]
     kept = f"the lock's checkpoints stay{f', but {listed(fresh)}, pinned now' if fresh else ''}"
     anew = [key for key in changed_keys(recipe, earlier) if key != SOURCES]
     say(f"{kept}; resolved anew: {listed(anew)}" if anew else kept)

@@ -34,8 +34,11 @@ def validate(asked: RecipeOptions) -> Answer:
 
 def _models(recipe: Recipe) -> dict[str, str]:
     """Return the names of the models by their keys."""
-    tasks = {f"tasks.{task.name}.model": task.model for task in recipe.tasks}
-    return {"base_model": recipe.base_model, **tasks}
+    names = recipe.task_names
+    return {
+        ".".join(str(names[part] if isinstance(part, int) else part) for part in key): model
+        for key, model in recipe.models.items()
+    }
 
 
 def _is_missing(model: str, recipe: Recipe) -> bool:

@@ -90,14 +90,14 @@ class Loading:
             accepts_random=accepts_random,
         )
 
-    def _base(self) -> LoadedModel:
-        return self._loaded(
-            location_of(self.lock.base_model, self.recipe.folder).model_place, accepts_misnamed=True
-        )
+    def _base(self, task: str = "") -> LoadedModel:
+        """Return the base model, or a task's own one."""
+        base = self.lock.bases.get(task, self.lock.base_model)
+        return self._loaded(location_of(base, self.recipe.folder).model_place, accepts_misnamed=True)
 
     def _adapted(self, name: str, place: ModelPlace) -> LoadedModel:
         """Return the base model with the weights that a task's adapter makes of it."""
-        model = self._base()  # before its weights are read: a download is then in the cache
+        model = self._base(name)  # before its weights are read: a download is then in the cache
         with closing(open_source(self.recipe, self.lock.tasks[name])) as adapter:
             tokenizer = self._tokenizer(adapter, place)
         model = model.with_weights(self._weights(name))
@@ -105,7 +105,7 @@ class Loading:
 
     def _weights(self, name: str) -> dict[str, Tensor]:
         """Return a source's tensors by the base model's names, with the rows that are its own."""
-        sources = self.lock.sources
+        sources = self.lock.every_source
         with open_pinned(self.recipe, sources) as opened:
             tied = with_ties(with_base_names(opened, sources), self.recipe, self.lock)
             places = {task: locked.places for task, locked in sources.items()}

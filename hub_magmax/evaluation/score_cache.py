@@ -27,7 +27,7 @@ from hub_magmax.evaluation.journal import Outcomes, restored, stored
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
 from hub_magmax.processes import Processes
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.lockfile import Lock, own_base_name
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.registry import EVALUATORS
 from hub_magmax.text import Report
@@ -220,7 +220,8 @@ class _Keys:
         with contextlib.suppress(OSError, HubMagmaxError):
             if name not in self._lock.sources:
                 return folder_state(self._merged)
-            return [state_of(self._lock.sources[part], self._recipe.folder) for part in self._parts(name)]
+            sources = self._lock.every_source
+            return [state_of(sources[part], self._recipe.folder) for part in self._parts(name)]
         return None
 
     def _made(self, name: str) -> Any:
@@ -237,18 +238,19 @@ class _Keys:
         contents = {part: self._content(part) for part in names}
         if None in contents.values():
             return None
-        facts = [{key: asdict(self._lock.sources[part])[key] for key in _FACTS} for part in names]
+        facts = [{key: asdict(self._lock.every_source[part])[key] for key in _FACTS} for part in names]
         return [name, contents, facts, self._lock.tensors, self._lock.token_rows]
 
     def _parts(self, name: str) -> list[str]:
         """Return the base model, the adapters that come before a source in a sequence, and the source."""
         before = [*self._lock.tasks][: [*self._lock.sources].index(name)]
         in_sequence = self._lock.sources[name].adapter_config and self._lock.adapters == "sequence"
-        return [*dict.fromkeys(["base_model", *(before if in_sequence else []), name])]
+        below = own_base_name(name) if name in self._lock.bases else "base_model"
+        return [*dict.fromkeys([below, *(before if in_sequence else []), name])]
 
     def _content(self, name: str) -> Any:
         with contextlib.suppress(OSError, HubMagmaxError):  # what loads it says what is wrong
-            return identity_of(self._lock.sources[name], self._recipe.folder)
+            return identity_of(self._lock.every_source[name], self._recipe.folder)
         return None
 
 

@@ -287,7 +287,9 @@ class Engine:
 
     def _read_sources(self, job: TensorJob) -> list[TensorSource]:
         # The base model in place of a checkpoint makes its task vector zero.
-        return [self.sources["base_model" if name in job.unread else name] for name in self.plan.lock.sources]
+        base, *tasks = ("base_model" if name in job.unread else name for name in self.plan.lock.sources)
+        found = self.sources[base]
+        return [found, *(self.sources[name].merged_with(found) for name in tasks)]
 
 
 def starting_order(jobs: Sequence[Unit], *, in_order: bool) -> Sequence[Unit]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hub_magmax.checkpoints.opening import as_checkpoints, as_merged, open_held
+from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
@@ -119,12 +120,12 @@ class InMemoryMerger:
             if sources is None:
                 opened = {
                     name: stack.enter_context(closing(open_held(recipe, locked)))
-                    for name, locked in lock.sources.items()
+                    for name, locked in lock.every_source.items()
                 }
                 sources = as_checkpoints(recipe, lock, opened)
             self.sources = sources
             indexes = {name: source.index for name, source in sources.items()}
-            self.plan: Plan = make_plan(recipe, lock, indexes)
+            self.plan: Plan = make_plan(recipe, lock, indexes, own_base_indexes(sources))
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
             self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
             self._num_threads = min(num_threads(), MAX_THREADS)
@@ -216,5 +217,5 @@ class InMemoryMerger:
         size, (base, *tasks) = job.num_elements, sources.values()
         unread = values.how.unread(values.weights)
         # The base model in place of a checkpoint makes its task vector zero.
-        read = tuple(base if task in unread else source for task, source in enumerate(tasks))
+        read = tuple(base if task in unread else one.merged_with(base) for task, one in enumerate(tasks))
         return StoredChunks(job.tensor, size, base, read, CHUNK_ELEMENTS, None, self._backend, self._memory)

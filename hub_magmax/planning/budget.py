@@ -74,6 +74,9 @@ DRAWN, KEYS = 12, 2**21
 #: Bytes of an element of each vector where rows or columns have weights of their own: widened, or its weight.
 WEIGHED = 12
 
+#: Bytes an element while a task with a base model of its own is read: three rows of float64.
+_MOVED = 24
+
 #: Bytes an element of a merged adapter's factor: the parts, these joined, and in the output's dtype.
 FACTOR = 12
 
@@ -179,7 +182,8 @@ class _Held:
     @property
     def _row_bytes(self) -> int:
         """Bytes of an element as stored, of the base model and every task."""
-        return self.plan.stored_item_bytes * (self.num_tasks + 1)
+        moved = _MOVED if self.plan.lock.bases else 0
+        return self.plan.stored_item_bytes * (self.num_tasks + 1) + moved
 
     @property
     def _sees_files(self) -> bool:

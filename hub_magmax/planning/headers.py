@@ -10,6 +10,7 @@ from hub_magmax.checkpoints.damaged_files import refuse_damaged
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.opening import open_inputs, open_pinned
+from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
@@ -19,7 +20,7 @@ from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.tokens import token_changes
-from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
 from hub_magmax.recipe.matching import check_plugin
 from hub_magmax.recipe.schema import Recipe
 
@@ -30,12 +31,13 @@ _PLAIN_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "
 def check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
     """Raise where an adapter stands for what only a whole checkpoint can be."""
     adapters = [name for name, source in sources.items() if source.adapter_config]
-    if "base_model" in adapters:
-        raise CheckpointError(
-            "the base model is an adapter",
-            where=sources["base_model"].label,
-            expected="the whole model that the adapters were trained on",
-        )
+    for base in ("base_model", *map(own_base_name, recipe.task_names)):
+        if base in adapters:
+            raise CheckpointError(
+                f"the {base.replace('_', ' ')} is an adapter",
+                where=sources[base].label,
+                expected="the whole model that the adapters were trained on",
+            )
     if (name := recipe.output.files_from) in adapters:
         raise RecipeError(
             f"{name} is an adapter, and the merged model needs the config of a whole model",
@@ -53,7 +55,7 @@ def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: 
             key=("adapters",),
             hint="Leave it out, or check the tasks' models.",
         )
-    whole = [name for name in sources if name != "base_model" and name not in adapters]
+    whole = [name for name in recipe.task_names if name not in adapters]
     if recipe.output.is_adapter and whole:
         raise RecipeError(
             f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
@@ -80,9 +82,9 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
     """
     check_plugin(locked)
     with about_sources(recipe, locked.sources):
-        check_adapters(recipe, locked.sources)
+        check_adapters(recipe, locked.every_source)
     cache = cache or SourceCache()
-    with open_pinned(recipe, locked.sources, cache) as stored:
+    with open_pinned(recipe, locked.every_source, cache) as stored:
         dtypes = {name: stored_dtypes(source.index) for name, source in stored.items()}
         tokens = token_changes(recipe, locked, stored)
     with open_inputs(recipe, locked, cache) as opened:
@@ -91,7 +93,8 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         if recipe.output.is_adapter:
             made = plan_adapter(recipe, locked, opened)
         else:
-            made = make_plan(recipe, locked, {name: source.index for name, source in opened.items()})
+            indexes = {name: source.index for name, source in opened.items()}
+            made = make_plan(recipe, locked, indexes, own_base_indexes(opened))
             check_integers(made, opened)
             made = replace(made, config_changes=config_changes(made, opened))
         copied, source = locked.sources[files_from], opened[files_from]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
@@ -24,7 +25,7 @@ from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, refuse_lacking, with_copies, without_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.lockfile import Lock, own_base_name
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import TensorRule, factor_of, rule_for
@@ -32,13 +33,19 @@ from hub_magmax.recipe.tensor_rules import TensorRule, factor_of, rule_for
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    lock: Lock,
+    indexes: Mapping[str, CheckpointIndex],
+    bases: Mapping[str, CheckpointIndex] = MappingProxyType({}),
+) -> Plan:
     """Check that the checkpoints fit each other and lay out the output.
 
     Args:
         recipe: For the output's dtype and shard size.
         lock: For sources, method, preference and rules.
         indexes: Index of each source by name: `base_model` and every task.
+        bases: Index of the base models that tasks have of their own, by `own_base_name`.
 
     Raises:
         MismatchError: If tensors are missing, surplus, or differ in shape or kind, naming them
@@ -52,7 +59,7 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
     copies = copies_in(lock, base, rules)
     own = without_copies(indexes, copies)
     layered = taken_by_layers(lock, indexes)
-    refuse_differences(own, rules, layered)
+    refuse_differences({**own, **without_copies(bases, copies)}, rules, layered)
     added = _added_names(indexes, rules, layered)
     names = in_order_of_blocks(own["base_model"].tensors, added, lock)
     decided = [(name, _take(name, rules, layered)) for name in names]
@@ -76,10 +83,10 @@ def make_plan(recipe: Recipe, lock: Lock, indexes: Mapping[str, CheckpointIndex]
         lock,
         _layout(jobs, recipe.output.shard_size, stem),
         tuple(left_out),
-        bytes_read(jobs, indexes),
+        bytes_read(jobs, indexes) + _bytes_of_bases(jobs, lock, bases),
         metadata=kept_metadata(indexes[files_from]),
         lost_metadata=lost_metadata(indexes[files_from]),
-        stored_item_bytes=_stored_item_bytes(jobs, indexes),
+        stored_item_bytes=_stored_item_bytes(jobs, indexes, lock),
         needs_torch=_needs_torch(jobs, lock, indexes),
         own_values=own_values,
     )
@@ -109,7 +116,16 @@ class _Unread:
         return without_share(self.lock.sources, self._values)
 
 
-def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:
+def _bytes_of_bases(jobs: Iterable[TensorJob], lock: Lock, bases: Mapping[str, CheckpointIndex]) -> int:
+    """Return the bytes that are read of tasks' own base models."""
+    merged = [job for job in jobs if job.merged]
+    names = {task: own_base_name(task) for task in lock.bases}
+    return bytes_read(merged, {task: bases[name] for task, name in names.items() if name in bases})
+
+
+def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex], lock: Lock) -> int:
+    if lock.bases:  # see `own_bases`
+        return ITEM_BYTES["F64"]
     tensors = indexes["base_model"].tensors
     return max((ITEM_BYTES[tensors[job.tensor].dtype] for job in jobs if job.merged), default=4)
 
@@ -119,6 +135,7 @@ def _needs_torch(jobs: Iterable[TensorJob], lock: Lock, indexes: Mapping[str, Ch
     sources = lock.sources.values()
     if (
         lock.token_rows
+        or lock.bases
         or lock.plugin
         or any(s.adapter_config or s.added_rows or s.label_rows for s in sources)
     ):

@@ -294,7 +294,7 @@ class Plan:
     def num_remote(self) -> int:
         """Number of sources that are read over a network."""
         folder = self.recipe.folder
-        return sum(location_of(source, folder).is_remote for source in self.lock.sources.values())
+        return sum(location_of(source, folder).is_remote for source in self.lock.every_source.values())
 
     def tensors_read(self, jobs: Sequence[TensorJob]) -> dict[str, tuple[str, ...]]:
         """Return which tensors making `jobs` one after the other reads from each source, in order."""

@@ -197,7 +197,8 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
     lock = plan.lock
     yield "base model", lock.base_model.label + _kind(plan, "base_model")
     for number, (name, task) in enumerate(lock.tasks.items(), 1):
-        yield f"task {number}", f"{name}: {task.label}{_kind(plan, name)}"
+        own = f", relative to {lock.bases[name].label}" if name in lock.bases else ""
+        yield f"task {number}", f"{name}: {task.label}{_kind(plan, name)}{own}"
     yield from (("" if number else "layers", text) for number, text in enumerate(layer_rows(lock)))
     yield from _method(plan)
     yield from (("" if number else "rules", text) for number, text in enumerate(rule_rows(plan)))

@@ -179,8 +179,7 @@ def _spaces(
 
 
 def _place(recipe: Recipe, name: str, sources: Mapping[str, LockedSource] | None) -> ModelPlace:
-    written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     pinned = sources.get(name) if sources else None
     folder = recipe.folder
-    location = location_of(pinned, folder) if pinned else locate(written[name], folder)
+    location = location_of(pinned, folder) if pinned else locate(recipe.written_sources[name], folder)
     return location.model_place

@@ -19,6 +19,7 @@ from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
+from hub_magmax.recipe.own_base_checks import own_base_problems
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
@@ -123,9 +124,7 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
-    references: dict[KeyPath, str] = {("base_model",): recipe.base_model}
-    references |= {("tasks", i, "model"): task.model for i, task in enumerate(recipe.tasks)}
-    for path, written in references.items():
+    for path, written in recipe.models.items():
         try:
             parse_model_name(written, recipe.folder)
         except HubMagmaxError as error:
@@ -355,6 +354,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _task_problems: frozenset({"tasks", "layers"}),
     choices_without_tasks: frozenset({"tasks", "layers", "preference", "compare", "sweep"}),
     _reference_problems: frozenset(),
+    own_base_problems: frozenset({"tasks", "adapters", "method", "compare"}),
     _name_problems: frozenset({"tasks"}),
     missed_tasks: frozenset({"tasks", "preference", "compare"}),
     _weight_problems: frozenset({"preference", "compare", "method"}),

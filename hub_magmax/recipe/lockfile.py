@@ -101,6 +101,11 @@ class LockedSource:
         return f"{name}/{self.part}" if self.part else name
 
 
+def own_base_name(task: str) -> str:
+    """Return the name of a task's own base model among the sources, which no task can have."""
+    return f"base of {task}"
+
+
 @dataclass(frozen=True)
 class LockedSlice:
     """Blocks of the output that follow each other.
@@ -159,6 +164,7 @@ class Lock:
 
     Attributes:
         base_model, tasks: The pinned checkpoints; tasks by name, in the order they were learned.
+        bases: Base models of tasks that were fine-tuned from another one, by task.
         method: `name`, `scaling` and every option, with defaults filled in.
         preference: The resolved preference.
         tensors: The recipe's rules for tensors: (glob, source) pairs, or all keys of a rule that has others.
@@ -198,6 +204,7 @@ class Lock:
     adapters: Literal["each", "sequence"] = "each"
     token_rows: tuple[str, ...] = ()
     layers: tuple[LockedSlice, ...] = ()
+    bases: Mapping[str, LockedSource] = field(default_factory=dict, hash=False)
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_portable: bool = True
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -206,6 +213,11 @@ class Lock:
     def sources(self) -> dict[str, LockedSource]:
         """The base model and the tasks by name, in order."""
         return {"base_model": self.base_model, **self.tasks}
+
+    @property
+    def every_source(self) -> dict[str, LockedSource]:
+        """All that is read: the base model, the tasks, and tasks' own base models."""
+        return {**self.sources, **{own_base_name(task): base for task, base in self.bases.items()}}
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -251,12 +263,12 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        for key in ("token_rows", "layers", "local_data", "replaced_data", "plugin"):
+        for key in ("token_rows", "layers", "bases", "local_data", "replaced_data", "plugin"):
             if not values[key]:
                 del values[key]
         if self.is_portable:
             del values["is_portable"]
-        for source in (values["base_model"], *values["tasks"].values()):
+        for source in (values["base_model"], *values["tasks"].values(), *values.get("bases", {}).values()):
             for key in _OPTIONAL:
                 if source[key] is None:
                     del source[key]

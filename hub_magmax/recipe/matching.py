@@ -35,9 +35,8 @@ def check_lock(recipe: Recipe, locked: Lock, where: str) -> None:
 
 def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
     """Return the keys of a recipe with other values than those that `locked` was made from."""
-    written = {"base_model": recipe.base_model} | {task.name: task.model for task in recipe.tasks}
     same = {
-        SOURCES: {n: s.reference for n, s in locked.sources.items()} == written,
+        SOURCES: {n: s.reference for n, s in locked.every_source.items()} == recipe.written_sources,
         "order of the tasks": list(locked.tasks) == list(recipe.task_names),
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == preference_digest(recipe),
@@ -52,7 +51,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
 
 def kept_sources(earlier: Lock) -> dict[str, LockedSource]:
     """Return the checkpoints of a lock by their names in its recipe, before they are compared."""
-    return {source.reference: _uncompared(source) for source in earlier.sources.values()}
+    return {source.reference: _uncompared(source) for source in earlier.every_source.values()}
 
 
 def is_kept(source: LockedSource, earlier: Lock) -> bool:

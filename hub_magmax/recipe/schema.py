@@ -16,9 +16,11 @@ from pydantic import (
 )
 
 from hub_magmax import methods
+from hub_magmax.errors import KeyPath
 from hub_magmax.files import digest
 from hub_magmax.recipe.blocks import MAX_BLOCKS
 from hub_magmax.recipe.layers import LayerSlice
+from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.options import in_task_order
 from hub_magmax.recipe.preferences import Preference
@@ -54,10 +56,14 @@ MAX_TRIED = 255
 
 
 class Task(Spec):
-    """One task: `model` is the checkpoint fine-tuned on it."""
+    """One task: `model` is the checkpoint fine-tuned on it, and `base` what that was fine-tuned from.
+
+    Without `base` it is the recipe's base model.
+    """
 
     name: TaskName
     model: Place
+    base: Place | None = None
 
 
 class Named(Spec):
@@ -277,6 +283,21 @@ class Recipe(Spec):
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def models(self) -> dict[KeyPath, str]:
+        """All models that the recipe names, by their keys; bases of tasks come last."""
+        found: dict[KeyPath, str] = {("base_model",): self.base_model}
+        for key in ("model", "base"):
+            named = ((number, getattr(task, key)) for number, task in enumerate(self.tasks))
+            found |= {("tasks", number, key): model for number, model in named if model is not None}
+        return found
+
+    @property
+    def written_sources(self) -> dict[str, str]:
+        """All models that the recipe names, by their names in a lock; bases of tasks come last."""
+        bases = {own_base_name(task.name): task.base for task in self.tasks if task.base is not None}
+        return {"base_model": self.base_model, **{task.name: task.model for task in self.tasks}, **bases}
 
     @property
     def output_path(self) -> Path:

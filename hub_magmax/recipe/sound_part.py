@@ -60,7 +60,7 @@ def _order(path: KeyPath) -> list[tuple[bool, str | int]]:
 
 
 def _is_model(path: KeyPath) -> bool:
-    return path == ("base_model",) or (len(path) == 3 and path[0] == "tasks" and path[2] == "model")
+    return path == ("base_model",) or (len(path) == 3 and path[0] == "tasks" and path[2] in ("model", "base"))
 
 
 def _existing(rest: Any, path: KeyPath) -> KeyPath:

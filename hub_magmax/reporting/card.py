@@ -154,7 +154,7 @@ def _published(
 ) -> dict[str, Any]:
     """Return front matter, licence, recipe and links to files, without tokens and paths of this machine."""
     license_ = combined_license(
-        [source.license and publishable(source.license) for source in lock.sources.values()],
+        [source.license and publishable(source.license) for source in lock.every_source.values()],
         recipe.output.license and publishable(recipe.output.license),
     )
     values = recipe_values(recipe)

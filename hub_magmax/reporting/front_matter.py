@@ -54,15 +54,15 @@ def front_matter(
     """Return the metadata as YAML, without the lines that enclose it; with the method where it merged."""
     from huggingface_hub import ModelCardData, constants
 
-    sources = [lock.base_model] if recipe.output.is_adapter else [*lock.sources.values()]
+    sources = [lock.base_model] if recipe.output.is_adapter else [*lock.every_source.values()]
     base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
     repo_id = valid_repo_id(recipe.output.push_to_hub)
     results = _eval_results(scores, lock) if scores else []
     return ModelCardData(
         base_model=base_models or None,
         base_model_relation=("adapter" if recipe.output.is_adapter else "merge") if base_models else None,
-        language=_said(recipe.output.language, [s.languages for s in lock.sources.values()], Language),
-        datasets=_said(recipe.output.datasets, [s.datasets for s in lock.sources.values()], DatasetId),
+        language=_said(recipe.output.language, [s.languages for s in lock.every_source.values()], Language),
+        datasets=_said(recipe.output.datasets, [s.datasets for s in lock.every_source.values()], DatasetId),
         library_name="peft" if recipe.output.is_adapter else kind.library or None,
         pipeline_tag=kind.task or None,
         license=license_.id,

@@ -17,6 +17,7 @@ from hub_magmax.checkpoints.adapters.layout import Product, adapter_layout, dama
 from hub_magmax.checkpoints.index import CheckpointIndex, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:
@@ -201,15 +202,18 @@ def with_adapters(
 ) -> dict[str, TensorSource]:
     """Return the sources with each adapter as the checkpoint that it stands for.
 
+    One of a task with a base model of its own is added to that.
+
     Args:
-        sources: `base_model`, then the tasks in order.
+        sources: `base_model`, then the tasks in order, then tasks' own base models.
         places: By task, where an adapter's layers are in the base model's files, as `find_places` returns it.
         in_sequence: Add each adapter to the checkpoint of the task before it, and not to the base model.
     """
     found: dict[str, TensorSource] = {}
     below = sources["base_model"]
     for name, source in sources.items():
-        found[name] = AdapterSource(below, source, places.get(name)) if is_adapter(source.index) else source
+        base = sources.get(own_base_name(name), below)
+        found[name] = AdapterSource(base, source, places.get(name)) if is_adapter(source.index) else source
         if in_sequence:
             below = found[name]
     return found

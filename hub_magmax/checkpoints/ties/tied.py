@@ -73,7 +73,7 @@ def _known(lock: Lock) -> dict[str, Mapping[str, str]]:
     of_base = lock.base_model.ties or {}
     return {
         name: of_base if source.ties is None and source.adapter_config else source.ties or {}
-        for name, source in lock.sources.items()
+        for name, source in lock.every_source.items()
     }
 
 
@@ -92,8 +92,8 @@ def with_ties(opened: Mapping[str, TensorSource], recipe: Recipe, lock: Lock) ->
     )
     return {
         name: source
-        if lock.sources[name].adapter_config
-        else TiedSource(source, lock.sources[name].ties or {}, hidden)
+        if lock.every_source[name].adapter_config
+        else TiedSource(source, lock.every_source[name].ties or {}, hidden)
         for name, source in opened.items()
     }
 

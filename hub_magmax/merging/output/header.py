@@ -11,7 +11,7 @@ from hub_magmax.planning.plan import Plan, Shard
 
 def metadata_of(plan: Plan) -> dict[str, str]:
     """Provenance stored in every shard, beside what its source has there: the same on any machine."""
-    sources = {name: source.label for name, source in plan.lock.sources.items()}
+    sources = {name: source.label for name, source in plan.lock.every_source.items()}
     merge: dict[str, Any] = {
         "sources": sources,
         "method": dict(plan.lock.method),

@@ -126,6 +126,10 @@ def _same_files(lock: Lock, tasks: Sequence[str]) -> Iterator[Finding]:
     """Yield checkpoints whose weights have the hashes of the base model's, or of an earlier task's."""
     known: dict[object, str] = {_hashes(lock.base_model): "base_model"}
     for task in tasks:
+        if task in lock.bases:
+            if _hashes(lock.tasks[task]) == _hashes(lock.bases[task]):
+                yield Finding("unchanged", task, f"{task} is its own base model, unchanged", True)
+            continue
         first = known.setdefault(_hashes(lock.tasks[task]), task)
         if first == "base_model":
             yield Finding("unchanged", task, f"{task} is the base model, unchanged", True)
@@ -153,7 +157,8 @@ class Look:
     ) -> None:
         jobs = self._jobs = [job for job in jobs if job.merged and job.num_elements]
         self._tasks = tasks
-        self._sources = [sources[name] for name in ("base_model", *tasks)]
+        base = sources["base_model"]
+        self._sources = [base, *(sources[name].merged_with(base) for name in tasks)]
         self._whole, self._matrices = _Sums(len(tasks)), _Sums(len(tasks))
         self._differs = np.zeros(len(tasks), bool)
         self._broken: dict[str, str] = {}  # the first tensor with a NaN or an infinity, by source

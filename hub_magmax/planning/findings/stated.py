@@ -56,7 +56,9 @@ def _adapters(
 ) -> Iterator[Finding]:
     for name, task in lock.tasks.items():
         if task.adapter_config:
-            text = other_base(name, values_of(config_of(opened[name])), lock.base_model, base_config)
+            own = lock.bases.get(name)
+            base, config = (lock.base_model, base_config) if own is None else (own, {})
+            text = other_base(name, values_of(config_of(opened[name])), base, config)
             if text is not None:
                 yield Finding("adapter base", name, text, False)
 
