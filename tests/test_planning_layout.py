@@ -47,6 +47,9 @@ def planned(
 def test_digest_of_a_plan_is_that_of_all_its_values():
     made = planned({"a": BASE, "b": BASE})
     values = {"lock": made.lock.digest, "shards": [asdict(shard) for shard in made.shards]}
+    assert {job.pop("factor") for shard in values["shards"] for job in shard["jobs"]} == {
+        1
+    }  # told if another
     values |= {"files_from": made.recipe.output.files_from}
     values |= {"metadata": dict(made.metadata)} if made.metadata else {}
     assert made.digest == digest(values)
