@@ -365,6 +365,33 @@ def test_some_tensors_may_be_looked_at_alone_and_others_with_the_model(models, s
     assert same(merged(models, rules, method), by_numbers(models, numbers, method))
 
 
+def test_the_place_between_two_models_may_change_over_the_blocks(models):
+    two = {name: models[name] for name in ("base", "a")}
+
+    def between(options, rules=()):
+        base, task = two.values()
+        method = {"name": "slerp", **options}
+        return merge_state_dicts(base, {"a": task}, method=method, tensors=rules)
+
+    rules = [
+        {"match": "*.weight", "options": {"t": {"gradient": [0, 0.5, 1]}}},
+        {"match": "*.bias", "options": {"t": {"gradient": [1, 0]}}},
+    ]
+    found = between({"t": 0.5}, rules)
+    for part, numbers in (("weight", (0.0, 0.5, 1.0)), ("bias", (1.0, 0.5, 0.0))):
+        for block, t in enumerate(numbers):
+            name = f"layer.{block}.{part}"
+            assert found[name].equal(between({"t": t})[name])
+    assert found["layer.0.weight"].equal(models["base"]["layer.0.weight"])
+    assert found["layer.0.bias"].equal(models["a"]["layer.0.bias"])
+    message = (
+        r"tensors\.0\.weights: the weights of block 1: slerp goes from one model to another, and 3 tasks"
+    )
+    with pytest.raises(RecipeError, match=message):
+        weights = {"a": 1, "b": {"gradient": [0, 1]}, "c": {"gradient": [0, 1]}}
+        merged(models, [{"match": "layer.*", "weights": weights}], "slerp", {"a": 1})
+
+
 def test_values_by_task_of_an_option_may_change_over_the_blocks(models):
     rules = [{"options": {"density": {"c": 0.9, "a": {"gradient": [0.2, 0.6]}, "b": 0.5}}}]
     numbers = {name: {} for name in SHAPES}

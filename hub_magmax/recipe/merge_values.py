@@ -177,7 +177,7 @@ def _resolved(
     where = "tensors outside blocks" if block < 0 else f"block {block}"
     return RuleValues(
         position,
-        _weights(rule, number, tasks, (position, where)),
+        _taken(_weights(rule, number, tasks, (position, where)), method, (position, where)),
         None if rule.scaling is None else number(rule.scaling),
         method["name"],
         _options(rule, number, method, (position, where)),
@@ -199,6 +199,21 @@ def _weights(
             expected="a weight above 0 for at least one task in every block",
         )
     return shares(masses)
+
+
+def _taken(
+    weights: tuple[float, ...] | None, method: Mapping[str, Any], place: tuple[int, str]
+) -> tuple[float, ...] | None:
+    """Return weights, unless the method takes no such number of tasks."""
+    try:
+        if weights is not None:
+            get_method(method["name"]).unread(weights)
+    except RecipeError as error:
+        what = f"the weights of {place[1]}: {error.what}"
+        raise RecipeError(
+            what, key=("tensors", place[0], "weights"), expected=error.expected, hint=error.hint
+        ) from error
+    return weights
 
 
 def _options(
