@@ -1,4 +1,4 @@
-"""Text for people: quoting, hints, sizes, inert Markdown, no access tokens and no control characters."""
+"""Text for people: quoting, hints, sizes, names cut to a width, inert Markdown, nothing secret or unseen."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import difflib
 import os
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 #: Called with a line of text at each step of a long task.
@@ -22,6 +25,9 @@ def unseen(total: int, doing: str, unit: str) -> AbstractContextManager[None]:
     """Show no progress."""
     return nullcontext()
 
+
+#: Most characters of the part in which names differ that are kept where both ends of a name are cut.
+_PART_LENGTH = 12
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf|hf_oauth|api_org)_[A-Za-z0-9]{20,}")
 _CREDENTIALS = re.compile(r"(https?://)[^/@\s]+@", re.IGNORECASE)
@@ -116,12 +122,77 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s/.-]", "_", name.lower())
 
 
-def cut_in_middle(name: str, most: int) -> str:
-    """Return a name of at most `most` characters: of a longer one both ends, which tell it from others."""
-    if len(name) <= most:
-        return name
-    end = max(1, most * 3 // 5)
-    return f"{name[: max(0, most - end - 1)]}…{name[-end:]}"
+def at_most(length: int) -> Callable[[str], bool]:
+    """Return what says whether a text has at most so many characters."""
+    return lambda text: len(text) <= length
+
+
+def cut_names(names: Sequence[str], fits: Callable[[str], bool]) -> list[str]:
+    """Return names that fit, each cut where it has to be.
+
+    The middle is left out, unless names differ there alone: then the part in which they differ is kept. Where
+    that does not tell them apart, they are numbered.
+
+    Args:
+        names: All that are shown together.
+        fits: Says whether a text is short enough; what is shorter than one that fits does as well.
+    """
+    found = [cut_name(name, fits) for name in names]
+    for alike in _cut_alike(found, names):
+        for number in alike:
+            found[number] = _around_difference(names[number], [names[n] for n in alike], fits)
+    for alike in _cut_alike(found, names):
+        for number in alike:
+            start = f"{number + 1}: "
+            found[number] = start + cut_name(names[number], partial(_fits_after, start, fits))
+    return found
+
+
+def cut_name(name: str, fits: Callable[[str], bool]) -> str:
+    """Return a name without as much of its middle as it takes to fit."""
+    return _first_that_fits(
+        [name, *(_without_middle(name, length) for length in range(len(name) - 2, -1, -1))], fits
+    )
+
+
+def _fits_after(start: str, fits: Callable[[str], bool], text: str) -> bool:
+    return fits(start + text)
+
+
+def _without_middle(name: str, length: int) -> str:
+    return f"{name[: length - length // 2]}…{name[len(name) - length // 2 :]}"
+
+
+def _around_difference(name: str, alike: Sequence[str], fits: Callable[[str], bool]) -> str:
+    """Return the part of a name in which it differs from names like it, and as much of its ends as fits."""
+    start = _num_in_common(alike)
+    stop = len(name) - _num_in_common([other[::-1] for other in alike])
+    part = name[start : min(max(stop, start + 1), start + _PART_LENGTH)]
+    cuts = [
+        f"{name[:length]}…{part}…{name[len(name) - length // 2 :]}"
+        for length in range(min(start, 2 * (len(name) - stop)) - 1, -1, -1)
+    ]
+    return _first_that_fits([*cuts, part], fits)
+
+
+def _num_in_common(names: Sequence[str]) -> int:
+    """Return how many characters all names begin with."""
+    columns = zip(*names, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _first_that_fits(cuts: Sequence[str], fits: Callable[[str], bool]) -> str:
+    """Return the first of ever shorter texts that fits, or else the last."""
+    number = bisect_left(range(len(cuts)), True, key=lambda number: fits(cuts[number]))
+    return cuts[min(number, len(cuts) - 1)]
+
+
+def _cut_alike(found: Sequence[str], names: Sequence[str]) -> list[list[int]]:
+    """Return the places of different names that were cut to the same text."""
+    places: dict[str, list[int]] = {}
+    for number, text in enumerate(found):
+        places.setdefault(text, []).append(number)
+    return [alike for alike in places.values() if len({names[number] for number in alike}) > 1]
 
 
 def format_bytes(count: int) -> str:

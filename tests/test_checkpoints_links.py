@@ -62,3 +62,16 @@ def test_a_changed_file_of_the_store_is_not_what_was_locked(stored):
     link.resolve().write_text(json.dumps({"model_type": "other"}))
     recipe = write_recipe(stored, trusted_links=["cache"], output={"files_from": "a", "path": "merged"})
     assert "config.json changed since the lock was written" in call("merge", recipe)[2]
+
+
+def test_a_merge_from_links_is_rebuilt_and_compared(stored):
+    recipe = write_recipe(stored, method="average", trusted_links=["cache"])
+    assert call("merge", recipe)[0] == 0
+    words = ("verify", stored / "merged", "--rebuild", "--from", stored)
+    assert call(*words)[0] == 0
+    link = stored / "a" / "model.safetensors"
+    content = bytearray(link.resolve().read_bytes())
+    content[-1] ^= 1
+    link.resolve().write_bytes(content)
+    code, _, err = call(*words)
+    assert code == 1 and "is not what the recipe and lock give" in err

@@ -1,8 +1,11 @@
 """Tables of scores fit a terminal, whatever the number of tasks and the length of their names."""
 
+from dataclasses import replace
+
 import pytest
 
-from hub_magmax.evaluation.scores import Score, Scores
+from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.evaluation.scores import Score, Scores, stored_means, write_scores
 
 
 def square(names):
@@ -66,3 +69,31 @@ def test_a_score_that_is_missing_is_a_dash():
     kept = tuple(s for s in scores.scores if (s.model, s.task) != (LONG[3], LONG[3]))
     row = Scores("accuracy", "text-generation", kept, scores.data).table().split("\n")[4]
     assert row.split()[1:] == ["0.250", "-----", "0.250", "0.250"]
+
+
+def test_means_are_read_without_single_outcomes(tmp_path):
+    scores = Scores(
+        "accuracy", "text-classification", (Score("merged", "a", 0.5, 0, 1, 2, (1.0, 0.0)),), {"a": {}}
+    )
+    write_scores(scores, tmp_path)
+    (tmp_path / "outcomes.json").write_text("damaged")
+    found = stored_means(MemorySource({"scores.json": (tmp_path / "scores.json").read_bytes()}))
+    assert (found.get("merged", "a").value, found.get("merged", "a").outcomes) == (0.5, ())
+    assert replace(found, scores=scores.scores) == scores
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"digest": "x", "scores": [], "metric": "m", "pipeline_tag": "p", "data": []}',
+        b'{"digest": "x", "scores": [], "metric": "m", "pipeline_tag": "p", "data": {"a": 1}}',
+        b'{"digest": "x", "scores": [{"model": "merged", "task": "a", "value": "x", "low": 0, "high": 1,'
+        b' "num_examples": 1}], "metric": "m", "pipeline_tag": "p", "data": {}}',
+    ],
+)
+def test_means_that_cannot_be_read_are_none(content):
+    assert stored_means(MemorySource({"scores.json": content})) is None
+    assert stored_means(MemorySource({})) is None

@@ -18,9 +18,9 @@ from hub_magmax.reporting.figures import (
     front_figure,
     tradeoff_figure,
 )
-from hub_magmax.reporting.figures.short_names import cut, cut_names
 from hub_magmax.reporting.figures.style import BASE, DARK, MERGED, OWN, PAGE, QUIET, STRIPE, TEXT, WANTED
 from hub_magmax.reporting.figures.writing import svg_text
+from hub_magmax.text import cut_name, cut_names
 from tests.drawn import (
     draw_comparison_rows,
     draw_diagnosis,
@@ -267,9 +267,9 @@ def short(length):
 
 
 def test_a_long_name_is_cut_in_the_middle_and_a_short_one_is_not():
-    assert cut("abcdefghij", short(10)) == "abcdefghij"
-    assert cut("abcdefghij", short(7)) == "abc…hij"
-    assert cut("abcdefghij", short(6)) == "abc…ij"
+    assert cut_name("abcdefghij", short(10)) == "abcdefghij"
+    assert cut_name("abcdefghij", short(7)) == "abc…hij"
+    assert cut_name("abcdefghij", short(6)) == "abc…ij"
 
 
 def test_names_that_differ_in_the_middle_alone_keep_that_part():

@@ -129,9 +129,9 @@ def _values(imported: Imported, name: str, unread: dict[str, str]) -> dict[str, 
 
 
 def _table(findings: Sequence[Finding]) -> Iterable[str]:
-    from hub_magmax.text import cut_in_middle, printable
+    from hub_magmax.text import at_most, cut_name, printable
 
-    rows = [(f.line, cut_in_middle(printable(f.text), _MOST), _told(f.verdict), f.why) for f in findings]
+    rows = [(f.line, cut_name(printable(f.text), at_most(_MOST)), _told(f.verdict), f.why) for f in findings]
     widths = [max((len(str(row[column])) for row in rows), default=0) for column in range(3)]
     for line, text, verdict, why in rows:
         yield f"{line:>{widths[0]}}  {text:<{widths[1]}}  {verdict:<{widths[2]}}  {why}"

@@ -17,7 +17,7 @@ from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.files import digest, write_text
-from hub_magmax.text import cut_in_middle
+from hub_magmax.text import at_most, cut_names
 
 if TYPE_CHECKING:
     from hub_magmax.checkpoints.source import TensorSource
@@ -221,7 +221,7 @@ def _short(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence
     columns = dict.fromkeys(["base_model", OWN, *(name for name in rows if name not in tasks)])
     room = MAX_WIDTH - sum(max(len(name), 5) + 2 for name in columns)
     turned: dict[str, dict[str, float]] = {}
-    for name, task in zip(_short_names(tasks, room), tasks, strict=True):
+    for name, task in zip(cut_names(tasks, at_most(room)), tasks, strict=True):
         found = ((column, rows.get(task if column == OWN else column, {})) for column in columns)
         turned[name] = {column: values[task] for column, values in found if task in values}
     return score_table(corner[:room], turned, tuple(columns))
@@ -229,14 +229,6 @@ def _short(corner: str, rows: Mapping[str, Mapping[str, float]], tasks: Sequence
 
 def _width(text: str) -> int:
     return max(map(len, text.split("\n")))
-
-
-def _short_names(names: Sequence[str], room: int) -> list[str]:
-    """Return names of at most `room` characters, numbered where they differ in the part that was cut."""
-    short = [cut_in_middle(name, room) for name in names]
-    if len({*short}) == len(names):
-        return short
-    return [f"{number} {cut_in_middle(name, room - 4)}" for number, name in enumerate(names, 1)]
 
 
 def read_scores(folder: Path) -> Scores:
@@ -269,6 +261,18 @@ def stored_scores(source: TensorSource) -> Scores:
     return parse_scores(scores, outcomes, source.label)
 
 
+def stored_means(source: TensorSource) -> Scores | None:
+    """Return the scores that are stored with a checkpoint, without single outcomes, which are large.
+
+    None where there are none that can be read. Whether somebody changed them is not known.
+    """
+    if SCORES_NAME not in source.sizes:
+        return None
+    with suppress(EvaluationError):
+        return _parse_means(read_small_file(source, SCORES_NAME), source.label)[0]
+    return None
+
+
 def scores_for(recipe: Recipe) -> Scores | None:
     """Return the scores in the recipe's folder, if they are of the evaluation that it asks for."""
     with suppress(EvaluationError):
@@ -284,21 +288,19 @@ def parse_scores(scores: bytes, outcomes: bytes, where: str) -> Scores:
     Raises:
         EvaluationError: If a content is not what `write_scores` writes; `where` names the place.
     """
+    means, stored = _parse_means(scores, where)
     try:
-        values, rows = json.loads(scores), json.loads(outcomes)
         single: dict[tuple[str, str], dict[str, Any]] = {
             (row["model"], row["task"]): {
                 "outcomes": tuple(row["outcomes"]),
                 "probabilities": tuple(row.get("probabilities", ())),
             }
-            for row in rows
+            for row in json.loads(outcomes)
         }
-        stored = values.pop("digest")
-        means = [Score(**score) for score in values.pop("scores")]
-        whole = tuple(replace(score, **single[score.model, score.task]) for score in means)
-        found = Scores(scores=whole, **values)
+        whole = tuple(replace(score, **single[score.model, score.task]) for score in means.scores)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(where) from error
+    found = replace(means, scores=whole)
     if found.digest != stored:
         raise EvaluationError(
             "the digest does not fit the scores, so one of the files was changed",
@@ -306,6 +308,24 @@ def parse_scores(scores: bytes, outcomes: bytes, where: str) -> Scores:
             hint="Evaluate again.",
         )
     return found
+
+
+def _parse_means(content: bytes, where: str) -> tuple[Scores, str]:
+    """Return the scores in the content of `SCORES_NAME`, and the digest that is stored with them.
+
+    Raises:
+        EvaluationError: If it is not what `write_scores` writes.
+    """
+    try:
+        values = json.loads(content)
+        stored: str = values.pop("digest")
+        found = Scores(scores=tuple(Score(**score) for score in values.pop("scores")), **values)
+        numbers = all(isinstance(score.value, int | float) for score in found.scores)
+        if not numbers or not all(isinstance(data, dict) for data in found.data.values()):
+            raise TypeError("a mean is no number, or data has no facts")
+        return found, stored
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(where) from error
 
 
 def _unreadable(where: str) -> EvaluationError:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hub_magmax.checkpoints.locations import repository_of
-from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
-from hub_magmax.evaluation.scores import MERGED, SCORES_NAME
+from hub_magmax.evaluation.scores import MERGED, stored_means
 from hub_magmax.evaluation.tables import Cell, Table
 from hub_magmax.files import digest
 from hub_magmax.hub import hub_api, hub_errors, retry
@@ -184,17 +182,9 @@ def _weights(source: FileSource) -> str:
 
 def _stored_scores(source: FileSource) -> StoredScores | None:
     """Return the scores that are stored with a model; None where there are none that can be read."""
-    if SCORES_NAME not in source.sizes:
+    found = stored_means(source)
+    if found is None:
         return None
-    content = read_small_file(source, SCORES_NAME)
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        values = json.loads(content)
-        examples = {task: str(data.get("fingerprint", "")) for task, data in values["data"].items()}
-        means = {
-            score["task"]: float(score["value"])
-            for score in values["scores"]
-            if score["model"] == MERGED and score["task"] in examples
-        }
-        if means.keys() == examples.keys():
-            return StoredScores(str(values["metric"]), means, examples)
-    return None
+    examples = {task: str(data.get("fingerprint", "")) for task, data in found.data.items()}
+    means = {task: score.value for task in examples if (score := found.get(MERGED, task)) is not None}
+    return StoredScores(found.metric, means, examples) if means.keys() == examples.keys() else None

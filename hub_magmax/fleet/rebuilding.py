@@ -59,6 +59,8 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         stored = stack.enter_context(closing(open_model(model, revision)))
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_rebuild_")))
         recipe, locked = recipe_and_lock(stored, temporary, folder or Path())
+        # Recipes of models do not say which links were trusted. What they lead to is compared, and not kept.
+        recipe = recipe.model_copy(update={"trusted_links": (temporary.anchor,)})
         try:
             planned = plan_from_headers(recipe, locked)
         except SourceError as error:

@@ -12,9 +12,8 @@ from typing import Any
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.files import digest, named_after
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME, Point, Surface
-from hub_magmax.text import one_line, publishable, publishable_values
+from hub_magmax.text import at_most, cut_names, one_line, publishable, publishable_values
 
 #: Text of the page that the measured values replace.
 _PLACE = "__MEASURED__"
@@ -112,7 +111,7 @@ def _labels(tasks: Sequence[str]) -> list[str]:
     """Return what tasks are called beside their sliders: one line each where there are many."""
     if len(tasks) <= _FEW_TASKS:
         return list(tasks)
-    return cut_names(tasks, lambda text: len(text) <= _LABEL_CHARACTERS)
+    return cut_names(tasks, at_most(_LABEL_CHARACTERS))
 
 
 def _numbers(score: Score) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.reporting.model_kind import ModelKind
 from hub_magmax.reporting.score_formats import Unit, unit_of
-from hub_magmax.text import Markdown, code, cut_in_middle, format_bytes, listed, one_line
+from hub_magmax.text import Markdown, at_most, code, cut_name, format_bytes, listed, one_line
 
 #: Tasks, and characters of their names, in the first lines; the table names all tasks.
 _MAX_TASKS, _MAX_NAMES = 6, 120
@@ -96,14 +96,14 @@ def _asked(lock: Lock, preference: Mapping[str, float]) -> str:
 def _most(order: Mapping[str, float], numbers: Mapping[str, float]) -> str:
     """Return as many tasks as fit, the largest first, each with its number if it has one."""
     first = sorted(order, key=lambda task: -order[task])
-    lengths = [len(cut_in_middle(task, _MAX_NAME)) for task in first]
+    lengths = [len(_name(task, str)) for task in first]
     fitting = sum(sum(lengths[: place + 1]) <= _MAX_NAMES for place in range(min(_MAX_TASKS, len(first))))
     named = [_name(task, code) + (f" {numbers[task]:.3g}" if numbers else "") for task in first]
     return listed(named, max(1, fitting))
 
 
 def _name(task: str, quote: Quote) -> str:
-    return quote(cut_in_middle(task, _MAX_NAME))
+    return quote(cut_name(task, at_most(_MAX_NAME)))
 
 
 def result_line(scores: Scores | None, lock: Lock) -> Markdown:

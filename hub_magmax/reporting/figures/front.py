@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hub_magmax.reporting.figures.scales import Scale
-from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     BASE,
     BASE_MODEL,
@@ -39,6 +38,7 @@ from hub_magmax.reporting.figures.style import (
 )
 from hub_magmax.reporting.figures.writing import write_figure
 from hub_magmax.reporting.tradeoff_surface import Surface
+from hub_magmax.text import cut_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

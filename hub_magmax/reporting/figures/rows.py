@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.reporting.figures.scales import Scale
-from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     GRID,
     LEFT,
@@ -18,6 +17,7 @@ from hub_magmax.reporting.figures.style import (
     inches,
     text_style,
 )
+from hub_magmax.text import cut_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

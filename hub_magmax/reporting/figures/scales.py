@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hub_magmax.evaluation.scores import Score, Scores
-from hub_magmax.reporting.figures.short_names import cut
 from hub_magmax.reporting.figures.style import SMALL_POINTS, inches
 from hub_magmax.reporting.score_formats import Unit
+from hub_magmax.text import cut_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scale:
         """Return metric, unit and direction, at most `width` inches wide."""
         unit = " (%)" if self.is_share else f" ({self.unit})" if self.unit else ""
         rest = f"{unit}, {'higher' if self.higher_is_better else 'lower'} is better"
-        return cut(self.metric, lambda text: inches(text + rest, SMALL_POINTS) <= width) + rest
+        return cut_name(self.metric, lambda text: inches(text + rest, SMALL_POINTS) <= width) + rest
 
     def limits(self, scores: Sequence[Score]) -> tuple[float, float]:
         """Return a range that holds every interval, with room for the marks.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.reporting.diagnosis import Diagnosis
-from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     LEFT,
     MERGED,
@@ -29,6 +28,7 @@ from hub_magmax.reporting.figures.style import (
     text_style,
 )
 from hub_magmax.reporting.figures.writing import write_figure
+from hub_magmax.text import cut_names
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,7 +25,6 @@ from hub_magmax.reporting.figures.rows import (
     write_names,
 )
 from hub_magmax.reporting.figures.scales import Scale
-from hub_magmax.reporting.figures.short_names import cut_names
 from hub_magmax.reporting.figures.style import (
     BASE_MODEL,
     BOTTOM,
@@ -49,6 +48,7 @@ from hub_magmax.reporting.figures.style import (
     text_style,
 )
 from hub_magmax.reporting.figures.writing import write_figure
+from hub_magmax.text import cut_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
