@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.golden_cases import METHODS
+from benchmarks.golden_cases import ALIKE, METHODS
 from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.compiled.backend import Compiled
@@ -13,6 +13,7 @@ from hub_magmax.kernels.randomness import CounterGenerator, JoinedGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging import bundles
 from hub_magmax.merging.execution import merge
+from hub_magmax.methods import get_method
 from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
 from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
 from hub_magmax.methods.selection.unique_optima import unique_optima
@@ -37,6 +38,12 @@ def write_many(folder, dtype=torch.float32):
         write_checkpoint(folder / name, tensors | {"position_ids": torch.arange(3)})
 
 
+#: Methods, by title, that merge small tensors together.
+TOGETHER = {
+    title: method for title, method in {**METHODS, **ALIKE}.items() if get_method(method["name"]).is_bundled
+}
+
+
 def merged_files(folder, name, **changes):
     recipe = write_recipe(
         folder, names=TASKS, preference={"weights": {"a": 0.5, "b": 0.35, "c": 0.15}}, **changes
@@ -48,7 +55,7 @@ def merged_files(folder, name, **changes):
 
 @pytest.mark.parametrize(
     ("title", "dtype"),
-    [(title, torch.bfloat16) for title in METHODS]
+    [(title, torch.bfloat16) for title in TOGETHER]
     + [
         ("ties scope=tensor", torch.float32),
         ("dare", torch.float64),
@@ -57,7 +64,7 @@ def merged_files(folder, name, **changes):
 )
 def test_tensors_merged_together_are_those_merged_one_by_one(tmp_path, monkeypatch, title, dtype):
     write_many(tmp_path, dtype)
-    changes = {"method": METHODS[title], "output": {"path": "m", "shard_size": "1KB"}}
+    changes = {"method": TOGETHER[title], "output": {"path": "m", "shard_size": "1KB"}}
     together = merged_files(tmp_path, "together", **changes)
     monkeypatch.setattr(bundles, "SMALL_ELEMENTS", 0)
     assert merged_files(tmp_path, "one-by-one", **changes) == together

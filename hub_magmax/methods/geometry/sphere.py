@@ -122,11 +122,12 @@ def multislerp(
     """Average the directions of the task vectors, or of the models, and their lengths, by preference.
 
     The merged vector has the direction of Σ w_t u_t, with u_t = τ_t / |τ_t|, and the length Σ w_t |τ_t|,
-    which a mean of vectors falls short of. Uniform preference is mergekit's default; all preference for one
-    task returns its vector. That is its barycentre in the tangent space at the weighted mean of the
-    directions: what is added there sums to zero, so the barycentre is that mean. A vector of zeros has no
-    direction. Where the directions cancel (a mean shorter than 1e-8), it is the mean of the vectors, Σ w_t
-    τ_t. `of: models` takes the models' own vectors, as mergekit does without a base model.
+    which a mean of vectors falls short of. Uniform preference weighs all tasks alike; all preference for
+    one task returns its vector. That is its barycentre in the tangent space at the weighted mean of the
+    directions: what is added there sums to zero, so the barycentre is that mean. A vector of zeros, or
+    one shorter than 2⁻⁶⁴ of the longest, has no direction. Where the directions cancel (a mean shorter
+    than 1e-8), it is the mean of the vectors, Σ w_t τ_t. `of: models` takes the models' own vectors, as
+    mergekit does without a base model.
     """
     from hub_magmax.methods.geometry.gram import Gram, rule_of, vectors_of
 
@@ -152,12 +153,12 @@ def karcher(
 ) -> Rule:
     """Take the Karcher mean of the models' directions, weighted by preference, and the mean of their lengths.
 
-    The mean is the point on the sphere whose squared angles to the directions have the least weighted sum. It
-    is found from `multislerp`'s by steps along the mean of the tangents that lead to the directions, until a
-    step is shorter than `tol` or there were `max_iter`. Uniform preference weighs all models alike, as
-    published; all preference for one task returns that task. Vectors without a direction, and directions that
-    cancel give the mean of the vectors, as in `multislerp`. `of: task_vectors` takes these in place of whole
-    models.
+    The mean is the point on the sphere whose squared angles to the directions have the least weighted
+    sum. It is found from `multislerp`'s by steps along the mean of the tangents that lead to the
+    directions, until a step is shorter than `tol` or there were `max_iter`. Uniform preference weighs all
+    models alike, as published; all preference for one task returns that task. Vectors without a direction
+    and directions that cancel are what they are in `multislerp`. `of: task_vectors` takes these in place
+    of whole models.
     """
     from hub_magmax.methods.geometry.gram import Gram, rule_of, vectors_of
 
