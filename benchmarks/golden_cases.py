@@ -80,7 +80,9 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = {
 #: Methods whose result can be an adapter.
 LINEAR = ("average", "task_arithmetic")
 #: Methods of whole matrices, whose last bits depend on the processor; the engine treats their tensors alike.
-OF_MATRICES: Mapping[str, Mapping[str, Any]] = {"tsv": {"name": "tsv"}}
+OF_MATRICES: Mapping[str, Mapping[str, Any]] = {
+    name: {"name": name} for name in ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
+}
 #: Other methods whose tensors the engine treats as those of `slerp` or `average`.
 ALIKE: Mapping[str, Mapping[str, Any]] = {
     "weighted_sum": {"name": "weighted_sum", "total": 1.25},

@@ -222,7 +222,9 @@ LOCATIONS = Registry(
 #: Modules of built-in methods, and the methods that each defines; add a new one here.
 _METHODS_BY_MODULE: Mapping[str, tuple[str, ...]] = {
     "linear": ("agreement", "average", "task_arithmetic", "weighted_sum"),
-    "spectral": ("tsv",),
+    "spectral": ("tsv", "iso_c", "iso_cts", "cart"),
+    "covariance": ("wudi", "actmat"),
+    "sequential": ("opcm",),
     "geometry.sphere": ("slerp", "nuslerp", "multislerp", "karcher"),
     "geometry.model_stock": ("model_stock",),
     "geometry.fusion": ("arcee_fusion",),

@@ -24,6 +24,7 @@ CHOSEN = (
     "task_arithmetic source=rules backend=compiled",
     "random_mix source=folder output=*",
     "tsv",
+    "wudi source=folder backend=*",
 )
 
 

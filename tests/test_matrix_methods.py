@@ -46,9 +46,20 @@ CASES: Mapping[str, Tensor] = {
 #: Method, its options, and its oracle.
 METHODS: list[tuple[str, dict[str, Any], Oracle]] = [
     ("tsv", {}, oracles.tsv),
+    ("iso_c", {}, oracles.iso_c),
+    ("iso_cts", {}, oracles.iso_cts(0.8)),
+    ("iso_cts", {"common": 0.0}, oracles.iso_cts(0.0)),
+    ("cart", {}, oracles.cart(0.12, 2.0)),
+    ("cart", {"rank": 0.5, "spread": 0.7}, oracles.cart(0.5, 0.7)),
+    ("wudi", {}, oracles.wudi()),
+    ("wudi", {"share": 0.65, "time": 3.0}, oracles.wudi(0.65, 3.0)),
+    ("actmat", {}, oracles.actmat(1e-4)),
+    ("actmat", {"ridge": 0.3}, oracles.actmat(0.3)),
+    ("opcm", {}, oracles.opcm(0.5)),
+    ("opcm", {"share": 0.9}, oracles.opcm(0.9)),
 ]
 #: With all preference on one task they return its vector.
-RETURNING = {"tsv"}
+RETURNING = {"tsv", "cart", "wudi", "actmat", "opcm"}
 
 
 def preferences(num_tasks: int) -> list[tuple[float, ...]]:
@@ -78,6 +89,8 @@ def one_hot(task: int, num_tasks: int) -> tuple[float, ...]:
     return tuple(float(t == task) for t in range(num_tasks))
 
 
+#: Every method once.
+ONCE = list({name: (name, options) for name, options, _ in reversed(METHODS)}.values())
 every_method = pytest.mark.parametrize(("name", "options"), [m[:2] for m in METHODS], ids=str)
 
 
@@ -177,6 +190,113 @@ def test_tsv_of_a_direction_that_two_tasks_share_has_it_once():
     torch.testing.assert_close(found, vector)
 
 
+def of(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows)
+
+
+def diagonal(*values: float) -> Tensor:
+    return torch.diag(torch.tensor(values, dtype=torch.float32))
+
+
+#: Method, options, preference, task vectors, and what is merged of them.
+BY_HAND: list[tuple[str, dict[str, Any], tuple[float, ...] | None, list[Tensor], Tensor]] = [
+    # The sum has the singular values 3 and 1, whose mean is 2.
+    ("iso_c", {}, None, [diagonal(3, 0), diagonal(0, 1)], diagonal(2, 2)),
+    # A weight of a third of the other: 3 and a third, on average 5/3.
+    ("iso_c", {}, (0.75, 0.25), [diagonal(3, 0), diagonal(0, 1)], diagonal(5 / 3, 5 / 3)),
+    # Two of four directions are those of the sum, 8 and 6. The third one cancels in the sum, and is the first
+    # task's own; the second task's is the fourth. The mean of 8, 6, 1 and 4 is 4.75.
+    (
+        "iso_cts",
+        {"common": 0.5},
+        None,
+        [diagonal(8, 0, 1, 0), diagonal(0, 6, -1, 4)],
+        diagonal(4.75, 4.75, 4.75, 4.75),
+    ),
+    # The mean is 2, 2, 3; beside it the strongest directions have 4, 4 and 6, which count twice.
+    (
+        "cart",
+        {},
+        None,
+        [diagonal(6, 0, 0), diagonal(0, 6, 0), diagonal(0, 0, 9)],
+        diagonal(10, 10, 15),
+    ),
+    # Tasks with other inputs do not meet.
+    ("wudi", {}, None, [diagonal(2, 0), diagonal(0, 3)], diagonal(2, 3)),
+    # Two tasks with the same input, each by its own norm: half of both.
+    ("wudi", {}, None, [of([2.0, 0], [0, 0]), of([0.0, 0], [1, 0])], of([1.0, 0], [0.5, 0])),
+    # The eigenvalue is 2: after a time of ln 2 / 2 half of the way from the sum is done.
+    (
+        "wudi",
+        {"time": float(np.log(2) / 2)},
+        None,
+        [of([2.0, 0], [0, 0]), of([0.0, 0], [1, 0])],
+        of([1.5, 0], [0.75, 0]),
+    ),
+    # Here the first one counts four times as much, by the square of its norm: (8, 1) / 5.
+    ("actmat", {"ridge": 0.0}, None, [of([2.0, 0], [0, 0]), of([0.0, 0], [1, 0])], of([1.6, 0], [0.2, 0])),
+    # Weights of 1 to 4 make up for that.
+    (
+        "actmat",
+        {"ridge": 0.0},
+        (0.2, 0.8),
+        [of([2.0, 0], [0, 0]), of([0.0, 0], [1, 0])],
+        of([1.0, 0], [0.5, 0]),
+    ),
+    # The 5 lies along the direction that the first task has, and goes. The norms 2 and 6 are 4 on average.
+    (
+        "opcm",
+        {},
+        None,
+        [diagonal(2, 0), of([5.0, 1], [1, 3])],
+        of([2.0, 1], [1, 3]) * 4 / 15**0.5,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "weights", "vectors", "expected"), BY_HAND)
+def test_methods_by_hand(name, options, weights, vectors, expected):
+    found = merge_tensors(torch.stack(vectors), preference=weights, method=name, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_order_of_the_tasks_counts_for_opcm_alone():
+    vectors = normal(3, 8, 10)
+    for name in (method[0] for method in METHODS):
+        found, turned = (merge_tensors(v, method=name) for v in (vectors, vectors.flip(0)))
+        assert torch.allclose(found, turned, atol=1e-5) is (name != "opcm")
+
+
+def test_coefficients_of_any_sign_multiply_what_opcm_adds():
+    vectors = normal(2, 8, 10)
+    method = get_method("opcm").function
+    added, taken_away = (method(vectors, multipliers=(1.0, sign)) for sign in (1.0, -1.0))
+    negated = method(vectors * torch.tensor([1.0, -1.0])[:, None, None], multipliers=(1.0, 1.0))
+    torch.testing.assert_close(taken_away, negated)
+    assert not taken_away.allclose(added)
+    assert method(vectors[:1], multipliers=(-2.0,)).allclose(-vectors[0])
+
+
+def test_equal_singular_values_are_what_isotropic_methods_give():
+    vectors = normal(3, 8, 12)
+    for name in ("iso_c", "iso_cts"):
+        strengths = torch.linalg.svdvals(merge_tensors(vectors, method=name))
+        torch.testing.assert_close(strengths, strengths.mean().expand(8), rtol=1e-5, atol=0)
+
+
+def test_wudi_leaves_least_interference_where_all_directions_count():
+    vectors = normal(4, 6, 10)
+
+    def interference(merged: Tensor) -> float:
+        return sum(float(((merged - v) @ v.T).square().sum() / v.square().sum()) for v in vectors.double())
+
+    found = merge_tensors(vectors, method="wudi", share=1.0).double()
+    least = interference(found)
+    for seed in range(5):
+        assert interference(found + 0.01 * normal(1, 6, 10, seed=seed)[0]) > least
+    assert least < min(interference(v) for v in (*vectors.double(), vectors.sum(0).double()))
+
+
 FAMILY_SHAPES = {
     "embed.weight": (20, 12),
     "layer.weight": (16, 12),
@@ -203,7 +323,7 @@ def merged(family, to="merged", method="tsv", backend=None, **output):
     return merge(accepted(plan(recipe, lock(recipe))), backend=backend)
 
 
-@every_method
+@pytest.mark.parametrize(("name", "options"), ONCE, ids=str)
 def test_a_device_gives_what_the_cpu_gives(family, name, options):
     merged(family, "plain", {"name": name, **options})
     merged(family, "on_device", {"name": name, **options}, Device(device=torch.device("cpu")))

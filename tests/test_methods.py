@@ -190,7 +190,7 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
     ("last_task", {}, lambda vectors, weights: vectors[-1]),
     ("magmax", {}, magmax),
     ("random_mix", {}, None),
-    ("tsv", {}, None),
+    *((name, {}, None) for name in ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")),
     ("tunable_magmax", {"selection": "algorithm-1"}, None),
     ("tunable_magmax", {"selection": "top-n"}, None),
 ]
@@ -206,7 +206,8 @@ ARCS = {"slerp", "nuslerp"}
 #: All preference for one task returns its vector.
 ONE_HOT = {
     "agreement", "average", "weighted_sum", "single_task", "random_mix", "tunable_magmax",
-    "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "tsv",
+    "slerp", "nuslerp", "multislerp", "karcher", "model_stock",
+    "tsv", "cart", "wudi", "actmat", "opcm",
 }  # fmt: skip
 SELECTING = {"single_task", "last_task", "magmax", "random_mix", "tunable_magmax"}
 

@@ -220,6 +220,7 @@ CASES = {
     "bfloat16, dare": ("bfloat16", {"name": "dare"}),
     "by torch": ("tiny", {"name": "tunable_magmax"}),
     "tsv": ("square", {"name": "tsv"}),
+    "wudi": ("square", {"name": "wudi"}),
 }
 
 

@@ -91,12 +91,18 @@ def matrix_rule(
     return precomputed_rule((merged[0] if len(merged) == 1 else torch.stack(merged)).reshape(-1))
 
 
+def held_with(matrices: float) -> Callable[[int, int, int], float]:
+    """Return what a method holds that decomposes matrices, given how many it has besides, in float64."""
+    return lambda rows, columns, num_tasks: 8 * matrices * rows * columns + decomposition_bytes(rows, columns)
+
+
 def decomposition_bytes(rows: int, columns: int) -> float:
     """Return what the directions of a matrix take besides itself: squares of the smaller side, and buffers.
 
-    Five squares in float64 are those of LAPACK; the buffers of libraries are measured.
+    Four squares in float64 are those of LAPACK; the buffers of libraries are measured.
     """
-    return 40 * min(rows, columns) ** 2 + min(20 * rows * columns, 50_000_000)
+    square = min(rows, columns) ** 2
+    return 32 * square + min(8 * square + 20 * rows * columns, 80_000_000)
 
 
 def relative(preference: Sequence[float]) -> tuple[float, ...]:

@@ -106,14 +106,19 @@ class MergeMethod:
 
     def unread(self, preference: tuple[float, ...]) -> tuple[int, ...]:
         """Return the tasks that do not count under a preference; zeros do in place of their task vectors."""
-        if self.uses is None:
-            return ()
+        used = self._used(preference)
+        return tuple(task for task in range(len(preference)) if task not in used)
+
+    def _used(self, preference: tuple[float, ...]) -> tuple[int, ...]:
+        """Return the tasks that count, in order."""
         every = range(len(preference))
+        if self.uses is None:
+            return tuple(every)
         with failures(f"{self.label}, uses"):
             used = tuple(self.uses(preference))
         if not set(used) <= {*every}:
             raise refusal(f"the tasks {list(used)}", f"{self.label}, uses", f"numbers from 0 to {every[-1]}")
-        return tuple(task for task in every if task not in used)
+        return tuple(task for task in every if task in used)
 
     def held_of(self, rows: int, columns: int, num_tasks: int) -> float:
         """Return the bytes that a method of whole matrices takes of one, beside the task vectors."""
@@ -197,8 +202,7 @@ class MergeMethod:
         where: str,
     ) -> Rule:
         """Return the rule of a matrix, for which the function gets the tasks that count; else the mean."""
-        matrices, unread = matrices_in(name, shape), self.unread(preference)
-        tasks = [task for task in range(len(preference)) if task not in unread]
+        matrices, tasks = matrices_in(name, shape), self._used(preference)
         if matrices is None or not tasks:
             return weighted_rule(preference)
         for numbers in {"preference", "multipliers"} & call.keys():

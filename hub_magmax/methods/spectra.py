@@ -7,9 +7,10 @@ whose rounding makes directions of about that size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
 from hub_magmax.kernels.lazy_imports import torch
 
@@ -32,21 +33,36 @@ class Directions(NamedTuple):
         return (self.left * self.strengths) @ self.right.T
 
 
-def directions(matrix: Float64[Tensor, "rows columns"], count: int | None = None) -> Directions:
+def weighted_sum(
+    task_vectors: Float32[Tensor, "tasks rows columns"], weights: Sequence[float]
+) -> Float64[Tensor, "rows columns"]:
+    """Return the sum of the task vectors times their weights, in float64 and in their order."""
+    total = torch.zeros_like(task_vectors[0], dtype=torch.float64)
+    for vector, weight in zip(task_vectors, weights, strict=True):
+        total.add_(vector, alpha=weight)
+    return total
+
+
+def directions(
+    matrix: Float64[Tensor, "rows columns"], count: int | None = None, *, size: float = 0.0
+) -> Directions:
     """Return the strongest singular directions of a matrix.
 
     Args:
         matrix: Finite.
         count: How many at most; all by default. Absent ones are never among them.
+        size: Of the largest singular value of what the matrix is a part of, where it may be the rounding of
+            that and no more.
     """
     rows, columns = matrix.shape
     if rows > columns:
-        left, strengths, right = directions(matrix.T, count)
+        left, strengths, right = directions(matrix.T, count, size=size)
         return Directions(right, strengths, left)
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
     most = rows if count is None else min(count, rows)
     strengths = squares.clamp(min=0).sqrt().flip(0)
-    strengths = strengths[: min(most, int((strengths > ABSENT * strengths[0]).sum()))]
+    least = ABSENT * max(float(strengths[0]), size)
+    strengths = strengths[: min(most, int((strengths > least).sum()))]
     left = vectors[:, rows - len(strengths) :].flip(1)
     return Directions(left, strengths, matrix.T @ left / strengths)
 

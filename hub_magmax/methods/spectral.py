@@ -1,8 +1,10 @@
 """Methods that merge the singular directions of whole matrices."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from hub_magmax.methods.matrices import decomposition_bytes, relative
+from pydantic import Field
+
+from hub_magmax.methods.matrices import held_with, relative
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 
 if TYPE_CHECKING:
@@ -15,18 +17,24 @@ _TSV = Paper(
     2024,
     "Task Singular Vectors: Reducing Task Interference in Model Merging",
 )
+_ISO = Paper(
+    "2502.04959",
+    "isotropicmerging",
+    "Marczak, Daniel",
+    2025,
+    "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
+)
+_CART = Paper("2412.12153", "cart", "Choi, Jiho", 2024, "Revisiting Weight Averaging for Model Merging")
 
-
-def _held_by_tsv(rows: int, columns: int, num_tasks: int) -> float:
-    """Return the bytes that `tsv` holds beside the task vectors: two matrices, and a decomposition."""
-    return 16 * rows * columns + decomposition_bytes(rows, columns)
+#: A share of the directions of a matrix.
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @merge_method(
     "tsv",
     source=_TSV,
     form="matrix",
-    held_bytes=_held_by_tsv,
+    held_bytes=held_with(2),
     uses=preferred,
     in_comparison=(),
     is_portable=False,
@@ -42,13 +50,13 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
     import torch
 
     from hub_magmax.methods.selection.quotas import floored_shares
-    from hub_magmax.methods.spectra import Directions, directions, nearest_orthonormal
+    from hub_magmax.methods.spectra import Directions, directions, nearest_orthonormal, weighted_sum
 
     num_tasks, *sides = task_vectors.shape
     if num_tasks == 1:
         return task_vectors[0]
     if min(sides) < num_tasks:
-        return _mean(task_vectors, preference)
+        return weighted_sum(task_vectors, preference).float()
     lefts, rights, strengths = [], [], []
     shares = floored_shares(preference, min(sides))
     for vector, share, weight in zip(task_vectors, shares, relative(preference), strict=True):
@@ -60,8 +68,98 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
     return Directions(left, torch.cat(strengths), right).product.float()
 
 
-def _mean(task_vectors: "Tensor", preference: tuple[float, ...]) -> "Tensor":
-    import torch
+@merge_method(
+    "iso_c",
+    source=_ISO,
+    form="matrix",
+    held_bytes=held_with(2),
+    uses=preferred,
+    in_comparison=(),
+    is_portable=False,
+)
+def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
+    """Add the task vectors, and make all singular values of the sum equal to their mean.
 
-    weights = torch.tensor(preference, dtype=torch.float64, device=task_vectors.device)
-    return torch.einsum("t,t...->...", weights, task_vectors.double()).float()
+    Each vector counts by its preference as a share of the largest one. Uniform preference is Iso-C as
+    published (Marczak et al. 2025). All preference on one task makes its singular values equal.
+    """
+    from hub_magmax.methods.spectra import directions, weighted_sum
+
+    found = directions(weighted_sum(task_vectors, relative(preference)))
+    strength = found.strengths.sum() / min(task_vectors.shape[1:])
+    return ((found.left * strength) @ found.right.T).float()
+
+
+@merge_method(
+    "iso_cts",
+    source=_ISO,
+    form="matrix",
+    held_bytes=held_with(5),
+    uses=preferred,
+    in_comparison=(),
+    is_portable=False,
+)
+def iso_cts(task_vectors: "Tensor", *, preference: tuple[float, ...], common: Share = 0.8) -> "Tensor":
+    """Join directions of the sum with those that each task has besides, all equally strong.
+
+    Of a matrix of rank r the strongest `common` · r directions are those of the sum, in which a vector counts
+    by its preference as a share of the largest one. The rest is shared out by preference: each task gives
+    its strongest directions outside of those, as many for every task under uniform preference, which is
+    Iso-CTS as published (Marczak et al. 2025). All preference on one task is `iso_c`.
+    """
+    from hub_magmax.methods.selection.quotas import floored_shares, quotas
+    from hub_magmax.methods.spectra import directions, nearest_orthonormal, weighted_sum
+
+    rank, num_tasks, weights = min(task_vectors.shape[1:]), len(task_vectors), relative(preference)
+    left_over = rank - floored_shares((common, 1 - common), rank)[0]
+    num_own = min(round(left_over / num_tasks), rank // num_tasks) * num_tasks
+    shared = directions(weighted_sum(task_vectors, weights), rank - num_own)
+    lefts, rights, total = [shared.left], [shared.right], shared.strengths.sum()
+    for vector, count, weight in zip(task_vectors, quotas(preference, num_own), weights, strict=True):
+        outside = vector.double()
+        size = float(outside.norm())
+        outside -= shared.left @ (shared.left.T @ outside)
+        own = directions(outside, count, size=size)
+        lefts.append(own.left)
+        rights.append(own.right)
+        total = total + weight * own.strengths.sum()
+    left, right = nearest_orthonormal(lefts), nearest_orthonormal(rights)
+    return ((left * (total / rank)) @ right.T).float()
+
+
+@merge_method(
+    "cart",
+    source=_CART,
+    form="matrix",
+    held_bytes=held_with(4.5),
+    uses=preferred,
+    in_comparison=(),
+    is_portable=False,
+)
+def cart(
+    task_vectors: "Tensor",
+    *,
+    preference: tuple[float, ...],
+    rank: Share = 0.12,
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0,
+) -> "Tensor":
+    """Add to the mean what each task has besides it, in its strongest singular directions.
+
+    The mean is weighted by preference. Of what task t has besides it, the share `rank` of the directions
+    stays, at least one; all of it is added, times `spread` and the preference as a share of the largest one.
+    Uniform preference is CART as published (Choi et al. 2024). All preference on one task returns its vector.
+    """
+    from hub_magmax.methods.selection.quotas import floored_shares
+    from hub_magmax.methods.spectra import directions, weighted_sum
+
+    if len(task_vectors) == 1:
+        return task_vectors[0]
+    merged = weighted_sum(task_vectors, preference)
+    mean = merged.clone()
+    count = max(1, floored_shares((rank, 1 - rank), min(mean.shape))[0])
+    for vector, weight in zip(task_vectors, relative(preference), strict=True):
+        besides = vector.double()
+        size = float(besides.norm())
+        found = directions(besides.sub_(mean), count, size=size)
+        merged.addmm_(found.left * found.strengths, found.right.T, alpha=spread * weight)
+    return merged.float()
