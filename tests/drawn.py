@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hub_magmax.evaluation.scores import Score, Scores
-from hub_magmax.reporting.diagnosis import Diagnosis, Group, Overlap, make_group
+from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.diagnosis_groups import Group, Overlap, make_group
 from hub_magmax.reporting.figures import Row
 from hub_magmax.reporting.tradeoff_surface import Point, Surface
 

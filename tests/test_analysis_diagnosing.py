@@ -1,5 +1,7 @@
 """What a diagnosis sees: numbers against slow oracles, and a planted fault of each kind, named."""
 
+import csv
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -379,6 +381,59 @@ def test_of_many_copies_each_is_named_once():
     geometry = Geometry(1000, products)
     found = list(find_faults(Evidence(tasks, geometry, geometry, (False,) * 12)))
     assert [finding.task for finding in found] == list(tasks[1:])
+
+
+def longer(family):
+    """Three times as far from the base model as before, in every element."""
+    return dict(family["b"]) | {
+        name: family["base"][name] + 3 * (value - family["base"][name])
+        for name, value in floats(family["b"]).items()
+    }
+
+
+def test_task_vectors_of_uneven_length_are_noted(tmp_path):
+    _, planned = write(tmp_path)
+    assert "uneven" not in {finding.rule for finding in diagnose(planned).findings}
+    _, planned = write(tmp_path, b=longer)
+    found = diagnose(planned)
+    (note,) = (finding for finding in found.findings if finding.rule == "uneven")
+    lengths = dict(zip(found.tasks, found.whole.lengths, strict=True))
+    shortest = min(lengths, key=lengths.get)
+    assert (note.task, note.is_fault) == ("b", False)
+    assert f"of b is {lengths['b'] / lengths[shortest]:.3g} times as long as that of {shortest}" in note.text
+    assert 2 < lengths["b"] / lengths[shortest] < 4
+    assert "[uneven: the longest task vector is longer than the shortest by more than this factor, 2]" in (
+        found.table()
+    )
+
+
+def test_a_task_vector_of_zeros_is_not_the_shortest(tmp_path):
+    _, planned = write(tmp_path, b=unchanged)
+    assert "uneven" not in {finding.rule for finding in diagnose(planned).findings}
+
+
+def test_every_form_has_the_numbers_of_tasks_and_of_pairs():
+    found = draw_diagnosis(("a", "b", "<c>"), method="tunable_magmax")
+    rows = list(csv.DictReader(io.StringIO(found.table("csv"))))
+    assert [row["task"] for row in rows] == ["a", "b", "<c>"]
+    assert [float(row["cosine with b"]) for row in rows] == pytest.approx(found.whole.cosines[:, 1].tolist())
+    ratios = [float(row["length over <c>"]) for row in rows]
+    assert ratios == pytest.approx(found.whole.length_ratios[:, 2].tolist())
+    assert float(rows[2]["lacking"]) == pytest.approx(found.whole.lacking_shares[2])
+    markdown = found.table("markdown")
+    assert markdown.startswith(found.verdict) and markdown.count("\n| :---") == 2
+    assert f"| a | \\<c\\> | {found.whole.cosines[0, 2]:.3f} |" in markdown
+    assert found.table("latex").count("begin{tabular}") == 2
+    assert draw_diagnosis(("a",)).table("markdown").count("\n| :---") == 1
+    assert found.table() == found.table("text") and found.table().startswith(found.verdict)
+
+
+def test_the_command_prints_every_form_and_the_files_elsewhere(tmp_path):
+    write(tmp_path)
+    words = ["diagnose", str(tmp_path / "recipe.yaml"), "--format", "csv"]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert [row["task"] for row in csv.DictReader(io.StringIO(done.stdout))] == list(TASKS)
+    assert "wrote" in done.stderr and "recipe.diagnosis.json" in done.stderr
 
 
 def test_a_nan_is_refused_with_its_place(tmp_path):

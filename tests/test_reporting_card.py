@@ -30,7 +30,8 @@ from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
 from hub_magmax.reporting import card_template
 from hub_magmax.reporting.card import Beside, render_card
-from hub_magmax.reporting.diagnosis import Diagnosis, make_group
+from hub_magmax.reporting.diagnosis import Diagnosis
+from hub_magmax.reporting.diagnosis_groups import make_group
 from hub_magmax.reporting.score_formats import Unit
 from hub_magmax.text import is_invisible
 from tests.local_hub.metadata import validate

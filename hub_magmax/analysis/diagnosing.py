@@ -37,14 +37,8 @@ from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.merge_values import positive_shares
 from hub_magmax.recipe.result_files import ResultFiles
-from hub_magmax.reporting.diagnosis import (
-    DIAGNOSIS_NAME,
-    HEAT_MAP_NAME,
-    Diagnosis,
-    Group,
-    Overlap,
-    make_group,
-)
+from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, Diagnosis
+from hub_magmax.reporting.diagnosis_groups import Group, Overlap, make_group
 
 #: Blocks of a large tensor that are worked on together, and values of small tensors, over all checkpoints.
 _AT_ONCE, _TOGETHER = 16, 1 << 20

@@ -14,7 +14,7 @@ from hub_magmax.cli.options import (
     from_cache_option,
     recipe_options,
 )
-from hub_magmax.cli.terminal import ERROR, Answer, progress, say, table_and, verb, wrote
+from hub_magmax.cli.terminal import ERROR, Answer, progress, say, table_and, verb
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.tables import Format
@@ -81,7 +81,8 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
 
 @verb
 @recipe_options
-def diagnose(asked: RecipeOptions) -> Answer:
+@format_option
+def diagnose(asked: RecipeOptions, form: Format) -> Answer:
     """Read RECIPE's checkpoints once, and say what is odd in them.
 
     Exits with 1 if one of them has a fault, for which a merge would be refused.
@@ -104,5 +105,5 @@ def diagnose(asked: RecipeOptions) -> Answer:
         diagnosis = do_diagnose(planned, progress=advance)
     place = place_of_results(found, locked, files_beside(asked, found))
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
-    text = f"{diagnosis.table()}\n{wrote(files)}"
+    text = table_and(files, diagnosis.table(form), form)
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)

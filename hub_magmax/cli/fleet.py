@@ -119,12 +119,14 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
       hub-magmax rollback me/merged --dry-run
     """
     from hub_magmax.fleet.rollback import rollback as do_rollback
+    from hub_magmax.publishing.addresses import told
 
     done = do_rollback(model, branch=branch, to=to, dry_run=dry_run)
     files = f"{len(done.copied)} file(s) copied on the Hub, {len(done.removed)} removed"
     place, how = f"{model}@{branch}" if branch else model, "would be" if dry_run else "was"
     text = f"{place}: {done.restored} {how} restored in place of {done.replaced} ({files})"
-    return Answer(asdict(done) | {"dry_run": dry_run}, "\n".join(filter(None, [text, done.url])))
+    places = told(done.url, branch) if done.url else ""
+    return Answer(asdict(done) | {"dry_run": dry_run}, "\n".join(filter(None, [text, places])))
 
 
 @verb

@@ -22,6 +22,7 @@ def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
     Example:
       hub-magmax push merged me/merged --private
     """
+    from hub_magmax.publishing.addresses import places_of, told
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.publishing.pushing import push_to
 
@@ -30,4 +31,6 @@ def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
 
         sign(folder, to.private_key)
     published = push_to(Destination(repo_id, **to.given()), folder)
-    return Answer({"commit": published.commit, "url": published.url}, f"published {published.url}")
+    places = places_of(published.url, to.revision)
+    values = {"commit": published.commit, "url": published.url, "places": places}
+    return Answer(values, f"published {told(published.url, to.revision)}")

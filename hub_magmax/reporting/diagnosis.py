@@ -8,24 +8,21 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation.tables import Cell, Table, Tabular
+from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
 from hub_magmax.files import read_json
 from hub_magmax.planning.findings.faults import (
     THRESHOLDS,
     Evidence,
-    Geometry,
-    Matrix,
     Swap,
     faults,
     limit_of,
-    ratio,
 )
 from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.reporting.diagnosis_groups import Group, Overlap, total
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
@@ -35,110 +32,6 @@ _BY_SIZE, _BY_QUOTA = ("magmax", "tunable_magmax"), ("tunable_magmax",)
 
 #: Pairs of tasks that are all listed, those at either end of more, and notes of one kind.
 _MOST_PAIRS, _ENDS, _MOST_NOTES = 15, 5, 5
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sums over the elements of one or more tensors that were looked at.
-
-    Attributes:
-        name: A layer, or what the tensors have in common.
-        num_elements, num_looked_at: Of the tensors.
-        products: Inner products of the base model (first) and the task vectors.
-        agreeing, shared: By pair of tasks, elements that both changed in the same direction, and at all.
-        changed: By task, elements that differ from the base model's.
-        wins: By task, elements on which its change is the largest; the later of equal ones.
-        lacking: By task, elements by which its wins fall short of its quota of those that changed.
-    """
-
-    name: str
-    num_elements: int
-    num_looked_at: int
-    products: Matrix
-    agreeing: Matrix
-    shared: Matrix
-    changed: tuple[float, ...]
-    wins: tuple[float, ...]
-    lacking: tuple[float, ...]
-
-    @cached_property
-    def geometry(self) -> Geometry:
-        """Inner products as numbers."""
-        return Geometry(self.num_looked_at, np.array(self.products))
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Norms of the task vectors, as looked at."""
-        return self.geometry.lengths
-
-    @cached_property
-    def cosines(self) -> np.ndarray:
-        """Between every two task vectors; 0 where one of them is zero."""
-        return self.geometry.cosines
-
-    @cached_property
-    def sign_agreement(self) -> np.ndarray:
-        """Share of the elements that both tasks changed which they changed in the same direction."""
-        return ratio(np.array(self.agreeing), np.array(self.shared))
-
-    @cached_property
-    def win_shares(self) -> np.ndarray:
-        """Share of the changed elements that each task wins under MAGMAX."""
-        wins = np.array(self.wins)
-        return ratio(wins, np.full(len(wins), wins.sum()))
-
-    @cached_property
-    def length_ratios(self) -> np.ndarray:
-        """Ratio of two task vectors' lengths: row over column; 0 where the column's is zero."""
-        lengths = self.lengths
-        return ratio(np.tile(lengths[:, None], len(lengths)), np.tile(lengths, (len(lengths), 1)))
-
-    @cached_property
-    def lacking_shares(self) -> np.ndarray:
-        """Share of its quota that each task lacks among the elements it wins."""
-        lacking = np.array(self.lacking)
-        return ratio(lacking, np.array(self.wins) + lacking)
-
-    def numbers(self) -> dict[str, Any]:
-        """Return lengths, shares and cosines, by task and by pair of tasks, as plain values."""
-        keys = ("cosines", "sign_agreement", "length_ratios", "win_shares", "lacking_shares")
-        return {key: getattr(self, key).round(6).tolist() for key in keys}
-
-
-def total(name: str, groups: Sequence[Group]) -> Group:
-    """Return the sums over several groups, at least one."""
-
-    def summed(attribute: str) -> np.ndarray:
-        return np.asarray(sum(np.array(getattr(group, attribute), dtype=np.float64) for group in groups))
-
-    return make_group(
-        name,
-        sum(group.num_elements for group in groups),
-        sum(group.num_looked_at for group in groups),
-        *(summed(key) for key in ("products", "agreeing", "shared", "changed", "wins", "lacking")),
-    )
-
-
-def make_group(name: str, num_elements: int, num_looked_at: int, *sums: np.ndarray) -> Group:
-    """Return a group from arrays, in the order of its fields."""
-    plain: list[Any] = [
-        tuple(map(tuple, part.tolist())) if part.ndim == 2 else tuple(part.tolist()) for part in sums
-    ]
-    return Group(name, num_elements, num_looked_at, *plain)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Overlap of the strongest directions of the tasks' changes to one matrix.
-
-    Attributes:
-        shares: By pair of tasks, the mean squared cosine of the angles between their directions.
-        chance: The same of unrelated directions.
-    """
-
-    matrix: str
-    shares: Matrix
-    chance: float
 
 
 @dataclass(frozen=True)
@@ -176,7 +69,7 @@ class Diagnosis(Tabular):
         """Findings beyond the stated thresholds; faults first, and notes where they bear on the method."""
         dominant = _dominant(self) if self.method in _BY_SIZE else ()
         short = _short(self) if self.has_quotas else ()
-        return (*faults(self.evidence), *_opposed(self), *dominant, *short)
+        return (*faults(self.evidence), *_uneven(self), *_opposed(self), *dominant, *short)
 
     @property
     def has_quotas(self) -> bool:
@@ -205,8 +98,19 @@ class Diagnosis(Tabular):
         """By task, the share of elements that differ from the base model's."""
         return tuple(changed / self.whole.num_looked_at for changed in self.whole.changed)
 
-    def table(self) -> str:
-        """Return verdict, findings, and numbers by task and by pair as text."""
+    def table(self, form: Format = "text") -> str:
+        """Return verdict, findings, and numbers by task and by pair.
+
+        Markdown and LaTeX have a second table with a row for each pair; CSV has a row for each task, and no
+        sentences.
+        """
+        if form == "text":
+            return self._text()
+        if form == "csv" or len(self.tasks) < 2:
+            return (self._wide() if form == "csv" else self.as_table()).write(form)
+        return f"{self.as_table().write(form)}\n\n{self.pairs().write(form)}"
+
+    def _text(self) -> str:
         looked = f"{self.whole.num_looked_at:,} of {self.whole.num_elements:,} elements"
         lines = [f"{self.verdict} ({looked}, {self.seconds:.1f} s)"]
         for finding in self.findings:
@@ -237,6 +141,30 @@ class Diagnosis(Tabular):
         rows: tuple[tuple[Cell, ...], ...] = tuple(zip(*columns, strict=True))
         findings = tuple(f"{'FAULT' if found.is_fault else 'note'}: {found.text}" for found in self.findings)
         return Table(tuple(names), rows, lead=(self.verdict, *findings))
+
+    def pairs(self) -> Table:
+        """Return a row for each pair of tasks."""
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
+            (self.tasks[one], self.tasks[other], *(numbers[one][other] for numbers in self._by_pair))
+            for one, other in combinations(range(len(self.tasks)), 2)
+        )
+        return Table(("task", "other task", "cosine", "agreement in sign", "ratio of lengths"), rows)
+
+    @property
+    def _by_pair(self) -> tuple[list[list[float]], ...]:
+        """Cosines, agreement in sign and ratios of lengths, row over column."""
+        whole = self.whole
+        return tuple(found.tolist() for found in (whole.cosines, whole.sign_agreement, whole.length_ratios))
+
+    def _wide(self) -> Table:
+        """Return a row for each task, with its numbers beside every task in columns."""
+        table, kinds = self.as_table(), ("cosine with", "agreement with", "length over")
+        names = [f"{kind} {task}" for kind in kinds for task in self.tasks]
+        rows = tuple(
+            (*row, *(value for numbers in self._by_pair for value in numbers[task]))
+            for task, row in enumerate(table.rows)
+        )
+        return Table((*table.head, *names), rows)
 
     def _task_lines(self, width: int) -> Iterator[str]:
         whole = self.whole
@@ -309,6 +237,19 @@ def read_diagnosis(path: Path) -> Diagnosis:
         return read_json(path.read_bytes(), Diagnosis, refused, ("findings", "numbers"))[0]
     except OSError as error:
         raise refused from error
+
+
+def _uneven(found: Diagnosis) -> Iterator[Finding]:
+    """Yield a note where the longest task vector is much longer than the shortest that is not zero."""
+    lengths = {task: length for task, length in zip(found.tasks, found.whole.lengths, strict=True) if length}
+    by_length = sorted(lengths, key=lambda task: lengths[task])
+    times = lengths[by_length[-1]] / lengths[by_length[0]] if by_length else 1.0
+    if times > limit_of("uneven"):
+        text = (
+            f"the task vector of {by_length[-1]} is {times:.3g} times as long as that of {by_length[0]}, and "
+            "counts the more at the same weight"
+        )
+        yield Finding("uneven", by_length[-1], text, False)
 
 
 def _opposed(found: Diagnosis) -> Iterator[Finding]:

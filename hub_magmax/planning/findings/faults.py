@@ -22,6 +22,7 @@ THRESHOLDS: Mapping[str, tuple[float, str]] = {
         "weights are longer than the base model's by more than this factor, or shorter",
     ),
     "long": (10.0, "a task vector is longer than the middle one by more than this factor"),
+    "uneven": (2.0, "the longest task vector is longer than the shortest by more than this factor"),
     "near-identical": (0.999, "two task vectors have a cosine above this"),
     "opposed": (-0.1, "two task vectors have a cosine below this"),
     "dominant": (0.9, "a task wins more than this share of the elements under MAGMAX"),
