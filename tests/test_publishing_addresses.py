@@ -26,5 +26,5 @@ def test_commands_print_the_model_first(family, hub):
     first, second = out.splitlines()
     assert first == f"published model {hub.endpoint}/me/addressed"
     assert second == f"commit {hub.endpoint}/me/addressed/commit/{hub.head('me/addressed')}"
-    url = push(folder, "me/addressed", create_pr=True).url
-    assert [*places_of(url)] == ["pull request"]
+    hub.add_repo("me/asked", files={"README.md": b"# asked"})
+    assert [*places_of(push(folder, "me/asked", create_pr=True).url)] == ["pull request"]
