@@ -119,6 +119,9 @@ class _Reader:
             self._notes.lose(method, f"{self._name} needs a base_model, also in mergekit")
         levels = (self._level(self._top, is_shared=True),)
         found = self._slices(base, levels)
+        if base is not None and found and all(part.at.get("base_model") for part in found):
+            why = "only config and tokenizer come from it: every slice has a base model of its own"
+            self._notes.add((self._top.entries or {})["base_model"], "warning", why)
         if not self._notes.is_whole:
             return None
         return Configuration(self._name, self._how, tuple(found), base, self._top)

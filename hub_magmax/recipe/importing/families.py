@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from hub_magmax.recipe.importing.configuration import Input, Slice
+from hub_magmax.recipe.importing.configuration import Configuration, Input, Slice
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.references import Place, Reference, task_names
 
 #: Of a base model that is named otherwise than among the models.
 _RESPELLED = "the base model under another spelling: mergekit takes it for a task whose vector is 0"
+
+#: Methods by which slices may have base models of their own: each of them is a task.
+_WITH_OWN_BASES = ("slerp", "task_arithmetic")
 
 #: Methods that sum whole task vectors, so that a model with an adapter is two of them.
 SUMS = ("linear", "task_arithmetic")
@@ -43,13 +46,15 @@ class Family:
         return Family(self.base, {name: place for place, name in names.items()}, parts)
 
 
-def family_of(slices: Sequence[Slice], method: str, notes: Notes) -> Family | None:
+def family_of(configuration: Configuration, notes: Notes) -> Family | None:
     """Return base model and tasks of all slices; None, noted, where a recipe has no such family."""
-    base = _base_of(slices, notes)
+    slices, method = configuration.slices, configuration.method_name
+    base = _base_of(configuration, notes)
     every = [one for part in slices for one in part.inputs]
     if base is None or (method not in SUMS and not _are_single(every, base, method, notes)):
         return None
-    parts = {one.reference: _parts(one.reference, base.model) for one in every}
+    references = [one.reference for one in every] + [part.base for part in slices if part.base is not None]
+    parts = {reference: _parts(reference, base.model) for reference in references}
     for part in slices:
         _note_models(part, parts, method, notes)
     return _named(base.model, parts)
@@ -63,14 +68,15 @@ def _named(base: Place, parts: Mapping[Reference, tuple[Place, ...]]) -> Family:
     return Family(base, {name: place for place, name in names.items()}, named)
 
 
-def _base_of(slices: Sequence[Slice], notes: Notes) -> Reference | None:
-    """Return the one base model of all slices; None, noted, where there is none."""
+def _base_of(configuration: Configuration, notes: Notes) -> Reference | None:
+    """Return the base model of the recipe; None, noted, where there is none for all slices."""
+    slices = configuration.slices
     named = {part.base.plain: part.base for part in slices if part.base is not None}
-    if len(named) > 1:
+    if len(named) > 1 and configuration.method_name not in _WITH_OWN_BASES:
         for part in slices:
             notes.lose(part.base_at or part.at, "slices with base models of their own")
         return None
-    base = next(iter(named.values()), None) or _chosen(slices, notes)
+    base = configuration.base or next(iter(named.values()), None) or _chosen(slices, notes)
     if base.lora is not None:
         at = slices[0].base_at or slices[0].at
         notes.lose(at, "a base model with an adapter: merge the adapter into it first")
@@ -125,4 +131,6 @@ def _note_model(one: Input, part: Slice, tasks: tuple[Place, ...], notes: Notes)
     elif one.at is not part.base_at:
         is_base = one.is_base or part.base is None
         told = "a task" if tasks else "the base model" if is_base else _RESPELLED
+        if tasks and one.is_base:
+            told = "the base model of the slice"
         notes.add(one.at, "warning" if told is _RESPELLED else "exact", told)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hub_magmax.recipe.importing.cases import Case, Picked
-from hub_magmax.recipe.importing.configuration import Configuration
+from hub_magmax.recipe.importing.configuration import Configuration, Slice
 from hub_magmax.recipe.importing.families import Family
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
@@ -40,6 +40,21 @@ class Readings:
     @property
     def method(self) -> str:
         return self.configuration.method_name
+
+    @property
+    def part(self) -> Slice:
+        """The slice, or the list of models."""
+        return self.region.part
+
+    @property
+    def has_base(self) -> bool:
+        """Whether mergekit has a base model here, and none of the models has to play it."""
+        return self.part.base is not None
+
+    @property
+    def with_base(self) -> Readings:
+        """The same with the base model as a task."""
+        return replace(self, family=self.family.with_base_as_task())
 
     def lost(self, why: str, *places: Marked) -> LostError:
         """Note that something has no counterpart, by default the method; return what ends the reading."""
@@ -110,7 +125,7 @@ class Readings:
         for (number, slot), picked in self.case.picked.items():
             if slot == name and number is not None:
                 try:
-                    found[number] = self._numbers(name, picked, self.region.part.inputs[number].at)
+                    found[number] = self._numbers(name, picked, self.part.inputs[number].at)
                 except LostError as error:  # after all of them: whatever is lost is noted
                     lost = error
         if lost is not None:
@@ -123,16 +138,21 @@ class Readings:
         Raises:
             LostError: If one is missing, or no number.
         """
-        tasks = {number: self.tasks_of(number) for number in range(len(self.region.part.inputs))}
+        tasks = {number: self.tasks_of(number) for number in range(len(self.part.inputs))}
         return {tasks[n][0]: value for n, value in self.each(name).items() if len(tasks[n]) == 1}
 
     def tasks_of(self, number: int) -> tuple[str, ...]:
         """Return the tasks whose vectors sum to that of a model."""
-        return self.family.parts[self.region.part.inputs[number].reference]
+        return self.family.parts[self.part.inputs[number].reference]
+
+    @property
+    def base_tasks(self) -> tuple[str, ...]:
+        """The tasks that a slice's own base model is; none where it is the recipe's base model."""
+        return () if self.part.base is None else self.family.parts.get(self.part.base, ())
 
     def numbers(self) -> Iterable[int]:
         """Return the indices of the models that are not the base model."""
-        return (n for n, one in enumerate(self.region.part.inputs) if not one.is_base)
+        return (n for n, one in enumerate(self.part.inputs) if not one.is_base)
 
     def _numbers(self, name: str, picked: Picked, owner: Marked) -> Value:
         if picked.value is None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from hub_magmax.recipe.importing.cases import Case, cases_of
 from hub_magmax.recipe.importing.configuration import Configuration, places_of
-from hub_magmax.recipe.importing.counterparts import counterparts_of
 from hub_magmax.recipe.importing.emission import Merged, NamesNeededError, NoSharesError, method_and_rules
 from hub_magmax.recipe.importing.families import Family, family_of
 from hub_magmax.recipe.importing.findings import Finding, Notes, Verdict, worst
+from hub_magmax.recipe.importing.methods_table import counterparts_of
 from hub_magmax.recipe.importing.model_facts import Models
 from hub_magmax.recipe.importing.output_keys import OutputReader, tokenizer_of
 from hub_magmax.recipe.importing.readings import Readings
@@ -70,7 +70,7 @@ class _Translator:
     def recipe(self) -> dict[str, Any] | None:
         layout = layout_of(self._config, self._facts, self._notes)
         check_stack(layout, self._facts, self._notes)
-        family = family_of(self._config.slices, self._config.method_name, self._notes)
+        family = family_of(self._config, self._notes)
         regions = [(region, cases_of(region, self._config.method)) for region in layout.regions]
         known = [(region, cases) for region, cases in regions if cases is not None]
         if len(known) < len(regions):

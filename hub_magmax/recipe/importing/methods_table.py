@@ -1,0 +1,47 @@
+"""Table of mergekit's methods and what makes the counterpart of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hub_magmax.recipe.importing import geometry, means, trimming
+from hub_magmax.recipe.importing.counterparts import Counterpart, Maker, one_by_one
+from hub_magmax.recipe.importing.readings import LostError, Readings
+from hub_magmax.registry import METHODS
+
+_MAKERS: Mapping[str, Maker] = {
+    "linear": means.linear,
+    "task_arithmetic": means.task_arithmetic,
+    "passthrough": one_by_one(means.copied),
+    "ties": one_by_one(trimming.elected),
+    "dare_linear": one_by_one(trimming.summed),
+    "dare_ties": one_by_one(trimming.elected),
+    "breadcrumbs": one_by_one(trimming.summed),
+    "breadcrumbs_ties": one_by_one(trimming.elected),
+    "della": one_by_one(trimming.elected),
+    "della_linear": one_by_one(trimming.summed),
+    "slerp": geometry.slerp,
+    "nuslerp": one_by_one(geometry.nuslerp),
+    "multislerp": one_by_one(geometry.multislerp),
+    "karcher": one_by_one(geometry.karcher),
+    "model_stock": one_by_one(geometry.model_stock),
+    "arcee_fusion": one_by_one(geometry.arcee_fusion),
+    "nearswap": one_by_one(geometry.nearswap),
+    "ram": one_by_one(geometry.ram),
+    "ramplus_tl": one_by_one(geometry.ram),
+}
+
+
+def counterparts_of(every: Sequence[Readings]) -> list[Counterpart] | None:
+    """Return how each case is merged, all by one method; None, noted, where nothing computes the same."""
+    first = every[0]
+    maker = _MAKERS.get(first.method)
+    try:
+        found = maker(every) if maker else []
+        if not found or found[0].method not in METHODS.built_in:
+            raise first.lost(f"there is no method here that computes what {first.method} does")
+    except LostError:
+        return None
+    for one in found:
+        first.notes.add(first.configuration.method_at, one.verdict, one.why)
+    return found

@@ -1,0 +1,131 @@
+"""Counterparts of methods that trim task vectors, or drop elements of them at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hub_magmax.recipe.importing.counterparts import ONE, SUM_OF_ZERO, ZERO, Counterpart, by_task, shares
+from hub_magmax.recipe.importing.findings import Verdict
+from hub_magmax.recipe.importing.parameters import Value, constant_sum
+from hub_magmax.recipe.importing.readings import Readings
+
+#: Names of methods that are called otherwise here.
+_NAMES = {"dare_linear": "dare"}
+
+#: Methods that rank what they drop, and may scale what is left to the sum of magnitudes that was there.
+_RANKED = ("della", "della_linear")
+
+
+def summed(read: Readings) -> Counterpart:
+    """Return a sum of what is left of the task vectors."""
+    weights, scaling, options = read.each("weight"), read.shared("lambda"), _options(read)
+    total = constant_sum([*weights.values()])
+    is_mean = read.switch("normalize") and (total is None or abs(total) >= SUM_OF_ZERO)
+    if is_mean and total is None:
+        raise read.lost("weights whose sum differs between blocks", read.place_of("normalize"))
+    numbers = _unscaled(read, by_task(read, weights, total if is_mean and total else 1.0))
+    why = f"a {'mean' if is_mean else 'sum'} of what is left of the task vectors"
+    return _made(read, numbers, "coefficients", options, scaling, why)
+
+
+def elected(read: Readings) -> Counterpart:
+    """Return the mean, or the sum, of the tasks that agree with the sign that they elect."""
+    weights, scaling, options = read.each("weight"), read.shared("lambda"), _options(read)
+    if read.switch("normalize"):
+        why = "the mean of the tasks that agree in sign"
+        numbers = shares(read, weights)
+        if read.method == "dare_ties" and not read.switch("rescale"):
+            raise read.lost("dare_ties here scales what is left up", read.place_of("rescale"))
+        return _made(read, numbers, "weights", options | {"consensus": "mean"}, scaling, why)
+    why = "the sum of the tasks that agree in sign"
+    why += "" if read.is_written("normalize") else f": {read.method} sums where normalize is left out"
+    numbers = _unscaled(read, by_task(read, weights))
+    return _made(read, numbers, "coefficients", options | {"consensus": "sum"}, scaling, why)
+
+
+def _made(
+    read: Readings,
+    numbers: Mapping[str, Value],
+    kind: str,
+    options: Mapping[str, Any],
+    scaling: Value,
+    why: str,
+) -> Counterpart:
+    verdict: Verdict = "in expectation" if read.configuration.method.is_random else "rounding"
+    if read.method.startswith("dare"):
+        why += "; mergekit scales what is left to the sum of magnitudes that was there, here by 1/density"
+    name = _NAMES.get(read.method, read.method)
+    return Counterpart(name, numbers, kind, options, scaling, verdict=verdict, why=why)
+
+
+def _unscaled(read: Readings, numbers: dict[str, Value]) -> dict[str, Value]:
+    """Return the numbers where what is left is not scaled up: the methods here do that by 1/density."""
+    if not read.method.startswith("dare") or read.switch("rescale"):
+        return numbers
+    densities = _densities(read)
+    if not all(value.is_constant for value in densities.values()):
+        raise read.lost("a density that differs between blocks, and no rescale", read.place_of("rescale"))
+    return {task: value.times(densities[task].first) for task, value in numbers.items()}
+
+
+def _options(read: Readings) -> dict[str, Any]:
+    """Return density, outliers and the like, of each task its own where they differ."""
+    densities = _densities(read)
+    found: dict[str, Any] = {"density": _common(densities)}
+    if read.reads("gamma"):
+        gammas = dict.fromkeys(read.family.tasks, ZERO) | read.each_by_task("gamma")
+        found["outliers"] = _common({task: _outliers(read, g, densities[task]) for task, g in gammas.items()})
+    if read.method in _RANKED:
+        return found | _ranked_options(read, densities)
+    if not read.method.startswith("dare"):
+        _check_rescaling(read)
+        found |= {"rounding": "down"} if found["density"] != ONE else {}
+    return found
+
+
+def _ranked_options(read: Readings, densities: Mapping[str, Value]) -> dict[str, Any]:
+    epsilons = dict.fromkeys(read.family.tasks, ZERO) | read.each_by_task("epsilon")
+    for task, density in densities.items():
+        _check_epsilon(read, density, epsilons[task])
+    return {"epsilon": _common(epsilons), "rescale": "norm" if read.switch("rescale") else "none"}
+
+
+def _check_epsilon(read: Readings, density: Value, epsilon: Value) -> None:
+    """Raise where probabilities would leave the range between 0 and 1, which mergekit refuses."""
+    if density == ONE:
+        return
+    most, is_low = max(epsilon.points), min(epsilon.points) < 0
+    if is_low or min(density.points) <= most or max(density.points) >= 1 - most:
+        why = "density - epsilon is above 0, and density + epsilon below 1, also in mergekit"
+        raise read.lost(why, *(read.places_of_each("epsilon") or read.places_of_each("density")))
+
+
+def _check_rescaling(read: Readings) -> None:
+    """Raise where what is left is scaled up."""
+    if read.switch("rescale"):
+        raise read.lost(f"{read.method} here does not scale what is left up", read.place_of("rescale"))
+
+
+def _densities(read: Readings) -> dict[str, Value]:
+    """Return the density of every task; 1 of those that are not in this part."""
+    found = dict.fromkeys(read.family.tasks, ONE) | read.each_by_task("density")
+    if min((point for value in found.values() for point in value.points), default=1) <= 0:
+        raise read.lost("a density is above 0: nothing would be left", *read.places_of_each("density"))
+    return {task: Value(tuple(min(p, 1.0) for p in value.points)).simplest for task, value in found.items()}
+
+
+def _outliers(read: Readings, gamma: Value, density: Value) -> Value:
+    """Return gamma; none where all is kept, and then mergekit drops no outliers either."""
+    if density == ONE:
+        return ZERO
+    if max(gamma.points) + max(density.points) <= 1 and min(gamma.points) >= 0:
+        return gamma
+    why = "gamma is from 0 to what density leaves; beyond that mergekit shortens it, by numbers of elements"
+    raise read.lost(why, *read.places_of_each("gamma"))
+
+
+def _common(values: Mapping[str, Value]) -> Value | dict[str, Value]:
+    """Return the one value that all tasks have, or else a value for each."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else dict(values)
