@@ -101,10 +101,21 @@ def test_karcher_mean_takes_steps_until_they_are_short():
     end = merge_tensors(vectors, max_iter=200, tol=1e-12, **call)
     distances = [
         float((merge_tensors(vectors, **options, **call) - end).norm())
-        for options in ({"max_iter": 1}, {"tol": 0.1}, {"max_iter": 3}, {"tol": 1e-3}, {"max_iter": 50})
+        for options in (
+            {"tol": 0.5},
+            {"max_iter": 1},
+            {"tol": 1e-3},
+            {"max_iter": 3},
+            {"max_iter": 50, "tol": 1e-7},
+        )
     ]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 1e-3 and distances[-1] < 1e-5
+    # A step that would be shorter is not taken: of two vectors the first one would be the last.
+    two = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    start = merge_tensors(two, method="multislerp", preference=(0.8, 0.2))
+    found = merge_tensors(two, method="karcher", of="task_vectors", preference=(0.8, 0.2), tol=0.9)
+    assert torch.equal(found, start)
 
 
 def test_karcher_mean_of_two_is_half_the_arc():
@@ -139,6 +150,21 @@ def test_model_stock_by_hand(vectors, preference, ratio):
     found = merged(vectors, preference=preference, method="model_stock")
     mean = merged(vectors, preference=preference, method="average")
     torch.testing.assert_close(found, ratio * mean)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "options", "ratio"),
+    [
+        ([[1.0, 0.0], [-0.5, math.sqrt(0.75)]], {}, 0),
+        ([[1.0, 0.0], [-0.5, math.sqrt(0.75)]], {"backwards": True}, -1 / 0.5),
+        ([[1.0, 0.0], [-1.0, 0.0]], {"backwards": True}, 0),  # there it has no limit
+        ([[1e-4, 0.0], [0.5e-4, math.sqrt(0.75) * 1e-4]], {"floor": 1e-6}, 0.01 / 1.005),
+        ([[2.0, 0.0], [0.5, math.sqrt(0.75)]], {"floor": 1e-6, "backwards": True}, 1 / 1.5),
+    ],
+)
+def test_model_stock_goes_backwards_and_has_a_floor_where_it_is_told_to(vectors, options, ratio):
+    found = merged(vectors, method="model_stock", **options)
+    torch.testing.assert_close(found, ratio * merged(vectors, method="average"))
 
 
 def test_model_stock_finds_what_is_common_below_noise():

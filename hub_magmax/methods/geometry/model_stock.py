@@ -1,10 +1,13 @@
 """Model Stock: the mean of the task vectors, shortened by the angles between them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from hub_magmax.methods.geometry import Each
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, weighted_rule
+from hub_magmax.registry import AddedLater
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,10 +22,19 @@ _MODEL_STOCK = Paper(
     "Model Stock: All we need is just a few fine-tuned models",
 )
 
+#: Divisors below this share of the one at right angles are 0.
+_NO_LIMIT = 1e-6
+
 
 @merge_method("model_stock", source=_MODEL_STOCK, form="rule", uses=preferred)
 def model_stock(
-    chunks: "Chunks", *, preference: tuple[float, ...], shape: tuple[int, ...], each: Each = "tensor"
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    shape: tuple[int, ...],
+    each: Each = "tensor",
+    backwards: Annotated[bool, AddedLater()] = False,
+    floor: Annotated[float, Field(ge=0, allow_inf_nan=False), AddedLater()] = 0.0,
 ) -> Rule:
     """Average the task vectors by preference, and shorten the mean by how little they agree.
 
@@ -34,9 +46,10 @@ def model_stock(
     noise.
 
     A task vector of zeros has the cosine 0 with every other. Where c is not above 0, nothing is common and r
-    is 0; mergekit goes backwards there. It also counts products of two lengths as 1e-6 at least, so that
-    small tensors of small steps shrink towards the base model; here lengths do not matter. `each: row` has an
-    angle for each row (the paper's filter: one index of the first axis).
+    is 0; with `backwards` it is below 0 there, up to where its divisor is 0. Products of two lengths count as
+    `floor` at least, which pulls small tensors of small steps towards the base model. mergekit goes
+    backwards, and its floor is 1e-6. `each: row` has an angle for each row (the paper's filter: one index of
+    the first axis).
     """
     import numpy as np
 
@@ -47,21 +60,25 @@ def model_stock(
         return weighted_rule(tuple(float(weight > 0) for weight in preference))
     gram = Gram(chunks, shape, each)
     weights = np.array(preference)
-    ratio = _ratio(gram.products()[..., 1:, 1:], weights)
+    ratio = _ratio(gram.products()[..., 1:, 1:], weights, floor)
+    ratio = ratio if backwards else np.maximum(ratio, 0.0)
     vectors = np.concatenate([np.zeros(1), weights])
     return gram.rule(ratio[..., None] * vectors)
 
 
-def _ratio(products: "np.ndarray", weights: "np.ndarray") -> "np.ndarray":
-    """Return r from the inner products of the task vectors, "*each tasks tasks"."""
+def _ratio(products: "np.ndarray", weights: "np.ndarray", floor: float) -> "np.ndarray":
+    """Return r from the inner products of the task vectors, "*each tasks tasks"; 0 where it has no limit."""
     import numpy as np
 
     from hub_magmax.methods.geometry.gram import added
 
     squares = np.diagonal(products, axis1=-2, axis2=-1)
     lengths = np.sqrt(squares[..., :, None]) * np.sqrt(squares[..., None, :])
+    lengths = np.maximum(lengths, floor)
     cosines = np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1.0), 0.0)
     pairs = np.outer(weights, weights) * (1 - np.eye(len(weights)))
     common = added(added(cosines * pairs)) / added(added(pairs))
     alone = added(weights * weights)
-    return np.where(common > 0, common / (alone + (1 - alone) * common), 0.0)
+    divisor = alone + (1 - alone) * common
+    has_limit = np.abs(divisor) >= _NO_LIMIT * alone
+    return np.where(has_limit, common / np.where(has_limit, divisor, 1.0), 0.0)

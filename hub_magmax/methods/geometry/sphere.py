@@ -155,7 +155,7 @@ def karcher(
 
     The mean is the point on the sphere whose squared angles to the directions have the least weighted
     sum. It is found from `multislerp`'s by steps along the mean of the tangents that lead to the
-    directions, until a step is shorter than `tol` or there were `max_iter`. Uniform preference weighs all
+    directions, until a step would be shorter than `tol` or there were `max_iter`. Uniform preference weighs all
     models alike, as published; all preference for one task returns that task. Vectors without a direction
     and directions that cancel are what they are in `multislerp`. `of: task_vectors` takes these in place
     of whole models.
@@ -171,9 +171,10 @@ def karcher(
     units = _directions(vectors)
     mean = _mean(units, weights)
     for _ in range(max_iter if mean.length >= _CANCELS else 0):
-        mean, step = _stepped(mean.unit, units, weights)
+        stepped, step = _stepped(mean.unit, units, weights)
         if step < tol:
             break
+        mean = stepped
     return rule_of(gram, _with_mean_length(mean, vectors, weights), of)
 
 
