@@ -54,3 +54,31 @@ def added(
         divisor = np.where(agrees, factors, 0.0).sum(axis=0)
         total = total / np.where(np.abs(divisor) < 1e-8, 1.0, divisor)
     return base + scaling * total
+
+
+def slerp(start: np.ndarray, end: np.ndarray, t: float, straight_above: float = 0.9995) -> np.ndarray:
+    """Return the point at t of the arc between two whole tensors; of a straight line where they are near."""
+    cosine = (start * end).sum() / np.sqrt((start**2).sum() * (end**2).sum())
+    if abs(cosine) > min(straight_above, 1 - 1e-15):
+        return (1 - t) * start + t * end
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    return (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
+
+
+def multislerp(vectors: Arrays, weights: Sequence[float]) -> np.ndarray:
+    """Return the mean direction times the mean length."""
+    shares = [weight / sum(weights) for weight in weights]
+    lengths = [np.sqrt((vector**2).sum()) for vector in vectors]
+    mean = sum(s * v / n for s, v, n in zip(shares, vectors, lengths, strict=True) if n)
+    length = np.sqrt((mean**2).sum())
+    return mean / (length or 1) * sum(s * n for s, n in zip(shares, lengths, strict=True))
+
+
+def model_stock(base: np.ndarray, tasks: Arrays, floor: float = 1e-6) -> np.ndarray:
+    """Return the base model and t times the mean of the task vectors, t from their mean cosine."""
+    vectors = [task - base for task in tasks]
+    pairs = [(one, other) for n, one in enumerate(vectors) for other in vectors[:n]]
+    products = [np.sqrt((one**2).sum() * (other**2).sum()) for one, other in pairs]
+    cosines = [(a * b).sum() / max(p, floor) for (a, b), p in zip(pairs, products, strict=True)]
+    mean, count = float(np.mean(cosines)), len(tasks)
+    return base + count * mean / (1 + (count - 1) * mean) * sum(vectors) / count

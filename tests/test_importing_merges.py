@@ -177,6 +177,47 @@ BY_TENSOR = {
             sparsify=lambda n, v: oracle.trimmed(v, [running([0.9, 0.3], name), 0.57, 1][n]),
         ),
     ),
+    "linear that is not normalized": (
+        "merge_method: linear\nmodels:\n- {model: ./a, parameters: {weight: [0.9, 0.1]}}\n"
+        "- {model: ./b, parameters: {weight: [{filter: bias, value: 0}, {value: 0.6}]}}\n"
+        "parameters: {normalize: false}\n",
+        lambda name, base, a, b, c: oracle.linear(
+            [a, b], [running([0.9, 0.1], name), 0 if "bias" in name else 0.6], normalize=False
+        ),
+    ),
+    "slerp": (
+        "merge_method: slerp\nbase_model: ./a\nmodels: [{model: ./b}, {model: ./a}]\n"
+        "parameters: {t: [{filter: layer, value: [0.2, 0.5, 1]}, {value: 0.4}]}\n",
+        lambda name, base, a, b, c: oracle.slerp(
+            a, b, running([0.2, 0.5, 1], name) if "layer" in name else 0.4
+        ),
+    ),
+    "slerp from a base model of each slice": (
+        "merge_method: slerp\nbase_model: ./c\nslices:\n"
+        "- {base_model: ./a, parameters: {t: [0.1, 0.3]},\n"
+        "   sources: [{model: ./a, layer_range: [0, 1]}, {model: ./b, layer_range: [0, 1]}]}\n"
+        "- {base_model: ./b,\n"
+        "   sources: [{model: ./c, layer_range: [1, 2]}, {model: ./b, layer_range: [1, 2]}]}\n"
+        "parameters: {t: 0.8}\n",
+        lambda name, base, a, b, c: {
+            "embed.weight": lambda: oracle.slerp(a, b, 0.1),
+            "layer.0.weight": lambda: oracle.slerp(a, b, 0.3),
+            "layer.0.bias": lambda: oracle.slerp(a, b, 0.3),
+        }.get(name, lambda: oracle.slerp(b, c, 0.8))(),
+    ),
+    "nuslerp of models": (
+        "merge_method: nuslerp\nmodels:\n- {model: ./a, parameters: {weight: 3}}\n"
+        "- {model: ./b, parameters: {weight: [1, 6]}}\n",
+        lambda name, base, a, b, c: oracle.slerp(a, b, running([0.25, 2 / 3], name), 1),
+    ),
+    "multislerp of task vectors": (
+        models_of("multislerp", "./a 0.5", "./b 0.3", "./c 0.4", base="./base"),
+        lambda name, base, *tasks: base + oracle.multislerp([t - base for t in tasks], [0.5, 0.3, 0.4]),
+    ),
+    "model stock": (
+        models_of("model_stock", "./a", "./b", "./c", base="./base"),
+        lambda name, base, *tasks: oracle.model_stock(base, tasks),
+    ),
     "slices": (
         SLICED,
         lambda name, base, a, b, c: oracle.added(

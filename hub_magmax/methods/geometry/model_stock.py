@@ -7,7 +7,7 @@ from pydantic import Field
 from hub_magmax.methods.geometry import Each
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, weighted_rule
-from hub_magmax.registry import AddedLater
+from hub_magmax.options import AddedLater
 
 if TYPE_CHECKING:
     import numpy as np

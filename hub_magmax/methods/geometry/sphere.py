@@ -155,10 +155,10 @@ def karcher(
 
     The mean is the point on the sphere whose squared angles to the directions have the least weighted
     sum. It is found from `multislerp`'s by steps along the mean of the tangents that lead to the
-    directions, until a step would be shorter than `tol` or there were `max_iter`. Uniform preference weighs all
-    models alike, as published; all preference for one task returns that task. Vectors without a direction
-    and directions that cancel are what they are in `multislerp`. `of: task_vectors` takes these in place
-    of whole models.
+    directions, until a step would be shorter than `tol` or there were `max_iter`. Uniform preference
+    weighs all models alike, as published; all preference for one task returns that task. Vectors without
+    a direction and directions that cancel are what they are in `multislerp`. `of: task_vectors` takes
+    these in place of whole models.
     """
     from hub_magmax.methods.geometry.gram import Gram, rule_of, vectors_of
 

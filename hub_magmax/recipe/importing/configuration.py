@@ -107,11 +107,8 @@ class _Reader:
 
     def read(self) -> Configuration | None:
         self._repeated(self._top)
-        method = self._top.get("merge_method")
-        self._name = str(method.value) if method else ""
-        self._how = MERGEKIT_METHODS.get(self._name)
+        method = self._method()
         if method is None or self._how is None:
-            self._no_method(method)
             return None
         self._unknown(self._top, _TOP)
         base = self._reference("base_model", self._top)
@@ -119,17 +116,26 @@ class _Reader:
             self._notes.lose(method, f"{self._name} needs a base_model, also in mergekit")
         levels = (self._level(self._top, is_shared=True),)
         found = self._slices(base, levels)
-        if base is not None and found and all(part.at.get("base_model") for part in found):
-            why = "only config and tokenizer come from it: every slice has a base model of its own"
-            self._notes.add((self._top.entries or {})["base_model"], "warning", why)
         if not self._notes.is_whole:
             return None
+        if base is not None and self._has_own_bases():
+            why = "only config and tokenizer come from it: every slice has a base model of its own"
+            self._notes.add((self._top.entries or {})["base_model"], "warning", why)
         return Configuration(self._name, self._how, tuple(found), base, self._top)
 
-    def _no_method(self, method: Marked | None) -> None:
+    def _method(self) -> Marked | None:
+        """Return where the method is named, and note one that is not there."""
+        method = self._top.get("merge_method")
         if method is None:
             self._notes.lose(self._top, "there is no merge_method, which mergekit needs too")
-            return
+            return None
+        self._name = str(method.plain())
+        self._how = MERGEKIT_METHODS.get(self._name)
+        if self._how is None:
+            self._no_method(method)
+        return method
+
+    def _no_method(self, method: Marked) -> None:
         hint = nearest(self._name, [*MERGEKIT_METHODS])
         text = f"{shown(method.plain(), 40)} is no method of mergekit 0.1.5 that is known here"
         self._notes.lose(method, f"{text}; {hint}" if hint else text)

@@ -53,11 +53,17 @@ def family_of(configuration: Configuration, notes: Notes) -> Family | None:
     every = [one for part in slices for one in part.inputs]
     if base is None or (method not in SUMS and not _are_single(every, base, method, notes)):
         return None
-    references = [one.reference for one in every] + [part.base for part in slices if part.base is not None]
-    parts = {reference: _parts(reference, base.model) for reference in references}
+    parts = _all_parts(slices, base.model)
     for part in slices:
         _note_models(part, parts, method, notes)
     return _named(base.model, parts)
+
+
+def _all_parts(slices: Sequence[Slice], base: Place) -> dict[Reference, tuple[Place, ...]]:
+    """Return what every model adds to the base model, a slice's own base model too."""
+    models = [one.reference for part in slices for one in part.inputs]
+    bases = [part.base for part in slices if part.base is not None]
+    return {reference: _parts(reference, base) for reference in (*models, *bases)}
 
 
 def _named(base: Place, parts: Mapping[Reference, tuple[Place, ...]]) -> Family:
@@ -73,8 +79,7 @@ def _base_of(configuration: Configuration, notes: Notes) -> Reference | None:
     slices = configuration.slices
     named = {part.base.plain: part.base for part in slices if part.base is not None}
     if len(named) > 1 and configuration.method_name not in _WITH_OWN_BASES:
-        for part in slices:
-            notes.lose(part.base_at or part.at, "slices with base models of their own")
+        _lose_bases(slices, notes)
         return None
     base = configuration.base or next(iter(named.values()), None) or _chosen(slices, notes)
     if base.lora is not None:
@@ -82,6 +87,11 @@ def _base_of(configuration: Configuration, notes: Notes) -> Reference | None:
         notes.lose(at, "a base model with an adapter: merge the adapter into it first")
         return None
     return base
+
+
+def _lose_bases(slices: Sequence[Slice], notes: Notes) -> None:
+    for part in slices:
+        notes.lose(part.base_at or part.at, "slices with base models of their own")
 
 
 def _are_single(every: Sequence[Input], base: Reference, method: str, notes: Notes) -> bool:
@@ -118,8 +128,9 @@ def _note_models(
     for one in part.inputs:
         _note_model(one, part, parts[one.reference], notes)
     if part.base_at is not None:
-        is_centre = method in ("nuslerp", "multislerp")
-        notes.add(part.base_at, "rounding" if is_centre else "exact", "base_model")
+        # Where a slice has its own it is merged; so it is as the centre of a sphere.
+        is_merged = method in ("nuslerp", "multislerp") or (part.base is not None and bool(parts[part.base]))
+        notes.add(part.base_at, "rounding" if is_merged else "exact", "base_model")
 
 
 def _note_model(one: Input, part: Slice, tasks: tuple[Place, ...], notes: Notes) -> None:
@@ -129,8 +140,11 @@ def _note_model(one: Input, part: Slice, tasks: tuple[Place, ...], notes: Notes)
         for at in (one.at, *((named and named.entries) or {}).values()):
             notes.add(at, "rounding", "the adapter is a task, its product added to the base model")
     elif one.at is not part.base_at:
-        is_base = one.is_base or part.base is None
-        told = "a task" if tasks else "the base model" if is_base else _RESPELLED
-        if tasks and one.is_base:
-            told = "the base model of the slice"
+        told = _told(one, part, tasks)
         notes.add(one.at, "warning" if told is _RESPELLED else "exact", told)
+
+
+def _told(one: Input, part: Slice, tasks: tuple[Place, ...]) -> str:
+    if one.is_base:
+        return "the base model of the slice" if tasks else "the base model"
+    return "a task" if tasks else "the base model" if part.base is None else _RESPELLED

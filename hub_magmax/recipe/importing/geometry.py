@@ -122,17 +122,17 @@ def model_stock(read: Readings) -> Counterpart:
     others = tuple(read.numbers())
     if len(others) < 2:
         raise read.lost("model_stock takes two models at least, also in mergekit", read.part.at)
-    options = {"each": "row" if read.switch("filter_wise") else "tensor"}
-    why = "the mean of the task vectors, shortened by their angles; mergekit pulls tensors whose products of "
-    why += "lengths are below 1e-6 to the base model"
+    options = {"each": "row" if read.switch("filter_wise") else "tensor", "backwards": True, "floor": 1e-6}
+    why = "the mean of the task vectors, shortened by their angles; small ones are pulled to the base model"
     return Counterpart("model_stock", by_task(read, dict.fromkeys(others, ONE)), options=options, why=why)
 
 
 def arcee_fusion(read: Readings) -> Counterpart:
     """Return the important elements of one task."""
     (other,) = _others(read, 1)
-    why = "the important elements; mergekit draws a million of them for quartiles of larger tensors"
-    return Counterpart("arcee_fusion", by_task(read, {other: ONE}), why=why)
+    why = "the important elements: those at the limit may fall to the other side, and of more than a million "
+    why += "mergekit draws those that set it"
+    return Counterpart("arcee_fusion", by_task(read, {other: ONE}), verdict="in expectation", why=why)
 
 
 def nearswap(read: Readings) -> Counterpart:
