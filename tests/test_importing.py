@@ -220,6 +220,41 @@ def test_dtypes_that_models_have_change_nothing():
     assert recipe_of(models_of("linear", "b 1", "a 1"), Known(b=halves))["output"]["dtype"] == "float32"
 
 
+ROWS = {"model.embed_tokens.weight": 3, "lm_head.weight": 3}
+
+
+def with_tokens(*tokens, rows=None):
+    sizes = dict.fromkeys(ROWS, rows or len(tokens))
+    return ModelFacts(dict.fromkeys(NAMES, "F32"), sizes, 4, {token: n for n, token in enumerate(tokens)})
+
+
+@pytest.mark.parametrize(
+    ("source", "models", "verdict", "word"),
+    [
+        ("base", {"a": with_tokens("x", "y")}, "exact", "the same tokens"),
+        ("base", {"a": with_tokens("x", "y", "new")}, "rounding", "token_rows"),
+        ("a", {"a": with_tokens("x", "y", "new")}, "rounding", "token_rows"),
+        ("a", dict.fromkeys("ab", with_tokens("x", "new")), "not representable", "several models"),
+        ("a", {"a": with_tokens("x", "y", rows=8)}, "not representable", "2 rows for 8"),
+        ("base", {"a": with_tokens("x", "y", rows=8)}, "rounding", "token_rows"),
+        ("a", {"a": SIX}, "not representable", "could not be read"),
+        ("c", {}, "not representable", "nor one of the models"),
+    ],
+)
+def test_rows_are_matched_by_token(source, models, verdict, word):
+    same = with_tokens("x", "y")
+    known = Known(**{"o": same, "a": same, "b": same} | models)
+    text = models_of("linear", "o 1", "a 1", "b 1", base="o", rest=f"tokenizer_source: {source}\n")
+    found = imported(text, known)
+    ((said, why),) = [(f.verdict, f.why) for f in found.findings if f.line == 10]
+    assert said == verdict and word in why
+    if verdict != "not representable":
+        assert found.recipe["output"].get("files_from") == (None if source == "base" else "a")
+        assert found.recipe.get("token_rows") == ([*ROWS] if verdict == "rounding" else None)
+        warned = [f.why for f in found.findings if f.verdict == "warning"]
+        assert warned == (["6 rows of no token are dropped"] if 8 in models["a"].rows.values() else [])
+
+
 def test_keys_can_be_left_out_by_name():
     text = models_of("task_arithmetic", "a 1", base="o", rest="tokenizer: {pad_to_multiple_of: 8}\n")
     assert imported(text).recipe is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,10 @@ class OutputReader:
     def _promoted(self, base: set[str]) -> str | None:
         """Return the dtype of the inputs together, where the base model's, which counts here, is another."""
         inputs = self._inputs & set(_DTYPES.values())
-        if len(inputs) < 2 or inputs == base:
+        if not inputs or inputs == base:
             return None
+        if len(inputs) == 1:
+            return next(name for name, dtype in _DTYPES.items() if dtype in inputs)
         return "float64" if "F64" in inputs else "float32"
 
     def _chat_template(self, at: Marked | None) -> None:
@@ -109,22 +111,3 @@ def working_dtype(configuration: Configuration, models: Models) -> str:
     }
     is_half = len(inputs) == 1 and configuration.method_name not in _IN_FULL
     return inputs.pop() if is_half else "F32"
-
-
-def tokenizer_of(configuration: Configuration, facts: Sequence[ModelFacts | None], notes: Notes) -> None:
-    """Note what `tokenizer_source` and `tokenizer` become."""
-    source, spec = configuration.top.get("tokenizer_source"), configuration.top.get("tokenizer")
-    if spec is not None:
-        for at in [spec] if spec.entries is None else spec.entries.values():
-            notes.lose(at, "rows of single tokens, unions and padding are not chosen here")
-    if source is not None:
-        _tokenizer_source(source, facts, notes)
-
-
-def _tokenizer_source(source: Marked, facts: Sequence[ModelFacts | None], notes: Notes) -> None:
-    known = [one for one in facts if one is not None]
-    vocabularies = {tuple(one.tokens.items()) for one in known}
-    if source.value == "base" and len(known) == len(facts) and len(vocabularies) == 1:
-        notes.add(source, "exact", "all models have the same tokens; the base model's files are copied")
-    else:
-        notes.lose(source, "rows of other vocabularies than the base model's are not put together yet")

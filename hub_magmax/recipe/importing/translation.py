@@ -13,10 +13,11 @@ from hub_magmax.recipe.importing.families import Family, family_of
 from hub_magmax.recipe.importing.findings import Finding, Notes, Verdict, worst
 from hub_magmax.recipe.importing.methods_table import counterparts_of
 from hub_magmax.recipe.importing.model_facts import Models
-from hub_magmax.recipe.importing.output_keys import OutputReader, tokenizer_of
+from hub_magmax.recipe.importing.output_keys import OutputReader
 from hub_magmax.recipe.importing.readings import Readings
 from hub_magmax.recipe.importing.regions import Layout, Region, layout_of
 from hub_magmax.recipe.importing.stacking import check_stack, layers_of, without_tasks
+from hub_magmax.recipe.importing.tokenizers import TokenizerReader
 from hub_magmax.recipe.importing.verdicts import judge
 
 
@@ -71,18 +72,26 @@ class _Translator:
         layout = layout_of(self._config, self._facts, self._notes)
         check_stack(layout, self._facts, self._notes)
         family = family_of(self._config, self._notes)
-        regions = [(region, cases_of(region, self._config.method)) for region in layout.regions]
-        known = [(region, cases) for region, cases in regions if cases is not None]
-        if len(known) < len(regions):
-            why = "too many filters, or filters of which a name holds several where no names could be read"
-            self._notes.lose(self._config.method_at, why)
-        if family is None or len(known) < len(regions):
+        regions = self._cases(layout)
+        if family is None or regions is None:
             return None
-        found = self._counterparts(known, family)
+        found = self._counterparts(regions, family)
+        if any(one.counts_base for _, cases in found or () for _, one in cases):
+            family = family.with_base_as_task()
         output = self._output(family)
         if found is None or not self._notes.is_whole:
             return None
         return self._written(layout, found, family, output)
+
+    def _cases(self, layout: Layout) -> list[tuple[Region, tuple[Case, ...]]] | None:
+        """Return the cases of every region; None, noted, where there are too many."""
+        every = [(region, cases_of(region, self._config.method)) for region in layout.regions]
+        found = [(region, cases) for region, cases in every if cases is not None]
+        if len(found) == len(every):
+            return found
+        why = "too many filters, or filters of which a name holds several where no names could be read"
+        self._notes.lose(self._config.method_at, why)
+        return None
 
     def _counterparts(
         self, regions: Sequence[tuple[Region, Sequence[Case]]], family: Family
@@ -102,20 +111,21 @@ class _Translator:
         return [(region, [(case, next(rest)) for case in cases]) for region, cases in regions]
 
     def _output(self, family: Family) -> dict[str, Any]:
+        """Return `output`, and `token_rows` where rows are matched by token."""
         is_copy = self._config.method_name == "passthrough"
         base = self._models.facts(family.base)
         inputs = {one.reference.written for part in self._config.slices for one in part.inputs}
-        tokenizer_of(self._config, [self._facts.get(name) for name in sorted(inputs)], self._notes)
         merged = {name: facts for name, facts in self._facts.items() if name in inputs}
         reader = OutputReader(self._config, merged, self._notes, is_copy)
-        return reader.output(base.dtypes.values() if base else ())
+        keys = reader.output(base.dtypes.values() if base else ())
+        tokens = TokenizerReader(self._config, self._facts, family, self._notes).keys()
+        rows = {"token_rows": tokens.pop("token_rows")} if "token_rows" in tokens else {}
+        return {**rows, "output": {"path": self._output_path(), **keys, **tokens}}
 
     def _written(
         self, layout: Layout, merged: Sequence[Merged], family: Family, output: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Return the recipe; None, noted, where it cannot say this."""
-        if any(found.counts_base for _, cases in merged for _, found in cases):
-            family = family.with_base_as_task()
         layers = layers_of(layout, merged, family, self._notes)
         if not self._notes.is_whole:
             return None
@@ -136,7 +146,7 @@ class _Translator:
             **({} if without_tasks(family, layers) else {"tasks": self._tasks(family)}),
             **how,
             **stack,
-            "output": {"path": self._output_path(), **output},
+            **output,
         }
 
     def _tasks(self, family: Family) -> list[dict[str, str]]:
