@@ -204,7 +204,7 @@ class _Bench:
         assert recipe.evaluation is not None
         spec, examples = recipe.evaluation, load_evaluation_data(recipe, lock)
         self._lock, self._scorer = lock, scorer
-        self.batches = {task: scorer.encode(examples[task], data) for task, data in spec.tasks.items()}
+        self.batches = {task: scorer.encode(examples[task], data, task) for task, data in spec.tasks.items()}
 
     def point(self, candidate: Candidate) -> Point:
         """Return the scores of one preference on every task, and those of each seed where it names seeds."""

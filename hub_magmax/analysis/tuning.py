@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
 from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
+from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
 from hub_magmax.files import digest
@@ -143,10 +144,13 @@ class CandidateScorer:
             EvaluationError: If they cannot be loaded, or are too few to say anything.
         """
         if brings_data(self.evaluator):
-            return list(self.evaluator.encode(self._model, data.dataset, columns_of(data), self._batch_size))
+            with about(self.evaluator, where):
+                return list(
+                    self.evaluator.encode(self._model, data.dataset, columns_of(data), self._batch_size)
+                )
         examples = self.examples(data)
         check_sample_size(len(examples), where)
-        return self.encode(examples, data)
+        return self.encode(examples, data, where)
 
     def examples(self, data: Data) -> Dataset:
         """Return the examples that `data` names, as they are loaded."""
@@ -155,9 +159,11 @@ class CandidateScorer:
             pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
         )
 
-    def encode(self, examples: Dataset, data: Data) -> list[Any]:
-        """Return examples as batches that `run` takes."""
-        return list(self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size))
+    def encode(self, examples: Dataset, data: Data, where: str = "examples") -> list[Any]:
+        """Return examples as batches that `run` takes; `where` names them in messages."""
+        with about(self.evaluator, where):
+            found = self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size)
+            return Batches(found, len(examples))
 
     def run(
         self, candidates: Sequence[Candidate], batches: Sequence[Any], sample: str = ""
@@ -223,10 +229,21 @@ class CandidateScorer:
         model = self._model.with_weights(weights)
         # As from the journal, so that a resumed command writes the same bytes.
         measured = {
-            name: restored(stored(self.evaluator.outcomes(model, found))) for name, found in batches.items()
+            name: restored(
+                stored(answers(self.evaluator, model, found, name, getattr(found, "num_examples", None)))
+            )
+            for name, found in batches.items()
         }
         self._journal.add(key, measured)
         return measured
+
+
+class Batches(list[Any]):
+    """Encoded examples, and how many they are."""
+
+    def __init__(self, batches: Iterable[Any], num_examples: int) -> None:
+        super().__init__(batches)
+        self.num_examples = num_examples
 
 
 def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
@@ -260,7 +277,7 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
 
     def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
         scorer = CandidateScorer(recipe, lock)
-        batches = scorer.encode(examples, data)
+        batches = scorer.encode(examples, data, "preference")
 
         def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
             vector = tuple(weights[task] for task in lock.tasks)

@@ -13,6 +13,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, columns_of, evaluator_of
 from hub_magmax.evaluation.evaluators.examples import label_names, label_text
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.evaluators.registry import Sample
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.scores import MERGED
@@ -92,7 +93,9 @@ def _asked(
     evaluator: Evaluator, model: LoadedModel, name: str, examples: dict[str, Examples], data: dict[str, Data]
 ) -> Iterator[Seen]:
     for task, chosen in examples.items():
-        for index, sample in enumerate(_samples(evaluator, model, chosen, data[task])):
+        with about(evaluator, task):
+            found = _samples(evaluator, model, chosen, data[task])
+        for index, sample in enumerate(found):
             prompt, expected = _clean(sample.prompt), _clean(sample.expected)
             answer = None if sample.answer is None else _clean(sample.answer)
             yield Seen(task, index, name, prompt, answer, expected, sample.score)
@@ -110,11 +113,12 @@ def _samples(evaluator: Evaluator, model: LoadedModel, examples: Examples, data:
     labels = (
         examples[data.label_column] if data.label_column in examples.column_names else [""] * len(examples)
     )
+    outcomes = answers(evaluator, model, batches, "samples", len(examples))
     return [
         Sample(
             text if isinstance(text, str) else f"({column})", None, label_text(label, names), outcome.score
         )
-        for text, label, outcome in zip(inputs, labels, evaluator.outcomes(model, batches), strict=True)
+        for text, label, outcome in zip(inputs, labels, outcomes, strict=True)
     ]
 
 

@@ -31,6 +31,7 @@ from hub_magmax.evaluation.evaluators import (
 )
 from hub_magmax.evaluation.evaluators.examples import check_columns
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.evaluators.plugins import answers
 from hub_magmax.evaluation.journal import Outcomes
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.score_cache import Reuse
@@ -208,6 +209,7 @@ class _Bench:
             self.spec.data[task],
             self.spec.batch_size,
             self.processes,
+            task,
             advance,
         )
 
@@ -227,6 +229,7 @@ def run_evaluator(
     data: Data,
     batch_size: int,
     processes: Processes,
+    task: str,
     advance: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
     """Return one outcome per example, in order, the same list in every process.
@@ -234,17 +237,16 @@ def run_evaluator(
     Process r of n runs batches r, r + n, r + 2n …, so batches are the same for any number of processes.
     `advance` is called with the examples of all processes' batches that are likely done.
     """
-    if isinstance(examples, str):
-        return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))
-    if processes.count == 1:
-        batches = evaluator.encode(model, examples, columns_of(data), batch_size)
-        return evaluator.outcomes(model, counted(batches, len(examples), batch_size, advance))
+    if isinstance(examples, str) or processes.count == 1:
+        count = None if isinstance(examples, str) else len(examples)
+        encoded = evaluator.encode(model, examples, columns_of(data), batch_size)
+        return answers(evaluator, model, counted(encoded, count or 0, batch_size, advance), task, count)
     starts = range(0, len(examples), batch_size)
     mine = [i for s in starts[processes.rank :: processes.count] for i in range(s, s + batch_size)]
     share = examples.select([index for index in mine if index < len(examples)])
     encoded = evaluator.encode(model, share, columns_of(data), batch_size)
     step = processes.count * batch_size
-    found = evaluator.outcomes(model, counted(encoded, len(examples), step, advance))
+    found = answers(evaluator, model, counted(encoded, len(examples), step, advance), task, len(share))
     shares = [iter(outcomes) for outcomes in processes.gather(found)]
     batches = (islice(shares[n % processes.count], batch_size) for n in range(len(starts)))
     return list(chain.from_iterable(batches))

@@ -241,6 +241,14 @@ def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
     Raises:
         RecipeError: If there is none of that name.
         pydantic.ValidationError: If an option is wrong, missing or unknown.
+        EvaluationError: If a plug-in fails, or makes no evaluator.
     """
     kind = get_evaluator(name)
-    return kind.make(**check_options(kind, options))
+    plugin, checked = EVALUATORS.plugin(name), check_options(kind, options)
+    if plugin is None:
+        return kind.make(**checked)
+    from hub_magmax.evaluation.evaluators.plugins import PluginEvaluator, failures
+
+    label = f"evaluator {name} ({plugin})"
+    with failures(label):
+        return PluginEvaluator(kind.make(**checked), label)
