@@ -75,7 +75,7 @@ FAULTS = {
     "short": (lambda found: found[:-1], r"it returned 9 outcomes\. Expected 10, one for each example"),
     "long": (lambda found: [*found, found[0]], "it returned 11 outcomes"),
     "nothing": (lambda found: None, "it returned a NoneType. Expected a list with one Outcome"),
-    "generator": (lambda found: iter(found), "it returned a list_iterator"),
+    "generator": (iter, "it returned a list_iterator"),
     "bare numbers": (lambda found: [o.score for o in found], "it returned a float for example 0"),
     "NaN": (lambda found: [*found[:3], Outcome(float("nan")), *found[4:]], "the score nan for example 3"),
     "no share": (
