@@ -1,5 +1,6 @@
 """Evaluators: one class for each way to score a kind of model, found by name through `registry`."""
 
+from hub_magmax.evaluation.evaluators.making import evaluator_of, make_evaluator
 from hub_magmax.evaluation.evaluators.registry import (
     Columns,
     Evaluator,
@@ -11,9 +12,7 @@ from hub_magmax.evaluation.evaluators.registry import (
     described_inputs,
     evaluator,
     evaluator_names,
-    evaluator_of,
     get_evaluator,
-    make_evaluator,
     needs_labels,
     unit_of,
     wanted_columns,

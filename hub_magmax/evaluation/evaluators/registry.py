@@ -8,14 +8,13 @@ without paying for them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.options import Options, check_options, options_of
-from hub_magmax.recipe.schema import Evaluation
+from hub_magmax.options import Options, options_of
 from hub_magmax.recipe.values import Data
 from hub_magmax.registry import EVALUATORS
 
@@ -135,15 +134,6 @@ def columns_of(data: Data) -> Columns:
     return Columns(data.input_column, data.label_column, prompt, SHOTS_COLUMN if data.few_shot else None)
 
 
-def evaluator_of(spec: Evaluation) -> Evaluator:
-    """Return the evaluator that a recipe's `evaluation` names, with its options.
-
-    Raises:
-        RecipeError: If there is none of that name.
-    """
-    return make_evaluator(spec.evaluator.name, spec.evaluator.options)
-
-
 def needs_labels(evaluator: Evaluator) -> bool:
     """Say whether examples need their label column."""
     return bool(getattr(evaluator, "labelled", True))
@@ -233,22 +223,3 @@ def get_evaluator(name: str) -> EvaluatorKind:
     """
     kind: EvaluatorKind = EVALUATORS.get(name)
     return kind
-
-
-def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
-    """Return an evaluator with its options checked and defaults filled in.
-
-    Raises:
-        RecipeError: If there is none of that name.
-        pydantic.ValidationError: If an option is wrong, missing or unknown.
-        EvaluationError: If a plug-in fails, or makes no evaluator.
-    """
-    kind = get_evaluator(name)
-    plugin, checked = EVALUATORS.plugin(name), check_options(kind, options)
-    if plugin is None:
-        return kind.make(**checked)
-    from hub_magmax.evaluation.evaluators.plugins import PluginEvaluator, failures
-
-    label = f"evaluator {name} ({plugin})"
-    with failures(label):
-        return PluginEvaluator(kind.make(**checked), label)
