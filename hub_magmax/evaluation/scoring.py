@@ -241,15 +241,20 @@ def run_evaluator(
         count = None if isinstance(examples, str) else len(examples)
         encoded = evaluator.encode(model, examples, columns_of(data), batch_size)
         return answers(evaluator, model, counted(encoded, count or 0, batch_size, advance), task, count)
-    starts = range(0, len(examples), batch_size)
-    mine = [i for s in starts[processes.rank :: processes.count] for i in range(s, s + batch_size)]
-    share = examples.select([index for index in mine if index < len(examples)])
+    share = examples.select(_share(len(examples), batch_size, processes))
     encoded = evaluator.encode(model, share, columns_of(data), batch_size)
     step = processes.count * batch_size
     found = answers(evaluator, model, counted(encoded, len(examples), step, advance), task, len(share))
     shares = [iter(outcomes) for outcomes in processes.gather(found)]
-    batches = (islice(shares[n % processes.count], batch_size) for n in range(len(starts)))
+    num_batches = -(-len(examples) // batch_size)
+    batches = (islice(shares[n % processes.count], batch_size) for n in range(num_batches))
     return list(chain.from_iterable(batches))
+
+
+def _share(count: int, batch_size: int, processes: Processes) -> list[int]:
+    """Return the numbers of the examples that this process runs."""
+    starts = range(processes.rank * batch_size, count, processes.count * batch_size)
+    return [index for start in starts for index in range(start, min(start + batch_size, count))]
 
 
 def counted(

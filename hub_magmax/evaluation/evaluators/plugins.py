@@ -127,21 +127,19 @@ def _problem(outcome: Any, *, is_share: bool) -> tuple[str, str] | None:
     """Return what is wrong with an outcome and what was expected; None where it is right."""
     if not isinstance(outcome, Outcome):
         return f"a {type(outcome).__name__}", "an Outcome"
-    score, share = outcome.score, "a number from 0 to 1"
-    if not _is_number(score) or (is_share and not 0 <= score <= 1):
-        return f"the score {score!r:.40}", share if is_share else "a finite number"
-    if outcome.probability is not None and not (
-        _is_number(outcome.probability) and 0 <= outcome.probability <= 1
-    ):
+    share = "a number from 0 to 1"
+    if not _is_number(outcome.score, is_share=is_share):
+        return f"the score {outcome.score!r:.40}", share if is_share else "a finite number"
+    if outcome.probability is not None and not _is_number(outcome.probability, is_share=True):
         return f"the probability {outcome.probability!r:.40}", f"{share}, or None"
-    if outcome.margin is not None and not _is_number(outcome.margin):
+    if outcome.margin is not None and not _is_number(outcome.margin, is_share=False):
         return f"the margin {outcome.margin!r:.40}", "a finite number, or None"
     return None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any, *, is_share: bool) -> bool:
     try:
-        return math.isfinite(value)
+        return math.isfinite(value) and (not is_share or 0 <= value <= 1)
     except (TypeError, ValueError, OverflowError):
         return False
 
