@@ -451,6 +451,9 @@ def test_an_evaluator_of_a_script_is_used_by_name_too():
     class AlwaysRight:
         """Gives every example full marks."""
 
+        metric, is_share, pipeline_tag = "marks", True, "text-generation"
+        model_class, processor_class = "AutoModelForCausalLM", "AutoTokenizer"
+
         def __init__(self, *, mark: float = 1.0):
             self.mark = mark
 
