@@ -64,6 +64,8 @@ def test_attacked_merge_is_complete_or_absent_and_the_same_command_completes_it(
         pytest.skip("no mounts here")
     assert found["failures"] == []
     assert found["attacks"] >= 1
+    if part == "small_disk":  # which is full while the merge writes, and not too small to begin with
+        assert found["attacks"] < 10
     if part != "kills":  # whose moment is random, and may come after the end
         assert any("output absent" in outcome for outcome in found["outcomes"])
 
