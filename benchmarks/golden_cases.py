@@ -57,6 +57,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "dare_ties": {"name": "dare_ties", "density": 0.4},
     "breadcrumbs scope=tensor": {"name": "breadcrumbs", "density": 0.4, "outliers": 0.05},
     "breadcrumbs scope=model": {"name": "breadcrumbs", "density": 0.4, "outliers": 0.05, "scope": "model"},
+    "della": {"name": "della", "density": 0.6, "epsilon": 0.2},
+    "sce": {"name": "sce", "density": 0.6},
+    "pcb": {"name": "pcb", "density": 0.3},
     "random_mix": {"name": "random_mix"},
     "single_task": {"name": "single_task"},
     "last_task": {"name": "last_task"},
@@ -83,7 +86,7 @@ LINEAR = ("average", "task_arithmetic")
 OF_MATRICES: Mapping[str, Mapping[str, Any]] = {
     name: {"name": name} for name in ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
 }
-#: Other methods whose tensors the engine treats as those of `slerp` or `average`.
+#: Other methods whose tensors the engine treats as those of `slerp`, `average` or `ties`.
 ALIKE: Mapping[str, Mapping[str, Any]] = {
     "weighted_sum": {"name": "weighted_sum", "total": 1.25},
     "nuslerp": {"name": "nuslerp"},
@@ -92,6 +95,13 @@ ALIKE: Mapping[str, Mapping[str, Any]] = {
     "karcher": {"name": "karcher"},
     "model_stock each=column": {"name": "model_stock", "each": "column"},
     "arcee_fusion": {"name": "arcee_fusion"},
+    "breadcrumbs_ties scope=tensor": {"name": "breadcrumbs_ties", "density": 0.4, "outliers": 0.05},
+    "della_linear": {"name": "della_linear", "density": 0.6, "rescale": "norm"},
+    "localize_stitch scope=tensor": {"name": "localize_stitch"},
+    "pcb scope=model": {"name": "pcb", "density": 0.3, "scope": "model"},
+    "ram": {"name": "ram", "epsilon": 0.01},
+    "ram_plus scope=tensor": {"name": "ram_plus", "epsilon": 0.01},
+    "nearswap": {"name": "nearswap", "limit": 0.01},
 }
 #: Methods of two models; other tasks of a source have no weight.
 OF_TWO = ("slerp", "nuslerp")

@@ -228,7 +228,10 @@ _METHODS_BY_MODULE: Mapping[str, tuple[str, ...]] = {
     "geometry.sphere": ("slerp", "nuslerp", "multislerp", "karcher"),
     "geometry.model_stock": ("model_stock",),
     "geometry.fusion": ("arcee_fusion",),
-    "sparse": ("ties", "dare", "dare_ties", "breadcrumbs"),
+    "sparse": ("ties", "dare", "dare_ties", "breadcrumbs", "breadcrumbs_ties"),
+    "ranked": ("della", "della_linear"),
+    "competing": ("sce", "pcb"),
+    "stitching": ("localize_stitch", "ram", "ram_plus", "nearswap"),
     "choice": ("random_mix", "single_task", "last_task"),
     "magmax": ("magmax", "tunable_magmax"),
 }

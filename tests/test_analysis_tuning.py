@@ -87,9 +87,10 @@ def test_the_best_of_the_default_comparison_is_tried_for_every_registered_method
 
 
 def test_the_default_comparison_leaves_out_methods_that_say_so(monkeypatch):
-    left_out = {"weighted_sum", "slerp", "nuslerp", "karcher", "arcee_fusion"}
-    cheap = [name for name in METHODS.built_in if get_method(name).form != "matrix" and name not in left_out]
-    assert [m.name for m in Compare().tried_methods] == [*cheap, "tunable_magmax"]
+    wanted = [name for name in METHODS.built_in if get_method(name).in_comparison]
+    assert [m.name for m in Compare().tried_methods] == [*wanted, "tunable_magmax"]
+    assert {"ties", "localize_stitch"} <= {*wanted}
+    assert not {"tsv", "ram", "nearswap", "slerp", "weighted_sum"} & {*wanted}
     assert Compare().tried_methods[-1].options == {"selection": "top-n"}
     slow = replace(METHODS.get("ties"), in_comparison=())
     monkeypatch.setattr("hub_magmax.methods.sparse.ties.merge_method", slow)

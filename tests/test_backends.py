@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hub_magmax.kernels import dispatch, ops, products, reference
+from hub_magmax.kernels import dispatch, ops, products, reference, spreads
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.compiled.backend import Compiled
@@ -19,9 +19,11 @@ from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
+from hub_magmax.kernels.row_ranks import RankTable
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import Draw, Histograms
 from hub_magmax.kernels.winners import Classes, compare
+from hub_magmax.methods import draws
 from hub_magmax.methods.selection.looks import Contest
 from hub_magmax.methods.selection.prices import Box
 
@@ -64,6 +66,7 @@ def inputs_of(op, length, num_tasks=3):
     weights = torch.tensor([0.5, 0.0, *[0.5] * (num_tasks - 2)])
     signed = torch.tensor([1.5, 0.0, -0.5, *[1.0] * (num_tasks - 3)])
     bounds = 0.1 * torch.rand(num_tasks, generator=generator)
+    factors = torch.rand((num_tasks, length), generator=generator).mul(2).floor().mul(1.25)
     kept = torch.randint(0, 256, ((num_tasks + 7) // 8, length), generator=generator, dtype=torch.uint8)
     with_base = torch.cat([torch.tensor([-0.25]), weights])
     return {
@@ -72,6 +75,15 @@ def inputs_of(op, length, num_tasks=3):
         "ties": Inputs((), (bounds, weights)),
         "ties_sum": Inputs((), (bounds, signed)),
         "band": Inputs((), (bounds, 2 * bounds, weights)),
+        "band_ties": Inputs((), (bounds, 2 * bounds, weights)),
+        "band_ties_sum": Inputs((), (bounds, 2 * bounds, signed)),
+        "scaled": Inputs((factors.T,), (signed,)),
+        "scaled_ties": Inputs((factors.T,), (weights, weights / 0.3)),
+        "scaled_ties_sum": Inputs((factors.T,), (signed,)),
+        "selected_ties": Inputs((kept.T,), (weights * 0.3, signed.abs())),
+        "balanced": Inputs((), (bounds / 9, bounds, bounds / 99, bounds, 3 * weights, weights)),
+        "stitched": Inputs((), (bounds / 2, 1 + bounds, weights)),
+        "clipped": Inputs((), (bounds, weights)),
         "dropped": Inputs((kept.T,), (weights / 0.3,)),
         "dropped_ties": Inputs((kept.T,), (weights * 0.3, weights)),
         "dropped_ties_sum": Inputs((kept.T,), (signed / 0.3, signed)),
@@ -262,6 +274,46 @@ def test_every_backend_drops_alike(most, num_pairs, count, backend):
     bounds = np.resize(np.array([most, 1 << 31, most, 7], np.uint32), 2 * num_pairs)
     call = 123_456, count, GENERATOR, range(40, 40 + num_pairs), bounds
     assert BACKENDS[backend].drop(*call).tolist() == REFERENCE.drop(*call).tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "length"), [(0, 3), (1, 1), (5, 1), (3, 7), (2, cache.BLOCK + 5), (40, 64)])
+def test_every_backend_keeps_by_rank_alike(rows, length, dtype, backend):
+    chunk = chunk_of(rows * length, dtype, num_tasks=5)
+    table = draws.rank_table(length, (0.1, 0.5, 0.5, 0.9, 1.0), (0.05, 0.0, 0.5, 0.2, 0.1), is_rescaled=True)
+    call = 7 * length, chunk, GENERATOR, draws.streams_of(5), RankTable(*table)
+    found, expected = (one.factors_by_rank(*call) for one in (BACKENDS[backend], REFERENCE))
+    assert found.shape == (5, rows * length)
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_every_backend_scores_alike(scale, dtype, backend):
+    chunk = chunk_of(cache.BLOCK + 7, dtype, num_tasks=4)
+    vectors = scale * chunk.task_vectors()
+    numbers = np.array([[0.0, 0.01, 0.2, 0.0], [0.3, 0.02, 0.2, 0.4], [1.5, 0.0, 0.5, 1.0]], np.float32)
+    numbers[:2] *= np.float32(scale)
+    for one in (chunk, RawChunk.of_vectors(vectors)):
+        found, expected = (backend.scores(one, numbers) for backend in (BACKENDS[backend], REFERENCE))
+        assert found.tobytes() == expected.tobytes()
+        assert (found >= 0).all() and not found[1].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [0, 1, 15, spreads.BLOCK, 2 * spreads.BLOCK + 21])
+def test_every_backend_finds_the_same_spreads_and_sums_of_squares(length, dtype, backend):
+    chunk, active = chunk_of(length, dtype, num_tasks=4), np.array([0, 2, 3])
+    found = []
+    for one in (BACKENDS[backend], REFERENCE):
+        spread, sums = np.empty(length, np.float32), np.empty((4, -(-length // spreads.BLOCK)))
+        one.spreads(chunk, active, spread)
+        one.square_sums(chunk, spread, np.float32(0.05), sums)
+        found.append((spread.tobytes(), sums.tobytes()))
+    assert found[0] == found[1]
 
 
 CHUNKS = {

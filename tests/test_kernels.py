@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from hub_magmax.kernels import ops, reference
+from hub_magmax.kernels import competition, ops, reference
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
@@ -174,6 +174,16 @@ def test_a_sum_keeps_the_shape_and_its_argument():
 
     assert ops.weighted_sum(task_vectors, [0.25, 0.75]).shape == (3, 4)
     assert torch.equal(task_vectors, before)
+
+
+def test_functions_of_competition_are_as_exact_as_float64_is():
+    exponents = -torch.rand(1000, generator=torch.Generator().manual_seed(0)).double() * 300
+    found = competition.exponential(exponents)
+    assert ((found - exponents.exp()) / exponents.exp()).abs().max() < 1e-15
+    for scale in (1e-300, 1e-9, 0.1, 1.0, 30.0):
+        values = scale * torch.randn(1000, generator=torch.Generator().manual_seed(1)).double()
+        assert ((competition.tangent(values) - values.tanh()) / values.tanh()).abs().max() < 1e-15
+    assert competition.tangent(torch.zeros(1).double()).item() == 0
 
 
 # Thresholds

@@ -17,7 +17,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.merging.tensors import merge_tensors
 from hub_magmax.methods import merge_method, method_names
 from hub_magmax.registry import METHODS as REGISTERED
-from tests import oracles
+from tests import oracles, oracles_sparse
 from tests import oracles_geometry as geometry
 
 Oracle = Callable[[np.ndarray, tuple[float, ...]], "np.ndarray | None"]
@@ -128,12 +128,20 @@ def dare_ties(density: float, consensus: str = "mean") -> Oracle:
     return oracle
 
 
-def breadcrumbs(density: float, outliers: float) -> Oracle:
+def breadcrumbs(density: float, outliers: float, consensus: str | None = None) -> Oracle:
     def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
-        masked = [oracles.breadcrumbs(vector, str(density), str(outliers)) for vector in vectors]
-        return len(weights) * average(np.array(masked), weights)
+        masked = np.array([oracles.breadcrumbs(vector, str(density), str(outliers)) for vector in vectors])
+        if consensus == "mean":
+            return np.array(oracles.ties_merge(masked, [0.0] * len(vectors), weights))
+        if consensus == "sum":
+            return np.array(oracles.ties_sum(masked, [0.0] * len(vectors), multipliers(weights)))
+        return len(weights) * average(masked, weights)
 
     return oracle
+
+
+def ram_plus(epsilon: float, boost: float, limit: float) -> Oracle:
+    return lambda vectors, weights: oracles_sparse.ram(vectors, epsilon, weights, boost, limit)
 
 
 def magmax(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
@@ -186,6 +194,22 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
     ("breadcrumbs", {}, breadcrumbs(0.15, 0.006)),
     ("breadcrumbs", {"density": 0.3, "outliers": 0.1}, breadcrumbs(0.3, 0.1)),
     ("breadcrumbs", {"density": 1.0, "outliers": 0.5}, breadcrumbs(1.0, 0.5)),
+    ("breadcrumbs_ties", {"density": 0.3, "outliers": 0.1}, breadcrumbs(0.3, 0.1, "mean")),
+    ("breadcrumbs_ties", {"density": 0.3, "consensus": "sum"}, breadcrumbs(0.3, 0.006, "sum")),
+    ("della", {"density": 0.6, "epsilon": 0.3}, None),
+    ("della", {"density": 0.6, "rescale": "norm", "consensus": "sum"}, None),
+    ("della_linear", {"density": 0.6, "epsilon": 0.3}, None),
+    ("localize_stitch", {"density": 0.3}, lambda v, w: oracles_sparse.localize_stitch(v, "0.3", w)),
+    ("localize_stitch", {"density": 1.0}, lambda v, w: oracles_sparse.localize_stitch(v, "1", w)),
+    ("sce", {}, lambda v, w: oracles_sparse.sce(v, "1", w)),
+    ("sce", {"density": 0.3}, lambda v, w: oracles_sparse.sce(v, "0.3", w)),
+    ("pcb", {}, lambda v, w: oracles_sparse.pcb(v, "0.1", w)),
+    ("pcb", {"density": 0.5}, lambda v, w: oracles_sparse.pcb(v, "0.5", w)),
+    ("ram", {}, lambda v, w: oracles_sparse.ram(v, 1e-5, w)),
+    ("ram", {"epsilon": 0.5}, lambda v, w: oracles_sparse.ram(v, 0.5, w)),
+    ("ram_plus", {"epsilon": 1.0}, ram_plus(1.0, 0.1, 0.2)),
+    ("ram_plus", {"epsilon": 0.75, "boost": 2.0, "boost_limit": 9.0}, ram_plus(0.75, 2.0, 9.0)),
+    ("nearswap", {"limit": 0.5}, lambda v, w: oracles_sparse.nearswap(v, 0.5, w)),
     ("single_task", {}, single_task),
     ("last_task", {}, lambda vectors, weights: vectors[-1]),
     ("magmax", {}, magmax),
@@ -200,6 +224,13 @@ WHOLE: dict[str, dict[str, Any]] = {
     "dare": {"density": 1.0},
     "dare_ties": {"density": 1.0},
     "breadcrumbs": {"density": 1.0, "outliers": 0.0},
+    "breadcrumbs_ties": {"density": 1.0, "outliers": 0.0},
+    "della": {"density": 1.0},
+    "della_linear": {"density": 1.0},
+    "localize_stitch": {"density": 1.0},
+    "ram": {"epsilon": 0.0},
+    "ram_plus": {"epsilon": 0.0, "boost": 0.0},
+    "nearswap": {"limit": 1e38},
 }
 #: These go from one model to another.
 ARCS = {"slerp", "nuslerp"}
@@ -265,9 +296,18 @@ def test_one_hot_preference_returns_that_task_bit_for_bit(case, name, options):
         assert merged(vectors, preference=weights, method=name, **options).equal(vectors[task])
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["localize_stitch", "ram", "ram_plus", "nearswap"])
+def test_one_hot_preference_returns_what_is_kept_of_that_task_bit_for_bit(case, name):
+    vectors = CASES[case]
+    for task in range(len(vectors)):
+        weights = tuple(float(t == task) for t in range(len(vectors)))
+        assert merge_tensors(vectors, preference=weights, method=name, **WHOLE[name]).equal(vectors[task])
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
-    [m[:2] for m in METHODS if m[0] != "arcee_fusion" and not {"total", "t"} & m[1].keys()],
+    [m[:2] for m in METHODS if m[0] not in ("arcee_fusion", "pcb") and not {"total", "t"} & m[1].keys()],
     ids=str,
 )
 def test_single_task_is_returned_unchanged(name, options):
@@ -278,7 +318,16 @@ def test_single_task_is_returned_unchanged(name, options):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("dare", "task_arithmetic"), ("breadcrumbs", "task_arithmetic"), ("dare_ties", "ties")],
+    [
+        ("dare", "task_arithmetic"),
+        ("breadcrumbs", "task_arithmetic"),
+        ("dare_ties", "ties"),
+        ("breadcrumbs_ties", "ties"),
+        ("della_linear", "task_arithmetic"),
+        ("nearswap", "average"),
+        ("ram", "localize_stitch"),
+        ("ram_plus", "localize_stitch"),
+    ],
 )
 def test_methods_that_leave_nothing_out_are_others_bit_for_bit(case, name, other):
     vectors = CASES[case]
@@ -321,7 +370,7 @@ def test_method_says_what_it_does_with_the_preference(name):
 def test_default_scaling_is_that_of_the_papers():
     scalings = {name: methods.get_method(name).scaling for name in REGISTERED.built_in}
     half = dict.fromkeys(("magmax", "tunable_magmax"), 0.5)
-    added = dict.fromkeys(("task_arithmetic", "dare", "breadcrumbs"), 0.3)
+    added = dict.fromkeys(("task_arithmetic", "dare", "breadcrumbs", "della_linear"), 0.3)
     assert scalings == dict.fromkeys(scalings, 1.0) | half | added | {"agreement": 0.6}
 
 
@@ -355,6 +404,91 @@ def test_sum_of_equal_multiples_is_the_mean_times_the_number_of_tasks_that_agree
     )
     agreeing = (vectors.sign() == mean.sign()).sum(dim=0)
     torch.testing.assert_close(found, torch.where(mean != 0, agreeing * mean, 0.0), rtol=2e-6, atol=1e-44)
+
+
+def test_stitching_by_hand():
+    # Half of each stay: 4 and -3; -5 and 2; 6 and 1. The first two elements are one task's, the third is the
+    # mean of -3 and -5 under 5 to 3, the last that of 2 and 1 under 3 to 2.
+    vectors = torch.tensor([[4.0, 1.0, -3.0, 0.0], [0.0, 1.0, -5.0, 2.0], [0.0, 6.0, 0.0, 1.0]])
+    found = merge_tensors(vectors, preference=(0.5, 0.3, 0.2), method="localize_stitch", density=0.5)
+    torch.testing.assert_close(found, torch.tensor([4.0, 6.0, -3.75, 1.6]))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("density", [1.0, 0.2])
+def test_one_task_differs_from_no_other_and_comes_out_whole(case, density):
+    vectors = CASES[case]
+    for task in range(len(vectors)):
+        weights = tuple(float(t == task) for t in range(len(vectors)))
+        found = merge_tensors(vectors, preference=weights, method="sce", density=density)
+        torch.testing.assert_close(found, vectors[task], rtol=1e-6, atol=1e-44)
+
+
+def test_sce_by_hand():
+    # Of the differences 2, 2, 5, 1 and 0 between two tasks the larger half of the four that are there is
+    # selected, and what equals it: the first three elements. Their squares sum to 9 + 16 + 4 and 1 + 4 + 9.
+    vectors = torch.tensor([[3.0, 4.0, 2.0, 1.0, 7.0], [1.0, 2.0, -3.0, 2.0, 7.0]])
+    found = merge_tensors(vectors, method="sce", density=0.5)
+    first, second = 29 / 43, 14 / 43
+    expected = [3 * first + second, 4 * first + 2 * second, -3.0, 0.0, 0.0]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    # With votes of 3 to 1 the third element elects the first task's sign.
+    found = merge_tensors(vectors, method="sce", density=0.5, preference=(0.75, 0.25))
+    first, second = 87 / 101, 14 / 101
+    expected = [3 * first + second, 4 * first + 2 * second, 2.0, 0.0, 0.0]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_pcb_by_hand():
+    # The sums of both tasks are 4, -1, 1 and 1. The first task claims elements 0, 2 and 3, of magnitudes
+    # 3, 2 and 1, which are 1, .5 and 0 on the way from the smallest to the largest; the second one 0 and
+    # 1, of magnitudes 1 and 3.
+    vectors = torch.tensor([[3.0, 2.0, 2.0, 1.0], [1.0, -3.0, -1.0, 0.0]])
+    found = merge_tensors(vectors, method="pcb", density=0.75)
+    first = [math.tanh(12), math.exp(2 * (0.25 - 1)) * math.tanh(2), math.exp(-2) * math.tanh(1)]
+    second = [math.exp(2 * (1 / 9 - 1)) * math.tanh(4), math.tanh(3), 0.0]
+    # The third largest score of each task counts as 0, and the largest as 1; of the second task it is that
+    # of two elements which it does not claim.
+    mine = (first[1] - first[2]) / (first[0] - first[2])
+    shares = 1.0, second[0] / second[1]
+    expected = [(3 * shares[0] + 1 * shares[1]) / sum(shares), -3.0, 2.0, 0.0]
+    assert 0 < mine < 1
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_pcb_of_one_task_is_what_it_keeps():
+    vectors = CASES["two tasks"]
+    found = merge_tensors(vectors, method="pcb", density=0.5, preference=(0.0, 1.0))
+    kept = (
+        vectors[1].abs() > vectors[1].abs().sort(descending=True).values[16]
+    )  # the last of 17 weighs nothing
+    assert found.equal(torch.where(kept, vectors[1], 0.0))
+
+
+def test_ram_by_hand():
+    # Above 1 in magnitude are 4 and -3; -5 and 2; 6. Elements 0, 1 and 3 are one task's, element 2 is shared.
+    # The first task owns one and shares one, so it is boosted by 1 + 2 · min(1, .75), and so is the second
+    # one; the third task shares nothing.
+    vectors = torch.tensor([[4.0, 1.0, -3.0, 0.0], [0.0, 1.0, -5.0, 2.0], [0.0, 6.0, 0.0, 1.0]])
+    call = {"preference": (0.5, 0.3, 0.2), "epsilon": 1.0}
+    found = merge_tensors(vectors, method="ram", **call)
+    torch.testing.assert_close(found, torch.tensor([4.0, 6.0, -3.75, 2.0]))
+    found = merge_tensors(vectors, method="ram_plus", boost=2.0, boost_limit=0.75, **call)
+    torch.testing.assert_close(found, torch.tensor([10.0, 6.0, -3.75, 5.0]))
+
+
+def test_what_equals_epsilon_is_unchanged_and_what_is_above_it_is_not():
+    above = np.nextafter(np.float32(0.1), np.float32(1))
+    vectors = torch.tensor([[0.1, float(above), -float(above), 0.0]])
+    assert merge_tensors(vectors, method="ram", epsilon=0.1).tolist()[1:] == vectors[0, 1:].tolist()
+    exact = float(np.float32(0.1))  # which is above .1
+    assert merge_tensors(vectors, method="ram", epsilon=exact).tolist()[0] == 0
+
+
+def test_nearswap_by_hand():
+    vectors = torch.tensor([[0.5, -3.0, 2.0, 0.0], [1.0, 1.0, -4.0, 0.0]])
+    found = merge_tensors(vectors, preference=(0.25, 0.75), method="nearswap", limit=(1.0, 2.0))
+    assert found.tolist() == [0.25 * 0.5 + 0.75, -0.25 + 0.75, 0.25 - 1.5, 0.0]
 
 
 def test_breadcrumbs_by_hand():
@@ -402,6 +536,9 @@ def test_breadcrumbs_keep_the_share_of_the_elements_that_was_written(density, ou
         ({"method": "breadcrumbs", "outliers": -0.1}, "greater than or equal to 0"),
         ({"method": "breadcrumbs", "outliers": 1}, "less than 1"),
         ({"method": "magmax", "density": 0.5}, "density"),
+        ({"method": "nearswap", "limit": 0.0}, "greater than 0"),
+        ({"method": "ram", "epsilon": -1.0}, "greater than or equal to 0"),
+        ({"method": "ram_plus", "boost": math.inf}, "finite"),
         ({"preference": (0.5, 0.5)}, "2 weights for 4 tasks"),
         ({"preference": (0.5, 0.5, 0.5, 0.5)}, "sum to"),
         ({"preference": (0.5, 0.5, 0.5, -0.5)}, "-0.5"),

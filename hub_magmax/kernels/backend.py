@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.ops import Inputs, Op
     from hub_magmax.kernels.randomness import CounterGenerator
+    from hub_magmax.kernels.row_ranks import RankTable
     from hub_magmax.kernels.stored import Stored
     from hub_magmax.kernels.structures import (
         BlockSums,
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
         Names,
         Owners,
         PerTask,
+        PerTaskRows,
         Places,
+        Spreads,
+        SquareSums,
+        Tasks,
         Vectors,
     )
     from hub_magmax.kernels.winners import RuleOf, Sight
@@ -150,6 +155,66 @@ class Backend(Protocol):
             most: Two numbers for each stream. An element is kept for the first task of the pair if the lower
                 half of its key is at most the first one, and for the second task if the upper half is at most
                 the other one.
+        """
+        ...
+
+    def scores(self, chunk: RawChunk, numbers: PerTaskRows) -> Vectors:
+        """Return how much each task claims each element, not negative; see `kernels.competition.scores`.
+
+        Args:
+            chunk: Of task vectors.
+            numbers: Least and most magnitude of each task, and what it is multiplied by in the sum.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity.
+        """
+        ...
+
+    def spreads(self, chunk: RawChunk, active: Tasks, out: Spreads) -> None:
+        """Write the standard deviation of the elements of some tasks around their mean.
+
+        Args:
+            chunk: Of task vectors.
+            active: Numbers of the tasks, at least one.
+            out: Takes a number for each element.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity in one of these tasks.
+        """
+        ...
+
+    def square_sums(self, chunk: RawChunk, spread: Spreads, least: np.float32, out: SquareSums) -> None:
+        """Write the sums of the squares of all elements whose spread is at least `least`.
+
+        `kernels.spreads` has the order of sums.
+
+        Args:
+            chunk: From the first element of a block on.
+            spread: Of its elements.
+            least: 0 for all of them.
+            out: Takes a number for each task and block.
+        """
+        ...
+
+    def factors_by_rank(
+        self,
+        start: int,
+        chunk: RawChunk,
+        generator: CounterGenerator,
+        streams: Sequence[int],
+        table: RankTable,
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return what each element of a chunk of whole rows is multiplied by: 0 where it is not kept.
+
+        Args:
+            start: Index of the first element in its tensor.
+            chunk: Its rows are as long as `table` says.
+            generator: The tensor's.
+            streams: One for each pair of tasks; the first task's draw is the lower half of a key.
+            table: Says by an element's rank which draws keep it, and its factor.
+
+        Raises:
+            NonFiniteError: At a NaN or infinity.
         """
         ...
 

@@ -104,6 +104,11 @@ class RawChunk:
         return sum(stop - start for start, stop in self.parts)
 
     @property
+    def is_read(self) -> bool:
+        """Whether the values are in memory already."""
+        return self._stored is not None
+
+    @property
     def stored(self) -> Stored | list[Stored]:
         """The rows, read when they are first asked for."""
         if self._stored is None:  # no cached_property: threads would wait for each other's reading

@@ -26,6 +26,7 @@ from hub_magmax.kernels.ops import Inputs, Op, task_vectors
 from hub_magmax.kernels.products import block_sums, in_blocks
 from hub_magmax.kernels.randomness import MULTIPLIERS, CounterGenerator
 from hub_magmax.kernels.reference import Reference, merge_piece
+from hub_magmax.kernels.row_ranks import RankTable, factors_by_rank
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import MostKeys
 
@@ -48,8 +49,9 @@ class Device(Reference):
     def merge(self, op: Op, chunk: RawChunk, inputs: Inputs, dtype: str, scaling: float) -> Merged:
         """Merge one chunk, as `Backend.merge` says."""
         numbers = [tuple(map(torch.as_tensor, arrays)) for arrays in (inputs.per_element, inputs.per_task)]
+        wide = [torch.float64] if op.is_wide else []
         if not op.name or self._lacks(
-            [torch_dtype(dtype), *(v.dtype for v in (*chunk.values, *numbers[0], *numbers[1]))]
+            [*wide, torch_dtype(dtype), *(v.dtype for v in (*chunk.values, *numbers[0], *numbers[1]))]
         ):
             return super().merge(op, chunk, inputs, dtype, scaling)
         placed = Inputs(*(tuple(map(self._place, arrays)) for arrays in numbers))
@@ -132,6 +134,28 @@ class Device(Reference):
             for task, drawn in enumerate((keys & 0xFFFFFFFF, _shifted(keys, 32)), 2 * pair):
                 kept[task // 8] |= (drawn <= int(most[task])).to(torch.uint8) << task % 8
         found: np.ndarray = kept.cpu().numpy()
+        return found
+
+    def factors_by_rank(
+        self,
+        start: int,
+        chunk: RawChunk,
+        generator: CounterGenerator,
+        streams: Sequence[int],
+        table: RankTable,
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return what each element is multiplied by, as `Backend.factors_by_rank` says."""
+        if not chunk.has_base or self._lacks(values.dtype for values in chunk.values):
+            return super().factors_by_rank(start, chunk, generator, streams, table)
+        base, *checkpoints = self._values(chunk)
+        vectors = task_vectors(base, checkpoints)
+        chunk.check(float(vectors.sum()))
+        keys = [self._keys(start, chunk.num_elements, generator, stream) for stream in streams]
+        halves = [half for key in keys for half in (key & 0xFFFFFFFF, _shifted(key, 32))]
+        numbers = self._place(np.asarray(table.most).astype(np.int64)), self._place(table.factors)
+        found: np.ndarray = (
+            factors_by_rank(vectors, torch.stack(halves[: len(vectors)]), *numbers).cpu().numpy()
+        )
         return found
 
     def _keys(

@@ -7,15 +7,30 @@ avoided: it rounds differently in a vector body and its tail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Float32, Shaped, UInt8
 
+from hub_magmax.kernels.competition import balanced_mean
+from hub_magmax.kernels.elections import (
+    banded_sum,
+    banded_ties,
+    banded_ties_sum,
+    clipped_sum,
+    dropped_sum,
+    dropped_ties,
+    dropped_ties_sum,
+    scaled_sum,
+    scaled_ties,
+    scaled_ties_sum,
+    selected_ties,
+    stitched,
+    ties_merge,
+    ties_sum,
+)
 from hub_magmax.kernels.lazy_imports import Array, Rows, torch
-
-#: One number per task.
-Weights = Sequence[float] | Array
+from hub_magmax.kernels.sums import Weights, added, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -43,12 +58,14 @@ class Op:
         selects: Every element comes from exactly one task; the merge then counts winners.
         name: Identifies an operation of this module, for instance in stored rules; "" for all others.
         takes_base: It needs the base model's values, besides the task vectors.
+        is_wide: Some of its steps are in float64, which not all devices have.
     """
 
     reference: Callable[..., torch.Tensor]
     selects: bool = False
     name: str = ""
     takes_base: bool = False
+    is_wide: bool = False
 
     def find(self, rows: Rows, inputs: Inputs, base: torch.Tensor | None = None) -> torch.Tensor:
         """Return what the reference returns; without values of a base model they count as zeros."""
@@ -62,22 +79,6 @@ class Op:
         """Return the merged task vector of a chunk."""
         found = self.find(rows, inputs, base)
         return select_rows(rows, found) if self.selects else found
-
-
-def weighted_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
-    """Return Σ w_t τ_t, added in the order of the tasks; a weight of zero leaves its task out.
-
-    A weight of one among zeros returns that task vector bit for bit.
-    """
-    return _added(rows, _as_tensor(weights))
-
-
-def _added(rows: Rows, weights: Iterable[torch.Tensor]) -> Float32[torch.Tensor, "*shape"]:
-    # Adding to a negative zero changes nothing; adding to a positive one would lose signs of zeros.
-    total = torch.full_like(rows[0], -0.0)
-    for row, weight in zip(rows, weights, strict=True):
-        total = torch.where(weight != 0, total + row * weight, total)
-    return total
 
 
 def affine_sum(
@@ -97,7 +98,7 @@ def affine_sum_of_each(
     base: Float32[torch.Tensor, " chunk"], rows: Rows, weights: Float32[torch.Tensor, "chunk vectors"]
 ) -> Float32[torch.Tensor, " chunk"]:
     """Return the `affine_sum` under weights of each element."""
-    return _added([base, *rows], weights.T)
+    return added([base, *rows], weights.T)
 
 
 def agreeing_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"]:
@@ -110,10 +111,6 @@ def agreeing_sum(rows: Rows, weights: Weights) -> Float32[torch.Tensor, "*shape"
     return torch.where(size > 0, total * (total.abs() / size), total)
 
 
-def _as_tensor(weights: Weights) -> Float32[torch.Tensor, " tasks"]:
-    return torch.as_tensor(weights, dtype=torch.float32)
-
-
 def select_rows(
     rows: Rows, winners: Float32[torch.Tensor, " chunk"] | UInt8[torch.Tensor, " chunk"]
 ) -> Float32[torch.Tensor, " chunk"]:
@@ -122,106 +119,6 @@ def select_rows(
     for task, row in enumerate(rows):
         selected = torch.where(winners == task, row, selected)
     return selected
-
-
-def ties_merge(rows: Rows, thresholds: Weights, weights: Weights) -> Float32[torch.Tensor, " chunk"]:
-    """Trim, elect a sign, and average the tasks that agree with it.
-
-    Args:
-        rows: One chunk of each task vector.
-        thresholds: Elements below their task's threshold count as zero.
-        weights: Weight of each task in the election and in the average.
-
-    Source: TIES (arXiv:2306.01708), section 4, with weights.
-    """
-    return elected_mean(_trimmed(rows, thresholds), weights, weights)
-
-
-def ties_sum(rows: Rows, thresholds: Weights, multipliers: Weights) -> Float32[torch.Tensor, " chunk"]:
-    """Trim as `ties_merge`, and return the `elected_sum`."""
-    return elected_sum(_trimmed(rows, thresholds), multipliers, multipliers)
-
-
-def _trimmed(rows: Rows, thresholds: Weights) -> list[torch.Tensor]:
-    pairs = zip(rows, _as_tensor(thresholds), strict=True)
-    return [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]
-
-
-def elected_mean(rows: Rows, weights: Weights, shares: Weights) -> Float32[torch.Tensor, " chunk"]:
-    """Return Σ w_t τ_t / Σ s_t over the tasks whose element has the sign of Σ w_t τ_t over all.
-
-    Zero where that sum is zero.
-
-    Args:
-        rows: One chunk of each task vector.
-        weights: The w_t.
-        shares: The s_t; equal to the weights for a mean.
-    """
-    elected = weighted_sum(rows, weights).sign()
-    total = torch.zeros_like(elected)
-    mass = torch.zeros_like(elected)
-    for row, weight, share in zip(rows, _as_tensor(weights), _as_tensor(shares), strict=True):
-        agrees = (row.sign() == elected) & (elected != 0)
-        total = total + torch.where(agrees, row * weight, 0.0)
-        mass = mass + torch.where(agrees, share, 0.0)
-    return torch.where(mass > 0, total / mass, 0.0)
-
-
-def elected_sum(rows: Rows, multipliers: Weights, rescaled: Weights) -> Float32[torch.Tensor, " chunk"]:
-    """Return the sum of all r_t τ_t that have the sign of Σ m_t τ_t over all; zero where that sum is zero.
-
-    A task of a negative multiplier is turned round before the election.
-
-    Args:
-        rows: One chunk of each task vector.
-        multipliers: The m_t.
-        rescaled: The r_t, of the same signs; equal to the multipliers where nothing was dropped.
-    """
-    elected = weighted_sum(rows, multipliers).sign()
-    total = torch.zeros_like(elected)
-    for row, multiplier in zip(rows, _as_tensor(rescaled), strict=True):
-        product = row * multiplier
-        total = total + torch.where((product.sign() == elected) & (elected != 0), product, 0.0)
-    return total
-
-
-def banded_sum(
-    rows: Rows, least: Weights, most: Weights, weights: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return Σ w_t τ_t over the elements whose magnitude is from `least` to `most` of their task."""
-    bounds = zip(rows, _as_tensor(least), _as_tensor(most), strict=True)
-    kept = [torch.where((row.abs() >= low) & (row.abs() <= high), row, 0.0) for row, low, high in bounds]
-    return weighted_sum(kept, weights)
-
-
-def dropped_sum(
-    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], multipliers: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return Σ m_t τ_t over the tasks that keep the element; the m_t hold the rescaling."""
-    return weighted_sum(_masked(rows, kept), multipliers)
-
-
-def dropped_ties(
-    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], shares: Weights, weights: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return the `elected_mean` over the tasks that keep the element; the shares hold the rescaling.
-
-    Elements that were rescaled each by itself, and rounded, would no longer cancel where the masses of both
-    signs are equal.
-    """
-    return elected_mean(_masked(rows, kept), weights, shares)
-
-
-def dropped_ties_sum(
-    rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"], rescaled: Weights, multipliers: Weights
-) -> Float32[torch.Tensor, " chunk"]:
-    """Return the `elected_sum` over the tasks that keep the element."""
-    return elected_sum(_masked(rows, kept), multipliers, rescaled)
-
-
-def _masked(rows: Rows, kept: UInt8[torch.Tensor, "chunk bytes"]) -> list[torch.Tensor]:
-    is_kept = [(kept[:, task // 8] & (1 << task % 8)).bool() for task in range(len(rows))]
-    return [torch.where(keep, row, 0.0) for keep, row in zip(is_kept, rows, strict=True)]
 
 
 def largest_magnitude(rows: Rows) -> UInt8[torch.Tensor, "*shape"]:
@@ -252,9 +149,18 @@ AGREEING_SUM = Op(agreeing_sum, name="agreeing_sum")
 TIES = Op(ties_merge, name="ties")
 TIES_SUM = Op(ties_sum, name="ties_sum")
 BAND = Op(banded_sum, name="band")
+BAND_TIES = Op(banded_ties, name="band_ties")
+BAND_TIES_SUM = Op(banded_ties_sum, name="band_ties_sum")
 DROPPED = Op(dropped_sum, name="dropped")
 DROPPED_TIES = Op(dropped_ties, name="dropped_ties")
 DROPPED_TIES_SUM = Op(dropped_ties_sum, name="dropped_ties_sum")
+SCALED = Op(scaled_sum, name="scaled")
+SCALED_TIES = Op(scaled_ties, name="scaled_ties")
+SCALED_TIES_SUM = Op(scaled_ties_sum, name="scaled_ties_sum")
+SELECTED_TIES = Op(selected_ties, name="selected_ties")
+STITCHED = Op(stitched, name="stitched")
+BALANCED = Op(balanced_mean, name="balanced", is_wide=True)
+CLIPPED = Op(clipped_sum, name="clipped")
 LARGEST = Op(largest_magnitude, selects=True, name="largest")
 #: Takes merged values of each element (float32), or its winner (uint8).
 PRECOMPUTED = Op(precomputed, name="precomputed")
@@ -271,9 +177,18 @@ OPS = {
         TIES,
         TIES_SUM,
         BAND,
+        BAND_TIES,
+        BAND_TIES_SUM,
         DROPPED,
         DROPPED_TIES,
         DROPPED_TIES_SUM,
+        SCALED,
+        SCALED_TIES,
+        SCALED_TIES_SUM,
+        SELECTED_TIES,
+        STITCHED,
+        BALANCED,
+        CLIPPED,
         LARGEST,
         PRECOMPUTED,
         CHOSEN,

@@ -11,11 +11,14 @@ from jaxtyping import Float, Float32, Float64, Shaped, UInt8
 
 from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.competition import scores
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.products import BLOCK, block_sums, in_blocks, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator, keys_of
+from hub_magmax.kernels.row_ranks import RankTable, factors_by_rank
+from hub_magmax.kernels.spreads import spreads, square_sums
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
     NOBODY,
@@ -31,7 +34,11 @@ from hub_magmax.kernels.structures import (
     Names,
     Owners,
     PerTask,
+    PerTaskRows,
     Places,
+    Spreads,
+    SquareSums,
+    Tasks,
     Vectors,
 )
 from hub_magmax.kernels.winners import Classes, Kept, RuleOf, Sight, compare
@@ -145,6 +152,39 @@ class Reference:
                 for task, drawn in enumerate(halves, 2 * pair):
                     found[task // 8] |= (drawn <= most[task]).view(np.uint8) << np.uint8(task % 8)
         return kept
+
+    def scores(self, chunk: RawChunk, numbers: PerTaskRows) -> Vectors:
+        """Return how much each task claims each element, as `Backend.scores` says."""
+        rows = torch.from_numpy(chunk.task_vectors())
+        found: np.ndarray = scores([*rows], *torch.from_numpy(numbers)).numpy()
+        return found
+
+    def spreads(self, chunk: RawChunk, active: Tasks, out: Spreads) -> None:
+        """Write how far the elements of some tasks differ, as `Backend.spreads` says."""
+        for piece, rows in self._pieces(chunk.task_vectors()):
+            out[piece] = spreads(rows[active])
+
+    def square_sums(self, chunk: RawChunk, spread: Spreads, least: np.float32, out: SquareSums) -> None:
+        """Write sums of squares, as `Backend.square_sums` says."""
+        out[:] = square_sums(chunk.task_vectors(), spread, least)
+
+    def factors_by_rank(
+        self,
+        start: int,
+        chunk: RawChunk,
+        generator: CounterGenerator,
+        streams: Sequence[int],
+        table: RankTable,
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return what each element is multiplied by, as `Backend.factors_by_rank` says."""
+        indices = np.arange(start, start + chunk.num_elements)
+        keys = [generator.keys(indices, stream).view(np.uint64) for stream in streams]
+        halves = [half for key in keys for half in (key & np.uint64(2**32 - 1), key >> np.uint64(32))]
+        draws = np.stack(halves[: len(table.most)]).view(np.int64)
+        numbers = torch.from_numpy(np.asarray(table.most).astype(np.int64)), torch.from_numpy(table.factors)
+        vectors = torch.from_numpy(chunk.task_vectors())
+        found: np.ndarray = factors_by_rank(vectors, torch.from_numpy(draws), *numbers).numpy()
+        return found
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
         """Write winners and codes, as `Backend.rank` says."""

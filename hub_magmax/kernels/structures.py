@@ -15,6 +15,12 @@ BlockSums = Float64[np.ndarray, "pairs blocks"]
 PerTask = UInt8[np.ndarray, " tasks"]
 Owners = UInt8[np.ndarray, " elements"]
 Names = UInt8[np.ndarray, "256"]
+#: Rows of numbers, each with one for every task.
+PerTaskRows = Float32[np.ndarray, "rows tasks"]
+#: Numbers of some tasks; how far tasks differ on each element; and sums of squares.
+Tasks = Int64[np.ndarray, " some"]
+Spreads = Float32[np.ndarray, " chunk"]
+SquareSums = Float64[np.ndarray, "tasks blocks"]
 #: Sets of tasks as bits, without a sign, for each element.
 Codes = Shaped[np.ndarray, " elements"]
 #: Indices of some elements.

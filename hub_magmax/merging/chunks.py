@@ -132,9 +132,9 @@ class StoredChunks:
 
         return self.backend.task_vectors(chunk, room)
 
-    def last_pass(self) -> Iterator[RawChunk]:
-        """Yield the chunks as stored."""
-        return self._stored(_alone(self._chunks()), is_unread=True, is_last=True)
+    def last_pass(self, multiple_of: int = 1) -> Iterator[RawChunk]:
+        """Yield the chunks as stored, each but the last one of a multiple of so many elements."""
+        return self._stored(_alone(self._chunks(multiple_of)), is_unread=True, is_last=True)
 
     def _chunks(self, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
         length = in_multiples(self.chunk_elements, multiple_of)

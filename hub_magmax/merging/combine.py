@@ -23,8 +23,8 @@ def merged_chunks(
     Raises:
         NonFiniteError: At the first NaN or infinity, of the inputs or of what they were merged into.
     """
-    for chunk in chunks.last_pass():
-        inputs = rule.inputs(chunk.start, chunk.num_elements)
+    for chunk in chunks.last_pass(rule.multiple_of):
+        inputs = rule.of_chunk(chunk.start, chunk)
         merged = chunks.backend.merge(rule.op, chunk, inputs, dtype, scaling)
         chunks.check(merged.probe, chunk, merged.values)
         yield chunk.start, merged

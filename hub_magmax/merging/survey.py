@@ -20,7 +20,18 @@ from xxhash import xxh3_128
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import os_errors, write_text
-from hub_magmax.kernels.ops import BAND, CHOSEN, OPS, PRECOMPUTED, TIES, TIES_SUM
+from hub_magmax.kernels.ops import (
+    BALANCED,
+    BAND,
+    BAND_TIES,
+    BAND_TIES_SUM,
+    CHOSEN,
+    OPS,
+    PRECOMPUTED,
+    STITCHED,
+    TIES,
+    TIES_SUM,
+)
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, surveys_model
@@ -32,7 +43,7 @@ from hub_magmax.recipe.merge_values import MergeValues
 _GENERATOR_NAME = "the whole model"
 _PIECE_ELEMENTS = 2**20
 #: Operations of rules that can be stored.
-_STORED = (PRECOMPUTED, CHOSEN, TIES, TIES_SUM, BAND)
+_STORED = (PRECOMPUTED, CHOSEN, TIES, TIES_SUM, BAND, BAND_TIES, BAND_TIES_SUM, STITCHED, BALANCED)
 
 
 @dataclass(frozen=True)

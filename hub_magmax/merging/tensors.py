@@ -148,8 +148,10 @@ def _with_base(task_vectors: torch.Tensor, base: Any, method: str) -> ArrayChunk
 
 
 def _merged(chunks: ArrayChunks, rule: Rule, label: str) -> Iterator[torch.Tensor]:
-    for start, chunk in chunks:
-        inputs, below = rule.inputs(start, chunk.shape[1]), chunks.below(start, start + chunk.shape[1])
+    (parts,) = chunks.map(list, multiple_of=rule.multiple_of)
+    for start, part in parts:
+        chunk, inputs = torch.from_numpy(part.task_vectors()), rule.of_chunk(start, part)
+        below = chunks.below(start, start + part.num_elements)
         if below is None and rule.op.takes_base and _weighs_base(rule.op, inputs):
             raise _without_base(label)
         yield rule.op(chunk, inputs, None if below is None else torch.from_numpy(below))

@@ -24,6 +24,25 @@ T = TypeVar("T")
 BLOCK_ELEMENTS = 1 << 16
 
 
+class Counted(Protocol):
+    """Numbers of tasks, read in chunks, among which those of given ranks are found."""
+
+    @property
+    def num_tasks(self) -> int: ...
+
+    @property
+    def num_elements(self) -> int: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]: ...
+
+    def map(
+        self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
+    ) -> Iterator[T]: ...
+
+
 @runtime_checkable
 class Chunks(Protocol):
     """One tensor's stacked task vectors, flattened, in order; iterating starts from the beginning.

@@ -1,5 +1,7 @@
 """Draws of methods: tasks picked at random, and elements dropped at random (DARE, arXiv:2311.03099, step 1).
 
+DELLA (arXiv:2406.11617) drops by the same draws, with a probability for each rank.
+
 A draw for an element and a task depends on the generator, the element's index and the task's number alone.
 Other tasks, their number and the density change no draw: a higher density keeps what a lower one does.
 """
@@ -10,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8, UInt32
 
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.randomness import CounterGenerator
@@ -39,8 +41,38 @@ def draw_kept(
         backend: Draws; every one draws the same.
     """
     most = np.array([int(probability(one) * _DRAWS) - 1 for one in density], np.uint32)
-    streams = range(DARE, DARE + (len(most) + 1) // 2)
+    streams = streams_of(len(most))
     return backend.drop(start, count, generator, streams, np.resize(most, 2 * len(streams))).T
+
+
+def streams_of(num_tasks: int) -> range:
+    """Return the streams whose keys draw for tasks, each for two."""
+    return range(DARE, DARE + (num_tasks + 1) // 2)
+
+
+def rank_table(
+    length: int, density: Sequence[float], epsilon: Sequence[float], *, is_rescaled: bool
+) -> tuple[UInt32[np.ndarray, "tasks ranks"], Float32[np.ndarray, "tasks ranks"]]:
+    """Return the largest draw that keeps an element, and what it is multiplied by, by twice its rank.
+
+    The probability grows evenly from density - epsilon for the smallest rank to density + epsilon for the
+    largest; epsilon is lowered where they would leave the range from 0 to 1, so that their mean is always the
+    density.
+
+    Args:
+        length: Elements of a row.
+        density: Mean probability, for each task.
+        epsilon: At least 0, for each task.
+        is_rescaled: A kept element is divided by its probability; else it is multiplied by 1.
+    """
+    ranks = np.arange(2 * length - 1) / max(length - 1, 1)
+    half = np.minimum(epsilon, np.minimum(density, np.subtract(1.0, density)))
+    wanted = np.subtract(density, half)[:, None] + half[:, None] * ranks
+    if length == 1:
+        wanted[:] = np.array(density)[:, None]
+    keys = np.clip(np.ceil(wanted * _DRAWS), 1, _DRAWS)
+    factors = _DRAWS / keys if is_rescaled else np.ones_like(keys)
+    return (keys - 1).astype(np.uint32), factors.astype(np.float32)
 
 
 def random_mix(

@@ -27,10 +27,14 @@ _OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EM
 #: Numbers per task that each built-in operation takes; the last ones are weights.
 _PER_TASK = {
     "weighted_sum": 1, "affine_sum": 1, "agreeing_sum": 1, "ties": 2, "ties_sum": 2, "band": 3,
-    "dropped": 1, "dropped_ties": 2, "dropped_ties_sum": 2,
+    "band_ties": 3, "band_ties_sum": 3, "dropped": 1, "dropped_ties": 2, "dropped_ties_sum": 2,
+    "scaled": 1, "scaled_ties": 2, "scaled_ties_sum": 1, "selected_ties": 2,
+    "stitched": 3, "balanced": 6, "clipped": 2,
 }  # fmt: skip
 #: Operations that take bits of what is kept, for each element.
-_DROPPING = ("dropped", "dropped_ties", "dropped_ties_sum")
+_DROPPING = ("dropped", "dropped_ties", "dropped_ties_sum", "selected_ties")
+#: Operations that take a factor for each element and task.
+_SCALING = ("scaled", "scaled_ties", "scaled_ties_sum")
 
 
 @contextmanager
@@ -231,6 +235,7 @@ def _checked_numbers(
         "affine_sum_of_each": ((count, num_tasks + 1), "float32"),
         "chosen": ((count,), "uint8"),
         **dict.fromkeys(_DROPPING, ((count, bytes_of_tasks), "uint8")),
+        **dict.fromkeys(_SCALING, ((count, num_tasks), "float32")),
     }
     if len(found) != (name in kinds):
         raise refusal(

@@ -32,7 +32,10 @@ SUPPLIED = ("preference", "multipliers", "generator", "shape", "base")
 #: Forms of functions that may take the base model's values.
 _WITH_BASE = ("tensor", "elementwise")
 
-#: Options with which a method that takes preference and multipliers adds task vectors, and does not average.
+#: Built-in methods whose survey of a tensor has no form for many side by side.
+ALONE = ("ram_plus", "sce", "pcb")
+
+#: Options with which a method that elects a sign adds multiples of task vectors, and does not average them.
 ADDING: Mapping[str, str] = MappingProxyType({"consensus": "sum"})
 
 Form = Literal["tensor", "matrix", "elementwise", "rule", "linear"]
@@ -133,7 +136,8 @@ class MergeMethod:
     @property
     def is_bundled(self) -> bool:
         """Whether `methods.small_tensors` merges small tensors together: not if it asks for their shapes."""
-        return self.is_built_in and self.form in ("rule", "linear") and "shape" not in self.supplied
+        is_known = self.is_built_in and self.form in ("rule", "linear") and "shape" not in self.supplied
+        return is_known and self.name not in ALONE
 
     @cached_property
     def label(self) -> str:
@@ -148,11 +152,10 @@ class MergeMethod:
     def multiplies(self, options: Mapping[str, Any]) -> bool:
         """Say whether it multiplies task vectors by numbers, so that recipes may give these, of any sign.
 
-        A method that takes shares of the tasks as well does so with the options `ADDING`.
+        A method with the option `consensus` does so where that is `ADDING`.
         """
-        if "multipliers" not in self.supplied:
-            return False
-        return "preference" not in self.supplied or all(options.get(k) == v for k, v in ADDING.items())
+        adds = all(options.get(key) == value for key, value in ADDING.items() if key in self.options)
+        return "multipliers" in self.supplied and adds
 
     def rule(
         self,
@@ -293,9 +296,9 @@ def merge_method(
     its own value); arguments named `preference` (tuple of floats), `generator` (`CounterGenerator`) or
     `shape` (the tensor's own) are supplied by the merge. One named `multipliers`, in place of `preference`,
     gets the preference times the number of tasks, or the coefficients that a recipe gives, which may have any
-    sign. A function that names both gets coefficients where its option `consensus` is `sum`, and then has to
-    read `multipliers` alone. One named `base` gets the base model's values, float32 and of the shape of one
-    task vector, where the form is "tensor" or "elementwise".
+    sign; with an option `consensus`, coefficients where that is `sum`, and then it has to read `multipliers`
+    alone. One named `base` gets the base model's values, float32 and of the shape of one task vector, where
+    the form is "tensor" or "elementwise".
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.lazy_imports import Array
     from hub_magmax.kernels.ops import Inputs, Op
 
@@ -26,6 +27,9 @@ class Rule:
         per_task: Tensors, or arrays, that are the same for all chunks.
         num_unaligned: Elements per task given at random by `algorithm-1`, or empty.
         duality_gap: Relative distance of `top-n` from the optimum, or None.
+        per_chunk: Takes the index of a chunk's first element and the chunk, and returns what `per_element`
+            would, for rules that look at values once more; None where `per_element` tells all.
+        multiple_of: Elements that belong together: chunks hold a multiple of so many.
     """
 
     op: Op
@@ -33,6 +37,16 @@ class Rule:
     per_task: tuple[Array, ...] = ()
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
+    per_chunk: Callable[[int, RawChunk], tuple[Array, ...]] | None = None
+    multiple_of: int = 1
+
+    def of_chunk(self, start: int, chunk: RawChunk) -> Inputs:
+        """Return all numbers that `op` takes for a chunk from an element on."""
+        from hub_magmax.kernels.ops import Inputs
+
+        if self.per_chunk is None:
+            return self.inputs(start, chunk.num_elements)
+        return Inputs(self.per_chunk(start, chunk), self.per_task)
 
     def inputs(self, start: int, count: int) -> Inputs:
         """Return all numbers that `op` takes for some elements."""

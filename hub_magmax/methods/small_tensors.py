@@ -119,9 +119,9 @@ def _trimmed(
     rule = method.rule(
         example, shape=(1,), preference=preference, generator=tensors.generators[0], options=options
     )
-    least, *others = (np.zeros(tensors.num_tasks, np.float32) for _ in rule.per_task[:-1])
-    above = [np.full_like(most, np.inf) for most in others]
-    return SideBySide(Rule(rule.op, per_task=(least, *above, rule.per_task[-1])), is_zero)
+    least, *most = rule.per_task[: len(RANKS[method.name](1, **of_each))]
+    bounds = np.zeros_like(least), *(np.full_like(largest, np.inf) for largest in most)
+    return SideBySide(Rule(rule.op, per_task=(*bounds, *rule.per_task[len(bounds) :])), is_zero)
 
 
 def _algorithm_1(tensors: Tensors, preference: tuple[float, ...]) -> Rule:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Int64
 
+    from hub_magmax.kernels.ops import Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.selection import Chunks
 
@@ -25,9 +26,11 @@ Densities = Annotated[tuple[float, ...], PerTask(Density)]
 Outliers = Annotated[tuple[float, ...], PerTask(Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)])]
 Scope = Literal["tensor", "model"]
 #: What becomes of the tasks that agree with the elected sign: their mean, or the sum of their multiples.
-Consensus = Annotated[Literal["mean", "sum"], AddedLater()]
+NewConsensus = Literal["mean", "sum"]
+Consensus = Annotated[NewConsensus, AddedLater()]
 #: How a share of n elements becomes a number of elements where it is none; `down` as mergekit computes it.
-Rounding = Annotated[Literal["up", "down"], AddedLater()]
+NewRounding = Literal["up", "down"]
+Rounding = Annotated[NewRounding, AddedLater()]
 
 
 _TIES = Paper(
@@ -78,7 +81,7 @@ def ties(
     from hub_magmax.kernels.ops import TIES, TIES_SUM
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
-    ranks = _trimmed_ranks(chunks.num_elements, density, rounding)
+    ranks = trimmed_ranks(chunks.num_elements, density, rounding)
     op, numbers = (TIES, preference) if consensus == "mean" else (TIES_SUM, multipliers)
     weights = np.array(numbers, np.float32)
 
@@ -183,28 +186,67 @@ def breadcrumbs(
     Breadcrumbs as published (Davari and Belilovsky 2023), tensor by tensor; the released code masks each
     row of a matrix by itself. The defaults are where that code begins its search.
     """
+    from hub_magmax.kernels.ops import BAND
+
+    return _banded(chunks, BAND, multipliers, _banded_ranks(chunks.num_elements, density, outliers, rounding))
+
+
+@merge_method(
+    "breadcrumbs_ties",
+    source=_BREADCRUMBS,
+    scaling=1.0,
+    form="rule",
+    held_bytes=None,
+    uses=preferred,
+    in_comparison=(),
+)
+def breadcrumbs_ties(
+    chunks: "Chunks",
+    *,
+    preference: tuple[float, ...],
+    multipliers: tuple[float, ...],
+    density: Densities = (0.15,),
+    outliers: Outliers = (0.006,),
+    consensus: NewConsensus = "mean",
+    rounding: NewRounding = "up",
+    scope: Scope = "tensor",
+) -> Rule:
+    """Keep of each task vector what `breadcrumbs` keeps, and average or add as `ties` does after trimming.
+
+    The preference weights both the election of the sign and the average, or multiplies what is added. A
+    density of 1 without outliers is `ties` with a density of 1, bit for bit. The combination is mergekit's,
+    which adds unless it is told to normalize.
+    """
+    from hub_magmax.kernels.ops import BAND_TIES, BAND_TIES_SUM
+
+    op, numbers = (BAND_TIES, preference) if consensus == "mean" else (BAND_TIES_SUM, multipliers)
+    return _banded(chunks, op, numbers, _banded_ranks(chunks.num_elements, density, outliers, rounding))
+
+
+def _banded(
+    chunks: "Chunks", op: "Op", numbers: tuple[float, ...], ranks: "Int64[np.ndarray, 'ranks tasks']"
+) -> Rule:
+    """Return the rule of an operation on the magnitudes between two ranks."""
     import numpy as np
 
-    from hub_magmax.kernels.ops import BAND
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
-    ranks = _banded_ranks(chunks.num_elements, density, outliers, rounding)
-    factors = np.array(multipliers, np.float32)
+    factors = np.array(numbers, np.float32)
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
         most, least = thresholds
-        return Rule(BAND, per_task=(least, most, factors))
+        return Rule(op, per_task=(least, most, factors))
 
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
 
 
-def _trimmed_ranks(
+def trimmed_ranks(
     num_elements: int, density: tuple[float, ...], rounding: str = "up", **others: str
 ) -> "Int64[np.ndarray, 'ranks tasks']":
     """Return the rank of the smallest magnitude that is kept, for each task."""
     import numpy as np
 
-    return np.array([[max(1, _share(num_elements, one, rounding)) for one in density]])
+    return np.array([[max(1, share_of(num_elements, one, rounding)) for one in density]])
 
 
 def _banded_ranks(
@@ -222,20 +264,22 @@ def _banded_ranks(
         first = math.floor(_as_written(removed) * num_elements)
         if rounding == "down":
             first = int(removed * num_elements)
-        ranks.append((first + 1, first + _share(num_elements, kept, rounding)))
+        ranks.append((first + 1, first + share_of(num_elements, kept, rounding)))
     found: Int64[np.ndarray, "ranks tasks"] = np.minimum(np.array(ranks).T, num_elements)
     return found
 
 
-def _share(num_elements: int, share: float, rounding: str) -> int:
+def share_of(num_elements: int, share: float, rounding: str) -> int:
     """Return a share of some elements as a number: of the decimal as written, or of the binary number."""
     return math.ceil(_as_written(share) * num_elements) if rounding == "up" else int(share * num_elements)
 
 
 #: The ranks of the thresholds of methods that have some, by number of elements and options for each task.
 RANKS: "Mapping[str, Callable[..., Int64[np.ndarray, 'ranks tasks']]]" = {
-    "ties": _trimmed_ranks,
+    "ties": trimmed_ranks,
     "breadcrumbs": _banded_ranks,
+    "breadcrumbs_ties": _banded_ranks,
+    "localize_stitch": trimmed_ranks,
 }
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.structures import Histograms
-from hub_magmax.methods.chunks import Chunks
+from hub_magmax.methods.chunks import Counted
 
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
 HELD_NUMBERS = 1 << 20
@@ -33,7 +33,7 @@ Ranks = Int64[np.ndarray, "ranks tasks"]
 
 
 def magnitude_thresholds(
-    chunks: Chunks, ranks: Ranks, rule_of: Callable[[np.ndarray], Any] | None = None
+    chunks: Counted, ranks: Ranks, rule_of: Callable[[np.ndarray], Any] | None = None
 ) -> Float32[np.ndarray, "ranks tasks"]:
     """Return the magnitudes of some ranks in each task's part of a tensor, exactly.
 
@@ -67,7 +67,7 @@ def thresholds_side_by_side(
 
 
 def _count_thresholds(
-    chunks: Chunks, ranks: Ranks, rule_of: Callable[[np.ndarray], Any] | None
+    chunks: Counted, ranks: Ranks, rule_of: Callable[[np.ndarray], Any] | None
 ) -> Float32[np.ndarray, "ranks tasks"]:
     """Find the thresholds of a tensor of any size by counting.
 
@@ -88,7 +88,9 @@ def _guesses(brackets: Sequence[_Bracket], num_tasks: int) -> Float32[np.ndarray
     return bits.view(np.float32).reshape(num_tasks, len(brackets) // num_tasks).T
 
 
-def _count(chunks: Chunks, brackets: Sequence[_Bracket], rule_of: Callable[[np.ndarray], Any] | None) -> bool:
+def _count(
+    chunks: Counted, brackets: Sequence[_Bracket], rule_of: Callable[[np.ndarray], Any] | None
+) -> bool:
     """Count all magnitudes; say whether all chunks were merged meanwhile, by the guesses of the brackets."""
     edges = np.cumsum([0, *(one.num_bins for one in brackets)])
     of_each = [(one.low, one.high, one.shift, one.first_open, one.last_open) for one in brackets]
@@ -116,7 +118,7 @@ def _count(chunks: Chunks, brackets: Sequence[_Bracket], rule_of: Callable[[np.n
     return is_merged
 
 
-def _sampled_brackets(chunks: Chunks, ranks: Ranks) -> list[_Bracket]:
+def _sampled_brackets(chunks: Counted, ranks: Ranks) -> list[_Bracket]:
     """Return a bracket for every rank of the first task, of the second one, and so on."""
     stride = max(SAMPLE_STRIDE, math.ceil(chunks.num_elements / MOST_RUNS))
     vectors = chunks.runs(SAMPLE_RUN, stride)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from hub_magmax.kernels import ops
 from hub_magmax.kernels.backend import Merged
@@ -19,6 +19,7 @@ from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.products import BLOCK, GROUPS, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
+from hub_magmax.kernels.row_ranks import RankTable
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
     BlockSums,
@@ -33,8 +34,12 @@ from hub_magmax.kernels.structures import (
     Names,
     Owners,
     PerTask,
+    PerTaskRows,
     Places,
     Reading,
+    Spreads,
+    SquareSums,
+    Tasks,
     Vectors,
 )
 from hub_magmax.kernels.winners import Kept, RuleOf, Sight
@@ -47,9 +52,18 @@ KINDS: Mapping[Op, int] = {
     ops.TIES: cache.TIES,
     ops.TIES_SUM: cache.TIES_SUM,
     ops.BAND: cache.BAND,
+    ops.BAND_TIES: cache.BAND_TIES,
+    ops.BAND_TIES_SUM: cache.BAND_TIES_SUM,
     ops.DROPPED: cache.DROPPED,
     ops.DROPPED_TIES: cache.DROPPED_TIES,
     ops.DROPPED_TIES_SUM: cache.DROPPED_TIES_SUM,
+    ops.SCALED: cache.SCALED,
+    ops.SCALED_TIES: cache.SCALED_TIES,
+    ops.SCALED_TIES_SUM: cache.SCALED_TIES_SUM,
+    ops.SELECTED_TIES: cache.SELECTED_TIES,
+    ops.STITCHED: cache.STITCHED,
+    ops.BALANCED: cache.BALANCED,
+    ops.CLIPPED: cache.CLIPPED,
     ops.LARGEST: cache.LARGEST,
     ops.CHOSEN: cache.CHOSEN,
 }
@@ -72,7 +86,8 @@ class Compiled(Reference):
         """Merge one chunk, as `Backend.merge` says."""
         found = None
         if op in KINDS and dtype in NARROW_DTYPES:
-            if chunk.files is not None and chunk.files.dtype == dtype and dtype in LOOP_DTYPES:
+            files = None if chunk.is_read else chunk.files
+            if files is not None and files.dtype == dtype and dtype in LOOP_DTYPES:
                 found = _merge(op, chunk, inputs, dtype, scaling, from_files=True)
             if found is None and chunk.is_narrow:
                 found = _merge(op, chunk, inputs, dtype, scaling, from_files=False)
@@ -116,6 +131,48 @@ class Compiled(Reference):
         kept = np.empty(((len(streams) + 3) // 4, count), dtype=np.uint8)
         cache.drop(start, np.array([generator.constants(stream) for stream in streams]), most, kept)
         return kept
+
+    def scores(self, chunk: RawChunk, numbers: PerTaskRows) -> Vectors:
+        """Return how much each task claims each element, as `Backend.scores` says."""
+        out = np.empty((numbers.shape[1], chunk.num_elements), np.uint32)
+        chunk.check_bits(cache.write_scores(chunk.bits(), numbers, out))
+        return out.view(np.float32)
+
+    def spreads(self, chunk: RawChunk, active: Tasks, out: Spreads) -> None:
+        """Write how far the elements of some tasks differ, as `Backend.spreads` says."""
+        chunk.check_bits(cache.write_spreads(chunk.bits(), active, out))
+
+    def square_sums(self, chunk: RawChunk, spread: Spreads, least: np.float32, out: SquareSums) -> None:
+        """Write sums of squares, as `Backend.square_sums` says."""
+        cache.write_square_sums(chunk.bits(), spread, least, np.empty(cache.LANES), out)
+
+    def factors_by_rank(
+        self,
+        start: int,
+        chunk: RawChunk,
+        generator: CounterGenerator,
+        streams: Sequence[int],
+        table: RankTable,
+    ) -> Float32[np.ndarray, "tasks chunk"]:
+        """Return what each element is multiplied by, as `Backend.factors_by_rank` says."""
+        stored, length, most = chunk.bits(), (table.most.shape[1] + 1) // 2, 0
+        constants = np.array([generator.constants(stream) for stream in streams])
+        out = np.empty((len(table.most), chunk.num_elements), np.float32)
+        padded = -(-length // cache.LANES) * cache.LANES
+        bits, keys = np.empty(padded, np.uint32), np.empty(padded, np.int64)
+        step = max(1, cache.SORTED // length) * length
+        for begin in range(0, chunk.num_elements, step):
+            part = out[:, begin : begin + step]
+            entries = np.empty((part.shape[1] // length, length), np.uint64)
+            for task, found in enumerate(part):
+                met = cache.write_entries(stored, task * stored.stride, begin, bits, entries)
+                most = max(most, met)
+                entries.sort(axis=1)
+                own = table.most[task], table.factors[task]
+                stream, upper = constants[task // 2], task % 2
+                cache.write_factors(entries, start + begin, stream, upper, *own, keys, found)
+        chunk.check_bits(most)
+        return out
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
         """Write winners and codes, as `Backend.rank` says."""

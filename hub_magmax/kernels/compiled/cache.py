@@ -45,19 +45,40 @@ SPARE = 4
 #: nearest cache as float64.
 TILE = 16
 
+#: Elements of rows that are sorted at a time.
+SORTED = 2**17
+
 #: High bits of a key that nearly always tell which task a mix draws.
 MIX_BITS = 12
 
-#: Numbers of operations; they stand in the compiled code. First come sums, then elections, then selections.
+#: Numbers of operations; they stand in the compiled code. First come sums, of which those after `AGREEING`
+#: leave something out of each task vector; then means of what has an elected sign, sums of that, other means,
+#: and selections.
 (
-    WEIGHTED, AFFINE, AGREEING, BAND, DROPPED, TIES, DROPPED_TIES, TIES_SUM, DROPPED_TIES_SUM, LARGEST,
+    WEIGHTED, AFFINE, AGREEING, BAND, DROPPED, CLIPPED, SCALED, TIES, BAND_TIES, DROPPED_TIES, SCALED_TIES,
+    SELECTED_TIES, TIES_SUM, BAND_TIES_SUM, DROPPED_TIES_SUM, SCALED_TIES_SUM, STITCHED, BALANCED, LARGEST,
     CHOSEN,
-) = range(11)  # fmt: skip
+) = range(20)  # fmt: skip
 
 #: Functions of the C library that loops call; all others that they could call raise errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")
 
-_MODULES = ("merge", "winners", "histogram", "random", "top_n", "one_pass", "products", "bits", "simd")
+_MODULES = (
+    "merge",
+    "elections",
+    "values",
+    "winners",
+    "histogram",
+    "random",
+    "ranks",
+    "spreads",
+    "competition",
+    "top_n",
+    "one_pass",
+    "products",
+    "bits",
+    "simd",
+)
 _SYMBOL = "hub_magmax_loop"
 _DIGEST_BYTES = 32
 
@@ -145,6 +166,11 @@ part = Loop("part")
 mix = Loop("mix")
 count = Loop("count")
 drop = Loop("drop")
+write_scores = Loop("write_scores")
+write_spreads = Loop("write_spreads")
+write_square_sums = Loop("write_square_sums")
+write_entries = Loop("write_entries")
+write_factors = Loop("write_factors")
 count_magnitudes = Loop("count_magnitudes")
 count_and_merge = Loop("count_and_merge")
 look = Loop("look")
@@ -254,7 +280,10 @@ def fingerprint() -> str:
             path.read_text(encoding="utf-8")
             for path in (
                 *(Path(__file__).with_name(f"{name}.py") for name in (*_MODULES, "cache")),
-                *(Path(__file__).parent.with_name(f"{name}.py") for name in ("structures", "products")),
+                *(
+                    Path(__file__).parent.with_name(f"{name}.py")
+                    for name in ("structures", "products", "spreads", "competition")
+                ),
             )
         ),
         version("numba"),

@@ -10,7 +10,6 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import find
 from hub_magmax.kernels.compiled.cache import BLOCK, LANES
-from hub_magmax.kernels.compiled.merge import base_at, magnitude, magnitude_at, widened
 from hub_magmax.kernels.compiled.simd import (
     as_numbers,
     compiled,
@@ -22,6 +21,7 @@ from hub_magmax.kernels.compiled.simd import (
     store,
     total,
 )
+from hub_magmax.kernels.compiled.values import base_at, magnitude, magnitude_at, widened
 
 
 @inlined

@@ -22,19 +22,17 @@ from hub_magmax.kernels.compiled.bits import count
 from hub_magmax.kernels.compiled.cache import (
     AFFINE,
     AGREEING,
-    BAND,
+    BALANCED,
     BLOCK,
     CHOSEN,
-    DROPPED,
-    DROPPED_TIES,
-    DROPPED_TIES_SUM,
     LANES,
     LARGEST,
+    STITCHED,
     TIES,
-    TIES_SUM,
 )
+from hub_magmax.kernels.compiled.competition import balanced
+from hub_magmax.kernels.compiled.elections import elected, kept, stitched
 from hub_magmax.kernels.compiled.simd import (
-    as_floats,
     as_ints,
     choose,
     compiled,
@@ -46,32 +44,14 @@ from hub_magmax.kernels.compiled.simd import (
     load,
     store,
 )
+from hub_magmax.kernels.compiled.values import MAGNITUDE, magnitude, widen, widened
 
 # Of the C library; addresses are passed as numbers.
 _pread: Any = types.ExternalFunction("pread", int64(int32, int64, int64, int64))
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", int32(int32, int64))
 
-_MAGNITUDE = 0x7FFFFFFF
 #: Bits of 2**127: differences of smaller numbers are finite.
 _FAR_BITS = 0x7F000000
-
-
-@inlined
-def _widen(bits, itemsize):
-    """Return stored bits as float32: bfloat16 is its upper half, and float32 itself."""
-    return as_floats(bits << ints(32 - 8 * itemsize))
-
-
-@inlined
-def widened(stored, start, number):
-    """Return stored values as float32."""
-    return _widen(load(stored, start, number), stored.itemsize)
-
-
-@inlined
-def magnitude(values):
-    """Return magnitudes as bits, which sort like the numbers."""
-    return as_ints(abs(values))
 
 
 @inlined
@@ -85,21 +65,7 @@ def finish(merged, base, scaling, out, start, number):
     if out.itemsize == 2:
         bits = bits + ints(0x7FFF) + (bits >> ints(16) & ints(1))
     store(out, start, number, bits >> ints(32 - 8 * out.itemsize))
-    return bits & ints(_MAGNITUDE)
-
-
-@inlined
-def _kept(merging, task, moved, place, number):
-    """Set what an operation leaves out of a task vector to zero."""
-    kind, per_task, given = merging.kind, merging.per_task, merging.per_element
-    if kind in (TIES, TIES_SUM):
-        is_kept = abs(moved) >= floats(per_task[0, task])
-    elif kind == BAND:
-        size = abs(moved)
-        is_kept = (size >= floats(per_task[0, task])) & (size <= floats(per_task[1, task]))
-    else:
-        is_kept = load(given, task // 8 * given.shape[1] + place, number) & ints(1 << task % 8) > ints(0)
-    return choose(is_kept, moved, floats(0.0))
+    return bits & ints(MAGNITUDE)
 
 
 @inlined
@@ -116,8 +82,8 @@ def _sum(merging, stored, start, number, base, place):
         top = larger(top, magnitude(moved))
         weight = per_task[weights, before + task]
         if weight != 0:
-            if kind in (BAND, DROPPED):
-                moved = _kept(merging, task, moved, place, number)
+            if kind > AGREEING:
+                moved = kept(merging, task, moved, place, number)
             total = total + moved * floats(weight)
             if kind == AGREEING:
                 mass = mass + abs(moved) * floats(weight)
@@ -127,44 +93,12 @@ def _sum(merging, stored, start, number, base, place):
 
 
 @inlined
-def _elected(merging, stored, start, number, base, place):
-    """Return the weighted mean, or sum, of what has the elected sign, and the largest magnitudes."""
-    per_task, scratch, is_sum = merging.per_task, merging.scratch, merging.kind >= TIES_SUM
-    weights, zero = per_task.shape[0] - 1, floats(0.0)
-    # The first row has what differs from the weights where elements were dropped.
-    shares = 0 if merging.kind in (DROPPED_TIES, DROPPED_TIES_SUM) else weights
-    top, elected, total, mass = ints(0), floats(-0.0), zero, zero
-    for task in range(stored.shape[0] - 1):
-        moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
-        top = larger(top, magnitude(moved))
-        moved = _kept(merging, task, moved, place, number)
-        if per_task[weights, task] != 0:
-            elected = elected + moved * floats(per_task[weights, task])
-        moved = moved * floats(per_task[shares, task]) if is_sum else moved
-        store(scratch, task * LANES, None, as_ints(moved))
-    # What has the same sign is above zero once both signs are taken off; this is half of the instructions.
-    sign = as_ints(elected) & ints(~_MAGNITUDE)
-    for task in range(stored.shape[0] - 1):
-        held = load(scratch, task * LANES, None)
-        agrees, moved = as_floats(held ^ sign) > zero, as_floats(held)
-        if is_sum:
-            total = choose(agrees, total + moved, total)
-        else:
-            total = choose(agrees, total + moved * floats(per_task[weights, task]), total)
-            mass = choose(agrees, mass + floats(per_task[shares, task]), mass)
-    if is_sum:
-        return choose(abs(elected) > zero, total, zero), top
-    agrees = (abs(elected) > zero) & (mass > zero)
-    return choose(agrees, total / mass, zero), top
-
-
-@inlined
 def _largest(stored, start, number, base, winners, place):
     """Return what the task with the largest magnitude stores, and the magnitude; the last of several wins."""
     best, taken, winner = ints(0), ints(0), ints(0)
     for task in range(stored.shape[0] - 1):
         bits = load(stored, (task + 1) * stored.shape[1] + start, number)
-        found = magnitude(_widen(bits, stored.itemsize) - base)
+        found = magnitude(widen(bits, stored.itemsize) - base)
         leads = found >= best
         best = larger(best, found)
         taken = choose(leads, bits, taken)
@@ -177,7 +111,7 @@ def _largest(stored, start, number, base, winners, place):
 def _given(stored, start, number, winners, place):
     """Return what winners store, and the largest bits of all rows."""
     winner, taken = load(winners, place, number), ints(0)
-    without_sign = ints(_MAGNITUDE >> (32 - 8 * stored.itemsize))
+    without_sign = ints(MAGNITUDE >> (32 - 8 * stored.itemsize))
     top = load(stored, start, number) & without_sign
     for task in range(stored.shape[0] - 1):
         bits = load(stored, (task + 1) * stored.shape[1] + start, number)
@@ -195,14 +129,18 @@ def _merge(merging, stored, start, number, place, near):
     kind, base = merging.kind, widened(stored, start, number)
     if kind < TIES:
         merged, top = _sum(merging, stored, start, number, base, place)
-    elif kind < LARGEST:
-        merged, top = _elected(merging, stored, start, number, base, place)
+    elif kind < STITCHED:
+        merged, top = elected(merging, stored, start, number, base, place)
+    elif kind == STITCHED:
+        merged, top = stitched(merging, stored, start, number, base)
+    elif kind == BALANCED:
+        merged, top = balanced(merging, stored, start, number, base)
     else:
         if kind == LARGEST:
             bits, top = _largest(stored, start, number, base, merging.winners, near)
         else:
             bits, top = _given(stored, start, number, merging.per_element, place)
-        merged = _widen(bits, stored.itemsize) - base
+        merged = widen(bits, stored.itemsize) - base
         top = larger(top, magnitude(merged))
     return larger(top, finish(merged, base, merging.scaling, merging.out, place, number))
 
@@ -292,14 +230,11 @@ def merge_chunk(files, merging):
         if merging.kind == CHOSEN and met >= _FAR_BITS:
             met = max(met, largest_difference(stored, first, first + size))
         most = max(most, met)
-        if merging.kind >= LARGEST:
-            chosen = (
-                merging.winners[:size]
-                if merging.kind == LARGEST
-                else merging.per_element[0, start : start + size]
-            )
-            for task in range(merging.counts.shape[0]):
-                merging.counts[task] += count(chosen, np.uint8(task))
+        for task in range(merging.counts.shape[0] if merging.kind >= LARGEST else 0):
+            if merging.kind == LARGEST:
+                merging.counts[task] += count(merging.winners[:size], np.uint8(task))
+            else:
+                merging.counts[task] += count(merging.per_element[0, start : start + size], np.uint8(task))
     return most
 
 
@@ -336,19 +271,3 @@ def task_vectors(stored, rows):
             store(rows, task * size + whole, size - whole, as_ints(moved))
             top = larger(top, magnitude(moved))
     return np.int64(largest(top))
-
-
-@inlined
-def base_at(base, start, number):
-    """Return the base model's elements, zeros where it is subtracted already."""
-    return widened(base, start, number) if base.shape[0] else floats(0.0)
-
-
-@compiled
-def magnitude_at(stored, place, start):
-    """Return the magnitude of one element, at `place` in the rows of `Bits` and at `start` in its base."""
-    shift = np.uint32(32 - 8 * stored.rows.itemsize)
-    value, below = np.uint32(np.uint32(stored.rows[place]) << shift).view(np.float32), np.float32(0.0)
-    if stored.base.shape[0]:
-        below = np.uint32(np.uint32(stored.base[start]) << shift).view(np.float32)
-    return np.float32(abs(np.float32(value - below)))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.kernels.compiled.cache import LANES, TILE
-from hub_magmax.kernels.compiled.merge import read_all, widened
+from hub_magmax.kernels.compiled.merge import read_all
 from hub_magmax.kernels.compiled.simd import as_doubles, compiled, doubles, inlined, load_doubles, store
+from hub_magmax.kernels.compiled.values import widened
 from hub_magmax.kernels.products import BLOCK, GROUPS, ROWS
 
 _GROUP = ROWS * LANES

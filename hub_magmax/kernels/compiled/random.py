@@ -86,7 +86,7 @@ def draw(owner, codes, what, places, found, marks):
 
 
 @compiled
-def _write_keys(start, before, middle, keys):
+def write_keys(start, before, middle, keys):
     """Write the keys of elements in a row, and of what lies after them up to a multiple of sixteen."""
     for n in range(0, keys.shape[0], LANES):
         store(keys, n, None, _keys(start + n, before, middle))
@@ -125,7 +125,7 @@ def mix(start, before, middle, edges, names, table, owner, scratch):
     for first in range(0, owner.shape[0], BLOCK):
         part = owner[first : first + BLOCK]
         keys, found = scratch[0, : part.shape[0]], scratch[1]
-        _write_keys(start + first, before, middle, keys)
+        write_keys(start + first, before, middle, keys)
         _look_up(keys, shift, table, part)
         for n in range(find(part, np.uint8(255), found)):
             part[found[n]] = _name(keys[found[n]], edges, names)

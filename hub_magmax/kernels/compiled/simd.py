@@ -76,7 +76,7 @@ _INSTRUCTIONS = {
     },
     operator.sub: {FLOATS: (FLOATS, "fsub"), DOUBLES: (DOUBLES, "fsub")},
     operator.mul: {FLOATS: (FLOATS, "fmul"), DOUBLES: (DOUBLES, "fmul"), LONGS: (LONGS, "mul")},
-    operator.truediv: {FLOATS: (FLOATS, "fdiv")},
+    operator.truediv: {FLOATS: (FLOATS, "fdiv"), DOUBLES: (DOUBLES, "fdiv")},
     operator.and_: {INTS: (INTS, "and_"), MASK: (MASK, "and_")},
     operator.or_: {INTS: (INTS, "or_"), MASK: (MASK, "or_")},
     operator.xor: {INTS: (INTS, "xor"), LONGS: (LONGS, "xor")},
@@ -183,6 +183,8 @@ def _cast(gives, takes, instruction):
 as_floats, as_ints = _cast(FLOATS, INTS, "bitcast"), _cast(INTS, FLOATS, "bitcast")
 #: Widen floats; turn whole numbers into integers.
 as_doubles, as_longs = _cast(DOUBLES, FLOATS, "fpext"), _cast(LONGS, DOUBLES, "fptosi")
+#: Round doubles to floats.
+narrow = _cast(FLOATS, DOUBLES, "fptrunc")
 #: Return 1 for each bit that is set, else 0.
 as_numbers = _cast(INTS, MASK, "zext")
 #: Widen integers.
@@ -217,16 +219,34 @@ def steps(context):
     return LONGS(), emit
 
 
+def _of_doubles(name):
+    """Return what calls a function of LLVM on each of sixteen doubles."""
+
+    @_intrinsic
+    def call(context, value):
+        def emit(context, builder, signature, values):
+            kind = ir.FunctionType(_lanes_of(DOUBLES.element), [_lanes_of(DOUBLES.element)])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f64")
+            return builder.call(function, values)
+
+        return DOUBLES(DOUBLES), emit
+
+    return call
+
+
 @_intrinsic
-def nearest(context, value):
-    """Round to whole numbers, to the even one of two."""
+def power_of_two(context, exponent):
+    """Return the doubles with these exponents as they are stored, from 1 to 2046."""
 
     def emit(context, builder, signature, values):
-        kind = ir.FunctionType(_lanes_of(DOUBLES.element), [_lanes_of(DOUBLES.element)])
-        rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f64")
-        return builder.call(rint, values)
+        shift = ir.Constant(_lanes_of(LONGS.element), [52] * LANES)
+        return builder.bitcast(builder.shl(values[0], shift), _lanes_of(DOUBLES.element))
 
-    return DOUBLES(DOUBLES), emit
+    return DOUBLES(LONGS), emit
+
+
+#: Round to whole numbers, to the even one of two; return square roots, rounded once.
+nearest, square_root = _of_doubles("rint"), _of_doubles("sqrt")
 
 
 @_intrinsic

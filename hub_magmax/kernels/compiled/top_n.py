@@ -9,7 +9,7 @@ import numpy as np
 
 from hub_magmax.kernels.compiled.bits import count, find
 from hub_magmax.kernels.compiled.cache import BLOCK, LANES
-from hub_magmax.kernels.compiled.merge import base_at, finish, magnitude_at, widened
+from hub_magmax.kernels.compiled.merge import finish
 from hub_magmax.kernels.compiled.simd import (
     as_doubles,
     as_floats,
@@ -32,6 +32,7 @@ from hub_magmax.kernels.compiled.simd import (
     smaller,
     store,
 )
+from hub_magmax.kernels.compiled.values import base_at, magnitude_at, widened
 from hub_magmax.kernels.structures import FIRST_MARK, NOBODY
 
 _MULTIPLIER = np.int64(0x9E3779B97F4A7C15 - 2**64)

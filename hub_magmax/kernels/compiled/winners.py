@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from hub_magmax.kernels.compiled.cache import LANES
-from hub_magmax.kernels.compiled.merge import base_at, magnitude, widened
 from hub_magmax.kernels.compiled.simd import (
     choose,
     compiled,
@@ -18,6 +17,7 @@ from hub_magmax.kernels.compiled.simd import (
     largest,
     store,
 )
+from hub_magmax.kernels.compiled.values import base_at, magnitude, widened
 from hub_magmax.kernels.structures import TIED, ZERO
 
 
