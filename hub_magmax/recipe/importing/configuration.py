@@ -173,8 +173,7 @@ class _Reader:
             return [self._models(models, base, levels)]
         found = []
         for part in self._items(slices, "a list of slices"):
-            self._unknown(part, _OF_SLICE)
-            own = self._reference("base_model", part)
+            own = self._own_base(part)
             inner = (self._level(part, is_shared=True), *levels)
             base_at = part.get("base_model") if own else self._top.get("base_model")
             inputs = [
@@ -182,15 +181,24 @@ class _Reader:
                 for source in self._items(part.get("sources"), "a list of sources")
             ]
             kept = tuple(one for one in inputs if one is not None)
+            self._check_repeated(kept)
             self._check_base(kept, own or base, base_at)
             found.append(Slice(kept, own or base, base_at, inner, part))
         return found
+
+    def _own_base(self, part: Marked) -> Reference | None:
+        """Return the base model of a slice, and note its other keys."""
+        self._unknown(part, _OF_SLICE)
+        if residual := part.get("residual_weight"):
+            self._notes.add(residual, "exact", "without effect, also in mergekit")
+        return self._reference("base_model", part)
 
     def _models(self, models: Marked, base: Reference | None, levels: tuple[Level, ...]) -> Slice:
         inputs = [
             self._input(entry, base, levels, _OF_MODEL) for entry in self._items(models, "a list of models")
         ]
         kept = [one for one in inputs if one is not None]
+        self._check_repeated(kept)
         base_at = self._top.get("base_model")
         if base is not None and base_at is not None and not any(one.is_base for one in kept):
             kept.append(Input(base, base_at, ({}, *levels), is_base=True))
@@ -239,6 +247,12 @@ class _Reader:
             why = "a file, not a model: written for mergekit-pytorch, which knows no blocks and no tokenizers"
             self._notes.add(at if key == "base_model" else entry, "refused", why)
         return found
+
+    def _check_repeated(self, inputs: Sequence[Input]) -> None:
+        """Note models that stand in a list twice, as they are spelled."""
+        for number, one in enumerate(inputs):
+            if any(one.reference == other.reference for other in inputs[:number]):
+                self._notes.lose(one.at, "the same model for the second time, which mergekit refuses too")
 
     def _check_base(self, inputs: Sequence[Input], base: Reference | None, base_at: Marked | None) -> None:
         """Note a base model that takes no part: under `slices:` it is not added."""

@@ -98,13 +98,16 @@ def shares(read: Readings, weights: Mapping[int, Value]) -> dict[str, Value]:
     """Return weights by task that are relative to their sum.
 
     Raises:
-        LostError: If one is below 0, or all are 0.
+        LostError: If one is below 0, all are 0, or a model is two tasks, which would count it twice.
     """
     points = [point for value in weights.values() for point in value.points]
     if min(points, default=0) < 0:
         raise read.lost("a mean with weights below 0", *read.places_of_each("weight"))
     if not any(points):
         raise read.lost("a mean with weights of 0 alone")
+    if double := [number for number in weights if len(read.tasks_of(number)) > 1]:
+        why = "an adapter on another model than the base model, where the weights of a mean differ in sum"
+        raise read.lost(why, *(read.part.inputs[number].at for number in double))
     return by_task(read, weights)
 
 

@@ -17,10 +17,11 @@ def slerp(every: Sequence[Readings]) -> list[Counterpart]:
 
 
 def _from_base(read: Readings) -> Counterpart:
+    read = _played(read)
     t, (other,) = _share(read), _others(read, 1)
-    numbers = by_task(read, {other: ONE})
+    numbers, counts_base = by_task(read, {other: ONE}), _counts_base(read)
     why = "the way from the base model, t, along the arc between whole models"
-    return Counterpart("slerp", numbers, options={"t": t}, why=why)
+    return Counterpart("slerp", numbers, options={"t": t}, why=why, counts_base=counts_base)
 
 
 def _between(read: Readings) -> Counterpart:
@@ -51,8 +52,15 @@ def _others(read: Readings, count: int) -> tuple[int, ...]:
 
 
 def _played(read: Readings) -> Readings:
-    """Return the case with the base model as a task, where mergekit has none: one of the models plays it."""
-    return read if read.has_base else read.with_base
+    """Return the case with the base model as a task, where it is one for mergekit.
+
+    Without a base model one of the models plays it; and a model may be the base model under another spelling.
+    """
+    return read if read.has_base and all(map(read.tasks_of, read.numbers())) else read.with_base
+
+
+def _counts_base(read: Readings) -> bool:
+    return read.family.base in read.family.tasks.values()
 
 
 def _of(read: Readings) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def nuslerp(read: Readings) -> Counterpart:
         options["each"] = "column" if read.switch("nuslerp_row_wise") else "row"
     why = f"between two {_vectors(read)}, as far as the second weight says"
     numbers = shares(read, weights)
-    return Counterpart("nuslerp", numbers, options=options, why=why, counts_base=not read.has_base)
+    return Counterpart("nuslerp", numbers, options=options, why=why, counts_base=_counts_base(read))
 
 
 def _vectors(read: Readings) -> str:
@@ -95,7 +103,7 @@ def multislerp(read: Readings) -> Counterpart:
         options=_of(read),
         scaling=scaling,
         why=why,
-        counts_base=not read.has_base,
+        counts_base=_counts_base(read),
     )
 
 
@@ -119,12 +127,14 @@ def _whole(read: Readings, name: str) -> int:
 
 def model_stock(read: Readings) -> Counterpart:
     """Return the mean of the task vectors, shortened by the angles between them."""
+    read = _played(read)
     others = tuple(read.numbers())
     if len(others) < 2:
         raise read.lost("model_stock takes two models at least, also in mergekit", read.part.at)
     options = {"each": "row" if read.switch("filter_wise") else "tensor", "backwards": True, "floor": 1e-6}
     why = "the mean of the task vectors, shortened by their angles; small ones are pulled to the base model"
-    return Counterpart("model_stock", by_task(read, dict.fromkeys(others, ONE)), options=options, why=why)
+    numbers, counts_base = by_task(read, dict.fromkeys(others, ONE)), _counts_base(read)
+    return Counterpart("model_stock", numbers, options=options, why=why, counts_base=counts_base)
 
 
 def arcee_fusion(read: Readings) -> Counterpart:

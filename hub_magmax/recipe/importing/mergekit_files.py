@@ -9,7 +9,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.recipe.importing.configuration import Configuration, places_of, read_configuration
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
-from hub_magmax.recipe.importing.model_facts import Models
+from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
 from hub_magmax.recipe.importing.output_keys import working_dtype
 from hub_magmax.recipe.importing.translation import Imported, translate
 from hub_magmax.text import listed, shown
@@ -93,20 +93,28 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
     return Imported(
         notes.sorted(),
         recipe if notes.is_whole else None,
-        tuple(_flags(configuration)),
+        tuple(_flags(configuration, models)),
         configuration.method.is_random,
         working_dtype(configuration, models),
     )
 
 
-def _flags(configuration: Configuration) -> Iterator[str]:
+def _flags(configuration: Configuration, models: Models) -> Iterator[str]:
     """Yield options of mergekit's command that change the weights, and that its file does not hold."""
     if configuration.method.is_random:
         yield "--random-seed, by which mergekit draws; the recipe's seed draws other elements"
     if any(reference.lora for reference in places_of(configuration).values()):
         yield "--lora-merge-dtype, in which mergekit adds adapters to their models; here in float32 or wider"
-    if configuration.top.get("tokenizer_source") is None and configuration.top.get("tokenizer") is None:
+        yield "--lora-merge-cache, where an adapter that changed since finds its old result"
+    sizes = {frozenset(one.rows.values()) for one in _facts(configuration, models)}
+    if len(sizes) > 1 and not {"tokenizer_source", "tokenizer"} & {*(configuration.top.entries or {})}:
         yield "--unsafe-truncate-embeddings, which cuts vocabularies of different sizes to the shortest one"
+
+
+def _facts(configuration: Configuration, models: Models) -> Iterator[ModelFacts]:
+    for reference in places_of(configuration).values():
+        if facts := models.facts(reference.model):
+            yield facts
 
 
 def _refuse_programs(top: Marked, notes: Notes) -> None:

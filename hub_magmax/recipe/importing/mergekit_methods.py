@@ -22,7 +22,6 @@ class MergekitMethod:
         shared: Parameters of all models together; under one model they are not read.
         num_models: Least and most models beside the base model.
         is_random: Whether it draws.
-        exactly: What it computes, where that is told by itself.
     """
 
     base: Base
@@ -30,6 +29,11 @@ class MergekitMethod:
     shared: Mapping[str, Any] = field(default_factory=dict)
     num_models: tuple[int, int] = (1, 10_000)
     is_random: bool = False
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds task vectors to the base model, one by one."""
+        return "lambda" in self.shared
 
 
 def _added(*, normalize: bool = False, rescale: bool = False, is_random: bool = False, **more: Any) -> Any:

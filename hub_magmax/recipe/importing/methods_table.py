@@ -37,7 +37,7 @@ def counterparts_of(every: Sequence[Readings]) -> list[Counterpart] | None:
     first = every[0]
     maker = _MAKERS.get(first.method)
     try:
-        found = maker(every) if maker else []
+        found = _unchanged(every) or (maker(every) if maker else [])
         if not found or found[0].method not in METHODS.built_in:
             raise first.lost(f"there is no method here that computes what {first.method} does")
     except LostError:
@@ -45,3 +45,13 @@ def counterparts_of(every: Sequence[Readings]) -> list[Counterpart] | None:
     for one in found:
         first.notes.add(first.configuration.method_at, one.verdict, one.why)
     return found
+
+
+def _unchanged(every: Sequence[Readings]) -> list[Counterpart]:
+    """Return copies of the base model, where nothing is added to it; nothing where a model takes part."""
+    first = every[0]
+    if first.family.tasks or not first.configuration.method.adds:
+        return []
+    one_by_one(lambda read: read.each("weight"))(every)
+    why = "no other model than the base model, which is copied"
+    return [Counterpart("single_task", take="base_model", verdict="exact", why=why) for _ in every]

@@ -107,7 +107,8 @@ class _Judge:
                 why = "the density is 1, and then mergekit drops nothing, outliers included"
                 self._notes.add(condition.at, "warning", why)
             else:
-                self._notes.add(condition.at, *self._of_value(name, condition.value))
+                verdict, why = self._of_value(name, condition.value)
+                self._notes.add(condition.at, verdict, why + _over_blocks(condition.value))
         if setting.at.is_mapping or (setting.at.is_list and any(c.filter_at for c in setting.conditions)):
             self._notes.add(
                 setting.at, self._worst(name, setting), "the first filter that a name holds counts"
@@ -167,3 +168,13 @@ def _of_scale(value: Value) -> tuple[Verdict, str]:
     numbers = value.in_numbers()
     is_exact = numbers is not None and len(numbers.points) == 1 and is_exact_factor(numbers.first)
     return "exact" if is_exact else "rounding", "a factor of tensors that are copied"
+
+
+def _over_blocks(value: Value) -> str:
+    """Return how a gradient runs; nothing of a constant."""
+    if value.is_constant:
+        return ""
+    first, *_, last = map(str, value.points)
+    return (
+        f"; {first} in the first block and outside of blocks, {last} in the last one, straight lines between"
+    )
