@@ -26,7 +26,14 @@ from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
-from hub_magmax.planning.locked_sources import compared_sources, own_bases, pinned_sources, with_locked_layers
+from hub_magmax.planning.locked_sources import (
+    compared_sources,
+    locked_tokenizer,
+    own_bases,
+    pinned_sources,
+    with_locked_layers,
+    with_locked_token_rows,
+)
 from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
@@ -275,10 +282,11 @@ def lock(
         local_data=pin_local_data(recipe),
         adapters=recipe.adapters or "each",
         token_rows=recipe.token_rows or (),
+        tokenizer=locked_tokenizer(recipe),
         bases=own_bases(recipe, sources),
         versions=lock_versions(),
     )
-    found = with_locked_layers(recipe, found, cache)
+    found = with_locked_token_rows(recipe, with_locked_layers(recipe, found, cache), cache)
     asked = with_pinned_data(recipe, found.datasets)
     if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference

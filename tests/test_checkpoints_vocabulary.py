@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_magmax.checkpoints.rows.vocabulary import read_vocabulary, with_settled_rows, with_token_rows
+from hub_magmax.checkpoints.rows.token_rows import with_settled_rows, with_token_rows
+from hub_magmax.checkpoints.rows.vocabulary import read_vocabulary
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.merging.execution import merge

@@ -41,7 +41,7 @@ def test_tokens_are_named_and_so_is_what_becomes_of_them(tokenized):
         "b has 2 tokens ('<user>' and '<assistant>') that the base model lacks; the merged model does not"
         in text
     )
-    assert "(output.files_from: b and token_rows keep them)" in text
+    assert "(tokenizer: union keeps those of all, tokenizer: b those of b)" in text
     assert "b lacks 1 token ('c') of the base model" in text
 
 

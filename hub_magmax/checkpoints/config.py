@@ -93,6 +93,20 @@ def level_at(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     return config
 
 
+def with_values(content: bytes, values: Mapping[Path, Any]) -> bytes:
+    """Return a configuration with other values, and its order of keys, indentation and end kept."""
+    text = content.decode("utf-8")
+    found = json.loads(text)
+    for (*above, key), value in values.items():
+        level: Any = found
+        for name in above:
+            level = level[name]
+        level[key] = value
+    indented = re.match(r"\s*\{\s*?\n([ \t]+)", text)
+    written = json.dumps(found, indent=indented[1] if indented else None, ensure_ascii=content.isascii())
+    return (written + text[len(text.rstrip()) :]).encode("utf-8")
+
+
 def counts_at(config: Mapping[str, Any], key: str) -> dict[Path, int]:
     """Return the whole numbers that a configuration and those nested in it state under a key."""
     return {path: level[key] for path, level in levels(config) if is_count(level.get(key))}

@@ -10,19 +10,15 @@ from pathlib import Path
 from hub_magmax.checkpoints.adapters.adapter import with_adapters
 from hub_magmax.checkpoints.error_keys import about_source, about_sources
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, CheckpointIndex
+from hub_magmax.checkpoints.layer_takes import taken_by_layers
 from hub_magmax.checkpoints.locations import location_of, repository_of
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.own_bases import OwnBase, with_own_bases, without_own_bases
-from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256, read_side_file
+from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256
 from hub_magmax.checkpoints.rows.added_rows import with_added_rows
 from hub_magmax.checkpoints.rows.labels import LabelRows, with_label_rows
-from hub_magmax.checkpoints.rows.vocabulary import (
-    TOKENIZER_NAME,
-    TokenRows,
-    read_vocabulary,
-    with_settled_rows,
-    with_token_rows,
-)
+from hub_magmax.checkpoints.rows.token_rows import TokenRows, with_settled_rows, with_token_rows
+from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, read_vocabularies, wanted_rows
 from hub_magmax.checkpoints.source import FileSource, MemorySource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.stacked_layers import StackedSource, with_stacked_layers
@@ -78,7 +74,7 @@ def open_inputs(
             yield {name: tied[name] for name in lock.sources}
         else:
             checkpoints = as_checkpoints(recipe, lock, opened)
-            yield as_merged(recipe, checkpoints, _values_of(recipe, lock, checkpoints))
+            yield as_merged(recipe, lock, checkpoints, _values_of(recipe, lock, checkpoints))
 
 
 def _values_of(
@@ -153,18 +149,12 @@ def _with_rows(
     recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource], whole: Mapping[str, TensorSource]
 ) -> dict[str, TensorSource]:
     """Return checkpoints with the rows of one vocabulary."""
-    locked = lock.every_source
     if not lock.token_rows:
-        return with_added_rows(whole, {name: source.added_rows for name, source in locked.items()})
-    vocabularies = {
-        name: read_vocabulary(
-            read_side_file(source, TOKENIZER_NAME, locked[name]), f"{source.label}, {TOKENIZER_NAME}"
-        )
-        if TOKENIZER_NAME in source.sizes
-        else None
-        for name, source in opened.items()
-    }
-    return with_token_rows(whole, vocabularies, recipe.output.files_from, lock.token_rows)
+        added = {name: source.added_rows for name, source in lock.every_source.items()}
+        return with_added_rows(whole, added)
+    vocabularies, files_from = read_vocabularies(lock, opened), recipe.output.files_from
+    wanted = wanted_rows(lock, vocabularies, files_from)
+    return with_token_rows(whole, vocabularies, files_from, lock.token_rows, wanted)
 
 
 def as_stored(source: TensorSource) -> CheckpointIndex:
@@ -178,12 +168,16 @@ def as_stored(source: TensorSource) -> CheckpointIndex:
 
 
 def as_merged(
-    recipe: Recipe, sources: Mapping[str, TensorSource], values_of: Callable[[str], MergeValues]
+    recipe: Recipe,
+    lock: Lock,
+    sources: Mapping[str, TensorSource],
+    values_of: Callable[[str], MergeValues],
 ) -> dict[str, TensorSource]:
     """Return checkpoints as a method merges them: with one row for each token that the base model lacks.
 
     Args:
         recipe: For its rules; a tensor that one of them covers is copied as it is.
+        lock: For its layers, of which the same is true.
         sources: From `as_checkpoints`.
         values_of: Returns for a tensor the numbers by which it is merged. Tasks that its method does not look
             at do not count.
@@ -198,9 +192,12 @@ def as_merged(
             for task, weight in zip(tasks, values.weights, strict=True)
         }
 
-    apart = without_own_bases(sources)
-    settled = with_settled_rows(apart, shares_of, lambda name: rule_for(name, recipe.tensors) is None)
-    return with_own_bases(settled)
+    taken = taken_by_layers(lock, {name: source.index for name, source in sources.items()})
+
+    def is_merged(name: str) -> bool:
+        return rule_for(name, recipe.tensors) is None and name not in taken
+
+    return with_own_bases(with_settled_rows(without_own_bases(sources), shares_of, is_merged))
 
 
 def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:

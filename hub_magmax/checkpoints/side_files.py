@@ -132,17 +132,25 @@ def same_content(one: str, other: str) -> bool | None:
     return all(first[kind] == second[kind] for kind in shared) if shared else None
 
 
-def tokenizer_notices(side_files: Mapping[str, Mapping[str, str]], files_from: str) -> tuple[str, ...]:
+#: Files of tokenizers without lists of tokens.
+_BESIDE_TOKENS = re.compile(r"tokenizer_config\.json|chat_template\.(jinja|json)")
+
+
+def tokenizer_notices(
+    side_files: Mapping[str, Mapping[str, str]], files_from: str, *, are_united: bool = False
+) -> tuple[str, ...]:
     """Return a line for each difference between a source's tokenizer and that of the output.
 
     Args:
         side_files: By source, the hashes of its side files by name.
         files_from: The source whose files are copied.
+        are_united: Whether the tokens of all are in the output, so that their lists may differ.
     """
-    copied = {path: text for path, text in side_files[files_from].items() if is_tokenizer_file(path)}
+    counts = _BESIDE_TOKENS.fullmatch if are_united else is_tokenizer_file
+    copied = {p: text for p, text in side_files[files_from].items() if counts(p)}
     sources: dict[str, list[str]] = {}
     for name, files in side_files.items():
-        found = {path: text for path, text in files.items() if is_tokenizer_file(path)}
+        found = {path: text for path, text in files.items() if counts(path)}
         if found and (differences := _differences(copied, found)):
             sources.setdefault(", ".join(differences), []).append(name)
     return tuple(

@@ -163,7 +163,7 @@ class InMemoryMerger:
         def values_of(tensor: str) -> MergeValues:
             return self.plan.values_of(tensor, values) if by_rules else values
 
-        sources = as_merged(self.plan.recipe, self.sources, values_of)
+        sources = as_merged(self.plan.recipe, self.plan.lock, self.sources, values_of)
         jobs = [*filter(attrgetter("merged"), self.plan.jobs)]
         chunks = {job.name: self._chunks(job, sources, values_of(job.tensor)) for job in jobs}
 

@@ -19,6 +19,7 @@ from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.tokenizers.files import tokenizer_files
 from hub_magmax.planning.tokens import token_changes
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
 from hub_magmax.recipe.matching import check_plugin
@@ -87,6 +88,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
     with open_pinned(recipe, locked.every_source, cache) as stored:
         dtypes = {name: stored_dtypes(source.index) for name, source in stored.items()}
         tokens = token_changes(recipe, locked, stored)
+        tokenizer = tokenizer_files(recipe, locked, stored)
     with open_inputs(recipe, locked, cache) as opened:
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
@@ -96,6 +98,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
             indexes = {name: source.index for name, source in opened.items()}
             made = make_plan(recipe, locked, indexes, own_base_indexes(opened))
             check_integers(made, opened)
+            made = replace(made, tokenizer=tokenizer)
             made = replace(made, config_changes=config_changes(made, opened))
         copied, source = locked.sources[files_from], opened[files_from]
         paths = copied_files(source, copied)

@@ -14,12 +14,13 @@ from hub_magmax.checkpoints.index import (
     CheckpointIndex,
     TensorInfo,
 )
+from hub_magmax.checkpoints.layer_takes import taken_by_layers
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.kernels.chunk import LOOP_DTYPES
 from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.fitting.mismatch import refuse_differences
-from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks, taken_by_layers
+from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share

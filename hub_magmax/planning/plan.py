@@ -18,10 +18,12 @@ from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.files import digest
 from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.planning.tokenizers.files import TokenizerFiles
 from hub_magmax.planning.tokens import TokenChange
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tokenizer import UNION
 
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
@@ -186,6 +188,7 @@ class Plan:
         dtypes: By source the dtypes that it is stored in, the most frequent one first.
         tokens: What differs in the tokens of tasks.
         config_changes: What config.json says of the output's weights, and not of those it was written for.
+        tokenizer: Its files that are not copied as they are.
         own_values: What rules say of the merge of a tensor, by the name of what is read for it.
     """
 
@@ -204,6 +207,7 @@ class Plan:
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     tokens: tuple[TokenChange, ...] = ()
     config_changes: tuple[ConfigChange, ...] = ()
+    tokenizer: TokenizerFiles = field(default_factory=TokenizerFiles, hash=False)
     stored_item_bytes: int = 4
     needs_torch: bool = True
     own_values: Mapping[str, RuleValues] = field(default_factory=dict, hash=False)
@@ -230,6 +234,13 @@ class Plan:
         """Values of merged tensors that differ in more than the scaling coefficient; at least one."""
         found = [self.values_of(job.tensor) for job in self.merged] if self._own else []
         return tuple({values.surveyed: values for values in found or [self.lock.values]}.values())
+
+    @property
+    def tokenizer_source(self) -> str:
+        """The source whose tokenizer the output gets, with more tokens or without."""
+        found = self.lock.tokenizer
+        named = None if found is None or found.source == UNION else found.source
+        return named or self.recipe.output.files_from
 
     @property
     def jobs(self) -> tuple[TensorJob, ...]:

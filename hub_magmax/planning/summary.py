@@ -27,6 +27,7 @@ from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokens import token_notices
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.recipe.tokenizer import UNION
 from hub_magmax.text import format_bytes, shown
 
 #: A label and a text.
@@ -50,7 +51,8 @@ def notices(plan: Plan) -> tuple[str, ...]:
         ),
         *layer_notices(plan.lock),
         *renaming_notices(plan.lock, (job.name for job in plan.jobs)),
-        *tokenizer_notices(side_files, plan.recipe.output.files_from),
+        *tokenizer_notices(side_files, plan.tokenizer_source, are_united=_is_united(plan)),
+        *plan.tokenizer.notes,
         *token_notices(plan.tokens, plan.recipe),
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
@@ -61,6 +63,10 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *_added_rows_notices(plan),
         *config_notices(plan),
     )
+
+
+def _is_united(plan: Plan) -> bool:
+    return plan.lock.tokenizer is not None and plan.lock.tokenizer.source == UNION
 
 
 def _added_rows_notices(plan: Plan) -> Iterator[str]:

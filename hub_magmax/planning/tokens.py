@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import CheckpointError, LockError, SourceError
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.tokenizer import UNION
 from hub_magmax.text import listed, shown
 
 #: Larger tokenizers are not read for a notice; the largest known ones have some 35 MB.
@@ -55,9 +56,21 @@ def token_changes(recipe: Recipe, lock: Lock, stored: Mapping[str, TensorSource]
     first = {file: name for name, file in reversed(files.items())}
     read = cache(lambda file: _read(stored, lock, first[file]))
     base = read(files["base_model"])
-    target = read(files[recipe.output.files_from] or files["base_model"])
-    changes = [_change(name, read(files[name]), base, target) for name in others]
+    kept = _kept_tokens(recipe, lock, files, read)
+    changes = [_change(name, read(files[name]), base, kept) for name in others]
     return tuple(change for change in changes if change.added or change.lacking)
+
+
+def _kept_tokens(
+    recipe: Recipe,
+    lock: Lock,
+    files: Mapping[str, str | None],
+    read: Callable[[str | None], Vocabulary | None],
+) -> set[str]:
+    """Return the tokens of the output."""
+    source = (lock.tokenizer.source if lock.tokenizer else None) or recipe.output.files_from
+    kept = [*files.values()] if source == UNION else [files[source] or files["base_model"]]
+    return {token for file in kept if file for token in (read(file) or {}).values()}
 
 
 def _with_another(files: Mapping[str, str | None]) -> list[str]:
@@ -66,14 +79,12 @@ def _with_another(files: Mapping[str, str | None]) -> list[str]:
     return [name for name, file in files.items() if file not in (None, base)] if base else []
 
 
-def _change(
-    name: str, own: Vocabulary | None, base: Vocabulary | None, target: Vocabulary | None
-) -> TokenChange:
-    """Return what differs; nothing where a tokenizer could not be read."""
+def _change(name: str, own: Vocabulary | None, base: Vocabulary | None, tokens: Set[str]) -> TokenChange:
+    """Return what differs, given the output's tokens; nothing where a tokenizer could not be read."""
     if own is None or base is None:
         return TokenChange(name, (), (), True)
     added, lacking = _beyond(own, base), _beyond(base, own)
-    return TokenChange(name, added, lacking, {*added} <= {*(target or {}).values()})
+    return TokenChange(name, added, lacking, {*added} <= tokens)
 
 
 def _beyond(one: Vocabulary, other: Vocabulary) -> tuple[str, ...]:
@@ -109,8 +120,9 @@ def _named(tokens: tuple[str, ...]) -> str:
 def _fate(change: TokenChange, recipe: Recipe) -> str:
     if not change.are_kept:
         return (
-            f"the merged model does not have them (output.files_from: {change.task} and token_rows keep them)"
+            "the merged model does not have them (tokenizer: union keeps those of all, "
+            f"tokenizer: {change.task} those of {change.task})"
         )
-    if recipe.token_rows:
+    if recipe.matches_tokens:
         return "the merged model has them, each row the mean of the tasks that have it"
     return "they are in the merged model's tokenizer"

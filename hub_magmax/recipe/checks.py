@@ -24,6 +24,7 @@ from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
 from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
+from hub_magmax.recipe.tokenizer import tokenizer_problems
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry
 from hub_magmax.text import holds_control, holds_token, nearest, shown
@@ -314,6 +315,10 @@ def _search_problems(recipe: Recipe) -> Iterator[Problem]:
         yield conflict(searched[0], "a search needs a method", "name one in place of auto")
 
 
+def _tokenizer_problems(recipe: Recipe) -> Iterator[Problem]:
+    yield from tokenizer_problems(recipe.tokenizer, ("base_model", *recipe.task_names))
+
+
 def _output_problems(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.output.keep and recipe.output.push_to_hub is None:
         text = "without a folder the model must go to the Hub"
@@ -324,9 +329,7 @@ def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
     """Return what cannot be written as an adapter, where the recipe asks for one."""
     if not recipe.output.is_adapter:
         return
-    if recipe.token_rows:
-        text = "an adapter has no rows of tokens"
-        yield conflict(("token_rows",), text, "leave this out, or output.format: adapter")
+    yield from _token_problems(recipe)
     used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
     if recipe.compare is not None or recipe.method.name == AUTO:
         tried = (recipe.compare or Compare()).tried_methods
@@ -339,6 +342,14 @@ def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
                 f"linear are {', '.join(methods.linear_names())}, and output.format: weights takes every "
                 "method",
             )
+
+
+def _token_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is said of tokens, which an adapter does not have."""
+    for key in ("token_rows", "tokenizer"):
+        if getattr(recipe, key):
+            text = "an adapter has no rows of tokens, and no tokenizer"
+            yield conflict((key,), text, "leave this out, or output.format: adapter")
 
 
 def _is_linear(name: str) -> bool:
@@ -354,7 +365,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _task_problems: frozenset({"tasks", "layers"}),
     choices_without_tasks: frozenset({"tasks", "layers", "preference", "compare", "sweep"}),
     _reference_problems: frozenset(),
-    own_base_problems: frozenset({"tasks", "adapters", "method", "compare"}),
+    own_base_problems: frozenset({"tasks", "adapters", "method", "compare", "token_rows", "tokenizer"}),
     _name_problems: frozenset({"tasks"}),
     missed_tasks: frozenset({"tasks", "preference", "compare"}),
     _weight_problems: frozenset({"preference", "compare", "method"}),
@@ -367,7 +378,8 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
     _output_problems: frozenset({"output"}),
-    _adapter_problems: frozenset({"output", "method", "compare", "token_rows"}),
+    _adapter_problems: frozenset({"output", "method", "compare", "token_rows", "tokenizer"}),
+    _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
     _guard_problems: frozenset({"tasks", "evaluation"}),
     _prompt_problems: frozenset({"evaluation"}),
 }

@@ -127,6 +127,35 @@ class LockedSlice:
         return end - first
 
 
+@dataclass(frozen=True)
+class LockedTokenRow:
+    """Whose row a token gets; `recipe.tokenizer.TokenRow` says what the fields mean."""
+
+    take: str
+    token: str | None = None
+    token_id: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class LockedTokenizer:
+    """Vocabulary and chat template of the output.
+
+    Attributes:
+        source: Whose tokens it has, or `union`; None where the recipe says nothing of tokens.
+        tokens: Tokens about whose rows the recipe says something.
+        pad_to_multiple_of: The number of rows is a multiple of it, or None.
+        chat_template: As the recipe says it, or None.
+        template: The text of a template that the recipe says by a file, or None.
+    """
+
+    source: str | None
+    tokens: Mapping[str, LockedTokenRow] = field(default_factory=dict, hash=False)
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
+    template: str | None = None
+
+
 #: Kind of a preference whose numbers multiply the task vectors.
 COEFFICIENTS = "coefficients"
 
@@ -164,6 +193,7 @@ class Lock:
 
     Attributes:
         base_model, tasks: The pinned checkpoints; tasks by name, in the order they were learned.
+        tokenizer: Vocabulary and chat template of the output, where the recipe says something of them.
         bases: Base models of tasks that were fine-tuned from another one, by task.
         method: `name`, `scaling` and every option, with defaults filled in.
         preference: The resolved preference.
@@ -204,6 +234,7 @@ class Lock:
     adapters: Literal["each", "sequence"] = "each"
     token_rows: tuple[str, ...] = ()
     layers: tuple[LockedSlice, ...] = ()
+    tokenizer: LockedTokenizer | None = None
     bases: Mapping[str, LockedSource] = field(default_factory=dict, hash=False)
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_portable: bool = True
@@ -263,7 +294,7 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        for key in ("token_rows", "layers", "bases", "local_data", "replaced_data", "plugin"):
+        for key in ("token_rows", "layers", "tokenizer", "bases", "local_data", "replaced_data", "plugin"):
             if not values[key]:
                 del values[key]
         if self.is_portable:

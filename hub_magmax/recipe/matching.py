@@ -9,7 +9,7 @@ from hub_magmax import methods
 from hub_magmax.errors import LockError, MissingDependencyError
 from hub_magmax.files import digest
 from hub_magmax.options import locked_options
-from hub_magmax.recipe.lockfile import Lock, LockedSlice, LockedSource
+from hub_magmax.recipe.lockfile import Lock, LockedSlice, LockedSource, LockedTokenizer
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import AUTO
@@ -43,7 +43,8 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
         "tensors": locked.tensors == rules_of(recipe),
         "adapters": locked.adapters == (recipe.adapters or "each"),
         "layers": _layers_fit(recipe, locked),
-        "token_rows": locked.token_rows == (recipe.token_rows or ()),
+        "token_rows": _token_rows_fit(recipe, locked),
+        "tokenizer": _without_template(locked.tokenizer) == tokenizer_of(recipe),
         "seed": locked.seed == recipe.seed,
     }
     return [key for key, equal in same.items() if not equal]
@@ -196,6 +197,21 @@ def layers_of(recipe: Recipe) -> tuple[LockedSlice, ...]:
     """Return the recipe's stack of layers as a lock stores it, before names are looked at."""
     sources = ("base_model", *recipe.task_names)
     return tuple(layer.locked(sources) for layer in recipe.layers or ())
+
+
+def tokenizer_of(recipe: Recipe) -> LockedTokenizer | None:
+    """Return the recipe's tokenizer as a lock stores it, without the text of a template."""
+    return None if recipe.tokenizer is None else recipe.tokenizer.locked(recipe.output.files_from)
+
+
+def _without_template(found: LockedTokenizer | None) -> LockedTokenizer | None:
+    return None if found is None else replace(found, template=None)
+
+
+def _token_rows_fit(recipe: Recipe, locked: Lock) -> bool:
+    """Say whether the locked tensors are the recipe's; where it names none, they were found."""
+    is_found = recipe.token_rows is None and recipe.tokenizer is not None
+    return is_found or locked.token_rows == (recipe.token_rows or ())
 
 
 def _layers_fit(recipe: Recipe, locked: Lock) -> bool:

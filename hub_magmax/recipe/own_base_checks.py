@@ -21,9 +21,9 @@ def own_base_problems(recipe: Recipe) -> Iterator[Problem]:
         if recipe.adapters == "sequence":
             text = "an adapter of a sequence is added to the checkpoint of the task before it"
             yield conflict(key, text, "leave base out, or adapters: sequence")
-        if recipe.token_rows:
+        if recipe.matches_tokens:
             text = "rows are matched by token with those of one base model"
-            yield conflict(key, text, "leave base out, or token_rows")
+            yield conflict(key, text, "leave base out, or token_rows and tokenizer")
         for path, name in _methods(recipe):
             if _compares_models(name):
                 yield conflict(

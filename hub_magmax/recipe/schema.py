@@ -25,6 +25,7 @@ from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.options import in_task_order
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.tensor_rules import TensorRule
+from hub_magmax.recipe.tokenizer import Tokenizer
 from hub_magmax.recipe.values import (
     AUTO,
     MAX_TASKS,
@@ -244,7 +245,8 @@ class Recipe(Spec):
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
     of the task before it (`sequence`). `layers` says of which blocks of which sources the output's blocks are
     made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,
-    which are matched by token where the vocabularies of the checkpoints differ. `trusted_links` are folders
+    which are matched by token where the vocabularies of the checkpoints differ; `tokenizer` says whose
+    vocabulary the merged model has. `trusted_links` are folders
     that links of checkpoints may lead to, such as the cache of DVC.
     """
 
@@ -257,6 +259,7 @@ class Recipe(Spec):
     adapters: Literal["each", "sequence"] | None = None
     layers: Annotated[tuple[LayerSlice, ...], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
     token_rows: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    tokenizer: Tokenizer | None = None
     trusted_links: tuple[Place, ...] | None = None
     evaluation: Evaluation | None = None
     compare: Compare | None = None
@@ -283,6 +286,11 @@ class Recipe(Spec):
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def matches_tokens(self) -> bool:
+        """Whether rows of tokens are matched between the checkpoints."""
+        return bool(self.token_rows) or (self.tokenizer is not None and self.tokenizer.is_of_tokens)
 
     @property
     def models(self) -> dict[KeyPath, str]:

@@ -137,7 +137,7 @@ def _added_rows(
     places: Mapping[str, Mapping[str, str] | None],
 ) -> dict[str, dict[str, int]]:
     """Return what `find_added_rows` finds, unless the recipe says what to do with rows."""
-    if recipe.token_rows:
+    if recipe.matches_tokens:
         return {}
     whole = {}
     for name, adapter in adapters.items():

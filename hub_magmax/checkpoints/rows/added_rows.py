@@ -14,7 +14,8 @@ from hub_magmax.checkpoints.adapters.config import config_of, parse_config, resi
 from hub_magmax.checkpoints.config import counts_at, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.pinning import read_small_file
-from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, read_vocabulary, with_token_rows
+from hub_magmax.checkpoints.rows.token_rows import with_token_rows
+from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, read_vocabulary
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError
 from hub_magmax.text import listed, shown

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from hub_magmax.checkpoints.config import with_values
 from hub_magmax.files import os_errors
 from hub_magmax.planning.plan import ConfigChange
 
@@ -21,14 +19,4 @@ def change_config(path: Path, changes: Sequence[ConfigChange]) -> None:
 
 def with_changes(content: bytes, changes: Sequence[ConfigChange]) -> bytes:
     """Return a config.json with some values changed, and its order of keys, indentation and end kept."""
-    text = content.decode("utf-8")
-    values = json.loads(text)
-    for change in changes:
-        *above, key = change.path
-        level: Any = values
-        for name in above:
-            level = level[name]
-        level[key] = change.new
-    indented = re.match(r"\s*\{\s*?\n([ \t]+)", text)
-    written = json.dumps(values, indent=indented[1] if indented else None, ensure_ascii=content.isascii())
-    return (written + text[len(text.rstrip()) :]).encode("utf-8")
+    return with_values(content, {change.path: change.new for change in changes})

@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.files import sha256_of, write_text
+from hub_magmax.files import os_errors, sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.model_config import change_config
@@ -21,7 +21,7 @@ from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardReco
 from hub_magmax.merging.profile import Spent, peak_resident_bytes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
-from hub_magmax.recipe.lockfile import LOCK_NAME
+from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import listed
 
@@ -88,16 +88,26 @@ def _hashes(folder: Path, report: MergeReport) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in names}
 
 
+def _copy_files(plan: Plan, source: TensorSource, locked: LockedSource, folder: Path) -> None:
+    """Copy what a model needs beside its weights, and write the tokenizer's files that are others."""
+    # transformers takes a folder with both configurations for a whole model with an adapter beside it.
+    kept_out = CONFIG_NAME if plan.ranks else ADAPTER_CONFIG_NAME
+    own = plan.tokenizer.contents
+    for path in copied_files(source, locked):
+        # An adapter is loaded beside its base model, whose code and modules it does not need.
+        if path not in (kept_out, *own) and (is_side_file(path) or not plan.ranks):
+            copy_side_file(source, path, locked, folder)
+    for path, content in own.items():
+        if content is not None:
+            with os_errors(folder / path):
+                (folder / path).write_bytes(content)
+
+
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
     """Write the index, the files that a model needs besides weights, recipe and lock."""
     files_from = plan.recipe.output.files_from
     source, locked = sources[files_from], plan.lock.sources[files_from]
-    # transformers takes a folder with both configurations for a whole model with an adapter beside it.
-    kept_out = CONFIG_NAME if plan.ranks else ADAPTER_CONFIG_NAME
-    for path in copied_files(source, locked):
-        # An adapter is loaded beside its base model, whose code and modules it does not need.
-        if path != kept_out and (is_side_file(path) or not plan.ranks):
-            copy_side_file(source, path, locked, folder)
+    _copy_files(plan, source, locked, folder)
     change_config(folder / CONFIG_NAME, plan.config_changes)
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}

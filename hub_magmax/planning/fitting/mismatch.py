@@ -233,7 +233,10 @@ def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
     if not tokens:
         return f"{other})"
     # config.json follows the weights, and a tokenizer does not.
-    rows = f"if the rows are tokens', averaged by their strings: token_rows: {json.dumps(tokens)}"
+    rows = (
+        f"if the rows are tokens', averaged by their strings: token_rows: {json.dumps(tokens)}, or "
+        "tokenizer: union for the tokens of all"
+    )
     return f"{other}, and output.files_from: TASK for its tokenizer); {rows}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.checkpoints.config import Path, is_count, levels
+from hub_magmax.checkpoints.rows.vocabulary import ROWS_BY_WORD
 from hub_magmax.planning.layout import OUTPUT_DTYPES
 
 #: Words in the names of tensors that belong to a nested configuration.
@@ -16,13 +17,7 @@ _WORDS = {"vision_config": ("vision", "visual"), "text_config": ("text", "langua
 #: Keys of config.json that state the rows of tensors: the end of the tensors' names, and the rows that there
 #: are beyond the key's value.
 ROWS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    (
-        "vocab_size",
-        r"(shared|embed_tokens|wte|word_embeddings?|tok_embeddings|tokens_embed|embed_in|embed_out|lm_head|"
-        r"proj_out|output_projection|vocab_projector|token_embedding|(predictions|lm_head|head)\.decoder|"
-        r"(backbone|rwkv)\.embeddings)\.weight|(predictions|lm_head)\.(decoder\.)?bias",
-        (0,),
-    ),
+    ("vocab_size", ROWS_BY_WORD, (0,)),
     ("type_vocab_size", r"token_type_embeddings\.weight", (0,)),
     ("max_source_positions", r"encoder\.embed_positions\.weight", (0, 2)),
     ("max_target_positions", r"decoder\.embed_positions\.weight", (0, 2)),
