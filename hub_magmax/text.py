@@ -205,6 +205,11 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
+def weight_in_words(weight: float, digits: int = 4) -> str:
+    """Return a weight or a coefficient with a few digits; estimates that are all but zero as that."""
+    return f"{weight:.{digits}g}" if not weight or abs(weight) >= _LEAST_WEIGHT else f"< {_LEAST_WEIGHT}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a time as people read it: 12 s, 3 min 20 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
@@ -213,6 +218,9 @@ def format_seconds(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
+
+#: Weights of a smaller size are shown as smaller than this.
+_LEAST_WEIGHT = 0.0001
 
 #: Longest foreign text shown in a line or a table cell.
 MAX_INLINE = 120

@@ -18,6 +18,7 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import CheckpointError, LockError, MismatchError, RecipeError
 from hub_magmax.merging.execution import merge
+from hub_magmax.merging.output.report import read_report
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.matching import check_lock
@@ -98,6 +99,39 @@ def test_adapter_is_merged_as_the_checkpoint_that_it_stands_for(tmp_path, family
     assert from_adapters.keys() == from_checkpoints.keys()
     assert all(from_adapters[name].equal(from_checkpoints[name]) for name in from_checkpoints)
     assert any(not from_adapters[name].equal(base[name]) for name in base)
+
+
+@pytest.mark.parametrize("method", ["magmax", "tunable_magmax"])
+@pytest.mark.parametrize("adapters", ["each", "sequence"])
+def test_elements_that_no_adapter_changes_are_no_tasks_share(tmp_path, method, adapters):
+    base, _ = write_base(tmp_path / "base", T5)
+    write_adapter(tmp_path / "a", base, ("q",), 1)
+    write_adapter(tmp_path / "b", base, ("q", "v"), 2)
+    recipe = parse_recipe(recipe_values("ab", method=method, adapters=adapters), folder=tmp_path)
+    reports = [merge(plan(recipe), tmp_path / f"out-{n}", chunk_elements=n) for n in (100, 10_000)]
+    changed = sum(base[name].numel() for name in base if name.endswith((".q.weight", ".v.weight")))
+    size = sum(tensor.numel() for tensor in base.values())
+    for report in reports:
+        assert report.unchanged == pytest.approx(1 - changed / size)
+        assert sum(report.shares.values()) + report.unchanged == pytest.approx(1)
+    assert reports[0].digest == reports[1].digest
+    assert read_report(tmp_path / "out-100" / "merge_report.json").unchanged == reports[0].unchanged
+
+
+def test_whole_tensors_of_an_adapter_are_changed_and_checkpoints_are_not_guessed(tmp_path):
+    base, _ = write_base(tmp_path / "base", T5)
+    saved = {"base_model.model.final.bias": torch.ones(24)}
+    write_adapter(tmp_path / "a", base, ("q",), 1, extra=saved, config={"modules_to_save": ["final"]})
+    write_adapter(tmp_path / "b", base, ("q",), 2)
+    write_checkpoint(tmp_path / "c", base | {"shared.weight": base["shared.weight"] + 1})
+    changed = sum(base[name].numel() for name in base if name.endswith(".q.weight")) + 24
+    size = sum(tensor.numel() for tensor in base.values())
+    found = merge(plan(parse_recipe(recipe_values("ab", method="magmax"), folder=tmp_path)), tmp_path / "ab")
+    assert found.unchanged == pytest.approx(1 - changed / size)
+    whole = merge(plan(parse_recipe(recipe_values("ac", method="magmax"), folder=tmp_path)), tmp_path / "ac")
+    assert whole.unchanged == 0 and sum(whole.shares.values()) == pytest.approx(1)
+    mixed = merge(plan(parse_recipe(recipe_values("ab", method="average"), folder=tmp_path)), tmp_path / "m")
+    assert (mixed.unchanged, mixed.shares) == (0, {})
 
 
 @pytest.mark.parametrize("method", ["average", "tunable_magmax"])

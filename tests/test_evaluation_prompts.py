@@ -10,7 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, LockError, RecipeError
 from hub_magmax.evaluation.data import check_local_data, data_of, load_examples, pin_local_data
-from hub_magmax.evaluation.evaluators import Columns, columns_of, make_evaluator
+from hub_magmax.evaluation.evaluators import (
+    Columns,
+    columns_of,
+    described_examples,
+    described_inputs,
+    make_evaluator,
+)
 from hub_magmax.evaluation.evaluators.likelihoods import Row, log_likelihoods
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.scores import read_scores, write_scores
@@ -96,6 +102,22 @@ def test_what_goes_between_can_be_written_and_is_said(folder, model, options, in
     scores = torch.tensor([by_hand(folder, "the film", inserted + choice) for choice in ("good", "bad")])
     assert outcome.probability == pytest.approx(float(scores.softmax(0)[1]), abs=1e-5)
     assert make_evaluator("multiple-choice", options).describe_inputs() == {"joint": said}
+
+
+def test_multiple_choice_says_what_decides_from_where_and_between_how_many(tmp_path):
+    rows = {"question": ["a", "b"], "choices": [["x", "y"], ["x", "y", "z"]], "label": [0, 1]}
+    examples, data = written(tmp_path, rows)
+    kind = make_evaluator("multiple-choice", {})
+    assert described_examples(kind, examples, data) == {"choices": "2 to 3", "question": "question"}
+    assert described_inputs(kind, data)["judged"] == (
+        "the choice with the highest sum of its tokens' log-probabilities"
+    )
+    whole = make_evaluator("multiple-choice", {"per_token": True})
+    assert "highest mean of" in described_inputs(whole, data)["judged"]
+    examples, data = written(tmp_path, rows, prompt_column="question")
+    assert described_examples(kind, examples.select([0]), data) == {"choices": "2"}
+    assert described_inputs(kind, data)["prompt_column"] == "question"
+    assert described_examples(kind, "sciq", data) == {}
 
 
 def test_label_may_be_an_answer_without_its_space(model):

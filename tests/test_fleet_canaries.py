@@ -172,9 +172,9 @@ def test_history_is_a_table_with_mean_and_lowest_score():
     found = Revision("c" * 40, "2026-01-02T03:04:05", "push", "d" * 64, scored, rolled_back=True)
     bare = Revision("e" * 40, "2026-01-01T00:00:00", "first")
     assert as_table([found, bare]).write("csv").splitlines() == [
-        "commit,created,model,mean,lowest,of,title",
-        "cccccccccccc,2026-01-02 03:04,dddddddd,0.375,0.25,b,push (rolled back)",
-        "eeeeeeeeeeee,2026-01-01 00:00,,,,,first",
+        "commit,created,model,metric,plain mean,lowest,of,title",
+        "cccccccccccc,2026-01-02 03:04,dddddddd,accuracy,0.375,0.25,b,push (rolled back)",
+        "eeeeeeeeeeee,2026-01-01 00:00,,,,,,first",
     ]
 
 

@@ -163,7 +163,6 @@ def test_a_row_of_the_table_holds_what_was_measured():
         "90.2 [87.6, 92.2]",
         "−5.1",
         "+77.7",
-        "640",
     ]
 
 
@@ -321,6 +320,38 @@ def test_differences_have_the_interval_of_the_paired_comparison():
     assert row[7].startswith("+50.0 [+") and "−" not in row[7]
 
 
+def test_where_nothing_differs_the_card_says_so_and_shows_no_interval():
+    row = cells(make_card(scores=with_outcomes(**OUTCOMES | {"merged": OUTCOMES["animals"]})), "`animals`")
+    assert row[6] == "+0.0 (identical answers)" and "[" in row[7]
+    # As many gained as lost is no difference in the mean, and not the same answers.
+    swapped = {"merged": [1, 0] * 50, "animals": [0, 1] * 50}
+    row = cells(make_card(scores=with_outcomes(**OUTCOMES | swapped)), "`animals`")
+    assert row[6].startswith("+0.0 [−")
+
+
+def test_elements_of_no_task_are_told_apart():
+    card = make_card(report=replace(make_report(), unchanged=0.375))
+    assert "Of the merged elements 37.5 % are in tensors that no task changes" in card
+    assert "that no task changes" not in make_card()
+
+
+def test_a_checkpoint_below_the_base_model_is_said_in_the_headline():
+    def card(*own):
+        tasks = ("animals", "plants")
+        kept = [
+            make_score(model, task, [Outcome(float(n < right)) for n in range(100)], is_share=True)
+            for task, value in zip(tasks, own, strict=True)
+            for model, right in (("base_model", 60), (task, value), ("merged", 70))
+        ]
+        return make_card(scores=make_scores(scores=tuple(kept)))
+
+    one = "The own checkpoint of `plants` is itself below the base model there (60.0 % → 50.0 %)."
+    assert one in card(80, 50).split("##")[0]
+    both = "The own checkpoints of 2 tasks are themselves below the base model there, most that of `animals`"
+    assert f"{both} (60.0 % → 40.0 %)." in card(40, 50).split("##")[0]
+    assert "below the base model there" not in card(80, 60)
+
+
 def test_the_card_says_how_differences_were_compared():
     assert "A difference has no interval here" in make_card()
     card = make_card(scores=with_outcomes(**OUTCOMES))
@@ -386,7 +417,7 @@ def test_the_tails_are_told_by_task_and_by_bits():
     assert own[3].startswith(f"{100 * cvar(np.subtract(SURE, SHAKY), 0.95):.1f} [")
     assert own[4] == "—"
     assert own[5].startswith("0 (0.9 → 0.05), 1 (0.9 → 0.2), ")
-    assert int4[:3] == ["`int4`", "`animals`", "+0.0 [+0.0, +0.0]"]
+    assert int4[:3] == ["`int4`", "`animals`", "+0.0 (identical answers)"]
     assert int3[:3] == ["`int3`", "`animals`", int3[2]] and int3[2].startswith("+2.0 [")
     assert int3[3] == f"0 of 98: 0.0 % [0.0, {100 * wilson_interval(0, 98)[1]:.1f}]"
 
@@ -414,7 +445,7 @@ def test_a_guard_has_its_row_and_its_verdict(lost, margin, verdict):
     card = guarded_card(lost, margin)
     row = cells(card, "`general`")
     assert row[1].startswith("100.0 [") and row[2].startswith(f"{100 - lost:.1f} [")
-    assert row[3].startswith(f"−{lost:.1f} [" if lost else "+0.0 [")
+    assert row[3].startswith(f"−{lost:.1f} [" if lost else "+0.0 (identical answers)")
     assert row[4] == f"{min(1.0, 2 * 0.5**lost):.4g}"
     assert row[5:] == [verdict, "100"]
     assert f"at most {100 * margin:.1f} points less than the base model" in card
@@ -440,7 +471,7 @@ def changed_at(value, path):
 
 
 #: Numbers that the report sums up for people in others that are on the card.
-SUMMED_UP = {("shards", 0, "counts", 0), ("shards", 0, "counts", 1)}
+SUMMED_UP = {("shards", 0, "counts", 0), ("shards", 0, "counts", 1), ("shards", 0, "num_unchanged")}
 
 
 def without_digests(card):
@@ -589,7 +620,7 @@ FACTS = [
     (
         "report",
         replace(REPORT, shards=(ShardRecord("model-1.safetensors", 5555, "8" * 64),)),
-        f"| `model-1.safetensors` | 5,555 | `{'8' * 64}` |",
+        f"| `model-1.safetensors`, 5,555 | `{'8' * 64}` |",
     ),
     ("scores", make_scores(metric="exact match"), "Values are `exact match` in per cent"),
     ("scores", make_scores(pipeline_tag="text-classification"), "AutoModelForSequenceClassification"),
@@ -891,6 +922,9 @@ def test_the_card_says_how_language_models_were_asked():
     card = make_card(lock=lock, scores=make_scores(data=data))
     assert f"\n- `animals`: `template` `Q: {{{{ q }}}} A:`, `joined by` `{JOINT}`.\n" in card
     assert f"\n- `plants`: `few shot` `3 of b.jsonl, split train, seed 0`, `joined by` `{JOINT}`.\n" in card
+    chosen = {"judged": "the likeliest choice", "choices": "4", "question": "question", "joint": JOINT}
+    told = "`judged by` `the likeliest choice`, `choices` `4`, `question column` `question`, `joined by`"
+    assert told in make_card(scores=make_scores(data={task: {"dataset": "o/x"} | chosen for task in WEIGHTS}))
     same = {task: {"dataset": "o/x", "joint": JOINT} for task in WEIGHTS}
     assert f"\n- All tasks: `joined by` `{JOINT}`.\n" in make_card(scores=make_scores(data=same))
     assert "asked" not in make_card()

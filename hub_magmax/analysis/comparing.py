@@ -127,7 +127,7 @@ class Comparison(Tabular):
             candidate.preference,
             method.tuned,
             measured(method.reported, method.deviation),
-            "the winner" if found is None else f"{found.mean:+.3f}",
+            "the winner" if found is None else "identical" if found.is_identical else f"{found.mean:+.3f}",
             None if found is None else f"{found.p_value:.2g}",
         )
 

@@ -75,6 +75,9 @@ class OwnBase(DerivedSource):
         if name in self.own_base.index.tensors:
             self.own_base.release(name, stop)
 
+    def keeps(self, name: str) -> bool:
+        return self.source.keeps(name)
+
     def merged_with(self, base: TensorSource) -> TensorSource:
         if self._moved is None or self._moved.base is not base:
             self._moved = _Moved(self, base)
@@ -111,6 +114,9 @@ class _Moved(DerivedSource):
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
         """Return the same elements in their stored form."""
         return Stored.of(self.read(name, start, stop))
+
+    def keeps(self, name: str) -> bool:
+        return self.source.keeps(name)
 
     def release(self, name: str, stop: int) -> None:
         self.source.release(name, stop)

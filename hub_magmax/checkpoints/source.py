@@ -117,6 +117,10 @@ class TensorSource(Protocol):
         """Return a tensor's place in a file on this machine, or None if it has none."""
         return None
 
+    def keeps(self, name: str) -> bool:
+        """Say whether a tensor is known to be that of the base model, without a look at its values."""
+        return False
+
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         """Note that these tensors are going to be read, in this order and each from front to back.
 
@@ -287,6 +291,9 @@ class ComputedRows(DerivedSource):
 
     def tensor_file(self, name: str) -> TensorFile | None:
         return None if name in self._names else self.source.tensor_file(name)
+
+    def keeps(self, name: str) -> bool:
+        return name not in self._names and self.source.keeps(name)
 
 
 class MemorySource(FileSource):

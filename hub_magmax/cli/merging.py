@@ -152,7 +152,8 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
         lines.append("opened     " + ": ".join(filter(None, report.opened.values())))
     lines += [f"note: {notice}" for notice in report.notices]
     if report.shares:
-        lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in report.shares.items()))
+        shares = {**report.shares, **({"(unchanged by all)": report.unchanged} if report.unchanged else {})}
+        lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in shares.items()))
     return "\n".join(lines)
 
 

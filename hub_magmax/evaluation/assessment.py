@@ -71,6 +71,14 @@ class Assessment:
         below = (row for row in self.compared if row.to_base is not None and row.to_base < 0)
         return tuple(sorted(below, key=lambda row: row.to_base or 0.0))
 
+    @cached_property
+    def own_below_base(self) -> tuple[Tradeoff, ...]:
+        """Tasks whose own checkpoint scores less on them than the base model, the worst first."""
+        found = [(row.own.value - row.base.value, row) for row in self.rows if row.own and row.base]
+        return tuple(
+            row for _, row in sorted((pair for pair in found if pair[0] < 0), key=lambda pair: pair[0])
+        )
+
     @property
     def is_below_base(self) -> bool:
         """Whether it scores less than its base model on any task, or on average."""
@@ -102,6 +110,11 @@ class Assessment:
             "is_below_base": self.is_below_base,
             "below_base": {row.task: row.to_base for row in self.below_base},
             "tasks_compared_with_base": len(self.compared),
+            "own_below_base": {
+                row.task: row.own.value - row.base.value
+                for row in self.own_below_base
+                if row.own and row.base
+            },
             "weighted_means": vars(self.weighted),
             "plain_means": vars(self.plain),
             "share_kept": {"mean": math.fsum(kept) / len(kept), "least": min(kept)} if kept else None,

@@ -98,6 +98,11 @@ class Difference:
     gained: int
     lost: int
 
+    @property
+    def is_identical(self) -> bool:
+        """Whether both models scored the same on every example."""
+        return self.gained == self.lost == 0
+
 
 def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Difference:
     """Compare two models example by example.

@@ -23,6 +23,7 @@ from hub_magmax.evaluation.evaluators import (
     brings_data,
     check_direction,
     columns_of,
+    described_examples,
     described_inputs,
     evaluator_of,
     needs_labels,
@@ -155,6 +156,7 @@ def _described(
     return {
         task: _describe(pinned(data[task], lock.datasets), examples[task])
         | described_inputs(evaluator, data[task])
+        | described_examples(evaluator, examples[task], data[task])
         for task in data
         if task in scored
     }

@@ -158,19 +158,23 @@ def last_good(revisions: Iterable[Revision], margin: float) -> Revision | None:
 
 
 def as_table(revisions: Sequence[Revision]) -> Table:
-    """Return a row for each revision: commit, time, weights, mean and lowest score, title."""
-    return Table(("commit", "created", "model", "mean", "lowest", "of", "title"), tuple(map(_row, revisions)))
+    """Return a row for each revision: commit, time, weights, metric, plain mean and lowest score, title.
+
+    In the mean every task counts the same, whatever the preference.
+    """
+    head = ("commit", "created", "model", "metric", "plain mean", "lowest", "of", "title")
+    return Table(head, tuple(map(_row, revisions)))
 
 
 def _row(found: Revision) -> tuple[Cell, ...]:
-    mean, lowest, worst = None, None, None
+    metric, mean, lowest, worst = None, None, None, None
     if found.scores is not None and found.scores.means:
         means = found.scores.means
         worst = min(means, key=lambda task: means[task])
-        mean, lowest = sum(means.values()) / len(means), means[worst]
+        metric, mean, lowest = found.scores.metric, sum(means.values()) / len(means), means[worst]
     when = found.created[:16].replace("T", " ")
     title = f"{found.title} (rolled back)" if found.rolled_back else found.title
-    return found.commit[:12], when, found.weights[:8] or None, mean, lowest, worst, title
+    return found.commit[:12], when, found.weights[:8] or None, metric, mean, lowest, worst, title
 
 
 def _weights(source: FileSource) -> str:

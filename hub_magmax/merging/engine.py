@@ -188,6 +188,8 @@ class Engine:
         if not isinstance(unit, Bundle):
             return self._tensor(file, unit, places[unit.name])
         try:
+            if len({self._is_unchanged(job) for job in unit.jobs}) > 1:
+                raise UnfitError  # what is counted differs
             return self._bundle(file, unit, places[unit.jobs[0].name])
         except UnfitError:  # nothing was written
             whole = Tally(len(self.plan.lock.tasks))
@@ -209,6 +211,8 @@ class Engine:
             )
             tally.add(rule)
             tally.count(merged.counts)
+            if self._is_unchanged(bundle.jobs[0]):
+                tally.set_apart()
             with self.clock.spend("write"):
                 file.write(merged.values.content, position)
         for source in sources:
@@ -224,6 +228,8 @@ class Engine:
         with inference(), self.clock.spend("compute"):
             if job.merged and not isinstance(job, FactorJob):
                 self._merge(job, tally, slot)
+                if self._is_unchanged(job):
+                    tally.set_apart()
             else:
                 self._copy(job, tally, slot)
         return tally
@@ -284,6 +290,11 @@ class Engine:
             self.clock,
             self.scratch,
         )
+
+    def _is_unchanged(self, job: TensorJob) -> bool:
+        """Say whether no task changes a tensor, as far as is known without a look at its values."""
+        base, *tasks = self._read_sources(job)
+        return all(task is base or task.keeps(job.tensor) for task in tasks)
 
     def _read_sources(self, job: TensorJob) -> list[TensorSource]:
         # The base model in place of a checkpoint makes its task vector zero.

@@ -45,12 +45,14 @@ class Measured:
         dataset: Name on the Hub; of local data the name of the file or folder alone.
         revision: Commit, or the digest of local data; None where neither is known.
         values: Everything else that the scores say of it.
+        num_examples: How many there are.
     """
 
     task: str
     dataset: str | None
     revision: str | None
     values: Mapping[str, Any]
+    num_examples: int | None = None
 
 
 def measured_on(scores: Scores | None, lock: Lock, first: Sequence[str]) -> tuple[Measured, ...]:
@@ -59,12 +61,16 @@ def measured_on(scores: Scores | None, lock: Lock, first: Sequence[str]) -> tupl
     Paths of local data are not told: they mean something on one machine only.
     """
     found = scores.data if scores else {}
+    counts = {score.task: score.num_examples for score in scores.scores} if scores else {}
     order = dict.fromkeys([*(task for task in first if task in found), *found])
-    return tuple(_measured(task, found[task], lock) for task in order)
+    return tuple(_measured(task, found[task], lock, counts.get(task)) for task in order)
 
 
 #: Values of `Scores.data` that say how models were asked, and what the card calls them.
 _ASKED = {
+    "judged": "judged by",
+    "choices": "choices",
+    "question": "question column",
     "prompt_column": "prompt column",
     "template": "template",
     "few_shot": "few shot",
@@ -91,12 +97,12 @@ def _without_places(text: str, lock: Lock) -> str:
     return text
 
 
-def _measured(task: str, values: Mapping[str, Any], lock: Lock) -> Measured:
+def _measured(task: str, values: Mapping[str, Any], lock: Lock, count: int | None) -> Measured:
     dataset, revision = values.get("dataset"), values.get("revision")
     if isinstance(dataset, str) and (dataset in lock.local_data or dataset.startswith((".", "/", "~"))):
         revision = revision or lock.local_data.get(dataset)
         dataset = publishable(dataset).rstrip("/").rsplit("/", 1)[-1]
-    return Measured(task, dataset, revision, values)
+    return Measured(task, dataset, revision, values, values.get("examples", count))
 
 
 @dataclass(frozen=True)

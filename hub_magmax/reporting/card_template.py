@@ -13,7 +13,7 @@ from hub_magmax.evaluation.tails import ExampleLoss
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.reporting.front_matter import hub_id
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import Markdown, code, fenced, format_bytes, listed
+from hub_magmax.text import Markdown, code, fenced, format_bytes, listed, weight_in_words
 
 TEMPLATE_NAME = "model_card.md.jinja"
 
@@ -40,6 +40,7 @@ def environment(unit: Unit) -> Any:
         "markdown": Markdown,
         "names": lambda names: Markdown(listed([code(name) for name in names], _MAX_NAMES)),
         "number": _number,
+        "weight": lambda value: None if value is None else Markdown(weight_in_words(value)),
         "pairs": _pairs,
         "plain": _plain,
         "words": lambda name: code(str(name).replace("_", " ")),
@@ -106,6 +107,8 @@ def _difference(unit: Unit, mean: float | None, found: Difference | None) -> Mar
     """Return a difference of two scores, with its interval where there is one."""
     if mean is None:
         return None
+    if found is not None and found.is_identical:
+        return Markdown(f"{unit.change(mean)} (identical {'answers' if unit.is_share else 'scores'})")
     interval = f" [{unit.change(found.low)}, {unit.change(found.high)}]" if found else ""
     return Markdown(unit.change(mean) + interval)
 

@@ -12,7 +12,7 @@ from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.reporting.model_kind import ModelKind
 from hub_magmax.reporting.score_formats import Unit, unit_of
-from hub_magmax.text import Markdown, at_most, code, cut_name, format_bytes, listed, one_line
+from hub_magmax.text import Markdown, at_most, code, cut_name, format_bytes, listed, one_line, weight_in_words
 
 #: Tasks, and characters of their names, in the first lines; the table names all tasks.
 _MAX_TASKS, _MAX_NAMES = 6, 120
@@ -98,7 +98,9 @@ def _most(order: Mapping[str, float], numbers: Mapping[str, float]) -> str:
     first = sorted(order, key=lambda task: -order[task])
     lengths = [len(_name(task, str)) for task in first]
     fitting = sum(sum(lengths[: place + 1]) <= _MAX_NAMES for place in range(min(_MAX_TASKS, len(first))))
-    named = [_name(task, code) + (f" {numbers[task]:.3g}" if numbers else "") for task in first]
+    named = [
+        _name(task, code) + (f" {weight_in_words(numbers[task], 3)}" if numbers else "") for task in first
+    ]
     return listed(named, max(1, fitting))
 
 
@@ -133,7 +135,8 @@ def result(scores: Scores, lock: Lock, quote: Quote = one_line) -> tuple[str, st
     unit = unit_of(scores)
     below = [text for text in (_below_mean(found, unit), _below_tasks(found, unit, quote)) if text]
     first = f"Below its base model {' and '.join(below)}." if below else ""
-    return first, f"{_means(found, quote(scores.metric), unit)}{_kept(found, unit, quote)}."
+    means = f"{_means(found, quote(scores.metric), unit)}{_kept(found, unit, quote)}."
+    return first, " ".join(filter(None, (means, _weak(found, unit, quote))))
 
 
 def assessment_of(scores: Scores, lock: Lock) -> dict[str, Any] | None:
@@ -195,6 +198,23 @@ def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
     return (
         f"; it keeps {100 * mean:.0f} % of the own checkpoints' scores on average, "
         f"and {100 * least:.0f} % on the worst task, {named} ({change})"
+    )
+
+
+def _weak(found: Assessment, unit: Unit, quote: Quote) -> str:
+    """Return that checkpoints are below the base model on their own tasks, empty where none is."""
+    weak = found.own_below_base
+    if not weak:
+        return ""
+    worst = weak[0]
+    assert worst.own is not None and worst.base is not None
+    change = f"{_shown(worst.base.value, unit)} → {_shown(worst.own.value, unit)}"
+    named = _name(worst.task, quote)
+    if len(weak) == 1:
+        return f"The own checkpoint of {named} is itself below the base model there ({change})."
+    return (
+        f"The own checkpoints of {len(weak)} tasks are themselves below the base model there, "
+        f"most that of {named} ({change})."
     )
 
 

@@ -114,6 +114,11 @@ class AdapterSource(DerivedSource):
                 position += len(piece)
         return found
 
+    def keeps(self, name: str) -> bool:
+        """Say whether neither this adapter nor one below it has anything for a tensor."""
+        below = self.base.keeps(name) or not isinstance(self.base, AdapterSource)
+        return below and name not in self.products and name not in self.whole
+
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
         stored: list[str] = []
         for name in names:

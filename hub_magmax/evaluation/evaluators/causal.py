@@ -138,6 +138,22 @@ class MultipleChoice(_Prompted):
     metric: ClassVar[str] = "accuracy"
     is_share: ClassVar[bool] = True
 
+    @property
+    def judged(self) -> str:
+        how = (
+            "mean of its tokens' log-probabilities"
+            if self.per_token
+            else "sum of its tokens' log-probabilities"
+        )
+        return f"the choice with the highest {how}"
+
+    def describe_examples(self, examples: Dataset, columns: Columns) -> dict[str, str]:
+        """Return how many choices there are, and where the questions come from."""
+        counts = {len(_answers(choices)) for choices in examples[self.choices_column]}
+        told = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+        question = {} if columns.prompt else {"question": columns.input or "question"}
+        return {"choices": told, **question}
+
     def wanted(self, columns: Columns) -> list[str]:
         question = columns.prompt or columns.input or "question"
         return [question, self.choices_column, columns.label, *([columns.shots] if columns.shots else [])]

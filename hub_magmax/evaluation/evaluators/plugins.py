@@ -104,6 +104,7 @@ def _samples(found: Any) -> list[Sample]:
 #: What becomes of the result of each optional function.
 _KINDS: Mapping[str, Callable[[Any], Any]] = {
     "describe_inputs": lambda found: {str(key): value for key, value in found.items()},
+    "describe_examples": lambda found: {str(key): value for key, value in found.items()},
     "wanted": lambda found: [str(name) for name in found],
     "samples": _samples,
 }

@@ -90,6 +90,9 @@ class Evaluator(Protocol):
             missing one is told before a merge; they are told when they are read.
         describe_inputs: A method without arguments: how inputs are put together, as values by name for
             plan, card and `scores.json`; none.
+        judged: How an answer is judged, in words; where the metric does not say it.
+        describe_examples: A method of examples and `Columns`: facts about the examples, as values by name for
+            card and `scores.json`; none.
         samples: A method like `outcomes` that returns a list of `Sample`; none.
         unit: Of the scores, such as "nats per token"; none.
         higher_is_better: False is refused, since everything that compares models takes more for better:
@@ -154,12 +157,20 @@ def described_inputs(evaluator: Evaluator, data: Data) -> dict[str, Any]:
     """Return how an evaluator puts together what models get, as values by name."""
     describe = getattr(evaluator, "describe_inputs", None)
     found: dict[str, Any] = dict(describe()) if describe else {}
+    if judged := getattr(evaluator, "judged", ""):
+        found["judged"] = str(judged)
     prompts = {"prompt_column": data.prompt_column, "template": data.template}
     found |= {key: value for key, value in prompts.items() if value is not None}
     if data.few_shot and data.shots:
         shots = data.few_shot
         found["few_shot"] = f"{shots.count} of {data.shots.dataset}, split {shots.split}, seed {shots.seed}"
     return found
+
+
+def described_examples(evaluator: Evaluator, examples: Any, data: Data) -> dict[str, Any]:
+    """Return what an evaluator says of the examples of a task, by name; nothing of those that it brings."""
+    describe = getattr(evaluator, "describe_examples", None)
+    return dict(describe(examples, columns_of(data))) if describe and not isinstance(examples, str) else {}
 
 
 def unit_of(evaluator: Evaluator) -> str:

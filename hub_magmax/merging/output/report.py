@@ -47,6 +47,7 @@ class ShardRecord:
         num_unaligned: As reported by `algorithm-1`, summed likewise.
         duality_gap: Largest of the shard's tensors, or None.
         not_finite: Copied tensors that hold a NaN or an infinity, as their source does.
+        num_unchanged: Elements of tensors that no task changes, where `counts` counts.
     """
 
     file: str
@@ -56,12 +57,14 @@ class ShardRecord:
     num_unaligned: tuple[int, ...] = ()
     duality_gap: float | None = None
     not_finite: tuple[str, ...] = ()
+    num_unchanged: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values; an empty `not_finite` is left out, so that earlier digests stay the same."""
+        """Return all values but empty ones that came later, so that earlier digests stay the same."""
         values = asdict(self)
-        if not self.not_finite:
-            del values["not_finite"]
+        for name in ("not_finite", "num_unchanged"):
+            if not values[name]:
+                del values[name]
         return values
 
 
@@ -73,7 +76,7 @@ class MergeReport:
         plan_digest: Of the plan that was carried out.
         shards: One record per output file.
         shares: By task, the share of merged elements that come from it; empty for methods that
-            mix values.
+            mix values. With `unchanged` they sum to 1.
         num_unaligned: By task, the elements that `algorithm-1` filled at random, or empty.
         duality_gap: Largest relative gap to the optimum over all tensors (`top-n`), or None.
         elements_merged, bytes_in, bytes_out: Of the whole merge.
@@ -88,6 +91,8 @@ class MergeReport:
         peak_resident_bytes: The same with files that it maps; 0 in reports of earlier versions.
         versions: Of Python and the packages that took part.
         notices: What the plan noted (tokenizers and heads that differ), and copies that are not finite.
+        unchanged: Share of the merged elements in tensors that no task changes, as with adapters of some
+            layers: they come from no task. 0 for methods that mix values.
         opened: How a library opened the output: `library`, with its version, and `result`; empty where it was
             not opened after the merge.
         files: sha256 of every other file that the merge wrote, by name; not of the report itself.
@@ -110,6 +115,7 @@ class MergeReport:
     opened: Mapping[str, str] = field(default_factory=dict, hash=False)
     parameters: Mapping[str, int] = field(default_factory=dict, hash=False)
     peak_resident_bytes: int = 0
+    unchanged: float = 0.0
 
     @property
     def sha256(self) -> dict[str, str]:

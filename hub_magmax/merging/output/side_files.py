@@ -40,6 +40,7 @@ def report_of(plan: Plan, place: PartialFolder, seconds: float, spent: Spent) ->
         plan_digest=plan.digest,
         shards=shards,
         shares={name: count / elements for name, count in counts.items()},
+        unchanged=sum(shard.num_unchanged for shard in shards) / elements if elements else 0.0,
         num_unaligned=unaligned if any(unaligned.values()) else {},
         duality_gap=max(gaps, default=None),
         elements_merged=elements,

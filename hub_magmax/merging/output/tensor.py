@@ -55,6 +55,7 @@ class Tally:
     def __init__(self, num_tasks: int) -> None:
         self.counts = [0] * num_tasks
         self.unaligned = [0] * num_tasks
+        self.unchanged = 0
         self.gap: float | None = None
         self.not_finite: list[str] = []
 
@@ -67,12 +68,18 @@ class Tally:
         """Add the facts about another tensor."""
         self.counts = [*map(sum, zip(self.counts, other.counts, strict=True))]
         self.unaligned = [*map(sum, zip(self.unaligned, other.unaligned, strict=True))]
+        self.unchanged += other.unchanged
         self.gap = max((gap for gap in (self.gap, other.gap) if gap is not None), default=None)
         self.not_finite += other.not_finite
 
     def count(self, counts: np.ndarray) -> None:
         for task, count in enumerate(counts.tolist()):
             self.counts[task] += count
+
+    def set_apart(self) -> None:
+        """Count the elements so far as those of no task: no task changes them."""
+        self.unchanged += sum(self.counts)
+        self.counts, self.unaligned = [0] * len(self.counts), [0] * len(self.unaligned)
 
 
 def record_of(name: str, file: ShardFile, tallies: Sequence[Tally]) -> ShardRecord:
@@ -81,5 +88,7 @@ def record_of(name: str, file: ShardFile, tallies: Sequence[Tally]) -> ShardReco
     unaligned = tuple(map(sum, zip(*(tally.unaligned for tally in tallies), strict=True)))
     gap = max((tally.gap for tally in tallies if tally.gap is not None), default=None)
     odd = tuple(name for tally in tallies for name in tally.not_finite)
+    unchanged = sum(tally.unchanged for tally in tallies)
     sha256 = file.finish()
-    return ShardRecord(name, file.size_bytes, sha256, counts if any(counts) else (), unaligned, gap, odd)
+    counted = counts if any(counts) or unchanged else ()
+    return ShardRecord(name, file.size_bytes, sha256, counted, unaligned, gap, odd, unchanged)
