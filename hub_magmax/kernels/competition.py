@@ -25,10 +25,10 @@ COEFFICIENTS = tuple(1.0 / math.factorial(power) for power in range(14, 0, -1))
 #: The hyperbolic tangent of more is 1 in float64.
 MOST = 20.0
 
-Wide = Float64[torch.Tensor, " chunk"]
 
-
-def _exponential(exponent: Wide) -> tuple[Wide, Wide]:
+def _exponential(
+    exponent: Float64[torch.Tensor, " chunk"],
+) -> tuple[Float64[torch.Tensor, " chunk"], Float64[torch.Tensor, " chunk"]]:
     """Return 2**k and exp(r) - 1, of which exp(exponent) is made; the exponent is from -700 to 0."""
     power = (exponent * LOG2_INVERSE).round()
     rest = exponent - power * LOG2_HIGH - power * LOG2_LOW
@@ -38,13 +38,13 @@ def _exponential(exponent: Wide) -> tuple[Wide, Wide]:
     return ((power.to(torch.int64) + 1023) << 52).view(torch.float64), total * rest
 
 
-def exponential(exponent: Wide) -> Wide:
+def exponential(exponent: Float64[torch.Tensor, " chunk"]) -> Float64[torch.Tensor, " chunk"]:
     """Return the exponential function of numbers from -700 to 0."""
     factor, change = _exponential(exponent)
     return (change + 1.0) * factor
 
 
-def tangent(values: Wide) -> Wide:
+def tangent(values: Float64[torch.Tensor, " chunk"]) -> Float64[torch.Tensor, " chunk"]:
     """Return the hyperbolic tangent."""
     size = torch.where(values < 0, 0.0 - values, values)
     factor, change = _exponential(torch.where(size > MOST, MOST, size) * -2.0)
@@ -79,14 +79,20 @@ def scores(
 
 
 def _score(
-    wide: Wide, low: torch.Tensor, high: torch.Tensor, together: Wide, active: torch.Tensor
+    wide: Float64[torch.Tensor, " chunk"],
+    low: torch.Tensor,
+    high: torch.Tensor,
+    together: Float64[torch.Tensor, " chunk"],
+    active: torch.Tensor,
 ) -> Float32[torch.Tensor, " chunk"]:
     place = torch.where(high > low, (_bounded(wide, low, high) - low) / (high - low), 0.0)
     found = exponential((place * place - 1.0) * active) * tangent(wide * together)
     return torch.where(found > 0, found, 0.0).float()
 
 
-def _bounded(wide: Wide, low: torch.Tensor, high: torch.Tensor) -> Wide:
+def _bounded(
+    wide: Float64[torch.Tensor, " chunk"], low: torch.Tensor, high: torch.Tensor
+) -> Float64[torch.Tensor, " chunk"]:
     """Return magnitudes, raised or lowered to the bounds."""
     size = torch.where(wide < 0, 0.0 - wide, wide)
     size = torch.where(size > high, high, size)
