@@ -338,6 +338,12 @@ def test_what_a_comparison_leaves_open_has_no_numbers_of_its_own(rule, message):
         parse_recipe(recipe_values(method="auto", compare=compare, tensors=[rule]))
 
 
+def test_a_misspelt_key_is_the_only_problem(models):
+    with pytest.raises(RecipeError, match="unknown key 'wieghts'; did you mean 'weights'") as caught:
+        merged(models, [{"match": "*.bias", "wieghts": {"a": 1}}])
+    assert len(caught.value.problems) == 1
+
+
 def test_all_problems_are_told_at_once_with_their_lines(family):
     path = write_recipe(family)
     written = path.read_text() + "tensors:\n- {match: 'x*', scaling: 1}\n- {layers: [0, 9], scaling: 1}\n"

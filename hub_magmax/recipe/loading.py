@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,10 +168,16 @@ def parse_recipe(
     problems += text_problems(values, ())
     if recipe is not None:
         recipe._folder = folder
-        problems += contradictions(recipe, lacking)
+        problems += _unmistaken(contradictions(recipe, lacking), problems)
     if problems or recipe is None:
         raise all_problems(problems, where, places or {})
     return recipe
+
+
+def _unmistaken(found: Iterable[Problem], others: Iterable[Problem]) -> list[Problem]:
+    """Return problems without keys that are missing where another key is unknown: it may be meant."""
+    unknown = {problem.key[:-1] for problem in others if problem.kind == "unknown_key"}
+    return [problem for problem in found if problem.kind != "missing_key" or problem.key not in unknown]
 
 
 def _with_text(values: Any, written: Mapping[KeyPath, str]) -> Any:
