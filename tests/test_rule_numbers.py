@@ -1,11 +1,16 @@
 """Numbers by rule wherever tensors are merged: adapters, tokens, ties, the Hub, memory, studies."""
 
 import json
+import operator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import wilcoxon
 
+from benchmarks import blocks
 from hub_magmax.analysis.comparing import comparable, compare, winning_recipe
 from hub_magmax.analysis.diagnosing import diagnose
 from hub_magmax.analysis.sweeping import sweep, sweepable
@@ -432,3 +437,31 @@ def test_auto_scaling_goes_with_options_by_rule(classifiers):
     assert locked.chosen and locked.method["name"] == "ties"
     assert plan(asked, locked).values_of("vit.layernorm.weight").options["density"] == 0.5
     assert tasks
+
+
+# What was measured
+
+
+def test_the_page_tells_the_stored_numbers_of_the_digits():
+    rows = json.loads(blocks.RESULTS.read_text())
+    page = (Path(blocks.__file__).parents[1] / "docs" / "tensors.md").read_text(encoding="utf-8")
+    for form, (mean, deviation) in blocks.means(rows).items():
+        assert f"| {form} | {blocks.FORMS[form][0]} | {mean} ± {deviation} |" in page
+    by_seed = {form: [row["accuracy"] for row in rows if row["form"] == form] for form in blocks.FORMS}
+    both, one, by_task = (by_seed[form] for form in ("by block and task", "one", "by task"))
+    assert len(both) == 10 and {row["tries"] for row in rows} <= {*range(61)}
+    assert all(map(operator.gt, both, one))
+    assert sum(map(operator.gt, both, by_task)) == 8
+    assert "(p = 0.22, Wilcoxon's" in page and round(wilcoxon(both, by_task).pvalue, 2) == 0.22
+    lines = np.array([row["numbers"] for row in rows if row["form"] == "line over the blocks"])
+    assert (lines[:, 0] > lines[:, 1]).all()
+    assert "from {:.2f} in the first of three blocks to −{:.2f} in the last".format(
+        *abs(lines.mean(0))
+    ) in " ".join(page.split())
+
+
+@pytest.mark.parametrize("form", blocks.FORMS)
+def test_every_form_of_coefficients_can_say_one_number(form):
+    size, coefficients_of = blocks.FORMS[form]
+    assert (coefficients_of(np.full(size, 0.2)) == 0.2).all()
+    assert coefficients_of(np.arange(1.0, 1 + size)).shape == (len(blocks.GROUPS), blocks.NUM_TASKS)
