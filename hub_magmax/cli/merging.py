@@ -151,10 +151,15 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
     if report.opened:
         lines.append("opened     " + ": ".join(filter(None, report.opened.values())))
     lines += [f"note: {notice}" for notice in report.notices]
-    if report.shares:
-        shares = {**report.shares, **({"(unchanged by all)": report.unchanged} if report.unchanged else {})}
-        lines.insert(0, "elements   " + ", ".join(f"{n} {share:.3f}" for n, share in shares.items()))
-    return "\n".join(lines)
+    return "\n".join([*_elements(report), *lines])
+
+
+def _elements(report: MergeReport) -> list[str]:
+    """Return a line with each task's share of the elements, where the method takes each from one task."""
+    if not report.shares:
+        return []
+    shares = {**report.shares, **({"(unchanged by all)": report.unchanged} if report.unchanged else {})}
+    return ["elements   " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items())]
 
 
 @verb
