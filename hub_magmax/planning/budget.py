@@ -71,8 +71,9 @@ _COLLECTED = 0.04
 #: Draws: bytes an element of a chunk, and those of the random keys, which are made piece by piece.
 DRAWN, KEYS = 12, 2**21
 
-#: Bytes of an element of each vector where rows or columns have weights of their own: widened, or its weight.
-WEIGHED = 12
+#: Where rows or columns have weights of their own, bytes of an element of each vector, and of each inner
+#: product of a row; elements of a row, of which most have more. Measured.
+WEIGHED, PRODUCT, ROW = 28, 48, 1024
 
 #: Bytes an element while a task with a base model of its own is read: three rows of float64.
 _MOVED = 24
@@ -216,7 +217,7 @@ class _Held:
         if options.get("selection") == "algorithm-1":
             codes = next(width for width in (1, 2, 4, 8) if self.num_tasks <= 8 * width)
             return self._array(1, size) + self._array(codes, size)
-        return 0
+        return PRODUCT * (1 + self.num_tasks) ** 2 * size / ROW * _has_parts(self.values)
 
     def of_tensors(self, sizes: Sequence[int]) -> float:
         """Return what all threads hold of tensors surveyed one by one; the largest size is the first."""

@@ -34,8 +34,8 @@ _ROUNDED = 2.0**-50
 #: The base model's values have no part in a change that is nearer to none than rounding.
 _NONE = 2.0**-46
 
-#: Rows of a tensor whose columns are added up at a time.
-_ROWS = 16
+#: Rows of a tensor whose columns are added up at a time, and elements of rows that are widened at a time.
+_ROWS, _AT_ONCE = 16, 2**15
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,33 @@ class Gram:
         return [self.chunks.backend.products(chunk) for _, chunk in part]
 
     def _of_rows(self, part: Iterator[tuple[int, RawChunk]]) -> Products:
-        return np.concatenate([_products(rows, 1) for rows in self._whole_rows(part)])
-
-    def _of_columns(self, part: Iterator[tuple[int, RawChunk]]) -> Products:
-        found = np.zeros((self._row_elements, 1 + self.chunks.num_tasks, 1 + self.chunks.num_tasks))
+        # In memory of their own: small arrays that are kept among large ones that are not scatter memory.
+        found, start = self._zeros(self.shape[0]), 0
         for rows in self._whole_rows(part):
-            for first in range(0, rows.shape[1], _ROWS):
-                found += _products(rows[:, first : first + _ROWS], 0)
+            found[start : start + rows.shape[1]] = _products(rows, 1)
+            start += rows.shape[1]
         return found
 
-    def _whole_rows(self, part: Iterator[tuple[int, RawChunk]]) -> Iterator[np.ndarray]:
+    def _of_columns(self, part: Iterator[tuple[int, RawChunk]]) -> Products:
+        found = self._zeros(self._row_elements)
+        for rows in self._whole_rows(part, _ROWS):
+            found += _products(rows, 0)
+        return found
+
+    def _zeros(self, count: int) -> Products:
+        num_vectors = 1 + self.chunks.num_tasks
+        return np.zeros((count, num_vectors, num_vectors))
+
+    def _whole_rows(
+        self, part: Iterator[tuple[int, RawChunk]], at_once: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield rows of all vectors in float64, some at a time: as many as stay in the caches, or so many."""
+        at_once = at_once or max(1, _AT_ONCE // self._row_elements)
         for _, chunk in part:
             vectors = chunk.vectors()
-            yield vectors.astype(np.float64).reshape(len(vectors), -1, self._row_elements)
+            rows = vectors.reshape(len(vectors), -1, self._row_elements)
+            for first in range(0, rows.shape[1], at_once):
+                yield rows[:, first : first + at_once].astype(np.float64)
 
     def _weights_of(self, weights: np.ndarray, start: int, count: int) -> tuple[Array, ...]:
         places = np.arange(start, start + count)
