@@ -168,7 +168,7 @@ def _listed(noun: str, names: Sequence[str]) -> str:
     """Return what could have been meant: all names, or the command that tells of them if they are many."""
     if len(names) <= _MOST_LISTED:
         return f"one of {', '.join(names)}"
-    return f"one of the {len(names)} names that `hub-magmax {noun.rsplit(maxsplit=1)[-1]}s` lists"
+    return f"one of those that `hub-magmax {noun.rsplit(maxsplit=1)[-1]}s` lists"
 
 
 def _announced(point: Any) -> Plugin:

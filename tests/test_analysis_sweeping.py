@@ -142,7 +142,7 @@ def test_faults_of_checkpoints_are_found_as_by_a_merge(family, tmp_path, verb):
     words = [verb, str(path), "--in-spite-of", "unchanged:a", "--format", "csv"]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
     assert done.exit_code == 0 and "wrote" in done.stderr
-    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == (5 if verb == "sweep" else 2)
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == (5 if verb == "sweep" else 3)
 
 
 @pytest.mark.parametrize(

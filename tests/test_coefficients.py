@@ -117,7 +117,7 @@ def test_a_lock_holds_coefficients_and_goes_on_holding_them(family):
 @pytest.mark.parametrize("method", ["average", "ties", "tunable_magmax", "magmax", "single_task"])
 def test_methods_that_need_shares_refuse_coefficients_by_name(method):
     with pytest.raises(
-        RecipeError, match=f"{method} needs shares.*task_arithmetic, dare, breadcrumbs and della_"
+        RecipeError, match=f"{method} needs shares.*task_arithmetic, opcm, dare, breadcrumbs and della_"
     ):
         parse_recipe(recipe_values(method=method, preference={"coefficients": GIVEN}))
 

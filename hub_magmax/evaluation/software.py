@@ -15,9 +15,16 @@ from hub_magmax.files import code_digest
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pillow", "accelerate", "lm_eval")
 
 
-@cache
 def software_used() -> dict[str, Any]:
     """Return versions of software, a digest of this package's code, and the processor that runs models."""
+    import torch
+
+    return {**_installed(), "threads": torch.get_num_threads()}
+
+
+@cache
+def _installed() -> dict[str, Any]:
+    """Return what stays as it is while a process runs."""
     import torch
 
     # The code of this package, whose version alone does not tell every change.
@@ -30,5 +37,4 @@ def software_used() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     found["processor"] = torch.cuda.get_device_name() if cuda else platform.machine()
     found["capability"] = torch.backends.cpu.get_cpu_capability()
-    found["threads"] = torch.get_num_threads()
     return found
