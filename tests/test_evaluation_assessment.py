@@ -82,6 +82,7 @@ def test_programs_get_plain_values():
         "is_below_base": True,
         "below_base": {"a": -0.25},
         "tasks_compared_with_base": 2,
+        "own_below_base": {},
         "weighted_means": {"merged": 0.375, "base": 0.375, "own": 0.75},
         "plain_means": {"merged": 0.375, "base": 0.375, "own": 0.75},
         "share_kept": {"mean": 0.625, "least": 0.25},

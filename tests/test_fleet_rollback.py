@@ -211,5 +211,5 @@ def test_history_lists_models_and_marks_what_was_rolled_back(three, hub):
     code, out, _ = call("history", repo, "--limit", "2")
     assert code == 0 and third[:12] in out and "(rolled back)" in out and first[:12] not in out
     assert call("history", repo, "--format", "csv")[1].startswith(
-        "commit,created,model,mean,lowest,of,title\n"
+        "commit,created,model,metric,plain mean,lowest,of,title\n"
     )
