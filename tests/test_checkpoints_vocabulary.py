@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram, WordLevel
 
 from benchmarks.golden_cases import OF_TWO
 from hub_magmax.checkpoints.rows.token_rows import with_settled_rows, with_token_rows
@@ -329,3 +331,23 @@ def test_tokenizer_of_the_base_model_is_needed(folder):
     (folder / "base" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"\./base: there is no tokenizer\.json"):
         plan(recipe_of(folder, token_rows=list(NAMES)))
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        (Unigram([("u", 0.0), ("a", -1.0), ("b", -2.0), ("a", -3.0)], 0), [], {0: "u", 2: "b", 3: "a"}),
+        (WordLevel({"u": 0, "a": 1}, "u"), [(2, "a"), (3, "c")], {0: "u", 1: "a", 3: "c"}),
+    ],
+)
+def test_a_token_with_several_rows_has_the_one_that_the_library_gives_it(model, given, expected):
+    values = json.loads(Tokenizer(model).to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    values["added_tokens"] = [{"id": row, "content": token, **flags} for row, token in given]
+    content = json.dumps(values)
+    found, library = read_vocabulary(content.encode(), "x"), Tokenizer.from_str(content)
+    assert found == expected
+    known = {
+        token: row for row, token in found.items() if token != "c"
+    }  # whose row the library counts itself
+    assert known == {token: library.token_to_id(token) for token in known}

@@ -217,6 +217,42 @@ def test_tokens_of_a_named_source_with_the_configuration_of_another(tmp_path):
     assert rows_of(folder)["<s>"] == (1002 + 2001) / 2
 
 
+def test_configuration_names_no_token_that_the_named_source_lacks(tmp_path):
+    """Rows of <x>, <y>: 6, 7 in the base model; <y> is 6 in `a`, which lacks <x>."""
+    write_family(tmp_path)
+    base, a = tokenizer(by_words, WORDS["base"], ["<x>", "<y>"]), tokenizer(by_words, WORDS["a"], ["<y>"])
+    ids = {
+        "eos_token_id": [6, 2], "pad_token_id": 6, "text_config": {"image_token_index": 7, "bos_token_id": 1},
+        "codebook_pad_token_id": 7, "stop_token_ids": {"x": 6, "y": [7]}, "bad_words_ids": [[7, 6], [7]],
+    }  # fmt: skip
+    write(tmp_path, "base", base, config=ids)
+    write(tmp_path, "a", a, seed=1, config={"eos_token_id": 2})
+    generation = {"forced_decoder_ids": [[6, 7], [7, 6]], "suppress_tokens": [-1, 7], "top_k": 7}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(generation))
+    folder = made(recipe_of(tmp_path, "a"))
+    found = json.loads((folder / "config.json").read_text())
+    assert {key: found[key] for key in ids} == {
+        "eos_token_id": 2,  # as `a` states
+        "pad_token_id": None,
+        "text_config": {"image_token_index": 6, "bos_token_id": 1},
+        "codebook_pad_token_id": 7,  # of another vocabulary
+        "stop_token_ids": {"y": [6]},
+        "bad_words_ids": [[6], [6]],
+    }
+    assert json.loads((folder / "generation_config.json").read_text()) == {
+        "forced_decoder_ids": [[6, 6], [7, None]], "suppress_tokens": [-1, 6], "top_k": 7
+    }  # fmt: skip
+
+
+def test_templates_in_a_folder_come_with_the_named_source(tmp_path):
+    write_family(tmp_path)
+    place = "additional_chat_templates/tool.jinja"
+    (tmp_path / "a" / place).parent.mkdir()
+    (tmp_path / "a" / place).write_text(CHAT)
+    folder = made(recipe_of(tmp_path, "a"))
+    assert (folder / place).read_text() == CHAT
+
+
 # Rows that the recipe chooses.
 
 
@@ -351,6 +387,7 @@ def test_chat_template_of_a_source_a_file_or_by_name(tmp_path, place):
     assert ("chatml writes '<|im_start|>' and '<|im_end|>', which are no tokens" in told) == (
         place == "chatml"
     )
+    assert "chat_template.jinja (added)" not in told  # the recipe says whose the output has
     folder = made(recipe)
     assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
     text = AutoTokenizer.from_pretrained(folder).apply_chat_template(

@@ -25,6 +25,7 @@ from hub_magmax.planning.plan import SMALL_BYTES, Plan, TensorJob
 from hub_magmax.planning.rule_summary import described_rules, rule_rows
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
+from hub_magmax.planning.tokenizers.chat import OLD_NAME, TEMPLATE_NAME
 from hub_magmax.planning.tokens import token_notices
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.tokenizer import UNION
@@ -51,7 +52,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         ),
         *layer_notices(plan.lock),
         *renaming_notices(plan.lock, (job.name for job in plan.jobs)),
-        *tokenizer_notices(side_files, plan.tokenizer_source, are_united=_is_united(plan)),
+        *tokenizer_notices(_compared(side_files, plan), plan.tokenizer_source, are_united=_is_united(plan)),
         *plan.tokenizer.notes,
         *token_notices(plan.tokens, plan.recipe),
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
@@ -63,6 +64,16 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *_added_rows_notices(plan),
         *config_notices(plan),
     )
+
+
+def _compared(side_files: Mapping[str, Mapping[str, str]], plan: Plan) -> dict[str, dict[str, str]]:
+    """Return the hashes of side files, without chat templates where the recipe says whose the output has."""
+    is_said = plan.lock.tokenizer is not None and plan.lock.tokenizer.chat_template is not None
+    left_out = {TEMPLATE_NAME, OLD_NAME} if is_said else set()
+    return {
+        name: {path: text for path, text in files.items() if path not in left_out}
+        for name, files in side_files.items()
+    }
 
 
 def _is_united(plan: Plan) -> bool:

@@ -33,6 +33,10 @@ ROWS_BY_WORD = (
 def read_vocabulary(content: bytes, where: str) -> Vocabulary:
     """Return the tokens of a `tokenizer.json`, by row.
 
+    A token that is listed with several rows has the one that the tokenizers library gives it: the last in a
+    list of pieces, and that of the model's vocabulary where an added token has another. The others are rows
+    of no token.
+
     Raises:
         CheckpointError: If it is malformed.
     """
@@ -40,17 +44,19 @@ def read_vocabulary(content: bytes, where: str) -> Vocabulary:
         values = json.loads(content)
         listed = values["model"]["vocab"]
         if isinstance(listed, list):  # Unigram: [token, score]
-            tokens = {row: str(entry[0]) for row, entry in enumerate(listed)}
+            learned = {str(entry[0]): row for row, entry in enumerate(listed)}
         else:
-            tokens = {int(row): str(token) for token, row in listed.items()}
-        added = {int(entry["id"]): str(entry["content"]) for entry in values.get("added_tokens") or ()}
+            learned = {str(token): int(row) for token, row in listed.items()}
+        entries = values.get("added_tokens") or ()
+        added = {str(entry["content"]): int(entry["id"]) for entry in entries}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"not a tokenizer whose tokens can be listed ({type(error).__name__})",
             where=where,
             hint="Save it again with transformers' `save_pretrained`.",
         ) from error
-    return tokens | added
+    by_row = {row: token for token, row in learned.items()}
+    return by_row | {row: token for token, row in added.items() if token not in learned}
 
 
 def read_vocabularies(lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, Vocabulary | None]:

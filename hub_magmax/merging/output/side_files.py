@@ -101,6 +101,7 @@ def _copy_files(plan: Plan, source: TensorSource, locked: LockedSource, folder: 
     for path, content in own.items():
         if content is not None:
             with os_errors(folder / path):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
 
 

@@ -45,7 +45,7 @@ from hub_magmax.planning.output_config.sizes import (
 )
 from hub_magmax.planning.plan import ConfigChange, Plan, TensorJob
 from hub_magmax.planning.tied import untied
-from hub_magmax.planning.tokenizers.files import moved_ids
+from hub_magmax.planning.tokenizers.token_ids import moved_ids
 from hub_magmax.text import shown
 
 Level = tuple[Path, Mapping[str, Any]]
@@ -68,9 +68,18 @@ def config_changes(plan: Plan, sources: Mapping[str, TensorSource]) -> tuple[Con
     found = _Agreement(plan, sources, config)
     changes = tuple(found.changes())
     found.refuse_unexplained(changes)
-    ids = moved_ids(config, plan.tokenizer.ids)
-    moved = (ConfigChange(path, level_at(config, path[:-1])[path[-1]], new) for path, new in ids.items())
-    return (*changes, *moved, *_weights_name(plan, config))
+    return (*changes, *_moved(plan, sources, config), *_weights_name(plan, config))
+
+
+def _moved(
+    plan: Plan, sources: Mapping[str, TensorSource], config: Mapping[str, Any]
+) -> Iterator[ConfigChange]:
+    """Yield the values that name tokens by rows which are others in the output."""
+    tokenizer = plan.lock.tokenizer
+    theirs = sources.get((tokenizer and tokenizer.source) or "")
+    ids = moved_ids(config, plan.tokenizer.ids, stated_config(theirs) if theirs else {})
+    for path, new in ids.items():
+        yield ConfigChange(path, level_at(config, path[:-1])[path[-1]], new)
 
 
 def _weights_name(plan: Plan, config: Mapping[str, Any]) -> Iterator[ConfigChange]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hub_magmax.checkpoints.config import levels, with_values
+from hub_magmax.checkpoints.config import with_values
 from hub_magmax.checkpoints.pinning import read_side_file
 from hub_magmax.checkpoints.rows.vocabulary import (
     TOKENIZER_NAME,
@@ -22,6 +22,7 @@ from hub_magmax.checkpoints.side_files import is_tokenizer_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.planning.tokenizers.chat import NAMED, OLD_NAME, TEMPLATE_NAME, template_of
 from hub_magmax.planning.tokenizers.listing import more_config, more_special
+from hub_magmax.planning.tokenizers.token_ids import Moved, moved_ids
 from hub_magmax.planning.tokenizers.united import Source, united
 from hub_magmax.recipe.lockfile import Lock, LockedTokenizer
 from hub_magmax.recipe.schema import Recipe
@@ -36,9 +37,6 @@ GENERATION_NAME = "generation_config.json"
 #: Files of a tokenizer that can have more tokens.
 _GROWING = (TOKENIZER_NAME, CONFIG_NAME, SPECIAL_NAME, ADDED_NAME, TEMPLATE_NAME, OLD_NAME)
 
-#: Keys of configurations that name tokens by their rows.
-_IDS = re.compile(r"(\w+_)?token_ids?|forced_\w+_id|decoder_start_token_id")
-
 
 @dataclass(frozen=True)
 class TokenizerFiles:
@@ -47,12 +45,13 @@ class TokenizerFiles:
     Attributes:
         contents: Files by path that are not copied as they are; None for one that is left out.
         ids: Values of configurations that name tokens by rows: by those of the source of the output's files,
-            those that the tokens have in the output; empty where they are the same.
+            those that the tokens have in the output, None for tokens that it lacks; empty where they are the
+            same.
         notes: Facts for people.
     """
 
     contents: Mapping[str, bytes | None] = field(default_factory=dict)
-    ids: Mapping[int, int] = field(default_factory=dict)
+    ids: Moved = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -96,8 +95,8 @@ class _Making:
             self._set_template(template, {**own, **present})
         ids = self._moved() if self.owner != self.files_from else {}
         if ids and GENERATION_NAME in self.lock.sources[self.files_from].side_files:
-            content = self._read(self.files_from, GENERATION_NAME)
-            self.contents[GENERATION_NAME] = with_values(content, moved_ids(json.loads(content), ids))
+            content, theirs = self._read(self.files_from, GENERATION_NAME), self._generation_of(self.owner)
+            self.contents[GENERATION_NAME] = with_values(content, moved_ids(json.loads(content), ids, theirs))
         return TokenizerFiles(self.contents, ids, tuple(self.notes))
 
     def _paths(self, source: str) -> list[str]:
@@ -168,24 +167,15 @@ class _Making:
         if missing := [shown(token) for token in needed if token not in known]:
             self.notes.append(f"the chat template {name} writes {listed(missing)}, which are no tokens")
 
-    def _moved(self) -> dict[int, int]:
+    def _generation_of(self, source: str) -> Any:
+        has_one = GENERATION_NAME in self.lock.sources[source].side_files
+        return json.loads(self._read(source, GENERATION_NAME)) if has_one else {}
+
+    def _moved(self) -> Moved:
         """Return the rows of tokens that are others in the output, by those in the source of the files."""
         tokens = self._rows.tokens
         known = self._vocabularies[self.files_from] or {}
-        return {row: tokens[token] for row, token in known.items() if tokens.get(token, row) != row}
-
-
-def moved_ids(config: Mapping[str, Any], ids: Mapping[int, int]) -> dict[tuple[str, ...], Any]:
-    """Return the values of a configuration that name tokens by rows which are others in the output."""
-    found: dict[tuple[str, ...], Any] = {}
-    for path, level in levels(config):
-        for key, value in level.items():
-            if _IDS.fullmatch(key):
-                is_list = isinstance(value, list)
-                new = [ids.get(one, one) for one in value] if is_list else ids.get(value, value)
-                if new != value:
-                    found[*path, key] = new
-    return found
+        return {row: tokens.get(token) for row, token in known.items() if tokens.get(token) != row}
 
 
 def _written(old: bytes, values: Mapping[str, Any]) -> bytes:
@@ -204,7 +194,8 @@ def _united_notes(owner: str, counts: tuple[int, int], left: list[str], unwritte
     """Yield how many tokens there are, in all and of others, and what becomes of files and tokens."""
     without = f"; {listed(left)} know fewer tokens, and are left out" if left else ""
     total, new = counts
-    yield f"the tokenizer is that of {owner} with {new:,} tokens of others, {total:,} in all{without}"
+    tokens = f"{new:,} token{'s' if new > 1 else ''}"
+    yield f"the tokenizer is that of {owner} with {tokens} of others, {total:,} in all{without}"
     if unwritten:
         some = f"{len(unwritten):,} of the tokens, such as {shown(min(unwritten))}"
         yield f"no merge of the tokenizer gives {some}: they have rows, and text is written without them"
