@@ -489,6 +489,18 @@ def test_other_dtype_is_cast_once(tmp_path):
     assert numbers(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_product_above_the_middle_of_two_numbers_goes_up(tmp_path, dtype, step, sign):
+    """A cast by way of float32 takes what lies a little above the middle for it, and goes to the even one."""
+    write_checkpoint(tmp_path / "base", {"h.0.w": torch.tensor([float(sign)], dtype=dtype)})
+    layers = slices([("base_model", 0, 1)])
+    for number, (factor, expected) in enumerate([(1 + step / 2, 1), (1 + step / 2 + 2.0**-40, 1 + step)]):
+        rules, output = [{"match": "h.*", "factor": factor}], {"path": f"out{number}"}
+        merge(plan(deeper(tmp_path, layers=layers, tensors=rules, output=output)))
+        assert read_merged(tmp_path / f"out{number}")["h.0.w"].item() == sign * expected
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_factor_multiplies_what_is_copied_and_rounds_once(tmp_path, dtype):
     generator = torch.Generator().manual_seed(0)

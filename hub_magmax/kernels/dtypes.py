@@ -35,3 +35,21 @@ def torch_dtype(name: str) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return what safetensors calls a dtype of torch."""
     return next(name for name in ITEM_BYTES if torch_dtype(name) == dtype)
+
+
+def rounded_once(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast to the nearest number, of two the even one.
+
+    torch casts float64 to narrower dtypes than float32 by way of float32, and so rounds twice.
+    """
+    is_twice = values.dtype == torch.float64 and dtype.is_floating_point and dtype.itemsize < 4
+    return (_odd_float32(values) if is_twice else values).to(dtype)
+
+
+def _odd_float32(values: torch.Tensor) -> torch.Tensor:
+    """Cast float64 so that a second rounding to fewer bits is right: of two neighbours take the odd one."""
+    near = values.to(torch.float32)
+    too_far = (near.double().abs() > values.abs()).int()
+    inexact = (near.double() != values).int()
+    # Bits of floats of one sign sort like their magnitudes: one less is the next towards zero.
+    return ((near.view(torch.int32) - too_far) | inexact).view(torch.float32)

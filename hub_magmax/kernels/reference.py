@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from hub_magmax.kernels.backend import Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.competition import scores
-from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.dtypes import rounded_once, torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.products import BLOCK, block_sums, in_blocks, num_pairs
@@ -62,19 +62,7 @@ def apply_update(
     update = merged.to(wide) * scaling
     start = base.to(wide)
     updated = torch.where(update == 0, start, start + update)
-    if wide == torch.float64 and dtype.itemsize < torch.float32.itemsize:
-        # torch casts by way of float32, which would round twice.
-        return _odd_float32(updated).to(dtype)
-    return updated.to(dtype)
-
-
-def _odd_float32(values: Float64[torch.Tensor, " chunk"]) -> Float32[torch.Tensor, " chunk"]:
-    """Cast so that a second rounding to fewer bits is right: of two neighbours take the odd one."""
-    near = values.to(torch.float32)
-    too_far = (near.double().abs() > values.abs()).int()
-    inexact = (near.double() != values).int()
-    # Bits of floats of one sign sort like their magnitudes: one less is the next towards zero.
-    return ((near.view(torch.int32) - too_far) | inexact).view(torch.float32)
+    return rounded_once(updated, dtype)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import MismatchError, NonFiniteError
-from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.dtypes import rounded_once, torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.profile import Clock
@@ -61,7 +61,7 @@ def unmerged_chunks(
 
 
 def _cast(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor) -> Stored:
-    cast = values.to(torch_dtype(job.dtype))
+    cast = rounded_once(values, torch_dtype(job.dtype))
     found = Stored.of(cast)
     if not found.is_finite():
         overflown = torch.nonzero(torch.isfinite(values) & ~torch.isfinite(cast))

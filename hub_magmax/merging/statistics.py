@@ -9,7 +9,7 @@ import numpy as np
 
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
-from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.dtypes import rounded_once, torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.profile import Clock
@@ -45,7 +45,7 @@ def mean_chunks(
             source.release(job.name, stop)
             _check_finite(job, source, start, values)
             total += share * values
-        yield Stored.of(total.to(torch_dtype(job.dtype)))
+        yield Stored.of(rounded_once(total, torch_dtype(job.dtype)))
 
 
 def _check_finite(job: TensorJob, source: TensorSource, start: int, values: torch.Tensor) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from hub_magmax.checkpoints.config import Path, level_at, levels
+from hub_magmax.checkpoints.config import Path, is_count, level_at, levels
 
 #: New rows of tokens by old ones; None for a token that the output lacks.
 Moved = Mapping[int, int | None]
@@ -16,9 +16,6 @@ _IDS = re.compile(
     r"(?!(tts_)?code[cb]|t2u_|acoustic_)(\w+_)?token_(ids?|index)|forced_\w+_id|(begin_)?suppress_tokens|"
     r"(bad|force)_words_ids|(lang|task)_to_id"
 )
-
-#: Pairs of a place in the output and of the token there.
-_PLACED = "forced_decoder_ids"
 
 
 def moved_ids(config: Mapping[str, Any], ids: Moved, instead: Mapping[str, Any]) -> dict[Path, Any]:
@@ -31,34 +28,39 @@ def moved_ids(config: Mapping[str, Any], ids: Moved, instead: Mapping[str, Any])
             output lacks, its value is taken, or else the token is left out of a list, or None.
     """
     found: dict[Path, Any] = {}
-    gone = frozenset(row for row, new in ids.items() if new is None)
     for path, level in levels(config) if ids else ():
         for key, value in level.items():
-            if _IDS.fullmatch(key) or key == _PLACED:
-                new = level_at(instead, path).get(key) if _names_any(value, gone) else None
-                new = _moved(value, ids, is_placed=key == _PLACED) if new is None else new
-                if new != value:
-                    found[*path, key] = new
+            new = _followed(key, value, ids, level_at(instead, path))
+            if new != value:
+                found[*path, key] = new
     return found
 
 
-def _names_any(value: Any, rows: frozenset[int]) -> bool:
-    if isinstance(value, Mapping):
-        return any(_names_any(one, rows) for one in value.values())
-    if isinstance(value, list):
-        return any(_names_any(one, rows) for one in value)
-    return isinstance(value, int) and value in rows
+def _followed(key: str, value: Any, ids: Moved, instead: Mapping[str, Any]) -> Any:
+    """Return the value of a key with the new rows; as it is where it names no tokens."""
+    change = _CHANGES.get(key, _changed if _IDS.fullmatch(key) else None)
+    if change is None:
+        return value
+    kept = change(value, {row: row if new is not None else None for row, new in ids.items()})
+    theirs = instead.get(key) if kept != value else None
+    return change(value, ids) if theirs is None else theirs
 
 
-def _moved(value: Any, ids: Moved, *, is_placed: bool) -> Any:
-    """Return a value with the new rows at any depth; of pairs with a place the second entry only."""
+def _changed(value: Any, ids: Moved) -> Any:
+    """Return a value with the new rows at any depth, without those of tokens that are gone."""
     if isinstance(value, Mapping):
-        new = {key: _moved(one, ids, is_placed=is_placed) for key, one in value.items()}
-        return {key: one for key, one in new.items() if one is not None or value[key] is None}
+        return {key: new for key, one in value.items() if (new := _changed(one, ids)) is not None}
     if isinstance(value, list):
-        is_pair = is_placed and len(value) == 2 and not any(isinstance(one, list) for one in value)
-        if is_pair:
-            return [value[0], _moved(value[1], ids, is_placed=False)]
-        moved = [(_moved(one, ids, is_placed=is_placed), one) for one in value]
-        return [new for new, one in moved if new is not None or one is None]
-    return ids.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return [new for one in value if (new := _changed(one, ids)) is not None]
+    return ids.get(value, value) if is_count(value) else value
+
+
+def _changed_pairs(value: Any, ids: Moved) -> Any:
+    """Return pairs of a place in the text and a token with the new rows."""
+    pairs = value if isinstance(value, list) else []
+    is_of_pairs = bool(pairs) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    return [[place, _changed(row, ids)] for place, row in pairs] if is_of_pairs else value
+
+
+#: Keys whose values have a form of their own.
+_CHANGES: Mapping[str, Callable[[Any, Moved], Any]] = {"forced_decoder_ids": _changed_pairs}
