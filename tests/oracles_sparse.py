@@ -121,7 +121,7 @@ def della(
     return np.array(pruned)
 
 
-def sce(vectors: Vectors, density: str, weights: Sequence[float]) -> list[float]:
+def sce(vectors: Vectors, density: str, weights: Sequence[float], floor: float = 0) -> list[float]:
     """SCE: select what varies most, calculate weights by energy, erase the minority of signs."""
     active = [task for task, weight in enumerate(weights) if weight > 0]
     exact = [[Fraction(float(value)) for value in vector] for vector in vectors]
@@ -138,6 +138,8 @@ def sce(vectors: Vectors, density: str, weights: Sequence[float]) -> list[float]
         least = sorted(rounded, reverse=True)[wanted - 1] if wanted else np.float32(np.inf)
         selected = [element for element in selected if rounded[element] >= least]
     energies = [sum(exact[task][element] ** 2 for element in selected) for task in range(len(vectors))]
+    if sum(energies[task] for task in active) < Fraction(floor) * vectors.shape[1]:
+        energies = [Fraction(1)] * len(vectors)
     merged = [0.0] * vectors.shape[1]
     for element in selected:
         votes = sum(Fraction(weights[task]) * exact[task][element] for task in active)

@@ -203,6 +203,7 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
     ("localize_stitch", {"density": 1.0}, lambda v, w: oracles_sparse.localize_stitch(v, "1", w)),
     ("sce", {}, lambda v, w: oracles_sparse.sce(v, "1", w)),
     ("sce", {"density": 0.3}, lambda v, w: oracles_sparse.sce(v, "0.3", w)),
+    ("sce", {"density": 0.3, "floor": 1.0}, lambda v, w: oracles_sparse.sce(v, "0.3", w, floor=1.0)),
     ("pcb", {}, lambda v, w: oracles_sparse.pcb(v, "0.1", w)),
     ("pcb", {"density": 0.5}, lambda v, w: oracles_sparse.pcb(v, "0.5", w)),
     ("ram", {}, lambda v, w: oracles_sparse.ram(v, 1e-5, w)),
@@ -437,6 +438,15 @@ def test_sce_by_hand():
     first, second = 87 / 101, 14 / 101
     expected = [3 * first + second, 4 * first + 2 * second, 2.0, 0.0, 0.0]
     torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_sce_weighs_by_preference_where_mean_squares_sum_to_less_than_the_floor():
+    # Of the three elements that are selected the squares sum to 43; divided by five elements that is 8.6.
+    vectors = torch.tensor([[3.0, 4.0, 2.0, 1.0, 7.0], [1.0, 2.0, -3.0, 2.0, 7.0]])
+    below = merge_tensors(vectors, method="sce", density=0.5, floor=8.7)
+    torch.testing.assert_close(below, torch.tensor([2.0, 3.0, -3.0, 0.0, 0.0]))
+    above = merge_tensors(vectors, method="sce", density=0.5, floor=8.5)
+    assert above.equal(merge_tensors(vectors, method="sce", density=0.5))
 
 
 def test_pcb_by_hand():

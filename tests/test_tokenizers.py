@@ -293,6 +293,20 @@ def test_padding_has_the_mean_of_all_rows_of_each_checkpoint(tmp_path):
     assert read_merged(same)[EMBEDDING].shape[0] == 10
 
 
+def test_sources_that_lack_a_token_have_the_mean_of_the_tasks_that_have_it(tmp_path):
+    """The row of <end> is 1007 in `a`, 2007 in `b`, and so 1507 in the base model; <user> is in `b` alone."""
+    write_family(tmp_path)
+    wanted = {"source": "union", "tokens": {"<end>": "mean", "<user>": "mean", "<call>": "mean"}}
+    method = {"name": "task_arithmetic", "scaling": 1}
+    found = rows_of(
+        made(recipe_of(tmp_path, wanted, method=method, preference={"coefficients": {"a": 0.5, "b": -0.25}}))
+    )
+    assert found["<end>"] == 1507 + 0.5 * (1007 - 1507) - 0.25 * (2007 - 1507)
+    assert found["<user>"] == 2008 and found["<call>"] == 1006
+    forced = {"source": "union", "tokens": {"<s>": {"take": "mean", "force": True}}}
+    assert rows_of(made(recipe_of(tmp_path, forced, output={"path": "forced"})))["<s>"] == 1501
+
+
 @pytest.mark.parametrize("method", ["average", "ties", "tunable_magmax", "magmax"])
 def test_chunks_processes_and_memory_change_no_row(tmp_path, method):
     write_family(tmp_path)
@@ -422,6 +436,7 @@ def test_changed_tokenizer_of_a_task_is_a_changed_lock(tmp_path):
         ({"tokens": {"<end>": "c"}}, r"tokenizer\.tokens\.<end>\.take: there is no 'c'"),
         ({"tokens": {"<end>": {"take": "a", "token": "x", "token_id": 1}}}, r"both say which row it is"),
         ({"tokens": {"<end>": {"take": "zero", "token": "x"}}}, r"a row of zeros is no other token's"),
+        ({"tokens": {"<end>": {"take": "mean", "token_id": 1}}}, r"mean of the tasks' rows is no other"),
         ({"tokens": {"<end>": {}}}, r"the key 'take' is required"),
         ({"pad_to_multiple_of": 0}, r"pad_to_multiple_of: 0 should be above 0"),
         ({"chat_template": "llama3"}, r"there is no 'llama3'.*chatml, or the path of a file"),

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from pydantic import Field
 
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, Density, NewRounding, Scope, share_of, trimmed_ranks
+from hub_magmax.options import AddedLater
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +37,7 @@ def sce(
     preference: tuple[float, ...],
     density: Density = 1.0,
     rounding: NewRounding = "up",
+    floor: Annotated[float, Field(ge=0, allow_inf_nan=False), AddedLater()] = 0.0,
 ) -> Rule:
     """Select the elements on which the tasks differ most, and average by energy the tasks that agree in sign.
 
@@ -41,7 +45,8 @@ def sce(
     is selected. A sign is elected for each, and the tasks that have it are averaged, weighted by the sum of
     the squares of all their selected elements of the tensor. The preference multiplies the votes and these
     sums; uniform preference gives SCE as released (Wan et al. 2024). A preference for one task alone returns
-    its vector: it differs from no other.
+    its vector: it differs from no other. Where the sums of the tasks, divided by the number of elements, add
+    up to less than `floor`, the preference alone weighs the average; mergekit's floor is 1e-6.
     """
     import numpy as np
 
@@ -49,7 +54,9 @@ def sce(
 
     active = np.flatnonzero(preference)
     spread, least = _selection(chunks, active, density if len(active) > 1 else 1.0, rounding)
-    energies = _energies(chunks, spread, least) * preference
+    energies = _energies(chunks, spread, least)
+    is_low = energies[active].sum() < floor * chunks.num_elements
+    energies = np.array(preference) if is_low else energies * preference
     weights = energies / (energies.sum() or 1.0)
     everything = np.uint8(255)
 

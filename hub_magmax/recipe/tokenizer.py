@@ -19,6 +19,9 @@ UNION = "union"
 #: A row of zeros.
 ZERO = "zero"
 
+#: The mean of the rows of the tasks that have a token.
+MEAN = "mean"
+
 #: Chat templates by name.
 CHATML = "chatml"
 
@@ -29,7 +32,8 @@ _TEMPLATE_ENDS = (".jinja", ".jinja2", ".j2", ".txt")
 class TokenRow(Spec):
     """Row of one token: that of `take`, for the sources that lack it, or with `force` for all.
 
-    `token`, or `token_id`, names another token of that source, whose row is taken.
+    `token`, or `token_id`, names another token of that source, whose row is taken. In place of a source, `zero`
+    is a row of zeros, and `mean` the mean of the rows of the tasks that have the token.
     """
 
     take: Annotated[str, Field(min_length=1)]
@@ -107,11 +111,12 @@ def tokenizer_problems(tokenizer: Tokenizer | None, sources: Sequence[str]) -> I
 
 
 def _row_problems(key: KeyPath, row: TokenRow, sources: Sequence[str]) -> Iterator[Problem]:
-    yield from _unknown((*key, "take"), row.take, (*sources, ZERO))
+    yield from _unknown((*key, "take"), row.take, (*sources, ZERO, MEAN))
     if row.token is not None and row.token_id is not None:
         yield conflict(key, "token and token_id both say which row it is", "name one of them")
-    if row.take == ZERO and (row.token is not None or row.token_id is not None):
-        yield conflict(key, "a row of zeros is no other token's", "leave out token and token_id")
+    if row.take in (ZERO, MEAN) and (row.token is not None or row.token_id is not None):
+        what = "a row of zeros" if row.take == ZERO else "the mean of the tasks' rows"
+        yield conflict(key, f"{what} is no other token's", "leave out token and token_id")
 
 
 def _unknown(key: KeyPath, name: str | None, known: Sequence[str]) -> Iterator[Problem]:

@@ -26,14 +26,15 @@ from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, Key, OutputRo
 from hub_magmax.checkpoints.source import ComputedRows, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.recipe.tokenizer import MEAN
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Where a row is read that is in none of the sources, whose numbers are from 0 on: the mean over all that
-#: have it, zeros, or the mean of all rows.
-_MEAN, _ZERO, _PADDING = -1, -2, -3
+#: have it by share, zeros, the mean of all rows, or the plain mean over the tasks that have it.
+_MEAN, _ZERO, _PADDING, _EVEN = -1, -2, -3, -4
 
 #: Rows of which a sum is formed at a time.
 _BLOCK_ROWS = 4096
@@ -194,9 +195,9 @@ class _Family:
         return self._choices[name]
 
     def _origin_of(self, token: str, choice: RowChoice, name: str) -> tuple[int, int]:
-        """Return the number of a source, or `_ZERO`, and which of its rows a token gets."""
+        """Return the number of a source, `_ZERO` or `_EVEN`, and which of its rows a token gets."""
         if choice.source is None:
-            return _ZERO, 0
+            return (_EVEN if choice.key == MEAN else _ZERO), 0
         row = self._rows_of(choice.source, name).get(choice.key)
         if row is None:
             raise RecipeError(
@@ -221,6 +222,11 @@ class _Family:
         info = found.index.tensors[name]
         width = info.num_elements // max(info.shape[0], 1)
         return found.read(name, first * width, (first + count) * width)
+
+    @property
+    def even_shares(self) -> Mapping[str, float]:
+        """Shares of one for each task, and none of the base model."""
+        return dict.fromkeys(self._names[1:], 1.0)
 
     def mean(self, name: str, row: int, shares: Mapping[str, float]) -> Tensor | None:
         """Return the mean of a row of the merged model over the sources that have it; None if none has it.
@@ -255,7 +261,7 @@ class _Chosen:
 
     Attributes:
         rows: Their numbers.
-        origins: The numbers of the sources that they are read of, or `_ZERO`.
+        origins: The numbers of the sources that they are read of, `_ZERO` or `_EVEN`.
         places: Their rows there.
         forced: Whether a source that has a row of its own gets it, too.
     """
@@ -349,7 +355,8 @@ class TokenRows(ComputedRows):
             return self._family.read(origin, name, place, count)
         if origin == _PADDING:
             return self._padding(name)
-        found = self._family.mean(name, row, self._shares_of(name)) if origin == _MEAN else None
+        shares = self._shares_of(name) if origin == _MEAN else self._family.even_shares
+        found = None if origin == _ZERO else self._family.mean(name, row, shares)
         return torch.zeros(info.num_elements // info.shape[0]) if found is None else found
 
     def _padding(self, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from hub_magmax.checkpoints.pinning import read_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.recipe.lockfile import Lock, LockedTokenizer, LockedTokenRow
-from hub_magmax.recipe.tokenizer import UNION, ZERO
+from hub_magmax.recipe.tokenizer import MEAN, UNION, ZERO
 from hub_magmax.text import nearest, shown
 
 #: The file that knows every token's row.
@@ -90,8 +90,8 @@ class RowChoice:
     """Row that a token gets: for sources that lack it, or for all.
 
     Attributes:
-        source: Whose row it is; None for zeros.
-        key: Which one of its rows.
+        source: Whose row it is; None for zeros, and for the mean of the tasks that have the token.
+        key: Which one of its rows; `zero` or `mean` without a source.
         is_forced: Whether a source that has a row of its own gets it, too.
     """
 
@@ -163,8 +163,8 @@ def _choices(
                 key=("tokenizer", "tokens", token),
                 hint=nearest(token, tokens) or "Write it as tokenizer.json does, such as 'Ġthe'.",
             )
-        if row.take == ZERO:
-            yield token, RowChoice(None, None, row.force)
+        if row.take in (ZERO, MEAN):
+            yield token, RowChoice(None, row.take, row.force)
         else:
             known = vocabularies[row.take] or vocabularies["base_model"] or {}
             yield token, RowChoice(row.take, _key_of(token, row, known), row.force)
