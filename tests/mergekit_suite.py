@@ -41,7 +41,10 @@ def in_folders(text: str, hub: Mapping[str, Any]) -> str:
 
 
 def judged(findings: Sequence[Finding], elements: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return (`more`, `less` or `same`, text) for each expected verdict."""
+    """Return (`more`, `less`, `same` or `further`, text) for each expected verdict.
+
+    `further` is what has a counterpart, and was not expected to: `check.py` says whether weights are right.
+    """
     return [_judged(findings, element) for element in elements]
 
 
@@ -57,6 +60,8 @@ def _judged(findings: Sequence[Finding], element: Mapping[str, Any]) -> tuple[st
         return ("same" if is_warned else "less" if worst in ORDER[3:] else "more"), said
     if worst == "nothing":
         return "less", said
+    if wanted == "not representable" and ORDER.index(worst) < ORDER.index(wanted):
+        return "further", said
     if wanted in verdicts and worst == wanted:
         return "same", said
     return ("more" if ORDER.index(worst) < ORDER.index(wanted) else "less"), said
@@ -75,7 +80,7 @@ def main(folder: Path, work: Path, only: Sequence[str] = ()) -> int:
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     models, results = work / "models", work / "results"
     subprocess.run([sys.executable, folder / "make_models.py", models], check=True)
-    counts = {"same": 0, "less": 0, "more": 0}
+    counts = {"same": 0, "less": 0, "more": 0, "further": 0}
     for name, wanted in expected["configs"].items():
         if only and not name.startswith(tuple(only)):
             continue

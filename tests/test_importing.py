@@ -232,11 +232,14 @@ def with_tokens(*tokens, rows=None):
     ("source", "models", "verdict", "word"),
     [
         ("base", {"a": with_tokens("x", "y")}, "exact", "the same tokens"),
-        ("base", {"a": with_tokens("x", "y", "new")}, "rounding", "token_rows"),
-        ("a", {"a": with_tokens("x", "y", "new")}, "rounding", "token_rows"),
-        ("a", dict.fromkeys("ab", with_tokens("x", "new")), "not representable", "several models"),
-        ("a", {"a": with_tokens("x", "y", rows=8)}, "not representable", "2 rows for 8"),
-        ("base", {"a": with_tokens("x", "y", rows=8)}, "rounding", "token_rows"),
+        ("union", {}, "exact", "the same tokens"),
+        ("base", {"a": with_tokens("x", "y", "new")}, "rounding", "the tokens of o"),
+        ("a", {"a": with_tokens("x", "y", "new")}, "rounding", "the tokens of a"),
+        ("union", {"a": with_tokens("x", "y", "new")}, "rounding", "the tokens of all models"),
+        ("a", dict.fromkeys("ab", with_tokens("x", "y", "new")), "rounding", "the tokens of a"),
+        ("a", {"a": with_tokens("x", "y", rows=8)}, "rounding", "the tokens of a"),
+        ("base", {"a": with_tokens("x", "y", rows=8)}, "rounding", "the tokens of o"),
+        ("a", {"a": with_tokens("x", "y", rows=1)}, "not representable", "tokens without a row"),
         ("a", {"a": SIX}, "not representable", "could not be read"),
         ("c", {}, "not representable", "nor one of the models"),
     ],
@@ -246,19 +249,75 @@ def test_rows_are_matched_by_token(source, models, verdict, word):
     known = Known(**{"o": same, "a": same, "b": same} | models)
     text = models_of("linear", "o 1", "a 1", "b 1", base="o", rest=f"tokenizer_source: {source}\n")
     found = imported(text, known)
-    ((said, why),) = [(f.verdict, f.why) for f in found.findings if f.line == 10]
+    ((said, why),) = [(f.verdict, f.why) for f in found.findings if f.line == 10 and f.verdict != "warning"]
     assert said == verdict and word in why
     if verdict != "not representable":
-        assert found.recipe["output"].get("files_from") == (None if source == "base" else "a")
-        assert found.recipe.get("token_rows") == ([*ROWS] if verdict == "rounding" else None)
+        name = {"base": "base_model"}.get(source, source)
+        expected = {"source": name} | ({"tokens": {"new": "mean"}} if len(models) == 2 else {})
+        assert found.recipe.get("tokenizer") == (expected if verdict == "rounding" else None)
         warned = [f.why for f in found.findings if f.verdict == "warning"]
-        assert warned == (["6 rows of no token are dropped"] if 8 in models["a"].rows.values() else [])
+        assert ("6 rows of no token are dropped" in warned) == any(
+            8 in one.rows.values() for one in models.values()
+        )
+        assert any("from run to run" in why for why in warned) == (source == "union" and bool(models))
+
+
+CHOSEN = """\
+merge_method: linear
+base_model: o
+models:
+- {model: o, parameters: {weight: 1}}
+- {model: a, parameters: {weight: 2}}
+tokenizer:
+  source: union
+  tokens:
+    new: {source: a}
+    x:
+      source: {kind: model_token, model: a, token_id: 2}
+      force: true
+    y: {source: {kind: zero}, force: false}
+  pad_to_multiple_of: 8
+"""
+
+
+def test_rows_of_single_tokens_and_padding():
+    known = Known(o=with_tokens("x", "y"), a=with_tokens("x", "y", "new"))
+    assert recipe_of(CHOSEN, known)["tokenizer"] == {
+        "source": "union",
+        "tokens": {"new": "a", "x": {"take": "a", "token_id": 2, "force": True}, "y": "zero"},
+        "pad_to_multiple_of": 8,
+    }
+    for line in (7, 9, 11, 12, 13, 14):
+        assert "rounding" in {f.verdict for f in imported(CHOSEN, known).findings if f.line == line}, line
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "word"),
+    [
+        (("new: {source: a}", "newer: {source: a}"), 9, "mergekit adds"),
+        (("new: {source: a}", "new: {source: o}"), 9, "no row of 'new'"),
+        (("new: {source: a}", "new: {source: c}"), 9, "neither one of the models"),
+        (("new: {source: a}", "new: {force: true}"), 9, "no source of the row"),
+        (("token_id: 2", "token_id: 3"), 11, "no row of '3'"),
+        (("token_id: 2", "token: z"), 11, "no row of 'z'"),
+        (("token_id: 2", "token_id: 2, token: y"), 11, "one of them"),
+        (("force: true", "force: 7"), 12, "neither true nor false"),
+        (("kind: zero", "kind: one"), 13, "one of them"),
+        (("pad_to_multiple_of: 8", "pad_to_multiple_of: 0.5"), 14, "a whole number above 0"),
+        (("tokenizer:\n", "tokenizer_source: base\ntokenizer:\n"), 7, "exclude each other"),
+    ],
+)
+def test_rows_of_single_tokens_that_cannot_be_are_named(change, line, word):
+    known = Known(o=with_tokens("x", "y"), a=with_tokens("x", "y", "new"))
+    found = imported(CHOSEN.replace(*change), known)
+    assert found.recipe is None
+    assert [f.line for f in found.findings if f.is_lost and word in f.why] == [line]
 
 
 def test_keys_can_be_left_out_by_name():
     text = models_of("task_arithmetic", "a 1", base="o", rest="tokenizer: {pad_to_multiple_of: 8}\n")
     assert imported(text).recipe is None
-    found = imported(text, without=["tokenizer.pad_to_multiple_of"])
+    found = imported(text, without=["tokenizer"])
     assert found.recipe is not None
     assert [f.verdict for f in found.findings if f.line == 6] == ["warning"]
     with pytest.raises(RecipeError, match="no key 'tokens'"):
@@ -408,8 +467,9 @@ def test_nothing_is_written_where_a_line_has_no_counterpart(family, monkeypatch)
     assert not Path("recipe.yaml").exists()
     lost = [line for line in values["lines"] if line["verdict"] == "not representable"]
     assert [(one["line"], one["key"]) for one in lost] == [(6, ["tokenizer", "source"])]
-    assert "--without tokenizer.source" in call("import", "mix.yml")[1]
-    assert call("import", "mix.yml", "--without", "tokenizer.source")[0] == 0
+    assert call("import", "mix.yml", "--without", "tokenizer.source")[0] == 1  # union is the default
+    assert "--without tokenizer" in call("import", "mix.yml")[1]
+    assert call("import", "mix.yml", "--without", "tokenizer")[0] == 0
 
 
 def test_paths_start_at_the_folder_of_the_recipe(family, tmp_path, monkeypatch):

@@ -32,8 +32,8 @@ _TEMPLATE_ENDS = (".jinja", ".jinja2", ".j2", ".txt")
 class TokenRow(Spec):
     """Row of one token: that of `take`, for the sources that lack it, or with `force` for all.
 
-    `token`, or `token_id`, names another token of that source, whose row is taken. In place of a source, `zero`
-    is a row of zeros, and `mean` the mean of the rows of the tasks that have the token.
+    `token`, or `token_id`, names another token of that source, whose row is taken. In place of a source,
+    `zero` is a row of zeros, and `mean` the mean of the rows of the tasks that have the token.
     """
 
     take: Annotated[str, Field(min_length=1)]

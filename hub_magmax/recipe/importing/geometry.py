@@ -155,6 +155,24 @@ def nearswap(read: Readings) -> Counterpart:
     return Counterpart("nearswap", by_task(read, {other: ONE}), options={"limit": limit}, why=why)
 
 
+def sce(read: Readings) -> Counterpart:
+    """Return the mean by energy of the tasks that agree, over the elements on which they differ most."""
+    read = _played(read)
+    topk = read.shared("select_topk")
+    if min(topk.points) <= 0:
+        raise read.lost("select_topk is above 0: nothing would be left", read.place_of("select_topk"))
+    density = Value(tuple(min(point, 1.0) for point in topk.points)).simplest
+    others = dict.fromkeys(read.numbers(), ONE)
+    if len(others) == 1 and density != ONE:
+        why = "one model differs from no other, so that nothing is selected and the base model is copied"
+        return Counterpart("single_task", take="base_model", verdict="exact", why=why)
+    rounding = {} if density == ONE else {"rounding": "down"}
+    options = {"density": density, **rounding, "floor": 1e-6}
+    why = "the mean of the tasks that agree, by their mean squares over what is selected, per tensor; all "
+    why += "count equally where these sum to less than 1e-6, as in many language models"
+    return Counterpart("sce", by_task(read, others), options=options, why=why, counts_base=_counts_base(read))
+
+
 def ram(read: Readings) -> Counterpart:
     """Return what single tasks changed, and the mean of what several did."""
     numbers = by_task(read, dict.fromkeys(read.numbers(), ONE))

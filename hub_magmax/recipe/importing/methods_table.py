@@ -27,6 +27,7 @@ _MAKERS: Mapping[str, Maker] = {
     "model_stock": one_by_one(geometry.model_stock),
     "arcee_fusion": one_by_one(geometry.arcee_fusion),
     "nearswap": one_by_one(geometry.nearswap),
+    "sce": one_by_one(geometry.sce),
     "ram": one_by_one(geometry.ram),
     "ramplus_tl": one_by_one(geometry.ram),
 }

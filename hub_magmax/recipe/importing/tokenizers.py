@@ -1,22 +1,33 @@
-"""Keys of a mergekit configuration that choose the tokens of the output, as `token_rows` of a recipe."""
+"""Keys of a mergekit configuration that choose the tokens of the output, as `tokenizer` of a recipe."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from hub_magmax.recipe.importing.chosen_rows import RowReader, check_mapping, lost
 from hub_magmax.recipe.importing.configuration import Configuration, places_of
 from hub_magmax.recipe.importing.families import Family
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
-from hub_magmax.recipe.importing.model_facts import ModelFacts
-from hub_magmax.recipe.importing.references import Reference, read_reference
-from hub_magmax.text import shown
+from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
+from hub_magmax.recipe.importing.readings import LostError
+from hub_magmax.recipe.importing.references import Place, Reference, read_reference
+from hub_magmax.recipe.importing.token_rows import RowRules
 
 #: Names of tensors with a row for each token.
 _BY_TOKEN = re.compile(r"(.*\.)?(\w*embed_(tokens|in|out)|\w*word_embeddings|wte|lm_head|shared)\.weight")
+
+#: Keys of `tokenizer`.
+_KEYS = ("source", "tokens", "pad_to_multiple_of")
+
+#: Tokens that a recipe says something of, at most.
+_MAX_TOKENS = 10_000
+
+#: What the source of a tokenizer can be.
+_SOURCES = "neither union nor base, nor one of the models as it is spelled there"
 
 
 @dataclass(frozen=True)
@@ -25,104 +36,143 @@ class TokenizerReader:
 
     Attributes:
         configuration: What was read.
-        facts: Of the models, by spelling, as far as they are known.
+        models: Looks checkpoints up.
         family: Base model and tasks.
         notes: Where verdicts go.
     """
 
     configuration: Configuration
-    facts: Mapping[str, ModelFacts]
+    models: Models
     family: Family
     notes: Notes
 
-    def keys(self) -> dict[str, Any]:
-        """Return `token_rows` and `files_from`; nothing where all have the same tokens."""
-        source = self.configuration.top.get("tokenizer_source")
-        spec = self.configuration.top.get("tokenizer")
-        if spec is not None:
-            for at in _leaves(spec):
-                self.notes.lose(at, "rows of single tokens, unions and padding are not chosen here")
-        if source is not None or spec is not None:
-            self._warn_of_padding()
-        return {} if source is None else self._of_source(source)
+    def key(self) -> dict[str, Any]:
+        """Return `tokenizer` of a recipe; nothing where rows and tokenizer are those of the base model."""
+        source, spec = (self.configuration.top.get(key) for key in ("tokenizer_source", "tokenizer"))
+        at = source or (spec.get("source") if spec else None) or spec
+        if at is None:
+            return {}
+        try:
+            if source is not None and spec is not None:
+                raise lost(self.notes, spec, "tokenizer and tokenizer_source exclude each other")
+            if spec is not None:
+                check_mapping(self.notes, spec, _KEYS)
+            found = self._read(at, spec)
+        except LostError:
+            return {}
+        return {"tokenizer": found} if found else {}
 
-    def _of_source(self, at: Marked) -> dict[str, Any]:
-        target = self._target(at)
-        facts = self.facts.get(target.written) if target else None
-        if target is None:
-            return {}
-        if facts is None or not all(one.tokens for one in self._models()):
-            self.notes.lose(at, "the tokens of the models could not be read")
-            return {}
-        rows = _by_token(facts)
-        if set(rows.values()) - {len(facts.tokens)}:
-            told = f"{len(facts.tokens)} rows for {max(rows.values())}"
-            self.notes.lose(at, f"mergekit drops rows of no token: {told}")
-            return {}
-        return self._matched(at, target, facts)
-
-    def _matched(self, at: Marked, target: Reference, facts: ModelFacts) -> dict[str, Any]:
-        """Return whose tokens the output has, and which tensors have a row for each."""
-        files = self._files(target)
-        if all(one.tokens == facts.tokens and _by_token(one) == _by_token(facts) for one in self._models()):
+    def _read(self, at: Marked, spec: Marked | None) -> dict[str, Any]:
+        known = self._known(at)
+        target = None if at is spec else self._target(at)
+        rules = RowRules(self.family, known, self._tokens(at, target))
+        tokens = self._of_tokens(at, spec, rules)
+        padding = self._padding(spec)
+        self._warn(at, target, rules)
+        name = "union" if target is None else rules.source_of(target)
+        if self._are_same() and not (tokens or padding):
             self.notes.add(at, "exact", "all models have the same tokens")
-            return files
-        if shared := self._shared(facts):
-            told = shown(shared[0]) if len(shared) == 1 else f"{shown(shared[0])} and {len(shared) - 1} more"
-            why = f"several models have {told}, and the base model does not: there each keeps its own row"
-            self.notes.lose(at, why)
-            return {}
-        self.notes.add(at, "rounding", "token_rows: rows by token of this tokenizer")
-        return {"token_rows": [*_by_token(facts)], **files}
+            return {} if name in ("union", "base_model") else {"source": name}
+        whose = "the tokens of all models" if target is None else f"the tokens of {target.written}"
+        self.notes.add(at, "rounding", f"{whose}: rows are matched by token, as docs/tokens.md says")
+        return {"source": name, **({"tokens": tokens} if tokens else {}), **padding}
 
-    def _shared(self, facts: ModelFacts) -> list[str]:
-        """Return the tokens that several models have, and the recipe's base model lacks."""
-        base = next((f for n, f in self.facts.items() if n == self.family.base.written), ModelFacts({}))
-        models = self._models()
-        return [t for t in facts.tokens if t not in base.tokens and sum(t in m.tokens for m in models) > 1]
-
-    def _models(self) -> list[ModelFacts]:
-        """Return facts about all models; about those that are not known, none."""
-        every = places_of(self.configuration)
-        return [self.facts.get(name, ModelFacts({})) for name in every]
-
-    def _target(self, at: Marked) -> Reference | None:
-        """Return the model whose tokenizer counts; None, noted, where that is not one of them."""
-        if at.value == "union":
-            self.notes.lose(at, "a union of vocabularies is not put together here")
-            return None
-        if at.value == "base":
-            if self.configuration.base is None:
-                self.notes.lose(at, "there is no base_model, and mergekit takes any of the models")
-            return self.configuration.base
-        found = read_reference(at)
-        if isinstance(found, str) or found.written not in places_of(self.configuration):
-            self.notes.lose(at, "neither union nor base, nor one of the models as it is spelled there")
-            return None
+    def _known(self, at: Marked) -> dict[Place, Collection[str]]:
+        """Return the tokens of every checkpoint; adapters have those of the base model."""
+        found: dict[Place, Collection[str]] = {}
+        references = places_of(self.configuration).values()
+        for reference in references:
+            facts = self.models.facts(reference.model)
+            if facts is None or not facts.tokens:
+                raise lost(self.notes, at, "the tokens of the models could not be read")
+            if max(facts.tokens.values()) >= min(_by_token(facts).values(), default=len(facts.tokens)):
+                why = f"{reference.model.path} has tokens without a row, on which mergekit fails"
+                raise lost(self.notes, at, why)
+            found[reference.model.plain] = facts.tokens
+        for lora in (reference.lora for reference in references if reference.lora is not None):
+            own, tokens = self.models.facts(lora), found.get(self.family.base.plain, ())
+            if own is not None and own.tokens and {*own.tokens} != {*tokens}:
+                raise lost(self.notes, at, f"the adapter {lora.path} has a tokenizer of its own")
+            found[lora.plain] = tokens
         return found
 
-    def _files(self, target: Reference) -> dict[str, Any]:
-        """Return where the tokenizer's files are copied from."""
-        tasks = [name for name, place in self.family.tasks.items() if place.plain == target.model.plain]
-        return {"files_from": tasks[0]} if tasks else {}
+    def _target(self, at: Marked) -> Reference | None:
+        """Return the model whose tokenizer counts; None for the tokens of all."""
+        if at.value == "union":
+            return None
+        base = self.configuration.base
+        if at.value == "base":
+            if base is None:
+                raise lost(self.notes, at, "there is no base_model, and mergekit takes any of the models")
+            return base
+        found = read_reference(at)
+        if isinstance(found, str) or found.written not in places_of(self.configuration):
+            raise lost(self.notes, at, _SOURCES)
+        return found
 
-    def _warn_of_padding(self) -> None:
-        """Note models with rows of no token, which mergekit drops."""
+    def _tokens(self, at: Marked, target: Reference | None) -> list[str]:
+        """Return the tokens of the output."""
+        first = target.model if target else self.family.base
+        facts = self.models.facts(first)
+        assert facts is not None
+        if sorted(facts.tokens.values()) != list(range(len(facts.tokens))):
+            why = f"{first.path} has rows of no token between those of tokens, on which mergekit fails"
+            raise lost(self.notes, at, why)
+        every = self._every() if target is None else []
+        return [*dict.fromkeys(token for one in (facts, *every) for token in one.tokens)]
+
+    def _every(self) -> list[ModelFacts]:
+        """Return what is known of all models."""
+        every = (self.models.facts(one.model) for one in places_of(self.configuration).values())
+        return [facts for facts in every if facts is not None]
+
+    def _are_same(self) -> bool:
+        """Say whether all models have the same tokens in the same rows, and no others."""
+        first, *others = self._every()
+        rows = {count for one in (first, *others) for count in _by_token(one).values()}
+        return rows <= {len(first.tokens)} and all(one.tokens == first.tokens for one in others)
+
+    def _of_tokens(self, at: Marked, spec: Marked | None, rules: RowRules) -> dict[str, Any]:
+        """Return what a recipe says of tokens: what is written, and where mergekit's rule is not its own."""
+        written = spec.get("tokens") if spec else None
+        chosen = RowReader(self.configuration, self.models, rules, self.notes).rows(written)
+        rest = RowRules(rules.family, rules.known, [one for one in rules.tokens if one not in chosen])
+        slices = self.configuration.slices
+        first, last = rest.choices(slices[0]), rest.choices(slices[-1])
+        if first is None or first != last:
+            why = "several models have a token, others lack it, and no line of a recipe gives them its row"
+            raise lost(self.notes, at, why)
+        if len(first) + len(chosen) > _MAX_TOKENS:
+            raise lost(self.notes, at, f"{len(first):,} tokens that the base model lacks and several have")
+        return {**first, **chosen}
+
+    def _padding(self, spec: Marked | None) -> dict[str, int]:
+        at = spec.get("pad_to_multiple_of") if spec else None
+        if at is None:
+            return {}
+        if not isinstance(at.value, int) or isinstance(at.value, bool) or not 1 <= at.value <= 2**20:
+            raise lost(self.notes, at, "expected a whole number above 0")
+        why = "tokenizer.pad_to_multiple_of: new rows are the mean of all rows of a model"
+        self.notes.add(at, "rounding", why)
+        return {"pad_to_multiple_of": at.value}
+
+    def _warn(self, at: Marked, target: Reference | None, rules: RowRules) -> None:
+        """Warn of rows of no token, which are dropped, and of an order that changes from run to run."""
         for one in (one for part in self.configuration.slices for one in part.inputs):
-            facts = self.facts.get(one.reference.written)
-            rows = max(_by_token(facts).values(), default=0) if facts else 0
-            if facts and rows > len(facts.tokens) > 0:
-                self.notes.add(one.at, "warning", f"{rows - len(facts.tokens)} rows of no token are dropped")
+            if (count := self._num_spare(one.reference)) > 0:
+                self.notes.add(one.at, "warning", f"{count} rows of no token are dropped")
+        if target is not None and (count := self._num_spare(target)) > 0:
+            told = f"{len(rules.tokens)} rows, though {target.written} has {len(rules.tokens) + count}"
+            self.notes.add(at, "warning", f"{told}: those of no token are dropped")
+        if target is None and len(rules.tokens) > len(rules.known[self.family.base.plain]):
+            why = "the order in which mergekit numbers added tokens may change from run to run"
+            self.notes.add(at, "warning", f"{why}: compare rows by token")
+
+    def _num_spare(self, reference: Reference) -> int:
+        facts = self.models.facts(reference.model)
+        return max(_by_token(facts).values(), default=0) - len(facts.tokens) if facts else 0
 
 
 def _by_token(facts: ModelFacts) -> dict[str, int]:
     """Return the rows of the tensors that have one for each token."""
     return {name: rows for name, rows in facts.rows.items() if _BY_TOKEN.fullmatch(name)}
-
-
-def _leaves(at: Marked) -> Iterator[Marked]:
-    """Yield the values in a mapping that are no mappings."""
-    if at.entries is None:
-        yield at
-    for one in (at.entries or {}).values():
-        yield from _leaves(one)

@@ -111,16 +111,15 @@ class _Translator:
         return [(region, [(case, next(rest)) for case in cases]) for region, cases in regions]
 
     def _output(self, family: Family) -> dict[str, Any]:
-        """Return `output`, and `token_rows` where rows are matched by token."""
+        """Return `output`, and `tokenizer` where rows are matched by token."""
         is_copy = self._config.method_name == "passthrough"
         base = self._models.facts(family.base)
         inputs = {one.reference.written for part in self._config.slices for one in part.inputs}
         merged = {name: facts for name, facts in self._facts.items() if name in inputs}
         reader = OutputReader(self._config, merged, self._notes, is_copy)
         keys = reader.output(base.dtypes.values() if base else ())
-        tokens = TokenizerReader(self._config, self._facts, family, self._notes).keys()
-        rows = {"token_rows": tokens.pop("token_rows")} if "token_rows" in tokens else {}
-        return {**rows, "output": {"path": self._output_path(), **keys, **tokens}}
+        tokenizer = TokenizerReader(self._config, self._models, family, self._notes).key()
+        return {**tokenizer, "output": {"path": self._output_path(), **keys}}
 
     def _written(
         self, layout: Layout, merged: Sequence[Merged], family: Family, output: Mapping[str, Any]
