@@ -223,11 +223,6 @@ class _Family:
         width = info.num_elements // max(info.shape[0], 1)
         return found.read(name, first * width, (first + count) * width)
 
-    @property
-    def even_shares(self) -> Mapping[str, float]:
-        """Shares of one for each task, and none of the base model."""
-        return dict.fromkeys(self._names[1:], 1.0)
-
     def mean(self, name: str, row: int, shares: Mapping[str, float]) -> Tensor | None:
         """Return the mean of a row of the merged model over the sources that have it; None if none has it.
 
@@ -355,7 +350,7 @@ class TokenRows(ComputedRows):
             return self._family.read(origin, name, place, count)
         if origin == _PADDING:
             return self._padding(name)
-        shares = self._shares_of(name) if origin == _MEAN else self._family.even_shares
+        shares = self._shares_of(name) if origin == _MEAN else dict.fromkeys([*self._family.sources][1:], 1.0)
         found = None if origin == _ZERO else self._family.mean(name, row, shares)
         return torch.zeros(info.num_elements // info.shape[0]) if found is None else found
 

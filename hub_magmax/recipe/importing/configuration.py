@@ -22,6 +22,7 @@ _OF_MODEL = ("model", "parameters")
 _OF_SLICE = ("sources", "base_model", "residual_weight", "parameters")
 _OF_SOURCE = ("model", "layer_range", "parameters")
 _OF_MODULE = ("slices", "models", "parameters")
+_OF_CONDITION = ("filter", "value")
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,13 @@ class _Reader:
 
     def _module(self, modules: Marked, base: Reference | None, levels: tuple[Level, ...]) -> list[Slice]:
         entries = modules.entries or {}
-        if len(entries) != 1:
-            at = [modules, *entries.values()][2 if entries else 0]
+        if [*entries] != ["default"]:
+            at = [modules, *entries.values()][min(2, len(entries))]
             self._notes.lose(at, "parts of a model that are merged by settings of their own")
             return []
-        ((name, module),) = entries.items()
+        module = entries["default"]
         self._unknown(module, _OF_MODULE)
-        self._notes.add(module, "exact", f"the one module is {name}: all of the model")
+        self._notes.add(module, "exact", "the one module is default: all of the model")
         return self._parts(module, base, (self._level(module, is_shared=True), *levels))
 
     def _parts(self, at: Marked, base: Reference | None, levels: tuple[Level, ...]) -> list[Slice]:
@@ -283,6 +284,8 @@ class _Reader:
                 self._notes.add(value, "warning", ignored)
                 continue
             setting = read_setting(value)
+            for condition in (value, *(value.items or ())):
+                self._unknown(condition, _OF_CONDITION)
             if isinstance(setting, str):
                 self._notes.lose(value, setting)
             else:

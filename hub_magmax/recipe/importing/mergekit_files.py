@@ -20,6 +20,20 @@ CONFIG_NAME = "mergekit_config.yml"
 #: Keys of which a configuration has one at least.
 _TELLING = frozenset(("merge_method", "models", "slices", "modules"))
 
+#: dtypes in which many numbers are equal.
+_OF_16_BITS = frozenset(("F16", "BF16"))
+
+#: What that means where magnitudes are ranked and signs elected.
+_COARSE = (
+    "in 16 bits many magnitudes are equal: all that equal the smallest kept one stay here, some of them in "
+    "mergekit, which rounds task vectors before that; and sums of 0 elect no sign here, and plus there"
+)
+
+#: What numbers of rows mean that differ.
+_OTHER_ROWS = (
+    "vocabularies of different sizes, and no tokenizer: mergekit 0.1.5 refuses them, older ones cut them"
+)
+
 #: A fenced block of a card.
 _FENCE = re.compile(
     r"^ {0,3}(```+|~~~+)[ \t]*([\w.+-]*)[^\n]*\n(.*?)^ {0,3}\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL
@@ -90,13 +104,26 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
     if configuration is None:
         return Imported(notes.sorted(), None)
     recipe = translate(configuration, models, notes)
+    precision, method = working_dtype(configuration, models), configuration.method
+    stored = {dtype for one in _facts(configuration, models) for dtype in one.dtypes.values()}
+    is_coarse = method.ranks and not method.is_random and bool({precision, *stored} & _OF_16_BITS)
+    if is_coarse:
+        notes.add(configuration.method_at, "warning", _COARSE)
+    if _have_other_rows(configuration, models):
+        notes.add(configuration.slices[0].at, "warning", _OTHER_ROWS)
     return Imported(
         notes.sorted(),
         recipe if notes.is_whole else None,
         tuple(_flags(configuration, models)),
-        configuration.method.is_random,
-        working_dtype(configuration, models),
+        method.is_random or is_coarse,
+        precision,
     )
+
+
+def _have_other_rows(configuration: Configuration, models: Models) -> bool:
+    """Say whether models have different numbers of rows, which no key puts together."""
+    sizes = {frozenset(one.rows.values()) for one in _facts(configuration, models)}
+    return len(sizes) > 1 and not {"tokenizer_source", "tokenizer"} & {*(configuration.top.entries or {})}
 
 
 def _flags(configuration: Configuration, models: Models) -> Iterator[str]:
@@ -106,8 +133,7 @@ def _flags(configuration: Configuration, models: Models) -> Iterator[str]:
     if any(reference.lora for reference in places_of(configuration).values()):
         yield "--lora-merge-dtype, in which mergekit adds adapters to their models; here in float32 or wider"
         yield "--lora-merge-cache, where an adapter that changed since finds its old result"
-    sizes = {frozenset(one.rows.values()) for one in _facts(configuration, models)}
-    if len(sizes) > 1 and not {"tokenizer_source", "tokenizer"} & {*(configuration.top.entries or {})}:
+    if _have_other_rows(configuration, models):
         yield "--unsafe-truncate-embeddings, which cuts vocabularies of different sizes to the shortest one"
 
 

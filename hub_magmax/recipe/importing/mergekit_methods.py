@@ -22,6 +22,7 @@ class MergekitMethod:
         shared: Parameters of all models together; under one model they are not read.
         num_models: Least and most models beside the base model.
         is_random: Whether it draws.
+        ranks: Whether it ranks magnitudes or elects signs, so that equal numbers are a matter of order.
     """
 
     base: Base
@@ -29,6 +30,7 @@ class MergekitMethod:
     shared: Mapping[str, Any] = field(default_factory=dict)
     num_models: tuple[int, int] = (1, 10_000)
     is_random: bool = False
+    ranks: bool = False
 
     @property
     def adds(self) -> bool:
@@ -40,7 +42,7 @@ def _added(*, normalize: bool = False, rescale: bool = False, is_random: bool = 
     """Return a method that adds task vectors, with the defaults in which they differ."""
     shared = {"lambda": 1.0, "normalize": normalize, "rescale": rescale, "int8_mask": False}
     each = {"weight": REQUIRED, **more}
-    return MergekitMethod("required", each, shared, (0, 10_000), is_random)
+    return MergekitMethod("required", each, shared, (0, 10_000), is_random, bool(more))
 
 
 MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
@@ -59,7 +61,7 @@ MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
     "model_stock": MergekitMethod("required", {}, {"filter_wise": False}, (2, 10_000)),
     "arcee_fusion": MergekitMethod("required", {}, {}, (1, 1)),
     "nearswap": MergekitMethod("required", {}, {"t": REQUIRED}, (1, 1)),
-    "sce": MergekitMethod("required", {}, {"select_topk": 1.0, "int8_mask": False}),
+    "sce": MergekitMethod("required", {}, {"select_topk": 1.0, "int8_mask": False}, ranks=True),
     "ram": MergekitMethod("required", {}, {"epsilon": 1e-5}),
     "ramplus_tl": MergekitMethod("required", {}, {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}),
     "passthrough": MergekitMethod("like the others", {"scale": None}, {}, (1, 1)),

@@ -14,6 +14,9 @@ from hub_magmax.text import shown
 #: Numbers that differ by less are the same.
 _SAME = 1e-12
 
+#: Words that mergekit takes for true and false, in any case.
+_TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
+
 #: A filter that every name passes.
 EVERYTHING = "*"
 
@@ -124,19 +127,23 @@ def can_match(text: str) -> bool:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a number that is finite; text such as 1e-5, which YAML 1.1 does not take for one, counts."""
+    """Return a number that is finite; text such as 1e-5, which YAML 1.1 does not take for one, counts.
+
+    True is 1, as for mergekit.
+    """
     try:
-        found = math.nan if isinstance(value, bool) or value is None else float(value)
+        found = math.nan if value is None else float(value)
     except (TypeError, ValueError):
         return None
     return found if math.isfinite(found) else None
 
 
 def as_switch(value: Any) -> bool | None:
-    """Return true or false; None for anything else."""
-    if isinstance(value, bool):
-        return value
-    return bool(value) if value in (0, 1) and not isinstance(value, str) else None
+    """Return true or false, also of 0, 1 and words that mean it; None for anything else."""
+    if isinstance(value, str):
+        word = value.lower()
+        return True if word in _TRUE else False if word in _FALSE else None
+    return bool(value) if value in (0, 1) else None
 
 
 def read_setting(at: Marked) -> Setting | str:
@@ -163,6 +170,8 @@ def _condition(entry: Marked) -> Condition | str:
     inner = read_setting(written) if not written.is_mapping else "a condition in a condition"
     if isinstance(inner, str) or len(inner.conditions) != 1:
         return "a condition has one number, or a list of numbers"
+    if name is not None and not isinstance(name.value, str):
+        return "a filter is one text, a part of the names of tensors"
     return Condition(str(name.value) if name else None, inner.conditions[0].value, written, name)
 
 

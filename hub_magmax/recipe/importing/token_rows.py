@@ -15,6 +15,9 @@ _BASE = "base_model"
 #: In place of a source: a row of zeros, and the mean of the rows of the tasks that have a token.
 ZERO, _MEAN = "zero", "mean"
 
+#: Of a token that no model lacks.
+_ANY = "any"
+
 
 @dataclass(frozen=True)
 class RowRules:
@@ -33,32 +36,32 @@ class RowRules:
     known: Mapping[Place, Collection[str]]
     tokens: Sequence[str]
 
-    def choices(self, part: Slice) -> dict[str, str] | None:
+    def choices(self, parts: Sequence[Slice]) -> dict[str, str] | None:
         """Return the source of the row by token, where a recipe does not choose that by itself.
 
         Args:
-            part: The models of embedding or head.
+            parts: The models of the embedding, and those of the head.
 
         Returns:
             None where no line of a recipe says it.
         """
         found: dict[str, str] = {}
         for token in self.tokens:
-            choice = self._choice(token, part)
-            if choice is None:
+            wanted = {self._choice(token, part) for part in parts} - {_ANY}
+            if len(wanted) > 1 or None in wanted:
                 return None
-            if choice:
-                found[token] = choice
+            if chosen := next(iter(wanted), ""):
+                found[token] = chosen
         return found
 
     def _choice(self, token: str, part: Slice) -> str | None:
-        """Return the source of a row; empty where nothing has to be said, None where nothing says it."""
+        """Return the source of a row; empty for what a recipe chooses, None where nothing says it."""
         having = [one.reference for one in part.inputs if token in self.known[one.reference.model.plain]]
         tasks = {name: place for name, place in self.family.tasks.items() if token in self.known[place.plain]}
         is_in_base = token in self.known[self.family.base.plain]
         if len(having) == len(part.inputs):
             # A base model that takes no part counts as having the token, so that every task keeps its row.
-            return "" if is_in_base or len(tasks) == 1 else _MEAN
+            return _ANY if is_in_base or len(tasks) == 1 else _MEAN
         wanted = self._row_of(having, part)
         if wanted == _MEAN and {place.plain for place in tasks.values()} != {
             one.model.plain for one in having

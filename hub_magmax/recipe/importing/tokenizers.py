@@ -138,13 +138,13 @@ class TokenizerReader:
         chosen = RowReader(self.configuration, self.models, rules, self.notes).rows(written)
         rest = RowRules(rules.family, rules.known, [one for one in rules.tokens if one not in chosen])
         slices = self.configuration.slices
-        first, last = rest.choices(slices[0]), rest.choices(slices[-1])
-        if first is None or first != last:
+        usual = rest.choices((slices[0], slices[-1]))
+        if usual is None:
             why = "several models have a token, others lack it, and no line of a recipe gives them its row"
             raise lost(self.notes, at, why)
-        if len(first) + len(chosen) > _MAX_TOKENS:
-            raise lost(self.notes, at, f"{len(first):,} tokens that the base model lacks and several have")
-        return {**first, **chosen}
+        if len(usual) + len(chosen) > _MAX_TOKENS:
+            raise lost(self.notes, at, f"{len(usual):,} tokens that the base model lacks and several have")
+        return {**usual, **chosen}
 
     def _padding(self, spec: Marked | None) -> dict[str, int]:
         at = spec.get("pad_to_multiple_of") if spec else None

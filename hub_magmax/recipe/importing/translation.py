@@ -29,7 +29,7 @@ class Imported:
         findings: By line.
         recipe: Plain values; None where something that decides the weights has no counterpart.
         remarks: What changes the result, and does not stand in the file.
-        draws: Whether both draw at random.
+        draws: Whether single elements are a matter of chance: they are drawn, or many are equal.
         precision: dtype in which mergekit computes, as safetensors writes it.
     """
 
