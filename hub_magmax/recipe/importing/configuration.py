@@ -282,14 +282,18 @@ class _Reader:
                 continue
             if ignored := self._why_ignored(name, is_shared=is_shared, of_base=of_base):
                 self._notes.add(value, "warning", ignored)
-                continue
-            setting = read_setting(value)
-            for condition in (value, *(value.items or ())):
-                self._unknown(condition, _OF_CONDITION)
-            if isinstance(setting, str):
-                self._notes.lose(value, setting)
-            else:
+            elif (setting := self._setting(value)) is not None:
                 found[name] = setting
+        return found
+
+    def _setting(self, value: Marked) -> Setting | None:
+        """Return a parameter; None, noted, where it is none."""
+        for condition in (value, *(value.items or ())):
+            self._unknown(condition, _OF_CONDITION)
+        found = read_setting(value)
+        if isinstance(found, str):
+            self._notes.lose(value, found)
+            return None
         return found
 
     def _why_ignored(self, name: str, *, is_shared: bool, of_base: bool) -> str:

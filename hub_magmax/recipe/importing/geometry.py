@@ -90,6 +90,10 @@ def _vectors(read: Readings) -> str:
 def multislerp(read: Readings) -> Counterpart:
     """Return the mean direction, as long as the vectors are in the mean."""
     read = _played(read)
+    if read.number("eps") > 1e-8:
+        raise read.lost(
+            "eps is up to 1e-8: more of it turns and shortens what is merged", read.place_of("eps")
+        )
     weights, scaling = read.each("weight"), ONE
     if not read.switch("normalize_weights"):
         total = constant_sum([*weights.values()])

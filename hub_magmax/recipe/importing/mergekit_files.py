@@ -104,9 +104,7 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
     if configuration is None:
         return Imported(notes.sorted(), None)
     recipe = translate(configuration, models, notes)
-    precision, method = working_dtype(configuration, models), configuration.method
-    stored = {dtype for one in _facts(configuration, models) for dtype in one.dtypes.values()}
-    is_coarse = method.ranks and not method.is_random and bool({precision, *stored} & _OF_16_BITS)
+    is_coarse = _is_coarse(configuration, models)
     if is_coarse:
         notes.add(configuration.method_at, "warning", _COARSE)
     if _have_other_rows(configuration, models):
@@ -115,9 +113,16 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
         notes.sorted(),
         recipe if notes.is_whole else None,
         tuple(_flags(configuration, models)),
-        method.is_random or is_coarse,
-        precision,
+        configuration.method.is_random or is_coarse,
+        working_dtype(configuration, models),
     )
+
+
+def _is_coarse(configuration: Configuration, models: Models) -> bool:
+    """Say whether elements are ranked of which many are equal."""
+    stored = (dtype for one in _facts(configuration, models) for dtype in one.dtypes.values())
+    method, every = configuration.method, {working_dtype(configuration, models), *stored}
+    return method.ranks and not method.is_random and bool(every & _OF_16_BITS)
 
 
 def _have_other_rows(configuration: Configuration, models: Models) -> bool:

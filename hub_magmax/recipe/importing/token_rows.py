@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hub_magmax.recipe.importing.configuration import Slice
@@ -57,18 +57,22 @@ class RowRules:
     def _choice(self, token: str, part: Slice) -> str | None:
         """Return the source of a row; empty for what a recipe chooses, None where nothing says it."""
         having = [one.reference for one in part.inputs if token in self.known[one.reference.model.plain]]
-        tasks = {name: place for name, place in self.family.tasks.items() if token in self.known[place.plain]}
-        is_in_base = token in self.known[self.family.base.plain]
+        places = self.family.tasks.items()
+        tasks = {name: place for name, place in places if token in self.known[place.plain]}
+        usual = self._usual(token, [*tasks])
         if len(having) == len(part.inputs):
             # A base model that takes no part counts as having the token, so that every task keeps its row.
-            return _ANY if is_in_base or len(tasks) == 1 else _MEAN
+            return _ANY if usual else _MEAN
         wanted = self._row_of(having, part)
-        if wanted == _MEAN and {place.plain for place in tasks.values()} != {
-            one.model.plain for one in having
-        }:
-            return None
-        usual = _BASE if is_in_base else next(iter(tasks)) if len(tasks) == 1 else ""
-        return "" if wanted == usual else wanted
+        if wanted == usual:
+            return ""
+        return None if wanted == _MEAN and not _are_of(tasks.values(), having) else wanted
+
+    def _usual(self, token: str, tasks: Sequence[str]) -> str:
+        """Return the source of the row that a recipe chooses by itself; empty for a mean by preference."""
+        if token in self.known[self.family.base.plain]:
+            return _BASE
+        return tasks[0] if len(tasks) == 1 else ""
 
     def _row_of(self, having: Sequence[Reference], part: Slice) -> str:
         """Return where mergekit takes the row of the models that lack a token."""
@@ -83,3 +87,8 @@ class RowRules:
         places = self.family.tasks.items()
         own = (name for name, place in places if place.plain == reference.model.plain)
         return _BASE if reference.model.plain == self.family.base.plain else next(own, _BASE)
+
+
+def _are_of(tasks: Iterable[Place], models: Iterable[Reference]) -> bool:
+    """Say whether tasks are these models, and no others."""
+    return {place.plain for place in tasks} == {one.model.plain for one in models}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,18 +49,20 @@ class TokenizerReader:
     def key(self) -> dict[str, Any]:
         """Return `tokenizer` of a recipe; nothing where rows and tokenizer are those of the base model."""
         source, spec = (self.configuration.top.get(key) for key in ("tokenizer_source", "tokenizer"))
-        at = source or (spec.get("source") if spec else None) or spec
-        if at is None:
-            return {}
         try:
-            if source is not None and spec is not None:
-                raise lost(self.notes, spec, "tokenizer and tokenizer_source exclude each other")
             if spec is not None:
-                check_mapping(self.notes, spec, _KEYS)
-            found = self._read(at, spec)
+                found = self._of_mapping(spec, source)
+            else:
+                found = {} if source is None else self._read(source, None)
         except LostError:
             return {}
         return {"tokenizer": found} if found else {}
+
+    def _of_mapping(self, spec: Marked, source: Marked | None) -> dict[str, Any]:
+        if source is not None:
+            raise lost(self.notes, spec, "tokenizer and tokenizer_source exclude each other")
+        check_mapping(self.notes, spec, _KEYS)
+        return self._read(spec.get("source") or spec, spec)
 
     def _read(self, at: Marked, spec: Marked | None) -> dict[str, Any]:
         known = self._known(at)
@@ -80,8 +82,7 @@ class TokenizerReader:
     def _known(self, at: Marked) -> dict[Place, Collection[str]]:
         """Return the tokens of every checkpoint; adapters have those of the base model."""
         found: dict[Place, Collection[str]] = {}
-        references = places_of(self.configuration).values()
-        for reference in references:
+        for reference in places_of(self.configuration).values():
             facts = self.models.facts(reference.model)
             if facts is None or not facts.tokens:
                 raise lost(self.notes, at, "the tokens of the models could not be read")
@@ -89,12 +90,18 @@ class TokenizerReader:
                 why = f"{reference.model.path} has tokens without a row, on which mergekit fails"
                 raise lost(self.notes, at, why)
             found[reference.model.plain] = facts.tokens
-        for lora in (reference.lora for reference in references if reference.lora is not None):
+        return found | self._of_adapters(at, found)
+
+    def _of_adapters(
+        self, at: Marked, found: Mapping[Place, Collection[str]]
+    ) -> dict[Place, Collection[str]]:
+        """Return the tokens of the base model for every adapter."""
+        every = [one.lora for one in places_of(self.configuration).values() if one.lora is not None]
+        for lora in every:
             own, tokens = self.models.facts(lora), found.get(self.family.base.plain, ())
             if own is not None and own.tokens and {*own.tokens} != {*tokens}:
                 raise lost(self.notes, at, f"the adapter {lora.path} has a tokenizer of its own")
-            found[lora.plain] = tokens
-        return found
+        return dict.fromkeys((lora.plain for lora in every), found.get(self.family.base.plain, ()))
 
     def _target(self, at: Marked) -> Reference | None:
         """Return the model whose tokenizer counts; None for the tokens of all."""
