@@ -16,6 +16,7 @@ from hub_magmax.checkpoints.listing import Listing
 from hub_magmax.checkpoints.weight_files import read_index
 from hub_magmax.errors import CheckpointError
 from hub_magmax.kernels.stored import Stored, bits_dtype
+from hub_magmax.methods.factors import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,6 +144,10 @@ class TensorSource(Protocol):
     def merged_with(self, base: TensorSource) -> TensorSource:
         """Return the checkpoint as merges read it: its difference from the base model is its task vector."""
         return self
+
+    def factors(self, name: str, base: TensorSource) -> Factors | None:
+        """Return a tensor's difference from a base model's as a product, where it is known as one."""
+        return None
 
     def close(self) -> None:
         """Free files and memory; the source can be read again."""

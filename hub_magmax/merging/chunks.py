@@ -30,6 +30,7 @@ from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.chunks import in_multiples
+from hub_magmax.methods.factors import Factors
 
 T = TypeVar("T")
 
@@ -124,6 +125,12 @@ class StoredChunks:
             yield chunk.start, chunk
             if chunk.one_pass is not None:
                 self.release(chunk.parts[-1][1])
+
+    def factors(self, tasks: Sequence[int]) -> list[Factors] | None:
+        """Return the task vectors of some tasks as products, where all of them are known as such."""
+        found = [self.tasks[task].factors(self.name, self.base) for task in tasks]
+        known = [one for one in found if one is not None]
+        return known if len(known) == len(found) else None
 
     def _task_vectors(self, chunk: RawChunk) -> np.ndarray:
         def room() -> np.ndarray:
@@ -311,6 +318,9 @@ class JoinedChunks:
             for start, vectors in tensor.arrays():
                 yield first + start, vectors
             self.looked_at(tensor.name)
+
+    def factors(self, tasks: Sequence[int]) -> None:
+        return None
 
     def map(
         self,

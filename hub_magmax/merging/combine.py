@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hub_magmax.kernels.backend import Merged
 from hub_magmax.merging.chunks import StoredChunks
@@ -23,6 +24,7 @@ def merged_chunks(
     Raises:
         NonFiniteError: At the first NaN or infinity, of the inputs or of what they were merged into.
     """
+    chunks = chunks if rule.takes_tasks else replace(chunks, tasks=())
     for chunk in chunks.last_pass(rule.multiple_of):
         inputs = rule.of_chunk(chunk.start, chunk)
         merged = chunks.backend.merge(rule.op, chunk, inputs, dtype, scaling)

@@ -17,6 +17,7 @@ from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import Array, torch
 from hub_magmax.kernels.reference import Reference
+from hub_magmax.methods.factors import Factors
 
 T = TypeVar("T")
 
@@ -103,6 +104,10 @@ class Chunks(Protocol):
         """
         ...
 
+    def factors(self, tasks: Sequence[int]) -> list[Factors] | None:
+        """Return the task vectors of some tasks as products, where all of them are known as such."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArrayChunks:
@@ -151,6 +156,9 @@ class ArrayChunks:
             return RawChunk.of_vectors(chunk, None if base is None else base[start : start + length])
 
         yield work((start, of(start, chunk)) for start, chunk in self._cut(length))
+
+    def factors(self, tasks: Sequence[int]) -> None:
+        return None
 
     def arrays(self) -> Iterator[tuple[int, Float32[np.ndarray, "tasks chunk"]]]:
         return self._cut(self.chunk_elements)

@@ -48,6 +48,7 @@ def wudi(
     task_vectors: "Tensor",
     *,
     preference: tuple[float, ...],
+    sides: tuple[int, int],
     share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | Literal["adaptive"] = "adaptive",
     time: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
 ) -> "Tensor":
@@ -75,7 +76,7 @@ def wudi(
     if share == "adaptive":
         count = int(torch.ceil(squares.sqrt().sum() ** 2 / squares.sum())) if len(squares) else 0
     else:
-        count = -floored_shares((share, 1 - share), task_vectors.shape[2])[1] + task_vectors.shape[2]
+        count = sides[1] - floored_shares((share, 1 - share), sides[1])[1]
     right, squares = right[:, :count], squares[:count]
     kept = torch.ones_like(squares) if time is None else -torch.expm1(-squares * time)
     merged = weighted_sum(task_vectors, weights)
@@ -97,6 +98,7 @@ def actmat(
     task_vectors: "Tensor",
     *,
     preference: tuple[float, ...],
+    sides: tuple[int, int],
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4,
 ) -> "Tensor":
     """Take the least-squares merge for inputs that have the second moments of the task vectors' rows.

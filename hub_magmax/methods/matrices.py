@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hub_magmax.methods.plugins import checked_values, failures
-from hub_magmax.methods.rules import Rule, precomputed_rule
+from hub_magmax.methods.rules import Rule, precomputed_rule, weighted_rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hub_magmax.kernels.backend import Backend
     from hub_magmax.methods.chunks import Chunks
+    from hub_magmax.methods.factors import Coordinates
 
 #: Modules that look rows up, and language models' heads, by the last part of their names.
 _LOOKED_UP = re.compile(r".*(embed|_emb$|^emb$).*|wte|wpe|shared|lm_head|relative_attention_bias")
@@ -70,7 +73,8 @@ def matrix_rule(
 
     Args:
         function: Takes float32 `"tasks rows columns"`, on the device of the backend, and returns what is
-            merged of them, float32 on the same device.
+            merged of them, float32 on the same device; one with the option `sides` may get fewer rows and
+            columns.
         chunks: The tensor's stacked task vectors.
         matrices: That it holds.
         tasks: Those that the function gets.
@@ -80,15 +84,45 @@ def matrix_rule(
     """
     from hub_magmax.kernels.lazy_imports import torch
     from hub_magmax.methods.chunks import stacked_vectors
+    from hub_magmax.methods.factors import in_coordinates
 
-    stacked = stacked_vectors(chunks, tasks).view(len(tasks), *matrices)
     call = partial(function, **options)
+    if "sides" in options and matrices.number == 1 and (factors := chunks.factors(tasks)) is not None:
+        found = in_coordinates(factors)
+        small = merged_in(found, call, chunks.backend, where, is_checked=is_checked)
+        return _rule_of_factors(found, small, tasks, chunks.num_tasks)
+    stacked = stacked_vectors(chunks, tasks).view(len(tasks), *matrices)
     merged = []
     with failures(where):
         for number in range(matrices.number):
             found = chunks.backend.of_matrices(call, stacked[:, number])
             merged.append(checked_values(found, matrices[1:], where) if is_checked else found)
     return precomputed_rule((merged[0] if len(merged) == 1 else torch.stack(merged)).reshape(-1))
+
+
+def merged_in(
+    found: Coordinates, call: Callable[[Tensor], Tensor], backend: Backend, where: str, *, is_checked: bool
+) -> Tensor | None:
+    """Return what a method gives in coordinates of factors; None where that is the first task's vector.
+
+    Task vectors without a direction, all of them zero, give the first one, too.
+    """
+    if not found.small.any():
+        return None
+    with failures(where):
+        merged = backend.of_matrices(call, found.small)
+        merged = checked_values(merged, tuple(found.small.shape[1:]), where) if is_checked else merged
+    return None if len(found.small) == 1 and merged.equal(found.small[0]) else merged
+
+
+def _rule_of_factors(
+    found: Coordinates, merged: Tensor | None, tasks: Sequence[int], num_tasks: int
+) -> Rule:
+    """Return how a matrix is merged whose task vectors are products."""
+    if merged is None:  # added as other methods add task vectors, to the bit
+        return weighted_rule(tuple(float(task == tasks[0]) for task in range(num_tasks)))
+    whole = (found.left @ merged.double()).float() @ found.right.T.float()
+    return replace(precomputed_rule(whole.reshape(-1)), takes_tasks=False)
 
 
 def held_with(matrices: float) -> Callable[[int, int, int], float]:

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
-SUPPLIED = ("preference", "multipliers", "generator", "shape", "base")
+SUPPLIED = ("preference", "multipliers", "generator", "shape", "base", "sides")
 
-#: Forms of functions that may take the base model's values.
-_WITH_BASE = ("tensor", "elementwise")
+#: Forms of functions that may take what not all forms have.
+_FORMS_WITH: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"base": ("tensor", "elementwise"), "sides": ("matrix",)}
+)
 
 #: Built-in methods whose survey of a tensor has no form for many side by side.
 ALONE = ("ram_plus", "sce", "pcb")
@@ -146,6 +148,11 @@ class MergeMethod:
         return f"method {self.name}" if plugin is None else f"plug-in {self.name} ({plugin})"
 
     @property
+    def takes_factors(self) -> bool:
+        """Whether it merges task vectors that are products in coordinates of their factors."""
+        return "sides" in self.supplied
+
+    @property
     def uses_preference(self) -> bool:
         return "preference" in self.supplied or "multipliers" in self.supplied
 
@@ -183,7 +190,7 @@ class MergeMethod:
             "generator": generator,
             "shape": shape,
         }
-        call = {name: supplied[name] for name in self.supplied if name != "base"}
+        call = {name: supplied[name] for name in self.supplied if name not in _FORMS_WITH}
         call |= for_each_task(self, options, chunks.num_tasks)
         where = f"{self.label}, tensor {generator.name!r}"
         if self.form == "matrix":
@@ -210,6 +217,8 @@ class MergeMethod:
             return weighted_rule(preference)
         for numbers in {"preference", "multipliers"} & call.keys():
             call = {**call, numbers: tuple(call[numbers][task] for task in tasks)}
+        if self.takes_factors:
+            call = {**call, "sides": matrices[1:]}
         return matrix_rule(
             self.function, chunks, matrices, tasks, call, where, is_checked=not self.is_built_in
         )
@@ -298,7 +307,9 @@ def merge_method(
     gets the preference times the number of tasks, or the coefficients that a recipe gives, which may have any
     sign; with an option `consensus`, coefficients where that is `sum`, and then it has to read `multipliers`
     alone. One named `base` gets the base model's values, float32 and of the shape of one task vector, where
-    the form is "tensor" or "elementwise".
+    the form is "tensor" or "elementwise". One named `sides`, for the form "matrix", gets the rows and columns of
+    the matrix, and says that the result turns with rows and columns, and that those of zeros count in `sides`
+    alone: task vectors that are products, as of adapters, then come in coordinates of their factors.
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -335,10 +346,10 @@ def merge_method(
     per_element, of_matrix = (0, held_bytes) if callable(held_bytes) else (held_bytes, None)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        if form not in _WITH_BASE and "base" in inspect.signature(function).parameters:
-            raise ArgumentError(
-                f"base is for the forms {' and '.join(_WITH_BASE)}, not for {form!r}", where=f"method {name}"
-            )
+        for asked, forms in _FORMS_WITH.items():
+            if form not in forms and asked in inspect.signature(function).parameters:
+                told = f"{'form' if len(forms) == 1 else 'forms'} {' and '.join(forms)}"
+                raise ArgumentError(f"{asked} is for the {told}, not for {form!r}", where=f"method {name}")
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
             source=f"arXiv:{source.arxiv}" if isinstance(source, Paper) else source,

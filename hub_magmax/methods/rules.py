@@ -30,6 +30,7 @@ class Rule:
         per_chunk: Takes the index of a chunk's first element and the chunk, and returns what `per_element`
             would, for rules that look at values once more; None where `per_element` tells all.
         multiple_of: Elements that belong together: chunks hold a multiple of so many.
+        takes_tasks: Whether `op` takes the task vectors, beside its numbers; else they need not be read again.
     """
 
     op: Op
@@ -39,6 +40,7 @@ class Rule:
     duality_gap: float | None = None
     per_chunk: Callable[[int, RawChunk], tuple[Array, ...]] | None = None
     multiple_of: int = 1
+    takes_tasks: bool = True
 
     def of_chunk(self, start: int, chunk: RawChunk) -> Inputs:
         """Return all numbers that `op` takes for a chunk from an element on."""

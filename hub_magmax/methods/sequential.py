@@ -32,6 +32,7 @@ def opcm(
     task_vectors: "Tensor",
     *,
     multipliers: tuple[float, ...],
+    sides: tuple[int, int],
     share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5,
 ) -> "Tensor":
     """Add the task vectors one after the other, each without what earlier ones do in their main directions.

@@ -39,7 +39,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     in_comparison=(),
     is_portable=False,
 )
-def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
+def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[int, int]) -> "Tensor":
     """Add the strongest singular directions of each task, turned to be at right angles to each other.
 
     Of a matrix of rank r task t gives its ⌊r · preference⌋ strongest directions, with their singular values
@@ -52,7 +52,7 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
     from hub_magmax.methods.selection.quotas import floored_shares
     from hub_magmax.methods.spectra import Directions, directions, nearest_orthonormal, weighted_sum
 
-    num_tasks, *sides = task_vectors.shape
+    num_tasks = len(task_vectors)
     if num_tasks == 1:
         return task_vectors[0]
     if min(sides) < num_tasks:
@@ -77,7 +77,7 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
     in_comparison=(),
     is_portable=False,
 )
-def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
+def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[int, int]) -> "Tensor":
     """Add the task vectors, and make all singular values of the sum equal to their mean.
 
     Each vector counts by its preference as a share of the largest one. Uniform preference is Iso-C as
@@ -86,7 +86,7 @@ def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
     from hub_magmax.methods.spectra import directions, weighted_sum
 
     found = directions(weighted_sum(task_vectors, relative(preference)))
-    strength = found.strengths.sum() / min(task_vectors.shape[1:])
+    strength = found.strengths.sum() / min(sides)
     return ((found.left * strength) @ found.right.T).float()
 
 
@@ -99,7 +99,9 @@ def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...]) -> "Tensor":
     in_comparison=(),
     is_portable=False,
 )
-def iso_cts(task_vectors: "Tensor", *, preference: tuple[float, ...], common: Share = 0.8) -> "Tensor":
+def iso_cts(
+    task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[int, int], common: Share = 0.8
+) -> "Tensor":
     """Join directions of the sum with those that each task has besides, all equally strong.
 
     Of a matrix of rank r the strongest `common` · r directions are those of the sum, in which a vector counts
@@ -110,7 +112,7 @@ def iso_cts(task_vectors: "Tensor", *, preference: tuple[float, ...], common: Sh
     from hub_magmax.methods.selection.quotas import floored_shares, quotas
     from hub_magmax.methods.spectra import directions, nearest_orthonormal, weighted_sum
 
-    rank, num_tasks, weights = min(task_vectors.shape[1:]), len(task_vectors), relative(preference)
+    rank, num_tasks, weights = min(sides), len(task_vectors), relative(preference)
     left_over = rank - floored_shares((common, 1 - common), rank)[0]
     num_own = min(round(left_over / num_tasks), rank // num_tasks) * num_tasks
     shared = directions(weighted_sum(task_vectors, weights), rank - num_own)
@@ -140,6 +142,7 @@ def cart(
     task_vectors: "Tensor",
     *,
     preference: tuple[float, ...],
+    sides: tuple[int, int],
     rank: Share = 0.12,
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0,
 ) -> "Tensor":
@@ -156,7 +159,7 @@ def cart(
         return task_vectors[0]
     merged = weighted_sum(task_vectors, preference)
     mean = merged.clone()
-    count = max(1, floored_shares((rank, 1 - rank), min(mean.shape))[0])
+    count = max(1, floored_shares((rank, 1 - rank), min(sides))[0])
     for vector, weight in zip(task_vectors, relative(preference), strict=True):
         besides = vector.double()
         size = float(besides.norm())

@@ -8,6 +8,7 @@ Source: arXiv:2106.09685; rslora is arXiv:2312.03732.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hub_magmax.checkpoints.adapters.layout import Product, adapter_layout, dama
 from hub_magmax.checkpoints.index import CheckpointIndex, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
+from hub_magmax.methods.factors import Factors
 from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.text import shown
 
@@ -87,6 +89,23 @@ class AdapterSource(DerivedSource):
             return Stored.of(self.read(name, start, stop))
         source, below = self._below(name)
         return source.read_stored(below, start, stop, out)
+
+    def factors(self, name: str, base: TensorSource) -> Factors | None:
+        """Return what this adapter, and those below it, add to a tensor of `base`, as one product."""
+        import torch
+
+        if name in self.whole or not (self.base is base or isinstance(self.base, AdapterSource)):
+            return None
+        num_rows = self.index.tensors[name].shape[0]
+        parts = [self._blocks.factors(product, num_rows) for product in self.products.get(name, ())]
+        if self.base is not base:
+            if (below := self.base.factors(name, base)) is None:
+                return None
+            parts.insert(0, below)
+        rows, *others = self.index.tensors[name].shape
+        parts.append(Factors(torch.empty(rows, 0), torch.empty(0, math.prod(others))))
+        lefts, rights = zip(*parts, strict=True)
+        return Factors(torch.cat(lefts, 1), torch.cat(rights))
 
     def _below(self, name: str) -> tuple[TensorSource, str]:
         """Return the source and name of the tensor to which a product is added.
@@ -175,6 +194,15 @@ class _ProductBlocks:
         made = start * width, (block * product.scale).reshape(-1)
         self._block = (product, *made)
         return made
+
+    def factors(self, product: Product, num_rows: int) -> Factors:
+        """Return a scaled product of a tensor of so many rows; those that it has nothing for are zero."""
+        import torch
+
+        left, right = self._factors(product)
+        first = product.place.start_row
+        padding = (0, 0, first, num_rows - first - len(left))
+        return Factors(torch.nn.functional.pad(left * product.scale, padding), right)
 
     def _factors(self, product: Product) -> tuple[Tensor, Tensor]:
         """Return the factors of the tensor's rows and columns: B and A, or Aᵀ and Bᵀ."""

@@ -1,0 +1,49 @@
+"""Task vectors that are products of two factors, as LoRA adapters have them, in coordinates of their own.
+
+With τₜ = Bₜ Aₜ, decompositions of the stacked factors, [B₁, ..., B_T] = P L and [A₁; ...; A_T]ᵀ = Q R, where P and
+Q have orthonormal columns, give τₜ = P Kₜ Qᵀ. The matrices Kₜ have at most the sum of the ranks as sides. A method that
+turns with rows and columns merges them in place of the task vectors, and its result is P K Qᵀ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from jaxtyping import Float32, Float64
+
+from hub_magmax.kernels.lazy_imports import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Factors(NamedTuple):
+    """A task vector of one matrix: `left @ right`."""
+
+    left: Float32[Tensor, "rows rank"]
+    right: Float32[Tensor, "rank columns"]
+
+
+class Coordinates(NamedTuple):
+    """Task vectors of one matrix, each `left @ small[task] @ right.T`; left and right are orthonormal.
+
+    Attributes:
+        left: Directions of the rows, at most as many as the ranks are together, and as there are rows.
+        small: What the methods merge.
+        right: Directions of the columns.
+    """
+
+    left: Float64[Tensor, "rows some"]
+    small: Float32[Tensor, "tasks some others"]
+    right: Float64[Tensor, "columns others"]
+
+
+def in_coordinates(factors: Sequence[Factors]) -> Coordinates:
+    """Return the task vectors of one matrix in coordinates in which they have the sum of the ranks as sides."""
+    left, lefts = torch.linalg.qr(torch.cat([one.left for one in factors], 1).double())
+    right, rights = torch.linalg.qr(torch.cat([one.right for one in factors]).T.double())
+    bounds = pairwise(accumulate((one.left.shape[1] for one in factors), initial=0))
+    small = [lefts[:, start:stop] @ rights[:, start:stop].T for start, stop in bounds]
+    return Coordinates(left, torch.stack(small).float(), right)
