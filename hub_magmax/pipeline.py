@@ -295,9 +295,9 @@ def lock(
         preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     if not recipe.method.is_auto:
-        return with_method_facts(found)
+        return with_method_facts(recipe, found)
     choice = choose(recipe, found, report)
-    return with_method_facts(replace(found, method=choice.method, chosen=choice.seen))
+    return with_method_facts(recipe, replace(found, method=choice.method, chosen=choice.seen))
 
 
 @checked

@@ -288,7 +288,7 @@ def test_head_that_an_adapter_holds_can_be_left_out(tmp_path):
 @pytest.mark.parametrize("method", ["ties", "magmax", "tunable_magmax", "single_task", "agreement"])
 def test_method_that_is_not_linear_is_refused_with_those_that_are(tmp_path, method):
     with pytest.raises(
-        RecipeError, match=rf"method\.name: {method} is not linear.* average, task_arithmetic,"
+        RecipeError, match=rf"method\.name: {method} is not linear.* average, task_arithmetic;"
     ):
         recipe_of(tmp_path, method=method)
 

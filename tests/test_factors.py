@@ -1,19 +1,24 @@
 """Methods of whole matrices on adapters: by their factors, against the same on whole task vectors."""
 
 import json
+import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hub_magmax.checkpoints.adapters.adapter import AdapterSource
-from hub_magmax.errors import ArgumentError
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from hub_magmax.errors import ArgumentError, RecipeError
+from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.merging.execution import merge
+from hub_magmax.merging.output.report import read_report
 from hub_magmax.methods import get_method, merge_method
 from hub_magmax.methods.factors import Factors, in_coordinates
 from hub_magmax.pipeline import plan
+from hub_magmax.planning.summary import explain
 from tests.families import read_merged, write_checkpoint
-from tests.test_adapting import FAMILIES, merged_adapter, recipe_of, write_tasks
-from tests.test_checkpoints_adapter import write_adapter
+from tests.test_adapting import applied, merged_adapter, read_back, recipe_of, write_tasks
 from tests.test_matrix_methods import METHODS, ONCE, RETURNING, normal, one_hot, preferences
 
 EVERY = [pytest.param(name, options, id=f"{name} {options}") for name, options, _ in METHODS]
@@ -146,3 +151,129 @@ def test_sides_are_for_methods_of_matrices_alone():
         @merge_method("sided", source="a test")
         def sided(task_vectors, *, sides):
             return task_vectors[0]
+
+
+def report_of(folder):
+    return json.loads((folder / "merge_report.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "options"), ONCE, ids=str)
+@pytest.mark.parametrize(("family", "adapters"), [("llama", "each"), ("t5", "sequence")])
+def test_adapter_is_what_the_whole_weights_of_the_same_recipe_add(tmp_path, family, adapters, name, options):
+    base, _ = write_tasks(tmp_path, family)
+    preference = {"weights": {"a": 0.5, "b": 0.3, "c": 0.2}}
+    method = {"name": name, **options, "scaling": 0.7}
+    changes = {"adapters": adapters, "preference": preference}
+    found = applied(merged_adapter(tmp_path, method=method, **changes), base)
+    expected = read_merged(whole_weights(tmp_path, "whole", method, **changes))
+    for tensor, values in expected.items():
+        size = float((values - base[tensor]).abs().max())
+        torch.testing.assert_close(found[tensor], values, rtol=0, atol=1e-5 * size + 1e-7)
+
+
+def test_a_method_of_matrices_averages_an_embedding_beside_each_other(tmp_path):
+    base = {"embed_tokens.weight": torch.randn(30, 8), "attn.weight": torch.randn(8, 24)}
+    write_checkpoint(tmp_path / "base", base)
+    for seed, name in enumerate("abc"):
+        embedding = {"lora_embedding_A": (2, 30), "lora_embedding_B": (8, 2)}
+        layer = {"lora_A.weight": (2, 8), "lora_B.weight": (24, 2)}  # of a transposed layer
+        stored = {f"base_model.model.embed_tokens.{k}": normal(*s, seed=seed) for k, s in embedding.items()}
+        stored |= {f"base_model.model.attn.{k}": normal(*s, seed=seed) for k, s in layer.items()}
+        (tmp_path / name).mkdir()
+        save_file(stored, tmp_path / name / ADAPTER_NAME)
+        config = {"r": 2, "lora_alpha": 2, "fan_in_fan_out": True}
+        (tmp_path / name / ADAPTER_CONFIG_NAME).write_text(json.dumps(config))
+    found = read_back(merged_adapter(tmp_path, method="wudi"), tmp_path / "base")
+    expected = read_merged(whole_weights(tmp_path, "whole", "wudi"))
+    averaged = read_merged(whole_weights(tmp_path, "averaged", "average"))
+    for tensor, values in expected.items():
+        torch.testing.assert_close(found[tensor], values, rtol=0, atol=1e-5)
+    assert averaged["embed_tokens.weight"].equal(expected["embed_tokens.weight"])
+    assert not averaged["attn.weight"].equal(expected["attn.weight"])
+
+
+@pytest.mark.parametrize("method", ["average", "tsv"])
+def test_rank_keeps_the_strongest_directions_of_what_is_merged(tmp_path, method):
+    base, _ = write_tasks(tmp_path)
+    weights = {"weights": {"a": 0.5, "b": 0.3, "c": 0.2}}
+    changes = {"method": {"name": method, "scaling": 0.7}, "preference": weights}
+    folder = merged_adapter(tmp_path, output={"rank": 5}, **changes)
+    found = applied(folder, base)
+    whole = applied(merged_adapter(tmp_path, output={"path": "whole"}, **changes), base)
+    report, lost, norms = report_of(folder), [], []
+    told = {part["layer"]: part for shard in report["shards"] for part in shard["lost"]}
+    for tensor, values in whole.items():
+        vector = (values - base[tensor]).double()
+        if not vector.any():
+            continue
+        strengths = torch.linalg.svdvals(vector)
+        kept = torch.linalg.svdvals((found[tensor] - base[tensor]).double())
+        torch.testing.assert_close(kept[:5], strengths[:5], rtol=1e-4, atol=1e-6)
+        difference = float((values - found[tensor]).double().norm())
+        assert difference == pytest.approx(float(strengths[5:].norm()), rel=1e-4)
+        lost.append(difference)
+        norms.append(float(vector.norm()))
+        part = told[tensor.removesuffix(".weight")]
+        assert (part["norm"], part["lost"]) == pytest.approx((norms[-1], difference), rel=1e-4)
+    assert len(told) == len(lost)
+    relative = read_report(folder / "merge_report.json").relative_loss
+    assert relative == pytest.approx(math.hypot(*lost) / math.hypot(*norms), rel=1e-4)
+
+
+def test_rank_by_hand(tmp_path):
+    write_checkpoint(tmp_path / "base", {"x.q.weight": torch.zeros(2, 2)})
+    for name, row in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        unit = torch.eye(2)[row : row + 1]
+        stored = {"A": unit * (6.0 if name == "a" else 8.0), "B": unit.T.contiguous()}
+        stored = {f"base_model.model.x.q.lora_{side}.weight": tensor for side, tensor in stored.items()}
+        save_file(stored, tmp_path / name / ADAPTER_NAME)
+        (tmp_path / name / ADAPTER_CONFIG_NAME).write_text(json.dumps({"r": 1, "lora_alpha": 1}))
+    # The average is diag(3, 4): of its norm of 5, the direction with 4 stays and 3 is lost.
+    folder = merged_adapter(tmp_path, "ab", output={"rank": 1})
+    found = load_file(folder / ADAPTER_NAME)
+    product = found["base_model.model.x.q.lora_B.weight"] @ found["base_model.model.x.q.lora_A.weight"]
+    torch.testing.assert_close(product, torch.diag(torch.tensor([0.0, 4.0])))
+    (part,) = report_of(folder)["shards"][0]["lost"]
+    assert (part["norm"], part["lost"]) == pytest.approx((5.0, 3.0))
+    assert read_report(folder / "merge_report.json").relative_loss == pytest.approx(0.6)
+    text = explain(plan(recipe_of(tmp_path, "ab", output={"rank": 1})))
+    assert "to be seen in 1 layers, whose rank is bounded" in text
+
+
+def test_rank_that_holds_all_changes_no_byte(tmp_path):
+    write_tasks(tmp_path)
+    bounded = merged_adapter(tmp_path, output={"rank": 12})
+    assert "lost" not in report_of(bounded)["shards"][0]
+    plain = merged_adapter(tmp_path, output={"path": "plain"})
+    found, expected = (load_file(folder / ADAPTER_NAME) for folder in (bounded, plain))
+    assert all(values.equal(expected[name]) for name, values in found.items())
+
+
+def test_an_adapter_of_bound_rank_is_rebuilt_within_a_last_bit(tmp_path):
+    write_tasks(tmp_path)
+    folder = merged_adapter(tmp_path, output={"rank": 3})
+    assert json.loads((folder / "recipe.lock.json").read_text())["is_portable"] is False
+    rebuild(str(folder), folder=tmp_path)
+
+
+def test_threads_change_no_byte_of_a_solved_adapter(tmp_path, monkeypatch):
+    write_tasks(tmp_path)
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda threads=threads: threads)
+        recipe = recipe_of(tmp_path, method="tsv", output={"rank": 4})
+        found.append(merge(plan(recipe), tmp_path / str(threads)).shards)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ({"format": "weights", "rank": 4}, "output.rank: whole weights have no rank"),
+        ({"rank": 0}, r"output.rank: .*should be at least 1"),
+    ],
+)
+def test_rank_that_cannot_be_is_refused(tmp_path, output, told):
+    with pytest.raises(RecipeError, match=told):
+        recipe_of(tmp_path, output=output)

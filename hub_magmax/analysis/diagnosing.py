@@ -30,7 +30,8 @@ from hub_magmax.kernels import ops
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.kernels.stored import Stored, bits_dtype
-from hub_magmax.merging.chunks import StoredChunks, ahead
+from hub_magmax.merging.ahead import ahead
+from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES
 from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.layout import make_plan

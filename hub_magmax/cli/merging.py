@@ -148,6 +148,11 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
             "threads    " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent),
             f"wrote {output}" if keep else "no folder was kept",
         ]
+    if report.lost:
+        told = f"{report.relative_loss:.2%} of the merged task vectors" if report.relative_loss else "nothing"
+        lines.append(
+            f"lost       {told}, by the rank of {len(report.lost):,} layers (relative Frobenius norm)"
+        )
     if report.opened:
         lines.append("opened     " + ": ".join(filter(None, report.opened.values())))
     lines += [f"note: {notice}" for notice in report.notices]

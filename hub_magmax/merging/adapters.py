@@ -1,24 +1,28 @@
-"""Factors and configuration of a merged adapter."""
+"""Factors and configuration of a merged adapter: factors beside each other, or solved for layer by layer."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.dtypes import torch_dtype
-from hub_magmax.planning.plan import (
-    FactorJob,
-    Plan,
-)
+from hub_magmax.merging.output.report import LostPart
+from hub_magmax.methods.factored import low_rank_in, merge_factors
+from hub_magmax.methods.factors import Factors, in_coordinates
+from hub_magmax.planning.plan import FactorJob, Part, Plan, SolvedJob, TensorJob
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hub_magmax.kernels.backend import Backend
+    from hub_magmax.methods.factors import Coordinates
 
 
 #: PEFT's names of the tasks of models.
@@ -37,29 +41,125 @@ def factor_values(job: FactorJob, sources: Mapping[str, TensorSource]) -> Tensor
     """
     import torch
 
-    pieces = []
-    for part in job.parts:
-        source = sources[part.source]
-        info = source.index.tensors[part.tensor]
-        flat = source.read(part.tensor, 0, info.num_elements).to(torch.float32)
-        source.release(part.tensor, info.num_elements)
-        if (bad := torch.nonzero(~torch.isfinite(flat))).numel():
-            raise NonFiniteError(
-                f"element {int(bad[0]):,} is {float(flat[bad[0]])}",
-                where=tensor_place(source, info, int(bad[0])),
-                expected="finite numbers only",
-                hint="The adapter is damaged or its training diverged; use an earlier one.",
-            )
-        pieces.append((flat * part.coefficient).reshape(info.shape))
-    joined = torch.cat(pieces, job.axis).to(torch_dtype(job.dtype)).reshape(-1)
-    if not torch.isfinite(joined).all():
+    pieces = [_read(part, sources) * part.coefficient for part in job.parts]
+    return _stored(torch.cat(pieces, job.axis), job)
+
+
+def _read(part: Part, sources: Mapping[str, TensorSource]) -> Tensor:
+    """Return a factor as it is stored, in float32."""
+    import torch
+
+    source = sources[part.source]
+    info = source.index.tensors[part.tensor]
+    flat = source.read(part.tensor, 0, info.num_elements).to(torch.float32)
+    source.release(part.tensor, info.num_elements)
+    if (bad := torch.nonzero(~torch.isfinite(flat))).numel():
+        raise NonFiniteError(
+            f"element {int(bad[0]):,} is {float(flat[bad[0]])}",
+            where=tensor_place(source, info, int(bad[0])),
+            expected="finite numbers only",
+            hint="The adapter is damaged or its training diverged; use an earlier one.",
+        )
+    return flat.reshape(info.shape)
+
+
+def _stored(factor: Tensor, job: FactorJob) -> Tensor:
+    """Return a factor, flat, in the output's dtype."""
+    import torch
+
+    stored = factor.to(torch_dtype(job.dtype)).reshape(-1)
+    if not torch.isfinite(stored).all():
         raise NonFiniteError(
             "a merged element is infinite, from finite factors",
             where=f"tensor {job.name!r}",
-            expected=f"numbers that {str(joined.dtype).removeprefix('torch.')} can hold",
+            expected=f"numbers that {str(stored.dtype).removeprefix('torch.')} can hold",
             hint="Lower method.scaling, or choose a wider output.dtype.",
         )
-    return joined
+    return stored
+
+
+@dataclass(frozen=True)
+class SolvedLayer:
+    """The two factors of a layer, A first, which are solved for together."""
+
+    jobs: tuple[SolvedJob, SolvedJob]
+
+    @property
+    def num_elements(self) -> int:
+        return sum(job.num_elements for job in self.jobs)
+
+    def solve(
+        self, plan: Plan, sources: Mapping[str, TensorSource], backend: Backend
+    ) -> tuple[tuple[Tensor, Tensor], LostPart]:
+        """Return A and B, flat, in the output's dtype, and what they lack; computed in float64.
+
+        Args:
+            plan: Of the adapter.
+            sources: The adapters as they are stored, by name.
+            backend: Runs methods of whole matrices.
+
+        Raises:
+            NonFiniteError: If a factor holds a NaN or an infinity, or the dtype cannot hold the result.
+        """
+        first, second = self.jobs
+        found, merged = self._merged(plan, sources, backend)
+        product = low_rank_in(found, merged, first.rank)
+        factors = (product.left.T, product.right.T) if first.is_transposed else (product.right, product.left)
+        stored = tuple(_stored(factor, job) for factor, job in zip(factors, self.jobs, strict=True))
+        return (stored[0], stored[1]), LostPart(second.module, product.norm, product.lost)
+
+    def _merged(
+        self, plan: Plan, sources: Mapping[str, TensorSource], backend: Backend
+    ) -> tuple[Coordinates, Tensor]:
+        """Return the merged task vector, scaled, in coordinates of the adapters' factors."""
+        by_task = {part.source: factors for part, factors in self._factors(sources)}
+        job = self.jobs[0]
+        if job.is_sum:
+            found = in_coordinates([_beside(by_task.values())])
+            return found, found.small[0]
+        values, nothing = plan.values_of(job.name), _nothing(job.sides)
+        vectors = [by_task.get(task, nothing) for task in plan.lock.tasks]
+        if plan.lock.adapters == "sequence":
+            vectors = [_beside(vectors[: number + 1]) for number in range(len(vectors))]
+        where = f"{values.how.label}, tensor {job.of!r}"
+        found, merged = merge_factors(
+            values.how, vectors, job.sides, values.weights, values.options, backend, where
+        )
+        return found, merged * values.scaling
+
+    def _factors(self, sources: Mapping[str, TensorSource]) -> Iterator[tuple[Part, Factors]]:
+        """Yield the products of the adapters that have the layer, as the base model stores it."""
+        first, second = self.jobs
+        for right, left in zip(first.parts, second.parts, strict=True):
+            inputs, outputs = _read(right, sources), _read(left, sources) * left.coefficient
+            inputs, outputs = inputs.reshape(len(inputs), -1), outputs.reshape(len(outputs), -1)
+            yield right, Factors(inputs.T, outputs.T) if first.is_transposed else Factors(outputs, inputs)
+
+
+def solved_together(jobs: Iterable[TensorJob]) -> Iterator[TensorJob | SolvedLayer]:
+    """Yield the tensors of a file in order, factors that are solved for with the other one of their layer."""
+    left = iter(jobs)
+    for job in left:
+        if not isinstance(job, SolvedJob):
+            yield job
+            continue
+        second = next(left)
+        assert isinstance(second, SolvedJob), "B follows A"
+        yield SolvedLayer((job, second))
+
+
+def _nothing(sides: tuple[int, int]) -> Factors:
+    import torch
+
+    return Factors(torch.empty(sides[0], 0), torch.empty(0, sides[1]))
+
+
+def _beside(factors: Iterable[Factors]) -> Factors:
+    """Return the sum of products as one."""
+    import torch
+
+    lefts, rights = zip(*factors, strict=True)
+    return Factors(torch.cat(lefts, 1), torch.cat(rights))
 
 
 def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,6 +26,7 @@ from hub_magmax.kernels.lazy_imports import inference, torch
 from hub_magmax.kernels.ops import task_vectors
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored, bits_dtype
+from hub_magmax.merging.ahead import ahead
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.chunks import in_multiples
@@ -386,22 +386,3 @@ class JoinedChunks:
             )
             found.append(tensor.parts(parts))
         return np.concatenate(found, axis=1)
-
-
-def ahead(
-    executor: Executor, calls: Iterable[Callable[[], T]], depth: int = 3, clock: Clock | None = None
-) -> Iterator[T]:
-    """Yield the results of `calls` in order, with up to `depth` of them running or waiting ahead."""
-    clock = clock or Clock()
-    pending: deque[Future[T]] = deque()
-
-    def first() -> T:
-        with clock.spend("wait"):
-            return pending.popleft().result()
-
-    for call in calls:
-        pending.append(executor.submit(call))
-        if len(pending) > depth:
-            yield first()
-    while pending:
-        yield first()

@@ -20,7 +20,7 @@ from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
-from hub_magmax.merging.adapters import factor_values
+from hub_magmax.merging.adapters import SolvedLayer, factor_values, solved_together
 from hub_magmax.merging.bundles import Bundle, UnfitError, bundled, merge_bundle
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
@@ -40,7 +40,7 @@ from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
 from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.merge_values import MergeValues
 
-Unit = TypeVar("Unit", bound=TensorJob | Bundle)
+Unit = TypeVar("Unit", bound=TensorJob | Bundle | SolvedLayer)
 
 #: A tensor is large that is more than this part of its file.
 _LARGE_PART = 16
@@ -169,7 +169,7 @@ class Engine:
             with os_errors(path):
                 for unit in units:
                     tallies.append(begun[id(unit)].result())
-                    last = unit.jobs[-1] if isinstance(unit, Bundle) else unit
+                    last = unit if isinstance(unit, TensorJob) else unit.jobs[-1]
                     with self.clock.spend("store"):
                         file.read_back(places[last.name] + last.num_bytes)
                 with self.clock.spend("store"):
@@ -177,14 +177,20 @@ class Engine:
 
         return wait
 
-    def _units(self, shard: Shard) -> Sequence[TensorJob | Bundle]:
-        """Return what is made at a time: a tensor, or small neighbours that can be read from files."""
+    def _units(self, shard: Shard) -> Sequence[TensorJob | Bundle | SolvedLayer]:
+        """Return what is made at a time: a tensor, small neighbours in files, or a layer of an adapter."""
+        if self.plan.ranks:
+            return [*solved_together(shard.jobs)]
         if self.in_order or not get_method(self.plan.lock.method["name"]).is_bundled:
             return shard.jobs
         return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements, self.plan.values_of)]
 
-    def _unit(self, file: ShardFile, unit: TensorJob | Bundle, places: Mapping[str, int]) -> Tally:
+    def _unit(
+        self, file: ShardFile, unit: TensorJob | Bundle | SolvedLayer, places: Mapping[str, int]
+    ) -> Tally:
         """Write what is made at a time, at its place in a file."""
+        if isinstance(unit, SolvedLayer):
+            return self._layer(file, unit, places)
         if not isinstance(unit, Bundle):
             return self._tensor(file, unit, places[unit.name])
         try:
@@ -196,6 +202,17 @@ class Engine:
             for job in unit.jobs:
                 whole.include(self._tensor(file, job, places[job.name]))
             return whole
+
+    def _layer(self, file: ShardFile, layer: SolvedLayer, places: Mapping[str, int]) -> Tally:
+        tally = Tally(len(self.plan.lock.tasks))
+        with inference(), self.clock.spend("compute"):
+            factors, lost = layer.solve(self.plan, self.sources, self.backend)
+            tally.lost.append(lost)
+            for job, factor in zip(layer.jobs, factors, strict=True):
+                with self.clock.spend("write"):
+                    file.write(Stored.of(factor).content, places[job.name])
+                self._advance(job.num_bytes)
+        return tally
 
     def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
         tally, sources = Tally(len(self.plan.lock.tasks)), self._read_sources(bundle.jobs[0])

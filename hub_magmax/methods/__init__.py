@@ -1,5 +1,6 @@
 """Merge methods: one function each, found by name through `registry`."""
 
+from hub_magmax.methods.names import factored_names, multiplying_names
 from hub_magmax.methods.registry import (
     ADDING,
     MergeMethod,
@@ -8,7 +9,6 @@ from hub_magmax.methods.registry import (
     linear_names,
     merge_method,
     method_names,
-    multiplying_names,
     surveys_model,
 )
 from hub_magmax.methods.rules import Rule
@@ -20,6 +20,7 @@ __all__ = [
     "Paper",
     "Rule",
     "check_options",
+    "factored_names",
     "get_method",
     "linear_names",
     "merge_method",

@@ -1,8 +1,8 @@
 """Task vectors that are products of two factors, as LoRA adapters have them, in coordinates of their own.
 
-With τₜ = Bₜ Aₜ, decompositions of the stacked factors, [B₁, ..., B_T] = P L and [A₁; ...; A_T]ᵀ = Q R, where P and
-Q have orthonormal columns, give τₜ = P Kₜ Qᵀ. The matrices Kₜ have at most the sum of the ranks as sides. A method that
-turns with rows and columns merges them in place of the task vectors, and its result is P K Qᵀ.
+With τₜ = Bₜ Aₜ, decompositions of the stacked factors, [B₁, ..., B_T] = P L and [A₁; ...; A_T]ᵀ = Q R, where
+P and Q have orthonormal columns, give τₜ = P Kₜ Qᵀ. The sides of Kₜ are the sum of the ranks at most. A
+method that turns with rows and columns merges these in place of the task vectors, and its result is P K Qᵀ.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Coordinates(NamedTuple):
 
 
 def in_coordinates(factors: Sequence[Factors]) -> Coordinates:
-    """Return the task vectors of one matrix in coordinates in which they have the sum of the ranks as sides."""
+    """Return the task vectors of one matrix as small ones, whose sides are the sum of the ranks at most."""
     left, lefts = torch.linalg.qr(torch.cat([one.left for one in factors], 1).double())
     right, rights = torch.linalg.qr(torch.cat([one.right for one in factors]).T.double())
     bounds = pairwise(accumulate((one.left.shape[1] for one in factors), initial=0))

@@ -115,9 +115,7 @@ def merged_in(
     return None if len(found.small) == 1 and merged.equal(found.small[0]) else merged
 
 
-def _rule_of_factors(
-    found: Coordinates, merged: Tensor | None, tasks: Sequence[int], num_tasks: int
-) -> Rule:
+def _rule_of_factors(found: Coordinates, merged: Tensor | None, tasks: Sequence[int], num_tasks: int) -> Rule:
     """Return how a matrix is merged whose task vectors are products."""
     if merged is None:  # added as other methods add task vectors, to the bit
         return weighted_rule(tuple(float(task == tasks[0]) for task in range(num_tasks)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 SUPPLIED = ("preference", "multipliers", "generator", "shape", "base", "sides")
 
 #: Forms of functions that may take what not all forms have.
-_FORMS_WITH: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"base": ("tensor", "elementwise"), "sides": ("matrix",)}
-)
+_FORMS_WITH = MappingProxyType({"base": ("tensor", "elementwise"), "sides": ("matrix",)})
 
 #: Built-in methods whose survey of a tensor has no form for many side by side.
 ALONE = ("ram_plus", "sce", "pcb")
@@ -149,7 +147,7 @@ class MergeMethod:
 
     @property
     def takes_factors(self) -> bool:
-        """Whether it merges task vectors that are products in coordinates of their factors."""
+        """Whether it merges products in coordinates of their factors."""
         return "sides" in self.supplied
 
     @property
@@ -287,6 +285,14 @@ def _check_kinds(
         raise ArgumentError("this is of another kind", where=f"merge_method, {parameter}", expected=expected)
 
 
+def _check_asked(name: str, form: str, parameters: Container[str]) -> None:
+    """Raise ArgumentError where a function asks for what its form does not have."""
+    for asked, forms in _FORMS_WITH.items():
+        if form not in forms and asked in parameters:
+            told = f"form{'s' * (len(forms) > 1)} {' and '.join(forms)}"
+            raise ArgumentError(f"{asked} is for the {told}, not for {form!r}", where=f"method {name}")
+
+
 def merge_method(
     name: str,
     *,
@@ -307,9 +313,9 @@ def merge_method(
     gets the preference times the number of tasks, or the coefficients that a recipe gives, which may have any
     sign; with an option `consensus`, coefficients where that is `sum`, and then it has to read `multipliers`
     alone. One named `base` gets the base model's values, float32 and of the shape of one task vector, where
-    the form is "tensor" or "elementwise". One named `sides`, for the form "matrix", gets the rows and columns of
-    the matrix, and says that the result turns with rows and columns, and that those of zeros count in `sides`
-    alone: task vectors that are products, as of adapters, then come in coordinates of their factors.
+    the form is "tensor" or "elementwise". One named `sides`, for the form "matrix", gets rows and columns,
+    and says that the result turns with these and that zero ones count there alone: products, as of adapters,
+    then come in coordinates of their factors.
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -326,7 +332,7 @@ def merge_method(
             "rule": a re-iterable of chunks; returns a `Rule` (see there). An option `scope` that is
             "model" gives it the chunks of all merged tensors, as if they were one.
             "linear": the number of tasks; returns a coefficient for each, and the merged task vector is
-            the sum of the task vectors times these. Only such methods can merge adapters into an adapter.
+            the sum of the task vectors times these. These, and those with `sides`, merge adapters into one.
         held_bytes: Memory per element of a tensor that the method keeps while it looks at all of it, beside
             the task vectors of `"tensor"` and `"matrix"`; plans state it and `output.memory` limits it. None
             for a rule that merges chunks while it looks at them (`Chunks.map`) and keeps the undecided
@@ -346,10 +352,7 @@ def merge_method(
     per_element, of_matrix = (0, held_bytes) if callable(held_bytes) else (held_bytes, None)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        for asked, forms in _FORMS_WITH.items():
-            if form not in forms and asked in inspect.signature(function).parameters:
-                told = f"{'form' if len(forms) == 1 else 'forms'} {' and '.join(forms)}"
-                raise ArgumentError(f"{asked} is for the {told}, not for {form!r}", where=f"method {name}")
+        _check_asked(name, form, inspect.signature(function).parameters)
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
             source=f"arXiv:{source.arxiv}" if isinstance(source, Paper) else source,
@@ -385,11 +388,6 @@ def surveys_model(method: Mapping[str, Any]) -> bool:
 def linear_names() -> tuple[str, ...]:
     """Return the names of the built-in methods that are linear."""
     return tuple(name for name in METHODS.built_in if get_method(name).form == "linear")
-
-
-def multiplying_names() -> tuple[str, ...]:
-    """Return the names of the built-in methods that take coefficients whatever their options are."""
-    return tuple(name for name in METHODS.built_in if get_method(name).multiplies({}))
 
 
 def get_method(name: str) -> MergeMethod:

@@ -30,7 +30,7 @@ class Rule:
         per_chunk: Takes the index of a chunk's first element and the chunk, and returns what `per_element`
             would, for rules that look at values once more; None where `per_element` tells all.
         multiple_of: Elements that belong together: chunks hold a multiple of so many.
-        takes_tasks: Whether `op` takes the task vectors, beside its numbers; else they need not be read again.
+        takes_tasks: Whether `op` takes task vectors, beside its numbers; else they are not read again.
     """
 
     op: Op

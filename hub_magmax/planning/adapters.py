@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hub_magmax.checkpoints.adapters.adapter import AdapterSource
@@ -21,12 +22,13 @@ from hub_magmax.checkpoints.adapters.places import Place
 from hub_magmax.checkpoints.index import ADAPTER_NAME, TensorInfo
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
+from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read
-from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard
+from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard, SolvedJob
 from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Output, Recipe
 from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 from hub_magmax.text import shown
 
@@ -93,17 +95,41 @@ def _jobs(
     Each comes with the name of the tensor that the layer lies in.
     """
     merged = _merged(lock, own_values.values())
-    counted: dict[str, Mapping[str, float]] = {}
+    counted: dict[str, _Way] = {}
     for tensor in tensors:
-        coefficients = _covered(tensor, recipe, lock) or merged[own_values.get(tensor)]
+        covered = _covered(tensor, recipe, lock)
+        way = merged[own_values.get(tensor)] if covered is None else _Way.sum_by(covered)
         for products in _layers(tensor, adapters):
             module = next(iter(products.values())).module
-            if counted.setdefault(module, coefficients) != coefficients:
+            if counted.setdefault(module, way) != way:
                 raise _torn(module, tensor)
-            kept = {task: product for task, product in products.items() if coefficients[task]}
-            if all(product.is_first for product in kept.values()):
-                layer = _layer(tensor, kept, adapters, coefficients, recipe.output.dtype)
-                yield from ((tensor, job) for job in layer)
+            layer = _Layer(tensor, way.kept(products), adapters, way, recipe.output)
+            if layer.begins:
+                layer.check_names()
+                yield from ((tensor, job) for job in layer.jobs())
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the products of a layer are merged.
+
+    Attributes:
+        coefficients: What each adapter's product is multiplied by in a sum, its own scale aside.
+        counted: The tasks whose products count.
+        values: By which a method merges whole matrices; None where products are summed.
+    """
+
+    coefficients: Mapping[str, float]
+    counted: tuple[str, ...]
+    values: MergeValues | None = None
+
+    def kept(self, products: Mapping[str, Product]) -> dict[str, Product]:
+        """Return those that count."""
+        return {task: product for task, product in products.items() if task in self.counted}
+
+    @classmethod
+    def sum_by(cls, coefficients: Mapping[str, float]) -> _Way:
+        return cls(coefficients, tuple(task for task, number in coefficients.items() if number))
 
 
 def _covered(tensor: str, recipe: Recipe, lock: Lock) -> dict[str, float] | None:
@@ -123,17 +149,21 @@ def _layers(tensor: str, adapters: Mapping[str, AdapterSource]) -> list[dict[str
     return [found[place] for place in sorted(found, key=lambda place: place.start_row)]
 
 
-def _merged(lock: Lock, own: Iterable[RuleValues]) -> dict[RuleValues | None, dict[str, float]]:
-    """Return the coefficients of merged tensors, by what a rule says of them; None stands for no rule."""
+def _merged(lock: Lock, own: Iterable[RuleValues]) -> dict[RuleValues | None, _Way]:
+    """Return how layers are merged, by what a rule says of them; None stands for no rule."""
     found: dict[RuleValues | None, MergeValues] = {None: lock.values}
     found |= {one: one.over(lock.values) for one in dict.fromkeys(own)}
-    return {one: _coefficients(lock, values) for one, values in found.items()}
+    return {one: _way(lock, values) for one, values in found.items()}
 
 
-def _coefficients(lock: Lock, values: MergeValues) -> dict[str, float]:
-    """Return what each adapter's product is multiplied by, its own scale aside, where tensors are merged."""
-    found = values.how.coefficients(len(lock.tasks), values.weights, values.options)
-    return _of_products(lock, [values.scaling * value for value in found])
+def _way(lock: Lock, values: MergeValues) -> _Way:
+    if values.how.form != "matrix":
+        found = values.how.coefficients(len(lock.tasks), values.weights, values.options)
+        return _Way.sum_by(_of_products(lock, [values.scaling * value for value in found]))
+    # What is no matrix is averaged.
+    shares = _of_products(lock, [values.scaling * weight for weight in values.weights])
+    sizes = _of_products(lock, [abs(values.scaling * weight) for weight in values.weights])
+    return _Way(shares, tuple(task for task, size in sizes.items() if size), values)
 
 
 def _taken(lock: Lock, source: str) -> dict[str, float]:
@@ -148,41 +178,113 @@ def _of_products(lock: Lock, of_vectors: Sequence[float]) -> dict[str, float]:
     return dict(zip(lock.tasks, of_vectors, strict=True))
 
 
-def _layer(
-    tensor: str,
-    products: Mapping[str, Product],
-    adapters: Mapping[str, AdapterSource],
-    coefficients: Mapping[str, float],
-    dtype: str,
-) -> Iterator[FactorJob]:
-    """Yield how the factors A and B of one layer are made."""
-    if not products:
-        return
-    first_task, first = next(iter(products.items()))
-    for name, product in products.items():
-        if product.names != first.names:
-            raise MismatchError(
-                f"{shown(tensor)} is changed by {shown(product.names[0])}",
-                where=adapters[name].label,
-                expected=f"{shown(first.names[0])}, as in {adapters[first_task].label}",
-                hint=f"Train all adapters with one model class and one kind of layer. {_AS_WEIGHTS}",
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of the merged adapter.
+
+    Attributes:
+        tensor: In which it lies.
+        products: Of the tasks that count and have it.
+    """
+
+    tensor: str
+    products: Mapping[str, Product]
+    adapters: Mapping[str, AdapterSource]
+    way: _Way
+    output: Output
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins in this tensor, and something counts."""
+        return bool(self.products) and all(product.is_first for product in self.products.values())
+
+    def check_names(self) -> None:
+        """Raise where adapters call it by different names."""
+        first_task = next(iter(self.products))
+        for name, product in self.products.items():
+            if product.names != self._first.names:
+                raise MismatchError(
+                    f"{shown(self.tensor)} is changed by {shown(product.names[0])}",
+                    where=self.adapters[name].label,
+                    expected=f"{shown(self._first.names[0])}, as in {self.adapters[first_task].label}",
+                    hint=f"Train all adapters with one model class and one kind of layer. {_AS_WEIGHTS}",
+                )
+
+    def jobs(self) -> Iterator[FactorJob]:
+        """Yield how the factors A and B are made."""
+        solved = self._is_merged or self._total > self.rank
+        stored = "F32" if self.output.dtype == "auto" else OUTPUT_DTYPES[self.output.dtype]
+        for axis, name in enumerate(self._first.names):
+            shape = list(self._shapes(axis)[0])
+            shape[axis] = self.rank if solved else self._total
+            job = FactorJob(
+                name,
+                tuple(shape),
+                stored,
+                math.prod(shape),
+                "merge",
+                module=self._first.module,
+                axis=axis,
+                parts=self._parts(axis),
             )
-    stored = "F32" if dtype == "auto" else OUTPUT_DTYPES[dtype]
-    for axis, name in enumerate(first.names):
-        parts = tuple(
-            Part(task, *_factor(product, axis, coefficients[task])) for task, product in products.items()
-        )
-        shapes = [adapters[part.source].adapter.index.tensors[part.tensor].shape for part in parts]
-        shape = list(shapes[0])
-        shape[axis] = sum(shape[axis] for shape in shapes)
-        yield FactorJob(
-            name, tuple(shape), stored, math.prod(shape), "merge", module=first.module, axis=axis, parts=parts
+            yield self._solved(job) if solved else job
+
+    def _solved(self, job: FactorJob) -> SolvedJob:
+        rows, columns = self._sides
+        return SolvedJob(
+            **vars(job),
+            of=self.tensor,
+            sides=(rows, columns),
+            is_transposed=self._first.transposed,
+            is_sum=not self._is_merged,
+            total_rank=self._total,
         )
 
+    @property
+    def _first(self) -> Product:
+        return next(iter(self.products.values()))
 
-def _factor(product: Product, axis: int, coefficient: float) -> tuple[str, float]:
-    """Return the stored name of A or B and its coefficient, which is 1 for A."""
-    return (product.second, coefficient * product.scale) if axis else (product.first, 1.0)
+    @property
+    def _total(self) -> int:
+        """The sum of the ranks."""
+        return sum(shape[0] for shape in self._shapes(0))
+
+    @property
+    def rank(self) -> int:
+        """The rank that it gets where it is solved for."""
+        return min(self._total, *self._sides, self.output.rank or self._total)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """The shape of what is merged, as the base model stores it."""
+        (_, *inputs), (outputs, *_) = self._shapes(0)[0], self._shapes(1)[0]
+        return (*inputs, outputs) if self._first.transposed else (outputs, *inputs)
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        return self._shape[0], math.prod(self._shape[1:])
+
+    @property
+    def _is_merged(self) -> bool:
+        """Whether a method of whole matrices merges it."""
+        return self.way.values is not None and matrices_in(self.tensor, self._shape) is not None
+
+    def _shapes(self, axis: int) -> list[tuple[int, ...]]:
+        """Return the shapes of the tasks' factors A or B."""
+        return [
+            self.adapters[task].adapter.index.tensors[product.second if axis else product.first].shape
+            for task, product in self.products.items()
+        ]
+
+    def _parts(self, axis: int) -> tuple[Part, ...]:
+        """Return the stored factors A or B and their coefficients, which are 1 for A."""
+        if not axis:
+            return tuple(Part(task, product.first, 1.0) for task, product in self.products.items())
+        counted = dict.fromkeys(self.products, 1.0) if self._is_merged else self.way.coefficients
+        return tuple(
+            Part(task, product.second, counted[task] * product.scale)
+            for task, product in self.products.items()
+        )
 
 
 def _check_whole(adapter: AdapterSource, rules: tuple[TensorRule, ...], base: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from hub_magmax import methods
@@ -14,9 +15,9 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.kernels.dispatch import compiles_first, is_fused
 from hub_magmax.kernels.lazy_imports import is_imported
-from hub_magmax.methods.matrices import matrices_in
+from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
 from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
-from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
 
@@ -107,16 +108,30 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
             `output.memory` does not limit these.
     """
     sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
-    at_once = sizes[: budget.num_threads]
     runtime = runtime_bytes(plan, with_files=with_files)
     if plan.ranks:
-        return runtime + FACTOR * sum(at_once) + _ahead_bytes(plan, budget, is_repeated=False)
+        at_once = heapq.nlargest(budget.num_threads, map(partial(_of_factor, plan), plan.jobs))
+        return runtime + int(sum(at_once)) + _ahead_bytes(plan, budget, is_repeated=False)
     held = [_Held(plan, values, budget, with_files, takes_torch(plan)) for values in plan.surveyed]
     chunks = max(sum(map(each.of_chunk, _chunked(sizes, budget))) for each in held)
     models = sum(each.of_tensor(sum(sizes)) for each in held if each.surveys_model)
     surveyed = models + max(each.of_tensors(sizes) for each in held)
     is_repeated = plan.lock.values.how.form not in ("elementwise", "linear")
     return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
+
+
+def _of_factor(plan: Plan, job: TensorJob) -> float:
+    """Return what a thread holds for one factor of a merged adapter, or for both that are solved for."""
+    if not isinstance(job, SolvedJob):
+        return FACTOR * job.num_elements
+    num_tasks = len(plan.lock.tasks)
+    total = job.total_rank * (num_tasks if plan.lock.adapters == "sequence" else 1)
+    small = [min(side, job.total_rank) for side in job.sides]
+    # Stacked factors in float32, twice in float64, and what LAPACK copies; then both of the result.
+    factors = sum(job.sides) * (28 * total + 20 * job.rank)
+    rows, columns = small
+    held = 0 if job.is_sum else plan.values_of(job.name).how.held_of(rows, columns, num_tasks)
+    return factors + 24 * (num_tasks + 1) * rows * columns + held + decomposition_bytes(rows, columns)
 
 
 def runtime_bytes(plan: Plan, *, with_files: bool = False) -> int:

@@ -129,6 +129,33 @@ class FactorJob(TensorJob):
 
 
 @dataclass(frozen=True)
+class SolvedJob(FactorJob):
+    """One of two factors that are solved for: a layer's by a method of whole matrices, or of a bound rank.
+
+    `parts` are those of all adapters, each multiplied by its own scale; where they are summed, by the
+    coefficient of its task too.
+
+    Attributes:
+        of: The base model's tensor that the layer lies in.
+        sides: Rows and columns of what is merged, as the base model stores it.
+        is_transposed: Whether that is the transpose of the product.
+        is_sum: Whether the layer's products are summed; else the method merges them.
+        total_rank: The sum of the products' ranks.
+    """
+
+    of: str = ""
+    sides: tuple[int, int] = (0, 0)
+    is_transposed: bool = False
+    is_sum: bool = False
+    total_rank: int = 0
+
+    @property
+    def most_rank(self) -> int:
+        """The rank that holds all that is merged."""
+        return min(self.total_rank, *self.sides)
+
+
+@dataclass(frozen=True)
 class ConfigChange:
     """A value of the output's config.json that is not that of the file it is a copy of.
 

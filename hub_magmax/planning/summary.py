@@ -21,7 +21,7 @@ from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
 from hub_magmax.planning.layers import described_layers, layer_notices, layer_rows
 from hub_magmax.planning.output_config.model_config import config_notices
-from hub_magmax.planning.plan import SMALL_BYTES, Plan, TensorJob
+from hub_magmax.planning.plan import SMALL_BYTES, Plan, SolvedJob, TensorJob
 from hub_magmax.planning.rule_summary import described_rules, rule_rows
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
@@ -35,6 +35,7 @@ from hub_magmax.text import format_bytes, shown
 Row = tuple[str, str]
 
 
+# Complex, and flat: a list of notices.
 def notices(plan: Plan) -> tuple[str, ...]:
     """Return warnings: files, classes or values that differ, bytes that depend on the processor."""
     sources = plan.lock.sources
@@ -42,9 +43,10 @@ def notices(plan: Plan) -> tuple[str, ...]:
     heads = ", ".join(f"{name} {text}" for name, text in known.items())
     side_files = {name: source.side_files for name, source in sources.items()}
     name = plan.lock.method["name"]
-    portable = methods.get_method(name).is_portable
+    why = name if not methods.get_method(name).is_portable else "a decomposition"
+    portable = plan.lock.is_portable and methods.get_method(name).is_portable
     return (
-        *(() if portable else (f"the last bits that {name} gives depend on processor, device and torch",)),
+        *(() if portable else (f"the last bits that {why} gives depend on processor, device and torch",)),
         *(
             (f"the model classes differ: {heads}",)
             if len({text.lower() for text in known.values()}) > 1
@@ -260,6 +262,17 @@ def _tensors(plan: Plan) -> Iterator[Row]:
         least, most = min(ranks), max(ranks)
         rank = f"rank {most}" if least == most else f"ranks from {least} to {most}"
         yield "adapter", f"{len(ranks):,} layers, {rank}"
+        yield "lost", _lost(plan)
+
+
+def _lost(plan: Plan) -> str:
+    """Return what is known of the merged task vectors that the adapter's ranks do not hold."""
+    cut = {job.module for job in plan.jobs if isinstance(job, SolvedJob) and job.rank < job.most_rank}
+    if not cut:
+        return "nothing: the ranks hold all that is merged"
+    return (
+        f"to be seen in {len(cut):,} layers, whose rank is bounded; the merge report and the card will say it"
+    )
 
 
 def _notes(plan: Plan) -> Iterator[Row]:

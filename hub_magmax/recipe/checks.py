@@ -19,11 +19,12 @@ from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
+from hub_magmax.recipe.output_checks import adapter_problems, output_problems
 from hub_magmax.recipe.own_base_checks import own_base_problems
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
-from hub_magmax.recipe.schema import MAX_TRIED, Compare, EvaluatorChoice, Method, Named, Recipe, Sweep
+from hub_magmax.recipe.schema import MAX_TRIED, EvaluatorChoice, Method, Named, Recipe, Sweep
 from hub_magmax.recipe.tokenizer import tokenizer_problems
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry
@@ -319,46 +320,6 @@ def _tokenizer_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from tokenizer_problems(recipe.tokenizer, ("base_model", *recipe.task_names))
 
 
-def _output_problems(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.output.keep and recipe.output.push_to_hub is None:
-        text = "without a folder the model must go to the Hub"
-        yield conflict(("output", "keep"), text, "name output.push_to_hub")
-
-
-def _adapter_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Return what cannot be written as an adapter, where the recipe asks for one."""
-    if not recipe.output.is_adapter:
-        return
-    yield from _token_problems(recipe)
-    used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
-    if recipe.compare is not None or recipe.method.name == AUTO:
-        tried = (recipe.compare or Compare()).tried_methods
-        used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
-    for path, name in used.items():
-        if name != AUTO and not _is_linear(name):
-            yield conflict(
-                path,
-                f"{name} is not linear, so what it gives is no adapter",
-                f"linear are {', '.join(methods.linear_names())}, and output.format: weights takes every "
-                "method",
-            )
-
-
-def _token_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield what is said of tokens, which an adapter does not have."""
-    for key in ("token_rows", "tokenizer"):
-        if getattr(recipe, key):
-            text = "an adapter has no rows of tokens, and no tokenizer"
-            yield conflict((key,), text, "leave this out, or output.format: adapter")
-
-
-def _is_linear(name: str) -> bool:
-    try:
-        return methods.get_method(name).form == "linear"
-    except RecipeError:
-        return True  # reported with the name
-
-
 #: Checks of contradictions between keys whose values are valid one by one, each with the top-level keys that
 #: it has to know whole. A new check is a line here.
 _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
@@ -377,8 +338,8 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _count_problems: frozenset({"tasks", "preference", "method", "compare"}),
     rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
-    _output_problems: frozenset({"output"}),
-    _adapter_problems: frozenset({"output", "method", "compare", "token_rows", "tokenizer"}),
+    output_problems: frozenset({"output"}),
+    adapter_problems: frozenset({"output", "method", "compare", "token_rows", "tokenizer"}),
     _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
     _guard_problems: frozenset({"tasks", "evaluation"}),
     _prompt_problems: frozenset({"evaluation"}),

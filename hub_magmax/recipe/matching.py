@@ -111,12 +111,12 @@ def locked_method(written: Method, preference: Preference | None = None) -> dict
     return {"name": method.name, "scaling": scaling, **options}
 
 
-def with_method_facts(locked: Lock) -> Lock:
+def with_method_facts(recipe: Recipe, locked: Lock) -> Lock:
     """Return a lock that names the package of a plug-in, and says whether bytes depend on the machine."""
     method = methods.get_method(locked.method["name"])
     found = METHODS.plugin(method.name)
     plugin = {} if found is None else asdict(found)
-    return replace(locked, plugin=plugin, is_portable=method.is_portable)
+    return replace(locked, plugin=plugin, is_portable=method.is_portable and not recipe.output.rank)
 
 
 def refuse_missing_plugin(locked: Lock) -> None:

@@ -211,7 +211,8 @@ class Sweep(Spec):
 class Output(Spec):
     """Destination and form of the merged model.
 
-    `format: adapter` writes LoRA adapters merged by a linear method as one adapter, by default whole weights.
+    `format: adapter` writes LoRA adapters merged by a linear method, or one of whole matrices, as one; by
+    default whole weights. `rank` is the most that its layers have, by default the sum of the tasks' ranks.
     `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` is
     where torch merges; by default the fastest backend on the CPU does.
     Without `keep` it goes to the Hub file by file while it is merged, and no folder is made; where it is
@@ -222,6 +223,7 @@ class Output(Spec):
 
     path: Place = "merged"
     format: Literal["weights", "adapter"] | None = None
+    rank: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
     shard_size: Size = 5 * 10**9
     memory: Size | None = None

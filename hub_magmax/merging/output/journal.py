@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from hub_magmax.files import sha256_of, write_durably
-from hub_magmax.merging.output.report import ShardRecord
+from hub_magmax.merging.output.report import LostPart, ShardRecord
 
 
 class Journal:
@@ -40,6 +40,7 @@ class Journal:
                 counts=tuple(record.counts),
                 num_unaligned=tuple(record.num_unaligned),
                 not_finite=tuple(record.not_finite),
+                lost=tuple(LostPart(**part) for part in values.get("lost", ())),
             )
         except (OSError, ValueError, TypeError):
             return None

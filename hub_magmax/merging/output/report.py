@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,6 +37,25 @@ def lock_versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class LostPart:
+    """How far a layer of an adapter is from what was merged, as a product of the rank that it has.
+
+    Attributes:
+        layer: Name of the layer in the adapter.
+        norm: Frobenius norm of the merged task vector.
+        lost: Of what the product lacks.
+    """
+
+    layer: str
+    norm: float
+    lost: float
+
+    @property
+    def relative(self) -> float:
+        return self.lost / self.norm if self.norm else 0.0
+
+
+@dataclass(frozen=True)
 class ShardRecord:
     """Facts about a finished shard; the same on every run.
 
@@ -48,6 +68,7 @@ class ShardRecord:
         duality_gap: Largest of the shard's tensors, or None.
         not_finite: Copied tensors that hold a NaN or an infinity, as their source does.
         num_unchanged: Elements of tensors that no task changes, where `counts` counts.
+        lost: Layers of an adapter that were solved for.
     """
 
     file: str
@@ -58,11 +79,12 @@ class ShardRecord:
     duality_gap: float | None = None
     not_finite: tuple[str, ...] = ()
     num_unchanged: int = 0
+    lost: tuple[LostPart, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values but empty ones that came later, so that earlier digests stay the same."""
         values = asdict(self)
-        for name in ("not_finite", "num_unchanged"):
+        for name in ("not_finite", "num_unchanged", "lost"):
             if not values[name]:
                 del values[name]
         return values
@@ -116,6 +138,22 @@ class MergeReport:
     parameters: Mapping[str, int] = field(default_factory=dict, hash=False)
     peak_resident_bytes: int = 0
     unchanged: float = 0.0
+
+    @property
+    def lost(self) -> tuple[LostPart, ...]:
+        """Layers of an adapter that were solved for."""
+        return tuple(part for shard in self.shards for part in shard.lost)
+
+    @property
+    def relative_loss(self) -> float:
+        """Frobenius norm of what these layers lack, relative to that of what was merged."""
+        norm = math.hypot(*(part.norm for part in self.lost))
+        return math.hypot(*(part.lost for part in self.lost)) / norm if norm else 0.0
+
+    @property
+    def most_lost(self) -> LostPart:
+        """The layer of these that lacks most, relative to its norm."""
+        return max(self.lost, key=lambda part: part.relative)
 
     @property
     def sha256(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.merging.output.report import ShardRecord
+from hub_magmax.merging.output.report import LostPart, ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.profile import Clock
 from hub_magmax.methods import Rule
@@ -58,6 +58,7 @@ class Tally:
         self.unchanged = 0
         self.gap: float | None = None
         self.not_finite: list[str] = []
+        self.lost: list[LostPart] = []
 
     def add(self, rule: Rule) -> None:
         for task, count in enumerate(rule.num_unaligned):
@@ -82,6 +83,7 @@ class Tally:
         self.counts, self.unaligned = [0] * len(self.counts), [0] * len(self.unaligned)
 
 
+# Complex, and flat: a sum for each field.
 def record_of(name: str, file: ShardFile, tallies: Sequence[Tally]) -> ShardRecord:
     """Finish a file whose tensors are all written, and return its record."""
     counts = tuple(map(sum, zip(*(tally.counts for tally in tallies), strict=True)))
@@ -89,6 +91,7 @@ def record_of(name: str, file: ShardFile, tallies: Sequence[Tally]) -> ShardReco
     gap = max((tally.gap for tally in tallies if tally.gap is not None), default=None)
     odd = tuple(name for tally in tallies for name in tally.not_finite)
     unchanged = sum(tally.unchanged for tally in tallies)
+    lost = tuple(part for tally in tallies for part in tally.lost)
     sha256 = file.finish()
     counted = counts if any(counts) or unchanged else ()
-    return ShardRecord(name, file.size_bytes, sha256, counted, unaligned, gap, odd, unchanged)
+    return ShardRecord(name, file.size_bytes, sha256, counted, unaligned, gap, odd, unchanged, lost)
