@@ -34,7 +34,7 @@ class Case:
 
     @property
     def is_of_one_machine(self) -> bool:
-        return self.source == ROUNDED or self.title in OF_MATRICES
+        return self.source == ROUNDED or self.title in OF_MATRICES or "rank" in OUTPUTS[self.output]
 
     @property
     def group(self) -> str:
@@ -79,6 +79,7 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "float64": {"dtype": "float64"},
     "adapter": {"format": "adapter"},
+    "adapter rank=2": {"format": "adapter", "rank": 2},
 }
 #: Methods whose result can be an adapter.
 LINEAR = ("average", "task_arithmetic")
@@ -117,15 +118,17 @@ def cases() -> Iterator[Case]:
     """Yield every case."""
     for title, method in METHODS.items():
         yield from _cases_of(title, method, [*SOURCES])
-    for title, method in {**ALIKE, **OF_MATRICES}.items():
+    for title, method in ALIKE.items():
         yield from _cases_of(title, method, ["folder"])
+    for title, method in OF_MATRICES.items():
+        yield from _cases_of(title, method, ["folder", "adapter"])
 
 
 def _cases_of(title: str, method: Mapping[str, Any], sources: Sequence[str]) -> Iterator[Case]:
     for source in sources:
         outputs = ["", "sharded", "bfloat16", "float64"] if source == "folder" else [""]
-        if source == "adapter" and title in LINEAR:
-            outputs.append("adapter")
+        if source == "adapter" and title in (*LINEAR, *OF_MATRICES):
+            outputs += ["adapter", "adapter rank=2"]
         for output in outputs:
             yield Case(title, method, source, output, "eager")
             yield Case(title, method, source, output, "compiled")
