@@ -234,6 +234,12 @@ def test_blocks_of_a_rule_are_those_of_the_output(small):
         assert found[f"layer.{block}.attn"].equal(base[f"layer.{own}.attn"])
 
 
+def test_a_rule_of_numbers_goes_with_one_that_takes_what_has_no_block(small):
+    rules = [{"match": "embed.*", "take": "a"}, {"match": "layer.*", "scaling": 0.5}]
+    made = plan(recipe_of(small, tensors=rules))
+    assert {job.name: job.source for job in made.jobs}["embed.weight"] == "a"
+
+
 # Locks, plans and the Hub
 
 

@@ -95,7 +95,7 @@ class _Telling:
         elif rule.take is None and not found:
             merged = [name for names in self.decided.values() for name in names]
             yield _idle(rule, key, merged, self.tied, self.names)
-        elif not any(map(block_of, found)):
+        elif rule.take is None and not any(map(block_of, found)):
             yield from _flat(rule, key, found)
 
 
