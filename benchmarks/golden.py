@@ -32,7 +32,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from benchmarks.golden_cases import CHUNK_ELEMENTS, OF_TWO, OUTPUTS, Case, cases
-from benchmarks.golden_checkpoints import SOURCES
+from benchmarks.golden_checkpoints import SOURCES, WITH_STATISTICS, write_statistics
 
 RESULTS = Path(__file__).parent / "results" / "golden.json"
 
@@ -126,7 +126,8 @@ class Merger:
 
     def _recipe(self, source: str) -> dict[str, Any]:
         if source not in self._recipes:
-            values = SOURCES[source](self._folder / source)
+            make = write_statistics if source == WITH_STATISTICS else SOURCES[source]
+            values = make(self._folder / source)
             self._recipes[source] = self._uploaded(values) if source == "hub" else values
         return self._recipes[source]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.golden_checkpoints import SOURCES
+from benchmarks.golden_checkpoints import SOURCES, WITH_STATISTICS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Case:
 
     @property
     def is_of_one_machine(self) -> bool:
-        return self.source == ROUNDED or self.title in OF_MATRICES or "rank" in OUTPUTS[self.output]
+        is_solved = self.title in (*OF_MATRICES, "regmean")
+        return self.source == ROUNDED or is_solved or "rank" in OUTPUTS[self.output]
 
     @property
     def group(self) -> str:
@@ -87,6 +88,11 @@ LINEAR = ("average", "task_arithmetic")
 OF_MATRICES: Mapping[str, Mapping[str, Any]] = {
     name: {"name": name} for name in ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
 }
+#: Methods that need statistics of the tasks' data.
+OF_DATA: Mapping[str, Mapping[str, Any]] = {
+    "fisher": {"name": "fisher"},
+    "regmean": {"name": "regmean"},
+}
 #: Other methods whose tensors the engine treats as those of `slerp`, `average` or `ties`.
 ALIKE: Mapping[str, Mapping[str, Any]] = {
     "weighted_sum": {"name": "weighted_sum", "total": 1.25},
@@ -122,6 +128,8 @@ def cases() -> Iterator[Case]:
         yield from _cases_of(title, method, ["folder"])
     for title, method in OF_MATRICES.items():
         yield from _cases_of(title, method, ["folder", "adapter"])
+    for title, method in OF_DATA.items():
+        yield from _cases_of(title, method, [WITH_STATISTICS])
 
 
 def _cases_of(title: str, method: Mapping[str, Any], sources: Sequence[str]) -> Iterator[Case]:
@@ -134,5 +142,5 @@ def _cases_of(title: str, method: Mapping[str, Any], sources: Sequence[str]) -> 
             yield Case(title, method, source, output, "compiled")
         if source != "sharded":
             yield Case(title, method, source, "", "memory")
-    if method.get("scope") != "model":
+    if method.get("scope") != "model" and "folder" in sources:
         yield Case(title, method, "folder", "", "tensors")

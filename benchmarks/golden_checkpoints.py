@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hub_magmax.evaluation.statistics_files import write_statistics as write_file
+
 Tensors = dict[str, Tensor]
 
 #: Shapes and dtypes of the tensors of most families. Compiled loops work on blocks of 2,048 elements.
@@ -251,6 +253,28 @@ def write_ruled(folder: Path) -> dict[str, Any]:
     return write_folders(folder) | {"tensors": rules, "output": {"dtype": "float16"}}
 
 
+def write_statistics(folder: Path) -> dict[str, Any]:
+    """Write the checkpoints of `folder`, with statistics of both kinds; biases and one layer have none."""
+    values = write_folders(folder)
+    base = small_tensors("abcd")["base"]
+    layers = {
+        name: tensor
+        for name, tensor in base.items()
+        if tensor.is_floating_point() and tensor.ndim == 2 and tensor.numel()
+    }
+    for task in values["tasks"]:
+        name, own = task["name"], folder / "statistics" / task["name"]
+        gram, fisher = {}, {}
+        for tensor, like in [*layers.items()][1:]:
+            rows = noise((2 * like.shape[1], like.shape[1]), "inputs", name, tensor)
+            gram[tensor] = (rows.T @ rows / len(rows)).float().contiguous()
+            fisher[tensor] = noise(like.shape, "gradient", name, tensor).square().float()
+        write_file(own / "gram.safetensors", gram, {"statistics": "gram"})
+        write_file(own / "fisher.safetensors", fisher, {"statistics": "fisher", "root_mean_square": "1.5"})
+        task["statistics"] = f"./{folder.name}/statistics/{name}"
+    return values
+
+
 def recipe(folder: Path, weights: Mapping[str, float]) -> dict[str, Any]:
     """Return the values of a recipe over checkpoints that are folders of these names."""
     return {
@@ -276,3 +300,5 @@ SOURCES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "adapter_forms": write_forms,
     "rules": write_ruled,
 }
+#: The same for methods that need statistics of the tasks' data.
+WITH_STATISTICS = "statistics"

@@ -20,6 +20,7 @@ from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
 from hub_magmax.evaluation.scores import Scores, scores_for
 from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.evaluation.statistics_files import locked_statistics
 from hub_magmax.fleet.signing import check_key, sign
 from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.planning.findings.finding import refuse_faults
@@ -245,7 +246,9 @@ def lock(
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
     Reads headers alone, unless a preference is estimated, held-out examples check it, or `auto` leaves
-    a choice to a comparison; models are then run, and merged in memory.
+    a choice to a comparison; models are then run, and merged in memory. Statistics of the tasks' data that a
+    method needs and that are missing are made by runs of the tasks' checkpoints, and written where the recipe
+    names them.
 
     Args:
         recipe: What to pin.
@@ -287,6 +290,8 @@ def lock(
         versions=lock_versions(),
     )
     found = with_locked_token_rows(recipe, with_locked_layers(recipe, found, cache), cache)
+    statistics = locked_statistics(recipe, found, report, hash_files=hash_files, cache=cache)
+    found = replace(found, statistics=statistics)
     asked = with_pinned_data(recipe, found.datasets)
     if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference

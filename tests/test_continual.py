@@ -20,7 +20,7 @@ from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.methods import method_names
+from hub_magmax.methods import get_method, method_names
 from hub_magmax.quickstart import Settings, Training
 from hub_magmax.recipe.matching import locked_method
 
@@ -106,7 +106,7 @@ def test_subsets_of_every_size_are_drawn_without_repetition():
 def test_every_registered_method_is_measured_with_every_preference_it_uses(result):
     keys = {(row["method"], row["preference"]) for row in result["rows"]}
     names = {method.split(" ")[0] for method, _ in keys}
-    assert names == set(method_names())
+    assert names == {name for name in method_names() if get_method(name).statistics is None}
     assert {kind for method, kind in keys if method == "magmax"} == {"uniform"}
     assert {kind for method, kind in keys if method == "average"} == {"uniform", "labels", "transport"}
     assert ("tunable_magmax algorithm-1", "transport, published") in keys

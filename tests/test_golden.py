@@ -25,6 +25,7 @@ CHOSEN = (
     "random_mix source=folder output=*",
     "tsv",
     "wudi source=folder backend=*",
+    "* source=statistics backend=*",
 )
 
 
@@ -38,6 +39,7 @@ def test_every_built_in_method_is_recorded():
         *golden_cases.METHODS.values(),
         *golden_cases.ALIKE.values(),
         *golden_cases.OF_MATRICES.values(),
+        *golden_cases.OF_DATA.values(),
     )
     assert {method["name"] for method in recorded} == set(method_names())
 

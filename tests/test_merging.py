@@ -88,6 +88,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_every_built_in_method_is_tested_here_or_by_the_stored_merges():
     here = {m if isinstance(m, str) else m["name"] for m in METHODS}
     stored = {m["name"] for m in (*golden_cases.METHODS.values(), *golden_cases.ALIKE.values())}
+    stored |= {m["name"] for m in golden_cases.OF_DATA.values()}
     assert here | stored == set(method_names())
 
 

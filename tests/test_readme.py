@@ -178,7 +178,7 @@ def test_plugin_of_the_docs_merges(plugin, family):
 
 def described_keys(heading: str) -> set[str]:
     """Return the first cells of the tables below a heading of the pages about recipes."""
-    pages = ("recipes.md", "evaluation.md", "comparison.md")
+    pages = ("recipes.md", "evaluation.md", "comparison.md", "data.md")
     text = "\n".join(DOCS[name].read_text(encoding="utf-8") for name in pages)
     section = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.M | re.S)[1]
     cells = re.findall(r"^\| (`[a-z_`, ]+`) \|", section, re.M)
@@ -197,6 +197,7 @@ def described_keys(heading: str) -> set[str]:
         ("`evaluation`", "Evaluation"),
         ("`compare`", "Compare"),
         ("`sweep`", "Sweep"),
+        ("Statistics", "Statistics"),
         ("`output`", "Output"),
     ],
 )

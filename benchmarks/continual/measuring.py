@@ -31,7 +31,14 @@ TOP_N = Method.model_validate({"name": "tunable_magmax", "selection": "top-n"})
 
 def tried_methods() -> list[Method]:
     """Return every registered method with its defaults, and the second selection of Tunable MAGMAX."""
-    return [*(Method(name=name) for name in methods.method_names()), TOP_N]
+    return [
+        *(
+            Method(name=name)
+            for name in methods.method_names()
+            if methods.get_method(name).statistics is None
+        ),
+        TOP_N,
+    ]
 
 
 def uses_preference(method: Method) -> bool:

@@ -54,7 +54,7 @@ def say_resumed(journal: Journal, total: int, report: Report) -> None:
 
 def _subject(recipe: Recipe, lock: Lock) -> str:
     """Return a digest of recipe, lock, the present files of folders, plug-ins, software and processor."""
-    files = {name: state_of(source, recipe.folder) for name, source in lock.every_source.items()}
+    files = {name: state_of(source, recipe.folder) for name, source in lock.every_file.items()}
     return digest(
         {
             "recipe": recipe.to_dict(),

@@ -55,4 +55,6 @@ def _with_keys(key: Callable[[HubMagmaxError], KeyPath]) -> Iterator[None]:
 
 def _key_of(recipe: Recipe, reference: str) -> KeyPath:
     """Return the first key whose value names a checkpoint; empty where none does."""
-    return next((key for key, value in recipe.models.items() if value == reference), ())
+    return next((key for key, value in recipe.models.items() if value == reference), ()) or next(
+        (key for key, value in recipe.places.items() if value and reference.startswith(f"{value}/")), ()
+    )

@@ -206,7 +206,7 @@ def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:
     Raises:
         LockError: If one differs: the weights changed under an unchanged header.
     """
-    for locked in lock.every_source.values():
+    for locked in lock.every_file.values():
         hashed = {file.path: file.sha256 for file in locked.files if file.sha256 and not locked.commit}
         if not hashed:
             continue
@@ -223,7 +223,7 @@ def versions_of(recipe: Recipe, lock: Lock, cache: SourceCache) -> str:
     on with them.
     """
     found = {}
-    for name, locked in lock.every_source.items():
+    for name, locked in lock.every_file.items():
         if not locked.commit:
             with closing(open_source(recipe, locked, cache)) as source:
                 found[name] = {file.path: source.version(file.path) for file in locked.files}

@@ -224,7 +224,23 @@ def _describe(written: str, location: Location, source: FileSource, hash_files: 
     adapter_config = config_of(source) if is_adapter(source.index) else None
     if adapter_config is not None:
         parse_config(adapter_config, source.label)
-    files = tuple(
+    model_type, architectures = stated_architecture(config)
+    return LockedSource(
+        reference=written,
+        kind=location.name,
+        files=pinned_files(source, hash_files=hash_files),
+        **location.pin._asdict(),
+        **card_facts(source),
+        model_type=model_type,
+        architectures=architectures,
+        side_files={path: _side_hashes(source, path) for path in side_files},
+        adapter_config=content_hashes(adapter_config) if adapter_config is not None else None,
+    )
+
+
+def pinned_files(source: FileSource, *, hash_files: bool) -> tuple[LockedFile, ...]:
+    """Return the weight files of a source with their hashes; of a folder's files read whole only if asked."""
+    return tuple(
         LockedFile(
             shard.file,
             shard.size_bytes,
@@ -232,18 +248,6 @@ def _describe(written: str, location: Location, source: FileSource, hash_files: 
             _stated_sha256(source, shard.file) or (file_sha256(source, shard.file) if hash_files else None),
         )
         for shard in source.index.shards
-    )
-    model_type, architectures = stated_architecture(config)
-    return LockedSource(
-        reference=written,
-        kind=location.name,
-        files=files,
-        **location.pin._asdict(),
-        **card_facts(source),
-        model_type=model_type,
-        architectures=architectures,
-        side_files={path: _side_hashes(source, path) for path in side_files},
-        adapter_config=content_hashes(adapter_config) if adapter_config is not None else None,
     )
 
 

@@ -144,7 +144,8 @@ def _refuse_decided(changed: Iterable[str], recipe: Recipe, locked: Lock) -> Non
 
 def _deciding_data(recipe: Recipe, locked: Lock) -> list[Data]:
     """Return the data that a merged model depends on: of its preference, and of a comparison that chose."""
-    found = recipe.preference.data if recipe.preference is not None else []
+    found = [*recipe.preference.data] if recipe.preference is not None else []
+    found += recipe.statistics.data.values() if recipe.statistics is not None else ()
     tuning = recipe.tuning_data
     return [*found, tuning] if locked.chosen and tuning is not None else found
 
@@ -224,6 +225,8 @@ def _named_data(recipe: Recipe) -> list[Data]:
         found += [data for data in (recipe.compare.tune, recipe.compare.report) if data is not None]
         for preference in recipe.compare.preferences.values():
             found += preference.data
+    if recipe.statistics is not None:
+        found += recipe.statistics.data.values()
     return found + _evaluation_data(recipe)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
+from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.files import os_errors
 from hub_magmax.kernels.arrays import Scratch
@@ -82,6 +83,8 @@ class Engine:
         self._progress, self._progress_lock = progress, Lock()
         self._memory, self._merged_memory = ChunkMemory(), RowMemory()
         self.clock = Clock()
+        kind, self._opened = get_method(plan.lock.method["name"]).statistics, ExitStack()
+        self._statistics = self._opened.enter_context(open_statistics(plan.recipe, plan.lock, kind))
 
     def expect(self, names: Mapping[str, Iterable[str]], in_part: bool = False) -> None:
         """Tell each source which of its tensors are read next, in order."""
@@ -124,6 +127,7 @@ class Engine:
     def close(self) -> None:
         self.clock.stop()
         self.makers.shutdown(cancel_futures=True)
+        self._opened.close()
         if self.reader is not None:
             self.reader.shutdown(cancel_futures=True)
 
@@ -275,7 +279,8 @@ class Engine:
             early = self._early(job, values.scaling, slot)
             chunks = replace(chunks, one_pass=early.chunk)
             generator = CounterGenerator(self.plan.lock.seed, job.tensor)
-            rule = tensor_rule(chunks, job.shape, values.method, values.weights, generator)
+            known = self._statistics.of(job.tensor) if self._statistics else None
+            rule = tensor_rule(chunks, job.shape, values.method, values.weights, generator, known)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
             tally.count(total)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hub_magmax.checkpoints.data_statistics import DataStatistics, open_statistics
 from hub_magmax.checkpoints.opening import as_checkpoints, as_merged, open_held
 from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.source import TensorSource
@@ -31,7 +32,9 @@ from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.survey import survey_all
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, surveys_model
+from hub_magmax.methods.data_statistics import StatisticsKind
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, MAX_THREADS
+from hub_magmax.planning.fitting.data_statistics import merged_by_statistics
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.planning.statistics import shares_of
@@ -131,6 +134,7 @@ class InMemoryMerger:
             self._num_threads = min(num_threads(), MAX_THREADS)
             self._threads = stack.enter_context(ThreadPoolExecutor(self._num_threads))
             self._memory = ChunkMemory()
+            self._opened_statistics: dict[StatisticsKind | None, DataStatistics | None] = {}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> InMemoryMerger:
@@ -177,13 +181,25 @@ class InMemoryMerger:
         with one_thread(), torch.no_grad():
             whole = survey_all(sets.values(), self.plan.merged, joined, seed)
 
+        statistics = self._statistics(values.how.statistics)
+
         def rule_of(job: TensorJob) -> Rule:
             own, generator = values_of(job.tensor), CounterGenerator(seed, job.tensor)
+            known = statistics.of(job.tensor) if statistics else None
             return whole.part(job.tensor, own) or tensor_rule(
-                chunks[job.name], job.shape, own.method, own.weights, generator
+                chunks[job.name], job.shape, own.method, own.weights, generator, known
             )
 
         return MergedModel(self, values, by_rules, self.for_each(jobs, rule_of), chunks)
+
+    def _statistics(self, kind: StatisticsKind | None) -> DataStatistics | None:
+        """Return the statistics of a kind, which stay open."""
+        if kind not in self._opened_statistics:
+            opened = open_statistics(self.plan.recipe, self.plan.lock, kind)
+            found = self._opened_statistics[kind] = self._stack.enter_context(opened)
+            if found is not None:
+                merged_by_statistics(self.plan, found)
+        return self._opened_statistics[kind]
 
     def for_each(self, jobs: Sequence[TensorJob], work: Callable[[TensorJob], T]) -> dict[str, T]:
         """Return what `work` returns, by name; tensors are shared between threads, large ones first."""

@@ -17,6 +17,7 @@ from hub_magmax.kernels.lazy_imports import one_thread, torch
 from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
+from hub_magmax.methods.data_statistics import StatisticsByTask
 from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
 from hub_magmax.options import per_task
 from hub_magmax.recipe.arguments import checked
@@ -28,11 +29,19 @@ def tensor_rule(
     method: Mapping[str, Any],
     weights: tuple[float, ...],
     generator: CounterGenerator,
+    statistics: StatisticsByTask | None = None,
 ) -> Rule:
-    """Return how the method that a lock describes merges one tensor."""
+    """Return how the method that a lock describes merges one tensor; see `MergeMethod.rule`."""
     options = {key: value for key, value in method.items() if key not in ("name", "scaling")}
     found = methods.get_method(method["name"])
-    return found.rule(chunks, shape=shape, preference=weights, generator=generator, options=options)
+    return found.rule(
+        chunks,
+        shape=shape,
+        preference=weights,
+        generator=generator,
+        options=options,
+        statistics=statistics,
+    )
 
 
 @checked

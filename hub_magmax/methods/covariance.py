@@ -1,13 +1,16 @@
-"""Methods that take the inputs of a layer from the task vectors themselves, in place of data.
+"""Methods whose merged vector does to the inputs of each task what the task's own vector does.
 
-What a layer was trained on spans the rows of its task vector. So `Gₜ = τₜᵀ τₜ` stands for the second moments
-of the inputs of task t, and the merged vector does to the inputs of each task what its own vector does.
+The second moments of a layer's inputs are those of the tasks' data. Without data the task vectors tell them:
+what a layer was trained on spans the rows of its task vector, and `Gₜ = τₜᵀ τₜ` stands for them.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from hub_magmax.methods.data_statistics import TensorStatistics
+from hub_magmax.methods.inputs import least_squares
 from hub_magmax.methods.matrices import decomposition_bytes, relative
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 
@@ -27,6 +30,13 @@ _ACTMAT = Paper(
     "Hameed, Marawan Gamal Abdel",
     2026,
     "Model Merging via Data-Free Covariance Estimation",
+)
+_REGMEAN = Paper(
+    "2212.09849",
+    "regmean",
+    "Jin, Xisen",
+    2023,
+    "Dataless Knowledge Fusion by Merging Weights of Language Models",
 )
 
 
@@ -116,3 +126,40 @@ def actmat(
     if len(squares):
         found = found / (squares + ridge * squares[0])
     return (found @ right.T).float()
+
+
+def _held_of_data(rows: int, columns: int, num_tasks: int) -> float:
+    """Return the bytes that a solution holds: moments as stored and in float64, their sum and its factor."""
+    return 16 * rows * columns + 28 * columns * columns
+
+
+@merge_method(
+    "regmean",
+    source=_REGMEAN,
+    form="matrix",
+    held_bytes=_held_of_data,
+    uses=preferred,
+    in_comparison=(),
+    is_portable=False,
+)
+def regmean(
+    task_vectors: "Tensor",
+    *,
+    preference: tuple[float, ...],
+    gram: "Sequence[TensorStatistics]",
+    off_diagonal: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9,
+    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6,
+) -> "Tensor":
+    """Change what each task's own layer makes of its own inputs as little as possible, by least squares.
+
+    That is (Σ w_t τ_t C_t)(Σ w_t C_t)⁻¹ with the preference as w_t, and as C_t the mean of x xᵀ over the
+    inputs of the layer on the data of task t, its elements beside the diagonal times `off_diagonal`, and the
+    diagonal of `ridge` times its mean. Uniform preference is RegMean (Jin et al. 2023), which has no ridge.
+    Inputs that are zero in all tasks are averaged. All preference on one task returns its vector.
+
+    Raises:
+        RecipeError: If rounding has left the sum without a solution.
+    """
+    if len(task_vectors) == 1:
+        return task_vectors[0]
+    return least_squares(task_vectors, preference, gram, off_diagonal, ridge).float()

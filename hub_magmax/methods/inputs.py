@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs as task vectors tell them, `C = Σ cₜ τₜᵀ τₜ`."""
+"""Second moments of a layer's inputs: as task vectors tell them, `C = Σ cₜ τₜᵀ τₜ`, or as data does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float32, Float64
 
+from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.spectra import ABSENT, directions
 
 if TYPE_CHECKING:
@@ -53,3 +55,67 @@ def products_with_inputs(
         else:
             total.addmm_(wide, wide.T @ outputs, alpha=c)
     return total
+
+
+def least_squares(
+    task_vectors: Float32[Tensor, "tasks rows columns"],
+    preference: Sequence[float],
+    moments: Sequence[TensorStatistics],
+    off_diagonal: float,
+    ridge: float,
+) -> Float64[Tensor, "rows columns"]:
+    """Return `(Σ wₜ τₜ Cₜ)(Σ wₜ Cₜ)⁻¹`, one task's moments after the other.
+
+    Args:
+        task_vectors: Of the tasks.
+        preference: Weights wₜ, which sum to 1.
+        moments: Of the inputs of each task; of them Cₜ is made.
+        off_diagonal: What elements beside the diagonal are multiplied by.
+        ridge: Added to every diagonal, times the mean of the diagonal of the sum.
+
+    Raises:
+        RecipeError: If rounding has left the sum of the moments without a solution.
+    """
+    columns = task_vectors.shape[2]
+    products = torch.zeros_like(task_vectors[0], dtype=torch.float64)
+    total, mean = products.new_zeros((columns, columns)), torch.zeros_like(products)
+    for vector, weight, own in zip(task_vectors, preference, moments, strict=True):
+        wide, found = vector.double(), own.matrix(columns).to(total)
+        diagonal = found.diagonal().clone()
+        found *= off_diagonal
+        found.diagonal().copy_(diagonal)
+        total.add_(found, alpha=weight)
+        products.addmm_(wide, found, alpha=weight)
+        mean.add_(wide, alpha=weight)
+    added = ridge * float(total.diagonal().mean())
+    if not added and not bool(total.diagonal().all()):  # inputs that are always zero
+        return _where_there_are_inputs(total, products, mean)
+    total.diagonal().add_(added)
+    products.add_(mean, alpha=added)
+    return _solved(total, products)
+
+
+def _where_there_are_inputs(
+    total: Float64[Tensor, "columns columns"],
+    products: Float64[Tensor, "rows columns"],
+    mean: Float64[Tensor, "rows columns"],
+) -> Float64[Tensor, "rows columns"]:
+    """Return the solution of the inputs that are not zero in all tasks, and the mean of the others."""
+    (kept,) = total.diagonal().nonzero(as_tuple=True)
+    if len(kept):
+        mean[:, kept] = _solved(total[kept][:, kept], products[:, kept])
+    return mean
+
+
+def _solved(
+    total: Float64[Tensor, "some some"], products: Float64[Tensor, "rows some"]
+) -> Float64[Tensor, "rows some"]:
+    factor, failed = torch.linalg.cholesky_ex(total)
+    if int(failed):
+        raise RecipeError(
+            "the inputs of this layer do not decide the merge: their moments have no inverse",
+            where="method regmean",
+            expected="more examples than inputs, off_diagonal below 1, or a ridge above rounding",
+            hint="Raise method.ridge, such as 1e-4, or lower method.off_diagonal.",
+        )
+    return torch.cholesky_solve(products.T, factor).T

@@ -123,6 +123,15 @@ def _rule_of_factors(found: Coordinates, merged: Tensor | None, tasks: Sequence[
     return replace(precomputed_rule(whole.reshape(-1)), takes_tasks=False)
 
 
+def transposed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function of matrices whose sides are the other way round."""
+
+    def turned(task_vectors: Tensor, **options: Any) -> Tensor:
+        return function(task_vectors.transpose(1, 2), **options).T
+
+    return turned
+
+
 def held_with(matrices: float) -> Callable[[int, int, int], float]:
     """Return what a method holds that decomposes matrices, given how many it has besides, in float64."""
     return lambda rows, columns, num_tasks: 8 * matrices * rows * columns + decomposition_bytes(rows, columns)

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import ArgumentError, RecipeError
-from hub_magmax.methods.matrices import matrices_in, matrix_rule
+from hub_magmax.methods.argument_kinds import check_forms, check_kinds
+from hub_magmax.methods.data_statistics import (
+    KINDS,
+    StatisticsByTask,
+    StatisticsKind,
+    of_all,
+    without_statistics,
+)
+from hub_magmax.methods.matrices import matrices_in, matrix_rule, transposed
+from hub_magmax.methods.papers import Paper as Paper  # noqa: PLC0414, methods take it from here
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
 from hub_magmax.options import Options, for_each_task, options_of
@@ -27,10 +35,7 @@ if TYPE_CHECKING:
     from hub_magmax.methods.selection import Chunks
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
-SUPPLIED = ("preference", "multipliers", "generator", "shape", "base", "sides")
-
-#: Forms of functions that may take what not all forms have.
-_FORMS_WITH = MappingProxyType({"base": ("tensor", "elementwise"), "sides": ("matrix",)})
+SUPPLIED = ("preference", "multipliers", "generator", "shape", "base", "sides", *KINDS)
 
 #: Built-in methods whose survey of a tensor has no form for many side by side.
 ALONE = ("ram_plus", "sce", "pcb")
@@ -42,32 +47,6 @@ Form = Literal["tensor", "matrix", "elementwise", "rule", "linear"]
 
 #: Takes the rows and columns of a matrix and the number of tasks, and returns bytes.
 BytesOfMatrix = Callable[[int, int, int], float]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper on arXiv that a method comes from, as cards cite it.
-
-    Attributes:
-        arxiv: Number of the paper.
-        key: Key of its BibTeX entry.
-        author: First author, surname first.
-        title: In BibTeX, braces around what keeps its capitals.
-    """
-
-    arxiv: str
-    key: str
-    author: str
-    year: int
-    title: str
-
-    @property
-    def bibtex(self) -> str:
-        """The entry of a bibliography."""
-        return (
-            f"@misc{{{self.key},\n  title = {{{self.title}}},\n  author = {{{self.author} and others}},\n"
-            f"  year = {{{self.year}}},\n  eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}},\n}}"
-        )
 
 
 @dataclass(frozen=True)
@@ -135,9 +114,14 @@ class MergeMethod:
 
     @property
     def is_bundled(self) -> bool:
-        """Whether `methods.small_tensors` merges small tensors together: not if it asks for their shapes."""
+        """Whether `methods.small_tensors` merges small tensors together: not if each has facts of its own."""
         is_known = self.is_built_in and self.form in ("rule", "linear") and "shape" not in self.supplied
-        return is_known and self.name not in ALONE
+        return is_known and self.name not in ALONE and self.statistics is None
+
+    @property
+    def statistics(self) -> StatisticsKind | None:
+        """The kind of statistics of the tasks' data that it needs, None where it needs none."""
+        return next((kind for kind in KINDS if kind in self.supplied), None)
 
     @cached_property
     def label(self) -> str:
@@ -170,6 +154,7 @@ class MergeMethod:
         preference: tuple[float, ...],
         generator: CounterGenerator,
         options: Mapping[str, Any],
+        statistics: StatisticsByTask | None = None,
     ) -> Rule:
         """Survey one tensor and return how to merge it.
 
@@ -179,6 +164,11 @@ class MergeMethod:
             preference: One weight per task, non-negative, summing to 1.
             generator: Counter-based random bits for this tensor.
             options: As returned by `check_options`.
+            statistics: What the data of each task tells of the tensor, for methods that need that. Where it
+                tells nothing, the tensor is averaged by preference.
+
+        Raises:
+            RecipeError: If a method needs statistics, and there are none, or only some tasks have them.
         """
         if self.form == "linear":
             return weighted_rule(self.coefficients(chunks.num_tasks, preference, options))
@@ -188,9 +178,15 @@ class MergeMethod:
             "generator": generator,
             "shape": shape,
         }
-        call = {name: supplied[name] for name in self.supplied if name not in _FORMS_WITH}
+        call = {name: supplied[name] for name in self.supplied if name in supplied}
         call |= for_each_task(self, options, chunks.num_tasks)
         where = f"{self.label}, tensor {generator.name!r}"
+        if (kind := self.statistics) is not None:
+            if statistics is None:
+                raise without_statistics(self.label, kind)
+            call[kind] = of_all(statistics, self._used(preference), where)
+            if not call[kind]:
+                return weighted_rule(preference)
         if self.form == "matrix":
             return self._rule_of_matrix(chunks, shape, preference, generator.name, call, where)
         if self.form == "rule" and self.is_built_in:
@@ -217,8 +213,15 @@ class MergeMethod:
             call = {**call, numbers: tuple(call[numbers][task] for task in tasks)}
         if self.takes_factors:
             call = {**call, "sides": matrices[1:]}
+        inputs_are_rows = any(own.is_transposed for own in call.get("gram", ()))
         return matrix_rule(
-            self.function, chunks, matrices, tasks, call, where, is_checked=not self.is_built_in
+            transposed(self.function) if inputs_are_rows else self.function,
+            chunks,
+            matrices,
+            tasks,
+            call,
+            where,
+            is_checked=not self.is_built_in,
         )
 
     def multipliers(
@@ -264,35 +267,6 @@ def preferred(preference: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(task for task, weight in enumerate(preference) if weight)
 
 
-# Complex by its table: one line for each argument.
-def _check_kinds(
-    name: Any, source: Any, scaling: Any, held_bytes: Any, uses: Any, in_comparison: Any, is_portable: Any
-) -> None:
-    """Raise ArgumentError for an argument of `merge_method` of another kind than it takes."""
-    is_bytes = held_bytes is None or callable(held_bytes) or isinstance(held_bytes, int)
-    told = isinstance(in_comparison, list | tuple) and all(isinstance(one, Mapping) for one in in_comparison)
-    taken = {
-        "name, a text": isinstance(name, str) and bool(name.strip()),
-        "source, a text or a Paper": isinstance(source, str | Paper),
-        "scaling, a finite number": isinstance(scaling, Real) and math.isfinite(scaling),
-        "held_bytes, a whole number, a function or None": is_bytes,
-        "uses, a function or None": uses is None or callable(uses),
-        "in_comparison, a list of mappings": told,
-        "is_portable, True or False": isinstance(is_portable, bool),
-    }
-    if wrong := next((kind for kind, holds in taken.items() if not holds), None):
-        parameter, _, expected = wrong.partition(", ")
-        raise ArgumentError("this is of another kind", where=f"merge_method, {parameter}", expected=expected)
-
-
-def _check_asked(name: str, form: str, parameters: Container[str]) -> None:
-    """Raise ArgumentError where a function asks for what its form does not have."""
-    for asked, forms in _FORMS_WITH.items():
-        if form not in forms and asked in parameters:
-            told = f"form{'s' * (len(forms) > 1)} {' and '.join(forms)}"
-            raise ArgumentError(f"{asked} is for the {told}, not for {form!r}", where=f"method {name}")
-
-
 def merge_method(
     name: str,
     *,
@@ -315,7 +289,9 @@ def merge_method(
     alone. One named `base` gets the base model's values, float32 and of the shape of one task vector, where
     the form is "tensor" or "elementwise". One named `sides`, for the form "matrix", gets rows and columns,
     and says that the result turns with these and that zero ones count there alone: products, as of adapters,
-    then come in coordinates of their factors.
+    then come in coordinates of their factors. One named `gram` (form "matrix") or `fisher` (form "rule") gets
+    statistics of the data of each task that counts (`data_statistics.TensorStatistics`); tensors without
+    them are averaged by preference.
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.
@@ -344,7 +320,7 @@ def merge_method(
         is_portable: Whether every processor gives the same bytes. Plans and cards say where it does not.
     """
 
-    _check_kinds(name, source, scaling, held_bytes, uses, in_comparison, is_portable)
+    check_kinds(name, source, scaling, held_bytes, uses, in_comparison, is_portable)
     if not isinstance(form, str) or form not in get_args(Form):
         raise ArgumentError(
             f"form {form!r} is not one of {', '.join(get_args(Form))}", where=f"method {name}"
@@ -352,7 +328,7 @@ def merge_method(
     per_element, of_matrix = (0, held_bytes) if callable(held_bytes) else (held_bytes, None)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _check_asked(name, form, inspect.signature(function).parameters)
+        check_forms(name, form, inspect.signature(function).parameters)
         function.merge_method = MergeMethod(  # type: ignore[attr-defined]
             name=name,
             source=f"arXiv:{source.arxiv}" if isinstance(source, Paper) else source,

@@ -76,6 +76,9 @@ DRAWN, KEYS = 12, 2**21
 #: product of a row; elements of a row, of which most have more. Measured.
 WEIGHED, PRODUCT, ROW = 28, 48, 1024
 
+#: Bytes of the share that a task has in an element, by its statistics.
+SHARE = 4
+
 #: Bytes an element while a task with a base model of its own is read: three rows of float64.
 _MOVED = 24
 
@@ -151,7 +154,7 @@ def takes_torch(plan: Plan) -> bool:
     """Say whether torch computes or reads some of a merge."""
     method = methods.get_method(plan.lock.method["name"])
     fused = is_fused(_num_elements(plan), plan.recipe.output.device)
-    is_own = not method.is_built_in or method.form in ("tensor", "matrix")
+    is_own = not method.is_built_in or method.form in ("tensor", "matrix") or method.statistics is not None
     return plan.needs_torch or not fused or is_own or any(map(_has_parts, plan.surveyed))
 
 
@@ -213,7 +216,8 @@ class _Held:
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
         draws = self.method.held_bytes == 0 and "generator" in self.method.supplied
         parts = WEIGHED * (1 + self.num_tasks) * _has_parts(self.values)
-        return (rows + vectors + merged + DRAWN * draws + parts) * size + KEYS * draws
+        shares = SHARE * (1 + self.num_tasks) * (self.method.statistics == "fisher")
+        return (rows + vectors + merged + DRAWN * draws + parts + shares) * size + KEYS * draws
 
     def of_tensor(self, size: int) -> float:
         """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""

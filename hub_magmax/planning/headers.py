@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hub_magmax.checkpoints.damaged_files import refuse_damaged
+from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.opening import open_inputs, open_pinned
@@ -14,7 +15,9 @@ from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
+from hub_magmax.methods import get_method
 from hub_magmax.planning.adapters import plan_adapter
+from hub_magmax.planning.fitting.data_statistics import merged_by_statistics
 from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.output_config.model_config import config_changes
@@ -98,6 +101,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
             indexes = {name: source.index for name, source in opened.items()}
             made = make_plan(recipe, locked, indexes, own_base_indexes(opened))
             check_integers(made, opened)
+            made = _with_statistics(made, cache)
             made = replace(made, tokenizer=tokenizer)
             made = replace(made, config_changes=config_changes(made, opened))
         copied, source = locked.sources[files_from], opened[files_from]
@@ -107,6 +111,15 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         left = () if recipe.output.is_adapter else left_behind(source, copied)
         copied_bytes = sum(source.size_of(path) or 0 for path in paths)
     return replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
+
+
+def _with_statistics(plan: Plan, cache: SourceCache) -> Plan:
+    """Return a plan that names the tensors merged by statistics, where its method needs these."""
+    kind = get_method(plan.lock.method["name"]).statistics
+    with open_statistics(plan.recipe, plan.lock, kind, cache) as statistics:
+        if statistics is None:
+            return plan
+        return replace(plan, by_statistics=merged_by_statistics(plan, statistics))
 
 
 def stored_dtypes(index: CheckpointIndex) -> tuple[str, ...]:

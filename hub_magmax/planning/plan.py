@@ -216,6 +216,7 @@ class Plan:
         tokens: What differs in the tokens of tasks.
         config_changes: What config.json says of the output's weights, and not of those it was written for.
         tokenizer: Its files that are not copied as they are.
+        by_statistics: Names of the tensors that are merged by statistics of the tasks' data.
         own_values: What rules say of the merge of a tensor, by the name of what is read for it.
     """
 
@@ -237,6 +238,7 @@ class Plan:
     tokenizer: TokenizerFiles = field(default_factory=TokenizerFiles, hash=False)
     stored_item_bytes: int = 4
     needs_torch: bool = True
+    by_statistics: tuple[str, ...] = ()
     own_values: Mapping[str, RuleValues] = field(default_factory=dict, hash=False)
 
     def values_of(self, tensor: str, values: MergeValues | None = None) -> MergeValues:

@@ -123,6 +123,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "rules": described_rules(plan),
         "tensors_merged": len(merged),
         "tensors_copied": len(copied),
+        "tensors_by_statistics": len(plan.by_statistics),
         "tensors_left_out": list(plan.left_out),
         "tasks_not_read": list(plan.unread),
         "ranks": plan.ranks,
@@ -252,6 +253,7 @@ def _told(option: Any) -> str:
 def _tensors(plan: Plan) -> Iterator[Row]:
     merged = [job.num_elements for job in plan.jobs if job.merged]
     yield "merged", f"{len(merged):,} tensors, {sum(merged):,} elements"
+    yield from _statistics(plan, len(merged))
     yield "copied", f"{len(plan.jobs) - len(merged):,} tensors"
     reasons = Counter((job.reason, job.source, job.factor) for job in plan.jobs if not job.merged)
     for (why, source, factor), count in reasons.items():
@@ -273,6 +275,14 @@ def _lost(plan: Plan) -> str:
     return (
         f"to be seen in {len(cut):,} layers, whose rank is bounded; the merge report and the card will say it"
     )
+
+
+def _statistics(plan: Plan, num_merged: int) -> Iterator[Row]:
+    """Yield how many tensors are merged by statistics of the tasks' data, where the method needs these."""
+    if kind := methods.get_method(plan.lock.method["name"]).statistics:
+        count = len(plan.by_statistics)
+        text = f"{kind} of {count:,} tensors; the other {num_merged - count:,} are averaged by preference"
+        yield "statistics", text
 
 
 def _notes(plan: Plan) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.options import check_options
+from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
@@ -25,6 +26,7 @@ from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
 from hub_magmax.recipe.schema import MAX_TRIED, EvaluatorChoice, Method, Named, Recipe, Sweep
+from hub_magmax.recipe.statistics_checks import statistics_problems
 from hub_magmax.recipe.tokenizer import tokenizer_problems
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry
@@ -77,9 +79,11 @@ def _written(values: dict[str, Any]) -> Iterator[tuple[KeyPath, type[Named], Reg
     method = values.get("method", {})
     if method != AUTO and not (isinstance(method, dict) and method.get("name") == AUTO):
         yield ("method",), Method, METHODS, method
-    evaluation, compare = (values.get(key) for key in ("evaluation", "compare"))
-    if isinstance(evaluation, dict):
-        yield ("evaluation", "evaluator"), EvaluatorChoice, EVALUATORS, evaluation.get("evaluator", {})
+    compare = values.get("compare")
+    for key, default in (("evaluation", {}), ("statistics", None)):
+        spec = values.get(key)
+        if isinstance(spec, dict) and (evaluator := spec.get("evaluator", default)) is not None:
+            yield (key, "evaluator"), EvaluatorChoice, EVALUATORS, evaluator
     if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
         for index, tried in enumerate(compare["methods"][:MAX_TRIED]):
             yield ("compare", "methods", index), Method, METHODS, tried
@@ -126,7 +130,7 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
-    for path, written in recipe.models.items():
+    for path, written in recipe.places.items():
         try:
             parse_model_name(written, recipe.folder)
         except HubMagmaxError as error:
@@ -139,29 +143,6 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
         if name not in names:
             known = f"the tasks are {', '.join(names)}" if names else "the recipe has no tasks"
             yield conflict(path, f"there is no task {shown(name)}", nearest(name, names) or known)
-
-
-def _guard_problems(recipe: Recipe) -> Iterator[Problem]:
-    for name in recipe.evaluation.guard if recipe.evaluation else ():
-        if name in recipe.task_names:
-            yield conflict(("evaluation", "guard", name), "this is the name of a task", "choose another one")
-
-
-def _prompt_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield keys of prompts where the evaluator has none: they would be left out in silence."""
-    if recipe.evaluation is None:
-        return
-    name = recipe.evaluation.evaluator.name
-    if not EVALUATORS.knows(name) or getattr(EVALUATORS.get(name).make, "has_prompts", False):
-        return  # an unknown one is reported with its name
-    for part, found in (("tasks", recipe.evaluation.tasks), ("guard", recipe.evaluation.guard)):
-        for task, data in found.items():
-            for key in data.prompt_keys:
-                yield conflict(
-                    ("evaluation", part, task, key),
-                    f"the evaluator {name} has no prompts",
-                    "leave the key out, or choose another evaluator",
-                )
 
 
 def _preferences(recipe: Recipe) -> Iterator[tuple[KeyPath, Preference]]:
@@ -187,6 +168,8 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         yield from _names_in(preference, path)
     if recipe.evaluation:
         yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
+    if recipe.statistics:
+        yield from ((("statistics", "data", name), name) for name in recipe.statistics.data)
     if recipe.output.files_from != "base_model":
         yield ("output", "files_from"), recipe.output.files_from
     for index, rule in enumerate(recipe.tensors):
@@ -327,6 +310,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     choices_without_tasks: frozenset({"tasks", "layers", "preference", "compare", "sweep"}),
     _reference_problems: frozenset(),
     own_base_problems: frozenset({"tasks", "adapters", "method", "compare", "token_rows", "tokenizer"}),
+    statistics_problems: frozenset({"tasks", "method", "compare", "statistics", "layers"}),
     _name_problems: frozenset({"tasks"}),
     missed_tasks: frozenset({"tasks", "preference", "compare"}),
     _weight_problems: frozenset({"preference", "compare", "method"}),
@@ -341,8 +325,8 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     output_problems: frozenset({"output"}),
     adapter_problems: frozenset({"output", "method", "compare", "token_rows", "tokenizer"}),
     _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
-    _guard_problems: frozenset({"tasks", "evaluation"}),
-    _prompt_problems: frozenset({"evaluation"}),
+    guard_problems: frozenset({"tasks", "evaluation"}),
+    prompt_problems: frozenset({"evaluation"}),
 }
 
 

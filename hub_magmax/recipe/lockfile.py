@@ -211,6 +211,7 @@ class Lock:
         token_rows: Globs over the tensors whose rows are matched by token.
         layers: Of which blocks of which sources the output's stacks of blocks are made, in order; empty where
             they are those of the base model.
+        statistics: Files of statistics of the tasks' data, by their kind and by task.
         plugin: `package`, `version` (both empty for a method that the program itself has registered) and
             `code` (a sha256) of a method that is not built in: changed code is another merge. Empty for a
             built-in method.
@@ -236,6 +237,7 @@ class Lock:
     layers: tuple[LockedSlice, ...] = ()
     tokenizer: LockedTokenizer | None = None
     bases: Mapping[str, LockedSource] = field(default_factory=dict, hash=False)
+    statistics: Mapping[str, Mapping[str, LockedSource]] = field(default_factory=dict, hash=False)
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_portable: bool = True
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -249,6 +251,16 @@ class Lock:
     def every_source(self) -> dict[str, LockedSource]:
         """All that is read: the base model, the tasks, and tasks' own base models."""
         return {**self.sources, **{own_base_name(task): base for task, base in self.bases.items()}}
+
+    @property
+    def every_file(self) -> dict[str, LockedSource]:
+        """All of these, and the statistics of the tasks' data."""
+        statistics = {
+            f"{kind} of {task}": source
+            for kind, by_task in self.statistics.items()
+            for task, source in by_task.items()
+        }
+        return {**self.every_source, **statistics}
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -294,12 +306,22 @@ class Lock:
         values = asdict(self)
         if self.adapters == "each":
             del values["adapters"]
-        for key in ("token_rows", "layers", "tokenizer", "bases", "local_data", "replaced_data", "plugin"):
+        for key in (
+            "token_rows",
+            "layers",
+            "tokenizer",
+            "bases",
+            "local_data",
+            "replaced_data",
+            "plugin",
+            "statistics",
+        ):
             if not values[key]:
                 del values[key]
         if self.is_portable:
             del values["is_portable"]
-        for source in (values["base_model"], *values["tasks"].values(), *values.get("bases", {}).values()):
+        by_task = (values["tasks"], values.get("bases", {}), *values.get("statistics", {}).values())
+        for source in (values["base_model"], *(source for found in by_task for source in found.values())):
             for key in _OPTIONAL:
                 if source[key] is None:
                     del source[key]

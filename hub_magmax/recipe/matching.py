@@ -12,6 +12,7 @@ from hub_magmax.options import locked_options
 from hub_magmax.recipe.lockfile import Lock, LockedSlice, LockedSource, LockedTokenizer
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.schema import Method, Recipe
+from hub_magmax.recipe.statistics_checks import files_of, statistics_kinds
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import METHODS, Plugin
 
@@ -41,6 +42,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == preference_digest(recipe),
         "tensors": locked.tensors == rules_of(recipe),
+        "statistics": _statistics_fit(recipe, locked),
         "adapters": locked.adapters == (recipe.adapters or "each"),
         "layers": _layers_fit(recipe, locked),
         "token_rows": _token_rows_fit(recipe, locked),
@@ -206,6 +208,16 @@ def tokenizer_of(recipe: Recipe) -> LockedTokenizer | None:
 
 def _without_template(found: LockedTokenizer | None) -> LockedTokenizer | None:
     return None if found is None else replace(found, template=None)
+
+
+def _statistics_fit(recipe: Recipe, locked: Lock) -> bool:
+    """Say whether the locked statistics are those that the recipe's tasks and methods name."""
+    written = {kind: files_of(recipe, kind) for kind in statistics_kinds(recipe)}
+    found = {
+        kind: {task: source.reference for task, source in by_task.items()}
+        for kind, by_task in locked.statistics.items()
+    }
+    return found == written
 
 
 def _token_rows_fit(recipe: Recipe, locked: Lock) -> bool:

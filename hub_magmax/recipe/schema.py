@@ -59,12 +59,14 @@ MAX_TRIED = 255
 class Task(Spec):
     """One task: `model` is the checkpoint fine-tuned on it, and `base` what that was fine-tuned from.
 
-    Without `base` it is the recipe's base model.
+    Without `base` it is the recipe's base model. `statistics` is a folder of statistics of the task's data,
+    for the methods that need them; what is missing there is made of the recipe's `statistics`.
     """
 
     name: TaskName
     model: Place
     base: Place | None = None
+    statistics: Place | None = None
 
 
 class Named(Spec):
@@ -104,6 +106,17 @@ class EvaluatorChoice(Named):
     """A registered evaluator and its options."""
 
     name: str = "image-classification"
+
+
+class Statistics(Spec):
+    """Examples of each task, on which its own checkpoint runs for statistics of its data.
+
+    `evaluator` says how models run, by default as in `evaluation`.
+    """
+
+    data: TaskData
+    evaluator: EvaluatorChoice | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 64
 
 
 def _tried() -> tuple[Method, ...]:
@@ -263,6 +276,7 @@ class Recipe(Spec):
     token_rows: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     tokenizer: Tokenizer | None = None
     trusted_links: tuple[Place, ...] | None = None
+    statistics: Statistics | None = None
     evaluation: Evaluation | None = None
     compare: Compare | None = None
     sweep: Sweep | None = None
@@ -302,6 +316,12 @@ class Recipe(Spec):
             named = ((number, getattr(task, key)) for number, task in enumerate(self.tasks))
             found |= {("tasks", number, key): model for number, model in named if model is not None}
         return found
+
+    @property
+    def places(self) -> dict[KeyPath, str]:
+        """All that the recipe reads but data: the models, and folders of statistics."""
+        named = ((number, task.statistics) for number, task in enumerate(self.tasks))
+        return self.models | {("tasks", number, "statistics"): place for number, place in named if place}
 
     @property
     def written_sources(self) -> dict[str, str]:

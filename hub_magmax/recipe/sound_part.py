@@ -17,6 +17,7 @@ _MAX_ROUNDS = 8
 
 #: Stands for a model whose name is wrong; any folder is a valid name.
 _ANY_MODEL = "./"
+_MODEL_KEYS = ("model", "base", "statistics")
 
 
 def sound_part(values: dict[str, Any], folder: Path) -> tuple[Recipe | None, frozenset[str]]:
@@ -60,7 +61,7 @@ def _order(path: KeyPath) -> list[tuple[bool, str | int]]:
 
 
 def _is_model(path: KeyPath) -> bool:
-    return path == ("base_model",) or (len(path) == 3 and path[0] == "tasks" and path[2] in ("model", "base"))
+    return path == ("base_model",) or (len(path) == 3 and path[0] == "tasks" and path[2] in _MODEL_KEYS)
 
 
 def _existing(rest: Any, path: KeyPath) -> KeyPath:

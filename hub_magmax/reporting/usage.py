@@ -18,7 +18,7 @@ from hub_magmax.text import is_invisible, one_line
 def checks(recipe: Recipe, lock: Lock, *, is_scored: bool, is_signed: bool) -> str:
     """Return the commands that verify, rebuild and score the model again, quoted for a shell."""
     target = shlex.quote(one_line(recipe.output.push_to_hub or Path(recipe.output.path).name))
-    sources = " --from FOLDER" if any(source.commit is None for source in lock.every_source.values()) else ""
+    sources = " --from FOLDER" if any(source.commit is None for source in lock.every_file.values()) else ""
     data = " --from FOLDER" if lock.local_data else ""
     lines = [(f"verify {target}", "every file is as merged")]
     lines += [(f"verify {target} --rebuild{sources}", "merge again, and compare every byte")]

@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.examples import rows_of
-from hub_magmax.evaluation.evaluators.likelihoods import Row, answer_row, log_likelihoods, text_row
+from hub_magmax.evaluation.evaluators.likelihoods import (
+    Row,
+    answer_row,
+    log_likelihoods,
+    row_log_likelihood,
+    text_row,
+)
 from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, describe_joint, shots_of
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
@@ -97,6 +104,11 @@ class LogLikelihood(_Prompted):
                 mean = total / text.row.num_counted
                 found.append(Outcome(mean, math.exp(mean), is_cut=text.row.is_cut))
         return found
+
+    def log_likelihoods(self, model: LoadedModel, batch: list[Text]) -> Iterator[tuple[float, Tensor]]:
+        """Yield the log-likelihood of each text to be differentiated; its probability is 1."""
+        for text in batch:
+            yield 1.0, row_log_likelihood(model, text.row)
 
     def samples(self, model: LoadedModel, batches: Iterable[list[Text]]) -> list[Sample]:
         """Return the texts with their scores, and what the model itself goes on with after a prompt."""

@@ -53,6 +53,12 @@ class _Classification:
                 found += [outcome._replace(is_cut=c) for outcome, c in zip(scored, cut, strict=True)]
         return found
 
+    def log_likelihoods(self, model: LoadedModel, batch: Any) -> Iterator[tuple[float, Tensor]]:
+        """Yield the probability of every class of one example, and its logarithm to be differentiated."""
+        logits = model.network(**batch[0].to(model.device)).logits[0].float()
+        likelihoods = logits.log_softmax(-1)
+        yield from zip(likelihoods.detach().double().exp().tolist(), likelihoods, strict=True)
+
 
 def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
     """Return whether each row's largest logit is that of its class, its probability and its margin."""

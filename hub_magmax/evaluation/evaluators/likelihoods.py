@@ -186,6 +186,17 @@ def _run(model: LoadedModel, rows: Sequence[Row], served: Sequence[Sequence[Row]
         return [_total(logits[i], row, length - kept) for i, some in enumerate(served) for row in some]
 
 
+def row_log_likelihood(model: LoadedModel, row: Row) -> Tensor:
+    """Return the summed log-probability of a row's tokens from its `first` one on, to be differentiated."""
+    import torch
+
+    ids = torch.tensor([row.tokens[:-1]], device=model.device)
+    logits = _last_logits(model.network, len(row.tokens) - row.first, input_ids=ids)[0].float()
+    wanted = torch.tensor(row.tokens[row.first :], device=logits.device)
+    total: Tensor = logits.log_softmax(-1).gather(-1, wanted[:, None]).sum()
+    return total
+
+
 def _last_logits(network: Any, kept: int, **inputs: Any) -> Tensor:
     """Return the logits of the last `kept` places, which most models compute alone if told to."""
     told = {"logits_to_keep": kept} if "logits_to_keep" in _parameters(network) else {}

@@ -94,6 +94,8 @@ class Evaluator(Protocol):
         describe_examples: A method of examples and `Columns`: facts about the examples, as values by name for
             card and `scores.json`; none.
         samples: A method like `outcomes` that returns a list of `Sample`; none.
+        log_likelihoods: A method of a model and one batch of a single example: yields answers as pairs of a
+            probability and its logarithm as a tensor that can be differentiated, for `fisher`; none.
         unit: Of the scores, such as "nats per token"; none.
         higher_is_better: False is refused, since everything that compares models takes more for better:
             return the negative of such a measure.

@@ -65,7 +65,7 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
         "resolvedDependencies": [
             *(
                 dependency
-                for name, source in lock.every_source.items()
+                for name, source in lock.every_file.items()
                 for dependency in _dependencies(
                     name, source, location_of(source, recipe.folder).uri, name == recipe.output.files_from
                 )

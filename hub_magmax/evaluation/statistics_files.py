@@ -1,0 +1,242 @@
+"""Files of statistics of tasks' data: made where they are missing, pinned, and compared with their recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax.checkpoints.data_statistics import AGAIN, KIND, facts_of
+from hub_magmax.checkpoints.locations import locate
+from hub_magmax.checkpoints.opening import open_checkpoints, open_source
+from hub_magmax.checkpoints.pinning import file_sha256, pinned_files
+from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.errors import LockError, RecipeError
+from hub_magmax.evaluation.collecting import collected
+from hub_magmax.evaluation.data import fingerprint, load_examples, pinned
+from hub_magmax.evaluation.evaluators import (
+    Evaluator,
+    columns_of,
+    make_evaluator,
+    needs_labels,
+    wanted_columns,
+)
+from hub_magmax.evaluation.evaluators.examples import check_columns
+from hub_magmax.evaluation.models import Loading, model_places
+from hub_magmax.files import canonical_json, digest, from_here, os_errors
+from hub_magmax.kernels.lazy_imports import one_thread
+from hub_magmax.methods.data_statistics import StatisticsKind
+from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
+from hub_magmax.recipe.model_names import expanded
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
+from hub_magmax.text import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Texts in the header of a file, besides its kind: digests of what it was made of.
+CHECKPOINT, DATA = "checkpoint", "data"
+
+
+def locked_statistics(
+    recipe: Recipe,
+    lock: Lock,
+    report: Report = lambda line: None,
+    *,
+    hash_files: bool = False,
+    cache: SourceCache | None = None,
+) -> dict[str, dict[str, LockedSource]]:
+    """Return the statistics that the recipe's methods need, pinned, by kind and task; missing ones are made.
+
+    Args:
+        recipe: Names folders of statistics, and the examples that missing ones are made of.
+        lock: Of its checkpoints and data.
+        report: Called with a line before each that is made.
+        hash_files: Read local files whole, and lock their sha256 too.
+        cache: Checkpoints that are open already.
+
+    Raises:
+        RecipeError: If some are missing, and the recipe names no examples.
+        LockError: If they are of another checkpoint, or of other examples, than the recipe names.
+        CheckpointError, EvaluationError: If a file is no sound one, or cannot be made.
+    """
+    made = _Making(recipe, lock, report, cache or SourceCache())
+    return {
+        kind: {
+            task: made.pinned(kind, task, file, hash_files=hash_files)
+            for task, file in files_of(recipe, kind).items()
+        }
+        for kind in statistics_kinds(recipe)
+    }
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Makes and pins the statistics of a recipe."""
+
+    recipe: Recipe
+    lock: Lock
+    report: Report
+    cache: SourceCache
+
+    def pinned(self, kind: StatisticsKind, task: str, file: str, *, hash_files: bool) -> LockedSource:
+        """Return the statistics of one task, pinned; made, if they are missing."""
+        key = ("tasks", self.recipe.task_names.index(task), "statistics")
+        path = self.recipe.folder / expanded(file)
+        if is_local(self.recipe, file) and not path.is_file():
+            self._make(kind, task, path, key)
+        location = locate(file, self.recipe.folder).pinned().trusting(self.recipe.trusted_roots)
+        with closing(self.cache.open(location)) as source:
+            self._compare(facts_of(source, kind), task, file, key)
+            files = pinned_files(source, hash_files=hash_files)
+        return LockedSource(file, location.name, files=files, **location.pin._asdict())
+
+    def _compare(self, facts: Mapping[str, str], task: str, file: str, key: tuple[Any, ...]) -> None:
+        """Raise LockError for statistics of another checkpoint, or of other examples, where that is known."""
+        known = facts.get(CHECKPOINT)
+        if known is not None and known != self._checkpoint(task):
+            raise LockError(
+                f"these statistics are of another checkpoint than {self.lock.tasks[task].label}",
+                where=file,
+                hint=AGAIN,
+                key=key,
+            )
+        if self._has_data(task) and facts.get(DATA) != self._data(task):
+            raise LockError(
+                f"these statistics are of other examples than statistics.data.{task} names, or of another "
+                "evaluator or batch size",
+                where=file,
+                hint=AGAIN,
+                key=key,
+            )
+
+    def _has_data(self, task: str) -> bool:
+        return self.recipe.statistics is not None and task in self.recipe.statistics.data
+
+    def _checkpoint(self, task: str) -> str:
+        """Return a digest of the weights that a task's model has: its own, and those below an adapter."""
+        names, lock = [task], self.lock
+        if lock.tasks[task].adapter_config:
+            before = [*lock.tasks][: [*lock.tasks].index(task)] if lock.adapters == "sequence" else []
+            names += [own_base_name(task) if task in lock.bases else "base_model", *before]
+        hashes = []
+        for name in names:
+            locked = lock.every_source[name]
+            with closing(open_source(self.recipe, locked, self.cache)) as source:
+                hashes.append([file.sha256 or file_sha256(source, file.path) for file in locked.files])
+        return digest(hashes)
+
+    def _data(self, task: str) -> str:
+        """Return a digest of which examples run and how; local data is known by its content."""
+        spec = self.recipe.statistics
+        assert spec is not None
+        data = pinned(spec.data[task], self.lock.datasets)
+        content = {part.dataset: self.lock.local_data.get(part.dataset) for part in data.parts}
+        named = data.model_dump(mode="json")
+        if content[data.dataset] is not None:
+            named["dataset"] = content[data.dataset]
+        evaluator, options = self._evaluator_choice()
+        return digest([named, evaluator, options, spec.batch_size])
+
+    def _evaluator_choice(self) -> tuple[str, dict[str, Any]]:
+        spec, evaluation = self.recipe.statistics, self.recipe.evaluation
+        choice = spec.evaluator if spec else None
+        choice = choice or (evaluation.evaluator if evaluation else None)
+        if choice is None:
+            raise RecipeError(
+                "nothing says how the models run",
+                key=("statistics", "evaluator"),
+                expected="an evaluator here, or an evaluation",
+                hint="Write statistics: {evaluator: image-classification, data: ...}.",
+            )
+        return choice.name, choice.options
+
+    def _make(self, kind: StatisticsKind, task: str, path: Path, key: tuple[Any, ...]) -> None:
+        """Run a task's own checkpoint on its examples, and write the statistics."""
+        if not self._has_data(task):
+            raise RecipeError(
+                f"there are no {kind} statistics of {task}: {from_here(path)} is missing",
+                key=key,
+                expected="a folder that holds them, or examples to make them of",
+                hint=f"Name some of the examples it was trained on: statistics.data.{task}: {{dataset: ..., "
+                "split: train[:256]}.",
+            )
+        spec = self.recipe.statistics
+        assert spec is not None
+        evaluator, data = make_evaluator(*self._evaluator_choice()), spec.data[task]
+        examples = self._examples(task, evaluator)
+        self.report(f"running {task} on {len(examples):,} of its examples, for {kind} statistics")
+        model = Loading(self.recipe, self.lock, evaluator).load(
+            task, model_places(self.recipe, self.lock)[task]
+        )
+        with open_checkpoints(self.recipe, self.lock, self.cache) as opened:
+            base = opened["base_model"]
+            with one_thread():  # sums in an order that does not depend on how many there are
+                tensors, told = collected(
+                    kind, evaluator, model, examples, columns_of(data), spec.batch_size, base
+                )
+        facts = {
+            "format": "pt",
+            KIND: kind,
+            "task": task,
+            "examples": str(len(examples)),
+            "fingerprint": fingerprint(examples, examples.column_names),
+            "evaluator": canonical_json(self._evaluator_choice()),
+            CHECKPOINT: self._checkpoint(task),
+            DATA: self._data(task),
+            "values": _sha256_of(tensors),
+        }
+        write_statistics(path, tensors, facts | told)
+
+    def _examples(self, task: str, evaluator: Evaluator) -> Any:
+        spec = self.recipe.statistics
+        assert spec is not None
+        data = spec.data[task]
+        place = pinned(data, self.lock.datasets)
+        found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))
+        check_columns(found, wanted_columns(evaluator, data))
+        return found
+
+
+def _sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of values, so that the header, which locks pin, tells them apart too."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(name.encode() + b"\0")
+        hasher.update(tensor.contiguous().numpy().data)
+    return hasher.hexdigest()
+
+
+def write_statistics(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write a file of statistics in one step; its bytes depend on the values alone.
+
+    The library for safetensors writes texts of a header in any order.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    header: dict[str, Any]
+    header, start = {"__metadata__": dict(sorted(facts.items()))}, 0
+    for name, tensor in sorted(tensors.items()):
+        stop = start + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for _, tensor in sorted(tensors.items()):
+                    file.write(tensor.contiguous().numpy().data)
+            temporary.rename(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

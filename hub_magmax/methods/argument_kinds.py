@@ -1,0 +1,49 @@
+"""Checks of the arguments with which a merge method is declared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from numbers import Real
+from typing import Any
+
+from hub_magmax.errors import ArgumentError
+from hub_magmax.methods.papers import Paper
+
+
+# Complex by its table: one line for each argument.
+def check_kinds(
+    name: Any, source: Any, scaling: Any, held_bytes: Any, uses: Any, in_comparison: Any, is_portable: Any
+) -> None:
+    """Raise ArgumentError for an argument of `merge_method` of another kind than it takes."""
+    is_bytes = held_bytes is None or callable(held_bytes) or isinstance(held_bytes, int)
+    told = isinstance(in_comparison, list | tuple) and all(isinstance(one, Mapping) for one in in_comparison)
+    taken = {
+        "name, a text": isinstance(name, str) and bool(name.strip()),
+        "source, a text or a Paper": isinstance(source, str | Paper),
+        "scaling, a finite number": isinstance(scaling, Real) and math.isfinite(scaling),
+        "held_bytes, a whole number, a function or None": is_bytes,
+        "uses, a function or None": uses is None or callable(uses),
+        "in_comparison, a list of mappings": told,
+        "is_portable, True or False": isinstance(is_portable, bool),
+    }
+    if wrong := next((kind for kind, holds in taken.items() if not holds), None):
+        parameter, _, expected = wrong.partition(", ")
+        raise ArgumentError("this is of another kind", where=f"merge_method, {parameter}", expected=expected)
+
+
+#: Arguments that only functions of some forms may have.
+_OF_FORMS = {
+    "base": ("tensor", "elementwise"),
+    "sides": ("matrix",),
+    "gram": ("matrix",),
+    "fisher": ("rule",),
+}
+
+
+def check_forms(name: str, form: str, parameters: Container[str]) -> None:
+    """Raise ArgumentError for an argument of a method's function that is for other forms than its own."""
+    for parameter, forms in _OF_FORMS.items():
+        if parameter in parameters and form not in forms:
+            told = f"form{'s' * (len(forms) > 1)} {' and '.join(forms)}"
+            raise ArgumentError(f"{parameter} is for the {told}, not for {form!r}", where=f"method {name}")

@@ -1,0 +1,74 @@
+"""Statistics of tasks' data against the tensors that are merged by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hub_magmax.checkpoints.data_statistics import AGAIN, DataStatistics
+from hub_magmax.errors import MismatchError, Problem
+from hub_magmax.methods.matrices import matrices_in
+from hub_magmax.planning.plan import Plan, TensorJob
+
+#: Problems that a message tells one by one.
+_MOST_TOLD = 3
+
+
+def merged_by_statistics(plan: Plan, statistics: DataStatistics) -> tuple[str, ...]:
+    """Return the names of the merged tensors that all tasks that count have statistics of.
+
+    Raises:
+        MismatchError: If statistics have another shape than their tensor, only some tasks have them, or no
+            tensor has any.
+    """
+    described = [job for job in plan.merged if _described(job, statistics)]
+    if problems := [problem for job in described for problem in _problems(job, statistics)]:
+        raise _error(statistics, problems)
+    if not described and any(_counting(job, statistics) for job in plan.merged):
+        first = next(iter(statistics.sources))
+        raise _error(statistics, [(first, "no task has any of a merged tensor")])
+    return tuple(job.name for job in described)
+
+
+def _described(job: TensorJob, statistics: DataStatistics) -> list[str]:
+    """Return the tasks that count and have statistics of a tensor that the method takes them of."""
+    counting = _counting(job, statistics) if _wanted_shape(job, statistics) is not None else []
+    return [task for task in counting if job.tensor in statistics.sources[task].index.tensors]
+
+
+def _counting(job: TensorJob, statistics: DataStatistics) -> list[str]:
+    return [task for task in statistics.sources if task not in job.unread]
+
+
+def _problems(job: TensorJob, statistics: DataStatistics) -> Iterator[tuple[str, str]]:
+    """Yield tasks and what is wrong with their statistics of a tensor, of which one has some."""
+    known, wanted = _described(job, statistics), _wanted_shape(job, statistics)
+    for task in _counting(job, statistics):
+        if task not in known:
+            yield task, f"{task} has none of {job.tensor!r}, and {known[0]} has"
+        elif (shape := statistics.sources[task].index.tensors[job.tensor].shape) != wanted:
+            yield task, f"those of {task} about {job.tensor!r} are {[*shape]}, expected {[*(wanted or ())]}"
+
+
+def _wanted_shape(job: TensorJob, statistics: DataStatistics) -> tuple[int, ...] | None:
+    """Return the shape of a tensor's statistics, None where the method takes none of it."""
+    if statistics.kind == "fisher":
+        return job.shape
+    found = matrices_in(job.tensor, job.shape)
+    if found is None or found.number > 1:
+        return None
+    rows = any(own is not None and own.is_transposed for own in statistics.of(job.tensor))
+    return (found.rows if rows else found.columns,) * 2
+
+
+def _error(statistics: DataStatistics, problems: Sequence[tuple[str, str]]) -> MismatchError:
+    """Return the error of statistics that do not fit, with the file of the first task that is named."""
+    told = [text for _, text in problems]
+    more = f"; and {len(told) - _MOST_TOLD:,} more" if len(told) > _MOST_TOLD else ""
+    label = statistics.sources[problems[0][0]].label
+    return MismatchError(
+        f"the {statistics.kind} statistics do not fit: {'; '.join(told[:_MOST_TOLD])}{more}",
+        where=label,
+        expected="statistics of every task, made of checkpoints of this base model",
+        hint=AGAIN,
+        problems=tuple(Problem("MismatchError", text, file=label, hint=AGAIN) for text in told),
+    )

@@ -1,0 +1,283 @@
+"""Statistics of tasks' data, as locks make them: by hand, and against runs of one example at a time."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.source import MemorySource
+from hub_magmax.cli import main
+from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
+from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers
+from hub_magmax.evaluation.evaluators import Columns, make_evaluator
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
+from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan
+from hub_magmax.recipe.loading import parse_recipe
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+from tests.families import accepted, read_merged, yaml_text
+from tests.test_evaluation_evaluators import WORDS, word_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_classifiers(tmp_path, {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)})
+    write_rows(tmp_path / "others.parquet", [0] * 5 + [2] * 3)
+    return tmp_path
+
+
+def values_of(method="regmean", **changes):
+    data = {"a": {"dataset": "rows.parquet", "split": "train"}, "b": {"dataset": "others.parquet"}}
+    data["b"]["split"] = "train"
+    tasks = [{"name": n, "model": f"./{n}", "statistics": f"./statistics/{n}"} for n in "ab"]
+    return (
+        classifier_recipe(
+            tasks=tasks, method=method, statistics={"data": data, "batch_size": 4}, output={"path": "merged"}
+        )
+        | changes
+    )
+
+
+def recipe_of(folder, method="regmean", **changes):
+    return parse_recipe(values_of(method, **changes), folder=folder)
+
+
+def header_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def load(folder: Path) -> LoadedModel:
+    evaluator = make_evaluator("image-classification", {})
+    return load_model(ModelPlace(str(folder)), evaluator.model_class, evaluator.processor_class, "a test")
+
+
+def inputs_of_layers(model: LoadedModel, examples: list) -> dict[str, Tensor]:
+    """All inputs of every linear layer, in float64, from runs of one example at a time."""
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, i, name=name: seen.setdefault(name, []).append(i[0].flatten(0, -2))
+        )
+        for name, module, _ in linear_layers(model.network)
+    ]
+    with torch.no_grad():
+        for example in examples:
+            model.network(**example)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(found).double() for name, found in seen.items()}
+
+
+def test_moments_are_the_means_over_all_inputs(folder):
+    lock(recipe_of(folder))
+    found = load_file(folder / "statistics" / "a" / "gram.safetensors")
+    model = load(folder / "a")
+    images = Dataset.from_parquet(str(folder / "rows.parquet"))["image"]
+    seen = inputs_of_layers(model, [model.processor(images=[i], return_tensors="pt") for i in images])
+    base = MemorySource.from_tensors(read_merged(folder / "base"))
+    base.files["config.json"] = (folder / "base" / "config.json").read_bytes()
+    names = FileNames.find(model.network, base).names
+    assert {names[f"{name}.weight"] for name in seen} == found.keys() <= read_merged(folder / "base").keys()
+    assert len(found) == 7  # q, k, v, what follows them, two of the block, and the head
+    for name, inputs in seen.items():
+        expected = (inputs.T @ inputs / len(inputs)).float()
+        torch.testing.assert_close(found[names[f"{name}.weight"]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_information_of_a_constant_classifier_by_hand(folder):
+    lock(recipe_of(folder, "fisher"))
+    found = load_file(folder / "statistics" / "a" / "fisher.safetensors")
+    p = torch.tensor([1.0, 0.0, 0.1]).softmax(-1)
+    # The mean over the answers of the square of (1 where it is the answer) − p.
+    torch.testing.assert_close(found["classifier.bias"], p * (1 - p), rtol=1e-5, atol=1e-7)
+    assert not found["vit.layernorm.weight"].any()  # the head does not look at it
+    squares = sum(float(t.double().square().sum()) for t in found.values())
+    scale = (squares / sum(t.numel() for t in found.values())) ** 0.5
+    assert float(
+        header_of(folder / "statistics" / "a" / "fisher.safetensors")["root_mean_square"]
+    ) == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_a_second_lock_takes_what_is_there_and_the_first_file_is_the_same_each_time(folder, method):
+    told = []
+    first = lock(recipe_of(folder, method), report=told.append)
+    assert [line.split(" for ")[0] for line in told] == [
+        f"running {n} on {c} of its examples," for n, c in (("a", 10), ("b", 8))
+    ]
+    told.clear()
+    assert lock(recipe_of(folder, method), report=told.append) == first
+    assert told == []
+    (path,) = (folder / "statistics" / "b").iterdir()
+    before = path.read_bytes()
+    path.unlink()
+    assert lock(recipe_of(folder, method)) == first
+    assert path.read_bytes() == before
+
+
+def test_the_header_says_what_statistics_were_made_of(folder):
+    lock(recipe_of(folder))
+    facts = header_of(folder / "statistics" / "b" / "gram.safetensors")
+    assert (facts["statistics"], facts["task"], facts["examples"]) == ("gram", "b", "8")
+    assert json.loads(facts["evaluator"]) == ["image-classification", {}]
+    assert facts["inputs"] == "8 to 40"  # one of the head for each example, and five places elsewhere
+
+
+def test_a_merge_from_the_command_line_makes_them_and_ends(folder, monkeypatch):
+    (folder / "recipe.yaml").write_text(yaml_text(values_of()))
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(main, ["plan", "recipe.yaml"])
+    assert done.exit_code == 0, done.output
+    assert "gram of " in done.output
+    merge(accepted(plan(recipe_of(folder))))
+    assert read_merged(folder / "merged")["classifier.bias"].isfinite().all()
+
+
+def refused(folder, error, match, method="regmean", **changes):
+    with pytest.raises(error, match=match) as caught:
+        lock(recipe_of(folder, method, **changes))
+    return caught.value
+
+
+def test_statistics_of_a_checkpoint_that_changed_are_told(folder):
+    lock(recipe_of(folder))
+    tensors = read_merged(folder / "b")
+    tensors["classifier.bias"] += 1  # the same header
+    save_file(tensors, folder / "b" / "model.safetensors", metadata={"format": "pt"})
+    error = refused(folder, LockError, "these statistics are of another checkpoint than ./b")
+    assert error.problems[0].key == ("tasks", 1, "statistics")
+    (folder / "statistics" / "b" / "gram.safetensors").unlink()
+    lock(recipe_of(folder))
+
+
+def test_statistics_of_other_examples_are_told(folder):
+    lock(recipe_of(folder))
+    data = {"b": {"dataset": "rows.parquet", "split": "train"}}
+    refused(folder, LockError, r"of other examples than statistics\.data\.b names", statistics={"data": data})
+    write_rows(folder / "others.parquet", [0] * 8)
+    refused(folder, LockError, r"of other examples than statistics\.data\.b names")
+    lock(recipe_of(folder, statistics=None))  # who does not name examples takes them as they are
+
+
+def test_examples_that_cannot_be_loaded_are_told(folder):
+    data = {"a": {"dataset": "nothing.parquet"}}
+    refused(folder, EvaluationError, "there is no such file", statistics={"data": data})
+    data = {"a": {"dataset": "rows.parquet", "split": "train", "input_column": "text"}}
+    refused(folder, EvaluationError, "there is no column 'text'", statistics={"data": data})
+
+
+def test_an_evaluator_is_needed_to_run_models(folder):
+    refused(folder, RecipeError, "nothing says how the models run", evaluation=None)
+    data = values_of()["statistics"]["data"]
+    lock(recipe_of(folder, evaluation=None, statistics={"data": data, "evaluator": "image-classification"}))
+    refused(folder, RecipeError, "no evaluator 'image'", statistics={"data": data, "evaluator": "image"})
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder):
+    (folder / "statistics").write_text("a file")
+    error = refused(folder, OutputError, "written")
+    assert "gram.safetensors" in error.where
+
+
+def test_models_without_what_a_method_needs_are_told(folder):
+    model, evaluator = load(folder / "a"), make_evaluator("image-classification", {})
+    rows = Dataset.from_parquet(str(folder / "rows.parquet"))
+    call = (evaluator, model, rows, Columns(), 4)
+    with pytest.raises(EvaluationError, match="no linear layer of the base model's files ran"):
+        collected("gram", *call, source("elsewhere.weight"))
+    with pytest.raises(EvaluationError, match="no parameter in the base model's files changes its answers"):
+        collected("fisher", *call, source("vit.layernorm.weight"))
+    zero_shot = make_evaluator("zero-shot-image-classification", {"classes": ("red", "blue")})
+    with pytest.raises(EvaluationError, match="tells no log-likelihoods"):
+        collected("fisher", zero_shot, *call[1:], source("vit.layernorm.weight"))
+
+
+def test_values_that_are_not_finite_are_told(folder):
+    model, evaluator = load(folder / "a"), make_evaluator("image-classification", {})
+    rows = Dataset.from_parquet(str(folder / "rows.parquet"))
+    with torch.no_grad():
+        model.network.vit.embeddings.cls_token.fill_(float("inf"))
+    names = [name for name, _ in model.network.named_parameters()]
+    with pytest.raises(EvaluationError, match="are not finite"):
+        collected("gram", evaluator, model, rows, Columns(), 4, source(*names))
+
+
+def source(*names: str) -> MemorySource:
+    return MemorySource.from_tensors({name: torch.ones(2, 3) for name in names})
+
+
+def test_names_of_parameters_are_found_with_and_without_the_backbones():
+    parameters = [("vit.a", None), ("head", None), ("b", None), ("c", None)]
+    network = SimpleNamespace(base_model_prefix="vit", named_parameters=lambda: parameters)
+    found = FileNames.find(network, source("a", "head", "vit.b"))
+    assert found.names == {"vit.a": "a", "head": "head", "b": "vit.b"}
+
+
+def test_parameters_that_are_several_tensors_of_the_files_are_taken_apart_and_put_together():
+    names = FileNames({}, {"qkv": ("q", "k", "v")}, {"both": ("one", "two")}, {"q": 1, "k": 2, "v": 1})
+    rows = torch.arange(8.0).view(4, 2)
+    found = names.in_files({"qkv": rows, "one": rows[:1], "two": rows[1:]}, by_row=True)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "q": [[0, 1]], "k": [[2, 3], [4, 5]], "v": [[6, 7]], "both": rows.tolist()
+    }  # fmt: skip
+    moments = names.in_files({"qkv": rows, "one": rows}, by_row=False)
+    assert moments.keys() == {"q", "k", "v"} and all(m.equal(rows) for m in moments.values())
+
+
+TEXTS = ["the cat sat", "the dog ran the red blue cat", "red cat"]
+
+
+@pytest.fixture
+def causal(tmp_path) -> LoadedModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(WORDS), n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    network = GPT2LMHeadModel(config).eval()
+    return LoadedModel(network, word_tokenizer(), "causal")
+
+
+def inputs_of(causal: LoadedModel, text: str) -> dict[str, Tensor]:
+    return {"input_ids": torch.tensor([causal.processor(text)["input_ids"][:-1]])}
+
+
+def test_padding_does_not_count_and_layers_of_gpt2_are_transposed(causal):
+    names = [name for name, _ in causal.network.named_parameters()]
+    rows = Dataset.from_dict({"text": TEXTS})
+    found, told = collected(
+        "gram", make_evaluator("log-likelihood", {}), causal, rows, Columns(), 3, source(*names)
+    )
+    seen = inputs_of_layers(causal, [inputs_of(causal, text) for text in TEXTS])
+    assert {name.removesuffix(".weight") for name in found} == seen.keys() - {
+        "lm_head"
+    }  # tied to the embedding
+    assert {*json.loads(told["transposed"])} == found.keys()
+    for name, tensor in found.items():
+        inputs = seen[name.removesuffix(".weight")]
+        torch.testing.assert_close(tensor, (inputs.T @ inputs / len(inputs)).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_information_of_texts_is_the_mean_of_their_squared_gradients(causal):
+    names = [name for name, _ in causal.network.named_parameters()]
+    rows = Dataset.from_dict({"text": TEXTS})
+    found, _ = collected(
+        "fisher", make_evaluator("log-likelihood", {}), causal, rows, Columns(), 2, source(*names)
+    )
+    expected = {name: torch.zeros_like(value) for name, value in causal.network.named_parameters()}
+    for text in TEXTS:
+        tokens = torch.tensor([causal.processor(text)["input_ids"]])
+        causal.network.zero_grad()
+        loss = causal.network(input_ids=tokens, labels=tokens).loss * (tokens.shape[1] - 1)
+        loss.backward()
+        for name, value in causal.network.named_parameters():
+            expected[name] += value.grad.square() / len(TEXTS)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name].detach(), rtol=1e-4, atol=1e-8)
