@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.recipe.importing.mergekit_files import shown_in_card
 from hub_magmax.recipe.importing.model_facts import ModelFacts, Unseen
 from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.loading import parse_recipe
@@ -115,6 +116,17 @@ def test_a_single_model_is_copied():
         (models_of("ties", "a 1", base="o", rest="dtype: bf16\n"), 6, "no dtype"),
         (models_of("ties", "a 1", base="o", rest="parameters: {density: 0}\n"), 6, "above 0"),
         (models_of("ties", "a high", base="o"), 5, "no number"),
+        (models_of("ties", "a", base="o", rest="parameters: {weight: }\n"), 5, "nothing is written"),
+        (models_of("ties", "a 1", base="o", rest="parameters: {t: [{filter: x}]}\n"), 6, "no value"),
+        (
+            models_of("ties", "a 1", base="o", rest="parameters: {density: {filter: 2, value: 1}}\n"),
+            6,
+            "one text",
+        ),
+        (models_of("multislerp", "a 1", "b 1", rest="parameters: {eps: 0.001}\n"), 7, "up to 1e-8"),
+        (models_of("sce", "a", base="o", rest="parameters: {select_topk: 0}\n"), 5, "above 0"),
+        (models_of("linear", "a 1", rest="chat_template: [x]\n"), 5, "the name or the text"),
+        ("merge_method: linear\nmodules:\n  text: {models: [{model: a}]}\n", 3, "parts of a model"),
     ],
 )
 def test_what_has_no_counterpart_is_named_at_its_line(text, line, word):
@@ -188,6 +200,44 @@ def test_yaml_is_read_as_mergekit_reads_it():
     )
     assert recipe_of(text)["method"] == {"name": "average", "scaling": 0.5}
     assert verdicts(text)[7] == {"exact"}  # they sum to 1
+
+
+@pytest.mark.parametrize("word", ["false", "No", "'off'", "0", "0.0", "n"])
+def test_words_for_false_are_those_of_mergekit(word):
+    text = models_of("ties", "a 1", base="o", rest=f"parameters: {{normalize: {word}, density: true}}\n")
+    assert recipe_of(text)["method"] == {"name": "ties", "density": 1.0, "consensus": "sum", "scaling": 1.0}
+
+
+def test_keys_of_a_condition_that_mergekit_does_not_know_are_named():
+    text = models_of("ties", "a 1", base="o", rest="parameters: {density: [{fliter: mlp, value: 0.5}]}\n")
+    assert "filter" in next(f.why for f in imported(text).findings if f.key[-1] == "fliter")
+    assert recipe_of(text)["method"]["density"] == 0.5  # for every name
+
+
+def test_equal_numbers_of_16_bits_are_named_where_they_are_ranked():
+    halves = Known(**dict.fromkeys("oab", ModelFacts(dict.fromkeys(NAMES, "BF16"), {}, 4)))
+    for method, is_ranked in (
+        ("ties", True),
+        ("sce", True),
+        ("task_arithmetic", False),
+        ("dare_ties", False),
+    ):
+        text = models_of(method, *(["a 1", "b 1"] if method != "sce" else "ab"), base="o")
+        found = imported(text, halves)
+        assert any("16 bits" in f.why for f in found.findings) == is_ranked, method
+        assert found.draws == (method != "task_arithmetic")
+        assert not any("16 bits" in f.why for f in imported(text).findings)
+    wide = imported(models_of("ties", "a 1", base="o", rest="dtype: bfloat16\n"))
+    assert wide.draws and wide.verdict == "rounding"
+
+
+def test_sce_counts_as_mergekit_does():
+    text = models_of("sce", "o", "a", "b", base="o", rest="parameters: {select_topk: 0.6}\n")
+    values = recipe_of(text)
+    method = {"name": "sce", "density": 0.6, "rounding": "down", "floor": 1e-6, "scaling": 1.0}
+    assert values["method"] == method and values["preference"] == {"weights": {"a": 0.5, "b": 0.5}}
+    alone = models_of("sce", "a", base="o", rest="parameters: {select_topk: 0.6}\n")
+    assert recipe_of(alone)["tensors"] == [{"match": "*", "take": "base_model"}]
 
 
 def test_slices_of_all_blocks_are_models():
@@ -433,6 +483,22 @@ models:
     parameters: {weight: 1.0}
 ```
 """
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("```yaml", "```"), ("```YML", "```"), ("~~~ yaml", "~~~"), ("````", "`````"),
+        ("   ```yaml", "   ```"), ("     ```yaml", "     ```"), ("```{yaml}", "```"),
+        ("```yaml title=x", "```  "), ("```text", "```"), ("```yaml", ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_configurations_of_cards_are_found_in_any_fence(start, end, newline):
+    text = f"# Mix\n\n{start}\nslices: []\n'merge_method': linear\n{end}\n".replace("\n", newline)
+    assert [len(one) - len(one.lstrip("\n")) for one in shown_in_card(text)] == [3]
+    if end:
+        assert len(shown_in_card(text + text)) == 1
 
 
 def test_a_file_a_card_and_a_folder_are_imported(family, monkeypatch):

@@ -11,6 +11,7 @@ from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.loading import parse_recipe
 from tests import oracles_mergekit as oracle
+from tests import test_tokenizers
 from tests.families import accepted, read_merged, write_family
 from tests.test_importing import models_of
 
@@ -239,6 +240,24 @@ def test_numbers_by_name_and_block_are_those_of_mergekit(models, tmp_path, case)
     for name in found.keys() - {"position_ids"}:
         arrays = [family[model][name].double().numpy() for model in ("base", "a", "b", "c")]
         assert np.abs(found[name] - expected(name, *arrays)).max() <= 1e-6, name
+
+
+def test_rows_of_tokens_that_the_base_model_lacks_are_those_of_mergekit(tmp_path):
+    """<end> is row 1007 of `a` and 2007 of `b`, in the mean 1507; <call> is 1006, <user> 2008, <s> 1."""
+    test_tokenizers.write_family(tmp_path)
+    text = models_of(
+        "task_arithmetic", "./a 0.5", "./b 0.25", base="./base", rest="tokenizer_source: union\n"
+    )
+    merged(tmp_path, text, tmp_path / "merged")
+    found = test_tokenizers.rows_of(tmp_path / "merged")
+    assert found["<end>"] == 1507 + 0.5 * (1007 - 1507) + 0.25 * (2007 - 1507)
+    assert found["<call>"] == 1006 and found["<user>"] == 2008
+    assert found["<s>"] == 1 + 0.5 * (1001 - 1) + 0.25 * (2001 - 1)
+    # The row of a token that a recipe names counts for the models that lack it.
+    rest = "tokenizer:\n  tokens: {<end>: {source: ./b}, <call>: {source: {kind: zero}, force: true}}\n"
+    merged(tmp_path, text.replace("tokenizer_source: union\n", rest), tmp_path / "chosen")
+    found = test_tokenizers.rows_of(tmp_path / "chosen")
+    assert found["<end>"] == 2007 + 0.5 * (1007 - 2007) and found["<call>"] == 0
 
 
 THREE = {"embed.weight": (6, 4)} | {f"layers.{n}.{part}": (4, 4) for n in range(3) for part in ("in", "out")}

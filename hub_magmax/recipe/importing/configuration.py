@@ -278,16 +278,18 @@ class _Reader:
         self._repeated(at)
         found: dict[str, Setting] = {}
         for name, value in (at.entries or {}).items():
-            if value.is_empty:
-                continue
+            setting = self._setting(value)
             if ignored := self._why_ignored(name, is_shared=is_shared, of_base=of_base):
                 self._notes.add(value, "warning", ignored)
-            elif (setting := self._setting(value)) is not None:
+            elif setting is not None:
                 found[name] = setting
         return found
 
     def _setting(self, value: Marked) -> Setting | None:
-        """Return a parameter; None, noted, where it is none."""
+        """Return a parameter; None, noted, where it is none, which mergekit refuses of any name."""
+        if value.is_empty:
+            self._notes.lose(value, "nothing is written here, and mergekit refuses that: leave the line out")
+            return None
         for condition in (value, *(value.items or ())):
             self._unknown(condition, _OF_CONDITION)
         found = read_setting(value)

@@ -34,10 +34,15 @@ _OTHER_ROWS = (
     "vocabularies of different sizes, and no tokenizer: mergekit 0.1.5 refuses them, older ones cut them"
 )
 
-#: A fenced block of a card.
+#: A fenced block of a card, which may stand in a list, or end with the card.
 _FENCE = re.compile(
-    r"^ {0,3}(```+|~~~+)[ \t]*([\w.+-]*)[^\n]*\n(.*?)^ {0,3}\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL
+    r"^[ \t]*(```+|~~~+)[ \t]*\{?([\w.+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
+
+#: Languages of such a block, and what shows that it is a configuration.
+_LANGUAGES = ("", "yaml", "yml", "json", "text", "txt", "plaintext")
+_SHOWS = re.compile(r"""^[ \t]*([-{,][ \t]*)?["']?merge_method["']?[ \t]*:""", re.MULTILINE)
 
 #: Files of mergekit's other programs: a key of them, what they are, and other keys that say so.
 _PROGRAMS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -63,15 +68,14 @@ def is_mergekit(values: Marked) -> bool:
 
 
 def shown_in_card(text: str) -> list[str]:
-    """Return the configurations that a card shows, each at the lines at which it stands there."""
-    found = []
+    """Return the configurations that a card shows, each once, at the lines at which it stands there."""
+    found: dict[str, str] = {}
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     for block in _FENCE.finditer(text):
         language, body = block[2].lower(), block[3]
-        if language in ("", "yaml", "yml", "json") and re.search(
-            r"^\s*(- )?merge_method\s*:", body, re.MULTILINE
-        ):
-            found.append("\n" * text.count("\n", 0, block.start(3)) + body)
-    return found
+        if language in _LANGUAGES and _SHOWS.search(body):
+            found.setdefault(body.strip(), "\n" * text.count("\n", 0, block.start(3)) + body)
+    return [*found.values()]
 
 
 def text_of_card(text: str, where: str) -> str:

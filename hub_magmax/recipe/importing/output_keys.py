@@ -67,6 +67,10 @@ class OutputReader:
         widens = (key, dtype) == ("dtype", "float32") and set() < self._inputs <= _IN_FLOAT32
         if key == "dtype" and self.configuration.top.get("out_dtype"):
             why = "sums are formed in float32 or wider, and out_dtype says what is stored"
+            if dtype in ("float16", "bfloat16"):
+                why += (
+                    f"; mergekit rounds models and sums to {dtype} before, so that a step is one of {dtype}"
+                )
             self.notes.add(at, "exact" if widens else "rounding", why)
         elif widens or self._inputs == {_DTYPES[dtype]}:
             self.notes.add(at, "exact", "output.dtype; the models hold it, or what widens to it without loss")
@@ -91,7 +95,9 @@ class OutputReader:
         return "float64" if "F64" in inputs else "float32"
 
     def _chat_template(self, at: Marked | None) -> None:
-        if at is not None:
+        if at is not None and not isinstance(at.value, str):
+            self.notes.lose(at, "expected the name or the text of a template")
+        elif at is not None:
             why = "no weights: set it in the tokenizer of the merged folder"
             self.notes.add(at, "warning", why)
 

@@ -26,6 +26,12 @@ _KEYS = ("source", "tokens", "pad_to_multiple_of")
 #: Tokens that a recipe says something of, at most.
 _MAX_TOKENS = 10_000
 
+#: What becomes of a mean of the rows of two models that weigh equally.
+_CANCELLED = (
+    "of a token that the base model lacks, rows of two models with equal weights cancel: no sign is elected "
+    "here, and they are their mean; mergekit takes the larger one of each two elements"
+)
+
 #: What the source of a tokenizer can be.
 _SOURCES = "neither union nor base, nor one of the models as it is spelled there"
 
@@ -151,6 +157,8 @@ class TokenizerReader:
             raise lost(self.notes, at, why)
         if len(usual) + len(chosen) > _MAX_TOKENS:
             raise lost(self.notes, at, f"{len(usual):,} tokens that the base model lacks and several have")
+        if "mean" in usual.values() and self.configuration.method.ranks:
+            self.notes.add(at, "warning", _CANCELLED)
         return {**usual, **chosen}
 
     def _padding(self, spec: Marked | None) -> dict[str, int]:
