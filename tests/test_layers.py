@@ -489,6 +489,22 @@ def test_other_dtype_is_cast_once(tmp_path):
     assert numbers(tmp_path / "out") == expected
 
 
+def test_other_blocks_of_a_task_are_no_sign_of_another_base_model(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {f"h.{n}.w": torch.randn(40, 40, generator=generator) for n in range(3)} | {"norm": torch.ones(40)}
+    for name in ("base", "a"):
+        write_checkpoint(
+            tmp_path / name, {key: values + (name == "a") * 0.01 for key, values in base.items()}
+        )
+    layers = [{"blocks": {"base_model": [0, 2], "a": [1, 3]}}]
+    assert not [one for one in plan(recipe_of(tmp_path, layers, ("a",))).findings if one.is_fault]
+    other = {key: torch.randn(values.shape, generator=generator) for key, values in base.items()}
+    write_checkpoint(tmp_path / "a", other)
+    layers = [{"blocks": [0, 2]}]
+    found = [one.rule for one in plan(recipe_of(tmp_path, layers, ("a",))).findings if one.is_fault]
+    assert found == ["other base"]
+
+
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_product_above_the_middle_of_two_numbers_goes_up(tmp_path, dtype, step, sign):

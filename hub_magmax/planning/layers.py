@@ -25,6 +25,16 @@ def in_order_of_blocks(base: Iterable[str], added: Collection[str], lock: Lock) 
     return sorted(names, key=place) if any(place(name) >= 0 for name in added) else names
 
 
+def shifted_blocks(lock: Lock) -> frozenset[tuple[str, int]]:
+    """Return the output's blocks that sources have at different places, by stack and number."""
+    return frozenset(
+        (stack, start + number)
+        for stack, slices in numbered_slices(lock.layers).items()
+        for start, one in slices
+        for number in range(one.num_blocks if len({*one.blocks.values()}) > 1 else 0)
+    )
+
+
 def described_layers(lock: Lock) -> list[dict[str, Any]]:
     """Return the stack of layers for programs: of each slice its blocks in the output and in the sources."""
     return [

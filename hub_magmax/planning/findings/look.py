@@ -23,7 +23,9 @@ from hub_magmax.planning.findings.faults import Evidence, Geometry, faults
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.planning.findings.stated import stated_findings
 from hub_magmax.planning.findings.swapped import SwapSearch
+from hub_magmax.planning.layers import shifted_blocks
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.tensor_rules import takes_any
 
@@ -87,8 +89,10 @@ def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) 
     Adapters are added to the base model's weights, whatever these are, and their products take time.
     """
     whole = tuple(task for task in tasks if not plan.lock.tasks[task].adapter_config)
-    taken = {job.source for job in plan.jobs}
-    for found in Look(plan.jobs, opened, whole).findings() if whole else ():
+    taken, shifted = {job.source for job in plan.jobs}, shifted_blocks(plan.lock)
+    # Another block than the base model's is no change of it, and would seem one of another model.
+    jobs = [job for job in plan.jobs if (block_of(job.name) or ())[:2] not in shifted]
+    for found in Look(jobs, opened, whole).findings() if whole else ():
         if found.rule != "unchanged" or not takes_any(plan.recipe.tensors):
             yield found
         elif found.task not in taken:
