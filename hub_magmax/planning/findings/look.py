@@ -89,15 +89,19 @@ def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) 
     Adapters are added to the base model's weights, whatever these are, and their products take time.
     """
     whole = tuple(task for task in tasks if not plan.lock.tasks[task].adapter_config)
-    taken, shifted = {job.source for job in plan.jobs}, shifted_blocks(plan.lock)
-    # Another block than the base model's is no change of it, and would seem one of another model.
-    jobs = [job for job in plan.jobs if (block_of(job.name) or ())[:2] not in shifted]
-    for found in Look(jobs, opened, whole).findings() if whole else ():
+    taken = {job.source for job in plan.jobs}
+    for found in Look(_comparable(plan), opened, whole).findings() if whole else ():
         if found.rule != "unchanged" or not takes_any(plan.recipe.tensors):
             yield found
         elif found.task not in taken:
             text = f"{found.task} is the base model, unchanged, in all tensors that no rule covers"
             yield replace(found, text=text, is_fault=False)
+
+
+def _comparable(plan: Plan) -> list[TensorJob]:
+    """Return the jobs but for those of blocks that are others in the base model: they are no change of it."""
+    shifted = shifted_blocks(plan.lock)
+    return [job for job in plan.jobs if (block_of(job.name) or ())[:2] not in shifted]
 
 
 def _empty_adapters(plan: Plan, tasks: Sequence[str], cache: SourceCache) -> Iterator[Finding]:
