@@ -253,6 +253,14 @@ def test_templates_in_a_folder_come_with_the_named_source(tmp_path):
     assert (folder / place).read_text() == CHAT
 
 
+def test_rows_that_the_tokenizer_explains_are_no_sign_of_another_tokenizer(tmp_path):
+    write_family(tmp_path)
+    rules = [{"match": "w", "take": "a"}]
+    told = " ".join(notices(plan(recipe_of(tmp_path, {"pad_to_multiple_of": 32}, tensors=rules))))
+    assert "but for vocab_size 32" in told
+    assert "its tokenizer is copied" not in told
+
+
 # Rows that the recipe chooses.
 
 

@@ -100,7 +100,8 @@ def config_notices(plan: Plan) -> Iterator[str]:
     if named:
         yield f"config.json of the merged model is that of {files_from}, but for {', '.join(named)}"
     taken = {job.source for job in plan.jobs if not job.merged} - {"merge", files_from}
-    if taken and any(change.path[-1] == "vocab_size" for change in plan.config_changes):
+    has_tokens = plan.lock.tokenizer is not None and plan.lock.tokenizer.source is not None
+    if taken and not has_tokens and any(change.path[-1] == "vocab_size" for change in plan.config_changes):
         yield (
             f"the rows of the embeddings are not those of {files_from}, and its tokenizer is copied: "
             f"output.files_from: {min(taken)} takes that of {min(taken)}"
