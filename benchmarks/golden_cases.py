@@ -60,6 +60,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "breadcrumbs scope=model": {"name": "breadcrumbs", "density": 0.4, "outliers": 0.05, "scope": "model"},
     "della": {"name": "della", "density": 0.6, "epsilon": 0.2},
     "sce": {"name": "sce", "density": 0.6},
+    "sce floor": {"name": "sce", "density": 0.6, "floor": 1.0},
     "pcb": {"name": "pcb", "density": 0.3},
     "random_mix": {"name": "random_mix"},
     "single_task": {"name": "single_task"},

@@ -515,6 +515,16 @@ def test_a_file_a_card_and_a_folder_are_imported(family, monkeypatch):
     assert written["tasks"] == [{"name": "a", "model": "./a"}]
 
 
+@pytest.mark.parametrize("name", ["README.md", "mergekit_moe_config.yml"])
+def test_a_published_mixture_of_experts_is_refused_by_name(family, monkeypatch, name):
+    monkeypatch.chdir(family)
+    (family / "moe").mkdir()
+    text = "base_model: ./base\ngate_mode: random\nexperts: [{source_model: ./a}]\n"
+    (family / "moe" / name).write_text(f"# Moe\n```yaml\n{text}```\n" if name == "README.md" else text)
+    code, out, _ = call("import", "moe")
+    assert code == 1 and "mixture of experts" in out and not (family / "recipe.yaml").exists()
+
+
 def test_a_repository_is_imported(family, hub, monkeypatch):
     monkeypatch.chdir(family)
     hub.add_repo("me/theirs", files={"README.md": CARD.encode()})

@@ -147,6 +147,24 @@ def test_draws_are_compared_by_what_moved(here):
     assert code == 3 and "of the elements moved" in out
 
 
+def test_equal_numbers_of_16_bits_are_compared_by_what_moved(here):
+    """Some elements whose magnitude equals the smallest kept one fall to the other side."""
+    text = models_of("ties", "./a 0.8", "./b 0.5", base="./base", rest="parameters: {density: 0.5}\n")
+    text += "dtype: bfloat16\n"
+    bases = load_file(here / "base/model.safetensors")
+
+    def swap(tensors):
+        for name in ("layers.0.weight", "layers.1.weight"):
+            moved = (tensors[name] != bases[name].bfloat16()).nonzero()[:8]
+            tensors[name][moved[:, 0], moved[:, 1]] = bases[name].bfloat16()[moved[:, 0], moved[:, 1]]
+
+    code, found = publish(here, text, swap)
+    assert (code, found["verdict"]) == (0, "same statistics")
+    (here / "theirs/mergekit_config.yml").write_text(text.replace("density", "lambda: 0.8, density"))
+    code, out, _ = call("import", "theirs", "--check")
+    assert code == 3 and "of the elements moved" in out
+
+
 def test_weights_beside_the_file_and_recipe_can_be_named(here):
     publish(here, SUM)
     code, out, _ = call("import", "mix.yml", "--check", "--against", "theirs", "--out", "again.yaml")

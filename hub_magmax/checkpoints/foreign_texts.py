@@ -11,7 +11,7 @@ from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.errors import SourceError
 from hub_magmax.recipe.foreign import STANDARD_INPUT
-from hub_magmax.recipe.importing.mergekit_files import CONFIG_NAME, text_of_card
+from hub_magmax.recipe.importing.mergekit_files import CONFIG_NAME, EXPERTS_NAME, text_of_card
 from hub_magmax.recipe.loading import MAX_RECIPE_BYTES, RecipeText, read_text, text_of
 
 #: The card of a model.
@@ -42,7 +42,7 @@ def read_foreign(source: str, stdin: IO[bytes]) -> RecipeText:
 
 
 def _of_model(model: FileSource, folder: Path) -> RecipeText:
-    for name in (CONFIG_NAME, _CARD):
+    for name in (CONFIG_NAME, EXPERTS_NAME, _CARD):
         size = model.size_of(name)
         if size is None:
             continue

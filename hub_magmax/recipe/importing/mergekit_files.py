@@ -14,8 +14,9 @@ from hub_magmax.recipe.importing.output_keys import working_dtype
 from hub_magmax.recipe.importing.translation import Imported, translate
 from hub_magmax.text import listed, shown
 
-#: File of a merged model in which mergekit keeps its configuration.
+#: File of a merged model in which mergekit keeps its configuration, and that of a mixture of experts.
 CONFIG_NAME = "mergekit_config.yml"
+EXPERTS_NAME = "mergekit_moe_config.yml"
 
 #: Keys of which a configuration has one at least.
 _TELLING = frozenset(("merge_method", "models", "slices", "modules"))
@@ -42,7 +43,9 @@ _FENCE = re.compile(
 
 #: Languages of such a block, and what shows that it is a configuration.
 _LANGUAGES = ("", "yaml", "yml", "json", "text", "txt", "plaintext")
-_SHOWS = re.compile(r"""^[ \t]*([-{,][ \t]*)?["']?merge_method["']?[ \t]*:""", re.MULTILINE)
+_SHOWS = re.compile(
+    r"""^[ \t]*([-{,][ \t]*)?["']?(merge_method|gate_mode|experts|genome)["']?[ \t]*:""", re.MULTILINE
+)
 
 #: Files of mergekit's other programs: a key of them, what they are, and other keys that say so.
 _PROGRAMS: Mapping[str, tuple[str, Mapping[str, str]]] = {
