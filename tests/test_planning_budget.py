@@ -219,8 +219,17 @@ CASES = {
     "ties": ("large", {"name": "ties"}),
     "bfloat16, dare": ("bfloat16", {"name": "dare"}),
     "by torch": ("tiny", {"name": "tunable_magmax"}),
-    "tsv": ("square", {"name": "tsv"}),
-    "wudi": ("square", {"name": "wudi"}),
+    "della, long rows": ("large", {"name": "della"}),
+    "della_linear, norm": ("rows", {"name": "della_linear", "rescale": "norm"}),
+    "sce": ("large", {"name": "sce", "density": 0.5}),
+    "pcb": ("large", {"name": "pcb"}),
+    "ram_plus": ("large", {"name": "ram_plus"}),
+    "della by torch": ("square", {"name": "della", "rescale": "norm"}),
+    "pcb by torch": ("square", {"name": "pcb"}),
+    **{
+        name: ("square", {"name": name})
+        for name in ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
+    },
 }
 
 
@@ -248,6 +257,7 @@ def test_a_plan_states_what_its_merge_takes_within_a_quarter(case, families, tmp
 FAMILIES = {
     "large": ((8, 2**20), torch.float32),
     "bfloat16": ((4, 2**20), torch.bfloat16),
+    "rows": ((4096, 2048), torch.float32),
     "tiny": ((64, 64), torch.float32),
     "square": ((1200, 1200), torch.float32),
 }

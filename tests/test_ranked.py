@@ -10,7 +10,7 @@ from scipy import stats
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
-from hub_magmax.methods import draws
+from hub_magmax.methods import draws, ranked
 from tests import oracles, oracles_sparse
 from tests.families import write_checkpoint
 from tests.test_merging import hashes, merged
@@ -121,6 +121,16 @@ def test_norms_of_task_vectors_stay_what_they_were():
         one = VECTORS[task : task + 1]
         found = merge_tensors(one, method="della_linear", density=0.4, epsilon=0.1, rescale="norm")
         assert float(found.abs().sum()) == pytest.approx(float(one.abs().sum()), rel=1e-5)
+
+
+def test_sums_of_magnitudes_are_the_same_for_any_rows_at_a_time(monkeypatch):
+    def found():
+        return merge_tensors(VECTORS, method="della_linear", density=0.4, epsilon=0.1, rescale="norm")
+
+    expected = found()
+    for at_once in (1, 75, 25 * 39):  # elements; a row has 25, and the last rows are fewer
+        monkeypatch.setattr(ranked, "AT_ONCE", at_once)
+        assert torch.equal(found(), expected)
 
 
 @pytest.mark.parametrize("rescale", ["probability", "norm"])

@@ -18,6 +18,7 @@ from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.products import BLOCK, block_sums, in_blocks, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.row_ranks import RankTable, factors_by_rank
+from hub_magmax.kernels.spreads import BLOCK as SUMMED
 from hub_magmax.kernels.spreads import spreads, square_sums
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
@@ -143,8 +144,12 @@ class Reference:
 
     def scores(self, chunk: RawChunk, numbers: PerTaskRows) -> Vectors:
         """Return how much each task claims each element, as `Backend.scores` says."""
-        rows = torch.from_numpy(chunk.task_vectors())
-        found: np.ndarray = scores([*rows], *torch.from_numpy(numbers)).numpy()
+        found, bounds = (
+            np.empty((numbers.shape[1], chunk.num_elements), np.float32),
+            torch.from_numpy(numbers),
+        )
+        for piece, rows in self._pieces(chunk.task_vectors()):
+            found[:, piece] = scores([*torch.from_numpy(rows)], *bounds).numpy()
         return found
 
     def spreads(self, chunk: RawChunk, active: Tasks, out: Spreads) -> None:
@@ -154,7 +159,9 @@ class Reference:
 
     def square_sums(self, chunk: RawChunk, spread: Spreads, least: np.float32, out: SquareSums) -> None:
         """Write sums of squares, as `Backend.square_sums` says."""
-        out[:] = square_sums(chunk.task_vectors(), spread, least)
+        for piece, rows in self._pieces(chunk.task_vectors(), SUMMED):
+            blocks = slice(piece.start // SUMMED, piece.stop // SUMMED)
+            out[:, blocks] = square_sums(rows, spread[piece], least)
 
     def factors_by_rank(
         self,
@@ -165,13 +172,15 @@ class Reference:
         table: RankTable,
     ) -> Float32[np.ndarray, "tasks chunk"]:
         """Return what each element is multiplied by, as `Backend.factors_by_rank` says."""
-        indices = np.arange(start, start + chunk.num_elements)
-        keys = [generator.keys(indices, stream).view(np.uint64) for stream in streams]
-        halves = [half for key in keys for half in (key & np.uint64(2**32 - 1), key >> np.uint64(32))]
-        draws = np.stack(halves[: len(table.most)]).view(np.int64)
+        length = (table.most.shape[1] + 1) // 2
         numbers = torch.from_numpy(np.asarray(table.most).astype(np.int64)), torch.from_numpy(table.factors)
-        vectors = torch.from_numpy(chunk.task_vectors())
-        found: np.ndarray = factors_by_rank(vectors, torch.from_numpy(draws), *numbers).numpy()
+        found = np.empty((len(table.most), chunk.num_elements), np.float32)
+        for piece, rows in self._pieces(chunk.task_vectors(), length):
+            indices = np.arange(start + piece.start, start + piece.start + rows.shape[1])
+            keys = [generator.keys(indices, stream).view(np.uint64) for stream in streams]
+            halves = [half for key in keys for half in (key & np.uint64(2**32 - 1), key >> np.uint64(32))]
+            draws = torch.from_numpy(np.stack(halves[: len(rows)]).view(np.int64))
+            found[:, piece] = factors_by_rank(torch.from_numpy(rows), draws, *numbers).numpy()
         return found
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
@@ -251,10 +260,13 @@ class Reference:
                 kept.add(single + first, values.take(single, axis=1).T)
         return Sight(counts, largest, kept)
 
-    def _pieces(self, values: Shaped[np.ndarray, "*rows elements"]) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield pieces of an array along its last axis, and their places."""
-        for start in range(0, values.shape[-1], self.piece_elements):
-            piece = slice(start, start + self.piece_elements)
+    def _pieces(
+        self, values: Shaped[np.ndarray, "*rows elements"], multiple_of: int = 1
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield pieces of an array along its last axis, in multiples of some elements, and their places."""
+        length = max(1, self.piece_elements // multiple_of) * multiple_of
+        for start in range(0, values.shape[-1], length):
+            piece = slice(start, start + length)
             yield piece, values[..., piece]
 
 

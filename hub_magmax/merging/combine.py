@@ -26,7 +26,7 @@ def merged_chunks(
     """
     chunks = chunks if rule.takes_tasks else replace(chunks, tasks=())
     for chunk in chunks.last_pass(rule.multiple_of):
-        inputs = rule.of_chunk(chunk.start, chunk)
-        merged = chunks.backend.merge(rule.op, chunk, inputs, dtype, scaling)
+        # Not by a name, which would hold what a rule gives for each element while the next chunk is read.
+        merged = chunks.backend.merge(rule.op, chunk, rule.of_chunk(chunk.start, chunk), dtype, scaling)
         chunks.check(merged.probe, chunk, merged.values)
         yield chunk.start, merged

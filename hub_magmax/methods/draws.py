@@ -66,13 +66,13 @@ def rank_table(
         is_rescaled: A kept element is divided by its probability; else it is multiplied by 1.
     """
     ranks = np.arange(2 * length - 1) / max(length - 1, 1)
-    half = np.minimum(epsilon, np.minimum(density, np.subtract(1.0, density)))
-    wanted = np.subtract(density, half)[:, None] + half[:, None] * ranks
-    if length == 1:
-        wanted[:] = np.array(density)[:, None]
-    keys = np.clip(np.ceil(wanted * _DRAWS), 1, _DRAWS)
-    factors = _DRAWS / keys if is_rescaled else np.ones_like(keys)
-    return (keys - 1).astype(np.uint32), factors.astype(np.float32)
+    most, factors = (np.empty((len(density), len(ranks)), dtype) for dtype in (np.uint32, np.float32))
+    for task, (mean, wanted) in enumerate(zip(density, epsilon, strict=True)):
+        half = min(wanted, mean, 1.0 - mean) if length > 1 else 0.0
+        keys = np.clip(np.ceil((mean - half + half * ranks) * _DRAWS), 1, _DRAWS)
+        most[task] = keys - 1
+        factors[task] = _DRAWS / keys if is_rescaled else 1.0
+    return most, factors
 
 
 def random_mix(

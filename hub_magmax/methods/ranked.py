@@ -1,6 +1,7 @@
 """Methods that drop elements of a task vector at random, by their rank in a row (DELLA)."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -34,6 +35,9 @@ Epsilons = Annotated[tuple[float, ...], PerTask(Annotated[float, Field(ge=0, lt=
 #: What kept elements are divided by: their own probability, the share of the tensor's norm that is left, or
 #: 1.
 Rescale = Literal["probability", "norm", "none"]
+
+#: Elements of whole rows whose magnitudes are added up at a time.
+AT_ONCE = 2**15
 
 
 @merge_method("della", source=_DELLA, scaling=1.0, form="rule", uses=preferred)
@@ -132,22 +136,29 @@ class _Rows:
         """Return by task the sum of all magnitudes over that of the kept ones; 1 where nothing is kept."""
         import numpy as np
 
-        shares = self._chunks.map(self._row_sums, multiple_of=self._length)
-        sums = np.concatenate([one for share in shares for one in share], axis=-1)
+        (sums,) = self._chunks.map(self._row_sums, multiple_of=self._length)
         whole, kept = ([math.fsum(rows) for rows in part] for part in sums.tolist())
         return np.array([one / other if other else 1.0 for one, other in zip(whole, kept, strict=True)])
 
-    def _row_sums(
-        self, part: "Iterator[tuple[int, RawChunk]]"
-    ) -> "list[Float64[np.ndarray, '2 tasks rows']]":
+    def _row_sums(self, part: "Iterator[tuple[int, RawChunk]]") -> "Float64[np.ndarray, '2 tasks rows']":
         """Return the sums of the magnitudes of each row, and of those that are kept, in a fixed order."""
         import numpy as np
 
-        found = []
+        num_tasks, at_once = self._chunks.num_tasks, max(1, AT_ONCE // self._length)
+        # In memory of their own: small arrays that are kept among large ones that are not scatter memory.
+        found = np.zeros((2, num_tasks, self._chunks.num_elements // self._length))
         for start, chunk in part:
-            magnitudes = np.abs(chunk.task_vectors()).astype(np.float64)
-            (factors,) = self._of_chunk(start, chunk)
-            both = np.stack([magnitudes, magnitudes * factors.T])
-            rows = both.reshape(2, len(magnitudes), -1, self._length)
-            found.append(np.cumsum(rows, axis=-1)[..., -1])
+            room = partial(np.empty, (num_tasks, chunk.num_elements), np.float32)
+            vectors, (factors,) = self._chunks.backend.task_vectors(chunk, room), self._of_chunk(start, chunk)
+            by_row = (
+                vectors.reshape(num_tasks, -1, self._length),
+                factors.T.reshape(num_tasks, -1, self._length),
+            )
+            for first in range(0, by_row[0].shape[1], at_once):
+                values, kept = (rows[:, first : first + at_once] for rows in by_row)
+                magnitudes = np.abs(values).astype(np.float64)
+                place = start // self._length + first
+                own = found[..., place : place + values.shape[1]]
+                own[0] = np.cumsum(magnitudes, axis=-1)[..., -1]
+                own[1] = np.cumsum(magnitudes * kept, axis=-1)[..., -1]
         return found

@@ -106,9 +106,11 @@ def ram_plus(
     """
     import numpy as np
 
+    from hub_magmax.methods.chunks import blocks
+
     counts = np.zeros((2, chunks.num_tasks), np.int64)
     least, is_wanted = _above(epsilon)[:, None], np.array(preference)[:, None] > 0
-    for _, vectors in chunks.arrays():
+    for _, vectors in blocks(chunks):
         is_changed = (np.abs(vectors) >= least) & is_wanted
         is_alone = is_changed.sum(axis=0, dtype=np.uint8) == 1
         alone = (is_changed & is_alone).sum(axis=1)

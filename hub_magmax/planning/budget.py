@@ -18,6 +18,14 @@ from hub_magmax.kernels.lazy_imports import is_imported
 from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
 from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
+from hub_magmax.planning.surveys import (
+    BOUNDED,
+    BY_TORCH,
+    HELD_OF_CHUNK,
+    RANKED,
+    VECTOR,
+    bytes_of_ranks,
+)
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
 
@@ -58,7 +66,7 @@ LEAST_CHUNK_ELEMENTS, _LEAST_READ_AHEAD_BYTES = 2**14, 2**25
 
 #: Bytes an element that `merging` allocates where torch computes, by what holds them. A chunk is held as task
 #: vectors in float32 besides as stored, and merged, with temporaries.
-VECTOR, MERGED = 4, 24
+MERGED = 24
 
 #: Bytes of the place of an element that is undecided at first, or that is collected.
 PLACE = 8
@@ -207,36 +215,47 @@ class _Held:
     @property
     def _sees_files(self) -> bool:
         """Whether loops read a few elements at a time from files, so that no chunk is held as stored."""
-        return not self.by_torch and self.method.held_bytes == 0
+        return not self.by_torch and self.method.held_bytes == 0 and self.method.name not in HELD_OF_CHUNK
 
     def of_chunk(self, size: int) -> float:
         """Return what a thread holds of a chunk of `size` elements."""
         merged = self.plan.stored_item_bytes if not self.by_torch else MERGED
         rows = 0 if self._sees_files and size > SMALL_ELEMENTS else self._row_bytes
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
-        draws = self.method.held_bytes == 0 and "generator" in self.method.supplied
+        surveyed = (
+            HELD_OF_CHUNK.get(self.method.name, 0) * self.num_tasks * (BY_TORCH if self.by_torch else 1)
+        )
+        draws = self.method.held_bytes == 0 and "generator" in self.method.supplied and not surveyed
         parts = WEIGHED * (1 + self.num_tasks) * _has_parts(self.values)
         shares = SHARE * (1 + self.num_tasks) * (self.method.statistics == "fisher")
-        return (rows + vectors + merged + DRAWN * draws + parts + shares) * size + KEYS * draws
+        return (rows + vectors + merged + surveyed + DRAWN * draws + parts + shares) * size + KEYS * draws
 
     def of_tensor(self, size: int) -> float:
         """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""
-        options = self.values.method
         if self.method.form == "tensor":
             num_vectors = self.num_tasks + ("base" in self.method.supplied)
             return (VECTOR * num_vectors + 8 + (self.method.held_bytes or 0)) * size
         if not self.method.is_built_in:
             return (self.method.held_bytes or 0) * size
+        if self.method.name in RANKED:
+            return self._ranks(size)
+        if self.method.name == "sce":
+            return self._spreads(size)
         if self.method.held_bytes is None:
-            return self._thresholds(size) + self._one_pass(size)
-        if options.get("selection") == "top-n":
+            return self._thresholds(size, self.num_tasks) + self._one_pass(size)
+        return self._selection(size) + PRODUCT * (1 + self.num_tasks) ** 2 * size / ROW * _has_parts(
+            self.values
+        )
+
+    def _selection(self, size: int) -> float:
+        """Return what is held to give each element of a tensor to a task, where a method does so."""
+        selection = self.values.method.get("selection")
+        if selection == "top-n":
             collected = _COLLECTED * (PLACE + VECTOR * self.num_tasks) * size
             look = (PLACE + VECTOR * self.num_tasks) * min(size, self.budget.chunk_elements)
             return self._array(1, size) + collected + look + self._one_pass(size)
-        if options.get("selection") == "algorithm-1":
-            codes = next(width for width in (1, 2, 4, 8) if self.num_tasks <= 8 * width)
-            return self._array(1, size) + self._array(codes, size)
-        return PRODUCT * (1 + self.num_tasks) ** 2 * size / ROW * _has_parts(self.values)
+        codes = next(width for width in (1, 2, 4, 8) if self.num_tasks <= 8 * width)
+        return (self._array(1, size) + self._array(codes, size)) * (selection == "algorithm-1")
 
     def of_tensors(self, sizes: Sequence[int]) -> float:
         """Return what all threads hold of tensors surveyed one by one; the largest size is the first."""
@@ -261,20 +280,36 @@ class _Held:
         num_bytes = width * size
         return num_bytes if self.with_files or num_bytes <= IN_MEMORY_BYTES else 0
 
-    def _thresholds(self, size: int) -> float:
-        """Return what histograms and the sample take by which thresholds are found."""
-        if self.num_tasks * size <= HELD_NUMBERS:
-            return 3 * VECTOR * self.num_tasks * size
+    def _thresholds(self, size: int, num_rows: int) -> float:
+        """Return what histograms and the sample take by which thresholds of some rows are found."""
+        if num_rows * size <= HELD_NUMBERS:
+            return 3 * VECTOR * num_rows * size
         sample = SAMPLE_RUN * size / max(SAMPLE_STRIDE, size / MOST_RUNS)
         is_open = 3.2 / math.sqrt(sample)
-        ranks = 1.2 if self.method.name == "breadcrumbs" else 1  # few are near the largest magnitudes
-        bins = _BIN_BYTES * min(_MOST_BINS, _BINS_PER_ELEMENT * is_open * size) * self.num_tasks * ranks
-        left = self.num_tasks * ranks * is_open * min(size, OPEN_CHUNKS * self.budget.chunk_elements)
-        return bins + 2 * VECTOR * self.num_tasks * sample + left * (self._row_bytes + PLACE)
+        ranks = 1.2 if self.method.name in BOUNDED else 1  # few are near the largest magnitudes
+        bins = _BIN_BYTES * min(_MOST_BINS, _BINS_PER_ELEMENT * is_open * size) * num_rows * ranks
+        left = num_rows * ranks * is_open * min(size, OPEN_CHUNKS * self.budget.chunk_elements)
+        is_kept = self.method.name not in HELD_OF_CHUNK
+        return bins + 2 * VECTOR * num_rows * sample + left * (self._row_bytes + PLACE) * is_kept
+
+    def _spreads(self, size: int) -> float:
+        """Return what is held to select the elements of a tensor on which tasks differ most."""
+        is_part = bool(self.values.method["density"] < 1)
+        return (self._array(VECTOR, size) + self._thresholds(size, 1)) * is_part
+
+    def _ranks(self, size: int) -> float:
+        """Return what is held to rank the elements of rows, in chunks of a row at least."""
+        shapes = [job.shape for job in self.plan.jobs if job.merged]
+        row = max(math.prod(shape[len(shape) > 1 :]) for shape in shapes)
+        usual = min(size, self.budget.chunk_elements)
+        chunk = max(row, usual)
+        longer = self.of_chunk(chunk) - self.of_chunk(usual)
+        sums = chunk if self.values.method["rescale"] == "norm" else 0
+        return longer + bytes_of_ranks(row, self.num_tasks, sums, by_torch=self.by_torch)
 
     def _one_pass(self, size: int) -> float:
         """Return what is held to merge a tensor while it is surveyed."""
-        if self.surveys_model or self.by_torch:
+        if self.surveys_model or self.by_torch or self.method.name in HELD_OF_CHUNK:
             return 0
         chunk = min(size, self.budget.chunk_elements)
         is_held = size <= HELD_CHUNKS * self.budget.chunk_elements
