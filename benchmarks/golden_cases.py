@@ -111,6 +111,9 @@ ALIKE: Mapping[str, Mapping[str, Any]] = {
     "ram_plus scope=tensor": {"name": "ram_plus", "epsilon": 0.01},
     "nearswap": {"name": "nearswap", "limit": 0.01},
 }
+#: Sources whose task vectors are scaled before any method sees them, and the methods that merge these.
+SCALED = ("norms", "norms_by_tensor")
+OF_SCALED = ("task_arithmetic", "ties scope=tensor", "ties scope=model")
 #: Methods of two models; other tasks of a source have no weight.
 OF_TWO = ("slerp", "nuslerp")
 #: Methods that number the elements of all tensors, in the order of the input's files, and draw by number.
@@ -124,7 +127,8 @@ ROUNDED = "adapter_rounded"
 def cases() -> Iterator[Case]:
     """Yield every case."""
     for title, method in METHODS.items():
-        yield from _cases_of(title, method, [*SOURCES])
+        sources = [source for source in SOURCES if source not in SCALED or title in OF_SCALED]
+        yield from _cases_of(title, method, sources)
     for title, method in ALIKE.items():
         yield from _cases_of(title, method, ["folder"])
     for title, method in OF_MATRICES.items():

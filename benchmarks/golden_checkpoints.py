@@ -285,6 +285,11 @@ def recipe(folder: Path, weights: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
+def scaled(norms: str) -> Callable[[Path], dict[str, Any]]:
+    """Return a function that writes what `write_folders` does, for task vectors of one length."""
+    return lambda folder: write_folders(folder) | {"norms": norms}
+
+
 #: Functions that write the checkpoints of each kind of source into a folder, and return a recipe's values.
 #: `hub` has those of `folder`, uploaded.
 SOURCES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
@@ -299,6 +304,8 @@ SOURCES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "adapter_rounded": adapters(exact=False),
     "adapter_forms": write_forms,
     "rules": write_ruled,
+    "norms": scaled("equal"),
+    "norms_by_tensor": scaled("equal-by-tensor"),
 }
 #: The same for methods that need statistics of the tasks' data.
 WITH_STATISTICS = "statistics"

@@ -292,6 +292,7 @@ def lock(
     found = with_locked_token_rows(recipe, with_locked_layers(recipe, found, cache), cache)
     statistics = locked_statistics(recipe, found, report, hash_files=hash_files, cache=cache)
     found = replace(found, statistics=statistics)
+    found = _with_lengths(recipe, found, cache, report)
     asked = with_pinned_data(recipe, found.datasets)
     if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference
@@ -303,6 +304,16 @@ def lock(
         return with_method_facts(recipe, found)
     choice = choose(recipe, found, report)
     return with_method_facts(recipe, replace(found, method=choice.method, chosen=choice.seen))
+
+
+def _with_lengths(recipe: Recipe, found: Lock, cache: SourceCache, report: Report) -> Lock:
+    """Return a lock with the lengths of the task vectors, where the recipe's `norms` needs them."""
+    if recipe.norms is None:
+        return found
+    from hub_magmax.merging.lengths import locked_lengths  # loads torch
+
+    report("reading the checkpoints for the lengths of their task vectors")
+    return replace(found, lengths=locked_lengths(recipe, found, cache))
 
 
 @checked

@@ -117,6 +117,19 @@ def test_product_is_what_the_whole_weights_of_the_same_recipe_add_to_the_base_mo
     assert any(not expected[name].equal(base[name]) for name in base)
 
 
+@pytest.mark.parametrize("method", ["average", "tsv"])
+@pytest.mark.parametrize("adapters", ["each", "sequence"])
+def test_vectors_of_one_length_are_merged_as_whole_weights_are(tmp_path, adapters, method):
+    base, _ = write_tasks(tmp_path)
+    changes = {"adapters": adapters, "norms": "equal", "preference": {"geometric": {"ratio": 2}}}
+    changes["method"] = method
+    adapter = merged_adapter(tmp_path, **changes)
+    expected = read_merged(merged_adapter(tmp_path, output={"format": "weights", "path": "whole"}, **changes))
+    assert_close(applied(adapter, base), expected)
+    without = merged_adapter(tmp_path, output={"path": "without"}, **changes | {"norms": None})
+    assert not all(torch.equal(value, expected[name]) for name, value in applied(without, base).items())
+
+
 def test_factors_worked_by_hand(tmp_path):
     write_checkpoint(tmp_path / "base", {"x.q.weight": torch.zeros(2, 2)})
     for name, first, second, alpha in (

@@ -283,7 +283,8 @@ class _Layers:
 
     def __init__(self, plan: Plan) -> None:
         self._tasks, self._weights = tuple(plan.lock.tasks), tuple(plan.lock.preference.shares.values())
-        self._method, self._own_values = plan.lock.method["name"], plan.own_values
+        self._method, self._norms = plan.lock.method["name"], plan.recipe.norms
+        self._own_values = plan.own_values
         layers = list(dict.fromkeys(layer_of(job.name) for job in plan.merged if job.num_elements))
         size = -(-len(layers) // _MOST_LAYERS) or 1
         self._places = {layer: number // size for number, layer in enumerate(layers)}
@@ -333,6 +334,7 @@ class _Layers:
             self._swaps.found(),
             round(time.perf_counter() - started, 3),
             self._method,
+            self._norms,
         )
 
     def _group(self, name: str, place: int) -> Group:

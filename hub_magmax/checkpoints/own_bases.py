@@ -100,7 +100,7 @@ class _Moved(DerivedSource):
     @cached_property
     def index(self) -> CheckpointIndex:
         index = self.source.index
-        return replace(index, tensors={name: _wide(info) for name, info in index.tensors.items()})
+        return replace(index, tensors={name: wide(info) for name, info in index.tensors.items()})
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat."""
@@ -122,5 +122,6 @@ class _Moved(DerivedSource):
         self.source.release(name, stop)
 
 
-def _wide(info: TensorInfo) -> TensorInfo:
+def wide(info: TensorInfo) -> TensorInfo:
+    """Return a tensor as it is read where its values are computed in float64."""
     return replace(info, dtype="F64") if info.dtype in MERGEABLE_DTYPES else info

@@ -121,6 +121,7 @@ class SolvedLayer:
         vectors = [by_task.get(task, nothing) for task in plan.lock.tasks]
         if plan.lock.adapters == "sequence":
             vectors = [_beside(vectors[: number + 1]) for number in range(len(vectors))]
+        vectors = [*map(Factors.times, vectors, plan.lock.factors("", values))]
         where = f"{values.how.label}, tensor {job.of!r}"
         found, merged = merge_factors(
             values.how, vectors, job.sides, values.weights, values.options, backend, where

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TypeVar
 
 from hub_magmax.checkpoints.data_statistics import open_statistics
+from hub_magmax.checkpoints.scaled import read_by_merges
 from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.files import os_errors
 from hub_magmax.kernels.arrays import Scratch
@@ -73,7 +74,7 @@ class Engine:
         in_order: bool,
     ) -> None:
         self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
-        self.backend = backend
+        self.backend, self._read = backend, read_by_merges(sources, plan.lock.lengths, plan.values_of)
         self.budget, self.in_order = budget, in_order
         self.scratch = Scratch(place.folder)
         self.model_rules = ModelRules({})
@@ -185,7 +186,8 @@ class Engine:
         """Return what is made at a time: a tensor, small neighbours in files, or a layer of an adapter."""
         if self.plan.ranks:
             return [*solved_together(shard.jobs)]
-        if self.in_order or not get_method(self.plan.lock.method["name"]).is_bundled:
+        is_bundled = get_method(self.plan.lock.method["name"]).is_bundled and not self.plan.lock.lengths
+        if self.in_order or not is_bundled:
             return shard.jobs
         return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements, self.plan.values_of)]
 
@@ -320,9 +322,7 @@ class Engine:
 
     def _read_sources(self, job: TensorJob) -> list[TensorSource]:
         # The base model in place of a checkpoint makes its task vector zero.
-        base, *tasks = ("base_model" if name in job.unread else name for name in self.plan.lock.sources)
-        found = self.sources[base]
-        return [found, *(self.sources[name].merged_with(found) for name in tasks)]
+        return [self._read["base_model" if name in job.unread else name] for name in self.plan.lock.sources]
 
 
 def starting_order(jobs: Sequence[Unit], *, in_order: bool) -> Sequence[Unit]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from hub_magmax.checkpoints.data_statistics import DataStatistics, open_statistics
 from hub_magmax.checkpoints.opening import as_checkpoints, as_merged, open_held
 from hub_magmax.checkpoints.own_bases import own_base_indexes
+from hub_magmax.checkpoints.scaled import read_by_merges
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
@@ -29,6 +30,7 @@ from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import unmerged_chunks
+from hub_magmax.merging.lengths import find_lengths
 from hub_magmax.merging.survey import survey_all
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, surveys_model
@@ -132,6 +134,10 @@ class InMemoryMerger:
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
             self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
             self._num_threads = min(num_threads(), MAX_THREADS)
+            self._lengths = lock.lengths
+            if recipe.norms is not None and lock.lengths is None:
+                merged = as_merged(recipe, lock, sources, self.plan.values_of)
+                self._lengths = find_lengths(self.plan, merged)
             self._threads = stack.enter_context(ThreadPoolExecutor(self._num_threads))
             self._memory = ChunkMemory()
             self._opened_statistics: dict[StatisticsKind | None, DataStatistics | None] = {}
@@ -167,7 +173,8 @@ class InMemoryMerger:
         def values_of(tensor: str) -> MergeValues:
             return self.plan.values_of(tensor, values) if by_rules else values
 
-        sources = as_merged(self.plan.recipe, self.plan.lock, self.sources, values_of)
+        merged = as_merged(self.plan.recipe, self.plan.lock, self.sources, values_of)
+        sources = read_by_merges(merged, self._lengths, values_of)
         jobs = [*filter(attrgetter("merged"), self.plan.jobs)]
         chunks = {job.name: self._chunks(job, sources, values_of(job.tensor)) for job in jobs}
 
@@ -233,5 +240,5 @@ class InMemoryMerger:
         size, (base, *tasks) = job.num_elements, sources.values()
         unread = values.how.unread(values.weights)
         # The base model in place of a checkpoint makes its task vector zero.
-        read = tuple(base if task in unread else one.merged_with(base) for task, one in enumerate(tasks))
+        read = tuple(base if task in unread else one for task, one in enumerate(tasks))
         return StoredChunks(job.tensor, size, base, read, CHUNK_ELEMENTS, None, self._backend, self._memory)

@@ -32,6 +32,7 @@ def merge_state_dicts(
     *,
     preference: Mapping[str, Any] | Sequence[float] | Literal["uniform"] | None = None,
     method: str | Mapping[str, Any] = "tunable_magmax",
+    norms: str | None = None,
     tensors: Sequence[Mapping[str, Any]] = (),
     dtype: str = "auto",
     seed: int = 0,
@@ -52,6 +53,8 @@ def merge_state_dicts(
             `{"coefficients": {"a": 1, "b": -0.5}}`. Uniform by default.
         method: A method's name, or its name with its options and `scaling`, as in a recipe. The scaling
             coefficient is part of the result, unlike that of `merge_tensors`.
+        norms: Scale the task vectors to their mean length, of the whole model (`equal`) or of each tensor
+            (`equal-by-tensor`).
         tensors: Rules as in a recipe, `{"match": "head.*", "take": "a"}` or
             `{"layers": [0, 8], "scaling": 0.5}`; the first that covers a tensor counts.
         dtype: Of the merged tensors: float64, float32, float16, bfloat16, or as they are in `base`.
@@ -74,6 +77,7 @@ def merge_state_dicts(
             "tasks": [{"name": name, "model": name} for name in tasks],
             "method": method,
             "preference": _as_written(preference, tuple(tasks)),
+            **({} if norms is None else {"norms": norms}),
             "tensors": [*tensors],
             "output": {"dtype": dtype},
             "seed": seed,

@@ -54,7 +54,7 @@ def sce(
 
     active = np.flatnonzero(preference)
     spread, least = _selection(chunks, active, density if len(active) > 1 else 1.0, rounding)
-    energies = _energies(chunks, spread, least)
+    energies = square_sums(chunks, spread, least)
     is_low = energies[active].sum() < floor * chunks.num_elements
     energies = np.array(preference) if is_low else energies * preference
     weights = energies / (energies.sum() or 1.0)
@@ -171,10 +171,16 @@ def _selection(
     return spread, magnitude_thresholds(held, np.array([[wanted]]))[0, 0]
 
 
-def _energies(
-    chunks: "Chunks", spread: "Float32[np.ndarray, ' elements'] | None", least: "np.float32"
+def square_sums(
+    chunks: "Chunks",
+    spread: "Float32[np.ndarray, ' elements'] | None" = None,
+    least: "np.float32 | float" = 0.0,
 ) -> "np.ndarray":
-    """Return by task the sum of the squares of the selected elements."""
+    """Return by task the sum of the squares of the elements of a tensor whose spread is at least `least`.
+
+    Added in float64 in a fixed order, and rounded once. Values that are not finite give sums that are not.
+    Without spreads every element counts.
+    """
     import numpy as np
 
     from hub_magmax.kernels.spreads import BLOCK
@@ -185,7 +191,7 @@ def _energies(
             size = chunk.num_elements
             own = np.zeros(size, np.float32) if spread is None else spread[start : start + size]
             found.append(np.empty((chunks.num_tasks, -(-size // BLOCK))))
-            chunks.backend.square_sums(chunk, own, least, found[-1])
+            chunks.backend.square_sums(chunk, own, np.float32(least), found[-1])
         return found
 
     shares = chunks.map(sums, multiple_of=BLOCK)

@@ -25,6 +25,10 @@ class Factors(NamedTuple):
     left: Float32[Tensor, "rows rank"]
     right: Float32[Tensor, "rank columns"]
 
+    def times(self, factor: float) -> Factors:
+        """Return it multiplied by a number; by 1 it is the same."""
+        return self if factor == 1 else Factors((self.left.double() * factor).float(), self.right)
+
 
 class Coordinates(NamedTuple):
     """Task vectors of one matrix, each `left @ small[task] @ right.T`; left and right are orthonormal.

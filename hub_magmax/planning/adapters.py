@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any
 
 from hub_magmax.checkpoints.adapters.adapter import AdapterSource
@@ -157,13 +158,14 @@ def _merged(lock: Lock, own: Iterable[RuleValues]) -> dict[RuleValues | None, _W
 
 
 def _way(lock: Lock, values: MergeValues) -> _Way:
+    factors = lock.factors("", values)
     if values.how.form != "matrix":
-        found = values.how.coefficients(len(lock.tasks), values.weights, values.options)
+        found = map(mul, factors, values.how.coefficients(len(lock.tasks), values.weights, values.options))
         return _Way.sum_by(_of_products(lock, [values.scaling * value for value in found]))
     # What is no matrix is averaged.
-    shares = _of_products(lock, [values.scaling * weight for weight in values.weights])
-    sizes = _of_products(lock, [abs(values.scaling * weight) for weight in values.weights])
-    return _Way(shares, tuple(task for task, size in sizes.items() if size), values)
+    averaged = [values.scaling * number for number in map(mul, factors, values.weights)]
+    sizes = _of_products(lock, [*map(abs, averaged)])
+    return _Way(_of_products(lock, averaged), tuple(task for task, size in sizes.items() if size), values)
 
 
 def _taken(lock: Lock, source: str) -> dict[str, float]:

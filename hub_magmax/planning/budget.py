@@ -16,16 +16,9 @@ from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.kernels.dispatch import compiles_first, is_fused
 from hub_magmax.kernels.lazy_imports import is_imported
 from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
-from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
+from hub_magmax.planning import surveys
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
-from hub_magmax.planning.surveys import (
-    BOUNDED,
-    BY_TORCH,
-    HELD_OF_CHUNK,
-    RANKED,
-    VECTOR,
-    bytes_of_ranks,
-)
+from hub_magmax.planning.surveys import VECTOR
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
 
@@ -71,9 +64,6 @@ MERGED = 24
 #: Bytes of the place of an element that is undecided at first, or that is collected.
 PLACE = 8
 
-#: Bytes of a histogram's bin, bins for each element that a sample leaves open, and the most bins.
-_BIN_BYTES, _BINS_PER_ELEMENT, _MOST_BINS = 16, 4, 2**20
-
 #: Elements of a tensor that `top-n` collects, measured with random values.
 _COLLECTED = 0.04
 
@@ -87,7 +77,7 @@ WEIGHED, PRODUCT, ROW = 28, 48, 1024
 #: Bytes of the share that a task has in an element, by its statistics.
 SHARE = 4
 
-#: Bytes an element while a task with a base model of its own is read: three rows of float64.
+#: Bytes an element while a task is read with a base model of its own, or scaled: three rows of float64.
 _MOVED = 24
 
 #: Bytes an element of a merged adapter's factor: the parts, these joined, and in the output's dtype.
@@ -209,22 +199,21 @@ class _Held:
     @property
     def _row_bytes(self) -> int:
         """Bytes of an element as stored, of the base model and every task."""
-        moved = _MOVED if self.plan.lock.bases else 0
+        moved = _MOVED if self.plan.lock.bases or self.plan.lock.lengths else 0
         return self.plan.stored_item_bytes * (self.num_tasks + 1) + moved
 
     @property
     def _sees_files(self) -> bool:
         """Whether loops read a few elements at a time from files, so that no chunk is held as stored."""
-        return not self.by_torch and self.method.held_bytes == 0 and self.method.name not in HELD_OF_CHUNK
+        in_memory = self.by_torch or self.method.name in surveys.HELD_OF_CHUNK
+        return not in_memory and self.method.held_bytes == 0
 
     def of_chunk(self, size: int) -> float:
         """Return what a thread holds of a chunk of `size` elements."""
         merged = self.plan.stored_item_bytes if not self.by_torch else MERGED
         rows = 0 if self._sees_files and size > SMALL_ELEMENTS else self._row_bytes
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
-        surveyed = (
-            HELD_OF_CHUNK.get(self.method.name, 0) * self.num_tasks * (BY_TORCH if self.by_torch else 1)
-        )
+        surveyed = surveys.held_of_chunk(self.method.name, self.num_tasks, by_torch=self.by_torch)
         draws = self.method.held_bytes == 0 and "generator" in self.method.supplied and not surveyed
         parts = WEIGHED * (1 + self.num_tasks) * _has_parts(self.values)
         shares = SHARE * (1 + self.num_tasks) * (self.method.statistics == "fisher")
@@ -237,7 +226,7 @@ class _Held:
             return (VECTOR * num_vectors + 8 + (self.method.held_bytes or 0)) * size
         if not self.method.is_built_in:
             return (self.method.held_bytes or 0) * size
-        if self.method.name in RANKED:
+        if self.method.name in surveys.RANKED:
             return self._ranks(size)
         if self.method.name == "sce":
             return self._spreads(size)
@@ -281,16 +270,10 @@ class _Held:
         return num_bytes if self.with_files or num_bytes <= IN_MEMORY_BYTES else 0
 
     def _thresholds(self, size: int, num_rows: int) -> float:
-        """Return what histograms and the sample take by which thresholds of some rows are found."""
-        if num_rows * size <= HELD_NUMBERS:
-            return 3 * VECTOR * num_rows * size
-        sample = SAMPLE_RUN * size / max(SAMPLE_STRIDE, size / MOST_RUNS)
-        is_open = 3.2 / math.sqrt(sample)
-        ranks = 1.2 if self.method.name in BOUNDED else 1  # few are near the largest magnitudes
-        bins = _BIN_BYTES * min(_MOST_BINS, _BINS_PER_ELEMENT * is_open * size) * num_rows * ranks
-        left = num_rows * ranks * is_open * min(size, OPEN_CHUNKS * self.budget.chunk_elements)
-        is_kept = self.method.name not in HELD_OF_CHUNK
-        return bins + 2 * VECTOR * num_rows * sample + left * (self._row_bytes + PLACE) * is_kept
+        """Return what it takes to find thresholds of some rows, with elements that are kept until then."""
+        name, most = self.method.name, min(size, OPEN_CHUNKS * self.budget.chunk_elements)
+        kept = most * (self._row_bytes + PLACE) * (name not in surveys.HELD_OF_CHUNK)
+        return surveys.bytes_of_thresholds(size, num_rows, kept, is_bounded=name in surveys.BOUNDED)
 
     def _spreads(self, size: int) -> float:
         """Return what is held to select the elements of a tensor on which tasks differ most."""
@@ -305,11 +288,11 @@ class _Held:
         chunk = max(row, usual)
         longer = self.of_chunk(chunk) - self.of_chunk(usual)
         sums = chunk if self.values.method["rescale"] == "norm" else 0
-        return longer + bytes_of_ranks(row, self.num_tasks, sums, by_torch=self.by_torch)
+        return longer + surveys.bytes_of_ranks(row, self.num_tasks, sums, by_torch=self.by_torch)
 
     def _one_pass(self, size: int) -> float:
         """Return what is held to merge a tensor while it is surveyed."""
-        if self.surveys_model or self.by_torch or self.method.name in HELD_OF_CHUNK:
+        if self.surveys_model or self.by_torch or self.method.name in surveys.HELD_OF_CHUNK:
             return 0
         chunk = min(size, self.budget.chunk_elements)
         is_held = size <= HELD_CHUNKS * self.budget.chunk_elements

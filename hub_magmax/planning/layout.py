@@ -125,7 +125,7 @@ def _bytes_of_bases(jobs: Iterable[TensorJob], lock: Lock, bases: Mapping[str, C
 
 
 def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex], lock: Lock) -> int:
-    if lock.bases:  # see `own_bases`
+    if lock.bases or lock.lengths:  # see `own_bases` and `scaled`
         return ITEM_BYTES["F64"]
     tensors = indexes["base_model"].tensors
     return max((ITEM_BYTES[tensors[job.tensor].dtype] for job in jobs if job.merged), default=4)
@@ -137,6 +137,7 @@ def _needs_torch(jobs: Iterable[TensorJob], lock: Lock, indexes: Mapping[str, Ch
     if (
         lock.token_rows
         or lock.bases
+        or lock.lengths
         or lock.plugin
         or any(s.adapter_config or s.added_rows or s.label_rows for s in sources)
     ):

@@ -20,6 +20,7 @@ from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
 from hub_magmax.planning.layers import described_layers, layer_notices, layer_rows
+from hub_magmax.planning.norms import described_norms, norm_notices, norm_rows
 from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import SMALL_BYTES, Plan, SolvedJob, TensorJob
 from hub_magmax.planning.rule_summary import described_rules, rule_rows
@@ -60,6 +61,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *nested_weights_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
         *unweighted_notices(plan),
+        *norm_notices(plan.lock),
         *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
         *tie_notices(plan),
@@ -120,6 +122,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "method": dict(plan.lock.method),
         "preference": dict(plan.lock.preference.weights),
         "coefficients": coefficients(plan),
+        "norms": described_norms(plan.lock),
         "rules": described_rules(plan),
         "tensors_merged": len(merged),
         "tensors_copied": len(copied),
@@ -221,6 +224,7 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
         yield f"task {number}", f"{name}: {task.label}{_kind(plan, name)}{own}"
     yield from (("" if number else "layers", text) for number, text in enumerate(layer_rows(lock)))
     yield from _method(plan)
+    yield from (("" if number else "norms", text) for number, text in enumerate(norm_rows(lock)))
     yield from (("" if number else "rules", text) for number, text in enumerate(rule_rows(plan)))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
+
 #: Bytes of an element of a task vector.
 VECTOR = 4
 
@@ -10,7 +14,7 @@ VECTOR = 4
 HELD_OF_CHUNK = {"ram_plus": VECTOR, "pcb": VECTOR, "della": VECTOR, "della_linear": VECTOR, "sce": 0}
 
 #: As many times that where torch computes, with its temporaries.
-BY_TORCH = 4
+_BY_TORCH = 4
 
 #: Methods with a threshold near the largest magnitudes of each task.
 BOUNDED = ("breadcrumbs", "breadcrumbs_ties", "pcb")
@@ -27,6 +31,32 @@ _COMPILED, _TORCH = (20, 2**17), (100, 2**16)
 
 #: The same of sums of magnitudes in float64, for each task.
 _SUMS = (56, 2**15)
+
+
+def held_of_chunk(method: str, num_tasks: int, *, by_torch: bool) -> int:
+    """Return the bytes that a survey holds of each element of a chunk, beside what is stored."""
+    return HELD_OF_CHUNK.get(method, 0) * num_tasks * (_BY_TORCH if by_torch else 1)
+
+
+#: Bytes of a histogram's bin, bins for each element that a sample leaves open, and the most bins.
+_BIN_BYTES, _BINS_PER_ELEMENT, _MOST_BINS = 16, 4, 2**20
+
+
+def bytes_of_thresholds(size: int, num_rows: int, kept: float, *, is_bounded: bool) -> float:
+    """Return what histograms and the sample take by which thresholds are found.
+
+    Args:
+        size: Elements of each row.
+        num_rows: With thresholds of their own.
+        kept: What it would take to keep every element of a row until its threshold is known.
+        is_bounded: There is another threshold for each, near the largest magnitudes, where few are.
+    """
+    if num_rows * size <= HELD_NUMBERS:
+        return 3 * VECTOR * num_rows * size
+    sample = SAMPLE_RUN * size / max(SAMPLE_STRIDE, size / MOST_RUNS)
+    is_open, ranks = 3.2 / math.sqrt(sample), 1.2 if is_bounded else 1
+    bins = _BIN_BYTES * min(_MOST_BINS, _BINS_PER_ELEMENT * is_open * size) * num_rows * ranks
+    return bins + 2 * VECTOR * num_rows * sample + num_rows * ranks * is_open * kept
 
 
 def bytes_of_ranks(row: int, num_tasks: int, summed: int, *, by_torch: bool) -> float:

@@ -19,6 +19,7 @@ from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
+from hub_magmax.recipe.norm_checks import norm_problems
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
 from hub_magmax.recipe.output_checks import adapter_problems, output_problems
 from hub_magmax.recipe.own_base_checks import own_base_problems
@@ -320,6 +321,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _search_problems: frozenset({"preference", "compare", "method"}),
     _sweep_problems: frozenset({"tasks", "sweep"}),
     _count_problems: frozenset({"tasks", "preference", "method", "compare"}),
+    norm_problems: frozenset({"norms", "tasks", "output"}),
     rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
     output_problems: frozenset({"output"}),

@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 from hub_magmax.errors import LockError
 from hub_magmax.files import digest, read_json
 from hub_magmax.recipe.merge_values import MergeValues, positive_shares
+from hub_magmax.recipe.norms import Lengths
 from hub_magmax.recipe.renaming import Renaming
 
 LOCK_NAME = "recipe.lock.json"
@@ -195,6 +196,7 @@ class Lock:
         base_model, tasks: The pinned checkpoints; tasks by name, in the order they were learned.
         tokenizer: Vocabulary and chat template of the output, where the recipe says something of them.
         bases: Base models of tasks that were fine-tuned from another one, by task.
+        lengths: Of the task vectors, where the recipe's `norms` scales them.
         method: `name`, `scaling` and every option, with defaults filled in.
         preference: The resolved preference.
         tensors: The recipe's rules for tensors: (glob, source) pairs, or all keys of a rule that has others.
@@ -238,6 +240,7 @@ class Lock:
     tokenizer: LockedTokenizer | None = None
     bases: Mapping[str, LockedSource] = field(default_factory=dict, hash=False)
     statistics: Mapping[str, Mapping[str, LockedSource]] = field(default_factory=dict, hash=False)
+    lengths: Lengths | None = None
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_portable: bool = True
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -278,6 +281,10 @@ class Lock:
         """How tensors are merged about which no rule says more."""
         return MergeValues(self.method, self.weights)
 
+    def factors(self, tensor: str, values: MergeValues) -> tuple[float, ...]:
+        """Return what each task vector of a tensor is multiplied by before it is merged by some numbers."""
+        return (1.0,) * len(self.tasks) if self.lengths is None else self.lengths.factors(tensor, values)
+
     @property
     def rules(self) -> list[Mapping[str, Any]]:
         """The rules for tensors, each with its keys."""
@@ -315,6 +322,7 @@ class Lock:
             "replaced_data",
             "plugin",
             "statistics",
+            "lengths",
         ):
             if not values[key]:
                 del values[key]

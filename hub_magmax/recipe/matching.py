@@ -41,6 +41,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
         "order of the tasks": list(locked.tasks) == list(recipe.task_names),
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == preference_digest(recipe),
+        "norms": (None if locked.lengths is None else locked.lengths.norms) == recipe.norms,
         "tensors": locked.tensors == rules_of(recipe),
         "statistics": _statistics_fit(recipe, locked),
         "adapters": locked.adapters == (recipe.adapters or "each"),

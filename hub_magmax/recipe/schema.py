@@ -22,6 +22,7 @@ from hub_magmax.recipe.blocks import MAX_BLOCKS
 from hub_magmax.recipe.layers import LayerSlice
 from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.recipe.model_names import expanded
+from hub_magmax.recipe.norms import Norms
 from hub_magmax.recipe.options import in_task_order
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.tensor_rules import TensorRule
@@ -257,6 +258,7 @@ class Output(Spec):
 class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start.
 
+    `norms` scales the task vectors, of the model or of each tensor, to their mean length.
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
     of the task before it (`sequence`). `layers` says of which blocks of which sources the output's blocks are
     made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,
@@ -270,6 +272,7 @@ class Recipe(Spec):
     tasks: Annotated[tuple[Task, ...], Field(max_length=MAX_TASKS)] = ()
     method: Method = Method()
     preference: Preference | None = None
+    norms: Norms | None = None
     tensors: tuple[TensorRule, ...] = ()
     adapters: Literal["each", "sequence"] | None = None
     layers: Annotated[tuple[LayerSlice, ...], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None

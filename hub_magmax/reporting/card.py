@@ -24,6 +24,7 @@ from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.planning.layers import layer_rows
+from hub_magmax.planning.norms import norm_rows
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockLike, as_lock
@@ -121,6 +122,7 @@ def render_card(
         "summary": Markdown(method.summary) if method.name in METHODS.built_in else method.summary,
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
         "rules": told_rules(lock),
+        "norms": norm_rows(lock),
         "paper": _arxiv_number(method.source),
         "bibtex": None if is_copied else method.paper and method.paper.bibtex,
         "layers": [*layer_rows(lock)],

@@ -48,6 +48,7 @@ class Diagnosis(Tabular):
         swaps: Tensors in the place of another.
         seconds: That the pass took.
         method: That is going to merge them.
+        norms: As the recipe has it, which scales task vectors to a common length.
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +60,7 @@ class Diagnosis(Tabular):
     swaps: tuple[Swap, ...]
     seconds: float
     method: str = "tunable_magmax"
+    norms: str | None = None
 
     @cached_property
     def whole(self) -> Group:
@@ -244,10 +246,10 @@ def _uneven(found: Diagnosis) -> Iterator[Finding]:
     lengths = {task: length for task, length in zip(found.tasks, found.whole.lengths, strict=True) if length}
     by_length = sorted(lengths, key=lambda task: lengths[task])
     times = lengths[by_length[-1]] / lengths[by_length[0]] if by_length else 1.0
-    if times > limit_of("uneven"):
+    if times > limit_of("uneven") and found.norms is None:
         text = (
             f"the task vector of {by_length[-1]} is {times:.3g} times as long as that of {by_length[0]}, and "
-            "counts the more at the same weight"
+            "counts the more at the same weight; norms: equal in the recipe scales both to one length"
         )
         yield Finding("uneven", by_length[-1], text, False)
 
