@@ -34,7 +34,7 @@ class Case:
 
     @property
     def is_of_one_machine(self) -> bool:
-        is_solved = self.title in (*OF_MATRICES, "regmean")
+        is_solved = self.title in (*OF_MATRICES, "regmean", "regmean_plusplus")
         return self.source == ROUNDED or is_solved or "rank" in OUTPUTS[self.output]
 
     @property
@@ -93,6 +93,7 @@ OF_MATRICES: Mapping[str, Mapping[str, Any]] = {
 OF_DATA: Mapping[str, Mapping[str, Any]] = {
     "fisher": {"name": "fisher"},
     "regmean": {"name": "regmean"},
+    "regmean_plusplus": {"name": "regmean_plusplus"},
 }
 #: Other methods whose tensors the engine treats as those of `slerp`, `average` or `ties`.
 ALIKE: Mapping[str, Mapping[str, Any]] = {

@@ -270,6 +270,7 @@ def write_statistics(folder: Path) -> dict[str, Any]:
             gram[tensor] = (rows.T @ rows / len(rows)).float().contiguous()
             fisher[tensor] = noise(like.shape, "gradient", name, tensor).square().float()
         write_file(own / "gram.safetensors", gram, {"statistics": "gram"})
+        write_file(own / "merged_gram.safetensors", gram, {"statistics": "merged_gram"})
         write_file(own / "fisher.safetensors", fisher, {"statistics": "fisher", "root_mean_square": "1.5"})
         task["statistics"] = f"./{folder.name}/statistics/{name}"
     return values

@@ -32,7 +32,7 @@ from hub_magmax.registry import METHODS as REGISTERED
 #: `single_task` is left out, which copies what one task has, as `last_task` does; so are those of two models,
 #: and those that hold whole tensors and take as long as their decompositions and exponentials.
 _OF_MATRICES = ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
-_OF_DATA = ("fisher", "regmean")
+_OF_DATA = ("fisher", "regmean", "regmean_plusplus")
 _LEFT_OUT = ("single_task", "tunable_magmax", "slerp", "nuslerp", "arcee_fusion", *_OF_MATRICES, *_OF_DATA)
 #: By title.
 METHODS: dict[str, dict[str, Any]] = {

@@ -300,6 +300,8 @@ def lock(
         LOG.debug("resolving the preference")
         preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
+    of_merge = locked_statistics(recipe, found, report, hash_files=hash_files, cache=cache, of_the_merge=True)
+    found = replace(found, statistics={**found.statistics, **of_merge})
     if not recipe.method.is_auto:
         return with_method_facts(recipe, found)
     choice = choose(recipe, found, report)

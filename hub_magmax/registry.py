@@ -223,7 +223,7 @@ LOCATIONS = Registry(
 _METHODS_BY_MODULE: Mapping[str, tuple[str, ...]] = {
     "linear": ("agreement", "average", "task_arithmetic", "weighted_sum"),
     "spectral": ("tsv", "iso_c", "iso_cts", "cart"),
-    "covariance": ("wudi", "actmat", "regmean"),
+    "covariance": ("wudi", "actmat", "regmean", "regmean_plusplus"),
     "fisher": ("fisher",),
     "sequential": ("opcm",),
     "geometry.sphere": ("slerp", "nuslerp", "multislerp", "karcher"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -20,9 +21,11 @@ from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeErr
 from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
+from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
+from tests import oracles_data
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import accepted, read_merged, yaml_text
 from tests.test_evaluation_evaluators import WORDS, word_tokenizer
@@ -141,6 +144,74 @@ def test_a_merge_from_the_command_line_makes_them_and_ends(folder, monkeypatch):
     assert "gram of " in done.output
     merge(accepted(plan(recipe_of(folder))))
     assert read_merged(folder / "merged")["classifier.bias"].isfinite().all()
+
+
+class Blocks(torch.nn.Module):
+    """Two blocks of two layers, and a head."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+
+        def block() -> torch.nn.ModuleDict:
+            return torch.nn.ModuleDict({"a": torch.nn.Linear(4, 5, bias=False), "b": torch.nn.Linear(5, 4)})
+
+        self.layers = torch.nn.ModuleList([block(), block()])
+        self.head = torch.nn.Linear(4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.layers:
+            x = x + block["b"](block["a"](x).relu())
+        return self.head(x)
+
+
+def test_moments_behind_merged_blocks_are_those_of_the_paper_block_by_block():
+    networks, weights = [Blocks(1), Blocks(2)], [0.7, 0.3]
+    inputs = [torch.randn(20, 4, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    own = [{n: p.detach().double().numpy() for n, p in network.named_parameters()} for network in networks]
+    names = {n: n for n in own[0]}
+    files = FileNames(names, {}, {}, {})
+    tasks = {
+        task: TaskRun(network, files, lambda network=network, x=x: network(x), weight)
+        for task, network, x, weight in zip("ab", networks, inputs, weights, strict=True)
+    }
+    found = merged_moments(tasks, 0.9, 1e-6)
+
+    states, expected = [x.double().numpy() for x in inputs], [{}, {}]
+
+    def solved(name: str, seen: list) -> np.ndarray:
+        gram = np.stack([s.T @ s / len(s) for s in seen])
+        for kept, one in zip(expected, gram, strict=True):
+            kept[name] = one
+        return oracles_data.regmean(np.stack([one[name] for one in own]), gram, weights, 0.9, 1e-6)
+
+    for block in ("layers.0.", "layers.1."):
+        first = solved(f"{block}a.weight", states)
+        # The second layer's inputs are behind the task's own first layer, and not the merged one.
+        inside = [np.maximum(s @ one[f"{block}a.weight"].T, 0) for s, one in zip(states, own, strict=True)]
+        second = solved(f"{block}b.weight", inside)
+        bias = sum(w * one[f"{block}b.bias"] for w, one in zip(weights, own, strict=True))
+        states = [s + np.maximum(s @ first.T, 0) @ second.T + bias for s in states]
+    merged = solved("head.weight", states)
+    for task, kept in zip("ab", expected, strict=True):
+        assert found[task][0].keys() == kept.keys()
+        for name, gram in kept.items():
+            np.testing.assert_allclose(found[task][0][name].numpy(), gram, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(networks[0].head.weight.detach().numpy(), merged, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_of_a_merge_are_made_together_and_told_where_it_is_another(folder):
+    told = []
+    recipe = recipe_of(folder, "regmean_plusplus", preference={"weights": {"a": 0.7, "b": 0.3}})
+    first = lock(recipe, report=told.append)
+    assert told == ["merging a, b block after block, for merged_gram statistics"]
+    assert lock(recipe) == first
+    merge(accepted(plan(recipe, first)))
+    other = recipe_of(folder, "regmean_plusplus", preference={"weights": {"a": 0.6, "b": 0.4}})
+    with pytest.raises(LockError, match="these statistics are of another merge"):
+        lock(other)
+    (folder / "statistics" / "b" / "merged_gram.safetensors").unlink()
+    lock(other)
 
 
 def refused(folder, error, match, method="regmean", **changes):

@@ -36,7 +36,7 @@ from tests.families import accepted, read_merged, recipe_values, write_checkpoin
 
 #: A model with layers, and what is none.
 SHAPES = {"embed.weight": (9, 6), "layer.weight": (8, 6), "layer.bias": (8,), "out.weight": (6, 8)}
-METHODS = {"regmean": "gram", "fisher": "fisher"}
+METHODS = {"regmean": "gram", "regmean_plusplus": "merged_gram", "fisher": "fisher"}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -148,7 +148,7 @@ def test_least_squares_change_each_tasks_outputs_least():
 
 
 def statistics_for(name: str, vectors: Tensor) -> list[TensorStatistics]:
-    if name == "regmean":
+    if METHODS[name] != "fisher":
         return [told(g) for g in moments(len(vectors), vectors.shape[2])]
     return [told(normal(*v.shape, seed=i).square()) for i, v in enumerate(vectors)]
 
@@ -260,7 +260,7 @@ def test_statistics_are_for_one_form_each():
 
 
 def statistics_of(kind: str, task: int) -> dict[str, Tensor]:
-    if kind == "gram":
+    if kind != "fisher":
         return {"layer.weight": moments(1, 6, seed=task)[0], "out.weight": moments(1, 8, seed=task + 9)[0]}
     return {name: normal(*shape, seed=task).square() for name, shape in SHAPES.items() if shape != (8,)}
 
@@ -284,7 +284,7 @@ def family(tmp_path):
     for number, name in enumerate(("base", "a", "b", "c")):
         moved = {n: t + 0.1 * (number > 0) * normal(*t.shape, seed=10 * number) for n, t in base.items()}
         write_checkpoint(tmp_path / name, moved)
-        for kind in ("gram", "fisher") if number else ():
+        for kind in METHODS.values() if number else ():
             write_statistics(tmp_path / "statistics" / name, kind, statistics_of(kind, number))
     return tmp_path
 
@@ -347,7 +347,7 @@ def test_a_comparison_of_both_kinds_has_the_statistics_of_both(family):
     locked = lock(recipe)
     assert [*locked.statistics] == ["gram", "fisher"]
     with InMemoryMerger(recipe, locked) as merger:
-        for name in METHODS:
+        for name in ("regmean", "fisher"):
             method = {"name": name, "scaling": 1.0}
             assert merger.merge(method, locked.weights).weights(1.0)["out.weight"].isfinite().all()
 
@@ -537,6 +537,18 @@ def test_rules_and_scaling_count_as_for_every_method(family):
     found = read_merged(family / "merged")
     assert found["out.weight"].equal(read_merged(family / "base")["out.weight"])
     assert found["layer.weight"].equal(read_merged(family / "a")["layer.weight"])
+
+
+def test_statistics_of_the_merge_are_of_one_preference_and_of_no_rules(family):
+    made = planned(family, "regmean_plusplus")
+    with InMemoryMerger(made.recipe, made.lock) as merger:
+        merger.merge(made.lock.method, made.lock.weights)
+        with pytest.raises(RecipeError, match="are of one preference, and this is another one"):
+            merger.merge(made.lock.method, (0.4, 0.3, 0.3))
+    changes = {"tensors": [{"match": "out.*", "take": "a"}]}
+    refused(family, RecipeError, "of a merge without rules", "regmean_plusplus", **changes)
+    scaled = {"name": "regmean_plusplus", "scaling": 0.5}
+    refused(family, RecipeError, "of a merge with scaling 1", scaled)
 
 
 def test_recipes_survive_a_round_through_their_values(family):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -57,7 +57,7 @@ def collected(
     if kind == "fisher":
         with about(evaluator, "fisher statistics"):
             return _fisher(evaluator, model, evaluator.encode(model, examples, columns, 1), own)
-    with about(evaluator, "gram statistics"), _Moments(model.network, own) as moments:
+    with about(evaluator, "gram statistics"), Moments(model.network, own) as moments:
         evaluator.outcomes(model, evaluator.encode(model, examples, columns, batch_size))
         return moments.result(model.name)
 
@@ -132,7 +132,7 @@ def _together(pieces: list[Tensor], *, by_row: bool) -> Tensor:
     return torch.cat(pieces) if by_row else pieces[0].clone()
 
 
-class _Moments:
+class Moments:
     """Mean of x xᵀ over the inputs x of every linear layer, while a network runs.
 
     Places that an attention mask leaves out, such as padding, do not count. A layer that several places of
@@ -141,20 +141,22 @@ class _Moments:
     Args:
         network: Runs meanwhile.
         names: What files call its parameters.
+        only: Weights of the layers that count, by the network's names; None: all.
     """
 
-    def __init__(self, network: Any, names: FileNames) -> None:
-        self._network, self._names, self._stack = network, names, ExitStack()
+    def __init__(self, network: Any, names: FileNames, only: Container[str] | None = None) -> None:
+        self._network, self._names, self._only, self._stack = network, names, only, ExitStack()
         self._sums: dict[str, Tensor] = {}
         self._counts = Counter[str]()
         self._transposed: list[str] = []
         self._mask: Tensor | None = None
 
-    def __enter__(self) -> _Moments:
+    def __enter__(self) -> Moments:
         hook = self._network.register_forward_pre_hook(self._see_mask, with_kwargs=True)
         self._stack.callback(hook.remove)
         for name, module, is_transposed in linear_layers(self._network):
-            if self._names.has(weight := f"{name}.weight"):
+            weight = f"{name}.weight"
+            if self._names.has(weight) and (self._only is None or weight in self._only):
                 self._stack.callback(module.register_forward_pre_hook(self._counting(weight)).remove)
                 self._transposed += [weight] * is_transposed
         return self
@@ -177,6 +179,16 @@ class _Moments:
             self._counts[name] += len(rows)
 
         return count
+
+    def include(self, other: Moments) -> None:
+        """Add what another one counted, of other layers."""
+        self._sums |= other._sums
+        self._counts += other._counts
+        self._transposed += other._transposed
+
+    def mean(self, weight: str) -> Tensor | None:
+        """Return the mean of one layer, None where it did not run."""
+        return self._sums[weight] / self._counts[weight] if self._counts[weight] else None
 
     def result(self, where: str) -> Statistics:
         """Return the means, and which layers have their inputs as rows of their weights."""

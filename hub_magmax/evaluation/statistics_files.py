@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from hub_magmax.checkpoints.opening import open_checkpoints, open_source
 from hub_magmax.checkpoints.pinning import file_sha256, pinned_files
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import LockError, RecipeError
-from hub_magmax.evaluation.collecting import collected
+from hub_magmax.evaluation.collecting import FileNames, collected
 from hub_magmax.evaluation.data import fingerprint, load_examples, pinned
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
@@ -26,21 +27,25 @@ from hub_magmax.evaluation.evaluators import (
     wanted_columns,
 )
 from hub_magmax.evaluation.evaluators.examples import check_columns
+from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.evaluators.plugins import about
+from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.files import canonical_json, digest, from_here, os_errors
 from hub_magmax.kernels.lazy_imports import one_thread
-from hub_magmax.methods.data_statistics import StatisticsKind
+from hub_magmax.methods.data_statistics import OF_THE_MERGE, StatisticsKind
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
+from hub_magmax.recipe.values import Data
 from hub_magmax.text import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Texts in the header of a file, besides its kind: digests of what it was made of.
-CHECKPOINT, DATA = "checkpoint", "data"
+CHECKPOINT, DATA, MERGE = "checkpoint", "data", "merge"
 
 
 def locked_statistics(
@@ -50,6 +55,7 @@ def locked_statistics(
     *,
     hash_files: bool = False,
     cache: SourceCache | None = None,
+    of_the_merge: bool = False,
 ) -> dict[str, dict[str, LockedSource]]:
     """Return the statistics that the recipe's methods need, pinned, by kind and task; missing ones are made.
 
@@ -59,6 +65,8 @@ def locked_statistics(
         report: Called with a line before each that is made.
         hash_files: Read local files whole, and lock their sha256 too.
         cache: Checkpoints that are open already.
+        of_the_merge: Those that are made of the merge itself, once the preference is known; otherwise all
+            others.
 
     Raises:
         RecipeError: If some are missing, and the recipe names no examples.
@@ -66,13 +74,15 @@ def locked_statistics(
         CheckpointError, EvaluationError: If a file is no sound one, or cannot be made.
     """
     made = _Making(recipe, lock, report, cache or SourceCache())
-    return {
-        kind: {
-            task: made.pinned(kind, task, file, hash_files=hash_files)
-            for task, file in files_of(recipe, kind).items()
-        }
-        for kind in statistics_kinds(recipe)
-    }
+    found: dict[str, dict[str, LockedSource]] = {}
+    for kind in statistics_kinds(recipe):
+        if (kind == OF_THE_MERGE) == of_the_merge:
+            files = files_of(recipe, kind)
+            made.make_missing(kind, files)
+            found[kind] = {
+                task: made.pinned(kind, task, file, hash_files=hash_files) for task, file in files.items()
+            }
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,26 +94,43 @@ class _Making:
     report: Report
     cache: SourceCache
 
+    def make_missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> None:
+        """Make the files that are missing here; those that are made of the merge only all together."""
+        paths = {task: self.recipe.folder / expanded(file) for task, file in files.items()}
+        here = {task for task, file in files.items() if is_local(self.recipe, file)}
+        missing = {task: path for task, path in paths.items() if task in here and not path.is_file()}
+        if kind != OF_THE_MERGE:
+            for task, path in missing.items():
+                self._make(kind, task, path)
+        elif missing:
+            self._make_of_the_merge(paths)
+
     def pinned(self, kind: StatisticsKind, task: str, file: str, *, hash_files: bool) -> LockedSource:
-        """Return the statistics of one task, pinned; made, if they are missing."""
-        key = ("tasks", self.recipe.task_names.index(task), "statistics")
-        path = self.recipe.folder / expanded(file)
-        if is_local(self.recipe, file) and not path.is_file():
-            self._make(kind, task, path, key)
+        """Return the statistics of one task, pinned."""
         location = locate(file, self.recipe.folder).pinned().trusting(self.recipe.trusted_roots)
         with closing(self.cache.open(location)) as source:
-            self._compare(facts_of(source, kind), task, file, key)
+            self._compare(facts_of(source, kind), task, file)
             files = pinned_files(source, hash_files=hash_files)
         return LockedSource(file, location.name, files=files, **location.pin._asdict())
 
-    def _compare(self, facts: Mapping[str, str], task: str, file: str, key: tuple[Any, ...]) -> None:
+    def _key(self, task: str) -> tuple[Any, ...]:
+        return ("tasks", self.recipe.task_names.index(task), "statistics")
+
+    def _compare(self, facts: Mapping[str, str], task: str, file: str) -> None:
         """Raise LockError for statistics of another checkpoint, or of other examples, where that is known."""
-        known = facts.get(CHECKPOINT)
+        key, known = self._key(task), facts.get(CHECKPOINT)
         if known is not None and known != self._checkpoint(task):
             raise LockError(
                 f"these statistics are of another checkpoint than {self.lock.tasks[task].label}",
                 where=file,
                 hint=AGAIN,
+                key=key,
+            )
+        if MERGE in facts and all(map(self._has_data, self.lock.tasks)) and facts[MERGE] != self._merge():
+            raise LockError(
+                "these statistics are of another merge: other checkpoints, examples, options or preference",
+                where=file,
+                hint="Remove the file, so that those of all tasks are made again, or name other folders.",
                 key=key,
             )
         if self._has_data(task) and facts.get(DATA) != self._data(task):
@@ -156,16 +183,20 @@ class _Making:
             )
         return choice.name, choice.options
 
-    def _make(self, kind: StatisticsKind, task: str, path: Path, key: tuple[Any, ...]) -> None:
-        """Run a task's own checkpoint on its examples, and write the statistics."""
+    def _need_data(self, kind: StatisticsKind, task: str, path: Path) -> None:
+        """Raise RecipeError where there are no examples to make statistics of."""
         if not self._has_data(task):
             raise RecipeError(
                 f"there are no {kind} statistics of {task}: {from_here(path)} is missing",
-                key=key,
+                key=self._key(task),
                 expected="a folder that holds them, or examples to make them of",
                 hint=f"Name some of the examples it was trained on: statistics.data.{task}: {{dataset: ..., "
                 "split: train[:256]}.",
             )
+
+    def _make(self, kind: StatisticsKind, task: str, path: Path) -> None:
+        """Run a task's own checkpoint on its examples, and write the statistics."""
+        self._need_data(kind, task, path)
         spec = self.recipe.statistics
         assert spec is not None
         evaluator, data = make_evaluator(*self._evaluator_choice()), spec.data[task]
@@ -180,7 +211,13 @@ class _Making:
                 tensors, told = collected(
                     kind, evaluator, model, examples, columns_of(data), spec.batch_size, base
                 )
-        facts = {
+        write_statistics(path, tensors, self._facts(kind, task, examples, tensors) | told)
+
+    def _facts(
+        self, kind: StatisticsKind, task: str, examples: Any, tensors: Mapping[str, Tensor]
+    ) -> dict[str, str]:
+        """Return the texts for the header of a task's file."""
+        return {
             "format": "pt",
             KIND: kind,
             "task": task,
@@ -191,7 +228,33 @@ class _Making:
             DATA: self._data(task),
             "values": _sha256_of(tensors),
         }
-        write_statistics(path, tensors, facts | told)
+
+    def _make_of_the_merge(self, paths: Mapping[str, Path]) -> None:
+        """Merge all tasks' models block after block in memory, and write the statistics of each."""
+        for task, path in paths.items():
+            self._need_data(OF_THE_MERGE, task, path)
+        spec, method = self.recipe.statistics, self.lock.method
+        assert spec is not None
+        evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
+        examples = {task: self._examples(task, evaluator) for task in paths}
+        loading = Loading(self.recipe, self.lock, evaluator)
+        self.report(f"merging {', '.join(paths)} block after block, for {OF_THE_MERGE} statistics")
+        with open_checkpoints(self.recipe, self.lock, self.cache) as opened, one_thread():
+            runs = {}
+            for task, weight in zip(self.lock.tasks, self.lock.weights, strict=True):
+                model = loading.load(task, places[task])
+                call = partial(_run, evaluator, model, examples[task], spec.data[task], spec.batch_size)
+                names = FileNames.find(model.network, opened["base_model"])
+                runs[task] = TaskRun(model.network, names, call, weight)
+            found = merged_moments(runs, method["off_diagonal"], method["ridge"])
+        for task, (tensors, told) in found.items():
+            facts = self._facts(OF_THE_MERGE, task, examples[task], tensors) | told
+            write_statistics(paths[task], tensors, facts | {MERGE: self._merge()})
+
+    def _merge(self) -> str:
+        """Return a digest of all that moments behind merged blocks depend on."""
+        of_tasks = [[self._checkpoint(task), self._data(task)] for task in self.lock.tasks]
+        return digest([of_tasks, list(self.lock.weights), dict(self.lock.method)])
 
     def _examples(self, task: str, evaluator: Evaluator) -> Any:
         spec = self.recipe.statistics
@@ -201,6 +264,11 @@ class _Making:
         found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))
         check_columns(found, wanted_columns(evaluator, data))
         return found
+
+
+def _run(evaluator: Evaluator, model: LoadedModel, examples: Any, data: Data, batch_size: int) -> object:
+    with about(evaluator, f"{OF_THE_MERGE} statistics"):
+        return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))
 
 
 def _sha256_of(tensors: Mapping[str, Tensor]) -> str:

@@ -21,6 +21,7 @@ from hub_magmax.checkpoints.opening import as_checkpoints, as_merged, open_held
 from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.scaled import read_by_merges
 from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.dtypes import torch_dtype
@@ -34,7 +35,7 @@ from hub_magmax.merging.lengths import find_lengths
 from hub_magmax.merging.survey import survey_all
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, surveys_model
-from hub_magmax.methods.data_statistics import StatisticsKind
+from hub_magmax.methods.data_statistics import OF_THE_MERGE, StatisticsKind
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, MAX_THREADS
 from hub_magmax.planning.fitting.data_statistics import merged_by_statistics
 from hub_magmax.planning.layout import make_plan
@@ -189,6 +190,7 @@ class InMemoryMerger:
             whole = survey_all(sets.values(), self.plan.merged, joined, seed)
 
         statistics = self._statistics(values.how.statistics)
+        self._check_preference(values)
 
         def rule_of(job: TensorJob) -> Rule:
             own, generator = values_of(job.tensor), CounterGenerator(seed, job.tensor)
@@ -207,6 +209,15 @@ class InMemoryMerger:
             if found is not None:
                 merged_by_statistics(self.plan, found)
         return self._opened_statistics[kind]
+
+    def _check_preference(self, values: MergeValues) -> None:
+        """Raise RecipeError where statistics are of the merge under another preference."""
+        if values.how.statistics == OF_THE_MERGE and tuple(values.weights) != self.plan.lock.weights:
+            raise RecipeError(
+                f"the statistics of {values.how.name} are of one preference, and this is another one",
+                where=values.how.label,
+                hint="Choose regmean, whose statistics do not depend on it, or lock each preference alone.",
+            )
 
     def for_each(self, jobs: Sequence[TensorJob], work: Callable[[TensorJob], T]) -> dict[str, T]:
         """Return what `work` returns, by name; tensors are shared between threads, large ones first."""

@@ -37,6 +37,7 @@ _OF_FORMS = {
     "base": ("tensor", "elementwise"),
     "sides": ("matrix",),
     "gram": ("matrix",),
+    "merged_gram": ("matrix",),
     "fisher": ("rule",),
 }
 

@@ -31,6 +31,13 @@ _ACTMAT = Paper(
     2026,
     "Model Merging via Data-Free Covariance Estimation",
 )
+_PLUSPLUS = Paper(
+    "2508.03121",
+    "regmeanplusplus",
+    "Nguyen, The-Hai",
+    2025,
+    "{RegMean++}: Enhancing Effectiveness and Generalization of Regression Mean for Model Merging",
+)
 _REGMEAN = Paper(
     "2212.09849",
     "regmean",
@@ -38,6 +45,11 @@ _REGMEAN = Paper(
     2023,
     "Dataless Knowledge Fusion by Merging Weights of Language Models",
 )
+
+#: What the elements of moments beside the diagonal are multiplied by.
+OffDiagonal = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+#: What is added to the diagonal, as a part of its mean.
+Ridge = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _held(rows: int, columns: int, num_tasks: int) -> float:
@@ -147,8 +159,8 @@ def regmean(
     *,
     preference: tuple[float, ...],
     gram: "Sequence[TensorStatistics]",
-    off_diagonal: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9,
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6,
+    off_diagonal: OffDiagonal = 0.9,
+    ridge: Ridge = 1e-6,
 ) -> "Tensor":
     """Change what each task's own layer makes of its own inputs as little as possible, by least squares.
 
@@ -163,3 +175,34 @@ def regmean(
     if len(task_vectors) == 1:
         return task_vectors[0]
     return least_squares(task_vectors, preference, gram, off_diagonal, ridge).float()
+
+
+@merge_method(
+    "regmean_plusplus",
+    source=_PLUSPLUS,
+    form="matrix",
+    held_bytes=_held_of_data,
+    uses=preferred,
+    in_comparison=(),
+    is_portable=False,
+)
+def regmean_plusplus(
+    task_vectors: "Tensor",
+    *,
+    preference: tuple[float, ...],
+    merged_gram: "Sequence[TensorStatistics]",
+    off_diagonal: OffDiagonal = 0.9,
+    ridge: Ridge = 1e-6,
+) -> "Tensor":
+    """Merge as `regmean` does, for the inputs that each layer has behind blocks that are merged already.
+
+    The inputs of a layer are those of the task's own block on the data of the task, behind the merged blocks.
+    The preference is the weight of each task, and the statistics are of one preference. Uniform preference is
+    RegMean++ (Nguyen et al. 2025). All preference on one task returns its vector.
+
+    Raises:
+        RecipeError: If rounding has left the sum without a solution.
+    """
+    if len(task_vectors) == 1:
+        return task_vectors[0]
+    return least_squares(task_vectors, preference, merged_gram, off_diagonal, ridge).float()

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-#: `gram`: mean of x xᵀ over the inputs x of a linear layer. `fisher`: mean square of the gradient of the
-#: log-likelihood, for every element of a tensor.
-StatisticsKind = Literal["gram", "fisher"]
+#: `gram`: mean of x xᵀ over the inputs x of a linear layer. `merged_gram`: the same behind merged blocks.
+#: `fisher`: mean square of the gradient of the log-likelihood, for every element of a tensor.
+StatisticsKind = Literal["gram", "merged_gram", "fisher"]
 KINDS: tuple[StatisticsKind, ...] = get_args(StatisticsKind)
 
 
@@ -42,6 +42,9 @@ class TensorStatistics:
         """Return all of them as a matrix."""
         return torch.from_numpy(self.read(0, self.num_elements)).view(size, size)
 
+
+#: Made of the merge itself, under one preference.
+OF_THE_MERGE: StatisticsKind = "merged_gram"
 
 #: What is known of one tensor, by task; None of a task that says nothing of it.
 StatisticsByTask = Sequence[TensorStatistics | None]

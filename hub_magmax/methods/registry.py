@@ -213,7 +213,7 @@ class MergeMethod:
             call = {**call, numbers: tuple(call[numbers][task] for task in tasks)}
         if self.takes_factors:
             call = {**call, "sides": matrices[1:]}
-        inputs_are_rows = any(own.is_transposed for own in call.get("gram", ()))
+        inputs_are_rows = any(own.is_transposed for own in call.get(self.statistics or "", ()))
         return matrix_rule(
             transposed(self.function) if inputs_are_rows else self.function,
             chunks,
@@ -289,9 +289,9 @@ def merge_method(
     alone. One named `base` gets the base model's values, float32 and of the shape of one task vector, where
     the form is "tensor" or "elementwise". One named `sides`, for the form "matrix", gets rows and columns,
     and says that the result turns with these and that zero ones count there alone: products, as of adapters,
-    then come in coordinates of their factors. One named `gram` (form "matrix") or `fisher` (form "rule") gets
-    statistics of the data of each task that counts (`data_statistics.TensorStatistics`); tensors without
-    them are averaged by preference.
+    then come in coordinates of their factors. One named `gram` or `merged_gram` (form "matrix"), or `fisher`
+    (form "rule"), gets statistics of the data of each task that counts (`data_statistics.TensorStatistics`);
+    tensors without them are averaged by preference.
 
     Args:
         name: Name in recipes: lower case, words joined by underscores.

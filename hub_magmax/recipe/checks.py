@@ -311,7 +311,9 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     choices_without_tasks: frozenset({"tasks", "layers", "preference", "compare", "sweep"}),
     _reference_problems: frozenset(),
     own_base_problems: frozenset({"tasks", "adapters", "method", "compare", "token_rows", "tokenizer"}),
-    statistics_problems: frozenset({"tasks", "method", "compare", "statistics", "layers"}),
+    statistics_problems: frozenset(
+        {"tasks", "method", "compare", "statistics", "layers", "tensors", "tokenizer"}
+    ),
     _name_problems: frozenset({"tasks"}),
     missed_tasks: frozenset({"tasks", "preference", "compare"}),
     _weight_problems: frozenset({"preference", "compare", "method"}),

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from hub_magmax import methods
 from hub_magmax.errors import KeyPath, Problem, RecipeError
-from hub_magmax.methods.data_statistics import KINDS, StatisticsKind
+from hub_magmax.methods.data_statistics import KINDS, OF_THE_MERGE, StatisticsKind
 from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Recipe
@@ -54,6 +54,19 @@ def statistics_problems(recipe: Recipe) -> Iterator[Problem]:
         yield conflict(("layers",), text, "leave layers out, or choose a method that needs no statistics")
     if needs:
         yield from _places_problems(recipe)
+    if OF_THE_MERGE in {kind for _, kind in needs}:
+        yield from _merge_problems(recipe)
+
+
+def _merge_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what statistics of the merge itself cannot follow."""
+    if recipe.method.scaling not in (None, 1):
+        text = "the statistics of this method are of a merge with scaling 1"
+        yield conflict(("method", "scaling"), text, "leave it out, or choose regmean")
+    for key in ("tensors", "token_rows", "tokenizer"):
+        if getattr(recipe, key):
+            text = "the statistics of this method are of a merge without rules"
+            yield conflict((key,), text, "leave it out, or choose regmean")
 
 
 def _places_problems(recipe: Recipe) -> Iterator[Problem]:
