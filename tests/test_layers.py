@@ -489,6 +489,17 @@ def test_other_dtype_is_cast_once(tmp_path):
     assert numbers(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("of", [None, "h"])
+@pytest.mark.parametrize("name", ["base", "a"])
+def test_a_gap_in_the_numbers_of_blocks_is_told(tmp_path, of, name):
+    for each in ("base", "a"):
+        numbers = (0, 1, 3) if each == name else range(4)
+        write_checkpoint(tmp_path / each, {f"h.{n}.w": torch.ones(2) for n in numbers})
+    layers = [{"blocks": [0, 2]} | ({"of": of} if of else {})]
+    with pytest.raises(RecipeError, match=r"lacks h\.2 before its last block 3"):
+        plan(recipe_of(tmp_path, layers, ("a",)))
+
+
 def test_other_blocks_of_a_task_are_no_sign_of_another_base_model(tmp_path):
     generator = torch.Generator().manual_seed(0)
     base = {f"h.{n}.w": torch.randn(40, 40, generator=generator) for n in range(3)} | {"norm": torch.ones(40)}

@@ -9,7 +9,7 @@ from typing import Any
 from hub_magmax.checkpoints.config import levels, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.checkpoints.stacked_layers import numbered_slices, whole_stacks
+from hub_magmax.checkpoints.stacked_layers import numbered_slices, stacks_of, whole_stacks
 from hub_magmax.errors import KeyPath, MismatchError, RecipeError
 from hub_magmax.planning.output_config.num_layers import is_numbers, is_per_layer
 from hub_magmax.planning.statistics import may_lack
@@ -71,6 +71,14 @@ def _stack_of(one: LockedSlice, key: KeyPath, base: CheckpointIndex) -> str:
     known = [f"of: {stack} ({count} blocks)" for stack, count in stacks.items()]
     if one.of in stacks:
         return one.of
+    gap = next((text for stack, text in _gaps(base) if one.of in (None, stack)), "")
+    if gap and (one.of is not None or not stacks):
+        raise RecipeError(
+            f"{base.label} {gap}",
+            key=key,
+            expected="blocks that are counted from 0",
+            hint="Leave layers out.",
+        )
     if not stacks:
         raise RecipeError(
             f"no tensor of {base.label} has the number of a block in its name",
@@ -96,14 +104,22 @@ def _stack_of(one: LockedSlice, key: KeyPath, base: CheckpointIndex) -> str:
     return next(iter(stacks))
 
 
+def _gaps(index: CheckpointIndex) -> Iterator[tuple[str, str]]:
+    """Yield stacks that are counted from 0 with a gap, each with what is lacking."""
+    for stack, found in stacks_of(index.tensors).items():
+        if 0 in found and (lacking := {*range(max(found))} - found):
+            first = f"{stack}.{min(lacking)}".lstrip(".")
+            yield stack, f"lacks {first} before its last block {max(found)}"
+
+
 def _check_ranges(one: LockedSlice, key: KeyPath, indexes: Mapping[str, CheckpointIndex]) -> None:
     for source, (first, end) in one.blocks.items():
         stacks = whole_stacks(indexes[source].tensors)
         if (count := stacks.get(one.of or "", 0)) < end:
+            gap = dict(_gaps(indexes[source])).get(one.of or "")
+            none = f"{source} {gap or f'has no blocks that are called {one.of}.0, {one.of}.1 and so on'}"
             raise RecipeError(
-                f"{source} has {count} blocks {one.of}.0 to {one.of}.{count - 1}"
-                if count
-                else f"{source} has no blocks that are called {one.of}.0, {one.of}.1 and so on",
+                f"{source} has {count} blocks {one.of}.0 to {one.of}.{count - 1}" if count else none,
                 key=key,
                 expected=f"an end of at most {count}" if count else "",
                 hint=f"[{first}, {end}] ends before block {end}.",
