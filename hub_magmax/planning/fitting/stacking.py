@@ -71,14 +71,8 @@ def _stack_of(one: LockedSlice, key: KeyPath, base: CheckpointIndex) -> str:
     known = [f"of: {stack} ({count} blocks)" for stack, count in stacks.items()]
     if one.of in stacks:
         return one.of
-    gap = next((text for stack, text in _gaps(base) if one.of in (None, stack)), "")
-    if gap and (one.of is not None or not stacks):
-        raise RecipeError(
-            f"{base.label} {gap}",
-            key=key,
-            expected="blocks that are counted from 0",
-            hint="Leave layers out.",
-        )
+    if one.of is not None or not stacks:
+        _refuse_gap(one.of, key, base)
     if not stacks:
         raise RecipeError(
             f"no tensor of {base.label} has the number of a block in its name",
@@ -104,6 +98,14 @@ def _stack_of(one: LockedSlice, key: KeyPath, base: CheckpointIndex) -> str:
     return next(iter(stacks))
 
 
+def _refuse_gap(of: str | None, key: KeyPath, base: CheckpointIndex) -> None:
+    """Raise RecipeError where the stack that is meant lacks a block."""
+    for stack, text in _gaps(base):
+        if of in (None, stack):
+            expected = "blocks that are counted from 0"
+            raise RecipeError(f"{base.label} {text}", key=key, expected=expected, hint="Leave layers out.")
+
+
 def _gaps(index: CheckpointIndex) -> Iterator[tuple[str, str]]:
     """Yield stacks that are counted from 0 with a gap, each with what is lacking."""
     for stack, found in stacks_of(index.tensors).items():
@@ -116,14 +118,21 @@ def _check_ranges(one: LockedSlice, key: KeyPath, indexes: Mapping[str, Checkpoi
     for source, (first, end) in one.blocks.items():
         stacks = whole_stacks(indexes[source].tensors)
         if (count := stacks.get(one.of or "", 0)) < end:
-            gap = dict(_gaps(indexes[source])).get(one.of or "")
-            none = f"{source} {gap or f'has no blocks that are called {one.of}.0, {one.of}.1 and so on'}"
             raise RecipeError(
-                f"{source} has {count} blocks {one.of}.0 to {one.of}.{count - 1}" if count else none,
+                _too_few(source, one.of or "", count, indexes[source]),
                 key=key,
                 expected=f"an end of at most {count}" if count else "",
                 hint=f"[{first}, {end}] ends before block {end}.",
             )
+
+
+def _too_few(source: str, of: str, count: int, index: CheckpointIndex) -> str:
+    """Return how many blocks a source has of a stack, which it counts from 0 without a gap or not at all."""
+    if count:
+        return f"{source} has {count} blocks {of}.0 to {of}.{count - 1}"
+    return (
+        f"{source} {dict(_gaps(index)).get(of) or f'has no blocks that are called {of}.0, {of}.1 and so on'}"
+    )
 
 
 def _refuse_ties(layers: tuple[LockedSlice, ...], locked: Mapping[str, LockedSource]) -> None:
