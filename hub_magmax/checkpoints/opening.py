@@ -67,9 +67,9 @@ def open_checkpoints(
 def open_inputs(
     recipe: Recipe, lock: Lock, cache: SourceCache | None = None
 ) -> Iterator[dict[str, TensorSource]]:
-    """Open the inputs of the output: checkpoints, or for an adapter the adapters as they are stored."""
+    """Open the inputs of the output: checkpoints, or for an adapter of factors the adapters as stored."""
     with open_pinned(recipe, lock.every_source, cache) as opened:
-        if recipe.output.is_adapter:
+        if recipe.output.is_adapter and lock.merges_factors:
             tied = with_ties(with_base_names(opened, lock.every_source), recipe, lock)
             yield {name: tied[name] for name in lock.sources}
         else:

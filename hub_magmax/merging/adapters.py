@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.merging.output.report import LostPart
-from hub_magmax.methods.factored import low_rank_in, merge_factors
+from hub_magmax.methods.factored import low_rank, low_rank_in, merge_factors
 from hub_magmax.methods.factors import Factors, in_coordinates
 from hub_magmax.planning.plan import FactorJob, Part, Plan, SolvedJob, TensorJob
 
@@ -88,8 +88,13 @@ class SolvedLayer:
     def num_elements(self) -> int:
         return sum(job.num_elements for job in self.jobs)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the merged task vector is formed whole."""
+        return bool(self.jobs[0].of_shape)
+
     def solve(
-        self, plan: Plan, sources: Mapping[str, TensorSource], backend: Backend
+        self, plan: Plan, sources: Mapping[str, TensorSource], backend: Backend, vector: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], LostPart]:
         """Return A and B, flat, in the output's dtype, and what they lack; computed in float64.
 
@@ -97,13 +102,16 @@ class SolvedLayer:
             plan: Of the adapter.
             sources: The adapters as they are stored, by name.
             backend: Runs methods of whole matrices.
+            vector: The merged task vector, scaled, where it is formed whole.
 
         Raises:
             NonFiniteError: If a factor holds a NaN or an infinity, or the dtype cannot hold the result.
         """
         first, second = self.jobs
-        found, merged = self._merged(plan, sources, backend)
-        product = low_rank_in(found, merged, first.rank)
+        if vector is None:
+            product = low_rank_in(*self._merged(plan, sources, backend), first.rank)
+        else:
+            product = low_rank(vector.double(), first.rank)
         factors = (product.left.T, product.right.T) if first.is_transposed else (product.right, product.left)
         stored = tuple(_stored(factor, job) for factor, job in zip(factors, self.jobs, strict=True))
         return (stored[0], stored[1]), LostPart(second.module, product.norm, product.lost)
@@ -170,7 +178,8 @@ def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:
         plan: From `plan_adapter`.
         sources: The adapters as they are stored, by name.
     """
-    said = [json.loads(config_of(sources[name])) for name in plan.lock.tasks]
+    adapters = [name for name, task in plan.lock.tasks.items() if task.adapter_config]
+    said = [json.loads(config_of(sources[name])) for name in adapters]
     kinds = {config.get("task_type") for config in said}
     kind = kinds.pop() if len(kinds) == 1 else None
     rank = Counter(plan.ranks.values()).most_common(1)[0][0]
@@ -188,7 +197,7 @@ def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:
         "alpha_pattern": others,
         "target_modules": [*plan.ranks],
         "modules_to_save": None,
-        "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in said),
+        "fan_in_fan_out": _is_transposed(plan, said),
         "bias": "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -197,3 +206,10 @@ def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:
         "inference_mode": True,
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _is_transposed(plan: Plan, said: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the base model stores layers transposed: as adapters say, or as its class does."""
+    if plan.lock.merges_factors:
+        return any(config.get("fan_in_fan_out") for config in said)
+    return any(isinstance(job, SolvedJob) and job.is_transposed for job in plan.jobs)

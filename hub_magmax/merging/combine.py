@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from jaxtyping import Float32
+
 from hub_magmax.kernels.backend import Merged
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.methods import Rule
+
+
+def merged_vector(chunks: StoredChunks, rule: Rule) -> Float32[torch.Tensor, " elements"]:
+    """Return the merged task vector of a tensor, not scaled; no part of it is read again.
+
+    Raises:
+        NonFiniteError: At the first NaN or infinity.
+    """
+    found = torch.empty(chunks.num_elements)
+    for chunk in chunks.last_pass(rule.multiple_of):
+        vectors, inputs = torch.from_numpy(chunk.task_vectors()), rule.of_chunk(chunk.start, chunk)
+        part = rule.op(vectors, inputs, chunk.base.float() if rule.op.takes_base else None)
+        found[chunk.start : chunk.start + chunk.num_elements] = part
+    return found
 
 
 def merged_chunks(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.scaled import read_by_merges
@@ -25,7 +25,7 @@ from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.adapters import SolvedLayer, factor_values, solved_together
 from hub_magmax.merging.bundles import Bundle, UnfitError, bundled, merge_bundle
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
-from hub_magmax.merging.combine import merged_chunks
+from hub_magmax.merging.combine import merged_chunks, merged_vector
 from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.merging.output.folder import PartialFolder
@@ -38,9 +38,12 @@ from hub_magmax.merging.survey import ModelRules, survey_all
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import get_method
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
-from hub_magmax.planning.plan import FactorJob, Plan, Shard, TensorJob
+from hub_magmax.planning.plan import FactorJob, Plan, Shard, SolvedJob, TensorJob
 from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.merge_values import MergeValues
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Unit = TypeVar("Unit", bound=TensorJob | Bundle | SolvedLayer)
 
@@ -212,13 +215,22 @@ class Engine:
     def _layer(self, file: ShardFile, layer: SolvedLayer, places: Mapping[str, int]) -> Tally:
         tally = Tally(len(self.plan.lock.tasks))
         with inference(), self.clock.spend("compute"):
-            factors, lost = layer.solve(self.plan, self.sources, self.backend)
+            vector = self._merged_vector(layer.jobs[0]) if layer.is_whole else None
+            factors, lost = layer.solve(self.plan, self.sources, self.backend, vector)
             tally.lost.append(lost)
             for job, factor in zip(layer.jobs, factors, strict=True):
                 with self.clock.spend("write"):
                     file.write(Stored.of(factor).content, places[job.name])
                 self._advance(job.num_bytes)
         return tally
+
+    def _merged_vector(self, job: SolvedJob) -> Tensor:
+        """Return the merged task vector of a layer's matrix, scaled."""
+        values, chunks = self.plan.values_of(job.name), self._chunks(job.whole, self.reader)
+        generator = CounterGenerator(self.plan.lock.seed, job.of)
+        known = self._statistics.of(job.of) if self._statistics else None
+        rule = tensor_rule(chunks, job.of_shape, values.method, values.weights, generator, known)
+        return merged_vector(chunks, rule).view(job.sides) * values.scaling
 
     def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
         tally, sources = Tally(len(self.plan.lock.tasks)), self._read_sources(bundle.jobs[0])

@@ -18,6 +18,7 @@ from hub_magmax.kernels.lazy_imports import is_imported
 from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
 from hub_magmax.planning import surveys
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
+from hub_magmax.planning.solving import solving_bytes
 from hub_magmax.planning.surveys import VECTOR
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
@@ -111,7 +112,8 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
     sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
     runtime = runtime_bytes(plan, with_files=with_files)
     if plan.ranks:
-        at_once = heapq.nlargest(budget.num_threads, map(partial(_of_factor, plan), plan.jobs))
+        factors = map(partial(_of_factor, plan, budget), plan.jobs)
+        at_once = heapq.nlargest(budget.num_threads, factors)
         return runtime + int(sum(at_once)) + _ahead_bytes(plan, budget, is_repeated=False)
     held = [_Held(plan, values, budget, with_files, takes_torch(plan)) for values in plan.surveyed]
     chunks = max(sum(map(each.of_chunk, _chunked(sizes, budget))) for each in held)
@@ -121,18 +123,18 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
     return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
 
 
-def _of_factor(plan: Plan, job: TensorJob) -> float:
+def _of_factor(plan: Plan, budget: Budget, job: TensorJob) -> float:
     """Return what a thread holds for one factor of a merged adapter, or for both that are solved for."""
     if not isinstance(job, SolvedJob):
         return FACTOR * job.num_elements
-    num_tasks = len(plan.lock.tasks)
-    total = job.total_rank * (num_tasks if plan.lock.adapters == "sequence" else 1)
-    small = [min(side, job.total_rank) for side in job.sides]
-    # Stacked factors in float32, twice in float64, and what LAPACK copies; then both of the result.
-    factors = sum(job.sides) * (28 * total + 20 * job.rank)
-    rows, columns = small
-    held = 0 if job.is_sum else plan.values_of(job.name).how.held_of(rows, columns, num_tasks)
-    return factors + 24 * (num_tasks + 1) * rows * columns + held + decomposition_bytes(rows, columns)
+    if job.of_shape:
+        size = job.whole.num_elements
+        held = _Held(plan, plan.values_of(job.name), budget, with_files=False, by_torch=True)
+        method = held.of_matrices(job.whole) if held.method.form == "matrix" else held.of_tensor(size)
+        # The vector, in float64 too, its factors' product, and the difference.
+        chunk = held.of_chunk(min(size, budget.chunk_elements))
+        return chunk + method + 28 * size + decomposition_bytes(*job.sides)
+    return solving_bytes(plan, job)
 
 
 def runtime_bytes(plan: Plan, *, with_files: bool = False) -> int:

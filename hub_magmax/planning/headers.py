@@ -20,6 +20,7 @@ from hub_magmax.planning.adapters import plan_adapter
 from hub_magmax.planning.fitting.data_statistics import merged_by_statistics
 from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
+from hub_magmax.planning.low_rank import plan_low_rank
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.tokenizers.files import tokenizer_files
@@ -60,12 +61,12 @@ def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: 
             hint="Leave it out, or check the tasks' models.",
         )
     whole = [name for name in recipe.task_names if name not in adapters]
-    if recipe.output.is_adapter and whole:
+    if recipe.output.is_adapter and recipe.output.rank is None and whole:
         raise RecipeError(
             f"{', '.join(whole)} {'is a whole checkpoint' if len(whole) == 1 else 'are whole checkpoints'}",
             key=("output", "format"),
-            expected="LoRA adapters only, to write an adapter",
-            hint="Write whole weights: output.format: weights.",
+            expected="LoRA adapters only, to write an adapter of all that is merged",
+            hint="Bound its rank, output.rank: 16, or write whole weights: output.format: weights.",
         )
 
 
@@ -96,7 +97,8 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         files_from = recipe.output.files_from
         check_side_files(opened[files_from], locked.sources[files_from])
         if recipe.output.is_adapter:
-            made = plan_adapter(recipe, locked, opened)
+            planned = plan_adapter if locked.merges_factors else plan_low_rank
+            made = planned(recipe, locked, opened)
         else:
             indexes = {name: source.index for name, source in opened.items()}
             made = make_plan(recipe, locked, indexes, own_base_indexes(opened))

@@ -140,7 +140,8 @@ class SolvedJob(FactorJob):
         sides: Rows and columns of what is merged, as the base model stores it.
         is_transposed: Whether that is the transpose of the product.
         is_sum: Whether the layer's products are summed; else the method merges them.
-        total_rank: The sum of the products' ranks.
+        total_rank: The sum of the products' ranks, or that of a whole matrix.
+        of_shape: Of the tensor, where its merged task vector is formed whole, and there are no parts.
     """
 
     of: str = ""
@@ -148,6 +149,16 @@ class SolvedJob(FactorJob):
     is_transposed: bool = False
     is_sum: bool = False
     total_rank: int = 0
+    of_shape: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> TensorJob:
+        """The tensor whose merged task vector the layer has."""
+        num_elements = self.sides[0] * self.sides[1]
+        return TensorJob(self.of, self.of_shape, "F32", num_elements, "merge", unread=self.unread)
+
+    def inputs(self, source: str) -> tuple[str, ...]:
+        return self.whole.inputs(source) if self.of_shape else super().inputs(source)
 
     @property
     def most_rank(self) -> int:
@@ -274,6 +285,12 @@ class Plan:
     @property
     def jobs(self) -> tuple[TensorJob, ...]:
         return tuple(job for shard in self.shards for job in shard.jobs)
+
+    @property
+    def whole_jobs(self) -> tuple[TensorJob, ...]:
+        """The jobs; in place of two factors that are made of a whole tensor that tensor."""
+        of = (job.whole if isinstance(job, SolvedJob) and job.of_shape else job for job in self.jobs)
+        return tuple(dict.fromkeys(of))
 
     @property
     def merged(self) -> tuple[TensorJob, ...]:

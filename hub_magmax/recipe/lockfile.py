@@ -246,6 +246,14 @@ class Lock:
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
+    def merges_factors(self) -> bool:
+        """Whether an adapter is made of factors alone: all tasks are some, and the method merges these."""
+        how = self.values.how
+        return (how.form == "linear" or how.takes_factors) and all(
+            task.adapter_config for task in self.tasks.values()
+        )
+
+    @property
     def sources(self) -> dict[str, LockedSource]:
         """The base model and the tasks by name, in order."""
         return {"base_model": self.base_model, **self.tasks}

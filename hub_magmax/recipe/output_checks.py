@@ -30,13 +30,14 @@ def adapter_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.compare is not None or recipe.method.name == AUTO:
         tried = (recipe.compare or Compare()).tried_methods
         used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
-    for path, name in used.items():
+    for path, name in used.items() if recipe.output.rank is None else ():
         if name != AUTO and not _gives_products(name):
             yield conflict(
                 path,
                 f"{name} is not linear, so what it gives is no adapter",
                 f"linear are {', '.join(methods.linear_names())}; {', '.join(methods.factored_names())} give "
-                "adapters too, and output.format: weights takes every method",
+                "adapters too; every method gives one of a bound rank, output.rank: 16, and "
+                "output.format: weights takes every method",
             )
 
 

@@ -213,6 +213,21 @@ def _rows(
     return (tuple(name for column in columns for name in column),)
 
 
+def layer_kinds(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the class of every module of a model that has a weight, by name; None where it is not known.
+
+    Builds the model's class as `model_names` does. A convolution of groups is "grouped".
+    """
+    model = _model_of(config)
+    if model is None:
+        return None
+    return {
+        name: "grouped" if getattr(module, "groups", 1) != 1 else type(module).__name__
+        for name, module in model.named_modules()
+        if getattr(module, "_parameters", {}).get("weight") is not None
+    }
+
+
 def _model_of(config: Mapping[str, Any]) -> Any:
     """Return the model of a configuration without memory for its weights, or None if it is not known."""
     import torch

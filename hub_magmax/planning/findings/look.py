@@ -101,7 +101,7 @@ def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) 
 def _comparable(plan: Plan) -> list[TensorJob]:
     """Return the jobs but for those of blocks that are others in the base model: they are no change of it."""
     shifted = shifted_blocks(plan.lock)
-    return [job for job in plan.jobs if (block_of(job.name) or ())[:2] not in shifted]
+    return [job for job in plan.whole_jobs if (block_of(job.name) or ())[:2] not in shifted]
 
 
 def _empty_adapters(plan: Plan, tasks: Sequence[str], cache: SourceCache) -> Iterator[Finding]:
