@@ -8,14 +8,17 @@ import torch
 
 from hub_magmax import merge_state_dicts
 from hub_magmax.analysis.diagnosing import diagnose
+from hub_magmax.checkpoints.opening import open_inputs
 from hub_magmax.errors import NonFiniteError, RecipeError
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.reference import Reference
-from hub_magmax.merging.execution import merge
+from hub_magmax.merging.execution import make_shards, merge
 from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.methods import get_method
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.planning.summary import describe, explain, notices
+from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.matching import changed_keys
@@ -178,6 +181,25 @@ def test_chunks_processes_backends_and_memory_change_no_byte(tmp_path, norms, me
         weights = merger.merge(made.lock.method, made.lock.weights).weights(made.lock.method["scaling"])
     merged = read_merged(tmp_path / "one")
     assert all(torch.equal(weights[name], value) for name, value in merged.items())
+
+
+@pytest.mark.parametrize("norms", BOTH)
+def test_two_processes_and_a_stored_lock_give_the_same_bytes(tmp_path, norms):
+    write_family(tmp_path)
+    recipe = recipe_of(tmp_path, norms, method="ties", output={"path": "out", "shard_size": "1KB"})
+    made = accepted(plan(recipe))
+    report = merge(made, tmp_path / "one")
+    (tmp_path / "lock.json").write_text(made.lock.to_json())
+    again = accepted(plan(recipe, read_lock(tmp_path / "lock.json")))
+    place = PartialFolder(tmp_path / "two", again.digest)
+    place.prepare()
+    with open_inputs(recipe, again.lock) as sources:
+        for rank in (1, 0):  # what two processes make, one after the other
+            make_shards(again, sources, place, place.journal, None, 100, Processes(rank, 2))
+    assert len(report.shards) > 2
+    for shard in report.shards:
+        assert (tmp_path / "one" / shard.file).read_bytes() == (place.folder / shard.file).read_bytes()
+    place.abandon()
 
 
 @pytest.mark.parametrize("norms", BOTH)
