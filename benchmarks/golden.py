@@ -279,8 +279,15 @@ def compare(found: Mapping[Case, Entry], only: Sequence[str]) -> list[str]:
 
 
 def record(found: Mapping[Case, Entry], only: Sequence[str]) -> None:
-    """Store digests; where `only` names some cases, those of the others stay."""
-    store(found, load()["merges"] if only and RESULTS.exists() else {})
+    """Store digests; where `only` names some cases, those of the others stay.
+
+    Raises:
+        SystemExit: If they were recorded on another processor, whose last bits may be others.
+    """
+    kept = load() if only and RESULTS.exists() else {"processor": processor(), "merges": {}}
+    if kept["processor"] != processor():
+        raise SystemExit(f"The stored merges are of {kept['processor']}: record them all, without --only.")
+    store(found, kept["merges"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

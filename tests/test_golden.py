@@ -76,3 +76,10 @@ def test_backends_that_do_not_agree_are_told():
     assert golden.unequal({case: {"weights": "1"} for case in cases}) == []
     (line,) = golden.unequal({case: {"weights": str(number)} for number, case in enumerate(cases)})
     assert all(case.key in line for case in cases)
+
+
+def test_merges_of_two_processors_are_not_recorded_together(monkeypatch):
+    monkeypatch.setattr(golden, "processor", lambda: "another")
+    monkeypatch.setattr(golden, "store", None)
+    with pytest.raises(SystemExit, match="record them all, without --only"):
+        golden.record({}, ["ties"])

@@ -74,6 +74,9 @@ class CountedChunks:
     def map(self, work, *, is_early=False, multiple_of=1):
         yield work((start, RawChunk.of_vectors(chunk)) for start, chunk in self.arrays())
 
+    def factors(self, tasks):
+        return None
+
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         return ((start, torch.from_numpy(chunk)) for start, chunk in self.arrays())
 
