@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.pinning import file_sha256
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
+from hub_magmax.evaluation import statistics_files
 from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
@@ -126,6 +128,18 @@ def test_a_second_lock_takes_what_is_there_and_the_first_file_is_the_same_each_t
     path.unlink()
     assert lock(recipe_of(folder, method)) == first
     assert path.read_bytes() == before
+
+
+def test_checkpoints_are_hashed_once_to_compare_statistics(folder, monkeypatch):
+    hashed = []
+
+    def counting(source, path):
+        hashed.append((source.label, path))
+        return file_sha256(source, path)
+
+    monkeypatch.setattr(statistics_files, "file_sha256", counting)
+    lock(recipe_of(folder, "regmean_plusplus"))
+    assert len(hashed) == len(set(hashed)) == 2
 
 
 def test_the_header_says_what_statistics_were_made_of(folder):

@@ -226,6 +226,7 @@ def test_moments_without_an_inverse_say_what_to_do():
     with pytest.raises(RecipeError, match="have no inverse") as caught:
         merged("regmean", vectors, [told(gram)] * 2, off_diagonal=1.0, ridge=0.0)
     assert "Raise method.ridge" in caught.value.hint
+    assert caught.value.problems[0].key == ("method", "ridge")
     merged("regmean", vectors, [told(gram)] * 2)
 
 

@@ -15,8 +15,10 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import read_report
 from hub_magmax.methods import get_method, merge_method
 from hub_magmax.methods.factors import Factors, in_coordinates
+from hub_magmax.methods.registry import preferred
 from hub_magmax.pipeline import plan
 from hub_magmax.planning.summary import explain
+from hub_magmax.registry import METHODS as REGISTRY
 from tests.families import read_merged, write_checkpoint
 from tests.test_adapting import applied, merged_adapter, read_back, recipe_of, write_tasks
 from tests.test_matrix_methods import METHODS, ONCE, RETURNING, normal, one_hot, preferences
@@ -151,6 +153,27 @@ def test_sides_are_for_methods_of_matrices_alone():
         @merge_method("sided", source="a test")
         def sided(task_vectors, *, sides):
             return task_vectors[0]
+
+
+def test_a_plug_in_gets_what_it_declares_whether_weights_or_an_adapter_are_written(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setitem(vars(REGISTRY), "registered", {})
+
+    @merge_method("declaring", source="a test", form="matrix", uses=preferred)
+    def declaring(task_vectors, *, preference, multipliers, generator, shape, sides, times: float = 2.0):
+        seen.setdefault(generator.name, []).append((preference, multipliers, shape, sides, times))
+        return task_vectors.sum(0) * times
+
+    write_tasks(tmp_path)
+    method = {"name": "declaring", "times": 3.0}
+    changes = {"method": method, "preference": {"weights": {"a": 0.75, "c": 0.25}}}
+    whole_weights(tmp_path, "whole", **changes)
+    merged_adapter(tmp_path, **changes)
+    assert seen
+    for calls in seen.values():
+        of_weights, of_adapter = calls
+        assert of_weights == of_adapter
+        assert of_adapter[:2] == ((0.75, 0.25), (2.25, 0.75))
 
 
 def report_of(folder):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,7 @@ class _Making:
     lock: Lock
     report: Report
     cache: SourceCache
+    hashes: dict[str, list[str]] = field(default_factory=dict)
 
     def make_missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> None:
         """Make the files that are missing here; those that are made of the merge only all together."""
@@ -151,12 +152,15 @@ class _Making:
         if lock.tasks[task].adapter_config:
             before = [*lock.tasks][: [*lock.tasks].index(task)] if lock.adapters == "sequence" else []
             names += [own_base_name(task) if task in lock.bases else "base_model", *before]
-        hashes = []
-        for name in names:
-            locked = lock.every_source[name]
+        return digest([self._hashes_of(name) for name in names])
+
+    def _hashes_of(self, name: str) -> list[str]:
+        """Return hashes of a source's files of weights; what no lock holds is read once."""
+        if name not in self.hashes:
+            locked = self.lock.every_source[name]
             with closing(open_source(self.recipe, locked, self.cache)) as source:
-                hashes.append([file.sha256 or file_sha256(source, file.path) for file in locked.files])
-        return digest(hashes)
+                self.hashes[name] = [file.sha256 or file_sha256(source, file.path) for file in locked.files]
+        return self.hashes[name]
 
     def _data(self, task: str) -> str:
         """Return a digest of which examples run and how; local data is known by its content."""

@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.output.report import LostPart
 from hub_magmax.methods.factored import low_rank, low_rank_in, merge_factors
 from hub_magmax.methods.factors import Factors, in_coordinates
@@ -131,8 +132,9 @@ class SolvedLayer:
             vectors = [_beside(vectors[: number + 1]) for number in range(len(vectors))]
         vectors = [*map(Factors.times, vectors, plan.lock.factors("", values))]
         where = f"{values.how.label}, tensor {job.of!r}"
+        generator = CounterGenerator(plan.lock.seed, job.of)
         found, merged = merge_factors(
-            values.how, vectors, job.sides, values.weights, values.options, backend, where
+            values.how, vectors, job.sides, values.weights, values.options, generator, backend, where
         )
         return found, merged * values.scaling
 

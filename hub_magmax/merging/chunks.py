@@ -128,9 +128,12 @@ class StoredChunks:
 
     def factors(self, tasks: Sequence[int]) -> list[Factors] | None:
         """Return the task vectors of some tasks as products, where all of them are known as such."""
-        found = [self.tasks[task].factors(self.name, self.base) for task in tasks]
-        known = [one for one in found if one is not None]
-        return known if len(known) == len(found) else None
+        known = []
+        for task in tasks:
+            if (found := self.tasks[task].factors(self.name, self.base)) is None:
+                return None
+            known.append(found)
+        return known
 
     def _task_vectors(self, chunk: RawChunk) -> np.ndarray:
         def room() -> np.ndarray:

@@ -36,7 +36,7 @@ from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
 from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.merging.survey import ModelRules, survey_all
 from hub_magmax.merging.tensors import tensor_rule
-from hub_magmax.methods import get_method
+from hub_magmax.methods import Rule, get_method
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, SolvedJob, TensorJob
 from hub_magmax.planning.statistics import shares_of
@@ -227,9 +227,7 @@ class Engine:
     def _merged_vector(self, job: SolvedJob) -> Tensor:
         """Return the merged task vector of a layer's matrix, scaled."""
         values, chunks = self.plan.values_of(job.name), self._chunks(job.whole, self.reader)
-        generator = CounterGenerator(self.plan.lock.seed, job.of)
-        known = self._statistics.of(job.of) if self._statistics else None
-        rule = tensor_rule(chunks, job.of_shape, values.method, values.weights, generator, known)
+        rule = self._rule(chunks, job.of_shape, values)
         return merged_vector(chunks, rule).view(job.sides) * values.scaling
 
     def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
@@ -292,9 +290,7 @@ class Engine:
         if rule is None:
             early = self._early(job, values.scaling, slot)
             chunks = replace(chunks, one_pass=early.chunk)
-            generator = CounterGenerator(self.plan.lock.seed, job.tensor)
-            known = self._statistics.of(job.tensor) if self._statistics else None
-            rule = tensor_rule(chunks, job.shape, values.method, values.weights, generator, known)
+            rule = self._rule(chunks, job.shape, values)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
             tally.count(total)
@@ -302,6 +298,12 @@ class Engine:
         for start, merged in merged_chunks(chunks, rule, job.dtype, values.scaling):
             tally.count(merged.counts)
             slot.write(start, merged.values)
+
+    def _rule(self, chunks: StoredChunks, shape: tuple[int, ...], values: MergeValues) -> Rule:
+        """Return how one tensor is merged."""
+        generator = CounterGenerator(self.plan.lock.seed, chunks.name)
+        known = self._statistics.of(chunks.name) if self._statistics else None
+        return tensor_rule(chunks, shape, values.method, values.weights, generator, known)
 
     def _early(self, job: TensorJob, scaling: float, slot: TensorWriter) -> OnePassMerge:
         most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))

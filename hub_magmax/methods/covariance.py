@@ -172,9 +172,7 @@ def regmean(
     Raises:
         RecipeError: If rounding has left the sum without a solution.
     """
-    if len(task_vectors) == 1:
-        return task_vectors[0]
-    return least_squares(task_vectors, preference, gram, off_diagonal, ridge).float()
+    return _by_moments(task_vectors, preference, gram, off_diagonal, ridge)
 
 
 @merge_method(
@@ -203,6 +201,16 @@ def regmean_plusplus(
     Raises:
         RecipeError: If rounding has left the sum without a solution.
     """
+    return _by_moments(task_vectors, preference, merged_gram, off_diagonal, ridge)
+
+
+def _by_moments(
+    task_vectors: "Tensor",
+    preference: tuple[float, ...],
+    moments: "Sequence[TensorStatistics]",
+    off_diagonal: float,
+    ridge: float,
+) -> "Tensor":
     if len(task_vectors) == 1:
         return task_vectors[0]
-    return least_squares(task_vectors, preference, merged_gram, off_diagonal, ridge).float()
+    return least_squares(task_vectors, preference, moments, off_diagonal, ridge).float()

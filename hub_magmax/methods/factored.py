@@ -13,12 +13,12 @@ from hub_magmax.methods.factors import Coordinates, Factors, in_coordinates
 from hub_magmax.methods.matrices import merged_in
 from hub_magmax.methods.registry import MergeMethod
 from hub_magmax.methods.spectra import directions
-from hub_magmax.options import for_each_task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hub_magmax.kernels.backend import Backend
+    from hub_magmax.kernels.randomness import CounterGenerator
 
 
 class LowRank(NamedTuple):
@@ -66,6 +66,7 @@ def merge_factors(
     sides: tuple[int, int],
     preference: tuple[float, ...],
     options: Mapping[str, Any],
+    generator: CounterGenerator,
     backend: Backend,
     where: str,
 ) -> tuple[Coordinates, Tensor]:
@@ -75,7 +76,8 @@ def merge_factors(
         method: One that takes `sides`.
         factors: Of every task.
         sides: Rows and columns of the matrix.
-        preference, options: As `MergeMethod.rule` takes them.
+        preference, options, generator: As `MergeMethod.rule` takes them; the shape is that of the sides.
+        backend: Runs the method.
         where: Names method and tensor in messages.
 
     Returns:
@@ -83,13 +85,8 @@ def merge_factors(
     """
     unread, num_tasks = method.unread(preference), len(factors)
     tasks = [task for task in range(num_tasks) if task not in unread]
-    numbers = {"preference": preference, "multipliers": method.multipliers(num_tasks, preference, options)}
-    supplied = {
-        name: tuple(values[task] for task in tasks)
-        for name, values in numbers.items()
-        if name in method.supplied and values is not None
-    }
-    call = partial(method.function, **supplied, sides=sides, **for_each_task(method, options, num_tasks))
+    given = method.arguments(num_tasks, sides, preference, generator, options)
+    call = partial(method.function, **method.of_matrix(given, tasks, sides))
     found = in_coordinates([factors[task] for task in tasks])
     merged = merged_in(found, call, backend, where, is_checked=not method.is_built_in)
     return found, found.small[0] if merged is None else merged

@@ -114,7 +114,7 @@ def _solved(
     if int(failed):
         raise RecipeError(
             "the inputs of this layer do not decide the merge: their moments have no inverse",
-            where="method regmean",
+            key=("method", "ridge"),
             expected="more examples than inputs, off_diagonal below 1, or a ridge above rounding",
             hint="Raise method.ridge, such as 1e-4, or lower method.off_diagonal.",
         )

@@ -23,7 +23,7 @@ from hub_magmax.methods.data_statistics import (
     of_all,
     without_statistics,
 )
-from hub_magmax.methods.matrices import matrices_in, matrix_rule, transposed
+from hub_magmax.methods.matrices import Matrices, matrices_in, matrix_rule, transposed
 from hub_magmax.methods.papers import Paper as Paper  # noqa: PLC0414, methods take it from here
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
@@ -172,14 +172,7 @@ class MergeMethod:
         """
         if self.form == "linear":
             return weighted_rule(self.coefficients(chunks.num_tasks, preference, options))
-        supplied = {
-            "preference": preference,
-            "multipliers": _multipliers(preference),
-            "generator": generator,
-            "shape": shape,
-        }
-        call = {name: supplied[name] for name in self.supplied if name in supplied}
-        call |= for_each_task(self, options, chunks.num_tasks)
+        call = self.arguments(chunks.num_tasks, shape, preference, generator, options)
         where = f"{self.label}, tensor {generator.name!r}"
         if (kind := self.statistics) is not None:
             if statistics is None:
@@ -188,7 +181,10 @@ class MergeMethod:
             if not call[kind]:
                 return weighted_rule(preference)
         if self.form == "matrix":
-            return self._rule_of_matrix(chunks, shape, preference, generator.name, call, where)
+            matrices, tasks = matrices_in(generator.name, shape), self._used(preference)
+            if matrices is None or not tasks:
+                return weighted_rule(preference)
+            return self._rule_of_matrices(chunks, matrices, tasks, call, where)
         if self.form == "rule" and self.is_built_in:
             with failures(where):
                 rule: Rule = self.function(chunks, **call)
@@ -196,23 +192,45 @@ class MergeMethod:
         takes_base = "base" in self.supplied
         return plugin_rule(self.form, self.function, chunks, shape, call, where, takes_base=takes_base)
 
-    def _rule_of_matrix(
+    def arguments(
         self,
-        chunks: Chunks,
+        num_tasks: int,
         shape: tuple[int, ...],
         preference: tuple[float, ...],
-        name: str,
+        generator: CounterGenerator,
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return what the function is called with for a tensor, values and what is known of these aside."""
+        supplied = {
+            "preference": preference,
+            "multipliers": _multipliers(preference),
+            "generator": generator,
+            "shape": shape,
+        }
+        call = {name: supplied[name] for name in self.supplied if name in supplied}
+        return call | for_each_task(self, options, num_tasks)
+
+    def of_matrix(
+        self, call: Mapping[str, Any], tasks: Sequence[int], sides: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Return the arguments for a matrix of some sides, of which the function gets some tasks alone."""
+        own = {
+            name: tuple(call[name][task] for task in tasks)
+            for name in ("preference", "multipliers")
+            if name in call
+        }
+        return {**call, **own} | ({"sides": sides} if self.takes_factors else {})
+
+    def _rule_of_matrices(
+        self,
+        chunks: Chunks,
+        matrices: Matrices,
+        tasks: Sequence[int],
         call: Mapping[str, Any],
         where: str,
     ) -> Rule:
-        """Return the rule of a matrix, for which the function gets the tasks that count; else the mean."""
-        matrices, tasks = matrices_in(name, shape), self._used(preference)
-        if matrices is None or not tasks:
-            return weighted_rule(preference)
-        for numbers in {"preference", "multipliers"} & call.keys():
-            call = {**call, numbers: tuple(call[numbers][task] for task in tasks)}
-        if self.takes_factors:
-            call = {**call, "sides": matrices[1:]}
+        """Return the rule of a tensor of matrices, for which the function gets the tasks that count."""
+        call = self.of_matrix(call, tasks, (matrices.rows, matrices.columns))
         inputs_are_rows = any(own.is_transposed for own in call.get(self.statistics or "", ()))
         return matrix_rule(
             transposed(self.function) if inputs_are_rows else self.function,
