@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import unicodedata
@@ -246,15 +247,37 @@ def code(text: str) -> Markdown:
     return Markdown(f"`{shown or '⟨empty⟩'}`")
 
 
+def verbatim(text: str) -> Markdown:
+    """Return foreign text as a code span outside of tables: whole, white space and all other signs as they are.
+
+    Invisible characters, line breaks too, are spelled out.
+    """
+    line = "".join(_spelled_out(c) if is_invisible(c) else c for c in without_tokens(text))
+    fence = "`" * (_longest_run(line) + 1)
+    # Readers of Markdown take one space off either end, where there is more than spaces between.
+    space = " " if "`" in line or (line.strip(" ") and line[0] == line[-1] == " ") else ""
+    return Markdown(f"{fence}{space}{line}{space}{fence}" if line else "`⟨empty⟩`")
+
+
+def quoted(text: str) -> str:
+    r"""Return a text between double quotes, as JSON and YAML read it: line breaks as `\n`, nothing invisible."""
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(json.dumps(c)[1:-1] if is_invisible(c) else c for c in written)
+
+
 def fenced(text: str, language: str = "") -> Markdown:
     """Return `text` as a code block whose fence is longer than any run of backticks in it.
 
     Invisible characters but line breaks are spelled out.
     """
     text = "".join(_spelled_out(c) if is_invisible(c) and c != "\n" else c for c in text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _longest_run(text) + 1)
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def _longest_run(text: str) -> int:
+    """Return the length of the longest run of backticks."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def one_line(text: str) -> str:

@@ -89,7 +89,10 @@ def test_texts_are_neutralised_in_the_table_and_in_the_values(family):
     assert "\\u001b[31m" in text
     first = text.split("\n\n")[0].split("\n")
     assert first[0] == "a, example 0"
-    assert first[1].split() == ["prompt", "was", "it", "good?"]
+    assert first[1].split() == ["prompt", '"was', "it", 'good?"']
+    # Joint and line breaks are seen: quotation marks stand at the ends, later lines below the first one.
+    assert first[2].endswith('  " bad"')
+    assert text.split("\n\n")[1].split("\n")[1:3] == ['  prompt      "the film', f'{" " * 15}was\\u001b[31m"']
     assert [line.split()[0] for line in first[2:]] == ["expected", "base_model", "a", "merged"]
 
 

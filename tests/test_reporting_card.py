@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.evaluators.prompts import describe_joint
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
 from hub_magmax.evaluation.scores import Score, Scores, make_score
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES
@@ -920,7 +922,8 @@ def test_the_card_says_how_language_models_were_asked():
     }
     lock = make_lock(local_data={"./eval/b.jsonl": "sha256:" + "0" * 64})
     card = make_card(lock=lock, scores=make_scores(data=data))
-    assert f"\n- `animals`: `template` `Q: {{{{ q }}}} A:`, `joined by` `{JOINT}`.\n" in card
+    template = r'`"Q: {{ q }}\nA:"`'
+    assert f"\n- `animals`: `template` {template}, `joined by` `{JOINT}`.\n" in card
     assert f"\n- `plants`: `few shot` `3 of b.jsonl, split train, seed 0`, `joined by` `{JOINT}`.\n" in card
     chosen = {"judged": "the likeliest choice", "choices": "4", "question": "question", "joint": JOINT}
     told = "`judged by` `the likeliest choice`, `choices` `4`, `question column` `question`, `joined by`"
@@ -928,6 +931,27 @@ def test_the_card_says_how_language_models_were_asked():
     same = {task: {"dataset": "o/x", "joint": JOINT} for task in WEIGHTS}
     assert f"\n- All tasks: `joined by` `{JOINT}`.\n" in make_card(scores=make_scores(data=same))
     assert "asked" not in make_card()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Q: {{ q }}\nA: ",
+        "  {{ a  | trim }}\t\n\n",
+        "```{{ q }}```",
+        "/home/{{ q }}",
+        "{{ q }} " * 90,
+        "{{q}}\u202e",
+    ],
+)
+def test_templates_and_joints_are_shown_to_the_last_sign(template):
+    joint = describe_joint("  |`", chat=False)
+    data = {task: {"dataset": "o/x", "template": template, "joint": joint} for task in WEIGHTS}
+    card = make_card(scores=make_scores(data=data))
+    (line,) = [t for t in PARSER.parse(card) if t.type == "inline" and t.content.startswith("All tasks")]
+    spans = [child.content for child in line.children if child.type == "code_inline"]
+    assert json.loads(spans[1]) == template
+    assert spans[3] == joint and repr("  |`") in joint
 
 
 def test_texts_that_were_cut_are_counted():

@@ -1,5 +1,7 @@
 """Foreign text is shown, never obeyed: judged by a CommonMark parser with tables."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,8 @@ from hub_magmax.text import (
     one_line,
     publishable,
     publishable_values,
+    quoted,
+    verbatim,
 )
 
 SETTINGS = settings(derandomize=True, deadline=None)
@@ -27,6 +31,22 @@ MARKUP = st.text(
 @pytest.mark.parametrize("text", ["org/model@abc1234", "test[:10%]", "a_b.c-d", "kernel size 3", "数字"])
 def test_ordinary_text_stays_as_it_is(text):
     assert code(text) == f"`{text}`"
+
+
+@SETTINGS
+@given(MARKUP)
+def test_verbatim_text_is_one_code_span_with_every_sign(text):
+    line = "".join(f"⟨U+{ord(c):04X}⟩" if is_invisible(c) else c for c in text)
+    (inline,) = [token for token in PARSER.parse(f"- a: {verbatim(text)}.") if token.type == "inline"]
+    assert [child.type for child in inline.children] == ["text", "code_inline", "text"]
+    assert inline.children[1].content == (line or "⟨empty⟩")
+
+
+@SETTINGS
+@given(MARKUP)
+def test_quoted_text_is_read_back_as_it_was(text):
+    assert json.loads(quoted(text)) == text
+    assert not any(map(is_invisible, quoted(text)))
 
 
 @SETTINGS

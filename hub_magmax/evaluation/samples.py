@@ -144,9 +144,9 @@ def table(seen: Sequence[Seen]) -> str:
 
 
 def _cell(text: str | None, score: str, width: int) -> str:
-    """Return a text with its later lines below its first one, and its score before it."""
+    """Return a text between quotation marks, later lines below the first one, and its score before it."""
     if text is None:
         return score
     shown = text if len(text) <= _SHOWN_CHARACTERS else "…" + text[-_SHOWN_CHARACTERS:]
-    lines = shown.replace("\n", "\n" + " " * (width + 4))
+    lines = f'"{shown}"'.replace("\n", "\n" + " " * (width + 5))
     return f"{score:<8}{lines}" if score else lines

@@ -9,7 +9,7 @@ from typing import Any
 from hub_magmax.evaluation.scores import MERGED, Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.text import Markdown, code, publishable
+from hub_magmax.text import Markdown, code, publishable, quoted, verbatim
 
 #: Rows of a table that stands open; a longer one is folded.
 MAX_OPEN = 12
@@ -77,16 +77,23 @@ _ASKED = {
     "joint": "joined by",
 }
 
+#: Of these, the texts that reach the model; the others are names and sentences.
+_QUOTED = ("template",)
 
-def asked(data: Sequence[Measured], lock: Lock) -> tuple[tuple[tuple[str, ...], dict[str, str]], ...]:
-    """Return the ways in which models were asked, each with its tasks; none where no evaluator tells."""
-    ways: dict[tuple[tuple[str, str], ...], list[str]] = {}
+
+def asked(data: Sequence[Measured], lock: Lock) -> tuple[tuple[tuple[str, ...], dict[str, Markdown]], ...]:
+    """Return the ways in which models were asked, each with its tasks; none where no evaluator tells.
+
+    Every sign of a template or a joint is shown, because each is a part of what the model reads.
+    """
+    ways: dict[tuple[tuple[str, Markdown], ...], list[str]] = {}
     for on in data:
-        how = {_ASKED[key]: on.values[key] for key in _ASKED if on.values.get(key)}
+        told = {key: _without_places(str(on.values[key]), lock) for key in _ASKED if on.values.get(key)}
+        how = tuple(
+            (_ASKED[key], verbatim(quoted(text) if key in _QUOTED else text)) for key, text in told.items()
+        )
         if how:
-            ways.setdefault(tuple((key, _without_places(str(how[key]), lock)) for key in how), []).append(
-                on.task
-            )
+            ways.setdefault(how, []).append(on.task)
     return tuple((tuple(tasks), dict(way)) for way, tasks in ways.items())
 
 
