@@ -57,7 +57,7 @@ from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import takes_any
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
-from hub_magmax.text import ProgressBar, Report, unseen
+from hub_magmax.text import ProgressBar, Report, step, unseen
 
 LOG = logging.getLogger(__name__)
 
@@ -119,7 +119,9 @@ def run(
     recipe = as_recipe(recipe)
     processes, cache = processes or find_processes(report), SourceCache()
     destination = destination or destination_of(recipe)
-    locked = as_lock(locked) or processes.first_decides(lambda: lock(recipe, report=report, cache=cache))
+    locked = as_lock(locked) or processes.first_decides(
+        lambda: lock(recipe, report=report, progress=progress, cache=cache)
+    )
     planned, is_old = plan_unfinished(recipe, locked, cache, processes, in_spite_of)
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     _announce(planned, destination, head, report)
@@ -187,7 +189,6 @@ def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, repor
     """Write the card, unless somebody edited it; warn of a model that is below its base model."""
     if scores is not None and (below := result(scores, planned.lock)[0]):
         LOG.warning("%s", below)
-    LOG.debug("writing the card")
     output = planned.recipe.output_path
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
@@ -202,8 +203,8 @@ def _published(
         refuse_regression(done.guards, done.plan.recipe)
     if destination.private_key is not None:
         sign(done.output, destination.private_key)
-    report(f"pushing to {destination.name}")
-    published = push_to(destination, done.output, head)
+    with step(f"pushing to {destination.name}", report):
+        published = push_to(destination, done.output, head)
     if not done.plan.recipe.output.keep:
         remove_folder(done.output)
     return replace(done, published=published)
@@ -240,6 +241,7 @@ def lock(
     *,
     hash_files: bool = False,
     report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
     cache: SourceCache | None = None,
     earlier: LockLike | None = None,
 ) -> Lock:
@@ -254,6 +256,8 @@ def lock(
         recipe: What to pin.
         hash_files: Read the weight files of folders whole, and lock their sha256 too.
         report: Called with a line of text at each long step.
+        progress: Called with the number of models that are tried, what is done and the unit; opens what is
+            called for each.
         cache: Checkpoints that stay open for later calls.
         earlier: A lock whose checkpoints and data sets stay as it pins them, where the recipe still has them.
 
@@ -264,13 +268,12 @@ def lock(
     """
     recipe, cache = as_recipe(recipe), cache or SourceCache()
     earlier = as_lock(earlier)
-    LOG.debug("pinning the base model and %d tasks", len(recipe.tasks))
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
-    sources = pinned_sources(recipe, make, kept_sources(earlier) if earlier else {})
+    with step(f"pinning the base model and {len(recipe.tasks)} tasks"):
+        sources = pinned_sources(recipe, make, kept_sources(earlier) if earlier else {})
     with about_sources(recipe, sources):
         check_adapters(recipe, sources)
         check_architectures(sources, rules=takes_any(recipe.tensors))
-    LOG.debug("comparing the headers")
     sources = compared_sources(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / max(len(tasks), 1)), "uniform")
@@ -297,14 +300,13 @@ def lock(
     if earlier and kept_preference(recipe, earlier, found):
         preference = earlier.preference
     else:
-        LOG.debug("resolving the preference")
         preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
     of_merge = locked_statistics(recipe, found, report, hash_files=hash_files, cache=cache, of_the_merge=True)
     found = replace(found, statistics={**found.statistics, **of_merge})
     if not recipe.method.is_auto:
         return with_method_facts(recipe, found)
-    choice = choose(recipe, found, report)
+    choice = choose(recipe, found, report, progress)
     return with_method_facts(recipe, replace(found, method=choice.method, chosen=choice.seen))
 
 
@@ -314,8 +316,8 @@ def _with_lengths(recipe: Recipe, found: Lock, cache: SourceCache, report: Repor
         return found
     from hub_magmax.merging.lengths import locked_lengths  # loads torch
 
-    report("reading the checkpoints for the lengths of their task vectors")
-    return replace(found, lengths=locked_lengths(recipe, found, cache))
+    with step("reading the checkpoints for the lengths of their task vectors", report):
+        return replace(found, lengths=locked_lengths(recipe, found, cache))
 
 
 @checked
@@ -343,10 +345,8 @@ def plan(
         LockError: If a source is no longer what was locked.
     """
     recipe, cache = as_recipe(recipe), cache or SourceCache()
-    LOG.debug("planning from the headers")
     locked = as_lock(locked) or lock(recipe, cache=cache)
     made = plan_from_headers(recipe, locked, cache=cache)
-    LOG.debug("looking at samples of values")
     return with_findings(made, cache, in_spite_of)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from hub_magmax.errors import DistributedError
-from hub_magmax.text import Report
+from hub_magmax.text import Report, step
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ class Processes:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @step("waiting for the other processes")
     def wait(self) -> None:
         """Return once every process got here."""
         if self.state is not None:
@@ -50,6 +51,7 @@ class Processes:
             broadcast_object_list(values)
         return cast(T, values[0])
 
+    @step("waiting for the other processes")
     def gather(self, value: T) -> list[T]:
         """Return every process's value, by rank, in all of them."""
         if self.state is None:

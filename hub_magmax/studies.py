@@ -95,7 +95,7 @@ def compare(
     """
     recipe = as_recipe(recipe)
     prepared = comparing.comparable(recipe)
-    with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
+    with study(recipe, prepared, locked, journal, in_spite_of, report, progress) as (found, kept):
         return comparing.compare(recipe, found, journal=kept, report=report, progress=progress)
 
 
@@ -126,7 +126,7 @@ def sweep(
     """
     recipe = as_recipe(recipe)
     prepared = sweeping.sweepable(recipe)
-    with study(recipe, prepared, locked, journal, in_spite_of, report) as (found, kept):
+    with study(recipe, prepared, locked, journal, in_spite_of, report, progress) as (found, kept):
         return sweeping.sweep(recipe, found, journal=kept, report=report, progress=progress)
 
 
@@ -138,6 +138,7 @@ def study(
     journal: Path | None,
     in_spite_of: Iterable[str],
     report: Report,
+    progress: ProgressBar = unseen,
 ) -> Iterator[tuple[Lock, Journal]]:
     """Yield the lock of a comparison or a sweep and its open journal, which is removed when all went well.
 
@@ -147,12 +148,12 @@ def study(
         locked: Its lock; made now where it is not given.
         journal: File of the journal; None keeps none.
         in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
-        report: Called with a line of text at each step.
+        report, progress: As `compare`.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
     """
-    locked = as_lock(locked) or lock(prepared, report=report)
+    locked = as_lock(locked) or lock(prepared, report=report, progress=progress)
     check_faults(prepared, locked, in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
         yield locked, kept

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -25,6 +26,30 @@ ProgressBar = Callable[[int, str, str], AbstractContextManager[Callable[[int], N
 def unseen(total: int, doing: str, unit: str) -> AbstractContextManager[None]:
     """Show no progress."""
     return nullcontext()
+
+
+LOG = logging.getLogger(__name__)
+
+#: Level of records that begin or end a step without a line of their own.
+STEP_LEVEL = 5
+
+
+@contextmanager
+def step(doing: str, report: Report | None = None) -> Iterator[None]:
+    """Name the work of this block, for what a terminal shows meanwhile; after it the work around it goes on.
+
+    Args:
+        doing: In words, such as "loading the examples".
+        report: Called with them first; otherwise they are a detail of the log.
+    """
+    if report is not None:
+        report(doing)
+    level, key = STEP_LEVEL if report else logging.DEBUG, object()
+    LOG.log(level, "%s", doing, extra={"step_begins": key})
+    try:
+        yield
+    finally:
+        LOG.log(STEP_LEVEL, "%s", doing, extra={"step_ends": key})
 
 
 #: Most characters of the part in which names differ that are kept where both ends of a name are cut.

@@ -256,10 +256,9 @@ def test_rate_of_slow_steps_is_that_of_the_last_few_and_falls_in_a_stall():
 
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
-    shown = Display(LogOptions())
+    shown = Display(LogOptions(), "reading the headers")
     LOG.addHandler(shown)
     monkeypatch.setattr(LOG, "level", logging.DEBUG)
-    LOG.debug("reading the headers")
     shown.tick()
     with shown.counting(Work("merging", 1000)) as work:
         work.advance(500)
@@ -300,7 +299,7 @@ def test_a_terminal_shows_in_its_bottom_line_what_goes_on_and_clears_it(family):
     assert process.wait(timeout=60) == 0
     os.close(reader)
     lines = re.split(r"\r\x1b\[2K|\r\n", shown.decode())
-    assert any(line.startswith("… starting run") for line in lines)
+    assert any(line.startswith("… hub-magmax run, ") for line in lines)
     assert all(len(line) < 80 for line in lines if line.startswith(("…", "merging:")))
     assert lines[-1] == ""
 
@@ -364,8 +363,7 @@ class Terminal(io.StringIO):
 
 def test_the_bottom_line_makes_room_for_bars_of_other_libraries(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    shown = Display(LogOptions())
-    shown.emit(logging.makeLogRecord({"msg": "planning", "levelno": logging.DEBUG}))
+    shown = Display(LogOptions(), "planning")
     monkeypatch.setitem(sys.modules, "tqdm", types.ModuleType("tqdm"))  # as while it is being imported
     shown.tick()
     assert sys.stderr.getvalue() == "\r\x1b[2K… planning, 0 s"

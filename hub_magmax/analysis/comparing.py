@@ -28,7 +28,7 @@ from hub_magmax.recipe.merge_values import rules_under
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.recipe.values import AUTO, Data
-from hub_magmax.text import ProgressBar, Report, unseen
+from hub_magmax.text import ProgressBar, Report, step, unseen
 
 if TYPE_CHECKING:
     from hub_magmax.reporting.figures import Row
@@ -219,13 +219,12 @@ def compare(
         with opened(progress, len(tried), "comparing", "models") as advance:
             trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
         winner, finalists = best(trials), best_by_label(trials)
-        report(f"scoring the best of {len(finalists)} methods on other examples")
         other = scorer.load(spec.report, "compare.report")
-        reported = dict(
-            zip(
-                finalists, scorer.run([t.candidate for t in finalists.values()], other, "report"), strict=True
-            )
-        )
+        shown = [trial.candidate for trial in finalists.values()]
+        doing = f"scoring the best of {len(finalists)} methods on other examples"
+        with step(doing, report), opened(progress, len(shown), doing, "models") as advance:
+            found = counted(scorer.run(shown, other, "report"), len(shown), 1, advance)
+            reported = dict(zip(finalists, found, strict=True))
         nothing = base_model(len(lock.tasks))
         (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)

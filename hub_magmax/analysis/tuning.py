@@ -19,14 +19,16 @@ from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
+from hub_magmax.evaluation.scoring import counted
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
+from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import comparison_digest, locked_method
 from hub_magmax.recipe.schema import Compare, Evaluation, Recipe
 from hub_magmax.recipe.values import AUTO, Data
-from hub_magmax.text import Report
+from hub_magmax.text import ProgressBar, Report, step, unseen
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,7 +120,7 @@ class CandidateScorer:
         self._journal = Journal() if journal is None else journal
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
         self.evaluator = evaluator_of(spec)
-        with ExitStack() as stack:
+        with ExitStack() as stack, step("preparing to merge in memory"):
             self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
             place = location_of(lock.sources[recipe.output.files_from], recipe.folder).model_place
             kinds = self.evaluator.model_class, self.evaluator.processor_class
@@ -161,7 +163,7 @@ class CandidateScorer:
 
     def encode(self, examples: Dataset, data: Data, where: str = "examples") -> list[Any]:
         """Return examples as batches that `run` takes; `where` names them in messages."""
-        with about(self.evaluator, where):
+        with about(self.evaluator, where), step(f"preparing the examples of {where}"):
             found = self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size)
             return Batches(found, len(examples))
 
@@ -222,18 +224,20 @@ class CandidateScorer:
         kept = self._journal.get(key)
         if kept is not None:
             return kept
-        if seed not in merged:
-            how = candidate.method, candidate.weights, seed
-            merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
-        weights = merged[seed].weights(float(candidate.method["scaling"]))
-        model = self._model.with_weights(weights)
+        with step(f"merging in memory by {candidate.label}"):
+            if seed not in merged:
+                how = candidate.method, candidate.weights, seed
+                merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
+            weights = merged[seed].weights(float(candidate.method["scaling"]))
+            model = self._model.with_weights(weights)
         # As from the journal, so that a resumed command writes the same bytes.
-        measured = {
-            name: restored(
-                stored(answers(self.evaluator, model, found, name, getattr(found, "num_examples", None)))
-            )
-            for name, found in batches.items()
-        }
+        with step(f"scoring {candidate.label}"):
+            measured = {
+                name: restored(
+                    stored(answers(self.evaluator, model, found, name, getattr(found, "num_examples", None)))
+                )
+                for name, found in batches.items()
+            }
         self._journal.add(key, measured)
         return measured
 
@@ -289,7 +293,9 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
     return on_examples
 
 
-def choose(recipe: Recipe, lock: Lock, report: Report = lambda line: None) -> Choice:
+def choose(
+    recipe: Recipe, lock: Lock, report: Report = lambda line: None, progress: ProgressBar = unseen
+) -> Choice:
     """Return the best of what the recipe's comparison tries, under the lock's preference."""
     data = recipe.tuning_data
     assert data is not None, "checked with the recipe"
@@ -297,7 +303,8 @@ def choose(recipe: Recipe, lock: Lock, report: Report = lambda line: None) -> Ch
     report(f"trying {len(tried)} ways to merge")
     with CandidateScorer(recipe, lock) as scorer:
         batches = scorer.load(data, "compare.tune")
-        trials = list(scorer.run(tried, batches))
+        with opened(progress, len(tried), "choosing the method", "models") as advance:
+            trials = list(counted(scorer.run(tried, batches), len(tried), 1, advance))
     winner = best(trials)
     report(_told(winner, trials, scorer.evaluator.metric))
     seen = {

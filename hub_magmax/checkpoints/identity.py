@@ -12,8 +12,10 @@ from hub_magmax.checkpoints.needed_files import loaded_files
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.files import sha256_of
 from hub_magmax.recipe.lockfile import LockedSource
+from hub_magmax.text import step
 
 
+@step("reading a checkpoint, for its sha256")
 def identity_of(locked: LockedSource, folder: Path) -> list[Any] | None:
     """Return plain values that tell a checkpoint's content from every other.
 

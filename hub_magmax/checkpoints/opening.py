@@ -30,6 +30,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import rule_for
+from hub_magmax.text import step
 
 
 def open_source(recipe: Recipe, locked: LockedSource, cache: SourceCache | None = None) -> FileSource:
@@ -200,6 +201,7 @@ def as_merged(
     return with_own_bases(with_settled_rows(without_own_bases(sources), shares_of, is_merged))
 
 
+@step("comparing the sha256 of whole files")
 def check_hashes(recipe: Recipe, lock: Lock, cache: SourceCache) -> None:
     """Read weight files whose sha256 is locked, and compare; those that a commit pins cost nothing.
 

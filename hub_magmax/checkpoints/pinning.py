@@ -23,6 +23,7 @@ from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.files import os_errors
 from hub_magmax.recipe.lockfile import LockedFile, LockedSource
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import step
 
 #: Languages or data sets that are kept of a card.
 _MAX_LISTED = 50
@@ -173,8 +174,9 @@ def file_sha256(source: TensorSource, path: str) -> str:
     if size is None:
         raise changed_error(source.label, [path])
     digest = hashlib.sha256()
-    for block in _blocks(source, path, size):
-        digest.update(block)
+    with step(f"reading {path} of {source.label}, for its sha256"):
+        for block in _blocks(source, path, size):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hub_magmax.checkpoints.locations import Location
 from hub_magmax.checkpoints.source import FileSource
+from hub_magmax.text import step
 
 LOG = logging.getLogger(__name__)
 
@@ -28,10 +29,12 @@ class SourceCache:
         """Return the checkpoint at a pinned location."""
         source = self._opened.get(location)
         if source is None or not source.is_current():
-            source = self._opened[location] = location.open()
+            with step("opening a checkpoint"):
+                source = self._opened[location] = location.open()
             LOG.debug("opened %s, %d files", source.label, len(source.sizes))
         return source
 
+    @step("reading the headers")
     def read_headers(self, locations: Iterable[Location]) -> None:
         """Read the headers of remote checkpoints, several at a time: most of the time is waiting."""
         remote = dict.fromkeys(location for location in locations if location.is_remote)

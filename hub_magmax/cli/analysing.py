@@ -43,7 +43,7 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
     found, locked = read_asked(asked, prepare=comparable)
     prepared, place = comparable(found), files_beside(asked, found)
     file = place.path("compare.journal")
-    with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
+    with study(found, prepared, locked, file, in_spite_of, say, progress) as (kept, journal):
         comparison = do_compare(found, kept, journal=journal, report=say, progress=progress)
         files = write_comparison(found, comparison, place)
     return Answer(json.loads(comparison.to_json()), table_and(files, comparison.table(form), form))
@@ -72,7 +72,7 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     found, locked = read_asked(asked, prepare=sweepable)
     prepared, beside = sweepable(found), files_beside(asked, found)
     file = beside.path("sweep.journal")
-    with study(found, prepared, locked, file, in_spite_of, say) as (kept, journal):
+    with study(found, prepared, locked, file, in_spite_of, say, progress) as (kept, journal):
         place = place_of_results(found, kept, beside)
         surface = do_sweep(found, kept, journal=journal, report=say, progress=progress)
         files = [*write_sweep(found, surface, place), *linked_card(asked, place)]
@@ -99,7 +99,7 @@ def diagnose(asked: RecipeOptions, form: Format) -> Answer:
     from hub_magmax.recipe.result_files import place_of_results
 
     found, locked = read_asked(asked)
-    locked = locked or lock(found, report=say)
+    locked = locked or lock(found, report=say, progress=progress)
     planned = make_plan(found, locked)
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from hub_magmax.text import format_bytes, format_seconds, listed, printable, without_secrets
+from hub_magmax.text import STEP_LEVEL, format_bytes, format_seconds, listed, printable, without_secrets
 
 LOG = logging.getLogger("hub_magmax")
 
@@ -31,7 +31,7 @@ LOG = logging.getLogger("hub_magmax")
 _DETAILS = ("huggingface_hub.utils._http",)
 
 #: Seconds between two looks at the work, from a change of work to the first line about it where there is no
-#: terminal, and at most between two lines about one that does not count its bytes.
+#: terminal, and at most between two lines while nothing is counted.
 _TICK_SECONDS, LINE_SECONDS, MAX_LINE_SECONDS = 0.25, 5.0, 60.0
 
 #: The rate is that of the last seconds. The time left is told from that share of the work on, seen done here.
@@ -65,9 +65,10 @@ class Work:
 
     def __init__(self, doing: str, total: int, unit: str = BYTES) -> None:
         self.doing, self.total, self.unit, self.done = doing, total, unit, 0
+        self.has_line = False
         self._samples: deque[tuple[float, int]] = deque()
         self._begun: int | None = None
-        self._now = 0.0
+        self._now, self.moved_at = 0.0, float("-inf")
         self._lock = threading.Lock()
 
     def advance(self, count: int) -> None:
@@ -83,6 +84,7 @@ class Work:
             self._begun = self.done
         self._now = now
         if not self._samples or self._samples[-1][1] != self.done:
+            self.moved_at = now
             self._samples.append((now, self.done))
         while len(self._samples) > _RATE_STEPS and now - self._samples[1][0] > _RATE_SECONDS:
             self._samples.popleft()
@@ -134,42 +136,67 @@ class Work:
         return f"{rate:,.3g} {self.unit}/s" if rate >= 1 else f"{60 * rate:.3g} {self.unit}/min"
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Work that goes on, since when, and what counts it if something does."""
+
+    key: object
+    doing: str
+    since: float
+    work: Work | None = None
+
+
 class Display(logging.Handler):
     """Writes records to stderr, and shows meanwhile what goes on.
 
+    Of steps inside each other the innermost is shown, unless the work around it moves: what counts examples,
+    bytes or models says more.
+
     Args:
         options: Which records, and in which form.
+        doing: What goes on where nothing else has a name.
     """
 
-    def __init__(self, options: LogOptions) -> None:
+    def __init__(self, options: LogOptions, doing: str = "working") -> None:
         super().__init__()
         self._options = options
         self._as_json = options.log_format == "json"
         self._shows_state = options.threshold <= logging.INFO
         self._has_bottom_line = self._shows_state and not self._as_json and sys.stderr.isatty()
-        self._work: Work | None = None
-        self._step, self._step_is_written = "", False
-        self._step_since = self._written_at = time.monotonic()
+        self._written_at = time.monotonic()
+        self._steps = [_Step(None, doing, self._written_at)]
         self._pause = LINE_SECONDS
-        self._drawn, self._has_line_of_work = "", False
+        self._drawn, self._last_line = "", ""
         self._unstoppable: list[str] = []
         self._stream = sys.stderr
 
+    @property
+    def doing(self) -> str:
+        """Name of the innermost step that goes on."""
+        return self._steps[-1].doing
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, or keep it as the step that goes on."""
+        """Write a record, and keep the steps that begin and end with it."""
         level = logging.DEBUG if record.name in _DETAILS else record.levelno
-        is_written = level >= self._options.threshold
-        if not hasattr(record, "state"):
-            self._step, self._step_since = _line_of(record), time.monotonic()
-            self._step_is_written, self._pause = is_written, LINE_SECONDS
+        if (key := getattr(record, "step_begins", None)) is not None:
+            self._begin(_Step(key, _line_of(record), time.monotonic()))
+        if (key := getattr(record, "step_ends", None)) is not None:
+            self._end(key)
         if begun := getattr(record, "begins", ""):
             self._unstoppable.append(begun)
         if (ended := getattr(record, "ends", "")) in self._unstoppable:
             self._unstoppable.remove(ended)
-        if is_written:
+        if level >= self._options.threshold:
             self.clear()
             click.echo(self._written(record), file=self._stream)
-            self._written_at = time.monotonic()
+            self._written_at, self._last_line = time.monotonic(), _line_of(record)
+
+    def _begin(self, step: _Step) -> None:
+        self._steps, self._pause = [*self._steps, step], LINE_SECONDS
+
+    def _end(self, key: object) -> None:
+        """Forget a step; those of other threads may have begun after it, and go on."""
+        self._steps, self._pause = [step for step in self._steps if step.key is not key], LINE_SECONDS
 
     def _written(self, record: logging.LogRecord) -> str:
         line, at = _line_of(record), datetime.fromtimestamp(record.created).astimezone()
@@ -191,14 +218,14 @@ class Display(logging.Handler):
     @contextmanager
     def counting(self, work: Work) -> Iterator[Work]:
         """Show this work while it goes on."""
-        self._work, self._has_line_of_work = work, False
+        with self._alone():
+            self._begin(_Step(work, work.doing, time.monotonic(), work))
         try:
             yield work
         finally:
             with self._alone():
-                self._work, self._step, self._step_is_written = None, "finishing", False
-                self._step_since = time.monotonic()
-                if self._has_line_of_work or (self._as_json and work.done):
+                self._end(work)
+                if work.has_line or (self._as_json and work.done):
                     self._write_state(str(work), work.facts())
                 self.clear()
 
@@ -206,19 +233,33 @@ class Display(logging.Handler):
         """Show the state, if it is time to."""
         with self._alone():
             now = time.monotonic()
-            if self._work is not None:
-                self._work.sample(now)
+            for step in self._steps:
+                if step.work is not None:
+                    step.work.sample(now)
             if self._has_bottom_line:
                 self._draw(now)
             elif self._shows_state and now - self._written_at >= self._pause:
-                if self._work is not None:
-                    self._has_line_of_work = True
-                    self._write_state(str(self._work), self._work.facts())
-                else:
-                    seconds = now - self._step_since
-                    self._pause = min(2 * self._pause, MAX_LINE_SECONDS)
-                    so_far = f": {format_seconds(seconds)} so far" if seconds >= 1 else ""
-                    self._write_state(self._step + so_far, {"seconds": round(seconds, 1)})
+                self._write_line(now)
+
+    def _write_line(self, now: float) -> None:
+        """Write a line about what goes on; while nothing is counted the next one comes later and later."""
+        shown, work = self._shown(now)
+        if work is None or work.moved_at < now - self._pause:
+            self._pause = min(2 * self._pause, MAX_LINE_SECONDS)
+        if work is not None:
+            work.has_line = True
+            self._write_state(str(work), work.facts())
+            return
+        seconds = now - shown.since
+        so_far = f": {format_seconds(seconds)} so far" if seconds >= 1 else ""
+        self._write_state(shown.doing + so_far, {"seconds": round(seconds, 1)})
+
+    def _shown(self, now: float) -> tuple[_Step, Work | None]:
+        """Return the step to show: the outermost that counted of late, or else the innermost; its work."""
+        inner = self._steps[-1]
+        moving = (s for s in self._steps if s.work is not None and s.work.moved_at >= now - self._pause)
+        shown = next(moving, inner)
+        return shown, shown.work if shown.work is not None and shown.work.done else None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -237,9 +278,10 @@ class Display(logging.Handler):
             self._drawn = ""
             return
         width = shutil.get_terminal_size().columns - 1
-        seconds = format_seconds(now - self._step_since)
-        step = seconds if self._step_is_written else f"{self._step}, {seconds}"
-        line = _bar(self._work, width) if self._work is not None and self._work.done else f"… {step}"
+        shown, work = self._shown(now)
+        seconds = format_seconds(now - shown.since)
+        told = seconds if shown.doing == self._last_line else f"{shown.doing}, {seconds}"
+        line = f"… {told}" if work is None else _bar(work, width)
         if line != self._drawn:
             click.echo(f"\r\x1b[2K{line[:width]}", file=self._stream, nl=False)
             self._drawn = line
@@ -317,12 +359,12 @@ class _ForeignLines(io.TextIOBase):
 
 
 @contextmanager
-def displayed(options: LogOptions) -> Iterator[Display]:
+def displayed(options: LogOptions, doing: str = "working") -> Iterator[Display]:
     """Send the package's records and Python's warnings to stderr while this lasts, and show the state."""
-    display = Display(options)
+    display = Display(options, doing)
     details = [logging.getLogger(name) for name in ("py.warnings", *_DETAILS)]
     before = [(logger, logger.level, logger.propagate) for logger in (LOG, *details)]
-    LOG.setLevel(logging.DEBUG)
+    LOG.setLevel(STEP_LEVEL)
     for logger, _, _ in before:
         logger.addHandler(display)
         logger.propagate = False

@@ -58,7 +58,11 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
             hint="Say where to write it: give --out FILE.",
         )
     found, earlier = read_recipe(asked), earlier_lock(asked) if keep else None
-    locked = renewed(found, earlier) if earlier else make_lock(found, hash_files=hash_files, report=say)
+    locked = (
+        renewed(found, earlier)
+        if earlier
+        else make_lock(found, hash_files=hash_files, report=say, progress=progress)
+    )
     path = write_lock(locked, target)
     lines = [f"{name}: {source.label}" for name, source in locked.every_source.items()]
     return Answer(json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"]))
@@ -89,7 +93,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 
     found, locked = read_asked(asked)
     cache = SourceCache()
-    locked = locked or lock(found, report=say, cache=cache)
+    locked = locked or lock(found, report=say, progress=progress, cache=cache)
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     refused = faults_left(planned.findings, planned.in_spite_of)
     values, text = describe(planned), explain(planned)
@@ -122,7 +126,9 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 
     processes, cache = find_processes(say), SourceCache()
     found, locked = read_asked(asked, processes.first_decides)
-    locked = locked or processes.first_decides(lambda: lock(found, report=say, cache=cache))
+    locked = locked or processes.first_decides(
+        lambda: lock(found, report=say, progress=progress, cache=cache)
+    )
     planned, is_old = plan_unfinished(found, locked, cache, processes, in_spite_of)
     check_room(planned)
     with progress(planned.progress_bytes, "merging") as advance:
@@ -251,7 +257,7 @@ def _dry_run(
     from hub_magmax.publishing.preflight import rehearse
 
     cache = SourceCache()
-    locked = locked or lock(recipe, report=say, cache=cache)
+    locked = locked or lock(recipe, report=say, progress=progress, cache=cache)
     planned = make_plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     findings = rehearse(planned, destination)
     values = describe(planned) | {

@@ -54,7 +54,7 @@ class Verb(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
         options = _log_options(ctx)
-        with library_bars_off(options), displayed(options) as display:
+        with library_bars_off(options), displayed(options, f"hub-magmax {self.name}") as display:
             ctx.meta[_DISPLAY] = display
             shown, code = self._answered(ctx, as_json, debug)
         if shown:

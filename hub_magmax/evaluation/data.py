@@ -24,6 +24,7 @@ from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
+from hub_magmax.text import step
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
+@step("pinning the data sets")
 def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Return the commit that each data set on the Hub stands for now, by its name and revision.
 
@@ -68,6 +70,7 @@ def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})
     return pins
 
 
+@step("reading the data, for its sha256")
 def pin_local_data(recipe: Recipe) -> dict[str, str]:
     """Return a digest of each local folder or file of examples that `recipe` names, by its name there.
 
@@ -80,6 +83,7 @@ def pin_local_data(recipe: Recipe) -> dict[str, str]:
     return dict(_local_digests(data_of(recipe), recipe.folder))
 
 
+@step("reading the data, for its sha256")
 def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, str]) -> None:
     """Raise LockError at the first local data whose files are not those of which `locked` has the digest.
 
@@ -261,7 +265,7 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
     where = f"{spec.dataset}, split {spec.split}"
     _refuse_missing(spec, folder)
     try:
-        with without_bars():
+        with without_bars(), step(f"loading the examples of {where}"):
             examples = _load(spec, folder)
     except (MemoryError, HubMagmaxError):
         raise
@@ -337,6 +341,7 @@ def _load(spec: Data, folder: Path) -> Dataset:
     return load_from_hub(spec)
 
 
+@step("reading the examples, for their sha256")
 def fingerprint(examples: Dataset, columns: Sequence[str]) -> str:
     """Return a digest of the columns' content: the same for the same examples, wherever they are stored.
 

@@ -14,7 +14,7 @@ from hub_magmax.evaluation.scores import scores_for
 from hub_magmax.files import existing_parent, os_errors
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.text import format_bytes
+from hub_magmax.text import format_bytes, step
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Needs:
         return f"{self.num_models} models; {loads}holds one of {format_bytes(self.held_bytes)} in memory"
 
 
+@step("looking at what scoring takes")
 def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None:
     """Return what the recipe's evaluation will take; None where there is none, or where it is done.
 

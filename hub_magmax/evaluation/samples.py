@@ -21,7 +21,7 @@ from hub_magmax.evaluation.scoring import Examples, load_evaluation_data
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import Report, printable, without_secrets
+from hub_magmax.text import Report, printable, step, without_secrets
 
 #: Characters of a text that are shown; of a longer one the end, where prompt and answer meet.
 _SHOWN_CHARACTERS = 1_000
@@ -81,10 +81,10 @@ def samples(
     for name, place in {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}.items():
         tasks = [task for task in spec.tasks if name in ("base_model", MERGED, task)]
         if tasks:
-            report(f"asking {name}")
-            found += _asked(
-                evaluator, loading.load(name, place), name, {t: first[t] for t in tasks}, spec.data
-            )
+            with step(f"asking {name}", report):
+                found += _asked(
+                    evaluator, loading.load(name, place), name, {t: first[t] for t in tasks}, spec.data
+                )
     order = list(spec.tasks)
     return tuple(sorted(found, key=lambda seen: (order.index(seen.task), seen.index)))
 

@@ -30,7 +30,7 @@ from hub_magmax.processes import Processes
 from hub_magmax.recipe.lockfile import Lock, own_base_name
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.registry import EVALUATORS
-from hub_magmax.text import Report
+from hub_magmax.text import Report, step
 
 #: A model's name and a task's.
 Cell = tuple[str, str]
@@ -156,6 +156,7 @@ class Reuse:
         kept = "1 checkpoint" if len(whole) == 1 else f"{len(whole)} checkpoints"
         report(f"scores of {kept} are reused: {count}" if whole else f"resuming: {count}")
 
+    @step("looking for scores of earlier")
     def _look(self) -> dict[Cell, Outcomes]:
         if self._keys is None:
             return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -43,7 +43,7 @@ from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import Lock, LockLike, as_lock
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import ProgressBar, Report, unseen
+from hub_magmax.text import ProgressBar, Report, step, unseen
 
 LOG = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def evaluate(
 
         def load(name: str = name, place: ModelPlace = place) -> LoadedModel:
             report(f"scoring {name} ({run.index(name) + 1} of {len(run)})")
-            return loading.load(name, place)
+            with step(f"loading {name}"):
+                return loading.load(name, place)
 
         scores += bench.scores(name, wanted[name], load)
     reuse.done()
@@ -201,7 +202,8 @@ class _Bench:
     ) -> AbstractContextManager[Callable[[int], None] | None]:
         """Show the examples that are done; how many an evaluator brings is not known."""
         total = sum(0 if isinstance(self.examples[task], str) else len(self.examples[task]) for task in tasks)
-        return opened(self.progress, total, f"scoring {name}", "examples") if total else nullcontext()
+        doing = f"scoring {name}"
+        return opened(self.progress, total, doing, "examples") if total else step(doing)
 
     def _answers(self, model: LoadedModel, task: str, advance: Callable[[int], None] | None) -> list[Outcome]:
         return run_evaluator(

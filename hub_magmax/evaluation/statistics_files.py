@@ -39,7 +39,7 @@ from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
 from hub_magmax.recipe.values import Data
-from hub_magmax.text import Report
+from hub_magmax.text import Report, step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,12 +205,10 @@ class _Making:
         assert spec is not None
         evaluator, data = make_evaluator(*self._evaluator_choice()), spec.data[task]
         examples = self._examples(task, evaluator)
-        self.report(f"running {task} on {len(examples):,} of its examples, for {kind} statistics")
-        model = Loading(self.recipe, self.lock, evaluator).load(
-            task, model_places(self.recipe, self.lock)[task]
-        )
-        with open_checkpoints(self.recipe, self.lock, self.cache) as opened:
-            base = opened["base_model"]
+        doing = f"running {task} on {len(examples):,} of its examples, for {kind} statistics"
+        with step(doing, self.report), open_checkpoints(self.recipe, self.lock, self.cache) as opened:
+            places, base = model_places(self.recipe, self.lock), opened["base_model"]
+            model = Loading(self.recipe, self.lock, evaluator).load(task, places[task])
             with one_thread():  # sums in an order that does not depend on how many there are
                 tensors, told = collected(
                     kind, evaluator, model, examples, columns_of(data), spec.batch_size, base
@@ -242,8 +240,12 @@ class _Making:
         evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
         examples = {task: self._examples(task, evaluator) for task in paths}
         loading = Loading(self.recipe, self.lock, evaluator)
-        self.report(f"merging {', '.join(paths)} block after block, for {OF_THE_MERGE} statistics")
-        with open_checkpoints(self.recipe, self.lock, self.cache) as opened, one_thread():
+        doing = f"merging {', '.join(paths)} block after block, for {OF_THE_MERGE} statistics"
+        with (
+            step(doing, self.report),
+            open_checkpoints(self.recipe, self.lock, self.cache) as opened,
+            one_thread(),
+        ):
             runs = {}
             for task, weight in zip(self.lock.tasks, self.lock.weights, strict=True):
                 model = loading.load(task, places[task])

@@ -7,14 +7,12 @@ six to fifteen seconds, once per environment.
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 
 from hub_magmax.kernels.backend import DEVICES, Backend
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.reference import Reference
-
-LOG = logging.getLogger(__name__)
+from hub_magmax.text import step
 
 #: Merging more elements takes longer operation by operation than compiling does ...
 COMPILE_ABOVE_ELEMENTS = 2**27
@@ -49,6 +47,6 @@ def choose_backend(num_elements: int, device: str | None = None) -> Backend:
         return found
     if is_fused(num_elements):
         return Compiled()
-    LOG.debug("loading torch")
-    import_module("torch")  # now, by one thread, for its settings to hold from the beginning
+    with step("loading torch"):
+        import_module("torch")  # now, by one thread, for its settings to hold from the beginning
     return Reference()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,8 +13,6 @@ from hub_magmax.planning.plan import Plan
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-
-LOG = logging.getLogger(__name__)
 
 
 def plan_unfinished(
@@ -34,5 +31,4 @@ def plan_unfinished(
     made = plan_from_headers(recipe, locked, cache=cache)
     if processes.first_decides(lambda: is_finished(made)):
         return replace(made, in_spite_of=tuple(in_spite_of)), True
-    LOG.debug("looking at samples of values")
     return with_findings(made, cache, in_spite_of), False

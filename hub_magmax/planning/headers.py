@@ -28,6 +28,7 @@ from hub_magmax.planning.tokens import token_changes
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
 from hub_magmax.recipe.matching import check_plugin
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import step
 
 #: Names of dtypes in recipes, by those in files.
 _PLAIN_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -70,6 +71,7 @@ def _check_asked(recipe: Recipe, sources: Mapping[str, LockedSource], adapters: 
         )
 
 
+@step("planning from the headers")
 def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None = None) -> Plan:
     """Return everything that merging `recipe` will do, from its checkpoints' headers.
 

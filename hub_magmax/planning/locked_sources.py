@@ -25,6 +25,7 @@ from hub_magmax.recipe.lockfile import Lock, LockedSource, LockedTokenizer, own_
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tokenizer import UNION
+from hub_magmax.text import step
 
 #: The largest known chat templates are some tens of kilobytes.
 _MAX_TEMPLATE_BYTES = 1_000_000
@@ -45,6 +46,7 @@ def own_bases(recipe: Recipe, sources: Mapping[str, LockedSource]) -> dict[str, 
     return {task.name: sources[own_base_name(task.name)] for task in recipe.tasks if task.base is not None}
 
 
+@step("comparing the headers")
 def compared_sources(
     recipe: Recipe, sources: Mapping[str, LockedSource], cache: SourceCache
 ) -> dict[str, LockedSource]:
@@ -86,6 +88,7 @@ def _template(path: Path) -> str:
     )
 
 
+@step("comparing the tokenizers")
 def with_locked_token_rows(recipe: Recipe, found: Lock, cache: SourceCache) -> Lock:
     """Return a lock with the tensors that have a row per token, where the recipe does not name them.
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import step
 
 if TYPE_CHECKING:
     from hub_magmax.preference.samples import Scorer
 
 
+@step("resolving the preference")
 def resolve_preference(
     recipe: Recipe,
     *,

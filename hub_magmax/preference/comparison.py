@@ -39,6 +39,7 @@ from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
 from hub_magmax.recipe.preferences import Cosine, DistanceEstimate, Mixture, Mmd, Transport
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
+from hub_magmax.text import step
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,7 +119,8 @@ def resolve_comparison(
     target = split_target(spec, recipe, "preference." + kind, limit=spec.samples)
     train = {task: _training_sample(spec, task, recipe) for task in tasks}
     spaces = _spaces(spec, recipe, target.estimation, train, sources)
-    found = compare_samples(spec, spaces, bootstrap_shares(len(target.estimation), recipe.seed))
+    with step(f"comparing the samples by {kind}"):
+        found = compare_samples(spec, spaces, bootstrap_shares(len(target.estimation), recipe.seed))
     nearness = similarity(found.distances, spec.temperature)
     prints = {
         task: fingerprint(examples, [_column(spec.train[task], examples)]) for task, examples in train.items()

@@ -20,6 +20,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.classification import ImageClassification, TextClassification
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.recipe.values import Data
+from hub_magmax.text import step
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def features(model: FeatureModel, examples: Dataset, column: str) -> Float64[np.
     handle = model.head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     rows: list[torch.Tensor] = []
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), step(f"running {model.name} for features of {len(examples):,} examples"):
             for start in range(0, len(examples), BATCH_SIZE):
                 encoded = model.encode(list(examples[start : start + BATCH_SIZE][column]))
                 caught.clear()

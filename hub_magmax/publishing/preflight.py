@@ -23,7 +23,7 @@ from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_
 from hub_magmax.publishing.scored_push import is_streamed
 from hub_magmax.reporting.card import render_card
 from hub_magmax.reporting.licence import is_stated
-from hub_magmax.text import format_bytes, listed
+from hub_magmax.text import format_bytes, listed, step
 
 #: The Hub's own limits.
 MAX_FILE_BYTES = 200 * 10**9
@@ -45,6 +45,7 @@ class CheckResult:
         return f"{self.subject:<12} {f'FAILED: {self.error}' if self.error else self.found}"
 
 
+@step("checking what a merge would stop at")
 def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1) -> Head | None:
     """Raise the first thing that would make carrying out `plan` fail late; return the branch to commit to.
 

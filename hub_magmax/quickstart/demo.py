@@ -18,7 +18,7 @@ from hub_magmax.quickstart import make_family
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.text import Report
+from hub_magmax.text import Report, step
 
 
 def quickstart(folder: Path, *, report: Report = lambda line: None) -> tuple[dict[str, Any], str]:
@@ -82,9 +82,9 @@ def _variants(recipe: Recipe, locked: Lock, report: Report) -> dict[str, dict[st
     with TemporaryDirectory(prefix="hub_magmax_") as folder:
         places = {}
         for name, variant in recipes.items():
-            report(f"merging {name} to compare with")
             output = Path(folder) / name
-            merge(plan(variant, lock(variant)), output)
+            with step(f"merging {name} to compare with", report):
+                merge(plan(variant, lock(variant)), output)
             places[name] = ModelPlace(str(output))
         scores = evaluate(recipe, locked, "", models=places, report=report)
     titles = {"average": "average", "magmax": "magmax", "mirrored": _title(recipes["mirrored"])}

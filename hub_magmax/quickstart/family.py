@@ -22,7 +22,7 @@ from hub_magmax.processes import find_processes
 from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepare
 from hub_magmax.quickstart.settings import DEFAULTS, Settings
 from hub_magmax.quickstart.training import make_base, make_task
-from hub_magmax.text import Report
+from hub_magmax.text import Report, step
 
 SETTINGS_NAME = "family.json"
 _FORMAT = 1  # of the folder; counts up when the same settings would no longer give the same bytes
@@ -141,10 +141,9 @@ def _once(target: Path, make: Callable[[Path], str], doing: str, report: Report)
     if target.exists():
         report(f"{target.name}: already there")
         return
-    report(f"{target.name}: {doing}")
     started = time.perf_counter()
     unfinished = target.with_name(target.name + ".partial")
-    with os_errors(target):
+    with os_errors(target), step(f"{target.name}: {doing}", report):
         if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir(parents=True)

@@ -18,6 +18,7 @@ from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, read_diagnosis
 from hub_magmax.reporting.model_kind import files_in
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
+from hub_magmax.text import step
 
 #: Names of the card and of the picture beside it.
 CARD_NAME = "README.md"
@@ -28,6 +29,7 @@ _DIGEST_LINE = re.compile(r"\n<!-- hub_magmax sha256:([0-9a-f]{64}) -->\n\Z")
 
 
 @checked
+@step("writing the card")
 def write_card(
     recipe: RecipeLike,
     locked: LockLike,

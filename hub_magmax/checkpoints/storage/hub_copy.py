@@ -18,6 +18,7 @@ from hub_magmax.checkpoints.weight_files import weight_map
 from hub_magmax.errors import SourceError
 from hub_magmax.hub import hub_api, hub_errors, is_offline, is_passing, retry
 from hub_magmax.recipe.lockfile import LockedSource
+from hub_magmax.text import step
 
 #: Files that are downloaded side by side.
 _PARALLEL_DOWNLOADS = 4
@@ -65,7 +66,7 @@ def _loaded_files(source: FileSource) -> list[str]:
 def _download(repo_id: str, commit: str, path: str) -> Path:
     """Return the file in the local cache; huggingface_hub repeats most requests itself."""
     where = f"{repo_id}@{commit[:7]}, {path}"
-    with hub_errors(where):
+    with hub_errors(where), step(f"downloading {where}"):
         try:
             return Path(retry(lambda: hub_api().hf_hub_download(repo_id, path, revision=commit), _may_pass))
         except RuntimeError as error:  # of hf_xet

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.checkpoints.storage.hub_copy import copied_from_hub
 from hub_magmax.errors import EvaluationError
-from hub_magmax.text import listed
+from hub_magmax.text import listed, step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ def load_model(
 
     try:
         here = copied_from_hub(place)
-        with without_bars():
+        with without_bars(), step(f"loading {place.name}"):
             network, found = getattr(transformers, model_class).from_pretrained(
                 here.name,
                 use_safetensors=True,

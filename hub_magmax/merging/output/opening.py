@@ -6,7 +6,6 @@ model is opened in the same way, from its configuration and headers, where there
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -31,9 +30,7 @@ from hub_magmax.merging.output.libraries import (
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.processes import Processes
-from hub_magmax.text import listed, shown
-
-LOG = logging.getLogger(__name__)
+from hub_magmax.text import listed, shown, step
 
 
 def report_opening(
@@ -45,6 +42,7 @@ def report_opening(
         OutputError: If tensors do not fit its configuration, in every process.
     """
 
+    @step("opening the merged model as its library does")
     def look() -> MergeReport | OutputError:
         try:
             done = replace(merged, opened=open_output(plan, plan.recipe.output_path, cache))
@@ -53,8 +51,6 @@ def report_opening(
         write_text(plan.recipe.output_path / REPORT_NAME, done.to_json())
         return done
 
-    if not merged.opened:
-        LOG.debug("opening the merged model as its library does")
     found = merged if merged.opened else processes.first_decides(look)
     if isinstance(found, OutputError):
         raise found

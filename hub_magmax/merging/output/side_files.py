@@ -23,7 +23,7 @@ from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
 from hub_magmax.recipe.schema import RECIPE_NAME
-from hub_magmax.text import listed
+from hub_magmax.text import listed, step
 
 
 # Complex, and flat: sums over jobs and shards, one for each field.
@@ -71,6 +71,7 @@ def _not_finite_notice(plan: Plan, shards: Sequence[ShardRecord]) -> tuple[str, 
     return (f"copied as they are, with NaN or infinity among their values: {listed(places, 5)}",)
 
 
+@step("writing the files beside the weights")
 def write_beside_weights(
     plan: Plan, sources: Mapping[str, TensorSource], folder: Path, report: MergeReport
 ) -> MergeReport:

@@ -28,6 +28,7 @@ from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.tensor_rules import takes_any
+from hub_magmax.text import step
 
 #: Tensors that are looked at, and the elements of a block: there is one at the start and one in the middle.
 _MOST_TENSORS, _BLOCK_ELEMENTS = 256, 4096
@@ -39,6 +40,7 @@ _FACTOR = re.compile(r"(.*)\.lora_(?:embedding_)?([AB])\b.*")
 _READ_ON_ELEMENTS = 2**20
 
 
+@step("looking at samples of values")
 def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = ()) -> Plan:
     """Return a plan with what is odd about its checkpoints, by their files and by samples of their values.
 
