@@ -273,7 +273,7 @@ def code(text: str) -> Markdown:
 
 
 def verbatim(text: str) -> Markdown:
-    """Return foreign text as a code span outside of tables: whole, white space and all other signs as they are.
+    """Return foreign text as a code span outside of tables: whole, with its white space as it is.
 
     Invisible characters, line breaks too, are spelled out.
     """
@@ -285,7 +285,7 @@ def verbatim(text: str) -> Markdown:
 
 
 def quoted(text: str) -> str:
-    r"""Return a text between double quotes, as JSON and YAML read it: line breaks as `\n`, nothing invisible."""
+    """Return a text as JSON and YAML read it: between double quotes, invisible characters as escapes."""
     written = json.dumps(text, ensure_ascii=False)
     return "".join(json.dumps(c)[1:-1] if is_invisible(c) else c for c in written)
 

@@ -360,6 +360,11 @@ def test_the_plan_says_which_tensors_have_statistics(family):
     assert "fisher of 3 tensors" in explain(planned(family, "fisher"))
 
 
+def test_the_plan_counts_the_bytes_of_statistics(family):
+    made, without = planned(family), planned(family, "average")
+    assert made.bytes_in - without.bytes_in == 4 * 3 * (6 * 6 + 8 * 8)
+
+
 def test_the_lock_pins_statistics_and_a_changed_file_is_told(family):
     recipe = recipe_of(family)
     locked = lock(recipe)

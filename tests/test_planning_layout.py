@@ -37,11 +37,9 @@ def planned(
     locked = Lock(
         source, dict.fromkeys(tasks, source), options, ResolvedPreference(weights, "uniform"), (), 0
     )
-    indexes = {"base_model": MemorySource.from_tensors(base, "base").index}
-    indexes |= {
-        name: MemorySource.from_tensors(tensors, f"task {name}").index for name, tensors in tasks.items()
-    }
-    return make_plan(recipe, locked, indexes)
+    opened = {"base_model": MemorySource.from_tensors(base, "base")}
+    opened |= {name: MemorySource.from_tensors(tensors, f"task {name}") for name, tensors in tasks.items()}
+    return make_plan(recipe, locked, opened)
 
 
 def test_digest_of_a_plan_is_that_of_all_its_values():

@@ -102,7 +102,7 @@ def diagnose(
     with ExitStack() as stack:
         opened = sources or stack.enter_context(open_checkpoints(plan.recipe, plan.lock))
         if plan.ranks:  # an adapter's factors are no tensors of the checkpoints
-            plan = make_plan(plan.recipe, plan.lock, {name: opened[name].index for name in opened})
+            plan = make_plan(plan.recipe, plan.lock, opened)
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())

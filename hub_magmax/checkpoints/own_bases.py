@@ -6,7 +6,7 @@ Merges read a checkpoint and subtract the base model. A checkpoint θ with a bas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -114,6 +114,10 @@ class _Moved(DerivedSource):
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
         """Return the same elements in their stored form."""
         return Stored.of(self.read(name, start, stop))
+
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        for source in (self.source, self._own_base, self.base):
+            yield from source.stored(name)
 
     def keeps(self, name: str) -> bool:
         return self.source.keeps(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from threading import local
@@ -113,6 +113,10 @@ class TensorSource(Protocol):
     def stored_name(self, name: str) -> str:
         """Return what a tensor is called in the checkpoint's files."""
         return name
+
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        """Yield what is read of files to read a tensor: stored tensors, each with the source that has it."""
+        yield self, self.index.tensors[name]
 
     def tensor_file(self, name: str) -> TensorFile | None:
         """Return a tensor's place in a file on this machine, or None if it has none."""
@@ -269,6 +273,9 @@ class DerivedSource(TensorSource):
 
     def stored_name(self, name: str) -> str:
         return self.source.stored_name(name)
+
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        return self.source.stored(name)
 
     def close(self) -> None:
         self.source.close()

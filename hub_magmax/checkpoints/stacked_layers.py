@@ -114,6 +114,9 @@ class StackedSource(DerivedSource):
     def stored_name(self, name: str) -> str:
         return self.source.stored_name(self._own[name])
 
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        return self.source.stored(self._own[name])
+
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
         return self.source.read(self._own[name], start, stop)

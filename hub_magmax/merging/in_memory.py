@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hub_magmax.checkpoints.data_statistics import DataStatistics, open_statistics
 from hub_magmax.checkpoints.opening import as_checkpoints, as_merged, open_held
-from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.scaled import read_by_merges
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import RecipeError
@@ -130,8 +129,7 @@ class InMemoryMerger:
                 }
                 sources = as_checkpoints(recipe, lock, opened)
             self.sources = sources
-            indexes = {name: source.index for name, source in sources.items()}
-            self.plan: Plan = make_plan(recipe, lock, indexes, own_base_indexes(sources))
+            self.plan: Plan = make_plan(recipe, lock, sources)
             num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
             self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
             self._num_threads = min(num_threads(), MAX_THREADS)

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 
 from hub_magmax.checkpoints.opening import open_inputs
-from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.scaled import read_by_merges
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -41,8 +40,7 @@ def locked_lengths(recipe: Recipe, lock: Lock, cache: SourceCache | None = None)
     one = {task: float(number == 0) for number, task in enumerate(lock.tasks)}
     lock = replace(lock, preference=replace(lock.preference, weights=one))
     with open_inputs(recipe, lock, cache) as sources:
-        indexes = {name: source.index for name, source in sources.items()}
-        return find_lengths(make_plan(recipe, lock, indexes, own_base_indexes(sources)), sources)
+        return find_lengths(make_plan(recipe, lock, sources), sources)
 
 
 def find_lengths(plan: Plan, sources: Mapping[str, TensorSource]) -> Lengths:

@@ -24,8 +24,9 @@ from hub_magmax.checkpoints.index import ADAPTER_NAME, TensorInfo
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.methods.matrices import matrices_in
-from hub_magmax.planning.layout import OUTPUT_DTYPES, bytes_read
+from hub_magmax.planning.layout import OUTPUT_DTYPES
 from hub_magmax.planning.plan import FactorJob, Part, Plan, Shard, SolvedJob
+from hub_magmax.planning.reads import bytes_read
 from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
@@ -71,7 +72,7 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
             hint="Leave out a rule, or raise method.scaling.",
         )
     own = {job.name: own_values[tensor] for tensor, job in made if tensor in own_values}
-    bytes_in = bytes_read(jobs, {name: source.index for name, source in sources.items()})
+    bytes_in = bytes_read(jobs, sources)
     return Plan(recipe, lock, (Shard(ADAPTER_NAME, jobs),), (), bytes_in, own_values=own)
 
 

@@ -11,7 +11,6 @@ from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.opening import open_inputs, open_pinned
-from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
@@ -23,6 +22,7 @@ from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.low_rank import plan_low_rank
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.reads import bytes_of_statistics
 from hub_magmax.planning.tokenizers.files import tokenizer_files
 from hub_magmax.planning.tokens import token_changes
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
@@ -102,8 +102,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
             planned = plan_adapter if locked.merges_factors else plan_low_rank
             made = planned(recipe, locked, opened)
         else:
-            indexes = {name: source.index for name, source in opened.items()}
-            made = make_plan(recipe, locked, indexes, own_base_indexes(opened))
+            made = make_plan(recipe, locked, opened)
             check_integers(made, opened)
             made = _with_statistics(made, cache)
             made = replace(made, tokenizer=tokenizer)
@@ -123,7 +122,8 @@ def _with_statistics(plan: Plan, cache: SourceCache) -> Plan:
     with open_statistics(plan.recipe, plan.lock, kind, cache) as statistics:
         if statistics is None:
             return plan
-        return replace(plan, by_statistics=merged_by_statistics(plan, statistics))
+        plan = replace(plan, by_statistics=merged_by_statistics(plan, statistics))
+        return replace(plan, bytes_in=plan.bytes_in + bytes_of_statistics(plan, statistics))
 
 
 def stored_dtypes(index: CheckpointIndex) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
@@ -15,6 +14,8 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.checkpoints.layer_takes import taken_by_layers
+from hub_magmax.checkpoints.own_bases import own_base_indexes
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.kernels.chunk import LOOP_DTYPES
 from hub_magmax.kernels.dtypes import ITEM_BYTES
@@ -22,11 +23,12 @@ from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.fitting.mismatch import refuse_differences
 from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
+from hub_magmax.planning.reads import bytes_looked_at, bytes_read
 from hub_magmax.planning.rule_coverage import check_rules, check_values
 from hub_magmax.planning.statistics import kind_of, may_lack, without_share
 from hub_magmax.planning.tied import copies_in, refuse_lacking, with_copies, without_copies
 from hub_magmax.planning.weight_files import file_stem, kept_metadata, lost_metadata
-from hub_magmax.recipe.lockfile import Lock, own_base_name
+from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import TensorRule, factor_of, rule_for
@@ -34,26 +36,21 @@ from hub_magmax.recipe.tensor_rules import TensorRule, factor_of, rule_for
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def make_plan(
-    recipe: Recipe,
-    lock: Lock,
-    indexes: Mapping[str, CheckpointIndex],
-    bases: Mapping[str, CheckpointIndex] = MappingProxyType({}),
-) -> Plan:
+def make_plan(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> Plan:
     """Check that the checkpoints fit each other and lay out the output.
 
     Args:
         recipe: For the output's dtype and shard size.
         lock: For sources, method, preference and rules.
-        indexes: Index of each source by name: `base_model` and every task.
-        bases: Index of the base models that tasks have of their own, by `own_base_name`.
+        opened: The base model and the tasks by name, as `opening.as_checkpoints` returns them.
 
     Raises:
         MismatchError: If tensors are missing, surplus, or differ in shape or kind, naming them
             and the rule that would settle it.
         RecipeError: If a rule matches nothing, or the rules leave nothing.
     """
-    rules = recipe.tensors
+    rules, bases = recipe.tensors, own_base_indexes(opened)
+    indexes = {name: source.index for name, source in opened.items()}
     check_rules(indexes.values(), rules)
     refuse_lacking(lock, indexes, rules)
     base = indexes["base_model"].tensors
@@ -84,13 +81,14 @@ def make_plan(
         lock,
         _layout(jobs, recipe.output.shard_size, stem),
         tuple(left_out),
-        bytes_read(jobs, indexes) + _bytes_of_bases(jobs, lock, bases),
+        bytes_read(jobs, opened),
         metadata=kept_metadata(indexes[files_from]),
         lost_metadata=lost_metadata(indexes[files_from]),
         stored_item_bytes=_stored_item_bytes(jobs, indexes, lock),
         needs_torch=_needs_torch(jobs, lock, indexes),
         own_values=own_values,
     )
+    made = replace(made, bytes_in=made.bytes_in + bytes_looked_at(made, opened))
     budget_of(made, 1)  # raises where more is needed than there is
     return made
 
@@ -115,13 +113,6 @@ class _Unread:
     def of_means(self) -> tuple[str, ...]:
         """The sources that play no part in a mean of statistics."""
         return without_share(self.lock.sources, self._values)
-
-
-def _bytes_of_bases(jobs: Iterable[TensorJob], lock: Lock, bases: Mapping[str, CheckpointIndex]) -> int:
-    """Return the bytes that are read of tasks' own base models."""
-    merged = [job for job in jobs if job.merged]
-    names = {task: own_base_name(task) for task in lock.bases}
-    return bytes_read(merged, {task: bases[name] for task, name in names.items() if name in bases})
 
 
 def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex], lock: Lock) -> int:
@@ -155,16 +146,6 @@ def _takes_torch(job: TensorJob, indexes: Mapping[str, CheckpointIndex]) -> bool
         return info is not None and info.dtype != job.dtype
     stored = {index.tensors[job.tensor].dtype for index in indexes.values() if job.tensor in index.tensors}
     return stored != {job.dtype} or job.dtype not in LOOP_DTYPES
-
-
-def bytes_read(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex]) -> int:
-    """Return the bytes of all tensors that `jobs` read of the sources, by name."""
-    return sum(
-        index.tensors[read].num_bytes
-        for job in jobs
-        for source, index in indexes.items()
-        for read in job.inputs(source)
-    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from itertools import islice
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import ADAPTER_NAME
 from hub_magmax.checkpoints.names.conversion_tables import layer_kinds, model_names
-from hub_magmax.checkpoints.own_bases import own_base_indexes
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import RecipeError
 from hub_magmax.methods import surveys_model
@@ -26,6 +25,7 @@ from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.layout import OUTPUT_DTYPES, make_plan
 from hub_magmax.planning.plan import Plan, Shard, SolvedJob, TensorJob, TiedJob
+from hub_magmax.planning.reads import bytes_read
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Output, Recipe
 from hub_magmax.text import shown
@@ -56,9 +56,8 @@ def plan_low_rank(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource
         MismatchError: If the checkpoints do not fit each other.
         RecipeError: If something is merged that no product can be, naming the rules that leave it as it is.
     """
-    indexes = {name: source.index for name, source in sources.items()}
-    whole = make_plan(recipe, lock, indexes, own_base_indexes(sources))
-    _check(whole, indexes["base_model"].tensors)
+    whole = make_plan(recipe, lock, sources)
+    _check(whole, sources["base_model"].index.tensors)
     layers = _Layers(sources["base_model"], recipe.output)
     changed = _changed(whole, sources)
     if without := [job for job in changed if not layers.holds(job)]:
@@ -67,6 +66,7 @@ def plan_low_rank(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource
     if not jobs:
         raise RecipeError("no matrix is merged", key=("output", "format"), hint="Leave out a rule.")
     made = _of_factors(whole, jobs)
+    made = replace(made, bytes_in=bytes_read(made.whole_jobs, sources))
     budget_of(made, 1)  # raises where more is needed than there is
     return made
 

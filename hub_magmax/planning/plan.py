@@ -212,7 +212,8 @@ class Plan:
         recipe, lock: Inputs of the merge.
         shards: Output files in order.
         left_out: Names of the base model's tensors that a rule leaves out.
-        bytes_in: Bytes of tensors that are read, once each.
+        bytes_in: Bytes that are read of files or fetched: of a stored tensor once for each output tensor made
+            of it, and once more where a method looks at the whole model first, which may take several looks.
         findings: Odd things about the sources, which do not decide the output.
         unseen: Tasks whose values were not looked at for findings, because that would cost requests.
         in_spite_of: Names of faults that are accepted.

@@ -169,7 +169,7 @@ def explain(plan: Plan) -> str:
     """Return the plan in words, for a person to read before it is carried out."""
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
     rows += [
-        ("reads", format_bytes(plan.bytes_in)),
+        ("reads", _reads(plan)),
         ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
         *_output(plan),
         ("memory", _memory(plan)),
@@ -177,6 +177,13 @@ def explain(plan: Plan) -> str:
     rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
     rows += evaluation_rows(plan.recipe, evaluation_needs(plan.recipe, plan.lock, plan.bytes_out))
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
+
+
+def _reads(plan: Plan) -> str:
+    found = format_bytes(plan.bytes_in)
+    if not plan.looked_at_bytes:
+        return found
+    return f"at least {found}: method.scope is model, so all task vectors are read before the first is merged"
 
 
 def _memory(plan: Plan) -> str:

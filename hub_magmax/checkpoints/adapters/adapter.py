@@ -9,13 +9,13 @@ Source: arXiv:2106.09685; rslora is arXiv:2312.03732.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.adapters.layout import Product, adapter_layout, damaged
-from hub_magmax.checkpoints.index import CheckpointIndex, is_adapter
+from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.methods.factors import Factors
@@ -89,6 +89,13 @@ class AdapterSource(DerivedSource):
             return Stored.of(self.read(name, start, stop))
         source, below = self._below(name)
         return source.read_stored(below, start, stop, out)
+
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        source, below = self._below(name)
+        yield from source.stored(below)
+        for product in self.products.get(name, ()):
+            yield from self.adapter.stored(product.second)
+            yield from self.adapter.stored(product.first)
 
     def factors(self, name: str, base: TensorSource) -> Factors | None:
         """Return what this adapter, and those below it, add to a tensor of `base`, as one product."""

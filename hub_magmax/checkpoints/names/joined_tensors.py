@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -88,6 +88,10 @@ class Place:
         """Those that are read from front to back, in order."""
         return (self.own,)
 
+    def infos(self, source: TensorSource) -> Iterator[TensorInfo]:
+        """Yield what of the source's tensors is read."""
+        yield from (source.index.tensors[name] for name in self.stored)
+
     def read(self, source: TensorSource, start: int, stop: int, out: np.ndarray | None) -> Stored:
         return source.read_stored(self.own, start, stop, out)
 
@@ -109,6 +113,9 @@ class Part(Place):
     @property
     def expected(self) -> tuple[str, ...]:
         return ()  # several parts of one tensor are read, in any order
+
+    def infos(self, source: TensorSource) -> Iterator[TensorInfo]:
+        yield self.info
 
     def start(self, line: int) -> int:
         """Return the first element of a line."""

@@ -137,6 +137,12 @@ class RenamedSource(DerivedSource):
         place = self._places.get(name)
         return self.source.stored_name(name if place is None else place.own)
 
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        place = self._places.get(name)
+        if place is None:
+            return self.source.stored(name)
+        return ((self.source, info) for info in place.infos(self.source))
+
     def read_stored(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> Stored:
         """Return the elements `[start, stop)` of a tensor in their stored form."""
         place = self._places.get(name)

@@ -240,9 +240,11 @@ class HubSource(FileSource):
         return super().read_stored(name, start, stop, out)
 
     def expect(self, names: Iterable[str], budget_bytes: int, *, in_part: bool = False) -> None:
-        self._forget()
         infos = [self.index.tensors[name] for name in names]
         ranges = [Segment(i.file, i.start_byte, i.stop_byte) for i in infos if self._is_remote(i.file)]
+        if self._ahead is not None and self._ahead.is_whole and self._ahead.ranges == tuple(ranges):
+            return  # two tasks have this checkpoint, or this base model of their own: it is fetched once
+        self._forget()
         if ranges:
             self._ahead = ReadAhead(ranges, self._fetch, self._headers, budget_bytes, self.label)
 

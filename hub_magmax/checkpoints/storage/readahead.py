@@ -73,6 +73,9 @@ class ReadAhead:
         budget_bytes: Limit of bytes held ahead of the reader; two requests are held at least.
         label: Name of the checkpoint in messages.
         limits: Least and largest bytes of one request.
+
+    Attributes:
+        ranges: As given.
     """
 
     def __init__(
@@ -84,9 +87,10 @@ class ReadAhead:
         label: str,
         limits: tuple[int, int] = SEGMENT_BYTES,
     ) -> None:
+        self.ranges = tuple(ranges)
         smallest, largest = limits
         segment_bytes = min(max(budget_bytes // 8, smallest), largest)
-        self._segments = segments(ranges, segment_bytes)
+        self._segments = segments(self.ranges, segment_bytes)
         self._longest = max((part.stop - part.start for part in self._segments), default=0)
         self._ahead = max(2, min(budget_bytes // segment_bytes, _MAX_REQUESTS))
         self._fetch, self._label = fetch, label
@@ -102,6 +106,11 @@ class ReadAhead:
         for places in self._places.values():
             places.sort()
         self._top_up(0)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every range is held or still to come."""
+        return self._first == 0 and len(self._held) == self._next
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> bool:
         """Fill `buffer`, or return False if the bytes are not in the ranges, or were released."""

@@ -8,13 +8,13 @@ a source that ties them counts with its one tensor for both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from hub_magmax.checkpoints.index import CheckpointIndex
+from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import Lock
@@ -134,6 +134,9 @@ class TiedSource(DerivedSource):
 
     def _stored(self, name: str) -> str:
         return self._aliases.get(name, name)
+
+    def stored(self, name: str) -> Iterator[tuple[TensorSource, TensorInfo]]:
+        return self.source.stored(self._stored(name))
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat, in its stored dtype."""
