@@ -29,18 +29,31 @@ from torch import Tensor
 
 from benchmarks import performance, timing
 from benchmarks.families import make_family
-from benchmarks.run import NUM_TASKS, RATIO, merge
+from benchmarks.run import MERGE, NUM_TASKS, RATIO, merge
 from hub_magmax.registry import METHODS
+
+#: Folders of the tasks' checkpoints.
+TASKS = tuple(f"task-{number}" for number in range(1, NUM_TASKS + 1))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same merge in two words: our options; mergekit's method, its options for each task, and for all."""
+    """The same merge in two words.
 
-    ours: Mapping[str, float]
+    Attributes:
+        ours: Our options; None: the recipe that an import of mergekit's configuration gives.
+        method: mergekit's.
+        per_task, shared: Its options for each task, and for all.
+        models: Those that are merged, weighted as our preference weighs them.
+        base: What mergekit gets as base model, if anything.
+    """
+
+    ours: Mapping[str, float] | None
     method: str
     per_task: Mapping[str, float] = field(default_factory=dict)
-    shared: Mapping[str, bool] = field(default_factory=dict)
+    shared: Mapping[str, float] = field(default_factory=dict)
+    models: tuple[str, ...] = TASKS
+    base: str | None = "base"
 
 
 #: Ours multiplies each preference by the number of tasks, where tasks are added.
@@ -48,7 +61,7 @@ _ADDED = {"scaling": 1 / NUM_TASKS}
 
 #: By our method, at its own density. mergekit's `gamma` is what we call `outliers`.
 PAIRS: dict[str, Pair] = {
-    "average": Pair({}, "linear"),
+    "average": Pair({}, "linear", base=None),
     "task_arithmetic": Pair(_ADDED, "task_arithmetic"),
     "ties": Pair({"density": 0.2}, "ties", {"density": 0.2}),
     "dare": Pair({"density": 0.8, **_ADDED}, "dare_linear", {"density": 0.8}),
@@ -56,6 +69,17 @@ PAIRS: dict[str, Pair] = {
     "breadcrumbs": Pair(
         {"density": 0.15, "outliers": 0.006, **_ADDED}, "breadcrumbs", {"density": 0.15, "gamma": 0.006}
     ),
+    "breadcrumbs_ties": Pair(None, "breadcrumbs_ties", {"density": 0.15, "gamma": 0.006}),
+    "della": Pair(None, "della", {"density": 0.5, "epsilon": 0.1}),
+    "della_linear": Pair(None, "della_linear", {"density": 0.5, "epsilon": 0.1}),
+    "sce": Pair(None, "sce", shared={"select_topk": 0.1}),
+    "multislerp": Pair(None, "multislerp"),
+    "karcher": Pair(None, "karcher", base=None),
+    "model_stock": Pair(None, "model_stock"),
+    "slerp": Pair(None, "slerp", shared={"t": 0.4}, models=TASKS[:2], base=TASKS[0]),
+    "nuslerp": Pair(None, "nuslerp", models=TASKS[:2]),
+    "nearswap": Pair(None, "nearswap", shared={"t": 0.001}, models=TASKS[:1]),
+    "arcee_fusion": Pair(None, "arcee_fusion", models=TASKS[:1]),
 }
 #: The fast ones of its options; a card, tokenizer and progress bars would only cost it time.
 FLAGS = (
@@ -64,21 +88,43 @@ FLAGS = (
 _SCRIPT = "mergekit.scripts.run_yaml"
 
 
+#: mergekit's methods without a weight for each model.
+UNWEIGHTED = ("karcher", "model_stock", "slerp", "nearswap", "arcee_fusion")
+
+
 def configuration(pair: Pair, dtype: str) -> dict[str, Any]:
     """Return mergekit's configuration for the family, with its tasks weighted as by our preference."""
     powers = [RATIO**number for number in range(NUM_TASKS)]
+    is_weighted = pair.method not in UNWEIGHTED
     models = [
-        {"model": f"task-{number}", "parameters": {"weight": power / sum(powers), **pair.per_task}}
-        for number, power in enumerate(powers, 1)
+        {
+            "model": model,
+            "parameters": ({"weight": power / sum(powers)} if is_weighted else {}) | pair.per_task,
+        }
+        for model, power in zip(pair.models, powers, strict=False)
     ]
-    base = {} if pair.method == "linear" else {"base_model": "base"}
     return {
         "merge_method": pair.method,
-        **base,
+        **({"base_model": pair.base} if pair.base else {}),
         "dtype": dtype,
         "parameters": dict(pair.shared),
         "models": models,
     }
+
+
+def merge_imported(folder: Path, config: Mapping[str, Any]) -> timing.Finished:
+    """Merge by the recipe that an import of mergekit's configuration gives, which is not timed."""
+    (folder / "mergekit.yaml").write_text(yaml.safe_dump(dict(config)))
+    recipe = folder / "recipe.yaml"
+    recipe.unlink(missing_ok=True)
+    timing.run(
+        [*MERGE[:-1], "import", str(folder / "mergekit.yaml"), "--from", str(folder), "--out", str(recipe)]
+    )
+    values = yaml.safe_load(recipe.read_text())
+    values["output"] = {**values["output"], "path": "merged", "shard_size": "500MB"}
+    recipe.write_text(yaml.safe_dump(values))
+    shutil.rmtree(folder / "merged", ignore_errors=True)
+    return timing.run([*MERGE, str(recipe), "--json"])
 
 
 def merge_by_peer(folder: Path, python: str, config: dict[str, Any]) -> timing.Finished:
@@ -131,7 +177,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if name not in (options.methods or METHODS.built_in):
             continue
         config = configuration(pair, facts["dtype"])
-        ours = timing.runs(partial(merge, folder, {"name": name, **pair.ours}), options.repeat)
+        by_us = (
+            partial(merge_imported, folder, config)
+            if pair.ours is None
+            else partial(merge, folder, {"name": name, **pair.ours})
+        )
+        ours = timing.runs(by_us, options.repeat)
         by_peer = partial(merge_by_peer, folder, options.python, config)
         theirs = timing.runs(by_peer, options.repeat, may_compile=False)
         seconds = timing.median_seconds(ours)

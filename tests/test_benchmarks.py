@@ -57,11 +57,12 @@ def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     """What stands for mergekit copies what was merged before."""
-    monkeypatch.setattr(peers, "PAIRS", {"average": peers.PAIRS["average"]})
+    monkeypatch.setattr(peers, "PAIRS", {name: peers.PAIRS[name] for name in ("average", "nuslerp")})
     monkeypatch.setattr(peers, "package_version", lambda python, package: "1")
 
     def copy(folder, python, config):
-        assert [model["model"] for model in config["models"]] == [f"task-{n}" for n in range(1, 6)]
+        count = 5 if config["merge_method"] == "linear" else 2
+        assert [model["model"] for model in config["models"]] == [f"task-{n}" for n in range(1, count + 1)]
         code = "import shutil; shutil.copytree('merged', 'peer', dirs_exist_ok=True)"
         return timing.run([python, "-c", code], folder=folder)
 
@@ -70,7 +71,9 @@ def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     result = peers.measure(tmp_path, tiny)
     assert result["average_and_linear"]["most_steps"] == 0
     assert sys.executable not in str(result)
-    assert "| average / linear |" in performance.page({"peers": {"30m": result}})
+    page = performance.page({"peers": {"30m": result}})
+    assert "| average / linear |" in page
+    assert "| nuslerp / nuslerp |" in page
 
 
 def test_rules_alone_are_measured(tiny):

@@ -29,16 +29,17 @@ FIRST = Method(name="auto")
 TOP_N = Method.model_validate({"name": "tunable_magmax", "selection": "top-n"})
 
 
+#: Methods of two models; targets mix more.
+OF_TWO = ("slerp", "nuslerp")
+
+
 def tried_methods() -> list[Method]:
-    """Return every registered method with its defaults, and the second selection of Tunable MAGMAX."""
-    return [
-        *(
-            Method(name=name)
-            for name in methods.method_names()
-            if methods.get_method(name).statistics is None
-        ),
-        TOP_N,
-    ]
+    """Return every registered method with its defaults, and the second selection of Tunable MAGMAX.
+
+    Those `OF_TWO` models are left out, and those that need statistics of the tasks' data.
+    """
+    names = [name for name in methods.method_names() if name not in OF_TWO]
+    return [*(Method(name=name) for name in names if methods.get_method(name).statistics is None), TOP_N]
 
 
 def uses_preference(method: Method) -> bool:

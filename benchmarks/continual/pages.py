@@ -37,7 +37,9 @@ Every method is tried with the same λ. Three columns say how λ was found: 0.5 
 sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
 result anyone would get. `uniform` is no preference. `labels` counts the labels of the meta sample,
 `transport` fits a mixture of training samples to it without labels; `published` compares the target with
-each task by itself, as in the paper. Methods have their default options.
+each task by itself, as in the paper. Methods have their default options. Left out are `slerp` and `nuslerp`,
+which merge two models, and those that need statistics of the tasks' data. A cell is empty where nothing was
+measured.
 """
 
 _OTHERS = """
