@@ -23,6 +23,11 @@ from tests.test_evaluation_scoring import image_recipe, images  # noqa: F401  (a
 _numbers = itertools.count()
 
 
+@pytest.fixture
+def no_model_runs(monkeypatch):
+    monkeypatch.setattr("hub_magmax.evaluation.scoring.run_evaluator", None)
+
+
 @pytest.fixture(scope="module")
 def scored(images, tmp_path_factory):  # noqa: F811
     """A merged folder that was scored: right on the first four of ten examples, on both tasks."""
@@ -204,10 +209,17 @@ def test_model_without_stored_scores_is_told_so(merged, images):  # noqa: F811
         canary(str(merged), folder=images)
 
 
-def test_other_examples_are_not_compared(merged, images, tmp_path):  # noqa: F811
+@pytest.mark.usefixtures("no_model_runs")
+def test_other_examples_are_not_compared(merged, images):  # noqa: F811
     scores = read_scores(merged)
     described = {**scores.data, "a": {**scores.data["a"], "fingerprint": "sha256:other"}}
     write_scores(replace(scores, data=described), merged)
+    with pytest.raises(EvaluationError, match="another evaluation: the examples of a differ"):
+        canary(str(merged), folder=images)
+
+
+def test_fewer_results_than_examples_are_not_compared(merged, images):  # noqa: F811
+    pin(merged, "a", [1.0] * 5)
     with pytest.raises(EvaluationError, match="another evaluation: the examples of a differ"):
         canary(str(merged), folder=images)
 
@@ -253,6 +265,7 @@ def test_scores_of_a_finished_merge_are_not_kept_for_other_data(images, tmp_path
     assert elsewhere.plan.lock.local_data != locked.local_data
 
 
+@pytest.mark.usefixtures("no_model_runs")
 def test_other_tasks_and_metrics_are_not_compared(merged, images):  # noqa: F811
     scores = read_scores(merged)
     write_scores(replace(scores, metric="F1", data={"a": scores.data["a"]}), merged)

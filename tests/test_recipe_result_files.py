@@ -1,5 +1,6 @@
 """Names of results: every recipe has its own, and so has every set of values on the command line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import yaml
 from click.testing import CliRunner
 
 from hub_magmax.cli import main
-from hub_magmax.pipeline import lock
+from hub_magmax.fleet.canaries import canary
+from hub_magmax.fleet.rebuilding import rebuild
+from hub_magmax.fleet.verifying import verify
+from hub_magmax.pipeline import lock, run
 from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
-from hub_magmax.recipe.result_files import ResultFiles, beside, place_of_results
+from hub_magmax.recipe.lockfile import read_lock
+from hub_magmax.recipe.result_files import ResultFiles, beside, place_of_results, place_of_scores
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 
 BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
@@ -37,6 +42,10 @@ def values(**changes):
         },
     )
     return found | changes
+
+
+def read_scores_beside(folder: Path, prefix: str):
+    return json.loads((folder / f"{prefix}scores.json").read_text())
 
 
 def written(folder: Path, name: str, **changes) -> Path:
@@ -114,11 +123,64 @@ def test_other_values_leave_the_results_of_a_merged_model_alone(family, tmp_path
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     names = {path.name.split(".", 2)[2] for path in folder.glob("mix.set-*")}
     assert {"tradeoffs.csv", "scores.json", "outcomes.json"} <= names
-    words = ["evaluate", str(recipe), "--new-data", "--set", "evaluation.batch_size=2"]
-    assert "--new-data corrects" in CliRunner().invoke(main, words).stderr
+    written(folder, "mix.yaml", evaluation={"tasks": {"a": {"dataset": "./rows.parquet"}}})
+    call("evaluate")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert read_scores_beside(folder, "mix.")["data"]["a"]["examples"] == 10
+    refused = CliRunner().invoke(main, ["evaluate", str(recipe), "--new-data"]).stderr
+    assert (
+        "--new-data corrects" in refused and f"{recipe}, line" in refused and "merged/recipe.yaml" in refused
+    )
     other = load_recipe(written(folder, "other.yaml", sweep={"walk": "grid", "budget": 5}))
     beside_it = ResultFiles(folder, "other.")
     assert place_of_results(other, lock(other), beside_it) == beside_it
+
+
+def test_scores_of_the_models_own_evaluation_go_into_its_folder(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    (folder / "data" / "of" / "cats").mkdir(parents=True)
+    evaluation = {"tasks": {"a": {"dataset": "data/of/cats"}}}  # no name on the Hub: found from the recipe
+    recipe = load_recipe(written(folder, "mix.yaml", evaluation=evaluation))
+    recipe.output_path.mkdir()
+    (recipe.output_path / "recipe.yaml").write_text(recipe.portable.to_yaml())
+    beside_it, own = ResultFiles(recipe.folder, "mix."), recipe.to_dict()["evaluation"]
+
+    def place(**changes):
+        return place_of_scores(updated(recipe, {"evaluation": own | changes}), beside_it)
+
+    for same in ({}, {"batch_size": 2, "quantized": ["int4"], "cells": "own", "margin": 0.5}):
+        assert place(**same) == ResultFiles(recipe.output_path)
+    data, general = own["tasks"]["a"], {"general": {"dataset": "./rows.parquet"}}
+    for other in (
+        {"evaluator": "text-classification"}, {"guard": general}, {"tasks": {"b": data}},
+        {"tasks": {"a": {**data, "split": "test[:5]"}}}, {"tasks": {"a": data, "b": data}},
+    ):  # fmt: skip
+        assert place(**other) == beside_it
+    assert place_of_scores(updated(recipe, {"sweep": None}), beside_it) == ResultFiles(recipe.output_path)
+
+
+def test_a_model_without_an_evaluation_gets_the_one_that_scores_it(family, tmp_path, monkeypatch):
+    folder = shutil.copytree(family, tmp_path / "work")
+    out = folder / "merged"
+    bare = written(folder, "mix.yaml", evaluation=None, sweep=None, compare=None)
+    run(load_recipe(bare))
+    (out / "model.sig").write_text("of the folder as it was")
+    recipe = written(folder, "mix.yaml")
+    weights = (out / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("hub_magmax.merging.output.evaluation_again.RECIPE_NAME", "no/recipe.yaml")
+        assert CliRunner().invoke(main, ["evaluate", str(recipe)]).exit_code == 1
+    done = CliRunner().invoke(main, ["evaluate", str(recipe)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "the model's recipe names this evaluation now: sign again (hub-magmax sign" in done.stderr
+    stored = load_recipe(out / "recipe.yaml")
+    assert stored.evaluation == load_recipe(recipe).evaluation and stored.sweep is None
+    assert set(read_lock(out / "recipe.lock.json").local_data) == {"./cats.parquet"}
+    assert set(verify(str(out))) >= {"recipe.yaml", "recipe.lock.json", "provenance.json"}
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert canary(str(out), folder=folder).regressed == ()
+    rebuild(str(out), folder=folder)
+    assert not list(folder.glob("mix.scores.json"))
 
 
 def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):

@@ -16,9 +16,11 @@ from hub_magmax.files import from_here
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hub_magmax.errors import HubMagmaxError
     from hub_magmax.evaluation.scores import Scores
     from hub_magmax.evaluation.tables import Format
     from hub_magmax.recipe.lockfile import Lock
+    from hub_magmax.recipe.result_files import ResultFiles
     from hub_magmax.recipe.schema import Recipe
 
 LOG = logging.getLogger(__name__)
@@ -40,30 +42,28 @@ LOG = logging.getLogger(__name__)
 def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: bool, form: Format) -> Answer:
     """Score RECIPE's merged model, its base model and its tasks.
 
+    Scores of another evaluation than the model's own recipe names go beside RECIPE.
+
     \b
     Example:
       hub-magmax evaluate recipe.yaml
       hub-magmax evaluate recipe.yaml --samples 5
     """
-    from hub_magmax.cli.recipe_and_lock import linked_card, place_of_scores, read_merged
-    from hub_magmax.errors import RecipeError
+    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_merged
     from hub_magmax.evaluation.data import with_present_data
-    from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
-    from hub_magmax.merging.output.corrected_data import write_lock_again
+    from hub_magmax.merging.output.evaluation_again import is_new_evaluation, with_new_data
     from hub_magmax.processes import find_processes
+    from hub_magmax.recipe.result_files import place_of_scores
 
     found, locked = read_merged(asked)
-    place = place_of_scores(asked, found)
+    place, is_new = place_of_scores(found, files_beside(asked, found)), is_new_evaluation(found)
     if new_data and place.prefix:
-        raise RecipeError(
-            "--new-data corrects the data of the model's own evaluation, and --set names another one",
-            where="evaluate",
-            hint="Leave out one of them.",
-        )
+        raise _not_its_own(found)
     processes = find_processes(say)
-    if new_data:
-        locked = processes.first_decides(partial(with_present_data, found, locked))
+    if new_data or is_new or place.prefix:
+        pin = with_present_data if new_data else with_new_data
+        locked = processes.first_decides(partial(pin, found, locked))
     if samples is not None:
         return _shown(found, locked, samples)
     output = found.output_path
@@ -72,15 +72,42 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
     )
     if not processes.is_first:
         return Answer({}, "")
-    write_scores(scores, place.folder, place.prefix)
-    if place.prefix:
-        say(f"the model's own scores stay; wrote {from_here(place.path(SCORES_NAME))}")
-    if new_data:
-        write_lock_again(output, locked)
-        say(f"the lock names the new data{_unsigned(output)}")
+    _write(scores, place)
+    if new_data or is_new:
+        _write_evaluation(found, locked, is_new=is_new)
     for card in linked_card(asked, place):
         say(f"wrote {from_here(card)}, with these scores")
     return _assessed(scores, locked, form)
+
+
+def _not_its_own(recipe: Recipe) -> HubMagmaxError:
+    from hub_magmax.errors import RecipeError
+    from hub_magmax.recipe.schema import RECIPE_NAME
+
+    return RecipeError(
+        "--new-data corrects data of the evaluation that the model's own recipe names, and this is another",
+        key=("evaluation",),
+        expected=f"the evaluation in {from_here(recipe.output_path / RECIPE_NAME)}",
+        hint="Leave out --new-data, and the scores go beside the recipe; or name the model's evaluation.",
+    )
+
+
+def _write(scores: Scores, place: ResultFiles) -> None:
+    from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
+
+    write_scores(scores, place.folder, place.prefix)
+    if place.prefix:
+        wrote = f"wrote {from_here(place.path(SCORES_NAME))}"
+        say(f"the model's own recipe names another evaluation, whose scores stay: {wrote}")
+
+
+def _write_evaluation(recipe: Recipe, locked: Lock, *, is_new: bool) -> None:
+    """Have the model's own recipe and lock name the evaluation and its data, and say so."""
+    from hub_magmax.merging.output.evaluation_again import write_evaluation_again
+
+    write_evaluation_again(recipe, locked)
+    what = "the model's recipe names this evaluation now" if is_new else "the lock names the new data"
+    say(f"{what}{_unsigned(recipe.output_path)}")
 
 
 def _unsigned(folder: Path) -> str:

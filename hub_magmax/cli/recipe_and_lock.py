@@ -12,7 +12,7 @@ from hub_magmax.files import write_text
 from hub_magmax.recipe.loading import parse_text
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import SOURCES, changed_keys, check_lock, is_kept
-from hub_magmax.recipe.result_files import ResultFiles, beside, changed_values, is_stored
+from hub_magmax.recipe.result_files import ResultFiles, beside, changed_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import listed
 
@@ -30,16 +30,6 @@ def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
     written = parse_text(asked.text)
     named = f"stdin-{written.digest.removeprefix('sha256:')[:8]}.yaml"
     return beside(Path(named) if asked.text.is_stream else asked.recipe, written, recipe)
-
-
-def place_of_scores(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
-    """Return where scores of a merged model go: into its folder, unless it would not describe them.
-
-    Scores by other values on the command line than those of the model's stored recipe go beside the recipe.
-    """
-    if changed_values(parse_text(asked.text), recipe) and not is_stored(recipe):
-        return files_beside(asked, recipe)
-    return ResultFiles(recipe.output_path)
 
 
 def write_lock(locked: Lock, path: Path) -> Path:

@@ -53,6 +53,58 @@ Examples = Any
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation with its examples loaded and described, before any model runs.
+
+    Attributes:
+        recipe, lock: What is evaluated.
+        spec: The recipe's evaluation.
+        merged: Folder or repository id of the merged model.
+        evaluator: How models run.
+        examples: Of every task and guard.
+        places: The models that are scored, by name.
+        wanted: By model, what it is scored on: names of models, quantised ones too, and tasks.
+        described: By task, facts about the examples, as `Scores.data` has them.
+        is_pinned: The models are those of recipe and lock, and not others that were named.
+    """
+
+    recipe: Recipe
+    lock: Lock
+    spec: Evaluation
+    merged: Path | str
+    evaluator: Evaluator
+    examples: Mapping[str, Examples]
+    places: Mapping[str, ModelPlace]
+    wanted: Mapping[str, Sequence[tuple[str, str]]]
+    described: Mapping[str, Mapping[str, Any]]
+    is_pinned: bool
+
+
+def prepare(
+    recipe: Recipe, lock: Lock, merged: Path | str, models: Mapping[str, ModelPlace] | None = None
+) -> Prepared:
+    """Load the examples of an evaluation, and return all that is known before a model runs.
+
+    Args and errors are those of `evaluate`.
+    """
+    spec = recipe.evaluation
+    if spec is None:
+        raise EvaluationError(
+            "the recipe has no `evaluation`, so there is nothing to measure",
+            where="recipe",
+            hint="Name an evaluator and each task's examples under `evaluation`.",
+        )
+    evaluator = evaluator_of(spec)
+    check_direction(evaluator, spec.evaluator.name)
+    examples = load_evaluation_data(recipe, lock)
+    places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
+    wanted = {name: _asked(name, spec, pinned=models is None) for name in places}
+    described = _described(recipe, lock, evaluator, examples, wanted)
+    is_pinned = models is None
+    return Prepared(recipe, lock, spec, merged, evaluator, examples, places, wanted, described, is_pinned)
+
+
 @checked
 def evaluate(
     recipe: RecipeLike,
@@ -91,28 +143,30 @@ def evaluate(
         EvaluationError: If the recipe names no data, or a model or data set cannot be used.
         LockError: If local data is no longer what was locked.
     """
-    recipe, lock = as_recipe(recipe), as_lock(lock)
-    spec = recipe.evaluation
-    if spec is None:
-        raise EvaluationError(
-            "the recipe has no `evaluation`, so there is nothing to measure",
-            where="recipe",
-            hint="Name an evaluator and each task's examples under `evaluation`.",
-        )
-    evaluator = evaluator_of(spec)
-    check_direction(evaluator, spec.evaluator.name)
+    prepared = prepare(as_recipe(recipe), as_lock(lock), merged, models)
+    return score(prepared, again=again, processes=processes, report=report, progress=progress)
+
+
+def score(
+    prepared: Prepared,
+    *,
+    again: bool = False,
+    processes: Processes | None = None,
+    report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
+) -> Scores:
+    """Run the models of an evaluation on its examples; arguments are those of `evaluate`."""
+    recipe, lock, evaluator, spec = prepared.recipe, prepared.lock, prepared.evaluator, prepared.spec
     processes = processes or find_processes()
-    examples = load_evaluation_data(recipe, lock)
-    places = models or {**model_places(recipe, lock), MERGED: ModelPlace(str(merged))}
-    wanted = {name: _asked(name, spec, pinned=models is None) for name in places}
-    described = _described(recipe, lock, evaluator, examples, wanted)
-    reuse = Reuse(recipe, lock, Path(merged), described, processes, is_on=models is None and not again)
+    is_on = prepared.is_pinned and not again
+    reuse = Reuse(recipe, lock, Path(prepared.merged), prepared.described, processes, is_on=is_on)
+    wanted = prepared.wanted
     reuse.find(wanted, report)
-    bench = _Bench(evaluator, spec, examples, processes, reuse, progress)
-    loading = Loading(recipe, lock, evaluator, is_pinned=models is None, report=report)
+    bench = _Bench(evaluator, spec, prepared.examples, processes, reuse, progress)
+    loading = Loading(recipe, lock, evaluator, is_pinned=prepared.is_pinned, report=report)
     scores: list[Score] = []
-    run = [name for name in places if not reuse.known.keys() >= {*wanted[name]}]
-    for name, place in places.items():
+    run = [name for name in prepared.places if not reuse.known.keys() >= {*wanted[name]}]
+    for name, place in prepared.places.items():
 
         def load(name: str = name, place: ModelPlace = place) -> LoadedModel:
             report(f"scoring {name} ({run.index(name) + 1} of {len(run)})")
@@ -125,7 +179,7 @@ def evaluate(
         evaluator.metric,
         evaluator.pipeline_tag,
         tuple(scores),
-        described,
+        prepared.described,
         spec.digest,
         evaluator.is_share,
         unit_of(evaluator),

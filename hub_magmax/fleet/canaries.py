@@ -6,7 +6,7 @@ were stored, or as an earlier revision did?
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, stored_scores
-from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.evaluation.scoring import Prepared, prepare, score
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.fleet import MARGIN
 from hub_magmax.fleet.history import history, last_good
@@ -144,9 +144,10 @@ def canary(
         with closing(open_model(repo_id, commit)) as stored:
             recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
             label = stored.label
-        scored = {MERGED: ModelPlace(repo_id, commit)}
-        measured = evaluate(recipe, lock, repo_id, models=scored, report=report, progress=progress)
-    _check_comparable(pinned, measured, pinned_label)
+        prepared = prepare(recipe, lock, repo_id, {MERGED: ModelPlace(repo_id, commit)})
+        _check_comparable(pinned, prepared, pinned_label)
+        measured = score(prepared, report=report, progress=progress)
+    _check_counts(pinned, measured, pinned_label)
     changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
     return Canary(label, pinned_label, measured.metric, margin, changes, measured.data)
 
@@ -166,28 +167,36 @@ def _reference(repo_id: str, commit: str, margin: float, report: Report) -> str:
     return good.commit
 
 
-def _check_comparable(pinned: Scores, measured: Scores, label: str) -> None:
+def _check_comparable(pinned: Scores, prepared: Prepared, label: str) -> None:
     """Raise EvaluationError unless both are of one metric, the same tasks and the same examples."""
+    now = prepared.described
     facts = {
-        "the metric": (pinned.metric, measured.metric),
-        "the tasks": (list(pinned.data), list(measured.data)),
+        "the metric": (pinned.metric, prepared.evaluator.metric),
+        "the tasks": (list(pinned.data), list(now)),
         **{
-            f"the examples of {task}": tuple(
-                (scores.data[task].get("fingerprint"), _score(scores, task).num_examples)
-                for scores in (pinned, measured)
-            )
-            for task in pinned.data
-            if task in measured.data
+            f"the examples of {task}": (data.get("fingerprint"), now[task].get("fingerprint"))
+            for task, data in pinned.data.items()
+            if task in now
         },
     }
-    differ = [name for name, (before, now) in facts.items() if before != now]
-    if differ:
-        raise EvaluationError(
-            f"the pinned results are of another evaluation: {', '.join(differ)} differ",
-            where=label,
-            expected="scores of the same metric on the same examples",
-            hint="Name a revision that was evaluated alike, or pin the data set to a commit in the recipe.",
-        )
+    if differ := [name for name, (before, after) in facts.items() if before != after]:
+        raise _other_evaluation(differ, label)
+
+
+def _check_counts(pinned: Scores, measured: Scores, label: str) -> None:
+    """Raise EvaluationError where the number of examples differs, as only a run tells of some evaluators."""
+    counts = {task: [_score(s, task).num_examples for s in (pinned, measured)] for task in pinned.data}
+    if differ := [f"the examples of {task}" for task, (before, now) in counts.items() if before != now]:
+        raise _other_evaluation(differ, label)
+
+
+def _other_evaluation(differ: Sequence[str], label: str) -> EvaluationError:
+    return EvaluationError(
+        f"the pinned results are of another evaluation: {', '.join(differ)} differ",
+        where=label,
+        expected="scores of the same metric on the same examples",
+        hint="Name a revision that was evaluated alike, or pin the data set to a commit in the recipe.",
+    )
 
 
 def _change(task: str, pinned: Scores, measured: Scores, margin: float) -> TaskChange:

@@ -11,7 +11,7 @@ from hub_magmax.files import digest
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
-from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
+from hub_magmax.recipe.schema import RECIPE_NAME, Evaluation, Recipe
 
 #: Ending of a recipe that the names of its files leave out. Any other one stays in them, so that no two
 #: recipes of a folder share a name.
@@ -79,7 +79,35 @@ def is_stored(recipe: Recipe) -> bool:
     Raises:
         RecipeError: If the stored one cannot be read.
     """
-    return not changed_values(load_recipe(recipe.output_path / RECIPE_NAME), recipe.portable)
+    return not changed_values(stored_recipe(recipe), recipe.portable)
+
+
+def stored_recipe(recipe: Recipe) -> Recipe:
+    """Return the own recipe of the merged model in the output folder; relative paths start as in `recipe`.
+
+    Raises:
+        RecipeError: If it cannot be read.
+    """
+    return load_recipe(recipe.output_path / RECIPE_NAME, folder=recipe.folder)
+
+
+def place_of_scores(recipe: Recipe, beside: ResultFiles) -> ResultFiles:
+    """Return where to write scores of a merged model: into its folder, or beside the recipe.
+
+    A model has the scores of the evaluation that its own recipe names, by the same evaluator on the same
+    examples; those of another one go to `beside`.
+
+    Raises:
+        RecipeError: If the model's own recipe cannot be read.
+    """
+    own, asked = stored_recipe(recipe).evaluation, recipe.evaluation
+    is_other = own is not None and asked is not None and _measured(own) != _measured(asked)
+    return beside if is_other else ResultFiles(recipe.output_path)
+
+
+def _measured(evaluation: Evaluation) -> tuple[object, ...]:
+    """Return what is measured: not how fast, nor on which models."""
+    return evaluation.evaluator, evaluation.tasks, evaluation.guard
 
 
 def changed_values(written: Recipe, asked: Recipe) -> dict[str, object]:
