@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,8 +86,13 @@ def code_digest(files: Iterable[Path], folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def os_errors(where: Path) -> Iterator[None]:
-    """Turn an error of the file system while writing into an OutputError."""
+def os_errors(where: Path, hint: str = "") -> Iterator[None]:
+    """Turn an error of the file system while writing into an OutputError.
+
+    Args:
+        where: What is written.
+        hint: What to do, where more is known than that the path or its permissions are wrong.
+    """
     try:
         yield
     except OSError as error:
@@ -96,8 +102,40 @@ def os_errors(where: Path) -> Iterator[None]:
             hint="Free some space or choose another output.path; finished shards are kept, "
             "and the same command goes on from there."
             if error.errno in _NO_ROOM
-            else "Check the path and its permissions, or choose another one.",
+            else hint or "Check the path and its permissions, or choose another one.",
         ) from error
+
+
+def check_files(paths: Iterable[Path], hint: str = "") -> None:
+    """Raise OutputError where one of these files could not be written; called before the work for them.
+
+    Args:
+        paths: Files that are there and will be replaced, or are not there.
+        hint: What to do where their folder cannot be written.
+    """
+    paths = tuple(paths)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        check_folder(folder, hint)
+    for path in paths:
+        _refuse_folder(path)
+
+
+def check_folder(folder: Path, hint: str = "") -> None:
+    """Raise OutputError where no file can be made in a folder, by making one that has no name."""
+    if not folder.is_dir():
+        what = "this is a file, not a folder" if folder.exists() else "there is no such folder"
+        raise OutputError(what, where=str(folder), hint="Name a folder, or make this one.")
+    with os_errors(folder, hint), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise OutputError(
+            "this is a folder, not a file",
+            where=str(path),
+            hint="Name a file in it, or move the folder away.",
+        )
 
 
 def sync(path: Path) -> None:
@@ -109,16 +147,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file in one step, and have the disk hold it.
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Write a file in one step, text as UTF-8, and have the disk hold it.
 
     Raises:
         OSError: If it cannot be written; nothing is left of it then.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
@@ -134,10 +172,14 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    if path.is_dir():
-        raise OutputError("this is a folder, not a file", where=str(path), hint="Name a file in it.")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step, as `write_text`."""
+    _refuse_folder(path)
     with os_errors(path):
-        write_durably(path, text)
+        write_durably(path, content)
 
 
 def read_fully(descriptor: int, start: int, buffer: memoryview) -> int:

@@ -52,6 +52,26 @@ def test_merge_looks_for_room_before_it_writes(family, monkeypatch):
     assert not list(family.glob("merged*"))
 
 
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_folder_that_cannot_be_written_is_known_before_the_merge(family, monkeypatch, is_finished):
+    planned = plan(recipe_for(family))
+    if is_finished:
+        (family / "merged").mkdir()
+        (family / "merged" / "x").write_bytes(b"")
+    asked = []
+
+    def refuse(dir):  # noqa: A002
+        asked.append(dir)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hub_magmax.files.tempfile.TemporaryFile", refuse)
+    with pytest.raises(OutputError, match="cannot be written"):
+        preflight.check(planned, None)
+    assert asked == [family / "merged" if is_finished else family]
+    (failed,) = (found for found in preflight.rehearse(planned, None) if found.error)
+    assert failed.subject == "output"
+
+
 def test_straight_to_the_hub_needs_room_for_two_files(family, repo, monkeypatch):
     planned = plan(recipe_for(family, repo, keep=False, shard_size="600B"))
     two = sum(sorted(shard.data_bytes for shard in planned.shards)[-2:])

@@ -183,6 +183,44 @@ def test_a_model_without_an_evaluation_gets_the_one_that_scores_it(family, tmp_p
     assert not list(folder.glob("mix.scores.json"))
 
 
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("compare", "comparison.svg"), ("sweep", "tradeoffs.html"), ("diagnose", "diagnosis.json"),
+        ("lock", "lock.json"), ("prefer", "lock.json"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_written_is_told_before_the_work(family, tmp_path, monkeypatch, verb, name):
+    estimate = {"labels": {"target": {"dataset": "./cats.parquet"}, "classes": {"a": [0], "b": [2]}}}
+    recipe = written(shutil.copytree(family, tmp_path / "work"), "mix.yaml", preference=estimate)
+    recipe.with_name(f"mix.{name}").mkdir()
+    for module in ("pipeline", "studies"):
+        monkeypatch.setattr(f"hub_magmax.{module}.lock", None)
+    done = CliRunner().invoke(main, [verb, str(recipe)], catch_exceptions=False)
+    assert done.exit_code == 1 and f"mix.{name}: this is a folder, not a file" in done.stderr
+
+
+def test_results_that_go_into_the_models_folder_are_looked_at_there(family, tmp_path, monkeypatch):
+    folder = shutil.copytree(family, tmp_path / "work")
+    recipe = written(folder, "mix.yaml")
+    assert CliRunner().invoke(main, ["merge", str(recipe)], catch_exceptions=False).exit_code == 0
+    for name in ("tradeoffs.csv", "diagnosis.json", "outcomes.json"):
+        (folder / "merged" / name).mkdir()
+    for work in (
+        "evaluation.scoring.run_evaluator",
+        "analysis.sweeping.sweep",
+        "analysis.diagnosing.diagnose",
+    ):
+        monkeypatch.setattr(f"hub_magmax.{work}", None)
+    for verb, name in (
+        ("sweep", "tradeoffs.csv"),
+        ("diagnose", "diagnosis.json"),
+        ("evaluate", "outcomes.json"),
+    ):
+        done = CliRunner().invoke(main, [verb, str(recipe)], catch_exceptions=False)
+        assert done.exit_code == 1 and f"merged/{name}: this is a folder, not a file" in done.stderr
+
+
 def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):
     folder = shutil.copytree(family, tmp_path / "work")
     recipe = written(folder, "mix.yaml")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 #: Files that a comparison writes.
 REPORT_NAME, PICTURE_NAME, WINNER_NAME = "comparison.json", "comparison.png", "winner.yaml"
+FILES = (REPORT_NAME, PICTURE_NAME, WINNER_NAME)
 
 #: Names of the recipe's own weights, and of equal ones.
 RECIPE, UNIFORM = "recipe", "uniform"
@@ -347,7 +348,7 @@ def write_comparison(recipe: Recipe, comparison: Comparison, place: ResultFiles)
     """Write the report, its pictures, and the winning recipe, and return where."""
     from hub_magmax.reporting.figures import Scale, draw_comparison
 
-    report, picture, winner = (place.path(name) for name in (REPORT_NAME, PICTURE_NAME, WINNER_NAME))
+    report, picture, winner = map(place.path, FILES)
     write_text(report, comparison.to_json())
     scale = Scale(comparison.metric, comparison.is_share, comparison.unit)
     pictures = draw_comparison(comparison_rows(comparison), scale, picture)

@@ -41,6 +41,9 @@ from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, Diagnosis
 from hub_magmax.reporting.diagnosis_groups import Group, Overlap, make_group
 
+#: Files that a diagnosis writes.
+FILES = (DIAGNOSIS_NAME, HEAT_MAP_NAME)
+
 #: Blocks of a large tensor that are worked on together, and values of small tensors, over all checkpoints.
 _AT_ONCE, _TOGETHER = 16, 1 << 20
 #: Matrices whose directions are compared, rows of each that are looked at, numbers held, directions.
@@ -352,6 +355,6 @@ def write_diagnosis(found: Diagnosis, place: ResultFiles) -> tuple[Path, ...]:
     """Write the numbers and the heat maps, and return where."""
     from hub_magmax.reporting.figures import draw_cosines
 
-    numbers, picture = place.path(DIAGNOSIS_NAME), place.path(HEAT_MAP_NAME)
+    numbers, picture = map(place.path, FILES)
     write_text(numbers, found.to_json())
     return numbers, *draw_cosines(found, picture)

@@ -35,6 +35,9 @@ from hub_magmax.reporting.tradeoff_surface import (
 )
 from hub_magmax.text import ProgressBar, Report, unseen
 
+#: Files that a sweep writes.
+FILES = (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME)
+
 
 def sweep(
     recipe: Recipe,
@@ -238,7 +241,7 @@ def write_sweep(recipe: Recipe, surface: Surface, place: ResultFiles) -> tuple[P
     from hub_magmax.reporting.explorer import render_explorer
     from hub_magmax.reporting.figures import draw_front
 
-    table, picture, explorer = (place.path(name) for name in (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME))
+    table, picture, explorer = map(place.path, FILES)
     write_text(table, surface.to_csv())
     pictures = draw_front(surface, picture)
     write_text(explorer, render_explorer(recipe, surface))

@@ -35,13 +35,15 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
     Example:
       hub-magmax compare recipe.yaml
     """
-    from hub_magmax.analysis.comparing import comparable, write_comparison
+    from hub_magmax.analysis.comparing import FILES, comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
-    from hub_magmax.cli.recipe_and_lock import files_beside, read_asked
+    from hub_magmax.cli.recipe_and_lock import files_beside, read_asked, read_recipe
     from hub_magmax.studies import study
 
+    place = files_beside(asked, read_recipe(asked))
+    place.check(FILES)
     found, locked = read_asked(asked, prepare=comparable)
-    prepared, place = comparable(found), files_beside(asked, found)
+    prepared = comparable(found)
     file = place.path("compare.journal")
     with study(found, prepared, locked, file, in_spite_of, say, progress) as (kept, journal):
         comparison = do_compare(found, kept, journal=journal, report=say, progress=progress)
@@ -63,17 +65,19 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
     Example:
       hub-magmax sweep recipe.yaml
     """
+    from hub_magmax.analysis.sweeping import FILES, sweepable, write_sweep
     from hub_magmax.analysis.sweeping import sweep as do_sweep
-    from hub_magmax.analysis.sweeping import sweepable, write_sweep
-    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_asked
+    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, read_asked
     from hub_magmax.recipe.result_files import place_of_results
     from hub_magmax.studies import study
 
+    beside = checked_beside(asked, FILES)
     found, locked = read_asked(asked, prepare=sweepable)
-    prepared, beside = sweepable(found), files_beside(asked, found)
+    prepared = sweepable(found)
     file = beside.path("sweep.journal")
     with study(found, prepared, locked, file, in_spite_of, say, progress) as (kept, journal):
         place = place_of_results(found, kept, beside)
+        place.check(FILES)
         surface = do_sweep(found, kept, journal=journal, report=say, progress=progress)
         files = [*write_sweep(found, surface, place), *linked_card(asked, place)]
     return Answer(surface.to_dict(), table_and(files, surface.table(form), form))
@@ -91,19 +95,21 @@ def diagnose(asked: RecipeOptions, form: Format) -> Answer:
     Example:
       hub-magmax diagnose recipe.yaml
     """
+    from hub_magmax.analysis.diagnosing import FILES, write_diagnosis
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
-    from hub_magmax.analysis.diagnosing import write_diagnosis
-    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_asked
+    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.result_files import place_of_results
 
+    beside = checked_beside(asked, FILES)
     found, locked = read_asked(asked)
     locked = locked or lock(found, report=say, progress=progress)
+    place = place_of_results(found, locked, beside)
+    place.check(FILES)
     planned = make_plan(found, locked)
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)
-    place = place_of_results(found, locked, files_beside(asked, found))
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = table_and(files, diagnosis.table(form), form)
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)

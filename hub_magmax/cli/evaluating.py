@@ -16,7 +16,6 @@ from hub_magmax.files import from_here
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hub_magmax.errors import HubMagmaxError
     from hub_magmax.evaluation.scores import Scores
     from hub_magmax.evaluation.tables import Format
     from hub_magmax.recipe.lockfile import Lock
@@ -50,41 +49,45 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
       hub-magmax evaluate recipe.yaml --samples 5
     """
     from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_merged
-    from hub_magmax.evaluation.data import with_present_data
+    from hub_magmax.evaluation.scores import FILES
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
-    from hub_magmax.merging.output.evaluation_again import is_new_evaluation, with_new_data
     from hub_magmax.processes import find_processes
     from hub_magmax.recipe.result_files import place_of_scores
 
     found, locked = read_merged(asked)
-    place, is_new = place_of_scores(found, files_beside(asked, found)), is_new_evaluation(found)
-    if new_data and place.prefix:
-        raise _not_its_own(found)
-    processes = find_processes(say)
-    if new_data or is_new or place.prefix:
-        pin = with_present_data if new_data else with_new_data
-        locked = processes.first_decides(partial(pin, found, locked))
+    place, processes = place_of_scores(found, files_beside(asked, found)), find_processes(say)
+    locked = processes.first_decides(partial(_with_data, found, locked, place, new_data))
     if samples is not None:
         return _shown(found, locked, samples)
+    processes.first_decides(partial(place.check, FILES))
     output = found.output_path
     scores = do_evaluate(
         found, locked, output, again=again, processes=processes, report=say, progress=progress
     )
     if not processes.is_first:
         return Answer({}, "")
-    _write(scores, place)
-    if new_data or is_new:
-        _write_evaluation(found, locked, is_new=is_new)
+    _store(scores, found, locked, place, new_data=new_data)
     for card in linked_card(asked, place):
         say(f"wrote {from_here(card)}, with these scores")
     return _assessed(scores, locked, form)
 
 
-def _not_its_own(recipe: Recipe) -> HubMagmaxError:
+def _with_data(recipe: Recipe, locked: Lock, place: ResultFiles, new_data: bool) -> Lock:
+    """Return the lock of a merged model, with data that it does not name, or that changed where this is said.
+
+    Raises:
+        RecipeError: If changed data is that of another evaluation than the model's own.
+    """
     from hub_magmax.errors import RecipeError
+    from hub_magmax.evaluation.data import with_present_data
+    from hub_magmax.merging.output.evaluation_again import is_new_evaluation, with_new_data
     from hub_magmax.recipe.schema import RECIPE_NAME
 
-    return RecipeError(
+    if not new_data:
+        return with_new_data(recipe, locked) if place.prefix or is_new_evaluation(recipe) else locked
+    if not place.prefix:
+        return with_present_data(recipe, locked)
+    raise RecipeError(
         "--new-data corrects data of the evaluation that the model's own recipe names, and this is another",
         key=("evaluation",),
         expected=f"the evaluation in {from_here(recipe.output_path / RECIPE_NAME)}",
@@ -92,22 +95,19 @@ def _not_its_own(recipe: Recipe) -> HubMagmaxError:
     )
 
 
-def _write(scores: Scores, place: ResultFiles) -> None:
+def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, new_data: bool) -> None:
+    """Write the scores; have the model's own recipe and lock name what is new to them: evaluation, data."""
     from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
+    from hub_magmax.merging.output.evaluation_again import is_new_evaluation, write_evaluation_again
 
     write_scores(scores, place.folder, place.prefix)
     if place.prefix:
         wrote = f"wrote {from_here(place.path(SCORES_NAME))}"
         say(f"the model's own recipe names another evaluation, whose scores stay: {wrote}")
-
-
-def _write_evaluation(recipe: Recipe, locked: Lock, *, is_new: bool) -> None:
-    """Have the model's own recipe and lock name the evaluation and its data, and say so."""
-    from hub_magmax.merging.output.evaluation_again import write_evaluation_again
-
-    write_evaluation_again(recipe, locked)
-    what = "the model's recipe names this evaluation now" if is_new else "the lock names the new data"
-    say(f"{what}{_unsigned(recipe.output_path)}")
+    elif (is_new := is_new_evaluation(recipe)) or new_data:
+        write_evaluation_again(recipe, locked)
+        what = "the model's recipe names this evaluation now" if is_new else "the lock names the new data"
+        say(f"{what}{_unsigned(recipe.output_path)}")
 
 
 def _unsigned(folder: Path) -> str:

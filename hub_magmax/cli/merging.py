@@ -44,7 +44,14 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
     Example:
       hub-magmax lock recipe.yaml
     """
-    from hub_magmax.cli.recipe_and_lock import earlier_lock, lock_beside, read_recipe, renewed, write_lock
+    from hub_magmax.cli.recipe_and_lock import (
+        check_lock_path,
+        earlier_lock,
+        lock_beside,
+        read_recipe,
+        renewed,
+        write_lock,
+    )
     from hub_magmax.errors import RecipeError
     from hub_magmax.pipeline import lock as make_lock
 
@@ -57,6 +64,7 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
             where=asked.text.name,
             hint="Say where to write it: give --out FILE.",
         )
+    check_lock_path(target)
     found, earlier = read_recipe(asked), earlier_lock(asked) if keep else None
     locked = (
         renewed(found, earlier)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hub_magmax.cli.options import RecipeOptions
 from hub_magmax.cli.terminal import say
 from hub_magmax.errors import LockError, OutputError
-from hub_magmax.files import write_text
+from hub_magmax.files import check_files, write_text
 from hub_magmax.recipe.loading import parse_text
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import SOURCES, changed_keys, check_lock, is_kept
@@ -30,6 +30,23 @@ def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
     written = parse_text(asked.text)
     named = f"stdin-{written.digest.removeprefix('sha256:')[:8]}.yaml"
     return beside(Path(named) if asked.text.is_stream else asked.recipe, written, recipe)
+
+
+def checked_beside(asked: RecipeOptions, names: Iterable[str]) -> ResultFiles:
+    """Return `files_beside`, and raise OutputError where files of these names have to go there and cannot.
+
+    Where there is a merged model, `place_of_results` decides by the lock, and they may go into its folder.
+    """
+    recipe = read_recipe(asked)
+    found = files_beside(asked, recipe)
+    if not (recipe.output_path / LOCK_NAME).is_file():
+        found.check(names)
+    return found
+
+
+def check_lock_path(path: Path) -> None:
+    """Raise OutputError where a lock could not be written there, before it is made."""
+    check_files([path], "Say where to write it: hub-magmax lock RECIPE --out FILE.")
 
 
 def write_lock(locked: Lock, path: Path) -> Path:

@@ -9,6 +9,7 @@ from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_opt
 from hub_magmax.cli.terminal import Answer, say, verb
 
 if TYPE_CHECKING:
+    from hub_magmax.recipe.lockfile import ResolvedPreference
     from hub_magmax.recipe.schema import Recipe
 
 
@@ -76,23 +77,31 @@ def prefer(asked: RecipeOptions) -> Answer:
     """
     from dataclasses import asdict
 
-    from hub_magmax.cli.recipe_and_lock import earlier_lock, lock_beside, read_recipe, write_lock
-    from hub_magmax.pipeline import lock
+    from hub_magmax.cli.recipe_and_lock import read_recipe
     from hub_magmax.preference import resolve_preference
 
-    recipe, path = read_recipe(asked), lock_beside(asked)
+    recipe = read_recipe(asked)
     estimated = recipe.preference is not None and recipe.preference.is_estimated
-    locked = lock(recipe, report=say, earlier=earlier_lock(asked)) if estimated else None
-    found = locked.preference if locked else resolve_preference(recipe)
+    found, wrote = _estimated(asked, recipe) if estimated else (resolve_preference(recipe), [])
     width = max((len(name) for name in found.weights), default=0)
     bars = [f"{n:<{width}}  {w:6.3f}  {'█' * round(40 * w)}" for n, w in found.weights.items()]
     notes = [
         f"{_NOTES.get(key, key.replace('_', ' '))}: {_plainly(fact)}"
         for key, fact in found.explanation.items()
     ]
-    if locked and path and not asked.changes:
-        notes.append(f"wrote {write_lock(locked, path)}")
-    return Answer(asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes]))
+    return Answer(asdict(found), "\n".join([f"kind: {found.kind}", *bars, *notes, *wrote]))
+
+
+def _estimated(asked: RecipeOptions, recipe: Recipe) -> tuple[ResolvedPreference, list[str]]:
+    """Return an estimate, and what was written: its lock, unless the command line changed the recipe."""
+    from hub_magmax.cli.recipe_and_lock import check_lock_path, earlier_lock, lock_beside, write_lock
+    from hub_magmax.pipeline import lock
+
+    path = None if asked.changes else lock_beside(asked)
+    if path is not None:
+        check_lock_path(path)
+    locked = lock(recipe, report=say, earlier=earlier_lock(asked))
+    return locked.preference, [] if path is None else [f"wrote {write_lock(locked, path)}"]
 
 
 #: Facts of an estimate that need more words than their names.

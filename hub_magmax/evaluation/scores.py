@@ -28,6 +28,9 @@ SCORES_NAME = "scores.json"
 #: Beside it: the score of every model on every example.
 OUTCOMES_NAME = "outcomes.json"
 
+#: Files that `write_scores` writes.
+FILES = (SCORES_NAME, OUTCOMES_NAME)
+
 #: More tasks than this are the rows of a table in the terminal, and not its columns.
 MAX_COLUMNS = 8
 

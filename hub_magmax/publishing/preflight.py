@@ -11,7 +11,7 @@ from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
 from hub_magmax.evaluation.data import with_kept_data
 from hub_magmax.evaluation.needs import check_download_room, check_fits, evaluation_needs
 from hub_magmax.evaluation.scoring import load_evaluation_data
-from hub_magmax.files import from_here, os_errors
+from hub_magmax.files import check_folder, existing_parent, from_here, os_errors
 from hub_magmax.hub import hub_api, retry
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
@@ -61,6 +61,7 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     """
     _check_sources(plan)
     check_room(plan, destination, num_processes)
+    _check_output(plan)
     _check_device(plan)
     if plan.recipe.evaluation is not None:
         check_fits(plan.recipe, plan.lock)
@@ -173,8 +174,17 @@ def _look(subject: str, at: Callable[[], str]) -> CheckResult:
         return CheckResult(subject, "", error)
 
 
+def _check_output(plan: Plan) -> None:
+    """Raise OutputError where the output folder cannot be made, or what is found out cannot go into it."""
+    output = plan.recipe.output_path
+    with os_errors(output):
+        is_made = output.is_dir() and any(output.iterdir())
+    check_folder(existing_parent(output if is_made else output.parent))
+
+
 def _free_output(plan: Plan) -> str:
     refuse_taken(plan.recipe.output_path)
+    _check_output(plan)
     return f"{from_here(plan.recipe.output_path)} is free"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hub_magmax.errors import LockError, RecipeError
-from hub_magmax.files import digest
+from hub_magmax.files import check_files, digest
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
@@ -19,6 +20,12 @@ _ENDING = ".yaml"
 
 #: Keys that say where and how a merge is written, and nothing about results.
 _ASIDE = ("output",)
+
+#: What to do where a folder of results cannot be written.
+_ELSEWHERE = (
+    "Check its permissions, or copy the recipe into a folder of yours: results go beside it, and relative "
+    "paths in it start there, so mend these."
+)
 
 #: Hexadecimal digits that tell one set of changed values from another.
 _NUM_DIGITS = 8
@@ -38,6 +45,22 @@ class ResultFiles:
     def path(self, name: str) -> Path:
         """Return the path of one file, such as `mix.tradeoffs.csv` for `tradeoffs.csv`."""
         return self.folder / (self.prefix + name)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise OutputError where files of these names could not be written; pictures are two files each.
+
+        Called before the work whose results they get.
+        """
+        paths = (self.path(name) for name in names)
+        every = [
+            file for path in paths for file in (picture_paths(path) if path.suffix == ".png" else [path])
+        ]
+        check_files(every, _ELSEWHERE)
+
+
+def picture_paths(path: Path) -> tuple[Path, Path]:
+    """Return the files of a picture: the PNG at `path`, and an SVG beside it."""
+    return path, path.with_suffix(".svg")
 
 
 def beside(path: Path, written: Recipe | None = None, asked: Recipe | None = None) -> ResultFiles:

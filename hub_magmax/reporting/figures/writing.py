@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from hub_magmax.errors import OutputError
+from hub_magmax.files import write_bytes
+from hub_magmax.recipe.result_files import picture_paths
 from hub_magmax.reporting.figures.style import DARK, FONT
 
 if TYPE_CHECKING:
@@ -49,13 +50,10 @@ def write_figure(figure: Figure, path: Path, title: str) -> tuple[Path, Path]:
         OutputError: If they cannot be written.
     """
     picture = Picture.of(figure, title)
-    files = {path: picture.png, path.with_suffix(".svg"): picture.svg.encode()}
-    for file, content in files.items():
-        try:
-            file.write_bytes(content)
-        except OSError as error:
-            raise OutputError(f"the picture cannot be written ({error.strerror})", where=str(file)) from error
-    return path, path.with_suffix(".svg")
+    paths = picture_paths(path)
+    for file, content in zip(paths, (picture.png, picture.svg.encode()), strict=True):
+        write_bytes(file, content)
+    return paths
 
 
 def svg_text(figure: Figure, title: str) -> str:
