@@ -129,6 +129,12 @@ class HubMagmaxError(Exception):
         if key and len(self.problems) == 1 and not self.problems[0].key:
             self.problems = (replace(self.problems[0], key=key),)
 
+    def add_hint(self, sentence: str) -> None:
+        """Say more of what the person can do, where there is one problem."""
+        self.hint = f"{self.hint} {without_secrets(sentence)}".strip()
+        if len(self.problems) == 1:
+            self.problems = (replace(self.problems[0], hint=self.hint),)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for programs."""
         problems = [asdict(problem) for problem in self.problems]

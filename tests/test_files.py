@@ -8,7 +8,7 @@ from hub_magmax.files import check_files, check_folder, write_bytes
 
 @pytest.fixture
 def read_only(monkeypatch):
-    def refuse(dir):  # noqa: A002
+    def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("hub_magmax.files.tempfile.TemporaryFile", refuse)

@@ -3,12 +3,15 @@
 import logging
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
+from hub_magmax.errors import SourceError
+from hub_magmax.fleet.history import history
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.loading import load_recipe
-from tests.families import write_recipe
+from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
 
 
@@ -42,6 +45,56 @@ def test_empty_token_is_named_while_reading(hub, family, monkeypatch):
     hub.add_repo("me/hidden", folder=family / "a", private=True)
     code, _, said = call("lock", write_recipe(family, tasks=[{"name": "a", "model": "me/hidden"}]))
     assert code == 1 and "HF_TOKEN is set and empty, so no token was sent: unset it." in said
+
+
+def test_a_folder_elsewhere_of_the_name_is_told_with_its_path_from_the_recipe(family, hub, monkeypatch):
+    (family / "models").mkdir()
+    for name in ("a", "b"):
+        (family / name).rename(family / "models" / name)
+    (family / "recipes").mkdir()
+    monkeypatch.chdir(family)
+
+    def locked(*models):
+        values = recipe_values("ab"[: len(models)], base_model="../base")
+        values["tasks"] = [{"name": name, "model": model} for name, model in zip("ab", models, strict=False)]
+        (family / "recipes" / "recipe.yaml").write_text(yaml.safe_dump(values))
+        return call("lock", "recipes/recipe.yaml")
+
+    code, _, said = locked("models/a")
+    assert code == 1 and f"There is a folder {family}/models/a, but relative paths start at" in said
+    assert f"{family}/recipes: write ../models/a for it." in said
+    assert locked("../models/a")[0] == 0
+    code, _, said = locked("models/none")
+    assert code == 1 and "There is no folder recipes/models/none either." in said
+    hub.add_repo("me/gated", folder=family / "base", gated=True)
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("nobody"))
+    assert "folder" not in locked("me/gated")[2]
+
+
+def test_a_folder_of_examples_elsewhere_is_told_too(family, hub, monkeypatch):
+    recipe = write_recipe(family, evaluation={"tasks": {"a": {"dataset": "data/rows"}}})
+    (family / "cwd" / "data" / "rows").mkdir(parents=True)
+    monkeypatch.chdir(family / "cwd")
+    code, _, said = call("lock", recipe)
+    assert code == 1 and f"relative paths start at {family}: write ./cwd/data/rows for it." in said
+
+
+@pytest.mark.parametrize("verb", ["history", "rollback"])
+def test_a_folder_is_no_repository_with_a_history(family, hub, monkeypatch, verb):
+    (family / "me" / "merged").mkdir(parents=True)
+    monkeypatch.chdir(family)
+    code, _, said = call(verb, "me/merged")
+    assert code == 1 and "me/merged is a folder here, but only repositories on the Hub are read." in said
+
+
+def test_history_asks_an_unreachable_hub_again_in_one_loop(hub, monkeypatch):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    hub.add_repo("me/unreachable")
+    hub.faults.add("/api/models/me/unreachable/commits/*", "status")
+    with pytest.raises(SourceError, match="the Hub answered with an error"):
+        history("me/unreachable")
+    assert 1 <= len(waits) <= 6
 
 
 def levels(hub, caplog, monkeypatch, times, **fault):

@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_merge(family, monke
         (family / "merged" / "x").write_bytes(b"")
     asked = []
 
-    def refuse(dir):  # noqa: A002
+    def refuse(dir):
         asked.append(dir)
         raise PermissionError(13, "Permission denied")
 

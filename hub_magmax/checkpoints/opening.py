@@ -11,7 +11,7 @@ from hub_magmax.checkpoints.adapters.adapter import with_adapters
 from hub_magmax.checkpoints.error_keys import about_source, about_sources
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, CheckpointIndex
 from hub_magmax.checkpoints.layer_takes import taken_by_layers
-from hub_magmax.checkpoints.locations import location_of, repository_of
+from hub_magmax.checkpoints.locations import location_of, repository_of, taken_for_repository
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.own_bases import OwnBase, with_own_bases, without_own_bases
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256
@@ -114,7 +114,8 @@ def open_model(model: str, revision: str | None) -> FileSource:
     if Path(model).is_dir():
         return LocalSource(Path(model), model)
     repo_id, revision = repository_of(model, revision)
-    return open_hub(repo_id, resolve_commit(repo_id, revision))
+    with taken_for_repository(model, Path()):
+        return open_hub(repo_id, resolve_commit(repo_id, revision))
 
 
 def open_held(recipe: Recipe, locked: LockedSource) -> FileSource:

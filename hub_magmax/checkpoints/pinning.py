@@ -13,7 +13,7 @@ from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.config import config_values, read_config, stated_architecture
 from hub_magmax.checkpoints.error_keys import about_source
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
-from hub_magmax.checkpoints.locations import Location, locate
+from hub_magmax.checkpoints.locations import Location, locate, taken_for_repository
 from hub_magmax.checkpoints.needed_files import module_folders, needed_files
 from hub_magmax.checkpoints.recognition import refuse_parts, refuse_pointers
 from hub_magmax.checkpoints.side_files import ContentHashes, content_hashes, is_side_file, same_content
@@ -211,7 +211,9 @@ def lock_source(
     """
     cache = cache or SourceCache()
     with about_source(recipe, written):
-        location = locate(written, recipe.folder).pinned().trusting(recipe.trusted_roots)
+        named = locate(written, recipe.folder)
+        with taken_for_repository(written, recipe.folder):
+            location = named.pinned().trusting(recipe.trusted_roots)
         with closing(cache.open(location)) as source:
             found = _describe(written, location, source, hash_files)
         if location.whole != location:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.checkpoints.locations import taken_for_repository
 from hub_magmax.errors import EvaluationError, HubMagmaxError, LockError
 from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
@@ -47,9 +48,6 @@ def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})
     Raises:
         EvaluationError: If the Hub has no such data set, or does not show it.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx
-
     pins: dict[str, str] = {}
     for spec in data_of(recipe):
         key = spec.pin_key
@@ -57,17 +55,26 @@ def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})
             pins[key] = known[key]
         if key in pins or _is_local(spec, recipe.folder) or is_offline():
             continue
-        try:
-            pins[key] = commit_of(spec)
-        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0][:300]
-            raise EvaluationError(
-                f"the data set cannot be reached ({type(error).__name__}: {reason})",
-                where=f"{spec.dataset}, revision {spec.revision or 'main'}",
-                expected="a folder or file beside the recipe, or a data set on the Hub",
-                hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
-            ) from error
+        with taken_for_repository(spec.dataset, recipe.folder):
+            pins[key] = _reached(spec)
     return pins
+
+
+def _reached(spec: Data) -> str:
+    """Return the commit that a data set stands for now; raise EvaluationError without an answer."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return commit_of(spec)
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise EvaluationError(
+            f"the data set cannot be reached ({type(error).__name__}: {reason})",
+            where=f"{spec.dataset}, revision {spec.revision or 'main'}",
+            expected="a folder or file beside the recipe, or a data set on the Hub",
+            hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
+        ) from error
 
 
 @step("reading the data, for its sha256")

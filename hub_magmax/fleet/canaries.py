@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hub_magmax.checkpoints.locations import ModelPlace, repository_of
+from hub_magmax.checkpoints.locations import ModelPlace, repository_of, taken_for_repository
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import EvaluationError
@@ -135,7 +135,8 @@ def canary(
     repo_id, commit = model, None
     if not Path(model).is_dir():
         repo_id, revision = repository_of(model, revision)
-        commit = resolve_commit(repo_id, revision)
+        with taken_for_repository(model, Path()):
+            commit = resolve_commit(repo_id, revision)
         against = against or _reference(repo_id, commit, margin, report)
     place = against if against is not None and commit is None else repo_id
     with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:

@@ -9,13 +9,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hub_magmax.checkpoints.locations import repository_of
+from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.evaluation.scores import MERGED, stored_means
 from hub_magmax.evaluation.tables import Cell, Table
 from hub_magmax.files import digest
-from hub_magmax.hub import hub_api, hub_errors, retry
+from hub_magmax.hub import hub_api, hub_errors
 from hub_magmax.merging.output.report import REPORT_NAME
 from hub_magmax.recipe.arguments import checked
 
@@ -89,7 +89,8 @@ def history(model: str, *, branch: str | None = None, limit: int = MAX_REVISIONS
         SourceError: If the Hub does not answer, or there is no such repository or branch.
     """
     repo_id, branch = repository_of(model, branch)
-    commits = list_commits(repo_id, branch)
+    with taken_for_repository(model):
+        commits = list_commits(repo_id, branch)
     undone = rolled_back([(commit.commit_id, commit.title) for commit in commits])
 
     def describe(commit: Any) -> Revision:
@@ -111,7 +112,7 @@ def history(model: str, *, branch: str | None = None, limit: int = MAX_REVISIONS
 def list_commits(repo_id: str, revision: str | None) -> list[Any]:
     """Return the commits of a branch as the Hub lists them, the newest first."""
     with hub_errors(f"{repo_id}@{revision}" if revision else repo_id):
-        return retry(lambda: hub_api().list_repo_commits(repo_id, revision=revision))
+        return hub_api().list_repo_commits(repo_id, revision=revision)  # asks again by itself
 
 
 def rolled_back(commits: Sequence[tuple[str, str]]) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hub_magmax.checkpoints.locations import repository_of
+from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.fleet.history import TITLE, list_commits, rolled_back
@@ -58,7 +58,8 @@ def rollback(
         PublishError: If the revision does not pass, there is none, or the branch moved.
     """
     repo_id, branch = repository_of(model, branch)
-    head = find_head(Destination(repo_id, revision=branch))
+    with taken_for_repository(model):
+        head = find_head(Destination(repo_id, revision=branch))
     target = resolve_commit(repo_id, to) if to is not None else _last_that_passes(repo_id, head.commit)
     expected = verify(repo_id, revision=target)
     now, then = _files(repo_id, head.commit), _files(repo_id, target)
