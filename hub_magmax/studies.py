@@ -84,7 +84,7 @@ def compare(
     Args:
         recipe: Names what to try and the two samples under `compare`, and the evaluator under `evaluation`.
         locked: Lock of the recipe; made now where it is not given.
-        journal: File that keeps what was measured until all is, so that an interrupted call goes on.
+        journal: File that keeps what was measured: an interrupted call goes on, the same again runs no model.
         in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
         report: Called with a line of text at each step.
         progress: Called with the number of models, what is done and the unit; opens what is called for each.
@@ -114,7 +114,7 @@ def sweep(
     Args:
         recipe: `sweep` says which preferences, `evaluation` on which examples.
         locked: Lock of the recipe; made now where it is not given.
-        journal: File that keeps what was measured until all is, so that an interrupted call goes on.
+        journal: File that keeps what was measured: an interrupted call goes on, the same again runs no model.
         in_spite_of: Names of faults of the checkpoints that are accepted (`Finding.name`).
         report: Called with a line of text at each step.
         progress: Called with the number of models, what is done and the unit; opens what is called for each.
@@ -140,7 +140,7 @@ def study(
     report: Report,
     progress: ProgressBar = unseen,
 ) -> Iterator[tuple[Lock, Journal]]:
-    """Yield the lock of a comparison or a sweep and its open journal, which is removed when all went well.
+    """Yield the lock of a comparison or a sweep and its open journal.
 
     Args:
         recipe: What is studied.

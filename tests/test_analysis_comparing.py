@@ -99,7 +99,8 @@ def test_the_winner_is_a_recipe_that_runs(folder):
     assert result.exit_code == 0, result.output
     assert "the winner is average" in result.output
     written = {path.name for path in folder.iterdir()} - before
-    assert written == {"r.comparison.json", "r.comparison.png", "r.comparison.svg", "r.winner.yaml"}
+    results = {"r.comparison.json", "r.comparison.png", "r.comparison.svg", "r.winner.yaml"}
+    assert written == results | {"r.compare.journal"}
     winner = load_recipe(folder / "r.winner.yaml")
     assert winner.method.name == "average" and winner.method.scaling in (0.5, 1.0)
     assert winner.preference.weights == {"a": 1.0}

@@ -1,4 +1,4 @@
-"""Journals of comparisons and sweeps: an interrupted command goes on, and writes the same bytes."""
+"""Journals of comparisons and sweeps: what was measured is not measured again, and gives the same bytes."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def folder(tmp_path):
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("mix.*")}
+    return {path.name: path.read_bytes() for path in folder.glob("mix.*") if path.suffix != ".journal"}
 
 
 def call(*words):
@@ -77,8 +77,19 @@ def test_a_killed_command_goes_on_and_writes_the_same_bytes(folder, tmp_path, ve
     journal = folder / f"mix.{verb}.journal"
     journal.write_bytes(journal.read_bytes() + b'["half of a li')
     done = call(verb, str(folder / "mix.yaml"))
-    assert done.exit_code == 0 and f"resuming: 4 of {total} are there" in done.stderr
-    assert written(folder) == written(whole)  # and no journal is left
+    assert done.exit_code == 0 and f"4 of {total} models were measured before" in done.stderr
+    assert written(folder) == written(whole)
+
+
+@pytest.mark.parametrize("verb", ["sweep", "compare"])
+def test_the_same_study_in_another_format_runs_no_model(folder, monkeypatch, verb):
+    first = call(verb, str(folder / "mix.yaml"), "--format", "csv")
+    files = written(folder)
+    monkeypatch.setattr("hub_magmax.merging.in_memory.InMemoryMerger.merge", None)
+    monkeypatch.setattr("hub_magmax.analysis.tuning.answers", None)
+    assert call(verb, str(folder / "mix.yaml"), "--format", "csv").stdout == first.stdout
+    assert call(verb, str(folder / "mix.yaml"), "--format", "markdown").exit_code == 0
+    assert written(folder) == files and (folder / f"mix.{verb}.journal").is_file()
 
 
 def test_what_is_there_is_not_measured_again(folder, monkeypatch):
@@ -86,15 +97,14 @@ def test_what_is_there_is_not_measured_again(folder, monkeypatch):
     locked, path = lock(recipe), folder / "mix.sweep.journal"
     from hub_magmax.analysis.sweeping import sweep
 
-    with pytest.raises(KeyboardInterrupt), study_journal(path, recipe, locked) as journal:
+    with study_journal(path, recipe, locked) as journal:
         found = sweep(recipe, locked, journal=journal)
-        raise KeyboardInterrupt
     monkeypatch.setattr(CandidateScorer, "__exit__", lambda self, *error: None)
     lines: list[str] = []
     with study_journal(path, recipe, locked, lines.append) as journal:
         monkeypatch.setattr("hub_magmax.merging.in_memory.InMemoryMerger.merge", None)
         assert sweep(recipe, locked, journal=journal, report=lines.append) == found
-    assert lines[0] == "resuming: 10 of 10 are there"
+    assert lines[0] == "10 of 10 models were measured before"
 
 
 @pytest.mark.parametrize("change", ["recipe", "lock", "weights", "config", "template", "same"])

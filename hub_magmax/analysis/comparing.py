@@ -199,7 +199,7 @@ def compare(
     Args:
         recipe: Names what to try under `compare`, and the evaluator under `evaluation`.
         lock: Of `comparable(recipe)`; its preference is tried beside the others.
-        journal: Keeps what was measured, and has what an interrupted comparison measured (`study_journal`).
+        journal: Keeps what was measured, and has what was measured earlier (`study_journal`).
         report: Called with a line of text at each step.
         progress: Called with the number of models, what is done and the unit; opens what is called for each.
 

@@ -27,7 +27,7 @@ from hub_magmax.text import Report
 def study_journal(
     path: Path | None, recipe: Recipe, lock: Lock, report: Report = lambda line: None
 ) -> Iterator[Journal]:
-    """Open the journal of a comparison or a sweep; it is removed when the block ends without an error.
+    """Open the journal of a comparison or a sweep; it stays, and the same study measures nothing again.
 
     Args:
         path: Its file; None: nothing is kept.
@@ -47,9 +47,9 @@ def study_journal(
 
 
 def say_resumed(journal: Journal, total: int, report: Report) -> None:
-    """Report how many of `total` measurements an earlier attempt left, if it did."""
+    """Report how many of `total` models were measured earlier, if any was."""
     if len(journal):
-        report(f"resuming: {min(len(journal), total)} of {total} are there")
+        report(f"{min(len(journal), total)} of {total} models were measured before")
 
 
 def _subject(recipe: Recipe, lock: Lock) -> str:

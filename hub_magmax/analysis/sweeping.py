@@ -55,7 +55,7 @@ def sweep(
     Args:
         recipe: `sweep` says which preferences, `evaluation` on which examples.
         lock: Of `sweepable(recipe)`, or of the recipe itself.
-        journal: Keeps what was measured, and has what an interrupted sweep measured (`study_journal`).
+        journal: Keeps what was measured, and has what was measured earlier (`study_journal`).
         report: Called with a line of text at each step.
         progress: Called with the number of models, what is done and the unit; opens what is called for each.
 

@@ -110,7 +110,7 @@ class CandidateScorer:
     Args:
         recipe: Its evaluation names the evaluator.
         lock: Pins checkpoints and data; its method and preference play no part.
-        journal: Keeps what was measured, and has what an interrupted command measured.
+        journal: Keeps what was measured, and has what was measured earlier.
     """
 
     def __init__(self, recipe: Recipe, lock: Lock, journal: Journal | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Journal of a long measurement: outcomes that are kept until all of it is done.
+"""Journal of a long measurement: outcomes that are kept, so that none is measured twice.
 
 A journal is one file of lines. The first is a digest of everything that the outcomes depend on, so that those
 of another recipe, other data or other software are never taken for these; each other line is one finished
@@ -64,11 +64,11 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: Path, subject: str, report: Report = lambda line: None) -> Iterator[Journal]:
-    """Open the journal of a measurement; it is removed when the block ends without an error.
+    """Open the journal of a measurement; it stays when the block ends, unless it is empty.
 
     Args:
         path: Its file. Where that cannot be written, nothing is kept, and it is said.
-        subject: Digest of everything that the outcomes depend on.
+        subject: Digest of everything that the outcomes depend on; outcomes of another subject are dropped.
         report: Called with a line where measurements are dropped, or kept for the next attempt.
 
     Raises:
@@ -88,10 +88,10 @@ def open_journal(path: Path, subject: str, report: Report = lambda line: None) -
                 report(
                     f"{len(journal)} results are kept in {from_here(path)}: the same command goes on there"
                 )
-            else:
-                path.unlink(missing_ok=True)
             raise
-        path.unlink(missing_ok=True)
+        finally:
+            if not len(journal):
+                path.unlink(missing_ok=True)
 
 
 def _claimed(path: Path, report: Report) -> IO[str] | None:
@@ -152,7 +152,7 @@ def _read(file: IO[str], subject: str, report: Report) -> dict[str, Any]:
             found[key] = values
             whole += len(line.encode())
     elif len(lines) > 1:
-        report("starting anew: recipe, checkpoints, data or software changed since the interruption")
+        report("starting anew: recipe, checkpoints, data or software changed since the last measurements")
     file.seek(whole)
     file.truncate()
     if not whole:
