@@ -22,6 +22,7 @@ from hub_magmax.evaluation.scores import Scores, scores_for
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.evaluation.statistics_files import locked_statistics
 from hub_magmax.fleet.signing import check_key, sign
+from hub_magmax.merging.output.evaluation_again import take_over
 from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
@@ -186,10 +187,15 @@ def _merge(planned: Plan, progress: ProgressBar, processes: Processes, cache: So
 
 
 def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
-    """Write the card, unless somebody edited it; warn of a model that is below its base model."""
+    """Write the card, unless somebody edited it; warn of a model that is below its base model.
+
+    The folder of a merge that was finished earlier gets the recipe's evaluation, if it has another one.
+    """
     if scores is not None and (below := result(scores, planned.lock)[0]):
         LOG.warning("%s", below)
     output = planned.recipe.output_path
+    if scores is not None and take_over(planned.recipe, planned.lock):
+        report("the model's own recipe and lock name this evaluation now")
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
     write_card(planned.recipe, planned.lock, merged, scores, output, keep_edited=True)

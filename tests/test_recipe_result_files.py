@@ -221,6 +221,22 @@ def test_results_that_go_into_the_models_folder_are_looked_at_there(family, tmp_
         assert done.exit_code == 1 and f"merged/{name}: this is a folder, not a file" in done.stderr
 
 
+def test_a_run_by_another_evaluation_is_what_canary_measures_from_then_on(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    out, recipe = folder / "merged", load_recipe(written(folder, "mix.yaml"))
+    run(recipe)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("recipe*")}
+    run(recipe)
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("recipe*")}
+    evaluation = {"tasks": {"b": {"dataset": "./rows.parquet"}}, "margin": 0.5}
+    lines: list[str] = []
+    run(load_recipe(written(folder, "mix.yaml", evaluation=evaluation)), report=lines.append)
+    assert "the model's own recipe and lock name this evaluation now" in lines
+    verify(str(out))
+    assert [change.task for change in canary(str(out), folder=folder).tasks] == ["b"]
+    assert load_recipe(out / "recipe.yaml").evaluation.margin == 0.5
+
+
 def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):
     folder = shutil.copytree(family, tmp_path / "work")
     recipe = written(folder, "mix.yaml")

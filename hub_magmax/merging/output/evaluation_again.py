@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from hub_magmax.evaluation.data import pin_datasets, pin_local_data
+from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.result_files import stored_recipe
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
@@ -35,6 +35,24 @@ def with_new_data(recipe: Recipe, locked: Lock) -> Lock:
         datasets={**locked.datasets, **pin_datasets(alone, locked.datasets)},
         local_data={**locked.local_data, **pin_local_data(alone), **locked.local_data},
     )
+
+
+def take_over(recipe: Recipe, locked: Lock) -> bool:
+    """Have a merged model's own recipe name the evaluation of another one, and say whether it did not before.
+
+    Args:
+        recipe: Its output folder holds the model, which was scored by it.
+        locked: Its lock, whose data it was scored on, but where the model's own lock names other data.
+
+    Raises:
+        RecipeError, LockError: If the model's own cannot be read.
+    """
+    if recipe.evaluation == stored_recipe(recipe).evaluation:
+        return False
+    own, scored_on = read_lock(recipe.output_path / LOCK_NAME), with_kept_data(locked, recipe.output_path)
+    named = replace(own, datasets=scored_on.datasets, local_data=scored_on.local_data)
+    write_evaluation_again(recipe, named)
+    return True
 
 
 def write_evaluation_again(recipe: Recipe, lock: Lock) -> None:
