@@ -333,10 +333,10 @@ def test_on_digits_a_few_tries_find_the_front_of_a_denser_grid(quickstart_folder
     values["evaluation"]["tasks"] = {name: values["evaluation"]["tasks"][name] for name in names}
     few, many = (
         swept(parse_recipe(values | {"sweep": spec}, folder=quickstart_folder))
-        for spec in ({"budget": 24}, {"walk": "grid", "budget": 105})
+        for spec in ({"budget": 16}, {"walk": "grid", "budget": 45})
     )
     # The lattice has no point with three equal weights, so the recipe's own is one more.
-    assert (len(few.points), len(many.points)) == (24, 106)
+    assert (len(few.points), len(many.points)) == (16, 46)
     floor = [score.value for score in many.base_model]
     assert few.hypervolume == hypervolume(few.values, floor)
     assert few.hypervolume >= 0.9 * many.hypervolume > 0

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,11 @@ class Scores(Tabular):
     higher_is_better: bool = True
 
     def get(self, model: str, task: str) -> Score | None:
-        return next((s for s in self.scores if (s.model, s.task) == (model, task)), None)
+        return self._by_cell.get((model, task))
+
+    @cached_property
+    def _by_cell(self) -> dict[tuple[str, str], Score]:
+        return {(score.model, score.task): score for score in reversed(self.scores)}
 
     def table(self, form: Format = "text") -> str:
         """Return what was measured: as text every model on every task, or of many tasks a line for each.
