@@ -24,6 +24,7 @@ from hub_magmax.evaluation.statistics_files import locked_statistics
 from hub_magmax.fleet.signing import check_key, sign
 from hub_magmax.merging.output.evaluation_again import take_over
 from hub_magmax.merging.output.report import MergeReport, lock_versions
+from hub_magmax.methods.data_statistics import OF_THE_MERGE
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
@@ -255,8 +256,8 @@ def lock(
 
     Reads headers alone, unless a preference is estimated, held-out examples check it, or `auto` leaves
     a choice to a comparison; models are then run, and merged in memory. Statistics of the tasks' data that a
-    method needs and that are missing are made by runs of the tasks' checkpoints, and written where the recipe
-    names them.
+    method or a correction needs and that are missing are made by runs of the tasks' checkpoints, and written
+    where the recipe names them.
 
     Args:
         recipe: What to pin.
@@ -308,10 +309,13 @@ def lock(
     else:
         preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
     found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
-    of_merge = locked_statistics(recipe, found, report, hash_files=hash_files, cache=cache, of_the_merge=True)
+    of_merge = locked_statistics(
+        recipe, found, report, hash_files=hash_files, cache=cache, kinds=[OF_THE_MERGE]
+    )
     found = replace(found, statistics={**found.statistics, **of_merge})
     if not recipe.method.is_auto:
-        return with_method_facts(recipe, found)
+        found = with_method_facts(recipe, found)
+        return _with_correction(recipe, found, cache, report, hash_files=hash_files)
     choice = choose(recipe, found, report, progress)
     return with_method_facts(recipe, replace(found, method=choice.method, chosen=choice.seen))
 
@@ -324,6 +328,17 @@ def _with_lengths(recipe: Recipe, found: Lock, cache: SourceCache, report: Repor
 
     with step("reading the checkpoints for the lengths of their task vectors", report):
         return replace(found, lengths=locked_lengths(recipe, found, cache))
+
+
+def _with_correction(
+    recipe: Recipe, found: Lock, cache: SourceCache, report: Report, *, hash_files: bool
+) -> Lock:
+    """Return a lock with the statistics of the recipe's correction, which are made by runs of its merge."""
+    if recipe.correction is None:
+        return found
+    from hub_magmax.merging.locked_corrections import locked_correction  # loads torch
+
+    return locked_correction(recipe, found, cache, report, hash_files=hash_files)
 
 
 @checked

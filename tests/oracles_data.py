@@ -43,3 +43,23 @@ def fisher(models: np.ndarray, information: np.ndarray, weights: Weights, floor:
         mass = [w * max(f, floor) for w, f in zip(weights, own, strict=True)]
         merged.append(sum(m * v for m, v in zip(mass, values, strict=True)) / sum(mass))
     return np.array(merged)
+
+
+def react(
+    own: Sequence[np.ndarray], merged: Sequence[np.ndarray], weights: Weights, beta: float
+) -> np.ndarray:
+    """ReACT: the maps Ŵ of the tasks one by one, then their mean weighted by p C.
+
+    Args:
+        own: By task, representations of its own model, "dimensions examples"; as many as span all dimensions.
+        merged: By task, those of the merged model.
+        weights: Of the tasks.
+        beta: Of the ridge and of the rotation.
+    """
+    numerator = denominator = 0.0
+    for z_ind, z_mtl, weight in zip(own, merged, weights, strict=True):
+        u, _, vt = np.linalg.svd(z_ind @ z_mtl.T)
+        c = z_mtl @ z_mtl.T + beta * np.eye(len(z_mtl))
+        w = (z_ind @ z_mtl.T + beta * (u @ vt)) @ np.linalg.inv(c)
+        numerator, denominator = numerator + weight * (w @ c), denominator + weight * c
+    return numerator @ np.linalg.inv(denominator)

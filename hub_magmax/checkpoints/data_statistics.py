@@ -1,7 +1,8 @@
 """Statistics of tasks' data in files: opened as a lock pins them, and read tensor by tensor.
 
-A folder of statistics has a safetensors file of each kind, `gram.safetensors` and `fisher.safetensors`, with
-the base model's names of tensors. The texts in its header say what it was made of.
+A folder of statistics has a safetensors file of each kind, such as `gram.safetensors`, with the base model's
+names of tensors; `representation.safetensors` has two matrices. The texts in the header say what a file was
+made of.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, NonFiniteError
+from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.methods.corrections import Products
 from hub_magmax.methods.data_statistics import StatisticsKind, TensorStatistics
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32
+    from jaxtyping import Float
 
-#: Texts in the header of a file: its kind, tensors whose inputs are rows, and the root mean square.
-KIND, TRANSPOSED, SCALE = "statistics", "transposed", "root_mean_square"
+#: Texts in the header of a file: its kind, tensors whose inputs are rows, the root mean square, and the head
+#: whose inputs are represented.
+KIND, TRANSPOSED, SCALE, HEAD = "statistics", "transposed", "root_mean_square", "head"
 
 AGAIN = "Remove the file, so that `hub-magmax lock` makes it again."
 
@@ -46,13 +50,60 @@ class DataStatistics:
 
     def __init__(self, kind: StatisticsKind, sources: Mapping[str, TensorSource]) -> None:
         self.kind, self.sources = kind, dict(sources)
-        facts = {task: facts_of(source, kind) for task, source in sources.items()}
-        self._scales = {task: _scale(sources[task], facts[task], kind) for task in sources}
-        self._transposed = {task: _names(sources[task], facts[task]) for task in sources}
+        self._facts = {task: facts_of(source, kind) for task, source in sources.items()}
+        self._scales = {task: _scale(source, self._facts[task], kind) for task, source in sources.items()}
+        self._transposed = {task: _names(source, self._facts[task]) for task, source in sources.items()}
 
     def of(self, tensor: str) -> tuple[TensorStatistics | None, ...]:
         """Return what is known of a tensor, by task in order."""
         return tuple(self._of(task, source, tensor) for task, source in self.sources.items())
+
+    @property
+    def head(self) -> str:
+        """The tensor whose inputs the representations are.
+
+        Raises:
+            CheckpointError: If files do not say the same.
+        """
+        named = {task: facts.get(HEAD, "") for task, facts in self._facts.items()}
+        first = next(iter(named.values()))
+        for task, name in named.items():
+            if not name or name != first:
+                raise CheckpointError(
+                    f"these are representations before {name!r}",
+                    where=self.sources[task].label,
+                    expected=f"those before {first!r}, as of the other tasks" if first else "a named head",
+                    hint=AGAIN,
+                )
+        return first
+
+    def dimensions(self, task: str) -> int:
+        """Return how many dimensions the representations of a task have.
+
+        Raises:
+            CheckpointError: If their products are no two square matrices of one size.
+        """
+        source = self.sources[task]
+        shapes = {name: info.shape for name, info in source.index.tensors.items()}
+        size = shapes.get("gram", ())[:1] * 2
+        if shapes != dict.fromkeys(Products._fields, size) or not all(size):
+            raise CheckpointError(
+                f"there are {', '.join(f'{name} {[*shape]}' for name, shape in sorted(shapes.items()))}",
+                where=source.label,
+                expected=f"{' and '.join(Products._fields)}, square and of one size",
+                hint=AGAIN,
+            )
+        return size[0]
+
+    def products(self, task: str) -> Products:
+        """Return sums of products of representations, of a task.
+
+        Raises:
+            CheckpointError: If they are not sound.
+        """
+        source, size = self.sources[task], self.dimensions(task)
+        read = partial(_read, source, start=0, stop=size * size, is_mass=False, is_wide=True)
+        return Products(*(torch.from_numpy(read(name)).view(size, size) for name in Products._fields))
 
     def _of(self, task: str, source: TensorSource, tensor: str) -> TensorStatistics | None:
         info = source.index.tensors.get(tensor)
@@ -112,9 +163,11 @@ def _names(source: TensorSource, facts: Mapping[str, str]) -> frozenset[str]:
 
 
 def _read(
-    source: TensorSource, tensor: str, start: int, stop: int, *, is_mass: bool
-) -> Float32[np.ndarray, " some"]:
-    found: Float32[np.ndarray, " some"] = source.read(tensor, start, stop).float().numpy()
+    source: TensorSource, tensor: str, start: int, stop: int, *, is_mass: bool, is_wide: bool = False
+) -> Float[np.ndarray, " some"]:
+    """Return finite elements, those of a mass not negative, as float32, or as float64 where they are wide."""
+    values = source.read(tensor, start, stop)
+    found: Float[np.ndarray, " some"] = (values.double() if is_wide else values.float()).numpy()
     sound = np.isfinite(found) & (found >= 0) if is_mass else np.isfinite(found)
     if not sound.all():
         first = int(np.flatnonzero(~sound)[0])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -149,36 +150,25 @@ class Moments:
         self._sums: dict[str, Tensor] = {}
         self._counts = Counter[str]()
         self._transposed: list[str] = []
-        self._mask: Tensor | None = None
 
     def __enter__(self) -> Moments:
-        hook = self._network.register_forward_pre_hook(self._see_mask, with_kwargs=True)
-        self._stack.callback(hook.remove)
+        counted = {}
         for name, module, is_transposed in linear_layers(self._network):
             weight = f"{name}.weight"
             if self._names.has(weight) and (self._only is None or weight in self._only):
-                self._stack.callback(module.register_forward_pre_hook(self._counting(weight)).remove)
+                counted[weight] = module
                 self._transposed += [weight] * is_transposed
+        self._stack.enter_context(seeing_inputs(self._network, counted, self._count))
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def _see_mask(self, module: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        self._mask = options.get("attention_mask")
-
-    def _counting(self, name: str) -> Any:
-        def count(module: Any, inputs: tuple[Any, ...]) -> None:
-            found = inputs[0].detach()
-            if self._mask is not None and self._mask.ndim == 2 and self._mask.shape == found.shape[:-1]:
-                found = found[self._mask.to(found.device) != 0]
-            rows = found.reshape(-1, found.shape[-1]).float()
-            if name not in self._sums:
-                self._sums[name] = rows.new_zeros((rows.shape[1], rows.shape[1]))
-            self._sums[name].addmm_(rows.T, rows)
-            self._counts[name] += len(rows)
-
-        return count
+    def _count(self, name: str, rows: Tensor) -> None:
+        if name not in self._sums:
+            self._sums[name] = rows.new_zeros((rows.shape[1], rows.shape[1]))
+        self._sums[name].addmm_(rows.T, rows)
+        self._counts[name] += len(rows)
 
     def include(self, other: Moments) -> None:
         """Add what another one counted, of other layers."""
@@ -206,6 +196,33 @@ class Moments:
         )
         told = {TRANSPOSED: json.dumps(sorted(turned)), "inputs": _range(self._counts[name] for name in seen)}
         return checked(self._names.in_files(means, by_row=False), where), told
+
+
+@contextmanager
+def seeing_inputs(
+    network: Any, layers: Mapping[str, Any], take: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Give each input of some layers away while a network runs: the layer's name, and float32 rows.
+
+    There is a row for each place that no attention mask leaves out.
+    """
+    mask: Tensor | None = None
+
+    def see_mask(module: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        nonlocal mask
+        mask = options.get("attention_mask")
+
+    def see(name: str, module: Any, inputs: tuple[Any, ...]) -> None:
+        found = inputs[0].detach()
+        if mask is not None and mask.ndim == 2 and mask.shape == found.shape[:-1]:
+            found = found[mask.to(found.device) != 0]
+        take(name, found.reshape(-1, found.shape[-1]).float())
+
+    with ExitStack() as stack:
+        stack.callback(network.register_forward_pre_hook(see_mask, with_kwargs=True).remove)
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(partial(see, name)).remove)
+        yield
 
 
 def linear_layers(network: Any) -> Iterator[tuple[str, Any, bool]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,14 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.evaluators.plugins import about
 from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
 from hub_magmax.evaluation.models import Loading, model_places
+from hub_magmax.evaluation.representations import find_head, summed_products
 from hub_magmax.files import canonical_json, digest, from_here, os_errors
 from hub_magmax.kernels.lazy_imports import one_thread
-from hub_magmax.methods.data_statistics import OF_THE_MERGE, StatisticsKind
+from hub_magmax.methods.data_statistics import OF_THE_MERGE, REPRESENTATION, StatisticsKind
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
-from hub_magmax.recipe.values import Data
 from hub_magmax.text import Report, step
 
 if TYPE_CHECKING:
@@ -47,36 +47,40 @@ if TYPE_CHECKING:
 #: Texts in the header of a file, besides its kind: digests of what it was made of.
 CHECKPOINT, DATA, MERGE = "checkpoint", "data", "merge"
 
+#: Dtypes of statistics, as safetensors calls them, by the bytes of an element.
+_DTYPES = {4: "F32", 8: "F64"}
+
 
 def locked_statistics(
     recipe: Recipe,
     lock: Lock,
     report: Report = lambda line: None,
     *,
+    kinds: Collection[StatisticsKind] = ("gram", "fisher"),
     hash_files: bool = False,
     cache: SourceCache | None = None,
-    of_the_merge: bool = False,
+    merged_weights: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, dict[str, LockedSource]]:
-    """Return the statistics that the recipe's methods need, pinned, by kind and task; missing ones are made.
+    """Return statistics that the recipe needs, pinned, by kind and task; missing ones are made.
 
     Args:
         recipe: Names folders of statistics, and the examples that missing ones are made of.
         lock: Of its checkpoints and data.
         report: Called with a line before each that is made.
+        kinds: These and no others; by default those that do not depend on the preference.
         hash_files: Read local files whole, and lock their sha256 too.
         cache: Checkpoints that are open already.
-        of_the_merge: Those that are made of the merge itself, once the preference is known; otherwise all
-            others.
+        merged_weights: Merges by the lock in memory, for representations.
 
     Raises:
         RecipeError: If some are missing, and the recipe names no examples.
         LockError: If they are of another checkpoint, or of other examples, than the recipe names.
         CheckpointError, EvaluationError: If a file is no sound one, or cannot be made.
     """
-    made = _Making(recipe, lock, report, cache or SourceCache())
+    made = _Making(recipe, lock, report, cache or SourceCache(), merged_weights)
     found: dict[str, dict[str, LockedSource]] = {}
     for kind in statistics_kinds(recipe):
-        if (kind == OF_THE_MERGE) == of_the_merge:
+        if kind in kinds:
             files = files_of(recipe, kind)
             made.make_missing(kind, files)
             found[kind] = {
@@ -93,18 +97,26 @@ class _Making:
     lock: Lock
     report: Report
     cache: SourceCache
+    merged_weights: Callable[[], Mapping[str, Tensor]] | None = None
     hashes: dict[str, list[str]] = field(default_factory=dict)
 
     def make_missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> None:
-        """Make the files that are missing here; those that are made of the merge only all together."""
+        """Make the files that are missing here; those that depend on the preference only all together."""
         paths = {task: self.recipe.folder / expanded(file) for task, file in files.items()}
         here = {task for task, file in files.items() if is_local(self.recipe, file)}
         missing = {task: path for task, path in paths.items() if task in here and not path.is_file()}
-        if kind != OF_THE_MERGE:
-            for task, path in missing.items():
-                self._make(kind, task, path)
-        elif missing:
-            self._make_of_the_merge(paths)
+        if kind in (OF_THE_MERGE, REPRESENTATION):
+            self._make_together(kind, paths if missing else {})
+            return
+        for task, path in missing.items():
+            self._need_data(kind, task, path)
+            self._make(kind, task, path)
+
+    def _make_together(self, kind: StatisticsKind, paths: Mapping[str, Path]) -> None:
+        for task, path in paths.items():
+            self._need_data(kind, task, path)
+        if paths:
+            (self._make_of_the_merge if kind == OF_THE_MERGE else self._make_representations)(paths)
 
     def pinned(self, kind: StatisticsKind, task: str, file: str, *, hash_files: bool) -> LockedSource:
         """Return the statistics of one task, pinned."""
@@ -127,7 +139,8 @@ class _Making:
                 hint=AGAIN,
                 key=key,
             )
-        if MERGE in facts and all(map(self._has_data, self.lock.tasks)) and facts[MERGE] != self._merge():
+        is_known = MERGE in facts and all(map(self._has_data, self.lock.tasks))
+        if is_known and facts[MERGE] != self._merge(facts[KIND]):
             raise LockError(
                 "these statistics are of another merge: other checkpoints, examples, options or preference",
                 where=file,
@@ -200,7 +213,6 @@ class _Making:
 
     def _make(self, kind: StatisticsKind, task: str, path: Path) -> None:
         """Run a task's own checkpoint on its examples, and write the statistics."""
-        self._need_data(kind, task, path)
         spec = self.recipe.statistics
         assert spec is not None
         evaluator, data = make_evaluator(*self._evaluator_choice()), spec.data[task]
@@ -233,8 +245,6 @@ class _Making:
 
     def _make_of_the_merge(self, paths: Mapping[str, Path]) -> None:
         """Merge all tasks' models block after block in memory, and write the statistics of each."""
-        for task, path in paths.items():
-            self._need_data(OF_THE_MERGE, task, path)
         spec, method = self.recipe.statistics, self.lock.method
         assert spec is not None
         evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
@@ -249,18 +259,71 @@ class _Making:
             runs = {}
             for task, weight in zip(self.lock.tasks, self.lock.weights, strict=True):
                 model = loading.load(task, places[task])
-                call = partial(_run, evaluator, model, examples[task], spec.data[task], spec.batch_size)
+                run = partial(self._run, OF_THE_MERGE, evaluator, task, examples[task])
                 names = FileNames.find(model.network, opened["base_model"])
-                runs[task] = TaskRun(model.network, names, call, weight)
+                runs[task] = TaskRun(model.network, names, partial(run, model), weight)
             found = merged_moments(runs, method["off_diagonal"], method["ridge"])
         for task, (tensors, told) in found.items():
             facts = self._facts(OF_THE_MERGE, task, examples[task], tensors) | told
-            write_statistics(paths[task], tensors, facts | {MERGE: self._merge()})
+            write_statistics(paths[task], tensors, facts | {MERGE: self._merge(OF_THE_MERGE)})
 
-    def _merge(self) -> str:
-        """Return a digest of all that moments behind merged blocks depend on."""
+    def _make_representations(self, paths: Mapping[str, Path]) -> None:
+        """Merge in memory, run the merged model and each task's own, and write the statistics of each."""
+        evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
+        examples = {task: self._examples(task, evaluator) for task in paths}
+        loading, run = (
+            Loading(self.recipe, self.lock, evaluator),
+            partial(self._run, REPRESENTATION, evaluator),
+        )
+        with step(f"merging {', '.join(paths)} in memory, for {REPRESENTATION} statistics", self.report):
+            merged = self._merged_model(loading)
+            with open_checkpoints(self.recipe, self.lock, self.cache) as opened:
+                names = FileNames.find(merged.network, opened["base_model"])
+            task, *_ = paths
+            head = find_head(merged, names, partial(run, task, examples[task].select([0]), merged))
+        for task, path in paths.items():
+            doing = f"running the merged model and {task} on {len(examples[task]):,} of its examples"
+            with step(f"{doing}, for {REPRESENTATION} statistics", self.report), one_thread():
+                own = loading.load(task, places[task])
+                tensors, told = summed_products(head, own, merged, partial(run, task, examples[task]))
+            facts = self._facts(REPRESENTATION, task, examples[task], tensors) | told
+            write_statistics(path, tensors, facts | {MERGE: self._merge(REPRESENTATION)})
+
+    def _merged_model(self, loading: Loading) -> LoadedModel:
+        assert self.merged_weights is not None
+        name = self.recipe.output.files_from
+        place = model_places(self.recipe, self.lock)[name]
+        return replace(loading.load(name, place).with_weights(self.merged_weights()), name="the merged model")
+
+    def _merge(self, kind: str) -> str:
+        """Return a digest of all that statistics of a merge depend on."""
         of_tasks = [[self._checkpoint(task), self._data(task)] for task in self.lock.tasks]
-        return digest([of_tasks, list(self.lock.weights), dict(self.lock.method)])
+        counts = kind == OF_THE_MERGE or self.lock.values.how.uses_preference or self.lock.lengths
+        known: list[Any] = [of_tasks, list(self.lock.weights) if counts else [], dict(self.lock.method)]
+        return digest(known if kind == OF_THE_MERGE else [*known, *self._more_of_merge()])
+
+    def _more_of_merge(self) -> list[Any]:
+        """Return what representations depend on besides, as they are of any merge by any recipe."""
+        lock = self.lock
+        sources = {name: self._hashes_of(name) for name in lock.every_source}
+        headers = {
+            kind: {task: [file.header_sha256 for file in one.files] for task, one in by_task.items()}
+            for kind, by_task in lock.statistics.items()
+            if kind != REPRESENTATION
+        }
+        lengths = asdict(lock.lengths) if lock.lengths else None
+        aside = [lock.rules, lock.seed, lock.adapters, lock.token_rows, lengths, dict(lock.plugin)]
+        return [sources, headers, aside, self.recipe.output.dtype, self.recipe.output.files_from]
+
+    def _run(
+        self, kind: StatisticsKind, evaluator: Evaluator, task: str, examples: Any, model: LoadedModel
+    ) -> object:
+        """Run a model on examples of a task."""
+        spec = self.recipe.statistics
+        assert spec is not None
+        with about(evaluator, f"{kind} statistics"):
+            batches = evaluator.encode(model, examples, columns_of(spec.data[task]), spec.batch_size)
+            return evaluator.outcomes(model, batches)
 
     def _examples(self, task: str, evaluator: Evaluator) -> Any:
         spec = self.recipe.statistics
@@ -270,11 +333,6 @@ class _Making:
         found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))
         check_columns(found, wanted_columns(evaluator, data))
         return found
-
-
-def _run(evaluator: Evaluator, model: LoadedModel, examples: Any, data: Data, batch_size: int) -> object:
-    with about(evaluator, f"{OF_THE_MERGE} statistics"):
-        return evaluator.outcomes(model, evaluator.encode(model, examples, columns_of(data), batch_size))
 
 
 def _sha256_of(tensors: Mapping[str, Tensor]) -> str:
@@ -297,8 +355,9 @@ def write_statistics(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[s
     header: dict[str, Any]
     header, start = {"__metadata__": dict(sorted(facts.items()))}, 0
     for name, tensor in sorted(tensors.items()):
-        stop = start + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [start, stop]}
+        size = tensor.element_size()
+        stop = start + size * tensor.numel()
+        header[name] = {"dtype": _DTYPES[size], "shape": [*tensor.shape], "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -27,6 +27,7 @@ from hub_magmax.merging.bundles import Bundle, UnfitError, bundled, merge_bundle
 from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks, merged_vector
 from hub_magmax.merging.copying import unmerged_chunks
+from hub_magmax.merging.correcting import CorrectedWriter, correction_of
 from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.header import shard_header
@@ -190,7 +191,7 @@ class Engine:
         if self.plan.ranks:
             return [*solved_together(shard.jobs)]
         is_bundled = get_method(self.plan.lock.method["name"]).is_bundled and not self.plan.lock.lengths
-        if self.in_order or not is_bundled:
+        if self.in_order or not is_bundled or self.plan.lock.correction:
             return shard.jobs
         return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements, self.plan.values_of)]
 
@@ -257,7 +258,9 @@ class Engine:
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> Tally:
         """Write one tensor at `position` of a file."""
         tally = Tally(len(self.plan.lock.tasks))
-        slot = TensorWriter(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
+        is_corrected = job.name == self.plan.lock.correction.get("tensor")
+        kind = partial(CorrectedWriter, job) if is_corrected else TensorWriter
+        slot = kind(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
         with inference(), self.clock.spend("compute"):
             if job.merged and not isinstance(job, FactorJob):
                 self._merge(job, tally, slot)
@@ -265,6 +268,8 @@ class Engine:
                     tally.set_apart()
             else:
                 self._copy(job, tally, slot)
+            if isinstance(slot, CorrectedWriter):
+                slot.finish(correction_of(self.plan.recipe, self.plan.lock))
         return tally
 
     def _advance(self, num_bytes: int) -> None:

@@ -112,6 +112,7 @@ class InMemoryMerger:
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         LockError: If a source is no longer what was locked.
+        RecipeError: If the recipe corrects what is merged, which is done in files alone.
     """
 
     def __init__(
@@ -121,6 +122,13 @@ class InMemoryMerger:
         backend: Backend | None = None,
         sources: Mapping[str, TensorSource] | None = None,
     ) -> None:
+        if recipe.correction is not None:
+            raise RecipeError(
+                "models that are tried are merged without the correction",
+                key=("correction",),
+                expected="a recipe without it",
+                hint="Leave correction out to compare or sweep, and put it back for the merge.",
+            )
         with ExitStack() as stack:
             if sources is None:
                 opened = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float32
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 #: `gram`: mean of x xᵀ over the inputs x of a linear layer. `merged_gram`: the same behind merged blocks.
 #: `fisher`: mean square of the gradient of the log-likelihood, for every element of a tensor.
-StatisticsKind = Literal["gram", "merged_gram", "fisher"]
-KINDS: tuple[StatisticsKind, ...] = get_args(StatisticsKind)
+#: `representation`: sums of products of the inputs of the head, in the merged model and in the task's own.
+StatisticsKind = Literal["gram", "merged_gram", "fisher", "representation"]
+
+#: Those that methods take.
+KINDS: tuple[StatisticsKind, ...] = ("gram", "merged_gram", "fisher")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class TensorStatistics:
 
 #: Made of the merge itself, under one preference.
 OF_THE_MERGE: StatisticsKind = "merged_gram"
+
+#: Made of the whole merge, once its method is known, for a correction of its head.
+REPRESENTATION: StatisticsKind = "representation"
 
 #: What is known of one tensor, by task; None of a task that says nothing of it.
 StatisticsByTask = Sequence[TensorStatistics | None]

@@ -18,7 +18,7 @@ from hub_magmax.kernels.lazy_imports import is_imported
 from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
 from hub_magmax.planning import surveys
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
-from hub_magmax.planning.solving import solving_bytes
+from hub_magmax.planning.solving import correction_bytes, solving_bytes
 from hub_magmax.planning.surveys import VECTOR
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
@@ -110,7 +110,7 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
             `output.memory` does not limit these.
     """
     sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
-    runtime = runtime_bytes(plan, with_files=with_files)
+    runtime = runtime_bytes(plan, with_files=with_files) + correction_bytes(plan)
     if plan.ranks:
         factors = map(partial(_of_factor, plan, budget), plan.jobs)
         at_once = heapq.nlargest(budget.num_threads, factors)

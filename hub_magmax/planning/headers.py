@@ -15,8 +15,9 @@ from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.methods import get_method
+from hub_magmax.methods.data_statistics import REPRESENTATION
 from hub_magmax.planning.adapters import plan_adapter
-from hub_magmax.planning.fitting.data_statistics import merged_by_statistics
+from hub_magmax.planning.fitting.data_statistics import check_correction, merged_by_statistics
 from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
 from hub_magmax.planning.low_rank import plan_low_rank
@@ -117,7 +118,16 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
 
 
 def _with_statistics(plan: Plan, cache: SourceCache) -> Plan:
-    """Return a plan that names the tensors merged by statistics, where its method needs these."""
+    """Return a plan that names the tensors merged by statistics, where its method needs these.
+
+    Raises:
+        MismatchError: If statistics do not fit the tensors, of its method or of its correction.
+    """
+    if plan.lock.correction:
+        with open_statistics(plan.recipe, plan.lock, REPRESENTATION, cache) as statistics:
+            assert statistics is not None
+            check_correction(plan, statistics)
+        plan = replace(plan, needs_torch=True)
     kind = get_method(plan.lock.method["name"]).statistics
     with open_statistics(plan.recipe, plan.lock, kind, cache) as statistics:
         if statistics is None:

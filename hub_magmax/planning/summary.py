@@ -16,6 +16,7 @@ from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_
 from hub_magmax.evaluation.needs import evaluation_needs, evaluation_rows
 from hub_magmax.files import from_here
 from hub_magmax.planning.budget import peak_memory_bytes
+from hub_magmax.planning.correction import correction_notices, correction_row, described_correction
 from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
@@ -44,7 +45,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
     heads = ", ".join(f"{name} {text}" for name, text in known.items())
     side_files = {name: source.side_files for name, source in sources.items()}
     name = plan.lock.method["name"]
-    why = name if not methods.get_method(name).is_portable else "a decomposition"
+    why = name if not methods.get_method(name).is_portable else _decomposition(plan)
     portable = plan.lock.is_portable and methods.get_method(name).is_portable
     return (
         *(() if portable else (f"the last bits that {why} gives depend on processor, device and torch",)),
@@ -62,12 +63,17 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
         *unweighted_notices(plan),
         *norm_notices(plan.lock),
+        *correction_notices(plan.lock),
         *_metadata_notices(plan),
         *leftover_notices(plan.left_behind, plan.recipe.output.files_from),
         *tie_notices(plan),
         *_added_rows_notices(plan),
         *config_notices(plan),
     )
+
+
+def _decomposition(plan: Plan) -> str:
+    return "a decomposition" if plan.recipe.output.rank else "the correction"
 
 
 def _compared(side_files: Mapping[str, Mapping[str, str]], plan: Plan) -> dict[str, dict[str, str]]:
@@ -123,6 +129,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "preference": dict(plan.lock.preference.weights),
         "coefficients": coefficients(plan),
         "norms": described_norms(plan.lock),
+        "correction": described_correction(plan.lock),
         "rules": described_rules(plan),
         "tensors_merged": len(merged),
         "tensors_copied": len(copied),
@@ -232,6 +239,8 @@ def _sources_and_method(plan: Plan) -> Iterator[Row]:
     yield from (("" if number else "layers", text) for number, text in enumerate(layer_rows(lock)))
     yield from _method(plan)
     yield from (("" if number else "norms", text) for number, text in enumerate(norm_rows(lock)))
+    if lock.correction:
+        yield "corrected", f"by {correction_row(lock)}"
     yield from (("" if number else "rules", text) for number, text in enumerate(rule_rows(plan)))
 
 

@@ -15,6 +15,7 @@ from pydantic import (
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.options import check_options
+from hub_magmax.recipe.correction_checks import correction_problems
 from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
@@ -280,7 +281,10 @@ def _sweep_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def sweep_problem(recipe: Recipe) -> Problem | None:
-    """Return why a sweep of the recipe's tasks within its budget tells nothing; None where it does."""
+    """Return why a sweep of the recipe tells nothing, or not of its merge; None where it does."""
+    if recipe.correction is not None:
+        text = "the models of a sweep are merged without the correction"
+        return conflict(("correction",), text, "leave it out for the sweep, and put it back for the merge")
     spec, num_tasks = recipe.sweep or Sweep(), len(recipe.tasks)
     if num_tasks < 2:
         return conflict(("sweep",), "one task has one preference only", "name at least 2 tasks")
@@ -312,7 +316,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _reference_problems: frozenset(),
     own_base_problems: frozenset({"tasks", "adapters", "method", "compare", "token_rows", "tokenizer"}),
     statistics_problems: frozenset(
-        {"tasks", "method", "compare", "statistics", "layers", "tensors", "tokenizer"}
+        {"tasks", "method", "compare", "correction", "statistics", "layers", "tensors", "tokenizer"}
     ),
     _name_problems: frozenset({"tasks"}),
     missed_tasks: frozenset({"tasks", "preference", "compare"}),
@@ -321,8 +325,9 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _coefficient_problems: frozenset({"preference", "compare", "method"}),
     _comparison_problems: frozenset({"preference", "compare", "method"}),
     _search_problems: frozenset({"preference", "compare", "method"}),
-    _sweep_problems: frozenset({"tasks", "sweep"}),
+    _sweep_problems: frozenset({"tasks", "sweep", "correction"}),
     _count_problems: frozenset({"tasks", "preference", "method", "compare"}),
+    correction_problems: frozenset({"correction", "output", "tokenizer", "method", "preference", "compare"}),
     norm_problems: frozenset({"norms", "tasks", "output"}),
     rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),

@@ -197,6 +197,8 @@ class Lock:
         tokenizer: Vocabulary and chat template of the output, where the recipe says something of them.
         bases: Base models of tasks that were fine-tuned from another one, by task.
         lengths: Of the task vectors, where the recipe's `norms` scales them.
+        correction: Of the merged model's representation: `name` and options, and `tensor`, the weight of the
+            head, which is multiplied by it; empty where the recipe has none.
         method: `name`, `scaling` and every option, with defaults filled in.
         preference: The resolved preference.
         tensors: The recipe's rules for tensors: (glob, source) pairs, or all keys of a rule that has others.
@@ -241,6 +243,7 @@ class Lock:
     bases: Mapping[str, LockedSource] = field(default_factory=dict, hash=False)
     statistics: Mapping[str, Mapping[str, LockedSource]] = field(default_factory=dict, hash=False)
     lengths: Lengths | None = None
+    correction: Mapping[str, Any] = field(default_factory=dict, hash=False)
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_portable: bool = True
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -331,6 +334,7 @@ class Lock:
             "plugin",
             "statistics",
             "lengths",
+            "correction",
         ):
             if not values[key]:
                 del values[key]

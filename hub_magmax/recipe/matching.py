@@ -42,6 +42,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
         "method": _method_fits(recipe, locked),
         "preference": locked.preference.spec_digest == preference_digest(recipe),
         "norms": (None if locked.lengths is None else locked.lengths.norms) == recipe.norms,
+        "correction": _correction_fits(recipe, locked),
         "tensors": locked.tensors == rules_of(recipe),
         "statistics": _statistics_fit(recipe, locked),
         "adapters": locked.adapters == (recipe.adapters or "each"),
@@ -119,7 +120,8 @@ def with_method_facts(recipe: Recipe, locked: Lock) -> Lock:
     method = methods.get_method(locked.method["name"])
     found = METHODS.plugin(method.name)
     plugin = {} if found is None else asdict(found)
-    return replace(locked, plugin=plugin, is_portable=method.is_portable and not recipe.output.rank)
+    decomposes = recipe.output.rank is not None or recipe.correction is not None
+    return replace(locked, plugin=plugin, is_portable=method.is_portable and not decomposes)
 
 
 def refuse_missing_plugin(locked: Lock) -> None:
@@ -219,6 +221,12 @@ def _statistics_fit(recipe: Recipe, locked: Lock) -> bool:
         for kind, by_task in locked.statistics.items()
     }
     return found == written
+
+
+def _correction_fits(recipe: Recipe, locked: Lock) -> bool:
+    """Say whether the locked correction is the recipe's; its tensor was found."""
+    written = {} if recipe.correction is None else recipe.correction.model_dump()
+    return {key: value for key, value in locked.correction.items() if key != "tensor"} == written
 
 
 def _token_rows_fit(recipe: Recipe, locked: Lock) -> bool:

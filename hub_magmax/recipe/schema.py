@@ -109,6 +109,21 @@ class EvaluatorChoice(Named):
     name: str = "image-classification"
 
 
+class Correction(Spec):
+    """Linear map of the merged model's representation towards the tasks' own, folded into its head.
+
+    `ridge` draws the map of each task towards a rotation. A bare name has the default.
+    """
+
+    name: Literal["react"] = "react"
+    ridge: Positive = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class Statistics(Spec):
     """Examples of each task, on which its own checkpoint runs for statistics of its data.
 
@@ -258,7 +273,8 @@ class Output(Spec):
 class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start.
 
-    `norms` scales the task vectors, of the model or of each tensor, to their mean length.
+    `norms` scales the task vectors, of the model or of each tensor, to their mean length. `correction` maps
+    the merged model's representation towards those of the tasks' own models.
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
     of the task before it (`sequence`). `layers` says of which blocks of which sources the output's blocks are
     made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,
@@ -273,6 +289,7 @@ class Recipe(Spec):
     method: Method = Method()
     preference: Preference | None = None
     norms: Norms | None = None
+    correction: Correction | None = None
     tensors: tuple[TensorRule, ...] = ()
     adapters: Literal["each", "sequence"] | None = None
     layers: Annotated[tuple[LayerSlice, ...], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from hub_magmax import methods
 from hub_magmax.errors import KeyPath, Problem, RecipeError
-from hub_magmax.methods.data_statistics import KINDS, OF_THE_MERGE, StatisticsKind
+from hub_magmax.methods.data_statistics import KINDS, OF_THE_MERGE, REPRESENTATION, StatisticsKind
 from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Recipe
@@ -15,9 +15,9 @@ from hub_magmax.recipe.values import AUTO
 
 
 def statistics_kinds(recipe: Recipe) -> tuple[StatisticsKind, ...]:
-    """Return the kinds of statistics that the recipe's method, and those of its comparison, need."""
+    """Return the kinds of statistics that the recipe's methods and its correction need."""
     needed = {kind for _, kind in _needs(recipe)}
-    return tuple(kind for kind in KINDS if kind in needed)
+    return tuple(kind for kind in (*KINDS, REPRESENTATION) if kind in needed)
 
 
 def files_of(recipe: Recipe, kind: StatisticsKind) -> dict[str, str]:
@@ -39,23 +39,28 @@ def is_local(recipe: Recipe, place: str) -> bool:
 
 
 def statistics_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield what lacks for methods that need statistics of each task's data."""
+    """Yield what lacks for methods, and for a correction, that need statistics of each task's data."""
     needs = list(_needs(recipe))
     without = [task.name for task in recipe.tasks if task.statistics is None]
     if needs and without:
         path, kind = needs[0]
         yield conflict(
             path,
-            f"this method needs {kind} statistics of each task's data, and {', '.join(without)} have none",
+            f"this needs {kind} statistics of each task's data, and {', '.join(without)} have none",
             f"name a folder for them, such as statistics: ./statistics/{without[0]}, beside the task's model",
         )
     if needs and recipe.layers:
         text = "statistics are about the base model's own blocks"
-        yield conflict(("layers",), text, "leave layers out, or choose a method that needs no statistics")
+        yield conflict(("layers",), text, f"leave layers out, or {_without(needs[0][0])}")
     if needs:
         yield from _places_problems(recipe)
     if OF_THE_MERGE in {kind for _, kind in needs}:
         yield from _merge_problems(recipe)
+
+
+def _without(path: KeyPath) -> str:
+    """Say how a recipe does without statistics."""
+    return "leave correction out" if path == ("correction",) else "choose a method that needs no statistics"
 
 
 def _merge_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -82,7 +87,7 @@ def _places_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _needs(recipe: Recipe) -> Iterator[tuple[KeyPath, StatisticsKind]]:
-    """Yield the key paths of methods that need statistics, and of which kind."""
+    """Yield the key paths of what needs statistics, and of which kind."""
     named: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
     for number, method in enumerate((recipe.compare and recipe.compare.methods) or ()):
         named["compare", "methods", number] = method.name
@@ -90,3 +95,5 @@ def _needs(recipe: Recipe) -> Iterator[tuple[KeyPath, StatisticsKind]]:
         with suppress(RecipeError):  # reported with the name
             if name != AUTO and (kind := methods.get_method(name).statistics) is not None:
                 yield path, kind
+    if recipe.correction is not None:
+        yield ("correction",), REPRESENTATION

@@ -38,6 +38,7 @@ from hub_magmax.reporting.card_rows import (
     cut_texts,
     measured_on,
     telling,
+    told_correction,
     told_rules,
 )
 from hub_magmax.reporting.card_template import TEMPLATE_NAME, environment
@@ -123,6 +124,7 @@ def render_card(
         "options": {key: value for key, value in lock.method.items() if key not in ("name", "scaling")},
         "rules": told_rules(lock),
         "norms": norm_rows(lock),
+        "correction": Markdown(told_correction(lock)),
         "paper": _arxiv_number(method.source),
         "bibtex": None if is_copied else method.paper and method.paper.bibtex,
         "layers": [*layer_rows(lock)],

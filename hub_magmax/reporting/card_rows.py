@@ -8,6 +8,7 @@ from typing import Any
 
 from hub_magmax.evaluation.scores import MERGED, Score, Scores
 from hub_magmax.evaluation.tradeoff import Tradeoff
+from hub_magmax.methods.corrections import SOURCE
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.text import Markdown, code, publishable, quoted, verbatim
 
@@ -132,6 +133,19 @@ class ToldRule:
 def told_rules(lock: Lock) -> tuple[ToldRule, ...]:
     """Return the rules for tensors, in their order."""
     return tuple(_told(rule) for rule in lock.rules)
+
+
+def told_correction(lock: Lock) -> str:
+    """Return what is corrected, and how; empty without a correction."""
+    found = lock.correction
+    if not found:
+        return ""
+    number = SOURCE.removeprefix("arXiv:")
+    return (
+        f"by {code(found['name'])} ([{SOURCE}](https://arxiv.org/abs/{number})), ridge {found['ridge']:g}: "
+        f"{code(found['tensor'])} was multiplied by the matrix that maps the merged model's representations "
+        "of the tasks' examples, weighted by the preference, to those of the tasks' own models"
+    )
 
 
 def _told(rule: Mapping[str, Any]) -> ToldRule:

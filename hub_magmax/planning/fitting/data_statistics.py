@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from hub_magmax.checkpoints.data_statistics import AGAIN, DataStatistics
 from hub_magmax.errors import MismatchError, Problem
 from hub_magmax.methods.matrices import matrices_in
-from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 
 #: Problems that a message tells one by one.
 _MOST_TOLD = 3
@@ -27,6 +27,33 @@ def merged_by_statistics(plan: Plan, statistics: DataStatistics) -> tuple[str, .
         first = next(iter(statistics.sources))
         raise _error(statistics, [(first, "no task has any of a merged tensor")])
     return tuple(job.name for job in described)
+
+
+def check_correction(plan: Plan, statistics: DataStatistics) -> None:
+    """Raise MismatchError unless the output has a head of its own that a correction can be folded into."""
+    name = plan.lock.correction["tensor"]
+    if why := _no_head(plan, name):
+        first = next(iter(statistics.sources))
+        raise _error(statistics, [(first, f"they are about {name!r}, which {why}")])
+    (shape,) = {job.shape for job in plan.jobs if job.name == name}
+    sizes = {task: statistics.dimensions(task) for task in statistics.sources}
+    wrong = [
+        (task, f"those of {task} have {size} dimensions, and {name!r} is {[*shape]}")
+        for task, size in sizes.items()
+        if shape[1:] != (size,)
+    ]
+    if wrong:
+        raise _error(statistics, wrong)
+
+
+def _no_head(plan: Plan, name: str) -> str:
+    """Say why a tensor of the output is no head of its own; nothing where it is one."""
+    ties = {job.name: job.of for job in plan.jobs if isinstance(job, TiedJob)}
+    ties |= {of: other for other, of in ties.items()}
+    if name in ties:
+        return f"is one parameter with {ties[name]!r}"
+    has = any(job.name == name for job in plan.jobs)
+    return "" if has else "the merged model does not have"
 
 
 def _described(job: TensorJob, statistics: DataStatistics) -> list[str]:
