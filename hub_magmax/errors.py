@@ -126,8 +126,14 @@ class HubMagmaxError(Exception):
 
     def is_about(self, key: KeyPath) -> None:
         """Note the key of the recipe that leads to what is wrong, unless one is known; `where` stays."""
-        if key and len(self.problems) == 1 and not self.problems[0].key:
-            self.problems = (replace(self.problems[0], key=key),)
+        if not self.problems[0].key:
+            self.is_below(key)
+
+    def is_below(self, key: KeyPath) -> None:
+        """Note the key of the recipe below which the known one is, or which is all that is known."""
+        if key and len(self.problems) == 1:
+            problem = self.problems[0]
+            self.problems = (replace(problem, key=(*key, *problem.key)),)
 
     def add_hint(self, sentence: str) -> None:
         """Say more of what the person can do, where there is one problem."""

@@ -105,9 +105,9 @@ def test_local_data_is_pinned_by_the_content_of_its_files(tmp_path):
     assert changed_local_data(recipe, first) == ()
     (tmp_path / "rows" / "test" / "1.csv").rename(tmp_path / "rows" / "test" / "2.csv")
     assert changed_local_data(recipe, first) == ("./rows",)
-    check_local_data([recipe.evaluation.tasks["a"]], tmp_path, first)
+    check_local_data([recipe.evaluation.tasks["a"]], recipe, first)
     with pytest.raises(LockError, match=r"\./rows: this data is no longer what was locked"):
-        check_local_data(recipe.evaluation.tasks.values(), tmp_path, first)
+        check_local_data(recipe.evaluation.tasks.values(), recipe, first)
 
 
 def test_folder_of_data_that_holds_a_link_to_itself_or_an_odd_name_is_pinned(tmp_path):

@@ -209,7 +209,7 @@ def test_data_of_solved_examples_is_pinned_and_watched(folder, tmp_path):
     pins = pin_local_data(recipe)
     (tmp_path / "shots.jsonl").write_text("{}")
     with pytest.raises(LockError, match=r"shots\.jsonl"):
-        check_local_data(recipe.evaluation.tasks.values(), tmp_path, pins)
+        check_local_data(recipe.evaluation.tasks.values(), recipe, pins)
 
 
 def test_more_solved_examples_than_there_are_is_refused(folder, tmp_path):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.analysis.candidates import Candidate, candidates
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
+from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.plugins import about, answers
@@ -156,10 +157,11 @@ class CandidateScorer:
 
     def examples(self, data: Data) -> Dataset:
         """Return the examples that `data` names, as they are loaded."""
-        check_local_data([data], self._recipe.folder, self._lock.local_data)
-        return load_examples(
-            pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
-        )
+        check_local_data([data], self._recipe, self._lock.local_data)
+        with about_data(self._recipe, data):
+            return load_examples(
+                pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
+            )
 
     def encode(self, examples: Dataset, data: Data, where: str = "examples") -> list[Any]:
         """Return examples as batches that `run` takes; `where` names them in messages."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.locations import taken_for_repository
 from hub_magmax.errors import EvaluationError, HubMagmaxError, LockError
+from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.evaluation.evaluators.prompts import with_prompts
@@ -55,26 +56,9 @@ def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})
             pins[key] = known[key]
         if key in pins or _is_local(spec, recipe.folder) or is_offline():
             continue
-        with taken_for_repository(spec.dataset, recipe.folder):
-            pins[key] = _reached(spec)
+        with about_data(recipe, spec), taken_for_repository(spec.dataset, recipe.folder):
+            pins[key] = commit_of(spec)
     return pins
-
-
-def _reached(spec: Data) -> str:
-    """Return the commit that a data set stands for now; raise EvaluationError without an answer."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx
-
-    try:
-        return commit_of(spec)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise EvaluationError(
-            f"the data set cannot be reached ({type(error).__name__}: {reason})",
-            where=f"{spec.dataset}, revision {spec.revision or 'main'}",
-            expected="a folder or file beside the recipe, or a data set on the Hub",
-            hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
-        ) from error
 
 
 @step("reading the data, for its sha256")
@@ -87,30 +71,36 @@ def pin_local_data(recipe: Recipe) -> dict[str, str]:
     Raises:
         EvaluationError: If a file cannot be read.
     """
-    return dict(_local_digests(data_of(recipe), recipe.folder))
+    with about_data(recipe):
+        return dict(_local_digests(data_of(recipe), recipe.folder))
 
 
 @step("reading the data, for its sha256")
-def check_local_data(specs: Iterable[Data], folder: Path, locked: Mapping[str, str]) -> None:
+def check_local_data(specs: Iterable[Data], recipe: Recipe, locked: Mapping[str, str]) -> None:
     """Raise LockError at the first local data whose files are not those of which `locked` has the digest.
 
     Data that the lock does not name, or that is not there, is not looked at.
 
     Args:
         specs: The data that will be read.
-        folder: Where relative paths start.
+        recipe: Names it.
         locked: From `pin_local_data`.
     """
     named = [part for spec in specs for part in spec.parts if part.dataset in locked]
-    for name, found in _local_digests(named, folder):
-        if found != locked[name]:
-            raise LockError(
-                "this data is no longer what was locked, so scores on it cannot be compared",
-                where=name,
-                expected=f"files with the digest {locked[name]}",
-                hint="Bring them back; or score a finished merge on the new data, as its lock then says "
-                "(hub-magmax evaluate RECIPE --new-data); or write a new lock and merge into another folder.",
-            )
+    with about_data(recipe):
+        for name, found in _local_digests(named, recipe.folder):
+            if found != locked[name]:
+                raise _changed(name, locked[name])
+
+
+def _changed(name: str, locked: str) -> LockError:
+    return LockError(
+        "this data is no longer what was locked, so scores on it cannot be compared",
+        where=name,
+        expected=f"files with the digest {locked}",
+        hint="Bring them back; or score a finished merge on the new data, as its lock then says "
+        "(hub-magmax evaluate RECIPE --new-data); or write a new lock and merge into another folder.",
+    )
 
 
 def with_present_data(recipe: Recipe, locked: Lock) -> Lock:
@@ -280,11 +270,14 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
         raise EvaluationError(
             f"the data cannot be loaded ({_reasons(error)})", where=where, hint=_way_out(error)
         ) from error
-    for column in (spec.input_column, spec.prompt_column, spec.label_column if labelled else None):
+    named = ("input_column", "prompt_column", *(["label_column"] if labelled else []))
+    for key in named:
+        column = getattr(spec, key)
         if column is not None and column not in examples.column_names:
             raise EvaluationError(
                 f"there is no column {column!r}",
                 where=where,
+                key=(key,),
                 expected=f"one of {', '.join(examples.column_names)}",
                 hint="Name it with input_column, prompt_column or label_column.",
             )

@@ -27,8 +27,24 @@ _CHANGING = RLock()
 
 
 def commit_of(spec: Data) -> str:
-    """Return the commit that a data set on the Hub stands for now."""
-    return str(_info(spec).sha)
+    """Return the commit that a data set on the Hub stands for now.
+
+    Raises:
+        EvaluationError: If the Hub has no such data set, or does not show it.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return str(_info(spec).sha)
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise EvaluationError(
+            f"the data set cannot be reached ({type(error).__name__}: {reason})",
+            where=f"{spec.dataset}, revision {spec.revision or 'main'}",
+            expected="a folder or file beside the recipe, or a data set on the Hub",
+            hint="Check the name and, for a private or gated data set, your login: hf auth whoami",
+        ) from error
 
 
 def _info(spec: Data) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
+from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
     Outcome,
@@ -162,7 +163,7 @@ def score(
     reuse = Reuse(recipe, lock, Path(prepared.merged), prepared.described, processes, is_on=is_on)
     wanted = prepared.wanted
     reuse.find(wanted, report)
-    bench = _Bench(evaluator, spec, prepared.examples, processes, reuse, progress)
+    bench = _Bench(recipe, evaluator, spec, prepared.examples, processes, reuse, progress)
     loading = Loading(recipe, lock, evaluator, is_pinned=prepared.is_pinned, report=report)
     scores: list[Score] = []
     run = [name for name in prepared.places if not reuse.known.keys() >= {*wanted[name]}]
@@ -221,6 +222,7 @@ def _described(
 class _Bench:
     """The examples of an evaluation, ready to score any model on."""
 
+    recipe: Recipe
     evaluator: Evaluator
     spec: Evaluation
     examples: Mapping[str, Examples]
@@ -260,16 +262,18 @@ class _Bench:
         return opened(self.progress, total, doing, "examples") if total else step(doing)
 
     def _answers(self, model: LoadedModel, task: str, advance: Callable[[int], None] | None) -> list[Outcome]:
-        return run_evaluator(
-            self.evaluator,
-            model,
-            self.examples[task],
-            self.spec.data[task],
-            self.spec.batch_size,
-            self.processes,
-            task,
-            advance,
-        )
+        data = self.spec.data[task]
+        with about_data(self.recipe, data):
+            return run_evaluator(
+                self.evaluator,
+                model,
+                self.examples[task],
+                data,
+                self.spec.batch_size,
+                self.processes,
+                task,
+                advance,
+            )
 
 
 def _shrunk(loaded: LoadedModel, label: str) -> LoadedModel:
@@ -339,12 +343,13 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     evaluator = evaluator_of(spec)
     if brings_data(evaluator):
         return {task: data.dataset for task, data in spec.data.items()}
-    check_local_data(spec.data.values(), recipe.folder, lock.local_data)
+    check_local_data(spec.data.values(), recipe, lock.local_data)
     found = {}
     for task, data in spec.data.items():
-        place = pinned(data, lock.datasets)
-        found[task] = load_examples(place, recipe.folder, labelled=needs_labels(evaluator))
-        check_columns(found[task], wanted_columns(evaluator, data))
+        with about_data(recipe, data):
+            place = pinned(data, lock.datasets)
+            found[task] = load_examples(place, recipe.folder, labelled=needs_labels(evaluator))
+            check_columns(found[task], wanted_columns(evaluator, data))
     return found
 
 

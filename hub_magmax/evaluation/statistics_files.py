@@ -19,6 +19,7 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import LockError, RecipeError
 from hub_magmax.evaluation.collecting import FileNames, collected
 from hub_magmax.evaluation.data import fingerprint, load_examples, pinned
+from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
     columns_of,
@@ -329,9 +330,10 @@ class _Making:
         spec = self.recipe.statistics
         assert spec is not None
         data = spec.data[task]
-        place = pinned(data, self.lock.datasets)
-        found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))
-        check_columns(found, wanted_columns(evaluator, data))
+        with about_data(self.recipe, data):
+            place = pinned(data, self.lock.datasets)
+            found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))
+            check_columns(found, wanted_columns(evaluator, data))
         return found
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float64
 
 from hub_magmax.checkpoints.locations import ModelPlace, locate, location_of
 from hub_magmax.evaluation.data import fingerprint, load_examples
+from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.files import digest
 from hub_magmax.preference.distance import (
     Features,
@@ -146,7 +147,8 @@ def _column(data: Data, examples: Dataset) -> str:
 
 def _training_sample(spec: DistanceEstimate, task: str, recipe: Recipe) -> Dataset:
     where = f"preference.{recipe.preference.kind if recipe.preference else ''}.train.{task}"
-    examples = load_examples(spec.train[task], recipe.folder, labelled=False)
+    with about_data(recipe, spec.train[task]):
+        examples = load_examples(spec.train[task], recipe.folder, labelled=False)
     check_sample_size(len(examples), where)
     return examples.select(draw(len(examples), spec.samples, recipe.seed, f"train/{task}"))
 

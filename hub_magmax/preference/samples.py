@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hub_magmax.evaluation.data import load_examples
+from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.preference.safeguards import ScoreOf, check_sample_size, draw
 from hub_magmax.recipe.preferences import Estimate
 from hub_magmax.recipe.schema import Recipe
@@ -48,7 +49,8 @@ def split_target(
     Raises:
         EvaluationError: If the data cannot be loaded, or a part is too small to say anything.
     """
-    examples = load_examples(spec.target, recipe.folder, labelled=labelled or spec.holdout is not None)
+    with about_data(recipe, spec.target):
+        examples = load_examples(spec.target, recipe.folder, labelled=labelled or spec.holdout is not None)
     drawn = examples.select(draw(len(examples), limit or len(examples), recipe.seed, "target"))
     if spec.holdout is None:
         check_sample_size(len(drawn), f"{where}.target")

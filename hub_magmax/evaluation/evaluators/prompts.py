@@ -47,6 +47,7 @@ def with_prompts(examples: Dataset, spec: Data, load: Callable[[Data], Dataset])
         raise EvaluationError(
             f"{spec.few_shot.count} solved examples are asked for, and there are {len(source)}",
             where=f"{spec.shots.dataset}, split {spec.shots.split}",
+            key=("few_shot", "count"),
         )
     drawn = random.Random(spec.few_shot.seed).sample(range(len(source)), spec.few_shot.count)  # noqa: S311
     shots = json.dumps([source[index] for index in drawn], default=str)
@@ -64,6 +65,7 @@ def _rendered(examples: Dataset, spec: Data) -> Iterator[str]:
             f"there is no column {missing[0]!r}",
             where=where,
             expected=f"one of {', '.join(examples.column_names)}",
+            key=("template",),
         )
     for number, example in enumerate(examples.select_columns(list(columns))):
         try:
@@ -72,6 +74,7 @@ def _rendered(examples: Dataset, spec: Data) -> Iterator[str]:
             raise EvaluationError(
                 f"the template cannot be filled in ({type(error).__name__}: {error})",
                 where=f"{where}, example {number}",
+                key=("template",),
             ) from error
 
 
