@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hub_magmax.errors import RecipeError
@@ -32,10 +33,14 @@ from hub_magmax.planning.budget import (
     peak_memory_bytes,
     runtime_bytes,
 )
+from hub_magmax.planning.memory_rows import memory_rows, merge_memory
+from hub_magmax.planning.summary import describe
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.registry import METHODS
-from tests.families import accepted, write_checkpoint, write_recipe
+from tests.families import accepted, recipe_values, write_checkpoint, write_recipe
+from tests.test_checkpoints_adapter import write_adapter
 from tests.test_planning_layout import BASE, planned
+from tests.tiny_llama import write_llama
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +202,19 @@ def test_a_number_without_a_unit_is_taken_for_bytes_and_asked_about(family):
         assert re.fullmatch(r"Raise it to 1\d\dMB\.", refusal(family, written).hint)
 
 
+def test_what_compiling_takes_is_told_apart(monkeypatch):
+    made = large()
+    rows = dict(memory_rows(made, None))
+    assert rows[""] == "up to 220.0 MB more where loops are yet to be compiled, once on this machine"
+    assert describe(made)["compiling_bytes"] == COMPILING_BYTES
+    monkeypatch.setattr(dispatch.Compiled, "is_kept", lambda: False)
+    monkeypatch.setattr(dispatch, "COMPILE_ABOVE_ELEMENTS", 1)
+    assert dict(memory_rows(made, None)) == rows
+    assert peak_memory_bytes(made) == merge_memory(made)[0] + COMPILING_BYTES
+    by_torch = large(device="cpu")
+    assert [*dict(memory_rows(by_torch, None))] == ["memory"] and describe(by_torch)["compiling_bytes"] == 0
+
+
 #: States and takes memory in a process of its own, as a command does.
 MEASURE = """
 import json, sys
@@ -242,16 +260,58 @@ def test_a_plan_states_what_its_merge_takes_within_a_quarter(case, families, tmp
     if name not in ("tiny", "square"):  # what is compiled once is not the merge's
         made = accepted(plan(load_recipe(tmp_path / "recipe.yaml")))
         merge(made, tmp_path / "first", backend=Compiled())
+    for stated, taken in measured(MEASURE, tmp_path / "recipe.yaml"):
+        assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+
+
+#: The same of a whole run, with an evaluation.
+RUN = """
+import json, sys
+from dataclasses import replace
+from hub_magmax import load_recipe, lock, plan
+from hub_magmax.merging.output.report import REPORT_NAME, read_report
+from hub_magmax.merging.profile import MemoryWatch, peak_resident_bytes
+from hub_magmax.pipeline import run
+from hub_magmax.planning.summary import describe
+
+recipe = load_recipe(sys.argv[1])
+made = plan(recipe, lock(recipe))
+needs = describe(made)["evaluation"]
+stated = [*needs["run"].values(), needs["memory_bytes"], needs["resident_bytes"]]
+with MemoryWatch() as watch:
+    run(recipe)
+report = read_report(recipe.output_path / REPORT_NAME)
+of_merge = [report.peak_memory_bytes, report.peak_resident_bytes]
+whole = [watch.peak_bytes, peak_resident_bytes()]
+print(json.dumps([stated, of_merge + whole]))
+"""
+
+
+def test_a_plan_states_what_a_run_with_adapters_and_an_evaluation_takes_within_a_quarter(tmp_path):
+    write_llama(tmp_path / "base")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    for seed, name in enumerate("ab"):
+        write_adapter(tmp_path / name, base, ("q_proj", "v_proj"), seed, config={"task_type": "CAUSAL_LM"})
+    rows = [{"text": "a good film"}, {"text": "an odd one"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {name: {"dataset": "./rows.jsonl", "split": "train"} for name in "ab"}
+    evaluation = {"evaluator": "log-likelihood", "tasks": data}
+    values = recipe_values(("a", "b"), evaluation=evaluation, output={"path": "merged"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    for stated, taken in measured(RUN, tmp_path / "recipe.yaml"):
+        assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+
+
+def measured(program, recipe):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "recipe.yaml")],
+        [sys.executable, "-c", program, str(recipe)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for stated, taken in zip(*json.loads(done.stdout), strict=True):
-        assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+    return zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
 
 
 FAMILIES = {

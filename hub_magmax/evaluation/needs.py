@@ -16,6 +16,11 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import format_bytes, step
 
+#: Measured with a Llama of a few parameters: a process's own memory, and what the system maps from files.
+#: What a merge in `run` has besides, whose evaluation's data was loaded; and all that scoring takes.
+LOADED_BYTES, LOADED_FILES = 160_000_000, 52_000_000
+SCORING_BYTES, SCORING_FILES = 415_000_000, 227_000_000
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -32,6 +37,11 @@ class Needs:
     download_bytes: int
     held_bytes: int
     joint: str = ""
+
+    @property
+    def resident_bytes(self) -> int:
+        """About what scoring takes with files that are mapped, which the weights on a CPU are."""
+        return SCORING_BYTES + SCORING_FILES + self.held_bytes
 
     def __str__(self) -> str:
         loads = (
@@ -142,5 +152,8 @@ def evaluation_rows(recipe: Recipe, needs: Needs | None) -> Iterator[tuple[str, 
     """Yield lines of a plan about the evaluation, each a label and a text."""
     if needs is not None and recipe.evaluation is not None:
         yield "scores", f"{recipe.evaluation.evaluator.name} on {', '.join(recipe.evaluation.data)}: {needs}"
+        own, resident = format_bytes(SCORING_BYTES), format_bytes(needs.resident_bytes)
+        batch = f"a batch of {recipe.evaluation.batch_size} examples"
+        yield "", f"about {own} per process, {resident} with files that the system maps, besides {batch}"
         if needs.joint:
             yield "", needs.joint

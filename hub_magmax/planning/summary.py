@@ -13,7 +13,7 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
-from hub_magmax.evaluation.needs import evaluation_needs, evaluation_rows
+from hub_magmax.evaluation.needs import SCORING_BYTES, Needs, evaluation_needs, evaluation_rows
 from hub_magmax.files import from_here
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.correction import correction_notices, correction_row, described_correction
@@ -21,6 +21,7 @@ from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
 from hub_magmax.planning.layers import described_layers, layer_notices, layer_rows
+from hub_magmax.planning.memory_rows import compiling_bytes, memory_rows, run_memory
 from hub_magmax.planning.norms import described_norms, norm_notices, norm_rows
 from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import SMALL_BYTES, Plan, SolvedJob, TensorJob
@@ -147,12 +148,20 @@ def describe(plan: Plan) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(plan),
         "peak_resident_bytes": peak_memory_bytes(plan, with_files=True),
         "device": plan.recipe.output.device,
-        "evaluation": asdict(needs) if needs else None,
+        "compiling_bytes": compiling_bytes(plan),
+        "evaluation": _evaluation(plan, needs) if needs else None,
         "notices": list(notices(plan)),
         "findings": [asdict(finding) | {"name": finding.name} for finding in plan.findings],
         "in_spite_of": list(plan.in_spite_of),
         "tasks_not_looked_at": list(plan.unseen),
     }
+
+
+def _evaluation(plan: Plan, needs: Needs) -> dict[str, Any]:
+    """Return the needs of the evaluation, and the memory of the merge in `run`."""
+    merge, resident = run_memory(plan)
+    run = {"peak_memory_bytes": merge, "peak_resident_bytes": resident}
+    return asdict(needs) | {"memory_bytes": SCORING_BYTES, "resident_bytes": needs.resident_bytes, "run": run}
 
 
 def _copied(job: TensorJob) -> dict[str, Any]:
@@ -174,15 +183,16 @@ def _sources_and_output(plan: Plan) -> dict[str, Any]:
 @checked
 def explain(plan: Plan) -> str:
     """Return the plan in words, for a person to read before it is carried out."""
+    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out)
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
     rows += [
         ("reads", _reads(plan)),
         ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
         *_output(plan),
-        ("memory", _memory(plan)),
+        *memory_rows(plan, needs),
     ]
     rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
-    rows += evaluation_rows(plan.recipe, evaluation_needs(plan.recipe, plan.lock, plan.bytes_out))
+    rows += evaluation_rows(plan.recipe, needs)
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
 
 
@@ -191,11 +201,6 @@ def _reads(plan: Plan) -> str:
     if not plan.looked_at_bytes:
         return found
     return f"at least {found}: method.scope is model, so all task vectors are read before the first is merged"
-
-
-def _memory(plan: Plan) -> str:
-    own, with_files = (format_bytes(peak_memory_bytes(plan, with_files=files)) for files in (False, True))
-    return f"about {own} per process, {with_files} with files that the system maps"
 
 
 def _output(plan: Plan) -> Iterator[Row]:
