@@ -65,6 +65,18 @@ TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST_TOKEN = 8
 
 
+class Brief:
+    """A value that is shown in one line, since all that it holds would fill pages."""
+
+    @property
+    def brief(self) -> str:
+        """What it is, in a few words."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.brief}>"
+
+
 def holds_token(text: str) -> bool:
     """Say whether `text` holds what looks like an access token, or an address with a password."""
     return bool(_TOKEN.search(text) or _CREDENTIALS.search(text))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hub_magmax.evaluation.scores import Score, Scores
-from hub_magmax.evaluation.tables import FORMATS, Measured, Table
+from hub_magmax.evaluation.tables import FORMATS, Measured, Shown, Table
 
 TABLE = Table(
     ("method", "tuned", "accuracy"),
@@ -54,8 +54,21 @@ def test_csv_has_a_column_of_deviations_by_what_the_table_may_hold_and_not_by_it
     table = Table(("n",), ((Measured(1.0, 0.0, 2.0),),))
     assert table.write("csv").split("\n")[0] == "n,n low,n high"
     drawn = replace(table, is_drawn=True)
-    assert drawn.write("csv").split("\n") == ["n,n low,n high,n sd", "1,0,2,"]
+    assert drawn.write("csv").split("\n") == ["n,n low,n high,n sd", "1.0,0.0,2.0,"]
     assert [*drawn.to_frame().columns] == ["n", "n low", "n high", "n sd"]
+
+
+def test_people_read_a_text_and_programs_the_value():
+    shown = Shown(Measured(1 / 3, 0.25, 0.5), "+0.333")
+    table = Table(
+        ("n", "p"), ((shown, Shown(None, "none")), (Shown(None, "the winner"), Shown(1 / 3, "0.3")))
+    )
+    assert [line.split() for line in table.write().split("\n")] == [
+        ["n", "p"], ["+0.333", "none"], ["the", "winner", "0.3"],
+    ]  # fmt: skip
+    rows = [[repr(1 / 3), "0.25", "0.5", ""], ["", "", "", repr(1 / 3)]]
+    assert [*csv.reader(io.StringIO(table.write("csv")))] == [["n", "n low", "n high", "p"], *rows]
+    assert table.to_frame()["p"].dtype == "float64"
 
 
 def test_latex_takes_no_name_for_a_command():

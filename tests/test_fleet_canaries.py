@@ -178,9 +178,12 @@ def test_history_is_a_table_with_mean_and_lowest_score():
     bare = Revision("e" * 40, "2026-01-01T00:00:00", "first")
     assert as_table([found, bare]).write("csv").splitlines() == [
         "commit,created,model,metric,plain mean,lowest,of,title",
-        "cccccccccccc,2026-01-02 03:04,dddddddd,accuracy,0.375,0.25,b,push (rolled back)",
-        "eeeeeeeeeeee,2026-01-01 00:00,,,,,,first",
+        f"{'c' * 40},2026-01-02T03:04:05,{'d' * 64},accuracy,0.375,0.25,b,push (rolled back)",
+        f"{'e' * 40},2026-01-01T00:00:00,,,,,,first",
     ]
+    assert (
+        as_table([found, bare]).write().splitlines()[1].startswith("cccccccccccc  2026-01-02 03:04  dddddddd")
+    )
 
 
 def test_data_that_lies_elsewhere_is_named_with_the_way_to_it(merged, tmp_path, monkeypatch):

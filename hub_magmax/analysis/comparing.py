@@ -18,7 +18,7 @@ from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.scoring import counted
-from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
+from hub_magmax.evaluation.tables import Cell, Format, Measured, Shown, Table, Tabular
 from hub_magmax.files import named_after, write_text
 from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.arguments import opened
@@ -68,7 +68,7 @@ class Compared:
         return deviation(self.by_seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Tabular):
     """Everything that was compared.
 
@@ -124,12 +124,12 @@ class Comparison(Tabular):
         found, candidate = method.to_winner, method.candidate
         return (
             method.label,
-            f"{candidate.method['scaling']:.3g}",
+            Shown(float(candidate.method["scaling"]), f"{candidate.method['scaling']:.3g}"),
             candidate.preference,
             method.tuned,
             measured(method.reported, method.deviation),
-            "the winner" if found is None else "identical" if found.is_identical else f"{found.mean:+.3f}",
-            None if found is None else f"{found.p_value:.2g}",
+            Shown(None, "the winner") if found is None else _to_winner(found),
+            None if found is None else Shown(found.p_value, f"{found.p_value:.2g}"),
         )
 
     @property
@@ -326,6 +326,11 @@ def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[f
         resolved = resolve_preference(asked, sources=lock.sources, scorer=scorer_of(asked, lock)).weights
         found[name] = tuple(resolved[task] for task in lock.tasks)
     return found
+
+
+def _to_winner(found: Difference) -> Shown:
+    text = "identical" if found.is_identical else f"{found.mean:+.3f}"
+    return Shown(Measured(found.mean, found.low, found.high), text)
 
 
 def winning_recipe(recipe: Recipe, comparison: Comparison) -> Recipe:

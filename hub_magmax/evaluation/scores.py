@@ -77,7 +77,7 @@ class Score:
     num_cut: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores(Tabular):
     """All that was measured.
 

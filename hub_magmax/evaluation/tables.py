@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Literal
 
 from hub_magmax.errors import ArgumentError
+from hub_magmax.text import Brief
 
 if TYPE_CHECKING:
     import pandas
@@ -43,8 +44,21 @@ class Measured:
         return f"{self.value:.3f}{spread} [{self.low:.3f}, {self.high:.3f}]"
 
 
-#: Text as it is, a number, a measured one, or nothing.
-Cell = str | int | float | Measured | None
+@dataclass(frozen=True)
+class Shown:
+    """A cell that people read otherwise than programs, which get the value as it is.
+
+    Attributes:
+        value: Of the same type as the others of its column, or None.
+        text: What stands in a table for people.
+    """
+
+    value: str | float | Measured | None
+    text: str
+
+
+#: Text as it is, a number, a measured one, one of these with a text of its own, or nothing.
+Cell = str | int | float | Measured | Shown | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ class Table:
 
         rule = line([":---" if is_left else "---:" for is_left in self._texts()])
         rows = [
-            line([_in_markdown(_shown(cell)) if isinstance(cell, str) else _shown(cell) for cell in row])
+            line([_shown(cell) if isinstance(cell, Measured) else _in_markdown(_shown(cell)) for cell in row])
             for row in self.rows
         ]
         above = [part for note in self.lead for part in (_in_markdown(note), "")]
@@ -140,7 +154,11 @@ class Table:
         writer.writerow([f"{name} {part}".rstrip() for name, parts in names for part in parts])
         for row in self.rows:
             writer.writerow(
-                [value for cell, parts in zip(row, kinds, strict=True) for value in _values(cell, parts)]
+                [
+                    as_written(value)
+                    for cell, parts in zip(row, kinds, strict=True)
+                    for value in _parts_of(cell, parts)
+                ]
             )
         return stream.getvalue().rstrip("\n")
 
@@ -165,19 +183,31 @@ class Table:
 
     def _texts(self) -> list[bool]:
         """Say of each column whether it holds text."""
-        columns = ([row[number] for row in self.rows] for number in range(len(self.head)))
+        columns = ([_value_of(row[number]) for row in self.rows] for number in range(len(self.head)))
         return [all(isinstance(cell, str | None) for cell in column) for column in columns]
 
     def _parts(self, column: int) -> tuple[str, ...]:
         """Return the parts that a column has in CSV: a measured number is several."""
-        measured = [row[column] for row in self.rows if isinstance(row[column], Measured)]
-        if not measured:
+        cells = [row[column] for row in self.rows]
+        if not any(isinstance(_value_of(cell), Measured) for cell in cells):
             return ("",)
-        return ("", "low", "high", *(["sd"] if self.is_drawn else []))
+        return ("", "low", "high", *(["sd"] if self.is_drawn and Measured in map(type, cells) else []))
 
 
-class Tabular(ABC):
-    """Results that are a table: for pandas, and as notebooks show them."""
+class Tabular(Brief, ABC):
+    """Results that are a table: for pandas, printed, and as notebooks show them."""
+
+    @abstractmethod
+    def table(self, form: Format = "text") -> str:
+        """Return what people read of it, in one of `FORMATS`."""
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def brief(self) -> str:
+        found = self.as_table()
+        return f"{len(found.rows):,} rows of {', '.join(filter(None, found.head))}; print it to read them"
 
     @abstractmethod
     def as_table(self) -> Table:
@@ -192,24 +222,31 @@ class Tabular(ABC):
         return self.as_table()._repr_html_()
 
 
+def _value_of(cell: Cell) -> str | int | float | Measured | None:
+    """Return what programs get of a cell."""
+    return cell.value if isinstance(cell, Shown) else cell
+
+
 def _parts_of(cell: Cell, parts: Sequence[str]) -> Iterator[str | int | float | None]:
     """Yield the parts of a cell: those that it has, None for the others."""
-    if isinstance(cell, Measured):
-        by_part = {"": cell.value, "low": cell.low, "high": cell.high, "sd": cell.deviation}
+    value = _value_of(cell)
+    if isinstance(value, Measured):
+        by_part = {"": value.value, "low": value.low, "high": value.high, "sd": value.deviation}
         yield from (by_part[part] for part in parts)
     else:
-        yield from (cell if part == "" else None for part in parts)
+        yield from (value if part == "" else None for part in parts)
 
 
-def _values(cell: Cell, parts: Sequence[str]) -> Iterator[str]:
-    """Yield a cell's values as CSV has them: numbers with ten digits."""
-    for value in _parts_of(cell, parts):
-        yield "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+def as_written(value: str | float | None) -> str:
+    """Return a value as CSV has it: a number with all digits that tell it from others, nothing if None."""
+    return "" if value is None else repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def _shown(cell: Cell) -> str:
     if cell is None:
         return "-"
+    if isinstance(cell, Shown):
+        return cell.text
     return f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split())
 
 

@@ -20,7 +20,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, stored_scores
 from hub_magmax.evaluation.scoring import Prepared, prepare, score
-from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
+from hub_magmax.evaluation.tables import Format, Measured, Shown, Table, Tabular
 from hub_magmax.fleet import MARGIN
 from hub_magmax.fleet.history import history, last_good
 from hub_magmax.fleet.verifying import recipe_and_lock
@@ -46,7 +46,7 @@ class TaskChange:
     regressed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Canary(Tabular):
     """Scores of a model now, compared with pinned results.
 
@@ -87,7 +87,7 @@ class Canary(Tabular):
                 Measured(change.difference.mean, change.difference.low, change.difference.high),
                 change.difference.gained,
                 change.difference.lost,
-                f"{change.difference.p_value:.2g}",
+                Shown(change.difference.p_value, f"{change.difference.p_value:.2g}"),
                 "regressed" if change.regressed else "",
             )
             for change in self.tasks
@@ -95,7 +95,7 @@ class Canary(Tabular):
         worse = ", ".join(self.regressed)
         verdict = f"{worse} got worse by more than" if worse else "no task got worse by more than"
         note = f"{self.model} against {self.against}: {verdict} {self.margin:g} ({self.metric})"
-        return Table(("task", "pinned", "now", "change", "gained", "lost", "p", ""), rows, (note,))
+        return Table(("task", "pinned", "now", "change", "gained", "lost", "p", "verdict"), rows, (note,))
 
 
 @checked

@@ -13,7 +13,7 @@ from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.evaluation.scores import MERGED, stored_means
-from hub_magmax.evaluation.tables import Cell, Table
+from hub_magmax.evaluation.tables import Cell, Shown, Table
 from hub_magmax.files import digest
 from hub_magmax.hub import hub_api, hub_errors
 from hub_magmax.merging.output.report import REPORT_NAME
@@ -173,9 +173,10 @@ def _row(found: Revision) -> tuple[Cell, ...]:
         means = found.scores.means
         worst = min(means, key=lambda task: means[task])
         metric, mean, lowest = found.scores.metric, sum(means.values()) / len(means), means[worst]
-    when = found.created[:16].replace("T", " ")
+    when = Shown(found.created, found.created[:16].replace("T", " "))
+    weights = Shown(found.weights, found.weights[:8]) if found.weights else None
     title = f"{found.title} (rolled back)" if found.rolled_back else found.title
-    return found.commit[:12], when, found.weights[:8] or None, metric, mean, lowest, worst, title
+    return Shown(found.commit, found.commit[:12]), when, weights, metric, mean, lowest, worst, title
 
 
 def _weights(source: FileSource) -> str:

@@ -24,6 +24,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tokenizer import UNION
+from hub_magmax.text import Brief, format_bytes
 
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
@@ -204,8 +205,8 @@ def _values(job: TensorJob) -> dict[str, Any]:
     return values
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Brief):
     """All jobs of a merge, from headers alone.
 
     Attributes:
@@ -322,6 +323,13 @@ class Plan:
         """Bytes of the output whose tensors are looked at before the first is merged; mostly none."""
         num_surveys = sum(methods.surveys_model(values.method) for values in self.surveyed)
         return num_surveys * sum(job.num_bytes for job in self.merged) if num_surveys else 0
+
+    @property
+    def brief(self) -> str:
+        done = f"{format_bytes(self.bytes_in)} read, {format_bytes(self.bytes_out)} written"
+        return (
+            f"{len(self.jobs):,} tensors in {len(self.shards)} file(s), {done}; hub_magmax.explain tells all"
+        )
 
     @property
     def progress_bytes(self) -> int:

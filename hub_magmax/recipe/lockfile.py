@@ -14,6 +14,7 @@ from hub_magmax.files import digest, read_json
 from hub_magmax.recipe.merge_values import MergeValues, positive_shares
 from hub_magmax.recipe.norms import Lengths
 from hub_magmax.recipe.renaming import Renaming
+from hub_magmax.text import Brief, listed
 
 LOCK_NAME = "recipe.lock.json"
 
@@ -188,8 +189,8 @@ class ResolvedPreference:
         return dict(zip(self.weights, positive_shares(tuple(self.weights.values())), strict=True))
 
 
-@dataclass(frozen=True)
-class Lock:
+@dataclass(frozen=True, repr=False)
+class Lock(Brief):
     """Everything that decides the bytes of the merged model, pinned.
 
     Attributes:
@@ -308,6 +309,11 @@ class Lock:
     def value_rules(self) -> list[Mapping[str, Any]]:
         """Those by which tensors are merged with numbers of their own."""
         return [rule for rule in self.rules if "take" not in rule and "factor" not in rule]
+
+    @property
+    def brief(self) -> str:
+        sources = listed([*(source.label for source in self.every_source.values())], 3)
+        return f"{self.method['name']} of {sources}, {self.digest[:19]}"
 
     @property
     def digest(self) -> str:

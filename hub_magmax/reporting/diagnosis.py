@@ -34,7 +34,7 @@ _BY_SIZE, _BY_QUOTA = ("magmax", "tunable_magmax"), ("tunable_magmax",)
 _MOST_PAIRS, _ENDS, _MOST_NOTES = 15, 5, 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis(Tabular):
     """All that was found.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hub_magmax.evaluation.scores import MAX_COLUMNS, Score, deviation, measured
-from hub_magmax.evaluation.tables import Format, Table, Tabular
+from hub_magmax.evaluation.tables import Format, Table, Tabular, as_written
 from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.
@@ -34,17 +34,15 @@ class Point:
 
     def cells(self, evaluated: Sequence[str]) -> Iterator[str]:
         """Yield weights, scores with intervals, and deviations on the evaluated tasks, as CSV has them."""
-        yield from (f"{weight:g}" for weight in self.weights)
-        yield from (f"{n:.6g}" for score in self.scores for n in (score.value, score.low, score.high))
-        spreads = map(self.deviation, evaluated)
-        yield from ("" if spread is None else f"{spread:.6g}" for spread in spreads)
+        scores = (number for score in self.scores for number in (score.value, score.low, score.high))
+        yield from map(as_written, (*self.weights, *scores, *map(self.deviation, evaluated)))
 
     def deviation(self, task: str) -> float | None:
         """Standard deviation of a task's score over the seeds; None where there are fewer than two."""
         return deviation(self.by_seed.get(task, {}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Surface(Tabular):
     """All that a sweep measured.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from hub_magmax.errors import OutputError
 from hub_magmax.files import digest, read_json
+from hub_magmax.text import Brief, format_bytes
 
 REPORT_NAME = "merge_report.json"
 
@@ -90,8 +91,8 @@ class ShardRecord:
         return values
 
 
-@dataclass(frozen=True)
-class MergeReport:
+@dataclass(frozen=True, repr=False)
+class MergeReport(Brief):
     """Result of a merge.
 
     Attributes:
@@ -138,6 +139,11 @@ class MergeReport:
     parameters: Mapping[str, int] = field(default_factory=dict, hash=False)
     peak_resident_bytes: int = 0
     unchanged: float = 0.0
+
+    @property
+    def brief(self) -> str:
+        done = f"{format_bytes(self.bytes_in)} read, {format_bytes(self.bytes_out)} written"
+        return f"{self.elements_merged:,} elements merged, {done} in {self.seconds:.3g} s"
 
     @property
     def lost(self) -> tuple[LostPart, ...]:
