@@ -69,6 +69,10 @@ def unchanged(family):
     return dict(family["base"])
 
 
+def untrained_in_float64(family):
+    return {n: t.double() if t.is_floating_point() else t for n, t in family["base"].items()}
+
+
 def swapped(family):
     tensors = dict(family["b"])
     for kind in ("weight", "bias"):
@@ -106,6 +110,7 @@ PLANTED = pytest.mark.parametrize(
     [
         (from_another_base, "other base", "fine-tuned from another one"),
         (unchanged, "unchanged", "b is the base model, unchanged"),
+        (untrained_in_float64, "unchanged", "its task vector is zero, and its share of the merge stays"),
         (swapped, "swapped", "layers.0.in.weight holds what is layers.1.in.weight"),
         (scaled, "scaled", "times as long as the base model's"),
         (copied, "near-identical", "b is almost a"),
@@ -489,7 +494,8 @@ def test_the_command_writes_numbers_and_picture_and_the_card_shows_them(tmp_path
     assert "FAULT: b is the base model, unchanged" in done.stdout
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "Do not merge before looking at `b`." in card
-    assert "- Fault: `b is the base model, unchanged` (unchanged)." in card
+    assert "- Fault: `b is the base model, unchanged: its task vector is zero, and" in card
+    assert "its share of the merge stays the base model's` (unchanged)." in card
     assert (
         CliRunner().invoke(main, ["verify", str(tmp_path / "merged")], catch_exceptions=False).exit_code == 0
     )

@@ -137,7 +137,10 @@ def test_what_rules_cover_may_be_all_that_a_task_changed(tmp_path):
     write(tmp_path, b=head_only)
     for take, notes in {
         "b": (),
-        "base_model": ("b is the base model, unchanged, in all tensors that no rule covers",),
+        "base_model": (
+            "b is the base model, unchanged, in all tensors that no rule covers: its task "
+            "vector is zero, and its share of the merge stays the base model's",
+        ),
     }.items():
         rules = [{"match": "embed.weight", "take": take}]
         recipe = load_recipe(write_recipe(tmp_path, tensors=rules, output={"path": f"out_{take}"}))
@@ -171,20 +174,41 @@ def test_a_nan_is_noted_by_the_plan_and_stops_the_merge_with_its_place(tmp_path)
         run(recipe)
 
 
-def test_an_adapter_that_learned_nothing_is_the_base_model(tmp_path):
+def test_the_base_model_as_a_task_is_told_with_what_that_does(tmp_path):
+    write(tmp_path)
+    tasks = [{"name": "a", "model": "./a"}, {"name": "b", "model": "./base"}]
+    recipe = load_recipe(write_recipe(tmp_path, tasks=tasks))
+    note = (
+        "b is the base model, as the recipe says: its task vector is zero, and its share of the merge stays "
+        "the base model's"
+    )
+    assert f"note         {note}" in explain(plan(recipe))
+    assert note in run(recipe).report.notices
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("remote", [(), ("base",), ("base", "a", "lora")], ids=str)
+def test_an_adapter_that_learned_nothing_is_the_base_model(tmp_path, hub, remote, zero):
     write(tmp_path)
     factors = {
         "base_model.model.layers.0.lora_A.weight": torch.randn(2, 8),
-        "base_model.model.layers.0.lora_B.weight": torch.zeros(16, 2),
+        "base_model.model.layers.0.lora_B.weight": torch.full((16, 2), zero),
     }
     (tmp_path / "lora").mkdir()
     save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
     values = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]}
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(values))
-    tasks = [{"name": "a", "model": "./a"}, {"name": "lora", "model": "./lora"}]
-    made = plan(load_recipe(write_recipe(tmp_path, tasks=tasks)))
+    names = {name: f"me/zero-{name}-{len(remote)}{zero}" for name in remote}
+    for name, repo_id in names.items():
+        hub.add_repo(repo_id, folder=tmp_path / name)
+    tasks = [{"name": name, "model": names.get(name, f"./{name}")} for name in ("a", "lora")]
+    base = names.get("base", "./base")
+    made = plan(load_recipe(write_recipe(tmp_path, base_model=base, tasks=tasks)))
     (fault,) = made.findings
     assert fault.name == "unchanged:lora" and "an adapter of zeros" in fault.text
+    assert "its task vector is zero, and its share of the merge stays the base model's" in fault.text
+    if "lora" in remote:
+        return
     factors["base_model.model.layers.0.lora_B.weight"][0, 0] = 1
     save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
     assert plan(load_recipe(tmp_path / "recipe.yaml")).findings == ()

@@ -56,7 +56,7 @@ class TensorSums:
     def compare(self, base: Tensor, checkpoints: Sequence[Tensor]) -> None:
         """Note which tensors, "tensors elements", are not the base model's."""
         for task, checkpoint in enumerate(checkpoints):
-            self.same[:, task] &= (checkpoint == base).all(dim=1).numpy() & (checkpoint.dtype == base.dtype)
+            self.same[:, task] &= (checkpoint == base).all(dim=1).numpy()
 
     def count(self, base: Tensor, checkpoints: Sequence[Tensor]) -> bool:
         """Add a block of every tensor, "tensors elements"; return whether all values are finite."""

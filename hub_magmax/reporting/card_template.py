@@ -13,7 +13,7 @@ from hub_magmax.evaluation.tails import ExampleLoss
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.reporting.front_matter import hub_id
 from hub_magmax.reporting.score_formats import Unit
-from hub_magmax.text import Markdown, code, fenced, format_bytes, listed, weight_in_words
+from hub_magmax.text import Markdown, code, fenced, format_bytes, listed, verbatim, weight_in_words
 
 TEMPLATE_NAME = "model_card.md.jinja"
 
@@ -37,6 +37,7 @@ def environment(unit: Unit) -> Any:
         "bytes": lambda count: Markdown(format_bytes(count)),
         "count": lambda number: Markdown(f"{number:,}"),
         "fenced": fenced,
+        "verbatim": verbatim,
         "markdown": Markdown,
         "names": lambda names: Markdown(listed([code(name) for name in names], _MAX_NAMES)),
         "number": _number,

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.planning.findings.finding import Finding, unchanged
 
 #: Limits of the rules, each with its meaning in words, which a diagnosis states.
 THRESHOLDS: Mapping[str, tuple[float, str]] = {
@@ -154,7 +154,7 @@ def _alike(seen: Evidence, one: int, other: int) -> Iterator[Finding]:
 def _apply(seen: Evidence, number: int, task: str) -> Iterator[Finding]:
     """Yield what speaks against one task, the plainest first."""
     if seen.unchanged[number]:
-        yield Finding("unchanged", task, f"{task} is the base model, unchanged", True)
+        yield unchanged(task)
     if any(swap.task == task for swap in seen.swaps):
         yield _swap_finding(seen, task)
     cosine, times = (float(found[number]) for found in seen.matrices.to_base)

@@ -36,6 +36,12 @@ class Finding:
         return f"--in-spite-of {quote(self.name)}"
 
 
+def unchanged(task: str, what: str = "is the base model, unchanged", *, is_fault: bool = True) -> Finding:
+    """Return that a task is the base model, and what that does to a merge."""
+    text = f"{task} {what}: its task vector is zero, and its share of the merge stays the base model's"
+    return Finding("unchanged", task, text, is_fault)
+
+
 def faults_left(findings: Iterable[Finding], accepted: Collection[str]) -> list[Finding]:
     """Return the faults that nobody accepted by name."""
     return [finding for finding in findings if finding.is_fault and finding.name not in accepted]

@@ -1,7 +1,7 @@
 """A look at samples of checkpoints' values before they are merged, judged by the rules of a diagnosis.
 
-Some blocks of some tensors are read of every checkpoint on this machine. What is on the Hub is not looked at,
-since each block would be a request; checkpoints that are the same are known by their hashes there.
+Some blocks of some tensors are read of every checkpoint on this machine. Whole checkpoints on the Hub are not
+looked at, since each block would be a request; those that are the same are known by their hashes there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.planning.findings.faults import Evidence, Geometry, faults
-from hub_magmax.planning.findings.finding import Finding
+from hub_magmax.planning.findings.finding import Finding, unchanged
 from hub_magmax.planning.findings.stated import stated_findings
 from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.layers import shifted_blocks
@@ -57,7 +57,7 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
         told = {(finding.rule, finding.task) for finding in findings}
         here = _looked_at(plan)
         with suppress(CheckpointError, SourceError):  # the merge stops there, and says more
-            seen = (*_empty_adapters(plan, here, cache), *_seen(plan, opened, here))
+            seen = (*_empty_adapters(plan, cache), *_seen(plan, opened, here))
             findings += tuple(one for one in seen if (one.rule, one.task) not in told)
     findings = tuple(_as_meant(finding, plan.lock) for finding in findings)
     unseen = tuple(task for task in plan.lock.tasks if task not in (*here, *plan.unread))
@@ -74,7 +74,7 @@ def _as_meant(found: Finding, lock: Lock) -> Finding:
     own = lock.tasks.get(found.task)
     if found.rule != "unchanged" or own is None or own.reference != lock.base_model.reference:
         return found
-    return replace(found, text=f"{found.task} is the base model, as the recipe says", is_fault=False)
+    return unchanged(found.task, "is the base model, as the recipe says", is_fault=False)
 
 
 def _looked_at(plan: Plan) -> tuple[str, ...]:
@@ -96,8 +96,8 @@ def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) 
         if found.rule != "unchanged" or not takes_any(plan.recipe.tensors):
             yield found
         elif found.task not in taken:
-            text = f"{found.task} is the base model, unchanged, in all tensors that no rule covers"
-            yield replace(found, text=text, is_fault=False)
+            where = "is the base model, unchanged, in all tensors that no rule covers"
+            yield unchanged(found.task, where, is_fault=False)
 
 
 def _comparable(plan: Plan) -> list[TensorJob]:
@@ -106,21 +106,22 @@ def _comparable(plan: Plan) -> list[TensorJob]:
     return [job for job in plan.whole_jobs if (block_of(job.name) or ())[:2] not in shifted]
 
 
-def _empty_adapters(plan: Plan, tasks: Sequence[str], cache: SourceCache) -> Iterator[Finding]:
+def _empty_adapters(plan: Plan, cache: SourceCache) -> Iterator[Finding]:
     """Yield adapters whose products are all zero, as before training."""
-    for task in tasks:
-        locked = plan.lock.tasks[task]
-        if locked.adapter_config:
+    for task, locked in plan.lock.tasks.items():
+        if locked.adapter_config and task not in plan.unread:
             with closing(open_source(plan.recipe, locked, cache)) as adapter:
                 if _is_empty(adapter):
-                    text = f"{task} is an adapter of zeros, as before training: the base model, unchanged"
-                    yield Finding("unchanged", task, text, True)
+                    yield unchanged(task, "is an adapter of zeros, as before training")
 
 
 def _is_empty(adapter: TensorSource) -> bool:
-    """Say whether one factor of every layer is zero; reads up to the first layer where none is."""
+    """Say whether one factor of every layer is zero; reads up to the first layer where none is.
+
+    Of a trained adapter on the Hub that is a request or two.
+    """
     layers: dict[str, list[str]] = {}
-    for name in adapter.index.tensors:
+    for name in sorted(adapter.index.tensors, reverse=True):  # B first, which is zero before training
         match = _FACTOR.fullmatch(name)
         layers.setdefault(match[1] if match else name, []).append(name)
     return all(
@@ -129,7 +130,7 @@ def _is_empty(adapter: TensorSource) -> bool:
 
 
 def _is_zero(source: TensorSource, name: str) -> bool:
-    return not source.read_stored(name, 0, source.index.tensors[name].num_elements).bits.any()
+    return not _numbers(source.read_stored(name, 0, source.index.tensors[name].num_elements)).any()
 
 
 def _same_files(lock: Lock, tasks: Sequence[str]) -> Iterator[Finding]:
@@ -138,11 +139,11 @@ def _same_files(lock: Lock, tasks: Sequence[str]) -> Iterator[Finding]:
     for task in tasks:
         if task in lock.bases:
             if _hashes(lock.tasks[task]) == _hashes(lock.bases[task]):
-                yield Finding("unchanged", task, f"{task} is its own base model, unchanged", True)
+                yield unchanged(task, "is its own base model, unchanged")
             continue
         first = known.setdefault(_hashes(lock.tasks[task]), task)
         if first == "base_model":
-            yield Finding("unchanged", task, f"{task} is the base model, unchanged", True)
+            yield unchanged(task)
         elif first != task:
             yield Finding("near-identical", task, f"{task} is {first}: their files are the same", True)
 
