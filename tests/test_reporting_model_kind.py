@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub.repocard import metadata_load
 from markdown_it import MarkdownIt
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.pipeline import run
@@ -149,14 +150,18 @@ def merged_card(folder, save, **changes):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_code_on_the_card_loads_the_model_as_what_it_is(name, tmp_path, monkeypatch):
+def test_code_on_the_card_loads_the_model_as_what_it_is_and_runs_it(name, tmp_path, monkeypatch, capsys):
     save, model_class, inputs, library, task = KINDS[name]
     changes = {"output": {"path": "merged", "shard_size": "500B"}} if name == "several files" else {}
     card = merged_card(tmp_path, save, **changes)
     code = stated_code(card.read_text())
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.jpg")
     found = {}
+    capsys.readouterr()
     exec(code, found)
+    assert ("print" in code) == (library is not None and name != "own code")
+    assert ("print" in code) == bool(capsys.readouterr().out)
     data = metadata_load(card)
     assert (data.get("library_name"), data.get("pipeline_tag")) == (library, task)
     if model_class is None:
@@ -187,6 +192,7 @@ def test_code_on_the_card_loads_a_merged_adapter_over_its_base_model(tmp_path, m
     found = {}
     exec(stated_code(card.read_text()), found)
     assert type(found["model"]).__name__.startswith("PeftModel")
+    assert len(found["tokens"][0]) > len(found["inputs"].input_ids[0])
     assert type(found["base"]).__name__ == "LlamaForCausalLM" and "tokenizer" in found
     assert metadata_load(card)["library_name"] == "peft"
     assert metadata_load(card)["pipeline_tag"] == "text-generation"

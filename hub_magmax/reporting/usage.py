@@ -32,7 +32,9 @@ def checks(recipe: Recipe, lock: Lock, *, is_scored: bool, is_signed: bool) -> s
 
 
 def loading(recipe: Recipe, lock: Lock, kind: ModelKind, files: Sequence[str]) -> str:
-    """Return Python code that loads the model, or the base model with the merged adapter.
+    """Return Python code that loads the model, or the base model with the merged adapter, and runs it.
+
+    Models of other tasks than `_RUNNING` knows, and of their own code, are only loaded.
 
     Args:
         recipe: Names its repository or its folder.
@@ -47,15 +49,57 @@ def loading(recipe: Recipe, lock: Lock, kind: ModelKind, files: Sequence[str]) -
     if recipe.output.is_adapter:
         return _adapter(lock, kind, place)
     if kind.library == "sentence-transformers":
-        return f"from sentence_transformers import {kind.loader}\n\nmodel = {kind.loader}({place})"
+        loaded = f"from sentence_transformers import {kind.loader}\n\nmodel = {kind.loader}({place})"
+        return f"{loaded}\n{_ENCODING[kind.loader]}"
     arguments = f"{place}, trust_remote_code=True" if kind.runs_code else place
     note = ["# This runs Python code that lies beside the weights; read it first."] if kind.runs_code else []
-    lines = [_import(kind), "", *note, f"model = {kind.loader}.from_pretrained({arguments})"]
-    return "\n".join([*lines, *_prepared(kind, arguments)])
+    lines = [*_imports(kind), "", *note, f"model = {kind.loader}.from_pretrained({arguments})"]
+    return "\n".join([*lines, *_prepared(kind, arguments), *_running(kind)])
 
 
-def _import(kind: ModelKind) -> str:
-    return f"from {kind.library} import {', '.join(sorted(filter(None, (kind.loader, kind.inputs))))}"
+def _imports(kind: ModelKind) -> list[str]:
+    image = ["from PIL import Image"] if any("Image.open" in line for line in _running(kind)) else []
+    names = ", ".join(sorted(filter(None, (kind.loader, kind.inputs))))
+    return [*image, f"from {kind.library} import {names}"]
+
+
+#: Lines that run a model of sentence-transformers, by its class.
+_ENCODING = {
+    "SentenceTransformer": 'print(model.encode(["A sentence.", "Another one."]).shape)',
+    "SparseEncoder": 'print(model.encode(["A sentence.", "Another one."]).shape)',
+    "CrossEncoder": 'print(model.predict([("A question?", "An answer.")]))',
+}
+
+#: Lines that run a model of transformers, by its task and the class that prepares the inputs.
+_RUNNING = {
+    ("text-generation", "AutoTokenizer"): (
+        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+        "tokens = model.generate(",
+        "    input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=20",
+        ")",
+        "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
+    ),
+    ("text-classification", "AutoTokenizer"): (
+        'logits = model(**tokenizer("Some text.", return_tensors="pt")).logits',
+        "print(model.config.id2label[logits.argmax().item()])",
+    ),
+    ("image-classification", "AutoImageProcessor"): (
+        'logits = model(**processor(Image.open("photo.jpg"), return_tensors="pt")).logits',
+        "print(model.config.id2label[logits.argmax().item()])",
+    ),
+    ("zero-shot-image-classification", "AutoProcessor"): (
+        'texts, image = ["a photo of a cat", "a photo of a dog"], Image.open("photo.jpg")',
+        'inputs = processor(text=texts, images=image, padding=True, return_tensors="pt")',
+        "print(model(**inputs).logits_per_image.softmax(dim=1))",
+    ),
+    ("feature-extraction", "AutoTokenizer"): (
+        'print(model(**tokenizer("Some text.", return_tensors="pt")).last_hidden_state.shape)',
+    ),
+}
+
+
+def _running(kind: ModelKind) -> tuple[str, ...]:
+    return () if kind.runs_code else _RUNNING.get((kind.task, kind.inputs), ())
 
 
 def _prepared(kind: ModelKind, arguments: str) -> list[str]:
@@ -65,8 +109,13 @@ def _prepared(kind: ModelKind, arguments: str) -> list[str]:
 
 def _adapter(lock: Lock, kind: ModelKind, place: str) -> str:
     base = _arguments(lock.base_model)
-    lines = ["from peft import PeftModel", _import(kind), "", f"base = {kind.loader}.from_pretrained({base})"]
-    lines += [f"model = PeftModel.from_pretrained(base, {place})", *_prepared(kind, base)]
+    lines = [
+        "from peft import PeftModel",
+        *_imports(kind),
+        "",
+        f"base = {kind.loader}.from_pretrained({base})",
+    ]
+    lines += [f"model = PeftModel.from_pretrained(base, {place})", *_prepared(kind, base), *_running(kind)]
     return "\n".join(lines)
 
 
