@@ -15,7 +15,7 @@ from hub_magmax.cli.terminal import Answer, say, verb
 def quickstart(folder: Path) -> Answer:
     """Train five small models in FOLDER, and merge them.
 
-    Takes about a minute, and shows what the preference does.
+    Takes about a minute, installation aside, and shows what the preference does.
 
     \b
     Example:
