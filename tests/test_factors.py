@@ -176,6 +176,36 @@ def test_a_plug_in_gets_what_it_declares_whether_weights_or_an_adapter_are_writt
         assert of_adapter[:2] == ((0.75, 0.25), (2.25, 0.75))
 
 
+@pytest.mark.parametrize("adapters", ["each", "sequence"])
+@pytest.mark.parametrize("uses", [None, lambda preference: (2,)], ids=["all tasks", "one without weight"])
+def test_tasks_that_a_plug_in_uses_count_for_an_adapter_whatever_their_weight(
+    tmp_path, monkeypatch, uses, adapters
+):
+    monkeypatch.setitem(vars(REGISTRY), "registered", {})
+
+    @merge_method("adding", source="a test", form="matrix", uses=uses)
+    def adding(task_vectors, *, sides):
+        return task_vectors.sum(0)
+
+    base, _ = write_tasks(tmp_path)
+    changes = {"method": "adding", "adapters": adapters, "preference": {"weights": {"a": 0.5, "b": 0.5}}}
+    found = applied(merged_adapter(tmp_path, **changes), base)
+    for tensor, values in read_merged(whole_weights(tmp_path, "whole", **changes)).items():
+        torch.testing.assert_close(found[tensor], values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_plug_in_that_uses_no_task_gives_no_adapter(tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(REGISTRY), "registered", {})
+
+    @merge_method("idle", source="a test", form="matrix", uses=lambda preference: ())
+    def idle(task_vectors, *, sides):
+        return task_vectors.sum(0)
+
+    write_tasks(tmp_path)
+    with pytest.raises(RecipeError, match="no layer is left to be adapted"):
+        merged_adapter(tmp_path, method="idle")
+
+
 def report_of(folder):
     return json.loads((folder / "merge_report.json").read_text())
 

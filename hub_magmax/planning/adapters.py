@@ -163,10 +163,13 @@ def _way(lock: Lock, values: MergeValues) -> _Way:
     if values.how.form != "matrix":
         found = map(mul, factors, values.how.coefficients(len(lock.tasks), values.weights, values.options))
         return _Way.sum_by(_of_products(lock, [values.scaling * value for value in found]))
+    unread = values.how.unread(values.weights)
+    used = [bool(values.scaling) and task not in unread for task in range(len(lock.tasks))]
     # What is no matrix is averaged.
-    averaged = [values.scaling * number for number in map(mul, factors, values.weights)]
-    sizes = _of_products(lock, [*map(abs, averaged)])
-    return _Way(_of_products(lock, averaged), tuple(task for task, size in sizes.items() if size), values)
+    weights = [weight * is_used for weight, is_used in zip(values.weights, used, strict=True)]
+    averaged = [values.scaling * number for number in map(mul, factors, weights)]
+    counted = _of_products(lock, used)
+    return _Way(_of_products(lock, averaged), tuple(task for task in lock.tasks if counted[task]), values)
 
 
 def _taken(lock: Lock, source: str) -> dict[str, float]:
