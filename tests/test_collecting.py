@@ -319,6 +319,13 @@ def test_parameters_that_are_several_tensors_of_the_files_are_taken_apart_and_pu
     assert moments.keys() == {"q", "k", "v"} and all(m.equal(rows) for m in moments.values())
 
 
+def test_tensors_of_the_files_have_the_order_of_the_parameters():
+    joined = {f"layer.{number}.qkv": (f"q{number}", f"k{number}") for number in range(9)}
+    rows = {part: 1 for parts in joined.values() for part in parts}
+    found = FileNames({}, joined, {}, rows).in_files(dict.fromkeys(joined, torch.ones(2, 3)), by_row=True)
+    assert [*found] == [*rows]  # the scale of fisher statistics is a sum in this order
+
+
 TEXTS = ["the cat sat", "the dog ran the red blue cat", "red cat"]
 
 

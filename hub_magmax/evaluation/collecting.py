@@ -102,15 +102,18 @@ class FileNames:
         return name in self.names or name in self.beside or name in {*chain(*self.parts.values())}
 
     def in_files(self, tensors: Mapping[str, Tensor], *, by_row: bool) -> dict[str, Tensor]:
-        """Return tensors by network's names as those of the files.
+        """Return tensors by the network's names as those of the files.
+
+        They come in the order of `tensors`, those that are one tensor of the files before all others.
 
         Args:
             tensors: What is known of parameters.
             by_row: It has a row for each row of the parameter; otherwise it is true of any of its rows.
         """
         found = {self.names[name]: tensor for name, tensor in tensors.items() if name in self.names}
-        for whole in self.beside.keys() & tensors.keys():
-            found |= self._taken_apart(whole, tensors[whole], by_row=by_row)
+        for name in tensors:
+            if name in self.beside:
+                found |= self._taken_apart(name, tensors[name], by_row=by_row)
         for whole, names in self.parts.items():
             if tensors.keys() >= {*names}:
                 found[whole] = _together([tensors[name] for name in names], by_row=by_row)
