@@ -553,6 +553,11 @@ def test_statistics_of_the_merge_are_of_one_preference_and_of_no_rules(family):
             merger.merge(made.lock.method, (0.4, 0.3, 0.3))
     changes = {"tensors": [{"match": "out.*", "take": "a"}]}
     refused(family, RecipeError, "of a merge without rules", "regmean_plusplus", **changes)
+    for norms in ("equal", "equal-by-tensor"):
+        refused(family, RecipeError, "of task vectors as long as they are", "regmean_plusplus", norms=norms)
+    tasks = values_of()["tasks"]
+    tasks[1]["base"] = "./other"
+    refused(family, RecipeError, "tasks that share the base model", "regmean_plusplus", tasks=tasks)
     scaled = {"name": "regmean_plusplus", "scaling": 0.5}
     refused(family, RecipeError, "of a merge with scaling 1", scaled)
 

@@ -72,6 +72,13 @@ def _merge_problems(recipe: Recipe) -> Iterator[Problem]:
         if getattr(recipe, key):
             text = "the statistics of this method are of a merge without rules"
             yield conflict((key,), text, "leave it out, or choose regmean")
+    if recipe.norms is not None:
+        text = "the statistics of this method are of task vectors as long as they are"
+        yield conflict(("norms",), text, "leave it out, or choose regmean")
+    for number, task in enumerate(recipe.tasks):
+        if task.base is not None:
+            text = "the statistics of this method are of tasks that share the base model"
+            yield conflict(("tasks", number, "base"), text, "leave it out, or choose regmean")
 
 
 def _places_problems(recipe: Recipe) -> Iterator[Problem]:
