@@ -137,7 +137,7 @@ def _together(pieces: list[Tensor], *, by_row: bool) -> Tensor:
 
 
 class Moments:
-    """Mean of x xᵀ over the inputs x of every linear layer, while a network runs.
+    """Mean of x xᵀ over the inputs x of every linear layer, float32, while a network runs.
 
     Places that an attention mask leaves out, such as padding, do not count. A layer that several places of
     the network share counts the inputs of all.
@@ -180,11 +180,18 @@ class Moments:
         self._transposed += other._transposed
 
     def mean(self, weight: str) -> Tensor | None:
-        """Return the mean of one layer, None where it did not run."""
+        """Return the mean of one layer, "inputs inputs" on its device; None where it did not run."""
         return self._sums[weight] / self._counts[weight] if self._counts[weight] else None
 
     def result(self, where: str) -> Statistics:
-        """Return the means, and which layers have their inputs as rows of their weights."""
+        """Return the means on the CPU, and which layers have their inputs as rows of their weights.
+
+        Args:
+            where: Names the model in messages.
+
+        Raises:
+            EvaluationError: If no layer ran, or a mean is not finite.
+        """
         seen = sorted(name for name, count in self._counts.items() if count)
         if not seen:
             raise EvaluationError(

@@ -78,7 +78,13 @@ def _groups(network: Any, linear: Mapping[str, bool]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class _Merging:
-    """Merges parameters of all tasks' networks in place."""
+    """Merges parameters of all tasks' networks in place.
+
+    Attributes:
+        tasks: In order; their weights sum to 1.
+        linear: Weights of linear layers, by whether the inputs are their rows.
+        off_diagonal, ridge: As `regmean_plusplus` has them.
+    """
 
     tasks: Sequence[TaskRun]
     linear: Mapping[str, bool]

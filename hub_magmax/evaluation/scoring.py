@@ -250,8 +250,8 @@ class _Bench:
                 if label not in held:
                     held = {name: held[name], label: _shrunk(held[name], label)}
                 LOG.debug("scoring on the examples of %s", task)
-                answers = self._answers(held[label], task, advance)
-                yield self.reuse.keep(label, task, answers)
+                outcomes = self._outcomes(held[label], task, advance)
+                yield self.reuse.keep(label, task, outcomes)
 
     def _counting(
         self, name: str, tasks: Sequence[str]
@@ -261,7 +261,9 @@ class _Bench:
         doing = f"scoring {name}"
         return opened(self.progress, total, doing, "examples") if total else step(doing)
 
-    def _answers(self, model: LoadedModel, task: str, advance: Callable[[int], None] | None) -> list[Outcome]:
+    def _outcomes(
+        self, model: LoadedModel, task: str, advance: Callable[[int], None] | None
+    ) -> list[Outcome]:
         data = self.spec.data[task]
         with about_data(self.recipe, data):
             return run_evaluator(
@@ -305,8 +307,8 @@ def run_evaluator(
         return answers(evaluator, model, counted(encoded, count or 0, batch_size, advance), task, count)
     share = examples.select(_share(len(examples), batch_size, processes))
     encoded = evaluator.encode(model, share, columns_of(data), batch_size)
-    step = processes.count * batch_size
-    found = answers(evaluator, model, counted(encoded, len(examples), step, advance), task, len(share))
+    at_once = processes.count * batch_size
+    found = answers(evaluator, model, counted(encoded, len(examples), at_once, advance), task, len(share))
     shares = [iter(outcomes) for outcomes in processes.gather(found)]
     num_batches = -(-len(examples) // batch_size)
     batches = (islice(shares[n % processes.count], batch_size) for n in range(num_batches))
@@ -320,14 +322,14 @@ def _share(count: int, batch_size: int, processes: Processes) -> list[int]:
 
 
 def counted(
-    batches: Iterable[T], total: int, step: int, advance: Callable[[int], None] | None
+    batches: Iterable[T], total: int, at_once: int, advance: Callable[[int], None] | None
 ) -> Iterator[T]:
-    """Yield batches, and call `advance` with `step` examples when the next is asked for, up to `total`."""
+    """Yield batches, and call `advance` with `at_once` examples when the next is asked for, up to `total`."""
     for batch in batches:
         yield batch
         if advance is not None:
-            advance(min(step, total))
-        total -= min(step, total)
+            advance(min(at_once, total))
+        total -= min(at_once, total)
 
 
 def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:

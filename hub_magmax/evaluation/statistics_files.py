@@ -38,7 +38,7 @@ from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.methods.data_statistics import OF_THE_MERGE, REPRESENTATION, StatisticsKind
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
 from hub_magmax.recipe.model_names import expanded
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Recipe, Statistics
 from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
 from hub_magmax.text import Report, step
 
@@ -160,6 +160,12 @@ class _Making:
     def _has_data(self, task: str) -> bool:
         return self.recipe.statistics is not None and task in self.recipe.statistics.data
 
+    @property
+    def _spec(self) -> Statistics:
+        """The recipe's examples and how they run, for a task that has some."""
+        assert self.recipe.statistics is not None, "`_has_data` is asked first"
+        return self.recipe.statistics
+
     def _checkpoint(self, task: str) -> str:
         """Return a digest of the weights that a task's model has: its own, and those below an adapter."""
         names, lock = [task], self.lock
@@ -178,15 +184,13 @@ class _Making:
 
     def _data(self, task: str) -> str:
         """Return a digest of which examples run and how; local data is known by its content."""
-        spec = self.recipe.statistics
-        assert spec is not None
-        data = pinned(spec.data[task], self.lock.datasets)
+        data = pinned(self._spec.data[task], self.lock.datasets)
         content = {part.dataset: self.lock.local_data.get(part.dataset) for part in data.parts}
         named = data.model_dump(mode="json")
         if content[data.dataset] is not None:
             named["dataset"] = content[data.dataset]
         evaluator, options = self._evaluator_choice()
-        return digest([named, evaluator, options, spec.batch_size])
+        return digest([named, evaluator, options, self._spec.batch_size])
 
     def _evaluator_choice(self) -> tuple[str, dict[str, Any]]:
         spec, evaluation = self.recipe.statistics, self.recipe.evaluation
@@ -214,9 +218,7 @@ class _Making:
 
     def _make(self, kind: StatisticsKind, task: str, path: Path) -> None:
         """Run a task's own checkpoint on its examples, and write the statistics."""
-        spec = self.recipe.statistics
-        assert spec is not None
-        evaluator, data = make_evaluator(*self._evaluator_choice()), spec.data[task]
+        evaluator, data = make_evaluator(*self._evaluator_choice()), self._spec.data[task]
         examples = self._examples(task, evaluator)
         doing = f"running {task} on {len(examples):,} of its examples, for {kind} statistics"
         with step(doing, self.report), open_checkpoints(self.recipe, self.lock, self.cache) as opened:
@@ -224,7 +226,7 @@ class _Making:
             model = Loading(self.recipe, self.lock, evaluator).load(task, places[task])
             with one_thread():  # sums in an order that does not depend on how many there are
                 tensors, told = collected(
-                    kind, evaluator, model, examples, columns_of(data), spec.batch_size, base
+                    kind, evaluator, model, examples, columns_of(data), self._spec.batch_size, base
                 )
         write_statistics(path, tensors, self._facts(kind, task, examples, tensors) | told)
 
@@ -246,8 +248,7 @@ class _Making:
 
     def _make_of_the_merge(self, paths: Mapping[str, Path]) -> None:
         """Merge all tasks' models block after block in memory, and write the statistics of each."""
-        spec, method = self.recipe.statistics, self.lock.method
-        assert spec is not None
+        method = self.lock.method
         evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
         examples = {task: self._examples(task, evaluator) for task in paths}
         loading = Loading(self.recipe, self.lock, evaluator)
@@ -320,16 +321,13 @@ class _Making:
         self, kind: StatisticsKind, evaluator: Evaluator, task: str, examples: Any, model: LoadedModel
     ) -> object:
         """Run a model on examples of a task."""
-        spec = self.recipe.statistics
-        assert spec is not None
+        spec = self._spec
         with about(evaluator, f"{kind} statistics"):
             batches = evaluator.encode(model, examples, columns_of(spec.data[task]), spec.batch_size)
             return evaluator.outcomes(model, batches)
 
     def _examples(self, task: str, evaluator: Evaluator) -> Any:
-        spec = self.recipe.statistics
-        assert spec is not None
-        data = spec.data[task]
+        data = self._spec.data[task]
         with about_data(self.recipe, data):
             place = pinned(data, self.lock.datasets)
             found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))

@@ -124,12 +124,12 @@ class SolvedLayer:
         by_task = {part.source: factors for part, factors in self._factors(sources)}
         job = self.jobs[0]
         if job.is_sum:
-            found = in_coordinates([_beside(by_task.values())])
+            found = in_coordinates([Factors.total(by_task.values())])
             return found, found.small[0]
-        values, nothing = plan.values_of(job.name), _nothing(job.sides)
+        values, nothing = plan.values_of(job.name), Factors.nothing(*job.sides)
         vectors = [by_task.get(task, nothing) for task in plan.lock.tasks]
         if plan.lock.adapters == "sequence":
-            vectors = [_beside(vectors[: number + 1]) for number in range(len(vectors))]
+            vectors = [Factors.total(vectors[: number + 1]) for number in range(len(vectors))]
         vectors = [*map(Factors.times, vectors, plan.lock.factors("", values))]
         where = f"{values.how.label}, tensor {job.of!r}"
         generator = CounterGenerator(plan.lock.seed, job.of)
@@ -157,20 +157,6 @@ def solved_together(jobs: Iterable[TensorJob]) -> Iterator[TensorJob | SolvedLay
         second = next(left)
         assert isinstance(second, SolvedJob), "B follows A"
         yield SolvedLayer((job, second))
-
-
-def _nothing(sides: tuple[int, int]) -> Factors:
-    import torch
-
-    return Factors(torch.empty(sides[0], 0), torch.empty(0, sides[1]))
-
-
-def _beside(factors: Iterable[Factors]) -> Factors:
-    """Return the sum of products as one."""
-    import torch
-
-    lefts, rights = zip(*factors, strict=True)
-    return Factors(torch.cat(lefts, 1), torch.cat(rights))
 
 
 def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:

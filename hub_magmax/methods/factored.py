@@ -81,7 +81,10 @@ def merge_factors(
         where: Names method and tensor in messages.
 
     Returns:
-        Coordinates of the factors, and the merged task vector in them.
+        Coordinates of the factors, and the merged task vector in them, float32 and not scaled.
+
+    Raises:
+        RecipeError: If a plug-in's method fails, or returns anything but finite numbers of this shape.
     """
     unread, num_tasks = method.unread(preference), len(factors)
     tasks = [task for task in range(num_tasks) if task not in unread]

@@ -7,7 +7,7 @@ method that turns with rows and columns merges these in place of the task vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +24,17 @@ class Factors(NamedTuple):
 
     left: Float32[Tensor, "rows rank"]
     right: Float32[Tensor, "rank columns"]
+
+    @classmethod
+    def nothing(cls, rows: int, columns: int) -> Factors:
+        """Return the product of rank 0: a task vector of zeros."""
+        return cls(torch.empty(rows, 0), torch.empty(0, columns))
+
+    @classmethod
+    def total(cls, products: Iterable[Factors]) -> Factors:
+        """Return the sum of products, at least one, as one: their factors beside each other, in order."""
+        lefts, rights = zip(*products, strict=True)
+        return cls(torch.cat(lefts, 1), torch.cat(rights))
 
     def times(self, factor: float) -> Factors:
         """Return it multiplied by a number; by 1 it is the same."""
@@ -45,7 +56,11 @@ class Coordinates(NamedTuple):
 
 
 def in_coordinates(factors: Sequence[Factors]) -> Coordinates:
-    """Return the task vectors of one matrix as small ones, whose sides are the sum of the ranks at most."""
+    """Return the task vectors of one matrix as small ones, whose sides are the sum of the ranks at most.
+
+    Args:
+        factors: Of at least one task, on the CPU. One of rank 0 adds no direction.
+    """
     left, lefts = torch.linalg.qr(torch.cat([one.left for one in factors], 1).double())
     right, rights = torch.linalg.qr(torch.cat([one.right for one in factors]).T.double())
     bounds = pairwise(accumulate((one.left.shape[1] for one in factors), initial=0))

@@ -12,7 +12,7 @@ from hub_magmax.recipe.merge_values import MergeValues
 #: What has a common length: the task vectors of the whole model, or those of each tensor.
 Norms = Literal["equal", "equal-by-tensor"]
 
-
+#: The one of each tensor.
 BY_TENSOR = "equal-by-tensor"
 
 

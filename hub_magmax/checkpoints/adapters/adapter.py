@@ -99,20 +99,15 @@ class AdapterSource(DerivedSource):
 
     def factors(self, name: str, base: TensorSource) -> Factors | None:
         """Return what this adapter, and those below it, add to a tensor of `base`, as one product."""
-        import torch
-
         if name in self.whole or not (self.base is base or isinstance(self.base, AdapterSource)):
             return None
-        num_rows = self.index.tensors[name].shape[0]
-        parts = [self._blocks.factors(product, num_rows) for product in self.products.get(name, ())]
+        rows, *others = self.index.tensors[name].shape
+        parts = [self._blocks.factors(product, rows) for product in self.products.get(name, ())]
         if self.base is not base:
             if (below := self.base.factors(name, base)) is None:
                 return None
             parts.insert(0, below)
-        rows, *others = self.index.tensors[name].shape
-        parts.append(Factors(torch.empty(rows, 0), torch.empty(0, math.prod(others))))
-        lefts, rights = zip(*parts, strict=True)
-        return Factors(torch.cat(lefts, 1), torch.cat(rights))
+        return Factors.total([*parts, Factors.nothing(rows, math.prod(others))])
 
     def _below(self, name: str) -> tuple[TensorSource, str]:
         """Return the source and name of the tensor to which a product is added.
