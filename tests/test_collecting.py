@@ -266,6 +266,33 @@ def test_an_evaluator_is_needed_to_run_models(folder):
     data = values_of()["statistics"]["data"]
     lock(recipe_of(folder, evaluation=None, statistics={"data": data, "evaluator": "image-classification"}))
     refused(folder, RecipeError, "no evaluator 'image'", statistics={"data": data, "evaluator": "image"})
+    clip = {"name": "zero-shot-image-classification", "classes": ["red", "blue"]}
+    other = {"data": data, "evaluator": clip}
+    refused(folder, EvaluationError, "cannot be loaded for zero-shot-image", "fisher", statistics=other)
+    for method in ("fisher", "regmean_plusplus"):
+        error = refused(
+            folder,
+            RecipeError,
+            "lm-eval brings its own examples",
+            method,
+            statistics={"data": data, "evaluator": "lm-eval"},
+        )
+        assert error.problems[0].key == ("statistics", "evaluator")
+
+
+def test_statistics_of_a_merge_are_not_made_beside_one_on_the_hub(folder):
+    tasks = values_of()["tasks"]
+    tasks[1]["statistics"] = "me/of-b"
+    data = {"a": values_of()["statistics"]["data"]["a"]}
+    error = refused(
+        folder,
+        RecipeError,
+        "those of b are on the Hub",
+        "regmean_plusplus",
+        tasks=tasks,
+        statistics={"data": data},
+    )
+    assert error.problems[0].key == ("tasks", 1, "statistics")
 
 
 def test_a_folder_that_cannot_be_written_is_told(folder):

@@ -44,6 +44,7 @@ class Loading:
         evaluator: Says which classes load them.
         is_pinned: The names of tasks mean the lock's checkpoints.
         report: Called with a line about what is odd.
+        purpose: What models are loaded for, in messages; by default the evaluator of the recipe's evaluation.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Loading:
     evaluator: Evaluator
     is_pinned: bool = True
     report: Report = lambda line: None
+    purpose: str = ""
 
     def load(self, name: str, place: ModelPlace) -> LoadedModel:
         """Return one model, with its own rows and its own tokenizer.
@@ -84,7 +86,7 @@ class Loading:
             place,
             self.evaluator.model_class,
             self.evaluator.processor_class,
-            spec.evaluator.name if spec else "evaluation",
+            self.purpose or (spec.evaluator.name if spec else "evaluation"),
             device_map=spec.device_map if spec else None,
             accepts_misnamed=accepts_misnamed,
             accepts_random=accepts_random,

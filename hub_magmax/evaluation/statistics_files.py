@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ from hub_magmax.evaluation.data import fingerprint, load_examples, pinned
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
+    brings_data,
     columns_of,
     make_evaluator,
     needs_labels,
@@ -107,14 +108,22 @@ class _Making:
         here = {task for task, file in files.items() if is_local(self.recipe, file)}
         missing = {task: path for task, path in paths.items() if task in here and not path.is_file()}
         if kind in (OF_THE_MERGE, REPRESENTATION):
-            self._make_together(kind, paths if missing else {})
+            self._make_together(kind, paths if missing else {}, here)
             return
         for task, path in missing.items():
             self._need_data(kind, task, path)
             self._make(kind, task, path)
 
-    def _make_together(self, kind: StatisticsKind, paths: Mapping[str, Path]) -> None:
+    def _make_together(self, kind: StatisticsKind, paths: Mapping[str, Path], here: Container[str]) -> None:
         for task, path in paths.items():
+            if task not in here:
+                raise RecipeError(
+                    f"{kind} statistics are made of all tasks together: some are missing here, and those of "
+                    f"{task} are on the Hub",
+                    key=self._key(task),
+                    expected="folders here for all tasks, or statistics of one merge for all of them",
+                    hint=f"Write statistics: ./statistics/{task}, and name examples: statistics.data.{task}.",
+                )
             self._need_data(kind, task, path)
         if paths:
             (self._make_of_the_merge if kind == OF_THE_MERGE else self._make_representations)(paths)
@@ -205,6 +214,22 @@ class _Making:
             )
         return choice.name, choice.options
 
+    def _evaluator(self) -> Evaluator:
+        """Return what runs the models; raise RecipeError where it would run other examples than are named."""
+        name, options = self._evaluator_choice()
+        found = make_evaluator(name, options)
+        if brings_data(found):
+            raise RecipeError(
+                f"{name} brings its own examples, and statistics are of those that the recipe names",
+                key=("statistics", "evaluator"),
+                expected="an evaluator that takes examples",
+                hint="Write statistics: {evaluator: log-likelihood, data: ...}.",
+            )
+        return found
+
+    def _loading(self, evaluator: Evaluator) -> Loading:
+        return Loading(self.recipe, self.lock, evaluator, purpose=self._evaluator_choice()[0])
+
     def _need_data(self, kind: StatisticsKind, task: str, path: Path) -> None:
         """Raise RecipeError where there are no examples to make statistics of."""
         if not self._has_data(task):
@@ -218,12 +243,12 @@ class _Making:
 
     def _make(self, kind: StatisticsKind, task: str, path: Path) -> None:
         """Run a task's own checkpoint on its examples, and write the statistics."""
-        evaluator, data = make_evaluator(*self._evaluator_choice()), self._spec.data[task]
+        evaluator, data = self._evaluator(), self._spec.data[task]
         examples = self._examples(task, evaluator)
         doing = f"running {task} on {len(examples):,} of its examples, for {kind} statistics"
         with step(doing, self.report), open_checkpoints(self.recipe, self.lock, self.cache) as opened:
             places, base = model_places(self.recipe, self.lock), opened["base_model"]
-            model = Loading(self.recipe, self.lock, evaluator).load(task, places[task])
+            model = self._loading(evaluator).load(task, places[task])
             with one_thread():  # sums in an order that does not depend on how many there are
                 tensors, told = collected(
                     kind, evaluator, model, examples, columns_of(data), self._spec.batch_size, base
@@ -249,9 +274,9 @@ class _Making:
     def _make_of_the_merge(self, paths: Mapping[str, Path]) -> None:
         """Merge all tasks' models block after block in memory, and write the statistics of each."""
         method = self.lock.method
-        evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
+        evaluator, places = self._evaluator(), model_places(self.recipe, self.lock)
         examples = {task: self._examples(task, evaluator) for task in paths}
-        loading = Loading(self.recipe, self.lock, evaluator)
+        loading = self._loading(evaluator)
         doing = f"merging {', '.join(paths)} block after block, for {OF_THE_MERGE} statistics"
         with (
             step(doing, self.report),
@@ -271,12 +296,9 @@ class _Making:
 
     def _make_representations(self, paths: Mapping[str, Path]) -> None:
         """Merge in memory, run the merged model and each task's own, and write the statistics of each."""
-        evaluator, places = make_evaluator(*self._evaluator_choice()), model_places(self.recipe, self.lock)
+        evaluator, places = self._evaluator(), model_places(self.recipe, self.lock)
         examples = {task: self._examples(task, evaluator) for task in paths}
-        loading, run = (
-            Loading(self.recipe, self.lock, evaluator),
-            partial(self._run, REPRESENTATION, evaluator),
-        )
+        loading, run = self._loading(evaluator), partial(self._run, REPRESENTATION, evaluator)
         with step(f"merging {', '.join(paths)} in memory, for {REPRESENTATION} statistics", self.report):
             merged = self._merged_model(loading)
             with open_checkpoints(self.recipe, self.lock, self.cache) as opened:
