@@ -1,11 +1,13 @@
-"""Plan of one LoRA adapter merged from several, exactly: their factors beside each other.
+"""Plan of one LoRA adapter merged from several: their factors beside each other, or solved for.
 
 A weighted sum of products is one product. With Aₜ of shape (rₜ, inputs) and Bₜ of shape (outputs, rₜ),
 
     Σ cₜ Bₜ Aₜ = [c₁ B₁, ..., c_T B_T] [A₁; ...; A_T],
 
-whose rank is the sum of the ranks, and whose scale is 1. Nothing is approximated, and the base model's
-weights are not read. The embedding's and the convolutions' factors have the rank at the same axes.
+whose rank is the sum of the ranks, and whose scale is 1: nothing is approximated. The embedding's and the
+convolutions' factors have the rank at the same axes. Where a method of whole matrices merges a layer, or
+`output.rank` is less than that sum, A and B are solved for (`merging.adapters`). The base model's weights are
+not read.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ def plan_adapter(recipe: Recipe, lock: Lock, sources: Mapping[str, TensorSource]
         sources: `base_model`, then the adapters themselves, as they are stored.
 
     Returns:
-        A plan with one file. By layer, in the base model's order, it has A (sum of ranks, ...) and
-        B (outputs, sum of ranks, ...), in float32 unless the recipe names a dtype.
+        A plan with one file. By layer, in the base model's order, it has A (rank, ...) and B (outputs, rank,
+        ...), in float32 unless the recipe names a dtype. The rank is the sum of the ranks, or less where the
+        layer is solved for.
 
     Raises:
         MismatchError: If an adapter does not fit the base model, or does not name layers as the others do.
