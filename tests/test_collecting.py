@@ -1,6 +1,7 @@
 """Statistics of tasks' data, as locks make them: by hand, and against runs of one example at a time."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.checkpoints.pinning import file_sha256
@@ -20,7 +21,7 @@ from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
 from hub_magmax.evaluation import statistics_files
-from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers
+from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers, seeing_inputs
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
@@ -382,6 +383,26 @@ def test_padding_does_not_count_and_layers_of_gpt2_are_transposed(causal):
     for name, tensor in found.items():
         inputs = seen[name.removesuffix(".weight")]
         torch.testing.assert_close(tensor, (inputs.T @ inputs / len(inputs)).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_count_in_a_tower_that_is_run_by_itself():
+    config = CLIPConfig(
+        text_config={"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
+                     "num_attention_heads": 2, "max_position_embeddings": 16, "eos_token_id": 1},
+        vision_config={"image_size": 8, "patch_size": 4, "hidden_size": 8, "intermediate_size": 8,
+                       "num_hidden_layers": 1, "num_attention_heads": 2},
+        projection_dim=8,
+    )  # fmt: skip
+    network, counts = CLIPModel(config).eval(), Counter()
+    layers = {name: layer for name, layer, _ in linear_layers(network)}
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    texts = torch.tensor([[2, 3, 4, 1], [5, 1, 1, 1], [6, 7, 1, 1]])
+    with seeing_inputs(network, layers, lambda name, rows: counts.update({name: len(rows)})):
+        network.get_text_features(input_ids=texts, attention_mask=mask)
+        network.get_image_features(pixel_values=torch.zeros(2, 3, 8, 8))
+    assert {count for name, count in counts.items() if name.startswith("text_model")} == {9}
+    assert counts["text_projection"] == 3
+    assert {count for name, count in counts.items() if "vision_model.encoder" in name} == {2 * 5}
 
 
 def test_information_of_texts_is_the_mean_of_their_squared_gradients(causal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -216,20 +217,26 @@ def seeing_inputs(
 
     There is a row for each place that no attention mask leaves out.
     """
-    mask: Tensor | None = None
+    masks: list[Any] = []  # of the calls that go on, the innermost last; layers' own have other shapes
 
-    def see_mask(module: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        nonlocal mask
-        mask = options.get("attention_mask")
+    def enter(module: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        masks.append(options.get("attention_mask"))
+
+    def leave(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        masks.pop()
 
     def see(name: str, module: Any, inputs: tuple[Any, ...]) -> None:
         found = inputs[0].detach()
-        if mask is not None and mask.ndim == 2 and mask.shape == found.shape[:-1]:
+        fitting = (mask for mask in reversed(masks) if getattr(mask, "shape", None) == found.shape[:-1])
+        if (mask := next(fitting, None)) is not None:
             found = found[mask.to(found.device) != 0]
         take(name, found.reshape(-1, found.shape[-1]).float())
 
     with ExitStack() as stack:
-        stack.callback(network.register_forward_pre_hook(see_mask, with_kwargs=True).remove)
+        for module in network.modules():
+            if "attention_mask" in inspect.signature(module.forward).parameters:
+                stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(partial(see, name)).remove)
         yield
