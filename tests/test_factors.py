@@ -155,6 +155,14 @@ def test_sides_are_for_methods_of_matrices_alone():
             return task_vectors[0]
 
 
+def test_sides_and_statistics_of_inputs_exclude_each_other():
+    with pytest.raises(ArgumentError, match="gram and sides cannot both be asked for"):
+
+        @merge_method("both", source="a test", form="matrix")
+        def both(task_vectors, *, sides, gram):
+            return task_vectors[0]
+
+
 def test_a_plug_in_gets_what_it_declares_whether_weights_or_an_adapter_are_written(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setitem(vars(REGISTRY), "registered", {})

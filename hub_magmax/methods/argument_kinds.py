@@ -43,8 +43,15 @@ _OF_FORMS = {
 
 
 def check_forms(name: str, form: str, parameters: Container[str]) -> None:
-    """Raise ArgumentError for an argument of a method's function that is for other forms than its own."""
+    """Raise ArgumentError for arguments of a method's function that its form, or each other, rule out."""
     for parameter, forms in _OF_FORMS.items():
         if parameter in parameters and form not in forms:
             told = f"form{'s' * (len(forms) > 1)} {' and '.join(forms)}"
             raise ArgumentError(f"{parameter} is for the {told}, not for {form!r}", where=f"method {name}")
+    of_inputs = [parameter for parameter in ("gram", "merged_gram") if parameter in parameters]
+    if of_inputs and "sides" in parameters:
+        raise ArgumentError(
+            f"{of_inputs[0]} and sides cannot both be asked for",
+            where=f"method {name}",
+            expected="either: statistics are of a layer's inputs, and coordinates of factors are others",
+        )
