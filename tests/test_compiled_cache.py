@@ -4,11 +4,14 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
+from hub_magmax.kernels import ops
 from hub_magmax.kernels.compiled import cache
+from hub_magmax.kernels.compiled.backend import in_memory, merging_of
 
 KEYS = np.array([2**63], dtype=np.uint64)
 NAMES = np.array([3, 5], dtype=np.uint8)
@@ -47,6 +50,51 @@ def test_what_was_compiled_is_kept_and_used_again(folder, monkeypatch, caplog):
     monkeypatch.setattr(cache, "compile_loop", None)
     assert mixed(cache.Loop("mix")) == found
     assert len(caplog.messages) == 2
+
+
+def test_of_two_that_need_the_same_loop_one_compiles_it_and_the_other_waits(folder, monkeypatch):
+    waits, calls, found = threading.Event(), [], []
+    other = threading.Thread(target=lambda: found.append(mixed(cache.Loop("mix"))))
+    real = cache.compile_loop
+
+    class Waits(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("waiting for another process"):
+                waits.set()
+
+    def compile_loop(name, kinds):
+        calls.append(name)
+        if len(calls) == 1:
+            other.start()
+            assert waits.wait(60)
+        return real(name, kinds)
+
+    log, handler = logging.getLogger("hub_magmax"), Waits()
+    monkeypatch.setattr(cache, "compile_loop", compile_loop)
+    log.addHandler(handler)
+    before = log.level
+    log.setLevel(logging.DEBUG)
+    try:
+        found.append(mixed(cache.Loop("mix")))
+        other.join()
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    assert calls == ["mix"] and found[0] == found[1]
+    assert [path.suffix for path in folder.iterdir()] == [".o"]
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(np.uint16, "16 bits"), (np.uint32, "32 bits")])
+def test_forms_of_a_loop_are_told_apart(folder, monkeypatch, caplog, dtype, told):
+    caplog.set_level(logging.INFO, logger="hub_magmax")
+    monkeypatch.setattr(cache, "compile_loop", lambda name, kinds: pytest.fail("not compiled here"))
+    rows = np.zeros((2, cache.BLOCK), dtype)
+    merging = merging_of(ops.WEIGHTED_SUM, ops.Inputs(), 1.0, 1, rows[0])
+    for per_element, more in ((merging.per_element, ""), (np.zeros((0, 0), np.float32), ", with a factor")):
+        caplog.clear()
+        with pytest.raises(pytest.fail.Exception):
+            cache.Loop("merge_chunk")(in_memory(rows), merging._replace(per_element=per_element))
+        assert caplog.messages[0].startswith(f"compiling the loop merge_chunk for numbers of {told}{more}")
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:100], lambda c: b"", lambda c: c[:-1] + b"?"])

@@ -142,3 +142,16 @@ def test_work_that_stands_still_makes_room_for_the_step_inside(capsys, monkeypat
         "comparing: 50%, 2 of 4",
         "comparing: 50%, 2 of 4",
     ]
+
+
+def test_of_work_that_has_not_begun_no_share_is_told_and_the_loops_that_are_compiled_are(capsys, monkeypatch):
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
+    with displayed() as shown, shown.counting(Work("merging", 1000)) as work:
+        shown.tick()
+        with step("compiling the loop merge_chunk"):
+            shown.tick()
+        work.advance(1000)
+        shown.tick()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["merging", "compiling the loop merge_chunk"]
+    assert [line.partition(",")[0] for line in lines[2:]] == ["merging: 100%"] * 2

@@ -12,22 +12,26 @@ numbers, and named tuples of both, allocates nothing, and returns an int64. It l
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+from hub_magmax.kernels.structures import Bits, Merging, Reading
+from hub_magmax.text import step
 
 LOG = logging.getLogger(__name__)
 
@@ -136,22 +140,28 @@ class Loop:
         with self._lock:
             if kinds not in self._code:
                 file = f"{self.name}-{'-'.join(map(_name, kinds))}-{fingerprint()}.o"
-                content = _find(file)
-                if content is None:
-                    content = self._compile(kinds)
-                    _keep(file, content)
+                content = _find(file) or self._compiled_once(file, kinds)
                 self._code[kinds] = _link(content, kinds)
             return self._code[kinds]
 
+    def _compiled_once(self, file: str, kinds: tuple[Kind, ...]) -> bytes:
+        """Compile, and keep the code; of several processes one does so, and the others wait for it."""
+        with _claimed(file):
+            content = _find(file)
+            if content is None:
+                content = self._compile(kinds)
+                _keep(file, content)
+        return content
+
     def _compile(self, kinds: tuple[Kind, ...]) -> bytes:
-        work = f"the loop {self.name} is compiled"
-        LOG.info("compiling the loop %s, once on this machine", self.name, extra={"begins": work})
+        told = f"the loop {self.name}{_told(kinds)}"
+        work, report = f"{told} is compiled", partial(LOG.info, extra={"begins": f"{told} is compiled"})
         started = time.perf_counter()
         try:
-            content = compile_loop(self.name, kinds)
+            with step(f"compiling {told}, once on this machine", report):
+                content = compile_loop(self.name, kinds)
         finally:
-            seconds = time.perf_counter() - started
-            LOG.info("compiled the loop %s in %.1f s", self.name, seconds, extra={"ends": work})
+            LOG.info("compiled %s in %.1f s", told, time.perf_counter() - started, extra={"ends": work})
         return content
 
 
@@ -180,6 +190,16 @@ look_and_merge = Loop("look_and_merge")
 def _name(kind: Kind) -> str:
     first, rest = kind
     return f"{first}{rest}" if isinstance(first, str) else "-".join((first.__name__, *map(_name, rest)))
+
+
+def _told(kinds: tuple[Kind, ...]) -> str:
+    """Say in words which form of a loop takes arguments of these kinds; empty where there is only one."""
+    fields = dict(kind for kind in kinds if not isinstance(kind[0], str))
+    stored = next((fields[kind] for kind in (Reading, Bits) if kind in fields), ())
+    bits = {"u2": 16, "u4": 32}.get(stored[-1][0] if stored else "")
+    told = f" for numbers of {bits} bits" if bits else ""
+    per_element = fields[Merging][Merging._fields.index("per_element")][0] if Merging in fields else ""
+    return f"{told}, with a factor for each element" if per_element == "f4" else told
 
 
 def _arguments(kinds: tuple[Kind, ...]) -> list[Any]:
@@ -300,6 +320,39 @@ def folders() -> tuple[Path, ...]:
     with suppress(RuntimeError):  # no home
         homes.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hub_magmax")
     return tuple(homes)
+
+
+@contextmanager
+def _claimed(file: str) -> Iterator[None]:
+    """Keep other processes from compiling the same meanwhile, where a folder can be written."""
+    claim = _opened_claim(f"{file}.lock")
+    if claim is None:
+        yield
+        return
+    with claim:
+        with suppress(OSError):  # a file system without locks
+            _lock(claim)
+        try:
+            yield
+        finally:
+            Path(claim.name).unlink(missing_ok=True)
+
+
+def _lock(claim: IO[bytes]) -> None:
+    """Lock a file; a process that is killed lets go of it."""
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with step("waiting for another process, which compiles the same loop"):
+            fcntl.flock(claim, fcntl.LOCK_EX)
+
+
+def _opened_claim(name: str) -> IO[bytes] | None:
+    for folder in folders():
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return (folder / name).open("ab")
+    return None
 
 
 def _find(file: str) -> bytes | None:
