@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from hub_magmax.errors import HubSettingError, SourceError
-from hub_magmax.text import TOKEN_VARIABLES, shown
+from hub_magmax.text import STATE_LEVEL, TOKEN_VARIABLES, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -228,18 +228,22 @@ def retry(call: Callable[[], T], passes: Callable[[Exception], bool] = is_passin
         call: May be carried out twice.
         passes: Says whether the call may succeed later, after an error.
     """
-    for wait in WAITS_SECONDS:
+    for number, wait in enumerate((*WAITS_SECONDS, None)):
         try:
-            return call()
+            found = call()
         except Exception as error:
-            if not passes(error):
+            if wait is None or not passes(error):
                 raise
-            seconds = max(wait, _asked_wait(getattr(error, "response", None)))
+            seconds, reason = max(wait, _asked_wait(getattr(error, "response", None))), _reason(error)
             # The first pauses are too short to be noticed.
             level = logging.INFO if seconds >= _NOTICED_SECONDS else logging.DEBUG
-            LOG.log(level, "%s; asking again in %g s", _reason(error), seconds)
+            LOG.log(level, "%s; asking again in %g s", reason, seconds, extra={"fails": reason})
             time.sleep(seconds)
-    return call()
+        else:
+            if number:
+                LOG.log(STATE_LEVEL, "a request that failed was answered", extra={"passes": True})
+            return found
+    raise AssertionError("the last try returns or raises")
 
 
 def _reason(error: Exception) -> str:

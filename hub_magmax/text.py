@@ -30,8 +30,8 @@ def unseen(total: int, doing: str, unit: str) -> AbstractContextManager[None]:
 
 LOG = logging.getLogger(__name__)
 
-#: Level of records that begin or end a step without a line of their own.
-STEP_LEVEL = 5
+#: Level of records that are no line of their own, and say what goes on.
+STATE_LEVEL = 5
 
 
 @contextmanager
@@ -44,12 +44,12 @@ def step(doing: str, report: Report | None = None) -> Iterator[None]:
     """
     if report is not None:
         report(doing)
-    level, key = STEP_LEVEL if report else logging.DEBUG, object()
+    level, key = STATE_LEVEL if report else logging.DEBUG, object()
     LOG.log(level, "%s", doing, extra={"step_begins": key})
     try:
         yield
     finally:
-        LOG.log(STEP_LEVEL, "%s", doing, extra={"step_ends": key})
+        LOG.log(STATE_LEVEL, "%s", doing, extra={"step_ends": key})
 
 
 #: Most characters of the part in which names differ that are kept where both ends of a name are cut.

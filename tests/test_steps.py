@@ -16,7 +16,7 @@ from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.output import opening
 from hub_magmax.reporting import card_file
-from hub_magmax.text import STEP_LEVEL, step
+from hub_magmax.text import STATE_LEVEL, step
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.test_cli import call
 
@@ -91,7 +91,7 @@ def test_whatever_takes_long_is_named_while_it_lasts(folder, monkeypatch, comman
 def displayed():
     """Show records as the command line does, without the thread that looks at the clock."""
     found, before = Display(LogOptions(), "hub-magmax run"), LOG.level
-    LOG.setLevel(STEP_LEVEL)
+    LOG.setLevel(STATE_LEVEL)
     LOG.addHandler(found)
     yield found
     LOG.removeHandler(found)

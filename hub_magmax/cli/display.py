@@ -23,7 +23,8 @@ from typing import Any
 
 import click
 
-from hub_magmax.text import STEP_LEVEL, format_bytes, format_seconds, listed, printable, without_secrets
+from hub_magmax.cli.repeats import Repeats
+from hub_magmax.text import STATE_LEVEL, format_bytes, format_seconds, listed, printable, without_secrets
 
 LOG = logging.getLogger("hub_magmax")
 
@@ -169,6 +170,8 @@ class Display(logging.Handler):
         self._drawn, self._last_line = "", ""
         self._unstoppable: list[str] = []
         self._stream = sys.stderr
+        if not options.verbose:
+            self.addFilter(Repeats())
 
     @property
     def doing(self) -> str:
@@ -364,7 +367,7 @@ def displayed(options: LogOptions, doing: str = "working") -> Iterator[Display]:
     display = Display(options, doing)
     details = [logging.getLogger(name) for name in ("py.warnings", *_DETAILS)]
     before = [(logger, logger.level, logger.propagate) for logger in (LOG, *details)]
-    LOG.setLevel(STEP_LEVEL)
+    LOG.setLevel(STATE_LEVEL)
     for logger, _, _ in before:
         logger.addHandler(display)
         logger.propagate = False
