@@ -97,6 +97,8 @@ def test_command_ends_with_three_on_regression_and_prints_everything(merged, ima
     assert values["tasks"][0]["difference"]["lost"] == 4
     code, out, _ = call(*words)
     assert code == 3 and "a, b got worse by more than 0.01" in out
+    assert f"stored with {merged}; --against FOLDER" in out
+    assert "--against" not in call("canary", merged, "--margin", "1")[1]
     code, out, _ = call(*words, "--format", "markdown")
     assert code == 3 and out.startswith("| task | pinned | now |")
     assert call(*words, "--margin", "0.5")[0] == 0
@@ -140,6 +142,8 @@ def test_worse_model_is_compared_with_the_last_good_one_every_day(merged, images
     hub.add_repo(repo, files={"README.md": b"my words"})
     code, out, said = call("canary", repo, "--from", images)
     assert code == 3 and f"against {repo}@{good[:7]}: a, b got worse" in out
+    assert f"stored with {repo}@{good[:7]}; --against REVISION" in out
+    assert f"(hub-magmax history {repo} lists them)" in out
     assert f"comparing with the last good model ({good[:12]}," in said
     # A third one that is as bad as the second is no better than the first.
     published_worse(merged, repo, hub)

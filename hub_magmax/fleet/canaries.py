@@ -6,6 +6,7 @@ were stored, or as an earlier revision did?
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -56,6 +57,7 @@ class Canary(Tabular):
         margin: How much worse a task may get.
         tasks: Each task of the pinned results.
         data: By task, the data set, its commit and the fingerprint of its examples.
+        advice: How to compare with other results; told where a task regressed.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Canary(Tabular):
     margin: float
     tasks: tuple[TaskChange, ...]
     data: Mapping[str, Mapping[str, Any]] = field(hash=False)
+    advice: str = ""
 
     @property
     def regressed(self) -> tuple[str, ...]:
@@ -95,7 +98,8 @@ class Canary(Tabular):
         worse = ", ".join(self.regressed)
         verdict = f"{worse} got worse by more than" if worse else "no task got worse by more than"
         note = f"{self.model} against {self.against}: {verdict} {self.margin:g} ({self.metric})"
-        return Table(("task", "pinned", "now", "change", "gained", "lost", "p", "verdict"), rows, (note,))
+        notes = (note, *([self.advice] if worse else []))
+        return Table(("task", "pinned", "now", "change", "gained", "lost", "p", "verdict"), rows, notes)
 
 
 @checked
@@ -150,7 +154,21 @@ def canary(
         measured = score(prepared, report=report, progress=progress)
     _check_counts(pinned, measured, pinned_label)
     changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
-    return Canary(label, pinned_label, measured.metric, margin, changes, measured.data)
+    advice = _advice(repo_id, commit, pinned_label)
+    return Canary(label, pinned_label, measured.metric, margin, changes, measured.data, advice)
+
+
+def _advice(model: str, commit: str | None, pinned: str) -> str:
+    """Say what the pinned results are, and how to compare with others."""
+    if commit is None:
+        command = f"hub-magmax canary {shlex.quote(model)} --against FOLDER"
+        how = f"--against FOLDER takes those of another merged folder: {command}"
+    else:
+        how = (
+            f"--against REVISION takes those of another one: hub-magmax canary {model} --against REVISION "
+            f"(hub-magmax history {model} lists them)"
+        )
+    return f"pinned are the scores that are stored with {pinned}; {how}"
 
 
 def _reference(repo_id: str, commit: str, margin: float, report: Report) -> str:
