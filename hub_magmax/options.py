@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -153,3 +153,57 @@ def _refuse_list(value: Any) -> None:
     raise ValueError(
         "should be one value for all tasks, or a value for each by its name, {animals: 0.5, ...}"
     )
+
+
+def allowed_values(annotation: Any) -> str:
+    """Return in words the values that an option takes, such as "a number from 0 to 1"."""
+    from pydantic import TypeAdapter
+    from pydantic.errors import PydanticUserError
+
+    mark = _mark(annotation, PerTask)
+    if mark is not None:
+        return f"{allowed_values(mark.each)}, or one for each task by its name"
+    try:
+        *first, last = dict.fromkeys(_worded(TypeAdapter(annotation).json_schema()))
+        return f"{', '.join(first)} or {last}" if first else last
+    except PydanticUserError:  # a plug-in's own type
+        return getattr(annotation, "__name__", str(annotation))
+
+
+def _worded(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a JSON schema of an option allows; that it may be unset is said with its default."""
+    kind = schema.get("type")
+    if "anyOf" in schema:
+        for one in schema["anyOf"]:
+            yield from _worded(one)
+    elif "enum" in schema or "const" in schema:
+        yield from map(str, schema.get("enum", [schema.get("const")]))
+    elif kind in _KINDS:
+        yield _KINDS[kind] + _range(schema)
+    elif kind != "null":
+        yield "any value"
+
+
+#: Kinds of JSON values in words.
+_KINDS = {
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "string": "a text",
+    "array": "a list",
+    "object": "a mapping",
+}
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """Return the limits of a number after its kind: " from 0 to 1", " above 0, at most 1"."""
+    if {"minimum", "maximum"} <= schema.keys():
+        return f" from {schema['minimum']:g} to {schema['maximum']:g}"
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    found = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
+    return f" {' and '.join(found)}" if found else ""

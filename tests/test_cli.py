@@ -354,3 +354,16 @@ def test_the_verb_of_the_docs_is_a_file_and_a_line_of_the_table(family, monkeypa
     assert (code, json.loads(out)) == (0, {"model.safetensors": weights.stat().st_size})
     code, _, err = call("sizes", family / "base")
     assert code == 1 and "no merge_report.json" in err
+
+
+def test_options_of_a_method_are_told_with_their_values_and_defaults_in_words():
+    _, out, _ = call("methods", "wudi")
+    assert out.splitlines()[1:] == [
+        "      scaling  a number, or auto (default: 1)",
+        "      share    a number above 0 and at most 1 or adaptive (default: adaptive)",
+        "      time     a number above 0 (default: not set)",
+    ]
+    options = json.loads(call("methods", "wudi", "--json")[1])[0]["options"]
+    assert options["time"] == {"allowed": "a number above 0", "default": None, "required": False}
+    assert "None" not in call("methods")[1]
+    assert "backwards  true or false (default: false)" in call("methods", "model_stock")[1]
