@@ -101,7 +101,17 @@ def test_evaluator_that_shows_nothing_gives_inputs_labels_and_scores(family, mon
     recipe = recipe_of(family, "log-likelihood")
     (example, *_) = samples(recipe, lock(recipe), family / "b", 1)
     assert (example.prompt, example.answer, example.expected) == ("good film", None, "1")
-    assert f"base_model  {example.score:.4g}" in table([example])
+    assert table([example]).endswith(f"base_model  {example.score:.4g} nats per token")
+
+
+def test_right_and_wrong_answers_are_called_so(family):
+    recipe = recipe_of(family, "multiple-choice")
+    seen = samples(recipe, lock(recipe), family / "b", 3)
+    assert {s.judged for s in seen} == {"right", "wrong"}
+    assert all((s.judged == "right") == (s.score == 1) for s in seen)
+    shown = [line.split()[1] for line in table(seen).splitlines() if line.startswith("  merged")]
+    assert shown == [s.judged for s in seen if s.model == "merged"]
+    assert seen[0].to_dict()["judged"] == seen[0].judged
 
 
 def test_examples_that_an_evaluator_brings_are_not_shown(family):

@@ -10,7 +10,7 @@ from typing import Any
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.evaluators import Evaluator, brings_data, columns_of, evaluator_of
+from hub_magmax.evaluation.evaluators import Evaluator, brings_data, columns_of, evaluator_of, unit_of
 from hub_magmax.evaluation.evaluators.examples import label_names, label_text
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.evaluators.plugins import about, answers
@@ -38,6 +38,7 @@ class Seen:
         answer: What it answered or chose; None where it only judged the expected text.
         expected: The right answer.
         score: As evaluated.
+        judged: The same in words: "right" or "wrong", or else the score with its unit.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Seen:
     answer: str | None
     expected: str
     score: float
+    judged: str
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,7 +100,15 @@ def _asked(
         for index, sample in enumerate(found):
             prompt, expected = _clean(sample.prompt), _clean(sample.expected)
             answer = None if sample.answer is None else _clean(sample.answer)
-            yield Seen(task, index, name, prompt, answer, expected, sample.score)
+            judged = _judged(evaluator, sample.score)
+            yield Seen(task, index, name, prompt, answer, expected, sample.score, judged)
+
+
+def _judged(evaluator: Evaluator, score: float) -> str:
+    """Return a score in words."""
+    if evaluator.is_share and score in (0, 1):
+        return "right" if score else "wrong"
+    return f"{score:.4g} {unit_of(evaluator) or f'({evaluator.metric})'}"
 
 
 def _samples(evaluator: Evaluator, model: LoadedModel, examples: Examples, data: Data) -> list[Sample]:
@@ -136,17 +146,22 @@ def table(seen: Sequence[Seen]) -> str:
             rows.insert(0, ("prompt", models[0].prompt, ""))
         else:
             rows = [*((f"prompt of {m.model}", m.prompt, "") for m in models), *rows]
-        rows += [(m.model, m.answer, f"{m.score:.4g}") for m in models]
-        width = max(len(label) for label, _, _ in rows)
-        lines = [f"  {label:<{width}}  {_cell(text, score, width)}" for label, text, score in rows]
-        blocks.append("\n".join([f"{task}, example {index}", *lines]))
+        rows += [(m.model, m.answer, m.judged) for m in models]
+        blocks.append("\n".join([f"{task}, example {index}", *_lines(rows)]))
     return "\n\n".join(blocks)
 
 
-def _cell(text: str | None, score: str, width: int) -> str:
-    """Return a text between quotation marks, later lines below the first one, and its score before it."""
+def _lines(rows: Sequence[tuple[str, str | None, str]]) -> Iterator[str]:
+    """Yield rows of a label, a text and a judgement as lines, each part below the one before."""
+    width, room = max(len(label) for label, _, _ in rows), max(len(judged) for _, _, judged in rows)
+    for label, text, judged in rows:
+        yield f"  {label:<{width}}  {_cell(text, f'{judged:<{room}}' if judged else '', width)}"
+
+
+def _cell(text: str | None, judged: str, width: int) -> str:
+    """Return a text between quotation marks, later lines below the first one, and the judgement before it."""
     if text is None:
-        return score
+        return judged.rstrip()
     shown = text if len(text) <= _SHOWN_CHARACTERS else "…" + text[-_SHOWN_CHARACTERS:]
     lines = f'"{shown}"'.replace("\n", "\n" + " " * (width + 5))
-    return f"{score:<8}{lines}" if score else lines
+    return f"{judged}  {lines}" if judged else lines
