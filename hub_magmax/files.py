@@ -7,6 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import shlex
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -54,6 +57,18 @@ def from_here(path: Path) -> str:
     path = path.absolute()
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def own_command() -> str:
+    """Return how this program can be typed in a shell here: by its name, or by its path where PATH lacks it."""
+    name = "hub-magmax"
+    if shutil.which(name):
+        return name
+    python = Path(sys.executable)
+    script = python.with_name(name)
+    if script.is_file():
+        return shlex.quote(from_here(script))
+    return f"{shlex.quote(from_here(python))} -m hub_magmax"
 
 
 def named_after(path: str, ending: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.scores import MERGED, Scores, score_table
 from hub_magmax.evaluation.scoring import evaluate
-from hub_magmax.files import from_here, write_text
+from hub_magmax.files import from_here, own_command, write_text
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.quickstart import make_family
@@ -96,13 +97,16 @@ def _variants(recipe: Recipe, locked: Lock, report: Report) -> dict[str, dict[st
 
 def _text(rows: Mapping[str, Mapping[str, float]], recipe: Recipe, path: Path, output: Path) -> str:
     return "\n".join(
-        [
-            "",
-            score_table("accuracy on", rows, recipe.task_names),
-            "",
-            f"The merged model   {from_here(output)}",
-            f"Its card           {from_here(output / 'README.md')}",
-            f"Its picture        {from_here(output / 'tradeoff.png')}",
-            f"To merge your own models, edit {path} and run: hub-magmax run {path}",
-        ]
+        ["", score_table("accuracy on", rows, recipe.task_names), "", *closing_text(path, output)]
     )
+
+
+def closing_text(path: Path, output: Path) -> list[str]:
+    """Return the lines that say where a recipe's merged model is, and how to go on."""
+    command = f"{own_command()} run {shlex.quote(str(path))}"
+    return [
+        f"The merged model   {from_here(output)}",
+        f"Its card           {from_here(output / 'README.md')}",
+        f"Its picture        {from_here(output / 'tradeoff.png')}",
+        f"To merge your own models, edit {path} and run: {command}",
+    ]
