@@ -60,7 +60,7 @@ def from_here(path: Path) -> str:
 
 
 def own_command() -> str:
-    """Return how this program can be typed in a shell here: by its name, or by its path where PATH lacks it."""
+    """Return how this program is typed in a shell here: by its name, or its path where PATH lacks it."""
     name = "hub-magmax"
     if shutil.which(name):
         return name

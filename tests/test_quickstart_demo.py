@@ -1,7 +1,9 @@
 """The quickstart shows what the preference does, and what it made can be used and checked."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hub_magmax.quickstart.demo import quickstart
+from hub_magmax.files import own_command
+from hub_magmax.quickstart.demo import closing_text, quickstart
 from hub_magmax.recipe.loading import load_recipe
 from tests.test_secrecy import leaks, written_below
 
@@ -124,3 +127,36 @@ def test_no_file_names_a_token_or_a_folder_of_this_machine(quickstart_folder):
         "tradeoff.png",
     }
     assert leaks(found, quickstart_folder) == []
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A virtual environment in the current folder, whose programs are not on PATH."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.devnull)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    return programs
+
+
+def add_program(folder):
+    script = folder / "hub-magmax"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+
+
+def test_command_is_told_as_it_can_be_typed(environment, monkeypatch):
+    assert own_command() == ".venv/bin/python -m hub_magmax"
+    add_program(environment)
+    assert shutil.which("hub-magmax") is None and own_command() == ".venv/bin/hub-magmax"
+    monkeypatch.setenv("PATH", str(environment))
+    assert own_command() == "hub-magmax"
+
+
+def test_quickstart_ends_with_a_command_that_runs(environment):
+    add_program(environment)
+    line = closing_text(environment.parent / "my models" / "recipe.yaml", environment)[-1]
+    assert line.endswith(
+        f"run: .venv/bin/hub-magmax run '{environment.parent / 'my models' / 'recipe.yaml'}'"
+    )

@@ -93,14 +93,9 @@ def main(verbose: bool, quiet: bool, log_format: str | None) -> None:
     """Merge fine-tuned checkpoints into one model, under a preference.
 
     \b
-    Start here:
-      hub-magmax quickstart       the whole job on a small example, in a minute
-      hub-magmax validate RECIPE  find everything wrong in a recipe
-      hub-magmax plan RECIPE      see what a merge will read, write and need
-      hub-magmax run RECIPE       lock, merge, evaluate, write the card, push
+    Start with `quickstart`, the whole job on a small example; for a recipe of
+    your own: `validate`, `plan`, then `run`.
 
-    \b
-    Exit codes: 0 done; 1 an error that says what to do, or something checked is
-    not as it should be; 2 wrong usage; 3 a model regressed; 130 interrupted by
-    Ctrl-C, 143 terminated (the same command goes on from what is finished).
+    Exit codes: 0 done; 1 an error, or something checked is wrong; 2 wrong
+    usage; 3 a model regressed; 130, 143 stopped (run it again to go on).
     """

@@ -96,9 +96,8 @@ def _variants(recipe: Recipe, locked: Lock, report: Report) -> dict[str, dict[st
 
 
 def _text(rows: Mapping[str, Mapping[str, float]], recipe: Recipe, path: Path, output: Path) -> str:
-    return "\n".join(
-        ["", score_table("accuracy on", rows, recipe.task_names), "", *closing_text(path, output)]
-    )
+    table = score_table("accuracy on", rows, recipe.task_names)
+    return "\n".join(["", table, "", *closing_text(path, output)])
 
 
 def closing_text(path: Path, output: Path) -> list[str]:
