@@ -148,6 +148,13 @@ def test_other_software_is_other_scores(folder, monkeypatch):
     assert len(scored(recipe)[1]) == 4
 
 
+def test_one_thread_reuses_what_several_measured_as_torchrun_gives_each_process_one(folder, monkeypatch):
+    recipe = make_recipe(folder)
+    scored(recipe)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert scored(recipe)[1][-1] == "scoring merged (1 of 1)"
+
+
 def test_an_interrupted_evaluation_goes_on_with_the_merged_model_too(folder, monkeypatch):
     recipe = make_recipe(folder)
     whole = scored(recipe, again=True)[0]

@@ -15,16 +15,12 @@ from hub_magmax.files import code_digest
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pillow", "accelerate", "lm_eval")
 
 
-def software_used() -> dict[str, Any]:
-    """Return versions of software, a digest of this package's code, and the processor that runs models."""
-    import torch
-
-    return {**_installed(), "threads": torch.get_num_threads()}
-
-
 @cache
-def _installed() -> dict[str, Any]:
-    """Return what stays as it is while a process runs."""
+def software_used() -> dict[str, Any]:
+    """Return versions of software, a digest of this package's code, and the processor that runs models.
+
+    The number of threads is left out: it changes last bits of sums, and torchrun gives each process one.
+    """
     import torch
 
     # The code of this package, whose version alone does not tell every change.
