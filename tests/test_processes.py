@@ -16,7 +16,7 @@ from hub_magmax.pipeline import run
 from hub_magmax.planning.plan import Shard, TensorJob
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.loading import load_recipe
-from tests.classifiers import classifier_recipe, write_classifiers
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import read_merged, recipe_values, write_family, write_recipe, yaml_text
 
 
@@ -188,8 +188,9 @@ def test_two_processes_score_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setenv("HUB_MAGMAX_SCORES", "")  # otherwise the second run reuses what the first measured
     write_classifiers(tmp_path, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
     tasks = {"a": {"dataset": "./rows.parquet"}}
-    # Batches of three: the ten examples end in the middle of one.
-    evaluation = {"evaluator": "image-classification", "tasks": tasks, "batch_size": 3}
+    # Batches of two: the eleven examples end in the middle of one.
+    write_rows(tmp_path / "rows.parquet", [0] * 6 + [1] * 4 + [2])
+    evaluation = {"evaluator": "image-classification", "tasks": tasks}
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text(
             yaml_text(classifier_recipe(evaluation=evaluation, output={"path": name}))
@@ -198,7 +199,7 @@ def test_two_processes_score_what_one_does(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     one = run(load_recipe(tmp_path / "one.yaml")).scores
     assert read_scores(tmp_path / "two") == one
-    assert one.get("a", "a").outcomes == (1.0,) * 6 + (0.0,) * 4
+    assert one.get("a", "a").outcomes == (1.0,) * 6 + (0.0,) * 5
 
 
 def test_an_error_in_one_process_ends_all_of_them(tmp_path):

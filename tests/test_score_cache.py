@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError
-from hub_magmax.evaluation import score_cache
+from hub_magmax.evaluation import score_cache, scoring
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.needs import evaluation_needs
 from hub_magmax.evaluation.score_cache import KeptScores, Reuse
-from hub_magmax.evaluation.scoring import counted, evaluate
+from hub_magmax.evaluation.scoring import counted, evaluate, size_of_batches
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
@@ -75,7 +75,16 @@ def test_own_cells_count_the_models_that_are_scored_and_no_other(folder):
     assert evaluation_needs(make_recipe(folder, tasks=data), lock(recipe), 0).num_models == 4
 
 
-def test_examples_of_each_model_are_counted_while_it_is_scored(folder):
+@pytest.mark.parametrize(
+    ("examples", "most", "size"),
+    [(0, 64, 1), (1, 64, 1), (40, 64, 5), (41, 64, 6), (10_000, 64, 64), (40, 2, 2)],
+)
+def test_few_examples_are_run_in_small_batches_so_that_it_is_seen_how_far_a_model_is(examples, most, size):
+    assert size_of_batches(examples, most) == size
+
+
+def test_examples_of_each_model_are_counted_while_it_is_scored(folder, monkeypatch):
+    monkeypatch.setattr(scoring, "NUM_STEPS", 1)
     recipe = make_recipe(folder, batch_size=4)
     seen, whole = [], scored(recipe)[0]
 

@@ -87,6 +87,30 @@ def test_whatever_takes_long_is_named_while_it_lasts(folder, monkeypatch, comman
         assert all(text.startswith(LONG[name][2]) for text in seen[name]), (name, seen[name])
 
 
+@pytest.mark.parametrize("verb", ["compare", "sweep", "lock"])
+def test_examples_are_counted_while_a_merged_model_is_scored(folder, monkeypatch, verb):
+    seen = set()
+    counting = Display.counting
+
+    def spied(self, work):
+        seen.add((work.doing, work.total, work.unit))
+        return counting(self, work)
+
+    monkeypatch.setattr(Display, "counting", spied)
+    changes = {"compare": {"tune": ROWS, "report": {"dataset": "./others.parquet"}, "methods": ["average"]}}
+    if verb == "lock":
+        changes = {"method": "auto", "compare": {"tune": ROWS, "methods": ["average"], "scaling": [0.5, 1.0]}}
+    values = classifier_recipe(evaluation={"tasks": {"a": ROWS, "b": ROWS}}, sweep={"budget": 5}, **changes)
+    (folder / "recipe.yaml").write_text(json.dumps(values))
+    assert call(verb, folder / "recipe.yaml")[0] == 0
+    (whole,) = {doing for doing, _, unit in seen if unit == "models"} - {
+        "scoring the best of 2 methods on other examples"
+    }
+    assert whole == {"compare": "comparing", "sweep": "sweeping", "lock": "choosing the method"}[verb]
+    num_examples = {"compare": {10, 8}, "sweep": {10, 20}, "lock": {10}}[verb]
+    assert {total for doing, total, unit in seen if unit == "examples"} == num_examples
+
+
 @contextmanager
 def displayed():
     """Show records as the command line does, without the thread that looks at the clock."""

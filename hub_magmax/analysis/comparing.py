@@ -214,7 +214,7 @@ def compare(
     report(f"trying {len(tried) - own} ways to merge{', and the recipe as it stands' if own else ''}")
     journal = Journal() if journal is None else journal
     say_resumed(journal, _num_models(tried), report)
-    with CandidateScorer(recipe, lock, journal) as scorer:
+    with CandidateScorer(recipe, lock, journal, progress) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
         with opened(progress, len(tried), "comparing", "models") as advance:

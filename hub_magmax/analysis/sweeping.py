@@ -69,7 +69,7 @@ def sweep(
     own_weights = _own_weights(recipe, lock, report)
     course = _walk(spec, len(lock.tasks), own_weights)
     say_resumed(journal, 1 + len(recipe.evaluation.tasks if recipe.evaluation else ()) + course.most, report)
-    with CandidateScorer(recipe, lock, journal) as scorer:
+    with CandidateScorer(recipe, lock, journal, progress) as scorer:
         _check_rules(scorer)
         bench = _Bench(recipe, lock, scorer)
         base = bench.base_model()

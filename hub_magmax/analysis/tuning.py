@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.analysis.candidates import Candidate, candidates
 from hub_magmax.checkpoints.locations import location_of
-from hub_magmax.evaluation.data import check_local_data, load_examples, pinned
+from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
-from hub_magmax.evaluation.scoring import counted
+from hub_magmax.evaluation.scoring import counted, size_of_batches
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import check_sample_size, rounded
 from hub_magmax.preference.samples import Scorer
@@ -34,6 +34,7 @@ from hub_magmax.text import ProgressBar, Report, step, unseen
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hub_magmax.evaluation.evaluators.loading import LoadedModel
     from hub_magmax.merging.in_memory import MergedModel
 
     #: Models of one candidate by seed, surveyed and not yet scaled.
@@ -112,14 +113,19 @@ class CandidateScorer:
         recipe: Its evaluation names the evaluator.
         lock: Pins checkpoints and data; its method and preference play no part.
         journal: Keeps what was measured, and has what was measured earlier.
+        progress: Called with each model's examples, what is done and the unit; opens what is called with the
+            examples of each batch.
     """
 
-    def __init__(self, recipe: Recipe, lock: Lock, journal: Journal | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, lock: Lock, journal: Journal | None = None, progress: ProgressBar = unseen
+    ) -> None:
         from hub_magmax.merging.in_memory import InMemoryMerger  # loads torch
 
         spec = recipe.evaluation or Evaluation(tasks={})
         self._journal = Journal() if journal is None else journal
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
+        self._progress = progress
         self.evaluator = evaluator_of(spec)
         with ExitStack() as stack, step("preparing to merge in memory"):
             self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
@@ -166,8 +172,9 @@ class CandidateScorer:
     def encode(self, examples: Dataset, data: Data, where: str = "examples") -> list[Any]:
         """Return examples as batches that `run` takes; `where` names them in messages."""
         with about(self.evaluator, where), step(f"preparing the examples of {where}"):
-            found = self.evaluator.encode(self._model, examples, columns_of(data), self._batch_size)
-            return Batches(found, len(examples))
+            step_size = size_of_batches(len(examples), self._batch_size)
+            found = self.evaluator.encode(self._model, examples, columns_of(data), step_size)
+            return Batches(found, len(examples), step_size)
 
     def run(
         self, candidates: Sequence[Candidate], batches: Sequence[Any], sample: str = ""
@@ -232,24 +239,38 @@ class CandidateScorer:
                 merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
             weights = merged[seed].weights(float(candidate.method["scaling"]))
             model = self._model.with_weights(weights)
-        # As from the journal, so that a resumed command writes the same bytes.
-        with step(f"scoring {candidate.label}"):
-            measured = {
-                name: restored(
-                    stored(answers(self.evaluator, model, found, name, getattr(found, "num_examples", None)))
-                )
-                for name, found in batches.items()
-            }
+        measured = self._measured(model, batches, f"scoring {candidate.label}")
         self._journal.add(key, measured)
+        return measured
+
+    def _measured(
+        self, model: LoadedModel, batches: Mapping[str, Sequence[Any]], doing: str
+    ) -> dict[str, Outcomes]:
+        """Return what a model answers on each data set, as the journal gives it back.
+
+        So a resumed command writes the same bytes.
+        """
+        total = sum(found.num_examples for found in batches.values() if isinstance(found, Batches))
+        shown = opened(self._progress, total, doing, "examples") if total else step(doing)
+        measured = {}
+        with shown as advance:
+            for name, found in batches.items():
+                count = found.num_examples if isinstance(found, Batches) else None
+                seen = found.counted(advance) if isinstance(found, Batches) else found
+                measured[name] = restored(stored(answers(self.evaluator, model, seen, name, count)))
         return measured
 
 
 class Batches(list[Any]):
-    """Encoded examples, and how many they are."""
+    """Encoded examples, how many they are, and how many a batch has; the last one may have fewer."""
 
-    def __init__(self, batches: Iterable[Any], num_examples: int) -> None:
+    def __init__(self, batches: Iterable[Any], num_examples: int, step_size: int) -> None:
         super().__init__(batches)
-        self.num_examples = num_examples
+        self.num_examples, self._step_size = num_examples, step_size
+
+    def counted(self, advance: Callable[[int], None] | None) -> Iterator[Any]:
+        """Yield them, and call `advance` with the examples of each."""
+        return counted(self, self.num_examples, self._step_size, advance)
 
 
 def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
@@ -272,7 +293,9 @@ def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
     )
 
 
-def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
+def scorer_of(
+    recipe: Recipe, lock: Lock, journal: Journal | None = None, progress: ProgressBar = unseen
+) -> Scorer:
     """Return a function of examples: it returns a scorer of weights, which merges with them in memory.
 
     Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
@@ -282,13 +305,14 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
     tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
     def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-        scorer = CandidateScorer(recipe, lock)
+        scorer = CandidateScorer(recipe, lock, journal, progress)
         batches = scorer.encode(examples, data, "preference")
+        sample = f"preference {fingerprint(examples, examples.column_names)}"
 
         def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
             vector = tuple(weights[task] for task in lock.tasks)
             found = [Candidate(method, "estimate", vector) for method in tried]
-            return max(scorer.run(found, batches), key=lambda trial: trial.margin).outcomes
+            return max(scorer.run(found, batches, sample), key=lambda trial: trial.margin).outcomes
 
         return score
 
@@ -296,17 +320,21 @@ def scorer_of(recipe: Recipe, lock: Lock) -> Scorer:
 
 
 def choose(
-    recipe: Recipe, lock: Lock, report: Report = lambda line: None, progress: ProgressBar = unseen
+    recipe: Recipe,
+    lock: Lock,
+    report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
+    journal: Journal | None = None,
 ) -> Choice:
     """Return the best of what the recipe's comparison tries, under the lock's preference."""
     data = recipe.tuning_data
     assert data is not None, "checked with the recipe"
     tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
     report(f"trying {len(tried)} ways to merge")
-    with CandidateScorer(recipe, lock) as scorer:
+    with CandidateScorer(recipe, lock, journal, progress) as scorer:
         batches = scorer.load(data, "compare.tune")
         with opened(progress, len(tried), "choosing the method", "models") as advance:
-            trials = list(counted(scorer.run(tried, batches), len(tried), 1, advance))
+            trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
     winner = best(trials)
     report(_told(winner, trials, scorer.evaluator.metric))
     seen = {

@@ -51,6 +51,9 @@ LOG = logging.getLogger(__name__)
 #: Examples of a data set, or the name by which an evaluator finds its own.
 Examples = Any
 
+#: Steps in which the examples of a task are run at least, if there are as many.
+NUM_STEPS = 8
+
 T = TypeVar("T")
 
 
@@ -301,10 +304,14 @@ def run_evaluator(
     Process r of n runs batches r, r + n, r + 2n …, so batches are the same for any number of processes.
     `advance` is called with the examples of all processes' batches that are likely done.
     """
-    if isinstance(examples, str) or processes.count == 1:
-        count = None if isinstance(examples, str) else len(examples)
+    if isinstance(examples, str):
         encoded = evaluator.encode(model, examples, columns_of(data), batch_size)
-        return answers(evaluator, model, counted(encoded, count or 0, batch_size, advance), task, count)
+        return answers(evaluator, model, encoded, task, None)
+    batch_size = size_of_batches(len(examples), batch_size)
+    if processes.count == 1:
+        encoded = evaluator.encode(model, examples, columns_of(data), batch_size)
+        seen = counted(encoded, len(examples), batch_size, advance)
+        return answers(evaluator, model, seen, task, len(examples))
     share = examples.select(_share(len(examples), batch_size, processes))
     encoded = evaluator.encode(model, share, columns_of(data), batch_size)
     at_once = processes.count * batch_size
@@ -313,6 +320,11 @@ def run_evaluator(
     num_batches = -(-len(examples) // batch_size)
     batches = (islice(shares[n % processes.count], batch_size) for n in range(num_batches))
     return list(chain.from_iterable(batches))
+
+
+def size_of_batches(num_examples: int, most: int) -> int:
+    """Return how many examples are run at a time: `most`, or an eighth of few, to show that they go on."""
+    return min(most, max(1, -(-num_examples // NUM_STEPS)))
 
 
 def _share(count: int, batch_size: int, processes: Processes) -> list[int]:
