@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from hub_magmax.analysis.study_journal import lock_journal
 from hub_magmax.analysis.tuning import choose, scorer_of
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.pinning import lock_source
@@ -251,6 +252,7 @@ def lock(
     progress: ProgressBar = unseen,
     cache: SourceCache | None = None,
     earlier: LockLike | None = None,
+    journal: Path | None = None,
 ) -> Lock:
     """Return what `recipe` stands for now: commits, hashes, weights, method.
 
@@ -267,6 +269,8 @@ def lock(
             called for each.
         cache: Checkpoints that stay open for later calls.
         earlier: A lock whose checkpoints and data sets stay as it pins them, where the recipe still has them.
+        journal: File that keeps the scores of models that are tried until it is decided, so that an
+            interrupted call goes on.
 
     Raises:
         SourceError: If a checkpoint cannot be reached.
@@ -303,21 +307,22 @@ def lock(
     statistics = locked_statistics(recipe, found, report, hash_files=hash_files, cache=cache)
     found = replace(found, statistics=statistics)
     found = _with_lengths(recipe, found, cache, report)
-    asked = with_pinned_data(recipe, found.datasets)
-    if earlier and kept_preference(recipe, earlier, found):
-        preference = earlier.preference
-    else:
-        preference = resolve_preference(asked, sources=sources, scorer=scorer_of(recipe, found))
-    found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
-    of_merge = locked_statistics(
-        recipe, found, report, hash_files=hash_files, cache=cache, kinds=[OF_THE_MERGE]
-    )
-    found = replace(found, statistics={**found.statistics, **of_merge})
-    if not recipe.method.is_auto:
-        found = with_method_facts(recipe, found)
-        return _with_correction(recipe, found, cache, report, hash_files=hash_files)
-    choice = choose(recipe, found, report, progress)
-    return with_method_facts(recipe, replace(found, method=choice.method, chosen=choice.seen))
+    with lock_journal(journal, recipe, found, report) as kept:
+        if earlier and kept_preference(recipe, earlier, found):
+            preference = earlier.preference
+        else:
+            asked, scorer = with_pinned_data(recipe, found.datasets), scorer_of(recipe, found, kept, progress)
+            preference = resolve_preference(asked, sources=sources, scorer=scorer)
+        found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
+        of_merge = locked_statistics(
+            recipe, found, report, hash_files=hash_files, cache=cache, kinds=[OF_THE_MERGE]
+        )
+        found = replace(found, statistics={**found.statistics, **of_merge})
+        if not recipe.method.is_auto:
+            found = with_method_facts(recipe, found)
+            return _with_correction(recipe, found, cache, report, hash_files=hash_files)
+        choice = choose(recipe, found, report, progress, kept)
+        return with_method_facts(recipe, replace(found, method=choice.method, chosen=choice.seen))
 
 
 def _with_lengths(recipe: Recipe, found: Lock, cache: SourceCache, report: Report) -> Lock:

@@ -153,7 +153,8 @@ def study(
     Raises:
         MismatchError: If the checkpoints do not fit each other, or have faults that are not accepted.
     """
-    locked = as_lock(locked) or lock(prepared, report=report, progress=progress)
+    beside = journal.with_suffix(".lock.journal") if journal else None
+    locked = as_lock(locked) or lock(prepared, report=report, progress=progress, journal=beside)
     check_faults(prepared, locked, in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
         yield locked, kept

@@ -17,6 +17,7 @@ from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.cli import main
 from hub_magmax.errors import DistributedError, OutputError
 from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.evaluators.classification import ImageClassification
 from hub_magmax.evaluation.journal import open_journal, restored, stored
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import load_recipe
@@ -66,6 +67,36 @@ def written(folder: Path) -> dict[str, bytes]:
 
 def call(*words):
     return CliRunner().invoke(main, words, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"preference": {"search": {"target": {"dataset": "./rows.parquet"}, "budget": 6}}},
+        {"method": "auto"},
+    ],
+    ids=["search", "auto"],
+)
+def test_a_killed_lock_goes_on_and_is_the_same(folder, tmp_path, monkeypatch, how):
+    values = yaml.safe_load((folder / "mix.yaml").read_text()) | how
+    values["compare"] |= {"methods": ["average", "magmax", "task_arithmetic"]}
+    (folder / "mix.yaml").write_text(yaml.safe_dump(values))
+    whole = shutil.copytree(folder, tmp_path / "whole", ignore=shutil.ignore_patterns("whole"))
+    assert call("lock", str(whole / "mix.yaml")).exit_code == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, "lock", str(folder / "mix.yaml")], check=False)
+    assert killed.returncode == -9 and (folder / "mix.lock.journal").is_file()
+    scored, outcomes = [], ImageClassification.outcomes
+
+    def counted(*args):
+        scored.append(args)
+        return outcomes(*args)
+
+    monkeypatch.setattr(ImageClassification, "outcomes", counted)
+    done = call("lock", str(folder / "mix.yaml"))
+    assert done.exit_code == 0 and "4 models were measured before" in done.stderr
+    # The first line says what the journal is of.
+    assert len(scored) == len((whole / "mix.lock.journal").read_text().splitlines()) - 1 - 4
+    assert (folder / "mix.lock.json").read_bytes() == (whole / "mix.lock.json").read_bytes()
 
 
 @pytest.mark.parametrize(("verb", "total"), [("sweep", 10), ("compare", 6)])

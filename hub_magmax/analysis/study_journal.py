@@ -1,4 +1,4 @@
-"""Journal of a comparison or a sweep, bound to everything that its outcomes depend on."""
+"""Journal of a comparison, a sweep or a lock, bound to everything that its outcomes depend on."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ def study_journal(
         yield Journal()
         return
     with open_journal(path, _subject(recipe, lock), report) as journal:
+        yield journal
+
+
+@contextmanager
+def lock_journal(
+    path: Path | None, recipe: Recipe, lock: Lock, report: Report = lambda line: None
+) -> Iterator[Journal]:
+    """Open the journal of models that are merged and scored for a lock: for its preference, or its method.
+
+    It stays, as that of a comparison does.
+
+    Args:
+        path: Its file; None: nothing is kept.
+        recipe: What is locked.
+        lock: Before that is decided.
+        report: As for `study_journal`.
+    """
+    if path is None or not recipe.is_measured:
+        yield Journal()
+        return
+    with open_journal(path, _subject(recipe, lock), report) as journal:
+        if len(journal):
+            report(f"{len(journal)} models were measured before")
         yield journal
 
 

@@ -97,14 +97,15 @@ def diagnose(asked: RecipeOptions, form: Format) -> Answer:
     """
     from hub_magmax.analysis.diagnosing import FILES, write_diagnosis
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
-    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, read_asked
+    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, lock_journal, read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.recipe.result_files import place_of_results
 
     beside = checked_beside(asked, FILES)
     found, locked = read_asked(asked)
-    locked = locked or lock(found, report=say, progress=progress)
+    journal = lock_journal(asked, found)
+    locked = locked or lock(found, report=say, progress=progress, journal=journal)
     place = place_of_results(found, locked, beside)
     place.check(FILES)
     planned = make_plan(found, locked)

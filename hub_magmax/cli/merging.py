@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hub_magmax.evaluation.scores import Scores
     from hub_magmax.merging.output.report import MergeReport
     from hub_magmax.pipeline import Run
+    from hub_magmax.processes import Processes
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.recipe.lockfile import Lock
     from hub_magmax.recipe.schema import Recipe
@@ -48,6 +49,7 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
         check_lock_path,
         earlier_lock,
         lock_beside,
+        lock_journal,
         read_recipe,
         renewed,
         write_lock,
@@ -66,11 +68,11 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
         )
     check_lock_path(target)
     found, earlier = read_recipe(asked), earlier_lock(asked) if keep else None
-    locked = (
-        renewed(found, earlier)
-        if earlier
-        else make_lock(found, hash_files=hash_files, report=say, progress=progress)
-    )
+    journal = lock_journal(asked, found)
+    if earlier:
+        locked = renewed(found, earlier, journal)
+    else:
+        locked = make_lock(found, hash_files=hash_files, report=say, progress=progress, journal=journal)
     path = write_lock(locked, target)
     lines = [f"{name}: {source.label}" for name, source in locked.every_source.items()]
     return Answer(json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"]))
@@ -92,7 +94,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
       hub-magmax plan recipe.yaml
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
-    from hub_magmax.cli.recipe_and_lock import read_asked
+    from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
     from hub_magmax.pipeline import destination_of, lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
@@ -100,8 +102,8 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     from hub_magmax.publishing.preflight import licence_warning, look_at
 
     found, locked = read_asked(asked)
-    cache = SourceCache()
-    locked = locked or lock(found, report=say, progress=progress, cache=cache)
+    cache, journal = SourceCache(), lock_journal(asked, found)
+    locked = locked or lock(found, report=say, progress=progress, cache=cache, journal=journal)
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     refused = faults_left(planned.findings, planned.in_spite_of)
     values, text = describe(planned), explain(planned)
@@ -125,7 +127,7 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
       hub-magmax merge recipe.yaml --memory 2GB
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
-    from hub_magmax.cli.recipe_and_lock import read_asked
+    from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.merging.unfinished import plan_unfinished
     from hub_magmax.pipeline import lock
@@ -134,8 +136,9 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 
     processes, cache = find_processes(say), SourceCache()
     found, locked = read_asked(asked, processes.first_decides)
+    journal = lock_journal(asked, found)
     locked = locked or processes.first_decides(
-        lambda: lock(found, report=say, progress=progress, cache=cache)
+        lambda: lock(found, report=say, progress=progress, cache=cache, journal=journal)
     )
     planned, is_old = plan_unfinished(found, locked, cache, processes, in_spite_of)
     check_room(planned)
@@ -214,6 +217,7 @@ def run(
 
     processes = find_processes(say)
     found, locked = read_asked(asked, processes.first_decides)
+    locked = locked or _measured_lock(asked, found, processes)
     destination = destination_of(found, to.given())
     if dry_run:
         return _dry_run(found, locked, destination, in_spite_of)
@@ -244,6 +248,17 @@ def run(
         text += f"\npublished {told(url, branch)}"
     has_regressed = any(guard.verdict == "regressed" for guard in done.guards) and not push_anyway
     return Answer(values, text, exit_code=REGRESSED if has_regressed else 0)
+
+
+def _measured_lock(asked: RecipeOptions, recipe: Recipe, processes: Processes) -> Lock | None:
+    """Return the lock of a recipe for which models are scored, with a journal; None where there are none."""
+    from hub_magmax.cli.recipe_and_lock import lock_journal
+    from hub_magmax.pipeline import lock
+
+    if not recipe.is_measured:
+        return None
+    journal = lock_journal(asked, recipe)
+    return processes.first_decides(lambda: lock(recipe, report=say, progress=progress, journal=journal))
 
 
 def _measured(done: Run, scores: Scores) -> str:

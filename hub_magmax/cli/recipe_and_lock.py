@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hub_magmax.cli.options import RecipeOptions
-from hub_magmax.cli.terminal import say
+from hub_magmax.cli.terminal import progress, say
 from hub_magmax.errors import LockError, OutputError
 from hub_magmax.files import check_files, write_text
 from hub_magmax.recipe.loading import parse_text
@@ -30,6 +30,11 @@ def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
     written = parse_text(asked.text)
     named = f"stdin-{written.digest.removeprefix('sha256:')[:8]}.yaml"
     return beside(Path(named) if asked.text.is_stream else asked.recipe, written, recipe)
+
+
+def lock_journal(asked: RecipeOptions, recipe: Recipe) -> Path:
+    """Return where a lock that is being made keeps what it measures."""
+    return files_beside(asked, recipe).path("lock.journal")
 
 
 def checked_beside(asked: RecipeOptions, names: Iterable[str]) -> ResultFiles:
@@ -96,7 +101,8 @@ def read_asked(
             hint="Name the recipe's own lock, or write it with `hub-magmax lock`. To keep the checkpoints of "
             "this one, copy it beside the recipe, as recipe.lock.json beside recipe.yaml.",
         )
-    return recipe, decide(lambda: renewed(prepare(recipe), earlier))
+    journal = lock_journal(asked, recipe)
+    return recipe, decide(lambda: renewed(prepare(recipe), earlier, journal))
 
 
 def _is_other_merge(asked: RecipeOptions, recipe: Recipe) -> bool:
@@ -110,11 +116,11 @@ def earlier_lock(asked: RecipeOptions) -> Lock | None:
     return read_lock(path) if path and (asked.lock_path or path.is_file()) else None
 
 
-def renewed(recipe: Recipe, earlier: Lock) -> Lock:
+def renewed(recipe: Recipe, earlier: Lock, journal: Path) -> Lock:
     """Return a lock of the recipe with the checkpoints that an earlier lock pins, and say what changed."""
     from hub_magmax.pipeline import lock
 
-    made = lock(recipe, report=say, earlier=earlier)
+    made = lock(recipe, report=say, progress=progress, earlier=earlier, journal=journal)
     fresh = [name for name, source in made.every_source.items() if not is_kept(source, earlier)]
     kept = f"the lock's checkpoints stay{f', but {listed(fresh)}, pinned now' if fresh else ''}"
     anew = [key for key in changed_keys(recipe, earlier) if key != SOURCES]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
-from hub_magmax.cli.terminal import Answer, say, verb
+from hub_magmax.cli.terminal import Answer, progress, say, verb
 
 if TYPE_CHECKING:
     from hub_magmax.recipe.lockfile import ResolvedPreference
@@ -94,13 +94,20 @@ def prefer(asked: RecipeOptions) -> Answer:
 
 def _estimated(asked: RecipeOptions, recipe: Recipe) -> tuple[ResolvedPreference, list[str]]:
     """Return an estimate, and what was written: its lock, unless the command line changed the recipe."""
-    from hub_magmax.cli.recipe_and_lock import check_lock_path, earlier_lock, lock_beside, write_lock
+    from hub_magmax.cli.recipe_and_lock import (
+        check_lock_path,
+        earlier_lock,
+        lock_beside,
+        lock_journal,
+        write_lock,
+    )
     from hub_magmax.pipeline import lock
 
     path = None if asked.changes else lock_beside(asked)
     if path is not None:
         check_lock_path(path)
-    locked = lock(recipe, report=say, earlier=earlier_lock(asked))
+    journal = lock_journal(asked, recipe)
+    locked = lock(recipe, report=say, progress=progress, earlier=earlier_lock(asked), journal=journal)
     return locked.preference, [] if path is None else [f"wrote {write_lock(locked, path)}"]
 
 

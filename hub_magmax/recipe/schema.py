@@ -370,6 +370,11 @@ class Recipe(Spec):
         return self.preference.spec.target if self.preference and self.preference.is_estimated else None
 
     @property
+    def is_measured(self) -> bool:
+        """Whether models are merged and scored to find the preference or the method."""
+        return self.method.is_auto or bool(self.preference and self.preference.is_estimated)
+
+    @property
     def portable(self) -> Recipe:
         """The recipe as it lies beside a merged model: without device and links, which are a machine's."""
         output = self.output.model_copy(update={"device": None})
