@@ -11,6 +11,7 @@ import transformers
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.cli import display
 from hub_magmax.cli.display import LOG, Display, LogOptions, Work
+from hub_magmax.evaluation import scoring
 from hub_magmax.evaluation.evaluators.classification import ImageClassification
 from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.in_memory import InMemoryMerger
@@ -27,6 +28,8 @@ LONG = {
     "data": (datasets, "load_dataset", "loading the examples of ./"),
     "load": (transformers.AutoModelForImageClassification, "from_pretrained", "loading "),
     "score": (ImageClassification, "outcomes", "scoring "),
+    "prepare": (scoring, "load_evaluation_data", ("preparing to score", "checking what a merge")),
+    "between": (scoring, "make_score", "scoring the models"),
     "headers": (SourceCache, "read_headers", ("reading the headers", "planning from", "looking at samples")),
     "merge": (InMemoryMerger, "merge", "merging in memory by "),
     "write": (Engine, "make", "merging"),
@@ -35,8 +38,8 @@ LONG = {
 }
 #: Which of that each command does.
 DONE = {
-    "run": ("data", "load", "score", "write", "open", "card"),
-    "evaluate": ("data", "load", "score"),
+    "run": ("data", "load", "score", "prepare", "between", "write", "open", "card"),
+    "evaluate": ("data", "load", "score", "prepare", "between"),
     "compare": ("data", "load", "score", "merge"),
     "sweep": ("data", "load", "score", "merge"),
     "lock auto": ("data", "load", "score", "merge"),
@@ -57,8 +60,9 @@ def seen_during(monkeypatch, *arguments):
 
     def spied(name, function):
         def call_it(*args, **options):
-            shown = click.get_current_context().meta["hub_magmax.display"]
-            seen[name].add(shown.doing)
+            # Modules that are imported meanwhile keep this function.
+            if (context := click.get_current_context(silent=True)) is not None:
+                seen[name].add(context.meta["hub_magmax.display"].doing)
             return function(*args, **options)
 
         return call_it

@@ -85,6 +85,7 @@ class Prepared:
     is_pinned: bool
 
 
+@step("preparing to score")
 def prepare(
     recipe: Recipe, lock: Lock, merged: Path | str, models: Mapping[str, ModelPlace] | None = None
 ) -> Prepared:
@@ -151,6 +152,7 @@ def evaluate(
     return score(prepared, again=again, processes=processes, report=report, progress=progress)
 
 
+@step("scoring the models")
 def score(
     prepared: Prepared,
     *,
