@@ -190,5 +190,6 @@ def test_the_command_says_it_in_one_paragraph(announced, folder, tmp_path):
     path.write_text(yaml_text(values() | {"output": {"path": str(tmp_path / "out")}}))
     done = CliRunner().invoke(main, ["run", str(path)])
     last = done.stderr.strip().splitlines()[-1]
-    assert done.exit_code == 1 and last.startswith("Error: evaluator strange (package odd 3.1), a: it failed")
+    told = "evaluation.tasks.a: evaluator strange (package odd 3.1), a: it failed"
+    assert done.exit_code == 1 and last.startswith("Error: ") and told in last
     assert "Traceback" not in done.stderr and (tmp_path / "out" / "model.safetensors").is_file()
