@@ -23,7 +23,7 @@ from hub_magmax.evaluation.scores import Scores, scores_for
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.evaluation.statistics_files import locked_statistics
 from hub_magmax.fleet.signing import check_key, sign
-from hub_magmax.merging.output.evaluation_again import take_over
+from hub_magmax.merging.output.evaluation_again import name_evaluation, unsigned
 from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.methods.data_statistics import OF_THE_MERGE
 from hub_magmax.planning.findings.finding import refuse_faults
@@ -196,8 +196,8 @@ def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, repor
     if scores is not None and (below := result(scores, planned.lock)[0]):
         LOG.warning("%s", below)
     output = planned.recipe.output_path
-    if scores is not None and take_over(planned.recipe, planned.lock):
-        report("the model's own recipe and lock name this evaluation now")
+    if scores is not None and name_evaluation(planned.recipe, planned.lock):
+        report(f"the model's own recipe and lock name this evaluation now{unsigned(output)}")
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
     write_card(planned.recipe, planned.lock, merged, scores, output, keep_edited=True)

@@ -230,8 +230,10 @@ def test_a_run_by_another_evaluation_is_what_canary_measures_from_then_on(family
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("recipe*")}
     evaluation = {"tasks": {"b": {"dataset": "./rows.parquet"}}, "margin": 0.5}
     lines: list[str] = []
+    (out / "model.sig").write_text("of the folder as it was")
     run(load_recipe(written(folder, "mix.yaml", evaluation=evaluation)), report=lines.append)
-    assert "the model's own recipe and lock name this evaluation now" in lines
+    told = "the model's own recipe and lock name this evaluation now: sign again"
+    assert any(line.startswith(told) for line in lines)
     verify(str(out))
     assert [change.task for change in canary(str(out), folder=folder).tasks] == ["b"]
     assert load_recipe(out / "recipe.yaml").evaluation.margin == 0.5

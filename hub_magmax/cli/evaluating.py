@@ -14,8 +14,6 @@ from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
 from hub_magmax.files import from_here
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hub_magmax.evaluation.scores import Scores
     from hub_magmax.evaluation.tables import Format
     from hub_magmax.recipe.lockfile import Lock
@@ -98,7 +96,11 @@ def _with_data(recipe: Recipe, locked: Lock, place: ResultFiles, new_data: bool)
 def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, new_data: bool) -> None:
     """Write the scores; have the model's own recipe and lock name what is new to them: evaluation, data."""
     from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
-    from hub_magmax.merging.output.evaluation_again import is_new_evaluation, write_evaluation_again
+    from hub_magmax.merging.output.evaluation_again import (
+        is_new_evaluation,
+        unsigned,
+        write_evaluation_again,
+    )
 
     write_scores(scores, place.folder, place.prefix)
     if place.prefix:
@@ -107,15 +109,7 @@ def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, 
     elif (is_new := is_new_evaluation(recipe)) or new_data:
         write_evaluation_again(recipe, locked)
         what = "the model's recipe names this evaluation now" if is_new else "the lock names the new data"
-        say(f"{what}{_unsigned(recipe.output_path)}")
-
-
-def _unsigned(folder: Path) -> str:
-    """Return what to do about a signature that no longer fits, where there is one."""
-    from hub_magmax.merging.output.report import SIGNATURE_NAME
-
-    is_signed = (folder / SIGNATURE_NAME).is_file()
-    return f": sign again (hub-magmax sign {from_here(folder)} --private-key KEY)" if is_signed else ""
+        say(f"{what}{unsigned(recipe.output_path)}")
 
 
 def _assessed(scores: Scores, locked: Lock, form: Format) -> Answer:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data
-from hub_magmax.files import write_text
+from hub_magmax.files import from_here, write_text
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
-from hub_magmax.merging.output.report import REPORT_NAME, read_report
+from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.result_files import stored_recipe
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
@@ -37,7 +38,7 @@ def with_new_data(recipe: Recipe, locked: Lock) -> Lock:
     )
 
 
-def take_over(recipe: Recipe, locked: Lock) -> bool:
+def name_evaluation(recipe: Recipe, locked: Lock) -> bool:
     """Have a merged model's own recipe name the evaluation of another one, and say whether it did not before.
 
     Args:
@@ -80,6 +81,12 @@ def write_evaluation_again(recipe: Recipe, lock: Lock) -> None:
     # The recipe last: until then the evaluation is new.
     for name in (LOCK_NAME, PROVENANCE_NAME, REPORT_NAME, RECIPE_NAME):
         write_text(folder / name, texts[name])
+
+
+def unsigned(folder: Path) -> str:
+    """Return what to do about a signature that no longer fits, where there is one."""
+    is_signed = (folder / SIGNATURE_NAME).is_file()
+    return f": sign again (hub-magmax sign {from_here(folder)} --private-key KEY)" if is_signed else ""
 
 
 def _sha256(text: str) -> str:
