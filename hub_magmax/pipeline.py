@@ -19,7 +19,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
-from hub_magmax.evaluation.scores import Scores, scores_for
+from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, scores_for
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.evaluation.statistics_files import locked_statistics
 from hub_magmax.fleet.signing import check_key, sign
@@ -191,13 +191,16 @@ def _merge(planned: Plan, progress: ProgressBar, processes: Processes, cache: So
 def _write_card(planned: Plan, merged: MergeReport, scores: Scores | None, report: Report) -> None:
     """Write the card, unless somebody edited it; warn of a model that is below its base model.
 
-    The folder of a merge that was finished earlier gets the recipe's evaluation, if it has another one.
+    The folder of a merge that was finished earlier gets the recipe's evaluation, if it has another one. A
+    recipe without evaluation leaves the scores there on the card.
     """
     if scores is not None and (below := result(scores, planned.lock)[0]):
         LOG.warning("%s", below)
     output = planned.recipe.output_path
     if scores is not None and name_evaluation(planned.recipe, planned.lock):
         report(f"the model's own recipe and lock name this evaluation now{unsigned(output)}")
+    if scores is None and (output / SCORES_NAME).is_file():
+        scores = read_scores(output)
     if is_edited(output / CARD_NAME):
         report(f"{CARD_NAME} was edited, so it stays as it is: `hub-magmax card` writes it anew")
     write_card(planned.recipe, planned.lock, merged, scores, output, keep_edited=True)

@@ -239,6 +239,16 @@ def test_a_run_by_another_evaluation_is_what_canary_measures_from_then_on(family
     assert load_recipe(out / "recipe.yaml").evaluation.margin == 0.5
 
 
+def test_a_run_without_evaluation_leaves_the_scores_on_the_card(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    run(load_recipe(written(folder, "mix.yaml")))
+    scored = (folder / "merged" / "README.md").read_text()
+    done = run(load_recipe(written(folder, "mix.yaml")).model_copy(update={"evaluation": None}))
+    assert done.scores is None
+    assert "type: accuracy" in scored
+    assert "type: accuracy" in (folder / "merged" / "README.md").read_text()
+
+
 def test_a_comparison_follows_the_lock_beside_the_recipe(family, tmp_path):
     folder = shutil.copytree(family, tmp_path / "work")
     recipe = written(folder, "mix.yaml")
