@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,7 +177,7 @@ class Network(nn.Module):
         self.kind = kind
         self.encoder = nn.Linear(4, 4)
         self.layers = nn.ModuleList([nn.Linear(4, 3)])
-        self.head = nn.Linear(4, 3)
+        self.other, self.head = nn.Linear(4, 3), nn.Linear(4, 3)
         if kind == "tied":
             self.table = nn.Embedding(3, 4)
             self.head.weight = self.table.weight
@@ -185,7 +186,8 @@ class Network(nn.Module):
         inside = self.encoder(x).relu()
         if self.kind == "in a block":
             return SimpleNamespace(logits=self.layers[0](inside))
-        logits = self.head(inside)
+        logits = self.other(inside) if self.kind == "two heads" else 0
+        logits = logits + self.head(inside)
         if self.kind == "twice":
             logits = logits + self.head(-inside)
         return SimpleNamespace(logits=logits[..., :2] if self.kind == "cut" else logits)
@@ -202,8 +204,9 @@ def names_of(network: nn.Module, *lacking: str) -> FileNames:
 
 def test_the_head_is_the_linear_layer_that_makes_the_logits():
     network = Network()
-    head = find_head(model_of(network), names_of(network), lambda: network(torch.ones(2, 4)))
-    assert head == Head("head", "own.head.weight")
+    for times_run in (1, 2):
+        run = partial(lambda n: [network(torch.ones(2, 4)) for _ in range(n)], times_run)
+        assert find_head(model_of(network), names_of(network), run) == Head("head", "own.head.weight")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,8 @@ def test_the_head_is_the_linear_layer_that_makes_the_logits():
     [
         ("cut", "'head', does not make its logits"),
         ("twice", "'head', does not make its logits"),
-        ("in a block", r"'layers\.0', does not make its logits"),
+        ("in a block", r"'layers\.0', has a number in its name"),
+        ("two heads", r"it has two heads, 'other' and 'head'"),
         ("tied", r"its head is tied to 'table\.weight'"),
     ],
 )
@@ -512,6 +516,13 @@ def test_a_head_that_the_merged_model_lacks_is_told(folder):
         save_file(load_file(path), path, metadata={"statistics": "representation", "head": "score.weight"})
     with pytest.raises(MismatchError, match=r"about 'score\.weight', which the merged model does not have"):
         plan(recipe_of(folder, statistics=None))
+
+
+def test_a_head_that_a_rule_leaves_out_is_told_with_the_rule(folder):
+    rule = {"match": "classifier.weight", "take": "nothing"}
+    with pytest.raises(MismatchError, match=r"does not have") as caught:
+        planned(folder, tensors=[rule])
+    assert "or the rule of tensors that leaves the head out" in caught.value.hint
 
 
 def test_a_head_that_is_one_parameter_with_another_tensor_is_told(folder):

@@ -50,8 +50,14 @@ def find_head(model: LoadedModel, names: FileNames, run: Callable[[], object]) -
         raise _no_head(model, "it has no linear layer")
     last = calls[-1]
     layer, written = model.network.get_submodule(last), f"{last}.weight"
-    if not _makes_logits(last, layer, outputs) or calls.count(last) != len(outputs):
+    if block_of(written) is not None:
+        raise _no_head(
+            model, f"its last linear layer, {last!r}, has a number in its name, as those of blocks"
+        )
+    if not _makes_logits(layer, outputs) or calls.count(last) != len(outputs):
         raise _no_head(model, f"its last linear layer, {last!r}, does not make its logits")
+    if other := _beside(model.network, calls):
+        raise _no_head(model, f"it has two heads, {other!r} and {last!r}")
     if other := _tied_to(model.network, written):
         raise _no_head(model, f"its head is tied to {other!r}, which would change with it")
     if written not in names.names:
@@ -79,15 +85,25 @@ def _tied_to(network: Any, written: str) -> str:
     return next((name for name, own in every.items() if own is every[written] and name != written), "")
 
 
-def _makes_logits(name: str, layer: Any, outputs: list[Any]) -> bool:
-    """Say whether a layer outside of blocks has one output for each of the network's."""
+def _beside(network: Any, calls: list[str]) -> str:
+    """Return the name of another layer outside of blocks as large as the last: a second head; else nothing.
+
+    Distilled classifiers return the mean of two.
+    """
+    sizes = {name: tuple(network.get_submodule(name).weight.shape) for name in calls}
+    last = calls[-1]
+    alike = (name for name in sizes if sizes[name] == sizes[last] and block_of(f"{name}.weight") is None)
+    return next((name for name in alike if name != last), "")
+
+
+def _makes_logits(layer: Any, outputs: list[Any]) -> bool:
+    """Say whether a layer has one output for each of the network's."""
     from torch import Tensor, nn
 
     found = [getattr(output, "logits", output) for output in outputs]
     return (
         bool(found)
         and isinstance(layer, nn.Linear)
-        and block_of(f"{name}.weight") is None
         and all(isinstance(logits, Tensor) and logits.shape[-1] == layer.out_features for logits in found)
     )
 

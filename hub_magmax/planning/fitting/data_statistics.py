@@ -9,6 +9,12 @@ from hub_magmax.errors import MismatchError, Problem
 from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
 
+#: What to do about a correction that the output has no head for.
+_NO_HEAD = (
+    "Leave correction out of the recipe, or the rule of tensors that leaves the head out; statistics of "
+    "another base model have to be made again."
+)
+
 #: Problems that a message tells one by one.
 _MOST_TOLD = 3
 
@@ -34,7 +40,7 @@ def check_correction(plan: Plan, statistics: DataStatistics) -> None:
     name = plan.lock.correction["tensor"]
     if why := _no_head(plan, name):
         first = next(iter(statistics.sources))
-        raise _error(statistics, [(first, f"they are about {name!r}, which {why}")])
+        raise _error(statistics, [(first, f"they are about {name!r}, which {why}")], _NO_HEAD)
     (shape,) = {job.shape for job in plan.jobs if job.name == name}
     sizes = {task: statistics.dimensions(task) for task in statistics.sources}
     wrong = [
@@ -87,7 +93,9 @@ def _wanted_shape(job: TensorJob, statistics: DataStatistics) -> tuple[int, ...]
     return (found.rows if rows else found.columns,) * 2
 
 
-def _error(statistics: DataStatistics, problems: Sequence[tuple[str, str]]) -> MismatchError:
+def _error(
+    statistics: DataStatistics, problems: Sequence[tuple[str, str]], hint: str = AGAIN
+) -> MismatchError:
     """Return the error of statistics that do not fit, with the file of the first task that is named."""
     told = [text for _, text in problems]
     more = f"; and {len(told) - _MOST_TOLD:,} more" if len(told) > _MOST_TOLD else ""
@@ -96,6 +104,6 @@ def _error(statistics: DataStatistics, problems: Sequence[tuple[str, str]]) -> M
         f"the {statistics.kind} statistics do not fit: {'; '.join(told[:_MOST_TOLD])}{more}",
         where=label,
         expected="statistics of every task, made of checkpoints of this base model",
-        hint=AGAIN,
-        problems=tuple(Problem("MismatchError", text, file=label, hint=AGAIN) for text in told),
+        hint=hint,
+        problems=tuple(Problem("MismatchError", text, file=label, hint=hint) for text in told),
     )
