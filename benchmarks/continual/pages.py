@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks.continual.page_texts import HEAD, INTRODUCTION, OTHERS, OWN_HEAD
 from benchmarks.continual.tables import AGREEMENT, CLAIMED, OURS, TOP_N, WAYS, make_tables
 from hub_magmax.files import write_text
 
@@ -19,60 +21,6 @@ LEVEL = 0.01
 
 #: Points that a comparison's choice may lose to the best fixed choice in hindsight.
 TOLERATED = 0.005
-
-_HEAD = """# Experiments
-
-Written by `python -m benchmarks.continual --render` from `benchmarks/results/experiments/`; not by hand.
-"""
-
-_OWN_HEAD = "# Experiments\n\nWritten by `python -m benchmarks.continual` from the results in this folder.\n"
-
-_INTRODUCTION = """
-Tasks are learned one after the other, each from the checkpoint before it, with a frozen head that all share.
-A target mixes a few tasks, drawn from the test examples; a tenth of it, the meta sample, estimates the
-preference and tunes the scaling coefficient λ, and the rest is scored over all classes. Accuracy is in per
-cent, mean over the targets of a seed, then mean ± standard deviation over seeds.
-
-Every method is tried with the same λ. Three columns say how λ was found: 0.5 for all; on each target's meta
-sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
-result anyone would get. `uniform` is no preference. `labels` counts the labels of the meta sample,
-`transport` fits a mixture of training samples to it without labels; `published` compares the target with
-each task by itself, as in the paper. Methods have their default options. Left out are `slerp` and `nuslerp`,
-which merge two models, and those that need statistics of the tasks' data. A cell is empty where nothing was
-measured.
-"""
-
-_OTHERS = """
-## Other data
-
-Not run where this page was written. The same code is tested with small models, and data of the same form on
-disk. Each command learns, measures, and adds its section to this page; a finished checkpoint is kept.
-
-```console
-accelerate launch -m benchmarks.continual --data cifar100     # CLIP ViT-B/16; 5, 20 and 50 tasks
-accelerate launch -m benchmarks.continual --data imagenet-r
-accelerate launch -m benchmarks.continual --data language --sequence four            # T5-large
-accelerate launch -m benchmarks.continual --data language --sequence four --adapters # LoRA on q and v
-accelerate launch -m benchmarks.continual --data language --sequence fifteen
-```
-
-AdamW, weight decay 0.1, cosine with 10 % warm-up, gradient norm at most 1, 10 epochs, batch 128; learning
-rate 1e-5, and 1e-3 for adapters, which is a choice of ours. Image tower and projection are learned against a
-frozen head made of the class names; classes are grouped at random, by seed. ImageNet-R has no training split:
-four fifths of it become one. After each task an adapter's product (rank 8, factor 32/8) is added to the
-weights. For texts the preference is the known mixing ratio. `--dataset`, and a YAML file for `--sequence`,
-take other data of the same form.
-
-Checkpoints that are there already need a recipe only, with examples for every task under `evaluation`, and
-one for each seed. Nothing is learned then:
-
-```console
-python -m benchmarks.continual --checkpoints mine-0.yaml mine-1.yaml --output mine
-```
-
-Results of your own data, checkpoints or settings, and their page `experiments.md`, go to `--output`, by
-default `experiments/results`, and never to this page.
-"""
 
 
 def store(data: str, flags: str, result: Mapping[str, Any], results: Path = RESULTS) -> Path:
@@ -100,13 +48,13 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
     A page beside its results, which are then a user's own, says nothing about the data of this repository.
     """
     is_own = page.parent == results
-    text = (_OWN_HEAD if is_own else _HEAD) + _INTRODUCTION
+    text = (OWN_HEAD if is_own else HEAD) + INTRODUCTION
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         families = [json.loads(path.read_text()) for path in sorted(folder.glob("t[0-9]*s[0-9]*.json"))]
         tables = make_tables(sorted(families, key=lambda family: (family["num_tasks"], family["seed"])))
         write_text(folder / "tables.json", json.dumps(tables, indent=1) + "\n")
         text += _section(folder.name, families, tables)
-    text += "" if is_own else _OTHERS
+    text += "" if is_own else OTHERS
     write_text(page, text)
     return text
 
@@ -183,24 +131,35 @@ def _standing(rows: Sequence[Mapping[str, Any]], way: str) -> str:
 
 # Complex only by count: a comprehension for each axis of the table, and cells that may be empty.
 def _main(by_number: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    numbers = list(by_number)
-    found = {
-        number: {(row["method"], row["preference"]): row for row in rows}
-        for number, rows in by_number.items()
-    }
+    """Return a table for each number of tasks: a row for each method, three columns for each preference."""
+    return "\n".join(
+        f"### Accuracy, T = {number}\n\n" + _accuracy(rows) for number, rows in by_number.items()
+    )
+
+
+#: At the end of the kind of a preference that is estimated as in the paper, beside ours.
+_PUBLISHED = ", published"
+
+
+# Complex only by count: a comprehension for each axis of the table.
+def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
+    found = {(row["method"], row["preference"]): _cells(row, rows) for row in rows}
+    base, *kinds = dict.fromkeys(row["preference"] for row in rows)
+    common = [kind for kind in kinds if not kind.endswith(_PUBLISHED)]
+    ways = ("λ = 0.5", "λ tuned", "hindsight (λ)")
+    nothing = [""] * len(ways)
+    # Of the base model there is one number, whatever the preference; it stands in the first column.
     body = [
-        [
-            *key,
-            *(cell for number in numbers for cell in _cells(found[number].get(key, {}), by_number[number])),
-        ]
-        for key in dict.fromkeys(key for rows in found.values() for key in rows)
+        [method, *chain(*(found.get((method, kind), nothing) for kind in common))]
+        for method in dict.fromkeys(row["method"] for row in rows[1:])
     ]
-    heads = ["method", "preference"] + [
-        f"{f'T = {number}: ' if way == WAYS[0] else ''}{shown}"
-        for number in numbers
-        for way, shown in zip(WAYS, ("λ = 0.5", "λ tuned", "hindsight (λ)"), strict=True)
-    ]
-    return "### Accuracy\n\n" + _table(heads, body, left=2)
+    body.insert(0, ["base model", *found["base model", base], *nothing * (len(common) - 1)])
+    for (method, kind), cells in found.items():
+        if kind.endswith(_PUBLISHED):
+            before = common.index(kind.removesuffix(_PUBLISHED))
+            after = len(common) - 1 - before
+            body.append([f"{method}, {kind}", *nothing * before, *cells, *nothing * after])
+    return _table(["method", *(f"{kind}: {way}" for kind in common for way in ways)], body)
 
 
 def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -236,23 +195,25 @@ def _tests(ours: str, by_number: Mapping[str, Any], kind: str) -> str:
         test = found[way]
         return f"{100 * test['difference']:+.1f} ({_p(test['wilcoxon'])}; {_p(test['t_test'])})"
 
+    shown = [preference for preference in kinds if any(row["preference"] == preference for row in rows)]
     body = [
-        [row["method"], row["preference"]]
-        + [cell((row["method"], row["preference"]), number, way) for number, way in columns]
-        for row in rows
+        [method] + [cell((method, own), number, way) for own in shown for number, way in columns]
+        for method in dict.fromkeys(row["method"] for row in rows)
     ]
-    heads = ["against", "preference"] + [
-        f"T = {number}, {'λ = 0.5' if way == 'fixed' else 'tuned'}" for number, way in columns
+    heads = ["against"] + [
+        f"{own}: T = {number}, {'λ = 0.5' if way == 'fixed' else 'tuned'}"
+        for own in shown
+        for number, way in columns
     ]
     if ours == AGREEMENT:
-        return f"### {ours} against others with the same preference\n\n" + _table(heads, body, left=2)
+        return f"### {ours} against others with the same preference\n\n" + _table(heads, body)
     return (
         f"### {ours} against every other\n\n"
         f"Points that it is ahead, with {kind} (p of Wilcoxon's signed ranks over all targets; p of a paired "
         "t-test over the seeds' means). Targets of one seed share checkpoints, so the first test takes for "
         "independent what is not quite; the second does not, and has one value per seed. Two-sided, not "
         "corrected for their number. Those with other preferences are in the stored tables.\n\n"
-        + _table(heads, body, left=2)
+        + _table(heads, body)
     )
 
 
