@@ -24,6 +24,7 @@ from hub_magmax.reporting.diagnosis import read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.drawn import draw_diagnosis
 from tests.families import make_tensors, write_checkpoint, write_recipe
+from tests.test_adapting import recipe_of, write_tasks
 from tests.test_reporting_card import make_lock, make_recipe, make_report
 from tests.test_reporting_figures import texts
 
@@ -259,6 +260,27 @@ def test_a_part_of_a_large_tensor_says_the_same(tmp_path):
     assert part.whole.num_looked_at == pytest.approx(whole.whole.num_elements / 8, rel=0.05)
     assert part.whole.cosines == pytest.approx(whole.whole.cosines, abs=0.02)
     assert part.whole.win_shares == pytest.approx(whole.whole.win_shares, abs=0.02)
+
+
+def test_what_is_looked_at_stands_for_the_whole_of_each_tensor(tmp_path):
+    """As of an adapter: a small tensor is changed and read whole, of a large one that is not, an eighth."""
+    base = make_tensors(0, shapes={"embed.weight": (4000, 64), "layers.0.q.weight": (20, 50)})
+    for number, name in enumerate(("base", "a", "b", "c")):
+        changed = base["layers.0.q.weight"] * (1 + number / 100)
+        write_checkpoint(tmp_path / name, base | {"layers.0.q.weight": changed})
+    recipe = load_recipe(write_recipe(tmp_path))
+    found = diagnose(plan(recipe, lock(recipe)), sample=Sample(1000, 1250, 10_000, 1))
+    assert found.whole.num_looked_at < 40_000
+    assert found.changed_shares == pytest.approx([1000 / 257_000] * 3)
+    whole = np.sqrt(sum(float(tensor.double().square().sum()) for tensor in base.values()))
+    lengths = [0.01 * number * float(base["layers.0.q.weight"].norm()) for number in (1, 2, 3)]
+    assert found.relative_lengths == pytest.approx(np.array(lengths) / whole, rel=0.02)
+
+
+def test_directions_are_those_of_matrices_that_some_task_changes(tmp_path):
+    _, factors = write_tasks(tmp_path, "llama")  # of layers q and v; o is as large as q
+    found = diagnose(plan(recipe_of(tmp_path)))
+    assert {one.matrix for one in found.overlaps} == factors["a"].keys()
 
 
 def test_a_change_outside_of_what_is_looked_at_is_still_a_change(tmp_path):

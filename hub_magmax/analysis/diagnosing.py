@@ -129,10 +129,10 @@ def _looks(
     jobs = [job for job in plan.merged if job.num_elements]
     if not jobs:
         raise RecipeError("nothing is merged, so there is nothing to diagnose")
-    held = _largest_matrices(jobs)
+    base, *tasks = ordered
+    held = _largest_matrices([job for job in jobs if not all(task.keeps(job.name) for task in tasks)])
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
-    base, *tasks = ordered
 
     def chunks_of(job: TensorJob) -> StoredChunks:
         return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
@@ -313,7 +313,9 @@ class _Layers:
         found = {key: getattr(sums, key) for key in self._KEYS[:-1]} | {
             "lacking": sums.lacking([self._shares(job.tensor) for job in sums.jobs])
         }
-        for key, values in found.items():
+        for key, looked_at in found.items():
+            # Of large tensors a smaller part is looked at, which stands for all of it.
+            values = looked_at * (job.num_elements / sums.looked_at)
             np.add.at(self._sums[key], places, values)
             if len(job.shape) >= 2:
                 self._sums[key][-1] += values.sum(axis=0)

@@ -98,7 +98,7 @@ class Diagnosis(Tabular):
     @property
     def changed_shares(self) -> tuple[float, ...]:
         """By task, the share of elements that differ from the base model's."""
-        return tuple(changed / self.whole.num_looked_at for changed in self.whole.changed)
+        return tuple(changed / self.whole.num_elements for changed in self.whole.changed)
 
     def table(self, form: Format = "text") -> str:
         """Return verdict, findings, and numbers by task and by pair.

@@ -14,7 +14,7 @@ from hub_magmax.planning.findings.faults import Geometry, Matrix, ratio
 
 @dataclass(frozen=True)
 class Group:
-    """Sums over the elements of one or more tensors that were looked at.
+    """Sums over the elements of one or more tensors, as what was looked at of each tells.
 
     Attributes:
         name: A layer, or what the tensors have in common.
@@ -43,7 +43,7 @@ class Group:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Norms of the task vectors, as looked at."""
+        """Norms of the task vectors."""
         return self.geometry.lengths
 
     @cached_property
