@@ -81,10 +81,10 @@ def test_a_folder_of_examples_elsewhere_is_told_too(family, hub, monkeypatch):
 
 @pytest.mark.parametrize("verb", ["history", "rollback"])
 def test_a_folder_is_no_repository_with_a_history(family, hub, monkeypatch, verb):
-    (family / "me" / "merged").mkdir(parents=True)
+    (family / "me" / "only-here").mkdir(parents=True)
     monkeypatch.chdir(family)
-    code, _, said = call(verb, "me/merged")
-    assert code == 1 and "me/merged is a folder here, but only repositories on the Hub are read." in said
+    code, _, said = call(verb, "me/only-here")
+    assert code == 1 and "me/only-here is a folder here, but only repositories on the Hub are read." in said
 
 
 def test_history_asks_an_unreachable_hub_again_in_one_loop(hub, monkeypatch):

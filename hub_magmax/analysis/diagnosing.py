@@ -130,7 +130,7 @@ def _looks(
     if not jobs:
         raise RecipeError("nothing is merged, so there is nothing to diagnose")
     base, *tasks = ordered
-    held = _largest_matrices([job for job in jobs if not all(task.keeps(job.name) for task in tasks)])
+    held = _largest_matrices(jobs, tasks)
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
 
@@ -146,9 +146,11 @@ def _looks(
             yield from _look_alone(window[0], chunks_of, sample, wants_overlap=window[0].name in held)
 
 
-def _largest_matrices(jobs: Sequence[TensorJob]) -> set[str]:
-    matrices = sorted((job for job in jobs if len(job.shape) == 2), key=lambda job: -job.num_elements)
-    return {job.name for job in matrices[:_NUM_MATRICES]}
+def _largest_matrices(jobs: Sequence[TensorJob], tasks: Sequence[TensorSource]) -> set[str]:
+    """Return the names of the largest matrices, of those that some task may change."""
+    matrices = [job for job in jobs if len(job.shape) == 2]
+    changed = [job for job in matrices if not all(task.keeps(job.name) for task in tasks)]
+    return {job.name for job in sorted(changed, key=lambda job: -job.num_elements)[:_NUM_MATRICES]}
 
 
 def _windows(
