@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.dtypes import rounded_once
 from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.methods.spectra import divided
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,15 +62,15 @@ def correction(
             target.add_(products.cross + ridge * rotation(products.cross), alpha=weight)
             total.add_(products.gram, alpha=weight)
     total.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(total)
-    if int(failed):
+    found = divided(target, total)
+    if found is None:
         raise RecipeError(
             "the representations do not decide the correction: the sum of their products has no inverse",
             key=("correction", "ridge"),
             expected="a ridge above rounding",
             hint=f"Raise correction.ridge, such as to {float(total.diagonal().mean()) * 1e-6:.1g}.",
         )
-    return torch.cholesky_solve(target.T, factor).T
+    return found
 
 
 def rotation(cross: Float64[Tensor, "size size"]) -> Float64[Tensor, "size size"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.methods.data_statistics import TensorStatistics
-from hub_magmax.methods.spectra import ABSENT, directions
+from hub_magmax.methods.spectra import ABSENT, directions, divided
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,12 +110,12 @@ def _where_there_are_inputs(
 def _solved(
     total: Float64[Tensor, "some some"], products: Float64[Tensor, "rows some"]
 ) -> Float64[Tensor, "rows some"]:
-    factor, failed = torch.linalg.cholesky_ex(total)
-    if int(failed):
+    found = divided(products, total)
+    if found is None:
         raise RecipeError(
             "the inputs of this layer do not decide the merge: their moments have no inverse",
             key=("method", "ridge"),
             expected="more examples than inputs, off_diagonal below 1, or a ridge above rounding",
             hint="Raise method.ridge, such as 1e-4, or lower method.off_diagonal.",
         )
-    return torch.cholesky_solve(products.T, factor).T
+    return found

@@ -83,3 +83,11 @@ def nearest_orthonormal(parts: list[Float64[Tensor, "length some"]]) -> Float64[
     vectors = vectors[:, kept]
     found: Tensor = columns @ ((vectors / squares[kept].sqrt()) @ vectors.T)
     return found
+
+
+def divided(
+    products: Float64[Tensor, "rows some"], total: Float64[Tensor, "some some"]
+) -> Float64[Tensor, "rows some"] | None:
+    """Return `products @ inverse(total)` of a positive definite sum; None if rounding has left it none."""
+    factor, failed = torch.linalg.cholesky_ex(total)
+    return None if int(failed) else torch.cholesky_solve(products.T, factor).T
