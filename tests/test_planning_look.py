@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from hub_magmax.analysis.diagnosing import diagnose
+from hub_magmax.analysis.diagnosing import Sample, diagnose
 from hub_magmax.cli import main
 from hub_magmax.errors import MismatchError, NonFiniteError
 from hub_magmax.merging.execution import merge
@@ -91,6 +91,20 @@ def test_the_look_and_the_diagnosis_agree(tmp_path, name):
     made = plan(write(tmp_path, b=FAULTS[name][0]))
     found = [finding.name for finding in diagnose(made).findings if finding.is_fault]
     assert found == [fault.name for fault in made.findings]
+
+
+@pytest.mark.parametrize("times", [2, 4, 6])
+def test_samples_of_a_small_tensor_count_by_its_size(tmp_path, times):
+    """As of adapters: a small matrix has changed much, and of a large one, which has not, a part is read."""
+    base = make_tensors(0, shapes={"embed.weight": (1000, 100), "layers.0.q.weight": (64, 64)})
+    write_checkpoint(tmp_path / "base", base)
+    for number, name in enumerate("abc", 1):
+        noise = make_tensors(number, shapes={"layers.0.q.weight": (64, 64)})["layers.0.q.weight"]
+        changed = base["layers.0.q.weight"] * times + 0.1 * noise
+        write_checkpoint(tmp_path / name, base | {"layers.0.q.weight": changed})
+    made = plan(load_recipe(write_recipe(tmp_path, method={"name": "average"})))
+    whole = diagnose(made, sample=Sample(whole_elements=1 << 30))
+    assert [fault.name for fault in made.findings] == [one.name for one in whole.findings if one.is_fault]
 
 
 def test_the_wrong_base_model_is_one_fault_of_each_task(tmp_path):

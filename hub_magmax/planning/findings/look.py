@@ -176,8 +176,9 @@ class Look:
         self._swaps = SwapSearch(tasks)
         every = -(-len(jobs) // _MOST_TENSORS) or 1
         for job in jobs[::every]:
-            for start in (0,) if job.num_elements <= _BLOCK_ELEMENTS else (0, job.num_elements // 2):
-                self._add(job, start)
+            starts = (0,) if job.num_elements <= _BLOCK_ELEMENTS else (0, job.num_elements // 2)
+            for start in starts:
+                self._add(job, start, job.num_elements // len(starts))
 
     def findings(self) -> Iterator[Finding]:
         """Yield what is odd."""
@@ -195,23 +196,24 @@ class Look:
                 )
             )
 
-    def _add(self, job: TensorJob, start: int) -> None:
+    def _add(self, job: TensorJob, start: int, stands_for: int) -> None:
+        """Read a block of a tensor, which stands for so many of its elements."""
         stop = min(start + _BLOCK_ELEMENTS, job.num_elements)
         stored = [source.read_stored(job.name, start, stop) for source in self._sources]
         broken = [number for number, values in enumerate(stored) if not values.is_finite()]
         for number in broken:
             self._broken.setdefault(("base_model", *self._tasks)[number], job.name)
         if not broken:
-            self._count(job, start, np.stack([_numbers(values) for values in stored]))
+            self._count(job, start, stands_for, np.stack([_numbers(values) for values in stored]))
 
-    def _count(self, job: TensorJob, start: int, rows: np.ndarray) -> None:
+    def _count(self, job: TensorJob, start: int, stands_for: int, rows: np.ndarray) -> None:
         """Add a block, of the base model first; the rows become task vectors."""
         size = rows.shape[1]
         if start == 0:
             self._swaps.add([job.name], job.shape, rows[None])
         rows[1:] -= rows[0]
         self._differs |= rows[1:].any(axis=1)
-        products = (rows @ rows.T).astype(np.float64)
+        products = (rows @ rows.T).astype(np.float64) * (stands_for / size)
         self._whole.add(products, size)
         if len(job.shape) >= 2:
             self._matrices.add(products, size)
