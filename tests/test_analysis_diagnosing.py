@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +24,8 @@ from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import read_diagnosis
 from hub_magmax.reporting.figures import cosines_figure
 from tests.drawn import draw_diagnosis
-from tests.families import make_tensors, write_checkpoint, write_recipe
-from tests.test_adapting import recipe_of, write_tasks
+from tests.families import make_tensors, recipe_values, write_checkpoint, write_recipe
+from tests.test_adapting import write_tasks
 from tests.test_reporting_card import make_lock, make_recipe, make_report
 from tests.test_reporting_figures import texts
 
@@ -277,9 +278,15 @@ def test_what_is_looked_at_stands_for_the_whole_of_each_tensor(tmp_path):
     assert found.relative_lengths == pytest.approx(np.array(lengths) / whole, rel=0.02)
 
 
-def test_directions_are_those_of_matrices_that_some_task_changes(tmp_path):
-    _, factors = write_tasks(tmp_path, "llama")  # of layers q and v; o is as large as q
-    found = diagnose(plan(recipe_of(tmp_path)))
+@pytest.mark.parametrize("kind", ["adapters", "checkpoints"])
+def test_directions_are_those_of_matrices_that_some_task_changes(tmp_path, kind):
+    base, factors = write_tasks(tmp_path, "llama")  # of layers q and v; o is as large as q
+    if kind == "checkpoints":
+        for task, changed in factors.items():
+            shutil.rmtree(tmp_path / task)
+            write_checkpoint(tmp_path / task, base | {name: base[name] + 1 for name in changed})
+    recipe = parse_recipe(recipe_values("abc", method="average"), folder=tmp_path)
+    found = diagnose(plan(recipe))
     assert {one.matrix for one in found.overlaps} == factors["a"].keys()
 
 

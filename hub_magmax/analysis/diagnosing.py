@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -111,46 +111,42 @@ def diagnose(
         stack.enter_context(torch.inference_mode())
         base = opened["base_model"]
         ordered = [opened[name].merged_with(base) for name in plan.lock.sources]
-        layers, overlaps = _Layers(plan), []
-        for look in _looks(plan, ordered, reader, sample):
-            if isinstance(look, TensorSums):
-                layers.add(look)
-                progress(sum(job.num_bytes for job in look.jobs))
-            else:
-                overlaps.append(look)
-        sizes = {job.name: job.num_elements for job in plan.merged}
-        return layers.conclude(sorted(overlaps, key=lambda one: -sizes[one.matrix]), started)
+        layers, changed = _Layers(plan), set[str]()
+        for sums in _looks(plan, ordered, reader, sample):
+            layers.add(sums)
+            changed |= {job.name for job, same in zip(sums.jobs, sums.same, strict=True) if not same.all()}
+            progress(sum(job.num_bytes for job in sums.jobs))
+        matrices = _largest_matrices(plan, changed)
+        return layers.conclude([_overlap(job, _chunks(job, ordered, reader)) for job in matrices], started)
 
 
 def _looks(
     plan: Plan, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor, sample: Sample
-) -> Iterator[TensorSums | Overlap]:
+) -> Iterator[TensorSums]:
     """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
     jobs = [job for job in plan.merged if job.num_elements]
     if not jobs:
         raise RecipeError("nothing is merged, so there is nothing to diagnose")
-    base, *tasks = ordered
-    held = _largest_matrices(jobs, tasks)
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
-
-    def chunks_of(job: TensorJob) -> StoredChunks:
-        return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
-
     most = _TOGETHER // len(ordered)
     small = min(sample.whole_elements, most)
-    for window in _windows(jobs, most, lambda job: job.num_elements <= small and job.name not in held):
+    for window in _windows(jobs, most, lambda job: job.num_elements <= small):
         if len(window) > 1:
-            yield from _look_together(window, ordered, chunks_of)
+            yield from _look_together(window, ordered, reader)
         else:
-            yield from _look_alone(window[0], chunks_of, sample, wants_overlap=window[0].name in held)
+            yield _look_alone(window[0], _chunks(window[0], ordered, reader), sample)
 
 
-def _largest_matrices(jobs: Sequence[TensorJob], tasks: Sequence[TensorSource]) -> set[str]:
-    """Return the names of the largest matrices, of those that some task may change."""
-    matrices = [job for job in jobs if len(job.shape) == 2]
-    changed = [job for job in matrices if not all(task.keeps(job.name) for task in tasks)]
-    return {job.name for job in sorted(changed, key=lambda job: -job.num_elements)[:_NUM_MATRICES]}
+def _chunks(job: TensorJob, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor) -> StoredChunks:
+    base, *tasks = ordered
+    return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
+
+
+def _largest_matrices(plan: Plan, changed: Container[str]) -> list[TensorJob]:
+    """Return the largest matrices, of those that some task changes."""
+    matrices = [job for job in plan.merged if len(job.shape) == 2 and job.name in changed]
+    return sorted(matrices, key=lambda job: -job.num_elements)[:_NUM_MATRICES]
 
 
 def _windows(
@@ -170,9 +166,7 @@ def _windows(
 
 
 def _look_together(
-    window: Sequence[TensorJob],
-    ordered: Sequence[TensorSource],
-    chunks_of: Callable[[TensorJob], StoredChunks],
+    window: Sequence[TensorJob], ordered: Sequence[TensorSource], reader: ThreadPoolExecutor
 ) -> Iterator[TensorSums]:
     """Read small tensors whole, and count those of one shape and dtype at once."""
     alike: dict[tuple[Any, ...], list[TensorJob]] = {}
@@ -185,7 +179,8 @@ def _look_together(
         if not sums.count(base, checkpoints):
             for number, job in enumerate(jobs):
                 values = [Stored.of(rows[number]) for rows in (base, *checkpoints)]
-                chunks_of(job).check(math.nan, RawChunk([(0, job.num_elements)], partial(list, values)))
+                chunks = _chunks(job, ordered, reader)
+                chunks.check(math.nan, RawChunk([(0, job.num_elements)], partial(list, values)))
         yield sums
 
 
@@ -201,11 +196,8 @@ def _read_whole(source: TensorSource, jobs: Sequence[TensorJob]) -> Tensor:
     return Stored(rows, dtype).tensor
 
 
-def _look_alone(
-    job: TensorJob, chunks_of: Callable[[TensorJob], StoredChunks], sample: Sample, *, wants_overlap: bool
-) -> Iterator[TensorSums | Overlap]:
+def _look_alone(job: TensorJob, chunks: StoredChunks, sample: Sample) -> TensorSums:
     """Read blocks of a tensor, and the rest of it as far as it takes to find a difference."""
-    chunks = chunks_of(job)
     sums = TensorSums([job], chunks.num_tasks)
     for blocks in _read_together(chunks, sample.blocks(job.num_elements)):
         base, *checkpoints = _joined(blocks)
@@ -214,10 +206,8 @@ def _look_alone(
                 chunks.check(math.nan, block)
     if sums.looked_at < job.num_elements and sums.same.any():
         _read_on(sums, chunks)
-    yield sums
-    if wants_overlap:
-        yield _overlap(job, chunks)
     chunks.release(job.num_elements)
+    return sums
 
 
 def _read_on(sums: TensorSums, chunks: StoredChunks) -> None:
@@ -238,6 +228,7 @@ def _overlap(job: TensorJob, chunks: StoredChunks) -> Overlap:
     rows = torch.stack([ops.task_vectors(block.base, block.checkpoints) for block in blocks], dim=1)
     count = min(_NUM_DIRECTIONS, rows.shape[1], -(-columns // 2))
     directions = torch.stack([_directions(task, count) for task in rows])
+    chunks.release(job.num_elements)
     cosines = torch.einsum("aic,bjc->abij", directions, directions)
     shares = (cosines**2).sum((2, 3)) / count
     return Overlap(job.name, tuple(map(tuple, shares.tolist())), count / columns)
