@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hub_magmax.evaluation.statistics_files import write_statistics as write_file
+from hub_magmax.evaluation.statistics_writing import write_statistics as write_file
 
 Tensors = dict[str, Tensor]
 

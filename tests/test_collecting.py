@@ -20,7 +20,7 @@ from hub_magmax.checkpoints.pinning import file_sha256
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
-from hub_magmax.evaluation import statistics_files
+from hub_magmax.evaluation import statistics_origins
 from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers, seeing_inputs
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
@@ -138,7 +138,7 @@ def test_checkpoints_are_hashed_once_to_compare_statistics(folder, monkeypatch):
         hashed.append((source.label, path))
         return file_sha256(source, path)
 
-    monkeypatch.setattr(statistics_files, "file_sha256", counting)
+    monkeypatch.setattr(statistics_origins, "file_sha256", counting)
     lock(recipe_of(folder, "regmean_plusplus"))
     assert len(hashed) == len(set(hashed)) == 2
 
