@@ -70,7 +70,8 @@ class RawChunk:
         parts: Bounds of the elements, from one to before another, one part after the other.
         read: Returns a row of values per checkpoint, the base model's first; together if of one dtype.
         files: Replaces `read` for loops that read files themselves.
-        check: Takes a number that is finite only if all values are; raises if it is not.
+        checked_by: Takes what `check` does, and the chunk. An attribute that held the chunk would keep its
+            values in memory until the interpreter looks for cycles.
         one_pass: Merges the chunk while a loop surveys it; nothing has been read then.
         has_base: False where rows are task vectors, without a base model.
         below: Its values, where rows are task vectors and it is known.
@@ -79,7 +80,7 @@ class RawChunk:
     parts: Sequence[tuple[int, int]]
     read: Callable[[], Stored | list[Stored]]
     files: Files | None = None
-    check: Callable[[float], None] = lambda probe: None
+    checked_by: Callable[[float, RawChunk], None] = lambda probe, chunk: None
     one_pass: OnePass | None = None
     has_base: bool = True
     below: Float32[np.ndarray, " chunk"] | None = None
@@ -134,6 +135,10 @@ class RawChunk:
         """Whether float32 holds all values."""
         rows = self.stored
         return all(row.dtype in NARROW_DTYPES for row in ([rows] if isinstance(rows, Stored) else rows))
+
+    def check(self, probe: float) -> None:
+        """Raise NonFiniteError if a number, which is finite only if all values are, is not."""
+        self.checked_by(probe, self)
 
     def rows(self, dtype: str | None = None) -> np.ndarray:
         """Return the bits of all narrow rows: as stored where loops can read them, else of float32.

@@ -125,7 +125,7 @@ def merge_bundle(
     with clock.spend("read"):
         rows = _read(bundle, sources, memory)
     chunk = RawChunk([(0, bundle.num_elements)], lambda: Stored(rows, bundle.stored_dtype))
-    chunk.check = _check
+    chunk.checked_by = _check
     found = (model_rules.part(job.tensor, bundle.values) for job in bundle.jobs)
     parts = [part for part in found if part is not None]
     rule = _joined(parts, bundle.jobs) if parts else _rule(bundle, chunk, rows, seed, backend, memory)
@@ -136,7 +136,7 @@ def merge_bundle(
     return merged, rule
 
 
-def _check(probe: float) -> None:
+def _check(probe: float, chunk: RawChunk) -> None:
     if not math.isfinite(probe):
         raise UnfitError
 

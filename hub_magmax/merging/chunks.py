@@ -186,7 +186,7 @@ class StoredChunks:
         # What compiled passes read themselves is read by the thread that merges, in its own memory.
         files = self._files if is_unread and self.reader is None else None
         chunk = RawChunk(parts, partial(self._values, parts), files)
-        chunk.check = partial(self.check, chunk=chunk)
+        chunk.checked_by = self.check
         if files is None:
             chunk.stored  # noqa: B018, read now, by this thread
         if is_last:  # by this thread, too: what is far away is read and released by one
