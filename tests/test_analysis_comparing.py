@@ -136,6 +136,14 @@ def test_examples_that_chose_are_not_reported_on(folder):
         compared(parse_recipe(values(tune=tune, report=report), folder=folder))
 
 
+def test_examples_that_cannot_be_reported_on_are_told_before_anything_is_merged(folder, monkeypatch):
+    monkeypatch.setattr("hub_magmax.merging.in_memory.InMemoryMerger.merge", None)
+    report = {"dataset": "./others.parquet", "label_column": "class"}
+    with pytest.raises(EvaluationError, match="there is no column 'class'") as found:
+        compared(parse_recipe(values(report=report), folder=folder))
+    assert found.value.problems[0].key == ("compare", "report", "label_column")
+
+
 def test_a_winner_below_the_base_model_is_told(folder):
     found = compared(parse_recipe(values(), folder=folder))
     assert found.loss == ()

@@ -51,14 +51,6 @@ def test_data_that_cannot_be_used_is_told_by_its_key(tmp_path, changes, key, whe
     assert found.value.problems[0].key == ("evaluation", where, "b" if where == "tasks" else "g", *key)
 
 
-def test_a_column_that_the_evaluator_needs_is_told_by_the_key_of_its_data(tmp_path):
-    values = recipe_of(tmp_path)
-    values["evaluation"]["evaluator"] = {"name": "multiple-choice", "choices_column": "options"}
-    with pytest.raises(EvaluationError, match="'options' and 'label' are needed") as found:
-        load_evaluation_data(parse_recipe(values, folder=tmp_path), LOCK)
-    assert found.value.problems[0].key == ("evaluation", "tasks", "a")
-
-
 def test_changed_data_and_data_that_is_not_on_the_hub_are_told_by_their_keys(tmp_path, hub):
     values = recipe_of(tmp_path)
     recipe = parse_recipe(values, folder=tmp_path)

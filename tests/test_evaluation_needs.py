@@ -136,7 +136,7 @@ def test_run_announces_downloads(hub, family, tmp_path):
 
 def test_dry_run_sees_that_a_column_is_missing(family):
     (found,) = [c for c in rehearse(plan(recipe_of(family, "log-likelihood")), None) if c.subject == "data"]
-    assert "data with question, choices, label: columns 'text' are needed" in str(found.error)
+    assert "there is no column 'text', which the evaluator reads" in str(found.error)
     rows = {"dataset": str(family / "rows.jsonl"), "input_column": "question"}
     named = recipe_of(family, evaluation={"evaluator": "log-likelihood", "tasks": {"a": rows}})
     (found,) = [c for c in rehearse(plan(named), None) if c.subject == "data"]

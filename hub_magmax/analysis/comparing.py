@@ -217,10 +217,10 @@ def compare(
     with CandidateScorer(recipe, lock, journal, progress) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
+        other = scorer.load(spec.report, "compare.report")
         with opened(progress, len(tried), "comparing", "models") as advance:
             trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
         winner, finalists = best(trials), best_by_label(trials)
-        other = scorer.load(spec.report, "compare.report")
         shown = [trial.candidate for trial in finalists.values()]
         doing = f"scoring the best of {len(finalists)} methods on other examples"
         with step(doing, report), opened(progress, len(shown), doing, "models") as advance:

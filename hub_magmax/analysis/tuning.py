@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.analysis.candidates import Candidate, candidates
 from hub_magmax.checkpoints.locations import location_of
-from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
+from hub_magmax.evaluation.columns import check_columns, examples_for
+from hub_magmax.evaluation.data import check_local_data, fingerprint
 from hub_magmax.evaluation.data_keys import about_data
-from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of, needs_labels
+from hub_magmax.evaluation.evaluators import Outcome, brings_data, columns_of, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
@@ -164,14 +165,12 @@ class CandidateScorer:
     def examples(self, data: Data) -> Dataset:
         """Return the examples that `data` names, as they are loaded."""
         check_local_data([data], self._recipe, self._lock.local_data)
-        with about_data(self._recipe, data):
-            return load_examples(
-                pinned(data, self._lock.datasets), self._recipe.folder, labelled=needs_labels(self.evaluator)
-            )
+        return examples_for(self.evaluator, data, self._recipe, self._lock.datasets)
 
     def encode(self, examples: Dataset, data: Data, where: str = "examples") -> list[Any]:
         """Return examples as batches that `run` takes; `where` names them in messages."""
-        with about(self.evaluator, where), step(f"preparing the examples of {where}"):
+        doing = step(f"preparing the examples of {where}")
+        with about_data(self._recipe, data), about(self.evaluator, where), doing:
             step_size = size_of_batches(len(examples), self._batch_size)
             found = self.evaluator.encode(self._model, examples, columns_of(data), step_size)
             return Batches(found, len(examples), step_size)
@@ -306,8 +305,10 @@ def scorer_of(
 
     def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
         scorer = CandidateScorer(recipe, lock, journal, progress)
+        check_columns(examples, scorer.evaluator, data, recipe)
         batches = scorer.encode(examples, data, "preference")
-        sample = f"preference {fingerprint(examples, examples.column_names)}"
+        seen = [fingerprint(examples, examples.column_names), data.model_dump(mode="json")]
+        sample = f"preference {digest(seen)}"
 
         def score(weights: Mapping[str, float]) -> Sequence[Outcome]:
             vector = tuple(weights[task] for task in lock.tasks)

@@ -279,7 +279,7 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
                 where=where,
                 key=(key,),
                 expected=f"one of {', '.join(examples.column_names)}",
-                hint="Name it with input_column, prompt_column or label_column.",
+                hint=f"Name one of them with {key}, beside the dataset.",
             )
     if len(examples) == 0:
         raise EvaluationError("the split is empty", where=where)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.data import check_local_data, fingerprint, load_examples, pinned
+from hub_magmax.evaluation.columns import examples_for
+from hub_magmax.evaluation.data import check_local_data, fingerprint, pinned
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
@@ -27,11 +28,8 @@ from hub_magmax.evaluation.evaluators import (
     described_examples,
     described_inputs,
     evaluator_of,
-    needs_labels,
     unit_of,
-    wanted_columns,
 )
-from hub_magmax.evaluation.evaluators.examples import check_columns
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.evaluators.plugins import answers
 from hub_magmax.evaluation.journal import Outcomes
@@ -362,10 +360,7 @@ def load_evaluation_data(recipe: Recipe, lock: Lock) -> dict[str, Examples]:
     check_local_data(spec.data.values(), recipe, lock.local_data)
     found = {}
     for task, data in spec.data.items():
-        with about_data(recipe, data):
-            place = pinned(data, lock.datasets)
-            found[task] = load_examples(place, recipe.folder, labelled=needs_labels(evaluator))
-            check_columns(found[task], wanted_columns(evaluator, data))
+        found[task] = examples_for(evaluator, data, recipe, lock.datasets)
     return found
 
 

@@ -13,17 +13,14 @@ from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.collecting import FileNames, collected
-from hub_magmax.evaluation.data import fingerprint, load_examples, pinned
-from hub_magmax.evaluation.data_keys import about_data
+from hub_magmax.evaluation.columns import examples_for
+from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
     brings_data,
     columns_of,
     make_evaluator,
-    needs_labels,
-    wanted_columns,
 )
-from hub_magmax.evaluation.evaluators.examples import check_columns
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.evaluators.plugins import about
 from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
@@ -205,9 +202,4 @@ class Making:
             return evaluator.outcomes(model, batches)
 
     def _examples(self, task: str, evaluator: Evaluator) -> Any:
-        data = self.origins.spec.data[task]
-        with about_data(self.recipe, data):
-            place = pinned(data, self.lock.datasets)
-            found = load_examples(place, self.recipe.folder, labelled=needs_labels(evaluator))
-            check_columns(found, wanted_columns(evaluator, data))
-        return found
+        return examples_for(evaluator, self.origins.spec.data[task], self.recipe, self.lock.datasets)

@@ -149,6 +149,7 @@ def _training_sample(spec: DistanceEstimate, task: str, recipe: Recipe) -> Datas
     where = f"preference.{recipe.preference.kind if recipe.preference else ''}.train.{task}"
     with about_data(recipe, spec.train[task]):
         examples = load_examples(spec.train[task], recipe.folder, labelled=False)
+        _column(spec.train[task], examples)
     check_sample_size(len(examples), where)
     return examples.select(draw(len(examples), spec.samples, recipe.seed, f"train/{task}"))
 
@@ -164,8 +165,9 @@ def _spaces(
 
     A task's model sees the other tasks' samples only where a mixture is fitted.
     """
-    column = _column(spec.target, target)
-    images = holds_images(target, column)
+    with about_data(recipe, spec.target):
+        column = _column(spec.target, target)
+        images = holds_images(target, column)
     shared = spec.features == "base_model"
     needs_all = shared or (isinstance(spec, Mixture) and spec.fit == "mixture")
     spaces = []

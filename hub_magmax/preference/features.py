@@ -60,7 +60,8 @@ def input_column(examples: Dataset, data: Data) -> str:
         "there is no column `image` or `text`",
         where=data.dataset,
         expected=f"one of {', '.join(examples.column_names)}",
-        hint="Name it with input_column.",
+        hint="Name one of them with input_column, beside the dataset.",
+        key=("input_column",),
     )
 
 

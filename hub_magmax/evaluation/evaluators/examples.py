@@ -11,23 +11,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def check_columns(examples: Dataset, columns: Sequence[str]) -> None:
-    """Raise EvaluationError where a column is missing."""
-    if any(column not in examples.column_names for column in columns):
-        raise EvaluationError(
-            f"columns {' and '.join(repr(column) for column in columns)} are needed",
-            where=f"data with {', '.join(examples.column_names)}",
-            hint="Name them with input_column and label_column.",
-        )
-
-
 def batches_of(examples: Dataset, columns: Sequence[str], batch_size: int) -> Iterator[tuple[list[Any], ...]]:
     """Yield the columns, `batch_size` examples at a time.
 
     Raises:
         EvaluationError: If a column is missing.
     """
-    check_columns(examples, columns)
+    if missing := [column for column in columns if column not in examples.column_names]:
+        raise EvaluationError(
+            f"there is no column {missing[0]!r}",
+            where="examples",
+            expected=f"one of {', '.join(examples.column_names)}",
+        )
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         yield tuple(list(batch[column]) for column in columns)
@@ -58,8 +53,23 @@ def label_names(examples: Dataset, column: str) -> list[str] | None:
 
 
 def label_text(label: Any, names: list[str] | None) -> str:
-    """Return a label as people would write it: by name where the data set has names."""
-    return names[label] if names is not None and isinstance(label, int) else str(label)
+    """Return a label as people would write it: by name where the data set has names.
+
+    Raises:
+        EvaluationError: If it is the number of none of these.
+    """
+    if names is None or not isinstance(label, int):
+        return str(label)
+    if not 0 <= label < len(names):
+        raise EvaluationError(
+            f"the label {label} is none of the data set's classes",
+            where="label column",
+            expected=f"a number from 0 to {len(names) - 1}",
+            hint="Choose another split: labels are often left out of a test split, as -1."
+            if label == -1
+            else "Check the data.",
+        )
+    return names[label]
 
 
 def class_lookup(
