@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from datasets import Dataset
 
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.analysis.tuning import CandidateScorer
@@ -99,8 +100,33 @@ def test_a_killed_lock_goes_on_and_is_the_same(folder, tmp_path, monkeypatch, ho
     assert (folder / "mix.lock.json").read_bytes() == (whole / "mix.lock.json").read_bytes()
 
 
-@pytest.mark.parametrize(("verb", "total"), [("sweep", 10), ("compare", 6)])
-def test_a_killed_command_goes_on_and_writes_the_same_bytes(folder, tmp_path, verb, total):
+def test_a_killed_comparison_goes_on_with_the_estimates_of_its_preferences(folder, tmp_path):
+    """Estimates on the same examples with other labels are others."""
+    rows = Dataset.from_parquet(str(folder / "rows.parquet"))
+    rows = rows.add_column("other", [2] * len(rows)).cast_column("other", rows.features["label"])
+    rows.to_parquet(str(folder / "rows.parquet"))
+    searches = {
+        name: {"search": {"target": {"dataset": "./rows.parquet", "label_column": column}, "budget": 4}}
+        for name, column in (("own", "label"), ("others", "other"))
+    }
+    values = yaml.safe_load((folder / "mix.yaml").read_text())
+    values["compare"] |= {"preferences": searches}
+    (folder / "mix.yaml").write_text(yaml.safe_dump(values))
+    whole = shutil.copytree(folder, tmp_path / "whole", ignore=shutil.ignore_patterns("whole"))
+    assert call("compare", str(whole / "mix.yaml")).exit_code == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, "compare", str(folder / "mix.yaml")], check=False)
+    assert killed.returncode == -9
+    done = call("compare", str(folder / "mix.yaml"))
+    assert done.exit_code == 0 and "4 models were measured before" in done.stderr
+    assert written(folder) == written(whole)
+    journals = [(place / "mix.compare.journal").read_text().splitlines()[1:] for place in (folder, whole)]
+    assert sorted(journals[0]) == sorted(journals[1])
+    samples = {name for line in journals[0] for name in json.loads(line)[1]}
+    assert len(samples) == 4  # of two estimates, and the two of the comparison
+
+
+@pytest.mark.parametrize(("verb", "told"), [("sweep", "4 of 10"), ("compare", "4")])
+def test_a_killed_command_goes_on_and_writes_the_same_bytes(folder, tmp_path, verb, told):
     whole = shutil.copytree(folder, tmp_path / "whole", ignore=shutil.ignore_patterns("whole"))
     assert call(verb, str(whole / "mix.yaml")).exit_code == 0
     killed = subprocess.run([sys.executable, "-c", KILLED, verb, str(folder / "mix.yaml")], check=False)
@@ -108,7 +134,7 @@ def test_a_killed_command_goes_on_and_writes_the_same_bytes(folder, tmp_path, ve
     journal = folder / f"mix.{verb}.journal"
     journal.write_bytes(journal.read_bytes() + b'["half of a li')
     done = call(verb, str(folder / "mix.yaml"))
-    assert done.exit_code == 0 and f"4 of {total} models were measured before" in done.stderr
+    assert done.exit_code == 0 and f"{told} models were measured before" in done.stderr
     assert written(folder) == written(whole)
 
 

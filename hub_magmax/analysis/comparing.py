@@ -208,12 +208,12 @@ def compare(
     """
     spec = recipe.compare or Compare()
     assert recipe.tuning_data is not None and spec.report is not None, "checked by `comparable`"
-    weights = _preferences(recipe, spec, lock)
+    journal = Journal() if journal is None else journal
+    say_resumed(journal, None, report)
+    weights = _preferences(recipe, spec, lock, journal, progress)
     tried = candidates(spec, recipe.method, weights)
     own = sum(candidate.is_recipe for candidate in tried)
     report(f"trying {len(tried) - own} ways to merge{', and the recipe as it stands' if own else ''}")
-    journal = Journal() if journal is None else journal
-    say_resumed(journal, _num_models(tried), report)
     with CandidateScorer(recipe, lock, journal, progress) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
@@ -229,13 +229,6 @@ def compare(
         nothing = base_model(len(lock.tasks))
         (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
-
-
-def _num_models(tried: Sequence[Candidate]) -> int:
-    """Return how many models are merged and scored: none twice for being the recipe's as well."""
-    others = [candidate for candidate in tried if not candidate.is_recipe]
-    own = [one for one in tried if one.is_recipe and not any(one.same_as(other) for other in others)]
-    return sum(max(1, len(candidate.seeds)) for candidate in (*others, *own))
 
 
 def _check_apart(scorer: CandidateScorer, chosen_by: Data, reported: Data) -> None:
@@ -307,7 +300,9 @@ def _conclude(
     )
 
 
-def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[float, ...]]:
+def _preferences(
+    recipe: Recipe, spec: Compare, lock: Lock, journal: Journal, progress: ProgressBar
+) -> dict[str, tuple[float, ...]]:
     """Return the weights to try by name, without what is the same twice."""
     rules = (n for n, rule in enumerate(recipe.tensors) if rule.coefficients is not None)
     keys: list[KeyPath] = [("tensors", position, "coefficients") for position in rules]
@@ -323,7 +318,8 @@ def _preferences(recipe: Recipe, spec: Compare, lock: Lock) -> dict[str, tuple[f
         asked = with_pinned_data(
             updated(recipe, {"preference": preference.model_dump(exclude_none=True)}), lock.datasets
         )
-        resolved = resolve_preference(asked, sources=lock.sources, scorer=scorer_of(asked, lock)).weights
+        scorer = scorer_of(asked, lock, journal, progress)
+        resolved = resolve_preference(asked, sources=lock.sources, scorer=scorer).weights
         found[name] = tuple(resolved[task] for task in lock.tasks)
     return found
 

@@ -64,15 +64,15 @@ def lock_journal(
         yield Journal()
         return
     with open_journal(path, _subject(recipe, lock), report) as journal:
-        if len(journal):
-            report(f"{len(journal)} models were measured before")
+        say_resumed(journal, None, report)
         yield journal
 
 
-def say_resumed(journal: Journal, total: int, report: Report) -> None:
-    """Report how many of `total` models were measured earlier, if any was."""
+def say_resumed(journal: Journal, total: int | None, report: Report) -> None:
+    """Report how many models were measured earlier, if any was: of `total`, where that is known."""
     if len(journal):
-        report(f"{min(len(journal), total)} of {total} models were measured before")
+        known = f"{len(journal)}" if total is None else f"{min(len(journal), total)} of {total}"
+        report(f"{known} models were measured before")
 
 
 def _subject(recipe: Recipe, lock: Lock) -> str:
