@@ -1,1 +1,1 @@
-"""Where bytes come from and where they go."""
+"""Checkpoints: their files and tensors, wherever the bytes are."""

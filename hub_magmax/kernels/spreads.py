@@ -1,4 +1,4 @@
-"""How far task vectors differ on each element, and sums of squares over the elements on which they do.
+"""Spread of task vectors on each element, and sums of squares over the elements on which they differ.
 
 All of it in float64, step by step in a fixed order, so that backends, chunks and threads cannot change a bit.
 """

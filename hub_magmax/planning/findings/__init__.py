@@ -1,1 +1,1 @@
-"""What is odd about checkpoints: by their configurations, and by samples of their values."""
+"""Oddities of checkpoints: by their configurations, and by samples of their values."""
