@@ -1,6 +1,7 @@
 """The experiments on families small enough for a few seconds: draws by hand, tables by hand, bytes twice."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from importlib import import_module
 
@@ -13,15 +14,18 @@ from benchmarks.continual import measuring, pages
 from benchmarks.continual.measuring import Bench
 from benchmarks.continual.protocol import MIXTURES, Protocol, Target, draw_subsets, draw_targets
 from benchmarks.continual.results import measure
-from benchmarks.continual.scoring import RefilledModel
+from benchmarks.continual.scoring import RefilledModel, Scorer
 from benchmarks.continual.sources import digits
 from benchmarks.continual.tables import make_tables, regrets, t_test_p, wilcoxon_p
 from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.evaluation.evaluators import get_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.methods import get_method, method_names
+from hub_magmax.methods import method_names
+from hub_magmax.pipeline import run
 from hub_magmax.quickstart import Settings, Training
+from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Method
 
@@ -50,7 +54,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def family(folder):
-    return digits(folder, 2, 0, settings=SETTINGS)
+    made = digits(folder, 2, 0, settings=SETTINGS)
+    few = {task: data.model_copy(update={"split": "train[:20]"}) for task, data in made.statistics.items()}
+    return replace(made, statistics=few, num_statistics=20)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +113,8 @@ def test_subsets_of_every_size_are_drawn_without_repetition():
 def test_every_registered_method_is_measured_with_every_preference_it_uses(result):
     keys = {(row["method"], row["preference"]) for row in result["rows"]}
     names = {method.split(" ")[0] for method, _ in keys}
-    tried = {name for name in method_names() if get_method(name).statistics is None}
-    assert names == tried - {*measuring.OF_TWO}
+    assert names == {*method_names(), "average,"} - {*measuring.OF_TWO}
+    assert {kind for method, kind in keys if method == "average, react"} == {"uniform", "labels", "transport"}
     assert {kind for method, kind in keys if method == "magmax"} == {"uniform"}
     assert {kind for method, kind in keys if method == "average"} == {"uniform", "labels", "transport"}
     assert ("tunable_magmax algorithm-1", "transport, published") in keys
@@ -166,6 +172,7 @@ def test_the_same_seed_gives_the_same_bytes(family, tmp_path, monkeypatch):
         Method(name=name) for name in ("agreement", "average", "ties", "random_mix", "last_task", "magmax")
     ]
     monkeypatch.setattr(measuring, "tried_methods", lambda: [*few, measuring.TUNABLE, measuring.TOP_N])
+    family = replace(family, statistics={})
     stored = []
     for name in ("first", "second"):
         measured = measure(family, PROTOCOL, tmp_path / f"scores of {name}", at="here")
@@ -184,6 +191,89 @@ def test_what_is_measured_is_not_measured_again_unless_it_was_made_from_other_th
     changed = Protocol(**{**vars(PROTOCOL), "ratios": (1.0,)})
     measure(family, changed, folder / "scores", at="later", report=lines.append)
     assert [line.split(": ")[1] for line in lines] == ["schedules", "numbers_of_tasks", "sample_sizes"]
+
+
+def test_stored_rows_are_kept_and_what_they_lack_is_measured(family, result, tmp_path):
+    stored = json.loads(json.dumps(result))
+    stored["rows"] = [row for row in stored["rows"] if row["method"] not in ("fisher", "average, react")]
+    lines = []
+    found = measure(family, PROTOCOL, tmp_path, at="later", stored=stored, report=lines.append)
+    assert found == result | {"commits": ["here", "later"]}
+    kinds = ["uniform", "labels", "transport"]
+    asked = [line.split(": ")[1] for line in lines]
+    assert asked == [
+        *(f"weights, {kind}" for kind in (*kinds, "transport, published")),
+        "base model",
+        *(f"fisher, {kind}" for kind in kinds),
+        *(f"average, react, {kind}" for kind in kinds),
+    ]
+
+
+def test_stored_rows_of_other_checkpoints_are_measured_again(family, result, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "tried_methods", lambda: [measuring.TUNABLE])
+    stored = result | {"base_model": [0.0] * len(result["base_model"])}
+    lines = []
+    family = replace(family, statistics={})
+    found = measure(family, PROTOCOL, tmp_path, at="later", stored=stored, report=lines.append)
+    assert "t2s0: tunable_magmax algorithm-1, labels" in lines
+    assert found["commits"] == ["later"] and found["compared"] == ["tunable_magmax algorithm-1"]
+
+
+def test_a_comparison_that_was_made_stays_one_between_the_methods_it_had(family, result, tmp_path):
+    stored = json.loads(json.dumps(result))
+    stored["rows"] = [row for row in stored["rows"] if row["method"] != "average"]
+    del stored["compared"]
+    found = measure(family, PROTOCOL, tmp_path, at="later", stored=stored)
+    assert found["rows"] == result["rows"] and found["compare"] == result["compare"]
+    assert "average" not in found["compared"] and "ties" in found["compared"]
+
+
+@pytest.mark.parametrize(
+    ("method", "correction"),
+    [("regmean", None), ("regmean_plusplus", None), ("fisher", None), ("average", "react")],
+)
+def test_merges_with_statistics_in_memory_are_those_of_files(family, tmp_path, method, correction):
+    weights = (0.75, 0.25)
+    recipe = measuring.recipe_of(family)
+    evaluation = recipe.to_dict()["evaluation"]
+    tasks = [
+        {"name": task, "model": str(place), "statistics": str(tmp_path / task)}
+        for task, place in family.tasks.items()
+    ]
+    data = {task: one.model_dump(exclude_none=True) for task, one in family.statistics.items()}
+    changes = {
+        "tasks": tasks,
+        "method": {"name": method, "scaling": 1.0},
+        "preference": {"weights": dict(zip(family.tasks, weights, strict=True))},
+        "statistics": {"data": data, "batch_size": evaluation["batch_size"]},
+        "evaluation": None,
+        "output": {"path": str(tmp_path / "merged")},
+    }
+    changes["statistics"]["evaluator"] = "image-classification"
+    output = run(updated(recipe, changes | ({"correction": correction} if correction else {}))).output
+    with Scorer(recipe, family.statistics) as scorer:
+        batches = scorer.encode(family.test, family.columns)
+        (trial,) = scorer.trials(
+            Method(name=method), [1.0], weights, batches, corrected=correction is not None
+        )
+        kinds = "AutoModelForImageClassification", "AutoImageProcessor"
+        wanted = (
+            get_evaluator("image-classification")
+            .make()
+            .outcomes(load_model(ModelPlace(str(output)), *kinds, "tests"), batches)
+        )
+    assert [o.score for o in trial.outcomes] == [o.score for o in wanted]
+    assert [o.probability for o in trial.outcomes] == pytest.approx([o.probability for o in wanted], abs=1e-5)
+
+
+def test_regret_is_about_the_methods_that_were_compared():
+    ours, other = ("tunable_magmax algorithm-1", "labels"), ("fisher", "labels")
+    rows = {ours: [[8, 6], [16, 18]], other: [[10, 10], [20, 20]]}
+    compared = {"compared": ["tunable_magmax algorithm-1"]}
+    (row,) = regrets([_handmade(0, rows) | compared])["labels"]["seeds"]
+    assert row["best"] == pytest.approx(0.8)
+    (row,) = regrets([_handmade(0, rows)])["labels"]["seeds"]
+    assert row["best"] == 1.0
 
 
 def _handmade(seed: int, rows: dict[tuple[str, str], list[list[int]]], chosen: int = 0) -> dict:

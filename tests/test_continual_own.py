@@ -44,7 +44,7 @@ def test_own_checkpoints_come_into_a_table_of_their_own(folder, tmp_path):
     result = measure(family, PROTOCOL, tmp_path / "scores", at="here")
     # By hand: what the base model says is never right on cats, and on a fourth of the dogs.
     parts = [target["mixture"] for target in result["targets"]]
-    assert parts == [(1, 1), (3, 1)] and result["base_model"][0] < result["targets"][0]["held_out"] / 4
+    assert parts == [[1, 1], [3, 1]] and result["base_model"][0] < result["targets"][0]["held_out"] / 4
     results, page = tmp_path / "out", tmp_path / "out" / "experiments.md"
     name, flags = main.named(main.parse(["--checkpoints", str(folder / "mine.yaml")]))
     pages.store(name, flags, result, results)

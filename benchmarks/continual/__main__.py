@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.continual.own import own_family
-from benchmarks.continual.pages import PAGE, RESULTS, render, store
+from benchmarks.continual.pages import PAGE, RESULTS, render, store, stored
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import commit, measure
 from benchmarks.continual.sources import Family
@@ -63,8 +63,10 @@ def all_learned(options: argparse.Namespace) -> Iterator[str]:
     protocol = Protocol(largest=LARGE)
     families = list(_families(options, options.folder / name, report))
     for family in families if PartialState().is_main_process else ():
-        result = measure(family, protocol, options.folder / name / "scores", at=at, report=report)
-        store(name, flags, result, results_of(options)[0])
+        results, scores = results_of(options)[0], options.folder / name / "scores"
+        before = stored(name, family.name, results)
+        result = measure(family, protocol, scores, at=at, stored=before, report=report)
+        store(name, flags, result, results)
         yield family.name
 
 

@@ -42,6 +42,17 @@ def tried_methods() -> list[Method]:
     return [*(Method(name=name) for name in names if methods.get_method(name).statistics is None), TOP_N]
 
 
+def with_statistics(family: Family) -> list[Method]:
+    """Return every method that needs statistics of the tasks' data, where there are examples for them."""
+    names = methods.method_names() if family.statistics else ()
+    return [Method(name=name) for name in names if methods.get_method(name).statistics is not None]
+
+
+def with_correction(family: Family) -> list[Method]:
+    """Return the methods that are tried with a correction besides, where there are examples for it."""
+    return [AVERAGE] if family.statistics else []
+
+
 def uses_preference(method: Method) -> bool:
     """Say whether weights change what the method does."""
     return methods.get_method(method.name).uses_preference
@@ -75,7 +86,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.num_tasks = len(family.tasks)
         self.targets = draw_targets(family.owners, protocol, family.seed)
         self.estimator = Estimator(family)
-        self._scorer = Scorer(recipe_of(family))
+        self._scorer = Scorer(recipe_of(family), family.statistics)
         self._all = self._encode(range(len(family.owners)))
         self._by_target = [self._encode(target.rows) for target in self.targets]
 
@@ -99,17 +110,17 @@ class Bench(AbstractContextManager["Bench"]):
         batches = self._all if target is None else self._by_target[target]
         return next(self._scorer.trials(method, (self.protocol.fixed,), weights, batches))
 
-    def row(self, method: Method, kind: str, weights: Sequence[Weights]) -> Row:
+    def row(self, method: Method, kind: str, weights: Sequence[Weights], *, corrected: bool = False) -> Row:
         """Return what a method does to every target, given each one's weights; equal ones are merged once."""
         found: dict[int, tuple[Trial, ...]] = {}
         for shared in dict.fromkeys(weights):
             members = [number for number, own in enumerate(weights) if own == shared]
-            found |= zip(members, self._shared(method, shared, members), strict=True)
+            found |= zip(members, self._shared(method, shared, members, corrected=corrected), strict=True)
         trials = tuple(found[number] for number in range(len(weights)))
         return Row(trials[0][0].candidate.label, kind, trials)
 
     def _shared(
-        self, method: Method, weights: Weights, members: Sequence[int]
+        self, method: Method, weights: Weights, members: Sequence[int], *, corrected: bool
     ) -> Iterator[tuple[Trial, ...]]:
         """Yield the trials of each target that shares the weights.
 
@@ -118,7 +129,8 @@ class Bench(AbstractContextManager["Bench"]):
         sizes = [len(self.targets[number].rows) for number in members]
         whole = sum(sizes) > len(self.family.owners)
         batches = self._all if whole else [batch for number in members for batch in self._by_target[number]]
-        trials = list(self._scorer.trials(method, self.protocol.scalings, weights, batches))
+        scalings = self.protocol.scalings
+        trials = list(self._scorer.trials(method, scalings, weights, batches, corrected=corrected))
         for number, size, end in zip(members, sizes, np.cumsum(sizes).tolist(), strict=True):
             rows = self.targets[number].rows if whole else range(end - size, end)
             yield tuple(picked(trial, rows) for trial in trials)

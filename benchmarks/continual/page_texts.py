@@ -17,9 +17,11 @@ Every method is tried with the same λ. Three columns say how λ was found: 0.5 
 sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
 result anyone would get. `uniform` is no preference. `labels` counts the labels of the meta sample,
 `transport` fits a mixture of training samples to it without labels; `published` compares the target with
-each task by itself, as in the paper. Methods have their default options. Left out are `slerp` and `nuslerp`,
-which merge two models, and those that need statistics of the tasks' data. A cell is empty where nothing was
-measured, or where a method ignores the preference.
+each task by itself, as in the paper. Methods have their default options. `regmean`, `regmean_plusplus` and
+`fisher` see training examples of every task besides, and so does `average, react`, the average with
+`correction: react`; `regmean_plusplus` has statistics of the merge with λ = 1, and its task vector is scaled.
+Left out are `slerp` and `nuslerp`, which merge two models. A cell is empty where nothing was measured, or
+where a method ignores the preference.
 """
 
 OTHERS = """

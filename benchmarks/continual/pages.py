@@ -31,6 +31,12 @@ def store(data: str, flags: str, result: Mapping[str, Any], results: Path = RESU
     return path
 
 
+def stored(data: str, family: str, results: Path = RESULTS) -> dict[str, Any] | None:
+    """Return one family's stored results, None where there are none."""
+    path = results / data / f"{family}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def _lines(values: Mapping[str, Any]) -> str:
     """Return JSON with one line per item of a list of mappings, so that a change shows where it is."""
     lines = (f"{json.dumps(key)}: {_value(value)}" for key, value in values.items())
@@ -65,8 +71,7 @@ def _section(data: str, families: Sequence[Mapping[str, Any]], tables: Mapping[s
         f"\n## {data}\n\n{_provenance(families)}",
         _verdicts(tables),
         _main(tables["main_table"]),
-        _tests(OURS, tables["paired_tests"], next(iter(tables["regrets"][numbers[0]]))),
-        _tests(AGREEMENT, tables["agreement_tests"], next(iter(tables["regrets"][numbers[0]]))),
+        _tests(tables, next(iter(tables["regrets"][numbers[0]]))),
         _screening(data),
         _regrets(tables["regrets"]),
         _schedules(tables["schedules"]),
@@ -88,11 +93,16 @@ def _provenance(families: Sequence[Mapping[str, Any]]) -> str:  # flat: a set fo
     targets = [target for family in families for target in family["targets"]]
     meta, held = (sorted(target[key] for target in targets) for key in ("meta", "held_out"))
     seeing = f"; transport sees {families[0]['num_train']} training examples over all tasks"
+    seen = {
+        family["num_tasks"]: family["num_statistics"] for family in families if "num_statistics" in family
+    }
+    of_each = "".join(f", {count} at T = {number}" for number, count in sorted(seen.items()))
     return (
         f"`python -m benchmarks.continual {flags}`, commit {', '.join(commits)}, {'; '.join(machines)}. "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {len(families[0]['targets'])} targets each; meta "
         f"samples of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored"
-        f"{seeing if families[0]['num_train'] else ''}.\n"
+        f"{seeing if families[0]['num_train'] else ''}"
+        f"{'; statistics of training examples of each task' + of_each if of_each else ''}.\n"
     )
 
 
@@ -177,44 +187,38 @@ def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
 
 
 # Complex only by count: a comprehension for each axis of the table, and cells that may be empty.
-def _tests(ours: str, by_number: Mapping[str, Any], kind: str) -> str:
+def _tests(tables: Mapping[str, Any], kind: str) -> str:
     """Return the tests against rows without a preference, and with the same kind; all of them are stored.
 
-    Of our own method, which knows the preference, only those against methods that know it too.
+    Of `agreement`, which knows the preference, only those against methods that know it too.
     """
-    kinds = (kind,) if ours == AGREEMENT else ("uniform", kind)
-    if not any(by_number.values()):
+    sides = [(OURS, tables["paired_tests"], "uniform"), (OURS, tables["paired_tests"], kind)]
+    sides += [(AGREEMENT, tables["agreement_tests"], kind)]
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for ours, by_number, own in sides:
+        for number, rows in by_number.items():
+            for way, shown in (("fixed", "λ = 0.5"), ("tuned", "tuned")):
+                found = {row["method"]: _difference(row[way]) for row in rows if row["preference"] == own}
+                cells |= {(f"{ours}, {own}", f"T = {number}, {shown}"): found} if found else {}
+    if not cells:
         return ""
-    columns = [(number, way) for number in by_number for way in ("fixed", "tuned")]
-    rows = [row for row in next(iter(by_number.values())) if row["preference"] in kinds]
-
-    def cell(key: tuple[str, str], number: str, way: str) -> str:
-        found = next((r for r in by_number[number] if (r["method"], r["preference"]) == key), None)
-        if found is None:
-            return ""
-        test = found[way]
-        return f"{100 * test['difference']:+.1f} ({_p(test['wilcoxon'])}; {_p(test['t_test'])})"
-
-    shown = [preference for preference in kinds if any(row["preference"] == preference for row in rows)]
-    body = [
-        [method] + [cell((method, own), number, way) for own in shown for number, way in columns]
-        for method in dict.fromkeys(row["method"] for row in rows)
-    ]
-    heads = ["against"] + [
-        f"{own}: T = {number}, {'λ = 0.5' if way == 'fixed' else 'tuned'}"
-        for own in shown
-        for number, way in columns
-    ]
-    if ours == AGREEMENT:
-        return f"### {ours} against others with the same preference\n\n" + _table(heads, body)
+    methods = dict.fromkeys(method for found in cells.values() for method in found)
     return (
-        f"### {ours} against every other\n\n"
-        f"Points that it is ahead, with {kind} (p of Wilcoxon's signed ranks over all targets; p of a paired "
-        "t-test over the seeds' means). Targets of one seed share checkpoints, so the first test takes for "
-        "independent what is not quite; the second does not, and has one value per seed. Two-sided, not "
-        "corrected for their number. Those with other preferences are in the stored tables.\n\n"
-        + _table(heads, body)
+        f"### {OURS} and {AGREEMENT} against every other\n\n"
+        f"Points that they are ahead, with {kind} (p of Wilcoxon's signed ranks over all targets; p of a "
+        "paired t-test over the seeds' means). Targets of one seed share checkpoints, so the first test "
+        "takes for independent what is not quite; the second does not, and has one value per seed. "
+        "Two-sided, not corrected for their number. Heads say with which preference the other one is. Those "
+        "with other preferences are in the stored tables.\n\n"
+        + _table(
+            ["against", *(f"{ahead}: {where}" for ahead, where in cells)],
+            [[method, *(found.get(method, "") for found in cells.values())] for method in methods],
+        )
     )
+
+
+def _difference(test: Mapping[str, Any]) -> str:
+    return f"{100 * test['difference']:+.1f} ({_p(test['wilcoxon'])}; {_p(test['t_test'])})"
 
 
 def _p(value: float | None) -> str:

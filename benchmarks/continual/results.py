@@ -1,7 +1,9 @@
 """One family's results: measured piece by piece, each kept in a working folder, then condensed to one file.
 
 The working folder has every outcome, so that a changed rule of choice needs no new merges, and a new
-method only its own. What is condensed has counts, and is what the tables are made from.
+method only its own. What is condensed has counts, and is what the tables are made from. Where the working
+folder is gone, rows that are stored condensed stay as they are, and so does what a comparison chose: it
+would need their outcomes.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hub_magmax.analysis.candidates import Candidate, candidates
 from hub_magmax.analysis.tuning import Trial, best
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.files import digest, write_text
+from hub_magmax.methods import get_method
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Method
 
@@ -33,8 +36,21 @@ ROOT = Path(__file__).parents[2]
 Report = Callable[[str], None]
 
 
+#: At the end of the name of a method whose merges are corrected by `react`.
+CORRECTED = ", react"
+
+#: Method and preference of a row, by which it is found.
+Key = tuple[str, str]
+
+
 def measure(
-    family: Family, protocol: Protocol, scores: Path, *, at: str, report: Report = lambda line: None
+    family: Family,
+    protocol: Protocol,
+    scores: Path,
+    *,
+    at: str,
+    stored: Mapping[str, Any] | None = None,
+    report: Report = lambda line: None,
 ) -> dict[str, Any]:
     """Return a family's results.
 
@@ -43,33 +59,73 @@ def measure(
         protocol: How.
         scores: Folder of pieces that are measured already.
         at: Commit that is noted with what is measured now.
+        stored: Earlier results. Where checkpoints, targets and estimates are the same, to the last digit,
+            only what they lack is measured.
         report: Called with the name of each piece before it is measured.
     """
     with Bench(family, protocol) as bench:
         made_from = [_identity(family), [asdict(target) for target in bench.targets]]
         pieces = Pieces(scores / family.name, digest(made_from), at, report)
         weights = _weights(bench, pieces)
-        rows = [row for method in measuring.tried_methods() for row in _rows(bench, method, weights, pieces)]
         base = pieces.get("base model", {}, lambda: [o.score for o in bench.base_model()])
-        rest = _extras(bench, pieces)
-    return {
+        facts = _facts(bench, weights, base)
+        known = stored if stored and all(stored.get(name) == value for name, value in facts.items()) else {}
+        rows = _all_rows(bench, weights, pieces, known)
+        rest = _extras(bench, pieces, known)
+        compared = _compared(bench, weights, rows, known)
+    condensed = {key: row if isinstance(row, dict) else _condensed(bench, row) for key, row in rows.items()}
+    commits = sorted(pieces.commits | set(known.get("commits", ())))
+    seen = {"num_statistics": family.num_statistics} if family.statistics else {}
+    return {**facts, **seen, "commits": commits, "rows": list(condensed.values()), **compared, **rest}
+
+
+def _facts(bench: Bench, weights: Mapping[str, Sequence[Weights]], base: Sequence[float]) -> dict[str, Any]:
+    """Return what results begin with; two with the same are of the same checkpoints, targets and machine."""
+    family, targets = bench.family, bench.targets
+    facts = {
         "family": family.name,
         "num_tasks": len(family.tasks),
         "seed": family.seed,
         "num_train": family.num_train,
-        "protocol": asdict(protocol),
-        "commits": sorted(pieces.commits),
+        "protocol": asdict(bench.protocol),
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {_torch_version()}",
         "targets": [
             {"mixture": t.mixture, "tasks": t.tasks, "meta": t.num_meta, "held_out": len(t.held_out)}
-            for t in bench.targets
+            for t in targets
         ],
         "estimates": _estimation_errors(bench, weights),
-        "base_model": [float(sum(base[row] for row in t.held_out)) for t in bench.targets],
-        "rows": [_condensed(bench, row) for row in rows],
-        "compare": _comparisons(bench, weights, rows),
-        **rest,
+        "base_model": [float(sum(base[row] for row in t.held_out)) for t in targets],
     }
+    found: dict[str, Any] = json.loads(json.dumps(facts))  # tuples are lists, as in stored results
+    return found
+
+
+def _all_rows(
+    bench: Bench, weights: Mapping[str, Sequence[Weights]], pieces: Pieces, known: Mapping[str, Any]
+) -> dict[Key, Row | dict[str, Any]]:
+    """Return the rows of all methods; those that are known without their outcomes, as they are stored."""
+    stored = {(row["method"], row["preference"]): row for row in known.get("rows", ())}
+    found: dict[Key, Row | dict[str, Any]] = {}
+    for method in (*measuring.tried_methods(), *measuring.with_statistics(bench.family)):
+        found |= _rows(bench, method, weights, pieces, stored)
+    for method in measuring.with_correction(bench.family):
+        found |= _rows(bench, method, weights, pieces, stored, corrected=True)
+    return found
+
+
+def _compared(
+    bench: Bench,
+    weights: Mapping[str, Sequence[Weights]],
+    rows: Mapping[Key, Row | dict[str, Any]],
+    known: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what comparisons choose, and between which methods; those without statistics of data."""
+    labels = [Candidate(locked_method(method), "", ()).label for method in measuring.tried_methods()]
+    measured = {key: row for key, row in rows.items() if isinstance(row, Row)}
+    if all(key in measured for key in rows if key[0] in labels):
+        return {"compared": labels, "compare": _comparisons(bench, weights, [*measured.values()])}
+    before = known.get("compared", [*dict.fromkeys(row["method"] for row in known["rows"])])
+    return {"compared": before, "compare": known["compare"]}
 
 
 class Pieces:
@@ -83,11 +139,14 @@ class Pieces:
         self._folder, self._identity, self._at, self._report = folder, identity, at, report
         self.commits: set[str] = set()
 
+    def has(self, name: str, made_from: Mapping[str, Any]) -> bool:
+        """Say whether a piece is there, and was made from the same."""
+        return self._stored(name).get("identity") == digest([self._identity, dict(made_from)])
+
     def get(self, name: str, made_from: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """Return a piece, measured now unless it is there and was made from the same."""
-        path = self._folder / f"{name}.json"
+        path, stored = self._path(name), self._stored(name)
         identity = digest([self._identity, dict(made_from)])
-        stored = json.loads(path.read_text()) if path.is_file() else {}
         if stored.get("identity") != identity:
             self._report(f"{self._folder.name}: {name}")
             value = json.loads(json.dumps(make()))
@@ -96,6 +155,14 @@ class Pieces:
             write_text(path, json.dumps(stored) + "\n")
         self.commits.add(stored["commit"])
         return stored["value"]
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        path = self._path(name)
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
 
 
 def commit() -> str:
@@ -148,23 +215,44 @@ def _weights(bench: Bench, pieces: Pieces) -> dict[str, list[Weights]]:
 
 
 def _rows(
-    bench: Bench, method: Method, weights: Mapping[str, Sequence[Weights]], pieces: Pieces
-) -> list[Row]:
+    bench: Bench,
+    method: Method,
+    weights: Mapping[str, Sequence[Weights]],
+    pieces: Pieces,
+    stored: Mapping[Key, dict[str, Any]],
+    *,
+    corrected: bool = False,
+) -> dict[Key, Row | dict[str, Any]]:
     """Return a method under each preference; without the published estimate for any but Tunable MAGMAX."""
-    found = []
+    found: dict[Key, Row | dict[str, Any]] = {}
     for kind, given in weights.items():
         ignored = kind != "uniform" and not measuring.uses_preference(method)
         filled = locked_method(method)
         if ignored or (kind.endswith("published") and filled != locked_method(measuring.TUNABLE)):
             continue
-        label = Candidate(filled, kind, given[0]).label
-        stored = pieces.get(
-            f"{label}, {kind}",
-            {"method": filled, "weights": given, "scalings": bench.protocol.scalings},
-            lambda kind=kind, given=given: _packed(bench, bench.row(method, kind, given)),
+        label = Candidate(filled, kind, given[0]).label + (CORRECTED if corrected else "")
+        name, made_from = f"{label}, {kind}", _row_made_from(bench, method, given, corrected=corrected)
+        if (label, kind) in stored and not pieces.has(name, made_from):
+            found[label, kind] = stored[label, kind]
+            continue
+        packed = pieces.get(
+            name,
+            made_from,
+            lambda kind=kind, given=given: _packed(
+                bench, bench.row(method, kind, given, corrected=corrected)
+            ),
         )
-        found.append(_unpacked(bench, method, label, kind, given, stored))
+        found[label, kind] = _unpacked(bench, method, label, kind, given, packed)
     return found
+
+
+def _row_made_from(
+    bench: Bench, method: Method, weights: Sequence[Weights], *, corrected: bool
+) -> dict[str, Any]:
+    made_from = {"method": locked_method(method), "weights": weights, "scalings": bench.protocol.scalings}
+    if get_method(method.name).statistics is None and not corrected:
+        return made_from
+    return made_from | {"num_statistics": bench.family.num_statistics, "corrected": corrected}
 
 
 def _packed(bench: Bench, row: Row) -> list[list[list[list[float | None]]]]:
@@ -202,8 +290,8 @@ def _unpacked(
     )
 
 
-def _extras(bench: Bench, pieces: Pieces) -> dict[str, Any]:
-    """Return the ablations, all of them at the fixed scaling coefficient."""
+def _extras(bench: Bench, pieces: Pieces, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ablations at the fixed scaling coefficient, as they are stored where they are."""
     two = (measuring.TUNABLE, measuring.AVERAGE)
     kinds = [kind for kind in bench.family.kinds if kind in ("labels", "transport")]
     made: dict[str, Callable[[], Any]] = {
@@ -212,7 +300,12 @@ def _extras(bench: Bench, pieces: Pieces) -> dict[str, Any]:
         "sample_sizes": lambda: measuring.sample_sizes(bench, two, kinds),
     }
     made_from = {"protocol": asdict(bench.protocol), "train": bench.family.num_train}
-    return {name: pieces.get(name, made_from, make) for name, make in made.items()}
+    return {
+        name: known[name]
+        if name in known and not pieces.has(name, made_from)
+        else pieces.get(name, made_from, make)
+        for name, make in made.items()
+    }
 
 
 def _estimation_errors(bench: Bench, weights: Mapping[str, Sequence[Weights]]) -> dict[str, list[float]]:

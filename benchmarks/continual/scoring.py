@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.continual.corrected import Corrector
 from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.tuning import Trial
 from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.evaluation.data import load_examples
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
-from hub_magmax.merging.in_memory import InMemoryMerger
+from hub_magmax.merging.in_memory import InMemoryMerger, MergedModel
+from hub_magmax.methods import get_method
+from hub_magmax.methods.data_statistics import OF_THE_MERGE
 from hub_magmax.pipeline import lock
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Evaluation, Method, Recipe
 from hub_magmax.recipe.values import Data
@@ -31,11 +38,13 @@ class Scorer(AbstractContextManager["Scorer"]):
 
     Args:
         recipe: Its evaluation names the evaluator.
+        examples: Of each task, for methods that need statistics of the tasks' data.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, examples: Mapping[str, Data] | None = None) -> None:
         spec = recipe.evaluation or Evaluation(tasks={})
-        locked: Lock = lock(recipe)
+        self._recipe, self._examples = recipe, examples or {}
+        locked = self._locked = lock(recipe)
         self._batch_size = spec.batch_size
         self._evaluator = evaluator_of(spec)
         with ExitStack() as stack:
@@ -43,6 +52,7 @@ class Scorer(AbstractContextManager["Scorer"]):
             kinds = self._evaluator.model_class, self._evaluator.processor_class
             place = location_of(locked.base_model, recipe.folder).model_place
             self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name))
+            self._with_statistics: dict[tuple[str, tuple[float, ...] | None], InMemoryMerger] = {}
             self._stack = stack.pop_all()
 
     def __exit__(self, *exception: object) -> None:
@@ -53,16 +63,69 @@ class Scorer(AbstractContextManager["Scorer"]):
         return list(self._evaluator.encode(self._model.loaded, examples, columns_of(data), self._batch_size))
 
     def trials(
-        self, method: Method, scalings: Sequence[float], weights: tuple[float, ...], batches: Sequence[Any]
+        self,
+        method: Method,
+        scalings: Sequence[float],
+        weights: tuple[float, ...],
+        batches: Sequence[Any],
+        *,
+        corrected: bool = False,
     ) -> Iterator[Trial]:
-        """Yield one trial per scaling coefficient; merged once."""
+        """Yield one trial per scaling coefficient; merged once, corrected for each where that is wanted."""
         filled = locked_method(method)
-        merged = self._merger.merge(filled, weights)
+        merged = self._merged(method, weights)
         for scaling in scalings:
-            model = self._model.with_weights(merged.weights(scaling))
+            tensors = merged.weights(scaling)
+            if corrected:
+                tensors = self._corrector.corrected(tensors, weights)
+            model = self._model.with_weights(tensors)
             candidate = Candidate(filled | {"scaling": scaling}, "given", weights)
             outcomes: list[Outcome] = self._evaluator.outcomes(model, batches)
             yield Trial(candidate, tuple(outcomes))
+
+    @cached_property
+    def _corrector(self) -> Corrector:
+        loaded = {task: load_examples(data, self._recipe.folder) for task, data in self._examples.items()}
+        batches = {task: self.encode(rows, self._examples[task]) for task, rows in loaded.items()}
+        return Corrector(
+            self._recipe, self._locked, self._evaluator, self._model.loaded, self._model.with_weights, batches
+        )
+
+    def _merged(self, method: Method, weights: tuple[float, ...]) -> MergedModel:
+        """Merge by one method under one preference; what statistics it needs are made first.
+
+        Statistics of a merge are of the scaling coefficient 1, whichever scales its task vector afterwards.
+        """
+        kind = get_method(method.name).statistics
+        if kind is None:
+            return self._merger.merge(locked_method(method), weights)
+        known = kind, weights if kind == OF_THE_MERGE else None
+        if known not in self._with_statistics:
+            folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="hub_magmax_")))
+            recipe = _with_statistics(self._recipe, method, weights, self._examples, folder)
+            self._with_statistics[known] = self._stack.enter_context(InMemoryMerger(recipe, lock(recipe)))
+        merger = self._with_statistics[known]
+        own = merger.plan.lock.weights if kind == OF_THE_MERGE else weights  # rounded as the lock has them
+        return merger.merge(locked_method(method), own)
+
+
+def _with_statistics(
+    recipe: Recipe, method: Method, weights: tuple[float, ...], examples: Mapping[str, Data], folder: Path
+) -> Recipe:
+    """Return the recipe with a method, a preference, and statistics that are made in a folder."""
+    values = recipe.to_dict()
+    tasks = [task | {"statistics": str(folder / task["name"])} for task in values["tasks"]]
+    return updated(
+        recipe,
+        {
+            "tasks": tasks,
+            "method": method.model_dump(exclude_defaults=True),
+            "preference": {"weights": dict(zip(recipe.task_names, weights, strict=True))},
+            "statistics": {
+                "data": {task: data.model_dump(exclude_none=True) for task, data in examples.items()}
+            },
+        },
+    )
 
 
 class RefilledModel:

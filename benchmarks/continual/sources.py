@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+#: Training examples of all tasks together that statistics are made of, the same number of each task.
+NUM_STATISTICS = 1000
+
+
 @dataclass(frozen=True)
 class Family:
     """Checkpoints learned one after the other, and the data to measure them with.
@@ -39,6 +43,9 @@ class Family:
         train: Training examples of each task, for the preference by transport.
         features: Features of examples under a checkpoint, for the same.
         num_train: Training examples of all tasks together that it looks at.
+        statistics: Training examples of each task that methods with data look at; without them, these methods
+            are left out.
+        num_statistics: How many there are of each task.
         recipe: Names the checkpoints, where they were not made here.
         identity: Tells these from all others, where they were not made here.
     """
@@ -56,6 +63,8 @@ class Family:
     train: Mapping[str, Dataset] = field(default_factory=dict, hash=False)
     features: Callable[[Path, Dataset], np.ndarray] | None = field(default=None, hash=False)
     num_train: int = 300
+    statistics: Mapping[str, Data] = field(default_factory=dict, hash=False)
+    num_statistics: int = 0
     recipe: Recipe | None = None
     identity: str = ""
 
@@ -79,6 +88,7 @@ def digits(
         for split in ("train", "test")
     }
     test, owners = joined(parts["test"])
+    each = min(NUM_STATISTICS // num_tasks, *map(len, parts["train"].values()))
     return Family(
         name,
         seed,
@@ -91,6 +101,11 @@ def digits(
         classes=made.classes,
         train=parts["train"],
         features=_classifier_features,
+        statistics={
+            task: Data(dataset=str((made.data / task).absolute()), split=f"train[:{each}]")
+            for task in made.tasks
+        },
+        num_statistics=each,
     )
 
 

@@ -120,7 +120,7 @@ def regrets(results: Results) -> dict[str, Any]:
 
 
 def _regret(results: Results, kind: str) -> dict[str, Any]:
-    tried = [key for key in keys(results) if key[1] in ("uniform", kind)]
+    tried = [key for key in keys(results) if key[1] in ("uniform", kind) and _is_compared(results, key[0])]
     # One row per seed, one column per candidate.
     fixed = np.array(
         [np.concatenate([_accuracies(result, key).mean(axis=0) for key in tried]) for result in results]
@@ -142,6 +142,11 @@ def _regret(results: Results, kind: str) -> dict[str, Any]:
         "best": {"method": method, "preference": preference, "scaling": scaling},
         "regret_to_best": float(fixed.mean(axis=0)[best]) - _mean(chosen),
     }
+
+
+def _is_compared(results: Results, method: str) -> bool:
+    """Say whether comparisons chose between a method and others."""
+    return all(method in result.get("compared", (method,)) for result in results)
 
 
 def estimates(results: Results) -> dict[str, float]:

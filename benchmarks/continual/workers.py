@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.continual.pages import store
+from benchmarks.continual.pages import store, stored
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
 from benchmarks.continual.sources import digits
@@ -19,7 +19,8 @@ def measure_digits(folder: Path, num_tasks: int, seed: int, at: str, results: Pa
     torch.set_num_threads(1)
     report = Progress()
     family = digits(folder, num_tasks, seed, report=report)
-    result = measure(family, Protocol(), folder / "scores", at=at, report=report)
+    before = stored("digits", family.name, results)
+    result = measure(family, Protocol(), folder / "scores", at=at, stored=before, report=report)
     store("digits", "--data digits", result, results)
     return family.name
 
