@@ -10,6 +10,7 @@ from benchmarks.cards import RECIPES, lay_out, recipe_names
 from hub_magmax.pipeline import run
 from hub_magmax.quickstart.demo import shipped_recipe
 from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.registry import METHODS
 
 ON_THE_HUB = ("hub-to-hub", "revisions")
 
@@ -45,6 +46,13 @@ def test_every_output_has_a_folder_of_its_own():
     assert len(set(outputs)) == len(outputs)
 
 
+def test_every_method_is_in_a_recipe_or_named_by_the_comment_of_one():
+    paths = [RECIPES / f"{name}.yaml" for name in recipe_names()]
+    used = {load_recipe(path).method.name for path in paths}
+    comments = "".join(re.match(r"(#.*\n)+", path.read_text())[0] for path in paths)
+    assert {*METHODS.built_in} <= used | {*re.findall("`([a-z_]+)`", comments)}
+
+
 def test_the_quickstart_writes_the_recipe_of_this_folder():
     assert shipped_recipe() == (RECIPES / "quickstart.yaml").read_text()
 
@@ -63,6 +71,16 @@ def test_local_recipe_runs(name, runs):
 @pytest.mark.slow
 def test_average_does_not_count_elements(runs):
     assert runs("average").report.shares == {}
+
+
+@pytest.mark.slow
+def test_a_block_that_writes_nothing_changes_no_answer(runs):
+    deeper, average = runs("layers"), runs("average")
+    answers = [
+        [score.value for score in done.scores.scores if score.model == "merged"] for done in (deeper, average)
+    ]
+    assert answers[0] == answers[1]
+    assert json.loads((deeper.output / "config.json").read_text())["num_hidden_layers"] == 4
 
 
 @pytest.mark.slow
