@@ -10,8 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from hub_magmax.analysis.choosing import choose
 from hub_magmax.analysis.study_journal import lock_journal
-from hub_magmax.analysis.tuning import choose, scorer_of
+from hub_magmax.analysis.tuning import scorer_of
 from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.source_cache import SourceCache
@@ -314,7 +315,10 @@ def lock(
         if earlier and kept_preference(recipe, earlier, found):
             preference = earlier.preference
         else:
-            asked, scorer = with_pinned_data(recipe, found.datasets), scorer_of(recipe, found, kept, progress)
+            asked, scorer = (
+                with_pinned_data(recipe, found.datasets),
+                scorer_of(recipe, found, kept, progress, report),
+            )
             preference = resolve_preference(asked, sources=sources, scorer=scorer)
         found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
         of_merge = locked_statistics(

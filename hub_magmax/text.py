@@ -141,6 +141,11 @@ def _window(text: str, start: int, most: int) -> str:
     return f"{'...' if start else ''}{cut}{'...' if start + most < len(text) else ''}"
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return "1 file", or "2 files": a number with its noun, whose plural ends with an s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(items: Sequence[str], most: int = 255) -> str:
     """Return "a, b and c", or "a, b and 7 more" where there are more than `most`; at least one item."""
     rest = len(items) - most

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.comparing import comparable, compare, winning_recipe
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
@@ -43,8 +44,8 @@ def compared(recipe):
 
 def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
     found = compared(parse_recipe(values(), folder=folder))
-    rows = {method.label: method for method in found.methods}
-    assert set(rows) == {*METHODS, "the recipe: average"} and found.winner == "average"
+    rows = {method.candidate.group: method for method in found.methods}
+    assert set(rows) == {*METHODS} and found.winner == "the recipe: average"
     # Weights for task `a` say cat: right on 6 of the 10, and on 5 of the 8 others.
     assert (rows["average"].tuned, rows["average"].reported.value) == (0.6, 0.625)
     assert (rows["last_task"].tuned, rows["last_task"].reported.value) == (0.1, 0.375)
@@ -56,10 +57,12 @@ def test_the_winner_is_chosen_on_one_sample_and_reported_on_the_other(folder):
 
 def test_everything_that_was_tried_is_reported(folder):
     found = compared(parse_recipe(values(), folder=folder))
-    # average and single_task under two preferences, last_task ignores them; two scalings each; the recipe.
-    assert len(found.tried) == 2 * (2 + 2 + 1) + 1
-    assert [trial["is_recipe"] for trial in json.loads(found.to_json())["tried"]] == [False] * 10 + [True]
-    assert "10 ways to merge and the recipe as it stands, chosen by 10 examples" in found.table()
+    # average and single_task under two preferences, last_task ignores them; two scalings each.
+    assert len(found.tried) == 2 * (2 + 2 + 1)
+    own = [trial["label"] for trial in json.loads(found.to_json())["tried"] if trial["is_recipe"]]
+    assert own == ["the recipe: average"]
+    told = "10 ways to merge, the recipe as it stands among them, chosen by 10 examples"
+    assert told in found.table()
     assert "accuracy sd" in found.table("csv").split("\n")[0].split(",")
 
 
@@ -97,7 +100,7 @@ def test_the_winner_is_a_recipe_that_runs(folder):
     before = {path.name for path in folder.iterdir()}
     result = CliRunner().invoke(main, ["compare", str(folder / "r.yaml")])
     assert result.exit_code == 0, result.output
-    assert "the winner is average" in result.output
+    assert "the winner is the recipe: average" in result.output
     written = {path.name for path in folder.iterdir()} - before
     results = {"r.comparison.json", "r.comparison.png", "r.comparison.svg", "r.winner.yaml"}
     assert written == results | {"r.compare.journal"}
@@ -183,12 +186,24 @@ def test_the_same_recipe_gives_the_same_report(folder):
 )
 def test_why_the_winner_is_not_the_first_row_is_said(folder, merits, expected):
     found = compared(parse_recipe(values(), folder=folder))
-    first = replace(found.methods[0], label="average")
+    candidate = Candidate({"name": "average", "scaling": 1.0}, "recipe", (1.0,))
+    first = replace(found.methods[0], label="average", candidate=candidate)
     other = replace(first, label="ties")
     tried = tuple(
-        {"label": n, "merit": m, "is_recipe": False} for n, m in zip(("average", "ties"), merits, strict=True)
+        {"group": n, "merit": m, "is_recipe": False} for n, m in zip(("average", "ties"), merits, strict=True)
     )
     rows = (other, first) if expected else (first, other)
     shown = replace(found, methods=rows, winner="average", tried=tried)
     assert shown.reason == () if not expected else shown.reason[0].startswith(expected)
     assert all(line in shown.table() for line in shown.reason)
+
+
+def test_the_recipe_has_one_row_where_it_is_the_best_of_its_method_and_else_two(folder):
+    best = compared(parse_recipe(values(scaling=[1.0], methods=["average"]), folder=folder))
+    assert [method.label for method in best.methods] == ["the recipe: average"]
+    # Of two scalings that do equally well, 1 is the method's own, and 0.5 is the recipe's.
+    spec = values(methods=["average"]) | {"method": {"name": "average", "scaling": 0.5}}
+    other = compared(parse_recipe(spec, folder=folder))
+    rows = {method.label: method.candidate.method["scaling"] for method in other.methods}
+    assert rows == {"average": 1.0, "the recipe: average": 0.5}
+    assert len(other.tried) == 4 and other.winner == "average"

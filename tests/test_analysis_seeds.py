@@ -62,7 +62,7 @@ def test_a_comparison_averages_what_draws_and_runs_the_rest_once(folder):
     compared = recipe.to_dict()["compare"]
     locked = lock(comparable(recipe))
     found = compare(updated(recipe, {"compare": compared | {"seeds": [1, 2, 5]}}), locked)
-    rows = {row.label: row for row in found.methods}
+    rows = {row.candidate.method["name"]: row for row in found.methods}
     assert set(rows["random_mix"].by_seed) == {1, 2, 5} and not rows["average"].by_seed
     assert rows["average"].deviation is None
     mean = statistics.mean(rows["random_mix"].by_seed.values())

@@ -130,7 +130,7 @@ def test_labels_are_needed_only_for_a_holdout(folder):
 
 
 def test_a_comparison_that_loses_on_the_holdout_gives_way(folder):
-    def scorer(examples, data):
+    def scorer(examples, data, num_tried):
         return lambda weights: [Outcome(float(weights["dark"] <= 0.5))] * len(examples)
 
     found = resolve_preference(comparison_recipe(folder, {"mmd": {"holdout": 0.2}}), scorer=scorer)

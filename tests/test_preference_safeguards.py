@@ -165,7 +165,8 @@ def test_outcomes_of_different_examples_are_refused():
 def held_out(folder, *, estimate_wins, **holdout):
     seen = []
 
-    def scorer(examples, data):
+    def scorer(examples, data, num_tried):
+        assert num_tried == 2
         seen.append((list(examples["label"]), data.dataset))
         wins = (lambda a: a > 0.5) if estimate_wins else (lambda a: a <= 0.5)
         return lambda weights: [Outcome(float(wins(weights["a"])))] * len(examples)

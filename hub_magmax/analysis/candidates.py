@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hub_magmax import methods
@@ -23,6 +23,7 @@ class Candidate:
         weights: One per task.
         seeds: Of the draws to average over, for a method that draws; empty for the lock's seed.
         is_recipe: It is the recipe as it stands.
+        is_listed: The comparison tries it anyway, and not only since it is the recipe.
         by_rules: The recipe's rules give tensors numbers of their own.
     """
 
@@ -32,6 +33,7 @@ class Candidate:
     seeds: tuple[int, ...] = ()
     is_recipe: bool = False
     by_rules: bool = True
+    is_listed: bool = True
 
     def same_as(self, other: Candidate) -> bool:
         """Say whether both give the same model."""
@@ -45,10 +47,18 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Return the method as a person would name it: without what most share."""
+        """Return the method as a person would name it, without what most share; the recipe says that too."""
+        return f"the recipe: {self._name}" if self.is_recipe else self._name
+
+    @property
+    def group(self) -> str:
+        """Return the label of what is tuned together: a method, or the recipe alone if it is not listed."""
+        return self._name if self.is_listed else self.label
+
+    @property
+    def _name(self) -> str:
         selection = self.method.get("selection")
-        name = f"{self.method['name']} {selection}" if selection else str(self.method["name"])
-        return f"the recipe: {name}" if self.is_recipe else name
+        return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
 
 
 def base_model(num_tasks: int) -> Candidate:
@@ -74,7 +84,7 @@ def draws(method: Mapping[str, Any]) -> bool:
 def candidates(
     compare: Compare, written: Method, preferences: Mapping[str, tuple[float, ...]]
 ) -> list[Candidate]:
-    """Return all that a comparison tries, once each; the recipe as it stands comes last.
+    """Return all that a comparison tries, once each; the recipe as it stands comes last, unless it is listed.
 
     Args:
         compare: Its methods and scaling coefficients; a method that names its scaling has that one only.
@@ -93,11 +103,18 @@ def candidates(
         for candidate in _variants(method, compare, preferences):
             if not any(candidate.same_as(earlier) for earlier in found):
                 found.append(candidate)
-    return found if written.is_auto else [*found, _as_written(written, compare, preferences)]
+    return found if written.is_auto else _with_own(found, _as_written(written, compare, preferences))
+
+
+def _with_own(found: Sequence[Candidate], own: Candidate) -> list[Candidate]:
+    """Return candidates with the recipe as it stands: one of them, or else one more."""
+    if any(own.same_as(other) for other in found):
+        return [replace(other, is_recipe=own.same_as(other)) for other in found]
+    return [*found, replace(own, is_listed=False)]
 
 
 def _as_written(written: Method, compare: Compare, preferences: Mapping[str, tuple[float, ...]]) -> Candidate:
-    """Return the recipe as it stands; one of the others may give the same model."""
+    """Return the recipe as it stands."""
     filled, (name, weights) = locked_method(written), next(iter(preferences.items()))
     return Candidate(filled, name, weights, (compare.seeds or ()) if draws(filled) else (), is_recipe=True)
 

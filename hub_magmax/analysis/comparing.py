@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.analysis.candidates import Candidate, base_model, candidates
-from hub_magmax.analysis.study_journal import say_resumed
-from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_label, scorer_of
-from hub_magmax.errors import EvaluationError, KeyPath, RecipeError
-from hub_magmax.evaluation.data import num_shared, with_pinned_data
+from hub_magmax.analysis.study_cost import announced, finals, ways
+from hub_magmax.analysis.tried_preferences import RECIPE, UNIFORM, known_weights, preferences_to_try
+from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_group, examples_of
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.data import num_shared
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
@@ -20,15 +21,14 @@ from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.scoring import counted
 from hub_magmax.evaluation.tables import Cell, Format, Measured, Shown, Table, Tabular
 from hub_magmax.files import named_after, write_text
-from hub_magmax.preference import resolve_preference
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.loading import updated
-from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
+from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import rules_under
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.recipe.values import AUTO, Data
-from hub_magmax.text import ProgressBar, Report, step, unseen
+from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 
 if TYPE_CHECKING:
     from hub_magmax.reporting.figures import Row
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 #: Files that a comparison writes.
 REPORT_NAME, PICTURE_NAME, WINNER_NAME = "comparison.json", "comparison.png", "winner.yaml"
 FILES = (REPORT_NAME, PICTURE_NAME, WINNER_NAME)
-
-#: Names of the recipe's own weights, and of equal ones.
-RECIPE, UNIFORM = "recipe", "uniform"
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,8 @@ class Comparison(Tabular):
         base_model: The base model on the reporting sample.
         methods: Each method at its best, the highest reported score first.
         winner: Label of the method that did best on the tuning sample.
-        tried: Label, scaling coefficient, preference and mean tuning score of everything tried, and whether
-            it is the recipe as it stands.
+        tried: Label, scaling coefficient, preference and mean tuning score of everything tried, with the
+            method that it was tuned with (`group`), and whether it is the recipe as it stands.
         unit: Of scores that are no shares.
     """
 
@@ -110,11 +107,10 @@ class Comparison(Tabular):
         rows = [self._row(method) for method in self.methods]
         base = ("base model", None, None, None, measured(self.base_model), None, None)
         head = ("method", "scaling", "preference", "tuned", self.metric, "to the winner", "p")
-        own = sum(trial["is_recipe"] for trial in self.tried)
-        ways = f"{len(self.tried) - own} ways to merge{' and the recipe as it stands' if own else ''}"
+        tried = ways(len(self.tried), has_recipe=any(trial["is_recipe"] for trial in self.tried))
         notes = (
-            f"{ways}, chosen by {self.num_tuning} examples, reported on "
-            f"{self.num_reporting} others with 95 % intervals; the winner is {self.winner}",
+            f"{tried}, chosen by {self.num_tuning} examples, reported on {self.num_reporting} others with "
+            f"95 % intervals; the winner is {self.winner}",
             *self.reason,
             *self.loss,
         )
@@ -146,23 +142,17 @@ class Comparison(Tabular):
         first = self.methods[0]
         if first.label == self.winner:
             return ()
-        margins = {
-            label: max(t["merit"] for t in self.tried if t["label"] == label) for label in self._labels
-        }
-        leader = max(margins, key=lambda label: margins[label])
+        won = next(method.candidate for method in self.methods if method.label == self.winner)
+        leader = max(self.tried, key=lambda trial: trial["merit"])["group"]
         how = (
             "did best on the examples that choose"
-            if leader == self.winner
+            if leader == won.group
             else f"is within one standard error of {leader} on the examples that choose, and stands before it"
         )
         return (
             f"{self.winner} {how}; {first.label} is above it on the others, which choose nothing, since "
             "choosing by them would flatter the winner",
         )
-
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(trial["label"] for trial in self.tried))
 
 
 def comparable(recipe: Recipe) -> Recipe:
@@ -209,26 +199,46 @@ def compare(
     spec = recipe.compare or Compare()
     assert recipe.tuning_data is not None and spec.report is not None, "checked by `comparable`"
     journal = Journal() if journal is None else journal
-    say_resumed(journal, None, report)
-    weights = _preferences(recipe, spec, lock, journal, progress)
+    weights = preferences_to_try(recipe, spec, lock, journal, report, progress)
     tried = candidates(spec, recipe.method, weights)
-    own = sum(candidate.is_recipe for candidate in tried)
-    report(f"trying {len(tried) - own} ways to merge{', and the recipe as it stands' if own else ''}")
-    with CandidateScorer(recipe, lock, journal, progress) as scorer:
+    with CandidateScorer(recipe, lock, journal, progress, report) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
         other = scorer.load(spec.report, "compare.report")
+        what = f"{announced(tried)}, each on {examples_of(batches)}"
+        last = f"then {finals(tried)} on {examples_of(other)}"
+        fewer = "compare.methods and compare.scaling"
+        scorer.cost.announce(*scorer.num_models(tried, "tune"), f"{what}; {last}", fewer)
         with opened(progress, len(tried), "comparing", "models") as advance:
             trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
-        winner, finalists = best(trials), best_by_label(trials)
+        winner, finalists = best(trials), _finalists(trials)
         shown = [trial.candidate for trial in finalists.values()]
-        doing = f"scoring the best of {len(finalists)} methods on other examples"
+        shown.append(base_model(len(lock.tasks)))
+        doing = f"scoring {number_of(len(shown), 'model')} on other examples"
         with step(doing, report), opened(progress, len(shown), doing, "models") as advance:
-            found = counted(scorer.run(shown, other, "report"), len(shown), 1, advance)
+            *found, base = counted(scorer.run(shown, other, "report"), len(shown), 1, advance)
             reported = dict(zip(finalists, found, strict=True))
-        nothing = base_model(len(lock.tasks))
-        (base,) = scorer.run([nothing], other, "report")
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+
+
+def planned_models(recipe: Recipe, lock: Lock) -> tuple[int, str]:
+    """Return how many models a comparison merges and scores to choose, and which they are in words.
+
+    An estimated preference counts as different from all others.
+
+    Raises:
+        EvaluationError, RecipeError: As `compare` refuses the recipe.
+    """
+    comparable(recipe)
+    spec = recipe.compare or Compare()
+    tried = candidates(spec, recipe.method, known_weights(recipe, spec, lock))
+    return sum(max(1, len(one.seeds)) for one in tried), f"{announced(tried)}, then {finals(tried)}"
+
+
+def _finalists(trials: Sequence[Trial]) -> dict[str, Trial]:
+    """Return each method's trial to prefer, and the recipe as it stands, by label; the latter may be one."""
+    found = (*best_by_group(trials).values(), *(trial for trial in trials if trial.candidate.is_recipe))
+    return {trial.candidate.label: trial for trial in found}
 
 
 def _check_apart(scorer: CandidateScorer, chosen_by: Data, reported: Data) -> None:
@@ -288,6 +298,7 @@ def _conclude(
         tuple(
             {
                 "label": trial.candidate.label,
+                "group": trial.candidate.group,
                 "scaling": trial.candidate.method["scaling"],
                 "preference": trial.candidate.preference,
                 "value": trial.value,
@@ -298,30 +309,6 @@ def _conclude(
         ),
         unit_of(evaluator),
     )
-
-
-def _preferences(
-    recipe: Recipe, spec: Compare, lock: Lock, journal: Journal, progress: ProgressBar
-) -> dict[str, tuple[float, ...]]:
-    """Return the weights to try by name, without what is the same twice."""
-    rules = (n for n, rule in enumerate(recipe.tensors) if rule.coefficients is not None)
-    keys: list[KeyPath] = [("tensors", position, "coefficients") for position in rules]
-    keys += [("preference", "coefficients")] if lock.preference.kind == COEFFICIENTS else []
-    if keys:
-        raise RecipeError(
-            "a comparison tries methods that need shares of the tasks",
-            key=keys[0],
-            hint="Use weights, or leave them out.",
-        )
-    found = {RECIPE: lock.weights, UNIFORM: (1 / len(lock.tasks),) * len(lock.tasks)}
-    for name, preference in spec.preferences.items():
-        asked = with_pinned_data(
-            updated(recipe, {"preference": preference.model_dump(exclude_none=True)}), lock.datasets
-        )
-        scorer = scorer_of(asked, lock, journal, progress)
-        resolved = resolve_preference(asked, sources=lock.sources, scorer=scorer).weights
-        found[name] = tuple(resolved[task] for task in lock.tasks)
-    return found
 
 
 def _to_winner(found: Difference) -> Shown:

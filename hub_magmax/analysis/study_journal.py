@@ -20,7 +20,7 @@ from hub_magmax.processes import refuse_several
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.registry import EVALUATORS, METHODS
-from hub_magmax.text import Report
+from hub_magmax.text import Report, number_of
 
 
 @contextmanager
@@ -64,15 +64,15 @@ def lock_journal(
         yield Journal()
         return
     with open_journal(path, _subject(recipe, lock), report) as journal:
-        say_resumed(journal, None, report)
+        say_resumed(journal, report)
         yield journal
 
 
-def say_resumed(journal: Journal, total: int | None, report: Report) -> None:
-    """Report how many models were measured earlier, if any was: of `total`, where that is known."""
+def say_resumed(journal: Journal, report: Report) -> None:
+    """Report how many models were measured earlier, if any was."""
     if len(journal):
-        known = f"{len(journal)}" if total is None else f"{min(len(journal), total)} of {total}"
-        report(f"{known} models were measured before")
+        verb = "was" if len(journal) == 1 else "were"
+        report(f"{number_of(len(journal), 'model')} {verb} measured before")
 
 
 def _subject(recipe: Recipe, lock: Lock) -> str:

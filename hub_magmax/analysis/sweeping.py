@@ -11,8 +11,7 @@ import numpy as np
 from hub_magmax import methods
 from hub_magmax.analysis import simplex
 from hub_magmax.analysis.candidates import Candidate, base_model, draws, one_task
-from hub_magmax.analysis.study_journal import say_resumed
-from hub_magmax.analysis.tuning import CandidateScorer, Trial
+from hub_magmax.analysis.tuning import CandidateScorer, Trial, examples_of
 from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.evaluators import unit_of
 from hub_magmax.evaluation.journal import Journal
@@ -33,7 +32,7 @@ from hub_magmax.reporting.tradeoff_surface import (
     Point,
     Surface,
 )
-from hub_magmax.text import ProgressBar, Report, unseen
+from hub_magmax.text import ProgressBar, Report, number_of, unseen
 
 #: Files that a sweep writes.
 FILES = (TABLE_NAME, FRONT_PICTURE_NAME, EXPLORER_NAME)
@@ -68,13 +67,16 @@ def sweep(
     journal = Journal() if journal is None else journal
     own_weights = _own_weights(recipe, lock, report)
     course = _walk(spec, len(lock.tasks), own_weights)
-    say_resumed(journal, 1 + len(recipe.evaluation.tasks if recipe.evaluation else ()) + course.most, report)
-    with CandidateScorer(recipe, lock, journal, progress) as scorer:
+    seeds = (spec.seeds or ()) if draws(lock.method) else ()
+    with CandidateScorer(recipe, lock, journal, progress, report) as scorer:
         _check_rules(scorer)
         bench = _Bench(recipe, lock, scorer)
+        num_models, what = _ahead(course, len(bench.batches), len(seeds))
+        examples = examples_of(*bench.batches.values())
+        known = min(len(journal), num_models)
+        scorer.cost.announce(num_models, known, f"{what}, on {examples}", "sweep.budget")
         base = bench.base_model()
         own = bench.own()
-        seeds = (spec.seeds or ()) if draws(lock.method) else ()
         points: list[Point] = []
         with opened(progress, course.most, "sweeping", "models") as advance:
             tried = course.weights([score.value for score in base], points)
@@ -96,6 +98,28 @@ def sweep(
         _wanted(recipe, lock),
         0 if own_weights else None,
     )
+
+
+def planned_models(recipe: Recipe, lock: Lock) -> tuple[int, str]:
+    """Return how many models a sweep merges and scores at most, and which they are in words.
+
+    Raises:
+        EvaluationError, RecipeError: As `sweep` refuses the recipe.
+    """
+    sweepable(recipe)
+    _check_method(lock)
+    spec, num_evaluated = recipe.sweep or Sweep(), len(recipe.evaluation.tasks if recipe.evaluation else ())
+    seeds = (spec.seeds or ()) if draws(lock.method) else ()
+    course = _walk(spec, len(lock.tasks), _own_weights(recipe, lock, lambda line: None))
+    return _ahead(course, num_evaluated, len(seeds))
+
+
+def _ahead(course: _Walk, num_evaluated: int, num_seeds: int) -> tuple[int, str]:
+    preferences = number_of(course.most, "preference")
+    each = f" with {num_seeds} seeds" if num_seeds > 1 else ""
+    own = number_of(num_evaluated, "checkpoint")
+    what = f"{preferences}{each}, the base model and {own} of the tasks"
+    return course.most * max(1, num_seeds) + 1 + num_evaluated, what
 
 
 def _written(weights: tuple[float, ...]) -> str:

@@ -11,7 +11,8 @@ from functools import cached_property
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.analysis.candidates import Candidate, candidates
+from hub_magmax.analysis.candidates import Candidate
+from hub_magmax.analysis.study_cost import StudyCost
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.evaluation.columns import check_columns, examples_for
 from hub_magmax.evaluation.data import check_local_data, fingerprint
@@ -23,14 +24,14 @@ from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
 from hub_magmax.evaluation.scoring import counted, size_of_batches
 from hub_magmax.files import digest
-from hub_magmax.preference.safeguards import check_sample_size, rounded
+from hub_magmax.preference.safeguards import NUM_CHECKED, check_sample_size
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.matching import comparison_digest, locked_method
+from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Evaluation, Recipe
 from hub_magmax.recipe.values import AUTO, Data
-from hub_magmax.text import ProgressBar, Report, step, unseen
+from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +96,7 @@ def best(trials: Sequence[Trial]) -> Trial:
     """
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
-        groups.setdefault((trial.candidate.label, trial.candidate.preference), []).append(trial)
+        groups.setdefault((trial.candidate.group, trial.candidate.preference), []).append(trial)
     tops = [max(group, key=lambda trial: trial.margin) for group in groups.values()]
     top = max(tops, key=lambda trial: trial.margin)
     chosen, group = next(
@@ -116,10 +117,16 @@ class CandidateScorer:
         journal: Keeps what was measured, and has what was measured earlier.
         progress: Called with each model's examples, what is done and the unit; opens what is called with the
             examples of each batch.
+        report: Called with a line before the first model, where it is announced, and after it.
     """
 
     def __init__(
-        self, recipe: Recipe, lock: Lock, journal: Journal | None = None, progress: ProgressBar = unseen
+        self,
+        recipe: Recipe,
+        lock: Lock,
+        journal: Journal | None = None,
+        progress: ProgressBar = unseen,
+        report: Report = lambda line: None,
     ) -> None:
         from hub_magmax.merging.in_memory import InMemoryMerger  # loads torch
 
@@ -134,6 +141,7 @@ class CandidateScorer:
             kinds = self.evaluator.model_class, self.evaluator.processor_class
             self._model = load_model(place, *kinds, spec.evaluator.name)
             self._stack = stack.pop_all()
+        self.cost = StudyCost(self._merger.plan, report)
 
     def __enter__(self) -> CandidateScorer:
         return self
@@ -199,6 +207,11 @@ class CandidateScorer:
                 LOG.debug("way %d of %d: %s", next(numbers), len(candidates), candidate.label)
                 yield self._tried(candidate, {sample: batches}, merged)[sample]
 
+    def num_models(self, candidates: Sequence[Candidate], sample: str) -> tuple[int, int]:
+        """Return how many models `run` merges and scores, and how many of them were measured before."""
+        keys = [self._key(one, seed, [sample]) for one in candidates for seed in one.seeds or (None,)]
+        return len(keys), sum(self._journal.get(key) is not None for key in keys)
+
     def score(self, candidate: Candidate, batches: Mapping[str, Sequence[Any]]) -> dict[str, Trial]:
         """Return what one candidate did on each of several data sets; it is merged once."""
         return self._tried(candidate, batches, {})
@@ -217,28 +230,33 @@ class CandidateScorer:
             for name in batches
         }
 
-    def _outcomes(
-        self, candidate: Candidate, seed: int | None, batches: Mapping[str, Sequence[Any]], merged: _Merged
-    ) -> dict[str, Outcomes]:
-        key = digest(
+    def _key(self, candidate: Candidate, seed: int | None, samples: Iterable[str]) -> str:
+        """Return the name of a model's outcomes on samples in the journal."""
+        return digest(
             [
                 dict(candidate.method),
                 list(candidate.weights),
                 seed,
-                list(batches),
+                list(samples),
                 *(["without rules"] if self._merger.plan.own_values and not candidate.by_rules else []),
             ]
         )
+
+    def _outcomes(
+        self, candidate: Candidate, seed: int | None, batches: Mapping[str, Sequence[Any]], merged: _Merged
+    ) -> dict[str, Outcomes]:
+        key = self._key(candidate, seed, batches)
         kept = self._journal.get(key)
         if kept is not None:
             return kept
-        with step(f"merging in memory by {candidate.label}"):
-            if seed not in merged:
-                how = candidate.method, candidate.weights, seed
-                merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
-            weights = merged[seed].weights(float(candidate.method["scaling"]))
-            model = self._model.with_weights(weights)
-        measured = self._measured(model, batches, f"scoring {candidate.label}")
+        with self.cost.timed():
+            with step(f"merging in memory by {candidate.label}"):
+                if seed not in merged:
+                    how = candidate.method, candidate.weights, seed
+                    merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
+                weights = merged[seed].weights(float(candidate.method["scaling"]))
+                model = self._model.with_weights(weights)
+            measured = self._measured(model, batches, f"scoring {candidate.label}")
         self._journal.add(key, measured)
         return measured
 
@@ -272,6 +290,13 @@ class Batches(list[Any]):
         return counted(self, self.num_examples, self._step_size, advance)
 
 
+def examples_of(*samples: Sequence[Any]) -> str:
+    """Return in words how many examples there are in the batches of samples, if that is known."""
+    counts = [one.num_examples for one in samples if isinstance(one, Batches)]
+    known = len(counts) == len(samples)
+    return number_of(sum(counts), "example") if known else "the examples of the evaluator"
+
+
 def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
     """Return the mean outcome of each example; the outcomes themselves where there is one draw."""
     if len(draws) == 1:
@@ -293,7 +318,11 @@ def mean_outcomes(draws: Sequence[Outcomes]) -> Outcomes:
 
 
 def scorer_of(
-    recipe: Recipe, lock: Lock, journal: Journal | None = None, progress: ProgressBar = unseen
+    recipe: Recipe,
+    lock: Lock,
+    journal: Journal | None = None,
+    progress: ProgressBar = unseen,
+    report: Report = lambda line: None,
 ) -> Scorer:
     """Return a function of examples: it returns a scorer of weights, which merges with them in memory.
 
@@ -303,10 +332,17 @@ def scorer_of(
     scalings = (recipe.compare or Compare()).tried_scaling if written.scaling == AUTO else (written.scaling,)
     tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
-    def on_examples(examples: Dataset, data: Data) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-        scorer = CandidateScorer(recipe, lock, journal, progress)
+    def on_examples(
+        examples: Dataset, data: Data, num_tried: int
+    ) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
+        scorer = CandidateScorer(recipe, lock, journal, progress, report)
         check_columns(examples, scorer.evaluator, data, recipe)
         batches = scorer.encode(examples, data, "preference")
+        what = f"at most {number_of(num_tried, 'preference')}"
+        what += f" with {number_of(len(tried), 'scaling coefficient')}" if len(tried) > 1 else ""
+        is_search = recipe.preference is not None and recipe.preference.search is not None
+        fewer = "preference.search.budget" if is_search and num_tried > NUM_CHECKED else ""
+        scorer.cost.announce(num_tried * len(tried), None, f"{what}, each on {examples_of(batches)}", fewer)
         seen = [fingerprint(examples, examples.column_names), data.model_dump(mode="json")]
         sample = f"preference {digest(seen)}"
 
@@ -320,63 +356,7 @@ def scorer_of(
     return on_examples
 
 
-def choose(
-    recipe: Recipe,
-    lock: Lock,
-    report: Report = lambda line: None,
-    progress: ProgressBar = unseen,
-    journal: Journal | None = None,
-) -> Choice:
-    """Return the best of what the recipe's comparison tries, under the lock's preference."""
-    data = recipe.tuning_data
-    assert data is not None, "checked with the recipe"
-    tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
-    report(f"trying {len(tried)} ways to merge")
-    with CandidateScorer(recipe, lock, journal, progress) as scorer:
-        batches = scorer.load(data, "compare.tune")
-        with opened(progress, len(tried), "choosing the method", "models") as advance:
-            trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
-    winner = best(trials)
-    report(_told(winner, trials, scorer.evaluator.metric))
-    seen = {
-        "examples": len(winner.outcomes),
-        "tried": len(trials),
-        "best": {
-            label: rounded(
-                {"scaling": trial.candidate.method["scaling"], scorer.evaluator.metric: trial.value}
-            )
-            for label, trial in best_by_label(trials).items()
-        },
-        "spec_digest": comparison_digest(recipe),
-    }
-    return Choice(winner.candidate.method, seen)
-
-
-def _told(winner: Trial, trials: Sequence[Trial], metric: str) -> str:
-    """Say in words what was chosen, and why."""
-    top = max(trials, key=lambda trial: trial.margin)
-    chosen = f"{winner.candidate.label}, scaling {winner.candidate.method['scaling']:g}"
-    text = f"auto chose {chosen}, {metric} {winner.value:.4g} on {len(winner.outcomes)} examples: "
-    if winner is top:
-        return f"{text}the best of {len(trials)} ways"
-    other = f"{top.candidate.label}, scaling {top.candidate.method['scaling']:g} ({top.value:.4g})"
-    return f"{text}the best of {len(trials)} ways, {other}, is not better by more than its error"
-
-
-def best_by_label(trials: Sequence[Trial]) -> dict[str, Trial]:
+def best_by_group(trials: Sequence[Trial]) -> dict[str, Trial]:
     """Return each method's trial to prefer, in the order in which methods were tried."""
-    labels = dict.fromkeys(trial.candidate.label for trial in trials)
-    return {label: best([t for t in trials if t.candidate.label == label]) for label in labels}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Method that a comparison chose for a recipe that says `auto`.
-
-    Attributes:
-        method: `name`, `scaling` and every option.
-        seen: The candidates compared, as plain values.
-    """
-
-    method: Mapping[str, Any]
-    seen: Mapping[str, Any]
+    groups = dict.fromkeys(trial.candidate.group for trial in trials)
+    return {group: best([t for t in trials if t.candidate.group == group]) for group in groups}

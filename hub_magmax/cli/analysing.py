@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> Answer:
     """Try methods, scalings and preferences; write the best recipe.
 
-    Merges in memory. RECIPE names the examples to choose by and to report on under `compare`.
+    Merges in memory. RECIPE names the examples to choose by and to report on under `compare`. By default all
+    built-in methods are tried, with nine scalings, under the recipe's preference and a uniform one: 100 to
+    300 models. Lists in compare.methods and compare.scaling try fewer; `plan` says how many.
 
     \b
-    Example:
+    Examples:
       hub-magmax compare recipe.yaml
+      hub-magmax compare recipe.yaml --set compare.scaling=[0.3,0.5,1]
     """
     from hub_magmax.analysis.comparing import FILES, comparable, write_comparison
     from hub_magmax.analysis.comparing import compare as do_compare
@@ -59,11 +62,13 @@ def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) ->
 def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> Answer:
     """Merge RECIPE for many preferences, and show the trade-offs.
 
-    Merges in memory, and scores by the examples of `evaluation`.
+    Merges in memory, and scores by the examples of `evaluation`. By default 60 preferences are tried, and the
+    recipe's own; sweep.budget is their number, and `plan` says how many models that makes.
 
     \b
-    Example:
+    Examples:
       hub-magmax sweep recipe.yaml
+      hub-magmax sweep recipe.yaml --set sweep.budget=20
     """
     from hub_magmax.analysis.sweeping import FILES, sweepable, write_sweep
     from hub_magmax.analysis.sweeping import sweep as do_sweep

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hub_magmax.evaluation.scores import Scores
     from hub_magmax.merging.output.report import MergeReport
     from hub_magmax.pipeline import Run
+    from hub_magmax.planning.plan import Plan
     from hub_magmax.processes import Processes
     from hub_magmax.publishing.commits import Destination
     from hub_magmax.recipe.lockfile import Lock
@@ -98,7 +100,6 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     from hub_magmax.pipeline import destination_of, lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
-    from hub_magmax.planning.summary import describe, explain
     from hub_magmax.publishing.preflight import licence_warning, look_at
 
     found, locked = read_asked(asked)
@@ -106,12 +107,25 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     locked = locked or lock(found, report=say, progress=progress, cache=cache, journal=journal)
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     refused = faults_left(planned.findings, planned.in_spite_of)
-    values, text = describe(planned), explain(planned)
+    values, text = _described(planned)
     if (destination := destination_of(found)) is not None:
         there, warning = look_at(destination), licence_warning(planned)
         values["publishing"] = {"to": there, "warning": warning or None}
         text += f"\n{'publishes':<12} {there}" + (f"\n{'warning':<12} {warning}" if warning else "")
     return Answer(values, text, exit_code=ERROR if refused else 0)
+
+
+def _described(planned: Plan) -> tuple[dict[str, Any], str]:
+    """Return a plan with the studies of its recipe, for programs and for people."""
+    from hub_magmax.planning.summary import describe, explain
+
+    values, text = describe(planned), explain(planned)
+    if planned.recipe.compare is not None or planned.recipe.sweep is not None:
+        from hub_magmax.analysis.planned_studies import planned_studies, study_rows
+
+        values["studies"] = {key: asdict(found) for key, found in planned_studies(planned).items()}
+        text = "\n".join([text, *(f"{label:<12} {told}" for label, told in study_rows(planned))])
+    return values, text
 
 
 @verb
@@ -276,14 +290,14 @@ def _dry_run(
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
-    from hub_magmax.planning.summary import describe, explain
     from hub_magmax.publishing.preflight import rehearse
 
     cache = SourceCache()
     locked = locked or lock(recipe, report=say, progress=progress, cache=cache)
     planned = make_plan(recipe, locked, cache=cache, in_spite_of=in_spite_of)
     findings = rehearse(planned, destination)
-    values = describe(planned) | {
+    values, text = _described(planned)
+    values |= {
         "checks": [
             {"subject": f.subject, "found": f.found, "error": str(f.error) if f.error else None}
             for f in findings
@@ -291,5 +305,5 @@ def _dry_run(
     }
     num_failed = sum(finding.error is not None for finding in findings)
     verdict = f"{num_failed} of {len(findings)} checks failed" if num_failed else "all checks passed"
-    text = "\n".join([explain(planned), *map(str, findings), verdict])
+    text = "\n".join([text, *map(str, findings), verdict])
     return Answer(values, text, exit_code=ERROR if num_failed else 0)

@@ -18,7 +18,7 @@ from typing import IO, Any
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.files import from_here
-from hub_magmax.text import Report
+from hub_magmax.text import Report, number_of
 
 Outcomes = tuple[Outcome, ...]
 
@@ -85,9 +85,8 @@ def open_journal(path: Path, subject: str, report: Report = lambda line: None) -
             yield journal
         except BaseException:
             if len(journal):
-                report(
-                    f"{len(journal)} results are kept in {from_here(path)}: the same command goes on there"
-                )
+                kept = f"{number_of(len(journal), 'result')} {'is' if len(journal) == 1 else 'are'} kept"
+                report(f"{kept} in {from_here(path)}: the same command goes on there")
             raise
         finally:
             if not len(journal):

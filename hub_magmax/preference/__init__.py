@@ -28,8 +28,8 @@ def resolve_preference(
     Args:
         recipe: What to resolve.
         sources: The pinned checkpoints by name; without them, revisions are what the recipe says.
-        scorer: Called with the held-out examples and their `Data`, returns a function that merges
-            with given weights and returns one outcome per held-out example.
+        scorer: Called with the held-out examples, their `Data` and the most weights that are tried, returns a
+            function that merges with given weights and returns one outcome per held-out example.
 
     Raises:
         RecipeError: If the weights cannot be formed.

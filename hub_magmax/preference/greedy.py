@@ -17,7 +17,9 @@ def resolve_greedy(recipe: Recipe, *, scorer: Scorer | None) -> ResolvedPreferen
     Raises:
         EvaluationError: If the data cannot be used, or there is no `scorer`.
     """
-    return resolve_by_merging(recipe, lambda values_of: choose(values_of, recipe.task_names), {}, scorer)
+    tasks = recipe.task_names
+    num_tried = 2 * len(tasks) - 1
+    return resolve_by_merging(recipe, lambda values_of: choose(values_of, tasks), {}, num_tried, scorer)
 
 
 def choose(values_of: ValuesOf, tasks: tuple[str, ...]) -> Choice:

@@ -28,6 +28,9 @@ MIN_TARGET_EXAMPLES = 5
 
 NUM_RESAMPLES = 200
 
+#: Models that a held-out check merges and scores: with the estimate, and with the prior.
+NUM_CHECKED = 2
+
 #: Returns one outcome per example for the model merged with these weights by task.
 ScoreOf = Callable[[Mapping[str, float]], Sequence[Outcome]]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.evaluation.data import load_examples
 from hub_magmax.evaluation.data_keys import about_data
-from hub_magmax.preference.safeguards import ScoreOf, check_sample_size, draw
+from hub_magmax.preference.safeguards import NUM_CHECKED, ScoreOf, check_sample_size, draw
 from hub_magmax.recipe.preferences import Estimate
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
@@ -16,8 +16,8 @@ from hub_magmax.recipe.values import Data
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Given the held-out examples and how they were named, returns what merges and scores on them.
-Scorer = Callable[["Dataset", Data], ScoreOf]
+#: Given examples, how they were named and how many weights are tried at most, returns what merges and scores.
+Scorer = Callable[["Dataset", Data, int], ScoreOf]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Target:
 
     def score(self, scorer: Scorer | None, data: Data) -> ScoreOf | None:
         """Return what scores weights on the held-out part, where there is one and a way to do it."""
-        return scorer(self.holdout, data) if scorer and self.holdout is not None else None
+        return scorer(self.holdout, data, NUM_CHECKED) if scorer and self.holdout is not None else None
 
 
 def split_target(

@@ -116,11 +116,15 @@ def resolve_search(recipe: Recipe, *, scorer: Scorer | None) -> ResolvedPreferen
         best = int(np.argmax([attempt.mean for attempt in tried]))
         return Choice(tried, best, rounded({"uniform": tried[0].mean, "best": tried[best].mean}))
 
-    return resolve_by_merging(recipe, look, {"budget": budget}, scorer)
+    return resolve_by_merging(recipe, look, {"budget": budget}, budget, scorer)
 
 
 def resolve_by_merging(
-    recipe: Recipe, look: Callable[[ValuesOf], Choice], asked: Mapping[str, Any], scorer: Scorer | None
+    recipe: Recipe,
+    look: Callable[[ValuesOf], Choice],
+    asked: Mapping[str, Any],
+    num_tried: int,
+    scorer: Scorer | None,
 ) -> ResolvedPreference:
     """Return weights that are chosen by merging with several and scoring each on the target sample.
 
@@ -130,6 +134,7 @@ def resolve_by_merging(
         recipe: Its preference is searched.
         look: Tries weights and chooses.
         asked: Options that decide what is tried, for the digest.
+        num_tried: How many weights are tried at most.
         scorer: Merges and scores.
 
     Raises:
@@ -145,7 +150,7 @@ def resolve_by_merging(
             hint="Use hub_magmax.lock or the command line.",
         )
     target = split_target(spec, recipe, where, labelled=True)
-    score = scorer(target.estimation, spec.target)
+    score = scorer(target.estimation, spec.target, num_tried)
 
     def values_of(weights: Weights) -> Values:
         return normalised_margins(score(dict(zip(tasks, weights.tolist(), strict=True))))
