@@ -147,7 +147,7 @@ def run(
 def _announce(planned: Plan, destination: Destination | None, head: Head | None, report: Report) -> None:
     """Say what scoring will download and what a push replaces, before anything starts."""
     if destination is not None and head is not None:
-        report(told_of(head, destination))
+        report(told_of(head, destination, planned.lock))
         if warning := licence_warning(planned):
             LOG.warning("%s", warning)
     needs = evaluation_needs(planned.recipe, planned.lock, planned.bytes_out)
@@ -281,8 +281,7 @@ def lock(
         CheckpointError: If a checkpoint is malformed.
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
-    recipe, cache = as_recipe(recipe), cache or SourceCache()
-    earlier = as_lock(earlier)
+    recipe, cache, earlier = as_recipe(recipe), cache or SourceCache(), as_lock(earlier)
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
     with step(f"pinning the base model and {len(recipe.tasks)} tasks"):
         sources = pinned_sources(recipe, make, kept_sources(earlier) if earlier else {})
@@ -315,10 +314,8 @@ def lock(
         if earlier and kept_preference(recipe, earlier, found):
             preference = earlier.preference
         else:
-            asked, scorer = (
-                with_pinned_data(recipe, found.datasets),
-                scorer_of(recipe, found, kept, progress, report),
-            )
+            asked = with_pinned_data(recipe, found.datasets)
+            scorer = scorer_of(recipe, found, kept, progress, report)
             preference = resolve_preference(asked, sources=sources, scorer=scorer)
         found = replace(found, preference=replace(preference, spec_digest=preference_digest(recipe)))
         of_merge = locked_statistics(

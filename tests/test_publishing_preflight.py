@@ -219,17 +219,61 @@ def test_plan_and_run_say_what_a_push_replaces_and_the_title_says_it_too(family,
     path = write_recipe(family, output={"path": "merged", "push_to_hub": repo})
     licensed(family, base="mit", a="mit", b="mit", c="mit")
     first = f"{repo} is not there, and will be created (public)"
-    later = f"{repo} holds a model: the push replaces its weights and files of the same names; others stay"
+    later = (
+        f"{repo} holds a model: the push replaces its weights and files of the same names; others stay; it "
+        "was merged otherwise (seed 0, and now 1): to keep it, name another repository with "
+        "--set output.push_to_hub=ORG/MODEL"
+    )
     assert f"publishes    {first}\n" in call("plan", path)[1]
     assert f"{repo} holds no model yet\n" in call("run", path)[2]
     assert hub.commits(repo)[0].title == "Add merged model"
     write_recipe(family, output={"path": "other", "push_to_hub": repo}, seed=1)
     assert json.loads(call("plan", path, "--json")[1])["publishing"] == {"to": later, "warning": None}
-    assert f"{later}; it is at" in call("run", path, "--dry-run")[1]
+    assert f"{later}; the branch is at" in call("run", path, "--dry-run")[1]
     assert f"{later}\n" in call("run", path)[2]
     assert hub.commits(repo)[0].title == "Update merged model"
     call("run", path, "--output", family / "third", "--set", "seed=2", "--commit-message", "Third")
     assert hub.commits(repo)[0].title == "Third"
+
+
+def test_a_push_over_a_model_that_was_merged_otherwise_says_by_what_and_how_to_keep_it(family, hub, repo):
+    path = write_recipe(
+        family, output={"path": "merged", "push_to_hub": repo}, preference={"weights": {"a": 1}}
+    )
+    licensed(family, base="mit", a="mit", b="mit", c="mit")
+    assert call("run", path)[0] == 0
+    assert "merged otherwise" not in call("run", path)[2]
+    other = ("--output", str(family / "variant"), "--preference", "b=1")
+    keep = "to keep it, name another repository with"
+    told = f"it was merged otherwise (preference a 1, b 0, c 0, and now a 0, b 1, c 0): {keep}"
+    assert f"{told} --set output.push_to_hub=ORG/MODEL\n" in call("plan", path, *other)[1]
+    assert (
+        f"{told} --set output.push_to_hub=ORG/MODEL; the branch is at"
+        in call("run", path, *other, "--dry-run")[1]
+    )
+    kept = call("run", path, *other, "--set", f"output.push_to_hub={repo}-variant")
+    assert f"{repo}-variant holds no model yet\n" in kept[2]
+    code, _, err = call("push", family / "variant", repo)
+    assert code == 0 and f"{told} another REPO_ID\n" in err
+    hub.add_repo(
+        f"{repo}-foreign", files={"model.safetensors": (family / "a" / "model.safetensors").read_bytes()}
+    )
+    assert (
+        "others stay; it was not merged by hub_magmax: to keep it"
+        in call("push", family / "variant", f"{repo}-foreign")[2]
+    )
+
+
+def test_other_checkpoints_methods_and_seeds_are_told_where_they_matter(family, hub, repo):
+    drawn = {"name": "dare", "density": 0.5}
+    path = write_recipe(family, output={"path": "merged", "push_to_hub": repo}, method=drawn)
+    assert call("run", path)[0] == 0
+    changed = ("--set", "seed=3", "--set", f"base_model={family / 'a'}")
+    assert "otherwise (other checkpoints; seed 0, and now 3): " in call("plan", path, *changed)[1]
+    assert (
+        "otherwise (other options of the method): " in call("plan", path, "--set", "method.density=0.25")[1]
+    )
+    assert "otherwise (method dare, scaling " in call("plan", path, "--set", "method=magmax")[1]
 
 
 def test_plan_does_not_wait_for_a_hub_that_cannot_be_asked(family, hub, repo, monkeypatch):

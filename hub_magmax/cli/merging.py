@@ -109,7 +109,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     refused = faults_left(planned.findings, planned.in_spite_of)
     values, text = _described(planned)
     if (destination := destination_of(found)) is not None:
-        there, warning = look_at(destination), licence_warning(planned)
+        there, warning = look_at(destination, locked), licence_warning(planned)
         values["publishing"] = {"to": there, "warning": warning or None}
         text += f"\n{'publishes':<12} {there}" + (f"\n{'warning':<12} {warning}" if warning else "")
     return Answer(values, text, exit_code=ERROR if refused else 0)
@@ -165,10 +165,10 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
     """Return what a merge did, in words; of one that was finished earlier, what is there."""
     from hub_magmax.files import from_here
-    from hub_magmax.text import format_bytes
+    from hub_magmax.text import format_bytes, number_of
 
     keep, output = recipe.output_path.is_dir(), from_here(recipe.output_path)
-    size = f"{format_bytes(report.bytes_out)} in {len(report.shards)} file(s)"
+    size = f"{format_bytes(report.bytes_out)} in {number_of(len(report.shards), 'file')}"
     if is_old:
         lines = [size, f"already there: {output}" if keep else "published already"]
     else:
@@ -182,7 +182,8 @@ def _summary(recipe: Recipe, report: MergeReport, *, is_old: bool) -> str:
     if report.lost:
         told = f"{report.relative_loss:.2%} of the merged task vectors" if report.relative_loss else "nothing"
         lines.append(
-            f"lost       {told}, by the rank of {len(report.lost):,} layers (relative Frobenius norm)"
+            f"lost       {told}, by the rank of {number_of(len(report.lost), 'layer')} (relative Frobenius "
+            "norm)"
         )
     if report.opened:
         lines.append("opened     " + ": ".join(filter(None, report.opened.values())))

@@ -152,7 +152,11 @@ def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
     for option in (
         from_cache_option,
-        click.option("--output", type=FilePath("dir"), help="Folder to create, instead of the recipe's."),
+        click.option(
+            "--output",
+            type=FilePath("dir"),
+            help="Folder to create, instead of the recipe's; a push goes where the recipe says.",
+        ),
         preference_option,
         set_option,
         click.option(

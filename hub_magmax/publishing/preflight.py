@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
+from hub_magmax.errors import HubMagmaxError, OutputError, PublishError, SourceError
 from hub_magmax.evaluation.data import with_kept_data
 from hub_magmax.evaluation.needs import check_download_room, check_fits, evaluation_needs
 from hub_magmax.evaluation.scoring import load_evaluation_data
@@ -20,10 +20,12 @@ from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import SMALL_BYTES, Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
+from hub_magmax.publishing.replacing import replaced_model
 from hub_magmax.publishing.scored_push import is_streamed
+from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.reporting.card import render_card
 from hub_magmax.reporting.licence import is_stated
-from hub_magmax.text import format_bytes, listed, step
+from hub_magmax.text import format_bytes, listed, number_of, step
 
 #: The Hub's own limits.
 MAX_FILE_BYTES = 200 * 10**9
@@ -75,12 +77,21 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     return head
 
 
-def told_of(head: Head | None, destination: Destination) -> str:
+#: How a recipe names another repository.
+_ELSEWHERE = "--set output.push_to_hub=ORG/MODEL"
+
+
+def told_of(head: Head | None, destination: Destination, lock: Lock, elsewhere: str = _ELSEWHERE) -> str:
     """Return in a line whether a repository exists, and what a push replaces there.
 
     Args:
         head: The branch as it is now; None where there is no repository.
         destination: Where to.
+        lock: Of the model that is pushed.
+        elsewhere: How to name another repository, in words.
+
+    Raises:
+        SourceError: If the Hub does not answer.
     """
     if head is None:
         kind = "private" if destination.private else "public"
@@ -88,17 +99,18 @@ def told_of(head: Head | None, destination: Destination) -> str:
     if not head.holds_model:
         return f"{destination.name} holds no model yet"
     how = "a pull request replaces" if destination.create_pr else "the push replaces"
-    return f"{destination.name} holds a model: {how} its weights and files of the same names; others stay"
+    told = f"{destination.name} holds a model: {how} its weights and files of the same names; others stay"
+    return "; ".join(filter(None, [told, replaced_model(head, destination, lock, elsewhere)]))
 
 
-def look_at(destination: Destination) -> str:
-    """Return the same after one request that is not repeated, or why that is not known."""
+def look_at(destination: Destination, lock: Lock) -> str:
+    """Return the same, or why that is not known; whether there is a repository is asked once."""
     api = hub_api()
     try:
         with publish_errors(destination.name):
             exists = api.repo_exists(destination.repo_id)
-            return told_of(find_head(destination) if exists else None, destination)
-    except PublishError as error:
+            return told_of(find_head(destination) if exists else None, destination, lock)
+    except (PublishError, SourceError) as error:
         return f"{destination.name}, which was not looked at: {error.what}"
 
 
@@ -131,7 +143,7 @@ def _rehearsed(plan: Plan, destination: Destination | None) -> Iterator[CheckRes
         yield CheckResult("publishing", "not asked for: the recipe has no output.push_to_hub")
     else:
         yield _look("limits", lambda: check_limits(plan))
-        yield _look("repository", lambda: _right_to_write(destination))
+        yield _look("repository", lambda: _right_to_write(destination, plan.lock))
         yield _look("card", lambda: check_card(plan, destination))
         if warning := licence_warning(plan):
             yield CheckResult("licence", f"warning: {warning}")
@@ -233,10 +245,10 @@ def check_limits(plan: Plan) -> str:
             expected=f"fewer than {MAX_FILES:,} on the Hub",
             hint="Raise output.shard_size.",
         )
-    return f"{len(plan.shards)} file(s), the largest of {format_bytes(largest.data_bytes)}"
+    return f"{number_of(len(plan.shards), 'file')}, the largest of {format_bytes(largest.data_bytes)}"
 
 
-def _right_to_write(destination: Destination) -> str:
+def _right_to_write(destination: Destination, lock: Lock) -> str:
     """Return the state of the branch; raise PublishError unless this token could commit to it."""
     api, repo_id = hub_api(), destination.repo_id
     with publish_errors(destination.name):
@@ -246,7 +258,7 @@ def _right_to_write(destination: Destination) -> str:
             retry(lambda: api.auth_check(repo_id, write=True))
     head = find_head(destination)
     how = "a pull request can be opened" if destination.create_pr else "this token may write to it"
-    return f"{told_of(head, destination)}; it is at {head.commit[:7]}, and {how}"
+    return f"{told_of(head, destination, lock)}; the branch is at {head.commit[:7]}, and {how}"
 
 
 def _right_to_create(destination: Destination) -> str:
