@@ -238,14 +238,21 @@ def _cut_alike(found: Sequence[str], names: Sequence[str]) -> list[list[int]]:
     return [alike for alike in places.values() if len({names[number] for number in alike}) > 1]
 
 
-def format_bytes(count: int) -> str:
-    """Return `count` in the unit people read: 1.5 GB is 1.5·10⁹ bytes."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+#: Units of sizes, each a thousand times the one before.
+_BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def format_bytes(count: int, unit: str = "") -> str:
+    """Return `count` in a unit of sizes, by default the one people read: 1.5 GB is 1.5·10⁹ bytes."""
+    unit = unit or unit_of_bytes(count)
+    size = count / 1000 ** _BYTE_UNITS.index(unit)
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def unit_of_bytes(count: int) -> str:
+    """Return the unit in which people read a size: the largest of which there is one at least."""
+    fitting = (unit for power, unit in enumerate(_BYTE_UNITS, 1) if count < 1000**power)
+    return next(fitting, _BYTE_UNITS[-1])
 
 
 def weight_in_words(weight: float, digits: int = 4) -> str:

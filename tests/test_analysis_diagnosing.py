@@ -405,7 +405,7 @@ def test_notes_of_one_kind_are_bounded_and_the_worst_come_first():
     worst = found.whole.lacking_shares.argmax()
     assert short[0].task == f"t{worst}" and len(short) == 6
     count = (found.whole.lacking_shares > THRESHOLDS["short"][0]).sum()
-    assert short[-1].text.startswith(f"{count - 5} more tasks lack much of their quota")
+    assert short[-1].text.startswith(f"{count - 5} more tasks short of the quota, by up to")
 
 
 def test_of_many_copies_each_is_named_once():

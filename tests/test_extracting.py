@@ -140,7 +140,7 @@ def test_full_rank_loses_nothing(tmp_path):
 def test_what_is_no_matrix_of_a_layer_is_refused_with_the_rules_that_leave_it(tmp_path):
     write_checkpoints(tmp_path, "a")
     recipe = recipe_of(tmp_path, "a", output={"rank": RANK})
-    with pytest.raises(RecipeError, match=r"2 tensors are no matrix .* such as 'final.bias'"):
+    with pytest.raises(RecipeError, match=r"no matrix .*: 2 tensors, such as 'final.bias'"):
         plan(recipe)
     assert proposed_rules(recipe) == RULES[::-1]
 

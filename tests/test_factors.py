@@ -299,7 +299,7 @@ def test_rank_by_hand(tmp_path):
     assert (part["norm"], part["lost"]) == pytest.approx((5.0, 3.0))
     assert read_report(folder / "merge_report.json").relative_loss == pytest.approx(0.6)
     text = explain(plan(recipe_of(tmp_path, "ab", output={"rank": 1})))
-    assert "to be seen in 1 layers, whose rank is bounded" in text
+    assert "to be seen in 1 layer, whose rank is bounded" in text
 
 
 def test_rank_that_holds_all_changes_no_byte(tmp_path):

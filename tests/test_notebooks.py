@@ -100,7 +100,7 @@ def test_plans_locks_and_reports_are_named_in_a_line(family):
     report = hm.merge(made, family / "out")
     assert (
         repr(made)
-        == "<Plan: 6 tensors in 1 file(s), 11.0 kB read, 2.7 kB written; hub_magmax.explain tells all>"
+        == "<Plan: 6 tensors in 1 file, 11.0 kB read, 2.7 kB written; hub_magmax.explain tells all>"
     )
     assert (
         repr(made.lock) == f"<Lock: tunable_magmax of ./base, ./a, ./b and 1 more, {made.lock.digest[:19]}>"

@@ -20,7 +20,8 @@ import pytest
 from hub_magmax import pipeline
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.cli import display
-from hub_magmax.cli.display import LOG, Display, LogOptions, Work
+from hub_magmax.cli.display import LOG, Display, LogOptions
+from hub_magmax.cli.work import Work
 from hub_magmax.errors import OutputError, RegressedError
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.merging.execution import told
@@ -254,6 +255,25 @@ def test_rate_of_slow_steps_is_that_of_the_last_few_and_falls_in_a_stall():
     assert str(fast) == "comparing: 60%, 60 of 100 models, 20 models/s, 2 s left"
 
 
+def test_a_rate_keeps_its_unit_and_is_the_mean_of_all_at_the_end():
+    work = Work("merging", 10**10)
+    for second, count in enumerate([10**8, 9 * 10**8, 10**9, 3 * 10**9]):
+        work.advance(count)
+        work.sample(float(second))
+        str(work)
+    assert str(work) == "merging: 50%, 5.0 GB of 10.0 GB, 1633.3 MB/s, 3 s left"
+    work.sample(103.0)
+    work.advance(5 * 10**9)
+    work.sample(104.0)
+    assert str(work) == "merging: 100%, 10.0 GB of 10.0 GB, 95.2 MB/s"
+    slow = Work("comparing", 8, "models")
+    for second in (0, 2, 4, 4.1, 4.2, 4.3):
+        slow.advance(1)
+        slow.sample(second)
+        told = str(slow)
+    assert told == "comparing: 75%, 6 of 8 models, 69.8 models/min, 2 s left"
+
+
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
     shown = Display(LogOptions(), "reading the headers")
@@ -263,12 +283,24 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(capsys, monkeypatc
     with shown.counting(Work("merging", 1000)) as work:
         work.advance(500)
         shown.tick()
+        shown.tick()
+        work.advance(500)
     LOG.removeHandler(shown)
-    assert capsys.readouterr().err.splitlines() == [
-        "reading the headers",
-        "merging: 50%, 500 B of 1.0 kB",
-        "merging: 50%, 500 B of 1.0 kB",
-    ]
+    first, half, same, whole = capsys.readouterr().err.splitlines()
+    assert (first, half) == ("reading the headers", "merging: 50%, 500 B of 1.0 kB")
+    assert same == f"{half}, unchanged for 0 s" and whole.startswith("merging: 100%, 1.0 kB of 1.0 kB")
+
+
+def test_a_line_that_was_written_is_not_repeated_at_the_end(capsys, monkeypatch):
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
+    shown = Display(LogOptions())
+    LOG.addHandler(shown)
+    monkeypatch.setattr(LOG, "level", logging.DEBUG)
+    with shown.counting(Work("merging", 1000)) as work:
+        work.advance(1000)
+        shown.tick()
+    LOG.removeHandler(shown)
+    assert capsys.readouterr().err.splitlines() == ["merging: 100%, 1.0 kB of 1.0 kB"]
 
 
 def test_seconds_are_written_as_people_read_them():
@@ -325,7 +357,7 @@ def test_processes_that_take_part_are_told_and_those_that_have_nothing_to_do(fam
     assert files > 2
     assert told(made, Processes()) == start
     assert told(made, Processes(0, 2)) == f"{start} in 2 processes"
-    more = f"(1 with nothing to do: {files} file(s), and more by output.shard_size)"
+    more = f"(1 with nothing to do: {files} files, and more by output.shard_size)"
     assert told(made, Processes(0, files + 1)) == f"{start} in {files + 1} processes {more}"
 
 

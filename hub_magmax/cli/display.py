@@ -14,7 +14,6 @@ import shutil
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from typing import Any
 import click
 
 from hub_magmax.cli.repeats import Repeats
-from hub_magmax.text import STATE_LEVEL, format_bytes, format_seconds, listed, printable, without_secrets
+from hub_magmax.cli.work import Work
+from hub_magmax.text import STATE_LEVEL, format_seconds, listed, printable, without_secrets
 
 LOG = logging.getLogger("hub_magmax")
 
@@ -34,13 +34,6 @@ _DETAILS = ("huggingface_hub.utils._http",)
 #: Seconds between two looks at the work, from a change of work to the first line about it where there is no
 #: terminal, and at most between two lines while nothing is counted.
 _TICK_SECONDS, LINE_SECONDS, MAX_LINE_SECONDS = 0.25, 5.0, 60.0
-
-#: The rate is that of the last seconds. The time left is told from that share of the work on, seen done here.
-#: Steps may be long, so that the rate is of a few at least.
-_RATE_SECONDS, _RATE_STEPS, _LEAST_SHARE = 15.0, 4, 0.02
-
-#: Unit of work that is told as sizes.
-BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -59,82 +52,6 @@ class LogOptions:
         if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
             return logging.WARNING
         return logging.DEBUG if self.verbose else logging.INFO
-
-
-class Work:
-    """Work of a known number of bytes, examples or models: how many are done, and how fast it goes."""
-
-    def __init__(self, doing: str, total: int, unit: str = BYTES) -> None:
-        self.doing, self.total, self.unit, self.done = doing, total, unit, 0
-        self.has_line = False
-        self._samples: deque[tuple[float, int]] = deque()
-        self._begun: int | None = None
-        self._now, self.moved_at = 0.0, float("-inf")
-        self._lock = threading.Lock()
-
-    def advance(self, count: int) -> None:
-        """Count what was done since."""
-        with self._lock:
-            self.done += count
-
-    def sample(self, now: float) -> None:
-        """Note how far it is; what was done before the first step, or was there already, is no speed."""
-        if self.done == 0:
-            return
-        if self._begun is None:
-            self._begun = self.done
-        self._now = now
-        if not self._samples or self._samples[-1][1] != self.done:
-            self.moved_at = now
-            self._samples.append((now, self.done))
-        while len(self._samples) > _RATE_STEPS and now - self._samples[1][0] > _RATE_SECONDS:
-            self._samples.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Done per second, None while that is unknown; it falls when a step takes longer than before."""
-        if len(self._samples) < 2:
-            return None
-        (since, before), (last, done) = self._samples[0], self._samples[-1]
-        step = (last - since) / (len(self._samples) - 1)
-        seconds = max(last - since, self._now - since - step)
-        return (done - before) / seconds if seconds > 0 else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds that the rest takes at this rate, None while that is unknown."""
-        seen = self.done - (self._begun or 0)
-        is_known = self.rate and seen >= _LEAST_SHARE * self.total
-        return (self.total - self.done) / self.rate if self.rate and is_known else None
-
-    def facts(self) -> dict[str, Any]:
-        """Return the values of a JSON line."""
-        rate, left = self.rate, self.seconds_left
-        return {
-            self.unit: self.done,
-            "total": self.total,
-            "rate": None if rate is None else round(rate) if self.unit == BYTES else float(f"{rate:.3g}"),
-            "seconds_left": None if left is None else round(left, 1),
-        }
-
-    def __str__(self) -> str:
-        share = self.done / self.total if self.total else 1.0
-        text = f"{self.doing}: {share:.0%}, {self._told_share()}"
-        if self.rate is not None:
-            text += f", {self._told_rate(self.rate)}"
-        if self.done < self.total and self.seconds_left is not None:
-            text += f", {format_seconds(self.seconds_left)} left"
-        return text
-
-    def _told_share(self) -> str:
-        if self.unit == BYTES:
-            return f"{format_bytes(self.done)} of {format_bytes(self.total)}"
-        return f"{self.done:,} of {self.total:,} {self.unit}"
-
-    def _told_rate(self, rate: float) -> str:
-        if self.unit == BYTES:
-            return f"{format_bytes(round(rate))}/s"
-        return f"{rate:,.3g} {self.unit}/s" if rate >= 1 else f"{60 * rate:.3g} {self.unit}/min"
 
 
 @dataclass(frozen=True)
@@ -228,7 +145,9 @@ class Display(logging.Handler):
         finally:
             with self._alone():
                 self._end(work)
-                if work.has_line or (self._as_json and work.done):
+                work.sample(time.monotonic())
+                is_told = self._last_line == str(work) and not self._as_json
+                if (work.has_line and not is_told) or (self._as_json and work.done):
                     self._write_state(str(work), work.facts())
                 self.clear()
 
@@ -251,7 +170,10 @@ class Display(logging.Handler):
             self._pause = min(2 * self._pause, MAX_LINE_SECONDS)
         if work is not None:
             work.has_line = True
-            self._write_state(str(work), work.facts())
+            told = str(work)
+            same = f", unchanged for {format_seconds(now - work.moved_at)}" if told == work.told else ""
+            work.told = told
+            self._write_state(told + same, work.facts())
             return
         seconds = now - shown.since
         so_far = f": {format_seconds(seconds)} so far" if seconds >= 1 else ""

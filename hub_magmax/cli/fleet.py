@@ -12,6 +12,7 @@ from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import format_option, from_cache_option
 from hub_magmax.cli.terminal import REGRESSED, Answer, progress, say, verb
 from hub_magmax.fleet import MARGIN
+from hub_magmax.text import number_of
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.tables import Format
@@ -45,7 +46,7 @@ def verify(
 
     hashes = do_verify(model, revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
-    lines.append(f"{model}: {len(hashes)} file(s), all as merged")
+    lines.append(f"{model}: {number_of(len(hashes), 'file')}, all as merged")
     if public_key is not None:
         from hub_magmax.fleet.signing import check_signature
 
@@ -122,7 +123,7 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
     from hub_magmax.publishing.addresses import told
 
     done = do_rollback(model, branch=branch, to=to, dry_run=dry_run)
-    files = f"{len(done.copied)} file(s) copied on the Hub, {len(done.removed)} removed"
+    files = f"{number_of(len(done.copied), 'file')} copied on the Hub, {len(done.removed)} removed"
     place, how = f"{model}@{branch}" if branch else model, "would be" if dry_run else "was"
     text = f"{place}: {done.restored} {how} restored in place of {done.replaced} ({files})"
     places = told(done.url, branch) if done.url else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
 from hub_magmax.cli.terminal import Answer, progress, say, verb
+from hub_magmax.text import number_of
 
 if TYPE_CHECKING:
     from hub_magmax.recipe.lockfile import ResolvedPreference
@@ -27,7 +28,7 @@ def validate(asked: RecipeOptions) -> Answer:
     found, name = read_recipe(asked), asked.text.name
     missing = [place for place, model in _models(found).items() if _is_missing(model, found)]
     facts = {"recipe": name, "digest": found.digest, "tasks": list(found.task_names), "not_here": missing}
-    lines = [f"{name}: valid, {len(found.tasks)} tasks, {found.method.name}"]
+    lines = [f"{name}: valid, {number_of(len(found.tasks), 'task')}, {found.method.name}"]
     lines += [f"note: {place}: there is no {_models(found)[place]} on this machine" for place in missing]
     lines.append("checkpoints were not opened: `hub-magmax plan` reads their headers")
     return Answer(facts, "\n".join(lines))

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import click
 
 from hub_magmax import __version__
-from hub_magmax.cli.display import BYTES, LOG, Display, LogOptions, Work, displayed, library_bars_off
+from hub_magmax.cli.display import LOG, Display, LogOptions, displayed, library_bars_off
+from hub_magmax.cli.work import BYTES, Work
 from hub_magmax.errors import HubMagmaxError, Problem, RecipeError, explained
 from hub_magmax.files import from_here
 from hub_magmax.text import holds_control, printable, spelled_out, without_secrets

@@ -30,7 +30,7 @@ from hub_magmax.processes import Processes
 from hub_magmax.recipe.lockfile import Lock, own_base_name
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.registry import EVALUATORS
-from hub_magmax.text import Report, step
+from hub_magmax.text import Report, number_of, step
 
 #: A model's name and a task's.
 Cell = tuple[str, str]
@@ -153,7 +153,7 @@ class Reuse:
             name for name, cells in wanted.items() if cells and all(cell in self.known for cell in cells)
         ]
         count = f"{len(self.known)} of {len(self._wanted)} scores are there"
-        kept = "1 checkpoint" if len(whole) == 1 else f"{len(whole)} checkpoints"
+        kept = number_of(len(whole), "checkpoint")
         report(f"scores of {kept} are reused: {count}" if whole else f"resuming: {count}")
 
     @step("looking for scores of earlier")

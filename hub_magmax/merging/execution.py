@@ -34,6 +34,7 @@ from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.text import number_of
 
 LOG = logging.getLogger(__name__)
 
@@ -108,15 +109,16 @@ def merge(
 def told(plan: Plan, processes: Processes) -> str:
     """Say in words what is merged, how, and by how many processes."""
     method, count, files = plan.lock.method, processes.count, len(plan.shards)
-    text = f"merging {len(plan.jobs):,} tensors by {method['name']}, scaling {method['scaling']:g},"
+    tensors = number_of(len(plan.jobs), "tensor")
+    text = f"merging {tensors} by {method['name']}, scaling {method['scaling']:g},"
     if not plan.merged and plan.lock.layers:
-        text = f"copying {len(plan.jobs):,} tensors"
+        text = f"copying {tensors}"
     if count == 1:
         return text
     text += f" in {count} processes"
     if count > files:
         idle = count - files
-        text += f" ({idle} with nothing to do: {files} file(s), and more by output.shard_size)"
+        text += f" ({idle} with nothing to do: {number_of(files, 'file')}, and more by output.shard_size)"
     return text
 
 

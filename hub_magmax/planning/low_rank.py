@@ -28,7 +28,7 @@ from hub_magmax.planning.plan import Plan, Shard, SolvedJob, TensorJob, TiedJob
 from hub_magmax.planning.reads import bytes_read
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Output, Recipe
-from hub_magmax.text import shown
+from hub_magmax.text import number_of, shown
 
 #: Classes of layers that PEFT adds products to. Conv1D is stored transposed.
 _LINEAR, _TRANSPOSED, _CONVOLUTIONS = "Linear", "Conv1D", ("Conv1d", "Conv2d", "Conv3d")
@@ -186,9 +186,9 @@ def _no_product(without: Sequence[str], held: Sequence[str]) -> RecipeError:
     rules = ", ".join(
         f"{{match: {json.dumps(name)}, take: base_model}}" for name in islice(names, _MOST_RULES)
     )
-    more = f" and {len(names) - _MOST_RULES} more kinds" if len(names) > _MOST_RULES else ""
+    more = f" and {number_of(len(names) - _MOST_RULES, 'more kind')}" if len(names) > _MOST_RULES else ""
     return RecipeError(
-        f"{len(without):,} tensors are no matrix of a layer that an adapter adds to, such as "
+        f"no matrix of a layer that an adapter adds to: {number_of(len(without), 'tensor')}, such as "
         f"{shown(without[0])}: vectors, embeddings, heads of language models, tied layers, experts",
         key=("output", "format"),
         expected="matrices of linear layers and convolutions only, for output.rank",

@@ -24,7 +24,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tokenizer import UNION
-from hub_magmax.text import Brief, format_bytes
+from hub_magmax.text import Brief, format_bytes, number_of
 
 #: Why counts, positions and masks are copied.
 EXACT_REASON = "not floating point, and must agree"
@@ -327,9 +327,8 @@ class Plan(Brief):
     @property
     def brief(self) -> str:
         done = f"{format_bytes(self.bytes_in)} read, {format_bytes(self.bytes_out)} written"
-        return (
-            f"{len(self.jobs):,} tensors in {len(self.shards)} file(s), {done}; hub_magmax.explain tells all"
-        )
+        size = f"{number_of(len(self.jobs), 'tensor')} in {number_of(len(self.shards), 'file')}"
+        return f"{size}, {done}; hub_magmax.explain tells all"
 
     @property
     def progress_bytes(self) -> int:

@@ -32,7 +32,7 @@ from hub_magmax.planning.tokenizers.chat import OLD_NAME, TEMPLATE_NAME
 from hub_magmax.planning.tokens import token_notices
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.tokenizer import UNION
-from hub_magmax.text import format_bytes, shown
+from hub_magmax.text import format_bytes, number_of, shown
 
 #: A label and a text.
 Row = tuple[str, str]
@@ -187,7 +187,7 @@ def explain(plan: Plan) -> str:
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
     rows += [
         ("reads", _reads(plan)),
-        ("writes", f"{format_bytes(plan.bytes_out)} in {len(plan.shards)} file(s)"),
+        ("writes", f"{format_bytes(plan.bytes_out)} in {number_of(len(plan.shards), 'file')}"),
         *_output(plan),
         *memory_rows(plan, needs),
     ]
@@ -277,9 +277,9 @@ def _told(option: Any) -> str:
 
 def _tensors(plan: Plan) -> Iterator[Row]:
     merged = [job.num_elements for job in plan.jobs if job.merged]
-    yield "merged", f"{len(merged):,} tensors, {sum(merged):,} elements"
+    yield "merged", f"{number_of(len(merged), 'tensor')}, {number_of(sum(merged), 'element')}"
     yield from _statistics(plan, len(merged))
-    yield "copied", f"{len(plan.jobs) - len(merged):,} tensors"
+    yield "copied", number_of(len(plan.jobs) - len(merged), "tensor")
     reasons = Counter((job.reason, job.source, job.factor) for job in plan.jobs if not job.merged)
     for (why, source, factor), count in reasons.items():
         yield "", f"{count:,} from {source}{'' if factor == 1 else f', times {factor:g}'}: {why}"
@@ -288,7 +288,7 @@ def _tensors(plan: Plan) -> Iterator[Row]:
     if ranks := plan.ranks.values():
         least, most = min(ranks), max(ranks)
         rank = f"rank {most}" if least == most else f"ranks from {least} to {most}"
-        yield "adapter", f"{len(ranks):,} layers, {rank}"
+        yield "adapter", f"{number_of(len(ranks), 'layer')}, {rank}"
         yield "lost", _lost(plan)
 
 
@@ -297,16 +297,16 @@ def _lost(plan: Plan) -> str:
     cut = {job.module for job in plan.jobs if isinstance(job, SolvedJob) and job.rank < job.most_rank}
     if not cut:
         return "nothing: the ranks hold all that is merged"
-    return (
-        f"to be seen in {len(cut):,} layers, whose rank is bounded; the merge report and the card will say it"
-    )
+    layers = number_of(len(cut), "layer")
+    return f"to be seen in {layers}, whose rank is bounded; the merge report and the card will say it"
 
 
 def _statistics(plan: Plan, num_merged: int) -> Iterator[Row]:
     """Yield how many tensors are merged by statistics of the tasks' data, where the method needs these."""
     if kind := methods.get_method(plan.lock.method["name"]).statistics:
         count = len(plan.by_statistics)
-        text = f"{kind} of {count:,} tensors; the other {num_merged - count:,} are averaged by preference"
+        tensors = number_of(count, "tensor")
+        text = f"{kind} of {tensors}; the other {num_merged - count:,} are averaged by preference"
         yield "statistics", text
 
 

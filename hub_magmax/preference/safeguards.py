@@ -21,6 +21,7 @@ from hub_magmax.preference.explicit import normalise
 from hub_magmax.recipe.lockfile import ResolvedPreference
 from hub_magmax.recipe.preferences import Estimate
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.text import number_of
 
 #: Fewer target examples say nothing: with n examples, a task that none of them belongs to still makes
 #: up at most 1 − 0.05^(1/n) of the target at 95 % confidence, and below 5 that is more than half.
@@ -45,7 +46,7 @@ def check_sample_size(num_examples: int, where: str, *, least: int = MIN_TARGET_
     """
     if num_examples < least:
         raise EvaluationError(
-            f"{num_examples} example{'' if num_examples == 1 else 's'} cannot say how much each task matters",
+            f"{number_of(num_examples, 'example')} cannot say how much each task matters",
             where=where,
             expected=f"at least {least}",
             hint="Give more examples, or write the weights by hand.",

@@ -23,6 +23,7 @@ from hub_magmax.planning.findings.faults import (
 )
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.reporting.diagnosis_groups import Group, Overlap, total
+from hub_magmax.text import number_of
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
 DIAGNOSIS_NAME, HEAT_MAP_NAME = "diagnosis.json", "diagnosis.png"
@@ -265,7 +266,7 @@ def _opposed(found: Diagnosis) -> Iterator[Finding]:
         )
         yield Finding("opposed", found.tasks[later], text, False)
     if left := pairs[_MOST_NOTES:]:
-        text = f"{len(left)} more pairs of tasks pull in opposite directions, less so"
+        text = f"{number_of(len(left), 'more pair')} of tasks with opposite directions, less so"
         yield Finding("opposed", found.tasks[left[0][1]], text, False)
 
 
@@ -289,5 +290,7 @@ def _short(found: Diagnosis) -> Iterator[Finding]:
         )
         yield Finding("short", found.tasks[number], text, False)
     if left := tasks[_MOST_NOTES:]:
-        text = f"{len(left)} more tasks lack much of their quota, up to {100 * shares[left[0]]:.1f} %"
+        text = (
+            f"{number_of(len(left), 'more task')} short of the quota, by up to {100 * shares[left[0]]:.1f} %"
+        )
         yield Finding("short", found.tasks[left[0]], text, False)

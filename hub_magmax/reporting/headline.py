@@ -12,7 +12,17 @@ from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.reporting.model_kind import ModelKind
 from hub_magmax.reporting.score_formats import Unit, unit_of
-from hub_magmax.text import Markdown, at_most, code, cut_name, format_bytes, listed, one_line, weight_in_words
+from hub_magmax.text import (
+    Markdown,
+    at_most,
+    code,
+    cut_name,
+    format_bytes,
+    listed,
+    number_of,
+    one_line,
+    weight_in_words,
+)
 
 #: Tasks, and characters of their names, in the first lines; the table names all tasks.
 _MAX_TASKS, _MAX_NAMES = 6, 120
@@ -81,7 +91,8 @@ def _stack(lock: Lock) -> str:
         return ""
     count = sum(one.num_blocks for one in lock.layers)
     sources = dict.fromkeys(name for one in lock.layers for name in one.blocks)
-    return f"A stack of {count} layers of {listed([_name(name, code) for name in sources], _MAX_TASKS)}."
+    stack = f"A stack of {number_of(count, 'layer')}"
+    return f"{stack} of {listed([_name(name, code) for name in sources], _MAX_TASKS)}."
 
 
 def _asked(lock: Lock, preference: Mapping[str, float]) -> str:
@@ -223,4 +234,4 @@ def _shown(value: float, unit: Unit) -> str:
 
 
 def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"
+    return number_of(count, "task")

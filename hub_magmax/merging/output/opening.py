@@ -30,7 +30,7 @@ from hub_magmax.merging.output.libraries import (
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.processes import Processes
-from hub_magmax.text import listed, shown, step
+from hub_magmax.text import listed, number_of, shown, step
 
 
 def report_opening(
@@ -101,7 +101,8 @@ def _shared(num_tensors: int, num_written: int) -> str:
 
 def _result(found: Opened, but: str) -> dict[str, str]:
     untried = f"; {found.untried}" if found.untried else ""
-    result = f"{found.num_tensors:,} tensors fit{but}{untried}"
+    verb = "fits" if found.num_tensors == 1 else "fit"
+    result = f"{number_of(found.num_tensors, 'tensor')} {verb}{but}{untried}"
     return {"library": ", ".join(found.libraries), "result": result}
 
 

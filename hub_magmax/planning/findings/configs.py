@@ -17,7 +17,7 @@ from typing import Any
 from hub_magmax.checkpoints.config import CONFIG_NAME
 from hub_magmax.checkpoints.names.model_classes import as_loaded
 from hub_magmax.planning.findings.finding import Finding
-from hub_magmax.text import shown, shown_apart
+from hub_magmax.text import number_of, shown, shown_apart
 
 GENERATION = "generation_config.json"
 
@@ -185,7 +185,7 @@ def _heads_text(path: str, source: str, files_from: str, told: Sequence[str]) ->
 
 
 def _group_text(path: str, sources: list[str], files_from: str, told: Sequence[str]) -> str:
-    more = f" and {len(told) - _MOST_LISTED} more keys" if len(told) > _MOST_LISTED else ""
+    more = f" and {number_of(len(told) - _MOST_LISTED, 'more key')}" if len(told) > _MOST_LISTED else ""
     return (
         f"{path} of {', '.join(sources)} differs from that of {files_from}, which the merged model gets: "
         f"{', '.join(told[:_MOST_LISTED])}{more}"

@@ -21,7 +21,7 @@ from hub_magmax.planning.fitting.globs import grouped, rules_for
 from hub_magmax.planning.fitting.lookalikes import SAVE_AGAIN, lookalikes
 from hub_magmax.planning.statistics import kind_of, may_lack
 from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
-from hub_magmax.text import listed, shown
+from hub_magmax.text import listed, number_of, shown
 
 #: Patterns of names, or tensors, that are shown of one group.
 _MOST_SHOWN = 3
@@ -247,7 +247,7 @@ def _differs_in_rows(name: str, base: CheckpointIndex, indexes: Indexes) -> bool
 
 
 def _count(items: Collection[object]) -> str:
-    return "1 tensor" if len(items) == 1 else f"{len(items):,} tensors"
+    return number_of(len(items), "tensor")
 
 
 def _named(names: Sequence[str]) -> str:

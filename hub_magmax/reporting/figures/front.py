@@ -38,7 +38,7 @@ from hub_magmax.reporting.figures.style import (
 )
 from hub_magmax.reporting.figures.writing import write_figure
 from hub_magmax.reporting.tradeoff_surface import Surface
-from hub_magmax.text import cut_names
+from hub_magmax.text import cut_names, number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def draw_front(surface: Surface, path: Path) -> tuple[Path, Path]:
     Raises:
         OutputError: If it cannot be written.
     """
-    title = f"{surface.metric} of {len(surface.points)} models by the weight of each task"
+    title = f"{surface.metric} of {number_of(len(surface.points), 'model')} by the weight of each task"
     return write_figure(front_figure(surface), path, title)
 
 
@@ -183,5 +183,5 @@ def _say_below(figure: Figure, surface: Surface, scale: Scale) -> None:
     if any(point.by_seed for point in surface.points):
         across += "; bars: sd of seeds"
     if (left := len(surface.evaluated) - _MOST_PANELS) > 0:
-        across += f"; {left:,} tasks left out"
+        across += f"; {number_of(left, 'task')} left out"
     figure.text(LEFT, 0.12 / tall, across, va="center", **text_style(SMALL_POINTS, QUIET))

@@ -48,7 +48,7 @@ from hub_magmax.reporting.figures.style import (
     text_style,
 )
 from hub_magmax.reporting.figures.writing import write_figure
-from hub_magmax.text import cut_names
+from hub_magmax.text import cut_names, number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +159,7 @@ def _say_below(figure: Figure, scale: Scale, rows: Sequence[Tradeoff], *, is_sli
     if is_slim and sizes:
         lines += f"; n = {min(sizes):,}" + (f" to {max(sizes):,}" if len(sizes) > 1 else "")
     if (left := len(rows) - MOST_SLIM_ROWS) > 0:
-        lines += f"; {left:,} less preferred tasks left out"
+        lines += f"; {number_of(left, 'less preferred task')} left out"
     figure.text(LEFT, 0.13 / tall, lines, va="center", **text_style(SMALL_POINTS, QUIET))
     largest = max(row.preference for row in rows)
     bar = f"full bar: {largest:.3g}"
