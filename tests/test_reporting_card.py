@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from pydantic import TypeAdapter
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.evaluators import Outcome, described_inputs, make_evaluator
 from hub_magmax.evaluation.evaluators.prompts import describe_joint
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES, paired_difference, wilson_interval
 from hub_magmax.evaluation.scores import Score, Scores, make_score
@@ -30,6 +30,7 @@ from hub_magmax.methods import get_method, method_names
 from hub_magmax.planning.findings.faults import THRESHOLDS
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import Lock, LockedFile, LockedSource, ResolvedPreference
+from hub_magmax.recipe.values import Data
 from hub_magmax.reporting import card_template
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import Diagnosis
@@ -931,6 +932,21 @@ def test_the_card_says_how_language_models_were_asked():
     same = {task: {"dataset": "o/x", "joint": JOINT} for task in WEIGHTS}
     assert f"\n- All tasks: `joined by` `{JOINT}`.\n" in make_card(scores=make_scores(data=same))
     assert "asked" not in make_card()
+
+
+def test_the_card_says_what_an_evaluator_puts_around_inputs_and_classes():
+    clip = {"name": "zero-shot-image-classification", "classes": ["cat", "dog"]}
+    clip["templates"] = ["a photo of a {}.", "a sketch: {} "]
+    t5 = {"name": "text-to-text", "prefix": "sort: "}
+    data = {
+        task: {"dataset": "o/x"} | described_inputs(make_evaluator(name, options), Data(dataset="o/x"))
+        for task, (name, options) in zip(
+            WEIGHTS, ((one.pop("name"), one) for one in (clip, t5)), strict=False
+        )
+    }
+    card = make_card(scores=make_scores(data={task: data.get(task, {"dataset": "o/x"}) for task in WEIGHTS}))
+    assert '`texts of a class` `["a photo of a {}.", "a sketch: {} "]`' in card
+    assert '`prefix` `"sort: "`' in card
 
 
 @pytest.mark.parametrize(

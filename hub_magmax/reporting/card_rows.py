@@ -74,12 +74,14 @@ _ASKED = {
     "question": "question column",
     "prompt_column": "prompt column",
     "template": "template",
+    "prefix": "prefix",
+    "class_templates": "texts of a class",
     "few_shot": "few shot",
     "joint": "joined by",
 }
 
 #: Of these, the texts that reach the model; the others are names and sentences.
-_QUOTED = ("template",)
+_QUOTED = ("template", "prefix")
 
 
 def asked(data: Sequence[Measured], lock: Lock) -> tuple[tuple[tuple[str, ...], dict[str, Markdown]], ...]:

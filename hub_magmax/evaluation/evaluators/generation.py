@@ -51,6 +51,9 @@ class TextToText:
     model_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     processor_class: ClassVar[str] = "AutoTokenizer"
 
+    def describe_inputs(self) -> dict[str, str]:
+        return {"prefix": self.prefix} if self.prefix else {}
+
     def wanted(self, columns: Columns) -> list[str]:
         source = columns.prompt or columns.input or "text"
         return [source, columns.label, *([columns.shots] if columns.shots else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -44,6 +45,9 @@ class ZeroShotImageClassification:
     pipeline_tag: ClassVar[str] = "zero-shot-image-classification"
     model_class: ClassVar[str] = "AutoModelForZeroShotImageClassification"
     processor_class: ClassVar[str] = "AutoProcessor"
+
+    def describe_inputs(self) -> dict[str, str]:
+        return {"class_templates": json.dumps(self.templates, ensure_ascii=False)}
 
     def wanted(self, columns: Columns) -> list[str]:
         return [columns.input or "image", columns.label]
