@@ -777,7 +777,7 @@ def test_the_command_prints_what_to_export_and_stops_on_an_interrupt(tmp_path: P
         assert process.stdout is not None
         lines = [process.stdout.readline().strip() for _ in range(3)]
         assert get(lines[0].removeprefix("export HF_ENDPOINT=") + "/api/models/me/x").status_code == 401
-        assert lines[1].endswith("export HF_TOKEN=hf_local")
+        assert lines[1].startswith("export HF_TOKEN=hf_local ")
         process.terminate()
         assert process.wait(20) == 0
     names = {line.rpartition("|")[2].strip() for line in imported.read_text().splitlines()}
@@ -799,3 +799,18 @@ def test_who_asks_may_create_where_whoami_says_so_and_nowhere_else(hub):
 def test_organisation_without_repositories_is_named_at_the_start():
     with LocalHub(orgs=["acme"]) as hub:
         assert HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("acme/model").repo_id == "acme/model"
+
+
+def test_a_browser_gets_pages_of_the_repositories(hub):
+    hub.add_repo("me/seen", files={"README.md": b"# A <card>", "config.json": b"{}"})
+    hub.add_repo("me/hidden", files={"config.json": b"{}"}, private=True)
+    listed = get(f"{hub.endpoint}/").text
+    assert '<a href="/me/seen">me/seen</a>' in listed and "hidden" not in listed
+    page = get(f"{hub.endpoint}/me/seen")
+    commit = hub.commits("me/seen")[0].sha
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert "<pre># A &lt;card&gt;</pre>" in page.text
+    assert f'<a href="/me/seen/resolve/{commit}/config.json">config.json</a>, 2 B' in page.text
+    assert get(f"{hub.endpoint}/me/seen/commit/{commit}").text == page.text
+    assert get(f"{hub.endpoint}/me/hidden").status_code == 401
+    assert get(f"{hub.endpoint}/api/nothing").status_code == 404

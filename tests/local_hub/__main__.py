@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with LocalHub(options.root, port=options.port, token=options.token, orgs=options.org) as hub:
             sys.stdout.write(
                 f"export HF_ENDPOINT={hub.endpoint}\n"
-                f"# To write, or to read what is private: export HF_TOKEN={hub.token}\n"
-                f"# Serving {hub.root}. Stop with Ctrl-C.\n"
+                f"export HF_TOKEN={hub.token}  # to write, and to read what is private\n"
+                f"# Serving {hub.root}, in a browser too. Stop with Ctrl-C.\n"
             )
             sys.stdout.flush()
             threading.Event().wait()

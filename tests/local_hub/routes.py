@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from tests.local_hub import plans, reading, writing, xet
+from tests.local_hub import pages, plans, reading, writing, xet
 from tests.local_hub.access import Call, Core
 from tests.local_hub.wire import RefusalError, Request, Response
 
@@ -68,6 +68,8 @@ ROUTES = (
     _route("DELETE", rf"{_API}/tag/{_REVISION}", "tag", writing.delete_tag),
     _route("POST", rf"{_API}/preupload/{_REVISION}", "preupload", writing.preupload),
     _route("POST", rf"{_API}/commit/{_REVISION}", "commit", writing.commit),
+    _route("GET", "/", "page", pages.root),
+    _route("GET", rf"(?!/(?:api|_)){_WEB}(?:/(?:tree|commit)/{_REVISION})?", "page", pages.repository),
 )
 
 

@@ -107,6 +107,12 @@ class Store:
     # Repositories.
 
     @property
+    def repos(self) -> tuple[Repo, ...]:
+        """All repositories as they are now, by their addresses."""
+        with self._lock:
+            return tuple(sorted(self._repos.values(), key=lambda repo: repo.id.web_path))
+
+    @property
     def namespaces(self) -> set[str]:
         """The namespaces that hold repositories."""
         with self._lock:
