@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hub_magmax.analysis.diagnosing import Sample, diagnose, layer_of
+from hub_magmax.analysis.diagnosing import Sample, diagnose, in_order, layer_of
 from hub_magmax.cli import main
 from hub_magmax.errors import NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
@@ -246,6 +246,11 @@ def test_layers_are_told_apart_and_their_numbers_stored(tmp_path):
 )
 def test_layers_have_the_name_that_people_know(tensor, layer):
     assert layer_of(tensor) == layer
+
+
+def test_layers_of_a_stack_are_in_the_order_of_their_numbers():
+    sorted_as_text = ["head", "h.0", "h.1", "h.10", "h.2", "norm", "other.11", "other.9"]
+    assert in_order(sorted_as_text) == ["head", "h.0", "h.1", "h.2", "h.10", "norm", "other.9", "other.11"]
 
 
 def test_a_part_of_a_large_tensor_says_the_same(tmp_path):

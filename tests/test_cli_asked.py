@@ -139,6 +139,6 @@ def test_validating_says_what_it_did_not_look_at(family):
     recipe = write_recipe(family, tasks=[{"name": "a", "model": "./a"}, {"name": "b", "model": "./none"}])
     code, out, _ = call("validate", recipe)
     assert code == 0
-    assert "note: tasks.b.model: there is no ./none on this machine" in out
+    assert "note: tasks.1.model: there is no ./none on this machine" in out
     assert "checkpoints were not opened: `hub-magmax plan` reads their headers" in out
-    assert "tasks.a.model" not in out
+    assert "tasks.0.model" not in out

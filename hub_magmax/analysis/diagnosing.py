@@ -281,7 +281,7 @@ class _Layers:
         self._tasks, self._weights = tuple(plan.lock.tasks), tuple(plan.lock.preference.shares.values())
         self._method, self._norms = plan.lock.method["name"], plan.recipe.norms
         self._own_values = plan.own_values
-        layers = list(dict.fromkeys(layer_of(job.name) for job in plan.merged if job.num_elements))
+        layers = in_order(dict.fromkeys(layer_of(job.name) for job in plan.merged if job.num_elements))
         size = -(-len(layers) // _MOST_LAYERS) or 1
         self._places = {layer: number // size for number, layer in enumerate(layers)}
         rows = [layers[start : start + size] for start in range(0, len(layers), size)]
@@ -344,6 +344,18 @@ def layer_of(tensor: str) -> str:
     """Return the layer a tensor belongs to: its name up to the first number, or without its last part."""
     match = re.match(r"(.*?\.\d+)(\.|$)", tensor)
     return match[1] if match else tensor.rpartition(".")[0] or tensor
+
+
+def in_order(layers: Iterable[str]) -> list[str]:
+    """Return layers, those of one stack by their number; stacks keep their order, each where it begins."""
+    stacks: dict[str, list[tuple[int, str]]] = {}
+    for layer in layers:
+        stack, _, number = layer.rpartition(".")
+        is_one_of_many = number.isdecimal()
+        stacks.setdefault(stack if is_one_of_many else layer, []).append(
+            (int(number) if is_one_of_many else 0, layer)
+        )
+    return [layer for stack in stacks.values() for _, layer in sorted(stack)]
 
 
 def write_diagnosis(found: Diagnosis, place: ResultFiles) -> tuple[Path, ...]:

@@ -35,12 +35,8 @@ def validate(asked: RecipeOptions) -> Answer:
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
-    """Return the names of the models by their keys."""
-    names = recipe.task_names
-    return {
-        ".".join(str(names[part] if isinstance(part, int) else part) for part in key): model
-        for key, model in recipe.models.items()
-    }
+    """Return the names of the models by their keys, which have the number of a task, as errors have it."""
+    return {".".join(map(str, key)): model for key, model in recipe.models.items()}
 
 
 def _is_missing(model: str, recipe: Recipe) -> bool:
