@@ -1,6 +1,7 @@
 """Examples as the models see and answer them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
+from tests.test_cli import call
 from tests.tiny_llama import write_llama
 
 ROWS = {
@@ -134,3 +136,21 @@ def test_the_verb_shows_samples_and_writes_nothing(family, tmp_path):
         "base_model", "a", "merged", "base_model", "b", "merged",
     ]  # fmt: skip
     assert before == {file.name: file.stat().st_mtime_ns for file in (family / "merged").iterdir()}
+
+
+def test_a_second_evaluator_scores_the_same_model_beside_its_recipe(family, tmp_path):
+    """As docs/evaluation.md says: by a second recipe, or by another value on the command line."""
+    folder = shutil.copytree(family, tmp_path / "work")
+    first = recipe_of(folder, "log-likelihood", prompt_column="question").to_dict()
+    second = recipe_of(folder, "multiple-choice", prompt_column="question").to_dict()
+    for name, values in {"mix": first, "choices": second}.items():
+        (folder / f"{name}.yaml").write_text(json.dumps(values))
+    code, _, err = call("run", folder / "mix.yaml")
+    assert code == 0, err
+    before = {path: path.read_bytes() for path in (folder / "merged").iterdir()}
+    code, out, err = call("evaluate", folder / "choices.yaml")
+    assert code == 0 and "choices.scores.json" in err and "accuracy" in out
+    assert call("evaluate", folder / "mix.yaml", "--set", "evaluation.evaluator=multiple-choice")[1] == out
+    (folder / "merged").rename(folder / "elsewhere")
+    assert call("evaluate", folder / "choices.yaml", "--output", folder / "elsewhere")[1] == out
+    assert {folder / "merged" / p.name: p.read_bytes() for p in (folder / "elsewhere").iterdir()} == before

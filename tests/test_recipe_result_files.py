@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from hub_magmax.cli import main
+from hub_magmax.evaluation.scores import read_scores
 from hub_magmax.fleet.canaries import canary
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
@@ -181,6 +182,42 @@ def test_a_model_without_an_evaluation_gets_the_one_that_scores_it(family, tmp_p
     assert canary(str(out), folder=folder).regressed == ()
     rebuild(str(out), folder=folder)
     assert not list(folder.glob("mix.scores.json"))
+
+
+def test_a_model_that_is_scored_otherwise_names_how(family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "work")
+    recipe, out = written(folder, "mix.yaml"), folder / "merged"
+    run(load_recipe(recipe))
+    (folder / "mix.scores.json").write_text("{}")
+    changed = ["--set", "evaluation.batch_size=2", "--set", "evaluation.quantized=[int4]"]
+    done = CliRunner().invoke(main, ["evaluate", str(recipe), *changed], catch_exceptions=False)
+    assert done.exit_code == 0 and "the model's recipe names this evaluation now\n" in done.stderr
+    assert "mix.scores.json is of an earlier evaluation" not in done.stderr  # that of other values is
+    stored = load_recipe(out / "recipe.yaml").evaluation
+    assert (stored.batch_size, stored.quantized) == (2, ("int4",))
+    assert read_scores(out).evaluation_digest == stored.digest
+    verify(str(out))
+    again = CliRunner().invoke(main, ["evaluate", str(recipe)], catch_exceptions=False)
+    assert "mix.scores.json is of an earlier evaluation: the model's own scores are in" in again.stderr
+    assert load_recipe(out / "recipe.yaml").evaluation == load_recipe(recipe).evaluation
+
+
+@pytest.mark.parametrize("name", ["PROVENANCE_NAME", "REPORT_NAME", "RECIPE_NAME"])
+def test_the_advice_about_an_evaluation_that_was_interrupted_mends_the_folder(
+    family, tmp_path, monkeypatch, name
+):
+    folder = shutil.copytree(family, tmp_path / "work")
+    recipe, out = written(folder, "mix.yaml"), folder / "merged"
+    run(load_recipe(recipe))
+    command = ["evaluate", str(recipe), "--set", "evaluation.batch_size=2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(f"hub_magmax.merging.output.evaluation_again.{name}", "no/file")
+        assert CliRunner().invoke(main, command).exit_code == 1
+    advice = "interrupted there, run the same command again; otherwise"
+    if CliRunner().invoke(main, ["verify", str(out)]).exit_code:
+        assert advice in CliRunner().invoke(main, ["verify", str(out)]).stderr
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(main, ["verify", str(out)], catch_exceptions=False).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
       hub-magmax evaluate recipe.yaml
       hub-magmax evaluate recipe.yaml --samples 5
     """
-    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_merged
+    from hub_magmax.cli.recipe_and_lock import files_beside, linked_card, read_merged, say_outdated
     from hub_magmax.evaluation.scores import FILES
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
     from hub_magmax.processes import find_processes
@@ -65,6 +65,8 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
     if not processes.is_first:
         return Answer({}, "")
     _store(scores, found, locked, place, new_data=new_data)
+    if not place.prefix:
+        say_outdated(asked)
     for card in linked_card(asked, place):
         say(f"wrote {from_here(card)}, with these scores")
     return _assessed(scores, locked, form)
@@ -97,7 +99,7 @@ def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, 
     """Write the scores; have the model's own recipe and lock name what is new to them: evaluation, data."""
     from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
     from hub_magmax.merging.output.evaluation_again import (
-        is_new_evaluation,
+        name_evaluation,
         unsigned,
         write_evaluation_again,
     )
@@ -106,10 +108,11 @@ def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, 
     if place.prefix:
         wrote = f"wrote {from_here(place.path(SCORES_NAME))}"
         say(f"the model's own recipe names another evaluation, whose scores stay: {wrote}")
-    elif (is_new := is_new_evaluation(recipe)) or new_data:
+    elif new_data:
         write_evaluation_again(recipe, locked)
-        what = "the model's recipe names this evaluation now" if is_new else "the lock names the new data"
-        say(f"{what}{unsigned(recipe.output_path)}")
+        say(f"the lock names the new data{unsigned(recipe.output_path)}")
+    elif name_evaluation(recipe, locked):
+        say(f"the model's recipe names this evaluation now{unsigned(recipe.output_path)}")
 
 
 def _assessed(scores: Scores, locked: Lock, form: Format) -> Answer:

@@ -223,7 +223,7 @@ def run(
       hub-magmax run recipe.yaml --dry-run
       hub-magmax run recipe.yaml
     """
-    from hub_magmax.cli.recipe_and_lock import read_asked
+    from hub_magmax.cli.recipe_and_lock import read_asked, say_outdated
     from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import run as do_run
@@ -251,6 +251,7 @@ def run(
     values = {"output": from_here(found.output_path), "report": json.loads(done.report.to_json())}
     text = _summary(found, done.report, is_old=done.merged_before)
     if done.scores is not None:
+        say_outdated(asked)
         values["scores"] = json.loads(done.scores.to_json())
         values["assessment"] = assessment_of(done.scores, done.plan.lock)
         text = f"{_measured(done, done.scores)}\n{text}"

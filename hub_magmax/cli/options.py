@@ -155,7 +155,7 @@ def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
         click.option(
             "--output",
             type=FilePath("dir"),
-            help="Folder to create, instead of the recipe's; a push goes where the recipe says.",
+            help="Folder of the merged model, instead of the recipe's; a push goes where the recipe says.",
         ),
         preference_option,
         set_option,

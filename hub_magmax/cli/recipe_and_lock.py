@@ -8,7 +8,7 @@ from pathlib import Path
 from hub_magmax.cli.options import RecipeOptions
 from hub_magmax.cli.terminal import progress, say
 from hub_magmax.errors import LockError, OutputError
-from hub_magmax.files import check_files, write_text
+from hub_magmax.files import check_files, from_here, write_text
 from hub_magmax.recipe.loading import parse_text
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import SOURCES, changed_keys, check_lock, is_kept
@@ -147,6 +147,15 @@ def read_merged(asked: RecipeOptions) -> tuple[Recipe, Lock]:
     lock = read_lock(path)
     check_lock(recipe, lock, str(path))
     return recipe, lock
+
+
+def say_outdated(asked: RecipeOptions) -> None:
+    """Say that scores beside a recipe are of before, once the model's own were measured again."""
+    from hub_magmax.evaluation.scores import SCORES_NAME
+
+    earlier = files_beside(asked, read_recipe(asked)).path(SCORES_NAME)
+    if earlier.is_file():
+        say(f"{from_here(earlier)} is of an earlier evaluation: the model's own scores are in its folder")
 
 
 def linked_card(asked: RecipeOptions, place: ResultFiles) -> list[Path]:

@@ -7,12 +7,24 @@ from collections.abc import Mapping
 from hub_magmax.checkpoints.pinning import file_sha256
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError
+from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.recipe.lockfile import LOCK_NAME
+from hub_magmax.recipe.schema import RECIPE_NAME
 
 AFTER_CHANGE: Mapping[type[HubMagmaxError], str] = {
     OutputError: "The folder changed after the merge; merge again into a new folder.",
     PublishError: "Do not use this revision; push again.",
 }
+
+#: Files of a folder that an evaluation of the finished merge writes anew.
+_EVALUATION_FILES = {LOCK_NAME, PROVENANCE_NAME, RECIPE_NAME}
+
+#: What to do where these alone differ.
+_AFTER_EVALUATION = (
+    "If `hub-magmax run` or `evaluate` was interrupted there, run the same command again; otherwise the "
+    "folder changed after the merge: merge again into a new folder."
+)
 
 
 def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> None:
@@ -28,5 +40,7 @@ def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMa
         raise kind(
             f"sha256 is {found[changed[0]]}, the merge report says {expected[changed[0]]}{others}",
             where=f"{source.label}, {changed[0]}",
-            hint=AFTER_CHANGE[kind],
+            hint=_AFTER_EVALUATION
+            if kind is OutputError and _EVALUATION_FILES.issuperset(changed)
+            else AFTER_CHANGE[kind],
         )

@@ -188,7 +188,9 @@ def read_report(path: Path) -> MergeReport:
         raise OutputError(
             f"no {path.name}, so this is not a folder that a merge finished",
             where=str(path.parent),
-            hint="Give the folder that `hub-magmax merge` wrote.",
+            hint="Run the command that was interrupted again: it goes on there."
+            if path.parent.name.endswith(".partial")
+            else "Give the folder that `hub-magmax merge` wrote.",
         ) from error
 
 
