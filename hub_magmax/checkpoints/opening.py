@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
@@ -70,12 +70,34 @@ def open_inputs(
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter of factors the adapters as stored."""
     with open_pinned(recipe, lock.every_source, cache) as opened:
-        if recipe.output.is_adapter and lock.merges_factors:
-            tied = with_ties(with_base_names(opened, lock.every_source), recipe, lock)
-            yield {name: tied[name] for name in lock.sources}
-        else:
-            checkpoints = as_checkpoints(recipe, lock, opened)
-            yield as_merged(recipe, lock, checkpoints, _values_of(recipe, lock, checkpoints))
+        yield _inputs(recipe, lock, opened)
+
+
+@contextmanager
+def open_together(
+    merges: Sequence[tuple[Recipe, Lock]], cache: SourceCache | None = None
+) -> Iterator[list[dict[str, TensorSource]]]:
+    """Open the inputs of several merges of the same checkpoints, as `open_inputs`, but each file once.
+
+    The merges have to read each tensor one after the other, before the first of them reads the next one.
+    """
+    recipe, lock = merges[0]
+    with open_pinned(recipe, lock.every_source, cache) as opened:
+        for source in opened.values():
+            source.is_shared = True
+        try:
+            yield [_inputs(recipe, lock, opened) for recipe, lock in merges]
+        finally:
+            for source in opened.values():
+                source.is_shared = False
+
+
+def _inputs(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    if recipe.output.is_adapter and lock.merges_factors:
+        tied = with_ties(with_base_names(opened, lock.every_source), recipe, lock)
+        return {name: tied[name] for name in lock.sources}
+    checkpoints = as_checkpoints(recipe, lock, opened)
+    return as_merged(recipe, lock, checkpoints, _values_of(recipe, lock, checkpoints))
 
 
 def _values_of(

@@ -64,9 +64,11 @@ class TensorSource(Protocol):
         label: Its name in messages.
         sizes: Bytes of every file at its top, by name, sorted.
         index: Its tensors and weight files.
+        is_shared: Several merges read each tensor in turn, so that `release` frees nothing.
     """
 
     label: str
+    is_shared: bool = False
 
     @property
     def sizes(self) -> Mapping[str, int]: ...
@@ -142,7 +144,10 @@ class TensorSource(Protocol):
         return
 
     def release(self, name: str, stop: int) -> None:
-        """Note that nothing before the element `stop` of a tensor is going to be read again."""
+        """Note that nothing before the element `stop` of a tensor is going to be read again.
+
+        Of a source that is shared the bytes are kept until the next tensor is read.
+        """
         return
 
     def merged_with(self, base: TensorSource) -> TensorSource:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.scaled import read_by_merges
-from hub_magmax.checkpoints.source import RowMemory, TensorSource
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import os_errors
 from hub_magmax.kernels.arrays import Scratch
 from hub_magmax.kernels.backend import Backend
@@ -24,7 +23,7 @@ from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.adapters import SolvedLayer, factor_values, solved_together
 from hub_magmax.merging.bundles import Bundle, UnfitError, bundled, merge_bundle
-from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks, merged_vector
 from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.correcting import CorrectedWriter, correction_of
@@ -37,8 +36,9 @@ from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
 from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.merging.survey import ModelRules, survey_all
 from hub_magmax.merging.tensors import tensor_rule
+from hub_magmax.merging.workers import Workers
 from hub_magmax.methods import Rule, get_method
-from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, Budget
+from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, SolvedJob, TensorJob
 from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.merge_values import MergeValues
@@ -55,14 +55,12 @@ _LARGE_PART = 16
 class Engine:
     """Makes files: each thread merges one tensor after the other, and what they wrote is read back meanwhile.
 
-    No tensor depends on another, so which thread makes which, and when, changes no byte. What is read from
-    the Hub comes in order, so there one thread makes all tensors, and a second one reads ahead.
+    No tensor depends on another, so which thread makes which, and when, changes no byte.
 
     Args:
-        budget: How much to work with at a time.
+        workers: Threads and their memory.
         num_open: Files that may be incomplete at a time.
         backend: Computes.
-        in_order: Some of what is read comes from the Hub.
     """
 
     def __init__(
@@ -71,22 +69,17 @@ class Engine:
         sources: Mapping[str, TensorSource],
         place: PartialFolder,
         progress: Progress,
-        budget: Budget,
+        workers: Workers,
         num_open: int,
         backend: Backend,
-        *,
-        in_order: bool,
     ) -> None:
         self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
         self.backend, self._read = backend, read_by_merges(sources, plan.lock.lengths, plan.values_of)
-        self.budget, self.in_order = budget, in_order
+        self.workers, self.budget, self.reader = workers, workers.budget, workers.reader
         self.scratch = Scratch(place.folder)
         self.model_rules = ModelRules({})
         self._not_looked_at = plan.looked_at_bytes
-        self.reader = ThreadPoolExecutor(1) if in_order else None
-        self.makers = ThreadPoolExecutor(budget.num_threads)
-        self._progress, self._progress_lock = progress, Lock()
-        self._memory, self._merged_memory = ChunkMemory(), RowMemory()
+        self._progress = progress
         self.clock = Clock()
         kind, self._opened = get_method(plan.lock.method["name"]).statistics, ExitStack()
         self._statistics = self._opened.enter_context(open_statistics(plan.recipe, plan.lock, kind))
@@ -117,7 +110,7 @@ class Engine:
         num_bytes = {job.name: job.num_bytes for job in jobs}
 
         def looked_at(name: str) -> None:
-            with self._progress_lock:
+            with self.workers.progress_lock:
                 if found := num_bytes.pop(name, 0):
                     self._not_looked_at -= found
                     self._progress(found)
@@ -130,33 +123,38 @@ class Engine:
         )
 
     def close(self) -> None:
+        """Stop, and return once nobody writes to a file any more."""
         self.clock.stop()
-        self.makers.shutdown(cancel_futures=True)
+        self.workers.close()
         self._opened.close()
-        if self.reader is not None:
-            self.reader.shutdown(cancel_futures=True)
 
     def make(self, shards: Sequence[Shard]) -> Iterator[ShardRecord]:
         """Write files, and yield their records in order; of several errors the first in order is raised."""
         self.expect(
             self.plan.tensors_read(
-                [job for shard in shards for job in starting_order(shard.jobs, in_order=self.in_order)]
+                [
+                    job
+                    for shard in shards
+                    for job in starting_order(shard.jobs, in_order=self.workers.in_order)
+                ]
             )
         )
         with ExitStack() as unfinished:
-            begun: deque[Callable[[], ShardRecord]] = deque()
+            begun: deque[FileInMaking] = deque()
             try:
                 for shard in shards:
-                    begun.append(self._begin(shard, unfinished))
+                    begun.append(self.begin(shard, unfinished))
+                    for unit in begun[-1].order:
+                        begun[-1].submit(unit)
                     if len(begun) == self.num_open:
-                        yield begun.popleft()()
+                        yield begun.popleft().wait()
                 while begun:
-                    yield begun.popleft()()
+                    yield begun.popleft().wait()
             finally:
-                self.close()  # nobody writes to a file any more when it is abandoned
+                self.close()  # before a file is abandoned
 
-    def _begin(self, shard: Shard, unfinished: ExitStack) -> Callable[[], ShardRecord]:
-        """Start one file, and return a function that waits for it."""
+    def begin(self, shard: Shard, unfinished: ExitStack) -> FileInMaking:
+        """Open a file and write its header; what is unfinished when the stack is closed is removed."""
         path = self.place.folder / shard.file
         with os_errors(path):
             file = ShardFile(path)
@@ -168,30 +166,29 @@ class Engine:
             places[job.name] = position
             position += job.num_bytes
         units = self._units(shard)
-        begun = {
-            id(unit): self.makers.submit(self._unit, file, unit, places)
-            for unit in starting_order(units, in_order=self.in_order)
-        }
 
-        def wait() -> ShardRecord:
-            tallies = []
+        def start(unit: TensorJob | Bundle | SolvedLayer) -> Future[Tally]:
+            return self.workers.makers.submit(self._unit, file, unit, places)
+
+        def finish(tallies: Iterable[Tally]) -> ShardRecord:
+            counted = []
             with os_errors(path):
-                for unit in units:
-                    tallies.append(begun[id(unit)].result())
+                for unit, tally in zip(units, tallies, strict=True):
+                    counted.append(tally)
                     last = unit if isinstance(unit, TensorJob) else unit.jobs[-1]
                     with self.clock.spend("store"):
                         file.read_back(places[last.name] + last.num_bytes)
                 with self.clock.spend("store"):
-                    return record_of(shard.file, file, tallies)
+                    return record_of(shard.file, file, counted)
 
-        return wait
+        return FileInMaking(units, starting_order(units, in_order=self.workers.in_order), start, finish)
 
     def _units(self, shard: Shard) -> Sequence[TensorJob | Bundle | SolvedLayer]:
         """Return what is made at a time: a tensor, small neighbours in files, or a layer of an adapter."""
         if self.plan.ranks:
             return [*solved_together(shard.jobs)]
         is_bundled = get_method(self.plan.lock.method["name"]).is_bundled and not self.plan.lock.lengths
-        if self.in_order or not is_bundled or self.plan.lock.correction:
+        if self.workers.in_order or not is_bundled or self.plan.lock.correction:
             return shard.jobs
         return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements, self.plan.values_of)]
 
@@ -239,7 +236,7 @@ class Engine:
                 sources,
                 self.plan.lock.seed,
                 self.backend,
-                self._memory,
+                self.workers.memory,
                 self.clock,
                 self.model_rules,
             )
@@ -273,7 +270,7 @@ class Engine:
         return tally
 
     def _advance(self, num_bytes: int) -> None:
-        with self._progress_lock:
+        with self.workers.progress_lock:
             self._progress(num_bytes)
 
     def _copy(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
@@ -314,7 +311,7 @@ class Engine:
         most_open, most_held = (number * self.budget.chunk_elements for number in (OPEN_CHUNKS, HELD_CHUNKS))
         held = None
         if job.num_elements <= most_held and job.num_elements:
-            held = self._merged_memory.rows(bits_dtype(job.dtype), job.num_elements, [0])[0]
+            held = self.workers.merged_memory.rows(bits_dtype(job.dtype), job.num_elements, [0])[0]
         return OnePassMerge(
             job.num_elements, job.dtype, scaling, most_open, held, slot.write, slot.read_again
         )
@@ -329,7 +326,7 @@ class Engine:
             self.budget.chunk_elements,
             reader,
             self.backend,
-            self._memory if reader is None else None,
+            self.workers.memory if reader is None else None,
             self.clock,
             self.scratch,
         )
@@ -342,6 +339,32 @@ class Engine:
     def _read_sources(self, job: TensorJob) -> list[TensorSource]:
         # The base model in place of a checkpoint makes its task vector zero.
         return [self._read["base_model" if name in job.unread else name] for name in self.plan.lock.sources]
+
+
+class FileInMaking:
+    """One file that is being made of units: tensors, small neighbours together, layers of an adapter.
+
+    Attributes:
+        order: The units, in the order in which they are begun.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[TensorJob | Bundle | SolvedLayer],
+        order: Sequence[TensorJob | Bundle | SolvedLayer],
+        start: Callable[[TensorJob | Bundle | SolvedLayer], Future[Tally]],
+        finish: Callable[[Iterable[Tally]], ShardRecord],
+    ) -> None:
+        self.order, self._units, self._start, self._finish = order, units, start, finish
+        self._begun: dict[int, Future[Tally]] = {}
+
+    def submit(self, unit: TensorJob | Bundle | SolvedLayer) -> None:
+        """Have a thread make a unit."""
+        self._begun[id(unit)] = self._start(unit)
+
+    def wait(self) -> ShardRecord:
+        """Return the record of the finished file, once all units were begun."""
+        return self._finish(self._begun[id(unit)].result() for unit in self._units)
 
 
 def starting_order(jobs: Sequence[Unit], *, in_order: bool) -> Sequence[Unit]:

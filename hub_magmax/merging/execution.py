@@ -29,6 +29,7 @@ from hub_magmax.merging.output.report import (
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
+from hub_magmax.merging.workers import Workers
 from hub_magmax.planning.budget import MAX_THREADS, budget_of, takes_torch
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
@@ -162,21 +163,22 @@ def make_shards(
     """
     with MemoryWatch() as memory, _raising(progress or (lambda num_bytes: None)) as advance:
         own = share(plan.shards, processes)
-        missing = [*_unfinished(own, sink, advance)]
+        missing = [*unfinished(own, sink, advance)]
         if len(missing) < len(own):
             LOG.info("resuming: %d of %d files are there", len(own) - len(missing), len(own))
         in_order = plan.num_remote > 0
         budget = budget_of(plan, 1 if in_order else min(num_threads(), MAX_THREADS))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
-        backend = backend or _backend_of(plan)
+        backend = backend or backend_of(plan)
         LOG.debug(
             "computing by %s in %d threads, %d elements at a time",
             type(backend).__name__.lower(),
             budget.num_threads,
             budget.chunk_elements,
         )
-        engine = Engine(plan, sources, place, advance, budget, sink.num_open, backend, in_order=in_order)
+        workers = Workers(budget, in_order=in_order)
+        engine = Engine(plan, sources, place, advance, workers, sink.num_open, backend)
         with one_thread(), _telling_what_is_kept(len(own), len(own) - len(missing)) as count:
             try:
                 engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)
@@ -206,7 +208,7 @@ def _telling_what_is_kept(num_files: int, num_finished: int) -> Iterator[Callabl
         raise
 
 
-def _unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) -> Iterator[Shard]:
+def unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) -> Iterator[Shard]:
     """Yield the shards that `sink` does not have; the bytes of the others are progress."""
     for shard in shards:
         if sink.intact(shard.file) is None:
@@ -215,7 +217,7 @@ def _unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) -
             advance(shard.data_bytes)
 
 
-def _backend_of(plan: Plan) -> Backend:
+def backend_of(plan: Plan) -> Backend:
     """Return the backend of the recipe's device, or the fastest on the CPU for this many elements."""
     num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
     if takes_torch(plan):

@@ -250,7 +250,7 @@ class HubSource(FileSource):
 
     def release(self, name: str, stop: int) -> None:
         info = self.index.tensors[name]
-        if self._ahead is not None and info.num_elements:
+        if self._ahead is not None and info.num_elements and not self.is_shared:
             item_bytes = info.num_bytes // info.num_elements
             self._ahead.release(info.file, info.start_byte + stop * item_bytes)
 

@@ -1,0 +1,39 @@
+"""Threads of a merge, and the memory that they use again."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+from hub_magmax.checkpoints.source import RowMemory
+from hub_magmax.merging.chunks import ChunkMemory
+from hub_magmax.planning.budget import Budget
+
+
+class Workers:
+    """Threads, and the memory that they use again, of one merge or of several side by side.
+
+    What is read from the Hub comes in order, so there one thread makes all tensors, and a second one reads
+    ahead.
+
+    Attributes:
+        budget: How much to work with at a time.
+        in_order: Some of what is read comes from the Hub.
+        makers: Make tensors.
+        reader: Reads ahead, if what is read comes in order.
+        memory, merged_memory: For what is read, and for what is merged.
+        progress_lock: Lets one thread at a time tell of progress.
+    """
+
+    def __init__(self, budget: Budget, *, in_order: bool) -> None:
+        self.budget, self.in_order = budget, in_order
+        self.makers = ThreadPoolExecutor(budget.num_threads)
+        self.reader = ThreadPoolExecutor(1) if in_order else None
+        self.memory, self.merged_memory = ChunkMemory(), RowMemory()
+        self.progress_lock = Lock()
+
+    def close(self) -> None:
+        """Return once no thread works any more."""
+        self.makers.shutdown(cancel_futures=True)
+        if self.reader is not None:
+            self.reader.shutdown(cancel_futures=True)

@@ -1,0 +1,153 @@
+"""Several merges of the same checkpoints at a time: the bytes of each alone, and every tensor read once."""
+
+import shutil
+
+import pytest
+
+from hub_magmax.errors import LockError, NonFiniteError, OutputError
+from hub_magmax.merging.execution import merge
+from hub_magmax.merging.output.report import MergeReport, read_report
+from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.merging.sites import merge_sites
+from hub_magmax.pipeline import lock, plan
+from hub_magmax.recipe.loading import parse_recipe
+from tests.families import accepted, read_merged, recipe_values, write_checkpoint, write_family
+from tests.test_checkpoints_adapter import write_adapter
+from tests.test_planning_reads import HEADER_BYTES, upload
+
+METHODS = ("average", "tunable_magmax", "ties", "dare", "random_mix", "tsv")
+PREFERENCES = (None, {"weights": {"a": 0.7, "b": 0.2, "c": 0.1}}, {"weights": {"a": 1}})
+
+
+def plans_of(folder, sites, names="abc", **values):
+    """Return a plan for each site: the recipe's values with its own in their place."""
+    plans = {}
+    for site, own in sites.items():
+        changes = values | own | {"output": {"path": f"out/{site}"} | own.get("output", {})}
+        recipe = parse_recipe(recipe_values(names, **changes), folder=folder)
+        plans[site] = accepted(plan(recipe, lock(recipe)))
+    return plans
+
+
+def alone(plans, folder):
+    """Merge each plan by itself, and return the files by site and name."""
+    for site, made in plans.items():
+        merge(made, folder / "alone" / site)
+    return {site: content(folder / "alone" / site) for site in plans}
+
+
+def content(folder):
+    """Return the files of a merged model but the two that tell when and how fast it was merged."""
+    kept_out = ("merge_report.json", "provenance.json")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in kept_out}
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_each_site_gets_the_bytes_of_its_own_merge(tmp_path, num_shards):
+    write_family(tmp_path, "abc", num_shards=num_shards)
+    sites = {
+        f"{method}-{number}": {"method": method, **({"preference": preference} if preference else {})}
+        for method in METHODS
+        for number, preference in enumerate(PREFERENCES)
+    }
+    sites["model"] = {"method": {"name": "tunable_magmax", "selection": "top-n", "scope": "model"}}
+    plans = plans_of(tmp_path, sites)
+    reports = merge_sites(plans)
+    assert list(reports) == list(sites)
+    expected = alone(plans, tmp_path)
+    for site in sites:
+        assert content(tmp_path / "out" / site) == expected[site]
+        assert reports[site] == read_report(tmp_path / "out" / site / "merge_report.json")
+
+
+def test_adapters_are_merged_for_each_site_to_an_adapter(tmp_path):
+    shapes = {f"m.layers.{n}.{p}.weight": (24, 16) for n in range(3) for p in "qk"}
+    base = write_family(tmp_path, (), shapes=shapes)["base"]
+    for seed, name in enumerate("ab"):
+        write_adapter(tmp_path / name, base, ("q",), seed)
+    output = {"output": {"format": "adapter"}}
+    sites = {"x": output | {"method": "average"}, "y": output | {"method": "tsv"}}
+    plans = plans_of(tmp_path, sites, "ab")
+    merge_sites(plans)
+    expected = alone(plans, tmp_path)
+    assert all(content(tmp_path / "out" / site) == expected[site] for site in sites)
+
+
+@pytest.mark.parametrize("method", ["average", "ties"])
+def test_what_the_hub_sends_does_not_grow_with_the_sites(hub, tmp_path, method):
+    model_bytes, adapter_bytes = upload(hub, tmp_path, f"sites-{method}")
+    names = {"a": f"me/reads-sites-{method}-a", "b": f"me/reads-sites-{method}-lora-b"}
+    tasks = [{"name": name, "model": model} for name, model in names.items()]
+    sites = {f"s{n}": {"preference": {"weights": {"a": n / 8, "b": 1 - n / 8}}} for n in range(9)}
+    plans = plans_of(tmp_path, sites, base_model=f"me/reads-sites-{method}-base", tasks=tasks, method=method)
+    hub.reset_log()
+    merge_sites(plans)
+    fetched = sum(found.bytes_sent for found in hub.log if found.route == "storage" and found.method == "GET")
+    assert abs(fetched - 2 * model_bytes - adapter_bytes) <= 4 * HEADER_BYTES
+    expected = alone(plans, tmp_path)
+    assert all(content(tmp_path / "out" / site) == expected[site] for site in sites)
+
+
+def test_a_site_that_fails_leaves_the_others_whole(family, monkeypatch):
+    plans = plans_of(family, {"x": {}, "y": {}, "z": {}})
+    (family / "out" / "y").mkdir(parents=True)
+    (family / "out" / "y" / "mine.txt").write_text("kept")
+    write = ShardFile.write
+
+    def full(self, data, start):
+        if "/z.partial/" in str(self._path) and start:
+            raise OSError(28, "No space left on device")
+        return write(self, data, start)
+
+    monkeypatch.setattr(ShardFile, "write", full)
+    found = merge_sites(plans)
+    assert isinstance(found["x"], MergeReport)
+    assert isinstance(found["y"], OutputError) and "taken" in str(found["y"])
+    assert isinstance(found["z"], OutputError) and "No space left" in str(found["z"])
+    assert not (family / "out" / "z").exists()
+    assert (family / "out" / "y" / "mine.txt").read_text() == "kept"
+    monkeypatch.undo()
+    shutil.rmtree(family / "out" / "y")
+    again = merge_sites(plans)
+    assert again["x"] == found["x"] and isinstance(again["y"], MergeReport)
+    expected = alone(plans, family)
+    assert all(content(family / "out" / site) == expected[site] for site in plans)
+
+
+def test_an_interruption_keeps_finished_files_of_every_site(tmp_path):
+    write_family(tmp_path, "abc", num_shards=3)
+    output = {"output": {"shard_size": 1000}}
+    plans = plans_of(tmp_path, {"x": output, "y": output | {"method": "ties"}})
+    assert len(plans["x"].shards) > 2
+    done = 0
+
+    def stop(num_bytes):
+        nonlocal done
+        done += num_bytes
+        if done > plans["x"].progress_bytes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_sites(plans, progress=stop)
+    assert not (tmp_path / "out" / "x").exists()
+    kept = [path.name for path in (tmp_path / "out").glob("*.partial/journal/*.json")]
+    assert kept
+    merge_sites(plans)
+    expected = alone(plans, tmp_path)
+    assert all(content(tmp_path / "out" / site) == expected[site] for site in plans)
+
+
+def test_what_is_wrong_with_a_checkpoint_ends_all(family):
+    tensors = read_merged(family / "a")
+    tensors["embed.weight"][0, 0] = float("nan")
+    write_checkpoint(family / "a", tensors)
+    plans = plans_of(family, {"x": {}, "y": {"method": "ties"}})
+    with pytest.raises(NonFiniteError):
+        merge_sites(plans)
+    assert not list((family / "out").glob("[xy]"))
+
+
+def test_sites_of_other_checkpoints_are_refused(family):
+    plans = plans_of(family, {"x": {}}) | plans_of(family, {"y": {}}, "ab")
+    with pytest.raises(LockError, match="x and y pin different checkpoints"):
+        merge_sites(plans)
