@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hub_magmax.studies import diagnose as diagnose
     from hub_magmax.studies import picture as picture
     from hub_magmax.studies import prefer as prefer
+    from hub_magmax.studies import run_sites as run_sites
     from hub_magmax.studies import sweep as sweep
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ _HOMES = {
     "render_card": "reporting.card",
     "rollback": "fleet.rollback",
     "run": "pipeline",
+    "run_sites": "studies",
     "sign": "fleet.signing",
     "sweep": "studies",
     "verify": "fleet.verifying",

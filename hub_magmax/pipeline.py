@@ -17,17 +17,16 @@ from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.pinning import lock_source
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import RecipeError
-from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_kept_data, with_pinned_data
+from hub_magmax.evaluation.data import pin_datasets, pin_local_data, with_pinned_data
 from hub_magmax.evaluation.guards import Guard, check_guards, refuse_regression
 from hub_magmax.evaluation.needs import evaluation_needs
-from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, scores_for
-from hub_magmax.evaluation.scoring import evaluate
+from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores
+from hub_magmax.evaluation.scoring import scores_asked
 from hub_magmax.evaluation.statistics_files import locked_statistics
 from hub_magmax.fleet.signing import check_key, sign
 from hub_magmax.merging.output.evaluation_again import name_evaluation, unsigned
 from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.methods.data_statistics import OF_THE_MERGE
-from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.findings.look import with_findings
 from hub_magmax.planning.fitting.architectures import check_architectures
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
@@ -58,6 +57,7 @@ from hub_magmax.recipe.matching import (
     with_method_facts,
 )
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.sites import check_site
 from hub_magmax.recipe.tensor_rules import takes_any
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
@@ -117,7 +117,6 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
-    from hub_magmax.merging.output.opening import report_opening  # loads torch
     from hub_magmax.merging.unfinished import plan_unfinished  # loads torch
 
     recipe = as_recipe(recipe)
@@ -127,21 +126,39 @@ def run(
         lambda: lock(recipe, report=report, progress=progress, cache=cache)
     )
     planned, is_old = plan_unfinished(recipe, locked, cache, processes, in_spite_of)
+    done = carry_out(planned, destination, report, progress, processes, cache, push_anyway=push_anyway)
+    return replace(done, merged_before=is_old or done.merged_before)
+
+
+def carry_out(
+    planned: Plan,
+    destination: Destination | None,
+    report: Report,
+    progress: ProgressBar,
+    processes: Processes,
+    cache: SourceCache,
+    *,
+    push_anyway: bool,
+    merged: MergeReport | None = None,
+) -> Run:
+    """Carry out a plan, from the merge, unless its report is given, to the published model; see `run`."""
+    from hub_magmax.merging.output.opening import report_opening  # loads torch
+
     head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
     _announce(planned, destination, head, report)
     if (gone := _without_folder(planned, destination, head, progress, processes, cache)) is not None:
         return gone
-    output = recipe.output_path
-    merged = report_opening(planned, _merge(planned, progress, processes, cache), processes, cache)
-    scores = _scores(recipe, locked, report, processes, progress)
+    output = planned.recipe.output_path
+    merged = merged or _merge(planned, progress, processes, cache)
+    merged = report_opening(planned, merged, processes, cache)
+    scores = scores_asked(planned.recipe, planned.lock, report, processes, progress)
     if not processes.is_first:
         return Run(planned, merged, output, scores)
     _write_card(planned, merged, scores, report)
-    guards = check_guards(recipe.evaluation, scores)
-    done = Run(planned, merged, output, scores, guards=guards, merged_before=is_old)
-    if destination is None:
-        return done
-    return _published(done, destination, head, report, push_anyway=push_anyway)
+    guards = check_guards(planned.recipe.evaluation, scores)
+    done = Run(planned, merged, output, scores, guards=guards)
+    published = destination and _published(done, destination, head, report, push_anyway=push_anyway)
+    return published or done
 
 
 def _announce(planned: Plan, destination: Destination | None, head: Head | None, report: Report) -> None:
@@ -282,6 +299,7 @@ def lock(
         RecipeError, EvaluationError: If preference or method cannot be formed.
     """
     recipe, cache, earlier = as_recipe(recipe), cache or SourceCache(), as_lock(earlier)
+    check_site(recipe.sites, None)
     make = partial(lock_source, recipe, hash_files=hash_files, cache=cache)
     with step(f"pinning the base model and {len(recipe.tasks)} tasks"):
         sources = pinned_sources(recipe, make, kept_sources(earlier) if earlier else {})
@@ -378,23 +396,3 @@ def plan(
     locked = as_lock(locked) or lock(recipe, cache=cache)
     made = plan_from_headers(recipe, locked, cache=cache)
     return with_findings(made, cache, in_spite_of)
-
-
-def check_faults(recipe: Recipe, locked: Lock, in_spite_of: Iterable[str] = ()) -> None:
-    """Raise MismatchError where checkpoints have faults that are not accepted by name, as a merge does."""
-    planned = plan(recipe, locked, in_spite_of=in_spite_of)
-    refuse_faults(planned.findings, planned.in_spite_of)
-
-
-def _scores(
-    recipe: Recipe, locked: Lock, report: Report, processes: Processes, progress: ProgressBar
-) -> Scores | None:
-    """Return the scores that the recipe asks for, if it does: those of an earlier run, or new ones."""
-    if recipe.evaluation is None:
-        return None
-    stored = processes.first_decides(lambda: scores_for(recipe))
-    if stored is not None:
-        return stored
-    output = recipe.output_path
-    locked = with_kept_data(locked, output)
-    return evaluate(recipe, locked, output, processes=processes, report=report, progress=progress)

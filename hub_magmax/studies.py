@@ -1,4 +1,4 @@
-"""Studies of a recipe from Python: its preference, a diagnosis, a comparison and a sweep.
+"""Studies of a recipe from Python, and runs of all its sites: preference, diagnosis, comparison, sweep.
 
 Each locks the recipe itself where no lock is given. Nothing is written. Results have `table()` for people,
 `to_frame()` for pandas, and are shown as tables by notebooks; `picture` draws them.
@@ -8,22 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.study_journal import study_journal
+from hub_magmax.checkpoints.source_cache import SourceCache
+from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
-from hub_magmax.pipeline import check_faults, lock, plan
+from hub_magmax.pipeline import Run, carry_out, destination_of, lock, plan
+from hub_magmax.planning.findings.finding import refuse_faults
+from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
-from hub_magmax.recipe.arguments import checked
-from hub_magmax.recipe.loading import RecipeLike, as_recipe
+from hub_magmax.processes import Processes, find_processes
+from hub_magmax.publishing.commits import Destination
+from hub_magmax.publishing.preflight import check
+from hub_magmax.publishing.scored_push import is_streamed
+from hub_magmax.recipe.arguments import checked, opened
+from hub_magmax.recipe.loading import RecipeLike, as_recipe, site_recipe
 from hub_magmax.recipe.lockfile import Lock, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.figures.writing import Picture
 from hub_magmax.reporting.tradeoff_surface import Surface
-from hub_magmax.text import ProgressBar, Report, unseen
+from hub_magmax.text import ProgressBar, Report, step, unseen
 
 
 @checked
@@ -130,6 +140,102 @@ def sweep(
         return sweeping.sweep(recipe, found, journal=kept, report=report, progress=progress)
 
 
+@checked
+def run_sites(
+    recipe: RecipeLike,
+    *,
+    report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
+    processes: Processes | None = None,
+    push_anyway: bool = False,
+    in_spite_of: Iterable[str] = (),
+) -> dict[str, Run | HubMagmaxError]:
+    """Carry out the recipe of every site, and return what `run` would, or why it failed, by site.
+
+    The checkpoints are read once for all sites that are merged into a folder (`merging.sites`); evaluation,
+    card and push follow for one after the other, and scores of checkpoints are measured once. What fails for
+    one site leaves the others whole, in a single process; called again, what is missing is done.
+
+    Args:
+        recipe: With `sites`.
+        report, progress, processes, push_anyway, in_spite_of: As `run`.
+
+    Raises:
+        RecipeError: If the recipe has no sites.
+        SourceError, CheckpointError: What is wrong with the checkpoints, and so for every site.
+    """
+    recipe = as_recipe(recipe)
+    if not recipe.sites:
+        raise RecipeError("the recipe has no sites", key=("sites",), hint="`run` carries it out.")
+    recipes = {site: site_recipe(recipe, site) for site in recipe.sites}
+    processes = processes or find_processes(report)
+    places = {site: destination_of(own) for site, own in recipes.items()}
+    return run_together(
+        recipes, {}, places, report, progress, processes, push_anyway=push_anyway, in_spite_of=in_spite_of
+    )
+
+
+# Complex only by count: locks, plans, merges, and what follows, for each site.
+def run_together(
+    recipes: Mapping[str, Recipe],
+    locks: Mapping[str, Lock],
+    destinations: Mapping[str, Destination | None],
+    report: Report,
+    progress: ProgressBar,
+    processes: Processes,
+    *,
+    push_anyway: bool,
+    in_spite_of: Iterable[str],
+) -> dict[str, Run | HubMagmaxError]:
+    """Carry out recipes of the same checkpoints, by site; see `run_sites`.
+
+    Args:
+        locks: Locks of sites, by name. Others are made, with the checkpoints that the first one pins.
+        destinations: Where models of sites go on the Hub.
+    """
+    from hub_magmax.merging.sites import merge_sites  # loads torch
+    from hub_magmax.merging.unfinished import plan_unfinished
+
+    cache, done = SourceCache(), dict[str, Run | HubMagmaxError]()
+    plans, finished = dict[str, Plan](), set[str]()
+    first = next(iter(locks.values()), None)
+    for site, own in recipes.items():
+        with _failing(site, done, processes):
+            make = partial(lock, own, report=report, progress=progress, cache=cache, earlier=first)
+            locked = locks.get(site) or processes.first_decides(make)
+            first = first or locked
+            planned, is_old = plan_unfinished(own, locked, cache, processes, in_spite_of)
+            if processes.is_first:
+                check(planned, destinations[site], num_processes=processes.count)
+            plans[site] = planned
+            finished |= {site} if is_old else set()
+    together = {
+        site: made for site, made in plans.items() if not is_streamed(made.recipe, destinations[site])
+    }
+    total = sum(made.progress_bytes for site, made in together.items() if site not in finished)
+    with opened(progress, total, "merging", "bytes") as advance:
+        merged = merge_sites(together, progress=advance, processes=processes, cache=cache) if together else {}
+    how = (report, progress, processes, cache)
+    for site, made in plans.items():
+        with _failing(site, done, processes), step(f"finishing {site}", report):
+            if isinstance(found := merged.get(site), HubMagmaxError):
+                raise found
+            ended = carry_out(made, destinations[site], *how, push_anyway=push_anyway, merged=found)
+            done[site] = replace(ended, merged_before=site in finished)
+    return {site: done[site] for site in recipes}
+
+
+@contextmanager
+def _failing(site: str, done: dict[str, Run | HubMagmaxError], processes: Processes) -> Iterator[None]:
+    """Note why a site failed. With several processes it is raised: the others would wait."""
+    try:
+        yield
+    except HubMagmaxError as error:
+        if processes.count > 1:
+            raise
+        done[site] = error
+
+
 @contextmanager
 def study(
     recipe: Recipe,
@@ -155,7 +261,8 @@ def study(
     """
     beside = journal.with_suffix(".lock.journal") if journal else None
     locked = as_lock(locked) or lock(prepared, report=report, progress=progress, journal=beside)
-    check_faults(prepared, locked, in_spite_of)
+    planned = plan(prepared, locked, in_spite_of=in_spite_of)
+    refuse_faults(planned.findings, planned.in_spite_of)
     with study_journal(journal, recipe, locked, report) as kept:
         yield locked, kept
 

@@ -97,11 +97,14 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
+    from hub_magmax.cli.sites import plan_all, sites_of
     from hub_magmax.pipeline import destination_of, lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
     from hub_magmax.publishing.preflight import licence_warning, look_at
 
+    if sites := sites_of(asked):
+        return plan_all(sites, in_spite_of)
     found, locked = read_asked(asked)
     cache, journal = SourceCache(), lock_journal(asked, found)
     locked = locked or lock(found, report=say, progress=progress, cache=cache, journal=journal)
@@ -199,6 +202,7 @@ def _elements(report: MergeReport) -> list[str]:
     return ["elements   " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items())]
 
 
+# Complex only by count: what a run did, kind by kind.
 @verb
 @recipe_options
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
@@ -224,12 +228,15 @@ def run(
       hub-magmax run recipe.yaml
     """
     from hub_magmax.cli.recipe_and_lock import read_asked, say_outdated
+    from hub_magmax.cli.sites import run_all, sites_of
     from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
     from hub_magmax.reporting.headline import assessment_of
 
+    if sites := sites_of(asked):
+        return run_all(sites, to, in_spite_of, push_anyway=push_anyway, dry_run=dry_run)
     processes = find_processes(say)
     found, locked = read_asked(asked, processes.first_decides)
     locked = locked or _measured_lock(asked, found, processes)

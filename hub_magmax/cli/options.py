@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,16 +36,31 @@ class RecipeOptions:
     output: Path | None = None
     memory: str | None = None
     device: str | None = None
+    site: str | None = None
 
     @cached_property
     def text(self) -> RecipeText:
-        """The recipe's text, which standard input gives once."""
+        """The recipe's text, which standard input gives once, and the site whose recipe is meant."""
         from hub_magmax.recipe.foreign import STANDARD_INPUT
         from hub_magmax.recipe.loading import read_text, text_of
 
-        if str(self.recipe) == STDIN:
-            return text_of(sys.stdin.buffer, STANDARD_INPUT, Path())
-        return read_text(self.recipe)
+        is_stream = str(self.recipe) == STDIN
+        found = text_of(sys.stdin.buffer, STANDARD_INPUT, Path()) if is_stream else read_text(self.recipe)
+        return replace(found, site=self.site)
+
+    @property
+    def named(self) -> Path:
+        """The path that names files beside the recipe: `mix.north.yaml` for the site north of `mix.yaml`."""
+        if self.site is None:
+            return self.recipe
+        name = self.recipe.name.removesuffix(".yaml")
+        return self.recipe.with_name(f"{name}.{self.site}.yaml")
+
+    def of_site(self, site: str) -> RecipeOptions:
+        """Return the same for one site of the recipe, whose text is not read again."""
+        found = replace(self, site=site)
+        found.__dict__["text"] = replace(self.text, site=site)  # a cached property
+        return found
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:
@@ -115,6 +130,7 @@ set_option = click.option(
     shell_complete=complete_setting,
     help="A value in place of the recipe's, such as method.scaling=0.4; can be repeated.",
 )
+site_option = click.option("--site", metavar="NAME", help="One of the recipe's sites.")
 preference_option = click.option(
     "--preference",
     metavar="TASK=SHARE,...",
@@ -143,7 +159,7 @@ faults_option = click.option(
 
 def changed_recipe(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add RECIPE and values in place of its own; the function gets `asked`, a `RecipeOptions`."""
-    for option in (preference_option, set_option, recipe_argument):
+    for option in (preference_option, set_option, site_option, recipe_argument):
         function = option(function)
     return _folding(function, "asked", RecipeOptions)
 
@@ -159,6 +175,7 @@ def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
         ),
         preference_option,
         set_option,
+        site_option,
         click.option(
             "--lock",
             "lock_path",

@@ -14,12 +14,13 @@ from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import SOURCES, changed_keys, check_lock, is_kept
 from hub_magmax.recipe.result_files import ResultFiles, beside, changed_values
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.sites import check_site
 from hub_magmax.text import listed
 
 
 def lock_beside(asked: RecipeOptions) -> Path | None:
     """Return the path of a recipe's lock: `mix.lock.json` for `mix.yaml`; a stream has none."""
-    return None if asked.text.is_stream else beside(asked.recipe).path("lock.json")
+    return None if asked.text.is_stream else beside(asked.named).path("lock.json")
 
 
 def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
@@ -29,7 +30,7 @@ def files_beside(asked: RecipeOptions, recipe: Recipe) -> ResultFiles:
     """
     written = parse_text(asked.text)
     named = f"stdin-{written.digest.removeprefix('sha256:')[:8]}.yaml"
-    return beside(Path(named) if asked.text.is_stream else asked.recipe, written, recipe)
+    return beside(Path(named) if asked.text.is_stream else asked.named, written, recipe)
 
 
 def lock_journal(asked: RecipeOptions, recipe: Recipe) -> Path:
@@ -61,12 +62,14 @@ def write_lock(locked: Lock, path: Path) -> Path:
 
 
 def read_recipe(asked: RecipeOptions) -> Recipe:
-    """Return the recipe with the command line's replacements.
+    """Return the recipe with the command line's replacements; of a recipe with sites, the one that is named.
 
     Raises:
-        RecipeError: If it is not valid.
+        RecipeError: If it is not valid, or has sites and none is named.
     """
-    return parse_text(asked.text, asked.changes)
+    recipe = parse_text(asked.text, asked.changes)
+    check_site(recipe.sites, None)
+    return recipe
 
 
 def read_asked(

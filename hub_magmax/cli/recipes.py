@@ -23,12 +23,13 @@ def validate(asked: RecipeOptions) -> Answer:
     Example:
       hub-magmax validate recipe.yaml
     """
-    from hub_magmax.cli.recipe_and_lock import read_recipe
+    from hub_magmax.recipe.loading import parse_text
 
-    found, name = read_recipe(asked), asked.text.name
+    found, name = parse_text(asked.text, asked.changes), asked.text.name
     missing = [place for place, model in _models(found).items() if _is_missing(model, found)]
     facts = {"recipe": name, "digest": found.digest, "tasks": list(found.task_names), "not_here": missing}
-    lines = [f"{name}: valid, {number_of(len(found.tasks), 'task')}, {found.method.name}"]
+    sites = f", {number_of(len(found.sites), 'site')}" if found.sites else ""
+    lines = [f"{name}: valid, {number_of(len(found.tasks), 'task')}, {found.method.name}{sites}"]
     lines += [f"note: {place}: there is no {_models(found)[place]} on this machine" for place in missing]
     lines.append("checkpoints were not opened: `hub-magmax plan` reads their headers")
     return Answer(facts, "\n".join(lines))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.columns import examples_for
-from hub_magmax.evaluation.data import check_local_data, fingerprint, pinned
+from hub_magmax.evaluation.data import check_local_data, fingerprint, pinned, with_kept_data
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
@@ -35,7 +35,7 @@ from hub_magmax.evaluation.evaluators.plugins import answers
 from hub_magmax.evaluation.journal import Outcomes
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.score_cache import Reuse
-from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name
+from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name, scores_for
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
@@ -148,6 +148,20 @@ def evaluate(
     """
     prepared = prepare(as_recipe(recipe), as_lock(lock), merged, models)
     return score(prepared, again=again, processes=processes, report=report, progress=progress)
+
+
+def scores_asked(
+    recipe: Recipe, lock: Lock, report: Report, processes: Processes, progress: ProgressBar
+) -> Scores | None:
+    """Return the scores that a recipe asks for, if it does: those of an earlier run, or new ones."""
+    if recipe.evaluation is None:
+        return None
+    stored = processes.first_decides(lambda: scores_for(recipe))
+    if stored is not None:
+        return stored
+    output = recipe.output_path
+    kept = with_kept_data(lock, output)
+    return evaluate(recipe, kept, output, processes=processes, report=report, progress=progress)
 
 
 @step("scoring the models")

@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.opening import open_together
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, DamagedError, HubMagmaxError, LockError, SourceError
-from hub_magmax.files import os_errors
+from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
 from hub_magmax.merging.engine import Engine, FileInMaking, starting_order
 from hub_magmax.merging.execution import backend_of, finished, prepare, share, told, unfinished
@@ -53,7 +53,7 @@ class _Site:
 def merge_sites(
     plans: Mapping[str, Plan],
     *,
-    progress: Progress = lambda num_bytes: None,
+    progress: Progress | None = None,
     processes: Processes | None = None,
     cache: SourceCache | None = None,
 ) -> dict[str, MergeReport | HubMagmaxError]:
@@ -77,30 +77,38 @@ def merge_sites(
     """
     started = time.perf_counter()
     processes, cache = processes or find_processes(), cache or SourceCache()
+    progress = progress or (lambda num_bytes: None)
     _check_alike(plans)
-    results: dict[str, MergeReport | HubMagmaxError] = {}
     with ExitStack() as stack, MemoryWatch() as memory, one_thread():
-        begun: dict[str, PartialFolder] = {}
-        for name, plan in plans.items():
-            place = PartialFolder(plan.recipe.output_path, plan.digest)
-            found = processes.first_decides(partial(_look, plan, place, cache))
-            if found is not None:
-                results[name] = found
-            else:
-                begun[name] = place
-                stack.callback(place.abandon)
-        if begun:
-            asked = {name: plans[name] for name in begun}
-            inputs = stack.enter_context(
-                open_together([(plan.recipe, plan.lock) for plan in asked.values()], cache)
-            )
-            sites = _begin(asked, begun, dict(zip(asked, inputs, strict=True)), progress, processes)
+        results, places = _look_at_outputs(plans, processes, cache)
+        for place in places.values():
+            stack.callback(place.abandon)
+        if places:
+            merges = [(plans[name].recipe, plans[name].lock) for name in places]
+            inputs = dict(zip(places, stack.enter_context(open_together(merges, cache)), strict=True))
+            sites = _begin(plans, places, inputs, progress, processes)
             _make(sites, processes)
             for name, site in sites.items():
                 spent = Spent(site.engine.clock.seconds, memory.peak_bytes)
                 results[name] = _finish(site, time.perf_counter() - started, spent, processes)
             processes.wait()
     return {name: results[name] for name in plans}
+
+
+def _look_at_outputs(
+    plans: Mapping[str, Plan], processes: Processes, cache: SourceCache
+) -> tuple[dict[str, MergeReport | HubMagmaxError], dict[str, PartialFolder]]:
+    """Return reports of finished merges and why some cannot be made; and folders of those to make."""
+    results: dict[str, MergeReport | HubMagmaxError] = {}
+    places: dict[str, PartialFolder] = {}
+    for name, plan in plans.items():
+        place = PartialFolder(plan.recipe.output_path, plan.digest)
+        found = processes.first_decides(partial(_look, plan, place, cache))
+        if found is None:
+            places[name] = place
+        else:
+            results[name] = found
+    return results, places
 
 
 def _check_alike(plans: Mapping[str, Plan]) -> None:
@@ -134,15 +142,16 @@ def _begin(
     processes: Processes,
 ) -> dict[str, _Site]:
     """Return the merges, with threads and memory that all of them share."""
-    in_order = any(plan.num_remote for plan in plans.values())
+    own = [plans[name] for name in places]
+    in_order = any(plan.num_remote for plan in own)
     threads = 1 if in_order else min(num_threads(), MAX_THREADS)
-    budgets = [budget_of(plan, threads) for plan in plans.values()]
+    budgets = [budget_of(plan, threads) for plan in own]
     workers = Workers(min(budgets, key=lambda one: (one.num_threads, one.chunk_elements)), in_order=in_order)
     sites: dict[str, _Site] = {}
-    for name, plan in plans.items():
-        place = places[name]
+    for name, place in places.items():
+        plan = plans[name]
         missing = unfinished(share(plan.shards, processes), place.journal, progress)
-        LOG.info("%s: %s", name, told(plan, processes))
+        LOG.info("%s into %s", told(plan, processes), from_here(place.output))
         engine = Engine(
             plan, inputs[name], place, progress, workers, place.journal.num_open, backend_of(plan)
         )
@@ -150,6 +159,7 @@ def _begin(
     return sites
 
 
+# Complex, and flat: the story of the files, from rules to records, and what ends it.
 def _make(sites: Mapping[str, _Site], processes: Processes) -> None:
     """Write the files of all sites, a file of each at a time."""
     everyone = [*sites.values()]

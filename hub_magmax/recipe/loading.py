@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.changes import Change, with_changes, without_replaced
 from hub_magmax.recipe.checks import contradictions, option_problems, text_problems, text_wanted
 from hub_magmax.recipe.foreign import folder_error, refuse_foreign
-from hub_magmax.recipe.problems import all_problems, explain, in_recipe
+from hub_magmax.recipe.problems import all_problems, conflict, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.sites import check_site, site_places, site_values
 from hub_magmax.recipe.sound_part import sound_part
 from hub_magmax.recipe.strict_yaml import Place, read_yaml
 
@@ -39,12 +40,33 @@ class RecipeText:
         name: Of the recipe in messages.
         folder: Where its relative paths start.
         is_stream: Whether it came from a stream: nothing is written beside it.
+        site: The site whose own recipe is meant, of a recipe with several.
     """
 
     text: str
     name: str
     folder: Path
     is_stream: bool = False
+    site: str | None = None
+
+    @property
+    def content(self) -> tuple[Any, dict[KeyPath, Place], dict[KeyPath, str]]:
+        """Values, their places, and texts of single values, as `read_yaml` returns them; those of the site.
+
+        Raises:
+            RecipeError: If there is no such site.
+        """
+        values, places, written = read_yaml(self.text, self.name)
+        if self.site is None or not isinstance(values, dict):
+            return values, places, written
+        sites = values.get("sites")
+        try:
+            check_site(sites if isinstance(sites, dict) else None, self.site)
+        except RecipeError as error:
+            raise in_recipe(error, self.name, places) from None
+        if not isinstance(values["sites"][self.site], dict | None):
+            return values, places, written  # which the schema refuses
+        return site_values(values, self.site), site_places(places, self.site), site_places(written, self.site)
 
 
 #: What functions take for a recipe.
@@ -116,7 +138,7 @@ def parse_text(found: RecipeText, changes: Sequence[Change] = ()) -> Recipe:
         RecipeError: With every problem found, each at its line and key path, or at its option.
     """
     refuse_foreign(found.text, found.name)
-    values, places, written = read_yaml(found.text, found.name)
+    values, places, written = found.content
     values, written, options = with_changes(values, written, changes)
     return parse_recipe(
         _with_text(values, written),
@@ -129,7 +151,7 @@ def parse_text(found: RecipeText, changes: Sequence[Change] = ()) -> Recipe:
 def with_place(error: HubMagmaxError, found: RecipeText, changes: Sequence[Change] = ()) -> HubMagmaxError:
     """Return an error about a key with its line in the recipe, as it is where there is none."""
     with suppress(HubMagmaxError):
-        values, places, written = read_yaml(found.text, found.name)
+        values, places, written = found.content
         options = with_changes(values, written, changes)[2]
         return in_recipe(error, found.name, without_replaced(places, options))
     return error
@@ -169,9 +191,32 @@ def parse_recipe(
     if recipe is not None:
         recipe._folder = folder
         problems += _unmistaken(contradictions(recipe, lacking), problems)
+        if not problems:
+            problems += _site_problems(recipe)
     if problems or recipe is None:
         raise all_problems(problems, where, places or {})
     return recipe
+
+
+def _site_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is wrong with the sites' own recipes; two of them may not have one place."""
+    places: dict[object, str] = {}
+    for site in recipe.sites or {}:
+        try:
+            found = site_recipe(recipe, site)
+        except RecipeError as error:
+            yield from (replace(one, key=("sites", site, *one.key)) for one in error.problems)
+            continue
+        output = found.output
+        for key, place in (("path", found.output_path), ("push_to_hub", output.push_to_hub)):
+            if place is not None and (other := places.setdefault(place, site)) != site:
+                text, hint = f"this is the place of the site {other} too", "give each site its own"
+                yield conflict(("sites", site, "output", key), text, hint)
+
+
+def site_recipe(recipe: Recipe, site: str) -> Recipe:
+    """Return the own recipe of one of a recipe's sites."""
+    return parse_recipe(site_values(recipe.to_dict(defaults=False), site), folder=recipe.folder)
 
 
 def _unmistaken(found: Iterable[Problem], others: Iterable[Problem]) -> list[Problem]:

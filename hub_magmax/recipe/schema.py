@@ -270,6 +270,15 @@ class Output(Spec):
         return self.format == "adapter"
 
 
+class Site(Spec):
+    """Values for one site in place of the recipe's; `recipe/sites.py` makes a recipe of them."""
+
+    preference: Any = None
+    method: Any = None
+    evaluation: Any = None
+    output: dict[str, Any] | None = None
+
+
 class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start.
 
@@ -280,7 +289,8 @@ class Recipe(Spec):
     made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,
     which are matched by token where the vocabularies of the checkpoints differ; `tokenizer` says whose
     vocabulary the merged model has. `trusted_links` are folders
-    that links of checkpoints may lead to, such as the cache of DVC.
+    that links of checkpoints may lead to, such as the cache of DVC. `sites` are merged from one read of the
+    checkpoints, each with the values that it has in place of the recipe's.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -302,6 +312,7 @@ class Recipe(Spec):
     sweep: Sweep | None = None
     output: Output = Output()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    sites: Annotated[dict[TaskName, Site], Field(min_length=1, max_length=1000)] | None = None
 
     _folder: Path = PrivateAttr(default=Path())
 

@@ -1,0 +1,58 @@
+"""Sites of a recipe: a recipe for each, with some values in place of the common ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from hub_magmax.errors import KeyPath, RecipeError
+from hub_magmax.text import listed, nearest, shown
+
+Found = TypeVar("Found")
+
+#: Where a recipe is written that does not say it.
+_FOLDER = "merged"
+
+
+def site_values(values: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """Return the values of one site's own recipe.
+
+    Its keys replace the recipe's, those of `output` one by one. Where it names no path or repository of its
+    own, it gets a folder in that of the recipe, and a repository that has the site's name at its end.
+
+    Args:
+        values: Of a recipe with this site.
+        site: Its name.
+    """
+    own = {key: value for key, value in (values["sites"][site] or {}).items() if value is not None}
+    common = {key: value for key, value in values.items() if key != "sites"}
+    output = common.get("output") or {}
+    named = {"path": f"{output.get('path', _FOLDER)}/{site}"}
+    if output.get("push_to_hub"):
+        named["push_to_hub"] = f"{output['push_to_hub']}-{site}"
+    return {**common, **own, "output": {**output, **named, **own.get("output", {})}}
+
+
+def site_places(places: Mapping[KeyPath, Found], site: str) -> dict[KeyPath, Found]:
+    """Return what is known of the places in a recipe for the keys of one site's own recipe."""
+    own = {path[2:]: found for path, found in places.items() if path[:2] == ("sites", site) and path[2:]}
+    replaced = {path[: 2 if path[0] == "output" else 1] for path in own}
+    common = (path for path in places if path[0:1] != ("sites",) and not {path[:1], path[:2]} & replaced)
+    return {**{path: places[path] for path in common}, **own}
+
+
+def check_site(sites: Mapping[str, Any] | None, site: str | None) -> None:
+    """Raise RecipeError unless a recipe has this site, or no sites where none is named."""
+    if site is None and sites:
+        raise RecipeError(
+            f"the recipe has {len(sites)} sites, and this is done for one",
+            key=("sites",),
+            expected=f"--site with one of {listed([*sites])}",
+            hint="`run`, `plan` and `validate` take all sites together.",
+        )
+    if site is not None and site not in (sites or {}):
+        raise RecipeError(
+            f"the recipe has no site {shown(site)}" if sites else "the recipe has no sites",
+            key=("sites",),
+            hint=nearest(site, [*(sites or ())]).capitalize() or "Leave out --site.",
+        )

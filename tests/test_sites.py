@@ -1,0 +1,179 @@
+"""Recipes with sites: the recipe of each, and a run of all of them."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from huggingface_hub import HfApi
+
+from hub_magmax import run, run_sites
+from hub_magmax.cli import main
+from hub_magmax.errors import OutputError, RecipeError
+from hub_magmax.pipeline import Run
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, site_recipe
+from hub_magmax.recipe.sites import site_values
+from tests.families import read_merged, recipe_values, write_family, write_recipe
+from tests.test_merging_sites import content
+from tests.test_processes import launch
+
+NORTH = {"preference": {"weights": {"a": 0.8, "b": 0.1, "c": 0.1}}}
+SOUTH = {"method": {"name": "ties", "density": 0.5}, "output": {"path": "elsewhere", "dtype": "float32"}}
+
+
+def invoke(*words, code=0):
+    done = CliRunner().invoke(main, [*map(str, words)])
+    assert done.exit_code == code, done.output
+    return done.stdout if "--json" in words else done.output
+
+
+def test_a_site_is_the_recipe_with_its_own_values():
+    values = recipe_values(
+        method="average",
+        output={"path": "out", "private": True, "push_to_hub": "me/mix"},
+        sites={"north": NORTH, "south": SOUTH, "east": None},
+    )
+    assert site_values(values, "north") == recipe_values(
+        method="average",
+        output={"path": "out/north", "private": True, "push_to_hub": "me/mix-north"},
+        **NORTH,
+    )
+    assert site_values(values, "south") == recipe_values(
+        method=SOUTH["method"],
+        output={"path": "elsewhere", "dtype": "float32", "private": True, "push_to_hub": "me/mix-south"},
+    )
+    assert site_values(values, "east")["output"]["path"] == "out/east"
+    values["sites"].pop("east")
+    made = site_recipe(parse_recipe(values), "north")
+    assert made.sites is None and made.digest == parse_recipe(site_values(values, "north")).digest
+
+
+@pytest.mark.parametrize(
+    ("site", "place", "what"),
+    [
+        ({"preferense": {}}, "sites.south.preferense", "did you mean 'preference'"),
+        (
+            {"preference": {"weights": {"a": 0.5, "x": 0.5}}},
+            "sites.south.preference.weights.x",
+            "there is no task 'x'",
+        ),
+        ({"preference": {"weights": {"a": 0.5}}}, "sites.south.preference.weights", "the weights sum to 0.5"),
+        ({"method": "tiez"}, "sites.south.method.name", "did you mean 'ties'"),
+        ({"output": {"path": "merged/north"}}, "sites.south.output.path", "the place of the site north too"),
+        ({"output": {"pth": "x"}}, "sites.south.output.pth", "did you mean 'path'"),
+        ("uniform", "sites.south", "should be"),
+        ({"sites": {}}, "sites.south.sites", "unknown key"),
+    ],
+)
+def test_what_is_wrong_with_a_site_is_told_at_its_key(tmp_path, site, place, what):
+    path = write_recipe(tmp_path, sites={"north": {}, "south": site})
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    said = str(caught.value)
+    assert f", {place}: " in said and "line " in said and what.lower() in said.lower()
+
+
+def test_verbs_of_one_model_take_one_site(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    assert "3 tasks, average, 2 sites" in invoke("validate", "recipe.yaml")
+    said = invoke("merge", "recipe.yaml", code=1)
+    assert "--site with one of north and south" in said
+    assert "did you mean 'north'" in invoke("merge", "recipe.yaml", "--site", "nort", code=1).lower()
+    assert "no sites" in invoke("merge", write_recipe(tmp_path / "a"), "--site", "north", code=1)
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    invoke("lock", "recipe.yaml", "--site", "south")
+    assert json.loads((tmp_path / "recipe.south.lock.json").read_text())["method"]["name"] == "ties"
+    invoke("merge", "recipe.yaml", "--site", "south", "--set", "method.density=0.25")
+    stored = yaml.safe_load((tmp_path / "elsewhere" / "recipe.yaml").read_text())
+    assert stored["method"]["density"] == 0.25 and "sites" not in stored
+    invoke("verify", "elsewhere")
+    assert "recipe with" not in invoke("plan", "recipe.yaml", "--site", "north")
+    with pytest.raises(RecipeError, match="2 sites"):
+        run(tmp_path / "recipe.yaml")
+
+
+def test_a_plan_of_all_sites_counts_what_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    said = invoke("plan", "recipe.yaml")
+    assert said == invoke("run", "recipe.yaml", "--dry-run")
+    assert "north: average, scaling 1; a 0.8, b 0.1, c 0.1; merged/north\n" in said
+    found = json.loads(invoke("plan", "recipe.yaml", "--json"))
+    one = json.loads(invoke("plan", "recipe.yaml", "--site", "north", "--json"))
+    assert found["sites"]["north"]["digest"] == one["digest"]
+    assert found["bytes_in"] == one["bytes_in"] and found["bytes_out"] == 2 * one["bytes_out"]
+    assert "this is one place for all sites" in invoke("run", "recipe.yaml", "--output", "x", code=1)
+
+
+def test_every_site_is_what_its_own_recipe_gives(tmp_path):
+    write_family(tmp_path, "abc", num_shards=2)
+    path = write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    done = run_sites(path)
+    assert list(done) == ["north", "south"]
+    for site in done:
+        own = site_recipe(load_recipe(path), site)
+        together = content(own.output_path)
+        shutil.rmtree(own.output_path)
+        alone = run(own)
+        assert together.pop("README.md")  # tells how long the merge took
+        assert content(own.output_path).items() >= together.items()
+        assert done[site].report.plan_digest == alone.report.plan_digest
+    again = run_sites(path)
+    assert all(isinstance(found, Run) and found.merged_before for found in again.values())
+
+
+def test_one_site_that_fails_leaves_the_others_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("kept")
+    said = invoke("run", "recipe.yaml", code=1)
+    assert "north: merged/north\n" in said and "1 of 2 sites are done" in said
+    assert "south: FAILED: " in said and "the output path is taken" in said
+    found = json.loads(invoke("run", "recipe.yaml", "--json", code=1))
+    assert found["sites"]["north"]["merged_before"] and "taken" in found["sites"]["south"]["error"]["what"]
+    done = run_sites(tmp_path / "recipe.yaml")
+    assert isinstance(done["north"], Run) and isinstance(done["south"], OutputError)
+
+
+def test_sites_are_pushed_each_to_its_own_repository(hub, tmp_path):
+    write_family(tmp_path, "abc")
+    output = {"path": "out", "push_to_hub": "me/of-sites"}
+    south = {"method": "magmax", "output": {"keep": False}}
+    path = write_recipe(tmp_path, method="average", output=output, sites={"north": NORTH, "south": south})
+    done = run_sites(path)
+    assert not (tmp_path / "out" / "south").exists()
+    for site in ("north", "south"):
+        assert HfApi().model_info(f"me/of-sites-{site}").sha == done[site].published.commit
+
+
+def test_scores_of_checkpoints_are_measured_once_for_all_sites(quickstart_folder, tmp_path):
+    values = yaml.safe_load((quickstart_folder / "recipe.yaml").read_text())
+    tasks = [task["name"] for task in values["tasks"]]
+    sites = {f"s{n}": {"preference": {"weights": {tasks[n]: 1}}} for n in range(2)}
+    values |= {"sites": sites, "output": {"path": str(tmp_path / "out")}}
+    values.pop("preference", None)
+    said = []
+    done = run_sites(parse_recipe(values, folder=quickstart_folder), report=said.append)
+    assert all(found.scores is not None for found in done.values())
+    assert sum("are reused" in line for line in said) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_sites(tmp_path):
+    write_family(tmp_path, "abc", num_shards=2)
+    output = {"path": "one", "shard_size": 1000}
+    path = write_recipe(tmp_path, method="ties", output=output, sites={"x": NORTH, "y": {}})
+    run_sites(path)
+    path = write_recipe(tmp_path, method="ties", output=output | {"path": "two"}, sites={"x": NORTH, "y": {}})
+    done: subprocess.CompletedProcess[str] = launch("run", str(path))
+    assert done.returncode == 0, done.stderr
+    for site in "xy":
+        one, two = (read_merged(tmp_path / folder / site) for folder in ("one", "two"))
+        assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
