@@ -170,9 +170,10 @@ def test_features_are_what_the_classifier_reads(folder):
     pictures = images(100, 70, 5)  # more than one batch
     examples = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
     found = features(model, examples, "image")
+    (encoded,) = model.encode(pictures)
     with torch.inference_mode():
-        states = model.network.vit(**model.encode(pictures)).last_hidden_state[:, 0]
-        logits = model.network(**model.encode(pictures)).logits
+        states = model.network.vit(**encoded).last_hidden_state[:, 0]
+        logits = model.network(**encoded).logits
     assert found.shape == (70, 16)
     assert found == pytest.approx(states.double().numpy(), abs=1e-5)
     classifier = model.network.classifier
@@ -212,7 +213,7 @@ SMALL = {
 def test_features_of_texts_whatever_the_architecture(network, pooled):
     network.eval()
     batch = {"input_ids": torch.tensor([[5, 6, 1, 1]]), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
-    model = FeatureModel(network, find_head(network, "x"), lambda texts: batch, "x")
+    model = FeatureModel(network, find_head(network, "x"), lambda texts: [batch], "x")
     with torch.inference_mode():
         wanted = pooled(network, batch)
     assert features(model, Dataset.from_dict({"text": ["any"]}), "text") == pytest.approx(

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.evaluators import described_inputs, evaluator_names, evaluator_of, get_evaluator
+from hub_magmax.evaluation.data_keys import about_data
+from hub_magmax.evaluation.evaluators import (
+    brings_data,
+    columns_of,
+    described_inputs,
+    evaluator_names,
+    evaluator_of,
+    get_evaluator,
+)
+from hub_magmax.evaluation.evaluators.loading import load_reader
+from hub_magmax.evaluation.evaluators.plugins import PluginEvaluator
 from hub_magmax.evaluation.scores import scores_for
 from hub_magmax.files import existing_parent, os_errors
 from hub_magmax.recipe.lockfile import Lock
@@ -20,6 +32,9 @@ from hub_magmax.text import format_bytes, step
 #: What a merge in `run` has besides, whose evaluation's data was loaded; and all that scoring takes.
 LOADED_BYTES, LOADED_FILES = 160_000_000, 52_000_000
 SCORING_BYTES, SCORING_FILES = 415_000_000, 227_000_000
+
+#: Examples of each task that are read before a merge.
+NUM_READ = 8
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,31 @@ def check_fits(recipe: Recipe, lock: Lock) -> str:
             hint="Choose an evaluator that fits the model." if fitting else "",
         )
     return f"{name} runs models of the type {kind}"
+
+
+def check_inputs(recipe: Recipe, lock: Lock, examples: Mapping[str, Any]) -> None:
+    """Read the first examples as a model on this machine does, without its weights.
+
+    Args:
+        recipe: Its evaluation says how.
+        lock: Of its checkpoints.
+        examples: By task.
+
+    Raises:
+        EvaluationError: If tokenizer, processor or configuration do not fit them.
+    """
+    spec = recipe.evaluation
+    place = location_of(lock.sources[recipe.output.files_from], recipe.folder).model_place
+    if spec is None or not Path(place.name).is_dir():
+        return
+    evaluator = evaluator_of(spec)
+    if isinstance(evaluator, PluginEvaluator) or brings_data(evaluator):
+        return
+    reader = load_reader(place, evaluator.processor_class, spec.evaluator.name)
+    for task, data in spec.data.items():
+        first = examples[task].select(range(min(NUM_READ, len(examples[task]))))
+        with about_data(recipe, data):
+            deque(evaluator.encode(reader, first, columns_of(data), NUM_READ), maxlen=0)
 
 
 def _runs(make: Any, model_type: str) -> bool | None:

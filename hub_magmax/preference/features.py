@@ -37,13 +37,13 @@ class FeatureModel:
     Attributes:
         network: In evaluation mode.
         head: Its linear layer whose input is the feature.
-        encode: Turns a list of raw inputs into the network's arguments.
+        encode: Turns a list of raw inputs into the network's arguments, in one part or several.
         name: For messages.
     """
 
     network: Any
     head: Any
-    encode: Callable[[list[Any]], Any]
+    encode: Callable[[list[Any]], list[Any]]
     name: str
 
 
@@ -92,8 +92,8 @@ def load_feature_model(place: ModelPlace, *, images: bool) -> FeatureModel:
     kind = ImageClassification() if images else TextClassification()
     model = load_model(place, kind.model_class, kind.processor_class, "comparing features")
 
-    def encode(inputs: list[Any]) -> Any:
-        return kind.encode_inputs(model.processor, inputs).to(model.device)
+    def encode(inputs: list[Any]) -> list[Any]:
+        return [part.to(model.device) for part in kind.encode_inputs(model, inputs)[0]]
 
     return FeatureModel(model.network, find_head(model.network, place.name), encode, place.name)
 
@@ -134,10 +134,10 @@ def features(model: FeatureModel, examples: Dataset, column: str) -> Float64[np.
     try:
         with torch.inference_mode(), step(f"running {model.name} for features of {len(examples):,} examples"):
             for start in range(0, len(examples), BATCH_SIZE):
-                encoded = model.encode(list(examples[start : start + BATCH_SIZE][column]))
-                caught.clear()
-                model.network(**encoded)
-                rows.append(_one_per_example(caught[-1], encoded.get("attention_mask")))
+                for part in model.encode(list(examples[start : start + BATCH_SIZE][column])):
+                    caught.clear()
+                    model.network(**part)
+                    rows.append(_one_per_example(caught[-1], part.get("attention_mask")))
     finally:
         handle.remove()
     return torch.cat(rows).double().cpu().numpy()

@@ -19,6 +19,7 @@ from hub_magmax.evaluation.evaluators.likelihoods import (
 )
 from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, describe_joint, shots_of
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
+from hub_magmax.evaluation.evaluators.texts import text_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +83,7 @@ class LogLikelihood(_Prompted):
         prompter = Prompter(model.processor, model.name, self.delimiter, chat=self.chat_template)
 
         def solve(row: Mapping[str, Any]) -> Solved:
-            return str(row[columns.prompt]) if columns.prompt else "", str(row[column])
+            return text_in(row, columns.prompt) if columns.prompt else "", text_in(row, column)
 
         for rows in rows_of(examples, self.wanted(columns), batch_size):
             batch = []
@@ -178,14 +179,14 @@ class MultipleChoice(_Prompted):
 
         def solve(row: Mapping[str, Any]) -> Solved:
             answers = _answers(row[self.choices_column])
-            return str(row[column]), answers[_number_of(row[columns.label], answers)]
+            return text_in(row, column), answers[_number_of(row[columns.label], answers)]
 
         for rows in rows_of(examples, self.wanted(columns), batch_size):
             batch = []
             for row in rows:
                 answers = _answers(row[self.choices_column])
                 shots = shots_of(row[columns.shots], solve) if columns.shots else []
-                pairs = [prompter.joined(shots, str(row[column]), answer) for answer in answers]
+                pairs = [prompter.joined(shots, text_in(row, column), answer) for answer in answers]
                 texts = [answer_row(model, *pair) for pair in pairs]
                 right = _number_of(row[columns.label], answers)
                 batch.append(Question(texts, right, pairs[0][0], [answer for _, answer in pairs]))
@@ -226,7 +227,7 @@ def continued(model: LoadedModel, row: Row) -> str:
     import torch
 
     ids = torch.tensor([row.tokens[: row.first]], device=model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), model.errors():
         made = model.network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

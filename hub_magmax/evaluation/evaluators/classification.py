@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, cut_texts, label_names
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.evaluation.evaluators.texts import encode_texts, text_config
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
+
+#: Parts of the network's inputs, classes of the examples, and whether a part of each is left out.
+Batch = tuple[list[Any], list[int], list[bool]]
 
 
 class _Classification:
@@ -23,39 +28,46 @@ class _Classification:
     is_share: ClassVar[bool] = True
     input_column: ClassVar[str]
 
-    def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
+    def encode_inputs(self, model: LoadedModel, inputs: list[Any]) -> tuple[list[Any], list[bool]]:
+        """Return what the network takes, in one part or several, and for each input whether it was cut."""
         raise NotImplementedError
-
-    def cut_inputs(self, processor: Any, inputs: list[Any]) -> list[bool]:
-        """Return for each input whether a part of it is left out."""
-        return [False] * len(inputs)
 
     def wanted(self, columns: Columns) -> list[str]:
         return [columns.input or self.input_column, columns.label]
 
     def encode(
         self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
-    ) -> Iterator[tuple[Any, list[int], list[bool]]]:
-        to_class = _classes(model.network.config, label_names(examples, columns.label))
+    ) -> Iterator[Batch]:
+        to_class = _classes(model, label_names(examples, columns.label))
         for inputs, labels in batches_of(examples, self.wanted(columns), batch_size):
-            encoded = self.encode_inputs(model.processor, inputs)
-            yield encoded, [to_class(label) for label in labels], self.cut_inputs(model.processor, inputs)
+            encoded, cut = self.encode_inputs(model, inputs)
+            yield encoded, [to_class(label) for label in labels], cut
 
-    def outcomes(
-        self, model: LoadedModel, batches: Iterable[tuple[Any, list[int], list[bool]]]
-    ) -> list[Outcome]:
+    def encode_unlabelled(
+        self, model: LoadedModel, examples: Dataset, columns: Columns, batch_size: int
+    ) -> Iterator[Batch]:
+        """Yield batches without classes, for runs whose outcomes do not count."""
+        for (inputs,) in batches_of(examples, [columns.input or self.input_column], batch_size):
+            encoded, cut = self.encode_inputs(model, inputs)
+            yield encoded, [], cut
+
+    def outcomes(self, model: LoadedModel, batches: Iterable[Batch]) -> list[Outcome]:
         import torch
 
         found = []
         with torch.inference_mode():
             for encoded, classes, cut in batches:
-                scored = class_outcomes(model.network(**encoded.to(model.device)).logits, classes)
-                found += [outcome._replace(is_cut=c) for outcome, c in zip(scored, cut, strict=True)]
+                logits = torch.cat([model.output(**part.to(model.device)).logits for part in encoded])
+                scored = class_outcomes(logits, classes) if classes else []
+                found += [outcome._replace(is_cut=c) for outcome, c in zip(scored, cut, strict=False)]
         return found
 
-    def log_likelihoods(self, model: LoadedModel, batch: Any) -> Iterator[tuple[float, Tensor]]:
+    def log_likelihoods(self, model: LoadedModel, batch: Batch) -> Iterator[tuple[float, Tensor]]:
         """Yield the probability of every class of one example, and its logarithm to be differentiated."""
-        logits = model.network(**batch[0].to(model.device)).logits[0].float()
+        ((part,), *_) = batch
+        logits = model.output(**part.to(model.device)).logits[0].float()
+        if len(logits) == 1:
+            raise _no_classes(model)
         likelihoods = logits.log_softmax(-1)
         yield from zip(likelihoods.detach().double().exp().tolist(), likelihoods, strict=True)
 
@@ -78,10 +90,21 @@ def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
     ]
 
 
-def _classes(config: Any, names: list[str] | None) -> Callable[[Any], int]:
-    classes = {str(name): int(number) for name, number in config.label2id.items()}
+def _classes(model: LoadedModel, names: list[str] | None) -> Callable[[Any], int]:
+    classes = {str(name): int(number) for name, number in model.network.config.label2id.items()}
+    if len(classes) == 1:
+        raise _no_classes(model)
     # What transformers writes where nobody named the classes: then only the numbers mean anything.
     return class_lookup(classes, names, named=not all(name.startswith("LABEL_") for name in classes))
+
+
+def _no_classes(model: LoadedModel) -> EvaluationError:
+    return EvaluationError(
+        "it has one output, as of a regression, and no classes to choose from",
+        where=model.name,
+        expected="a model with two classes at least",
+        hint="Choose an evaluator of your own that scores such outputs.",
+    )
 
 
 @evaluator("image-classification")
@@ -94,8 +117,9 @@ class ImageClassification(_Classification):
     processor_class: ClassVar[str] = "AutoImageProcessor"
     input_column: ClassVar[str] = "image"
 
-    def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
-        return processor(images=inputs, return_tensors="pt")
+    def encode_inputs(self, model: LoadedModel, inputs: list[Any]) -> tuple[list[Any], list[bool]]:
+        with model.errors():
+            return [model.processor(images=inputs, return_tensors="pt")], [False] * len(inputs)
 
 
 @evaluator("text-classification")
@@ -108,8 +132,32 @@ class TextClassification(_Classification):
     processor_class: ClassVar[str] = "AutoTokenizer"
     input_column: ClassVar[str] = "text"
 
-    def encode_inputs(self, processor: Any, inputs: list[Any]) -> Any:
-        return processor(inputs, padding=True, truncation=True, return_tensors="pt")
+    def encode_inputs(self, model: LoadedModel, inputs: list[Any]) -> tuple[list[Any], list[bool]]:
+        config = text_config(model)
 
-    def cut_inputs(self, processor: Any, inputs: list[Any]) -> list[bool]:
-        return cut_texts(processor, inputs)
+        def is_alike(tokens: list[list[int]]) -> bool:
+            pads = getattr(config, "pad_token_id", None) == model.processor.pad_token_id
+            return pads and len(set(_ends(model, tokens))) < 2
+
+        return encode_texts(model, inputs, is_alike)
+
+
+def _ends(model: LoadedModel, tokens: list[list[int]]) -> list[int]:
+    """Return how many ends of text the tokens of each text have, where a model reads its answer there.
+
+    Raises:
+        EvaluationError: If one has none.
+    """
+    config = model.network.config
+    end = getattr(config, "eos_token_id", None)
+    if not getattr(config, "is_encoder_decoder", False) or not isinstance(end, int):
+        return []
+    found = [own.count(end) for own in tokens]
+    if 0 in found:
+        raise EvaluationError(
+            f"its tokenizer puts no end of text (token {end}) behind a text, where it reads its answer",
+            where=model.name,
+            expected="the tokenizer that the model was trained with",
+            hint="Put that one into its folder, as `save_pretrained` writes it.",
+        )
+    return found

@@ -38,14 +38,6 @@ def rows_of(examples: Dataset, columns: Sequence[str], batch_size: int) -> Itera
         yield [dict(zip(columns, values, strict=True)) for values in zip(*batch, strict=True)]
 
 
-def cut_texts(processor: Any, texts: list[str]) -> list[bool]:
-    """Return for each text whether its tokens are more than the tokenizer lets a model take."""
-    limit = getattr(processor, "model_max_length", None)
-    if limit is None:
-        return [False] * len(texts)
-    return [len(tokens) > limit for tokens in processor(texts, truncation=False, verbose=False)["input_ids"]]
-
-
 def label_names(examples: Dataset, column: str) -> list[str] | None:
     """Return the names of integer labels where the data set knows them, else None."""
     names = getattr(examples.features[column], "names", None) if column in examples.features else None

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from hub_magmax.evaluation.evaluators.examples import cut_texts, label_names, label_text, rows_of
+from hub_magmax.evaluation.evaluators.examples import label_names, label_text, rows_of
 from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, shots_of
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
+from hub_magmax.evaluation.evaluators.texts import encode_texts, text_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """A batch: what the model gets, the right answers, and the texts before they were cut."""
+    """A batch: what the model gets, in parts, the right answers, and the texts before they were cut."""
 
-    encoded: Any
+    encoded: list[Any]
     answers: list[str]
     prompts: list[str]
     cut: list[bool]
@@ -65,7 +66,7 @@ class TextToText:
         column = columns.prompt or columns.input or "text"
 
         def solve(row: Mapping[str, Any]) -> Solved:
-            return self.prefix + str(row[column]), label_text(row[columns.label], names)
+            return self.prefix + text_in(row, column), label_text(row[columns.label], names)
 
         prompter = Prompter(model.processor, model.name)
         for rows in rows_of(examples, self.wanted(columns), batch_size):
@@ -75,8 +76,8 @@ class TextToText:
                 shots = shots_of(row[columns.shots], solve) if columns.shots else []
                 prompts.append(prompter.joined(shots, prompt, answer)[0])
                 answers.append(answer)
-            encoded = model.processor(prompts, padding=True, truncation=True, return_tensors="pt")
-            yield Inputs(encoded, answers, prompts, cut_texts(model.processor, prompts))
+            encoded, cut = encode_texts(model, prompts, lambda tokens: True)
+            yield Inputs(encoded, answers, prompts, cut)
 
     def outcomes(self, model: LoadedModel, batches: Iterable[Inputs]) -> list[Outcome]:
         return [
@@ -100,14 +101,16 @@ class TextToText:
     def _generated(self, model: LoadedModel, inputs: Inputs) -> list[str]:
         import torch
 
-        with torch.inference_mode():
-            answers = model.network.generate(
-                **inputs.encoded.to(model.device),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-            )
-        texts: list[str] = model.processor.batch_decode(answers, skip_special_tokens=True)
+        texts: list[str] = []
+        with torch.inference_mode(), model.errors():
+            for part in inputs.encoded:
+                answers = model.network.generate(
+                    **part.to(model.device),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                )
+                texts += model.processor.batch_decode(answers, skip_special_tokens=True)
         return texts
 
     def _score(self, text: str, label: str) -> float:

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.evaluators.texts import NO_LIMIT, check_tokens, text_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,6 @@ _MOST_LOGITS = 2**27
 
 #: Names of the longest context in configurations, as transformers' models call it.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-
-#: Tokenizers without a limit say a number above this.
-_NO_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ def text_row(model: LoadedModel, text: str) -> Row:
             where="input column",
             hint="Leave such examples out, or give a prompt before the texts.",
         )
+    check_tokens(model, tokens, text)
     return Row(tokens[:limit], 1, limit is not None and len(tokens) > limit)
 
 
@@ -83,6 +82,7 @@ def answer_row(model: LoadedModel, prompt: str, answer: str) -> Row:
         tokens = tokens if tokens[:1] == [beginning] else [beginning, *tokens]
         alone = [beginning]
     first = next((i for i, (a, b) in enumerate(zip(alone, tokens, strict=False)) if a != b), len(alone))
+    check_tokens(model, tokens, prompt + answer)
     limit = context_of(model)
     over = max(0, len(tokens) - limit - 1) if limit is not None else 0
     tokens, first = tokens[over:], first - over
@@ -104,10 +104,10 @@ def _beginning(model: LoadedModel) -> int:
 
 def context_of(model: LoadedModel) -> int | None:
     """Return the most tokens that the model takes, None where nothing says it."""
-    text = _text_config(model)
+    text = text_config(model)
     found = [getattr(text, key, None) for key in _CONTEXT_KEYS]
     limit = getattr(model.processor, "model_max_length", None)
-    stated = [value for value in (*found, limit) if isinstance(value, int) and 0 < value < _NO_LIMIT]
+    stated = [value for value in (*found, limit) if isinstance(value, int) and 0 < value < NO_LIMIT]
     return stated[0] if stated else None
 
 
@@ -147,13 +147,7 @@ def _served_together(rows: Sequence[Row]) -> list[list[int]]:
 
 
 def _vocabulary(model: LoadedModel) -> int:
-    return int(getattr(_text_config(model), "vocab_size", 0) or 2**17)
-
-
-def _text_config(model: LoadedModel) -> Any:
-    """Return the configuration of the part that reads texts, or of the whole model."""
-    config = model.network.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text_config(model), "vocab_size", 0) or 2**17)
 
 
 def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
@@ -182,7 +176,7 @@ def _run(model: LoadedModel, rows: Sequence[Row], served: Sequence[Sequence[Row]
     ids, mask = (torch.tensor(values, device=model.device) for values in (filled, seen))
     kept = length + 1 - min(row.first for row in rows)
     with torch.inference_mode():
-        logits = _last_logits(model.network, kept, input_ids=ids, attention_mask=mask)
+        logits = _last_logits(model, kept, input_ids=ids, attention_mask=mask)
         return [_total(logits[i], row, length - kept) for i, some in enumerate(served) for row in some]
 
 
@@ -191,16 +185,16 @@ def row_log_likelihood(model: LoadedModel, row: Row) -> Tensor:
     import torch
 
     ids = torch.tensor([row.tokens[:-1]], device=model.device)
-    logits = _last_logits(model.network, len(row.tokens) - row.first, input_ids=ids)[0].float()
+    logits = _last_logits(model, len(row.tokens) - row.first, input_ids=ids)[0].float()
     wanted = torch.tensor(row.tokens[row.first :], device=logits.device)
     total: Tensor = logits.log_softmax(-1).gather(-1, wanted[:, None]).sum()
     return total
 
 
-def _last_logits(network: Any, kept: int, **inputs: Any) -> Tensor:
+def _last_logits(model: LoadedModel, kept: int, **inputs: Any) -> Tensor:
     """Return the logits of the last `kept` places, which most models compute alone if told to."""
-    told = {"logits_to_keep": kept} if "logits_to_keep" in _parameters(network) else {}
-    logits: Tensor = network(**inputs, use_cache=False, **told).logits
+    told = {"logits_to_keep": kept} if "logits_to_keep" in _parameters(model.network) else {}
+    logits: Tensor = model.output(**inputs, use_cache=False, **told).logits
     return logits[:, -kept:]
 
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.checkpoints.side_files import is_tokenizer_file
 from hub_magmax.checkpoints.storage.hub_copy import copied_from_hub
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, HubMagmaxError
 from hub_magmax.text import listed, step
 
 if TYPE_CHECKING:
@@ -42,6 +45,31 @@ class LoadedModel:
     @property
     def device(self) -> Any:
         return self.network.device
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Tell errors of transformers meanwhile as errors about this model."""
+        try:
+            yield
+        except (HubMagmaxError, MemoryError):
+            raise
+        except Exception as error:  # of any kind: models check their inputs where they meet them
+            told = " ".join(str(error).split())[:300]
+            raise EvaluationError(
+                f"transformers cannot run it on these examples ({type(error).__name__}: {told})",
+                where=self.name,
+                hint="Check that its tokenizer or processor and config.json are those of its training, and "
+                "that the evaluator fits it.",
+            ) from error
+
+    def output(self, **inputs: Any) -> Any:
+        """Return what the network makes of inputs.
+
+        Raises:
+            EvaluationError: If it does not run on them.
+        """
+        with self.errors():
+            return self.network(**inputs)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> LoadedModel:
         """Return the same model with other weights, named as in its safetensors files.
@@ -97,7 +125,7 @@ def load_model(
     """
     import transformers
 
-    try:
+    with _loading(place, purpose):
         here = copied_from_hub(place)
         with without_bars(), step(f"loading {place.name}"):
             network, found = getattr(transformers, model_class).from_pretrained(
@@ -106,22 +134,75 @@ def load_model(
                 variant=here.variant,
                 device_map=device_map,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **here.options,
             )
+            _need_tokenizer(here, processor_class)
             processor = getattr(transformers, processor_class).from_pretrained(here.name, **here.options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise EvaluationError(
-            f"the model cannot be loaded for {purpose} ({reason})",
-            where=place.name,
-            hint="Check the evaluator, and that config and processor files are there.",
-        ) from error
+    _refuse_other_shapes(found, place.name)
     if not accepts_misnamed:
         _refuse_misnamed(found, place.name)
         if not accepts_random:
             _refuse_missing(found, place.name, purpose)
     missing = tuple(sorted(found["missing_keys"]))
     return LoadedModel(_placed(network, device_map), processor, place.name, missing, device_map)
+
+
+def load_reader(place: ModelPlace, processor_class: str, purpose: str) -> LoadedModel:
+    """Load what reads the inputs of a model on this machine: processor and configuration, no weights.
+
+    Raises:
+        EvaluationError: If it cannot be loaded.
+    """
+    import transformers
+
+    with _loading(place, purpose):
+        config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
+        _need_tokenizer(place, processor_class)
+        processor = getattr(transformers, processor_class).from_pretrained(place.name, **place.options)
+    return LoadedModel(SimpleNamespace(config=config), processor, place.name)
+
+
+@contextmanager
+def _loading(place: ModelPlace, purpose: str) -> Iterator[None]:
+    """Tell errors of transformers meanwhile as errors of a model that cannot be loaded."""
+    try:
+        yield
+    except (HubMagmaxError, MemoryError):
+        raise
+    except Exception as error:  # what is wrong with a configuration, classes meet anywhere
+        reason = str(error).strip().split("\n")[0][:300]
+        raise EvaluationError(
+            f"the model cannot be loaded for {purpose} ({reason})",
+            where=place.name,
+            hint="Check the evaluator, and that config and processor files are there.",
+        ) from error
+
+
+def _need_tokenizer(place: ModelPlace, processor_class: str) -> None:
+    """Raise EvaluationError for a folder without a tokenizer: transformers would make one of no words."""
+    folder = Path(place.name, *place.part.split("/")) if place.part else Path(place.name)
+    if processor_class != "AutoTokenizer" or not folder.is_dir():
+        return
+    if not any(is_tokenizer_file(path.name) for path in folder.iterdir()):
+        raise EvaluationError(
+            "there is no tokenizer beside the model",
+            where=place.name,
+            expected="files such as tokenizer.json and tokenizer_config.json",
+            hint="Copy those of the model that it was trained from into its folder.",
+        )
+
+
+def _refuse_other_shapes(found: Mapping[str, Any], name: str) -> None:
+    """Raise EvaluationError where files and configuration say different shapes."""
+    if others := sorted(found.get("mismatched_keys") or ()):
+        tensor, stored, wanted = others[0]
+        raise EvaluationError(
+            f"{tensor} is {[*stored]} in its files, and {[*wanted]} by its config.json"
+            + (f"; and {len(others) - 1:,} more are so" if len(others) > 1 else ""),
+            where=name,
+            hint="Mend config.json, such as num_labels, vocab_size or id2label in it.",
+        )
 
 
 def _placed(network: Any, device_map: str | None) -> Any:

@@ -58,16 +58,20 @@ class ZeroShotImageClassification:
         numbers = {name: number for number, name in enumerate(self.classes)}
         to_class = class_lookup(numbers, label_names(examples, columns.label))
         for images, labels in batches_of(examples, self.wanted(columns), batch_size):
-            yield model.processor(images=images, return_tensors="pt"), [to_class(label) for label in labels]
+            with model.errors():
+                encoded = model.processor(images=images, return_tensors="pt")
+            yield encoded, [to_class(label) for label in labels]
 
     def outcomes(self, model: LoadedModel, batches: Iterable[tuple[Any, list[int]]]) -> list[Outcome]:
         import torch
 
+        found = []
         with torch.inference_mode():
-            head = self.head(model)
-            found = []
+            with model.errors():
+                head = self.head(model)
             for encoded, classes in batches:
-                seen = model.network.get_image_features(**encoded.to(model.device)).pooler_output
+                with model.errors():
+                    seen = model.network.get_image_features(**encoded.to(model.device)).pooler_output
                 found += class_outcomes(_unit(seen) @ head.T * model.network.logit_scale.exp(), classes)
         return found
 
