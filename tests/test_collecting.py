@@ -256,9 +256,10 @@ def test_statistics_of_other_examples_are_told(folder):
 
 
 def test_examples_that_cannot_be_loaded_are_told(folder):
-    data = {"a": {"dataset": "nothing.parquet"}}
+    others = {"b": {"dataset": "others.parquet", "split": "train"}}
+    data = others | {"a": {"dataset": "nothing.parquet"}}
     refused(folder, EvaluationError, "there is no such file", statistics={"data": data})
-    data = {"a": {"dataset": "rows.parquet", "split": "train", "input_column": "text"}}
+    data = others | {"a": {"dataset": "rows.parquet", "split": "train", "input_column": "text"}}
     refused(folder, EvaluationError, "there is no column 'text'", statistics={"data": data})
 
 
@@ -269,7 +270,9 @@ def test_an_evaluator_is_needed_to_run_models(folder):
     refused(folder, RecipeError, "no evaluator 'image'", statistics={"data": data, "evaluator": "image"})
     clip = {"name": "zero-shot-image-classification", "classes": ["red", "blue"]}
     other = {"data": data, "evaluator": clip}
-    refused(folder, EvaluationError, "cannot be loaded for zero-shot-image", "fisher", statistics=other)
+    refused(folder, EvaluationError, "tells no log-likelihoods", "fisher", statistics=other)
+    wrong = "cannot be loaded for zero-shot-image"
+    refused(folder, EvaluationError, wrong, "regmean_plusplus", statistics=other)
     for method in ("fisher", "regmean_plusplus"):
         error = refused(
             folder,

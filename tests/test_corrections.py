@@ -176,7 +176,7 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.kind = kind
         self.encoder = nn.Linear(4, 4)
-        self.layers = nn.ModuleList([nn.Linear(4, 3)])
+        self.layers = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
         self.other, self.head = nn.Linear(4, 3), nn.Linear(4, 3)
         if kind == "tied":
             self.table = nn.Embedding(3, 4)
@@ -214,7 +214,7 @@ def test_the_head_is_the_linear_layer_that_makes_the_logits():
     [
         ("cut", "'head', does not make its logits"),
         ("twice", "'head', does not make its logits"),
-        ("in a block", r"'layers\.0', has a number in its name"),
+        ("in a block", r"'layers\.0', is in one of its blocks"),
         ("two heads", r"it has two heads, 'other' and 'head'"),
         ("tied", r"its head is tied to 'table\.weight'"),
     ],
@@ -270,9 +270,9 @@ def test_models_that_run_on_other_inputs_are_told():
     def run(model: LoadedModel) -> None:
         model.network(torch.ones(2 if model is own else 3, 4))
 
-    with pytest.raises(EvaluationError, match="do not run on the same inputs"):
+    with pytest.raises(EvaluationError, match="does not run on the same inputs"):
         summed_products(Head("head", "head.weight"), own, merged, run)
-    with pytest.raises(EvaluationError, match="do not run on the same inputs"):
+    with pytest.raises(EvaluationError, match="does not run on the same inputs"):
         summed_products(Head("head", "head.weight"), own, merged, lambda model: None)
 
 

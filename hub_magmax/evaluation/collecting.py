@@ -17,6 +17,7 @@ from hub_magmax.checkpoints.data_statistics import SCALE, TRANSPOSED
 from hub_magmax.checkpoints.names.conversion_tables import Joint, ModelNames, model_names
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.evaluators import encode_unlabelled
 from hub_magmax.evaluation.evaluators.plugins import about
 from hub_magmax.methods.data_statistics import StatisticsKind
 from hub_magmax.text import listed
@@ -55,12 +56,12 @@ def collected(
         EvaluationError: If the evaluator does not say likelihoods, where these are needed, or the model has
             nothing that the statistics could be about.
     """
-    own = FileNames.find(model.network, base)
+    own, encode = FileNames.find(model.network, base), encode_unlabelled(evaluator) or evaluator.encode
     if kind == "fisher":
         with about(evaluator, "fisher statistics"):
-            return _fisher(evaluator, model, evaluator.encode(model, examples, columns, 1), own)
+            return _fisher(evaluator, model, encode(model, examples, columns, 1), own)
     with about(evaluator, "gram statistics"), Moments(model.network, own) as moments:
-        evaluator.outcomes(model, evaluator.encode(model, examples, columns, batch_size))
+        evaluator.outcomes(model, encode(model, examples, columns, batch_size))
         return moments.result(model.name)
 
 
@@ -264,14 +265,7 @@ def _fisher(evaluator: Evaluator, model: LoadedModel, batches: Iterable[Any], na
     """
     import torch
 
-    answers = getattr(evaluator, "log_likelihoods", None)
-    if answers is None:
-        raise EvaluationError(
-            "this evaluator tells no log-likelihoods that could be differentiated, which fisher needs",
-            where=model.name,
-            expected="image-classification, text-classification or log-likelihood",
-            hint="Name one of them: statistics: {evaluator: ..., data: ...}.",
-        )
+    answers = likelihoods_of(evaluator)
     named = {name: value for name, value in model.network.named_parameters() if names.has(name)}
     sums = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in named.items()}
     count = 0
@@ -284,6 +278,23 @@ def _fisher(evaluator: Evaluator, model: LoadedModel, batches: Iterable[Any], na
                 _add_squares(sums, named, likelihood, probability)
     tensors = names.in_files({name: (total / count).cpu() for name, total in sums.items()}, by_row=True)
     return _with_scale(checked(tensors, model.name), model.name)
+
+
+def likelihoods_of(evaluator: Evaluator) -> Callable[[LoadedModel, Any], Iterator[tuple[float, Tensor]]]:
+    """Return what gives the log-likelihoods of an evaluator's answers.
+
+    Raises:
+        EvaluationError: If it tells none.
+    """
+    if not hasattr(evaluator, "log_likelihoods"):
+        raise EvaluationError(
+            "this evaluator tells no log-likelihoods that could be differentiated, which fisher needs",
+            key=("statistics", "evaluator"),
+            expected="image-classification, text-classification or log-likelihood",
+            hint="Name one of them: statistics: {evaluator: ..., data: ...}.",
+        )
+    found: Callable[[LoadedModel, Any], Iterator[tuple[float, Tensor]]] = evaluator.log_likelihoods
+    return found
 
 
 def _add_squares(

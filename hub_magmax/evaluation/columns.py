@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def examples_for(evaluator: Evaluator, data: Data, recipe: Recipe, datasets: Mapping[str, str]) -> Dataset:
+#: In place of a label column that does not count; no data has it.
+_UNREAD = "(unread)"
+
+
+def examples_for(
+    evaluator: Evaluator, data: Data, recipe: Recipe, datasets: Mapping[str, str], *, labelled: bool = True
+) -> Dataset:
     """Return examples, with all columns that the evaluator is known to read.
 
     Args:
@@ -26,21 +32,26 @@ def examples_for(evaluator: Evaluator, data: Data, recipe: Recipe, datasets: Map
         data: Names them.
         recipe: Names `data`.
         datasets: Commits of data sets on the Hub, as a lock has them.
+        labelled: The evaluator reads labels, if it does at all.
 
     Raises:
         EvaluationError: If they cannot be loaded, or lack a column, with the recipe's key that names it.
         SourceError: If the Hub does not answer.
     """
     with about_data(recipe, data):
-        found = load_examples(pinned(data, datasets), recipe.folder, labelled=needs_labels(evaluator))
-    check_columns(found, evaluator, data, recipe)
+        labelled = labelled and needs_labels(evaluator)
+        found = load_examples(pinned(data, datasets), recipe.folder, labelled=labelled)
+    check_columns(found, evaluator, data, recipe, labelled=labelled)
     return found
 
 
-def check_columns(examples: Dataset, evaluator: Evaluator, data: Data, recipe: Recipe) -> None:
+def check_columns(
+    examples: Dataset, evaluator: Evaluator, data: Data, recipe: Recipe, *, labelled: bool = True
+) -> None:
     """Raise EvaluationError where examples, or the solved ones before them, lack a column that is read."""
     with about_data(recipe, data):
-        _check(examples.column_names, evaluator, data)
+        read = data if labelled else data.model_copy(update={"label_column": _UNREAD})
+        _check([*examples.column_names, _UNREAD], evaluator, read)
         if data.shots is not None and SHOTS_COLUMN in examples.column_names:
             solved = [*json.loads(examples[0][SHOTS_COLUMN])[0], SHOTS_COLUMN]
             _check(solved, evaluator, data, ("few_shot",))
@@ -55,7 +66,7 @@ def _check(there: Sequence[str], evaluator: Evaluator, data: Data, where: KeyPat
 def _missing(
     column: str, there: Sequence[str], evaluator: Evaluator, data: Data, where: KeyPath = ()
 ) -> EvaluationError:
-    known = [name for name in there if name not in (PROMPT_COLUMN, SHOTS_COLUMN)]
+    known = [name for name in there if name not in (PROMPT_COLUMN, SHOTS_COLUMN, _UNREAD)]
     if key := _key_of(column, evaluator, data):
         hint = f"Name one of them with {key}, beside the dataset."
     elif option := _option_of(column, evaluator):

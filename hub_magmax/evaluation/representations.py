@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
 
+#: Why a head that is one parameter with another tensor is none.
+TIED = "its head is tied to {!r}, which would change with it"
+
+
 @dataclass(frozen=True)
 class Head:
     """The last linear layer of a model.
@@ -47,22 +51,29 @@ def find_head(model: LoadedModel, names: FileNames, run: Callable[[], object]) -
     """
     calls, outputs = _traced(model.network, run)
     if not calls:
-        raise _no_head(model, "it has no linear layer")
+        raise no_head(model.name, "it has no linear layer")
     last = calls[-1]
     layer, written = model.network.get_submodule(last), f"{last}.weight"
-    if block_of(written) is not None:
-        raise _no_head(
-            model, f"its last linear layer, {last!r}, has a number in its name, as those of blocks"
-        )
+    if _is_in_a_stack(model.network, written):
+        raise no_head(model.name, f"its last linear layer, {last!r}, is in one of its blocks")
     if not _makes_logits(layer, outputs) or calls.count(last) != len(outputs):
-        raise _no_head(model, f"its last linear layer, {last!r}, does not make its logits")
+        raise no_head(model.name, f"its last linear layer, {last!r}, does not make its logits")
     if other := _beside(model.network, calls):
-        raise _no_head(model, f"it has two heads, {other!r} and {last!r}")
+        raise no_head(model.name, f"it has two heads, {other!r} and {last!r}")
     if other := _tied_to(model.network, written):
-        raise _no_head(model, f"its head is tied to {other!r}, which would change with it")
+        raise no_head(model.name, TIED.format(other))
     if written not in names.names:
-        raise _no_head(model, f"the base model's files have no tensor of their own for {written!r}")
+        raise no_head(model.name, f"the base model's files have no tensor of their own for {written!r}")
     return Head(last, names.names[written])
+
+
+def _is_in_a_stack(network: Any, written: str) -> bool:
+    """Say whether a parameter is in one of several blocks; one alone is a layer of a small network."""
+    own = block_of(written)
+    blocks = (block_of(name) for name, _ in network.named_parameters())
+    return own is not None and any(
+        block is not None and block.stack == own.stack and block.number != own.number for block in blocks
+    )
 
 
 def _traced(network: Any, run: Callable[[], object]) -> tuple[list[str], list[Any]]:
@@ -108,10 +119,12 @@ def _makes_logits(layer: Any, outputs: list[Any]) -> bool:
     )
 
 
-def _no_head(model: LoadedModel, why: str) -> EvaluationError:
+def no_head(model: str, why: str) -> EvaluationError:
+    """Return the error of a model without a head that a correction could be folded into."""
     return EvaluationError(
         f"no correction can be folded into this model: {why}",
-        where=model.name,
+        where=model,
+        key=("correction",),
         expected="one linear layer at its end, with a weight of its own",
         hint="Leave correction out of the recipe.",
     )
@@ -136,9 +149,9 @@ def summed_products(
     held: deque[Tensor] = deque()
     _see(head, own, held.append, run)
     sums = _Sums(held)
-    _see(head, merged, partial(sums.add, merged.name), run)
+    _see(head, merged, partial(sums.add, own.name), run)
     if held or not sums.count:
-        raise _other_inputs(merged.name)
+        raise _other_inputs(own.name)
     found = checked({"cross": sums.cross, "gram": sums.gram}, merged.name)
     return dict(Products(**found)._asdict()), {HEAD: head.tensor, "inputs": str(sums.count)}
 
@@ -172,8 +185,7 @@ class _Sums:
 
 def _other_inputs(where: str) -> EvaluationError:
     return EvaluationError(
-        "the merged model and the task's own do not run on the same inputs, so their representations are "
-        "no pairs",
+        "it does not run on the same inputs as the merged model, so their representations are no pairs",
         where=where,
         expected="one tokenizer or image processor, and an evaluator that does not generate",
         hint="Leave correction out of the recipe, or choose another statistics.evaluator.",

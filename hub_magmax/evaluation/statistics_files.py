@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.data_statistics import AGAIN, KIND, facts_of
 from hub_magmax.checkpoints.locations import locate
 from hub_magmax.checkpoints.pinning import pinned_files
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import LockError
+from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.evaluation.statistics_making import Making
 from hub_magmax.evaluation.statistics_origins import CHECKPOINT, DATA, MERGE, Origins
 from hub_magmax.methods.data_statistics import StatisticsKind
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.recipe.statistics_checks import files_of, statistics_kinds
+from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
 from hub_magmax.text import Report
 
 if TYPE_CHECKING:
@@ -53,7 +53,11 @@ def locked_statistics(
     origins = Origins(recipe, lock, cache)
     making = Making(recipe, lock, origins, report, cache, merged_weights)
     found: dict[str, dict[str, LockedSource]] = {}
-    for kind in statistics_kinds(recipe):
+    needed = statistics_kinds(recipe)
+    for kind in needed:  # what cannot be made is told before any is
+        if kind not in kinds:
+            making.missing(kind, files_of(recipe, kind))
+    for kind in needed:
         if kind in kinds:
             files = files_of(recipe, kind)
             making.make_missing(kind, files)
@@ -70,10 +74,24 @@ def _pinned(
     """Return the statistics of one task, pinned."""
     recipe = origins.recipe
     location = locate(file, recipe.folder).pinned().trusting(recipe.trusted_roots)
-    with closing(origins.cache.open(location)) as source:
+    with _made_again(origins, task, file), closing(origins.cache.open(location)) as source:
         _compare(origins, facts_of(source, kind), task, file)
         files = pinned_files(source, hash_files=hash_files)
     return LockedSource(file, location.name, files=files, **location.pin._asdict())
+
+
+@contextmanager
+def _made_again(origins: Origins, task: str, file: str) -> Iterator[None]:
+    """Say in errors about a damaged file here how it is made again: nobody else has it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not is_local(origins.recipe, file):
+            raise
+        hint = AGAIN if origins.has_data(task) else "Bring it again from where it was made."
+        found = CheckpointError(error.what, where=error.where, expected=error.expected, hint=hint)
+        found.is_about(origins.key(task))
+        raise found from error
 
 
 def _compare(origins: Origins, facts: Mapping[str, str], task: str, file: str) -> None:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.data_statistics import KIND
-from hub_magmax.checkpoints.opening import open_checkpoints
+from hub_magmax.checkpoints.names.model_classes import tied_head
+from hub_magmax.checkpoints.opening import open_checkpoints, open_source
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import RecipeError
-from hub_magmax.evaluation.collecting import FileNames, collected
+from hub_magmax.evaluation.collecting import FileNames, collected, likelihoods_of
 from hub_magmax.evaluation.columns import examples_for
 from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
     brings_data,
     columns_of,
+    encode_unlabelled,
     make_evaluator,
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.evaluators.plugins import about
 from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
 from hub_magmax.evaluation.models import Loading, model_places
-from hub_magmax.evaluation.representations import find_head, summed_products
+from hub_magmax.evaluation.representations import TIED, find_head, no_head, summed_products
 from hub_magmax.evaluation.statistics_origins import CHECKPOINT, DATA, MERGE, Origins
 from hub_magmax.evaluation.statistics_writing import sha256_of, write_statistics
 from hub_magmax.files import canonical_json, from_here
@@ -61,20 +65,56 @@ class Making:
     cache: SourceCache
     merged_weights: Callable[[], Mapping[str, Tensor]] | None = None
 
-    def make_missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> None:
-        """Make the files that are missing here; those that depend on the preference only all together."""
+    def missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> dict[str, Path]:
+        """Return the files that have to be made, by task; those of a merge only all together.
+
+        Raises:
+            RecipeError, EvaluationError: If it is known without running a model that they cannot be made.
+        """
         paths = {task: self.recipe.folder / expanded(file) for task, file in files.items()}
         here = {task for task, file in files.items() if is_local(self.recipe, file)}
-        missing = {task: path for task, path in paths.items() if task in here and not path.is_file()}
-        if kind in (OF_THE_MERGE, REPRESENTATION):
-            self._make_together(kind, paths if missing else {}, here)
-            return
-        for task, path in missing.items():
-            self._need_data(kind, task, path)
-            self._make(kind, task, path)
+        found = {task: path for task, path in paths.items() if task in here and not path.is_file()}
+        if found and kind in (OF_THE_MERGE, REPRESENTATION):
+            self._need_all_here(kind, paths, here)
+            found = paths
+        if found:
+            self._need_fit(kind, found)
+        return found
 
-    def _make_together(self, kind: StatisticsKind, paths: Mapping[str, Path], here: Container[str]) -> None:
+    def make_missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> None:
+        """Make the files that are missing here."""
+        paths = self.missing(kind, files)
+        if paths and kind == OF_THE_MERGE:
+            self._make_of_the_merge(paths)
+        elif paths and kind == REPRESENTATION:
+            self._make_representations(paths)
+        else:
+            for task, path in paths.items():
+                self._make(kind, task, path)
+
+    def _need_fit(self, kind: StatisticsKind, paths: Mapping[str, Path]) -> None:
+        """Raise an error where examples, evaluator or configuration do not fit such statistics."""
         for task, path in paths.items():
+            self._need_data(kind, task, path)
+        evaluator = self._evaluator()
+        for task in paths:
+            self._examples(task, evaluator)
+        if kind == "fisher":
+            likelihoods_of(evaluator)
+        if kind == REPRESENTATION:
+            self._need_own_head(evaluator)
+
+    def _need_own_head(self, evaluator: Evaluator) -> None:
+        """Raise EvaluationError for a model whose configuration ties its head, unless it is stored apart."""
+        locked = self.lock.sources[self.recipe.output.files_from]
+        with closing(open_source(self.recipe, locked, self.cache)) as source:
+            found = tied_head(stated_config(source), evaluator.model_class)
+            stored = [name for name in source.index.tensors if found and f".{name}".endswith(f".{found[0]}")]
+        if found and not any(name not in (locked.ties or {}) for name in stored):
+            raise no_head(locked.label, TIED.format(found[1]))
+
+    def _need_all_here(self, kind: StatisticsKind, paths: Iterable[str], here: Container[str]) -> None:
+        for task in paths:
             if task not in here:
                 raise RecipeError(
                     f"{kind} statistics are made of all tasks together: some are missing here, and those of "
@@ -83,9 +123,6 @@ class Making:
                     expected="folders here for all tasks, or statistics of one merge for all of them",
                     hint=f"Write statistics: ./statistics/{task}, and name examples: statistics.data.{task}.",
                 )
-            self._need_data(kind, task, path)
-        if paths:
-            (self._make_of_the_merge if kind == OF_THE_MERGE else self._make_representations)(paths)
 
     def _evaluator(self) -> Evaluator:
         """Return what runs the models; raise RecipeError where it would run other examples than are named."""
@@ -173,11 +210,14 @@ class Making:
         examples = {task: self._examples(task, evaluator) for task in paths}
         loading, run = self._loading(evaluator), partial(self._run, REPRESENTATION, evaluator)
         with step(f"merging {', '.join(paths)} in memory, for {REPRESENTATION} statistics", self.report):
-            merged = self._merged_model(loading)
+            name = self.recipe.output.files_from
+            model = loading.load(name, places[name])
             with open_checkpoints(self.recipe, self.lock, self.cache) as opened:
-                names = FileNames.find(merged.network, opened["base_model"])
+                names = FileNames.find(model.network, opened["base_model"])
             task, *_ = paths
-            head = find_head(merged, names, partial(run, task, examples[task].select([0]), merged))
+            head = find_head(model, names, partial(run, task, examples[task].select([0]), model))
+            assert self.merged_weights is not None
+            merged = replace(model.with_weights(self.merged_weights()), name="the merged model")
         for task, path in paths.items():
             doing = f"running the merged model and {task} on {len(examples[task]):,} of its examples"
             with step(f"{doing}, for {REPRESENTATION} statistics", self.report), one_thread():
@@ -186,20 +226,16 @@ class Making:
             facts = self._facts(REPRESENTATION, task, examples[task], tensors) | told
             write_statistics(path, tensors, facts | {MERGE: self.origins.merge(REPRESENTATION)})
 
-    def _merged_model(self, loading: Loading) -> LoadedModel:
-        assert self.merged_weights is not None
-        name = self.recipe.output.files_from
-        place = model_places(self.recipe, self.lock)[name]
-        return replace(loading.load(name, place).with_weights(self.merged_weights()), name="the merged model")
-
     def _run(
         self, kind: StatisticsKind, evaluator: Evaluator, task: str, examples: Any, model: LoadedModel
     ) -> object:
         """Run a model on examples of a task."""
         spec = self.origins.spec
         with about(evaluator, f"{kind} statistics"):
-            batches = evaluator.encode(model, examples, columns_of(spec.data[task]), spec.batch_size)
+            encode = encode_unlabelled(evaluator) or evaluator.encode
+            batches = encode(model, examples, columns_of(spec.data[task]), spec.batch_size)
             return evaluator.outcomes(model, batches)
 
     def _examples(self, task: str, evaluator: Evaluator) -> Any:
-        return examples_for(evaluator, self.origins.spec.data[task], self.recipe, self.lock.datasets)
+        data, labelled = self.origins.spec.data[task], encode_unlabelled(evaluator) is None
+        return examples_for(evaluator, data, self.recipe, self.lock.datasets, labelled=labelled)

@@ -58,6 +58,26 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
+def tied_head(config: Mapping[str, Any], auto_class: str) -> tuple[str, str] | None:
+    """Return the weight of a model's head for tokens, and what it is tied to; None where it is not.
+
+    Args:
+        config: Values of the checkpoint's config.json; the model is built without memory.
+        auto_class: Class of transformers that loads the model, such as `AutoModelForCausalLM`.
+    """
+    with suppress(Exception):  # whatever a class says to a configuration that it does not know
+        import torch
+        import transformers
+
+        with torch.device("meta"):
+            model = getattr(transformers, auto_class).from_config(_config_of(config))
+        head, ties = model.get_output_embeddings(), model.get_expanded_tied_weights_keys(all_submodels=True)
+        weight = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+        pairs = [pair for tied, of in ties.items() for pair in ((tied, of), (of, tied))]
+        return next((pair for pair in pairs if pair[0] == weight), None)
+    return None
+
+
 def as_loaded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return all values of a configuration as transformers takes them; empty where it does not know it."""
     with suppress(Exception):  # whatever a class says to values that it does not expect

@@ -96,6 +96,8 @@ class Evaluator(Protocol):
         samples: A method like `outcomes` that returns a list of `Sample`; none.
         log_likelihoods: A method of a model and one batch of a single example: yields answers as pairs of a
             probability and its logarithm as a tensor that can be differentiated, for `fisher`; none.
+        encode_unlabelled: A method like `encode` that reads no labels, for statistics of inputs, which takes
+            the place of it there; `encode`.
         unit: Of the scores, such as "nats per token"; none.
         higher_is_better: False is refused, since everything that compares models takes more for better:
             return the negative of such a measure.
@@ -153,6 +155,12 @@ def wanted_columns(evaluator: Evaluator, data: Data) -> list[str]:
     """Return the columns that an evaluator is known to read of a data set; empty where it does not say."""
     wanted = getattr(evaluator, "wanted", None)
     return list(wanted(columns_of(data))) if wanted else []
+
+
+def encode_unlabelled(evaluator: Evaluator) -> Callable[..., Iterator[Any]] | None:
+    """Return what encodes examples whose labels do not count, None where the evaluator needs labels."""
+    found: Callable[..., Iterator[Any]] | None = getattr(evaluator, "encode_unlabelled", None)
+    return found
 
 
 def described_inputs(evaluator: Evaluator, data: Data) -> dict[str, Any]:
