@@ -16,8 +16,9 @@ from hub_magmax.merging.output.report import read_report
 from hub_magmax.methods import get_method, merge_method
 from hub_magmax.methods.factors import Factors, in_coordinates
 from hub_magmax.methods.registry import preferred
-from hub_magmax.pipeline import plan
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.summary import explain
+from hub_magmax.recipe.matching import changed_keys
 from hub_magmax.registry import METHODS as REGISTRY
 from tests.families import read_merged, write_checkpoint
 from tests.test_adapting import applied, merged_adapter, read_back, recipe_of, write_tasks
@@ -300,6 +301,14 @@ def test_rank_by_hand(tmp_path):
     assert read_report(folder / "merge_report.json").relative_loss == pytest.approx(0.6)
     text = explain(plan(recipe_of(tmp_path, "ab", output={"rank": 1})))
     assert "to be seen in 1 layer, whose rank is bounded" in text
+
+
+def test_a_lock_from_before_a_rank_was_bounded_is_another_one(tmp_path):
+    """It promises the same bytes on every machine."""
+    write_tasks(tmp_path)
+    bounded = recipe_of(tmp_path, output={"rank": 3})
+    assert changed_keys(bounded, lock(recipe_of(tmp_path))) == ["output.rank"]
+    assert changed_keys(recipe_of(tmp_path, output={"rank": 4}), lock(bounded)) == []
 
 
 def test_rank_that_holds_all_changes_no_byte(tmp_path):

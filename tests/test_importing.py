@@ -228,7 +228,8 @@ def test_equal_numbers_of_16_bits_are_named_where_they_are_ranked():
         assert found.draws == (method != "task_arithmetic")
         assert not any("16 bits" in f.why for f in imported(text).findings)
     wide = imported(models_of("ties", "a 1", base="o", rest="dtype: bfloat16\n"))
-    assert wide.draws and wide.verdict == "rounding"
+    assert wide.draws and wide.verdict == "in expectation"
+    assert imported(models_of("ties", "a 1", base="o")).verdict == "rounding"
 
 
 def test_sce_counts_as_mergekit_does():
@@ -433,8 +434,9 @@ def test_adapters_that_peft_concatenates_become_one_adapter():
         (("cat", "linear"), 3, "factors"),
         (("cat", "ties"), 3, "factors"),
         (("cat", "ties_svd"), 3, "cut to a rank"),
-        (("cat", "svd"), 3, "rank of up to 12, and is cut to 8"),
-        (("cat", "svd\nsvd_rank: 10"), 4, "cut to 10"),
+        (("cat", "svd\nsvd_rank: 0"), 4, "a whole number from 1"),
+        (("cat", "svd\nsvd_rank: wide"), 4, "a whole number from 1"),
+        (("cat", "svd\nsvd_rank: 9\nsvd_clamp: 0.9"), 5, "values of factors that are cut off"),
         (("cat", "cats"), 3, "no way"),
         (("[0.7, -0.2]", "[0.7]"), 2, "a list of 2 numbers"),
         (("x/poem", "x/poem+y"), 1, "no name of an adapter"),
@@ -452,6 +454,14 @@ def test_a_product_of_full_rank_is_the_weighted_sum():
     assert [f.verdict for f in imported(text, adapters()).findings if f.line > 4] == ["exact", "warning"]
     one = "adapters: [x/sql]\nweights: [0.5]\ncombination_type: linear\n"
     assert recipe_of(one, adapters())["preference"] == {"coefficients": {"sql": 0.5}}
+
+
+def test_a_product_that_is_cut_has_the_rank_of_its_output():
+    for written, rank in (("svd", 8), ("svd\nsvd_rank: 10", 10)):
+        text = PEFT.replace("cat", written)
+        output = {"path": "merged", "format": "adapter", "rank": rank}
+        assert recipe_of(text, adapters())["output"] == output
+        assert imported(text, adapters()).verdict == "rounding"
 
 
 def test_adapters_whose_factor_peft_gets_wrong_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.tiny_models import ARCHITECTURES
+from hub_magmax.checkpoints.model_facts import CheckpointFacts
 from hub_magmax.checkpoints.opening import open_checkpoints
 from hub_magmax.errors import CheckpointError
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.schema import Recipe
 from tests.families import recipe_values
@@ -199,3 +203,39 @@ def test_line_of_the_message_makes_the_checkpoint(tmp_path: Path, name: str) -> 
             model(**inputs).logits for model in (model_class.from_pretrained(tmp_path / "out"), adapted)
         )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 3], ids=["widest", "stated"])
+@pytest.mark.filterwarnings("ignore")
+def test_imported_products_that_are_cut_to_a_rank_are_those_of_peft(tmp_path: Path, rank: int | None) -> None:
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    base.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+    )
+    model = peft.get_peft_model(base, config, adapter_name="a")
+    model.add_adapter("b", config)
+    for name in "ab":
+        model.save_pretrained(tmp_path, selected_adapters=[name])
+    written = {"svd_rank": rank} if rank else {}
+    arguments = {"adapters": ["./a", "./b"], "weights": [0.7, -0.4], "combination_type": "svd"} | written
+    (tmp_path / "combine.yaml").write_text(json.dumps({"base_model": "./base", **arguments}))
+    imported = import_text(
+        (tmp_path / "combine.yaml").read_text(), "combine.yaml", CheckpointFacts(tmp_path, tmp_path)
+    )
+    assert imported.recipe["output"]["rank"] == (rank or 4) and imported.verdict == "rounding"
+    found = merge(plan(parse_recipe(imported.recipe, folder=tmp_path)), tmp_path / "out")
+    model.add_weighted_adapter(["a", "b"], [0.7, -0.4], "both", combination_type="svd", **written)
+    model.set_adapter("both")
+    inputs = {"input_ids": torch.arange(12).view(2, 6)}
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        again = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+        ours = peft.PeftModel.from_pretrained(again, tmp_path / "out")(**inputs).logits
+    assert found.shards
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)

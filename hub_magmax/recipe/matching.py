@@ -43,6 +43,7 @@ def changed_keys(recipe: Recipe, locked: Lock) -> list[str]:
         "preference": locked.preference.spec_digest == preference_digest(recipe),
         "norms": (None if locked.lengths is None else locked.lengths.norms) == recipe.norms,
         "correction": _correction_fits(recipe, locked),
+        "output.rank": recipe.output.rank is None or not locked.is_portable,
         "tensors": locked.tensors == rules_of(recipe),
         "statistics": _statistics_fit(recipe, locked),
         "adapters": locked.adapters == (recipe.adapters or "each"),

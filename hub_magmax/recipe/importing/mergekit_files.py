@@ -113,7 +113,7 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
     recipe = translate(configuration, models, notes)
     is_coarse = _is_coarse(configuration, models)
     if is_coarse:
-        notes.add(configuration.method_at, "warning", _COARSE)
+        notes.add(configuration.method_at, "in expectation", _COARSE)
     if _have_other_rows(configuration, models):
         notes.add(configuration.slices[0].at, "warning", _OTHER_ROWS)
     return Imported(

@@ -18,7 +18,7 @@ _DEFAULT = "svd"
 #: Ways to combine, and why a recipe does not say them; those of `_EXACT` it does say.
 _WAYS: Mapping[str, str] = {
     "cat": "",
-    "svd": "",
+    "svd": "",  # cut to a rank, as `output.rank` cuts it
     "linear": "PEFT adds factors, not products: of several adapters that is not the weighted sum of them",
     "ties": "PEFT elects and averages within the factors, not within the products",
     "dare_linear": "PEFT draws within the factors, not within the products",
@@ -55,7 +55,7 @@ def read_peft(top: Marked, models: Models, notes: Notes) -> dict[str, Any] | Non
             notes.add(at, "exact", "changes nothing here")
     places = _adapters(top, notes)
     weights = _weights(top, len(places), notes)
-    _check_way(top, places, models, notes)
+    bound = _bound_rank(top, places, models, notes)
     base = _base(top, places, models, notes)
     if base is None or not weights or not notes.is_whole:
         return None
@@ -68,7 +68,7 @@ def read_peft(top: Marked, models: Models, notes: Notes) -> dict[str, Any] | Non
         ],
         "method": {"name": "task_arithmetic", "scaling": 1.0},
         "preference": {"coefficients": dict(zip(names, weights, strict=True))},
-        "output": {"path": "merged", "format": "adapter"},
+        "output": {"path": "merged", "format": "adapter"} | bound,
     }
 
 
@@ -100,22 +100,24 @@ def _weights(top: Marked, count: int, notes: Notes) -> list[float]:
     return numbers
 
 
-def _check_way(top: Marked, places: Sequence[Place], models: Models, notes: Notes) -> None:
-    """Note how the adapters are combined."""
+def _bound_rank(top: Marked, places: Sequence[Place], models: Models, notes: Notes) -> dict[str, int]:
+    """Note how the adapters are combined, and return the `rank` to which that cuts the product, if to any."""
     where = top.get("combination_type") or top
     way = _DEFAULT if where is top else str(where.plain())
     if way not in _WAYS:
         hint = nearest(way, [*_WAYS])
         notes.lose(where, f"{shown(way, 40)} is no way in which PEFT 0.21 combines adapters; {hint}")
-        return
+        return {}
+    rank = None
     if way == "svd":
-        _check_rank(top, where, places, models, notes)
+        rank = _svd_rank(top, where, places, models, notes)
     elif way == "cat" or (way == "linear" and len(places) == 1):
         notes.add(where, "rounding", "the weighted sum of the products, as one adapter")
     else:
         notes.lose(where, _WAYS[way])
     if way in ("cat", "svd"):
         _check_factors(where, places, models, notes)
+    return {} if rank is None else {"rank": rank}
 
 
 def _check_factors(where: Marked, places: Sequence[Place], models: Models, notes: Notes) -> None:
@@ -126,20 +128,26 @@ def _check_factors(where: Marked, places: Sequence[Place], models: Models, notes
             notes.lose(where, f"{place.path} is rank-stabilised, and PEFT gives its product a wrong factor")
 
 
-def _check_rank(top: Marked, where: Marked, places: Sequence[Place], models: Models, notes: Notes) -> None:
-    """Note whether the product keeps its rank: by default PEFT cuts it to that of the widest adapter."""
+def _svd_rank(
+    top: Marked, where: Marked, places: Sequence[Place], models: Models, notes: Notes
+) -> int | None:
+    """Return the rank to which PEFT cuts the product, by default that of the widest; None: to none."""
     at, clamp = top.get("svd_rank") or where, top.get("svd_clamp")
     if clamp is not None:
         notes.lose(clamp, "values of factors that are cut off")
     ranks = _ranks(places, models)
     if ranks is None:
         notes.lose(at, "whether the rank cuts anything off: the adapters could not be read")
-        return
-    rank = max(ranks) if at is where else as_number(at.value) or 0
-    if rank >= sum(ranks):
+        return None
+    number = max(ranks) if at is where else as_number(at.value)
+    if number is None or number < 1 or number != int(number):
+        notes.lose(at, "expected a whole number from 1")
+        return None
+    if number >= sum(ranks):
         notes.add(at, "rounding", "as wide as all adapters together, so that nothing is cut off")
-    else:
-        notes.lose(at, f"the product has a rank of up to {sum(ranks)}, and is cut to {rank:.0f}")
+        return None
+    notes.add(at, "rounding", f"output.rank: the product, of a rank up to {sum(ranks)}, is cut to it")
+    return int(number)
 
 
 def _ranks(places: Sequence[Place], models: Models) -> list[int] | None:
