@@ -146,8 +146,7 @@ class Display(logging.Handler):
             with self._alone():
                 self._end(work)
                 work.sample(time.monotonic())
-                is_told = self._last_line == str(work) and not self._as_json
-                if (work.has_line and not is_told) or (self._as_json and work.done):
+                if work.done and (self._as_json or 0 < work.told_at < work.done):
                     self._write_state(str(work), work.facts())
                 self.clear()
 
@@ -169,10 +168,9 @@ class Display(logging.Handler):
         if work is None or work.moved_at < now - self._pause:
             self._pause = min(2 * self._pause, MAX_LINE_SECONDS)
         if work is not None:
-            work.has_line = True
             told = str(work)
             same = f", unchanged for {format_seconds(now - work.moved_at)}" if told == work.told else ""
-            work.told = told
+            work.told, work.told_at = told, work.done
             self._write_state(told + same, work.facts())
             return
         seconds = now - shown.since

@@ -21,7 +21,7 @@ class Work:
 
     def __init__(self, doing: str, total: int, unit: str = BYTES) -> None:
         self.doing, self.total, self.unit, self.done = doing, total, unit, 0
-        self.has_line, self.told = False, ""
+        self.told, self.told_at = "", 0  # the last line, and how much was done by then
         self._samples: deque[tuple[float, int]] = deque()
         self._begun: tuple[float, int] | None = None
         self._now, self.moved_at = 0.0, float("-inf")
