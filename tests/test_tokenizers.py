@@ -290,6 +290,19 @@ def test_rows_that_are_chosen_worked_by_hand(tmp_path):
     assert found["<s>"] == 1 + 0.5 * 1000 + 0.25 * 2000
 
 
+def test_a_token_that_no_model_has_a_row_of_is_told(tmp_path):
+    """Its row would be zeros, though a task seems to have it."""
+    write(tmp_path, "base", base := tokenizer(by_words, WORDS["base"]))
+    write(tmp_path, "a", base, seed=1)
+    longer = tokenizer(by_words, [*WORDS["base"], "more"])
+    longer.save_pretrained(tmp_path / "a")
+    with pytest.raises(RecipeError, match=r"no model has a row of the token 'more': .* of a has") as found:
+        lock(recipe_of(tmp_path, "union", names=("a",)))
+    assert found.value.problems[0].key == ("tokenizer",)
+    chosen = {"source": "union", "tokens": {"more": {"take": "zero"}}}
+    assert rows_of(made(recipe_of(tmp_path, chosen, names=("a",))))["more"] == 0
+
+
 def test_padding_has_the_mean_of_all_rows_of_each_checkpoint(tmp_path):
     write_family(tmp_path)
     folder = made(recipe_of(tmp_path, {"source": "union", "pad_to_multiple_of": 8}))

@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.names.renaming import with_renamings
 from hub_magmax.checkpoints.opening import as_checkpoints, open_checkpoints, open_pinned
 from hub_magmax.checkpoints.rows.labels import with_label_orders
 from hub_magmax.checkpoints.rows.token_rows import require_tokenizers
-from hub_magmax.checkpoints.rows.vocabulary import ROWS_BY_WORD, read_vocabularies, wanted_rows
+from hub_magmax.checkpoints.rows.vocabulary import ROWS_BY_WORD, check_rows, read_vocabularies, wanted_rows
 from hub_magmax.checkpoints.source_cache import PARALLEL_SOURCES, SourceCache
 from hub_magmax.checkpoints.ties.finding import with_found_ties
 from hub_magmax.errors import RecipeError
@@ -102,9 +102,10 @@ def with_locked_token_rows(recipe: Recipe, found: Lock, cache: SourceCache) -> L
         vocabularies, source = read_vocabularies(found, opened), found.tokenizer.source
         named = files_from if source == UNION else source
         require_tokenizers(opened, vocabularies, ("base_model", files_from, named))
-        wanted_rows(found, vocabularies, files_from)
+        wanted = wanted_rows(found, vocabularies, files_from)
         tensors = as_checkpoints(recipe, replace(found, token_rows=()), opened)[files_from].index.tensors
-    names = [name for name in tensors if re.fullmatch(rf"(.*\.)?({ROWS_BY_WORD})", name)]
+        names = [name for name in tensors if re.fullmatch(rf"(.*\.)?({ROWS_BY_WORD})", name)]
+        check_rows(wanted, vocabularies, opened, names)
     if not names and not found.token_rows:
         raise RecipeError(
             "no name of a tensor tells that it has a row per token",

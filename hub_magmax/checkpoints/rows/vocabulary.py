@@ -85,6 +85,54 @@ def wanted_rows(
     return None if found is None or found.source is None else output_rows(found, vocabularies, files_from)
 
 
+def check_rows(
+    wanted: OutputRows | None,
+    vocabularies: Mapping[str, Vocabulary | None],
+    opened: Mapping[str, TensorSource],
+    names: Iterable[str],
+) -> None:
+    """Raise RecipeError for a token of an output that no model has a row of.
+
+    Args:
+        wanted: Rows of the output; None: nothing is checked.
+        vocabularies: By source.
+        opened: The sources as they are stored.
+        names: Of tensors with a row for each token; one that a source lacks is not looked at.
+    """
+    known = {source: found or vocabularies["base_model"] or {} for source, found in vocabularies.items()}
+    for name in names:
+        stored = {source: opened[source].index.tensors.get(name) for source in opened}
+        sizes = {source: info.shape[0] for source, info in stored.items() if info is not None}
+        if wanted is not None and len(sizes) == len(stored):
+            _check_rows_of(name, wanted, known, sizes)
+
+
+def _stored(vocabulary: Vocabulary, size: int) -> Iterator[str]:
+    """Yield the tokens that have one of so many rows."""
+    return (token for row, token in vocabulary.items() if row < size)
+
+
+def _check_rows_of(
+    name: str,
+    wanted: OutputRows,
+    known: Mapping[str, Vocabulary],
+    sizes: Mapping[str, int],
+) -> None:
+    stored = {token for source in known for token in _stored(known[source], sizes[source])}
+    stored |= wanted.choices.keys()
+    lost = [token for token in wanted.tokens if token not in stored]
+    if lost:
+        source = next(source for source, found in known.items() if lost[0] in found.values())
+        raise RecipeError(
+            f"no model has a row of the token {shown(lost[0])}: {shown(name)} of {source} has "
+            f"{sizes[source]:,} rows, and its tokenizer more tokens",
+            key=("tokenizer",),
+            expected="a row for each token",
+            hint="Resize the model's embeddings (`resize_token_embeddings`) and save it, or say the row: "
+            f"tokenizer.tokens: {{{shown(lost[0])}: {{take: zero}}}}.",
+        )
+
+
 @dataclass(frozen=True)
 class RowChoice:
     """Row that a token gets: for sources that lack it, or for all.
