@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance   # write the page again
 
-`python -m benchmarks.run`, `.peers`, `.processes`, `.selecting`, `.in_memory` and `.versus` measure. With
-`--write` each stores its own part for its own size, and the others stay.
+`python -m benchmarks.run`, `.peers`, `.processes`, `.selecting`, `.in_memory`, `.sites` and `.versus` measure.
+With `--write` each stores its own part for its own size, and the others stay.
 """
 
 from __future__ import annotations
@@ -82,6 +82,23 @@ def _methods(result: Result) -> str:
         ],
         rows,
     )
+
+
+def _sites(result: Result) -> str:
+    rows = [
+        [
+            row["method"],
+            f"{row['seconds']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['alone_seconds']:.1f}",
+            _megabytes(row["peak_memory_bytes"]),
+            _megabytes(row["alone_peak_memory_bytes"]),
+        ]
+        for row in result["rows"]
+    ]
+    titles = ["method", "together: s", "times the floor", "alone: s", "together: MB", "alone: MB"]
+    facts = f"{result['sites']} sites. Floor: {result['floor_seconds']:.1f} s."
+    return _section(result, facts, titles, rows)
 
 
 def _peers(result: Result) -> str:
@@ -268,6 +285,12 @@ large merge of an environment compiles for 6 to 15 seconds, which is not in the 
 says how long threads read, computed, wrote and hashed (`profile`).
 """
 
+_SITES_PREFACE = """## Many sites
+
+`hub-magmax run` of a recipe with so many sites, beside as many runs of one site each (the time of one, times
+the sites). The floor is reading every input byte once and writing the outputs of all sites, plainly.
+"""
+
 _PEERS_PREFACE = """## Beside mergekit
 
 The same files, weights, densities and size of shards, for methods that both have; for both the whole process,
@@ -316,6 +339,7 @@ first run of each version may compile and does not count.
 #: By part: what is said of it, and how a result of it is shown.
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "methods": (_METHODS_PREFACE, _methods),
+    "sites": (_SITES_PREFACE, _sites),
     "peers": (_PEERS_PREFACE, _peers),
     "processes": (_PROCESSES_PREFACE, _processes),
     "selecting": (_SELECTING_PREFACE, _selecting),

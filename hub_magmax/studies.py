@@ -15,7 +15,7 @@ from pathlib import Path
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.errors import CheckpointError, HubMagmaxError, RecipeError, SourceError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.pipeline import Run, carry_out, destination_of, lock, plan
@@ -24,7 +24,7 @@ from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination
-from hub_magmax.publishing.preflight import check
+from hub_magmax.publishing.preflight import check, check_room_together
 from hub_magmax.publishing.scored_push import is_streamed
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe, site_recipe
@@ -200,7 +200,7 @@ def run_together(
     plans, finished = dict[str, Plan](), set[str]()
     first = next(iter(locks.values()), None)
     for site, own in recipes.items():
-        with _failing(site, done, processes):
+        with _failing(site, done, processes, (SourceError, CheckpointError)):
             make = partial(lock, own, report=report, progress=progress, cache=cache, earlier=first)
             locked = locks.get(site) or processes.first_decides(make)
             first = first or locked
@@ -209,6 +209,8 @@ def run_together(
                 check(planned, destinations[site], num_processes=processes.count)
             plans[site] = planned
             finished |= {site} if is_old else set()
+    if processes.is_first:
+        check_room_together([*plans.values()])
     together = {
         site: made for site, made in plans.items() if not is_streamed(made.recipe, destinations[site])
     }
@@ -226,10 +228,17 @@ def run_together(
 
 
 @contextmanager
-def _failing(site: str, done: dict[str, Run | HubMagmaxError], processes: Processes) -> Iterator[None]:
-    """Note why a site failed. With several processes it is raised: the others would wait."""
+def _failing(
+    site: str,
+    done: dict[str, Run | HubMagmaxError],
+    processes: Processes,
+    of_all: tuple[type[HubMagmaxError], ...] = (),
+) -> Iterator[None]:
+    """Note why a site failed. What concerns all of them is raised; and all, where other processes wait."""
     try:
         yield
+    except of_all:
+        raise
     except HubMagmaxError as error:
         if processes.count > 1:
             raise

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import in_memory, peers, performance, processes, run, selecting, timing, versus
+from benchmarks import in_memory, peers, performance, processes, run, selecting, sites, timing, versus
 from benchmarks.families import SIZES, llama, make_family
 from tests.families import write_checkpoint
 
@@ -43,6 +43,14 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
     assert "| magmax | 1 |" in page and "in bfloat16\n" in page
     small = performance.page({"methods": {"30m-1e-4": result | {"deviation": 1e-4}}})
     assert "in bfloat16, task vectors of deviation 0.0001\n" in small
+
+
+@pytest.mark.slow
+def test_many_sites_are_measured(tiny, tmp_path):
+    tiny.sites, tiny.only = 2, ["average"]
+    result = sites.measure(tmp_path, tiny)
+    assert result["rows"][0]["ratio"] == result["rows"][0]["seconds"] / result["floor_seconds"]
+    assert "2 sites. Floor: " in performance.page({"sites": {"30m": result}})
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +13,9 @@ from huggingface_hub import HfApi
 from hub_magmax import run, run_sites
 from hub_magmax.cli import main
 from hub_magmax.errors import OutputError, RecipeError
-from hub_magmax.pipeline import Run
+from hub_magmax.pipeline import Run, plan
+from hub_magmax.publishing import preflight
+from hub_magmax.publishing.preflight import check_room
 from hub_magmax.recipe.loading import load_recipe, parse_recipe, site_recipe
 from hub_magmax.recipe.sites import site_values
 from tests.families import read_merged, recipe_values, write_family, write_recipe
@@ -163,6 +166,25 @@ def test_scores_of_checkpoints_are_measured_once_for_all_sites(quickstart_folder
     done = run_sites(parse_recipe(values, folder=quickstart_folder), report=said.append)
     assert all(found.scores is not None for found in done.values())
     assert sum("are reused" in line for line in said) == 1
+
+
+def test_a_disk_without_room_for_all_is_told_before_the_first(tmp_path, monkeypatch):
+    write_family(tmp_path, "abc")
+    path = write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    recipe = load_recipe(path)
+    one = check_room(plan(site_recipe(recipe, "north")))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=one * 3 // 2))
+    with pytest.raises(OutputError, match="the merges together need more"):
+        run_sites(path)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_is_wrong_with_a_checkpoint_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "ab")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    said = invoke("run", "recipe.yaml", code=1)
+    assert said.count("./c") == 1 and "FAILED" not in said
 
 
 @pytest.mark.slow

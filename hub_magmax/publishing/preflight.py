@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError, SourceError
@@ -227,6 +227,24 @@ def check_room(plan: Plan, destination: Destination | None = None, num_processes
             "not scored or signed) it needs room for two files of output.shard_size.",
         )
     return needed
+
+
+def check_room_together(plans: Sequence[Plan]) -> None:
+    """Raise OutputError where a disk has not the room for the outputs of several plans, as kept folders."""
+    needed: dict[int, int] = {}
+    for plan in plans:
+        if plan.recipe.output.keep:
+            there = existing_parent(plan.recipe.output_path)
+            device = there.stat().st_dev
+            needed[device] = needed.get(device, 0) + check_room(plan)
+            free = shutil.disk_usage(there).free
+            if needed[device] > free:
+                raise OutputError(
+                    f"{format_bytes(free)} are free, and the merges together need more",
+                    where=str(plan.recipe.output_path),
+                    hint="Free some space, choose other output.paths, or merge some of the sites at a time "
+                    "with --site.",
+                )
 
 
 def check_limits(plan: Plan) -> str:
