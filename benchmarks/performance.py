@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance   # write the page again
 
-`python -m benchmarks.run`, `.peers`, `.processes`, `.selecting`, `.in_memory`, `.sites` and `.versus` measure.
-With `--write` each stores its own part for its own size, and the others stay.
+`python -m benchmarks.run`, `.matrices`, `.sites`, `.peers`, `.processes`, `.selecting`, `.in_memory` and
+`.versus` measure. With `--write` each stores its own part for its own size, and the others stay.
 """
 
 from __future__ import annotations
@@ -82,6 +82,24 @@ def _methods(result: Result) -> str:
         ],
         rows,
     )
+
+
+def _matrices(result: Result) -> str:
+    rows = [
+        [
+            row["method"],
+            f"{row['seconds']:.1f}",
+            f"{row['processor_seconds']:.1f}",
+            _megabytes(row["peak_memory_bytes"]),
+            _megabytes(row["stated_memory_bytes"]),
+        ]
+        for row in result["rows"]
+    ]
+    kind = (
+        f"adapters of rank {result['rank']}, merged to an adapter" if result["rank"] else "whole checkpoints"
+    )
+    titles = ["method", "s", "processor: s", "peak memory, MB", "stated by `plan`, MB"]
+    return _section(result, f"{result['tasks']} {kind}.", titles, rows)
 
 
 def _sites(result: Result) -> str:
@@ -285,6 +303,13 @@ large merge of an environment compiles for 6 to 15 seconds, which is not in the 
 says how long threads read, computed, wrote and hashed (`profile`).
 """
 
+_MATRICES_PREFACE = """## Whole matrices
+
+Methods that hold one matrix of every task and decompose or solve it, run once, by torch on all cores. On
+adapters they compute with the factors. Their time grows with the cube of a matrix's smaller side and, on
+adapters, of the sum of the ranks; what reads and writes is little beside it.
+"""
+
 _SITES_PREFACE = """## Many sites
 
 `hub-magmax run` of a recipe with so many sites, beside as many runs of one site each (the time of one, times
@@ -339,6 +364,7 @@ first run of each version may compile and does not count.
 #: By part: what is said of it, and how a result of it is shown.
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "methods": (_METHODS_PREFACE, _methods),
+    "matrices": (_MATRICES_PREFACE, _matrices),
     "sites": (_SITES_PREFACE, _sites),
     "peers": (_PEERS_PREFACE, _peers),
     "processes": (_PROCESSES_PREFACE, _processes),

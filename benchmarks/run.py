@@ -29,11 +29,12 @@ from benchmarks import performance, timing
 from benchmarks.families import make_family
 from hub_magmax.registry import METHODS as REGISTERED
 
+#: Methods that hold whole matrices and take as long as their decompositions: see `benchmarks.matrices`.
+OF_MATRICES = ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
 #: `single_task` is left out, which copies what one task has, as `last_task` does; so are those of two models,
-#: and those that hold whole tensors and take as long as their decompositions and exponentials.
-_OF_MATRICES = ("tsv", "iso_c", "iso_cts", "cart", "wudi", "actmat", "opcm")
+#: of which `arcee_fusion` holds whole tensors, and those of data.
 _OF_DATA = ("fisher", "regmean", "regmean_plusplus")
-_LEFT_OUT = ("single_task", "tunable_magmax", "slerp", "nuslerp", "arcee_fusion", *_OF_MATRICES, *_OF_DATA)
+_LEFT_OUT = ("single_task", "tunable_magmax", "slerp", "nuslerp", "arcee_fusion", *OF_MATRICES, *_OF_DATA)
 #: By title.
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in REGISTERED.built_in if name not in _LEFT_OUT},

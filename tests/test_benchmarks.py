@@ -7,7 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import in_memory, peers, performance, processes, run, selecting, sites, timing, versus
+from benchmarks import (
+    in_memory,
+    matrices,
+    peers,
+    performance,
+    processes,
+    run,
+    selecting,
+    sites,
+    timing,
+    versus,
+)
 from benchmarks.families import SIZES, llama, make_family
 from tests.families import write_checkpoint
 
@@ -43,6 +54,16 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
     assert "| magmax | 1 |" in page and "in bfloat16\n" in page
     small = performance.page({"methods": {"30m-1e-4": result | {"deviation": 1e-4}}})
     assert "in bfloat16, task vectors of deviation 0.0001\n" in small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 2])
+def test_methods_of_whole_matrices_are_measured(tiny, tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(matrices, "NUM_TASKS", 2)
+    tiny.rank, tiny.only = rank, ["iso_c"]
+    result = matrices.measure(tmp_path, tiny)
+    page = performance.page({"matrices": {"30m": result}})
+    assert "| iso_c |" in page and ("2 adapters of rank 2" if rank else "2 whole checkpoints") in page
 
 
 @pytest.mark.slow
