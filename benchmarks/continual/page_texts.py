@@ -20,8 +20,8 @@ result anyone would get. `uniform` is no preference. `labels` counts the labels 
 each task by itself, as in the paper. Methods have their default options. `regmean`, `regmean_plusplus` and
 `fisher` see training examples of every task besides, and so does `average, react`, the average with
 `correction: react`; `regmean_plusplus` has statistics of the merge with λ = 1, and its task vector is scaled.
-Left out are `slerp` and `nuslerp`, which merge two models. A cell is empty where nothing was measured, or
-where a method ignores the preference.
+`compare` does not choose them below. Left out are `slerp` and `nuslerp`, which merge two models. A cell is
+empty where nothing was measured, or where a method ignores the preference.
 """
 
 OTHERS = """
