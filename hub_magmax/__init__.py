@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.canaries import canary as canary
     from hub_magmax.fleet.history import history as history
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
+    from hub_magmax.fleet.recording import recording as recording
+    from hub_magmax.fleet.replaying import replay as replay
     from hub_magmax.fleet.rollback import rollback as rollback
     from hub_magmax.fleet.signing import sign as sign
     from hub_magmax.fleet.verifying import verify as verify
@@ -63,7 +65,9 @@ _HOMES = {
     "preference_from_labels": "preference.labels",
     "push": "publishing.pushing",
     "rebuild": "fleet.rebuilding",
+    "recording": "fleet.recording",
     "render_card": "reporting.card",
+    "replay": "fleet.replaying",
     "rollback": "fleet.rollback",
     "run": "pipeline",
     "run_sites": "studies",

@@ -13,6 +13,7 @@
     ├── EvaluationError          data or models that cannot be scored
     ├── PublishError             the Hub refused, or what it holds differs
     │   └── RegressedError       the model falls behind on a guard
+    ├── RecordError              a record of decisions that is not as it was written
     ├── SignatureError           a signature that cannot be made, or does not fit
     ├── DistributedError         processes that disagree about the world they are in
     ├── ArgumentError            an argument of a Python function that is of another kind
@@ -202,6 +203,10 @@ class RegressedError(PublishError):
     """The merged model falls behind on a guard, so it is not published."""
 
     exit_code = 3
+
+
+class RecordError(HubMagmaxError):
+    """A record of decisions is not as it was written."""
 
 
 class SignatureError(HubMagmaxError):

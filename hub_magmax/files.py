@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from hub_magmax.errors import HubMagmaxError, OutputError
 
@@ -151,6 +152,16 @@ def _refuse_folder(path: Path) -> None:
             where=str(path),
             hint="Name a file in it, or move the folder away.",
         )
+
+
+def claim(file: IO[Any], refused: HubMagmaxError) -> None:
+    """Raise `refused` if another process has claimed an open file; a process that ends lets go of it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise refused from None
+    except OSError:  # a file system without locks
+        return
 
 
 def sync(path: Path) -> None:

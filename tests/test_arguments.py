@@ -98,7 +98,7 @@ def valid(folder):
         "private_key": folder / "key.pem", "path": folder / "recipe.yaml", "values": recipe.to_dict(),
         "base": base, "tasks": {"a": {"w": torch.ones(2)}}, "task_vectors": torch.ones(2, 3),
         "labels": [1], "classes": {"a": [1]}, "result": draw_scores(("a", "b")), "name": "mine",
-        "source": "me",
+        "source": "me", "record": folder / "decisions.jsonl",
     }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from hub_magmax.cli import VERBS, main
 from tests.families import read_merged, write_checkpoint, write_recipe
 
 
-def call(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert "--debug" in arguments or "Traceback" not in result.stderr, result.stderr

@@ -21,7 +21,7 @@ from tests.test_cli import call
 from tests.test_fleet_signing import Recorder
 
 #: Verbs of a finished merge.
-OF_MERGED = ("canary", "card", "evaluate", "push", "sign", "verify")
+OF_MERGED = ("canary", "card", "evaluate", "predict", "push", "replay", "sign", "verify")
 
 
 @cache
@@ -108,6 +108,8 @@ def test_example_runs(line, shop, hub):
     if "me/merged" in words:  # after another model
         push(shop / "other", "me/merged")
         push(shop / "merged", "me/merged")
+    if verb == "replay":
+        assert call("predict", "merged", "rows.parquet", "--record", words[0])[0] == 0
     if verb not in OF_MERGED:
         shutil.rmtree(shop / "merged")
     code, out, err = call(verb, *words)

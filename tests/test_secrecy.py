@@ -111,6 +111,8 @@ WRITING = [
     "sign merged --private-key key",
     "verify merged --public-key key --rebuild --from {0}",
     "canary merged --from {0}",
+    "predict merged rows.parquet --record decisions.jsonl",
+    "replay decisions.jsonl",
     "run recipe.winner.yaml --output {0}/winner",
     "import mergekit_config.yml --out imported.yaml",
     "push {0}/alone me/everything",

@@ -226,9 +226,9 @@ def test_an_error_of_the_work_has_no_other_cause(tmp_path):
 
 
 def test_a_journal_that_another_process_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    from hub_magmax.evaluation import journal as module
+    import fcntl
 
-    path, flock = tmp_path / "j", module.fcntl.flock
+    path, flock = tmp_path / "j", fcntl.flock
     ends = iter([True])
 
     def other_one_ends_first(file, how):
@@ -236,7 +236,7 @@ def test_a_journal_that_another_process_removes_meanwhile_is_made_anew(tmp_path,
             path.unlink()
         flock(file, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", other_one_ends_first)
+    monkeypatch.setattr(fcntl, "flock", other_one_ends_first)
     with open_journal(path, "sha256:1") as journal:
         journal.add("key", OUTCOMES)
         assert len(path.read_text().splitlines()) == 2

@@ -27,9 +27,11 @@ VERBS = {
     "merge": "merging",
     "methods": "methods",
     "plan": "merging",
+    "predict": "decisions",
     "prefer": "recipes",
     "push": "publishing",
     "quickstart": "quickstart",
+    "replay": "decisions",
     "rollback": "fleet",
     "run": "merging",
     "schema": "recipes",
@@ -93,9 +95,6 @@ def main(verbose: bool, quiet: bool, log_format: str | None) -> None:
     """Merge fine-tuned checkpoints into one model, under a preference.
 
     \b
-    Start with `quickstart`, the whole job on a small example; for a recipe of
-    your own: `validate`, `plan`, then `run`.
-
-    Exit codes: 0 done; 1 an error, or something checked is wrong; 2 wrong
-    usage; 3 a model regressed; 130, 143 stopped (run it again to go on).
+    Start with `quickstart`; for a recipe of your own: `validate`, `plan`, `run`.
+    Exit codes: 0 done; 1 error; 2 usage; 3 regressed, differs; 130, 143 stopped.
     """

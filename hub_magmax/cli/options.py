@@ -201,6 +201,34 @@ def destination_options(function: Callable[..., Answer]) -> Callable[..., Answer
     return _folding(function, "to", DestinationOptions)
 
 
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How answers of a language model are decoded; None where the command line says nothing."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    chat: bool | None
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that the command line states, by attribute of `predicting.Decoding`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def decoding_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add options of a language model's answers; the function gets them as `how`, a `DecodingOptions`."""
+    for option in (
+        click.option("--chat", is_flag=True, default=None, help="Put each text into the chat template."),
+        click.option("--seed", type=int, help="Of the first decision; the next has the next number."),
+        click.option("--top-p", type=float, help="Draw among the tokens that sum to it; all."),
+        click.option("--temperature", type=float, help="Draw tokens; else the most probable ones count."),
+        click.option("--max-new-tokens", type=int, help="Where a language model's answer ends; 64."),
+    ):
+        function = option(function)
+    return _folding(function, "how", DecodingOptions)
+
+
 def _folding(function: Any, name: str, kind: type) -> Callable[..., Answer]:
     function.folded = {**getattr(function, "folded", {}), name: kind}
     return function  # type: ignore[no-any-return]

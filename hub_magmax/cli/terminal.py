@@ -154,6 +154,8 @@ def _interruption(as_json: bool, stopped: KeyboardInterrupt) -> tuple[str, int]:
         # Once more, while threads still end: at once, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     what, hint = "interrupted", "What is finished is kept, and the same command goes on from there."
+    if stopped.args:  # a verb says what to do next
+        (hint,) = stopped.args
     if os.environ.get("RANK", "0") == "0":
         LOG.error("%s. %s", what.capitalize(), hint)
     return error_json("Interrupted", what, hint=hint) if as_json else "", 128 + number

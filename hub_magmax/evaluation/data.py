@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 #: Single files by ending, and the `datasets` reader for each.
-_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @step("pinning the data sets")
@@ -240,7 +240,7 @@ def _evaluation_data(recipe: Recipe) -> list[Data]:
 
 def _is_local(spec: Data, folder: Path) -> bool:
     path = _local_path(spec, folder)
-    return is_there(path) or path.suffix in _READERS or spec.dataset.startswith((".", "/", "~"))
+    return is_there(path) or path.suffix in READERS or spec.dataset.startswith((".", "/", "~"))
 
 
 def _local_path(spec: Data, folder: Path) -> Path:
@@ -330,12 +330,12 @@ def _load(spec: Data, folder: Path) -> Dataset:
     from datasets import load_dataset
 
     path = _local_path(spec, folder)
-    if path.is_file() and path.suffix in _READERS:
+    if path.is_file() and path.suffix in READERS:
         separator: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
         split = spec.split.replace(
             "test", "train", 1
         )  # a single file is one split, which datasets calls train
-        return load_dataset(_READERS[path.suffix], data_files=str(path), split=split, **separator)
+        return load_dataset(READERS[path.suffix], data_files=str(path), split=split, **separator)
     if path.is_dir():
         return load_dataset(str(path), spec.config, split=spec.split)
     return load_from_hub(spec)

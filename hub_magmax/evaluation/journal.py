@@ -8,7 +8,6 @@ measurement. A kill can cut the last line short, which then does not count.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import IO, Any
 
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.files import from_here
+from hub_magmax.files import claim, from_here
 from hub_magmax.text import Report, number_of
 
 Outcomes = tuple[Outcome, ...]
@@ -94,7 +93,11 @@ def open_journal(path: Path, subject: str, report: Report = lambda line: None) -
 
 
 def _claimed(path: Path, report: Report) -> IO[str] | None:
-    """Return the journal's file, open for this process alone; None where it cannot be written."""
+    """Return the journal's file, open for this process alone; None where it cannot be written.
+
+    Raises:
+        OutputError: If another process measures the same.
+    """
     while True:
         try:
             file = path.open("a+", encoding="utf-8")
@@ -106,7 +109,14 @@ def _claimed(path: Path, report: Report) -> IO[str] | None:
             return None
         with contextlib.ExitStack() as stack:
             stack.enter_context(file)
-            _claim(file, path)
+            claim(
+                file,
+                OutputError(
+                    "another process measures the same at the moment",
+                    where=from_here(path),
+                    hint="Wait for it, or end it first.",
+                ),
+            )
             if _is_at(file, path):
                 stack.pop_all()
                 return file
@@ -117,20 +127,6 @@ def _is_at(file: IO[str], path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
-
-
-def _claim(file: IO[str], path: Path) -> None:
-    """Raise OutputError if another process writes this journal; a process that is killed lets go of it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(
-            "another process measures the same at the moment",
-            where=from_here(path),
-            hint="Wait for it, or end it first.",
-        ) from None
-    except OSError:  # a file system without locks
-        return
 
 
 def _read(file: IO[str], subject: str, report: Report) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Models in use: verified, rebuilt, signed, watched, rolled back."""
+"""Models in use: asked and replayed, verified, rebuilt, signed, watched, rolled back."""
 
 #: Allowed loss of a task's score, in units of the metric: a hundredth is one point of accuracy.
 MARGIN = 0.01
